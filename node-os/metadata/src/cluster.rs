@@ -1,0 +1,134 @@
+//! `cluster.json`: the resolved settings of the cluster, as `kimg build` bakes them into CONFIG.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// What a machine is in the cluster. An image is made for one role and refuses to be another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Control plane.
+    Master,
+    /// Runs pods.
+    Worker,
+}
+
+impl Role {
+    /// The name used in `cluster.toml`, user-data and file names.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Master => "master",
+            Role::Worker => "worker",
+        }
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How pods on different nodes reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlay {
+    /// Encapsulated in UDP 8472; works on every provider.
+    Vxlan,
+    /// Plain routes; needs a network that carries foreign source addresses.
+    HostGw,
+}
+
+/// What holds the API objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreEngine {
+    /// One append-only log on the master's STATE.
+    Embedded,
+    /// etcd 3.5 on the masters.
+    Etcd,
+}
+
+/// Resources kept for the system and not offered to pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Reserved {
+    /// Kubernetes quantity, e.g. `100m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Kubernetes quantity, e.g. `128Mi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// Kubernetes quantity, e.g. `1Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral_storage: Option<String>,
+}
+
+/// A node that `cluster.toml` names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NodeEntry {
+    /// Node name, a DNS-1123 label.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// Its addresses, the first is the InternalIP. May be empty: then metadata says.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Extra labels of its Node object.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Extra taints, as `key[=value]:Effect`.
+    #[serde(default)]
+    pub taints: Vec<String>,
+    /// What the system keeps for itself.
+    #[serde(default)]
+    pub reserved: Reserved,
+}
+
+/// Which build made the image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BuildInfo {
+    /// kimg's version, e.g. `0.1.0`.
+    pub version: String,
+    /// Content hash of the root partition (verity root hash), hex.
+    #[serde(default)]
+    pub root_hash: String,
+}
+
+/// The whole of `cluster.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Cluster {
+    /// Cluster name.
+    pub name: String,
+    /// The role this image is made for.
+    pub role: Role,
+    /// DNS domain of the cluster, `cluster.local`.
+    pub domain: String,
+    /// Names under which clients reach the API from outside.
+    pub api_names: Vec<String>,
+    /// Addresses (without port) of the masters' API servers; the balancer's first list.
+    pub api_addresses: Vec<IpAddr>,
+    /// Pod addresses of the whole cluster.
+    pub pod_cidr: IpNet,
+    /// Service addresses.
+    pub service_cidr: IpNet,
+    /// Cluster DNS address, inside the service CIDR.
+    pub dns_address: IpAddr,
+    /// Pod network.
+    pub overlay: Overlay,
+    /// Store engine of the masters.
+    pub store: StoreEngine,
+    /// NTP servers (host names or addresses); empty: time is taken from the RTC only.
+    #[serde(default)]
+    pub ntp_servers: Vec<String>,
+    /// All nodes that `cluster.toml` names.
+    pub nodes: Vec<NodeEntry>,
+    /// Which build made this.
+    #[serde(default)]
+    pub build: BuildInfo,
+}

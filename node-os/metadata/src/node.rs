@@ -1,0 +1,46 @@
+//! `node.json`: who this node is, after metadata, user-data and `cluster.json` were merged.
+
+use crate::{Reserved, Role};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// A taint of the Node object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taint {
+    /// Taint key.
+    pub key: String,
+    /// Taint value, may be empty.
+    #[serde(default)]
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+/// This node's identity and settings. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Node {
+    /// Node name = host name.
+    pub name: String,
+    /// Role, the same as the image's.
+    pub role: Role,
+    /// InternalIP first, then further addresses of this node.
+    pub addresses: Vec<IpAddr>,
+    /// `host:port` of the masters' API servers, for the balancer's first list.
+    pub api_endpoints: Vec<String>,
+    /// Labels of the Node object.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Taints of the Node object.
+    #[serde(default)]
+    pub taints: Vec<Taint>,
+    /// What the system keeps for itself.
+    #[serde(default)]
+    pub reserved: Reserved,
+    /// `spec.providerID`, where the platform has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_id: Option<String>,
+    /// Which data source said so, e.g. `nocloud`.
+    pub source: String,
+}
