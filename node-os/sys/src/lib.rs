@@ -1,1 +1,7 @@
-//! node-sys.
+//! The kernel's interfaces that a node uses: the only crate with `unsafe`.
+//!
+//! One file per interface. Nothing here decides anything: callers say what they want,
+//! and get an error that names the device, file or call that refused.
+#![allow(unsafe_code, reason = "ioctls and raw system calls live here, so that they live nowhere else")]
+
+pub mod notify;
