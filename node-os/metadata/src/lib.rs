@@ -6,6 +6,8 @@
 
 mod cluster;
 mod node;
+mod seal;
 
 pub use cluster::{BuildInfo, Cluster, NodeEntry, Overlay, Reserved, Role, StoreEngine};
 pub use node::{Node, Taint};
+pub use seal::{SEAL_MAGIC, SealError, SealKey, seal, unseal};

@@ -1,1 +1,56 @@
-//! node-api.
+//! The node API's types and paths: what `kimg-node` serves on port 10270 and `kimg node …` asks for.
+//!
+//! Every answer is JSON of one of these types, except logs, kernel messages and the nftables dump,
+//! which are plain text. Requests need a client certificate of the node-API CA.
+//! A failure is answered with a 4xx or 5xx status and an [`ApiError`].
+
+mod types;
+
+pub use types::*;
+
+/// The port of the node API, the same on every node.
+pub const PORT: u16 = 10270;
+
+/// Paths of the node API.
+pub mod path {
+    /// GET: [`crate::NodeStatus`].
+    pub const STATUS: &str = "/v1/status";
+    /// GET: list of [`crate::Service`].
+    pub const SERVICES: &str = "/v1/services";
+    /// GET, text: `/v1/logs/SERVICE?tail=N&follow=1`; the service `init` is PID 1 itself.
+    pub const LOGS: &str = "/v1/logs";
+    /// GET, text: kernel messages, `?follow=1`.
+    pub const DMESG: &str = "/v1/dmesg";
+    /// GET: [`crate::BootTimeline`].
+    pub const BOOT: &str = "/v1/boot";
+    /// GET: list of [`crate::Certificate`].
+    pub const CERTIFICATES: &str = "/v1/certificates";
+    /// GET: list of [`crate::Pod`].
+    pub const PODS: &str = "/v1/pods";
+    /// GET: list of [`crate::Container`].
+    pub const CONTAINERS: &str = "/v1/containers";
+    /// GET: list of [`crate::Image`].
+    pub const IMAGES: &str = "/v1/images";
+    /// GET: list of [`crate::Route`].
+    pub const ROUTES: &str = "/v1/routes";
+    /// GET: list of [`crate::Link`].
+    pub const LINKS: &str = "/v1/links";
+    /// GET: list of [`crate::Connection`].
+    pub const CONNTRACK: &str = "/v1/conntrack";
+    /// GET, text: the nftables rule set.
+    pub const NFT: &str = "/v1/nft";
+    /// GET: list of [`crate::Socket`].
+    pub const SOCKETS: &str = "/v1/sockets";
+    /// GET: list of [`crate::Disk`].
+    pub const DISK: &str = "/v1/disk";
+    /// GET: list of [`crate::Process`].
+    pub const PROCESSES: &str = "/v1/processes";
+    /// POST: answers [`crate::Done`], then the node restarts.
+    pub const REBOOT: &str = "/v1/reboot";
+    /// POST: answers [`crate::Done`], then the node powers off.
+    pub const POWEROFF: &str = "/v1/poweroff";
+    /// POST `/v1/services/SERVICE/restart`: answers [`crate::Done`].
+    pub const RESTART_SUFFIX: &str = "/restart";
+    /// POST, body `{"key": "BASE64"}`: opens the sealed secrets of a master that waits for its key.
+    pub const UNSEAL: &str = "/v1/unseal";
+}

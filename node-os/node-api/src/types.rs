@@ -1,0 +1,328 @@
+//! The JSON types. All times are milliseconds: `*_ms` since power-on (monotonic), `*_unix_ms` since 1970.
+
+use serde::{Deserialize, Serialize};
+
+/// A refusal or failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// One sentence: what went wrong and what to do.
+    pub error: String,
+}
+
+/// A command was accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// What happens now, in one sentence.
+    pub message: String,
+}
+
+/// The node in one screen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Node name, empty until metadata told it.
+    pub name: String,
+    /// `master` or `worker`: the image's role.
+    pub role: String,
+    /// Cluster name.
+    pub cluster: String,
+    /// kimg version and root hash of the image.
+    pub image: String,
+    /// Addresses of this node.
+    pub addresses: Vec<String>,
+    /// Which data source was used.
+    pub source: String,
+    /// The stage the node is in: `metadata`, `network`, `state`, `secrets`, `clock`, `services`, `running`.
+    pub stage: String,
+    /// What it waits for, empty when it runs.
+    pub waits_for: String,
+    /// Why, e.g. the error in the user-data.
+    pub why: String,
+    /// What the operator can do.
+    pub hint: String,
+    /// Warnings that do not stop the node, e.g. that no time server answered.
+    pub warnings: Vec<String>,
+    /// True when all services are ready.
+    pub running: bool,
+    /// SHA-256 of the node API's serving certificate, hex, as the console shows it.
+    pub fingerprint: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Changes at each boot.
+    pub boot_id: String,
+    /// Milliseconds since power-on.
+    pub uptime_ms: u64,
+    /// Wall clock of the node.
+    pub now_unix_ms: u64,
+    /// Memory in bytes: total and available.
+    pub memory_total: u64,
+    /// See `memory_total`.
+    pub memory_available: u64,
+}
+
+/// What a service does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// Something that it needs is not ready yet.
+    Waiting,
+    /// The process runs and has not said READY yet.
+    Starting,
+    /// Serves.
+    Ready,
+    /// A one-time task that ended well.
+    Done,
+    /// Ended; will be started again after a pause.
+    BackOff,
+    /// Was asked to end and has not yet.
+    Stopping,
+    /// Ended and stays so.
+    Stopped,
+}
+
+/// One supervised process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name, also its log's name.
+    pub name: String,
+    /// What it does now.
+    pub state: ServiceState,
+    /// Its process, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// When it came into this state.
+    pub since_ms: u64,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// What it says of itself (STATUS of the notification protocol).
+    pub status: String,
+    /// Why its last process ended, empty when none has.
+    pub last_exit: String,
+    /// Services that must be ready before it starts.
+    pub needs: Vec<String>,
+    /// Memory of its control group in bytes.
+    pub memory: u64,
+}
+
+/// What happened when during boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTimeline {
+    /// Milliseconds since power-on of the kernel at which PID 1 of the initramfs started.
+    pub init_ms: u64,
+    /// Steps in order of their start.
+    pub steps: Vec<BootStep>,
+}
+
+/// One step of a boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootStep {
+    /// `stage1`, `mounts`, `firewall`, … or `service NAME`.
+    pub name: String,
+    /// Start.
+    pub start_ms: u64,
+    /// End, absent while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_ms: Option<u64>,
+    /// A remark, e.g. which data source answered.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+}
+
+/// A certificate on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// File it lies in.
+    pub file: String,
+    /// Subject.
+    pub subject: String,
+    /// Issuer.
+    pub issuer: String,
+    /// Names and addresses.
+    pub sans: Vec<String>,
+    /// Start of validity, RFC 3339.
+    pub not_before: String,
+    /// End of validity, RFC 3339.
+    pub not_after: String,
+}
+
+/// A pod sandbox as the container runtime knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Sandbox id.
+    pub id: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Pod UID.
+    pub uid: String,
+    /// `ready` or `not-ready`.
+    pub state: String,
+    /// How often the sandbox was made anew.
+    pub attempt: u32,
+    /// Creation.
+    pub created_unix_ms: u64,
+}
+
+/// A container as the container runtime knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Container id.
+    pub id: String,
+    /// Sandbox it belongs to.
+    pub pod_id: String,
+    /// Namespace/pod, from the labels.
+    pub pod: String,
+    /// Container name.
+    pub name: String,
+    /// Image it was asked to run.
+    pub image: String,
+    /// `created`, `running`, `exited` or `unknown`.
+    pub state: String,
+    /// How often it was started again.
+    pub attempt: u32,
+    /// Creation.
+    pub created_unix_ms: u64,
+}
+
+/// A container image on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Image id.
+    pub id: String,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Digests.
+    pub digests: Vec<String>,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A route.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// CIDR, or `default`.
+    pub destination: String,
+    /// Next hop, empty when the destination is on the link.
+    pub gateway: String,
+    /// Interface.
+    pub device: String,
+    /// Preferred source address.
+    pub source: String,
+    /// Metric.
+    pub metric: u32,
+    /// `boot`, `kernel`, `static`, `dhcp`, …
+    pub protocol: String,
+    /// Table.
+    pub table: u32,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// `up`, `down`, `unknown`, …
+    pub state: String,
+    /// Hardware address.
+    pub mac: String,
+    /// MTU.
+    pub mtu: u32,
+    /// `veth`, `bridge`, `vxlan`, …; empty for hardware.
+    pub kind: String,
+    /// CIDR addresses.
+    pub addresses: Vec<String>,
+    /// Bridge it belongs to.
+    pub master: String,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}
+
+/// A tracked connection: its original and its reply direction.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// `tcp`, `udp`, `icmp` or the number.
+    pub protocol: String,
+    /// State of a TCP connection, else empty.
+    pub state: String,
+    /// Source of the original direction, `address:port`.
+    pub source: String,
+    /// Destination of the original direction.
+    pub destination: String,
+    /// Source of replies: who really answers.
+    pub reply_source: String,
+    /// Destination of replies.
+    pub reply_destination: String,
+    /// Mark.
+    pub mark: u32,
+    /// Seconds until it is forgotten.
+    pub timeout_s: u32,
+}
+
+/// A socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Socket {
+    /// `tcp`, `tcp6`, `udp`, `udp6`.
+    pub protocol: String,
+    /// `LISTEN`, `ESTABLISHED`, …
+    pub state: String,
+    /// Local end, `address:port`.
+    pub local: String,
+    /// Remote end.
+    pub remote: String,
+    /// Process that has it open, `name/pid`, where known.
+    pub process: String,
+}
+
+/// A mounted file system or block device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Device, e.g. `/dev/vda6`.
+    pub device: String,
+    /// Where it is mounted, empty when it is not.
+    pub mount: String,
+    /// File system.
+    pub kind: String,
+    /// Bytes of the file system, or of the device.
+    pub size: u64,
+    /// Bytes used.
+    pub used: u64,
+    /// Bytes an unprivileged user can still write.
+    pub available: u64,
+    /// Inodes: total and free.
+    pub inodes: u64,
+    /// See `inodes`.
+    pub inodes_free: u64,
+    /// Mounted read-only.
+    pub read_only: bool,
+}
+
+/// A process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Parent.
+    pub parent: u32,
+    /// Command line.
+    pub command: String,
+    /// Proportional set size in KiB.
+    pub pss_kib: u64,
+    /// Resident set in KiB.
+    pub rss_kib: u64,
+    /// Control group.
+    pub cgroup: String,
+    /// CPU time used, milliseconds.
+    pub cpu_ms: u64,
+}
+
+/// The body of [`crate::path::UNSEAL`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unseal {
+    /// The key, 32 bytes in base64.
+    pub key: String,
+}
+
