@@ -1,0 +1,93 @@
+//! Command line flags, under upstream's names where upstream has the flag.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Settings of the API server.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kube-apiserver", version = crate::GIT_VERSION, about = "The Kubernetes API server")]
+pub struct Config {
+    /// Address to listen on.
+    #[arg(long, default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// Port to serve HTTPS on; 0 takes a free one.
+    #[arg(long, default_value_t = 6443)]
+    pub secure_port: u16,
+    /// Address that other members reach this server at; goes into the `kubernetes` EndpointSlice.
+    #[arg(long)]
+    pub advertise_address: Option<IpAddr>,
+    /// Range that Services get their cluster addresses from.
+    #[arg(long, default_value = "10.32.0.0/24")]
+    pub service_cluster_ip_range: String,
+    /// Ports that NodePort Services get, first and last.
+    #[arg(long, default_value = "30000-32767")]
+    pub service_node_port_range: String,
+    /// CA bundle that client certificates are checked with.
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    /// Serving certificate chain (PEM).
+    #[arg(long)]
+    pub tls_cert_file: PathBuf,
+    /// Key of the serving certificate (PEM).
+    #[arg(long)]
+    pub tls_private_key_file: PathBuf,
+    /// Client certificate shown to kubelets.
+    #[arg(long)]
+    pub kubelet_client_certificate: Option<PathBuf>,
+    /// Key of the client certificate shown to kubelets.
+    #[arg(long)]
+    pub kubelet_client_key: Option<PathBuf>,
+    /// CA bundle that kubelets' serving certificates are checked with.
+    #[arg(long)]
+    pub kubelet_certificate_authority: Option<PathBuf>,
+    /// Keys that service-account tokens are checked with (PEM, public or private); may repeat.
+    #[arg(long)]
+    pub service_account_key_file: Vec<PathBuf>,
+    /// Key that service-account tokens are signed with.
+    #[arg(long)]
+    pub service_account_signing_key_file: Option<PathBuf>,
+    /// Issuer named in service-account tokens; the first one signs, all are accepted.
+    #[arg(long, default_value = "https://kubernetes.default.svc.cluster.local")]
+    pub service_account_issuer: Vec<String>,
+    /// Audiences that a token must name one of; the issuer by default.
+    #[arg(long, value_delimiter = ',')]
+    pub api_audiences: Vec<String>,
+    /// CA bundle that front proxies' client certificates are checked with.
+    #[arg(long)]
+    pub requestheader_client_ca_file: Option<PathBuf>,
+    /// Common names a front proxy may have; any when empty.
+    #[arg(long, value_delimiter = ',')]
+    pub requestheader_allowed_names: Vec<String>,
+    /// Client certificate shown to aggregated API servers and webhooks.
+    #[arg(long)]
+    pub proxy_client_cert_file: Option<PathBuf>,
+    /// Key of the client certificate shown to aggregated API servers.
+    #[arg(long)]
+    pub proxy_client_key_file: Option<PathBuf>,
+    /// Directory of the embedded store.
+    #[arg(long, default_value = "/var/lib/kimg/store")]
+    pub store_dir: PathBuf,
+    /// File with the key (32 bytes, raw or base64) that Secrets are encrypted with on disk.
+    #[arg(long)]
+    pub encryption_key_file: Option<PathBuf>,
+    /// File to write audit records to, one JSON object a line; none without it.
+    #[arg(long)]
+    pub audit_log_path: Option<PathBuf>,
+    /// Whether requests without credentials are let in as system:anonymous.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub anonymous_auth: bool,
+    /// Seconds that Events are kept.
+    #[arg(long, default_value_t = 3600)]
+    pub event_ttl_seconds: u64,
+    /// Read requests served at one time.
+    #[arg(long, default_value_t = 400)]
+    pub max_requests_inflight: usize,
+    /// Writing requests served at one time.
+    #[arg(long, default_value_t = 200)]
+    pub max_mutating_requests_inflight: usize,
+    /// Log filter, as RUST_LOG has it.
+    #[arg(long, default_value = "info")]
+    pub log_level: String,
+}

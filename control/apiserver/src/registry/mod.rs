@@ -1,0 +1,193 @@
+//! The server's own view of its objects: reads from the watch caches, writes through the store.
+//!
+//! Everything here is below authorisation and admission: what authorisers, admission plugins,
+//! strategies and the in-server controllers use.  Names are those of the *storage* resource:
+//! group and plural (`"rbac.authorization.k8s.io", "clusterroles"`), no version.
+
+mod cache;
+mod versions;
+
+pub use cache::{Cache, Event, EventKind, Watch};
+pub use versions::{storage_version, to_version};
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use serde_json::Value;
+use store::{Expect, Store, StoreError};
+
+use crate::error::{ApiError, Result};
+use crate::object::Object;
+
+/// Handle to all resources; cheap to use from many tasks.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    caches: RwLock<HashMap<(String, String), Arc<Cache>>>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}
+
+/// What a mutation of [`Registry::guaranteed_update`] decides.
+#[derive(Debug)]
+pub enum Change {
+    /// Store this.
+    Write(Value),
+    /// Leave the object as it is.
+    Keep,
+    /// Remove the object.
+    Remove,
+}
+
+impl Registry {
+    /// A registry on a store whose commits are delivered to the caches.
+    pub fn new(store: Arc<dyn Store>) -> Registry {
+        Registry { store, caches: RwLock::new(HashMap::new()) }
+    }
+
+    /// The store's newest revision.
+    pub fn revision(&self) -> u64 {
+        self.store.revision()
+    }
+
+    /// The store itself.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The cache of a resource; it is made and filled when first asked for.
+    pub fn cache(&self, group: &str, resource: &str) -> Arc<Cache> {
+        let key = (group.to_string(), resource.to_string());
+        if let Some(cache) = self.caches.read().unwrap_or_else(|e| e.into_inner()).get(&key) {
+            return cache.clone();
+        }
+        let mut caches = self.caches.write().unwrap_or_else(|e| e.into_inner());
+        caches.entry(key).or_insert_with(|| Cache::attach(&self.store, &prefix(group, resource))).clone()
+    }
+
+    /// One object from memory; `namespace` is empty for cluster-scoped kinds.
+    pub fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        self.cache(group, resource).get(namespace, name)
+    }
+
+    /// All objects of a resource from memory, in one namespace or (`None`) in all, by key.
+    pub fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Arc<Object>> {
+        self.cache(group, resource).list(namespace)
+    }
+
+    /// Revision of the last change of a resource: what is derived from it can be kept while
+    /// this stays the same.
+    pub fn resource_revision(&self, group: &str, resource: &str) -> u64 {
+        self.cache(group, resource).last_change()
+    }
+
+    /// Changes of a resource after `revision`; an error says that they are no longer known.
+    pub fn watch(&self, group: &str, resource: &str, revision: u64) -> Result<Watch> {
+        self.cache(group, resource).watch(revision)
+    }
+
+    /// Stores a new object as it is (with metadata.name, uid and so on already set).
+    /// 409 AlreadyExists when the name is taken.
+    pub async fn create(&self, group: &str, resource: &str, object: &Value, ttl_seconds: Option<u64>) -> Result<Arc<Object>> {
+        let (namespace, name) = names(object);
+        let cache = self.cache(group, resource);
+        let encoded = encode(object)?;
+        match self.store.put(&key(group, resource, namespace, name), encoded, Expect::Absent, ttl_seconds).await {
+            Ok(revision) => cache.wait_object(namespace, name, revision).await,
+            Err(StoreError::Mismatch) => Err(ApiError::already_exists(group, resource, name)),
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    /// Replaces an object that is at `revision`; 409 Conflict when it is not.
+    pub async fn update(&self, group: &str, resource: &str, object: &Value, revision: u64) -> Result<Arc<Object>> {
+        let (namespace, name) = names(object);
+        let cache = self.cache(group, resource);
+        let encoded = encode(object)?;
+        match self.store.put(&key(group, resource, namespace, name), encoded, Expect::At(revision), None).await {
+            Ok(revision) => cache.wait_object(namespace, name, revision).await,
+            Err(StoreError::Mismatch) => Err(ApiError::stale(group, resource, name)),
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    /// Reads, changes, writes; again when somebody else was faster.  Gives the object as it is
+    /// afterwards, or None when it was removed.
+    pub async fn guaranteed_update(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        mut change: impl FnMut(Value) -> Result<Change> + Send,
+    ) -> Result<Option<Arc<Object>>> {
+        for _ in 0..16 {
+            let current = self.get(group, resource, namespace, name).ok_or_else(|| ApiError::not_found(group, resource, name))?;
+            let done = match change(current.value())? {
+                Change::Keep => return Ok(Some(current)),
+                Change::Write(new) => self.update(group, resource, &new, current.revision).await.map(Some),
+                Change::Remove => self.delete(group, resource, namespace, name, current.revision).await.map(|_| None),
+            };
+            match done {
+                Err(error) if error.reason == "Conflict" => continue,
+                other => return other,
+            }
+        }
+        Err(ApiError::stale(group, resource, name))
+    }
+
+    /// Removes an object that is at `revision`; gives the revision of the removal.
+    pub async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str, revision: u64) -> Result<u64> {
+        let cache = self.cache(group, resource);
+        match self.store.delete(&key(group, resource, namespace, name), Expect::At(revision)).await {
+            Ok(revision) => {
+                cache.wait(revision).await;
+                Ok(revision)
+            }
+            Err(StoreError::Mismatch) => Err(ApiError::stale(group, resource, name)),
+            Err(error) => Err(store_error(error)),
+        }
+    }
+}
+
+/// Keys of a resource begin with this.
+pub fn prefix(group: &str, resource: &str) -> String {
+    format!("/{}/{resource}/", if group.is_empty() { "core" } else { group })
+}
+
+/// The key of one object.
+pub fn key(group: &str, resource: &str, namespace: &str, name: &str) -> String {
+    let prefix = prefix(group, resource);
+    if namespace.is_empty() { format!("{prefix}{name}") } else { format!("{prefix}{namespace}/{name}") }
+}
+
+fn names(object: &Value) -> (&str, &str) {
+    let at = |field: &str| object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or("");
+    (at("namespace"), at("name"))
+}
+
+/// Encodes an object with a hole where the store puts the revision.
+fn encode(object: &Value) -> Result<store::Stamped> {
+    const HOLE: &str = "\u{1}revision\u{1}";
+    let mut bytes = Vec::with_capacity(1024);
+    let mut object = object.clone();
+    object["metadata"]["resourceVersion"] = HOLE.into();
+    serde_json::to_writer(&mut bytes, &object).map_err(ApiError::internal)?;
+    let needle = b"\"\\u0001revision\\u0001\"";
+    let at = bytes
+        .windows(needle.len())
+        .position(|w| w == needle)
+        .ok_or_else(|| ApiError::internal("an object was encoded without its metadata"))?;
+    bytes.splice(at + 1..at + needle.len() - 1, std::iter::empty());
+    Ok(store::Stamped { bytes, stamp_at: at + 1 })
+}
+
+fn store_error(error: StoreError) -> ApiError {
+    match error {
+        StoreError::TooLarge { .. } => ApiError::too_large(error.to_string()),
+        other => ApiError::internal(other),
+    }
+}

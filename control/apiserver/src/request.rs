@@ -1,0 +1,327 @@
+//! What a request asks for, read from its method, path and query; and who asks.
+
+use std::collections::BTreeMap;
+
+use http::Method;
+
+/// A Kubernetes request verb (for resources) or the HTTP method in lower case (for the rest).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    Get,
+    List,
+    Watch,
+    Create,
+    Update,
+    Patch,
+    Delete,
+    DeleteCollection,
+    /// Non-resource requests only.
+    Post,
+    Put,
+    Head,
+    Options,
+}
+
+impl Verb {
+    /// The verb as RBAC rules and audit records spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verb::Get => "get",
+            Verb::List => "list",
+            Verb::Watch => "watch",
+            Verb::Create => "create",
+            Verb::Update => "update",
+            Verb::Patch => "patch",
+            Verb::Delete => "delete",
+            Verb::DeleteCollection => "deletecollection",
+            Verb::Post => "post",
+            Verb::Put => "put",
+            Verb::Head => "head",
+            Verb::Options => "options",
+        }
+    }
+
+    /// Whether the verb changes nothing.
+    pub fn is_read(self) -> bool {
+        matches!(self, Verb::Get | Verb::List | Verb::Watch | Verb::Head | Verb::Options)
+    }
+}
+
+/// Who asks, as authentication found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserInfo {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl UserInfo {
+    /// The server's own identity, for writes that no client asked for.
+    pub fn system() -> UserInfo {
+        UserInfo {
+            name: "system:apiserver".into(),
+            uid: String::new(),
+            groups: vec!["system:masters".into(), "system:authenticated".into()],
+            extra: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the user is in `group`.
+    pub fn in_group(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+}
+
+/// Query parameters, decoded, in order; a name may repeat.
+#[derive(Clone, Debug, Default)]
+pub struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// Parses the part of a URL after `?`.
+    pub fn parse(raw: &str) -> Query {
+        let pairs = raw.split('&').filter(|p| !p.is_empty()).map(|pair| {
+            let (k, v) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(k, true), decode(v, true))
+        });
+        Query(pairs.collect())
+    }
+
+    /// The first value of `name`.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+    }
+
+    /// All values of `name`, in order.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
+        self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
+    }
+
+    /// A boolean parameter: absent and unreadable are false, as upstream's conversion has it;
+    /// present without a value is true.
+    pub fn flag(&self, name: &str) -> bool {
+        matches!(self.get(name), Some("" | "true" | "1" | "True" | "TRUE" | "t" | "T"))
+    }
+
+    /// All pairs.
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct RequestInfo {
+    /// The path as sent, percent-encoding kept.
+    pub path: String,
+    pub verb: Verb,
+    /// Whether the path names an API resource (`/api/v1/...`, `/apis/g/v/...`).
+    pub is_resource: bool,
+    /// `""` for the core group.
+    pub group: String,
+    pub version: String,
+    /// Empty for cluster-scoped requests and requests over all namespaces.
+    pub namespace: String,
+    /// The plural, lower case.
+    pub resource: String,
+    pub subresource: String,
+    /// Empty for collections. On `create` it stays empty: the name is in the body.
+    pub name: String,
+    /// What follows the subresource (`/proxy/{path}`), without the leading slash.
+    pub rest: String,
+    pub query: Query,
+}
+
+impl RequestInfo {
+    /// Reads a request's method, path and query.
+    pub fn parse(method: &Method, path: &str, query: &str) -> RequestInfo {
+        let query = Query::parse(query);
+        let mut info = RequestInfo {
+            path: path.to_string(),
+            verb: plain_verb(method),
+            is_resource: false,
+            group: String::new(),
+            version: String::new(),
+            namespace: String::new(),
+            resource: String::new(),
+            subresource: String::new(),
+            name: String::new(),
+            rest: String::new(),
+            query,
+        };
+        let raw: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let mut parts: &[&str] = match raw.as_slice() {
+            ["api", version, rest @ ..] if !version.is_empty() => {
+                info.version = decode(version, false);
+                rest
+            }
+            ["apis", group, version, rest @ ..] if !group.is_empty() && !version.is_empty() => {
+                info.group = decode(group, false);
+                info.version = decode(version, false);
+                rest
+            }
+            _ => return info,
+        };
+        // The long deprecated prefix form; kept because it costs one line.
+        let mut prefix_watch = false;
+        if parts.first() == Some(&"watch") && parts.len() > 1 {
+            prefix_watch = true;
+            parts = &parts[1..];
+        }
+        if parts.first().is_none_or(|p| p.is_empty()) {
+            return info;
+        }
+        info.read_resource(parts);
+        info.is_resource = true;
+        info.verb = info.resource_verb(method, prefix_watch);
+        info
+    }
+
+    fn read_resource(&mut self, parts: &[&str]) {
+        let mut rest = parts;
+        if let ["namespaces", ns, tail @ ..] = parts
+            && !ns.is_empty()
+        {
+            // `/namespaces/x`, `/namespaces/x/status` and `/finalize` are the Namespace itself.
+            let own = tail.is_empty()
+                || tail == [""]
+                || (self.group.is_empty() && matches!(tail, ["status" | "finalize"]));
+            self.namespace = decode(ns, false);
+            if own {
+                self.resource = "namespaces".into();
+                self.name = self.namespace.clone();
+                self.subresource = tail.first().copied().unwrap_or("").to_string();
+                return;
+            }
+            rest = tail;
+        }
+        self.resource = decode(rest.first().copied().unwrap_or(""), false);
+        self.name = decode(rest.get(1).copied().unwrap_or(""), false);
+        self.subresource = decode(rest.get(2).copied().unwrap_or(""), false);
+        if rest.len() > 3 {
+            self.rest = rest[3..].join("/");
+        }
+    }
+
+    fn resource_verb(&self, method: &Method, prefix_watch: bool) -> Verb {
+        let collection = self.name.is_empty();
+        match *method {
+            Method::GET | Method::HEAD => {
+                if prefix_watch || (self.query.flag("watch") && self.subresource.is_empty()) {
+                    Verb::Watch
+                } else if collection {
+                    Verb::List
+                } else {
+                    Verb::Get
+                }
+            }
+            Method::POST => Verb::Create,
+            Method::PUT => Verb::Update,
+            Method::PATCH => Verb::Patch,
+            Method::DELETE if collection => Verb::DeleteCollection,
+            Method::DELETE => Verb::Delete,
+            _ => plain_verb(method),
+        }
+    }
+
+    /// `group/version`, or the version alone for the core group.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// `resource` or `resource/subresource`, as RBAC rules name it.
+    pub fn resource_path(&self) -> String {
+        if self.subresource.is_empty() { self.resource.clone() } else { format!("{}/{}", self.resource, self.subresource) }
+    }
+
+    /// Whether the request may stay open for long: no request timeout, no in-flight count.
+    pub fn is_long_running(&self) -> bool {
+        self.is_resource
+            && (self.verb == Verb::Watch
+                || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy" | "log"))
+    }
+
+    /// Whether the request is a dry run.
+    pub fn dry_run(&self) -> bool {
+        self.query.all("dryRun").any(|v| v == "All")
+    }
+}
+
+fn plain_verb(method: &Method) -> Verb {
+    match *method {
+        Method::POST => Verb::Post,
+        Method::PUT => Verb::Put,
+        Method::PATCH => Verb::Patch,
+        Method::DELETE => Verb::Delete,
+        Method::HEAD => Verb::Head,
+        Method::OPTIONS => Verb::Options,
+        _ => Verb::Get,
+    }
+}
+
+/// Percent-decoding; what is not a valid escape stays as it is.
+pub fn decode(text: &str, plus_is_space: bool) -> String {
+    if !text.contains(['%', '+']) {
+        return text.to_string();
+    }
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let escaped = (bytes[at] == b'%')
+            .then(|| text.get(at + 1..at + 3))
+            .flatten()
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match (escaped, bytes[at]) {
+            (Some(byte), _) => {
+                out.push(byte);
+                at += 3;
+                continue;
+            }
+            (None, b'+') if plus_is_space => out.push(b' '),
+            (None, byte) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_paths() {
+        // method, path, query → verb, group, version, namespace, resource, name, subresource
+        let table = [
+            ("GET", "/api/v1/pods", "", "list", "", "v1", "", "pods", "", ""),
+            ("GET", "/api/v1/namespaces/a/pods", "watch=1", "watch", "", "v1", "a", "pods", "", ""),
+            ("GET", "/api/v1/namespaces/a", "", "get", "", "v1", "a", "namespaces", "a", ""),
+            ("PUT", "/api/v1/namespaces/a/finalize", "", "update", "", "v1", "a", "namespaces", "a", "finalize"),
+            ("POST", "/apis/apps/v1/namespaces/a/deployments", "", "create", "apps", "v1", "a", "deployments", "", ""),
+            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "", "patch", "apps", "v1", "a", "deployments", "d", "scale"),
+            ("DELETE", "/api/v1/nodes", "", "deletecollection", "", "v1", "", "nodes", "", ""),
+            ("DELETE", "/api/v1/nodes/n%2E1", "", "delete", "", "v1", "", "nodes", "n.1", ""),
+            ("POST", "/api/v1/namespaces/a/pods/p/exec", "command=ls", "create", "", "v1", "a", "pods", "p", "exec"),
+        ];
+        for (method, path, query, verb, group, version, ns, resource, name, sub) in table {
+            let info = RequestInfo::parse(&method.parse().unwrap(), path, query);
+            assert!(info.is_resource, "{path}");
+            assert_eq!(
+                (info.verb.as_str(), info.group.as_str(), info.version.as_str(), info.namespace.as_str()),
+                (verb, group, version, ns),
+                "{path}"
+            );
+            assert_eq!((info.resource.as_str(), info.name.as_str(), info.subresource.as_str()), (resource, name, sub), "{path}");
+        }
+        for path in ["/", "/version", "/api", "/apis", "/apis/apps", "/api/v1", "/apis/apps/v1/", "/readyz/ping"] {
+            assert!(!RequestInfo::parse(&Method::GET, path, "").is_resource, "{path}");
+        }
+    }
+
+    #[test]
+    fn keeps_what_follows_proxy() {
+        let info = RequestInfo::parse(&Method::GET, "/api/v1/namespaces/a/services/https:s:1/proxy/x/y", "");
+        assert_eq!((info.name.as_str(), info.subresource.as_str(), info.rest.as_str()), ("https:s:1", "proxy", "x/y"));
+    }
+}

@@ -1,0 +1,115 @@
+//! What differs from kind to kind, beyond what the schema tables say.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::error::{Cause, Result};
+use crate::request::{RequestInfo, UserInfo};
+use crate::state::AppState;
+
+/// What a hook may look at.  `dry_run` hooks must leave nothing behind.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    pub state: &'a Arc<AppState>,
+    pub info: &'a RequestInfo,
+    pub user: &'a UserInfo,
+    pub dry_run: bool,
+}
+
+/// Options of a delete request, from body and query.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeleteOptions {
+    pub grace_period_seconds: Option<i64>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+    /// `Orphan`, `Background` or `Foreground`.
+    pub propagation_policy: Option<String>,
+    pub dry_run: bool,
+}
+
+/// Hooks of one kind.  Objects come defaulted and pruned, in the storage version.
+/// Handlers care for metadata (uid, generation, managedFields), so hooks need not.
+pub trait Strategy: Send + Sync {
+    /// Before admission of a new object: drop status, set initial phase, allocate addresses.
+    fn prepare_for_create(&self, _ctx: Context<'_>, _new: &mut Value) -> Result<()> {
+        Ok(())
+    }
+
+    /// Before admission of a changed object.  `status` was already put back to the old one
+    /// where the kind has a status subresource.
+    fn prepare_for_update(&self, _ctx: Context<'_>, _new: &mut Value, _old: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    /// Before admission of a changed status.  Everything but status (and some metadata)
+    /// was already put back to the old.
+    fn prepare_for_status_update(&self, _ctx: Context<'_>, _new: &mut Value, _old: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    /// After admission: what is wrong with a new object, beyond the schema.
+    fn validate(&self, _ctx: Context<'_>, _new: &Value) -> Vec<Cause> {
+        Vec::new()
+    }
+
+    /// After admission: what is wrong with a change (immutable fields).  [`Strategy::validate`]
+    /// runs too.
+    fn validate_update(&self, _ctx: Context<'_>, _new: &Value, _old: &Value) -> Vec<Cause> {
+        Vec::new()
+    }
+
+    /// After admission: what is wrong with a changed status.
+    fn validate_status_update(&self, _ctx: Context<'_>, _new: &Value, _old: &Value) -> Vec<Cause> {
+        Vec::new()
+    }
+
+    /// Seconds of grace that a deletion gives this object; None: the kind goes at once.
+    fn grace_period(&self, _old: &Value, _options: &DeleteOptions) -> Option<i64> {
+        None
+    }
+
+    /// Before an object is removed for good: what forbids it.
+    fn check_delete(&self, _ctx: Context<'_>, _old: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    /// After an object is gone from the store: give back what was allocated.
+    fn after_delete(&self, _ctx: Context<'_>, _old: &Value) {}
+
+    /// After a create or update that the store did not take (or a dry run): give back what
+    /// `prepare_*` allocated.
+    fn abandoned(&self, _ctx: Context<'_>, _new: &Value, _old: Option<&Value>) {}
+
+    /// Whether PUT to a missing name creates it.
+    fn allow_create_on_update(&self) -> bool {
+        false
+    }
+
+    /// Whether PUT without a resourceVersion overwrites.
+    fn allow_unconditional_update(&self) -> bool {
+        true
+    }
+
+    /// Propagation of a deletion that names none.
+    fn default_propagation(&self) -> &'static str {
+        "Background"
+    }
+
+    /// Whether a change from `old` to `new` counts as a new generation; None: when anything
+    /// outside metadata and status differs.
+    fn bumps_generation(&self, _new: &Value, _old: &Value) -> Option<bool> {
+        None
+    }
+}
+
+/// A kind with nothing special.
+#[derive(Debug)]
+pub struct Generic;
+
+impl Strategy for Generic {}
+
+/// The strategy of a resource; custom resources get the generic one.
+pub fn for_kind(_group: &str, _resource: &str) -> &'static dyn Strategy {
+    &Generic
+}
