@@ -1,0 +1,98 @@
+//! Starting supervised processes, and reaping them and all orphans.
+
+use rustix::process::{Pid, Signal, WaitOptions};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ending::Code(code) => write!(f, "exit code {code}"),
+            Ending::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// Starts `command` as the leader of its own session, inside the control group whose `cgroup.procs` is open
+/// for writing, and gives its process id. The caller reaps it with [`reap`].
+pub fn spawn(mut command: Command, cgroup: Option<&File>, oom_score_adj: i32) -> io::Result<u32> {
+    let cgroup = cgroup.map(AsRawFd::as_raw_fd);
+    let score = format!("{oom_score_adj}\n");
+    // SAFETY: between fork and exec only system calls that are async-signal-safe are made, on memory made before.
+    unsafe {
+        command.pre_exec(move || {
+            libc::setsid();
+            let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(signals.as_mut_ptr());
+            libc::sigprocmask(libc::SIG_SETMASK, signals.as_ptr(), std::ptr::null_mut());
+            if let Some(group) = cgroup {
+                libc::write(group, c"0".as_ptr().cast(), 1);
+            }
+            let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if file >= 0 {
+                libc::write(file, score.as_ptr().cast(), score.len());
+                libc::close(file);
+            }
+            Ok(())
+        });
+    }
+    Ok(command.spawn()?.id())
+}
+
+/// Takes one ended child off the kernel's list: its id and how it ended. `None` when no child has ended.
+pub fn reap() -> io::Result<Option<(u32, Ending)>> {
+    match rustix::process::wait(WaitOptions::NOHANG) {
+        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(Some((pid, status))) => {
+            let ending = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Ending::Code(code),
+                (None, Some(signal)) => Ending::Signal(signal),
+                (None, None) => Ending::Code(-1),
+            };
+            Ok(Some((pid.as_raw_nonzero().get().unsigned_abs(), ending)))
+        }
+    }
+}
+
+/// Asks a process to end.
+pub fn terminate(pid: u32) -> io::Result<()> {
+    signal(pid, Signal::TERM)
+}
+
+/// Ends a process at once.
+pub fn kill(pid: u32) -> io::Result<()> {
+    signal(pid, Signal::KILL)
+}
+
+/// Asks every process but PID 1 and kernel threads to end, or ends them at once.
+pub fn signal_all(at_once: bool) -> io::Result<()> {
+    let number = if at_once { libc::SIGKILL } else { libc::SIGTERM };
+    // SAFETY: kill with -1 touches no memory; the caller is PID 1 and wants all others to end.
+    if unsafe { libc::kill(-1, number) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
+}
+
+fn signal(pid: u32, signal: Signal) -> io::Result<()> {
+    let raw = i32::try_from(pid).map_err(|_| io::Error::other("no such process id"))?;
+    let Some(pid) = Pid::from_raw(raw) else { return Ok(()) };
+    match rustix::process::kill_process(pid, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
