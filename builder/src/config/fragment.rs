@@ -1,0 +1,169 @@
+//! `cluster.toml` as people write it: everything but the name and the nodes may be left out.
+//!
+//! The doc line of each field gives unit, default and reader; `kimg init` writes the same in its example.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use toml::Spanned;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Fragment {
+    /// Version of this file's format; default 1.
+    pub version: Option<Spanned<i64>>,
+    /// Cluster name, a DNS label.
+    pub name: Spanned<String>,
+    /// DNS domain of the cluster; default `cluster.local`.
+    pub domain: Option<Spanned<String>>,
+    /// Machine architecture; only `amd64`.
+    pub arch: Option<Spanned<String>>,
+    /// Addresses of all pods; default 10.200.0.0/16.
+    pub pod_cidr: Option<Spanned<String>>,
+    /// Addresses of services; default 10.32.0.0/24.
+    pub service_cidr: Option<Spanned<String>>,
+    /// Cluster DNS, inside the service CIDR; default its tenth address.
+    pub dns_address: Option<Spanned<String>>,
+    /// `vxlan` (default) or `host-gw`.
+    pub overlay: Option<Spanned<String>>,
+    /// `embedded` (default) or `etcd`.
+    pub store: Option<Spanned<String>>,
+    /// NTP servers; default Debian's pool.
+    pub ntp_servers: Option<Vec<String>>,
+    /// How masters carry their keys: `sealed` (default) or `plain` (local VMs only).
+    pub secrets: Option<Spanned<String>>,
+    /// More add-on manifests (files relative to the cluster's folder).
+    #[serde(default)]
+    pub manifests: Vec<Spanned<PathBuf>>,
+    /// Names and addresses of the API.
+    #[serde(default)]
+    pub api: ApiFragment,
+    /// Where packages come from.
+    #[serde(default)]
+    pub packages: PackagesFragment,
+    /// Options of the two images.
+    #[serde(default)]
+    pub image: ImagesFragment,
+    /// The nodes.
+    pub nodes: Vec<Spanned<NodeFragment>>,
+    /// VMs on this machine.
+    #[serde(default)]
+    pub local: LocalFragment,
+}
+
+/// `[api]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ApiFragment {
+    /// Host names clients use; they stand in the serving certificate.
+    #[serde(default)]
+    pub names: Vec<Spanned<String>>,
+    /// Addresses clients use besides the masters' own.
+    #[serde(default)]
+    pub addresses: Vec<Spanned<String>>,
+}
+
+/// `[packages]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PackagesFragment {
+    /// URL of a Debian mirror; default: the host's apt sources.
+    pub mirror: Option<Spanned<String>>,
+    /// URL of the security archive; default: the host's apt sources, else beside the mirror.
+    pub security_mirror: Option<Spanned<String>>,
+}
+
+/// `[image]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ImagesFragment {
+    /// `[image.master]`
+    #[serde(default)]
+    pub master: ImageFragment,
+    /// `[image.worker]`
+    #[serde(default)]
+    pub worker: ImageFragment,
+}
+
+/// `[image.ROLE]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ImageFragment {
+    /// More words for the kernel's command line.
+    #[serde(default)]
+    pub kernel_args: Vec<Spanned<String>>,
+    /// More kernel modules (with their dependencies).
+    #[serde(default)]
+    pub modules: Vec<String>,
+    /// OCI archives baked into the image (files relative to the cluster's folder).
+    #[serde(default)]
+    pub images: Vec<Spanned<PathBuf>>,
+}
+
+/// One entry of `nodes`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NodeFragment {
+    /// Node name = host name, a DNS label.
+    pub name: Spanned<String>,
+    /// `master` or `worker`.
+    pub role: Spanned<String>,
+    /// Addresses, the first is the InternalIP; default: local VMs get one, elsewhere metadata says.
+    #[serde(default)]
+    pub addresses: Vec<Spanned<String>>,
+    /// Labels of the Node object.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Taints, `key[=value]:Effect`.
+    #[serde(default)]
+    pub taints: Vec<Spanned<String>>,
+    /// Kept for the system.
+    #[serde(default)]
+    pub reserved: ReservedFragment,
+}
+
+/// `reserved = { cpu = "100m", memory = "128Mi" }`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ReservedFragment {
+    /// Kubernetes quantity.
+    pub cpu: Option<Spanned<String>>,
+    /// Kubernetes quantity.
+    pub memory: Option<Spanned<String>>,
+    /// Kubernetes quantity.
+    pub ephemeral_storage: Option<Spanned<String>>,
+}
+
+/// `[local]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LocalFragment {
+    /// Network between the VMs; default 10.77.0.0/24.
+    pub network: Option<Spanned<String>>,
+    /// `auto` (default), `kvm` or `tcg`.
+    pub accel: Option<Spanned<String>>,
+    /// `bios` (default) or `uefi`.
+    pub firmware: Option<Spanned<String>>,
+    /// NodePorts that answer on 127.0.0.1 of this machine, on the first worker.
+    #[serde(default)]
+    pub node_ports: Vec<Spanned<i64>>,
+    /// Size of master VMs.
+    #[serde(default)]
+    pub master: VmFragment,
+    /// Size of worker VMs.
+    #[serde(default)]
+    pub worker: VmFragment,
+}
+
+/// `[local.ROLE]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct VmFragment {
+    /// MiB; default 512 (master), 768 (worker).
+    pub memory: Option<Spanned<i64>>,
+    /// Virtual CPUs; default 1.
+    pub cpus: Option<Spanned<i64>>,
+    /// MiB; default 2048 (master), 8192 (worker). Sparse: only what is written takes space.
+    pub disk: Option<Spanned<i64>>,
+}

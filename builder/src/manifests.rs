@@ -1,0 +1,71 @@
+//! The cluster's add-on manifests: the built-in ones with the settings filled in, and the cluster's own.
+//!
+//! A `{{key}}` in a built-in manifest is replaced by a setting; files that the cluster adds are taken as they are.
+
+use crate::config::Settings;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+
+/// `(file name, text)`, applied in this order of names.
+const BUILT_IN: [(&str, &str); 3] = [
+    ("10-rbac.yaml", include_str!("../../images/manifests/10-rbac.yaml")),
+    ("20-dns.yaml", include_str!("../../images/manifests/20-dns.yaml")),
+    ("30-storage.yaml", include_str!("../../images/manifests/30-storage.yaml")),
+];
+
+/// All manifests of a cluster by file name.
+pub fn render(settings: &Settings) -> Result<BTreeMap<String, String>> {
+    let values = [
+        ("cluster", settings.name.clone()),
+        ("domain", settings.domain.clone()),
+        ("dns-address", settings.dns_address.to_string()),
+        ("ip-family", if settings.dns_address.is_ipv4() { "IPv4" } else { "IPv6" }.to_string()),
+    ];
+    let mut files = BTreeMap::new();
+    for (name, template) in BUILT_IN {
+        files.insert(name.to_string(), fill(name, template, &values)?);
+    }
+    for path in &settings.manifests {
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // After the built-in ones, so that a cluster's manifests can build on them.
+        if files.insert(format!("90-{name}"), text).is_some() {
+            bail!("two manifests of cluster.toml are called {name}; rename one of them");
+        }
+    }
+    Ok(files)
+}
+
+fn fill(name: &str, template: &str, values: &[(&str, String)]) -> Result<String> {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (key, tail) = after
+            .split_once("}}")
+            .with_context(|| format!("manifest {name}: `{{{{` without `}}}}`"))?;
+        let value = values
+            .iter()
+            .find(|(known, _)| *known == key)
+            .with_context(|| format!("manifest {name}: no setting is called {key}"))?;
+        out.push_str(before);
+        out.push_str(&value.1);
+        rest = tail;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn built_in_manifests_are_filled_in() {
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n";
+        let settings = crate::config::parse(Path::new("c"), text, Path::new("/nowhere")).expect("valid");
+        let files = render(&settings).expect("renders");
+        assert!(files["20-dns.yaml"].contains("clusterIP: 10.32.0.10"));
+        assert!(files.values().all(|text| !text.contains("{{")));
+    }
+}

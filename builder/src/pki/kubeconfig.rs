@@ -1,0 +1,41 @@
+//! Kubeconfig files, with everything inside: they can be moved and need no other file.
+
+use super::issue::ClientCertificate;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+/// A kubeconfig with one cluster, one user, one context.
+pub fn kubeconfig(cluster: &str, server: &str, ca: &str, user: &str, client: &ClientCertificate) -> String {
+    format!(
+        "apiVersion: v1\n\
+         kind: Config\n\
+         clusters:\n\
+         - name: {cluster}\n\
+         \x20 cluster:\n\
+         \x20   server: {server}\n\
+         \x20   certificate-authority-data: {ca}\n\
+         users:\n\
+         - name: {user}\n\
+         \x20 user:\n\
+         \x20   client-certificate-data: {certificate}\n\
+         \x20   client-key-data: {key}\n\
+         contexts:\n\
+         - name: {cluster}\n\
+         \x20 context:\n\
+         \x20   cluster: {cluster}\n\
+         \x20   user: {user}\n\
+         current-context: {cluster}\n",
+        ca = STANDARD.encode(ca),
+        certificate = STANDARD.encode(&client.certificate),
+        key = STANDARD.encode(&client.key),
+    )
+}
+
+/// `https://HOST:PORT`, with brackets around an IPv6 address.
+pub fn server_url(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("https://[{host}]:{port}")
+    } else {
+        format!("https://{host}:{port}")
+    }
+}

@@ -1,0 +1,119 @@
+//! The `secrets/` folder: files appear whole or not at all, with mode 0600, and are never overwritten by `ensure`.
+
+use super::authority::Authority;
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use node_metadata::SealKey;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The operator's secrets of one cluster.
+#[derive(Debug, Clone)]
+pub struct Secrets {
+    dir: PathBuf,
+}
+
+impl Secrets {
+    /// The folder as it is; nothing is made.
+    pub fn open(dir: &Path) -> Secrets {
+        Secrets { dir: dir.to_path_buf() }
+    }
+
+    /// Makes whatever is missing of a cluster's keys and authorities; what exists stays as it is.
+    pub fn ensure(dir: &Path, cluster: &str) -> Result<Secrets> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("making {}", dir.display()))?;
+        let mode = std::fs::metadata(dir)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            bail!(
+                "{} can be entered by others (mode {mode:o}); it holds the cluster's private keys: run `chmod 700 {}`",
+                dir.display(),
+                dir.display()
+            );
+        }
+        let secrets = Secrets::open(dir);
+        let _lock = secrets.lock()?;
+        for authority in Authority::ALL {
+            authority.ensure(&secrets, cluster)?;
+        }
+        secrets.ensure_service_account_key()?;
+        for name in ["encryption.key", "seal.key"] {
+            if !secrets.path(name).exists() {
+                let text = format!("{}\n", STANDARD.encode(rand::random::<[u8; 32]>()));
+                secrets.write(name, text.as_bytes())?;
+            }
+        }
+        Ok(secrets)
+    }
+
+    /// Path of a file in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Reads a file as text.
+    pub fn read(&self, name: &str) -> Result<String> {
+        let path = self.path(name);
+        std::fs::read_to_string(&path).with_context(|| {
+            format!("reading {} (the cluster's secrets; restore them from your backup)", path.display())
+        })
+    }
+
+    /// Writes a file, replacing an older one in one step.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_private(&self.path(name), bytes)
+    }
+
+    /// Reads a private key.
+    pub fn key(&self, name: &str) -> Result<KeyPair> {
+        KeyPair::from_pem(&self.read(name)?)
+            .with_context(|| format!("reading the private key {}", self.path(name).display()))
+    }
+
+    /// The key that masters' secrets are sealed to.
+    pub fn seal_key(&self) -> Result<SealKey> {
+        SealKey::from_base64(&self.read("seal.key")?)
+            .with_context(|| format!("reading {}", self.path("seal.key").display()))
+    }
+
+    fn ensure_service_account_key(&self) -> Result<()> {
+        if !self.path("sa.key").exists() {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("making sa.key")?;
+            self.write("sa.key", key.serialize_pem().as_bytes())?;
+        }
+        if !self.path("sa.pub").exists() {
+            let public = self.key("sa.key")?.public_key_pem();
+            self.write("sa.pub", public.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Two runs at a time must not each make a key; the lock ends with the returned file.
+    fn lock(&self) -> Result<std::fs::File> {
+        let path = self.path(".lock");
+        let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+            .with_context(|| format!("locking {}", path.display()))?;
+        Ok(file)
+    }
+}
+
+/// Writes a file of mode 0600 so that it is there whole or not at all.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(dir)
+        .with_context(|| format!("making a file in {}", dir.display()))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .with_context(|| format!("writing {}", path.display()))?;
+    file.persist(path).with_context(|| format!("writing {}", path.display()))?;
+    Ok(())
+}
