@@ -1,1 +1,7 @@
-//! api.
+//! API machinery without I/O, driven by tables. Objects are `serde_json::Value`.
+pub mod blob;
+pub mod kinds;
+pub mod meta;
+pub mod names;
+pub mod schema;
+pub mod status;
