@@ -1,0 +1,34 @@
+//! What every component on a node that talks to the API server does in the same way:
+//! start (logging, runtime, signals), connect with its kubeconfig, follow objects, answer health checks.
+
+mod component;
+mod health;
+mod watch;
+
+pub use component::run;
+pub use health::{Health, serve};
+pub use watch::{Change, follow};
+
+use anyhow::Context;
+use std::path::Path;
+use std::time::Duration;
+
+/// Connects with a kubeconfig, waiting for the file: it appears once the node has joined.
+///
+/// # Errors
+/// The file is there and cannot be used.
+pub async fn connect(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
+    while !kubeconfig.exists() {
+        node_sys::notify::status(&format!("waits for {}, which is written when this node has joined", kubeconfig.display()));
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let parsed = kube::config::Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("reading {}", kubeconfig.display()))?;
+    let mut config = kube::Config::from_custom_kubeconfig(parsed, &Default::default())
+        .await
+        .with_context(|| format!("using {}", kubeconfig.display()))?;
+    // A watch ends by the server's clock; a dead connection is noticed by the next bookmark.
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(Duration::from_secs(320));
+    kube::Client::try_from(config).with_context(|| format!("connecting as {} says", kubeconfig.display()))
+}

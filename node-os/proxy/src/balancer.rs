@@ -1,0 +1,158 @@
+//! The loopback entrance to the API servers: 127.0.0.1:6443 on every node without one.
+//! It passes bytes on; TLS stays between client and API server.
+//! The first list comes from the node's metadata, then the EndpointSlice of `default/kubernetes`
+//! says which servers there are; the last list heard is kept on STATE for the next start.
+
+use anyhow::Context;
+use clap::Parser;
+use futures::StreamExt;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher;
+use node_client::Change;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Loopback entrance to the API servers.
+#[derive(Debug, Parser)]
+#[command(name = "api-balancer", version)]
+struct Flags {
+    /// API servers to begin with, `address:port`.
+    #[arg(long = "server", required = true)]
+    servers: Vec<SocketAddr>,
+    /// Where to listen.
+    #[arg(long, default_value = "127.0.0.1:6443")]
+    listen: SocketAddr,
+    /// Kubeconfig to follow the list of API servers with, once it is there.
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// File that keeps the last list.
+    #[arg(long, default_value = "/var/lib/kimg/api-servers")]
+    state_file: PathBuf,
+}
+
+/// Entry point of the component.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let flags = match Flags::try_parse_from(args) {
+        Ok(flags) => flags,
+        Err(error) => return crate::usage(&error),
+    };
+    node_client::run("api-balancer", async move { tokio::task::LocalSet::new().run_until(run(flags)).await })
+}
+
+type Servers = Rc<RefCell<Vec<SocketAddr>>>;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const RETRY: Duration = Duration::from_secs(5);
+
+async fn run(flags: Flags) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(flags.listen).await.with_context(|| format!("binding {}", flags.listen))?;
+    let mut first = flags.servers.clone();
+    for kept in read_list(&flags.state_file) {
+        if !first.contains(&kept) {
+            first.push(kept);
+        }
+    }
+    let servers: Servers = Rc::new(RefCell::new(first));
+    node_sys::notify::ready();
+    tokio::task::spawn_local(keep_list(flags.kubeconfig, flags.state_file, servers.clone()));
+    let mut next = 0usize;
+    loop {
+        let (client, _) = listener.accept().await.context("accepting a connection")?;
+        let list = servers.borrow().clone();
+        next = next.wrapping_add(1);
+        tokio::task::spawn_local(async move {
+            if let Err(error) = forward(client, &list, next).await {
+                tracing::warn!("{error:#}");
+            }
+        });
+    }
+}
+
+/// Connects to the first server that answers, beginning at `start`, and passes bytes on until both sides are done.
+async fn forward(mut client: TcpStream, servers: &[SocketAddr], start: usize) -> anyhow::Result<()> {
+    let mut why = String::from("the list of API servers is empty");
+    for i in 0..servers.len() {
+        let Some(server) = servers.get((start + i) % servers.len()) else { continue };
+        match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(server)).await {
+            Ok(Ok(mut upstream)) => {
+                // Small requests must not wait for each other's acknowledgement.
+                client.set_nodelay(true)?;
+                upstream.set_nodelay(true)?;
+                // Either side may just go away.
+                drop(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, 4096, 4096).await);
+                return Ok(());
+            }
+            Ok(Err(error)) => why = format!("{server}: {error}"),
+            Err(_) => why = format!("{server} does not answer within {} s", CONNECT_TIMEOUT.as_secs()),
+        }
+    }
+    anyhow::bail!("no API server can be reached: {why}")
+}
+
+async fn keep_list(kubeconfig: PathBuf, file: PathBuf, servers: Servers) {
+    loop {
+        // The kubeconfig belongs to the kubelet; the status line stays the balancer's own.
+        while !kubeconfig.exists() {
+            tokio::time::sleep(RETRY).await;
+        }
+        match node_client::connect(&kubeconfig).await {
+            Ok(client) => follow(client, &file, &servers).await,
+            Err(error) => tracing::warn!("{error:#}"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn follow(client: kube::Client, file: &Path, servers: &Servers) {
+    let config = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
+    let api = kube::Api::<EndpointSlice>::namespaced(client, "default");
+    let mut changes = std::pin::pin!(node_client::follow(api, config, "the API servers' endpoints"));
+    let mut slices = BTreeMap::new();
+    while let Some(change) = changes.next().await {
+        let change: Change<EndpointSlice> = change;
+        crate::apply(&mut slices, change);
+        let list = addresses(slices.values());
+        // An empty list would cut the node off for good; the old one may still be true.
+        if !list.is_empty() && *servers.borrow() != list {
+            tracing::info!("API servers: {list:?}");
+            if let Err(error) = write_list(file, &list) {
+                tracing::warn!("cannot keep the list of API servers in {}: {error}", file.display());
+            }
+            *servers.borrow_mut() = list;
+        }
+    }
+}
+
+fn addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<SocketAddr> {
+    let mut out = Vec::new();
+    for slice in slices {
+        let port = slice.ports.iter().flatten().find(|p| p.name.as_deref() == Some("https"));
+        let Some(port) = port.and_then(|p| p.port).and_then(|p| u16::try_from(p).ok()) else { continue };
+        let ready = slice.endpoints.iter().flatten().filter(|e| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
+        for address in ready.flat_map(|e| e.addresses.iter()).filter_map(|a| crate::parse_v4(a)) {
+            out.push(SocketAddr::from((address, port)));
+        }
+    }
+    out.sort_unstable();
+    out.dedup();
+    out
+}
+
+fn read_list(file: &Path) -> Vec<SocketAddr> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter_map(|l| l.parse().ok()).collect()
+}
+
+fn write_list(file: &Path, list: &[SocketAddr]) -> std::io::Result<()> {
+    let text: String = list.iter().map(|a| format!("{a}\n")).collect();
+    let temporary = file.with_extension("new");
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(&temporary, file)
+}
