@@ -1,0 +1,177 @@
+//! The embedded engine: the live set in memory, and one append-only log on disk.
+//!
+//! A writer thread takes what writes have come in, checks each against the newest state,
+//! writes them as one frame, syncs once, shows them to readers and observers, and only then
+//! answers.  When the log is much larger than the live set, a fresh log is written beside
+//! it (by a thread of its own) and takes its place.
+
+mod open;
+mod state;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+
+pub use open::{Report, restore, verify};
+
+use crate::io::Disk;
+use crate::{Changes, Cipher, Entry, Expect, Observer, Result, Stamped, Store, StoreError};
+use state::Shared;
+use writer::{Op, Request};
+
+/// Name of the log in its directory.
+pub(crate) const LOG: &str = "store.log";
+/// Name of the log that is being written to take its place.
+pub(crate) const LOG_NEW: &str = "store.log.new";
+
+/// Settings of the engine.
+#[derive(Clone)]
+pub struct Options {
+    /// Encrypts some values on disk.
+    pub cipher: Option<Arc<Cipher>>,
+    /// Changes kept for watches; at least one batch is.
+    pub history: usize,
+    /// The log may grow to this before it is rewritten, however small the live set is.
+    pub min_log_bytes: u64,
+    /// Seconds since 1970; for expiry.
+    pub clock: fn() -> u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { cipher: None, history: 4096, min_log_bytes: 8 << 20, clock: unix_now }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options").field("history", &self.history).field("min_log_bytes", &self.min_log_bytes).finish_non_exhaustive()
+    }
+}
+
+fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// The engine; dropping it ends the writer after what was accepted is written.
+pub struct Embedded {
+    shared: Arc<Shared>,
+    clock: fn() -> u64,
+    requests: Mutex<Option<Sender<Request>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Embedded")
+    }
+}
+
+impl Embedded {
+    /// Opens the store on `disk`; makes it if there is none.
+    pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Embedded> {
+        let opened = open::open(disk.as_ref(), &options)?;
+        let shared = Arc::new(Shared::new(opened.state, options.history));
+        let (requests, inbox) = channel();
+        let clock = options.clock;
+        let writer = writer::Writer::new(disk, options, shared.clone(), opened.file, opened.log_bytes, requests.clone());
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(&inbox))
+            .map_err(|source| StoreError::Io { what: "starting the store's writer thread".into(), source })?;
+        Ok(Embedded { shared, clock, requests: Mutex::new(Some(requests)), writer: Mutex::new(Some(thread)) })
+    }
+
+    async fn ask(&self, op: Op) -> Result<u64> {
+        let (reply, answer) = oneshot::channel();
+        let sent = {
+            let requests = self.requests.lock().unwrap_or_else(|e| e.into_inner());
+            requests.as_ref().is_some_and(|r| r.send(Request { op, reply: Some(reply) }).is_ok())
+        };
+        let gone = || StoreError::Failed("the writer has ended".into());
+        if !sent {
+            return Err(gone());
+        }
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        if let Some(requests) = self.requests.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            // A failing send means that the writer has ended already.
+            let _ended = requests.send(Request { op: Op::End, reply: None });
+        }
+        if let Some(thread) = self.writer.lock().unwrap_or_else(|e| e.into_inner()).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's writer thread ended in a panic");
+        }
+    }
+}
+
+impl Store for Embedded {
+    fn revision(&self) -> u64 {
+        self.shared.read().revision
+    }
+
+    fn compacted(&self) -> u64 {
+        self.shared.read().compacted
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>> {
+        let found = self.shared.read().live.get(key).cloned();
+        async move { Ok(found) }.boxed()
+    }
+
+    fn range<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<(Vec<Entry>, u64)>> {
+        let answer = self.shared.read().range(prefix, after, limit);
+        async move { Ok(answer) }.boxed()
+    }
+
+    fn put<'a>(&'a self, key: &'a str, value: Stamped, expect: Expect, ttl_seconds: Option<u64>) -> BoxFuture<'a, Result<u64>> {
+        let size = value.bytes.len();
+        if size > crate::MAX_VALUE {
+            return async move { Err(StoreError::TooLarge { size }) }.boxed();
+        }
+        let expires = ttl_seconds.map_or(0, |ttl| (self.clock)() + ttl);
+        self.ask(Op::Put { key: key.into(), value, expect, expires }).boxed()
+    }
+
+    fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<u64>> {
+        self.ask(Op::Delete { key: key.into(), expect }).boxed()
+    }
+
+    fn watch(&self, prefix: &str, after: u64) -> Result<Changes> {
+        self.shared.watch(prefix, after)
+    }
+
+    fn attach(&self, prefix: &str, observer: Arc<dyn Observer>) {
+        self.shared.attach(prefix, observer);
+    }
+
+    fn compact(&self, revision: u64) {
+        self.shared.compact(revision);
+    }
+
+    fn snapshot<'a>(&'a self, to: PathBuf) -> BoxFuture<'a, Result<u64>> {
+        self.ask(Op::Snapshot { to }).boxed()
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.shared.failure()
+    }
+
+    fn live_bytes(&self) -> u64 {
+        self.shared.read().live_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! The little that the engine asks of a disk, so that tests can put a faulty one there.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// One directory.
+pub trait Disk: Send + Sync {
+    /// How to name a file in messages.
+    fn describe(&self, name: &str) -> String;
+    /// The file from its beginning; None: there is none.
+    fn read(&self, name: &str) -> io::Result<Option<Box<dyn Read + Send>>>;
+    /// A new, empty file; one of that name is replaced.
+    fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
+    /// An existing file, cut to `len`, to write at its end.
+    fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn DiskFile>>;
+    /// Puts `from` in the place of `to`.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file if there is one.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes names durable.
+    fn sync_dir(&self) -> io::Result<()>;
+}
+
+/// A file being written at its end.
+pub trait DiskFile: Send {
+    /// Writes at the end.
+    fn append(&mut self, data: &[u8]) -> io::Result<()>;
+    /// Makes everything written durable.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A real directory, locked against other processes while this lives.
+#[derive(Debug)]
+pub struct DirDisk {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl DirDisk {
+    /// Opens a directory, makes it if need be, and locks it.
+    pub fn open(dir: &Path) -> crate::Result<DirDisk> {
+        let io = |what: &str, source| crate::StoreError::Io { what: format!("{what} {}", dir.display()), source };
+        std::fs::create_dir_all(dir).map_err(|e| io("making the store directory", e))?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("LOCK")).map_err(|e| io("opening the lock in", e))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(DirDisk { dir: dir.to_path_buf(), _lock: lock }),
+            Err(std::fs::TryLockError::WouldBlock) => Err(crate::StoreError::Locked(dir.to_path_buf())),
+            Err(std::fs::TryLockError::Error(e)) => Err(io("locking", e)),
+        }
+    }
+}
+
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        self.0.write_all(data)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+impl Disk for DirDisk {
+    fn describe(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    fn read(&self, name: &str) -> io::Result<Option<Box<dyn Read + Send>>> {
+        match File::open(self.dir.join(name)) {
+            Ok(file) => Ok(Some(Box::new(io::BufReader::with_capacity(1 << 16, file)))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(RealFile(File::create(self.dir.join(name))?)))
+    }
+
+    fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn DiskFile>> {
+        let file = OpenOptions::new().append(true).open(self.dir.join(name))?;
+        if file.metadata()?.len() != len {
+            file.set_len(len)?;
+            file.sync_all()?;
+        }
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.dir.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+}
