@@ -63,11 +63,10 @@ fn leaf(name: &str, schema: &Value) -> u8 {
         "IntOrString" => return 7,
         "RawExtension" => return 12,
         "FieldsV1" => return 13,
-        "JSON" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrStringArray"
-            if name.contains("apiextensions") =>
-        {
-            return 14;
-        }
+        "JSON" if name.contains("apiextensions") => return 14,
+        "JSONSchemaPropsOrArray" => return 16,
+        "JSONSchemaPropsOrBool" => return 17,
+        "JSONSchemaPropsOrStringArray" => return 18,
         _ => {}
     }
     match (schema["type"].as_str(), schema["format"].as_str()) {
@@ -163,7 +162,7 @@ impl Facts {
             let name = name.to_string();
             let target = self.schemas.get(&name).cloned().unwrap_or(Value::Null);
             let l = leaf(&name, &target);
-            if target["properties"].is_object() && l != 14 {
+            if target["properties"].is_object() && l < 14 {
                 out.push(0);
                 let i = self.order[&name];
                 varint(out, i);

@@ -1,7 +1,11 @@
 //! API machinery without I/O, driven by tables. Objects are `serde_json::Value`.
 pub mod blob;
+pub mod codec;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod protobuf;
+pub mod quantity;
 pub mod schema;
 pub mod status;
+pub mod time;

@@ -35,6 +35,10 @@ pub enum Ty {
     /// Any JSON value; in protobuf carried as JSON text.
     Json = 14,
     Array = 15,
+    /// A JSONSchemaProps or a list of them, or a boolean, or a list of names.
+    PropsOrArray = 16,
+    PropsOrBool = 17,
+    PropsOrStrings = 18,
 }
 
 impl Ty {
@@ -55,6 +59,9 @@ impl Ty {
             13 => Ty::FieldsV1,
             14 => Ty::Json,
             15 => Ty::Array,
+            16 => Ty::PropsOrArray,
+            17 => Ty::PropsOrBool,
+            18 => Ty::PropsOrStrings,
             _ => Ty::Any,
         }
     }
@@ -191,7 +198,7 @@ impl Schema {
     /// Whether fields that the schema does not name are kept.
     pub fn keeps_unknown(&self) -> bool {
         match self.ty {
-            Ty::Any | Ty::RawExtension | Ty::FieldsV1 | Ty::Json => true,
+            Ty::Any | Ty::RawExtension | Ty::FieldsV1 | Ty::Json | Ty::PropsOrArray | Ty::PropsOrBool | Ty::PropsOrStrings => true,
             Ty::Object => {
                 (self.fields.is_empty() && self.items.is_none() && self.extra.is_none() && self.name.is_empty())
                     || self.extra.as_ref().is_some_and(|e| e.preserve_unknown)
@@ -210,7 +217,7 @@ impl Schema {
     }
 }
 
-static LEAVES: LazyLock<Vec<Schema>> = LazyLock::new(|| (0..16).map(|b| Schema::leaf(Ty::from_byte(b))).collect());
+static LEAVES: LazyLock<Vec<Schema>> = LazyLock::new(|| (0..19).map(|b| Schema::leaf(Ty::from_byte(b))).collect());
 
 static TYPES: LazyLock<Vec<OnceLock<Schema>>> = LazyLock::new(|| (0..blob::type_count()).map(|_| OnceLock::new()).collect());
 
@@ -246,6 +253,13 @@ pub fn index_of(name: &str) -> Option<u16> {
 pub fn object_meta() -> &'static Schema {
     static META: LazyLock<u16> = LazyLock::new(|| index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").unwrap_or(u16::MAX));
     by_index(*META)
+}
+
+/// The schema of JSONSchemaProps.
+pub fn schema_props() -> &'static Schema {
+    static PROPS: LazyLock<u16> =
+        LazyLock::new(|| index_of("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps").unwrap_or(u16::MAX));
+    by_index(*PROPS)
 }
 
 fn decode(index: u16) -> Schema {

@@ -1,0 +1,153 @@
+//! A JSON reader that keeps the last of duplicate keys and lists their paths.
+
+use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+use std::fmt;
+
+/// A parsed document.
+#[derive(Debug)]
+pub struct Parsed {
+    pub value: Value,
+    /// Paths of keys that appear twice.
+    pub duplicates: Vec<String>,
+}
+
+#[derive(Default)]
+struct Context {
+    path: String,
+    duplicates: Vec<String>,
+}
+
+struct Seed<'a>(&'a mut Context);
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(Value::Bool(v))
+    }
+
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_f64<E: Error>(self, v: f64) -> Result<Value, E> {
+        Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("numbers must be finite"))
+    }
+
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+        Ok(v.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: serde::Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
+        d.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        let len = self.0.path.len();
+        loop {
+            self.0.path.push_str(&format!("[{}]", out.len()));
+            let next = seq.next_element_seed(Seed(self.0))?;
+            self.0.path.truncate(len);
+            match next {
+                Some(v) => out.push(v),
+                None => return Ok(Value::Array(out)),
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut out = Map::new();
+        let len = self.0.path.len();
+        while let Some(key) = map.next_key::<String>()? {
+            if len > 0 {
+                self.0.path.push('.');
+            }
+            self.0.path.push_str(&key);
+            if out.contains_key(&key) {
+                let path = self.0.path.clone();
+                if !self.0.duplicates.contains(&path) {
+                    self.0.duplicates.push(path);
+                }
+            }
+            let value = map.next_value_seed(Seed(self.0))?;
+            self.0.path.truncate(len);
+            out.insert(key, value);
+        }
+        Ok(Value::Object(out))
+    }
+}
+
+/// Parses JSON.
+pub fn parse_json(body: &[u8]) -> Result<Parsed, String> {
+    let mut context = Context::default();
+    let mut de = serde_json::Deserializer::from_slice(body);
+    let value = Seed(&mut context).deserialize(&mut de).map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?;
+    de.end().map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?;
+    Ok(Parsed { value, duplicates: context.duplicates })
+}
+
+/// Parses YAML (or JSON, which YAML contains).
+pub fn parse_yaml(body: &[u8]) -> Result<Parsed, String> {
+    if body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
+        && let Ok(parsed) = parse_json(body)
+    {
+        return Ok(parsed);
+    }
+    let mut context = Context::default();
+    let mut documents = serde_yaml_ng::Deserializer::from_slice(body);
+    let Some(de) = documents.next() else { return Err("error converting YAML to JSON: the body is empty".into()) };
+    let value = Seed(&mut context).deserialize(de).map_err(|e| format!("error converting YAML to JSON: {e}"))?;
+    Ok(Parsed { value, duplicates: context.duplicates })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn keeps_the_last_and_lists_duplicates() {
+        let p = parse_json(br#"{"a":1,"b":[{"c":1,"c":2}],"a":{"x":null}}"#).unwrap();
+        assert_eq!(p.value, json!({"a": {"x": null}, "b": [{"c": 2}]}));
+        assert_eq!(p.duplicates, ["b[0].c", "a"]);
+        assert!(parse_json(b"{\"a\":1} x").is_err());
+        assert!(parse_json(b"").is_err());
+    }
+
+    #[test]
+    fn reads_yaml() {
+        let p = parse_yaml(b"a: 1\nb:\n- c: 'x'\n  d: true\n").unwrap();
+        assert_eq!(p.value, json!({"a": 1, "b": [{"c": "x", "d": true}]}));
+        assert_eq!(parse_yaml(b" {\"a\":1}").unwrap().value, json!({"a": 1}));
+    }
+}

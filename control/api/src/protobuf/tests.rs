@@ -1,0 +1,78 @@
+use super::*;
+use serde_json::json;
+
+#[test]
+fn round_trips() {
+    for o in [
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "a", "namespace": "b", "creationTimestamp": "2026-01-02T03:04:05Z", "labels": {"x": "y"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true}],
+                "managedFields": [{"manager": "m", "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": {"f:metadata": {}}}]},
+            "spec": {"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                "livenessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 3},
+                "env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}],
+                "resources": {"limits": {"cpu": "100m"}}, "securityContext": {"runAsUser": 0, "privileged": false}}],
+                "volumes": [{"name": "v", "emptyDir": {}}, {"name": "w", "hostPath": {"path": "/x", "type": ""}}],
+                "terminationGracePeriodSeconds": 0, "securityContext": {"supplementalGroups": [1, 2]}},
+            "status": {"podIPs": [{"ip": "10.0.0.1"}]}}),
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"a": "aGk="}, "type": "Opaque"}),
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+            "spec": {"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "strategy": {"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}},
+                "template": {"metadata": {}, "spec": {"containers": []}}}, "status": {}}),
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "l"}, "spec": {"holderIdentity": "h", "renewTime": "2026-01-02T03:04:05.123456Z", "leaseDurationSeconds": 40}}),
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "x"},
+            "spec": {"group": "g", "names": {"plural": "x", "kind": "X"}, "scope": "Cluster", "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string"}, "default": ["q"]}, "b": {"type": "object", "additionalProperties": {"type": "string"}, "x-kubernetes-preserve-unknown-fields": true}}}}}]}}),
+        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "p"}, "spec": {"capacity": {"storage": "1Gi"}, "hostPath": {"path": "/d"}, "accessModes": ["ReadWriteOnce"]}, "status": {}}),
+        json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "p"},
+            "spec": {"matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"], "resourceNames": ["x"]}]}, "validations": [{"expression": "true"}]}}),
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": "t"}, "status": {"user": {"username": "u", "extra": {"k": ["v", "w"]}}}}),
+        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "n"}}),
+    ] {
+        let bytes = encode_object(&o, None);
+        assert_eq!(&bytes[..4], MAGIC);
+        let mut back = decode_object(&bytes, None).unwrap();
+        let mut want = o.clone();
+        for v in [&mut back, &mut want] {
+            strip_empty(v);
+        }
+        assert_eq!(back, want);
+    }
+}
+
+/// Empty lists have no form on the wire.
+fn strip_empty(v: &mut Value) {
+    match v {
+        Value::Object(m) => {
+            m.retain(|_, v| v.as_array().is_none_or(|a| !a.is_empty()));
+            m.values_mut().for_each(strip_empty);
+        }
+        Value::Array(a) => a.iter_mut().for_each(strip_empty),
+        _ => {}
+    }
+}
+
+#[test]
+fn plain_zeros_are_left_out() {
+    let mut body = Vec::new();
+    // hostNetwork = 11 (plain bool), terminationGracePeriodSeconds = 4 (optional).
+    wire::varint_field(&mut body, 11, 0);
+    wire::varint_field(&mut body, 4, 0);
+    let spec = crate::schema::by_name("io.k8s.api.core.v1.PodSpec").unwrap();
+    assert_eq!(Value::Object(decode_message(&body, spec).unwrap()), json!({"terminationGracePeriodSeconds": 0}));
+}
+
+#[test]
+fn refuses_nonsense() {
+    assert!(decode_object(b"{}", None).is_err());
+    assert!(decode_object(b"k8s\0\x0a\xff", None).is_err());
+    let mut long = MAGIC.to_vec();
+    long.extend([0x12, 0xff, 0xff, 0xff, 0xff, 0x0f]);
+    assert!(decode_object(&long, None).is_err());
+}
+
+#[test]
+fn watch_frames_have_a_length() {
+    let f = watch_frame("ADDED", b"k8s\0");
+    assert_eq!(u32::from_be_bytes(f[..4].try_into().unwrap()) as usize, f.len() - 4);
+}
