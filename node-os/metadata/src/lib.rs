@@ -5,9 +5,17 @@
 //! Everything it parses comes from outside and is treated as hostile.
 
 mod cluster;
+mod fat;
+mod iso9660;
+pub mod merge;
+pub mod network_config;
 mod node;
+mod read_at;
 mod seal;
+pub mod sources;
+pub mod userdata;
 
 pub use cluster::{BuildInfo, Cluster, NodeEntry, Overlay, Reserved, Role, StoreEngine};
 pub use node::{Node, Taint};
+pub use read_at::ReadAt;
 pub use seal::{SEAL_MAGIC, SealError, SealKey, seal, unseal};

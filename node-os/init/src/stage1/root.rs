@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(20);
 /// Without a root after this time the late modules are loaded.
 const LATE_AFTER: Duration = Duration::from_millis(1500);
+/// How long a disk that was never used waits for one that was.
+const SETTLE: Duration = Duration::from_millis(200);
 /// Controllers of slow machines need so long at most.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 const STATE_PARTITION: u32 = 6;
@@ -33,9 +35,16 @@ pub(super) struct Root {
 pub(super) fn find(hash: &RootHash, load_late: impl FnOnce(), say: impl Fn(&str)) -> Result<Root> {
     let start = Instant::now();
     let mut load_late = Some(load_late);
+    let mut settled = false;
     loop {
         if let Some(root) = choose(candidates(hash)) {
-            return Ok(root);
+            if settled || has_state(&root.disk) {
+                return Ok(root);
+            }
+            // A first boot, or a fresh disk that was faster than the one in use: let the others appear.
+            settled = true;
+            std::thread::sleep(SETTLE);
+            continue;
         }
         if start.elapsed() > LATE_AFTER
             && let Some(load) = load_late.take()

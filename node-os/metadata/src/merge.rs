@@ -1,0 +1,330 @@
+//! What the image bakes, what the platform says and what user-data says become one [`Node`]. Pure.
+//!
+//! User-data stands above `cluster.toml`, that above what the platform says. A contradiction about who this
+//! machine is ends in a [`MergeError`]: such a node joins nothing.
+
+use crate::sources::Found;
+use crate::userdata::UserData;
+use crate::{Cluster, Node, NodeEntry, Role, Taint};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// A node, and the secrets that came with it.
+#[derive(Debug, Clone)]
+pub struct Merged {
+    /// Who this machine is.
+    pub node: Node,
+    /// Bootstrap token.
+    pub token: Option<crate::userdata::Secret>,
+}
+
+/// Why this machine cannot be a node.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum MergeError {
+    /// Image and user-data disagree.
+    #[error("this is a {image} image, and {source_of} says that this machine is a {wanted}; boot the {wanted} image, or correct the role")]
+    WrongRole {
+        /// The image's role.
+        image: Role,
+        /// The other role.
+        wanted: Role,
+        /// Who said so.
+        source_of: &'static str,
+    },
+    /// Nothing gives a name.
+    #[error("this machine has no name; set hostname in its user-data")]
+    NoName,
+    /// Not a DNS label.
+    #[error("{0:?} cannot be a node's name; use small letters, digits and dashes, at most 63")]
+    BadName(String),
+    /// An address is unusable.
+    #[error("node-ip {address:?} {why}")]
+    BadAddress {
+        /// As it was given.
+        address: String,
+        /// The fault and the way out.
+        why: String,
+    },
+    /// No interface has an address.
+    #[error("this machine has no address yet, and neither user-data (node-ip) nor cluster.toml gives one")]
+    NoAddress,
+    /// A worker needs to know its masters.
+    #[error("nothing says where the API is; set api in the user-data, or give a master an address in cluster.toml")]
+    NoApi,
+    /// `host[:port]` is wrong.
+    #[error("api {0:?} is no host or host:port")]
+    BadApi(String),
+    /// A taint is wrong.
+    #[error("the taint {0:?} is not key[=value]:Effect with the effect NoSchedule, PreferNoSchedule or NoExecute")]
+    BadTaint(String),
+    /// A label is wrong.
+    #[error("the label {0:?} has an invalid key or value")]
+    BadLabel(String),
+    /// A token is wrong.
+    #[error("the token in user-data is not of the form abcdef.0123456789abcdef; take the line that `kimg seed` printed")]
+    BadToken,
+}
+
+const API_PORT: u16 = 6443;
+const CONTROL_PLANE_TAINT: &str = "node-role.kubernetes.io/control-plane";
+
+/// The name this machine will have; known before it has an address.
+pub fn name_of(found: &Found, user: &UserData) -> Result<String, MergeError> {
+    let given = user.hostname.as_ref().or(found.hostname.as_ref()).ok_or(MergeError::NoName)?;
+    // A fully qualified name is cut: the node's name is its first label.
+    let name = given.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    if is_label(&name) { Ok(name) } else { Err(MergeError::BadName(given.clone())) }
+}
+
+/// The merge. `own` are the addresses that this machine's interfaces have, the first interface's first.
+pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) -> Result<Merged, MergeError> {
+    check_role(cluster.role, user.kimg.role, "its user-data")?;
+    let name = name_of(found, user)?;
+    let entry = cluster.nodes.iter().find(|entry| entry.name == name);
+    check_role(cluster.role, entry.map(|entry| entry.role), "cluster.toml")?;
+    let token = user.kimg.token.clone();
+    if token.as_ref().is_some_and(|token| !is_token(&token.0)) {
+        return Err(MergeError::BadToken);
+    }
+    let node = Node {
+        role: cluster.role,
+        addresses: addresses(cluster, entry, user, own)?,
+        api_endpoints: api_endpoints(cluster, user)?,
+        labels: labels(entry, user)?,
+        taints: taints(cluster.role, entry, user)?,
+        reserved: entry.map(|entry| entry.reserved.clone()).unwrap_or_default(),
+        provider_id: found.provider_id.clone(),
+        source: found.source.clone(),
+        name,
+    };
+    Ok(Merged { node, token })
+}
+
+fn check_role(image: Role, said: Option<Role>, source_of: &'static str) -> Result<(), MergeError> {
+    match said {
+        Some(wanted) if wanted != image => Err(MergeError::WrongRole { image, wanted, source_of }),
+        _ => Ok(()),
+    }
+}
+
+fn addresses(cluster: &Cluster, entry: Option<&NodeEntry>, user: &UserData, own: &[IpAddr]) -> Result<Vec<IpAddr>, MergeError> {
+    let given = &user.kimg.node_ip;
+    let wanted: Vec<String> = if given.is_empty() {
+        entry.map(|entry| entry.addresses.iter().map(IpAddr::to_string).collect()).unwrap_or_default()
+    } else {
+        given.clone()
+    };
+    if wanted.is_empty() {
+        return own.first().map(|first| vec![*first]).ok_or(MergeError::NoAddress);
+    }
+    wanted.iter().map(|address| check_address(cluster, address, own)).collect()
+}
+
+fn check_address(cluster: &Cluster, given: &str, own: &[IpAddr]) -> Result<IpAddr, MergeError> {
+    let bad = |why: String| MergeError::BadAddress { address: given.to_owned(), why };
+    let address: IpAddr = given.trim().parse().map_err(|_| bad("is no IP address; correct it in the user-data".to_owned()))?;
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+        return Err(bad("cannot be the address of a node; give the address of its network interface".to_owned()));
+    }
+    for (what, range) in [("pod", cluster.pod_cidr), ("service", cluster.service_cidr)] {
+        if range.contains(&address) {
+            return Err(bad(format!("lies in the cluster's {what} range {range}; give the machine's own address")));
+        }
+    }
+    if !own.contains(&address) {
+        let have: Vec<String> = own.iter().map(IpAddr::to_string).collect();
+        let have = if have.is_empty() { "none".to_owned() } else { have.join(", ") };
+        return Err(bad(format!("is on none of this machine's interfaces (they have: {have}); correct node-ip or the network configuration")));
+    }
+    Ok(address)
+}
+
+fn api_endpoints(cluster: &Cluster, user: &UserData) -> Result<Vec<String>, MergeError> {
+    let endpoints: Vec<String> = if user.kimg.api.is_empty() {
+        let masters = cluster.nodes.iter().filter(|entry| entry.role == Role::Master).filter_map(|entry| entry.addresses.first());
+        let baked: Vec<&IpAddr> = if cluster.api_addresses.is_empty() { masters.collect() } else { cluster.api_addresses.iter().collect() };
+        baked.into_iter().map(|address| with_port(*address)).collect()
+    } else {
+        user.kimg.api.iter().map(|given| endpoint(given)).collect::<Result<_, _>>()?
+    };
+    if endpoints.is_empty() && cluster.role == Role::Worker {
+        return Err(MergeError::NoApi);
+    }
+    Ok(endpoints)
+}
+
+fn with_port(address: IpAddr) -> String {
+    std::net::SocketAddr::new(address, API_PORT).to_string()
+}
+
+fn endpoint(given: &str) -> Result<String, MergeError> {
+    let given = given.trim();
+    if let Ok(address) = given.parse::<IpAddr>() {
+        return Ok(with_port(address));
+    }
+    if let Ok(socket) = given.parse::<std::net::SocketAddr>() {
+        return Ok(socket.to_string());
+    }
+    let (host, port) = given.split_once(':').unwrap_or((given, "6443"));
+    let bad = || MergeError::BadApi(given.to_owned());
+    let port: u16 = port.parse().map_err(|_| bad())?;
+    // Digits and dots alone are a mistyped address, and no name.
+    let looks_like_address = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    if looks_like_address || !host.to_ascii_lowercase().split('.').all(is_label) {
+        return Err(bad());
+    }
+    Ok(format!("{host}:{port}"))
+}
+
+fn labels(entry: Option<&NodeEntry>, user: &UserData) -> Result<BTreeMap<String, String>, MergeError> {
+    let mut labels = entry.map(|entry| entry.labels.clone()).unwrap_or_default();
+    labels.extend(user.kimg.labels.iter().map(|(key, value)| (key.clone(), value.to_string())));
+    for (key, value) in &labels {
+        if !is_qualified(key) || !is_label_value(value) {
+            return Err(MergeError::BadLabel(format!("{key}={value}")));
+        }
+    }
+    Ok(labels)
+}
+
+fn taints(role: Role, entry: Option<&NodeEntry>, user: &UserData) -> Result<Vec<Taint>, MergeError> {
+    let given = entry.map(|entry| entry.taints.as_slice()).unwrap_or_default().iter().chain(&user.kimg.taints);
+    let mut taints: Vec<Taint> = Vec::new();
+    if role == Role::Master {
+        taints.push(Taint { key: CONTROL_PLANE_TAINT.to_owned(), value: String::new(), effect: "NoSchedule".to_owned() });
+    }
+    for text in given {
+        let taint = taint(text)?;
+        taints.retain(|other| other.key != taint.key || other.effect != taint.effect);
+        taints.push(taint);
+    }
+    Ok(taints)
+}
+
+fn taint(text: &str) -> Result<Taint, MergeError> {
+    let bad = || MergeError::BadTaint(text.to_owned());
+    let (pair, effect) = text.rsplit_once(':').ok_or_else(bad)?;
+    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect);
+    if !known || !is_qualified(key) || !is_label_value(value) {
+        return Err(bad());
+    }
+    Ok(Taint { key: key.to_owned(), value: value.to_owned(), effect: effect.to_owned() })
+}
+
+/// A DNS-1123 label.
+fn is_label(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+fn is_token(token: &str) -> bool {
+    let good = |part: &str, length| part.len() == length && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    token.split_once('.').is_some_and(|(id, secret)| good(id, 6) && good(secret, 16))
+}
+
+fn is_qualified(key: &str) -> bool {
+    let (prefix, name) = match key.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, key),
+    };
+    let prefix_good = prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_label));
+    prefix_good && !name.is_empty() && is_label_value(name)
+}
+
+fn is_label_value(value: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let ends = |byte: Option<u8>| byte.is_none_or(|byte| byte.is_ascii_alphanumeric());
+    value.len() <= 63 && value.bytes().all(inner) && ends(value.bytes().next()) && ends(value.bytes().last())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Overlay, StoreEngine, userdata};
+
+    fn cluster(role: Role) -> Cluster {
+        let entry = |name: &str, role, address: &str| NodeEntry {
+            name: name.into(),
+            role,
+            addresses: vec![address.parse().unwrap()],
+            labels: BTreeMap::from([("zone".into(), "a".into())]),
+            taints: vec![],
+            reserved: Default::default(),
+        };
+        Cluster {
+            name: "demo".into(),
+            role,
+            domain: "cluster.local".into(),
+            api_names: vec![],
+            api_addresses: vec!["10.77.0.10".parse().unwrap()],
+            pod_cidr: "10.200.0.0/16".parse().unwrap(),
+            service_cidr: "10.32.0.0/24".parse().unwrap(),
+            dns_address: "10.32.0.10".parse().unwrap(),
+            overlay: Overlay::Vxlan,
+            store: StoreEngine::Embedded,
+            ntp_servers: vec![],
+            nodes: vec![entry("master-1", Role::Master, "10.77.0.10"), entry("worker-1", Role::Worker, "10.77.0.11")],
+            build: Default::default(),
+        }
+    }
+
+    fn run(role: Role, kimg: &str) -> Result<Merged, MergeError> {
+        let user = userdata::parse(format!("#cloud-config\nkimg: {{{kimg}}}\n").as_bytes()).unwrap();
+        let found = Found { source: "nocloud".into(), hostname: Some("worker-1.example.org".into()), ..Found::default() };
+        let own: Vec<IpAddr> = ["10.77.0.11", "10.0.2.15", "10.200.0.1"].iter().map(|text| text.parse().unwrap()).collect();
+        merge(&cluster(role), &found, &user, &own)
+    }
+
+    #[test]
+    fn baked_values_stand_where_user_data_is_silent() {
+        let merged = run(Role::Worker, "token: abcdef.0123456789abcdef").unwrap();
+        assert_eq!(merged.node.name, "worker-1");
+        assert_eq!(merged.node.addresses, ["10.77.0.11".parse::<IpAddr>().unwrap()]);
+        assert_eq!(merged.node.api_endpoints, ["10.77.0.10:6443"]);
+        assert_eq!(merged.node.labels["zone"], "a");
+        assert!(merged.node.taints.is_empty());
+        assert_eq!(merged.token.unwrap().0, "abcdef.0123456789abcdef");
+    }
+
+    #[test]
+    fn user_data_wins() {
+        let node = run(Role::Worker, "node-ip: [10.0.2.15], api: [kube.example.org, '1.2.3.4:443'], labels: {zone: b}, taints: ['a=b:NoExecute']").unwrap().node;
+        assert_eq!(node.addresses, ["10.0.2.15".parse::<IpAddr>().unwrap()]);
+        assert_eq!(node.api_endpoints, ["kube.example.org:6443", "1.2.3.4:443"]);
+        assert_eq!(node.labels["zone"], "b");
+        assert_eq!(node.taints, [Taint { key: "a".into(), value: "b".into(), effect: "NoExecute".into() }]);
+    }
+
+    #[test]
+    fn every_contradiction_is_named() {
+        let cases = [
+            (Role::Worker, "role: master", "this is a worker image, and its user-data says that this machine is a master"),
+            (Role::Master, "", "this is a master image, and cluster.toml says"),
+            (Role::Worker, "node-ip: 10.77.0", "is no IP address"),
+            (Role::Worker, "node-ip: 127.0.0.1", "cannot be the address"),
+            (Role::Worker, "node-ip: 10.200.0.1", "pod range"),
+            (Role::Worker, "node-ip: 10.77.0.99", "on none of this machine's interfaces"),
+            (Role::Worker, "api: ['10.0.0.300']", "is no host"),
+            (Role::Worker, "api: ['host:x']", "is no host"),
+            (Role::Worker, "taints: [a]", "taint"),
+            (Role::Worker, "taints: ['a:Never']", "taint"),
+            (Role::Worker, "labels: {'a b': c}", "label"),
+            (Role::Worker, "token: nonsense", "token"),
+        ];
+        for (role, kimg, wanted) in cases {
+            let error = run(role, kimg).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{kimg}: {error:?} should contain {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn masters_carry_the_control_plane_taint() {
+        let user = UserData { hostname: Some("master-1".into()), ..UserData::default() };
+        let own = ["10.77.0.10".parse().unwrap()];
+        let node = merge(&cluster(Role::Master), &Found::default(), &user, &own).unwrap().node;
+        assert_eq!(node.taints[0].key, CONTROL_PLANE_TAINT);
+        let nameless = merge(&cluster(Role::Master), &Found::default(), &UserData::default(), &own);
+        assert_eq!(nameless.unwrap_err(), MergeError::NoName);
+    }
+}
