@@ -4,7 +4,7 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use super::AuthnError;
-use super::user::UserInfo;
+use crate::request::UserInfo;
 use super::view::{ClusterView, SECRETS, str_at};
 
 const GROUP_PREFIX: &str = "system:bootstrappers";

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::AuthnError;
 use super::jwt::Keys;
-use super::user::UserInfo;
+use crate::request::UserInfo;
 use super::view::{ClusterView, NODES, PODS, SECRETS, SERVICE_ACCOUNTS, str_at};
 
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";

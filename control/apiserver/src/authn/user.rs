@@ -1,8 +1,8 @@
 //! Who asks: the result of authentication, as authorisation, admission and audit see it.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value, json};
+
+use crate::request::UserInfo;
 
 /// Group of everyone who proved an identity.
 pub const GROUP_AUTHENTICATED: &str = "system:authenticated";
@@ -15,19 +15,6 @@ pub const GROUP_MASTERS: &str = "system:masters";
 /// Group of the kubelets.
 pub const GROUP_NODES: &str = "system:nodes";
 
-/// An identity.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UserInfo {
-    /// User name, for example `system:node:worker-1`.
-    pub name: String,
-    /// Unique id, empty where the method of authentication has none.
-    pub uid: String,
-    /// Groups, including `system:authenticated`.
-    pub groups: Vec<String>,
-    /// Further attributes, keyed in lower case.
-    pub extra: BTreeMap<String, Vec<String>>,
-}
-
 impl UserInfo {
     /// An authenticated user; `system:authenticated` is added.
     pub fn authenticated(name: impl Into<String>, groups: impl IntoIterator<Item = String>) -> Self {
@@ -39,16 +26,6 @@ impl UserInfo {
     /// The caller who showed nothing.
     pub fn anonymous() -> Self {
         Self { name: USER_ANONYMOUS.into(), groups: vec![GROUP_UNAUTHENTICATED.into()], ..Self::default() }
-    }
-
-    /// The server itself, for its own writes.
-    pub fn apiserver() -> Self {
-        Self::authenticated("system:apiserver", [GROUP_MASTERS.to_string()])
-    }
-
-    /// Whether the user is in `group`.
-    pub fn in_group(&self, group: &str) -> bool {
-        self.groups.iter().any(|g| g == group)
     }
 
     /// Adds a group once.

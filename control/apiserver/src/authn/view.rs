@@ -45,6 +45,21 @@ pub trait ClusterView: Send + Sync {
     fn revision(&self, gr: Gr) -> u64;
 }
 
+impl ClusterView for crate::registry::Registry {
+    fn get(&self, gr: Gr, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        self.get(gr.0, gr.1, namespace, name).map(|o| Arc::new(o.value()))
+    }
+
+    fn list(&self, gr: Gr, namespace: &str) -> Vec<Arc<Value>> {
+        let namespace = (!namespace.is_empty()).then_some(namespace);
+        self.list(gr.0, gr.1, namespace).iter().map(|o| Arc::new(o.value())).collect()
+    }
+
+    fn revision(&self, gr: Gr) -> u64 {
+        self.resource_revision(gr.0, gr.1)
+    }
+}
+
 /// String at a JSON pointer, empty when absent.
 pub fn str_at<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()

@@ -16,7 +16,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCe
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::AuthnError;
-use super::user::UserInfo;
+use crate::request::UserInfo;
 
 /// What a connection's certificate says about its other end.
 #[derive(Debug, Clone, Default)]

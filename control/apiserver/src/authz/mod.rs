@@ -1,13 +1,24 @@
 //! Authorisation: Node, then RBAC; `system:masters` may all.
 
+pub mod bootstrap;
+pub mod escalation;
+pub mod node;
+pub mod rbac;
+pub mod reviews;
+pub mod rules;
+
 use std::sync::Arc;
 
-use serde_json::Value;
-
+use crate::authn::user::GROUP_MASTERS;
+use crate::authn::view::ClusterView;
 use crate::config::Config;
-use crate::error::Result;
-use crate::request::{RequestInfo, UserInfo};
+use crate::error::{ApiError, Result};
+use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
+
+use node::NodeAuthorizer;
+use rbac::Rbac;
+pub use reviews::review;
 
 /// Answer of an authoriser.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,25 +28,193 @@ pub enum Decision {
     Deny { reason: String },
 }
 
+/// One question: may `user` do this?
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    pub user: &'a UserInfo,
+    pub verb: &'a str,
+    pub namespace: &'a str,
+    pub group: &'a str,
+    pub version: &'a str,
+    pub resource: &'a str,
+    pub subresource: &'a str,
+    pub name: &'a str,
+    /// For requests outside the resources.
+    pub path: &'a str,
+    pub is_resource: bool,
+    /// The request's field selector as sent.
+    pub field_selector: &'a str,
+}
+
+impl<'a> Query<'a> {
+    /// A question that asks nothing yet.
+    pub fn empty(user: &'a UserInfo) -> Query<'a> {
+        Query {
+            user,
+            verb: "",
+            namespace: "",
+            group: "",
+            version: "",
+            resource: "",
+            subresource: "",
+            name: "",
+            path: "",
+            is_resource: false,
+            field_selector: "",
+        }
+    }
+
+    /// The question that a request asks.
+    pub fn of(user: &'a UserInfo, info: &'a RequestInfo) -> Query<'a> {
+        Query {
+            user,
+            verb: info.verb.as_str(),
+            namespace: &info.namespace,
+            group: &info.group,
+            version: &info.version,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            name: &info.name,
+            path: &info.path,
+            is_resource: info.is_resource,
+            field_selector: info.query.get("fieldSelector").unwrap_or_default(),
+        }
+    }
+
+    /// Whether the field selector demands `field=value`.
+    pub fn field_selects(&self, field: &str, value: &str) -> bool {
+        self.field_value(field) == Some(value)
+    }
+
+    /// The `metadata.name` that the field selector demands, empty without one.
+    pub fn field_name(&self) -> &'a str {
+        self.field_value("metadata.name").unwrap_or_default()
+    }
+
+    fn field_value(&self, field: &str) -> Option<&'a str> {
+        self.field_selector.split(',').find_map(|term| {
+            let (key, value) = term.split_once('=')?;
+            let negated = key.ends_with('!');
+            (!negated && key.trim() == field).then(|| value.trim_start_matches('=').trim())
+        })
+    }
+
+    /// What was refused, in upstream's words.
+    fn refusal(&self) -> String {
+        let user = &self.user.name;
+        if !self.is_resource {
+            return format!("User {user:?} cannot {} path {:?}", self.verb, self.path);
+        }
+        let resource = match self.subresource {
+            "" => self.resource.to_string(),
+            sub => format!("{}/{sub}", self.resource),
+        };
+        let place = match self.namespace {
+            "" => "at the cluster scope".to_string(),
+            ns => format!("in the namespace {ns:?}"),
+        };
+        format!("User {user:?} cannot {} resource {resource:?} in API group {:?} {place}", self.verb, self.group)
+    }
+}
+
 /// The authorisers.
-#[derive(Debug)]
-pub struct Authz {}
+pub struct Authz {
+    node: NodeAuthorizer,
+    rbac: Rbac,
+}
+
+impl std::fmt::Debug for Authz {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authz").finish_non_exhaustive()
+    }
+}
 
 impl Authz {
     /// Reads settings.
     pub fn new(_config: &Config) -> anyhow::Result<Authz> {
-        Ok(Authz {})
+        Ok(Authz { node: NodeAuthorizer::new(bootstrap::node_rules()?), rbac: Rbac::default() })
     }
 
     /// May `user` do what `info` says?  Called once for each request.
-    pub async fn authorize(&self, _state: &Arc<AppState>, _user: &UserInfo, _info: &RequestInfo) -> Decision {
-        Decision::Allow { reason: String::new() }
+    pub async fn authorize(&self, state: &Arc<AppState>, user: &UserInfo, info: &RequestInfo) -> Decision {
+        let query = Query::of(user, info);
+        let decision = self.decide(&state.registry, &query);
+        // A WebSocket is opened with GET, but what it opens is a creation.
+        let opens = info.is_resource
+            && info.group.is_empty()
+            && info.resource == "pods"
+            && info.verb == Verb::Get
+            && matches!(info.subresource.as_str(), "exec" | "attach" | "portforward");
+        match decision {
+            Decision::Allow { .. } if opens => self.decide(&state.registry, &Query { verb: "create", ..query }),
+            other => other,
+        }
+    }
+
+    /// Answers a question.
+    pub fn decide(&self, view: &dyn ClusterView, query: &Query<'_>) -> Decision {
+        match self.verdict(view, query) {
+            Ok(reason) => Decision::Allow { reason },
+            Err(reason) if reason.is_empty() => Decision::Deny { reason: query.refusal() },
+            Err(reason) => Decision::Deny { reason: format!("{}: {reason}", query.refusal()) },
+        }
+    }
+
+    /// Ok: why it is allowed. Err: why not, empty when nobody had an opinion.
+    fn verdict(&self, view: &dyn ClusterView, query: &Query<'_>) -> Result<String, String> {
+        if query.user.in_group(GROUP_MASTERS) {
+            return Ok(String::new());
+        }
+        let by_node = match self.node.allows(view, query) {
+            Ok(()) => return Ok("Node: allowed by the node authorizer".into()),
+            Err(reason) => reason,
+        };
+        self.rbac.allows(view, query).ok_or(by_node)
+    }
+
+    /// Whether the question's answer is yes.
+    pub fn allowed(&self, view: &dyn ClusterView, query: &Query<'_>) -> bool {
+        self.verdict(view, query).is_ok()
+    }
+
+    /// Fails with upstream's 403 when the answer is no.
+    pub fn require(&self, view: &dyn ClusterView, query: &Query<'_>) -> Result<()> {
+        match self.decide(view, query) {
+            Decision::Allow { .. } => Ok(()),
+            Decision::Deny { reason } => Err(ApiError::forbidden(query.group, query.resource, query.name, &reason)),
+        }
+    }
+
+    /// Every RBAC rule that holds for the user in a namespace.
+    pub fn rules_for(&self, view: &dyn ClusterView, user: &UserInfo, namespace: &str) -> Vec<rules::Rule> {
+        self.rbac.rules_for(view, user, namespace)
     }
 }
 
-/// SubjectAccessReview, LocalSubjectAccessReview, SelfSubjectAccessReview and
-/// SelfSubjectRulesReview, by `info.resource`: takes the posted object, gives it back with
-/// `status` filled.
-pub async fn review(_state: &Arc<AppState>, _user: &UserInfo, _info: &RequestInfo, body: Value) -> Result<Value> {
-    Ok(body)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_read_like_upstreams() {
+        let joe = UserInfo { name: "joe".into(), ..UserInfo::default() };
+        let base = Query { verb: "list", resource: "pods", is_resource: true, ..Query::empty(&joe) };
+        let table = [
+            (Query { namespace: "a", ..base }, r#"User "joe" cannot list resource "pods" in API group "" in the namespace "a""#),
+            (Query { group: "apps", ..base }, r#"User "joe" cannot list resource "pods" in API group "apps" at the cluster scope"#),
+            (Query { subresource: "log", ..base }, r#"User "joe" cannot list resource "pods/log" in API group "" at the cluster scope"#),
+            (Query { verb: "get", path: "/metrics", ..Query::empty(&joe) }, r#"User "joe" cannot get path "/metrics""#),
+        ];
+        for (query, want) in table {
+            assert_eq!(query.refusal(), want);
+        }
+    }
+
+    #[test]
+    fn field_selectors() {
+        let joe = UserInfo::default();
+        let query = Query { field_selector: "metadata.name=x,spec.nodeName==n1,a!=b", ..Query::empty(&joe) };
+        assert_eq!(query.field_name(), "x");
+        assert!(query.field_selects("spec.nodeName", "n1") && !query.field_selects("a", "b"));
+    }
 }

@@ -1,4 +1,42 @@
 //! Connections that outlive a request: exec, attach, port-forward, logs, proxy.
+//!
+//! # Clients
+//!
+//! Clients speak SPDY/3.1, WebSocket channels (v5, v4 and older, plain or base64), SPDY inside
+//! WebSocket (port-forward), or plain HTTP (log, proxy). All of that ends here.
+//!
+//! # The contract with the kubelet
+//!
+//! One protocol is spoken with the kubelet, over mutual TLS on port 10250 (this server shows
+//! `--kubelet-client-certificate`, and checks the kubelet's certificate, whose SANs hold the
+//! node's addresses, with `--kubelet-certificate-authority`), HTTP/1.1, upstream's paths:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /containerLogs/{ns}/{pod}/{container}?follow=true&previous=true&tailLines=&limitBytes=&sinceSeconds=&sinceTime=&timestamps=true&stream=` | 200 `text/plain`, chunked while following; 404 unknown pod or container; 400 container not started yet (body: the sentence) |
+//! | `GET /exec/{ns}/{pod}/{container}?command=a&command=b&input=1&output=1&error=1&tty=1` + upgrade | 101 WebSocket |
+//! | `GET /attach/{ns}/{pod}/{container}?input=1&output=1&error=1&tty=1` + upgrade | 101 WebSocket |
+//! | `GET /portForward/{ns}/{pod}?port=N` + upgrade | 101 WebSocket, one for each forwarded connection |
+//! | anything else (`/metrics`, `/stats/summary`, `/pods`, ...) | proxied as it is for `nodes/proxy` |
+//!
+//! Failures before the upgrade are an ordinary status code with the sentence as the body.
+//!
+//! **exec and attach**: subprotocol `v5.channel.k8s.io`. Every message is binary: one byte of
+//! channel, then data. Channels: 0 standard input (to the kubelet), 1 output, 2 error output
+//! (never with tty), 3 the final `v1 Status` as JSON (`{"metadata":{},"status":"Success"}`;
+//! a non-zero exit is `status: Failure, reason: NonZeroExitCode, details.causes:
+//! [{"reason":"ExitCode","message":"3"}]`, any other failure `reason: InternalError` with a
+//! message), 4 terminal size (to the kubelet) as `{"Width":80,"Height":24}`, 255 (to the
+//! kubelet) `[255, channel]`: that channel is at its end (end of input). The kubelet sends
+//! channel 3 exactly once, last, and then a close frame. When this server goes away (close
+//! frame or broken connection) the kubelet closes the process's input and stops streaming.
+//!
+//! **port-forward**: subprotocol `v4.channel.k8s.io`. Channel 0 is data in both directions,
+//! channel 1 (from the kubelet) an error's sentence as text. Each channel's first message from
+//! the kubelet is the port as two little-endian bytes. An empty message on channel 0, from
+//! either side, is that side's end of data (half close). Close ends the connection.
+//!
+//! Pings are answered by both sides; messages are at most 64 KiB (fragments are allowed).
 
 use std::sync::Arc;
 
