@@ -1,6 +1,8 @@
 //! API machinery without I/O, driven by tables. Objects are `serde_json::Value`.
 pub mod blob;
 pub mod codec;
+pub mod crd;
+pub mod defaults;
 pub mod kinds;
 pub mod meta;
 pub mod names;
