@@ -1,8 +1,21 @@
 //! How a component starts and ends.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// A component's flags; on wrong ones (2) and `--help` (0) the exit code, after saying why.
+///
+/// # Errors
+/// The exit code to end with.
+pub fn flags<F: clap::Parser>(args: Vec<OsString>) -> Result<F, ExitCode> {
+    F::try_parse_from(args).map_err(|error| {
+        // Nothing can be done where even standard error is closed.
+        drop(error.print());
+        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    })
+}
 
 /// Runs a component until it fails or is told to stop: one thread, so that memory stays small.
 /// An error is printed with its whole chain and ends the component with 1; the supervisor starts it again.

@@ -5,9 +5,9 @@ mod component;
 mod health;
 mod watch;
 
-pub use component::run;
+pub use component::{flags, run};
 pub use health::{Health, serve};
-pub use watch::{Change, follow};
+pub use watch::{Change, apply, follow};
 
 use anyhow::Context;
 use std::path::Path;

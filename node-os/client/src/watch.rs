@@ -4,6 +4,7 @@ use futures::{Stream, StreamExt};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 /// One step of following a kind.
@@ -44,4 +45,29 @@ where
         };
         futures::future::ready(change)
     })
+}
+
+/// Notes a change in a map keyed by `namespace/name`; true if the map now holds everything of the kind.
+/// `managedFields`, often half of an object, are not kept.
+pub fn apply<K: Resource>(objects: &mut BTreeMap<String, K>, change: Change<K>) -> bool {
+    let slim = |mut object: K| {
+        let meta = object.meta_mut();
+        meta.managed_fields = None;
+        let key = format!("{}/{}", meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""));
+        (key, object)
+    };
+    match change {
+        Change::All(all) => {
+            *objects = all.into_iter().map(slim).collect();
+            return true;
+        }
+        Change::Apply(object) => {
+            let (key, object) = slim(object);
+            objects.insert(key, object);
+        }
+        Change::Delete(object) => {
+            objects.remove(&slim(object).0);
+        }
+    }
+    false
 }

@@ -63,13 +63,9 @@ struct Flags {
 
 /// Entry point of the component.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let flags = match Flags::try_parse_from(args) {
+    let flags: Flags = match node_client::flags(args) {
         Ok(flags) => flags,
-        Err(error) => {
-            // Nothing can be done where even standard error is closed.
-            drop(error.print());
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(code) => return code,
     };
     node_client::run("overlay", run(flags))
 }

@@ -39,9 +39,9 @@ struct Flags {
 
 /// Entry point of the component.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let flags = match Flags::try_parse_from(args) {
+    let flags: Flags = match node_client::flags(args) {
         Ok(flags) => flags,
-        Err(error) => return crate::usage(&error),
+        Err(code) => return code,
     };
     node_client::run("api-balancer", async move { tokio::task::LocalSet::new().run_until(run(flags)).await })
 }
@@ -117,7 +117,7 @@ async fn follow(client: kube::Client, file: &Path, servers: &Servers) {
     let mut slices = BTreeMap::new();
     while let Some(change) = changes.next().await {
         let change: Change<EndpointSlice> = change;
-        crate::apply(&mut slices, change);
+        node_client::apply(&mut slices, change);
         let list = addresses(slices.values());
         // An empty list would cut the node off for good; the old one may still be true.
         if !list.is_empty() && *servers.borrow() != list {

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
-use node_client::{Change, Health};
+use node_client::Health;
 use state::State;
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -48,18 +48,11 @@ struct Flags {
 
 /// Entry point of the component.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let flags = match Flags::try_parse_from(args) {
+    let flags: Flags = match node_client::flags(args) {
         Ok(flags) => flags,
-        Err(error) => return usage(&error),
+        Err(code) => return code,
     };
     node_client::run("kube-proxy", async move { tokio::task::LocalSet::new().run_until(run(flags)).await })
-}
-
-/// Prints what clap says; 2 for wrong flags, 0 for `--help`.
-fn usage(error: &clap::Error) -> ExitCode {
-    // Nothing can be done where even standard error is closed.
-    drop(error.print());
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// Changes that come together are applied together; short enough to stay unnoticed.
@@ -153,21 +146,4 @@ impl Health for Metrics {
 /// Whether an address is one that IPv4 rules can use.
 fn parse_v4(text: &str) -> Option<Ipv4Addr> {
     text.parse().ok()
-}
-
-/// What a change of a whole kind means for a keyed map.
-fn apply<K: kube::Resource>(map: &mut std::collections::BTreeMap<String, K>, change: Change<K>) {
-    let key = |object: &K| {
-        let meta = object.meta();
-        format!("{}/{}", meta.namespace.as_deref().unwrap_or(""), meta.name.as_deref().unwrap_or(""))
-    };
-    match change {
-        Change::All(all) => *map = all.into_iter().map(|o| (key(&o), o)).collect(),
-        Change::Apply(object) => {
-            map.insert(key(&object), object);
-        }
-        Change::Delete(object) => {
-            map.remove(&key(&object));
-        }
-    }
 }

@@ -1,10 +1,10 @@
 //! What the watches said, and what of it is in the kernel.
 
 use crate::model::{self, Ports, ServiceKey};
-use crate::{apply, conntrack, rules};
+use crate::{conntrack, rules};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use node_client::Change;
+use node_client::{Change, apply};
 use node_sys::nft::NftError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

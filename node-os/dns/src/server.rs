@@ -1,0 +1,129 @@
+//! UDP and TCP sockets.
+
+use crate::answer::{self, Step};
+use crate::forward::Forwarder;
+use crate::zone::Zone;
+use anyhow::Context;
+use hickory_proto::op::{Message, Query, ResponseCode};
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+/// Without EDNS a UDP answer has at most this many bytes (RFC 1035).
+const PLAIN_UDP: usize = 512;
+/// Larger UDP answers would be fragmented.
+const MAX_UDP: usize = 1232;
+/// Questions in flight to upstream at most; the others are refused at once.
+const MAX_FORWARDS: usize = 512;
+const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// What all sockets share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) zone: RefCell<Option<Zone>>,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) queries: Cell<u64>,
+    pub(crate) forwards: Cell<u64>,
+    flying: Cell<usize>,
+}
+
+impl Shared {
+    pub(crate) fn new(forwarder: Forwarder) -> Rc<Shared> {
+        Rc::new(Shared {
+            zone: RefCell::new(None),
+            forwarder,
+            queries: Cell::new(0),
+            forwards: Cell::new(0),
+            flying: Cell::new(0),
+        })
+    }
+
+    async fn resolve(&self, request: &Message) -> Message {
+        self.queries.set(self.queries.get() + 1);
+        let step = match &*self.zone.borrow() {
+            // Before the zone is known a wrong "no such name" would be kept by resolvers.
+            None => return answer::failure(request, ResponseCode::ServFail),
+            Some(zone) => answer::step(zone, request),
+        };
+        match step {
+            Step::Reply(reply) => *reply,
+            Step::Forward => self.forward(request).await,
+            Step::Follow(mut reply, target) => {
+                let mut question = request.clone();
+                let kind = request.queries.first().map(Query::query_type);
+                question.queries = kind.map(|k| Query::query(target, k)).into_iter().collect();
+                let upstream = self.forward(&question).await;
+                reply.answers.extend(upstream.answers);
+                *reply
+            }
+        }
+    }
+
+    async fn forward(&self, request: &Message) -> Message {
+        if self.flying.get() >= MAX_FORWARDS {
+            return answer::failure(request, ResponseCode::ServFail);
+        }
+        self.forwards.set(self.forwards.get() + 1);
+        self.flying.set(self.flying.get() + 1);
+        let reply = self.forwarder.ask(request).await;
+        self.flying.set(self.flying.get() - 1);
+        reply
+    }
+}
+
+/// Answers datagrams until the socket fails.
+pub(crate) async fn udp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Result<()> {
+    let socket = Rc::new(UdpSocket::bind(address).await.with_context(|| format!("binding {address}/udp"))?);
+    let mut buffer = vec![0; 4096];
+    loop {
+        let (length, client) = socket.recv_from(&mut buffer).await.context("receiving a query")?;
+        let Ok(request) = Message::from_vec(buffer.get(..length).unwrap_or(&[])) else { continue };
+        let (socket, shared) = (socket.clone(), shared.clone());
+        tokio::task::spawn_local(async move {
+            let reply = shared.resolve(&request).await;
+            let limit = request.edns.as_ref().map_or(PLAIN_UDP, |e| usize::from(e.max_payload()).clamp(PLAIN_UDP, MAX_UDP));
+            if let Some(bytes) = encode(&reply, limit)
+                && let Err(error) = socket.send_to(&bytes, client).await
+            {
+                tracing::debug!("answering {client}: {error}");
+            }
+        });
+    }
+}
+
+/// The message as bytes; cut, and marked as cut, where it does not fit.
+fn encode(reply: &Message, limit: usize) -> Option<Vec<u8>> {
+    let bytes = reply.to_vec().ok()?;
+    if bytes.len() <= limit {
+        return Some(bytes);
+    }
+    reply.truncate().to_vec().ok()
+}
+
+/// Answers connections until the listener fails.
+pub(crate) async fn tcp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("binding {address}/tcp"))?;
+    loop {
+        let (stream, _) = listener.accept().await.context("accepting a connection")?;
+        let shared = shared.clone();
+        tokio::task::spawn_local(async move {
+            // A client that goes away or keeps silent is no event.
+            drop(connection(stream, &shared).await);
+        });
+    }
+}
+
+async fn connection(mut stream: TcpStream, shared: &Shared) -> anyhow::Result<()> {
+    loop {
+        let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
+        let mut buffer = vec![0; usize::from(length)];
+        tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut buffer)).await??;
+        let request = Message::from_vec(&buffer)?;
+        let bytes = shared.resolve(&request).await.to_vec()?;
+        stream.write_u16(u16::try_from(bytes.len())?).await?;
+        stream.write_all(&bytes).await?;
+    }
+}
