@@ -1,0 +1,51 @@
+# Every target does its own set-up. Nothing runs as root but the one package command of `make packages`,
+# which asks first (YES=1 says yes in advance).
+
+SHELL := /bin/bash
+RELEASE := target/x86_64-unknown-linux-gnu/release
+KIMG := target/release/kimg
+DEMO := demo
+PART ?=
+
+.PHONY: help build packages up down figures check test test-long bench clean
+
+help:
+	@echo 'make up         build both images, boot three VMs, write $(DEMO)/kubeconfig'
+	@echo 'make down       end the VMs'
+	@echo 'make check      format, lints, unit and table tests: no VM, no root'
+	@echo 'make test       everything that fits into CI, with VMs'
+	@echo 'make test-long  everything, by parts (PART=name), resumable, into target/long.json'
+	@echo 'make figures    sizes, times and memory, into target/figures.json'
+
+build: packages
+	@cargo build --release --quiet -p kimg -p kimg-node -p kimg-control -p node-init -p example-web
+	@mkdir -p target/release && ln -sfn ../../$(RELEASE)/kimg $(KIMG)
+
+packages:
+	@./images/host-packages
+
+up: build
+	@test -f $(DEMO)/cluster.toml || $(KIMG) init $(DEMO)
+	@$(KIMG) --dir $(DEMO) up
+
+down:
+	@$(KIMG) --dir $(DEMO) down
+
+figures: build
+	@cargo run --release --quiet -p qemu-tests --bin figures
+
+check:
+	@cargo fmt --all --check
+	@cargo clippy --release --workspace --all-targets --quiet -- -D warnings
+	@cargo test --release --workspace --exclude qemu-tests --quiet
+	@cargo test --release -p qemu-tests --lib --test tidy --quiet
+
+test: build
+	@cargo test --release --workspace --exclude qemu-tests
+	@cargo test --release -p qemu-tests
+
+test-long: build
+	@cargo run --release --quiet -p qemu-tests --bin long -- $(PART)
+
+clean:
+	@cargo clean
