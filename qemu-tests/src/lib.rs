@@ -1,1 +1,15 @@
-//! qemu-tests.
+//! The harness of the tests that boot real images: a cluster of VMs as a user has it,
+//! driven by `kimg` and real kubectl, with failure bundles.
+//!
+//! What a test needs is asked of [`Cluster`]; waiting is done with [`wait::until`], never by sleeping a fixed time.
+
+pub mod bundle;
+pub mod cluster;
+pub mod tools;
+pub mod wait;
+
+pub use cluster::{Cluster, Output};
+pub use tools::Kubectl;
+
+/// What a test returns: `Err` with a sentence is a failure.
+pub type Result<T = ()> = anyhow::Result<T>;
