@@ -19,3 +19,9 @@ pub use call::{Client, Failure};
 pub use events::Recorder;
 pub use queue::Queue;
 pub use store::{Change, Key, Object, Store};
+
+pub mod owner;
+pub mod pods;
+pub mod quantity;
+pub mod selector;
+pub mod taints;

@@ -1,1 +1,96 @@
-//! kube-controller-manager.
+//! kube-controller-manager: what makes the cluster become what its objects say.
+//!
+//! Each controller is a watch and a timer, takes keys from a queue, and is idempotent:
+//! a pure plan of what to do, from what is observed, and the few lines that do it.
+//! All of them share the caches in `caches`, one watch a kind, and one connection.
+
+mod caches;
+mod context;
+mod discovery;
+mod runner;
+mod settings;
+
+mod addons;
+mod certificates;
+mod endpoints;
+mod namespaces;
+mod nodes;
+mod service_accounts;
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser;
+use control_client::health::{self, Health};
+use control_client::{Client, Recorder, connect, leader, notify, process};
+
+use crate::caches::Caches;
+use crate::context::Context;
+use crate::settings::Settings;
+
+pub const NAME: &str = "kube-controller-manager";
+const PORT: u16 = 10257;
+
+/// Runs the controller-manager until it is told to end.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    process::start_log();
+    let settings = match Settings::try_parse_from(process::arguments(NAME, args)) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let wants_help = !error.use_stderr();
+            // Where the message cannot be printed, nobody is there to read it.
+            let _ = error.print();
+            return if wants_help { ExitCode::SUCCESS } else { ExitCode::from(2) };
+        }
+    };
+    process::run(NAME, run(settings))
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let health = Health::new(runner::metrics);
+    health::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port.unwrap_or(PORT))), health.clone()).await?;
+    let agent = concat!("kube-controller-manager/v", env!("CARGO_PKG_VERSION"));
+    let client = Client::new(connect::client(&settings.kubeconfig, agent)?, NAME);
+    let identity = leader::identity();
+    if settings.leader_elect {
+        notify::status("waiting for the API server");
+        leader::acquire(&client, NAME, &identity).await;
+    }
+    tracing::info!("leading as {identity}");
+    let context = Arc::new(Context {
+        events: Recorder::start(client.clone(), "kube-controller-manager", identity.clone()),
+        caches: Caches::start(&client),
+        client,
+        settings,
+    });
+    let work = async {
+        notify::status("filling the caches");
+        context.caches.synced().await;
+        start_controllers(&context)?;
+        health.set_ready();
+        notify::ready("controllers run");
+        tracing::info!("controllers run");
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    if context.settings.leader_elect {
+        tokio::select! {
+            result = work => result,
+            result = leader::keep(&context.client, NAME, &identity) => result,
+        }
+    } else {
+        work.await
+    }
+}
+
+fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {
+    nodes::start(context).context("starting the node controllers")?;
+    certificates::start(context).context("starting the certificate controllers")?;
+    service_accounts::start(context).context("starting the service account controllers")?;
+    namespaces::start(context);
+    endpoints::start(context);
+    addons::start(context);
+    Ok(())
+}
