@@ -1,0 +1,66 @@
+//! Pod to pod across nodes, and the provider's rule against foreign sources.
+
+use crate::example::toolbox;
+use anyhow::{Context, ensure};
+use qemu_tests::{Cluster, Kubectl, Result, wait};
+
+pub(crate) const TESTS: &[super::Test] = &[
+    ("a_pod_sees_the_address_of_a_pod_on_another_node", no_nat),
+    ("pods_reach_the_api_and_the_world_of_the_node", pod_to_api),
+    ("host_ports_answer", host_port),
+    ("session_affinity_keeps_a_client_with_its_pod", affinity),
+];
+
+fn no_nat(cluster: &Cluster) -> Result {
+    cluster.namespace("net")?;
+    for (name, node) in [("one", "worker-1"), ("two", "worker-2")] {
+        let yaml = toolbox(name, Some(node), false);
+        cluster.kubectl_of(Kubectl::V1_32, &["-n", "net", "apply", "-f", "-"], Some(&yaml))?.success()?;
+    }
+    cluster.pod_ready("net", "one")?;
+    cluster.pod_ready("net", "two")?;
+    let ip = |name: &str| cluster.k(&["-n", "net", "get", "pod", name, "-o", "jsonpath={.status.podIP}"]);
+    let (one, two) = (ip("one")?, ip("two")?);
+    // The server says whom it sees.
+    let server = "mkdir -p /tmp/www/cgi-bin; printf '#!/bin/sh\\necho\\necho seen $REMOTE_ADDR\\n' > /tmp/www/cgi-bin/who; \
+                  chmod +x /tmp/www/cgi-bin/who; httpd -p 8080 -h /tmp/www";
+    cluster.exec("net", "two", &["sh", "-c", server])?;
+    let seen = wait::until("the pod on the other node to answer", wait::scale(15), || {
+        let out = cluster.kubectl(&["-n", "net", "exec", "one", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{two}:8080/cgi-bin/who")])?;
+        Ok(out.ok.then_some(out.out))
+    })?;
+    ensure!(seen.contains(&format!("seen {one}")) || seen.contains(&one), "the server saw '{}', the client is {one}", seen.trim());
+    Ok(())
+}
+
+fn pod_to_api(cluster: &Cluster) -> Result {
+    let text = cluster.exec("net", "one", &["sh", "-c", "nc -w 3 kubernetes.default 443 </dev/null && echo open"])?;
+    ensure!(text.contains("open"), "the API's service address does not answer a pod: {text}");
+    Ok(())
+}
+
+fn host_port(cluster: &Cluster) -> Result {
+    let yaml = "apiVersion: v1\nkind: Pod\nmetadata: {name: hostport}\nspec:\n  nodeName: worker-2\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: localhost/kimg/toolbox:latest\n    imagePullPolicy: IfNotPresent\n    command: [sh, -c, 'echo hello > /tmp/index.html; exec httpd -f -p 80 -h /tmp']\n    ports: [{containerPort: 80, hostPort: 8099}]\n";
+    cluster.kubectl_of(Kubectl::V1_32, &["-n", "net", "apply", "-f", "-"], Some(yaml))?.success()?;
+    cluster.pod_ready("net", "hostport")?;
+    let text = wait::until("the host port", wait::scale(15), || {
+        let out = cluster.kubectl(&["-n", "net", "exec", "one", "--", "wget", "-q", "-T", "3", "-O", "-", "http://10.77.0.12:8099/index.html"])?;
+        Ok(out.ok.then_some(out.out))
+    });
+    // Pods may reach host ports of other nodes only through the firewall's rules for NodePorts and pods.
+    ensure!(text.context("through the host port")?.contains("hello"), "another answer");
+    Ok(())
+}
+
+fn affinity(cluster: &Cluster) -> Result {
+    cluster.k(&["-n", "example", "patch", "service", "web", "-p", r#"{"spec":{"sessionAffinity":"ClientIP"}}"#])?;
+    let ip = cluster.k(&["-n", "example", "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let script = format!("for i in $(seq 12); do wget -q -T 5 -O - http://{ip}/status/; echo; done");
+    let one = wait::until("one pod to answer all", wait::scale(15), || {
+        let text = cluster.exec("example", "client", &["sh", "-c", &script])?;
+        let pods: std::collections::BTreeSet<&str> = text.lines().filter(|l| !l.is_empty()).collect();
+        Ok((pods.len() == 1).then_some(()))
+    });
+    cluster.k(&["-n", "example", "patch", "service", "web", "-p", r#"{"spec":{"sessionAffinity":"None"}}"#])?;
+    one
+}

@@ -1,0 +1,81 @@
+//! The nodes are what their metadata said.
+
+use anyhow::{Context, ensure};
+use qemu_tests::{Cluster, Result, cluster::condition};
+
+pub(crate) const TESTS: &[super::Test] = &[
+    ("nodes_are_ready_with_the_addresses_of_their_metadata", ready_with_addresses),
+    ("get_nodes_wide_shows_what_a_node_is", wide),
+    ("a_second_up_changes_nothing", second_up),
+    ("kimg_node_shows_every_part_of_a_node", node_api),
+    ("no_node_ran_out_of_memory_or_panicked", consoles_are_clean),
+];
+
+fn ready_with_addresses(cluster: &Cluster) -> Result {
+    let nodes = cluster.json(&["get", "nodes"])?;
+    for (name, address) in [("master-1", "10.77.0.10"), ("worker-1", "10.77.0.11"), ("worker-2", "10.77.0.12")] {
+        let items = nodes["items"].as_array().context("no items")?;
+        let node = items.iter().find(|n| n["metadata"]["name"] == name).with_context(|| format!("no node {name}"))?;
+        ensure!(condition(node, "Ready") == Some("True"), "{name} is not Ready");
+        let addresses = node["status"]["addresses"].as_array().context("no addresses")?;
+        let internal = addresses.iter().find(|a| a["type"] == "InternalIP").context("no InternalIP")?;
+        ensure!(internal["address"] == address, "{name} has {internal}");
+    }
+    let label = cluster.k(&["get", "nodes", "-l", "disk=ssd", "-o", "name"])?;
+    ensure!(label.trim() == "node/worker-1", "the label of cluster.toml is on {label}");
+    Ok(())
+}
+
+fn wide(cluster: &Cluster) -> Result {
+    let text = cluster.k(&["get", "nodes", "-o", "wide"])?;
+    for word in ["NAME", "ROLES", "VERSION", "INTERNAL-IP", "OS-IMAGE", "KERNEL-VERSION", "CONTAINER-RUNTIME", "control-plane", "v1.36.", "kimg ", "containerd://"] {
+        ensure!(text.contains(word), "'{word}' is not in\n{text}");
+    }
+    Ok(())
+}
+
+fn second_up(cluster: &Cluster) -> Result {
+    let before = cluster.k(&["get", "nodes", "-o", "jsonpath={.items[*].status.nodeInfo.bootID}"])?;
+    cluster.kimg(&["up"])?.success()?;
+    let after = cluster.k(&["get", "nodes", "-o", "jsonpath={.items[*].status.nodeInfo.bootID}"])?;
+    ensure!(before == after, "a node was booted again: {before} / {after}");
+    Ok(())
+}
+
+fn node_api(cluster: &Cluster) -> Result {
+    for (node, what, word) in [
+        ("master-1", "services", "kube-apiserver"),
+        ("worker-1", "services", "containerd"),
+        ("worker-1", "dmesg", "Linux version"),
+        ("worker-1", "pods", ""),
+        ("worker-1", "containers", ""),
+        ("worker-1", "images", "pause"),
+        ("worker-1", "routes", "10.200."),
+        ("worker-1", "links", "kimg.vxlan"),
+        ("worker-1", "conntrack", ""),
+        ("worker-1", "nft", "kube-proxy"),
+        ("worker-1", "sockets", "10250"),
+        ("worker-1", "disk", "/state"),
+        ("worker-1", "boot-chart", "<svg"),
+    ] {
+        let text = cluster.kimg(&["node", "--node", node, what])?.success().with_context(|| format!("kimg node {what}"))?;
+        ensure!(text.contains(word), "kimg node {what} of {node} does not show '{word}':\n{text}");
+    }
+    let logs = cluster.kimg(&["node", "--node", "worker-1", "logs", "kubelet"])?.success()?;
+    ensure!(!logs.trim().is_empty(), "the kubelet's log is empty");
+    Ok(())
+}
+
+/// What no console and kernel log may hold.
+const BAD: &[&str] = &["Out of memory", "oom-kill", "Kernel panic", "BUG:", "panicked at", "Call Trace"];
+
+pub(crate) fn consoles_are_clean(cluster: &Cluster) -> Result {
+    for node in cluster.nodes()? {
+        let dmesg = cluster.kimg(&["node", "--node", &node, "dmesg"])?.success()?;
+        for text in [cluster.console(&node)?, dmesg] {
+            let bad = text.lines().find(|l| BAD.iter().any(|b| l.contains(b)));
+            ensure!(bad.is_none(), "{node}: {}", bad.unwrap_or_default());
+        }
+    }
+    Ok(())
+}

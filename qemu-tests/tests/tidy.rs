@@ -1,0 +1,144 @@
+//! Rules about the repository itself, as plain code. No VM.
+
+use qemu_tests::tools::workspace;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Longer files have become two things.
+const MAX_LINES: usize = 800;
+
+fn rust_files() -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    for top in ["builder", "node-os", "control", "images", "qemu-tests"] {
+        collect(&workspace().join(top), &mut out);
+    }
+    out
+}
+
+fn collect(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && path.file_name().is_none_or(|n| n != "target") {
+            collect(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// Each crate's folder, name and dependencies within the workspace.
+fn crates() -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let mut manifests = Vec::new();
+    for top in ["builder", "qemu-tests"] {
+        manifests.push(top.to_owned());
+    }
+    for group in ["control", "node-os"] {
+        for entry in std::fs::read_dir(workspace().join(group)).into_iter().flatten().flatten() {
+            manifests.push(format!("{group}/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    let parsed: Vec<(String, String, String)> = manifests
+        .into_iter()
+        .filter_map(|dir| {
+            let text = std::fs::read_to_string(workspace().join(&dir).join("Cargo.toml")).ok()?;
+            let name = text.lines().find_map(|l| l.strip_prefix("name = \""))?.trim_end_matches('"').to_owned();
+            Some((dir, name, text))
+        })
+        .collect();
+    let names: BTreeSet<String> = parsed.iter().map(|(_, n, _)| n.clone()).collect();
+    let deps = |text: &str| {
+        let keys = text.lines().filter_map(|l| l.split(['.', ' ', '=']).next());
+        keys.filter(|k| names.contains(*k)).map(str::to_owned).collect()
+    };
+    parsed.iter().map(|(dir, name, text)| (name.clone(), (dir.clone(), deps(text)))).collect()
+}
+
+#[test]
+fn dependencies_point_the_allowed_way() {
+    let crates = crates();
+    assert!(crates.len() > 15, "the workspace was not read: {crates:?}");
+    for (name, (dir, deps)) in &crates {
+        for dep in deps {
+            let target = &crates[dep].0;
+            let allowed = match dir.as_str() {
+                "builder" => matches!(dep.as_str(), "node-metadata" | "node-api"),
+                "qemu-tests" => matches!(dep.as_str(), "kimg" | "node-api" | "node-metadata"),
+                d if d.starts_with("control/") => target.starts_with("control/"),
+                d => d.starts_with("node-os/") && target.starts_with("node-os/"),
+            };
+            assert!(allowed || dep == name, "{name} ({dir}) must not depend on {dep} ({target})");
+        }
+    }
+}
+
+#[test]
+fn pure_crates_do_no_io() {
+    for (crate_dir, banned) in [
+        ("control/api/src", &["std::fs", "std::net::Tcp", "tokio::", "SystemTime::now", "Instant::now"][..]),
+        ("node-os/metadata/src", &["std::fs", "std::net::Tcp", "tokio::", "SystemTime::now"][..]),
+    ] {
+        let mut files = Vec::new();
+        collect(&workspace().join(crate_dir), &mut files);
+        for file in files.iter().filter(|f| !f.to_string_lossy().contains("test")) {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let code = text.split("#[cfg(test)]").next().unwrap_or("");
+            for word in banned {
+                assert!(!code.contains(word), "{} uses {word}: this crate does no I/O and takes the clock as an argument", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn files_stay_readable() {
+    let long: Vec<String> = rust_files()
+        .iter()
+        .filter_map(|f| {
+            let lines = std::fs::read_to_string(f).unwrap_or_default().lines().count();
+            (lines > MAX_LINES).then(|| format!("{} has {lines} lines", f.display()))
+        })
+        .collect();
+    assert!(long.is_empty(), "longer than {MAX_LINES} lines: {long:#?}");
+}
+
+#[test]
+fn unsafe_lives_in_node_sys_only() {
+    for file in rust_files() {
+        let path = file.to_string_lossy().into_owned();
+        let exempt = path.contains("/node-os/sys/") || path.contains("/builder/pause/") || path.ends_with("tests/tidy.rs");
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let code = text.lines().filter(|l| !l.trim_start().starts_with("//"));
+        let found = code.into_iter().find(|l| l.contains("unsafe {") || l.contains("unsafe fn"));
+        assert!(exempt || found.is_none(), "{path}: {found:?}");
+    }
+}
+
+#[test]
+fn every_crate_stands_in_the_architecture() {
+    let text = std::fs::read_to_string(workspace().join("docs/architecture.md")).expect("docs/architecture.md");
+    for (name, (dir, _)) in crates() {
+        assert!(text.contains(&format!("`{dir}`")) || text.contains(&format!("`{dir}/`")), "{name} ({dir}) is not in docs/architecture.md");
+    }
+}
+
+#[test]
+fn paths_named_in_documents_exist() {
+    let mut documents = vec![workspace().join("README.md"), workspace().join("CONTRIBUTING.md"), workspace().join("SECURITY.md")];
+    let docs = std::fs::read_dir(workspace().join("docs")).into_iter().flatten().flatten().map(|e| e.path());
+    documents.extend(docs.filter(|p| p.extension().is_some_and(|e| e == "md")));
+    for document in documents {
+        let text = std::fs::read_to_string(&document).unwrap_or_default();
+        for word in text.split('`').skip(1).step_by(2) {
+            let ours = ["builder/", "node-os/", "control/", "images/", "qemu-tests/", "docs/"].iter().any(|p| word.starts_with(p));
+            if ours && !word.contains(['*', ' ', '{']) {
+                assert!(workspace().join(word).exists(), "{} names {word}, which does not exist", document.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = std::fs::read_to_string(workspace().join("README.md")).expect("README.md").lines().count();
+    assert!(lines <= 70, "README.md has {lines} lines; a newcomer reads 70");
+}
