@@ -223,3 +223,27 @@ impl ApiError {
         Bytes::from(self.to_value().to_string())
     }
 }
+
+impl From<api::status::Status> for ApiError {
+    fn from(status: api::status::Status) -> ApiError {
+        let causes = status.causes.into_iter().map(|c| Cause { reason: c.reason.into_owned(), message: c.message, field: c.field }).collect();
+        ApiError {
+            code: status.code,
+            reason: status.reason.into_owned(),
+            message: status.message,
+            kind: status.kind,
+            group: status.group,
+            name: status.name,
+            uid: status.uid,
+            causes,
+            retry_after: status.retry_after_seconds,
+            continue_token: status.continue_token.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<api::status::FieldError> for Cause {
+    fn from(error: api::status::FieldError) -> Cause {
+        Cause { reason: error.kind.reason().to_string(), message: error.body(), field: error.field }
+    }
+}

@@ -10,21 +10,33 @@ pub mod admission;
 pub mod audit;
 pub mod authn;
 pub mod authz;
+mod bootstrap;
 pub mod config;
+mod customs;
 pub mod error;
+pub mod fields;
 pub mod handlers;
+pub mod metrics;
+mod notify;
 pub mod object;
+pub mod openapi;
 pub mod pipeline;
 pub mod registry;
 pub mod request;
+pub mod run;
+pub mod selector;
 pub mod server;
+mod shape;
 pub mod state;
 pub mod strategy;
 pub mod streaming;
+mod table;
+pub mod versions;
 
 pub use config::Config;
 pub use error::ApiError;
 pub use request::{RequestInfo, UserInfo, Verb};
+pub use run::{Server, main};
 pub use state::AppState;
 
 /// What the server calls itself; clients compare it with their own version.

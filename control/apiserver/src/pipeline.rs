@@ -17,6 +17,9 @@ use crate::handlers;
 use crate::request::RequestInfo;
 use crate::state::AppState;
 
+/// Longest time of a request that is not long-running.
+const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Body of every answer.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -42,18 +45,36 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
         Ok(user) => user,
         Err(error) => return failure(&error),
     };
+    let begun = std::time::Instant::now();
     let record = state.audit.begin(&state, &info, &user, connection.remote);
     let id = record.id.clone();
     let answer = match authorized(&state, &user, &info).await {
-        Ok(()) => handlers::handle(&state, &info, &user, Request::from_parts(parts, body)).await,
+        Ok(()) => limited(&state, &info, handlers::handle(&state, &info, &user, Request::from_parts(parts, body))).await,
         Err(error) => Err(error),
     };
     let mut response = answer.unwrap_or_else(|error| failure(&error));
-    state.audit.finish(record, response.status().as_u16());
+    let code = response.status().as_u16();
+    state.audit.finish(record, code);
+    state.metrics.count(&info, code, begun.elapsed());
     if let Ok(value) = id.parse() {
         response.headers_mut().insert("audit-id", value);
     }
     response
+}
+
+/// Bounds how many requests run at one time, and how long; long-running ones are free.
+async fn limited(state: &AppState, info: &RequestInfo, work: impl Future<Output = Result<Response<Body>>>) -> Result<Response<Body>> {
+    if info.is_long_running() || !info.is_resource {
+        return work.await;
+    }
+    let places = if info.verb.is_read() { &state.places.0 } else { &state.places.1 };
+    let Ok(_place) = places.try_acquire() else {
+        return Err(ApiError::too_many_requests("The server has received too many requests and has asked us to try again later", 1));
+    };
+    match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+        Ok(answer) => answer,
+        Err(_) => Err(ApiError::timeout("the server was unable to return a response in the time allotted")),
+    }
 }
 
 async fn authorized(state: &Arc<AppState>, user: &crate::UserInfo, info: &RequestInfo) -> Result<()> {

@@ -1,12 +1,17 @@
 //! What all requests share.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
+
+use api::kinds::{Kind, Registry as Kinds};
+use tokio::sync::{Semaphore, watch};
 
 use crate::admission::Admission;
 use crate::audit::Audit;
 use crate::authn::Authn;
 use crate::authz::Authz;
 use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::openapi::OpenApi;
 use crate::registry::Registry;
 use crate::streaming::Streaming;
 
@@ -19,6 +24,14 @@ pub struct AppState {
     pub admission: Admission,
     pub audit: Audit,
     pub streaming: Streaming,
+    pub metrics: Metrics,
+    pub openapi: OpenApi,
+    /// Places for reading and for writing requests.
+    pub places: (Semaphore, Semaphore),
+    kinds: RwLock<Arc<Kinds>>,
+    /// True once what every cluster has is in the store.
+    ready: watch::Sender<bool>,
+    stopping: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for AppState {
@@ -36,8 +49,58 @@ impl AppState {
             admission: Admission::new(&config)?,
             audit: Audit::new(&config)?,
             streaming: Streaming::new(&config)?,
+            metrics: Metrics::default(),
+            openapi: OpenApi::default(),
+            places: (Semaphore::new(config.max_requests_inflight), Semaphore::new(config.max_mutating_requests_inflight)),
+            kinds: RwLock::new(Arc::new(Kinds::builtin())),
+            ready: watch::Sender::new(false),
+            stopping: watch::Sender::new(false),
             config,
             registry,
         }))
+    }
+
+    /// All kinds served now, built-in and custom.
+    pub fn kinds(&self) -> Arc<Kinds> {
+        self.kinds.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Serves these custom kinds beside the built-in ones from now on.
+    pub fn set_custom_kinds(&self, custom: &[Arc<Kind>]) {
+        *self.kinds.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(Kinds::with_custom(custom));
+        self.openapi.forget();
+    }
+
+    /// The kind in whose version objects of `kind` are stored.
+    pub fn stored_kind(&self, kinds: &Kinds, kind: &Arc<Kind>) -> Arc<Kind> {
+        let id = kind.storage();
+        let named = kinds.resource(&id.group, &id.version, &id.plural);
+        let found = if kind.is_custom() || named.is_some_and(|n| !Arc::ptr_eq(n, kind)) {
+            named
+        } else {
+            // Several versions of one shape: the first one served.
+            kinds.any_resource(&id.group, &id.plural)
+        };
+        found.unwrap_or(kind).clone()
+    }
+
+    /// Marks the server as ready for clients.
+    pub fn set_ready(&self) {
+        self.ready.send_replace(true);
+    }
+
+    /// Whether the server is ready, and not about to end.
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow() && !*self.stopping.borrow()
+    }
+
+    /// Turns true when the server is to end.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
+    }
+
+    /// Ends watches, and turns readiness off.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
     }
 }

@@ -5,23 +5,21 @@
 //! group and plural (`"rbac.authorization.k8s.io", "clusterroles"`), no version.
 
 mod cache;
-mod versions;
 
 pub use cache::{Cache, Event, EventKind, Watch};
-pub use versions::{storage_version, to_version};
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use serde_json::Value;
-use store::{Expect, Store, StoreError};
+use store::{Expect, StoreError};
 
 use crate::error::{ApiError, Result};
 use crate::object::Object;
 
 /// Handle to all resources; cheap to use from many tasks.
 pub struct Registry {
-    store: Arc<dyn Store>,
+    store: Arc<dyn store::Store>,
     caches: RwLock<HashMap<(String, String), Arc<Cache>>>,
 }
 
@@ -44,8 +42,17 @@ pub enum Change {
 
 impl Registry {
     /// A registry on a store whose commits are delivered to the caches.
-    pub fn new(store: Arc<dyn Store>) -> Registry {
+    pub fn new(store: Arc<dyn store::Store>) -> Registry {
         Registry { store, caches: RwLock::new(HashMap::new()) }
+    }
+
+    /// How many objects each resource in use has.
+    pub fn counts(&self) -> Vec<(String, usize)> {
+        let caches = self.caches.read().unwrap_or_else(|e| e.into_inner());
+        let name = |group: &str, resource: &str| if group.is_empty() { resource.to_string() } else { format!("{resource}.{group}") };
+        let mut counts: Vec<_> = caches.iter().map(|((group, resource), cache)| (name(group, resource), cache.len())).collect();
+        counts.sort();
+        counts
     }
 
     /// The store's newest revision.
@@ -54,7 +61,7 @@ impl Registry {
     }
 
     /// The store itself.
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub fn store(&self) -> &Arc<dyn store::Store> {
         &self.store
     }
 
@@ -65,7 +72,12 @@ impl Registry {
             return cache.clone();
         }
         let mut caches = self.caches.write().unwrap_or_else(|e| e.into_inner());
-        caches.entry(key).or_insert_with(|| Cache::attach(&self.store, &prefix(group, resource))).clone()
+        caches.entry(key).or_insert_with(|| Cache::attach(&self.store, &prefix(group, resource), crate::fields::shape(group, resource))).clone()
+    }
+
+    /// The part of one resource.
+    pub fn of<'a>(&'a self, group: &'a str, resource: &'a str) -> Store<'a> {
+        Store { registry: self, group, resource }
     }
 
     /// One object from memory; `namespace` is empty for cluster-scoped kinds.
@@ -96,7 +108,7 @@ impl Registry {
         let cache = self.cache(group, resource);
         let encoded = encode(object)?;
         match self.store.put(&key(group, resource, namespace, name), encoded, Expect::Absent, ttl_seconds).await {
-            Ok(revision) => cache.wait_object(namespace, name, revision).await,
+            Ok(revision) => cache.written(namespace, name, revision).await,
             Err(StoreError::Mismatch) => Err(ApiError::already_exists(group, resource, name)),
             Err(error) => Err(store_error(error)),
         }
@@ -104,11 +116,16 @@ impl Registry {
 
     /// Replaces an object that is at `revision`; 409 Conflict when it is not.
     pub async fn update(&self, group: &str, resource: &str, object: &Value, revision: u64) -> Result<Arc<Object>> {
+        self.update_ttl(group, resource, object, revision, None).await
+    }
+
+    /// [`Registry::update`] of an object that goes by itself after a time.
+    pub async fn update_ttl(&self, group: &str, resource: &str, object: &Value, revision: u64, ttl_seconds: Option<u64>) -> Result<Arc<Object>> {
         let (namespace, name) = names(object);
         let cache = self.cache(group, resource);
         let encoded = encode(object)?;
-        match self.store.put(&key(group, resource, namespace, name), encoded, Expect::At(revision), None).await {
-            Ok(revision) => cache.wait_object(namespace, name, revision).await,
+        match self.store.put(&key(group, resource, namespace, name), encoded, Expect::At(revision), ttl_seconds).await {
+            Ok(revision) => cache.written(namespace, name, revision).await,
             Err(StoreError::Mismatch) => Err(ApiError::stale(group, resource, name)),
             Err(error) => Err(store_error(error)),
         }
@@ -144,12 +161,43 @@ impl Registry {
         let cache = self.cache(group, resource);
         match self.store.delete(&key(group, resource, namespace, name), Expect::At(revision)).await {
             Ok(revision) => {
-                cache.wait(revision).await;
+                cache.wait(revision).await?;
                 Ok(revision)
             }
             Err(StoreError::Mismatch) => Err(ApiError::stale(group, resource, name)),
             Err(error) => Err(store_error(error)),
         }
+    }
+}
+
+/// A registry narrowed to one resource.
+#[derive(Clone, Copy, Debug)]
+pub struct Store<'a> {
+    registry: &'a Registry,
+    group: &'a str,
+    resource: &'a str,
+}
+
+impl Store<'_> {
+    /// The resource's cache.
+    pub fn cache(&self) -> Arc<Cache> {
+        self.registry.cache(self.group, self.resource)
+    }
+    /// One object.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        self.registry.get(self.group, self.resource, namespace, name)
+    }
+    /// See [`Registry::create`].
+    pub async fn create(&self, object: &Value, ttl_seconds: Option<u64>) -> Result<Arc<Object>> {
+        self.registry.create(self.group, self.resource, object, ttl_seconds).await
+    }
+    /// See [`Registry::update_ttl`].
+    pub async fn update(&self, object: &Value, revision: u64, ttl_seconds: Option<u64>) -> Result<Arc<Object>> {
+        self.registry.update_ttl(self.group, self.resource, object, revision, ttl_seconds).await
+    }
+    /// See [`Registry::delete`].
+    pub async fn delete(&self, namespace: &str, name: &str, revision: u64) -> Result<u64> {
+        self.registry.delete(self.group, self.resource, namespace, name, revision).await
     }
 }
 

@@ -1,0 +1,91 @@
+//! What answers requests, by verb and generic over kind.
+
+mod apply;
+mod delete;
+mod discovery;
+mod list;
+mod patch;
+mod plain;
+mod read;
+mod respond;
+mod scope;
+mod subresource;
+mod watch;
+mod write;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+
+use crate::error::{ApiError, Result};
+use crate::pipeline::Body;
+use crate::request::{RequestInfo, UserInfo, Verb};
+use crate::state::AppState;
+use crate::{authn, authz, streaming};
+
+pub(crate) use scope::Scope;
+
+/// Largest body of a request.
+const BODY_LIMIT: usize = 3 << 20;
+
+/// Answers an authorised request.
+pub async fn handle(state: &Arc<AppState>, info: &RequestInfo, user: &UserInfo, request: Request<Incoming>) -> Result<Response<Body>> {
+    if !info.is_resource {
+        return plain::handle(state, info, request.headers());
+    }
+    if streaming::serves(info) {
+        return streaming::handle(state, info, user, request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let body = if info.verb.is_read() { Bytes::new() } else { collect(body).await? };
+    let scope = Scope::new(state, info, user, &parts.headers)?;
+    let mut response = dispatch(&scope, &parts.headers, body).await?;
+    scope.add_warnings(&mut response);
+    Ok(response)
+}
+
+async fn collect(body: Incoming) -> Result<Bytes> {
+    let limited = Limited::new(body, BODY_LIMIT);
+    match limited.collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(ApiError::too_large(format!("Request entity too large: limit is {BODY_LIMIT}")))
+        }
+        Err(error) => Err(ApiError::bad_request(format!("the request's body was cut off: {error}"))),
+    }
+}
+
+async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> Result<Response<Body>> {
+    let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    if !scope.info.subresource.is_empty() && scope.info.subresource != "status" {
+        return subresource::handle(scope, content_type, body).await;
+    }
+    scope.check_verb()?;
+    match (scope.info.group.as_str(), scope.info.verb) {
+        ("authentication.k8s.io" | "authorization.k8s.io", _) => review(scope, content_type, body).await,
+        (_, Verb::Get) => read::get(scope),
+        (_, Verb::List) => list::list(scope).await,
+        (_, Verb::Watch) => watch::watch(scope).await,
+        (_, Verb::Create) if scope.info.group.is_empty() && scope.info.resource == "bindings" => subresource::bindings(scope, content_type, body).await,
+        (_, Verb::Create) => write::create(scope, content_type, body).await,
+        (_, Verb::Update) => write::update(scope, content_type, body).await,
+        (_, Verb::Patch) => patch::patch(scope, content_type, body).await,
+        (_, Verb::Delete) => delete::delete(scope, content_type, body).await,
+        (_, Verb::DeleteCollection) => delete::delete_collection(scope, content_type, body).await,
+        _ => Err(ApiError::method_not_allowed(&scope.info.group, &scope.info.resource, scope.info.verb.as_str())),
+    }
+}
+
+/// Reviews are answered, never stored.
+async fn review(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
+    let object = write::decode(scope, content_type, &body, scope.kind.schema())?;
+    let done = if scope.info.group == "authentication.k8s.io" {
+        authn::review(scope.state, scope.user, scope.info, object).await?
+    } else {
+        authz::review(scope.state, scope.user, scope.info, object).await?
+    };
+    respond::value(scope, 201, done)
+}

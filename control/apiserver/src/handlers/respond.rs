@@ -1,0 +1,85 @@
+//! Objects on their way out: version, transformation, encoding.
+
+use std::sync::Arc;
+
+use api::codec::{Accept, Format, Transform};
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response, StatusCode};
+use serde_json::Value;
+
+use super::Scope;
+use crate::error::{ApiError, Result};
+use crate::object::Object;
+use crate::pipeline::{Body, full};
+
+/// Whether stored bytes can go out as they are.
+pub(super) fn as_stored(scope: &Scope<'_>) -> bool {
+    plain_json(&scope.accept) && !scope.accept.pretty && same_version(scope)
+}
+
+pub(super) fn plain_json(accept: &Accept) -> bool {
+    accept.format == Format::Json && accept.transform == Transform::None
+}
+
+pub(super) fn same_version(scope: &Scope<'_>) -> bool {
+    (&scope.kind.group, &scope.kind.version) == (&scope.stored.group, &scope.stored.version)
+}
+
+/// A stored object in the request's version.
+pub(super) fn served(scope: &Scope<'_>, object: &Object) -> Value {
+    let mut value = object.value();
+    if !same_version(scope) {
+        crate::versions::convert(&mut value, &scope.stored, &scope.kind);
+    }
+    value
+}
+
+/// Answers with a stored object.
+pub(super) fn object(scope: &Scope<'_>, code: u16, object: &Arc<Object>) -> Result<Response<Body>> {
+    if as_stored(scope) {
+        return Ok(answer(code, "application/json", full(object.json.clone())));
+    }
+    value(scope, code, served(scope, object))
+}
+
+/// Answers with an object in the request's version.
+pub(super) fn value(scope: &Scope<'_>, code: u16, value: Value) -> Result<Response<Body>> {
+    let accept = &scope.accept;
+    let (value, content_type) = match &accept.transform {
+        Transform::Table(version) if scope.kind.has_verb("list") => {
+            let metadata = serde_json::json!({"resourceVersion": value["metadata"]["resourceVersion"]});
+            (crate::table::of(scope, std::slice::from_ref(&value), version, metadata), accept.content_type())
+        }
+        Transform::Partial(version) => (partial(&value, version), accept.content_type()),
+        Transform::PartialList(_) => return Err(ApiError::not_acceptable("one object cannot be shown as PartialObjectMetadataList")),
+        _ => (value, accept.format.media_type().to_string()),
+    };
+    let bytes = encode(scope, &value)?;
+    Ok(answer(code, &content_type, full(bytes)))
+}
+
+/// PartialObjectMetadata of an object.
+pub(super) fn partial(value: &Value, version: &str) -> Value {
+    let mut partial = api::meta::partial(value);
+    partial["apiVersion"] = format!("meta.k8s.io/{version}").into();
+    partial
+}
+
+/// Encodes as negotiated.
+pub(super) fn encode(scope: &Scope<'_>, value: &Value) -> Result<Bytes> {
+    if scope.accept.pretty && scope.accept.format == Format::Json {
+        return Ok(api::codec::pretty(value).into());
+    }
+    Ok(Bytes::from(api::codec::encode(value, scope.accept.format, None)?))
+}
+
+/// A whole answer.
+pub(super) fn answer(code: u16, content_type: &str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
+    let value = HeaderValue::from_str(content_type).unwrap_or(HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, value);
+    response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}

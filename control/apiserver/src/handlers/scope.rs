@@ -1,0 +1,163 @@
+//! What a handler knows of the request it answers.
+
+use std::sync::{Arc, Mutex};
+
+use api::codec::{Accept, Format};
+use api::kinds::Kind;
+use http::{HeaderMap, HeaderValue, Response};
+
+use crate::error::{ApiError, Result};
+use crate::pipeline::Body;
+use crate::registry::Store;
+use crate::request::{RequestInfo, UserInfo, Verb};
+use crate::state::AppState;
+use crate::strategy::{self, Strategy};
+
+/// A request on a resource.
+pub(crate) struct Scope<'a> {
+    pub(crate) state: &'a Arc<AppState>,
+    pub(crate) info: &'a RequestInfo,
+    pub(crate) user: &'a UserInfo,
+    /// The kind in the version that the request names.
+    pub(crate) kind: Arc<Kind>,
+    /// The kind in the version that objects are stored in.
+    pub(crate) stored: Arc<Kind>,
+    pub(crate) strategy: &'static dyn Strategy,
+    pub(crate) accept: Accept,
+    pub(crate) dry_run: bool,
+    user_agent: String,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl<'a> Scope<'a> {
+    pub(crate) fn new(state: &'a Arc<AppState>, info: &'a RequestInfo, user: &'a UserInfo, headers: &HeaderMap) -> Result<Scope<'a>> {
+        let kinds = state.kinds();
+        let kind = kinds.resource(&info.group, &info.version, &info.resource).cloned().ok_or_else(ApiError::no_such_path)?;
+        if !kind.namespaced && !info.namespace.is_empty() && info.resource != "namespaces" {
+            return Err(ApiError::no_such_path());
+        }
+        if kind.namespaced && info.namespace.is_empty() && !info.name.is_empty() {
+            return Err(ApiError::no_such_path());
+        }
+        let stored = state.stored_kind(&kinds, &kind);
+        let accept = accept(info, headers, &kind)?;
+        let strategy = strategy::for_kind(&stored.group, &stored.plural);
+        let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("");
+        Ok(Scope {
+            state,
+            info,
+            user,
+            stored,
+            strategy,
+            accept,
+            dry_run: info.dry_run(),
+            user_agent: text(http::header::USER_AGENT).to_string(),
+            warnings: Mutex::new(kind.custom.as_ref().and_then(|c| c.deprecated.clone()).into_iter().collect()),
+            kind,
+        })
+    }
+
+    /// The same request, about one object of the collection that it is about.
+    pub(crate) fn for_item<'b>(scope: &Scope<'b>, info: &'b RequestInfo) -> Scope<'b> {
+        Scope {
+            state: scope.state,
+            info,
+            user: scope.user,
+            kind: scope.kind.clone(),
+            stored: scope.stored.clone(),
+            strategy: scope.strategy,
+            accept: scope.accept.clone(),
+            dry_run: scope.dry_run,
+            user_agent: scope.user_agent.clone(),
+            warnings: Mutex::default(),
+        }
+    }
+
+    /// Where objects of this resource are.
+    pub(crate) fn store(&self) -> Store<'_> {
+        self.state.registry.of(&self.stored.group, &self.stored.plural)
+    }
+
+    /// The namespace part of keys: empty for cluster-scoped kinds.
+    pub(crate) fn namespace(&self) -> &str {
+        if self.kind.namespaced { &self.info.namespace } else { "" }
+    }
+
+    /// The namespace that a collection is limited to.
+    pub(crate) fn collection(&self) -> Option<&str> {
+        Some(self.namespace()).filter(|n| !n.is_empty())
+    }
+
+    pub(crate) fn check_verb(&self) -> Result<()> {
+        let verb = self.info.verb.as_str();
+        let known = match self.info.subresource.as_str() {
+            "" => self.kind.has_verb(verb),
+            sub => self.kind.subresource(sub).ok_or_else(ApiError::no_such_path)?.verbs.iter().any(|v| v == verb),
+        };
+        // All that can be stored can be watched, and all of a collection be deleted, or neither.
+        if known { Ok(()) } else { Err(ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")) }
+    }
+
+    pub(crate) fn not_found(&self) -> ApiError {
+        ApiError::not_found(&self.kind.group, &self.kind.plural, &self.info.name)
+    }
+
+    /// Whether `status` is written, not the rest.
+    pub(crate) fn on_status(&self) -> bool {
+        self.info.subresource == "status"
+    }
+
+    /// What hooks of the kind may look at.
+    pub(crate) fn context(&self) -> strategy::Context<'_> {
+        strategy::Context { state: self.state, info: self.info, user: self.user, dry_run: self.dry_run }
+    }
+
+    /// Who is recorded as the manager of fields.
+    pub(crate) fn manager(&self) -> Result<String> {
+        match self.info.query.get("fieldManager") {
+            Some(name) if name.len() > 128 => Err(ApiError::bad_request("fieldManager: Too long: may not be more than 128 bytes")),
+            Some(name) if !name.is_empty() => Ok(name.to_string()),
+            _ => {
+                let product = self.user_agent.split('/').next().unwrap_or("");
+                let name: String = product.chars().filter(|c| !c.is_control()).take(128).collect();
+                Ok(if name.is_empty() { "unknown".into() } else { name })
+            }
+        }
+    }
+
+    /// Sends a warning with the answer.
+    pub(crate) fn warn(&self, text: impl Into<String>) {
+        let text = text.into();
+        let mut warnings = self.warnings.lock().unwrap_or_else(|e| e.into_inner());
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+
+    pub(crate) fn add_warnings(&self, response: &mut Response<Body>) {
+        for text in self.warnings.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+            let quoted = text.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+                response.headers_mut().append(http::header::WARNING, value);
+            }
+        }
+    }
+}
+
+fn accept(info: &RequestInfo, headers: &HeaderMap, kind: &Kind) -> Result<Accept> {
+    // Several headers are one list.
+    let given: Vec<&str> = headers.get_all(http::header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
+    let header = given.join(",");
+    let protobuf = kind.has_protobuf();
+    let chosen = if info.verb == Verb::Watch {
+        api::codec::negotiate_watch(&header, protobuf)
+    } else {
+        let formats: &[Format] = if protobuf { &[Format::Json, Format::Yaml, Format::Protobuf] } else { &[Format::Json, Format::Yaml] };
+        api::codec::negotiate(&header, formats, true)
+    };
+    let mut accept = chosen.ok_or_else(|| {
+        ApiError::not_acceptable("only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf")
+    })?;
+    accept.pretty |= info.query.flag("pretty");
+    Ok(accept)
+}

@@ -1,0 +1,342 @@
+//! The watch cache of one resource: the newest version of each object, and the changes of
+//! the last minutes.
+//!
+//! Watchers have no queue of their own: each remembers a revision and reads on from there,
+//! so that a slow one costs nothing and never holds up a writer.  Who falls behind the kept
+//! changes is told to list anew.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use store::{Change, Entry, Observer, Store};
+use tokio::sync::watch;
+
+use crate::error::{ApiError, Result};
+use crate::object::{Object, Shape};
+
+/// How long changes are kept: pages of one list and resumed watches live as long.
+const KEEP: Duration = Duration::from_secs(300);
+/// Changes kept however old they are.
+const KEEP_AT_LEAST: usize = 64;
+/// Changes kept at most.
+const KEEP_AT_MOST: usize = 20_000;
+/// Changes handed to a watcher at once.
+const BURST: usize = 256;
+/// How long a read waits for a revision that the cache has not seen.
+const WAIT: Duration = Duration::from_secs(3);
+
+/// What happened to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    Added,
+    Modified,
+    Deleted,
+}
+
+/// One change.  On deletion `object` is the last state, at the revision of the deletion.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub kind: EventKind,
+    pub revision: u64,
+    pub object: Arc<Object>,
+    /// The state before, if there was one.
+    pub previous: Option<Arc<Object>>,
+    at: Instant,
+}
+
+#[derive(Default)]
+struct Inner {
+    objects: BTreeMap<Box<str>, Arc<Object>>,
+    history: VecDeque<Event>,
+    /// All changes after this revision are in `history`.
+    oldest: u64,
+}
+
+/// The cache; filled by the store, read by all.
+pub struct Cache {
+    prefix: String,
+    shape: Shape,
+    inner: RwLock<Inner>,
+    /// The store's revision that the cache reflects.
+    revision: AtomicU64,
+    /// Revision of the last change of this resource; wakes watchers.
+    changed: watch::Sender<u64>,
+    /// Grows when the cache is closed for good (its resource is gone).
+    closed: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Observer for Cache {
+    fn load(&self, entries: Vec<Entry>, revision: u64) {
+        let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
+        for entry in entries {
+            match Object::decode(entry.value, entry.revision, self.shape) {
+                Ok(object) => drop(inner.objects.insert(entry.key[self.prefix.len()..].into(), object)),
+                Err(error) => tracing::error!("{} is left out, as it cannot be read: {error}", entry.key),
+            }
+        }
+        inner.oldest = revision;
+        self.revision.store(revision, Ordering::Release);
+        self.changed.send_replace(revision);
+    }
+
+    fn apply(&self, changes: &[Change], revision: u64) {
+        if !changes.is_empty() {
+            let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
+            for change in changes {
+                self.take(&mut inner, change);
+            }
+            inner.trim();
+            // Under the lock, so that a picture and its revision always belong together.
+            self.revision.store(revision, Ordering::Release);
+            drop(inner);
+            self.changed.send_replace(revision);
+        } else {
+            self.revision.store(revision, Ordering::Release);
+        }
+    }
+}
+
+impl Inner {
+    fn trim(&mut self) {
+        let now = Instant::now();
+        while let Some(front) = self.history.front() {
+            let old = self.history.len() > KEEP_AT_LEAST && now.duration_since(front.at) > KEEP;
+            if !old && self.history.len() <= KEEP_AT_MOST {
+                return;
+            }
+            self.oldest = front.revision;
+            self.history.pop_front();
+        }
+    }
+}
+
+impl Cache {
+    pub(super) fn attach(store: &Arc<dyn Store>, prefix: &str, shape: Shape) -> Arc<Cache> {
+        let cache = Arc::new(Cache {
+            prefix: prefix.to_string(),
+            shape,
+            inner: RwLock::default(),
+            revision: AtomicU64::new(0),
+            changed: watch::Sender::new(0),
+            closed: watch::Sender::new(false),
+        });
+        store.attach(prefix, cache.clone());
+        cache
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn take(&self, inner: &mut Inner, change: &Change) {
+        let key = &change.key[self.prefix.len()..];
+        let previous = inner.objects.get(key).cloned();
+        let (kind, object) = match &change.value {
+            Some(value) => match Object::decode(value.clone(), change.revision, self.shape) {
+                Ok(object) => {
+                    inner.objects.insert(key.into(), object.clone());
+                    let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
+                    (kind, object)
+                }
+                Err(error) => {
+                    tracing::error!("{} is left out, as it cannot be read: {error}", change.key);
+                    return;
+                }
+            },
+            None => {
+                inner.objects.remove(key);
+                let Some(last) = &previous else { return };
+                (EventKind::Deleted, last.restamped(change.revision))
+            }
+        };
+        inner.history.push_back(Event { kind, revision: change.revision, object, previous, at: Instant::now() });
+    }
+
+    /// The store's revision that this reflects.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Revision of the last change.
+    pub fn last_change(&self) -> u64 {
+        *self.changed.borrow()
+    }
+
+    /// Number of objects.
+    pub fn len(&self) -> usize {
+        self.read().objects.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One object.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        let inner = self.read();
+        if namespace.is_empty() {
+            return inner.objects.get(name).cloned();
+        }
+        inner.objects.get(format!("{namespace}/{name}").as_str()).cloned()
+    }
+
+    /// All objects, in one namespace or in all, in key order.
+    pub fn list(&self, namespace: Option<&str>) -> Vec<Arc<Object>> {
+        self.list_after(namespace, "").0
+    }
+
+    /// Objects after `key`, with the revision of the picture.
+    pub fn list_after(&self, namespace: Option<&str>, after: &str) -> (Vec<Arc<Object>>, u64) {
+        let inner = self.read();
+        let objects = select(&inner.objects, namespace, after).map(|(_, o)| o.clone()).collect();
+        (objects, self.revision())
+    }
+
+    /// The objects as they were at `revision`, after `key`.
+    pub fn list_at(&self, namespace: Option<&str>, after: &str, revision: u64) -> Result<Vec<Arc<Object>>> {
+        let inner = self.read();
+        if revision < inner.oldest {
+            return Err(ApiError::expired(format!("The provided resource version is too old: {revision} ({})", inner.oldest)));
+        }
+        let newer = inner.history.partition_point(|e| e.revision <= revision);
+        if newer == inner.history.len() {
+            return Ok(select(&inner.objects, namespace, after).map(|(_, o)| o.clone()).collect());
+        }
+        // Undo what came later, newest first.
+        let mut undone: BTreeMap<Box<str>, Arc<Object>> =
+            select(&inner.objects, namespace, after).map(|(k, o)| (k.clone(), o.clone())).collect();
+        for event in inner.history.range(newer..).rev() {
+            let key = event.object.key();
+            match &event.previous {
+                Some(previous) => drop(undone.insert(key.into(), previous.clone())),
+                None => drop(undone.remove(key.as_str())),
+            }
+        }
+        Ok(select(&undone, namespace, after).map(|(_, o)| o.clone()).collect())
+    }
+
+    /// Waits until the cache reflects `revision`; 504 when it does not come.
+    pub async fn wait(&self, revision: u64) -> Result<()> {
+        let deadline = Instant::now() + WAIT;
+        while self.revision() < revision {
+            if Instant::now() > deadline {
+                let now = self.revision();
+                let mut error = ApiError::timeout(format!("Too large resource version: {revision}, current: {now}"));
+                error.retry_after = Some(1);
+                return Err(error.with_cause("ResourceVersionTooLarge", "Too large resource version", ""));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// The object that a write at `revision` made; a later version if it was overtaken.
+    pub(super) async fn written(&self, namespace: &str, name: &str, revision: u64) -> Result<Arc<Object>> {
+        self.wait(revision).await?;
+        let inner = self.read();
+        let at = inner.history.partition_point(|e| e.revision < revision);
+        if let Some(event) = inner.history.get(at).filter(|e| e.revision == revision) {
+            return Ok(event.object.clone());
+        }
+        drop(inner);
+        self.get(namespace, name).ok_or_else(|| ApiError::internal("an object was removed as it was written"))
+    }
+
+    /// Changes after `revision`.
+    pub fn watch(self: &Arc<Self>, revision: u64) -> Result<Watch> {
+        let inner = self.read();
+        if revision < inner.oldest {
+            return Err(too_old(revision, inner.oldest));
+        }
+        Ok(Watch { changed: self.changed.subscribe(), closed: self.closed.subscribe(), cache: self.clone(), position: revision })
+    }
+
+    /// Everything there is, and what follows, without a gap.
+    pub fn list_and_watch(self: &Arc<Self>, namespace: Option<&str>) -> (Vec<Arc<Object>>, Watch) {
+        let inner = self.read();
+        let objects = select(&inner.objects, namespace, "").map(|(_, o)| o.clone()).collect();
+        let position = self.revision();
+        let watch = Watch { changed: self.changed.subscribe(), closed: self.closed.subscribe(), cache: self.clone(), position };
+        (objects, watch)
+    }
+
+    /// Ends all watches; for a resource that is no longer served.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
+    }
+}
+
+fn too_old(revision: u64, oldest: u64) -> ApiError {
+    ApiError::expired(format!("too old resource version: {revision} ({oldest})"))
+}
+
+type Objects = BTreeMap<Box<str>, Arc<Object>>;
+
+fn select<'a>(objects: &'a Objects, namespace: Option<&str>, after: &str) -> impl Iterator<Item = (&'a Box<str>, &'a Arc<Object>)> {
+    let prefix = namespace.filter(|n| !n.is_empty()).map(|n| format!("{n}/")).unwrap_or_default();
+    let from: Bound<&str> = if after.is_empty() { Bound::Included(&prefix) } else { Bound::Excluded(after) };
+    let found = objects.range::<str, _>((from, Bound::Unbounded));
+    found.take_while(move |(k, _)| k.starts_with(&prefix))
+}
+
+/// A place in a resource's changes.
+pub struct Watch {
+    cache: Arc<Cache>,
+    changed: watch::Receiver<u64>,
+    closed: watch::Receiver<bool>,
+    position: u64,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("cache", &self.cache).field("position", &self.position).finish()
+    }
+}
+
+impl Watch {
+    /// The revision up to which everything was handed out.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The changes that are there now, if any; an error when some are no longer kept.
+    pub fn ready(&mut self) -> Result<Vec<Event>> {
+        self.changed.borrow_and_update();
+        let inner = self.cache.read();
+        if self.position < inner.oldest {
+            return Err(too_old(self.position, inner.oldest));
+        }
+        let from = inner.history.partition_point(|e| e.revision <= self.position);
+        let events: Vec<Event> = inner.history.range(from..).take(BURST).cloned().collect();
+        let all = from + events.len() == inner.history.len();
+        // Read under the lock: the store shows changes under it before the revision goes on.
+        let newest = if all { self.cache.revision() } else { 0 };
+        self.position = events.last().map_or(self.position, |e| e.revision).max(newest);
+        Ok(events)
+    }
+
+    /// Waits for changes; an empty answer means that the resource is no longer served.
+    pub async fn next(&mut self) -> Result<Vec<Event>> {
+        loop {
+            let events = self.ready()?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+            tokio::select! {
+                // Both senders live in the cache, which this holds.
+                changed = self.changed.changed() => if changed.is_err() { return Ok(Vec::new()) },
+                closed = self.closed.wait_for(|c| *c) => { drop(closed); return Ok(Vec::new()) }
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! From flags to a serving process.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use store::{Cipher, DirDisk, Embedded, Options};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::registry::{Registry, prefix};
+use crate::state::AppState;
+use crate::{bootstrap, notify, server};
+
+/// How often the certificate files are looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(60);
+
+/// Runs the API server; `args` begin with the program's name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let config = match Config::try_parse_from(args) {
+        Ok(config) => config,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // A message that cannot be printed cannot be reported either.
+            drop(error.print());
+            return ExitCode::from(code);
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level).unwrap_or_else(|_| "info".into());
+    // A second subscriber in one process is no failure: tests start several servers.
+    drop(tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_stack_size(1 << 20).enable_all().build();
+    let done = runtime.context("starting the runtime").and_then(|runtime| {
+        let done = runtime.block_on(run(config));
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        done
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            notify::send(&format!("STATUS={error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = watch::Sender::new(false);
+    let stopping = stop.subscribe();
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.send_replace(true);
+    });
+    let server = Server::start(config).await?;
+    notify::send("READY=1\nSTATUS=serving");
+    tracing::info!(address = %server.address, version = crate::GIT_VERSION, "serving");
+    server.until(stopping).await;
+    Ok(())
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    pub state: Arc<AppState>,
+    pub address: std::net::SocketAddr,
+    serving: tokio::task::JoinHandle<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Opens the store, makes what every cluster has, and begins to serve.
+    pub async fn start(mut config: Config) -> anyhow::Result<Server> {
+        notify::send("STATUS=opening the store");
+        let tls = server::tls(&config)?;
+        let store = open_store(&config)?;
+        let listener = TcpListener::bind((config.bind_address, config.secure_port))
+            .await
+            .with_context(|| format!("listening on {}:{}", config.bind_address, config.secure_port))?;
+        let address = listener.local_addr()?;
+        config.secure_port = address.port();
+        let state = AppState::new(config, Registry::new(store))?;
+        bootstrap::run(&state).await?;
+        crate::customs::start(&state);
+        let (stop, stopped) = watch::channel(false);
+        let (renew, renewed) = watch::channel(tls);
+        tokio::spawn(watch_certificate(state.clone(), renew));
+        let serving = tokio::spawn(server::serve(state.clone(), listener, renewed, stopped));
+        state.set_ready();
+        Ok(Server { state, address, serving, stop })
+    }
+
+    /// Serves until `stopping` turns true or the store fails, then ends in order.
+    pub async fn until(self, mut stopping: watch::Receiver<bool>) {
+        let store = self.state.registry.store().clone();
+        let failed = async {
+            while store.failure().is_none() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        };
+        tokio::select! {
+            _ = stopping.wait_for(|s| *s) => {}
+            () = failed => tracing::error!("the store has failed; ending, to be started again"),
+        }
+        self.stop().await;
+    }
+
+    /// Ends in order: no new connections, watches end, open requests finish.
+    pub async fn stop(self) {
+        notify::send("STOPPING=1\nSTATUS=ending");
+        self.state.stop();
+        self.stop.send_replace(true);
+        if let Err(error) = self.serving.await {
+            tracing::error!("the serving task ended badly: {error}");
+        }
+    }
+}
+
+fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
+    let mut options = Options::default();
+    if let Some(file) = &config.encryption_key_file {
+        let key = std::fs::read(file).with_context(|| format!("reading --encryption-key-file {}", file.display()))?;
+        let cipher = Cipher::new(&key, vec![prefix("", "secrets")]).map_err(|e| anyhow::anyhow!("--encryption-key-file {}: {e}", file.display()))?;
+        options.cipher = Some(Arc::new(cipher));
+    }
+    let disk = DirDisk::open(&config.store_dir)?;
+    Ok(Arc::new(Embedded::open(Arc::new(disk), options)?))
+}
+
+/// Takes a new serving certificate when the files change.
+async fn watch_certificate(state: Arc<AppState>, renew: watch::Sender<Arc<rustls::ServerConfig>>) {
+    let stamp = |config: &Config| std::fs::metadata(&config.tls_cert_file).and_then(|m| m.modified()).ok();
+    let mut seen = stamp(&state.config);
+    let mut stopping = state.stopping();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+            _ = stopping.wait_for(|s| *s) => return,
+        }
+        let now = stamp(&state.config);
+        if now == seen {
+            continue;
+        }
+        match server::tls(&state.config) {
+            Ok(tls) => {
+                seen = now;
+                renew.send_replace(tls);
+                tracing::info!("the serving certificate was renewed");
+            }
+            Err(error) => tracing::warn!("the changed serving certificate is not taken: {error:#}"),
+        }
+    }
+}

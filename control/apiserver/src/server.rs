@@ -1,0 +1,146 @@
+//! TLS, HTTP/1.1 and HTTP/2 on one port.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::FutureExt;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::Config;
+use crate::error::ApiError;
+use crate::pipeline::{self, Connection};
+use crate::state::AppState;
+
+/// How long open requests may go on when the server ends.
+const GRACE: Duration = Duration::from_secs(4);
+/// A client must have shaken hands within this.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Takes any client certificate whose key the client proves to have.  Which CA signed it,
+/// and what that means, authentication decides: a bad certificate is a 401, not a broken
+/// connection, and CA files can change while the server runs.
+#[derive(Debug)]
+struct AnyClient(Arc<rustls::crypto::CryptoProvider>);
+
+impl ClientCertVerifier for AnyClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+    fn verify_client_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The serving certificate as the files have it now.
+pub fn tls(config: &Config) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let chain: Vec<_> = CertificateDer::pem_file_iter(&config.tls_cert_file)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("reading --tls-cert-file {}", config.tls_cert_file.display()))?;
+    let key = PrivateKeyDer::from_pem_file(&config.tls_private_key_file)
+        .with_context(|| format!("reading --tls-private-key-file {}", config.tls_private_key_file.display()))?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(Arc::new(AnyClient(provider)))
+        .with_single_cert(chain, key)
+        .with_context(|| format!("{} and {} do not fit each other", config.tls_cert_file.display(), config.tls_private_key_file.display()))?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(tls))
+}
+
+/// Serves until `stop` turns true, then lets open requests end for a while.
+pub async fn serve(state: Arc<AppState>, listener: TcpListener, mut tls: watch::Receiver<Arc<rustls::ServerConfig>>, mut stop: watch::Receiver<bool>) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.wait_for(|stop| *stop) => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, remote)) => {
+                let acceptor = TlsAcceptor::from(tls.borrow_and_update().clone());
+                connections.spawn(connection(state.clone(), acceptor, stream, remote, stop.clone()));
+            }
+            Err(error) => {
+                tracing::warn!("a connection was not accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    let all_ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all_ended).await.is_err() {
+        tracing::info!("some requests were cut off at the end");
+    }
+}
+
+async fn connection(state: Arc<AppState>, acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr, mut stop: watch::Receiver<bool>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%remote, "no TCP_NODELAY: {error}");
+    }
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%remote, "TLS handshake failed: {error}"),
+        Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
+    };
+    let peer_certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let connection = Arc::new(Connection { remote, peer_certificates });
+    let service = service_fn(move |request| {
+        let (state, connection) = (state.clone(), connection.clone());
+        async move {
+            let answer = AssertUnwindSafe(pipeline::serve(state, connection, request)).catch_unwind().await;
+            Ok::<_, std::convert::Infallible>(answer.unwrap_or_else(|_| {
+                tracing::error!("a request's handler panicked");
+                pipeline::failure(&ApiError::internal("the request could not be handled"))
+            }))
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(250)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = serving.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%remote, "connection ended: {error}");
+            }
+            return;
+        }
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    if let Err(error) = serving.await {
+        tracing::debug!(%remote, "connection ended: {error}");
+    }
+}

@@ -1,0 +1,32 @@
+//! Tables, as `kubectl get` asks for them.
+
+use api::kinds::Kind;
+use api::table::Include;
+use serde_json::{Value, json};
+
+use crate::handlers::Scope;
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// The table of a get or list.
+pub(crate) fn of(scope: &Scope<'_>, items: &[Value], version: &str, metadata: Value) -> Value {
+    let include = Include::parse(scope.info.query.get("includeObject").unwrap_or("")).unwrap_or_default();
+    api::table::table(&scope.kind, items, metadata, include, version, true, now())
+}
+
+/// The table of a watch event.
+pub(crate) fn of_event(kind: &Kind, item: &Value, version: &str, include: Include, columns: bool) -> Value {
+    let metadata = json!({"resourceVersion": item["metadata"]["resourceVersion"]});
+    api::table::table(kind, [item], metadata, include, version, columns, now())
+}
+
+/// The table of a bookmark: no rows but one without cells, which carries the metadata.
+pub(crate) fn of_bookmark(kind: &Kind, bookmark: &Value, version: &str) -> Value {
+    let metadata = json!({"resourceVersion": bookmark["metadata"]["resourceVersion"]});
+    let mut table = api::table::table(kind, [], metadata, Include::Metadata, version, false, now());
+    let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": bookmark["metadata"]});
+    table["rows"] = json!([{"cells": [], "object": partial}]);
+    table
+}
