@@ -1,5 +1,20 @@
 //! kimg, the tool people run: cluster descriptions, images, keys, local VMs, and a client of nodes.
 
+pub mod cache;
+pub mod cli;
+pub mod client;
 pub mod config;
+pub mod disk;
+pub mod doctor;
+pub mod image;
+pub mod local;
+pub mod lock;
 pub mod manifests;
+pub mod node;
+pub mod oci;
+pub mod packages;
 pub mod pki;
+pub mod progress;
+pub mod seed;
+pub mod switch;
+pub mod table;

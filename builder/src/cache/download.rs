@@ -1,0 +1,196 @@
+//! Fetching files over HTTP into a content-addressed store: resumed after an interruption, checked, renamed into place.
+
+use crate::cache::hash;
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often a broken transfer is taken up again.
+const ATTEMPTS: u32 = 4;
+
+/// An HTTP client with bounded waits.
+pub fn client() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_connect(Some(Duration::from_secs(20)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .http_status_as_error(false)
+        .user_agent(concat!("kimg/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .into()
+}
+
+/// Why a fetch failed, where the caller acts on it.
+#[derive(Debug, thiserror::Error)]
+#[error("{url} is not there (HTTP {status})")]
+pub struct Missing {
+    /// What was asked for.
+    pub url: String,
+    /// 404 or 410.
+    pub status: u16,
+}
+
+/// Fetches a small file into memory.
+pub fn get(client: &ureq::Agent, url: &str, limit: u64) -> Result<Vec<u8>> {
+    let mut response = client.get(url).call().with_context(|| format!("fetching {url}"))?;
+    match response.status().as_u16() {
+        200 => response.body_mut().with_config().limit(limit).read_to_vec().with_context(|| format!("reading {url}")),
+        status @ (404 | 410) => Err(Missing { url: url.to_string(), status }.into()),
+        status => bail!("{url} answered HTTP {status}"),
+    }
+}
+
+/// A content-addressed store of files.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// The store in `dir`.
+    pub fn new(dir: &Path) -> Store {
+        Store { dir: dir.to_path_buf() }
+    }
+
+    /// Where a file with this SHA-256 is kept.
+    pub fn path(&self, sha256: &str) -> PathBuf {
+        self.dir.join(sha256)
+    }
+
+    /// Whether the file is there in full. It was checked when it was stored.
+    pub fn has(&self, sha256: &str, size: u64) -> bool {
+        fs::metadata(self.path(sha256)).is_ok_and(|m| m.len() == size)
+    }
+
+    /// Makes sure that the file is there.
+    pub fn fetch(&self, client: &ureq::Agent, url: &str, sha256: &str, size: u64, bar: &ProgressBar) -> Result<PathBuf> {
+        let path = self.path(sha256);
+        if self.has(sha256, size) {
+            return Ok(path);
+        }
+        fs::create_dir_all(&self.dir).with_context(|| format!("creating {}", self.dir.display()))?;
+        let partial = self.dir.join(format!("{sha256}.part"));
+        let mut attempt = 1;
+        loop {
+            match transfer(client, url, &partial, size, bar) {
+                Ok(()) => break,
+                Err(error) if attempt == ATTEMPTS || error.is::<Missing>() => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_secs(1 << attempt)),
+            }
+            attempt += 1;
+        }
+        let found = hash::hex_of_file(&partial)?;
+        if found != sha256 {
+            fs::remove_file(&partial).with_context(|| format!("removing {}", partial.display()))?;
+            bail!("{url} has SHA-256 {found}, and kimg.lock says {sha256}; the mirror or a proxy on the way changes files");
+        }
+        fs::rename(&partial, &path).with_context(|| format!("storing {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// Fetches into `partial`, going on where it ends.
+fn transfer(client: &ureq::Agent, url: &str, partial: &Path, size: u64, bar: &ProgressBar) -> Result<()> {
+    let mut file = File::options()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(false)
+        .open(partial)
+        .with_context(|| format!("opening {}", partial.display()))?;
+    let mut have = file.metadata()?.len();
+    if have > size {
+        file.set_len(0)?;
+        have = 0;
+    }
+    if have == size {
+        return Ok(());
+    }
+    let mut request = client.get(url);
+    if have > 0 {
+        request = request.header("range", format!("bytes={have}-"));
+    }
+    let mut response = request.call().with_context(|| format!("fetching {url}"))?;
+    match response.status().as_u16() {
+        206 => {}
+        200 => {
+            file.set_len(0)?;
+            have = 0;
+        }
+        status @ (404 | 410) => return Err(Missing { url: url.to_string(), status }.into()),
+        status => bail!("{url} answered HTTP {status}"),
+    }
+    file.seek(SeekFrom::Start(have))?;
+    bar.set_position(have);
+    let mut body = response.body_mut().with_config().limit(size + 1).reader();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let n = body.read(&mut buffer).with_context(|| format!("reading {url}"))?;
+        if n == 0 {
+            break;
+        }
+        file.write_all(&buffer[..n]).with_context(|| format!("writing {}", partial.display()))?;
+        bar.inc(n as u64);
+    }
+    let now = file.metadata()?.len();
+    if now != size {
+        bail!("{url} ended after {now} of {size} bytes");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+
+    /// A server that cuts the first answer short and honours ranges, for `count` requests.
+    fn server(content: &'static [u8], count: usize) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for turn in 0..count {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut start = 0;
+                for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+                    let line = line.unwrap().to_lowercase();
+                    if let Some(range) = line.strip_prefix("range: bytes=") {
+                        start = range.trim_end_matches('-').parse().unwrap();
+                    }
+                    if line.is_empty() {
+                        break;
+                    }
+                }
+                let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
+                let body = &content[start..];
+                write!(stream, "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len()).unwrap();
+                let sent = if turn == 0 { body.len() / 2 } else { body.len() };
+                stream.write_all(&body[..sent]).unwrap();
+            }
+        });
+        format!("http://{address}/file")
+    }
+
+    #[test]
+    fn a_broken_transfer_goes_on_where_it_ended() {
+        let content: &[u8] = b"0123456789abcdef";
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        let url = server(content, 2);
+        let path = store.fetch(&client(), &url, &hash::hex_of(content), 16, &ProgressBar::hidden()).unwrap();
+        assert_eq!(fs::read(path).unwrap(), content);
+    }
+
+    #[test]
+    fn wrong_content_is_refused_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        let url = server(b"0123456789abcdef", 2);
+        let error = store.fetch(&client(), &url, &hash::hex_of(b"x"), 16, &ProgressBar::hidden()).unwrap_err();
+        assert!(error.to_string().contains("kimg.lock says"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,105 @@
+//! SHA-256 of bytes, files and step inputs.
+
+use anyhow::{Context, Result};
+use ring::digest;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// SHA-256 in lower-case hex.
+pub fn hex_of(bytes: &[u8]) -> String {
+    hex::encode(digest::digest(&digest::SHA256, bytes))
+}
+
+/// SHA-256 as bytes.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    out
+}
+
+/// SHA-256 of a file, read once.
+pub fn hex_of_file(path: &Path) -> Result<String> {
+    let mut file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
+        if n == 0 {
+            return Ok(hex::encode(context.finish()));
+        }
+        context.update(&buffer[..n]);
+    }
+}
+
+/// SHA-256 of a file, remembered in `memory` (a folder) as long as size, times and inode stay the same.
+pub fn hex_of_file_remembered(path: &Path, memory: &Path) -> Result<String> {
+    let path = fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;
+    let meta = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
+    let stamp = format!(
+        "{} {} {}.{} {}.{}",
+        meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()
+    );
+    let note = memory.join(&hex_of(path.to_string_lossy().as_bytes())[..24]);
+    if let Ok(text) = fs::read_to_string(&note)
+        && let Some((hash, known)) = text.split_once(' ')
+        && known == stamp
+    {
+        return Ok(hash.to_string());
+    }
+    let hash = hex_of_file(&path)?;
+    super::write_atomic(&note, format!("{hash} {stamp}").as_bytes())?;
+    Ok(hash)
+}
+
+/// Collects the inputs of a step; every input is set apart by name and length.
+#[derive(Clone)]
+pub struct Inputs(digest::Context);
+
+impl Inputs {
+    /// `step` names the step and the version of its code.
+    pub fn new(step: &str) -> Inputs {
+        Inputs(digest::Context::new(&digest::SHA256)).with("step", step.as_bytes())
+    }
+
+    /// Adds one input.
+    pub fn with(mut self, name: &str, value: impl AsRef<[u8]>) -> Inputs {
+        let value = value.as_ref();
+        for part in [name.as_bytes(), value] {
+            self.0.update(&(part.len() as u64).to_le_bytes());
+            self.0.update(part);
+        }
+        self
+    }
+
+    /// The key of the step's result.
+    pub fn key(self) -> String {
+        hex::encode(self.0.finish())[..40].to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_do_not_run_into_each_other() {
+        let a = Inputs::new("s").with("ab", "c").key();
+        let b = Inputs::new("s").with("a", "bc").key();
+        assert_ne!(a, b);
+        assert_eq!(a, Inputs::new("s").with("ab", "c").key());
+    }
+
+    #[test]
+    fn a_changed_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "one").unwrap();
+        let memory = dir.path().join("memory");
+        assert_eq!(hex_of_file_remembered(&file, &memory).unwrap(), hex_of(b"one"));
+        assert_eq!(hex_of_file_remembered(&file, &memory).unwrap(), hex_of(b"one"));
+        fs::write(&file, "other").unwrap();
+        assert_eq!(hex_of_file_remembered(&file, &memory).unwrap(), hex_of(b"other"));
+    }
+}

@@ -1,0 +1,424 @@
+//! `kimg build`: resolve → fetch → assemble → seal → lay out → convert, each step skipped when its inputs are known.
+
+use super::components::{Component, Components};
+use super::manifest::{FileSum, Manifest};
+use super::modules::Kernel;
+use super::output::Format;
+use super::recipe::{self, Recipe};
+use super::root::Ingredients;
+use super::toolbox::Toolbox;
+use super::{initramfs, kernel, squashfs, unpack, verity};
+use crate::cache::hash::{self, Inputs};
+use crate::cache::lockfile::BuildLock;
+use crate::cache::{self, steps::Steps};
+use crate::config::{SecretsForm, Settings};
+use crate::disk;
+use crate::lock::{Lock, LockedPackage};
+use crate::packages::{self, Mirrors};
+use crate::pki;
+use crate::progress::Progress;
+use anyhow::{Context, Result, anyhow};
+use node_metadata::{BuildInfo, Role};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Sources of the steps: a changed step makes its results anew.
+const ROOT_CODE: &[&str] = &[
+    include_str!("root.rs"),
+    include_str!("unpack.rs"),
+    include_str!("modules.rs"),
+    include_str!("tree.rs"),
+    include_str!("squashfs.rs"),
+    include_str!("verity.rs"),
+    include_str!("../packages/deb.rs"),
+    include_str!("../oci/mod.rs"),
+    include_str!("../oci/pause.rs"),
+];
+const INITRAMFS_CODE: &[&str] = &[include_str!("initramfs.rs"), include_str!("cpio.rs"), include_str!("modules.rs")];
+const DISK_CODE: &[&str] = &[
+    include_str!("build.rs"),
+    include_str!("kernel.rs"),
+    include_str!("output.rs"),
+    include_str!("../disk/mod.rs"),
+    include_str!("../disk/gpt.rs"),
+    include_str!("../disk/fat.rs"),
+    include_str!("../disk/grub.rs"),
+    include_str!("../disk/uki.rs"),
+    include_str!("../disk/config_part.rs"),
+];
+const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+const BOOT_IMG: &str = "/usr/lib/grub/i386-pc/boot.img";
+
+/// What a build is asked for besides `cluster.toml`.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Folder of the components.
+    pub components: Option<PathBuf>,
+    /// Forms of the disk; `disk.raw` is always written.
+    pub formats: Vec<Format>,
+}
+
+/// A finished image.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// Folder with `disk.raw`, `vmlinux`, `vmlinuz`, `initrd` and `manifest.json`.
+    pub dir: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Whether anything had to be done.
+    pub changed: bool,
+    /// Where the components were found.
+    pub components_dir: PathBuf,
+}
+
+/// Where the images of a cluster lie.
+pub fn output_dir(settings: &Settings, role: Role) -> PathBuf {
+    settings.dir.join("build").join(role.as_str())
+}
+
+/// The mirrors that `cluster.toml` names.
+pub fn mirrors(settings: &Settings) -> Mirrors {
+    Mirrors { main: settings.packages.mirror.clone(), security: settings.packages.security_mirror.clone() }
+}
+
+/// Builds the images of `roles`.
+pub fn build(settings: &Settings, roles: &[Role], options: &Options, progress: &Progress) -> Result<Vec<Built>> {
+    let _held = BuildLock::take(&settings.dir.join("build/.lock"))?;
+    let workshop = Workshop::open(settings, options, progress)?;
+    let plans = roles.iter().map(|role| workshop.plan(*role)).collect::<Result<Vec<_>>>()?;
+    workshop.fetch(&plans)?;
+    // Roles share the cores: while one is packed by all of them, the other unpacks by one.
+    let results: Vec<Result<Built>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = plans.iter().map(|plan| scope.spawn(|| workshop.build(plan, options))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(anyhow!("a build thread stopped")))).collect()
+    });
+    results.into_iter().collect()
+}
+
+/// What all roles of one build share.
+struct Workshop<'a> {
+    settings: &'a Settings,
+    progress: &'a Progress,
+    lock: Lock,
+    boot: recipe::Boot,
+    stage1: Component,
+    components: Components,
+    steps: Steps,
+    tools_key: String,
+    tools: Mutex<Option<Toolbox>>,
+    kernel: Mutex<Option<Arc<Kernel>>>,
+}
+
+/// What is known of a role's image before anything is unpacked.
+struct Plan {
+    role: Role,
+    recipe: Recipe,
+    executables: Vec<Component>,
+    images: Vec<(PathBuf, String)>,
+    root_key: String,
+    initrd_key: String,
+}
+
+impl<'a> Workshop<'a> {
+    fn open(settings: &'a Settings, options: &Options, progress: &'a Progress) -> Result<Workshop<'a>> {
+        let steps = Steps::open(&settings.dir.join("build/.steps"))?;
+        let lock = read_or_make_lock(settings, progress)?;
+        let components = Components::find(options.components.as_deref(), &steps.dir().join("sums"))?;
+        let boot = recipe::boot()?;
+        Ok(Workshop {
+            settings,
+            progress,
+            tools_key: Toolbox::key_of(&lock)?,
+            stage1: components.identify(&boot.stage1)?,
+            lock,
+            boot,
+            components,
+            steps,
+            tools: Mutex::default(),
+            kernel: Mutex::default(),
+        })
+    }
+
+    fn kernel_package(&self) -> Result<&LockedPackage> {
+        let meta = self.boot.kernel.name.as_str();
+        let closure = self.lock.closure(&[meta])?;
+        closure.into_iter().find(|p| p.name != meta).context("kimg.lock has no kernel; run `kimg lock`")
+    }
+
+    fn plan(&self, role: Role) -> Result<Plan> {
+        let recipe = recipe::of(role)?;
+        let mut names: Vec<&str> = recipe.components.iter().map(|c| c.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let executables = names.iter().map(|name| self.components.identify(name)).collect::<Result<Vec<_>>>()?;
+        let mut images = Vec::new();
+        for path in &self.settings.image(role).images {
+            crate::oci::references(path)?;
+            images.push((path.clone(), hash::hex_of_file_remembered(path, &self.steps.dir().join("sums"))?));
+        }
+        let kernel = &self.kernel_package()?.sha256;
+        let mut plan = Plan { role, recipe, executables, images, root_key: String::new(), initrd_key: String::new() };
+        let inputs = self.ingredients(&plan).inputs(kernel)?;
+        plan.root_key = with_code(inputs, ROOT_CODE).with("tools", &self.tools_key).with("parameters", squashfs::PARAMETERS).key();
+        plan.initrd_key = with_code(Inputs::new("initrd"), INITRAMFS_CODE)
+            .with("kernel", kernel)
+            .with("stage1", &self.stage1.sha256)
+            .with("modules", format!("{:?} {:?}", self.boot.first, self.boot.late))
+            .key();
+        Ok(plan)
+    }
+
+    fn ingredients<'p>(&'p self, plan: &'p Plan) -> Ingredients<'p> {
+        Ingredients {
+            role: plan.role,
+            recipe: &plan.recipe,
+            lock: &self.lock,
+            components: &self.components,
+            executables: &plan.executables,
+            modules: &self.settings.image(plan.role).modules,
+            images: &plan.images,
+        }
+    }
+
+    /// Fetches the packages of the steps that have to run.
+    fn fetch(&self, plans: &[Plan]) -> Result<()> {
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        for plan in plans {
+            if !self.steps.path("root", &plan.root_key).exists() {
+                names.extend(self.ingredients(plan).packages()?);
+            }
+            if !self.steps.path("root", &plan.root_key).exists() || !self.steps.path("initrd", &plan.initrd_key).exists() {
+                names.insert(self.kernel_package()?.name.clone());
+            }
+        }
+        if !names.is_empty() {
+            names.extend(Toolbox::packages(&self.lock)?);
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        packages::fetch(&self.lock, &names, &mirrors(self.settings), self.progress)
+    }
+
+    fn tools(&self) -> Result<Toolbox> {
+        let mut slot = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tools) = &*slot {
+            return Ok(tools.clone());
+        }
+        let names = Toolbox::packages(&self.lock)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        packages::fetch(&self.lock, &names, &mirrors(self.settings), self.progress)?;
+        let tools = Toolbox::open(&self.lock)?;
+        *slot = Some(tools.clone());
+        Ok(tools)
+    }
+
+    /// The unpacked kernel package, unpacked once for all roles.
+    fn kernel(&self) -> Result<Arc<Kernel>> {
+        let mut slot = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = &*slot {
+            return Ok(kernel.clone());
+        }
+        let package = self.kernel_package()?;
+        packages::fetch(&self.lock, &[&package.name], &mirrors(self.settings), self.progress)?;
+        let bar = self.progress.step("unpacking the kernel");
+        let files = unpack::unpack_all(&[package], |_, path| {
+            path.starts_with("/boot/vmlinuz-") || path.starts_with("/usr/lib/modules/")
+        })?;
+        let files = files.get(&package.name).context("the kernel package was not unpacked")?;
+        let kernel = Arc::new(Kernel::from_package(files)?);
+        bar.finish_and_clear();
+        *slot = Some(kernel.clone());
+        Ok(kernel)
+    }
+
+    fn build(&self, plan: &Plan, options: &Options) -> Result<Built> {
+        self.build_role(plan, options).with_context(|| format!("building the {} image", plan.role))
+    }
+
+    fn build_role(&self, plan: &Plan, options: &Options) -> Result<Built> {
+        let root = self.root(plan)?;
+        let tree = self.steps.result("verity", &plan.root_key, |out| verity::write(&root, out).map(|_| ()))?;
+        let root_hash = verity::root_of(&tree)?;
+        let command_line = self.command_line(plan, &root_hash);
+        let info = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), root_hash: hex::encode(root_hash) };
+        let config_files = pki::config_partition(self.settings, plan.role, info)?;
+        let config = disk::config_part::encode(&config_files)?;
+        let inputs = with_code(Inputs::new("disk"), DISK_CODE)
+            .with("version", env!("CARGO_PKG_VERSION"))
+            .with("root", &plan.root_key)
+            .with("root-hash", root_hash)
+            .with("initrd", &plan.initrd_key)
+            .with("kernel", &self.kernel_package()?.sha256)
+            .with("tools", &self.tools_key)
+            .with("command-line", &command_line)
+            .with("config", hash::sha256(&config))
+            .key();
+        let dir = output_dir(self.settings, plan.role);
+        cache::sweep(&dir);
+        let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir));
+        let mut changed = known.is_none();
+        let mut manifest = match known {
+            Some(manifest) => manifest,
+            None => {
+                let parts = DiskParts { root: &root, tree: &tree, root_hash, command_line: &command_line, config: &config };
+                self.write_disk(plan, &dir, &parts, inputs)?
+            }
+        };
+        for format in &options.formats {
+            if !manifest.files.contains_key(format.file()) {
+                changed = true;
+                let bar = self.progress.step(&format!("{}: compressing {}", plan.role, format.file()));
+                format.write(&dir.join(Format::Raw.file()), &dir.join(format.file()))?;
+                manifest.files.insert(format.file().into(), FileSum::of(&dir.join(format.file()))?);
+                manifest.write(&dir)?;
+                bar.finish_and_clear();
+            }
+        }
+        Ok(Built { dir, manifest, changed, components_dir: self.components.dir().to_path_buf() })
+    }
+
+    fn root(&self, plan: &Plan) -> Result<PathBuf> {
+        self.steps.result("root", &plan.root_key, |out| {
+            let kernel = self.kernel()?;
+            let bar = self.progress.step(&format!("{}: assembling the root", plan.role));
+            let tree = self.ingredients(plan).assemble(&kernel)?;
+            bar.set_message(format!("{}: packing the root ({} MiB)", plan.role, tree.content_size() >> 20));
+            squashfs::write(&self.tools()?, &tree, out)?;
+            bar.finish_and_clear();
+            Ok(())
+        })
+    }
+
+    fn command_line(&self, plan: &Plan, root_hash: &[u8; 32]) -> String {
+        let mut words = vec![format!("kimg.roothash={}", hex::encode(root_hash))];
+        words.extend(self.boot.kernel_args.iter().cloned());
+        words.extend(plan.recipe.kernel_args.iter().cloned());
+        words.extend(self.settings.image(plan.role).kernel_args.iter().cloned());
+        words.join(" ")
+    }
+
+    fn write_disk(&self, plan: &Plan, dir: &Path, parts: &DiskParts<'_>, inputs: String) -> Result<Manifest> {
+        let bar = self.progress.step(&format!("{}: writing the disk", plan.role));
+        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        // From here until the end the folder is not what its manifest says.
+        remove_outputs(dir)?;
+        let initrd = self.steps.bytes("initrd", &plan.initrd_key, || {
+            initramfs::build(&*self.kernel()?, &self.boot, self.components.read(&self.stage1)?)
+        })?;
+        let kernel_key = with_code(Inputs::new("kernel"), DISK_CODE).with("package", &self.kernel_package()?.sha256).key();
+        let vmlinuz = self.steps.bytes("vmlinuz", &kernel_key, || Ok(self.kernel()?.vmlinuz.to_vec()))?;
+        let release = self.steps.bytes("release", &kernel_key, || Ok(self.kernel()?.version.clone().into_bytes()))?;
+        let vmlinux = self.steps.bytes("vmlinux", &kernel_key, || kernel::uncompressed(&vmlinuz))?;
+        let release = String::from_utf8(release).context("the kernel's release is not UTF-8")?;
+
+        let tools = self.tools()?;
+        let command_line = parts.command_line;
+        let os_release = format!("ID=kimg\nVERSION_ID={0}\nPRETTY_NAME=\"kimg {0} {1}\"\n", env!("CARGO_PKG_VERSION"), plan.role);
+        let sections: [(&str, &[u8]); 5] = [
+            (".osrel", os_release.as_bytes()),
+            (".uname", release.as_bytes()),
+            (".cmdline", command_line.as_bytes()),
+            (".initrd", &initrd),
+            (".linux", &vmlinuz),
+        ];
+        let uki = disk::uki::build(&tools.read(STUB)?, &sections)?;
+        let work = tempfile::Builder::new().prefix(".grub").tempdir_in(self.steps.dir()).context("making a work folder")?;
+        let core = disk::grub::core_image(&tools, command_line, disk::CORE_SECTOR, work.path())?;
+        let boot_img = tools.read(BOOT_IMG)?;
+        let esp: [(&str, &[u8]); 3] = [("/EFI/BOOT/BOOTX64.EFI", &uki), ("/boot/vmlinuz", &vmlinuz), ("/boot/initrd", &initrd)];
+        let content = disk::Parts {
+            boot_img: &boot_img,
+            esp_files: &esp,
+            root: parts.root,
+            verity: parts.tree,
+            root_hash: parts.root_hash,
+            config: parts.config,
+        };
+        let raw = dir.join(Format::Raw.file());
+        let temporary = cache::temporary_beside(&raw)?;
+        disk::write(&temporary, &content, &core)?;
+        std::fs::rename(&temporary, &raw).with_context(|| format!("storing {}", raw.display()))?;
+        for (name, bytes) in [("vmlinuz", &vmlinuz), ("vmlinux", &vmlinux), ("initrd", &initrd), ("cmdline", &command_line.as_bytes().to_vec())] {
+            cache::write_atomic(&dir.join(name), bytes)?;
+        }
+        let manifest = self.manifest(plan, dir, parts, inputs, release)?;
+        manifest.write(dir)?;
+        bar.finish_and_clear();
+        Ok(manifest)
+    }
+
+    fn manifest(&self, plan: &Plan, dir: &Path, parts: &DiskParts<'_>, inputs: String, release: String) -> Result<Manifest> {
+        let mut files = BTreeMap::new();
+        for name in [Format::Raw.file(), "vmlinuz", "vmlinux", "initrd", "cmdline"] {
+            files.insert(name.to_string(), FileSum::of(&dir.join(name))?);
+        }
+        let size = |path: &Path| -> Result<u64> { Ok(std::fs::metadata(path)?.len()) };
+        let mut packages = BTreeMap::new();
+        for name in self.ingredients(plan).packages()? {
+            packages.insert(name.clone(), self.lock.package(&name)?.version.clone());
+        }
+        let kernel = self.kernel_package()?;
+        packages.insert(kernel.name.clone(), kernel.version.clone());
+        let mut components = plan.executables.clone();
+        components.push(self.stage1.clone());
+        let secrets = match (plan.role, self.settings.secrets) {
+            (Role::Worker, _) => "none",
+            (Role::Master, SecretsForm::Plain) => "plain",
+            (Role::Master, SecretsForm::Sealed) => "sealed",
+        };
+        Ok(Manifest {
+            version: env!("CARGO_PKG_VERSION").into(),
+            cluster: self.settings.name.clone(),
+            role: plan.role,
+            root_hash: hex::encode(parts.root_hash),
+            kernel: release,
+            command_line: parts.command_line.into(),
+            secrets: secrets.into(),
+            inputs,
+            partitions: [("root", size(parts.root)?), ("verity", size(parts.tree)?), ("config", parts.config.len() as u64)]
+                .map(|(n, s)| (n.to_string(), s))
+                .into(),
+            packages,
+            components,
+            files,
+        })
+    }
+
+}
+
+/// What differs from disk to disk.
+struct DiskParts<'a> {
+    root: &'a Path,
+    tree: &'a Path,
+    root_hash: [u8; 32],
+    command_line: &'a str,
+    config: &'a [u8],
+}
+
+fn with_code(inputs: Inputs, sources: &[&str]) -> Inputs {
+    sources.iter().fold(inputs, |inputs, source| inputs.with("code", source))
+}
+
+/// Removes what an earlier build left under the names that are written now, the manifest first.
+fn remove_outputs(dir: &Path) -> Result<()> {
+    for name in [super::manifest::FILE, Format::Raw.file(), Format::RawZst.file(), Format::RawGz.file()] {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The lock file; a cluster that has none yet gets one.
+fn read_or_make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
+    if settings.dir.join(crate::lock::FILE).exists() {
+        return Lock::read(&settings.dir);
+    }
+    let lock = crate::lock::make(&mirrors(settings), jiff::Timestamp::now(), progress)?;
+    lock.write(&settings.dir)?;
+    Ok(lock)
+}

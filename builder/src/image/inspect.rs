@@ -1,0 +1,226 @@
+//! `kimg inspect`: what is in an image, read from the image itself.
+
+use super::manifest::Manifest;
+use super::verity;
+use crate::cache::hash;
+use crate::disk::{config_part, gpt};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// What an image holds.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Report {
+    /// Partitions in order.
+    pub partitions: Vec<PartitionReport>,
+    /// Verity root hash, from the PARTUUIDs.
+    pub root_hash: String,
+    /// Whether the hash tree's top has that hash.
+    pub hash_tree_matches: bool,
+    /// The cluster's settings.
+    pub cluster: serde_json::Value,
+    /// Certificates in CONFIG.
+    pub certificates: Vec<CertificateReport>,
+    /// Other files in CONFIG and their sizes.
+    pub config_files: BTreeMap<String, u64>,
+    /// `none`, `plain` or `sealed`.
+    pub secrets: String,
+    /// Packages, where the manifest lies beside the image.
+    pub packages: BTreeMap<String, String>,
+    /// Own executables and their sizes, from the manifest.
+    pub components: BTreeMap<String, u64>,
+    /// Sizes of the files beside the image, from the manifest.
+    pub files: BTreeMap<String, u64>,
+}
+
+/// One partition.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PartitionReport {
+    /// Number from 1.
+    pub number: usize,
+    /// Name.
+    pub name: String,
+    /// PARTUUID.
+    pub id: String,
+    /// Offset in bytes.
+    pub offset: u64,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// One certificate.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CertificateReport {
+    /// File in CONFIG.
+    pub file: String,
+    /// Subject.
+    pub subject: String,
+    /// First moment of validity.
+    pub not_before: String,
+    /// Last moment of validity.
+    pub not_after: String,
+    /// SHA-256 of the certificate.
+    pub fingerprint: String,
+}
+
+/// Reads an image; compressed ones are read as a stream, front to back.
+pub fn inspect(path: &Path) -> Result<Report> {
+    let mut disk = Disk::open(path)?;
+    let table = gpt::Table::parse(&disk.read(0, 34 * 512)?).with_context(|| format!("reading {}", path.display()))?;
+    let partition = |name: &str| table.partition(name).with_context(|| format!("{} has no partition '{name}'", path.display()));
+    let root_hash = format!("{}{}", partition("root")?.id, partition("verity")?.id).replace('-', "");
+    // In the order in which they lie, since a stream cannot go back.
+    let verity_start = partition("verity")?.first * gpt::SECTOR;
+    let top = disk.read(verity_start, 2 * verity::BLOCK)?;
+    let config = partition("config")?;
+    let config = disk.read(config.first * gpt::SECTOR, usize::try_from(config.sectors * gpt::SECTOR)?)?;
+    let files = config_part::decode(&config)?;
+    let manifest = path.parent().and_then(Manifest::read).filter(|m| m.root_hash == root_hash);
+
+    let mut report = Report {
+        partitions: table
+            .partitions
+            .iter()
+            .enumerate()
+            .map(|(n, p)| PartitionReport {
+                number: n + 1,
+                name: p.name.clone(),
+                id: p.id.to_string(),
+                offset: p.first * gpt::SECTOR,
+                size: p.sectors * gpt::SECTOR,
+            })
+            .collect(),
+        hash_tree_matches: hex::encode(verity::top_hash(&top)?) == root_hash,
+        root_hash,
+        cluster: serde_json::Value::Null,
+        certificates: Vec::new(),
+        config_files: BTreeMap::new(),
+        secrets: "none".into(),
+        packages: BTreeMap::new(),
+        components: BTreeMap::new(),
+        files: BTreeMap::new(),
+    };
+    for (file, (_, content)) in &files {
+        let name = file.display().to_string();
+        if name == "cluster.json" {
+            report.cluster = serde_json::from_slice(content).context("reading cluster.json")?;
+        } else if name.ends_with(".crt") {
+            report.certificates.extend(certificates(&name, content)?);
+        }
+        if name == "secrets.sealed" {
+            report.secrets = "sealed".into();
+        } else if name.starts_with("secrets/") {
+            report.secrets = "plain".into();
+        }
+        report.config_files.insert(name, content.len() as u64);
+    }
+    if let Some(manifest) = manifest {
+        report.packages = manifest.packages;
+        report.components = manifest.components.into_iter().map(|c| (c.name, c.size)).collect();
+        report.files = manifest.files.into_iter().map(|(name, sum)| (name, sum.size)).collect();
+    }
+    Ok(report)
+}
+
+fn certificates(file: &str, pem: &[u8]) -> Result<Vec<CertificateReport>> {
+    let mut found = Vec::new();
+    for block in x509_parser::pem::Pem::iter_from_buffer(pem) {
+        let block = block.with_context(|| format!("reading {file} in CONFIG"))?;
+        let certificate = block.parse_x509().with_context(|| format!("reading {file} in CONFIG"))?;
+        let date = |time: x509_parser::time::ASN1Time| {
+            jiff::Timestamp::from_second(time.timestamp()).map_or_else(|_| time.to_string(), |t| t.to_string())
+        };
+        found.push(CertificateReport {
+            file: file.into(),
+            subject: certificate.subject().to_string(),
+            not_before: date(certificate.validity().not_before),
+            not_after: date(certificate.validity().not_after),
+            fingerprint: hash::hex_of(&block.contents),
+        });
+    }
+    Ok(found)
+}
+
+impl Report {
+    /// For people.
+    pub fn to_text(&self) -> String {
+        use std::fmt::Write;
+        let mut out = String::new();
+        let text = |key: &str| self.cluster[key].as_str().unwrap_or("?").to_string();
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{} image of cluster {}, kimg {}", text("role"), text("name"), self.cluster["build"]["version"].as_str().unwrap_or("?"));
+        let state = if self.hash_tree_matches { "matches the hash tree" } else { "DOES NOT match the hash tree" };
+        let _ = writeln!(out, "root hash {} ({state})\nsecrets   {}\n\nPartitions", self.root_hash, self.secrets);
+        for p in &self.partitions {
+            let _ = writeln!(out, "  {} {:7} {:>10}  at {:>10}  {}", p.number, p.name, super::cmd::mib(p.size), p.offset, p.id);
+        }
+        let _ = writeln!(out, "\nCertificates");
+        for c in &self.certificates {
+            let _ = writeln!(out, "  {:24} {}\n  {:24} {} to {}", c.file, c.subject, "", c.not_before, c.not_after);
+        }
+        let _ = writeln!(out, "\nCONFIG");
+        for (name, size) in &self.config_files {
+            let _ = writeln!(out, "  {name:34} {size:>8}");
+        }
+        for (title, sizes) in [("Programs", &self.components), ("Files", &self.files)] {
+            if !sizes.is_empty() {
+                let _ = writeln!(out, "\n{title}");
+                for (name, size) in sizes {
+                    let _ = writeln!(out, "  {name:34} {:>10}", super::cmd::mib(*size));
+                }
+            }
+        }
+        if !self.packages.is_empty() {
+            let _ = writeln!(out, "\nPackages");
+            for (name, version) in &self.packages {
+                let _ = writeln!(out, "  {name:44} {version}");
+            }
+        }
+        out
+    }
+}
+
+/// A disk that is read front to back.
+enum Disk {
+    Plain(File),
+    Stream { reader: Box<dyn Read>, at: u64 },
+}
+
+impl Disk {
+    fn open(path: &Path) -> Result<Disk> {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        Ok(match path.extension().and_then(|e| e.to_str()) {
+            Some("zst") => {
+                let mut decoder = zstd::stream::read::Decoder::new(file)?;
+                decoder.window_log_max(31)?;
+                Disk::Stream { reader: Box::new(decoder), at: 0 }
+            }
+            Some("gz") => Disk::Stream { reader: Box::new(flate2::read::GzDecoder::new(file)), at: 0 },
+            _ => Disk::Plain(file),
+        })
+    }
+
+    fn read(&mut self, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        match self {
+            Disk::Plain(file) => {
+                file.seek(SeekFrom::Start(offset))?;
+                file.read_exact(&mut bytes)
+            }
+            Disk::Stream { reader, at } => {
+                let skip = offset.checked_sub(*at).context("a compressed image cannot be read backwards")?;
+                std::io::copy(&mut reader.take(skip), &mut std::io::sink())?;
+                *at = offset + length as u64;
+                reader.read_exact(&mut bytes)
+            }
+        }
+        .context("the image is cut short")?;
+        Ok(bytes)
+    }
+}

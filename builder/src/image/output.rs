@@ -1,0 +1,110 @@
+//! Forms of a disk for transport: compressed the same on every machine, whatever its number of cores.
+
+use crate::cache;
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::path::Path;
+
+/// A form in which a disk is written besides `disk.raw`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// The disk as it is, sparse; always written.
+    #[value(name = "raw")]
+    Raw,
+    /// Compressed by zstd with long-distance matching.
+    #[value(name = "raw.zst")]
+    RawZst,
+    /// Compressed by gzip.
+    #[value(name = "raw.gz")]
+    RawGz,
+}
+
+/// The root is compressed already: a higher level only takes longer.
+const ZSTD_LEVEL: i32 = 6;
+/// 128 MiB: the kernel's second copy is found, and `zstd -d` accepts it without options.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+impl Format {
+    /// Name of the file.
+    pub fn file(self) -> &'static str {
+        match self {
+            Format::Raw => "disk.raw",
+            Format::RawZst => "disk.raw.zst",
+            Format::RawGz => "disk.raw.gz",
+        }
+    }
+
+    /// Makes this form of `raw` at `out`, whole or not at all.
+    pub fn write(self, raw: &Path, out: &Path) -> Result<()> {
+        let temporary = cache::temporary_beside(out)?;
+        let made = self.encode(raw, &temporary).and_then(|()| {
+            std::fs::rename(&temporary, out).with_context(|| format!("storing {}", out.display()))
+        });
+        if made.is_err() {
+            // The first error is the one to report.
+            let _ = std::fs::remove_file(&temporary);
+        }
+        made
+    }
+
+    fn encode(self, raw: &Path, out: &Path) -> Result<()> {
+        let mut from = File::open(raw).with_context(|| format!("opening {}", raw.display()))?;
+        let to = File::create(out).with_context(|| format!("creating {}", out.display()))?;
+        let to = BufWriter::with_capacity(1 << 20, to);
+        match self {
+            Format::Raw => Ok(()),
+            Format::RawZst => zstd_to(&mut from, to),
+            Format::RawGz => {
+                let mut encoder = flate2::GzBuilder::new().mtime(0).write(to, flate2::Compression::new(6));
+                std::io::copy(&mut from, &mut encoder)?;
+                encoder.finish()?.flush().context("writing gzip")
+            }
+        }
+        .with_context(|| format!("compressing {}", raw.display()))
+    }
+}
+
+fn zstd_to(from: &mut impl Read, to: impl Write) -> Result<()> {
+    let mut encoder = zstd::stream::write::Encoder::new(to, ZSTD_LEVEL)?;
+    encoder.long_distance_matching(true)?;
+    encoder.window_log(ZSTD_WINDOW_LOG)?;
+    encoder.include_checksum(true)?;
+    // With one worker or more the output is always the same; without workers it is another.
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 8);
+    encoder.multithread(u32::try_from(workers)?)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = from.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        encoder.write_all(&buffer[..n])?;
+    }
+    encoder.finish()?.flush().context("writing zstd")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_form_unpacks_to_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        let content: Vec<u8> = (0..300_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        std::fs::write(&raw, &content).unwrap();
+        for format in [Format::RawZst, Format::RawGz] {
+            let out = dir.path().join(format.file());
+            format.write(&raw, &out).unwrap();
+            let packed = std::fs::read(&out).unwrap();
+            let mut plain = Vec::new();
+            match format {
+                Format::RawGz => flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut plain).unwrap(),
+                _ => zstd::stream::read::Decoder::new(&packed[..]).unwrap().read_to_end(&mut plain).unwrap(),
+            };
+            assert!(plain == content, "{format:?}");
+            assert!(packed.len() < content.len());
+        }
+    }
+}

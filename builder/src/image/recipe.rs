@@ -1,0 +1,219 @@
+//! Recipes: what goes into each image, as data (`images/*.toml`, compiled in).
+
+use crate::packages::resolve::Wish;
+use anyhow::{Context, Result};
+use node_metadata::Role;
+use serde::Deserialize;
+
+const BASE: &str = include_str!("../../../images/base.toml");
+const MASTER: &str = include_str!("../../../images/master.toml");
+const WORKER: &str = include_str!("../../../images/worker.toml");
+const BOOT: &str = include_str!("../../../images/boot.toml");
+const TOOLS: &str = include_str!("../../../images/tools.toml");
+
+/// What goes into a root file system.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Recipe {
+    /// Files from Debian packages; libraries that programs need come along by themselves.
+    #[serde(default, rename = "package")]
+    pub packages: Vec<PackageRecipe>,
+    /// Own executables.
+    #[serde(default, rename = "component")]
+    pub components: Vec<ComponentRecipe>,
+    /// Files with fixed content.
+    #[serde(default, rename = "file")]
+    pub files: Vec<FileRecipe>,
+    /// Symbolic links.
+    #[serde(default, rename = "link")]
+    pub links: Vec<LinkRecipe>,
+    /// Empty directories: mount points.
+    #[serde(default, rename = "directory")]
+    pub directories: Vec<DirectoryRecipe>,
+    /// Files made by joining others, in order of their names.
+    #[serde(default, rename = "bundle")]
+    pub bundles: Vec<BundleRecipe>,
+    /// Kernel modules by name.
+    #[serde(default)]
+    pub modules: Vec<String>,
+    /// More words of the kernel's command line.
+    #[serde(default)]
+    pub kernel_args: Vec<String>,
+    /// Whether the pause image is baked in.
+    #[serde(default)]
+    pub pause_image: bool,
+}
+
+/// A package and the files to take from it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PackageRecipe {
+    /// Debian package.
+    pub name: String,
+    /// Globs of paths (merged /usr); none: only what others need of it.
+    #[serde(default)]
+    pub files: Vec<String>,
+    /// Globs of dependencies that come along; default: libraries.
+    pub follow: Option<Vec<String>>,
+}
+
+/// One of the workspace's executables.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ComponentRecipe {
+    /// Executable's file name.
+    pub name: String,
+    /// Where it goes.
+    pub path: String,
+    /// Links to it, by absolute path.
+    #[serde(default)]
+    pub links: Vec<String>,
+}
+
+/// A file with fixed content.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct FileRecipe {
+    /// Absolute path.
+    pub path: String,
+    /// Content; `{{version}}` is kimg's version.
+    pub text: String,
+    /// Permission bits.
+    #[serde(default = "readable")]
+    pub mode: u32,
+}
+
+fn readable() -> u32 {
+    0o644
+}
+
+/// A symbolic link.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkRecipe {
+    /// Absolute path.
+    pub path: String,
+    /// What it points to.
+    pub target: String,
+}
+
+/// An empty directory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectoryRecipe {
+    /// Absolute path.
+    pub path: String,
+    /// Permission bits.
+    #[serde(default = "searchable")]
+    pub mode: u32,
+}
+
+fn searchable() -> u32 {
+    0o755
+}
+
+/// A file joined from others.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleRecipe {
+    /// Absolute path.
+    pub path: String,
+    /// Package of the parts.
+    pub package: String,
+    /// Glob of the parts.
+    pub parts: String,
+}
+
+/// Kernel, loaders and initramfs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Boot {
+    /// The kernel's meta package.
+    pub kernel: PackageRecipe,
+    /// Stage 1.
+    pub stage1: String,
+    /// Modules loaded at once, in this order.
+    pub first: Vec<String>,
+    /// Modules loaded when no root has appeared.
+    pub late: Vec<String>,
+    /// The kernel's command line, before the root hash.
+    pub kernel_args: Vec<String>,
+}
+
+/// Programs that make images, run with their own loader and libraries.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Tools {
+    /// Packages and the files taken.
+    #[serde(rename = "package")]
+    pub packages: Vec<PackageRecipe>,
+}
+
+/// The recipe of a role: what both have, and its own.
+pub fn of(role: Role) -> Result<Recipe> {
+    let mut recipe: Recipe = parse("base", BASE)?;
+    let (name, text) = match role {
+        Role::Master => ("master", MASTER),
+        Role::Worker => ("worker", WORKER),
+    };
+    let own: Recipe = parse(name, text)?;
+    recipe.packages.extend(own.packages);
+    recipe.components.extend(own.components);
+    recipe.files.extend(own.files);
+    recipe.links.extend(own.links);
+    recipe.directories.extend(own.directories);
+    recipe.bundles.extend(own.bundles);
+    recipe.modules.extend(own.modules);
+    recipe.kernel_args.extend(own.kernel_args);
+    recipe.pause_image |= own.pause_image;
+    Ok(recipe)
+}
+
+/// Kernel, loaders and initramfs.
+pub fn boot() -> Result<Boot> {
+    parse("boot", BOOT)
+}
+
+/// The build tools.
+pub fn tools() -> Result<Tools> {
+    parse("tools", TOOLS)
+}
+
+/// The text of all recipes of a role, for the hash of the inputs.
+pub fn text_of(role: Role) -> String {
+    let own = match role {
+        Role::Master => MASTER,
+        Role::Worker => WORKER,
+    };
+    [BASE, own].join("\n")
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(name: &str, text: &str) -> Result<T> {
+    toml::from_str(text).with_context(|| format!("reading the recipe images/{name}.toml"))
+}
+
+/// All packages that any recipe names.
+pub fn all_wishes() -> Result<Vec<Wish>> {
+    let mut packages = tools()?.packages;
+    packages.push(boot()?.kernel);
+    for role in [Role::Master, Role::Worker] {
+        packages.extend(of(role)?.packages);
+    }
+    Ok(packages.into_iter().map(|p| Wish { name: p.name, follow: p.follow }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_recipes_can_be_read() {
+        for role in [Role::Master, Role::Worker] {
+            let recipe = of(role).unwrap();
+            assert!(recipe.components.iter().any(|c| c.name == "kimg-node"));
+            assert!(recipe.links.iter().all(|l| l.path.starts_with('/')));
+        }
+        assert!(!boot().unwrap().first.is_empty());
+        assert!(!all_wishes().unwrap().is_empty());
+    }
+}

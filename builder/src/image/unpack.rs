@@ -1,0 +1,152 @@
+//! From packages to files in a tree: the wanted files, and the libraries that their programs need.
+
+use super::elf;
+use super::glob;
+use super::recipe::PackageRecipe;
+use super::tree::{Node, Tree};
+use crate::lock::{Lock, LockedPackage};
+use crate::packages::{self, deb};
+use anyhow::{Context, Result, anyhow, bail};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Folders in which the loader looks for libraries.
+const LIBRARY_FOLDERS: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/", "/usr/lib64/"];
+const LIBRARY_HOME: &str = "/usr/lib/x86_64-linux-gnu";
+const LOADER: &str = "/usr/lib64/ld-linux-x86-64.so.2";
+
+/// Unpacked files of a set of packages.
+#[derive(Debug, Default)]
+pub struct Packages {
+    files: BTreeMap<String, deb::Files>,
+}
+
+impl Packages {
+    /// Unpacks what `recipes` need of their packages and of those that come along.
+    pub fn read(lock: &Lock, recipes: &[PackageRecipe]) -> Result<Packages> {
+        let names: Vec<&str> = recipes.iter().map(|p| p.name.as_str()).collect();
+        let closure = lock.closure(&names)?;
+        let wanted = |package: &str, path: &str| {
+            path.contains(".so")
+                || recipes.iter().filter(|r| r.name == package).any(|r| r.files.iter().any(|g| glob::matches(g, path)))
+        };
+        let files = unpack_all(&closure, |package, path| wanted(package, path))?;
+        Ok(Packages { files })
+    }
+
+    /// The files of one package.
+    pub fn of(&self, package: &str) -> Result<&deb::Files> {
+        self.files.get(package).with_context(|| format!("the package {package} was not unpacked"))
+    }
+
+    /// Puts the files that `recipes` name into `tree`, then all libraries that programs in `tree` need.
+    pub fn put(&self, tree: &mut Tree, recipes: &[PackageRecipe]) -> Result<()> {
+        for recipe in recipes {
+            let files = self.of(&recipe.name)?;
+            for pattern in &recipe.files {
+                let mut found = false;
+                for (path, entry) in files.iter().filter(|(path, _)| glob::matches(pattern, path)) {
+                    found |= !matches!(entry, deb::Entry::Dir(_));
+                    put_entry(tree, path, entry)?;
+                }
+                if !found {
+                    bail!("the package {} has no file {pattern}; its files have moved, correct images/*.toml", recipe.name);
+                }
+            }
+        }
+        self.put_libraries(tree)
+    }
+
+    /// Adds libraries until no program or library in `tree` lacks one.
+    fn put_libraries(&self, tree: &mut Tree) -> Result<()> {
+        let mut queue: Vec<(String, Arc<[u8]>)> = elf_files(tree);
+        let mut seen = BTreeSet::new();
+        while let Some((path, data)) = queue.pop() {
+            let needs = elf::needs(&data).with_context(|| format!("reading {path}"))?;
+            let interpreter = needs.interpreter.is_some().then(|| LOADER.rsplit('/').next().unwrap_or(LOADER).to_string());
+            for library in needs.libraries.into_iter().chain(interpreter) {
+                if !seen.insert(library.clone()) {
+                    continue;
+                }
+                let data = self.library(&library).with_context(|| format!("{path} needs the library {library}"))?;
+                let target = if LOADER.ends_with(&library) { LOADER.to_string() } else { format!("{LIBRARY_HOME}/{library}") };
+                if !tree.has(&target) {
+                    tree.file(&target, if target == LOADER { 0o755 } else { 0o644 }, data.clone())?;
+                }
+                queue.push((target, data));
+            }
+        }
+        Ok(())
+    }
+
+    /// A library's content by its soname, links followed.
+    fn library(&self, soname: &str) -> Result<Arc<[u8]>> {
+        for files in self.files.values() {
+            for folder in LIBRARY_FOLDERS {
+                let mut path = format!("{folder}{soname}");
+                // A link names a file beside it, or the loader's place elsewhere.
+                for _ in 0..4 {
+                    match files.get(&path) {
+                        Some(deb::Entry::File(_, data)) => return Ok(data.clone()),
+                        Some(deb::Entry::Link(to)) => {
+                            let file = to.rsplit('/').next().unwrap_or(to);
+                            path = if to.contains('/') { format!("{LIBRARY_HOME}/{file}") } else { format!("{folder}{file}") };
+                        }
+                        _ => break,
+                    }
+                }
+            }
+        }
+        Err(anyhow!("no package of kimg.lock has it; name its package in images/*.toml and run `kimg lock`"))
+    }
+}
+
+fn elf_files(tree: &Tree) -> Vec<(String, Arc<[u8]>)> {
+    tree.iter()
+        .filter_map(|(path, node)| match node {
+            Node::File(mode, data) if elf::is_elf(data) && (mode & 0o111 != 0 || path.contains(".so")) => {
+                Some((path.to_string(), data.clone()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn put_entry(tree: &mut Tree, path: &str, entry: &deb::Entry) -> Result<()> {
+    match entry {
+        deb::Entry::File(mode, data) => tree.file(path, *mode & 0o755, data.clone()),
+        deb::Entry::Link(target) => tree.link(path, target),
+        deb::Entry::Dir(mode) => tree.dir(path, *mode & 0o755),
+    }
+}
+
+/// Unpacks packages on all cores, the largest first.
+pub fn unpack_all(packages: &[&LockedPackage], wanted: impl Fn(&str, &str) -> bool + Sync) -> Result<BTreeMap<String, deb::Files>> {
+    let mut order: Vec<&LockedPackage> = packages.to_vec();
+    order.sort_by_key(|p| std::cmp::Reverse(p.size));
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(order.len().max(1));
+    let results: Vec<Result<Vec<(String, deb::Files)>>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut done = Vec::new();
+                    while let Some(package) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let path = packages::path_of(package)?;
+                        let files = deb::unpack(&path, |file| wanted(&package.name, file))
+                            .with_context(|| format!("unpacking {} {}", package.name, package.version))?;
+                        done.push((package.name.clone(), files));
+                    }
+                    Ok(done)
+                })
+            })
+            .collect();
+        workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(anyhow!("an unpacking thread stopped")))).collect()
+    });
+    let mut all = BTreeMap::new();
+    for result in results {
+        all.extend(result?);
+    }
+    Ok(all)
+}

@@ -1,0 +1,147 @@
+//! Unpacking .deb files: an `ar` archive whose `data.tar.*` member holds the files.
+
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+/// One entry of a package. Owners and times are dropped: images have none of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// Regular file: permission bits and content.
+    File(u32, Arc<[u8]>),
+    /// Symbolic link and its target.
+    Link(String),
+    /// Directory and its permission bits.
+    Dir(u32),
+}
+
+/// A package's files by absolute path (`/usr/bin/x`).
+pub type Files = BTreeMap<String, Entry>;
+
+/// Reads the files of the package at `path` for which `wanted` is true.
+pub fn unpack(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Files> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    unpack_bytes(&bytes, wanted).with_context(|| format!("unpacking {}", path.display()))
+}
+
+fn unpack_bytes(bytes: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Files> {
+    let (name, data) = data_member(bytes)?;
+    let reader: Box<dyn Read + '_> = match name.rsplit('.').next() {
+        Some("xz") => Box::new(liblzma::read::XzDecoder::new(data)),
+        Some("zst") => Box::new(zstd::stream::read::Decoder::new(data)?),
+        Some("gz") => Box::new(flate2::read::GzDecoder::new(data)),
+        Some("tar") => Box::new(data),
+        _ => bail!("member {name} has a compression that is not known"),
+    };
+    read_tar(reader, wanted)
+}
+
+/// Finds the member `data.tar*` of an ar archive.
+fn data_member(bytes: &[u8]) -> Result<(&str, &[u8])> {
+    let mut rest = bytes.strip_prefix(b"!<arch>\n").context("not an ar archive")?;
+    while let Some((header, body)) = rest.split_at_checked(60) {
+        let name = std::str::from_utf8(&header[..16])?.trim().trim_end_matches('/');
+        let size: usize = std::str::from_utf8(&header[48..58])?.trim().parse().context("bad member size")?;
+        let data = body.get(..size).context("the archive is cut short")?;
+        if name.starts_with("data.tar") {
+            return Ok((name, data));
+        }
+        rest = body.get(size + size % 2..).unwrap_or_default();
+    }
+    bail!("no data.tar member")
+}
+
+/// Reads a tar into memory, with absolute, merged-/usr paths.
+fn read_tar(reader: impl Read, wanted: impl Fn(&str) -> bool) -> Result<Files> {
+    let mut files = Files::new();
+    let mut archive = tar::Archive::new(reader);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = absolute(&entry.path_bytes())?;
+        if !wanted(&path) {
+            continue;
+        }
+        let mode = entry.header().mode()? & 0o7777;
+        match entry.header().entry_type() {
+            tar::EntryType::Regular | tar::EntryType::Continuous => {
+                let mut data = Vec::with_capacity(usize::try_from(entry.size())?);
+                entry.read_to_end(&mut data)?;
+                files.insert(path, Entry::File(mode, data.into()));
+            }
+            tar::EntryType::Symlink => {
+                let target = entry.link_name()?.context("link without a target")?;
+                files.insert(path, Entry::Link(target.to_string_lossy().into_owned()));
+            }
+            tar::EntryType::Link => {
+                let target = absolute(&entry.link_name_bytes().context("hard link without a target")?)?;
+                if let Some(same) = files.get(&target).cloned() {
+                    files.insert(path, same);
+                }
+            }
+            tar::EntryType::Directory => {
+                files.insert(path, Entry::Dir(mode));
+            }
+            _ => {}
+        }
+    }
+    Ok(files)
+}
+
+/// `./lib/x` → `/usr/lib/x`: images have a merged /usr.
+fn absolute(path: &[u8]) -> Result<String> {
+    let text = std::str::from_utf8(path).context("a path is not UTF-8")?;
+    let clean = text.trim_start_matches("./").trim_matches('/');
+    if clean.split('/').any(|part| part == "..") {
+        bail!("the path {text} leaves the package");
+    }
+    let first = clean.split('/').next().unwrap_or_default();
+    Ok(match first {
+        "lib" | "lib64" | "bin" | "sbin" => format!("/usr/{clean}"),
+        _ => format!("/{clean}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deb(member: &str, data: &[u8]) -> Vec<u8> {
+        let mut out = b"!<arch>\n".to_vec();
+        for (name, body) in [("debian-binary", &b"2.0\n"[..]), (member, data)] {
+            out.extend(format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, body.len()).bytes());
+            out.extend(body);
+            if body.len() % 2 == 1 {
+                out.push(b'\n');
+            }
+        }
+        out
+    }
+
+    fn tar_with(path: &str, content: &[u8]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o755);
+        builder.append_data(&mut header, path, content).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn files_come_out_with_merged_usr_paths() {
+        let tar = tar_with("./sbin/mke2fs", b"elf");
+        for (member, data) in [("data.tar", tar.clone()), ("data.tar.zst", zstd::encode_all(&tar[..], 1).unwrap())] {
+            let files = unpack_bytes(&deb(member, &data), |_| true).unwrap();
+            assert_eq!(files["/usr/sbin/mke2fs"], Entry::File(0o755, b"elf"[..].into()));
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        assert!(unpack_bytes(b"nothing", |_| true).is_err());
+        let mut bytes = deb("data.tar", &tar_with("./a", b"b"));
+        bytes.truncate(200);
+        assert!(unpack_bytes(&bytes, |_| true).is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! `InRelease`: the signed list of a suite's index files, checked with the archive keys compiled in.
+
+use anyhow::{Context, Result, bail};
+use pgp::composed::{CleartextSignedMessage, Deserializable, SignedPublicKey};
+use std::collections::BTreeMap;
+
+/// Debian's archive signing keys of the releases 12 and 13 (public, from debian-archive-keyring).
+const KEYS: [&[u8]; 6] = [
+    include_bytes!("../../keys/debian-archive-trixie-automatic.gpg"),
+    include_bytes!("../../keys/debian-archive-trixie-security-automatic.gpg"),
+    include_bytes!("../../keys/debian-archive-trixie-stable.gpg"),
+    include_bytes!("../../keys/debian-archive-bookworm-automatic.gpg"),
+    include_bytes!("../../keys/debian-archive-bookworm-security-automatic.gpg"),
+    include_bytes!("../../keys/debian-archive-bookworm-stable.gpg"),
+];
+
+/// A verified Release file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// Codename it says of itself, e.g. `trixie-security`.
+    pub codename: String,
+    /// `Valid-Until`, where given.
+    pub valid_until: Option<jiff::Timestamp>,
+    /// Index file → (SHA-256, size).
+    pub files: BTreeMap<String, (String, u64)>,
+}
+
+/// Verifies and reads an InRelease file.
+pub fn verify(armored: &str) -> Result<Release> {
+    let text = verified_text(armored)?;
+    parse(&text)
+}
+
+fn verified_text(armored: &str) -> Result<String> {
+    let (message, _) =
+        CleartextSignedMessage::from_string(armored).context("the answer is no signed Release file")?;
+    for bytes in KEYS {
+        let key = SignedPublicKey::from_bytes(bytes).context("reading a compiled-in archive key")?;
+        if message.verify(&key).is_ok() || key.public_subkeys.iter().any(|sub| message.verify(&sub.key).is_ok()) {
+            return Ok(message.signed_text());
+        }
+    }
+    bail!("the Release file is not signed by a Debian archive key of release 12 or 13; use an official mirror")
+}
+
+fn parse(text: &str) -> Result<Release> {
+    let stanza = super::index::stanzas(text).into_iter().next().context("the Release file is empty")?;
+    let mut files = BTreeMap::new();
+    for line in stanza.get("SHA256").context("the Release file lists no SHA256 sums")?.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some(hash), Some(size), Some(path)) = (words.next(), words.next(), words.next()) {
+            files.insert(path.to_string(), (hash.to_string(), size.parse().unwrap_or(0)));
+        }
+    }
+    let valid_until = match stanza.get("Valid-Until") {
+        Some(text) => Some(parse_date(text)?),
+        None => None,
+    };
+    Ok(Release { codename: stanza.get("Codename").cloned().unwrap_or_default(), valid_until, files })
+}
+
+fn parse_date(text: &str) -> Result<jiff::Timestamp> {
+    let text = text.trim().trim_end_matches("UTC").trim();
+    jiff::fmt::strtime::parse("%a, %d %b %Y %H:%M:%S", text)
+        .and_then(|t| t.to_datetime())
+        .and_then(|d| d.to_zoned(jiff::tz::TimeZone::UTC))
+        .map(|z| z.timestamp())
+        .with_context(|| format!("reading the date '{text}' of the Release file"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compiled_in_keys_are_readable() {
+        for bytes in KEYS {
+            SignedPublicKey::from_bytes(bytes).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_unsigned_file_is_refused() {
+        assert!(verify("Origin: Debian\n").is_err());
+    }
+
+    #[test]
+    fn sums_and_dates_are_read() {
+        let release = parse("Codename: trixie\nValid-Until: Thu, 26 Nov 2026 02:12:54 UTC\nSHA256:\n aa 12 main/x\n").unwrap();
+        assert_eq!(release.files["main/x"], ("aa".to_string(), 12));
+        assert_eq!(release.valid_until.unwrap().to_string(), "2026-11-26T02:12:54Z");
+    }
+}
