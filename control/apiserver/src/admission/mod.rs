@@ -2,15 +2,29 @@
 //!
 //! Called from one place (the write handlers) with objects in the storage version:
 //! [`Admission::mutate`] before validation, [`Admission::validate`] after it.
+//! The plugins are plain functions in a fixed order, which is the order of the lines below;
+//! webhooks come after the built-in ones, the quota after everything else.
+
+pub mod certificates;
+pub mod limits;
+pub mod lifecycle;
+pub mod node_restriction;
+pub mod pod_security;
+pub mod pods;
+pub mod quota;
+pub mod service_account;
+pub mod storage;
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::authn::view::ClusterView;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{ApiError, Result};
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
+use crate::strategy::alloc::Allocator;
 
 /// What is being done, to whom.
 #[derive(Clone, Copy, Debug)]
@@ -63,23 +77,76 @@ impl Operation {
 /// Warnings to be sent with the answer.
 pub type Warnings = Vec<String>;
 
+impl Attributes<'_> {
+    /// Whether this is `resource` of `group` itself, not one of its sub-resources.
+    pub fn is(&self, group: &str, resource: &str) -> bool {
+        self.info.group == group && self.info.resource == resource && self.info.subresource.is_empty()
+    }
+
+    /// Whether this is a sub-resource of `resource`.
+    pub fn is_sub(&self, group: &str, resource: &str, subresource: &str) -> bool {
+        self.info.group == group && self.info.resource == resource && self.info.subresource == subresource
+    }
+
+    /// The 403 of a plugin.
+    pub fn forbidden(&self, detail: &str) -> ApiError {
+        ApiError::forbidden(&self.info.group, &self.info.resource, self.name, detail)
+    }
+
+    fn view(&self) -> &dyn ClusterView {
+        &self.state.registry
+    }
+}
+
 /// The built-in plugins, and later the webhooks.
 #[derive(Debug)]
-pub struct Admission {}
+pub struct Admission {
+    /// Cluster addresses and node ports of Services.
+    pub services: Allocator,
+}
 
 impl Admission {
     /// Reads settings.
-    pub fn new(_config: &Config) -> anyhow::Result<Admission> {
-        Ok(Admission {})
+    pub fn new(config: &Config) -> anyhow::Result<Admission> {
+        let services = Allocator::new(&config.service_cluster_ip_range, &config.service_node_port_range);
+        Ok(Admission { services: services.map_err(anyhow::Error::msg)? })
     }
 
     /// Runs the mutating plugins.  `old` is None on create.
-    pub async fn mutate(&self, _at: Attributes<'_>, _new: &mut Value, _old: Option<&Value>, _warnings: &mut Warnings) -> Result<()> {
+    pub async fn mutate(&self, at: Attributes<'_>, new: &mut Value, old: Option<&Value>, _warnings: &mut Warnings) -> Result<()> {
+        lifecycle::check(&at)?;
+        node_restriction::check(&at, Some(new), old)?;
+        if at.operation == Operation::Create && at.is("", "pods") {
+            limits::set_defaults(&at, new);
+            service_account::admit(&at, new)?;
+            pods::priority(&at, new)?;
+            pods::default_tolerations(new);
+            pods::runtime_class(&at, new)?;
+            // What the plugins added may change the class.
+            new["status"]["qosClass"] = crate::strategy::pod::qos_class(new).into();
+        }
+        if at.operation == Operation::Create {
+            pods::taint_new_node(&at, new);
+            storage::default_class(&at, new);
+            storage::protect(&at, new);
+            storage::default_ingress_class(&at, new);
+        }
+        certificates::check(&at, new, old)?;
         Ok(())
     }
 
     /// Runs the validating plugins.  `new` is None on delete, `old` is None on create.
-    pub async fn validate(&self, _at: Attributes<'_>, _new: Option<&Value>, _old: Option<&Value>, _warnings: &mut Warnings) -> Result<()> {
+    pub async fn validate(&self, at: Attributes<'_>, new: Option<&Value>, old: Option<&Value>, warnings: &mut Warnings) -> Result<()> {
+        if let Some(new) = new {
+            limits::validate(&at, new)?;
+            storage::resize(&at, new, old)?;
+            pods::priority_class(&at, new)?;
+            pod_security::check(&at, new, old, warnings)?;
+            quota::charge(&at, new, old).await?;
+        } else {
+            lifecycle::check_delete(&at)?;
+            node_restriction::check(&at, None, old)?;
+        }
         Ok(())
     }
 }

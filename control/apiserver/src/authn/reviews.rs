@@ -42,7 +42,7 @@ fn token_status(state: &Arc<AppState>, body: &Value) -> Result<Value> {
 
 /// `serviceaccounts/{name}/token`: takes a TokenRequest, gives it back with `status` filled.
 /// (`info.namespace`, `info.name` name the account.)
-pub async fn token_request(state: &Arc<AppState>, _user: &UserInfo, info: &RequestInfo, mut body: Value) -> Result<Value> {
+pub async fn token_request(state: &Arc<AppState>, user: &UserInfo, info: &RequestInfo, mut body: Value) -> Result<Value> {
     let tokens = state.authn.tokens().ok_or_else(|| ApiError::unavailable("this server has no key to sign tokens with"))?;
     let view: &dyn ClusterView = &state.registry;
     let account = view
@@ -56,6 +56,14 @@ pub async fn token_request(state: &Arc<AppState>, _user: &UserInfo, info: &Reque
         ApiError::invalid("authentication.k8s.io", "TokenRequest", "", vec![Cause::invalid(&field, &value, &detail)])
     })?;
     let node = bind(view, &info.namespace, &info.name, &mut spec)?;
+    if let Some(kubelet) = user.node_name() {
+        // A kubelet gets tokens for the pods on its node and for nothing else.
+        let own = spec.bound.as_ref().is_some_and(|b| b.kind == "Pod") && node.as_ref().is_some_and(|(n, _)| n == kubelet);
+        if !own {
+            let detail = format!("node {kubelet:?} can only request tokens bound to pods on it");
+            return Err(ApiError::forbidden("", "serviceaccounts", &info.name, &detail));
+        }
+    }
     let now = super::now();
     let node = node.as_ref().map(|(name, uid)| (name.as_str(), uid.as_str()));
     let issued = tokens.issue(&account, &spec, node, now).map_err(ApiError::internal)?;

@@ -1,4 +1,31 @@
 //! What differs from kind to kind, beyond what the schema tables say.
+//!
+//! Sub-resources that are not `status`:
+//!
+//! | sub-resource | function |
+//! |---|---|
+//! | pods/binding, POST bindings | [`binding::bind`] |
+//! | pods/eviction | [`eviction::admit`], then an ordinary delete with the Eviction's deleteOptions |
+//! | pods/ephemeralcontainers | [`pod::with_ephemeral_containers`] gives the object to store |
+//! | pods/resize | [`pod::with_resources`] |
+//! | namespaces/finalize | [`core::with_finalizers`]; then, if it is being deleted and nothing [`Strategy::holds`] it, remove it |
+//! | certificatesigningrequests/approval | [`cluster::with_approval`] |
+//! | */scale | [`scale::read`] and [`scale::write`] |
+//! | serviceaccounts/token | [`crate::authn::token_request`] |
+//! | componentstatuses | [`components::list`] |
+
+pub mod alloc;
+pub mod binding;
+pub mod cluster;
+pub mod components;
+pub mod core;
+pub mod eviction;
+pub mod fields;
+pub mod pod;
+pub mod pod_spec;
+pub mod scale;
+pub mod service;
+pub mod workload;
 
 use std::sync::Arc;
 
@@ -69,6 +96,15 @@ pub trait Strategy: Send + Sync {
         None
     }
 
+    /// When a deletion only marks the object: what else changes (a namespace's phase).
+    fn begin_delete(&self, _object: &mut Value) {}
+
+    /// Whether something besides metadata.finalizers keeps a deleted object in the store
+    /// (a namespace's spec.finalizers).  Such a kind is never removed at once.
+    fn holds(&self, _object: &Value) -> bool {
+        false
+    }
+
     /// Before an object is removed for good: what forbids it.
     fn check_delete(&self, _ctx: Context<'_>, _old: &Value) -> Result<()> {
         Ok(())
@@ -110,6 +146,33 @@ pub struct Generic;
 impl Strategy for Generic {}
 
 /// The strategy of a resource; custom resources get the generic one.
-pub fn for_kind(_group: &str, _resource: &str) -> &'static dyn Strategy {
-    &Generic
+pub fn for_kind(group: &str, resource: &str) -> &'static dyn Strategy {
+    match (group, resource) {
+        ("", "pods") => &pod::Pod,
+        ("", "services") => &service::Service,
+        ("", "nodes") => &core::Node,
+        ("", "namespaces") => &core::Namespace,
+        ("", "secrets") => &core::Secret,
+        ("", "configmaps") => &core::ConfigMap,
+        ("", "persistentvolumes") => &cluster::Volume,
+        ("", "persistentvolumeclaims") => &cluster::Claim,
+        ("", "replicationcontrollers") => &workload::ReplicationController,
+        ("", "resourcequotas") => &cluster::Fresh("{}"),
+        ("apps", "deployments") => &workload::DEPLOYMENT,
+        ("apps", "replicasets") => &workload::REPLICA_SET,
+        ("apps", "daemonsets") => &workload::DAEMON_SET,
+        ("apps", "statefulsets") => &workload::STATEFUL_SET,
+        ("batch", "jobs") => &workload::Job,
+        ("batch", "cronjobs") => &workload::CronJob,
+        ("certificates.k8s.io", "certificatesigningrequests") => &cluster::CertificateRequest,
+        ("rbac.authorization.k8s.io", _) => &cluster::Rbac,
+        ("networking.k8s.io", "ingresses") => &cluster::Fresh(r#"{"loadBalancer":{}}"#),
+        ("autoscaling", "horizontalpodautoscalers") => &cluster::Fresh(r#"{"desiredReplicas":0,"currentMetrics":null}"#),
+        ("policy", "poddisruptionbudgets") => {
+            &cluster::Fresh(r#"{"currentHealthy":0,"desiredHealthy":0,"disruptionsAllowed":0,"expectedPods":0}"#)
+        }
+        ("apiregistration.k8s.io", "apiservices") => &cluster::Fresh("{}"),
+        ("storage.k8s.io", "volumeattachments") => &cluster::Fresh(r#"{"attached":false}"#),
+        _ => &Generic,
+    }
 }

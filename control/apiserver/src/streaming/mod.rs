@@ -38,6 +38,8 @@
 //!
 //! Pings are answered by both sides; messages are at most 64 KiB (fragments are allowed).
 
+pub mod tls;
+
 use std::sync::Arc;
 
 use http::{Request, Response};

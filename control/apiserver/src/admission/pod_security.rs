@@ -1,0 +1,204 @@
+//! PodSecurity: the standards `baseline` and `restricted`, as the namespace's labels ask.
+
+use serde_json::{Value, json};
+
+use super::{Attributes, Operation, Warnings};
+use crate::authn::view::{NAMESPACES, items_at, str_at};
+use crate::error::Result;
+
+const LABEL: &str = "pod-security.kubernetes.io/";
+const CAPABILITIES: [&str; 13] = [
+    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+];
+const SAFE_SYSCTLS: [&str; 10] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+];
+const RESTRICTED_VOLUMES: [&str; 8] =
+    ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
+
+/// Where a kind keeps its pod: pods themselves are enforced, the others only warned about.
+fn template(at: &Attributes<'_>) -> Option<&'static str> {
+    Some(match (at.info.group.as_str(), at.info.resource.as_str()) {
+        ("", "pods") if matches!(at.info.subresource.as_str(), "" | "ephemeralcontainers") => "",
+        (_, _) if !at.info.subresource.is_empty() => return None,
+        ("", "replicationcontrollers") | ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") | ("batch", "jobs") => "/spec/template",
+        ("", "podtemplates") => "/template",
+        ("batch", "cronjobs") => "/spec/jobTemplate/spec/template",
+        _ => return None,
+    })
+}
+
+/// Refuses a pod that its namespace's level forbids; warns where the namespace asks for warnings.
+pub fn check(at: &Attributes<'_>, new: &Value, old: Option<&Value>, warnings: &mut Warnings) -> Result<()> {
+    if !matches!(at.operation, Operation::Create | Operation::Update) {
+        return Ok(());
+    }
+    let Some(pointer) = template(at) else { return Ok(()) };
+    if old.is_some_and(|o| o.pointer(pointer).map(|o| &o["spec"]) == new.pointer(pointer).map(|n| &n["spec"])) {
+        return Ok(());
+    }
+    let Some(namespace) = at.view().get(NAMESPACES, "", at.namespace) else { return Ok(()) };
+    let label = |mode: &str| namespace.pointer("/metadata/labels").and_then(|l| l.get(format!("{LABEL}{mode}"))).and_then(Value::as_str);
+    let Some(pod) = new.pointer(pointer) else { return Ok(()) };
+    let describe = |mode: &str| {
+        let level = label(mode).filter(|l| matches!(*l, "baseline" | "restricted"))?;
+        let version = label(&format!("{mode}-version")).unwrap_or("latest").to_string();
+        let found = violations(&pod["spec"], level == "restricted");
+        (!found.is_empty()).then(|| format!("violate PodSecurity \"{level}:{version}\": {}", found.join(", ")))
+    };
+    if pointer.is_empty()
+        && let Some(text) = describe("enforce")
+    {
+        return Err(at.forbidden(&text.replacen("violate", "violates", 1)));
+    }
+    if let Some(text) = describe("warn") {
+        warnings.push(format!("would {text}"));
+    }
+    Ok(())
+}
+
+fn each_container(spec: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    ["/initContainers", "/containers", "/ephemeralContainers"].into_iter().flat_map(move |list| items_at(spec, list)).map(|c| (str_at(c, "/name"), c))
+}
+
+/// `container "a"` or `containers "a", "b"`, and the rest with the right verb.
+fn named(names: &[&str], rest: &str) -> String {
+    let list = names.iter().map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", ");
+    format!("container{} {list} {rest}", if names.len() > 1 { "s" } else { "" })
+}
+
+/// What the level forbids and the pod does.
+fn violations(spec: &Value, restricted: bool) -> Vec<String> {
+    let mut out = Vec::new();
+    baseline(spec, &mut out);
+    if restricted {
+        restrict(spec, &mut out);
+    }
+    out
+}
+
+fn containers_where<'a>(spec: &'a Value, test: impl Fn(&'a Value) -> bool) -> Vec<&'a str> {
+    each_container(spec).filter(|(_, c)| test(c)).map(|(n, _)| n).collect()
+}
+
+fn baseline(spec: &Value, out: &mut Vec<String>) {
+    let yes = json!(true);
+    let host: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"].iter().filter(|k| spec[**k] == yes).map(|k| format!("{k}=true")).collect();
+    if !host.is_empty() {
+        out.push(format!("host namespaces ({})", host.join(", ")));
+    }
+    let mut add = |title: &str, names: Vec<&str>, rest: &str| {
+        if !names.is_empty() {
+            out.push(format!("{title} ({})", named(&names, rest)));
+        }
+    };
+    add("privileged", containers_where(spec, |c| c["securityContext"]["privileged"] == yes), "must not set securityContext.privileged=true");
+    let adds = |c: &Value| {
+        items_at(c, "/securityContext/capabilities/add").iter().filter_map(Value::as_str).any(|cap| !CAPABILITIES.contains(&cap))
+    };
+    add("non-default capabilities", containers_where(spec, adds), "must not include forbidden capabilities in securityContext.capabilities.add");
+    let host_port = |c: &Value| items_at(c, "/ports").iter().any(|p| p["hostPort"].as_i64().unwrap_or(0) != 0);
+    add("hostPort", containers_where(spec, host_port), "uses a hostPort");
+    let proc_mount = |c: &Value| !matches!(str_at(c, "/securityContext/procMount"), "" | "Default");
+    add("procMount", containers_where(spec, proc_mount), "must not set securityContext.procMount");
+    let unconfined = |c: &Value| str_at(c, "/securityContext/seccompProfile/type") == "Unconfined";
+    add("seccompProfile", containers_where(spec, unconfined), "must not set securityContext.seccompProfile.type to \"Unconfined\"");
+    let apparmor = |c: &Value| str_at(c, "/securityContext/appArmorProfile/type") == "Unconfined";
+    add("forbidden AppArmor profile", containers_where(spec, apparmor), "must not set AppArmor profile type to \"Unconfined\"");
+    let selinux = |o: &Value| {
+        let options = &o["securityContext"]["seLinuxOptions"];
+        let kind = str_at(options, "/type");
+        !matches!(kind, "" | "container_t" | "container_init_t" | "container_kvm_t" | "container_engine_t") || !str_at(options, "/user").is_empty() || !str_at(options, "/role").is_empty()
+    };
+    add("seLinuxOptions", containers_where(spec, selinux), "set forbidden securityContext.seLinuxOptions");
+    let windows = |o: &Value| o["securityContext"]["windowsOptions"]["hostProcess"] == yes;
+    add("hostProcess", containers_where(spec, windows), "must not set securityContext.windowsOptions.hostProcess=true");
+    if str_at(spec, "/securityContext/seccompProfile/type") == "Unconfined" {
+        out.push("seccompProfile (pod must not set securityContext.seccompProfile.type to \"Unconfined\")".into());
+    }
+    if selinux(spec) {
+        out.push("seLinuxOptions (pod set forbidden securityContext.seLinuxOptions)".into());
+    }
+    let host_paths: Vec<String> = items_at(spec, "/volumes").iter().filter(|v| v["hostPath"].is_object()).map(|v| format!("{:?}", str_at(v, "/name"))).collect();
+    if !host_paths.is_empty() {
+        out.push(format!("hostPath volumes (volume{} {})", if host_paths.len() > 1 { "s" } else { "" }, host_paths.join(", ")));
+    }
+    let sysctls: Vec<&str> = items_at(spec, "/securityContext/sysctls").iter().map(|s| str_at(s, "/name")).filter(|n| !SAFE_SYSCTLS.contains(n)).collect();
+    if !sysctls.is_empty() {
+        out.push(format!("forbidden sysctls ({})", sysctls.join(", ")));
+    }
+}
+
+fn restrict(spec: &Value, out: &mut Vec<String>) {
+    let bad_volumes: Vec<String> = items_at(spec, "/volumes")
+        .iter()
+        .filter(|v| v.as_object().is_some_and(|m| m.keys().any(|k| k != "name" && !RESTRICTED_VOLUMES.contains(&k.as_str()))))
+        .map(|v| format!("{:?}", str_at(v, "/name")))
+        .collect();
+    if !bad_volumes.is_empty() {
+        out.push(format!("restricted volume types (volumes {})", bad_volumes.join(", ")));
+    }
+    let mut add = |title: &str, names: Vec<&str>, rest: &str| {
+        if !names.is_empty() {
+            out.push(format!("{title} ({})", named(&names, rest)));
+        }
+    };
+    let escalates = |c: &Value| c["securityContext"]["allowPrivilegeEscalation"] != json!(false);
+    add("allowPrivilegeEscalation != false", containers_where(spec, escalates), "must set securityContext.allowPrivilegeEscalation=false");
+    let keeps = |c: &Value| {
+        let drops_all = items_at(c, "/securityContext/capabilities/drop").iter().any(|d| d == "ALL");
+        let adds = items_at(c, "/securityContext/capabilities/add").iter().any(|a| a != "NET_BIND_SERVICE");
+        !drops_all || adds
+    };
+    add("unrestricted capabilities", containers_where(spec, keeps), "must set securityContext.capabilities.drop=[\"ALL\"]");
+    let pod_non_root = spec["securityContext"]["runAsNonRoot"] == json!(true);
+    let root = |c: &Value| match c["securityContext"]["runAsNonRoot"].as_bool() {
+        Some(non_root) => !non_root,
+        None => !pod_non_root,
+    };
+    let rest = "must set securityContext.runAsNonRoot=true";
+    add("runAsNonRoot != true", containers_where(spec, root).into_iter().collect(), rest);
+    let as_zero = |c: &Value| c["securityContext"]["runAsUser"] == json!(0);
+    add("runAsUser=0", containers_where(spec, as_zero), "must not set runAsUser=0");
+    let safe = |o: &Value| matches!(str_at(o, "/securityContext/seccompProfile/type"), "RuntimeDefault" | "Localhost");
+    let pod_safe = safe(spec);
+    let unset = |c: &Value| !safe(c) && (!str_at(c, "/securityContext/seccompProfile/type").is_empty() || !pod_safe);
+    let rest = "must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\"";
+    add("seccompProfile", containers_where(spec, unset), rest);
+    if spec["securityContext"]["runAsUser"] == json!(0) {
+        out.push("runAsUser=0 (pod must not set runAsUser=0)".into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels() {
+        let plain = json!({"containers": [{"name": "a"}]});
+        assert!(violations(&plain, false).is_empty());
+        assert_eq!(violations(&plain, true).len(), 4);
+        let bad = json!({"hostNetwork": true, "containers": [{"name": "a", "securityContext": {"privileged": true}}], "volumes": [{"name": "h", "hostPath": {"path": "/"}}]});
+        assert_eq!(
+            violations(&bad, false),
+            [
+                "host namespaces (hostNetwork=true)",
+                "privileged (container \"a\" must not set securityContext.privileged=true)",
+                "hostPath volumes (volume \"h\")"
+            ]
+        );
+        let good = json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"name": "a", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]});
+        assert!(violations(&good, true).is_empty(), "{:?}", violations(&good, true));
+    }
+}
