@@ -1,1 +1,101 @@
-//! kube-scheduler.
+//! kube-scheduler: finds a node for each pod that has none.
+//!
+//! The cycle is pure: it looks at a snapshot that follows the watches change by change, and
+//! names a node or the reasons why there is none. Around it stand the queue, the binding, and
+//! the words that people see.
+
+mod bind;
+mod cycle;
+#[cfg(test)]
+mod fake;
+mod node_affinity;
+mod pod_affinity;
+mod preempt;
+mod queue;
+mod reason;
+mod resources;
+mod score;
+mod scheduler;
+mod snapshot;
+mod spread;
+mod volumes;
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use clap::{ArgAction, Parser};
+use control_client::health::{self, Health};
+use control_client::{Client, Recorder, connect, leader, notify, process};
+
+use crate::scheduler::Scheduler;
+
+pub const NAME: &str = "kube-scheduler";
+const PORT: u16 = 10259;
+
+#[derive(Debug, Parser)]
+#[command(name = "kube-scheduler", about = "Finds a node for each pod")]
+struct Settings {
+    /// How to reach the API server, and as whom.
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// Whether to take a Lease first, where there are several masters.
+    #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = ArgAction::Set)]
+    leader_elect: bool,
+    /// Port of health and metrics on 127.0.0.1.
+    #[arg(long = "secure-port")]
+    port: Option<u16>,
+}
+
+/// Runs the scheduler until it is told to end.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    process::start_log();
+    let settings = match Settings::try_parse_from(process::arguments(NAME, args)) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let wants_help = !error.use_stderr();
+            // Where the message cannot be printed, nobody is there to read it.
+            let _ = error.print();
+            return if wants_help { ExitCode::SUCCESS } else { ExitCode::from(2) };
+        }
+    };
+    process::run(NAME, run(settings))
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let running: Arc<OnceLock<Arc<Scheduler>>> = Arc::default();
+    let for_metrics = running.clone();
+    let health = Health::new(move || for_metrics.get().map(|s| s.metrics()).unwrap_or_default());
+    health::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port.unwrap_or(PORT))), health.clone()).await?;
+    let agent = concat!("kube-scheduler/v", env!("CARGO_PKG_VERSION"));
+    let client = Client::new(connect::client(&settings.kubeconfig, agent)?, NAME);
+    let identity = leader::identity();
+    if settings.leader_elect {
+        notify::status("waiting for the API server");
+        leader::acquire(&client, NAME, &identity).await;
+    }
+    tracing::info!("leading as {identity}");
+    let events = Recorder::start(client.clone(), "default-scheduler", identity.clone());
+    let scheduler = Scheduler::start(&client, events);
+    let work = async {
+        notify::status("filling the caches");
+        scheduler.synced().await;
+        // Set once: this function runs once.
+        let _ = running.set(scheduler.clone());
+        health.set_ready();
+        notify::ready("scheduling");
+        tracing::info!("scheduling");
+        scheduler.run().await;
+        Ok(())
+    };
+    if settings.leader_elect {
+        tokio::select! {
+            result = work => result,
+            result = leader::keep(&client, NAME, &identity) => result,
+        }
+    } else {
+        work.await
+    }
+}
