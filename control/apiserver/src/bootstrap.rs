@@ -52,7 +52,7 @@ async fn ensure(state: &AppState, group: &str, resource: &str, mut object: Value
     }
     object["metadata"]["uid"] = uuid::Uuid::new_v4().to_string().into();
     object["metadata"]["creationTimestamp"] = now().into();
-    if group != "" || resource == "services" {
+    if group == "scheduling.k8s.io" {
         object["metadata"]["generation"] = 1.into();
     }
     match state.registry.create(group, resource, &object, None).await {

@@ -19,7 +19,6 @@ pub mod handlers;
 pub mod metrics;
 mod notify;
 pub mod object;
-pub mod openapi;
 pub mod pipeline;
 pub mod registry;
 pub mod request;

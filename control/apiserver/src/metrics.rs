@@ -90,6 +90,6 @@ impl Metrics {
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
-    drop(out.write_fmt(text));
+    let _written = out.write_fmt(text);
     out.push('\n');
 }

@@ -11,7 +11,6 @@ use crate::authn::Authn;
 use crate::authz::Authz;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::openapi::OpenApi;
 use crate::registry::Registry;
 use crate::streaming::Streaming;
 
@@ -25,7 +24,6 @@ pub struct AppState {
     pub audit: Audit,
     pub streaming: Streaming,
     pub metrics: Metrics,
-    pub openapi: OpenApi,
     /// Places for reading and for writing requests.
     pub places: (Semaphore, Semaphore),
     kinds: RwLock<Arc<Kinds>>,
@@ -50,7 +48,6 @@ impl AppState {
             audit: Audit::new(&config)?,
             streaming: Streaming::new(&config)?,
             metrics: Metrics::default(),
-            openapi: OpenApi::default(),
             places: (Semaphore::new(config.max_requests_inflight), Semaphore::new(config.max_mutating_requests_inflight)),
             kinds: RwLock::new(Arc::new(Kinds::builtin())),
             ready: watch::Sender::new(false),
@@ -68,7 +65,6 @@ impl AppState {
     /// Serves these custom kinds beside the built-in ones from now on.
     pub fn set_custom_kinds(&self, custom: &[Arc<Kind>]) {
         *self.kinds.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(Kinds::with_custom(custom));
-        self.openapi.forget();
     }
 
     /// The kind in whose version objects of `kind` are stored.

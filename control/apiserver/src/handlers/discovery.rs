@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use api::codec::{Format, Transform};
-use http::{HeaderMap, Response};
+use api::kinds::Kind;
+use http::{HeaderMap, HeaderValue, Response};
 
-use super::plain::{accept, tagged};
+use super::plain::{accept, known, tagged};
 use crate::error::{ApiError, Result};
-use crate::openapi::etag;
 use crate::pipeline::Body;
 use crate::request::RequestInfo;
 use crate::state::AppState;
@@ -38,7 +38,67 @@ fn address(state: &AppState) -> String {
     std::net::SocketAddr::new(ip, state.config.secure_port).to_string()
 }
 
-/// `/openapi/v2`, `/openapi/v3` and below.
-pub(super) fn openapi(_state: &Arc<AppState>, _info: &RequestInfo, _parts: &[&str], _headers: &HeaderMap) -> Result<Response<Body>> {
-    Err(ApiError::no_such_path())
+/// `/openapi/v2`, `/openapi/v3` and below.  Documents are written when they are asked for and
+/// not kept: clients keep them by their hash.
+pub(super) fn openapi(state: &Arc<AppState>, info: &RequestInfo, parts: &[&str], headers: &HeaderMap) -> Result<Response<Body>> {
+    let kinds = state.kinds();
+    let all = kinds.kinds();
+    match parts {
+        ["openapi", "v2"] => Ok(v2(all, headers)),
+        ["openapi", "v3"] => {
+            let index = api::openapi::v3_index(all, crate::GIT_VERSION).to_string();
+            Ok(tagged(headers, "application/json", &etag(index.as_bytes()), index))
+        }
+        ["openapi", "v3", "api", version] => v3(all, "", version, info, headers),
+        ["openapi", "v3", "apis", group, version] => v3(all, group, version, info, headers),
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+fn v3(all: &[Arc<Kind>], group: &str, version: &str, info: &RequestInfo, headers: &HeaderMap) -> Result<Response<Body>> {
+    let hash = api::openapi::hash(all, group, version, crate::GIT_VERSION);
+    match info.query.get("hash") {
+        Some(asked) if asked != hash => {
+            let mut redirect = super::respond::answer(301, "text/plain", crate::pipeline::full(""));
+            if let Ok(value) = HeaderValue::from_str(&format!("{}?hash={hash}", info.path)) {
+                redirect.headers_mut().insert(http::header::LOCATION, value);
+            }
+            return Ok(redirect);
+        }
+        _ => {}
+    }
+    if known(headers, &hash) {
+        return Ok(tagged(headers, "application/json", &hash, ""));
+    }
+    let document = api::openapi::v3(all, group, version, crate::GIT_VERSION).ok_or_else(ApiError::no_such_path)?;
+    let mut answer = tagged(headers, "application/json", &hash, document);
+    if info.query.get("hash").is_some() {
+        answer.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, immutable, max-age=31536000"));
+    }
+    Ok(answer)
+}
+
+/// JSON for people; the protobuf form is the only one that client libraries ask for, under
+/// two spellings.
+fn v2(all: &[Arc<Kind>], headers: &HeaderMap) -> Response<Body> {
+    const TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    let wanted = accept(headers);
+    let protobuf = wanted.contains("application/com.github.proto-openapi.spec.v2");
+    let hashes: String = api::discovery::groups(all)
+        .iter()
+        .flat_map(|(group, versions)| versions.iter().map(move |version| api::openapi::hash(all, group, version, crate::GIT_VERSION)))
+        .collect();
+    let tag = etag(format!("{protobuf}{hashes}").as_bytes());
+    let content_type = if protobuf { TYPE } else { "application/json" };
+    if known(headers, &tag) {
+        return tagged(headers, content_type, &tag, "");
+    }
+    let document = if protobuf { api::openapi::v2_protobuf(all, crate::GIT_VERSION) } else { api::openapi::v2_json(all, crate::GIT_VERSION) };
+    tagged(headers, content_type, &tag, document)
+}
+
+/// The ETag of a document, without quotes.
+fn etag(document: &[u8]) -> String {
+    use sha2::Digest as _;
+    hex::encode_upper(sha2::Sha256::digest(document))
 }

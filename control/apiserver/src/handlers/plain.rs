@@ -104,10 +104,16 @@ fn health(state: &AppState, info: &RequestInfo, endpoint: &str, rest: &[&str]) -
     Ok(respond::answer(code, "text/plain; charset=utf-8", full(body)))
 }
 
+/// Whether the client has the document with this ETag.
+pub(super) fn known(headers: &HeaderMap, etag: &str) -> bool {
+    let quoted = format!("\"{etag}\"");
+    headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.split(',').any(|t| t.trim() == quoted))
+}
+
 /// An answer with an ETag; 304 when the client has it.
 pub(super) fn tagged(headers: &HeaderMap, content_type: &str, etag: &str, body: impl Into<bytes::Bytes>) -> Response<Body> {
     let quoted = format!("\"{etag}\"");
-    let known = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.split(',').any(|t| t.trim() == quoted));
+    let known = known(headers, etag);
     let mut response = if known { respond::answer(304, content_type, full("")) } else { respond::answer(200, content_type, full(body)) };
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;

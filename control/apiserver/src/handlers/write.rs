@@ -130,7 +130,7 @@ pub(super) async fn create_object(scope: &Scope<'_>, mut object: Value, manager:
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
     let generated = name(scope, &mut object)?;
-    new_metadata(&mut object);
+    new_metadata(scope, &mut object);
     if scope.stored.has_status() && keeps_no_status(scope) {
         meta::object_mut(&mut object).remove("status");
     }
@@ -218,13 +218,28 @@ pub(super) fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn new_metadata(object: &mut Value) {
-    for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"] {
+fn new_metadata(scope: &Scope<'_>, object: &mut Value) {
+    for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
         meta::remove(object, field);
     }
     meta::set(object, "uid", &uuid::Uuid::new_v4().to_string());
     meta::set(object, "creationTimestamp", &now());
-    meta::set_value(object, "generation", 1.into());
+    if counts_generations(scope) {
+        meta::set_value(object, "generation", 1.into());
+    }
+}
+
+/// Whether objects of the kind have a generation.
+fn counts_generations(scope: &Scope<'_>) -> bool {
+    let kind = &scope.stored;
+    match kind.group.as_ref() {
+        "" => matches!(kind.plural.as_ref(), "pods" | "replicationcontrollers"),
+        "networking.k8s.io" => kind.plural != "ipaddresses" && kind.plural != "servicecidrs",
+        "resource.k8s.io" => kind.plural == "resourceslices",
+        "rbac.authorization.k8s.io" | "coordination.k8s.io" | "storage.k8s.io" | "events.k8s.io" | "certificates.k8s.io" | "autoscaling" => false,
+        "node.k8s.io" | "apiregistration.k8s.io" => false,
+        _ => true,
+    }
 }
 
 pub(super) fn ttl(scope: &Scope<'_>) -> Option<u64> {
@@ -499,8 +514,7 @@ fn generation(scope: &Scope<'_>, new: &mut Value, old: &Value) {
         return;
     }
     let differs = || !meta::spec_equal(new, old, scope.stored.has_status());
-    let kinds_without = matches!((scope.stored.group.as_ref(), scope.stored.plural.as_ref()), ("", "events" | "endpoints" | "configmaps" | "secrets"));
-    if scope.strategy.bumps_generation(new, old).unwrap_or_else(|| !kinds_without && differs()) {
+    if scope.strategy.bumps_generation(new, old).unwrap_or_else(|| counts_generations(scope) && differs()) {
         meta::set_value(new, "generation", (meta::generation(old) + 1).into());
     }
 }
