@@ -1,0 +1,193 @@
+//! The server under test, and the little client that drives it.
+
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::TokioIo;
+use kube_apiserver::{Config, Server};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A server, and an administrator's credentials.
+pub struct Cluster {
+    pub server: Option<Server>,
+    dir: TempDir,
+    tls: Arc<rustls::ClientConfig>,
+    port: u16,
+}
+
+fn ca() -> (String, Issuer<'static, KeyPair>) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "test");
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    (certificate.pem(), Issuer::new(params, key))
+}
+
+fn leaf(ca: &Issuer<'static, KeyPair>, name: &str, group: Option<&str>, names: &[&str]) -> (String, String) {
+    let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    if let Some(group) = group {
+        params.distinguished_name.push(DnType::OrganizationName, group);
+    }
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    (params.signed_by(&key, ca).unwrap().pem(), key.serialize_pem())
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: u16,
+    pub headers: http::HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The body, if the answer has this code.
+    pub fn expect(self, code: u16) -> Value {
+        assert_eq!(self.code, code, "{}", String::from_utf8_lossy(&self.body));
+        self.json()
+    }
+
+    /// Code and reason of a failure.
+    pub fn failure(&self) -> (u16, String) {
+        (self.code, self.json()["reason"].as_str().unwrap_or("").to_string())
+    }
+}
+
+impl Cluster {
+    pub async fn start() -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca_pem, issuer) = ca();
+        let (server_crt, server_key) = leaf(&issuer, "kube-apiserver", None, &["127.0.0.1", "localhost"]);
+        let (admin_crt, admin_key) = leaf(&issuer, "admin", Some("system:masters"), &[]);
+        for (name, text) in [("ca.crt", &ca_pem), ("server.crt", &server_crt), ("server.key", &server_key)] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(admin_crt.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(admin_key.as_bytes()).unwrap();
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        let mut cluster = Cluster { server: None, dir, tls: Arc::new(tls), port: 0 };
+        cluster.begin().await;
+        cluster
+    }
+
+    /// Starts the server on the store as it is.
+    pub async fn begin(&mut self) {
+        let path = |name: &str| self.dir.path().join(name).display().to_string();
+        let args = [
+            "kube-apiserver".to_string(),
+            "--bind-address=127.0.0.1".into(),
+            "--secure-port=0".into(),
+            format!("--client-ca-file={}", path("ca.crt")),
+            format!("--tls-cert-file={}", path("server.crt")),
+            format!("--tls-private-key-file={}", path("server.key")),
+            format!("--store-dir={}", path("store")),
+        ];
+        let config = <Config as clap::Parser>::try_parse_from(args).unwrap();
+        let server = Server::start(config).await.unwrap();
+        self.port = server.address.port();
+        self.server = Some(server);
+    }
+
+    /// Ends the server in order.
+    pub async fn end(&mut self) {
+        self.server.take().unwrap().stop().await;
+    }
+
+    pub async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> http::Response<Incoming> {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        let stream = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut request = http::Request::builder().method(method).uri(path).header("host", "localhost");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        sender.send_request(request.body(Full::new(body.into())).unwrap()).await.unwrap()
+    }
+
+    pub async fn send(&self, method: &str, path: &str, content_type: &str, body: impl Into<Bytes>) -> Answer {
+        self.send_with(method, path, &[("content-type", content_type)], body).await
+    }
+
+    pub async fn send_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+        let response = self.raw(method, path, headers, body).await;
+        let (code, headers) = (response.status().as_u16(), response.headers().clone());
+        Answer { code, headers, body: response.into_body().collect().await.unwrap().to_bytes() }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, "", "").await
+    }
+
+    pub async fn post(&self, path: &str, object: Value) -> Answer {
+        self.send("POST", path, "application/json", object.to_string()).await
+    }
+
+    pub async fn put(&self, path: &str, object: &Value) -> Answer {
+        self.send("PUT", path, "application/json", object.to_string()).await
+    }
+
+    pub async fn patch(&self, path: &str, kind: &str, patch: Value) -> Answer {
+        self.send("PATCH", path, &format!("application/{kind}"), patch.to_string()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send("DELETE", path, "", "").await
+    }
+
+    /// A watch; its events come from [`Events::next`].
+    pub async fn watch(&self, path: &str) -> Events {
+        let response = self.raw("GET", path, &[], "").await;
+        assert_eq!(response.status(), 200);
+        Events { body: response.into_body(), buffer: Vec::new() }
+    }
+}
+
+/// A watch's events.
+pub struct Events {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Events {
+    /// Type and object of the next event; None at the end of the stream.
+    pub async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let mut event: Value = serde_json::from_slice(&line).unwrap();
+                return Some((event["type"].as_str().unwrap().to_string(), event["object"].take()));
+            }
+            let frame = tokio::time::timeout(std::time::Duration::from_secs(20), self.body.frame()).await.expect("an event in time")?;
+            self.buffer.extend_from_slice(frame.unwrap().data_ref().unwrap());
+        }
+    }
+
+    /// Type and name of the next event.
+    pub async fn brief(&mut self) -> (String, String) {
+        let (kind, object) = self.next().await.expect("an event");
+        let name = object["metadata"]["name"].as_str().unwrap_or("").to_string();
+        (kind, name)
+    }
+}

@@ -1,0 +1,6 @@
+//! A real server on loopback with throw-away certificates, driven over TLS.
+
+mod client;
+mod customs;
+mod objects;
+mod watches;
