@@ -63,6 +63,8 @@ pub struct Custom {
     pub deprecated: Option<String>,
     /// `spec.conversion` of the CRD.
     pub conversion: Value,
+    /// `openAPIV3Schema` as the author wrote it.
+    pub openapi: Value,
 }
 
 /// Where the scale sub-resource of a custom resource reads and writes.

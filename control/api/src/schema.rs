@@ -155,6 +155,11 @@ impl Field {
         self.schema.get()
     }
 
+    /// How the field's node is referred to.
+    pub(crate) fn reference(&self) -> &Ref {
+        &self.schema
+    }
+
     /// A field of a custom resource.
     pub fn custom(name: Str, schema: Ref, required: bool) -> Field {
         Field { name, required, patch_merge: false, retain_keys: false, merge_key: None, atomic: false, number: 0, path: Vec::new(), schema }
