@@ -1,0 +1,80 @@
+//! `kimg lock`, `build`, `inspect`, `doctor`: the image pipeline's commands in the tree.
+
+use crate::config::{self, Settings};
+use crate::image::build::{self, Options};
+use crate::image::cmd::{self, BuildArgs, InspectArgs, LockArgs, Target};
+use crate::image::output::Format;
+use crate::local::up::ImageFile;
+use crate::progress::Progress;
+use crate::doctor;
+use anyhow::{Context, Result};
+use node_metadata::Role;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum BuildCommand {
+    /// The master image
+    Master(BuildArgs),
+    /// The worker image
+    Worker(BuildArgs),
+    /// Both images
+    All(BuildArgs),
+}
+
+pub(super) fn lock(args: &LockArgs, settings: &Settings) -> Result<()> {
+    cmd::lock(args, settings)
+}
+
+pub(super) fn run_build(command: &BuildCommand, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    match command {
+        BuildCommand::Master(args) => cmd::build(Target::Master, args, &settings()?),
+        BuildCommand::Worker(args) => cmd::build(Target::Worker, args, &settings()?),
+        BuildCommand::All(args) => cmd::build(Target::All, args, &settings()?),
+    }
+}
+
+pub(super) fn inspect(args: &InspectArgs, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    // An image can be looked at without its cluster.
+    cmd::inspect(args, settings().ok().as_ref())
+}
+
+/// The images of the roles that the cluster has, built where they are missing or out of date.
+pub(super) fn ensure_images(
+    settings: &Settings,
+    components: Option<&Path>,
+    progress: &Progress,
+) -> Result<BTreeMap<Role, ImageFile>> {
+    let roles: Vec<Role> =
+        [Role::Master, Role::Worker].into_iter().filter(|r| settings.nodes_of(*r).next().is_some()).collect();
+    let options = Options { components: components.map(Path::to_path_buf), formats: vec![Format::Raw] };
+    build::build(settings, &roles, &options, progress)?
+        .into_iter()
+        .map(|built| {
+            let name = Format::Raw.file();
+            let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
+            Ok((built.manifest.role, ImageFile { path: built.dir.join(name), id: sum.sha256.clone() }))
+        })
+        .collect()
+}
+
+/// Exit code 1 when something that is needed is missing.
+pub(super) fn doctor(dir: &Path) -> ExitCode {
+    let image = config::load(dir)
+        .ok()
+        .map(|settings| build::output_dir(&settings, Role::Master).join(Format::Raw.file()))
+        .filter(|path| path.is_file());
+    let found = doctor::examine(image.as_deref());
+    for line in &found.lines {
+        println!("{line}");
+    }
+    match &found.command {
+        Some(command) => super::next(command),
+        None => super::next("kimg init demo"),
+    }
+    if let Some(command) = &found.command {
+        println!("\n{command}");
+    }
+    if found.fit { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

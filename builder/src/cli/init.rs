@@ -1,0 +1,115 @@
+//! `kimg init`: a folder with an example that says everything there is to set.
+
+use super::next;
+use crate::config::FILE_NAME;
+use crate::pki::Secrets;
+use anyhow::{Context, Result};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The example; every key stands in it, most as a comment with its default.
+pub const EXAMPLE: &str = include_str!("cluster.toml");
+const IGNORED: &str = "# Private keys, and what kimg makes anew.\n/secrets/\n/build/\n/run/\n/kubeconfig\n*.raw\n";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct InitArgs {
+    /// Folder to make, or an existing one without a cluster.toml
+    #[arg(value_hint = clap::ValueHint::DirPath)]
+    directory: PathBuf,
+}
+
+pub(super) fn run(args: &InitArgs) -> Result<()> {
+    let dir = &args.directory;
+    let path = dir.join(FILE_NAME);
+    if path.exists() {
+        return Err(super::UsageError(format!(
+            "{} exists and stays as it is; edit it, or name another folder",
+            path.display()
+        ))
+        .into());
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let name = cluster_name(dir);
+    // .gitignore comes first: at no moment could a `git add` take the keys.
+    ignore(&dir.join(".gitignore"))?;
+    Secrets::ensure(&dir.join("secrets"), &name)?;
+    let text = EXAMPLE.replacen("name = \"demo\"", &format!("name = \"{name}\""), 1);
+    let mut file = std::fs::File::create_new(&path).with_context(|| format!("making {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    println!("{}: cluster `{name}`, 1 master and 2 workers", path.display());
+    next(&format!("cd {} && kimg up", dir.display()));
+    Ok(())
+}
+
+/// The folder's name where it can be a cluster's, else `demo`.
+fn cluster_name(dir: &Path) -> String {
+    let name = dir
+        .canonicalize()
+        .ok()
+        .and_then(|d| d.file_name().map(|n| n.to_string_lossy().to_lowercase()))
+        .unwrap_or_default();
+    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
+    match name.trim_matches('-') {
+        "" => "demo".to_string(),
+        name => name.to_string(),
+    }
+}
+
+/// Adds what must not be committed to a `.gitignore`, keeping what stands in it.
+fn ignore(path: &Path) -> Result<()> {
+    let before = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+    };
+    let missing: Vec<&str> = IGNORED
+        .lines()
+        .filter(|line| !before.lines().any(|have| have.trim() == *line))
+        .collect();
+    let mut text = before;
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    for line in missing {
+        text.push_str(line);
+        text.push('\n');
+    }
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_valid_and_so_is_each_commented_key() {
+        let dir = tempfile::tempdir().expect("dir");
+        let settings = crate::config::parse(Path::new("cluster.toml"), EXAMPLE, dir.path()).expect("valid");
+        let addresses: Vec<String> = settings.nodes.iter().map(|n| n.local_address.to_string()).collect();
+        assert_eq!(addresses, ["10.77.0.10", "10.77.0.11", "10.77.0.12"]);
+        // `#key = value` is a default that can be switched on; `# text` is prose.
+        let on: String = EXAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if !rest.starts_with(' ') && !rest.is_empty() => format!("{rest}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        for file in ["monitoring.yaml", "web.tar"] {
+            std::fs::write(dir.path().join(file), "").expect("file");
+        }
+        crate::config::parse(Path::new("cluster.toml"), &on, dir.path()).expect("all keys on");
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let dir = tempfile::tempdir().expect("dir");
+        std::fs::write(dir.path().join(".gitignore"), "mine\n/build/").expect("file");
+        run(&InitArgs { directory: dir.path().to_path_buf() }).expect("init");
+        let ignored = std::fs::read_to_string(dir.path().join(".gitignore")).expect("file");
+        assert!(ignored.starts_with("mine\n/build/\n"), "{ignored}");
+        assert_eq!(ignored.matches("/build/").count(), 1);
+        assert!(ignored.contains("\n/secrets/\n"));
+        assert!(run(&InitArgs { directory: dir.path().to_path_buf() }).is_err());
+    }
+}

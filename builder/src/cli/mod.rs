@@ -1,0 +1,163 @@
+//! The command line: one file for each group of commands, this one for the tree and the exit code.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong arguments or a faulty `cluster.toml`.
+//! Results go to standard output, progress and hints to standard error.
+
+mod image;
+mod init;
+mod node;
+mod pki;
+mod seed;
+mod vm;
+
+use crate::config::{self, ConfigError, Settings};
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A Kubernetes cluster as two disk images.
+#[derive(Debug, Parser)]
+#[command(name = "kimg", version, about, arg_required_else_help = true)]
+struct Cli {
+    /// The cluster's folder, with its cluster.toml
+    #[arg(long, global = true, default_value = ".", value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a cluster's folder with a commented cluster.toml
+    Init(init::InitArgs),
+    /// Take the current package versions into kimg.lock
+    Lock(crate::image::cmd::LockArgs),
+    /// Build disk images
+    #[command(subcommand)]
+    Build(image::BuildCommand),
+    /// Show what is in an image
+    Inspect(crate::image::cmd::InspectArgs),
+    /// Keys and certificates of the cluster
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
+    /// Write a kubeconfig for the administrator
+    Kubeconfig(pki::KubeconfigArgs),
+    /// Print a node's user-data with a fresh token, or write its NoCloud drive
+    Seed(seed::SeedArgs),
+    /// Run the cluster as VMs on this machine; what already runs is kept
+    Up(vm::UpArgs),
+    /// End the VMs; their disks stay
+    Down(vm::DownArgs),
+    /// VMs and nodes
+    Status(vm::StatusArgs),
+    /// Ask a node: services, logs, pods, network, …
+    Node(node::NodeArgs),
+    /// What this machine lacks, and the command that brings it
+    Doctor,
+    /// The network between the VMs; `kimg up` starts it
+    #[command(hide = true)]
+    Switch,
+    /// Print completions for a shell
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A mistake in what was typed: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Runs `kimg` with the given arguments.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = error.exit_code();
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(code).unwrap_or(2));
+        }
+    };
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("kimg: {}", report(&error));
+            let faulty_input = error.chain().any(|e| e.is::<UsageError>() || e.is::<ConfigError>());
+            ExitCode::from(if faulty_input { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let dir = cli.dir;
+    let settings = || -> Result<Settings> { config::load(&dir) };
+    match cli.command {
+        Command::Init(args) => init::run(&args)?,
+        Command::Lock(args) => image::lock(&args, &settings()?)?,
+        Command::Build(command) => image::run_build(&command, &settings)?,
+        Command::Inspect(args) => image::inspect(&args, &settings)?,
+        Command::Pki(command) => pki::run(command, &settings)?,
+        Command::Kubeconfig(args) => pki::kubeconfig(&args, &settings()?)?,
+        Command::Seed(args) => seed::run(&args, &settings()?)?,
+        Command::Up(args) => vm::up(&args, &settings()?)?,
+        Command::Down(args) => vm::down(&args, &settings()?)?,
+        Command::Status(args) => return vm::show_status(&args, &settings()?),
+        Command::Node(args) => node::run(&args, &settings()?)?,
+        Command::Doctor => return Ok(image::doctor(&dir)),
+        Command::Switch => vm::switch(&settings()?)?,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "kimg", &mut std::io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The chain of causes in one line, no part twice.
+fn report(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let part = cause.to_string();
+        if !text.contains(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part);
+        }
+    }
+    text
+}
+
+/// What to type next; on a terminal only, so that scripts see nothing of it.
+pub(crate) fn next(hint: &str) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("\nNext: {hint}");
+    }
+}
+
+/// `--dir X` for hints, where the command was not run in the cluster's folder.
+pub(crate) fn dir_flag(settings: &Settings) -> String {
+    match std::env::current_dir() {
+        Ok(here) if here == settings.dir => String::new(),
+        _ => format!(" --dir {}", settings.dir.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_not_said_twice() {
+        let error = anyhow::anyhow!("no room").context("writing x: no room");
+        assert_eq!(report(&error), "writing x: no room");
+    }
+}

@@ -1,0 +1,185 @@
+//! `kimg pki` and `kimg kubeconfig`.
+
+use super::{UsageError, dir_flag, next};
+use crate::config::Settings;
+use crate::pki::kubeconfig::{kubeconfig as document, server_url};
+use crate::pki::{Authority, Secrets, Subject, issue, secrets, show};
+use anyhow::{Context, Result};
+use node_metadata::Role;
+use std::path::PathBuf;
+use time::Duration;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum PkiCommand {
+    /// Make the cluster's keys and authorities; what exists stays as it is
+    Init,
+    /// Show certificates: subject, names, dates, issuer
+    Show(ShowArgs),
+    /// Issue a client certificate of the cluster's CA
+    Issue(IssueArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ShowArgs {
+    /// PEM files or kubeconfigs
+    #[arg(required_unless_present = "all")]
+    files: Vec<PathBuf>,
+    /// All certificates of the cluster's secrets/
+    #[arg(long, conflicts_with = "files")]
+    all: bool,
+    /// As JSON, with the field names of cfssl-certinfo
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct IssueArgs {
+    /// User name (common name)
+    user: String,
+    /// Group (organisation); at most two
+    #[arg(long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+    /// Days it is valid
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u16).range(1..=3650))]
+    days: u16,
+    /// Write a kubeconfig instead of certificate and key
+    #[arg(long)]
+    kubeconfig: bool,
+    /// File to write (NAME.crt and NAME.key beside each other, or the kubeconfig)
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct KubeconfigArgs {
+    /// URL of the API server [default: the running local master, else the first API name or address]
+    #[arg(long)]
+    server: Option<String>,
+    /// Past RBAC (group system:masters), valid for four hours
+    #[arg(long)]
+    break_glass: bool,
+    /// File to write [default: standard output]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) fn run(command: PkiCommand, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    match command {
+        PkiCommand::Init => {
+            let settings = settings()?;
+            let dir = settings.secrets_dir();
+            Secrets::ensure(&dir, &settings.name)?;
+            println!("{}", dir.display());
+            next(&format!("kimg pki show --all{}", dir_flag(&settings)));
+            Ok(())
+        }
+        PkiCommand::Show(args) => show_certificates(&args, settings),
+        PkiCommand::Issue(args) => issue_certificate(&args, &settings()?),
+    }
+}
+
+fn show_certificates(args: &ShowArgs, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    let files = if args.all { certificate_files(&settings()?)? } else { args.files.clone() };
+    let mut all = Vec::new();
+    for file in files {
+        let found = show::read(&file)?;
+        if !args.json {
+            for info in &found {
+                println!("{}\n{}\n", file.display(), show::text(info));
+            }
+        }
+        all.extend(found);
+    }
+    if args.json {
+        let json = match all.as_slice() {
+            [one] => serde_json::to_string_pretty(one)?,
+            many => serde_json::to_string_pretty(many)?,
+        };
+        println!("{json}");
+    }
+    Ok(())
+}
+
+fn certificate_files(settings: &Settings) -> Result<Vec<PathBuf>> {
+    let dir = settings.secrets_dir();
+    let entries = std::fs::read_dir(&dir)
+        .with_context(|| format!("reading {}; make the keys with `kimg pki init`", dir.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "crt"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
+    if args.groups.iter().any(|g| g == "system:masters") {
+        return Err(UsageError(
+            "a certificate for system:masters passes every authorisation; `kimg kubeconfig --break-glass` makes one for four hours"
+                .into(),
+        )
+        .into());
+    }
+    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let subject = Subject { user: args.user.clone(), groups: args.groups.clone() };
+    let client = issue::issue(&secrets, Authority::Cluster, &subject, Duration::days(args.days.into()))?;
+    if args.kubeconfig {
+        let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+        let text = document(&settings.name, &server(settings, None)?, &ca, &args.user, &client);
+        secrets::write_private(&args.output, text.as_bytes())?;
+        println!("{}", args.output.display());
+        next(&format!("kubectl --kubeconfig {} auth whoami", args.output.display()));
+        return Ok(());
+    }
+    let (certificate, key) = (args.output.with_extension("crt"), args.output.with_extension("key"));
+    secrets::write_private(&key, client.key.as_bytes())?;
+    secrets::write_private(&certificate, client.certificate.as_bytes())?;
+    println!("{}\n{}", certificate.display(), key.display());
+    next(&format!("kimg pki show {}", certificate.display()));
+    Ok(())
+}
+
+pub(super) fn kubeconfig(args: &KubeconfigArgs, settings: &Settings) -> Result<()> {
+    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let (user, client) = if args.break_glass {
+        let subject = Subject::break_glass();
+        let client = issue::issue(&secrets, Authority::Cluster, &subject, issue::BREAK_GLASS_LIFE)?;
+        (subject.user, client)
+    } else {
+        (Subject::admin().user, issue::admin(&secrets)?)
+    };
+    let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+    let server = server(settings, args.server.as_deref())?;
+    let text = document(&settings.name, &server, &ca, &user, &client);
+    match &args.output {
+        Some(path) => {
+            secrets::write_private(path, text.as_bytes())?;
+            println!("{}", path.display());
+            next(&format!("kubectl --kubeconfig {} get nodes", path.display()));
+        }
+        None => print!("{text}"),
+    }
+    Ok(())
+}
+
+/// Where the API server is: as told, else the running local VM's port, else the first name or address.
+fn server(settings: &Settings, told: Option<&str>) -> Result<String> {
+    if let Some(url) = told {
+        if url.starts_with("https://") {
+            return Ok(url.to_string());
+        }
+        return Err(UsageError(format!("--server {url}: write it as https://HOST:6443")).into());
+    }
+    if let Some(port) = crate::local::state::api_port(settings) {
+        return Ok(server_url("127.0.0.1", port));
+    }
+    let host = settings
+        .api
+        .names
+        .first()
+        .cloned()
+        .or_else(|| settings.api_addresses().first().map(ToString::to_string))
+        .or_else(|| settings.nodes_of(Role::Master).next().map(|n| n.local_address.to_string()))
+        .context("cluster.toml names no address of the API; add one under [api], or use --server")?;
+    Ok(server_url(&host, 6443))
+}

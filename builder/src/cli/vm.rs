@@ -1,0 +1,96 @@
+//! `kimg up`, `down`, `status`, and the hidden switch process.
+
+use super::{dir_flag, next};
+use crate::config::Settings;
+use crate::local::{self, status};
+use crate::progress::Progress;
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct UpArgs {
+    /// Folder with kimg-node, kimg-control and kimg-stage1
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    components: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DownArgs {
+    /// Remove the VMs' disks too: everything that the cluster holds
+    #[arg(long)]
+    delete: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
+    let progress = Progress::new();
+    let images = super::image::ensure_images(settings, args.components.as_deref(), &progress)?;
+    let up = local::up::up(settings, &images, &progress)?;
+    match up.boot_time {
+        Some(time) => println!(
+            "cluster {}: {} nodes Ready after {:.1} s ({})",
+            settings.name,
+            up.nodes.iter().filter(|n| n.ready).count(),
+            time.as_secs_f64(),
+            up.accel.as_str()
+        ),
+        None => println!("cluster {}: all nodes were running and are Ready", settings.name),
+    }
+    for (guest, host) in &up.node_ports {
+        println!("NodePort {guest}: http://127.0.0.1:{host}/");
+    }
+    if !up.outdated.is_empty() {
+        println!(
+            "made from an older image than the built one: {} (`kimg down --delete` and `kimg up` make them anew, empty)",
+            up.outdated.join(", ")
+        );
+    }
+    println!("kubeconfig: {}", up.kubeconfig.display());
+    next(&format!("kubectl --kubeconfig {} get nodes -o wide", up.kubeconfig.display()));
+    Ok(())
+}
+
+pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
+    let done = local::down::down(settings, args.delete, &Progress::new())?;
+    if done.clean.is_empty() && done.forced.is_empty() {
+        println!("cluster {}: no VM was running", settings.name);
+    } else {
+        println!("cluster {}: stopped {}", settings.name, [done.clean.clone(), done.forced.clone()].concat().join(", "));
+    }
+    if !done.forced.is_empty() {
+        println!("did not power off by themselves and were ended: {}", done.forced.join(", "));
+    }
+    if done.deleted {
+        println!("their disks are removed");
+    }
+    next(&format!("kimg up{}", dir_flag(settings)));
+    Ok(())
+}
+
+pub(super) fn show_status(args: &StatusArgs, settings: &Settings) -> Result<ExitCode> {
+    let found = status::status(settings)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&found).context("writing JSON")?);
+    } else {
+        print!("{}", status::table(&found));
+        if let Some(error) = &found.api_error {
+            println!("\nThe API server does not answer: {error}");
+        }
+    }
+    let any_runs = found.nodes.iter().any(|n| n.vm == "running");
+    let hint = if any_runs { "kimg node --node NAME services" } else { "kimg up" };
+    next(&format!("{hint}{}", dir_flag(settings)));
+    let all_ready = found.nodes.iter().all(|n| n.status == "Ready");
+    Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub(super) fn switch(settings: &Settings) -> Result<()> {
+    local::switch::run(settings)
+}

@@ -1,0 +1,72 @@
+//! Client of the node API.
+
+use super::{Answer, Https, tls};
+use crate::pki::{Authority, Secrets, issue};
+use anyhow::{Context, Result, bail};
+use http::Method;
+use node_api::ApiError;
+use serde::de::DeserializeOwned;
+
+/// One node's API.
+#[derive(Debug, Clone)]
+pub struct NodeClient {
+    https: Https,
+    node: String,
+}
+
+impl NodeClient {
+    /// The API of `node` at `target` (`host:port`). A node that has not joined shows a certificate of its
+    /// own: `fingerprint` is then what its console says.
+    pub fn new(secrets: &Secrets, node: &str, target: String, fingerprint: Option<&str>) -> Result<NodeClient> {
+        let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+        let client = issue::node_operator(secrets)?;
+        let tls = tls::config(&ca, &client, fingerprint)?;
+        Ok(NodeClient { https: Https { target, server_name: node.to_string(), tls }, node: node.to_string() })
+    }
+
+    /// GET of a JSON answer.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let answer = self.asked(self.https.send(Method::GET, path, None).await)?;
+        self.json(&answer)
+    }
+
+    /// POST with a JSON answer.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: Option<&serde_json::Value>) -> Result<T> {
+        let answer = self.asked(self.https.send(Method::POST, path, body).await)?;
+        self.json(&answer)
+    }
+
+    /// GET of text, piece by piece.
+    pub async fn text(&self, path: &str, sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.asked(self.https.stream(path, sink).await).map(|_| ())
+    }
+
+    fn json<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T> {
+        serde_json::from_slice(&answer.body)
+            .with_context(|| format!("reading the answer of node {}; its image may be of another version", self.node))
+    }
+
+    fn asked(&self, answer: Result<Answer>) -> Result<Answer> {
+        let answer = answer.map_err(|error| self.explain(error))?;
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        let message = serde_json::from_slice::<ApiError>(&answer.body).map_or_else(
+            |_| format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)),
+            |error| error.error,
+        );
+        bail!("node {}: {message}", self.node)
+    }
+
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let text = format!("{error:#}");
+        if text.contains("invalid peer certificate") {
+            return error.context(format!(
+                "node {} shows a certificate that this cluster's CA did not sign; a node that has not joined does so: \
+                 compare the fingerprint on its console and give it with --fingerprint",
+                self.node
+            ));
+        }
+        error.context(format!("the node API of {} does not answer", self.node))
+    }
+}

@@ -1,0 +1,130 @@
+//! `kimg down`: ends the VMs cleanly, keeps their disks unless told otherwise.
+
+use super::process::Process;
+use super::state::{self, State, Vm};
+use super::{accel::Accel, qmp};
+use crate::client::block_on;
+use crate::client::node::NodeClient;
+use crate::config::Settings;
+use crate::pki::Secrets;
+use crate::progress::Progress;
+use anyhow::{Context, Result};
+use node_api::{Done, path};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a node may take to stop its services and pods with KVM.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// What `down` did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Down {
+    /// VMs that powered off by themselves.
+    pub clean: Vec<String>,
+    /// VMs that had to be ended.
+    pub forced: Vec<String>,
+    /// Whether disks were removed.
+    pub deleted: bool,
+}
+
+/// Ends all VMs of the cluster and the switch; with `delete`, removes their disks too.
+pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Down> {
+    let (run_dir, _lock) = state::lock(settings)?;
+    let mut state = State::load(&run_dir)?;
+    let secrets = Secrets::open(&settings.secrets_dir());
+    let grace = GRACE * if state.accel == "kvm" { Accel::Kvm.patience() } else { 2 };
+    let results: Vec<(String, Result<bool>)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = state
+            .vms
+            .iter()
+            .filter_map(|(name, vm)| Some((name, vm, vm.process.filter(|p| p.alive())?)))
+            .map(|(name, vm, process)| {
+                let bar = progress.step(&format!("{name}: stopping"));
+                let (run_dir, secrets) = (&run_dir, &secrets);
+                let thread = scope.spawn(move || {
+                    let result = stop(run_dir, secrets, name, vm, process, grace);
+                    bar.finish_with_message(format!("{name}: stopped"));
+                    result
+                });
+                (name.clone(), thread)
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|(name, t)| (name, t.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread failed")))))
+            .collect()
+    });
+    let mut done = Down { deleted: delete, ..Down::default() };
+    for (name, result) in results {
+        match result.with_context(|| format!("stopping {name}"))? {
+            true => done.clean.push(name),
+            false => done.forced.push(name),
+        }
+    }
+    if let Some(switch) = state.switch.take() {
+        switch.end(Duration::from_secs(2))?;
+    }
+    state.vms.values_mut().for_each(|vm| vm.process = None);
+    state.save(&run_dir)?;
+    if delete {
+        remove_all(settings, &run_dir, &state)?;
+    }
+    Ok(done)
+}
+
+/// True when the node powered off by itself.
+fn stop(run_dir: &Path, secrets: &Secrets, name: &str, vm: &Vm, process: Process, grace: Duration) -> Result<bool> {
+    let dir = run_dir.join(name);
+    if ask_node(secrets, name, vm, &dir).is_err() {
+        // A node that does not listen yet still has a power button.
+        if let Err(error) = qmp::execute(&dir, "qmp.sock", "system_powerdown", None) {
+            tracing::debug!("{name}: {error:#}");
+        }
+    }
+    if process.wait_gone(grace) {
+        return Ok(true);
+    }
+    if qmp::execute(&dir, "qmp.sock", "quit", None).is_ok() && process.wait_gone(Duration::from_secs(5)) {
+        return Ok(false);
+    }
+    process.end(Duration::from_secs(3))?;
+    Ok(false)
+}
+
+fn ask_node(secrets: &Secrets, name: &str, vm: &Vm, dir: &Path) -> Result<()> {
+    let fingerprint = super::console::fingerprint(&dir.join("console.log"));
+    let target = format!("127.0.0.1:{}", vm.node_port);
+    let client = NodeClient::new(secrets, name, target, fingerprint.as_deref())?;
+    block_on(async {
+        let asked = client.post::<Done>(path::POWEROFF, None);
+        tokio::time::timeout(Duration::from_secs(8), asked).await.context("asking the node to power off")?.map(|_| ())
+    })
+}
+
+fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> {
+    for name in state.vms.keys() {
+        let dir = run_dir.join(name);
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", dir.display()));
+            }
+            _ => {}
+        }
+        for end in ["sw", "vm"] {
+            remove_file(&run_dir.join(format!("{name}.{end}")))?;
+        }
+    }
+    for name in ["state.json", "switch.log"] {
+        remove_file(&run_dir.join(name))?;
+    }
+    remove_file(&settings.dir.join("kubeconfig"))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,27 @@
+//! A cluster's VMs on this machine: QEMU in the background, a switch between them, nothing as root.
+//!
+//! Everything about them lies in `<cluster>/run/` (0700):
+//! ```text
+//! state.json          what runs, which ports, which tokens
+//! switch.log          the switch process
+//! NODE/disk.raw       the VM's disk, a sparse copy of the image, grown
+//! NODE/seed.img       its NoCloud drive
+//! NODE/console.log    its serial console
+//! NODE/{pid,qmp.sock,qemu.log}
+//! NODE.{sw,vm}        the two ends of its network cable
+//! ```
+//! [`up`] converges: what runs is kept, what is missing is made.
+
+pub mod accel;
+pub mod console;
+pub mod disk;
+pub mod down;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod state;
+pub mod status;
+pub mod switch;
+pub mod up;
+
+pub use accel::Accel;

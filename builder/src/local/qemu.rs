@@ -1,0 +1,167 @@
+//! QEMU's command line for a VM, and starting it in the background.
+
+use super::accel::Accel;
+use super::process::Process;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The emulator.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// A VM to start. All paths are relative to the folder that QEMU runs in.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Cluster and node, for the process list.
+    pub title: String,
+    /// Node name: folder of its files.
+    pub node: String,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// How instructions are run.
+    pub accel: Accel,
+    /// UEFI firmware: code, and the VM's own copy of the variables.
+    pub uefi: Option<(PathBuf, PathBuf)>,
+    /// Hardware addresses: switch, user network.
+    pub macs: [String; 2],
+    /// `(port on 127.0.0.1, port in the VM)`.
+    pub forwards: Vec<(u16, u16)>,
+}
+
+/// QEMU's arguments.
+pub fn arguments(vm: &VmSpec) -> Vec<String> {
+    let node = &vm.node;
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |option: &str, value: String| {
+        args.push(option.to_string());
+        args.push(value);
+    };
+    add("-name", vm.title.clone());
+    add("-machine", "q35".to_string());
+    match vm.accel {
+        Accel::Kvm => {
+            add("-accel", "kvm".into());
+            add("-cpu", "host".into());
+        }
+        // Half of the memory of each QEMU would otherwise be translated code.
+        Accel::Tcg => {
+            add("-accel", "tcg,tb-size=256".into());
+            add("-cpu", "Nehalem,+rdrand".into());
+        }
+    }
+    add("-smp", vm.cpus.to_string());
+    add("-m", vm.memory_mib.to_string());
+    if let Some((code, variables)) = &vm.uefi {
+        add("-drive", format!("if=pflash,format=raw,readonly=on,file={}", code.display()));
+        add("-drive", format!("if=pflash,format=raw,file={}", variables.display()));
+    }
+    add("-drive", format!("if=none,id=disk,format=raw,cache=writeback,discard=unmap,file={node}/disk.raw"));
+    add("-device", "virtio-blk-pci,drive=disk,bootindex=0".into());
+    add("-drive", format!("if=none,id=seed,format=raw,readonly=on,file={node}/seed.img"));
+    add("-device", "virtio-blk-pci,drive=seed".into());
+    add("-smbios", "type=1,serial=ds=nocloud".into());
+    add(
+        "-netdev",
+        format!("dgram,id=lan,local.type=unix,local.path={node}.vm,remote.type=unix,remote.path={node}.sw"),
+    );
+    add("-device", format!("virtio-net-pci,netdev=lan,romfile=,mac={}", vm.macs[0]));
+    let forwards: String =
+        vm.forwards.iter().map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}")).collect();
+    add("-netdev", format!("user,id=nat{forwards}"));
+    add("-device", format!("virtio-net-pci,netdev=nat,romfile=,mac={}", vm.macs[1]));
+    add("-object", "rng-random,id=rng,filename=/dev/urandom".into());
+    add("-device", "virtio-rng-pci,rng=rng".into());
+    add("-chardev", format!("file,id=console,append=on,path={node}/console.log"));
+    add("-serial", "chardev:console".into());
+    add("-qmp", format!("unix:{node}/qmp.sock,server=on,wait=off"));
+    add("-pidfile", format!("{node}/pid"));
+    add("-D", format!("{node}/qemu.log"));
+    add("-display", "none".into());
+    for flag in ["-nodefaults", "-no-user-config", "-daemonize"] {
+        args.push(flag.to_string());
+    }
+    args
+}
+
+/// Starts a VM in the background; QEMU itself says when it could not.
+pub fn start(run_dir: &Path, vm: &VmSpec) -> Result<Process> {
+    for stale in ["pid", "qmp.sock"] {
+        let path = run_dir.join(&vm.node).join(stale);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    let output = Command::new(PROGRAM)
+        .args(arguments(vm))
+        .current_dir(run_dir)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                anyhow::anyhow!("{PROGRAM} is not installed; `kimg doctor` prints the command that brings it")
+            }
+            _ => anyhow::Error::new(error).context(format!("running {PROGRAM}")),
+        })?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("QEMU did not start {}: {}", vm.node, said.trim());
+    }
+    let path = run_dir.join(&vm.node).join("pid");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let pid = text.trim().parse().with_context(|| format!("reading {}", path.display()))?;
+    Process::find(pid).with_context(|| {
+        format!("QEMU of {} ended at once; see {}", vm.node, run_dir.join(&vm.node).join("qemu.log").display())
+    })
+}
+
+/// OVMF's firmware and its empty variables, where distributions put them.
+pub fn uefi_firmware() -> Result<(PathBuf, PathBuf)> {
+    let known = [
+        ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+        ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+        ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+        ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ];
+    known
+        .iter()
+        .map(|(code, variables)| (PathBuf::from(code), PathBuf::from(variables)))
+        .find(|(code, variables)| code.exists() && variables.exists())
+        .context("there is no UEFI firmware (OVMF) on this machine; `kimg doctor` prints the command that brings it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(accel: Accel) -> VmSpec {
+        VmSpec {
+            title: "kimg-demo-m".into(),
+            node: "m".into(),
+            memory_mib: 512,
+            cpus: 1,
+            accel,
+            uefi: None,
+            macs: ["52:54:00:00:00:01".into(), "52:54:00:00:00:02".into()],
+            forwards: vec![(40001, 6443), (40002, 10270)],
+        }
+    }
+
+    #[test]
+    fn the_command_line_says_what_the_vm_is() {
+        let line = arguments(&vm(Accel::Tcg)).join(" ");
+        for part in [
+            "-accel tcg,tb-size=256 -cpu Nehalem,+rdrand -smp 1 -m 512",
+            "-smbios type=1,serial=ds=nocloud",
+            "local.path=m.vm,remote.type=unix,remote.path=m.sw",
+            "-netdev user,id=nat,hostfwd=tcp:127.0.0.1:40001-:6443,hostfwd=tcp:127.0.0.1:40002-:10270",
+        ] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+        assert!(arguments(&vm(Accel::Kvm)).join(" ").contains("-accel kvm -cpu host"));
+    }
+}

@@ -1,0 +1,177 @@
+//! `run/state.json`: what runs on this machine for a cluster. Written whole or not at all, read by every command.
+
+use super::process::Process;
+use crate::client::{Https, tls};
+use crate::config::Settings;
+use crate::pki::{Authority, Secrets, issue, secrets};
+use anyhow::{Context, Result, bail};
+use node_metadata::Role;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Everything that runs, or ran and may run again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// `kvm` or `tcg`, of the VMs that run.
+    #[serde(default)]
+    pub accel: String,
+    /// The switch.
+    #[serde(default)]
+    pub switch: Option<Process>,
+    /// The VMs by node name.
+    #[serde(default)]
+    pub vms: BTreeMap<String, Vm>,
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Its role.
+    pub role: Role,
+    /// QEMU.
+    pub process: Option<Process>,
+    /// Port on 127.0.0.1 that leads to the API server (masters).
+    pub api_port: Option<u16>,
+    /// Port on 127.0.0.1 that leads to the node API.
+    pub node_port: u16,
+    /// NodePort in the cluster to port on 127.0.0.1.
+    #[serde(default)]
+    pub node_ports: BTreeMap<u16, u16>,
+    /// The bootstrap token in its seed (workers).
+    #[serde(default)]
+    pub token: Option<String>,
+    /// Identity of the image that its disk was made from.
+    pub image: String,
+}
+
+impl Vm {
+    /// Whether QEMU runs.
+    pub fn running(&self) -> bool {
+        self.process.is_some_and(Process::alive)
+    }
+}
+
+impl State {
+    /// Reads the state; a cluster that never ran has none.
+    pub fn load(run_dir: &Path) -> Result<State> {
+        let path = run_dir.join("state.json");
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(State::default()),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        serde_json::from_slice(&text)
+            .with_context(|| format!("reading {}; end leftover VMs by hand and remove the folder", path.display()))
+    }
+
+    /// Writes the state.
+    pub fn save(&self, run_dir: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self).context("writing the state")?;
+        secrets::write_private(&run_dir.join("state.json"), &json)
+    }
+}
+
+/// Makes `run/` and holds it: two `up` or `down` at a time would start everything twice.
+pub fn lock(settings: &Settings) -> Result<(PathBuf, std::fs::File)> {
+    let run_dir = settings.run_dir();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&run_dir)
+        .with_context(|| format!("making {}", run_dir.display()))?;
+    let path = run_dir.join(".lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok((run_dir, file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("another `kimg up` or `kimg down` works on this cluster; wait for its end")
+        }
+        Err(error) => Err(error).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+/// The port on 127.0.0.1 that leads to the running master, if there is one.
+pub fn api_port(settings: &Settings) -> Option<u16> {
+    let state = State::load(&settings.run_dir()).ok()?;
+    state.vms.values().find(|vm| vm.running() && vm.api_port.is_some())?.api_port
+}
+
+/// A client of the API server with the administrator's certificate: the URL told, the local master, or the masters' address.
+pub fn api_client(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> Result<Https> {
+    let (host, port) = match (url, api_port(settings)) {
+        (Some(url), _) => parse_url(url)?,
+        (None, Some(port)) => ("127.0.0.1".to_string(), port),
+        (None, None) => {
+            let host = settings.api.names.first().cloned();
+            let address = settings.api_addresses().first().map(ToString::to_string);
+            let host = host.or(address).context("cluster.toml names no address of the API; use --server")?;
+            (host, 6443)
+        }
+    };
+    let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+    let tls = tls::config(&ca, &issue::admin(secrets)?, None)?;
+    let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    Ok(Https { target, server_name: host, tls })
+}
+
+fn parse_url(url: &str) -> Result<(String, u16)> {
+    let rest = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => {
+            (host, port.parse().with_context(|| format!("{url} names no port"))?)
+        }
+        _ => (rest, 6443),
+    };
+    Ok((host.trim_matches(['[', ']']).to_string(), port))
+}
+
+/// `wanted` where it is free on 127.0.0.1, else one that is.
+pub fn free_port(wanted: Option<u16>) -> Result<u16> {
+    let try_port = |port: u16| TcpListener::bind(("127.0.0.1", port)).and_then(|l| l.local_addr()).map(|a| a.port());
+    if let Some(wanted) = wanted
+        && let Ok(port) = try_port(wanted)
+    {
+        return Ok(port);
+    }
+    try_port(0).context("finding a free port on 127.0.0.1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let cases = [
+            ("https://127.0.0.1:1234", ("127.0.0.1", 1234)),
+            ("https://api.example.org/", ("api.example.org", 6443)),
+            ("https://[::1]:6443", ("::1", 6443)),
+            ("https://[::1]", ("::1", 6443)),
+        ];
+        for (url, (host, port)) in cases {
+            assert_eq!(parse_url(url).expect(url), (host.to_string(), port));
+        }
+        assert!(parse_url("https://host:x").is_err());
+    }
+
+    #[test]
+    fn state_survives_a_round() {
+        let dir = tempfile::tempdir().expect("dir");
+        assert_eq!(State::load(dir.path()).expect("none"), State::default());
+        let vm = Vm {
+            role: Role::Worker,
+            process: None,
+            api_port: None,
+            node_port: 1,
+            node_ports: BTreeMap::from([(30080, 30080)]),
+            token: None,
+            image: "x".into(),
+        };
+        let state = State { accel: "tcg".into(), switch: None, vms: BTreeMap::from([("w".into(), vm)]) };
+        state.save(dir.path()).expect("saved");
+        assert_eq!(State::load(dir.path()).expect("loaded"), state);
+    }
+}

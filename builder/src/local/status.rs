@@ -1,0 +1,117 @@
+//! `kimg status`: the VMs of this machine and the nodes that the API server knows, side by side.
+
+use super::state::{self, State, Vm};
+use crate::client::kube::{self, NodeState};
+use crate::client::block_on;
+use crate::config::Settings;
+use crate::pki::Secrets;
+use anyhow::Result;
+use serde::Serialize;
+
+/// A node in one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// Name.
+    pub node: String,
+    /// `master` or `worker`.
+    pub role: String,
+    /// `running`, `stopped`, or `-` where the node is no VM here.
+    pub vm: String,
+    /// QEMU's process.
+    pub pid: Option<i32>,
+    /// `Ready`, `NotReady`, `unknown` (no API server), `absent` (not joined).
+    pub status: String,
+    /// Address.
+    pub address: String,
+    /// kubelet's version.
+    pub version: String,
+    /// OS image that the node reports.
+    pub image: String,
+    /// `127.0.0.1:PORT` of its node API.
+    pub node_api: String,
+}
+
+/// The whole picture.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Cluster name.
+    pub cluster: String,
+    /// `kvm`, `tcg`, or nothing.
+    pub accel: String,
+    /// Why the API server could not be asked; nothing when it answered.
+    pub api_error: Option<String>,
+    /// The nodes.
+    pub nodes: Vec<Line>,
+}
+
+/// Looks at VMs and API server.
+pub fn status(settings: &Settings) -> Result<Status> {
+    let state = State::load(&settings.run_dir())?;
+    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let api = state::api_client(settings, &secrets, None)?;
+    let (known, api_error) = match block_on(kube::nodes(&api)) {
+        Ok(nodes) => (Some(nodes), None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    let mut names: Vec<(String, String, String)> = settings
+        .nodes
+        .iter()
+        .map(|n| (n.entry.name.clone(), n.entry.role.to_string(), n.local_address.to_string()))
+        .collect();
+    for node in known.iter().flatten() {
+        if !names.iter().any(|(name, ..)| *name == node.name) {
+            names.push((node.name.clone(), "-".into(), node.address.clone()));
+        }
+    }
+    let nodes = names
+        .into_iter()
+        .map(|(name, role, address)| line(&name, role, address, state.vms.get(&name), known.as_deref()))
+        .collect();
+    Ok(Status { cluster: settings.name.clone(), accel: state.accel, api_error, nodes })
+}
+
+fn line(name: &str, role: String, address: String, vm: Option<&Vm>, known: Option<&[NodeState]>) -> Line {
+    let node = known.and_then(|nodes| nodes.iter().find(|n| n.name == name));
+    let status = match (known, node) {
+        (None, _) => "unknown",
+        (Some(_), None) => "absent",
+        (Some(_), Some(node)) if node.ready => "Ready",
+        _ => "NotReady",
+    };
+    let text = |value: Option<&String>| value.filter(|v| !v.is_empty()).cloned().unwrap_or_else(|| "-".into());
+    Line {
+        node: name.to_string(),
+        role,
+        vm: vm.map_or("-", |vm| if vm.running() { "running" } else { "stopped" }).to_string(),
+        pid: vm.filter(|vm| vm.running()).and_then(|vm| vm.process).map(|p| p.pid),
+        status: status.to_string(),
+        address: node.map(|n| n.address.clone()).filter(|a| !a.is_empty()).unwrap_or(address),
+        version: text(node.map(|n| &n.version)),
+        image: text(node.map(|n| &n.image)),
+        node_api: vm.map_or("-".into(), |vm| format!("127.0.0.1:{}", vm.node_port)),
+    }
+}
+
+/// A table of the nodes.
+pub fn table(status: &Status) -> String {
+    let rows: Vec<Vec<String>> = status
+        .nodes
+        .iter()
+        .map(|n| {
+            let pid = n.pid.map_or("-".to_string(), |p| p.to_string());
+            vec![
+                n.node.clone(),
+                n.role.clone(),
+                n.vm.clone(),
+                pid,
+                n.status.clone(),
+                n.address.clone(),
+                n.version.clone(),
+                n.image.clone(),
+                n.node_api.clone(),
+            ]
+        })
+        .collect();
+    let head = ["NODE", "ROLE", "VM", "PID", "STATUS", "ADDRESS", "VERSION", "IMAGE", "NODE API"];
+    crate::table::render(&head, &rows)
+}

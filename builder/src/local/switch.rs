@@ -1,0 +1,79 @@
+//! The switch of a cluster's VMs as a process of its own in the background.
+
+use super::process::Process;
+use super::state::State;
+use crate::config::Settings;
+use crate::seed;
+use crate::switch::{Mac, Port, Switch};
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The nodes' places on the switch.
+pub fn ports(settings: &Settings) -> Result<Vec<Port>> {
+    settings
+        .nodes
+        .iter()
+        .map(|node| {
+            let name = node.entry.name.clone();
+            let text = seed::mac(&settings.name, &name, 0);
+            let mac = Mac::parse(&text).with_context(|| format!("{text} is no hardware address"))?;
+            Ok(Port { name, mac, addresses: vec![node.local_address] })
+        })
+        .collect()
+}
+
+/// Starts the switch where it does not run.
+pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<()> {
+    if state.switch.is_some_and(Process::alive) {
+        return Ok(());
+    }
+    let program = std::env::current_exe().context("finding kimg itself")?;
+    let log = std::fs::File::create(run_dir.join("switch.log")).context("making switch.log")?;
+    let child = Command::new(program)
+        .arg("--dir")
+        .arg(&settings.dir)
+        .arg("switch")
+        .current_dir(run_dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .context("starting the switch")?;
+    let pid = i32::try_from(child.id()).context("starting the switch")?;
+    let sockets: Vec<_> = settings.nodes.iter().map(|n| run_dir.join(format!("{}.sw", n.entry.name))).collect();
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let Some(process) = Process::find(pid) else {
+            let said = std::fs::read_to_string(run_dir.join("switch.log")).unwrap_or_default();
+            bail!("the switch between the VMs ended at once: {}", said.trim());
+        };
+        // It has left our session once its log says so; from then on Ctrl-C here does not reach it.
+        let log = std::fs::read_to_string(run_dir.join("switch.log")).unwrap_or_default();
+        if log.contains(READY) && sockets.iter().all(|s| s.exists()) {
+            state.switch = Some(process);
+            return Ok(());
+        }
+        if Instant::now() > end {
+            process.end(Duration::from_secs(1))?;
+            bail!("the switch between the VMs did not start; see {}", run_dir.join("switch.log").display());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+const READY: &str = "switch: ready";
+
+/// The switch process itself: runs until it is ended.
+pub fn run(settings: &Settings) -> Result<()> {
+    rustix::process::setsid().context("leaving the terminal's session")?;
+    let run_dir = settings.run_dir();
+    std::env::set_current_dir(&run_dir).with_context(|| format!("entering {}", run_dir.display()))?;
+    // Relative, so that the sockets' paths stay within 108 bytes wherever the cluster lies.
+    let _switch = Switch::start(Path::new("."), &ports(settings)?).context("binding the switch's ports")?;
+    eprintln!("{READY}");
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,405 @@
+//! `kimg up`: from built images to a cluster whose nodes are all Ready. What already is so is left alone.
+
+use super::accel::{self, Accel};
+use super::qemu::{self, VmSpec};
+use super::state::{self, State, Vm};
+use super::{console, disk, switch};
+use crate::client::kube::{self, NodeState};
+use crate::client::{Https, block_on};
+use crate::config::{NodeSettings, Settings, VmSize};
+use crate::pki::kubeconfig::{kubeconfig, server_url};
+use crate::pki::{Authority, Secrets, Subject, issue, secrets};
+use crate::progress::Progress;
+use crate::seed::token::{BootstrapToken, LIFE};
+use crate::seed::{self, Interface};
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use node_metadata::Role;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// An image to boot from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFile {
+    /// The raw disk.
+    pub path: PathBuf,
+    /// Changes when the content does.
+    pub id: String,
+}
+
+/// What `up` made.
+#[derive(Debug)]
+pub struct Up {
+    /// The kubeconfig.
+    pub kubeconfig: PathBuf,
+    /// How instructions are run.
+    pub accel: Accel,
+    /// All nodes.
+    pub nodes: Vec<NodeState>,
+    /// NodePort to port on 127.0.0.1.
+    pub node_ports: BTreeMap<u16, u16>,
+    /// VMs that run from an older image than the built one.
+    pub outdated: Vec<String>,
+    /// From the start of the first VM to all Ready; nothing when all ran already.
+    pub boot_time: Option<Duration>,
+}
+
+/// How long all nodes may take to be Ready with KVM; see [`Accel::patience`].
+const READY_LIMIT: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(400);
+
+/// Starts what does not run and waits until all nodes are Ready.
+pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Progress) -> Result<Up> {
+    let (run_dir, _lock) = state::lock(settings)?;
+    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let mut state = State::load(&run_dir)?;
+    let accel = choose_accel(settings, images, &state, progress)?;
+    state.accel = accel.as_str().to_string();
+    switch::ensure(&run_dir, settings, &mut state)?;
+    state.save(&run_dir)?;
+    let state = Mutex::new(state);
+    let all_ran = {
+        let state = lock(&state);
+        settings.nodes.iter().all(|n| state.vms.get(&n.entry.name).is_some_and(Vm::running))
+    };
+    let start = Instant::now();
+    let bars: BTreeMap<String, ProgressBar> =
+        settings.nodes.iter().map(|n| (n.entry.name.clone(), progress.step(&n.entry.name))).collect();
+    let starter = Starter { settings, secrets: &secrets, images, accel, run_dir: &run_dir, state: &state };
+    std::thread::scope(|scope| -> Result<()> {
+        let threads: Vec<_> = settings
+            .nodes
+            .iter()
+            .map(|node| {
+                let (starter, bar) = (&starter, &bars[&node.entry.name]);
+                scope.spawn(move || starter.ensure(node, bar))
+            })
+            .collect();
+        // All are waited for, so that no VM starts after this function has failed.
+        let results: Vec<Result<()>> =
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| bail!("a thread that started a VM failed"))).collect();
+        results.into_iter().collect()
+    })?;
+    let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let path = write_kubeconfig(settings, &secrets)?;
+    let waiter = Waiter {
+        settings,
+        run_dir: &run_dir,
+        state: &state,
+        bars: &bars,
+        end: Instant::now() + READY_LIMIT * accel.patience(),
+    };
+    let api = state::api_client(settings, &secrets, None)?;
+    let nodes = block_on(waiter.all_ready(&api))?;
+    let outdated = outdated(&state, images);
+    let node_ports = state.vms.values().flat_map(|vm| vm.node_ports.clone()).collect();
+    Ok(Up {
+        kubeconfig: path,
+        accel,
+        nodes,
+        node_ports,
+        outdated,
+        boot_time: (!all_ran).then(|| start.elapsed()),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn outdated(state: &State, images: &BTreeMap<Role, ImageFile>) -> Vec<String> {
+    state
+        .vms
+        .iter()
+        .filter(|(_, vm)| images.get(&vm.role).is_some_and(|image| image.id != vm.image))
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+/// VMs that run decide; a probe of KVM boots an image once on a host.
+fn choose_accel(
+    settings: &Settings,
+    images: &BTreeMap<Role, ImageFile>,
+    state: &State,
+    progress: &Progress,
+) -> Result<Accel> {
+    if state.vms.values().any(Vm::running) && settings.local.accel.is_none() {
+        return Ok(if state.accel == "kvm" { Accel::Kvm } else { Accel::Tcg });
+    }
+    let image = images.get(&Role::Master).context("there is no master image")?;
+    let bar = progress.step("trying KVM");
+    let accel = accel::choose(settings.local.accel.as_deref(), &image.path);
+    bar.finish_and_clear();
+    accel
+}
+
+/// Starts VMs, several at a time.
+struct Starter<'a> {
+    settings: &'a Settings,
+    secrets: &'a Secrets,
+    images: &'a BTreeMap<Role, ImageFile>,
+    accel: Accel,
+    run_dir: &'a Path,
+    state: &'a Mutex<State>,
+}
+
+impl Starter<'_> {
+    fn ensure(&self, node: &NodeSettings, bar: &ProgressBar) -> Result<()> {
+        let name = &node.entry.name;
+        let known = lock(self.state).vms.get(name).cloned();
+        if known.as_ref().is_some_and(Vm::running) {
+            bar.set_message(format!("{name}: runs"));
+            return Ok(());
+        }
+        let image = self
+            .images
+            .get(&node.entry.role)
+            .with_context(|| format!("there is no {} image; run `kimg build all`", node.entry.role))?;
+        let dir = self.run_dir.join(name);
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let size = self.size(node.entry.role);
+        let disk_file = dir.join("disk.raw");
+        let has_disk = disk_file.exists();
+        if !has_disk {
+            bar.set_message(format!("{name}: copying the image"));
+            disk::copy(&image.path, &disk_file, size.disk_mib, |_| ())?;
+        }
+        let mut vm = self.plan(node, known, image, has_disk)?;
+        self.write_seed(node, &vm, &dir)?;
+        bar.set_message(format!("{name}: starting"));
+        let spec = self.spec(node, &vm, size)?;
+        // Known before it is started: a token in a seed that nobody knows could never be honoured.
+        self.record(name, &vm)?;
+        vm.process = Some(qemu::start(self.run_dir, &spec)?);
+        self.record(name, &vm)?;
+        bar.set_message(format!("{name}: boots"));
+        Ok(())
+    }
+
+    fn record(&self, name: &str, vm: &Vm) -> Result<()> {
+        let mut state = lock(self.state);
+        state.vms.insert(name.to_string(), vm.clone());
+        state.save(self.run_dir)
+    }
+
+    fn size(&self, role: Role) -> VmSize {
+        match role {
+            Role::Master => self.settings.local.master,
+            Role::Worker => self.settings.local.worker,
+        }
+    }
+
+    /// Ports as before where they are free; a disk that exists keeps the image it was made from.
+    fn plan(&self, node: &NodeSettings, known: Option<Vm>, image: &ImageFile, has_disk: bool) -> Result<Vm> {
+        let role = node.entry.role;
+        let first_worker = self.settings.nodes_of(Role::Worker).next().map(|n| &n.entry.name);
+        let takes_node_ports = first_worker == Some(&node.entry.name)
+            || (first_worker.is_none() && self.settings.nodes.first().is_some_and(|n| n.entry.name == node.entry.name));
+        // Two threads must not be given one port.
+        let mut state = lock(self.state);
+        let taken: BTreeSet<u16> = state
+            .vms
+            .iter()
+            .filter(|(name, _)| **name != node.entry.name)
+            .flat_map(|(_, vm)| vm.api_port.into_iter().chain([vm.node_port]).chain(vm.node_ports.values().copied()))
+            .collect();
+        let port = |wanted: Option<u16>| -> Result<u16> {
+            let port = state::free_port(wanted.filter(|p| !taken.contains(p)))?;
+            if taken.contains(&port) { state::free_port(None) } else { Ok(port) }
+        };
+        let mut node_ports = BTreeMap::new();
+        if takes_node_ports {
+            for wanted in &self.settings.local.node_ports {
+                node_ports.insert(*wanted, port(Some(*wanted))?);
+            }
+        }
+        let before = known.as_ref();
+        let vm = Vm {
+            role,
+            process: None,
+            api_port: match role {
+                Role::Master => Some(port(before.and_then(|vm| vm.api_port))?),
+                Role::Worker => None,
+            },
+            node_port: port(before.map(|vm| vm.node_port))?,
+            node_ports,
+            token: match role {
+                Role::Master => None,
+                Role::Worker => before
+                    .and_then(|vm| vm.token.clone())
+                    .or_else(|| Some(BootstrapToken::random().to_string())),
+            },
+            image: match before {
+                Some(vm) if has_disk => vm.image.clone(),
+                _ => image.id.clone(),
+            },
+        };
+        state.vms.insert(node.entry.name.clone(), vm.clone());
+        Ok(vm)
+    }
+
+    fn write_seed(&self, node: &NodeSettings, vm: &Vm, dir: &Path) -> Result<()> {
+        let name = &node.entry.name;
+        let token = vm.token.as_deref().and_then(BootstrapToken::parse);
+        let user_data = seed::user_data(self.settings, node, token.as_ref(), self.secrets)?;
+        let prefix = self.settings.local.network.prefix_len();
+        let interfaces = [
+            Interface {
+                name: "lan".into(),
+                mac: seed::mac(&self.settings.name, name, 0),
+                address: Some(format!("{}/{prefix}", node.local_address)),
+            },
+            Interface { name: "nat".into(), mac: seed::mac(&self.settings.name, name, 1), address: None },
+        ];
+        let volume = seed::drive(self.settings, name, &user_data, &interfaces)?;
+        secrets::write_private(&dir.join("seed.img"), &volume)
+    }
+
+    fn spec(&self, node: &NodeSettings, vm: &Vm, size: VmSize) -> Result<VmSpec> {
+        let name = &node.entry.name;
+        let mut forwards = vec![(vm.node_port, node_api::PORT)];
+        forwards.extend(vm.api_port.map(|port| (port, 6443)));
+        forwards.extend(vm.node_ports.iter().map(|(guest, host)| (*host, *guest)));
+        let uefi = if self.settings.local.uefi {
+            let (code, variables) = qemu::uefi_firmware()?;
+            let own = self.run_dir.join(name).join("efi-variables.fd");
+            if !own.exists() {
+                std::fs::copy(&variables, &own).with_context(|| format!("copying {}", variables.display()))?;
+            }
+            Some((code, PathBuf::from(name).join("efi-variables.fd")))
+        } else {
+            None
+        };
+        Ok(VmSpec {
+            title: format!("kimg-{}-{name}", self.settings.name),
+            node: name.clone(),
+            memory_mib: size.memory_mib,
+            cpus: size.cpus,
+            accel: self.accel,
+            uefi,
+            macs: [seed::mac(&self.settings.name, name, 0), seed::mac(&self.settings.name, name, 1)],
+            forwards,
+        })
+    }
+}
+
+/// Writes `<cluster>/kubeconfig` with the port of the local master.
+fn write_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result<PathBuf> {
+    let port = state::api_port(settings).context("no master VM runs; see its console under run/")?;
+    let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+    let client = issue::admin(secrets)?;
+    let text = kubeconfig(&settings.name, &server_url("127.0.0.1", port), &ca, &Subject::admin().user, &client);
+    let path = settings.dir.join("kubeconfig");
+    secrets::write_private(&path, text.as_bytes())?;
+    Ok(path)
+}
+
+/// Waits for the cluster.
+struct Waiter<'a> {
+    settings: &'a Settings,
+    run_dir: &'a Path,
+    state: &'a State,
+    bars: &'a BTreeMap<String, ProgressBar>,
+    end: Instant,
+}
+
+impl Waiter<'_> {
+    async fn all_ready(&self, api: &Https) -> Result<Vec<NodeState>> {
+        let mut last_error = match self.api_ready(api).await {
+            Ok(()) => String::new(),
+            Err(error) => return Err(error),
+        };
+        let mut tokens_made = false;
+        loop {
+            match self.step(api, &mut tokens_made).await {
+                Ok(Some(nodes)) => return Ok(nodes),
+                Ok(None) => {}
+                Err(error) => last_error = format!("{error:#}"),
+            }
+            self.check(&last_error)?;
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn api_ready(&self, api: &Https) -> Result<()> {
+        loop {
+            match kube::ready(api).await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.check(&format!("{error:#}"))?,
+            }
+            self.show(&[]);
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// One look: tokens for those that have not joined, then who is Ready.
+    async fn step(&self, api: &Https, tokens_made: &mut bool) -> Result<Option<Vec<NodeState>>> {
+        let nodes = kube::nodes(api).await?;
+        if !*tokens_made {
+            for (name, vm) in &self.state.vms {
+                let joined = nodes.iter().any(|n| n.name == *name);
+                let token = vm.token.as_deref().and_then(BootstrapToken::parse);
+                if let (false, Some(token)) = (joined, token) {
+                    kube::create_token(api, &token, name, false, LIFE).await?;
+                }
+            }
+            *tokens_made = true;
+        }
+        self.show(&nodes);
+        let all = self.settings.nodes.iter().all(|n| nodes.iter().any(|s| s.name == n.entry.name && s.ready));
+        Ok(all.then_some(nodes))
+    }
+
+    fn show(&self, nodes: &[NodeState]) {
+        for (name, bar) in self.bars {
+            if bar.is_finished() {
+                continue;
+            }
+            match nodes.iter().find(|n| n.name == *name) {
+                Some(node) if node.ready => bar.finish_with_message(format!("{name}: Ready")),
+                Some(node) => bar.set_message(format!("{name}: joined, not ready: {}", node.reason)),
+                None => {
+                    let line = console::last_lines(&self.console(name), 1).pop().unwrap_or_default();
+                    bar.set_message(format!("{name}: {line}"));
+                }
+            }
+        }
+    }
+
+    fn console(&self, name: &str) -> PathBuf {
+        self.run_dir.join(name).join("console.log")
+    }
+
+    /// Fails when a VM has ended or the time is over, with what the consoles say.
+    fn check(&self, why: &str) -> Result<()> {
+        for (name, vm) in &self.state.vms {
+            if self.settings.nodes.iter().any(|n| n.entry.name == *name) && !vm.running() {
+                bail!("the VM {name} has ended; its console said last:\n{}", self.said(name));
+            }
+        }
+        if Instant::now() < self.end {
+            return Ok(());
+        }
+        let consoles: Vec<String> = self
+            .settings
+            .nodes
+            .iter()
+            .map(|n| format!("{} ({}):\n{}", n.entry.name, self.console(&n.entry.name).display(), self.said(&n.entry.name)))
+            .collect();
+        let why = if why.is_empty() { "not every node is Ready" } else { why };
+        bail!(
+            "the cluster did not become ready in time: {why}\nThe VMs go on running; `kimg up` waits for them again, `kimg down` ends them.\n\n{}",
+            consoles.join("\n")
+        )
+    }
+
+    fn said(&self, name: &str) -> String {
+        let lines = console::last_lines(&self.console(name), 8);
+        if lines.is_empty() {
+            return "  (nothing on its console yet)".into();
+        }
+        lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    }
+}

@@ -1,0 +1,117 @@
+//! What a node is told at its first boot: user-data, and the NoCloud drive that carries it.
+
+pub mod fat;
+pub mod token;
+
+use crate::config::{NodeSettings, SecretsForm, Settings};
+use crate::pki::Secrets;
+use anyhow::{Result, bail};
+use node_metadata::Role;
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+use std::net::IpAddr;
+use token::BootstrapToken;
+
+/// User-data must fit where providers allow the least.
+pub const USER_DATA_LIMIT: usize = 1024;
+/// Label of a NoCloud volume.
+const LABEL: &str = "CIDATA";
+
+/// A network interface in network-config, found by its hardware address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Name in the document.
+    pub name: String,
+    /// Hardware address.
+    pub mac: String,
+    /// `address/prefix`; none means DHCP.
+    pub address: Option<String>,
+}
+
+/// The user-data of a node.
+pub fn user_data(
+    settings: &Settings,
+    node: &NodeSettings,
+    token: Option<&BootstrapToken>,
+    secrets: &Secrets,
+) -> Result<String> {
+    let mut text = format!("#cloud-config\nhostname: {}\nkimg:\n  role: {}\n", node.entry.name, node.entry.role);
+    if !node.entry.addresses.is_empty() {
+        let _ = writeln!(text, "  node-ip: {}", list(&node.entry.addresses));
+    }
+    let _ = writeln!(text, "  api: {}", list(&settings.api_addresses()));
+    if let Some(token) = token {
+        let _ = writeln!(text, "  token: {token}");
+    }
+    if node.entry.role == Role::Master && settings.secrets == SecretsForm::Sealed {
+        let _ = writeln!(text, "  seal-key: {}", secrets.seal_key()?.to_base64());
+    }
+    if text.len() > USER_DATA_LIMIT {
+        bail!(
+            "the user-data of {} is {} bytes and must not be over {USER_DATA_LIMIT}; give it fewer addresses",
+            node.entry.name,
+            text.len()
+        );
+    }
+    Ok(text)
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    let quoted: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// network-config, version 2.
+pub fn network_config(interfaces: &[Interface]) -> String {
+    let mut text = "version: 2\nethernets:\n".to_string();
+    for interface in interfaces {
+        let _ = writeln!(text, "  {}:\n    match: {{macaddress: \"{}\"}}", interface.name, interface.mac);
+        match &interface.address {
+            Some(address) => {
+                let _ = writeln!(text, "    dhcp4: false\n    addresses: [\"{address}\"]");
+            }
+            None => text.push_str("    dhcp4: true\n"),
+        }
+    }
+    text
+}
+
+/// A NoCloud volume (FAT, label CIDATA).
+pub fn drive(settings: &Settings, node: &str, user_data: &str, interfaces: &[Interface]) -> Result<Vec<u8>> {
+    let meta_data = format!("instance-id: {}-{node}\nlocal-hostname: {node}\n", settings.name);
+    let network = network_config(interfaces);
+    let mut files = vec![("meta-data", meta_data.as_bytes()), ("user-data", user_data.as_bytes())];
+    if !interfaces.is_empty() {
+        files.push(("network-config", network.as_bytes()));
+    }
+    fat::volume(LABEL, &files)
+}
+
+/// A locally administered hardware address that follows from cluster, node and interface.
+pub fn mac(cluster: &str, node: &str, interface: u8) -> String {
+    let digest = Sha256::digest(format!("{cluster}/{node}/{interface}"));
+    format!("52:54:00:{:02x}:{:02x}:{:02x}", digest[0], digest[1], digest[2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn user_data_is_what_a_node_reads() {
+        let dir = tempfile::tempdir().expect("dir");
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+        let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
+        let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
+        let token = BootstrapToken { id: "abcdef".into(), secret: "0123456789abcdef".into() };
+        let worker = user_data(&settings, &settings.nodes[1], Some(&token), &secrets).expect("text");
+        assert_eq!(
+            worker,
+            "#cloud-config\nhostname: w\nkimg:\n  role: worker\n  node-ip: [\"10.77.0.11\"]\n  \
+             api: [\"10.77.0.10\"]\n  token: abcdef.0123456789abcdef\n"
+        );
+        let master = user_data(&settings, &settings.nodes[0], None, &secrets).expect("text");
+        assert!(master.contains("  seal-key: "), "{master}");
+    }
+}
