@@ -17,6 +17,7 @@
 
 #![cfg_attr(test, recursion_limit = "256")]
 
+pub mod apply;
 mod blob;
 pub mod codec;
 pub mod convert;
