@@ -11,6 +11,7 @@ type Entry = fn(Vec<OsString>) -> ExitCode;
 const COMPONENTS: &[(&str, Entry)] = &[
     ("init", node_init::main),
     ("master-pki", node_init::master_pki_main),
+    ("modprobe", node_init::modprobe_main),
     ("kubelet", kubelet::main),
     ("join", kubelet::join_main),
     ("kube-proxy", kube_proxy::main),

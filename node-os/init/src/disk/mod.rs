@@ -1,4 +1,9 @@
 //! Disks: finding them in sysfs, reading their partition tables, and what lies on the partitions.
 
+pub mod config;
 pub mod gpt;
 pub mod scan;
+pub mod state;
+
+/// Number of the CONFIG partition.
+pub const CONFIG_PARTITION: u32 = 5;

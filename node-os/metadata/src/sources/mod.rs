@@ -39,7 +39,7 @@ pub struct Found {
 }
 
 /// A place where metadata may be.
-pub trait Source {
+pub trait Source: Send {
     /// Its name, as `node.json` and the console show it.
     fn name(&self) -> &'static str;
     /// True when it can be asked only after an address was taken by DHCP.

@@ -1,0 +1,10 @@
+//! The node API: HTTPS on port 10270, for holders of a client certificate of the node-API CA.
+
+pub mod certificates;
+mod kubelet;
+pub mod proc;
+mod server;
+mod streams;
+mod tls;
+
+pub use server::start;

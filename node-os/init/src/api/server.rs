@@ -1,0 +1,197 @@
+//! Requests and their answers.
+
+use super::{certificates, kubelet, proc, streams, tls::Tls};
+use crate::machine::{Command, Shared};
+use crate::network::Network;
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use node_api::{ApiError, Done, Unseal, path};
+use node_sys::machine::Ending;
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// The body of every answer.
+pub(super) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+/// Strangers must not be able to fill memory with handshakes.
+const MOST_CONNECTIONS: usize = 64;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const MOST_REQUEST_BYTES: usize = 64 * 1024;
+
+/// What handlers need.
+pub(super) struct Serving {
+    pub(super) machine: Shared,
+    pub(super) network: Rc<Network>,
+}
+
+/// A refusal with its status.
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) String);
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Refusal {
+        Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))
+    }
+}
+
+/// Opens the port and serves for ever. `keep` says whether STATE is there for the node's own key.
+pub fn start(machine: Shared, network: Rc<Network>, keep: bool) -> Result<()> {
+    let tls = Tls::start(&machine, keep)?;
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, node_api::PORT));
+    let listener = std::net::TcpListener::bind(address)
+        .or_else(|_| std::net::TcpListener::bind(("0.0.0.0", node_api::PORT)))
+        .with_context(|| format!("cannot open port {}", node_api::PORT))?;
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let context = Rc::new(Serving { machine, network });
+    tokio::task::spawn_local(accept(listener, tls, context));
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, tls: Tls, context: Rc<Serving>) {
+    let open = Rc::new(Cell::new(0usize));
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("the node API cannot take a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        if open.get() >= MOST_CONNECTIONS {
+            continue;
+        }
+        open.set(open.get() + 1);
+        let (tls, context, open) = (tls.clone(), context.clone(), open.clone());
+        tokio::task::spawn_local(async move {
+            serve(stream, &tls, context).await;
+            open.set(open.get() - 1);
+        });
+    }
+}
+
+/// One connection. A stranger's failed handshake is no news.
+async fn serve(stream: TcpStream, tls: &Tls, context: Rc<Serving>) {
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.acceptor().accept(stream)).await else { return };
+    let service = service_fn(move |request| {
+        let context = context.clone();
+        async move { Ok::<_, Infallible>(answer(&context, request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!("a client of the node API went away: {error}");
+    }
+}
+
+async fn answer(context: &Rc<Serving>, request: Request<Incoming>) -> Response<Body> {
+    match route(context, request).await {
+        Ok(response) => response,
+        Err(Refusal(status, error)) => with_status(json(&ApiError { error }), status),
+    }
+}
+
+async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let machine = &context.machine;
+    let target = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    match (request.method(), target.as_str()) {
+        (&Method::GET, path::STATUS) => {
+            let mut status = machine.status();
+            let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+            status.memory_available = proc::meminfo(&memory, "MemAvailable");
+            Ok(json(&status))
+        }
+        (&Method::GET, path::SERVICES) => Ok(json(&machine.services())),
+        (&Method::GET, path::BOOT) => Ok(json(&machine.timeline())),
+        (&Method::GET, path::CERTIFICATES) => Ok(json(&certificates::all())),
+        (&Method::GET, path::PODS | path::CONTAINERS | path::IMAGES) => kubelet::ask(&target).await,
+        (&Method::GET, path::ROUTES) => Ok(json(&context.network.links().describe_routes().await?)),
+        (&Method::GET, path::LINKS) => Ok(json(&context.network.links().describe_links().await?)),
+        (&Method::GET, path::CONNTRACK) => Ok(json(&node_sys_conntrack()?)),
+        (&Method::GET, path::NFT) => Ok(text(rules()?)),
+        (&Method::GET, path::SOCKETS) => Ok(json(&proc::sockets())),
+        (&Method::GET, path::DISK) => Ok(json(&proc::disks())),
+        (&Method::GET, path::PROCESSES) => Ok(json(&proc::processes())),
+        (&Method::GET, path::DMESG) => streams::kernel_log(&query),
+        (&Method::GET, other) if other.starts_with(path::LOGS) => streams::log(context, other, &query),
+        (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
+        (&Method::POST, path::POWEROFF) => Ok(end(machine, Ending::PowerOff, "the node stops its services and powers off")),
+        (&Method::POST, path::UNSEAL) => unseal(machine, request).await,
+        (&Method::POST, other) => restart(machine, other),
+        (_, other) => Err(Refusal(StatusCode::NOT_FOUND, format!("the node API has no {other}; kimg and the image may be of different versions"))),
+    }
+}
+
+fn node_sys_conntrack() -> Result<Vec<node_api::Connection>> {
+    Ok(Vec::new())
+}
+
+fn rules() -> Result<String> {
+    Ok(String::new())
+}
+
+fn end(machine: &Shared, ending: Ending, message: &str) -> Response<Body> {
+    let later = machine.clone();
+    tokio::task::spawn_local(async move {
+        // The answer goes out first.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        later.command(Command::End(ending));
+    });
+    json(&Done { message: message.to_owned() })
+}
+
+fn restart(machine: &Shared, target: &str) -> Result<Response<Body>, Refusal> {
+    let name = target.strip_prefix(path::SERVICES).and_then(|rest| rest.strip_prefix('/')).and_then(|rest| rest.strip_suffix(path::RESTART_SUFFIX));
+    let known = machine.services().into_iter().any(|service| Some(service.name.as_str()) == name);
+    match name {
+        Some(name) if known => {
+            machine.command(Command::Restart(name.to_owned()));
+            Ok(json(&Done { message: format!("{name} is started again") }))
+        }
+        Some(name) => {
+            let names: Vec<String> = machine.services().into_iter().map(|service| service.name).collect();
+            Err(Refusal(StatusCode::NOT_FOUND, format!("this node has no service {name}; it has {}", names.join(", "))))
+        }
+        None => Err(Refusal(StatusCode::NOT_FOUND, format!("the node API has no {target}"))),
+    }
+}
+
+async fn unseal(machine: &Shared, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, why);
+    let body = Limited::new(request.into_body(), MOST_REQUEST_BYTES).collect().await.map_err(|error| bad(format!("the request is unreadable: {error}")))?;
+    let unseal: Unseal = serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(format!("the request is wrong: {error}")))?;
+    node_metadata::SealKey::from_base64(&unseal.key).map_err(|error| bad(error.to_string()))?;
+    machine.command(Command::Unseal(unseal.key));
+    Ok(json(&Done { message: "the node tries the key".to_owned() }))
+}
+
+pub(super) fn json<T: serde::Serialize>(value: &T) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => typed("application/json", Full::new(Bytes::from(bytes)).boxed_unsync()),
+        Err(error) => with_status(text(format!("{{\"error\": \"{error}\"}}")), StatusCode::INTERNAL_SERVER_ERROR),
+    }
+}
+
+pub(super) fn text(text: impl Into<Bytes>) -> Response<Body> {
+    typed("text/plain; charset=utf-8", Full::new(text.into()).boxed_unsync())
+}
+
+pub(super) fn typed(kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}
+
+fn with_status(mut response: Response<Body>, status: StatusCode) -> Response<Body> {
+    *response.status_mut() = status;
+    response
+}

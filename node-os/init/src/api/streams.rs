@@ -1,0 +1,144 @@
+//! Texts that may go on: logs and kernel messages.
+
+use super::server::{Body, Refusal, Serving, text, typed};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use node_api::path;
+use std::convert::Infallible;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+const DEFAULT_TAIL: usize = 10_000;
+/// Kernel messages have no file descriptor to wait on that tokio knows; a look so often is cheap.
+const KERNEL_LOOK: Duration = Duration::from_millis(500);
+const RECORD: usize = 8192;
+
+/// `/v1/logs/SERVICE`.
+pub(super) fn log(serving: &Rc<Serving>, target: &str, query: &str) -> Result<Response<Body>, Refusal> {
+    let name = target.strip_prefix(path::LOGS).unwrap_or_default().trim_start_matches('/');
+    let logs = serving.machine.logs.clone();
+    if name == "init" {
+        return kernel_log_of(query, true);
+    }
+    let Some(log) = logs.find(name) else {
+        let names: Vec<String> = serving.machine.services().into_iter().map(|service| service.name).collect();
+        return Err(Refusal(StatusCode::NOT_FOUND, format!("there is no log {name:?}; there are init, {}", names.join(", "))));
+    };
+    let (bytes, mut position) = logs.tail(&log, number(query, "tail").unwrap_or(DEFAULT_TAIL));
+    if !flag(query, "follow") {
+        return Ok(text(bytes));
+    }
+    let (sender, receiver) = mpsc::channel(8);
+    tokio::task::spawn_local(async move {
+        let mut chunk = bytes;
+        loop {
+            if sender.send(Bytes::from(chunk)).await.is_err() {
+                return;
+            }
+            // Whoever has gone away must not be waited for until the next line.
+            tokio::select! {
+                () = log.more_than(position) => {}
+                () = sender.closed() => return,
+            }
+            (chunk, position) = log.since(position);
+        }
+    });
+    Ok(stream(receiver))
+}
+
+/// `/v1/dmesg`.
+pub(super) fn kernel_log(query: &str) -> Result<Response<Body>, Refusal> {
+    kernel_log_of(query, false)
+}
+
+fn kernel_log_of(query: &str, only_ours: bool) -> Result<Response<Body>, Refusal> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+    let mut file = file.map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read /dev/kmsg: {error}")))?;
+    let first = read_records(&mut file, only_ours);
+    if !flag(query, "follow") {
+        return Ok(text(first));
+    }
+    let (sender, receiver) = mpsc::channel(8);
+    tokio::task::spawn_local(async move {
+        let mut chunk = first;
+        loop {
+            if !chunk.is_empty() && sender.send(Bytes::from(chunk)).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(KERNEL_LOOK) => {}
+                () = sender.closed() => return,
+            }
+            chunk = read_records(&mut file, only_ours);
+        }
+    });
+    Ok(stream(receiver))
+}
+
+/// All records that are there; one read gives one.
+fn read_records(file: &mut std::fs::File, only_ours: bool) -> String {
+    let mut all = String::new();
+    let mut record = vec![0u8; RECORD];
+    loop {
+        match file.read(&mut record) {
+            Ok(0) => return all,
+            Ok(length) => {
+                let line = String::from_utf8_lossy(record.get(..length).unwrap_or_default()).into_owned();
+                if let Some(shown) = show_record(&line).filter(|shown| !only_ours || shown.contains("] kimg: ")) {
+                    all.push_str(&shown);
+                }
+            }
+            // EPIPE: the kernel overwrote what would have come next; the read after it goes on behind the gap.
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            Err(_) => return all,
+        }
+    }
+}
+
+/// `LEVEL,SEQUENCE,MICROSECONDS,…;text` as `[seconds] text`.
+fn show_record(record: &str) -> Option<String> {
+    let (head, body) = record.split_once(';')?;
+    let micros: u64 = head.split(',').nth(2)?.parse().ok()?;
+    let line = body.lines().next().unwrap_or_default();
+    Some(format!("[{:5}.{:06}] {line}\n", micros / 1_000_000, micros % 1_000_000))
+}
+
+fn stream(receiver: mpsc::Receiver<Bytes>) -> Response<Body> {
+    let chunks = futures::stream::unfold(receiver, |mut receiver| async move {
+        let chunk = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(Frame::data(chunk)), receiver))
+    });
+    typed("text/plain; charset=utf-8", StreamBody::new(chunks.boxed()).boxed_unsync())
+}
+
+fn value<'a>(query: &'a str, key: &str) -> Option<&'a str> {
+    query.split('&').find_map(|pair| pair.split_once('=').filter(|(name, _)| *name == key).map(|(_, value)| value))
+}
+
+fn number(query: &str, key: &str) -> Option<usize> {
+    value(query, key)?.parse().ok()
+}
+
+fn flag(query: &str, key: &str) -> bool {
+    matches!(value(query, key), Some("1" | "true")) || query.split('&').any(|word| word == key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_and_queries_are_read() {
+        assert_eq!(show_record("6,1,1500000,-;hello\n SUBSYSTEM=x\n").unwrap(), "[    1.500000] hello\n");
+        assert_eq!(show_record("junk"), None);
+        assert_eq!(number("tail=5&follow=1", "tail"), Some(5));
+        assert!(flag("tail=5&follow=1", "follow") && flag("follow", "follow") && !flag("follow=0", "follow"));
+    }
+}

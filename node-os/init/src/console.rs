@@ -1,0 +1,110 @@
+//! The console: it always ends in one screen that says who this node is, what it waits for, why, and what to do.
+
+use crate::machine::Shared;
+use node_api::{NodeStatus, Service, ServiceState};
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::time::Duration;
+
+/// Changes that come together are shown together.
+const GATHER: Duration = Duration::from_millis(400);
+const RULE: &str = "------------------------------------------------------------------------";
+
+/// Shows the screen after each change, for ever.
+pub async fn run(machine: Shared) {
+    let mut shown = String::new();
+    loop {
+        machine.changed.notified().await;
+        tokio::time::sleep(GATHER).await;
+        let screen = screen(&machine.status(), &machine.services());
+        if screen != shown {
+            print(&screen);
+            shown = screen;
+        }
+    }
+}
+
+/// Writes to every console of the kernel. One that does not take it is passed over: there is nowhere to say so.
+pub fn print(text: &str) {
+    let active = std::fs::read_to_string("/sys/class/tty/console/active").unwrap_or_else(|_| "console".to_owned());
+    for name in active.split_ascii_whitespace() {
+        if let Ok(mut console) = OpenOptions::new().write(true).open(format!("/dev/{name}")) {
+            let _ = console.write_all(text.replace('\n', "\r\n").as_bytes());
+        }
+    }
+}
+
+fn screen(status: &NodeStatus, services: &[Service]) -> String {
+    let mut text = format!("\n{RULE}\n");
+    let name = if status.name.is_empty() { "(no name yet)" } else { &status.name };
+    // Writing to a String does not fail.
+    let _ = writeln!(text, "kimg     {name}, {} of cluster {}", status.role, status.cluster);
+    let mut line = |label: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{label:<8} {value}");
+        }
+    };
+    line("image", &status.image);
+    line("address", &status.addresses.join(", "));
+    if status.running {
+        line("state", "running, all services are ready");
+    } else {
+        line("stage", &status.stage);
+        line("waits", &status.waits_for);
+        line("why", &status.why);
+        line("do", &status.hint);
+    }
+    for service in services.iter().filter(|service| !is_fine(service.state)) {
+        line("service", &describe(service));
+    }
+    for warning in &status.warnings {
+        line("warning", warning);
+    }
+    if let (Some(address), false) = (status.addresses.first(), status.fingerprint.is_empty()) {
+        line("api", &format!("node API https://{address}:{}", node_api::PORT));
+        line("", &format!("SHA256:{}", status.fingerprint));
+    }
+    let _ = writeln!(text, "{RULE}");
+    text
+}
+
+fn is_fine(state: ServiceState) -> bool {
+    matches!(state, ServiceState::Ready | ServiceState::Done)
+}
+
+fn describe(service: &Service) -> String {
+    let state = match service.state {
+        ServiceState::Waiting => format!("waits for {}", service.needs.join(", ")),
+        ServiceState::Starting => "starts".to_owned(),
+        ServiceState::BackOff => format!("ended ({}), starts again soon", service.last_exit),
+        ServiceState::Stopping => "is ending".to_owned(),
+        ServiceState::Stopped => "has ended".to_owned(),
+        ServiceState::Ready | ServiceState::Done => "is ready".to_owned(),
+    };
+    let said = if service.status.is_empty() { String::new() } else { format!(": {}", service.status) };
+    format!("{} {state}{said}", service.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_screen_says_who_what_and_why() {
+        let status = NodeStatus {
+            role: "worker".into(),
+            cluster: "demo".into(),
+            stage: "metadata".into(),
+            why: "this machine has no name".into(),
+            hint: "set hostname".into(),
+            addresses: vec!["10.0.0.1".into()],
+            fingerprint: "ab".into(),
+            ..NodeStatus::default()
+        };
+        let text = screen(&status, &[]);
+        for wanted in ["(no name yet), worker of cluster demo", "this machine has no name", "set hostname", "https://10.0.0.1:10270", "SHA256:ab"] {
+            assert!(text.contains(wanted), "{text}");
+        }
+    }
+}

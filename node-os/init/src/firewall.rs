@@ -1,0 +1,149 @@
+//! The host firewall, `inet kimg-host`: closed by default, from before the first interface is up.
+//!
+//! Open to all: the node API, 6443 on masters, NodePorts and 80/443 on workers, ICMP, DHCP answers.
+//! Open to this cluster's nodes: everything; overlay fills the sets `node_v4` and `node_v6` from Node objects.
+//! Pods, with the host's network or their own, reach neither the node API nor the metadata address.
+
+use anyhow::{Context, Result};
+use node_metadata::{Cluster, Overlay, Role};
+use node_sys::nft::{Batch, CmpOp, Elem, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
+
+const TABLE: &str = "kimg-host";
+const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Host side of each pod's link: `podHASH`.
+const POD_LINKS: &[u8] = b"pod";
+const TUNNEL: &str = "kimg.vxlan";
+const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+const API_PORT: u16 = 6443;
+const WEB_PORTS: [u16; 2] = [80, 443];
+const DHCP_CLIENT: u16 = 68;
+const NODE_PORTS: (u16, u16) = (30000, 32767);
+
+/// Puts the rules in force, in one transaction. `cluster` is known from CONFIG before any interface is up.
+pub fn close(cluster: &Cluster) -> Result<()> {
+    let pods = std::fs::metadata(crate::mounts::PODS_CGROUP).context("the control group of the pods is missing")?.ino();
+    rules(cluster, pods).commit().context("cannot close the host firewall")
+}
+
+fn rules(cluster: &Cluster, pods_cgroup: u64) -> Batch {
+    let mut batch = Batch::new(Family::Inet, TABLE);
+    batch.replace_table();
+    for (name, key_type, key_len) in [("node_v4", types::IPV4, 4), ("node_v6", types::IPV6, 16)] {
+        batch.add_set(&Set { name, id: 0, flags: 0, key_type, key_len, data: MapData::None, timeout_ms: None });
+    }
+    // The batch is one transaction: not even for a moment is a chain there without its rules.
+    batch.add_elements("node_v4", 0, &[Elem::key(Ipv4Addr::LOCALHOST.octets())]);
+    input(&mut batch, cluster.role);
+    forward(&mut batch, cluster);
+    output(&mut batch, pods_cgroup);
+    batch
+}
+
+fn chain(batch: &mut Batch, name: &str, point: HookPoint, drop_by_default: bool) {
+    batch.add_chain(name, Some(Hook { kind: "filter", point, priority: 0, drop_by_default }));
+}
+
+fn rule(batch: &mut Batch, chain: &str, parts: &[&[Expr]], verdict: Verdict) {
+    let mut exprs: Vec<Expr> = parts.iter().flat_map(|part| part.iter().cloned()).collect();
+    exprs.push(Expr::Verdict(verdict));
+    batch.add_rule(chain, &exprs);
+}
+
+fn port(protocol: u8, port: u16) -> Vec<Expr> {
+    [&Expr::l4proto(protocol)[..], &Expr::dport(port)[..]].concat()
+}
+
+fn input(batch: &mut Batch, role: Role) {
+    chain(batch, "input", HookPoint::Input, true);
+    let accept = || Verdict::Accept;
+    // Before all else: a pod must not even go on with a connection to the node API.
+    for from in [from_pod_links(), Expr::iif(TUNNEL)] {
+        rule(batch, "input", &[&from, &port(TCP, node_api::PORT)], Verdict::Drop);
+    }
+    rule(batch, "input", &[&Expr::ct_state(ESTABLISHED_OR_RELATED)], accept());
+    for from in [Expr::iif("lo"), from_pod_links(), Expr::iif(TUNNEL)] {
+        rule(batch, "input", &[&from], accept());
+    }
+    for protocol in [ICMP, ICMPV6] {
+        rule(batch, "input", &[&Expr::l4proto(protocol)], accept());
+    }
+    rule(batch, "input", &[&port(UDP, DHCP_CLIENT)], accept());
+    rule(batch, "input", &[&port(TCP, node_api::PORT)], accept());
+    match role {
+        Role::Master => rule(batch, "input", &[&port(TCP, API_PORT)], accept()),
+        Role::Worker => {
+            for number in WEB_PORTS {
+                rule(batch, "input", &[&port(TCP, number)], accept());
+            }
+        }
+    }
+    for protocol in [TCP, UDP] {
+        rule(batch, "input", &[&Expr::l4proto(protocol), &node_port_range()], accept());
+    }
+    // Service and host ports whose pod has the host's own network.
+    rule(batch, "input", &[&Expr::ct_dnat()], accept());
+    from_nodes(batch, "input");
+}
+
+/// A comparison with fewer bytes than a name has is one with its beginning.
+fn from_pod_links() -> [Expr; 2] {
+    [Expr::Meta(MetaKey::IifName, Reg(0)), Expr::Cmp(Reg(0), CmpOp::Eq, POD_LINKS.to_vec())]
+}
+
+fn node_port_range() -> [Expr; 3] {
+    [
+        Expr::load_dport(Reg(0)),
+        Expr::Cmp(Reg(0), CmpOp::Ge, NODE_PORTS.0.to_be_bytes().to_vec()),
+        Expr::Cmp(Reg(0), CmpOp::Le, NODE_PORTS.1.to_be_bytes().to_vec()),
+    ]
+}
+
+fn from_nodes(batch: &mut Batch, chain: &str) {
+    let lookup = |set: &str| Expr::Lookup { set: set.to_owned(), id: 0, key: Reg(0), invert: false };
+    let source6 = Expr::Payload { base: PayloadBase::Network, offset: 8, len: 16, into: Reg(0) };
+    rule(batch, chain, &[&Expr::nfproto(IPV4), &[Expr::load_saddr4(Reg(0)), lookup("node_v4")]], Verdict::Accept);
+    rule(batch, chain, &[&Expr::nfproto(IPV6), &[source6, lookup("node_v6")]], Verdict::Accept);
+}
+
+/// What no pod may reach: the metadata address and every node's API.
+fn forbidden_to_pods() -> [Vec<Expr>; 2] {
+    let address = Expr::in_prefix4(Expr::load_daddr4(Reg(0)), METADATA_ADDRESS, 32, CmpOp::Eq);
+    [[&Expr::nfproto(IPV4)[..], &address[..]].concat(), port(TCP, node_api::PORT)]
+}
+
+fn forward(batch: &mut Batch, cluster: &Cluster) {
+    chain(batch, "forward", HookPoint::Forward, true);
+    for what in forbidden_to_pods() {
+        rule(batch, "forward", &[&what], Verdict::Drop);
+    }
+    rule(batch, "forward", &[&Expr::ct_state(ESTABLISHED_OR_RELATED)], Verdict::Accept);
+    for from in [from_pod_links(), Expr::iif(TUNNEL)] {
+        rule(batch, "forward", &[&from], Verdict::Accept);
+    }
+    rule(batch, "forward", &[&Expr::ct_dnat()], Verdict::Accept);
+    from_nodes(batch, "forward");
+    if let (Overlay::HostGw, ipnet::IpNet::V4(pods)) = (cluster.overlay, cluster.pod_cidr) {
+        let source = Expr::in_prefix4(Expr::load_saddr4(Reg(0)), pods.network(), pods.prefix_len(), CmpOp::Eq);
+        rule(batch, "forward", &[&Expr::nfproto(IPV4), &source], Verdict::Accept);
+    }
+}
+
+/// Pods with the host's network: told by the control group of the socket.
+fn output(batch: &mut Batch, pods_cgroup: u64) {
+    chain(batch, "output", HookPoint::Output, false);
+    let from_pod = [
+        Expr::SocketCgroup { level: 1, into: Reg(8) },
+        Expr::Cmp(Reg(8), CmpOp::Eq, pods_cgroup.to_ne_bytes().to_vec()),
+    ];
+    for what in forbidden_to_pods() {
+        rule(batch, "output", &[&what, &from_pod], Verdict::Drop);
+    }
+}

@@ -1,0 +1,106 @@
+//! Issuing a leaf certificate from one of the cluster's authorities.
+
+use anyhow::{Context, Result};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+};
+use std::net::IpAddr;
+use std::path::Path;
+use time::{Duration, OffsetDateTime};
+
+/// A node's clock may be a little behind.
+const BACKDATED: Duration = Duration::hours(1);
+/// Leaf certificates of masters are made anew at each boot.
+const LIFE: Duration = Duration::days(365);
+
+/// What a certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Usage {
+    /// A server's.
+    Server,
+    /// A client's.
+    Client,
+}
+
+/// What a certificate says.
+#[derive(Debug, Clone)]
+pub(super) struct Leaf {
+    pub(super) common_name: String,
+    pub(super) organization: Option<String>,
+    pub(super) usage: Usage,
+    pub(super) names: Vec<String>,
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// One of the cluster's authorities.
+pub(super) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+}
+
+impl Authority {
+    pub(super) fn read(certificate: &Path, key: &Path) -> Result<Authority> {
+        let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        let pem = read(certificate)?;
+        let key_pair = KeyPair::from_pem(&read(key)?).with_context(|| format!("{} holds no usable key", key.display()))?;
+        let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes())
+            .with_context(|| format!("{} holds no certificate", certificate.display()))?;
+        let parsed = block.parse_x509().with_context(|| format!("{} holds no certificate", certificate.display()))?;
+        let time = |seconds| OffsetDateTime::from_unix_timestamp(seconds).context("a CA's dates are out of range");
+        let not_before = time(parsed.validity().not_before.timestamp())?;
+        let not_after = time(parsed.validity().not_after.timestamp())?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, key_pair)
+            .with_context(|| format!("{} cannot sign with {}", certificate.display(), key.display()))?;
+        Ok(Authority { issuer, not_before, not_after })
+    }
+
+    /// A fresh key and its certificate, both PEM.
+    pub(super) fn issue(&self, leaf: &Leaf) -> Result<(String, String)> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
+        let mut params = parameters(leaf)?;
+        let now = OffsetDateTime::now_utc();
+        // A leaf outside its CA's time would be refused by every client.
+        params.not_before = (now - BACKDATED).max(self.not_before);
+        params.not_after = (now + LIFE).min(self.not_after);
+        let certificate =
+            params.signed_by(&key, &self.issuer).with_context(|| format!("cannot sign the certificate of {}", leaf.common_name))?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+}
+
+pub(super) fn parameters(leaf: &Leaf) -> Result<CertificateParams> {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    if let Some(organization) = &leaf.organization {
+        name.push(DnType::OrganizationName, organization.as_str());
+    }
+    name.push(DnType::CommonName, leaf.common_name.as_str());
+    params.distinguished_name = name;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![match leaf.usage {
+        Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
+        Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
+    }];
+    for name in &leaf.names {
+        let name = name.as_str().try_into().with_context(|| format!("{name:?} cannot stand in a certificate"))?;
+        params.subject_alt_names.push(SanType::DnsName(name));
+    }
+    params.subject_alt_names.extend(leaf.addresses.iter().copied().map(SanType::IpAddress));
+    params.serial_number = Some(serial()?);
+    Ok(params)
+}
+
+/// 16 random bytes, positive.
+fn serial() -> Result<SerialNumber> {
+    let mut bytes = [0u8; 16];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
+        .map_err(|_| anyhow::anyhow!("the kernel gives no random numbers"))?;
+    if let Some(first) = bytes.first_mut() {
+        *first = (*first & 0x7f) | 0x40;
+    }
+    Ok(SerialNumber::from_slice(&bytes))
+}

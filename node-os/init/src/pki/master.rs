@@ -1,0 +1,194 @@
+//! `kimg-node master-pki`: a master's leaf certificates and kubeconfigs, made anew at each boot,
+//! so that an added address or name is in them.
+
+use super::issue::{Authority, Leaf, Usage};
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use node_metadata::{Cluster, Node};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Folders that the certificates come from and go to.
+#[derive(Debug, Clone)]
+struct Folders {
+    authorities: PathBuf,
+    secrets: PathBuf,
+    leaves: PathBuf,
+    kubeconfigs: PathBuf,
+}
+
+const SERVER: &str = "https://127.0.0.1:6443";
+
+/// Entry point.
+pub fn main() -> ExitCode {
+    let folders = Folders {
+        authorities: "/run/kimg/config/pki".into(),
+        secrets: "/run/kimg/secrets".into(),
+        leaves: "/run/kimg/pki".into(),
+        kubeconfigs: "/run/kimg/kubeconfig".into(),
+    };
+    match run(&folders) {
+        Ok(count) => {
+            node_sys::notify::status(&format!("{count} certificates issued"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!("{error:#}");
+            node_sys::notify::status(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(folders: &Folders) -> Result<usize> {
+    let cluster: Cluster = read_json(Path::new("/run/kimg/config/cluster.json"))?;
+    let node: Node = read_json(Path::new("/run/kimg/node.json"))?;
+    make(folders, &cluster, &node)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not what this program writes", path.display()))
+}
+
+fn make(folders: &Folders, cluster: &Cluster, node: &Node) -> Result<usize> {
+    let authority = |name: &str| {
+        Authority::read(&folders.authorities.join(format!("{name}.crt")), &folders.secrets.join(format!("{name}.key")))
+    };
+    let (cluster_ca, front_proxy) = (authority("cluster-ca")?, authority("front-proxy-ca")?);
+    let leaves = leaves(cluster, node);
+    for (file, leaf) in &leaves {
+        let signer = if *file == "front-proxy-client" { &front_proxy } else { &cluster_ca };
+        let (certificate, key) = signer.issue(leaf)?;
+        super::write(&folders.leaves.join(format!("{file}.key")), key.as_bytes(), 0o600)?;
+        super::write(&folders.leaves.join(format!("{file}.crt")), certificate.as_bytes(), 0o644)?;
+    }
+    for component in ["kubelet", "kube-proxy", "overlay", "kube-controller-manager", "kube-scheduler"] {
+        let text = kubeconfig(folders, &cluster.name, component);
+        super::write(&folders.kubeconfigs.join(format!("{component}.conf")), text.as_bytes(), 0o600)?;
+    }
+    Ok(leaves.len())
+}
+
+/// File name and content of each certificate.
+fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
+    let client = |common_name: &str, organization: Option<&str>| Leaf {
+        common_name: common_name.to_owned(),
+        organization: organization.map(str::to_owned),
+        usage: Usage::Client,
+        names: Vec::new(),
+        addresses: Vec::new(),
+    };
+    let server = |common_name: &str, organization: Option<&str>, names: Vec<String>, addresses: Vec<IpAddr>| Leaf {
+        usage: Usage::Server,
+        names,
+        addresses,
+        ..client(common_name, organization)
+    };
+    let node_user = format!("system:node:{}", node.name);
+    let own_names = vec![node.name.clone()];
+    vec![
+        ("apiserver", server("kube-apiserver", None, api_names(cluster, node), api_addresses(cluster, node))),
+        ("kubelet-server", server(&node_user, Some("system:nodes"), own_names.clone(), node.addresses.clone())),
+        ("node-api", server(&format!("kimg:node-api:{}", node.name), None, own_names, node.addresses.clone())),
+        ("apiserver-kubelet-client", client("kube-apiserver-kubelet-client", Some("kimg:kubelet-api-clients"))),
+        ("front-proxy-client", client("front-proxy-client", None)),
+        ("kubelet", client(&node_user, Some("system:nodes"))),
+        ("kube-proxy", client("system:kube-proxy", None)),
+        ("overlay", client("kimg:overlay", None)),
+        ("kube-controller-manager", client("system:kube-controller-manager", None)),
+        ("kube-scheduler", client("system:kube-scheduler", None)),
+    ]
+}
+
+fn api_names(cluster: &Cluster, node: &Node) -> Vec<String> {
+    let fixed = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"].map(str::to_owned);
+    let full = format!("kubernetes.default.svc.{}", cluster.domain);
+    let names: BTreeSet<String> =
+        fixed.into_iter().chain([full, node.name.clone()]).chain(cluster.api_names.iter().cloned()).collect();
+    names.into_iter().collect()
+}
+
+fn api_addresses(cluster: &Cluster, node: &Node) -> Vec<IpAddr> {
+    let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let addresses: BTreeSet<IpAddr> = loopback
+        .into_iter()
+        .chain(first_address(cluster.service_cidr))
+        .chain(node.addresses.iter().copied())
+        .chain(cluster.api_addresses.iter().copied())
+        .collect();
+    addresses.into_iter().collect()
+}
+
+/// The address of the Service `kubernetes`.
+fn first_address(range: IpNet) -> Option<IpAddr> {
+    match range.network() {
+        IpAddr::V4(network) => u32::from(network).checked_add(1).map(|bits| IpAddr::V4(bits.into())),
+        IpAddr::V6(network) => u128::from(network).checked_add(1).map(|bits| IpAddr::V6(bits.into())),
+    }
+}
+
+fn kubeconfig(folders: &Folders, cluster: &str, component: &str) -> String {
+    let path = |folder: &Path, file: String| folder.join(file).display().to_string();
+    // JSON is YAML, and is quoted without thinking.
+    let config = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": cluster, "cluster": {
+            "server": SERVER,
+            "certificate-authority": path(&folders.authorities, "cluster-ca.crt".to_owned()),
+        }}],
+        "users": [{"name": component, "user": {
+            "client-certificate": path(&folders.leaves, format!("{component}.crt")),
+            "client-key": path(&folders.leaves, format!("{component}.key")),
+        }}],
+        "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": component}}],
+        "current-context": cluster,
+    });
+    format!("{config:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+    #[test]
+    fn a_masters_certificates_and_kubeconfigs_are_made() {
+        let base = std::env::temp_dir().join(format!("kimg-master-pki-{}", std::process::id()));
+        let folders = Folders {
+            authorities: base.join("ca"),
+            secrets: base.join("secrets"),
+            leaves: base.join("pki"),
+            kubeconfigs: base.join("kubeconfig"),
+        };
+        for name in ["cluster-ca", "front-proxy-ca"] {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(vec![]).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&key).unwrap();
+            super::super::write(&folders.authorities.join(format!("{name}.crt")), certificate.pem().as_bytes(), 0o644).unwrap();
+            super::super::write(&folders.secrets.join(format!("{name}.key")), key.serialize_pem().as_bytes(), 0o600).unwrap();
+        }
+        let json = r#"{"name":"demo","role":"master","domain":"cluster.local","api-names":["kube.example.org"],
+            "api-addresses":["203.0.113.5"],"pod-cidr":"10.200.0.0/16","service-cidr":"10.32.0.0/24",
+            "dns-address":"10.32.0.10","overlay":"vxlan","store":"embedded","nodes":[]}"#;
+        let cluster: Cluster = serde_json::from_str(json).unwrap();
+        let node: Node = serde_json::from_str(
+            r#"{"name":"m1","role":"master","addresses":["10.77.0.10"],"api-endpoints":[],"source":"nocloud"}"#,
+        )
+        .unwrap();
+        assert_eq!(make(&folders, &cluster, &node).unwrap(), 10);
+        let pem = std::fs::read(folders.leaves.join("apiserver.crt")).unwrap();
+        let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
+        let certificate = block.parse_x509().unwrap();
+        let text = format!("{:?}", certificate.subject_alternative_name().unwrap().unwrap().value);
+        for wanted in ["kubernetes.default.svc.cluster.local", "kube.example.org", "m1", "[10, 32, 0, 1]", "[10, 77, 0, 10]", "[203, 0, 113, 5]", "[127, 0, 0, 1]"] {
+            assert!(text.contains(wanted), "{wanted} is missing in {text}");
+        }
+        assert!(std::fs::read_to_string(folders.kubeconfigs.join("kubelet.conf")).unwrap().contains("kubelet.key"));
+        std::fs::remove_dir_all(base).unwrap();
+    }
+}

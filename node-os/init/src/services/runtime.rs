@@ -1,0 +1,234 @@
+//! Carries out what [`super::core`] decides: processes, control groups, notification sockets, logs.
+
+use super::Spec;
+use super::core::{Action, Core, Event};
+use crate::logs::Logs;
+use crate::machine::{Shared, now_ms};
+use crate::mounts::SERVICES_CGROUP;
+use anyhow::{Context, Result};
+use node_sys::process;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixDatagram;
+use tokio::sync::mpsc;
+
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+const NOTIFY_FOLDER: &str = "/run/kimg/notify";
+
+/// The supervisor.
+#[derive(Debug)]
+pub struct Supervisor {
+    core: RefCell<Core>,
+    machine: Shared,
+    events: mpsc::UnboundedSender<Event>,
+    /// Readers of the notification sockets, by service.
+    listeners: RefCell<BTreeMap<usize, tokio::task::JoinHandle<()>>>,
+}
+
+impl Supervisor {
+    /// With the table of this node, and the queue of events that [`Supervisor::run`] reads.
+    pub fn new(specs: Vec<Spec>, machine: Shared) -> (Rc<Supervisor>, mpsc::UnboundedReceiver<Event>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        (Rc::new(Supervisor { core: RefCell::new(Core::new(specs)), machine, events, listeners: RefCell::default() }), receiver)
+    }
+
+    /// Something happened.
+    pub fn tell(&self, event: Event) {
+        // The receiver lives as long as PID 1.
+        let _ = self.events.send(event);
+    }
+
+    /// Takes events until everything has been stopped.
+    pub async fn run(self: Rc<Self>, mut events: mpsc::UnboundedReceiver<Event>) {
+        let mut stopping = false;
+        self.tell(Event::Tick);
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event.unwrap_or(Event::Tick),
+                () = self.pause(stopping) => Event::Tick,
+            };
+            stopping |= event == Event::StopAll;
+            self.handle(event);
+            if stopping && self.core.borrow().all_ended() {
+                return;
+            }
+        }
+    }
+
+    async fn pause(&self, stopping: bool) {
+        let longest: u64 = if stopping { 100 } else { 10_000 };
+        let due = self.core.borrow().next_due_ms().map_or(longest, |due| due.saturating_sub(now_ms())).min(longest);
+        tokio::time::sleep(std::time::Duration::from_millis(due + 1)).await;
+    }
+
+    fn handle(self: &Rc<Self>, event: Event) {
+        let actions = self.core.borrow_mut().step(event, now_ms());
+        for action in actions {
+            self.act(action);
+        }
+        self.publish();
+    }
+
+    fn act(self: &Rc<Self>, action: Action) {
+        match action {
+            Action::Start(index) => {
+                let Some(spec) = self.core.borrow().spec(index).cloned() else { return };
+                match self.start(index, &spec) {
+                    Ok(pid) => self.handle(Event::Started(index, pid)),
+                    Err(error) => self.handle(Event::NotStarted(index, format!("{error:#}"))),
+                }
+            }
+            Action::Terminate(index, pid) => self.signal(index, process::terminate(pid)),
+            Action::Kill(index, pid) => {
+                tracing::warn!("{} does not end by itself and is killed", self.name(index));
+                self.signal(index, process::kill(pid));
+            }
+            Action::Log(sentence) => tracing::warn!("{sentence}"),
+            Action::Began(index) => self.machine.begin(&format!("service {}", self.name(index))),
+            Action::FirstReady(index) => self.machine.end(&format!("service {}", self.name(index)), ""),
+        }
+    }
+
+    fn name(&self, index: usize) -> &'static str {
+        self.core.borrow().spec(index).map_or("?", |spec| spec.name)
+    }
+
+    fn signal(&self, index: usize, result: std::io::Result<()>) {
+        if let Err(error) = result {
+            tracing::error!("cannot signal {}: {error}", self.name(index));
+        }
+    }
+
+    fn start(self: &Rc<Self>, index: usize, spec: &Spec) -> Result<u32> {
+        let group = control_group(spec)?;
+        let socket = self.listen(index, spec)?;
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+        let mut command = Command::new(&spec.program);
+        if let Some((first, rest)) = spec.command.split_first() {
+            std::os::unix::process::CommandExt::arg0(&mut command, first);
+            command.args(rest);
+        }
+        command
+            .env_clear()
+            .env("PATH", PATH)
+            .env("NOTIFY_SOCKET", &socket)
+            .envs(spec.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(writer.try_clone().context("cannot copy a pipe")?))
+            .stderr(Stdio::from(writer));
+        let pid = process::spawn(command, Some(&group), spec.oom_score).with_context(|| format!("cannot start {}", spec.program))?;
+        tokio::task::spawn_local(collect(reader, spec.name, self.machine.logs.clone()));
+        Ok(pid)
+    }
+
+    /// A fresh notification socket: what a former process still says does not count for its successor.
+    fn listen(self: &Rc<Self>, index: usize, spec: &Spec) -> Result<PathBuf> {
+        let path = PathBuf::from(NOTIFY_FOLDER).join(spec.name);
+        if path.exists() {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        let socket = UnixDatagram::bind(&path).with_context(|| format!("cannot make the socket {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        let supervisor = self.clone();
+        let listener = tokio::task::spawn_local(async move {
+            let mut bytes = vec![0u8; 2048];
+            while let Ok(length) = socket.recv(&mut bytes).await {
+                let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned();
+                for event in events_of(index, &text) {
+                    supervisor.tell(event);
+                }
+            }
+        });
+        if let Some(former) = self.listeners.borrow_mut().insert(index, listener) {
+            former.abort();
+        }
+        Ok(path)
+    }
+
+    fn publish(&self) {
+        let core = self.core.borrow();
+        let mut services = core.describe();
+        for service in &mut services {
+            service.memory = memory_of(&service.name);
+        }
+        let running = core.all_ready();
+        let waits: Vec<&str> = services
+            .iter()
+            .filter(|service| !matches!(service.state, node_api::ServiceState::Ready | node_api::ServiceState::Done))
+            .map(|service| service.name.as_str())
+            .collect();
+        let waits = waits.join(", ");
+        let status = self.machine.status();
+        if status.running != running || (status.stage == "services" || status.stage == "running") && status.waits_for != waits {
+            self.machine.update(|status| {
+                status.running = running;
+                status.stage = if running { "running".to_owned() } else { "services".to_owned() };
+                status.waits_for = waits;
+            });
+        }
+        self.machine.set_services(services);
+    }
+}
+
+fn events_of(index: usize, text: &str) -> Vec<Event> {
+    let mut events = Vec::new();
+    for line in text.lines() {
+        match line.split_once('=') {
+            Some(("READY", "1")) => events.push(Event::Ready(index)),
+            Some(("STATUS", sentence)) => events.push(Event::Status(index, sentence.chars().take(300).collect())),
+            _ => {}
+        }
+    }
+    events
+}
+
+fn control_group(spec: &Spec) -> Result<fs::File> {
+    let folder = PathBuf::from(SERVICES_CGROUP).join(spec.name);
+    let context = || format!("cannot make the control group {}", folder.display());
+    fs::create_dir_all(&folder).with_context(context)?;
+    if let Some(bytes) = spec.memory_max {
+        fs::write(folder.join("memory.max"), bytes.to_string()).with_context(context)?;
+    }
+    fs::OpenOptions::new().write(true).open(folder.join("cgroup.procs")).with_context(context)
+}
+
+fn memory_of(name: &str) -> u64 {
+    let file = format!("{SERVICES_CGROUP}/{name}/memory.current");
+    fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Copies what a service writes into its log until the last writer has closed.
+async fn collect(reader: OwnedFd, name: &'static str, logs: Logs) {
+    let log = logs.open(name);
+    let mut reader = match tokio::net::unix::pipe::Receiver::from_owned_fd(reader) {
+        Ok(reader) => reader,
+        Err(error) => return tracing::error!("the output of {name} is lost: {error}"),
+    };
+    let mut bytes = vec![0u8; 4096];
+    loop {
+        match reader.read(&mut bytes).await {
+            Ok(0) => return,
+            Ok(length) => logs.write(&log, bytes.get(..length).unwrap_or_default()),
+            Err(error) => return tracing::error!("the output of {name} is lost: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notifications_are_read_line_by_line() {
+        let events = events_of(3, "READY=1\nSTATUS=serves\nMAINPID=7\njunk");
+        assert_eq!(events, [Event::Ready(3), Event::Status(3, "serves".into())]);
+    }
+}

@@ -1,0 +1,227 @@
+//! Which services a node runs, with their command lines. Pure.
+
+use super::{Kind, Spec};
+use node_metadata::{Cluster, Node, Overlay, Role};
+
+const PKI: &str = "/run/kimg/config/pki";
+const SECRETS: &str = "/run/kimg/secrets";
+const MASTER_PKI: &str = "/run/kimg/pki";
+const KUBECONFIG: &str = "/run/kimg/kubeconfig";
+const CONTROL: &str = "/usr/bin/kimg-control";
+const NODE: &str = "/usr/bin/kimg-node";
+const CONTAINERD: &str = "/usr/bin/containerd";
+const MANIFESTS: &str = "/run/kimg/config/manifests";
+
+/// Facts of a node that command lines hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The cluster.
+    pub cluster: &'a Cluster,
+    /// This node.
+    pub node: &'a Node,
+}
+
+/// All services of a node.
+pub fn services(facts: Facts<'_>) -> Vec<Spec> {
+    match facts.node.role {
+        Role::Master => master(facts),
+        Role::Worker => worker(facts),
+    }
+}
+
+fn master(facts: Facts<'_>) -> Vec<Spec> {
+    let api: &[&'static str] = &["kube-apiserver"];
+    vec![
+        task("master-pki", &[]),
+        Spec { oom_score: -950, grace_s: 10, ..service("kube-apiserver", CONTROL, &["master-pki"], apiserver(facts)) },
+        service("kube-controller-manager", CONTROL, api, controller_manager(facts)),
+        service("kube-scheduler", CONTROL, api, vec![kubeconfig("kube-scheduler")]),
+        Spec { grace_s: 20, ..service("kubelet", NODE, api, kubelet(facts)) },
+        service("overlay", NODE, api, overlay(facts)),
+        service("kube-proxy", NODE, api, proxy(facts)),
+    ]
+}
+
+fn worker(facts: Facts<'_>) -> Vec<Spec> {
+    let servers = facts.node.api_endpoints.iter().map(|endpoint| format!("--server={endpoint}"));
+    let balancer = servers.chain([kubeconfig("kube-proxy")]).collect();
+    let containerd = Spec {
+        oom_score: -999,
+        environment: vec![("GOGC".to_owned(), "50".to_owned()), ("TMPDIR".to_owned(), "/var/tmp".to_owned())],
+        ..service("containerd", CONTAINERD, &[], vec!["--config=/etc/containerd/config.toml".to_owned()])
+    };
+    let joined: &[&'static str] = &["join"];
+    vec![
+        service("api-balancer", NODE, &[], balancer),
+        containerd,
+        task("join", &["api-balancer"]),
+        Spec { grace_s: 30, oom_score: -999, ..service("kubelet", NODE, &["join", "containerd"], kubelet(facts)) },
+        service("overlay", NODE, joined, overlay(facts)),
+        service("kube-proxy", NODE, joined, proxy(facts)),
+        service("dns", NODE, &["join", "overlay"], dns(facts)),
+    ]
+}
+
+fn service(name: &'static str, program: &str, needs: &[&'static str], arguments: Vec<String>) -> Spec {
+    Spec {
+        name,
+        command: std::iter::once(name.to_owned()).chain(arguments).collect(),
+        program: program.to_owned(),
+        // One arena: a second one costs memory and gives these programs nothing.
+        environment: vec![("MALLOC_ARENA_MAX".to_owned(), "1".to_owned())],
+        needs: needs.to_vec(),
+        kind: Kind::Daemon,
+        oom_score: -900,
+        memory_max: None,
+        grace_s: 8,
+    }
+}
+
+fn task(name: &'static str, needs: &[&'static str]) -> Spec {
+    Spec { kind: Kind::Task, ..service(name, NODE, needs, Vec::new()) }
+}
+
+fn kubeconfig(component: &str) -> String {
+    format!("--kubeconfig={KUBECONFIG}/{component}.conf")
+}
+
+fn apiserver(facts: Facts<'_>) -> Vec<String> {
+    let Facts { cluster, node } = facts;
+    let mut arguments = vec![
+        "--bind-address=0.0.0.0".to_owned(),
+        "--secure-port=6443".to_owned(),
+        format!("--service-cluster-ip-range={}", cluster.service_cidr),
+        format!("--client-ca-file={PKI}/cluster-ca.crt"),
+        format!("--tls-cert-file={MASTER_PKI}/apiserver.crt"),
+        format!("--tls-private-key-file={MASTER_PKI}/apiserver.key"),
+        format!("--kubelet-client-certificate={MASTER_PKI}/apiserver-kubelet-client.crt"),
+        format!("--kubelet-client-key={MASTER_PKI}/apiserver-kubelet-client.key"),
+        format!("--kubelet-certificate-authority={PKI}/cluster-ca.crt"),
+        format!("--service-account-key-file={PKI}/sa.pub"),
+        format!("--service-account-signing-key-file={SECRETS}/sa.key"),
+        format!("--service-account-issuer=https://kubernetes.default.svc.{}", cluster.domain),
+        format!("--requestheader-client-ca-file={PKI}/front-proxy-ca.crt"),
+        "--requestheader-allowed-names=front-proxy-client".to_owned(),
+        format!("--proxy-client-cert-file={MASTER_PKI}/front-proxy-client.crt"),
+        format!("--proxy-client-key-file={MASTER_PKI}/front-proxy-client.key"),
+        "--store-dir=/var/lib/kimg/store".to_owned(),
+        format!("--encryption-key-file={SECRETS}/encryption.key"),
+    ];
+    arguments.extend(node.addresses.first().map(|address| format!("--advertise-address={address}")));
+    arguments
+}
+
+fn controller_manager(facts: Facts<'_>) -> Vec<String> {
+    let cluster = facts.cluster;
+    vec![
+        kubeconfig("kube-controller-manager"),
+        format!("--cluster-cidr={}", cluster.pod_cidr),
+        format!("--service-cluster-ip-range={}", cluster.service_cidr),
+        format!("--cluster-signing-cert-file={PKI}/cluster-ca.crt"),
+        format!("--cluster-signing-key-file={SECRETS}/cluster-ca.key"),
+        format!("--root-ca-file={PKI}/cluster-ca.crt"),
+        format!("--service-account-private-key-file={SECRETS}/sa.key"),
+        format!("--addon-dir={MANIFESTS}"),
+    ]
+}
+
+/// Labels, taints, reserved resources and DNS are in `node.json` and `cluster.json`, which the kubelet reads itself.
+fn kubelet(facts: Facts<'_>) -> Vec<String> {
+    let mut arguments = vec![kubeconfig("kubelet"), format!("--hostname-override={}", facts.node.name)];
+    if facts.node.role == Role::Master {
+        arguments.push("--container-runtime-endpoint=".to_owned());
+        arguments.push(format!("--tls-cert-file={MASTER_PKI}/kubelet-server.crt"));
+        arguments.push(format!("--tls-private-key-file={MASTER_PKI}/kubelet-server.key"));
+    }
+    arguments
+}
+
+fn overlay(facts: Facts<'_>) -> Vec<String> {
+    let Facts { cluster, node } = facts;
+    let mode = match cluster.overlay {
+        Overlay::Vxlan => "vxlan",
+        Overlay::HostGw => "host-gw",
+    };
+    let mut arguments = vec![
+        kubeconfig("overlay"),
+        format!("--node-name={}", node.name),
+        format!("--cluster-cidr={}", cluster.pod_cidr),
+        format!("--service-cidr={}", cluster.service_cidr),
+        format!("--mode={mode}"),
+    ];
+    arguments.extend(node.addresses.iter().find(|address| address.is_ipv4()).map(|address| format!("--node-ip={address}")));
+    if node.role == Role::Worker {
+        arguments.push(format!("--dns-address={}", cluster.dns_address));
+        arguments.push("--cni-conf-dir=/run/cni/net.d".to_owned());
+    }
+    arguments
+}
+
+fn proxy(facts: Facts<'_>) -> Vec<String> {
+    vec![
+        kubeconfig("kube-proxy"),
+        format!("--hostname-override={}", facts.node.name),
+        format!("--cluster-cidr={}", facts.cluster.pod_cidr),
+    ]
+}
+
+fn dns(facts: Facts<'_>) -> Vec<String> {
+    vec![
+        kubeconfig("dns"),
+        format!("--cluster-domain={}", facts.cluster.domain),
+        format!("--bind-address={}", facts.cluster.dns_address),
+        "--resolv-conf=/run/etc/resolv.conf".to_owned(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node_metadata::StoreEngine;
+    use std::collections::BTreeSet;
+
+    fn facts(role: Role) -> (Cluster, Node) {
+        let cluster = Cluster {
+            name: "demo".into(),
+            role,
+            domain: "cluster.local".into(),
+            api_names: vec![],
+            api_addresses: vec![],
+            pod_cidr: "10.200.0.0/16".parse().unwrap(),
+            service_cidr: "10.32.0.0/24".parse().unwrap(),
+            dns_address: "10.32.0.10".parse().unwrap(),
+            overlay: Overlay::Vxlan,
+            store: StoreEngine::Embedded,
+            ntp_servers: vec![],
+            nodes: vec![],
+            build: Default::default(),
+        };
+        let node = Node {
+            name: "n".into(),
+            role,
+            addresses: vec!["10.77.0.11".parse().unwrap()],
+            api_endpoints: vec!["10.77.0.10:6443".into()],
+            labels: Default::default(),
+            taints: vec![],
+            reserved: Default::default(),
+            provider_id: None,
+            source: "nocloud".into(),
+        };
+        (cluster, node)
+    }
+
+    #[test]
+    fn every_need_is_a_service_before_it() {
+        for role in [Role::Master, Role::Worker] {
+            let (cluster, node) = facts(role);
+            let mut seen = BTreeSet::new();
+            for spec in services(Facts { cluster: &cluster, node: &node }) {
+                for need in &spec.needs {
+                    assert!(seen.contains(need), "{} needs {need}", spec.name);
+                }
+                assert!(seen.insert(spec.name));
+                assert_eq!(spec.command[0], spec.name, "the first argument names the component");
+            }
+        }
+    }
+}
