@@ -17,7 +17,7 @@ const COMPONENTS: &[(&str, Entry)] = &[
     ("kube-proxy", kube_proxy::main),
     ("api-balancer", kube_proxy::balancer_main),
     ("overlay", overlay::main),
-    ("dns", cluster_dns::main),
+    ("cluster-dns", cluster_dns::main),
     ("kimg", cni::main),
     ("loopback", cni::main),
 ];

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 /// Cluster DNS.
 #[derive(Debug, Parser)]
-#[command(name = "dns", version)]
+#[command(name = "cluster-dns", version)]
 struct Flags {
     /// Kubeconfig of this component.
     #[arg(long)]
@@ -52,7 +52,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(flags) => flags,
         Err(code) => return code,
     };
-    node_client::run("dns", async move { tokio::task::LocalSet::new().run_until(run(flags)).await })
+    node_client::run("cluster-dns", async move { tokio::task::LocalSet::new().run_until(run(flags)).await })
 }
 
 /// Changes that come together make one new zone.
