@@ -16,6 +16,7 @@ mod endpoints;
 mod namespaces;
 mod nodes;
 mod service_accounts;
+mod workloads;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -91,6 +92,7 @@ fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {
     service_accounts::start(context).context("starting the service account controllers")?;
     namespaces::start(context);
     endpoints::start(context);
+    workloads::start(context);
     addons::start(context);
     Ok(())
 }
