@@ -91,7 +91,7 @@ impl Server {
         config.secure_port = address.port();
         let state = AppState::new(config, Registry::new(store))?;
         bootstrap::run(&state).await?;
-        crate::customs::start(&state);
+        crate::customs::start(&state).await;
         let (stop, stopped) = watch::channel(false);
         let (renew, renewed) = watch::channel(tls);
         tokio::spawn(watch_certificate(state.clone(), renew));

@@ -8,12 +8,23 @@ use crate::handlers::Scope;
 
 /// Fills in what a client left out.
 pub(crate) fn defaults(kind: &Kind, object: &mut Value) {
-    api::defaults::apply(kind, object);
+    if kind.is_custom() {
+        api::crd::default_object(object, kind.schema());
+    } else {
+        api::defaults::apply(kind, object);
+    }
 }
 
 /// What is wrong with an object by its schema.
-pub(crate) fn validate(_kind: &Kind, _new: &Value, _old: Option<&Value>) -> Vec<Cause> {
-    Vec::new()
+pub(crate) fn validate(kind: &Kind, new: &Value, _old: Option<&Value>) -> Vec<Cause> {
+    let errors = if kind.is_custom() {
+        api::crd::validate(new, kind.schema(), "")
+    } else if kind.group == "apiextensions.k8s.io" {
+        api::crd::check(new)
+    } else {
+        Vec::new()
+    };
+    errors.into_iter().map(Cause::from).collect()
 }
 
 /// Records who manages the fields that a write changed.

@@ -1,5 +1,6 @@
 //! What all requests share.
 
+use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use api::kinds::{Kind, Registry as Kinds};
@@ -14,6 +15,14 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::streaming::Streaming;
 
+/// The kinds that CustomResourceDefinitions make.
+#[derive(Debug, Default)]
+pub struct CustomKinds {
+    pub served: Vec<Arc<Kind>>,
+    /// By group and plural: the kind in the version that objects are stored in.
+    pub stored: HashMap<(String, String), Arc<Kind>>,
+}
+
 /// The server's shared state; handlers get it as `&Arc<AppState>`.
 pub struct AppState {
     pub config: Config,
@@ -27,6 +36,7 @@ pub struct AppState {
     /// Places for reading and for writing requests.
     pub places: (Semaphore, Semaphore),
     kinds: RwLock<Arc<Kinds>>,
+    customs: RwLock<Arc<CustomKinds>>,
     /// True once what every cluster has is in the store.
     ready: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
@@ -50,6 +60,7 @@ impl AppState {
             metrics: Metrics::default(),
             places: (Semaphore::new(config.max_requests_inflight), Semaphore::new(config.max_mutating_requests_inflight)),
             kinds: RwLock::new(Arc::new(Kinds::builtin())),
+            customs: RwLock::default(),
             ready: watch::Sender::new(false),
             stopping: watch::Sender::new(false),
             config,
@@ -63,15 +74,26 @@ impl AppState {
     }
 
     /// Serves these custom kinds beside the built-in ones from now on.
-    pub fn set_custom_kinds(&self, custom: &[Arc<Kind>]) {
-        *self.kinds.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(Kinds::with_custom(custom));
+    pub fn set_custom_kinds(&self, customs: CustomKinds) {
+        *self.kinds.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(Kinds::with_custom(&customs.served));
+        *self.customs.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(customs);
+    }
+
+    /// The custom kinds served now.
+    pub fn customs(&self) -> Arc<CustomKinds> {
+        self.customs.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// The kind in whose version objects of `kind` are stored.
     pub fn stored_kind(&self, kinds: &Kinds, kind: &Arc<Kind>) -> Arc<Kind> {
+        if kind.is_custom() {
+            let customs = self.customs();
+            let stored = customs.stored.get(&(kind.group.to_string(), kind.plural.to_string()));
+            return stored.unwrap_or(kind).clone();
+        }
         let id = kind.storage();
         let named = kinds.resource(&id.group, &id.version, &id.plural);
-        let found = if kind.is_custom() || named.is_some_and(|n| !Arc::ptr_eq(n, kind)) {
+        let found = if named.is_some_and(|n| !Arc::ptr_eq(n, kind)) {
             named
         } else {
             // Several versions of one shape: the first one served.

@@ -40,8 +40,8 @@ pub(super) async fn patch(scope: &Scope<'_>, content_type: &str, body: Bytes) ->
 /// The stored object with the patch applied in the request's version.
 fn patched(scope: &Scope<'_>, content_type: &str, old: &Value, body: &[u8]) -> Result<Value> {
     let mut current = old.clone();
-    if !respond::same_version(scope) {
-        crate::versions::convert(&mut current, &scope.stored, &scope.kind);
+    if !respond::served_as_stored(scope) {
+        crate::versions::serve(&mut current, &scope.kind);
     }
     let schema = (!scope.kind.is_custom()).then(|| scope.kind.schema());
     let patched = api::patch::apply(content_type, &current, body, schema)?;

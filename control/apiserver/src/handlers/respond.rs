@@ -15,7 +15,7 @@ use crate::pipeline::{Body, full};
 
 /// Whether stored bytes can go out as they are.
 pub(super) fn as_stored(scope: &Scope<'_>) -> bool {
-    plain_json(&scope.accept) && !scope.accept.pretty && same_version(scope)
+    plain_json(&scope.accept) && !scope.accept.pretty && served_as_stored(scope)
 }
 
 pub(super) fn plain_json(accept: &Accept) -> bool {
@@ -26,11 +26,26 @@ pub(super) fn same_version(scope: &Scope<'_>) -> bool {
     (&scope.kind.group, &scope.kind.version) == (&scope.stored.group, &scope.stored.version)
 }
 
+/// Whether stored objects are what clients of this version get: custom resources get defaults
+/// when they are read, too.
+pub(super) fn served_as_stored(scope: &Scope<'_>) -> bool {
+    same_version(scope) && !(scope.kind.is_custom() && has_defaults(scope.kind.schema()))
+}
+
+/// Whether a schema has defaults anywhere.
+pub(super) fn has_defaults(schema: &api::schema::Schema) -> bool {
+    let own = schema.extra.as_ref().is_some_and(|e| e.default.is_some());
+    // Of a built-in type (metadata) there are none.
+    own || schema.extra.is_some()
+        && (schema.fields.iter().any(|f| has_defaults(f.schema()))
+            || schema.items.as_ref().is_some_and(|i| has_defaults(i.get())))
+}
+
 /// A stored object in the request's version.
 pub(super) fn served(scope: &Scope<'_>, object: &Object) -> Value {
     let mut value = object.value();
-    if !same_version(scope) {
-        crate::versions::convert(&mut value, &scope.stored, &scope.kind);
+    if !served_as_stored(scope) {
+        crate::versions::serve(&mut value, &scope.kind);
     }
     value
 }

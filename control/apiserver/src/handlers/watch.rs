@@ -80,7 +80,7 @@ pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
     let cache = scope.store().cache();
     let mut encoder = Encoder {
         kind: scope.kind.clone(),
-        stored: scope.stored.clone(),
+        as_stored: respond::served_as_stored(scope),
         accept: scope.accept.clone(),
         include: Include::parse(query.get("includeObject").unwrap_or("")).unwrap_or_default(),
         first: true,
@@ -242,7 +242,8 @@ impl Follower {
 /// Writes events in the form that was negotiated.
 struct Encoder {
     kind: Arc<Kind>,
-    stored: Arc<Kind>,
+    /// Whether stored bytes can go out as they are.
+    as_stored: bool,
     accept: Accept,
     include: Include,
     /// Whether the next event is the first: tables name their columns there only.
@@ -254,12 +255,8 @@ impl Encoder {
         self.accept.watch_content_type()
     }
 
-    fn same_version(&self) -> bool {
-        (&self.kind.group, &self.kind.version) == (&self.stored.group, &self.stored.version)
-    }
-
     fn event(&mut self, out: &mut BytesMut, kind: &str, object: &Object) {
-        if respond::plain_json(&self.accept) && self.same_version() {
+        if respond::plain_json(&self.accept) && self.as_stored {
             out.reserve(object.json.len() + 40);
             out.put_slice(b"{\"type\":\"");
             out.put_slice(kind.as_bytes());
@@ -269,8 +266,8 @@ impl Encoder {
             return;
         }
         let mut value = object.value();
-        if !self.same_version() {
-            crate::versions::convert(&mut value, &self.stored, &self.kind);
+        if !self.as_stored {
+            crate::versions::serve(&mut value, &self.kind);
         }
         self.write(out, kind, value);
     }

@@ -88,7 +88,7 @@ pub(super) fn to_storage(scope: &Scope<'_>, object: &mut Value) {
     if !respond::same_version(scope) {
         // Defaults of a version belong to it, so that they come before the conversion.
         shape::defaults(&scope.kind, object);
-        crate::versions::convert(object, &scope.kind, &scope.stored);
+        crate::versions::convert(object, &scope.stored);
     }
 }
 
@@ -115,8 +115,8 @@ pub(super) fn finish(scope: &Scope<'_>, code: u16, written: Written) -> Result<R
     match written {
         Written::Stored(object) => respond::object(scope, code, &object),
         Written::WouldBe(mut value) | Written::Removed(mut value) => {
-            if !respond::same_version(scope) {
-                crate::versions::convert(&mut value, &scope.stored, &scope.kind);
+            if !respond::served_as_stored(scope) {
+                crate::versions::serve(&mut value, &scope.kind);
             }
             respond::value(scope, code, value)
         }

@@ -64,8 +64,8 @@ pub struct Cache {
     revision: AtomicU64,
     /// Revision of the last change of this resource; wakes watchers.
     changed: watch::Sender<u64>,
-    /// Grows when the cache is closed for good (its resource is gone).
-    closed: watch::Sender<bool>,
+    /// Changes when all watches are to end, as what they watch is no longer served so.
+    ended: watch::Sender<()>,
 }
 
 impl std::fmt::Debug for Cache {
@@ -127,7 +127,7 @@ impl Cache {
             inner: RwLock::default(),
             revision: AtomicU64::new(0),
             changed: watch::Sender::new(0),
-            closed: watch::Sender::new(false),
+            ended: watch::Sender::new(()),
         });
         store.attach(prefix, cache.clone());
         cache
@@ -258,7 +258,7 @@ impl Cache {
         if revision < inner.oldest {
             return Err(too_old(revision, inner.oldest));
         }
-        Ok(Watch { changed: self.changed.subscribe(), closed: self.closed.subscribe(), cache: self.clone(), position: revision })
+        Ok(Watch { changed: self.changed.subscribe(), ended: self.ended.subscribe(), cache: self.clone(), position: revision })
     }
 
     /// Everything there is, and what follows, without a gap.
@@ -266,13 +266,13 @@ impl Cache {
         let inner = self.read();
         let objects = select(&inner.objects, namespace, "").map(|(_, o)| o.clone()).collect();
         let position = self.revision();
-        let watch = Watch { changed: self.changed.subscribe(), closed: self.closed.subscribe(), cache: self.clone(), position };
+        let watch = Watch { changed: self.changed.subscribe(), ended: self.ended.subscribe(), cache: self.clone(), position };
         (objects, watch)
     }
 
-    /// Ends all watches; for a resource that is no longer served.
-    pub fn close(&self) {
-        self.closed.send_replace(true);
+    /// Ends all watches of today; for a resource that is no longer served as it was.
+    pub fn end_watches(&self) {
+        self.ended.send_replace(());
     }
 }
 
@@ -293,7 +293,7 @@ fn select<'a>(objects: &'a Objects, namespace: Option<&str>, after: &str) -> imp
 pub struct Watch {
     cache: Arc<Cache>,
     changed: watch::Receiver<u64>,
-    closed: watch::Receiver<bool>,
+    ended: watch::Receiver<()>,
     position: u64,
 }
 
@@ -335,7 +335,7 @@ impl Watch {
             tokio::select! {
                 // Both senders live in the cache, which this holds.
                 changed = self.changed.changed() => if changed.is_err() { return Ok(Vec::new()) },
-                closed = self.closed.wait_for(|c| *c) => { drop(closed); return Ok(Vec::new()) }
+                _ = self.ended.changed() => return Ok(Vec::new()),
             }
         }
     }
