@@ -58,7 +58,7 @@ fn worker(facts: Facts<'_>) -> Vec<Spec> {
         Spec { grace_s: 30, oom_score: -999, ..service("kubelet", NODE, &["join", "containerd"], kubelet(facts)) },
         service("overlay", NODE, joined, overlay(facts)),
         service("kube-proxy", NODE, joined, proxy(facts)),
-        service("dns", NODE, &["join", "overlay"], dns(facts)),
+        service("cluster-dns", NODE, &["join", "overlay"], dns(facts)),
     ]
 }
 
