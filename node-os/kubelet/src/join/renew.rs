@@ -1,0 +1,81 @@
+//! Renewal of a node's certificates by the kubelet, and its serving certificate, which needs the
+//! Node object and therefore comes after the join.
+
+use super::files::Authorities;
+use super::request::{self, Wish};
+use super::{COMPONENTS, Options};
+use crate::kubelet::Kubelet;
+use std::sync::Arc;
+use std::time::Duration;
+
+const PERIOD: Duration = Duration::from_secs(600);
+const EAGER: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Renews until the kubelet ends.
+pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
+    while kubelet.node.uid().is_none() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut failures = 0_u32;
+    loop {
+        let mut fine = true;
+        for (component, wish) in wishes(&options) {
+            if let Some(reason) = due(&options, component, &wish) {
+                tracing::info!("certificate of {component}: {reason}");
+                match request::obtain(&kubelet.api, &options.pair(component), &wish).await {
+                    Ok(()) => tracing::info!("certificate of {component} is new"),
+                    Err(error) => {
+                        fine = false;
+                        tracing::warn!("certificate of {component}: {error}");
+                    }
+                }
+            }
+        }
+        failures = if fine { 0 } else { failures.saturating_add(1) };
+        let wait = match failures {
+            0 => PERIOD,
+            1..=10 => EAGER,
+            _ => RETRY,
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn wishes(options: &Options) -> Vec<(&'static str, Wish)> {
+    let mut list = vec![
+        ("kubelet-server", Wish::node_serving(&options.node_name, &options.addresses)),
+        ("kubelet", Wish::node_client(&options.node_name)),
+    ];
+    list.extend(COMPONENTS.map(|(component, user)| (component, Wish::component(component, user))));
+    list
+}
+
+/// Why a new certificate is needed, if one is.
+fn due(options: &Options, component: &str, wish: &Wish) -> Option<String> {
+    let leaf = match options.pair(component).leaf() {
+        Ok(leaf) => leaf,
+        Err(reason) => return Some(reason),
+    };
+    if leaf.subject != wish.common_name {
+        return Some(format!("it is of {}", leaf.subject));
+    }
+    if let Some(address) = wish.addresses.iter().find(|a| !leaf.addresses.contains(a)) {
+        return Some(format!("it does not name {address}"));
+    }
+    if component == "kubelet-server" {
+        let authorities = match Authorities::read(&options.ca_file) {
+            Ok(authorities) => authorities,
+            Err(error) => {
+                tracing::warn!("{error:#}");
+                return None;
+            }
+        };
+        let signed = options.pair(component).is_of(&authorities);
+        if !signed {
+            return Some("it is not signed by this cluster".into());
+        }
+    }
+    let now = jiff::Timestamp::now().as_second();
+    (now >= leaf.renew_at()).then(|| "seven tenths of its life are over".to_string())
+}
