@@ -164,7 +164,6 @@ impl Kind {
                 | ("events.k8s.io", "events")
                 | ("coordination.k8s.io", "leases")
                 | ("rbac.authorization.k8s.io", _)
-                | ("node.k8s.io", _)
         )
     }
 }

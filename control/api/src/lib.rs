@@ -36,3 +36,4 @@ pub mod selector;
 pub mod status;
 pub mod table;
 pub mod time;
+pub mod validation;
