@@ -15,20 +15,25 @@ pub(crate) fn defaults(kind: &Kind, object: &mut Value) {
     }
 }
 
-/// What is wrong with an object by its schema.
-pub(crate) fn validate(kind: &Kind, new: &Value, _old: Option<&Value>) -> Vec<Cause> {
-    let errors = if kind.is_custom() {
-        api::crd::validate(new, kind.schema(), "")
-    } else if kind.group == "apiextensions.k8s.io" {
-        api::crd::check(new)
-    } else {
-        Vec::new()
+/// What is wrong with an object by its schema and by the rules of all objects.
+pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let errors = match old {
+        None => api::validation::create(kind, new),
+        Some(old) => api::validation::update(kind, new, old),
     };
     errors.into_iter().map(Cause::from).collect()
 }
 
+/// Who writes, for the record of field managers.
+pub(crate) fn writer<'a>(scope: &'a Scope<'_>, manager: &'a str, now: &'a str) -> api::apply::Write<'a> {
+    api::apply::Write { manager, api_version: &scope.api_version, subresource: &scope.info.subresource, now, has_status: scope.stored.has_status() }
+}
+
 /// Records who manages the fields that a write changed.
-pub(crate) fn track_update(_scope: &Scope<'_>, _new: &mut Value, _old: Option<&Value>, _manager: &str) {}
+pub(crate) fn track_update(scope: &Scope<'_>, new: &mut Value, old: Option<&Value>, manager: &str) {
+    let now = crate::handlers::now();
+    api::apply::on_update(old, new, scope.stored.schema(), writer(scope, manager, &now));
+}
 
 /// Whether a write changes nothing, but for the times in managedFields.
 pub(crate) fn same(new: &Value, old: &Value) -> bool {

@@ -1,12 +1,91 @@
 //! Server-side apply.
 
+use api::meta;
 use http::Response;
+use serde_json::Value;
 
-use super::Scope;
-use crate::error::{ApiError, Result};
+use super::write::{self, Track, Written};
+use super::{Scope, respond};
+use crate::error::{ApiError, Cause, Result};
 use crate::pipeline::Body;
+use crate::shape;
 
-/// PATCH with the apply content type.
-pub(super) async fn apply(_scope: &Scope<'_>, _body: &[u8]) -> Result<Response<Body>> {
-    Err(ApiError::unsupported_media_type("server-side apply is not served yet"))
+/// PATCH with the apply content type: merges what the manager wants into the object, and
+/// makes the object when there is none.
+pub(super) async fn apply(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Response<Body>> {
+    let manager = manager(scope)?;
+    let config = config(scope, content_type, body)?;
+    let force = scope.info.query.flag("force");
+    let name = scope.info.name.as_str();
+    // Between the look and the write somebody may create or delete it.
+    for _ in 0..3 {
+        if scope.store().get(scope.namespace(), name).is_none() {
+            if scope.on_status() {
+                return Err(scope.not_found());
+            }
+            if !meta::uid(&config).is_empty() {
+                let detail = format!("uid mismatch: the provided object specified uid {}, and no existing object was found", meta::uid(&config));
+                return Err(ApiError::conflict(&scope.kind.group, &scope.kind.plural, name, &detail));
+            }
+            match write::create_object(scope, applied(scope, None, &config, &manager, force)?, &manager, false).await {
+                Err(error) if error.reason == "AlreadyExists" => continue,
+                created => return write::finish(scope, 201, created?),
+            }
+        }
+        let changed = write::change(scope, name, &manager, Track::Done, |old| applied(scope, Some(old), &config, &manager, force)).await;
+        match changed {
+            Err(error) if error.reason == "NotFound" && !scope.on_status() => continue,
+            changed => return finish(scope, changed?),
+        }
+    }
+    Err(ApiError::stale(&scope.kind.group, &scope.kind.plural, name))
+}
+
+fn finish(scope: &Scope<'_>, written: Written) -> Result<Response<Body>> {
+    write::finish(scope, 200, written)
+}
+
+fn manager(scope: &Scope<'_>) -> Result<String> {
+    if scope.info.query.get("fieldManager").is_none_or(str::is_empty) {
+        let cause = Cause::required("fieldManager", "is required for apply patch");
+        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]));
+    }
+    scope.manager()
+}
+
+/// The configuration, in the storage version, with nothing added to it: what is in it is
+/// what the manager owns afterwards.
+fn config(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Value> {
+    let decoded = api::codec::decode(body, content_type, scope.kind.schema(), false)?;
+    write::field_validation(scope, &decoded.strict)?;
+    let mut config = decoded.object;
+    if meta::api_version(&config).is_empty() || meta::kind(&config).is_empty() {
+        return Err(ApiError::bad_request("apply configuration must have apiVersion and kind"));
+    }
+    let unnamed = meta::namespace(&config).is_empty();
+    write::check_body(scope, &mut config)?;
+    if unnamed && scope.kind.namespaced {
+        meta::set(&mut config, "namespace", scope.namespace());
+    }
+    match meta::name(&config) {
+        "" => meta::set(&mut config, "name", &scope.info.name),
+        name if name != scope.info.name => {
+            return Err(ApiError::bad_request(format!("metadata.name: Invalid value: {name:?}: must match the name on the URL ({})", scope.info.name)));
+        }
+        _ => {}
+    }
+    if !respond::same_version(scope) {
+        crate::versions::convert(&mut config, &scope.stored);
+    }
+    Ok(config)
+}
+
+fn applied(scope: &Scope<'_>, old: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value> {
+    let now = write::now();
+    let write = shape::writer(scope, manager, &now);
+    let mut new = api::apply::apply(old, config, scope.stored.schema(), write, force)?;
+    // A version in the configuration is a demand; the stored one's comes with the object.
+    meta::set(&mut new, "resourceVersion", meta::resource_version(config));
+    meta::set(&mut new, "uid", meta::uid(config));
+    Ok(new)
 }

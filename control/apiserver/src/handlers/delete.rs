@@ -141,7 +141,9 @@ fn terminating(scope: &Scope<'_>, old: &Value, options: &DeleteOptions) -> Value
     let grace = scope.strategy.grace_period(old, options).unwrap_or(0).max(0);
     if !already {
         propagation(scope, &mut new, options);
-        meta::set_value(&mut new, "generation", (meta::generation(old) + 1).into());
+        if meta::generation(old) > 0 {
+            meta::set_value(&mut new, "generation", (meta::generation(old) + 1).into());
+        }
     }
     // Grace only shrinks.
     let shorter = already && options.grace_period_seconds.is_some() && grace < meta::deletion_grace(old).unwrap_or(0);

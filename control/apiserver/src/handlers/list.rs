@@ -180,8 +180,16 @@ pub(super) fn answer(scope: &Scope<'_>, page: Page) -> Result<Response<Body>> {
     if respond::as_stored(scope) {
         return Ok(respond::answer(200, "application/json", stream_json(scope, page)));
     }
-    let metadata = page.metadata();
-    let values: Vec<Value> = page.objects.iter().map(|o| respond::served(scope, o)).collect();
+    let values = page.objects.iter().map(|o| respond::served(scope, o)).collect();
+    answer_values(scope, page.metadata(), values)
+}
+
+/// Answers with objects that are in no store.
+pub(super) fn made(scope: &Scope<'_>, values: Vec<Value>) -> Result<Response<Body>> {
+    answer_values(scope, json!({"resourceVersion": ""}), values)
+}
+
+fn answer_values(scope: &Scope<'_>, metadata: Value, values: Vec<Value>) -> Result<Response<Body>> {
     let (list, content_type) = match &scope.accept.transform {
         Transform::Table(version) => (crate::table::of(scope, &values, version, metadata), scope.accept.content_type()),
         Transform::Partial(version) | Transform::PartialList(version) => {

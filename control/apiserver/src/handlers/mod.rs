@@ -24,9 +24,10 @@ use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
-use crate::{authn, authz, streaming};
+use crate::{authn, authz, strategy, streaming};
 
 pub(crate) use scope::Scope;
+pub(crate) use write::now;
 
 /// Largest body of a request.
 const BODY_LIMIT: usize = 3 << 20;
@@ -66,6 +67,7 @@ async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> 
     scope.check_verb()?;
     match (scope.info.group.as_str(), scope.info.verb) {
         ("authentication.k8s.io" | "authorization.k8s.io", _) => review(scope, content_type, body).await,
+        ("", Verb::Get | Verb::List) if scope.info.resource == "componentstatuses" => component_statuses(scope).await,
         (_, Verb::Get) => read::get(scope),
         (_, Verb::List) => list::list(scope).await,
         (_, Verb::Watch) => watch::watch(scope).await,
@@ -88,4 +90,15 @@ async fn review(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Re
         authz::review(scope.state, scope.user, scope.info, object).await?
     };
     respond::value(scope, 201, done)
+}
+
+/// Component statuses are looked up, never stored.
+async fn component_statuses(scope: &Scope<'_>) -> Result<Response<Body>> {
+    scope.warn("v1 ComponentStatus is deprecated in v1.19+");
+    let all = strategy::components::list(scope.state).await;
+    if scope.info.verb == Verb::List {
+        return list::made(scope, all);
+    }
+    let one = all.into_iter().find(|c| api::meta::name(c) == scope.info.name).ok_or_else(|| scope.not_found())?;
+    respond::value(scope, 200, one)
 }

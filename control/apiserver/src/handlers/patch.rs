@@ -14,7 +14,7 @@ use crate::pipeline::Body;
 pub(super) async fn patch(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
     let main = content_type.split(';').next().unwrap_or("").trim();
     match main {
-        APPLY_PATCH => return super::apply::apply(scope, &body).await,
+        APPLY_PATCH => return super::apply::apply(scope, content_type, &body).await,
         JSON_PATCH | MERGE_PATCH => {}
         STRATEGIC_PATCH if !scope.kind.is_custom() => {}
         other => {

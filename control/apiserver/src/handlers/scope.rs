@@ -20,6 +20,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) user: &'a UserInfo,
     /// The kind in the version that the request names.
     pub(crate) kind: Arc<Kind>,
+    /// `group/version` of the request.
+    pub(crate) api_version: String,
     /// The kind in the version that objects are stored in.
     pub(crate) stored: Arc<Kind>,
     pub(crate) strategy: &'static dyn Strategy,
@@ -50,6 +52,7 @@ impl<'a> Scope<'a> {
             stored,
             strategy,
             accept,
+            api_version: kind.api_version(),
             dry_run: info.dry_run(),
             user_agent: text(http::header::USER_AGENT).to_string(),
             warnings: Mutex::new(kind.custom.as_ref().and_then(|c| c.deprecated.clone()).into_iter().collect()),
@@ -64,6 +67,7 @@ impl<'a> Scope<'a> {
             info,
             user: scope.user,
             kind: scope.kind.clone(),
+            api_version: scope.api_version.clone(),
             stored: scope.stored.clone(),
             strategy: scope.strategy,
             accept: scope.accept.clone(),

@@ -182,7 +182,8 @@ impl Follower {
     }
 
     async fn wait(&mut self, out: &mut BytesMut) {
-        let mark = self.bookmarks.map(|due| if self.last_sent { self.end } else { due.min(self.end - LAST_BOOKMARK.min(self.end - Instant::now())) });
+        let last = self.end - LAST_BOOKMARK.min(self.end.saturating_duration_since(Instant::now()));
+        let mark = self.bookmarks.filter(|_| !self.last_sent).map(|due| due.min(last));
         let happened = tokio::select! {
             events = self.watch.next() => Happened::Events(events),
             () = tokio::time::sleep_until(self.end) => Happened::End,

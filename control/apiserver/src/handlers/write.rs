@@ -214,12 +214,12 @@ pub(super) fn suffix() -> String {
 }
 
 /// Now, as objects carry it.
-pub(super) fn now() -> String {
+pub(crate) fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn new_metadata(scope: &Scope<'_>, object: &mut Value) {
-    for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
+    for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
         meta::remove(object, field);
     }
     meta::set(object, "uid", &uuid::Uuid::new_v4().to_string());

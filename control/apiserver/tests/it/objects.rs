@@ -204,3 +204,27 @@ async fn other_forms_of_an_answer() {
     assert_eq!(cluster.get("/version").await.expect(200)["gitVersion"], kube_apiserver::GIT_VERSION);
     assert_eq!(&cluster.get("/readyz").await.body[..], b"ok");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_side_apply() {
+    let cluster = Cluster::start().await;
+    let path = format!("{MAPS}/s");
+    let config = |data: Value| json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "s"}, "data": data});
+    let apply = async |manager: &str, data: Value| cluster.patch(&format!("{path}?fieldManager={manager}"), "apply-patch+yaml", config(data)).await;
+    assert_eq!(cluster.patch(&path, "apply-patch+yaml", config(json!({}))).await.code, 422, "a manager is needed");
+    let made = apply("one", json!({"a": "1", "b": "1"})).await.expect(201);
+    assert_eq!(made["metadata"]["managedFields"][0]["manager"], "one");
+    assert!(made["metadata"]["managedFields"][0]["fieldsV1"]["f:data"]["f:a"].is_object());
+    let conflict = apply("two", json!({"a": "2"})).await;
+    assert_eq!(conflict.failure(), (409, "Conflict".into()));
+    assert_eq!(conflict.json()["details"]["causes"][0]["reason"], "FieldManagerConflict");
+    apply("two&force=true", json!({"a": "2"})).await.expect(200);
+    // What one no longer wants goes, what is two's stays.
+    let left = apply("one", json!({})).await.expect(200);
+    assert_eq!(left["data"], json!({"a": "2"}));
+    let same = apply("one", json!({})).await.expect(200);
+    assert_eq!(same["metadata"]["resourceVersion"], left["metadata"]["resourceVersion"]);
+    let updated = cluster.patch(&format!("{path}?fieldManager=three"), "merge-patch+json", json!({"data": {"c": "3"}})).await.expect(200);
+    let managers: Vec<&Value> = updated["metadata"]["managedFields"].as_array().unwrap().iter().map(|m| &m["manager"]).collect();
+    assert!(managers.contains(&&json!("three")), "{managers:?}");
+}
