@@ -4,10 +4,11 @@ use crate::config::{self, Settings};
 use crate::image::build::{self, Options};
 use crate::image::cmd::{self, BuildArgs, InspectArgs, LockArgs, Target};
 use crate::image::output::Format;
+use crate::local::accel::{self, Kvm};
 use crate::local::up::ImageFile;
 use crate::progress::Progress;
 use crate::doctor;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -59,22 +60,38 @@ pub(super) fn ensure_images(
         .collect()
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct DoctorArgs {
+    /// Print only how VMs run here: kvm or tcg
+    #[arg(long)]
+    accel: bool,
+}
+
 /// Exit code 1 when something that is needed is missing.
-pub(super) fn doctor(dir: &Path) -> ExitCode {
+pub(super) fn doctor(args: &DoctorArgs, dir: &Path) -> Result<ExitCode> {
     let image = config::load(dir)
         .ok()
         .map(|settings| build::output_dir(&settings, Role::Master).join(Format::Raw.file()))
         .filter(|path| path.is_file());
+    if args.accel {
+        let kvm = match (accel::known(), &image) {
+            (Some(known), _) => known,
+            (None, Some(image)) => accel::probe(image)?,
+            (None, None) => bail!("whether KVM boots is known once there is an image; run `kimg build master`"),
+        };
+        println!("{}", if kvm == Kvm::Works { "kvm" } else { "tcg" });
+        return Ok(ExitCode::SUCCESS);
+    }
     let found = doctor::examine(image.as_deref());
     for line in &found.lines {
         println!("{line}");
     }
-    match &found.command {
-        Some(command) => super::next(command),
-        None => super::next("kimg init demo"),
-    }
     if let Some(command) = &found.command {
         println!("\n{command}");
     }
-    if found.fit { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    super::next(match (&found.command, found.fit) {
+        (Some(_), false) => "run the command above",
+        _ => "kimg init demo",
+    });
+    Ok(if found.fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -56,7 +56,7 @@ enum Command {
     /// Ask a node: services, logs, pods, network, …
     Node(node::NodeArgs),
     /// What this machine lacks, and the command that brings it
-    Doctor,
+    Doctor(image::DoctorArgs),
     /// The network between the VMs; `kimg up` starts it
     #[command(hide = true)]
     Switch,
@@ -74,6 +74,7 @@ pub struct UsageError(pub String);
 
 /// Runs `kimg` with the given arguments.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    end_quietly_when_nobody_reads();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -92,6 +93,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// `kimg … | head`: the reader has seen enough. `println!` panics then, and that is no fault to report.
+fn end_quietly_when_nobody_reads() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        report(panic);
+    }));
+}
+
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let dir = cli.dir;
     let settings = || -> Result<Settings> { config::load(&dir) };
@@ -107,7 +120,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Down(args) => vm::down(&args, &settings()?)?,
         Command::Status(args) => return vm::show_status(&args, &settings()?),
         Command::Node(args) => node::run(&args, &settings()?)?,
-        Command::Doctor => return Ok(image::doctor(&dir)),
+        Command::Doctor(args) => return image::doctor(&args, &dir),
         Command::Switch => vm::switch(&settings()?)?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kimg", &mut std::io::stdout());

@@ -39,8 +39,8 @@ enum NodeCommand {
     Services,
     /// The log of a service
     Logs {
-        /// Service; `init` is PID 1
-        service: String,
+        /// Service, `init` is PID 1 [default: all, one after the other]
+        service: Option<String>,
         /// Go on with new lines
         #[arg(long, short)]
         follow: bool,
@@ -120,8 +120,14 @@ async fn ask(args: &NodeArgs, settings: &Settings, client: &NodeClient) -> Resul
         NodeCommand::Services => list::<node_api::Service>(client, path::SERVICES, json).await,
         NodeCommand::Logs { service, follow, tail } => {
             let tail = tail.map(|n| format!("&tail={n}")).unwrap_or_default();
-            let path = format!("{}/{}?follow={}{tail}", path::LOGS, segment(service)?, u8::from(*follow));
-            client.text(&path, write_out).await
+            match service {
+                Some(service) => {
+                    let path = format!("{}/{}?follow={}{tail}", path::LOGS, segment(service)?, u8::from(*follow));
+                    client.text(&path, write_out).await
+                }
+                None if *follow => Err(UsageError("name the service to follow; `kimg node services` lists them".into()).into()),
+                None => all_logs(client, &tail).await,
+            }
         }
         NodeCommand::Dmesg { follow } => {
             client.text(&format!("{}?follow={}", path::DMESG, u8::from(*follow)), write_out).await
@@ -154,6 +160,18 @@ async fn ask(args: &NodeArgs, settings: &Settings, client: &NodeClient) -> Resul
 async fn list<T: Row + Serialize + DeserializeOwned>(client: &NodeClient, path: &str, json: bool) -> Result<()> {
     let list: Vec<T> = client.get(path).await?;
     if json { print_json(&list) } else { write_out(table(&list).as_bytes()) }
+}
+
+async fn all_logs(client: &NodeClient, tail: &str) -> Result<()> {
+    let services: Vec<node_api::Service> = client.get(path::SERVICES).await?;
+    for name in std::iter::once("init").chain(services.iter().map(|s| s.name.as_str())) {
+        write_out(format!("== {name}\n").as_bytes())?;
+        // A service that never started has no log.
+        if let Err(error) = client.text(&format!("{}/{}?follow=0{tail}", path::LOGS, segment(name)?), write_out).await {
+            write_out(format!("{error:#}\n").as_bytes())?;
+        }
+    }
+    Ok(())
 }
 
 async fn done(client: &NodeClient, path: &str, body: Option<&serde_json::Value>) -> Result<()> {

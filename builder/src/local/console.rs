@@ -24,16 +24,14 @@ pub fn last_lines(path: &Path, count: usize) -> Vec<String> {
     lines[lines.len().saturating_sub(count)..].iter().map(|l| (*l).to_string()).collect()
 }
 
-/// The last fingerprint of the node API's certificate that the console shows: 64 hex digits.
+/// The last fingerprint of the node API's certificate that the console shows as `SHA256:…`.
 pub fn fingerprint(path: &Path) -> Option<String> {
     let text = tail(path, 1 << 20);
     text.lines().rev().find_map(|line| {
-        if !line.to_lowercase().contains("fingerprint") {
-            return None;
-        }
         line.split_whitespace()
-            .map(|word| word.trim_start_matches("SHA256:").replace(':', "").to_lowercase())
-            .find(|word| word.len() == 64 && word.chars().all(|c| c.is_ascii_hexdigit()))
+            .filter_map(|word| word.strip_prefix("SHA256:"))
+            .map(|digits| digits.replace(':', "").to_lowercase())
+            .find(|digits| digits.len() == 64 && digits.chars().all(|c| c.is_ascii_hexdigit()))
     })
 }
 

@@ -7,9 +7,11 @@ use crate::config::Settings;
 use crate::pki::Secrets;
 use anyhow::Result;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A node in one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Line {
     /// Name.
     pub node: String,
@@ -33,6 +35,7 @@ pub struct Line {
 
 /// The whole picture.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Status {
     /// Cluster name.
     pub cluster: String,
@@ -40,6 +43,10 @@ pub struct Status {
     pub accel: String,
     /// Why the API server could not be asked; nothing when it answered.
     pub api_error: Option<String>,
+    /// `127.0.0.1:PORT` of the local master's API server.
+    pub api: Option<String>,
+    /// NodePort to port on 127.0.0.1.
+    pub node_ports: BTreeMap<u16, u16>,
     /// The nodes.
     pub nodes: Vec<Line>,
 }
@@ -67,7 +74,15 @@ pub fn status(settings: &Settings) -> Result<Status> {
         .into_iter()
         .map(|(name, role, address)| line(&name, role, address, state.vms.get(&name), known.as_deref()))
         .collect();
-    Ok(Status { cluster: settings.name.clone(), accel: state.accel, api_error, nodes })
+    let running = || state.vms.values().filter(|vm| vm.running());
+    Ok(Status {
+        cluster: settings.name.clone(),
+        api: running().find_map(|vm| vm.api_port).map(|port| format!("127.0.0.1:{port}")),
+        node_ports: running().flat_map(|vm| vm.node_ports.clone()).collect(),
+        accel: state.accel,
+        api_error,
+        nodes,
+    })
 }
 
 fn line(name: &str, role: String, address: String, vm: Option<&Vm>, known: Option<&[NodeState]>) -> Line {
