@@ -7,12 +7,10 @@
 
 use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error as TlsError, RootCertStore, SignatureScheme};
+use rustls::RootCertStore;
+use rustls::server::danger::ClientCertVerifier;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::AuthnError;
@@ -97,54 +95,6 @@ fn subject_of(leaf: &CertificateDer<'_>) -> Result<(UserInfo, i64), String> {
 /// Refuses a certificate that ran out while its connection lived on.
 pub fn check_not_after(not_after: i64, now: i64) -> Result<(), AuthnError> {
     if now > not_after { Err(AuthnError::refused("client certificate has expired")) } else { Ok(()) }
-}
-
-/// For the TLS configuration: asks for a certificate, and only proves possession of its key.
-#[derive(Debug)]
-pub struct AskForCertificate {
-    provider: Arc<CryptoProvider>,
-}
-
-impl AskForCertificate {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self { provider: Arc::new(rustls::crypto::ring::default_provider()) })
-    }
-}
-
-impl ClientCertVerifier for AskForCertificate {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, TlsError> {
-        Ok(ClientCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

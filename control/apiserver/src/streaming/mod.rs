@@ -38,12 +38,24 @@
 //!
 //! Pings are answered by both sides; messages are at most 64 KiB (fragments are allowed).
 
+pub mod backend;
+#[cfg(test)]
+mod e2e;
+mod handshake;
+mod logs;
+mod portforward;
+mod proxy;
+mod remote;
+mod spdy;
+mod target;
 pub mod tls;
+mod websocket;
 
 use std::sync::Arc;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use rustls::ClientConfig;
 
 use crate::config::Config;
 use crate::error::{ApiError, Result};
@@ -52,13 +64,23 @@ use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
 
 /// Clients for kubelets and for addresses in the cluster.
-#[derive(Debug)]
-pub struct Streaming {}
+pub struct Streaming {
+    /// None where no client certificate for kubelets is set.
+    kubelet_tls: Option<Arc<ClientConfig>>,
+    /// Trusts whoever answers.
+    any_tls: Arc<ClientConfig>,
+}
+
+impl std::fmt::Debug for Streaming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Streaming").field("kubelets", &self.kubelet_tls.is_some()).finish_non_exhaustive()
+    }
+}
 
 impl Streaming {
     /// Reads the certificates shown to kubelets.
-    pub fn new(_config: &Config) -> anyhow::Result<Streaming> {
-        Ok(Streaming {})
+    pub fn new(config: &Config) -> anyhow::Result<Streaming> {
+        Ok(Streaming { kubelet_tls: tls::kubelet(config)?, any_tls: tls::unverified()? })
     }
 }
 
@@ -74,6 +96,12 @@ pub fn serves(info: &RequestInfo) -> bool {
 }
 
 /// Answers a request that [`serves`] takes; authorisation has been done.
-pub async fn handle(_state: &Arc<AppState>, _info: &RequestInfo, _user: &UserInfo, _request: Request<Incoming>) -> Result<Response<Body>> {
-    Err(ApiError::unavailable("streaming is not available"))
+pub async fn handle(state: &Arc<AppState>, info: &RequestInfo, _user: &UserInfo, request: Request<Incoming>) -> Result<Response<Body>> {
+    match info.subresource.as_str() {
+        "log" => logs::handle(state, info).await,
+        "exec" | "attach" => remote::handle(state, info, request).await,
+        "portforward" => portforward::handle(state, info, request).await,
+        "proxy" => proxy::handle(state, info, request).await,
+        _ => Err(ApiError::no_such_path()),
+    }
 }

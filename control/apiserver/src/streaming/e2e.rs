@@ -1,0 +1,394 @@
+//! The real server and a kubelet that runs commands on this machine, with clients of our own and,
+//! where `KUBECTL` names some (separated by colons), real ones.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Parser as _;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::websocket::{self, Role};
+use crate::request::Query;
+use crate::run::Server;
+
+/// Files of a throw-away cluster.
+struct Pki {
+    dir: tempfile::TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Pki {
+    fn new() -> Pki {
+        let dir = tempfile::tempdir().expect("dir");
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test-ca");
+        let cert = params.self_signed(&key).expect("ca");
+        std::fs::write(dir.path().join("ca.crt"), cert.pem()).expect("write");
+        Pki { dir, issuer: Issuer::new(params, key) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn issue(&self, name: &str, cn: &str, org: &str) {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, cn);
+        params.distinguished_name.push(DnType::OrganizationName, org);
+        params.subject_alt_names = vec![SanType::IpAddress("127.0.0.1".parse().expect("ip"))];
+        let cert = params.signed_by(&key, &self.issuer).expect("cert");
+        std::fs::write(self.path(&format!("{name}.crt")), cert.pem()).expect("write");
+        std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("write");
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Serves the kubelet's part of the contract; processes run here.
+async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Infallible> {
+    let path: Vec<String> = request.uri().path().split('/').skip(1).map(str::to_string).collect();
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let answer = |code: u16, text: &str| Response::builder().status(code).body(Full::new(Bytes::from(text.to_string()))).expect("answer");
+    Ok(match path[0].as_str() {
+        "containerLogs" => answer(200, &format!("log of {} tail {}\n", path[3], query.get("tailLines").unwrap_or("all"))),
+        "healthz" => answer(200, "ok"),
+        "exec" if query.get("command") == Some("refuse") => answer(404, "container not found (\"c\")"),
+        "exec" | "attach" | "portForward" => {
+            let key = request.headers()["sec-websocket-key"].to_str().expect("key").to_string();
+            let protocol = request.headers()["sec-websocket-protocol"].clone();
+            let what = path[0].clone();
+            tokio::spawn(async move {
+                let io = TokioIo::new(hyper::upgrade::on(request).await.expect("upgrade"));
+                if what == "portForward" { forward(io, &query).await } else { run(io, &query, what == "attach").await }
+            });
+            Response::builder()
+                .status(101)
+                .header("connection", "Upgrade")
+                .header("upgrade", "websocket")
+                .header("sec-websocket-accept", websocket::accept_key(&key))
+                .header("sec-websocket-protocol", protocol)
+                .body(Full::default())
+                .expect("answer")
+        }
+        _ => answer(404, "no such path"),
+    })
+}
+
+async fn pump(sender: &websocket::Sender, channel: u8, mut read: impl tokio::io::AsyncRead + Unpin) {
+    let mut buffer = vec![0; 16384];
+    while let Ok(n @ 1..) = read.read(&mut buffer).await {
+        if sender.channel(channel, &buffer[..n]).await.is_err() {
+            break;
+        }
+    }
+}
+
+async fn run(io: TokioIo<hyper::upgrade::Upgraded>, query: &Query, attach: bool) {
+    let (sender, mut receiver) = websocket::start(io, Role::Server);
+    let command: Vec<&str> = if attach { vec!["cat"] } else { query.all("command").collect() };
+    let mut child = tokio::process::Command::new(command[0])
+        .args(&command[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("spawn");
+    let mut stdin = child.stdin.take();
+    if query.get("input").is_none() {
+        stdin = None;
+    }
+    let (out, err) = (child.stdout.take().expect("stdout"), child.stderr.take().expect("stderr"));
+    let input = async {
+        while let Ok(Some(message)) = receiver.next().await {
+            match message.data[0] {
+                0 => {
+                    if let Some(stdin) = &mut stdin {
+                        let _ = stdin.write_all(&message.data[1..]).await;
+                    }
+                }
+                255 => stdin = None,
+                _ => {}
+            }
+        }
+    };
+    let output = async {
+        tokio::join!(pump(&sender, 1, out), pump(&sender, 2, err));
+        let code = child.wait().await.expect("wait").code().unwrap_or(137);
+        let status = match code {
+            0 => json!({"metadata": {}, "status": "Success"}),
+            code => json!({"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
+                "message": format!("command terminated with non-zero exit code: exit status {code}"),
+                "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}}),
+        };
+        sender.channel(3, status.to_string().as_bytes()).await.expect("status");
+        sender.close().await.expect("close");
+    };
+    tokio::select! {
+        () = input => {}
+        () = output => {}
+    }
+}
+
+async fn forward(io: TokioIo<hyper::upgrade::Upgraded>, query: &Query) {
+    let (sender, mut receiver) = websocket::start(io, Role::Server);
+    let port: u16 = query.get("port").expect("port").parse().expect("number");
+    for channel in [0, 1] {
+        sender.channel(channel, &port.to_le_bytes()).await.expect("port");
+    }
+    let stream = match TcpStream::connect(("127.0.0.1", port)).await {
+        Ok(stream) => stream,
+        Err(e) => {
+            sender.channel(1, format!("connecting to port {port}: {e}").as_bytes()).await.expect("error");
+            sender.close().await.expect("close");
+            return;
+        }
+    };
+    let (mut read, mut write) = stream.into_split();
+    let up = async {
+        while let Ok(Some(message)) = receiver.next().await {
+            if message.data.len() == 1 {
+                break;
+            }
+            write.write_all(&message.data[1..]).await.expect("write");
+        }
+        let _ = write.shutdown().await;
+    };
+    let down = async {
+        let mut buffer = vec![0; 16384];
+        while let Ok(n @ 1..) = read.read(&mut buffer).await {
+            if sender.channel(0, &buffer[..n]).await.is_err() {
+                return;
+            }
+        }
+        let _ = sender.channel(0, &[]).await;
+    };
+    tokio::join!(up, down);
+    let _ = sender.close().await;
+}
+
+async fn serve_kubelet(pki: &Pki) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    let (chain, key) = (pki.path("kubelet.crt"), pki.path("kubelet.key"));
+    use rustls_pki_types::pem::PemObject;
+    let chain = rustls_pki_types::CertificateDer::pem_file_iter(chain).expect("pem").collect::<Result<_, _>>().expect("pem");
+    let key = rustls_pki_types::PrivateKeyDer::from_pem_file(key).expect("pem");
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("tls");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(kubelet));
+                let _ = serving.with_upgrades().await;
+            });
+        }
+    });
+    port
+}
+
+struct Cluster {
+    pki: Pki,
+    server: Server,
+}
+
+async fn cluster() -> Cluster {
+    let pki = Pki::new();
+    pki.issue("server", "kube-apiserver", "x");
+    pki.issue("kubelet", "system:node:n1", "system:nodes");
+    pki.issue("client", "kube-apiserver-kubelet-client", "kimg:kubelet-api-clients");
+    pki.issue("admin", "kubernetes-admin", "kimg:cluster-admins");
+    pki.issue("joe", "joe", "dev");
+    std::fs::write(pki.path("sa.key"), KeyPair::generate().expect("key").serialize_pem()).expect("write");
+    let file = |flag: &str, name: &str| format!("--{flag}={}", pki.path(name).display());
+    let config = crate::Config::try_parse_from([
+        "kube-apiserver".to_string(),
+        "--bind-address=127.0.0.1".into(),
+        "--secure-port=0".into(),
+        file("client-ca-file", "ca.crt"),
+        file("tls-cert-file", "server.crt"),
+        file("tls-private-key-file", "server.key"),
+        file("kubelet-client-certificate", "client.crt"),
+        file("kubelet-client-key", "client.key"),
+        file("kubelet-certificate-authority", "ca.crt"),
+        file("service-account-signing-key-file", "sa.key"),
+        file("store-dir", "store"),
+    ]);
+    let server = Server::start(config.expect("flags")).await.expect("server");
+    let port = serve_kubelet(&pki).await;
+    let put = async |resource: &str, object: serde_json::Value| {
+        server.state.registry.create("", resource, &object, None).await.expect("create");
+    };
+    put("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "1"}, "status": {
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}}))
+    .await;
+    put("pods", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default", "uid": "2"},
+        "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i", "stdin": true}]}, "status": {"phase": "Running", "podIP": "127.0.0.1",
+        "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": [{"name": "c", "ready": true, "state": {"running": {}}}]}}))
+    .await;
+    let cluster = Cluster { pki, server };
+    cluster.kubeconfig("admin");
+    cluster.kubeconfig("joe");
+    cluster
+}
+
+impl Cluster {
+    fn kubeconfig(&self, user: &str) {
+        let file = |name: String| self.pki.path(&name).display().to_string();
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "x",
+            "clusters": [{"name": "x", "cluster": {"server": format!("https://{}", self.server.address), "certificate-authority": file("ca.crt".into())}}],
+            "users": [{"name": "x", "user": {"client-certificate": file(format!("{user}.crt")), "client-key": file(format!("{user}.key"))}}],
+            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+        });
+        std::fs::write(self.pki.path(&format!("{user}.conf")), config.to_string()).expect("write");
+    }
+
+    fn kubectl(&self, binary: &Path, user: &str, args: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(binary);
+        command.arg("--kubeconfig").arg(self.pki.path(&format!("{user}.conf"))).args(args);
+        command.env("HOME", self.pki.dir.path()).kill_on_drop(true);
+        command
+    }
+
+    /// Output, error output and exit code.
+    async fn run(&self, binary: &Path, user: &str, args: &[&str], input: &str) -> (String, String, i32) {
+        let mut command = self.kubectl(binary, user, args);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kubectl");
+        let mut stdin = child.stdin.take().expect("stdin");
+        stdin.write_all(input.as_bytes()).await.expect("write");
+        drop(stdin);
+        let done = tokio::time::timeout(Duration::from_secs(40), child.wait_with_output()).await;
+        let done = done.unwrap_or_else(|_| panic!("kubectl {args:?} hangs")).expect("kubectl");
+        let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
+        (text(done.stdout), text(done.stderr), done.status.code().unwrap_or(-1))
+    }
+}
+
+async fn echo_server() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubectls_of_all_ages_stream() {
+    let Ok(list) = std::env::var("KUBECTL") else { return };
+    let cluster = cluster().await;
+    for binary in list.split(':').map(Path::new) {
+        eprintln!("== {}", binary.display());
+        exec_and_logs(&cluster, binary).await;
+        copy(&cluster, binary).await;
+        port_forward(&cluster, binary).await;
+        refusals(&cluster, binary).await;
+    }
+    cluster.server.stop().await;
+}
+
+async fn exec_and_logs(cluster: &Cluster, kubectl: &Path) {
+    let run = async |args: &[&str], input: &str| cluster.run(kubectl, "admin", args, input).await;
+    let (out, err, code) = run(&["exec", "p", "--", "echo", "a b", "c"], "").await;
+    assert_eq!((out.as_str(), code), ("a b c\n", 0), "{err}");
+    let (out, err, code) = run(&["exec", "-i", "p", "--", "cat"], "hello\n").await;
+    assert_eq!((out.as_str(), code), ("hello\n", 0), "{err}");
+    let (out, err, code) = run(&["exec", "p", "--", "sh", "-c", "echo out; echo err >&2; exit 3"], "").await;
+    assert_eq!((out.as_str(), code), ("out\n", 3), "{err}");
+    assert!(err.contains("err\n") && err.contains("command terminated with exit code 3"), "{err}");
+    let big = "x".repeat(300_000);
+    let (out, err, _) = run(&["exec", "-i", "p", "--", "cat"], &big).await;
+    assert_eq!(out.len(), big.len(), "{err}");
+    let (_, err, code) = run(&["exec", "p", "--", "refuse"], "").await;
+    assert!(code != 0 && err.contains("container not found"), "{err}");
+    let (out, err, _) = run(&["attach", "-i", "p"], "typed\n").await;
+    assert!(out.contains("typed"), "{out} {err}");
+    let (out, err, _) = run(&["logs", "p", "--tail=5"], "").await;
+    assert_eq!(out, "log of c tail 5\n", "{err}");
+    let (out, err, _) = run(&["get", "--raw", "/api/v1/nodes/n1/proxy/healthz"], "").await;
+    assert_eq!(out, "ok", "{err}");
+}
+
+async fn copy(cluster: &Cluster, kubectl: &Path) {
+    let (from, to, back) = (cluster.pki.path("from"), cluster.pki.path("to"), cluster.pki.path("back"));
+    let content = "line\n".repeat(50_000);
+    std::fs::write(&from, &content).expect("write");
+    for file in [&to, &back] {
+        let _ = std::fs::remove_file(file);
+    }
+    let (from, to, back) = (from.display().to_string(), to.display().to_string(), back.display().to_string());
+    let (_, err, code) = cluster.run(kubectl, "admin", &["cp", &from, &format!("p:{to}")], "").await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(std::fs::read_to_string(&to).expect("copied"), content);
+    let (_, err, code) = cluster.run(kubectl, "admin", &["cp", &format!("p:{to}"), &back], "").await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(std::fs::read_to_string(&back).expect("copied"), content);
+}
+
+async fn port_forward(cluster: &Cluster, kubectl: &Path) {
+    let port = echo_server().await;
+    let mut command = cluster.kubectl(kubectl, "admin", &["port-forward", "p", &format!(":{port}")]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("kubectl");
+    let mut out = child.stdout.take().expect("stdout");
+    let mut text = String::new();
+    let local: u16 = loop {
+        let mut buffer = [0; 256];
+        let n = tokio::time::timeout(Duration::from_secs(20), out.read(&mut buffer)).await.expect("in time").expect("read");
+        assert!(n > 0, "kubectl ended: {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        if let Some(line) = text.lines().find(|l| l.contains("127.0.0.1:") && l.contains("->")) {
+            break line.split("127.0.0.1:").nth(1).and_then(|r| r.split(' ').next()).and_then(|p| p.parse().ok()).expect("port");
+        }
+    };
+    for round in 0..5 {
+        let mut stream = TcpStream::connect(("127.0.0.1", local)).await.expect("connect");
+        let sent = format!("{round}{}", "y".repeat(100_000));
+        let (mut read, mut write) = stream.split();
+        let send = async {
+            write.write_all(sent.as_bytes()).await.expect("write");
+            write.shutdown().await.expect("shutdown");
+        };
+        let mut got = String::new();
+        let all = async { tokio::join!(send, read.read_to_string(&mut got)) };
+        let (_, n) = tokio::time::timeout(Duration::from_secs(20), all).await.expect("echo in time");
+        n.expect("read");
+        assert_eq!(got.len(), sent.len());
+    }
+    child.kill().await.expect("kill");
+}
+
+async fn refusals(cluster: &Cluster, kubectl: &Path) {
+    let (_, err, code) = cluster.run(kubectl, "joe", &["exec", "p", "--", "true"], "").await;
+    assert!(code != 0 && err.contains(r#"pods "p" is forbidden: User "joe" cannot"#), "{err}");
+    let (_, err, _) = cluster.run(kubectl, "joe", &["get", "pods"], "").await;
+    assert_eq!(err.trim(), r#"Error from server (Forbidden): pods is forbidden: User "joe" cannot list resource "pods" in API group "" in the namespace "default""#);
+    let (out, err, _) = cluster.run(kubectl, "admin", &["auth", "can-i", "list", "pods", "--as", "joe"], "").await;
+    assert_eq!(out.trim(), "no", "{err}");
+}
