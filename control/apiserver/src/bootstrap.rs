@@ -93,6 +93,10 @@ async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
     });
     ensure(state, "", "services", service).await?;
     let own = own_address(state);
+    if own.is_unspecified() {
+        tracing::warn!("no --advertise-address: the Service kubernetes has no endpoint");
+        return Ok(());
+    }
     let (port, own_family) = (state.config.secure_port, if own.is_ipv4() { "IPv4" } else { "IPv6" });
     let endpoints = json!({
         "kind": "Endpoints", "apiVersion": "v1",

@@ -123,6 +123,10 @@ impl Server {
         if let Err(error) = self.serving.await {
             tracing::error!("the serving task ended badly: {error}");
         }
+        let store = self.state.registry.store().clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+            tracing::error!("the store was not closed in order: {error}");
+        }
     }
 }
 

@@ -175,4 +175,8 @@ pub trait Store: Send + Sync {
 
     /// Bytes of live values and keys.
     fn live_bytes(&self) -> u64;
+
+    /// Writes what was accepted, and lets the store go for another process; blocks until
+    /// that is done.  Later writes fail, reads go on.
+    fn close(&self);
 }

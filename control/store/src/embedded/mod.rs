@@ -104,15 +104,7 @@ impl Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        if let Some(requests) = self.requests.lock().unwrap_or_else(|e| e.into_inner()).take() {
-            // A failing send means that the writer has ended already.
-            let _ended = requests.send(Request { op: Op::End, reply: None });
-        }
-        if let Some(thread) = self.writer.lock().unwrap_or_else(|e| e.into_inner()).take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the store's writer thread ended in a panic");
-        }
+        self.close();
     }
 }
 
@@ -170,6 +162,18 @@ impl Store for Embedded {
 
     fn live_bytes(&self) -> u64 {
         self.shared.read().live_bytes
+    }
+
+    fn close(&self) {
+        if let Some(requests) = self.requests.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            // A failing send means that the writer has ended already.
+            let _ended = requests.send(Request { op: Op::End, reply: None });
+        }
+        if let Some(thread) = self.writer.lock().unwrap_or_else(|e| e.into_inner()).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's writer thread ended in a panic");
+        }
     }
 }
 
