@@ -41,8 +41,8 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts the writer; `component` is the source that the events name.
-    pub fn start(client: Client, component: &'static str, host: String) -> Self {
+    /// Starts the writer; `component` says which source an event names, by the kind that it is about.
+    pub fn start(client: Client, component: fn(&str) -> &'static str, host: String) -> Self {
         let (sender, receiver) = mpsc::channel(CHANNEL);
         tokio::spawn(write_all(client, component, host, receiver));
         Self { sender }
@@ -107,7 +107,7 @@ struct Known {
 
 async fn write_all(
     client: Client,
-    component: &'static str,
+    component: fn(&str) -> &'static str,
     host: String,
     mut receiver: mpsc::Receiver<Pending>,
 ) {
@@ -137,6 +137,7 @@ async fn write_all(
                 }
             }
         }
+        let component = component(pending.about.kind.as_deref().unwrap_or_default());
         let event = build(&pending, &namespace, component, &host, now);
         let name = event.metadata.name.clone().unwrap_or_default();
         match client.create(&event).await {

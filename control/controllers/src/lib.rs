@@ -62,7 +62,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     }
     tracing::info!("leading as {identity}");
     let context = Arc::new(Context {
-        events: Recorder::start(client.clone(), "kube-controller-manager", identity.clone()),
+        events: Recorder::start(client.clone(), component_for, identity.clone()),
         caches: Caches::start(&client),
         client,
         settings,
@@ -95,4 +95,22 @@ fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {
     workloads::start(context);
     addons::start(context);
     Ok(())
+}
+
+/// The source that events name, as upstream calls the controller of the kind.
+fn component_for(kind: &str) -> &'static str {
+    match kind {
+        "Deployment" => "deployment-controller",
+        "ReplicaSet" => "replicaset-controller",
+        "ReplicationController" => "replication-controller",
+        "DaemonSet" => "daemonset-controller",
+        "StatefulSet" => "statefulset-controller",
+        "Job" => "job-controller",
+        "CronJob" => "cronjob-controller",
+        "Node" => "node-controller",
+        "Pod" => "taint-eviction-controller",
+        "PersistentVolume" | "PersistentVolumeClaim" => "persistentvolume-controller",
+        "PodDisruptionBudget" => "controllermanager",
+        _ => NAME,
+    }
 }

@@ -77,7 +77,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         leader::acquire(&client, NAME, &identity).await;
     }
     tracing::info!("leading as {identity}");
-    let events = Recorder::start(client.clone(), "default-scheduler", identity.clone());
+    let events = Recorder::start(client.clone(), |_| "default-scheduler", identity.clone());
     let scheduler = Scheduler::start(&client, events);
     let work = async {
         notify::status("filling the caches");

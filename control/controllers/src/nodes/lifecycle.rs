@@ -206,7 +206,7 @@ impl Monitor {
         if let Some(taints) = plan_taints(&node, any_ready, Timestamp::now()) {
             let patch = serde_json::json!({
                 "metadata": {"resourceVersion": node.metadata.resource_version},
-                "spec": {"taints": taints},
+                "spec": {"taints": Some(taints).filter(|t| !t.is_empty())},
             });
             context.caches.nodes.merge(None, &node, &patch).await?;
         }

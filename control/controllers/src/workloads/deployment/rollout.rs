@@ -349,12 +349,9 @@ mod tests {
 
     #[test]
     fn scaling_in_the_middle_of_a_rollout_keeps_proportions() {
-        let make = |name: &str, size: i32| {
-            let mut set = sets::make_new(&deployment(10, name), &[], size, 13);
-            set.metadata.name = Some(name.into());
-            Arc::new(set)
-        };
-        let all = [make("a", 8), make("b", 5)];
+        let old = Arc::new(sets::make_new(&deployment(10, "a"), &[], 8, 13));
+        let new = Arc::new(sets::make_new(&deployment(10, "b"), std::slice::from_ref(&old), 5, 13));
+        let all = [old, new];
         let actions = plan(&deployment(20, "b"), &all, Some(1), false);
         let sizes: Vec<_> = actions
             .iter()

@@ -47,6 +47,7 @@ fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
         meta.creation_timestamp = None;
         meta.labels = meta.labels.take().filter(|l| !l.is_empty());
     }
+    template.metadata = template.metadata.filter(|m| *m != ObjectMeta::default());
     template
 }
 
