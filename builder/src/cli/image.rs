@@ -22,6 +22,8 @@ pub(super) enum BuildCommand {
     Worker(BuildArgs),
     /// Both images
     All(BuildArgs),
+    /// A container image (an OCI archive) from a folder or a static program
+    Image(crate::oci::cmd::ImageArgs),
 }
 
 pub(super) fn lock(args: &LockArgs, settings: &Settings) -> Result<()> {
@@ -33,6 +35,7 @@ pub(super) fn run_build(command: &BuildCommand, settings: &dyn Fn() -> Result<Se
         BuildCommand::Master(args) => cmd::build(Target::Master, args, &settings()?),
         BuildCommand::Worker(args) => cmd::build(Target::Worker, args, &settings()?),
         BuildCommand::All(args) => cmd::build(Target::All, args, &settings()?),
+        BuildCommand::Image(args) => crate::oci::cmd::run(args, settings),
     }
 }
 

@@ -463,7 +463,7 @@ fn files(dir: &Path, paths: &[Spanned<PathBuf>], field: &str) -> Result<Vec<Path
         .iter()
         .map(|path| {
             let full = dir.join(path.get_ref());
-            if full.is_file() {
+            if full.is_file() || full.join("image.toml").is_file() {
                 Ok(full)
             } else {
                 let message = format!(

@@ -5,7 +5,7 @@ use super::manifest::{FileSum, Manifest};
 use super::modules::Kernel;
 use super::output::Format;
 use super::recipe::{self, Recipe};
-use super::root::Ingredients;
+use super::root::{BakedImage, Ingredients};
 use super::toolbox::Toolbox;
 use super::{initramfs, kernel, squashfs, unpack, verity};
 use crate::cache::hash::{self, Inputs};
@@ -14,6 +14,7 @@ use crate::cache::{self, steps::Steps};
 use crate::config::{SecretsForm, Settings};
 use crate::disk;
 use crate::lock::{Lock, LockedPackage};
+use crate::oci::{self, source};
 use crate::packages::{self, Mirrors};
 use crate::pki;
 use crate::progress::Progress;
@@ -82,6 +83,13 @@ pub fn mirrors(settings: &Settings) -> Mirrors {
     Mirrors { main: settings.packages.mirror.clone(), security: settings.packages.security_mirror.clone() }
 }
 
+/// The packages of all images of this cluster, as the mirrors have them now.
+pub fn make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
+    let images = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).images);
+    let wishes = source::wishes(images.map(PathBuf::as_path))?;
+    crate::lock::make(&mirrors(settings), wishes, jiff::Timestamp::now(), progress)
+}
+
 /// Builds the images of `roles`.
 pub fn build(settings: &Settings, roles: &[Role], options: &Options, progress: &Progress) -> Result<Vec<Built>> {
     let _held = BuildLock::take(&settings.dir.join("build/.lock"))?;
@@ -115,7 +123,7 @@ struct Plan {
     role: Role,
     recipe: Recipe,
     executables: Vec<Component>,
-    images: Vec<(PathBuf, String)>,
+    images: Vec<BakedImage>,
     root_key: String,
     initrd_key: String,
 }
@@ -154,8 +162,7 @@ impl<'a> Workshop<'a> {
         let executables = names.iter().map(|name| self.components.identify(name)).collect::<Result<Vec<_>>>()?;
         let mut images = Vec::new();
         for path in &self.settings.image(role).images {
-            crate::oci::references(path)?;
-            images.push((path.clone(), hash::hex_of_file_remembered(path, &self.steps.dir().join("sums"))?));
+            images.push(self.container_image(path)?);
         }
         let kernel = &self.kernel_package()?.sha256;
         let mut plan = Plan { role, recipe, executables, images, root_key: String::new(), initrd_key: String::new() };
@@ -167,6 +174,31 @@ impl<'a> Workshop<'a> {
             .with("modules", format!("{:?} {:?}", self.boot.first, self.boot.late))
             .key();
         Ok(plan)
+    }
+
+    /// An OCI archive to bake in, and its sum; one that is a folder is made an archive first.
+    fn container_image(&self, path: &Path) -> Result<BakedImage> {
+        if !path.is_dir() {
+            oci::references(path)?;
+            let sha256 = hash::hex_of_file_remembered(path, &self.steps.dir().join("sums"))?;
+            let name = path.file_name().and_then(|n| n.to_str());
+            let name = name.with_context(|| format!("{} has no usable file name", path.display()))?.to_string();
+            return Ok(BakedImage { name, path: path.to_path_buf(), sha256 });
+        }
+        let surroundings = source::Surroundings {
+            lock: &|| Ok(self.lock.clone()),
+            components: &|| Ok(self.components.clone()),
+            mirrors: &mirrors(self.settings),
+            progress: self.progress,
+        };
+        let image = source::make(path, &source::Overrides::default(), &surroundings)?;
+        let sha256 = hash::hex_of(&image.archive);
+        let stored = self.steps.result("oci", &sha256, |out| {
+            std::fs::write(out, &image.archive).with_context(|| format!("writing {}", out.display()))
+        })?;
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+        let name = image.name.chars().map(plain).collect::<String>() + ".tar";
+        Ok(BakedImage { name, path: stored, sha256 })
     }
 
     fn ingredients<'p>(&'p self, plan: &'p Plan) -> Ingredients<'p> {
@@ -418,7 +450,7 @@ fn read_or_make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
     if settings.dir.join(crate::lock::FILE).exists() {
         return Lock::read(&settings.dir);
     }
-    let lock = crate::lock::make(&mirrors(settings), jiff::Timestamp::now(), progress)?;
+    let lock = make_lock(settings, progress)?;
     lock.write(&settings.dir)?;
     Ok(lock)
 }

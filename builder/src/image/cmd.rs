@@ -22,7 +22,7 @@ pub struct LockArgs {
 /// Takes the current package versions into `kimg.lock`.
 pub fn lock(args: &LockArgs, settings: &Settings) -> Result<()> {
     let old = Lock::read(&settings.dir).ok();
-    let new = lock::make(&build::mirrors(settings), jiff::Timestamp::now(), &Progress::new())?;
+    let new = build::make_lock(settings, &Progress::new())?;
     let changes = lock::changes(old.as_ref(), &new);
     for line in &changes {
         println!("{line}");

@@ -12,7 +12,7 @@ use crate::oci;
 use crate::packages::deb;
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where baked container images lie.
 const IMAGES: &str = "/usr/share/kimg/images";
@@ -32,8 +32,19 @@ pub struct Ingredients<'a> {
     pub executables: &'a [Component],
     /// More modules, by name.
     pub modules: &'a [String],
-    /// OCI archives to bake in, with their SHA-256.
-    pub images: &'a [(PathBuf, String)],
+    /// OCI archives to bake in.
+    pub images: &'a [BakedImage],
+}
+
+/// An OCI archive that is baked in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BakedImage {
+    /// File name in the image.
+    pub name: String,
+    /// Where the archive lies.
+    pub path: PathBuf,
+    /// Its SHA-256.
+    pub sha256: String,
 }
 
 impl Ingredients<'_> {
@@ -53,8 +64,8 @@ impl Ingredients<'_> {
         for module in self.modules {
             inputs = inputs.with("module", module);
         }
-        for (path, sha256) in self.images {
-            inputs = inputs.with("image", file_name(path)?).with("content", sha256);
+        for image in self.images {
+            inputs = inputs.with("image", &image.name).with("content", &image.sha256);
         }
         Ok(inputs)
     }
@@ -137,12 +148,12 @@ impl Ingredients<'_> {
         if self.recipe.pause_image {
             tree.file(&format!("{IMAGES}/pause.tar"), 0o644, oci::pause_archive()?)?;
         }
-        for (path, sha256) in self.images {
+        for BakedImage { name, path, sha256 } in self.images {
             let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
             if hash::hex_of(&bytes) != *sha256 {
                 bail!("{} changed while the image was being built; run the build again", path.display());
             }
-            tree.file(&format!("{IMAGES}/{}", file_name(path)?), 0o644, bytes)?;
+            tree.file(&format!("{IMAGES}/{name}"), 0o644, bytes)?;
         }
         Ok(())
     }
@@ -156,8 +167,4 @@ impl Ingredients<'_> {
         }
         tree.file("/usr/share/kimg/packages", 0o644, text.into_bytes())
     }
-}
-
-fn file_name(path: &Path) -> Result<&str> {
-    path.file_name().and_then(|n| n.to_str()).with_context(|| format!("{} has no usable file name", path.display()))
 }

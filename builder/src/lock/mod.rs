@@ -100,11 +100,13 @@ impl Lock {
     }
 }
 
-/// Resolves the packages of all recipes against the mirrors as they are now.
-pub fn make(mirrors: &Mirrors, now: jiff::Timestamp, progress: &Progress) -> Result<Lock> {
+/// Resolves the packages of all recipes, and `more`, against the mirrors as they are now.
+pub fn make(mirrors: &Mirrors, more: Vec<resolve::Wish>, now: jiff::Timestamp, progress: &Progress) -> Result<Lock> {
+    let mut wishes = recipe::all_wishes()?;
+    wishes.extend(more);
     let offers = packages::offers(mirrors, now, progress)?;
     let catalog = resolve::Catalog::new(&offers);
-    let chosen = resolve::resolve(&catalog, &recipe::all_wishes()?)?;
+    let chosen = resolve::resolve(&catalog, &wishes)?;
     let packages = chosen
         .into_values()
         .map(|choice| LockedPackage {

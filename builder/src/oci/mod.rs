@@ -1,6 +1,8 @@
 //! Container images without a container engine: an OCI image of one layer, as an archive that containerd imports.
 
+pub mod cmd;
 pub mod pause;
+pub mod source;
 
 use crate::cache::hash;
 use crate::image::tree::Tree;
