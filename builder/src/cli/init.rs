@@ -34,11 +34,27 @@ pub(super) fn run(args: &InitArgs) -> Result<()> {
     ignore(&dir.join(".gitignore"))?;
     Secrets::ensure(&dir.join("secrets"), &name)?;
     let text = EXAMPLE.replacen("name = \"demo\"", &format!("name = \"{name}\""), 1);
+    let text = with_examples(text, dir);
     let mut file = std::fs::File::create_new(&path).with_context(|| format!("making {}", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
     println!("{}: cluster `{name}`, 1 master and 2 workers", path.display());
     next(&format!("cd {} && kimg up", dir.display()));
     Ok(())
+}
+
+/// In a checkout of kimg, the worker image of a new cluster carries the examples' container images.
+fn with_examples(text: String, dir: &Path) -> String {
+    let Ok(dir) = dir.canonicalize() else { return text };
+    let Some((up, _)) = dir.ancestors().enumerate().skip(1).find(|(_, place)| {
+        ["toolbox", "web"].iter().all(|name| place.join("images/examples").join(name).join("image.toml").is_file())
+    }) else {
+        return text;
+    };
+    let base = format!("{}images/examples", "../".repeat(up));
+    text.replace(
+        "#[image.worker]\n",
+        &format!("[image.worker]\nimages = [\"{base}/toolbox\", \"{base}/web\"]\n"),
+    )
 }
 
 /// The folder's name where it can be a cluster's, else `demo`.
@@ -99,6 +115,21 @@ mod tests {
             std::fs::write(dir.path().join(file), "").expect("file");
         }
         crate::config::parse(Path::new("cluster.toml"), &on, dir.path()).expect("all keys on");
+    }
+
+    #[test]
+    fn a_checkout_bakes_its_examples() {
+        let dir = tempfile::tempdir().expect("dir");
+        for name in ["toolbox", "web"] {
+            let folder = dir.path().join("images/examples").join(name);
+            std::fs::create_dir_all(&folder).expect("folder");
+            std::fs::write(folder.join("image.toml"), "").expect("file");
+        }
+        let cluster = dir.path().join("a/b");
+        run(&InitArgs { directory: cluster.clone() }).expect("init");
+        let settings = crate::config::load(&cluster).expect("valid");
+        assert_eq!(settings.worker_image.images.len(), 2);
+        assert!(settings.worker_image.images[0].join("image.toml").is_file());
     }
 
     #[test]
