@@ -1,33 +1,173 @@
-//! Audit records: one at the end of each request (and at the start of long ones).
+//! Audit records: one JSON line at the end of each request worth one, to `--audit-log-path`.
+//!
+//! The policy is fixed: metadata (who, what, from where, with which result; never bodies) of
+//! every write and of every refusal, and of reads of Secrets and of tokens; nothing of health checks,
+//! leases and events.  The file is cut over to `.1` when it is large.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use anyhow::Context as _;
+use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
 
+/// Records that wait for the disk; beyond that they are dropped and counted in the log.
+const QUEUE: usize = 4096;
+const MAX_FILE: u64 = 64 << 20;
+
 /// Writes audit records.
 #[derive(Debug)]
-pub struct Audit {}
+pub struct Audit {
+    queue: Option<SyncSender<String>>,
+}
 
 /// One request's record in the making.
 #[derive(Debug)]
 pub struct Record {
     /// Goes out as the `Audit-ID` header.
     pub id: String,
+    /// None where nothing is written.
+    event: Option<Box<Value>>,
+    /// Written only if the request is refused.
+    quiet: bool,
 }
 
 impl Audit {
     /// Opens the log, if one is set.
-    pub fn new(_config: &Config) -> anyhow::Result<Audit> {
-        Ok(Audit {})
+    pub fn new(config: &Config) -> anyhow::Result<Audit> {
+        let Some(path) = &config.audit_log_path else { return Ok(Audit { queue: None }) };
+        let file = open(path).with_context(|| format!("--audit-log-path {}: cannot be opened", path.display()))?;
+        let (tx, rx) = sync_channel(QUEUE);
+        let path = path.clone();
+        std::thread::Builder::new().name("audit".into()).spawn(move || write_lines(file, &path, &rx)).context("starting the audit thread")?;
+        Ok(Audit { queue: Some(tx) })
     }
 
     /// Called once the user is known.
-    pub fn begin(&self, _state: &Arc<AppState>, _info: &RequestInfo, _user: &UserInfo, _remote: std::net::SocketAddr) -> Record {
-        Record { id: uuid::Uuid::new_v4().to_string() }
+    pub fn begin(&self, _state: &Arc<AppState>, info: &RequestInfo, user: &UserInfo, remote: std::net::SocketAddr) -> Record {
+        let id = uuid::Uuid::new_v4().to_string();
+        let event = self.queue.as_ref().filter(|_| !is_noise(info)).map(|_| Box::new(event(&id, info, user, remote)));
+        Record { id, event, quiet: info.verb.is_read() && !is_secret(info) }
     }
 
     /// Called with the answer's code.
-    pub fn finish(&self, _record: Record, _code: u16) {}
+    pub fn finish(&self, record: Record, code: u16) {
+        let (Some(queue), Some(mut event)) = (&self.queue, record.event) else { return };
+        if record.quiet && !matches!(code, 401 | 403) {
+            return;
+        }
+        event["responseStatus"] = json!({"metadata": {}, "code": code});
+        event["stageTimestamp"] = json!(now());
+        if let Err(TrySendError::Full(_)) = queue.try_send(format!("{event}\n")) {
+            tracing::warn!(id = record.id, "an audit record was dropped: the disk is too slow");
+        }
+    }
+}
+
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
+
+/// Requests that would fill the log and tell nothing.
+fn is_noise(info: &RequestInfo) -> bool {
+    if !info.is_resource {
+        return info.verb.is_read();
+    }
+    matches!(info.resource.as_str(), "events" | "leases" | "selfsubjectaccessreviews" | "subjectaccessreviews" | "tokenreviews")
+}
+
+fn is_secret(info: &RequestInfo) -> bool {
+    info.is_resource && info.group.is_empty() && info.resource == "secrets"
+}
+
+fn event(id: &str, info: &RequestInfo, user: &UserInfo, remote: std::net::SocketAddr) -> Value {
+    let uri = match info.query.pairs() {
+        [] => info.path.clone(),
+        // The query of an exec holds the command line, which may hold secrets: names only.
+        pairs => format!("{}?{}", info.path, pairs.iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>().join("&")),
+    };
+    let mut out = json!({
+        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "auditID": id, "stage": "ResponseComplete",
+        "requestURI": uri, "verb": info.verb.as_str(), "user": user.to_json(), "sourceIPs": [remote.ip().to_string()],
+        "requestReceivedTimestamp": now(),
+    });
+    if info.is_resource {
+        out["objectRef"] = Value::Object(object_ref(info));
+    }
+    out
+}
+
+fn object_ref(info: &RequestInfo) -> Map<String, Value> {
+    let fields = [
+        ("resource", &info.resource),
+        ("namespace", &info.namespace),
+        ("name", &info.name),
+        ("apiGroup", &info.group),
+        ("apiVersion", &info.version),
+        ("subresource", &info.subresource),
+    ];
+    fields.into_iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| (k.to_string(), json!(v))).collect()
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+fn write_lines(mut file: File, path: &Path, lines: &Receiver<String>) {
+    let mut size = file.metadata().map(|m| m.len()).unwrap_or(0);
+    while let Ok(line) = lines.recv() {
+        if size > MAX_FILE {
+            match cut_over(path) {
+                Ok(fresh) => (file, size) = (fresh, 0),
+                Err(e) => tracing::error!("audit log {}: cannot be cut over: {e}", path.display()),
+            }
+        }
+        match file.write_all(line.as_bytes()) {
+            Ok(()) => size += line.len() as u64,
+            Err(e) => tracing::error!("audit log {}: a record is lost: {e}", path.display()),
+        }
+    }
+}
+
+fn cut_over(path: &Path) -> std::io::Result<File> {
+    let mut old = path.as_os_str().to_owned();
+    old.push(".1");
+    std::fs::rename(path, PathBuf::from(old))?;
+    open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Method;
+
+    #[test]
+    fn what_is_worth_a_line() {
+        let table = [
+            ("GET", "/healthz", true),
+            ("PUT", "/apis/coordination.k8s.io/v1/namespaces/a/leases/x", true),
+            ("POST", "/api/v1/namespaces/a/events", true),
+            ("POST", "/api/v1/namespaces/a/pods", false),
+            ("GET", "/api/v1/namespaces/a/secrets/s", false),
+        ];
+        for (method, path, noise) in table {
+            assert_eq!(is_noise(&RequestInfo::parse(&method.parse::<Method>().expect("method"), path, "")), noise, "{path}");
+        }
+    }
+
+    #[test]
+    fn commands_stay_out() {
+        let info = RequestInfo::parse(&Method::POST, "/api/v1/namespaces/a/pods/p/exec", "command=secret&stdin=1");
+        let event = event("id", &info, &UserInfo::anonymous(), ([127, 0, 0, 1], 1).into());
+        assert_eq!(event["requestURI"], "/api/v1/namespaces/a/pods/p/exec?command&stdin");
+        assert_eq!(event["objectRef"]["subresource"], "exec");
+        assert_eq!(event["user"]["username"], "system:anonymous");
+    }
 }
