@@ -47,7 +47,11 @@ impl Strategy for Pod {
         super::pod_spec::validate(&new["spec"], "spec", &super::pod_spec::Known::default())
     }
 
-    fn validate_update(&self, _ctx: Context<'_>, new: &Value, old: &Value) -> Vec<Cause> {
+    fn validate_update(&self, ctx: Context<'_>, new: &Value, old: &Value) -> Vec<Cause> {
+        // These two have built the new pod from the old one and the part they may change.
+        if matches!(ctx.info.subresource.as_str(), "ephemeralcontainers" | "resize") {
+            return Vec::new();
+        }
         let mut causes = Vec::new();
         if !tolerations_only_grow(new, old) {
             causes.push(Cause::forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds"));

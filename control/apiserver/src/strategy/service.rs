@@ -121,6 +121,7 @@ fn complete(new: &mut Value) {
 
 /// What an update did not name stays as it was, and what its new type has no use for goes.
 fn keep_allocated(new: &mut Value, old: &Value) {
+    normalise(new, old);
     let (is, was) = (str_at(new, "/spec/type").to_string(), str_at(old, "/spec/type").to_string());
     let has_ip = |t: &str| t != "ExternalName";
     if has_ip(&is) && has_ip(&was) {
@@ -158,6 +159,23 @@ fn keep_allocated(new: &mut Value, old: &Value) {
     }
     if is == "LoadBalancer" && was == "LoadBalancer" && new["spec"].get("healthCheckNodePort").is_none() {
         fields::copy(new, old, &["spec", "healthCheckNodePort"]);
+    }
+}
+
+/// An old client knows only one of the two fields of the address: the other one follows it.
+fn normalise(new: &mut Value, old: &Value) {
+    let ip = str_at(new, "/spec/clusterIP").to_string();
+    let same_ip = ip == str_at(old, "/spec/clusterIP");
+    let same_list = fields::same(new, old, "/spec/clusterIPs");
+    let Some(spec) = fields::map_mut(new, "spec") else { return };
+    match (same_ip, same_list) {
+        (false, true) if ip.is_empty() => drop(spec.remove("clusterIPs")),
+        (false, true) => drop(spec.insert("clusterIPs".into(), json!([ip]))),
+        (true, false) => match spec.get("clusterIPs").and_then(|l| l.get(0)).cloned() {
+            Some(first) => drop(spec.insert("clusterIP".into(), first)),
+            None => fields::copy(new, old, &["spec", "clusterIPs"]),
+        },
+        _ => {}
     }
 }
 
@@ -343,6 +361,10 @@ mod tests {
         keep_allocated(&mut plain, &old);
         assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
         assert_eq!(plain["spec"]["clusterIP"], "10.0.0.9");
+        let mut moved = old.clone();
+        moved["spec"]["clusterIP"] = json!("10.0.0.10");
+        keep_allocated(&mut moved, &old);
+        assert_eq!(moved["spec"]["clusterIPs"], json!(["10.0.0.10"]), "the list follows");
         let mut external = old.clone();
         external["spec"]["type"] = json!("ExternalName");
         keep_allocated(&mut external, &old);
