@@ -94,7 +94,7 @@ pub(super) async fn remove(scope: &Scope<'_>, name: &str, options: &DeleteOption
 }
 
 fn overtaken(scope: &Scope<'_>, name: &str, current: &Object) -> bool {
-    scope.store().get(scope.namespace(), name).is_some_and(|o| o.revision != current.revision)
+    scope.store().get(scope.namespace(), name).is_none_or(|o| o.revision != current.revision)
 }
 
 async fn remove_once(scope: &Scope<'_>, name: &str, options: &DeleteOptions, current: &Arc<Object>) -> Result<Outcome> {

@@ -385,7 +385,7 @@ async fn change_as(
         }
         let turn = Turn { scope, name, manager, track, half, current: &current, old: &old };
         match turn.change(new).await {
-            Err(error) if error.reason == "Conflict" && attempt < TRIES && scope.store().get(scope.namespace(), name).is_some_and(|o| o.revision != current.revision) => continue,
+            Err(error) if error.reason == "Conflict" && attempt < TRIES && scope.store().get(scope.namespace(), name).is_none_or(|o| o.revision != current.revision) => continue,
             done => return done,
         }
     }
