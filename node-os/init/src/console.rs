@@ -5,10 +5,11 @@ use node_api::{NodeStatus, Service, ServiceState};
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 /// Changes that come together are shown together.
-const GATHER: Duration = Duration::from_millis(400);
+const GATHER: Duration = Duration::from_millis(1500);
 const RULE: &str = "------------------------------------------------------------------------";
 
 /// Shows the screen after each change, for ever.
@@ -29,8 +30,10 @@ pub async fn run(machine: Shared) {
 pub fn print(text: &str) {
     let active = std::fs::read_to_string("/sys/class/tty/console/active").unwrap_or_else(|_| "console".to_owned());
     for name in active.split_ascii_whitespace() {
-        if let Ok(mut console) = OpenOptions::new().write(true).open(format!("/dev/{name}")) {
-            let _ = console.write_all(text.replace('\n', "\r\n").as_bytes());
+        // A serial line that nobody reads must not stop PID 1.
+        let options = libc::O_NONBLOCK | libc::O_NOCTTY;
+        if let Ok(mut console) = OpenOptions::new().write(true).custom_flags(options).open(format!("/dev/{name}")) {
+            let _ = console.write_all(text.as_bytes());
         }
     }
 }

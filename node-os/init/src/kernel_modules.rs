@@ -8,25 +8,29 @@ use std::path::PathBuf;
 /// For the firewall, before any interface is up.
 pub const FIREWALL: &[&str] = &["nf_tables", "nf_conntrack", "nft_ct", "nft_reject_inet", "nft_socket", "nft_fib_inet"];
 
-/// For every node: pod network and service rules.
+/// For every node: pod network and service rules. The kernel asks `modprobe` for what is missing here;
+/// naming them saves it the way.
 const EVERYWHERE: &[&str] = &[
-    "bridge", "br_netfilter", "veth", "vxlan", "dummy", "nf_nat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir",
-    "nft_numgen", "nft_hash", "nft_limit", "nf_conntrack_netlink", "overlay", "button", "evdev", "rtc_cmos", "nft_reject",
+    "veth", "vxlan", "dummy", "nf_nat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_numgen", "nft_reject",
+    "nf_conntrack_netlink", "button", "evdev",
 ];
 
-/// For machines whose network or random numbers come by such a device.
-const HARDWARE: &[&str] = &["virtio_net", "virtio_rng", "virtio_balloon", "xen_netfront", "hv_netvsc", "vmxnet3", "ena", "gve"];
-
-/// For metadata drives.
-pub const DRIVES: &[&str] = &["sr_mod", "cdrom", "virtio_blk", "sd_mod", "virtio_scsi", "ata_piix", "ahci"];
+/// Metadata drives behind controllers that cost time to probe; loaded only when no metadata has been found without.
+pub const DRIVES: &[&str] = &["ata_piix", "ahci", "sr_mod", "sd_mod"];
 
 /// For workers, beside [`EVERYWHERE`].
-const WORKER: &[&str] = &["xt_conntrack", "ip_tables", "fuse"];
+const WORKER: &[&str] = &["overlay"];
+
+/// Parameters that the defaults of a module make necessary.
+const PARAMETERS: &[(&str, &str)] = &[("dummy", "numdummies=0")];
+
+/// Controllers of [`DRIVES`], left to those who need them.
+const LEFT_ALONE: &[&str] = &["ahci", "ata_piix", "ata_generic", "i6300esb"];
 
 /// Names for a role.
 pub fn for_role(role: Role) -> Vec<&'static str> {
     let more: &[&str] = if role == Role::Worker { WORKER } else { &[] };
-    HARDWARE.iter().chain(EVERYWHERE).chain(more).copied().collect()
+    EVERYWHERE.iter().chain(more).copied().collect()
 }
 
 /// The kernel's index of modules.
@@ -68,7 +72,9 @@ impl Index {
                     continue;
                 }
                 // Drivers of hardware that is not there refuse with ENODEV.
-                if let Err(error) = node_sys::module::load(&self.folder.join(&path), "")
+                let own = name_of(&path);
+                let parameters = PARAMETERS.iter().find(|(module, _)| *module == own).map_or("", |(_, text)| *text);
+                if let Err(error) = node_sys::module::load(&self.folder.join(&path), parameters)
                     && error.raw_os_error() != Some(libc::ENODEV)
                     && !error.to_string().contains("No such device")
                 {
@@ -78,6 +84,31 @@ impl Index {
         }
         faults
     }
+}
+
+/// Names of the modules that drive the devices that are there, as far as the image has them.
+pub fn for_devices(index: &Index) -> Vec<String> {
+    let aliases = std::fs::read_to_string(index.folder().join("modules.alias")).unwrap_or_default();
+    let table = crate::modprobe::Aliases::parse(&aliases);
+    let mut names = BTreeSet::new();
+    for device in device_aliases() {
+        names.extend(table.find(&device).into_iter().filter(|name| !LEFT_ALONE.contains(name)).map(str::to_owned));
+    }
+    names.into_iter().collect()
+}
+
+/// What each device says that it is.
+fn device_aliases() -> BTreeSet<String> {
+    let mut aliases = BTreeSet::new();
+    for bus in ["pci", "virtio", "vmbus", "xen", "scsi", "acpi"] {
+        let Ok(devices) = std::fs::read_dir(format!("/sys/bus/{bus}/devices")) else { continue };
+        for device in devices.flatten() {
+            let text = std::fs::read_to_string(device.path().join("modalias")).unwrap_or_default();
+            aliases.insert(text.trim().to_owned());
+        }
+    }
+    aliases.remove("");
+    aliases
 }
 
 fn parse(text: &str) -> BTreeMap<String, (String, Vec<String>)> {

@@ -12,12 +12,13 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Ok(index) => index,
         Err(_) => return ExitCode::FAILURE,
     };
-    let aliases = std::fs::read_to_string(index.folder().join("modules.alias")).unwrap_or_default();
+    let text = std::fs::read_to_string(index.folder().join("modules.alias")).unwrap_or_default();
+    let aliases = Aliases::parse(&text);
     let builtin = std::fs::read_to_string(index.folder().join("modules.builtin")).unwrap_or_default();
     let mut good = true;
     for name in wanted {
         let name = name.replace('-', "_");
-        let names: Vec<&str> = if index.has(&name) { vec![name.as_str()] } else { by_alias(&aliases, &name) };
+        let names: Vec<&str> = if index.has(&name) { vec![name.as_str()] } else { aliases.find(&name) };
         if names.is_empty() {
             good &= builtin.lines().any(|path| is_module(path, &name));
         }
@@ -31,9 +32,21 @@ fn is_module(path: &str, name: &str) -> bool {
     stem.is_some_and(|stem| stem == name)
 }
 
-fn by_alias<'a>(aliases: &'a str, name: &str) -> Vec<&'a str> {
-    let lines = aliases.lines().filter_map(|line| line.strip_prefix("alias ")?.rsplit_once(' '));
-    lines.filter(|(pattern, _)| matches(normal(pattern).as_bytes(), name.as_bytes())).map(|(_, module)| module).collect()
+/// The index of aliases: patterns and the modules they stand for.
+#[derive(Debug)]
+pub(crate) struct Aliases<'a>(Vec<(String, &'a str)>);
+
+impl<'a> Aliases<'a> {
+    pub(crate) fn parse(text: &'a str) -> Aliases<'a> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix("alias ")?.rsplit_once(' '));
+        Aliases(lines.map(|(pattern, module)| (normal(pattern), module)).collect())
+    }
+
+    /// Modules for a name, which may be a device's own text.
+    pub(crate) fn find(&self, name: &str) -> Vec<&'a str> {
+        let name = name.replace('-', "_");
+        self.0.iter().filter(|(pattern, _)| matches(pattern.as_bytes(), name.as_bytes())).map(|(_, module)| *module).collect()
+    }
 }
 
 /// Dashes and underscores are the same, but not in a range such as `[0-9]`.
@@ -77,9 +90,10 @@ mod tests {
     #[test]
     fn aliases_are_patterns() {
         let aliases = "alias pci:v00001AF4d*sv* virtio_net\nalias nft-chain-2-nat nft_chain_nat\nalias x[0-3]y z\n";
-        assert_eq!(by_alias(aliases, "pci:v00001AF4d00001000sv1"), ["virtio_net"]);
-        assert_eq!(by_alias(aliases, "nft_chain_2_nat"), ["nft_chain_nat"]);
-        assert_eq!(by_alias(aliases, "x2y"), ["z"]);
-        assert!(by_alias(aliases, "x4y").is_empty());
+        let aliases = Aliases::parse(aliases);
+        assert_eq!(aliases.find("pci:v00001AF4d00001000sv1"), ["virtio_net"]);
+        assert_eq!(aliases.find("nft_chain_2_nat"), ["nft_chain_nat"]);
+        assert_eq!(aliases.find("x2y"), ["z"]);
+        assert!(aliases.find("x4y").is_empty());
     }
 }

@@ -4,13 +4,16 @@
 //! and get an error that names the device, file or call that refused.
 #![allow(unsafe_code, reason = "ioctls and raw system calls live here, so that they live nowhere else")]
 
-mod net;
-pub mod nft;
-pub mod notify;
 pub mod block;
+pub mod conntrack;
 pub mod machine;
 pub mod module;
 pub mod mount;
+mod net;
+pub mod netns;
+pub mod nft;
+pub mod nft_dump;
+pub mod notify;
 pub mod process;
 pub mod switch_root;
 pub mod verity;

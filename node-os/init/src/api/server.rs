@@ -116,7 +116,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, path::PODS | path::CONTAINERS | path::IMAGES) => kubelet::ask(&target).await,
         (&Method::GET, path::ROUTES) => Ok(json(&context.network.links().describe_routes().await?)),
         (&Method::GET, path::LINKS) => Ok(json(&context.network.links().describe_links().await?)),
-        (&Method::GET, path::CONNTRACK) => Ok(json(&node_sys_conntrack()?)),
+        (&Method::GET, path::CONNTRACK) => Ok(json(&connections()?)),
         (&Method::GET, path::NFT) => Ok(text(rules()?)),
         (&Method::GET, path::SOCKETS) => Ok(json(&proc::sockets())),
         (&Method::GET, path::DISK) => Ok(json(&proc::disks())),
@@ -131,12 +131,31 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
     }
 }
 
-fn node_sys_conntrack() -> Result<Vec<node_api::Connection>> {
-    Ok(Vec::new())
+fn connections() -> Result<Vec<node_api::Connection>> {
+    let flows = node_sys::conntrack::list().context("cannot read the table of connections")?;
+    Ok(flows.iter().map(connection).collect())
+}
+
+fn connection(flow: &node_sys::conntrack::Flow) -> node_api::Connection {
+    let protocol = match flow.protocol {
+        1 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        other => other.to_string(),
+    };
+    node_api::Connection {
+        protocol,
+        source: format!("{}:{}", flow.original_source, flow.source_port),
+        destination: format!("{}:{}", flow.original_destination, flow.destination_port),
+        reply_source: format!("{}:{}", flow.reply_source, flow.reply_port),
+        reply_destination: flow.reply_destination.to_string(),
+        timeout_s: flow.timeout_secs,
+        ..node_api::Connection::default()
+    }
 }
 
 fn rules() -> Result<String> {
-    Ok(String::new())
+    node_sys::nft_dump::dump().context("cannot read the nftables rules")
 }
 
 fn end(machine: &Shared, ending: Ending, message: &str) -> Response<Body> {

@@ -10,7 +10,7 @@ use node_metadata::network_config::{self, NetworkPlan};
 use node_metadata::sources::{self, Found};
 use node_metadata::userdata::{self, UserData};
 use node_metadata::{Cluster, Node, SealKey};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -31,11 +31,13 @@ pub(super) struct Search {
     platform: Platform,
     /// What the network was brought to last.
     plan: RefCell<Option<NetworkPlan>>,
+    /// The drivers of slow drives have been loaded.
+    drives_loaded: Cell<bool>,
 }
 
 impl Search {
     pub(super) fn new(machine: Shared, network: Rc<Network>, cluster: Cluster, own_disk: String) -> Search {
-        Search { machine, network, cluster, platform: Platform { own_disk }, plan: RefCell::default() }
+        Search { machine, network, cluster, platform: Platform { own_disk }, plan: RefCell::default(), drives_loaded: Cell::new(false) }
     }
 
     /// Does not return before this machine knows who it is.
@@ -83,6 +85,19 @@ impl Search {
     }
 
     async fn find(&self) -> Result<Found> {
+        if let Some(found) = self.ask_all().await? {
+            return Ok(found);
+        }
+        if !self.drives_loaded.replace(true) {
+            tokio::task::spawn_blocking(load_drives).await.context("loading drivers was interrupted")?;
+            if let Some(found) = self.ask_all().await? {
+                return Ok(found);
+            }
+        }
+        self.from_cluster_file().await
+    }
+
+    async fn ask_all(&self) -> Result<Option<Found>> {
         for source in sources::all() {
             if source.needs_network(&self.platform) {
                 self.bring_network_to(NetworkPlan::dhcp_everywhere()).await?;
@@ -91,10 +106,10 @@ impl Search {
             // Reading a drive or a server blocks; PID 1 goes on meanwhile.
             let read = tokio::task::spawn_blocking(move || source.read(&platform)).await;
             if let Some(found) = read.context("reading metadata was interrupted")?.map_err(|sentence| anyhow!(sentence))? {
-                return Ok(found);
+                return Ok(Some(found));
             }
         }
-        self.from_cluster_file().await
+        Ok(None)
     }
 
     /// Without any source: the node of `cluster.toml` that has the address that DHCP gave.
@@ -162,6 +177,17 @@ impl Search {
         });
         Ok(())
     }
+}
+
+/// Drives at controllers that are slow to probe.
+fn load_drives() {
+    if let Ok(mut index) = crate::kernel_modules::Index::read() {
+        for fault in index.load(crate::kernel_modules::DRIVES) {
+            tracing::warn!("{fault}");
+        }
+    }
+    // Drives appear a moment after their controller.
+    std::thread::sleep(Duration::from_millis(700));
 }
 
 /// The same over reboots, another on each disk.

@@ -122,7 +122,7 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
     let state = tokio::task::spawn_blocking(move || state::prepare(&state_disk));
 
     close_firewall(machine, &cluster).await;
-    load_modules(machine, &cluster);
+    let modules = load_modules(machine, &cluster);
     let network = Network::open().await?;
     let search = metadata::Search::new(machine.clone(), network.clone(), cluster.clone(), handover.disk.clone());
     machine.stage("state");
@@ -138,6 +138,7 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
     }
     secrets::open(machine, &cluster, seal_key).await;
     clock::set(machine, &cluster).await;
+    modules_result(machine, modules).await;
     start_services(machine, running, &cluster, &node);
     Ok(())
 }
@@ -145,7 +146,6 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
 fn stage1_steps(machine: &Shared, handover: &Handover) {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     machine.set_init_time(ms(handover.stage1_start));
-    machine.step_at("kernel", 0, Some(ms(handover.stage1_start)));
     machine.step_at("find root", ms(handover.stage1_start), Some(ms(handover.root_found)));
     machine.step_at("open root", ms(handover.root_found), Some(ms(handover.root_ready)));
     machine.step_at("mounts", ms(handover.root_ready), Some(now_ms()));
@@ -204,19 +204,35 @@ async fn close_firewall(machine: &Shared, cluster: &Cluster) {
         tokio::time::sleep(RETRY).await;
     }
     machine.end("firewall", "");
-    machine.stage("modules");
+    machine.stage("drivers");
 }
 
-fn load_modules(machine: &Shared, cluster: &Cluster) {
-    machine.begin("modules");
+/// Drivers of the devices that are there; what the services need is loaded while the network comes up.
+fn load_modules(machine: &Shared, cluster: &Cluster) -> tokio::task::JoinHandle<Vec<String>> {
+    machine.begin("drivers");
+    let mut faults = Vec::new();
     match kernel_modules::Index::read() {
         Ok(mut index) => {
-            let names = [kernel_modules::for_role(cluster.role), kernel_modules::DRIVES.to_vec()].concat();
-            for fault in index.load(&names) {
-                tracing::warn!("{fault}");
-            }
+            let names = kernel_modules::for_devices(&index);
+            faults = index.load(&names.iter().map(String::as_str).collect::<Vec<_>>());
+            machine.end("drivers", &names.join(" "));
         }
-        Err(error) => machine.warn(format!("{error:#}")),
+        Err(error) => faults.push(format!("{error:#}")),
+    }
+    for fault in faults {
+        machine.warn(fault);
+    }
+    let role = cluster.role;
+    tokio::task::spawn_blocking(move || match kernel_modules::Index::read() {
+        Ok(mut index) => index.load(&kernel_modules::for_role(role)),
+        Err(error) => vec![format!("{error:#}")],
+    })
+}
+
+async fn modules_result(machine: &Shared, modules: tokio::task::JoinHandle<Vec<String>>) {
+    machine.begin("modules");
+    for fault in modules.await.unwrap_or_else(|error| vec![format!("loading modules was interrupted: {error}")]) {
+        machine.warn(fault);
     }
     machine.end("modules", "");
 }
