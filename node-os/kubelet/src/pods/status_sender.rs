@@ -80,7 +80,13 @@ impl Statuses {
         let name = spec::name(&pending.pod);
         let api: Api<Pod> = Api::namespaced(self.api.clone(), spec::namespace(&pending.pod));
         let old = self.known(uid, &pending.pod).unwrap_or_default();
-        if let Some(patch) = status_patch::patch(uid, &old, &pending.status) {
+        if let Some(mut patch) = status_patch::patch(uid, &old, &pending.status) {
+            if spec::is_static(&pending.pod) {
+                // Its image in the API has a uid of its own.
+                if let Some(object) = patch.as_object_mut() {
+                    object.remove("metadata");
+                }
+            }
             match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
                 Ok(_) => {
                     crate::lock(&self.sent).insert(uid.to_string(), pending.status.clone());
@@ -95,7 +101,7 @@ impl Statuses {
                 Err(error) => return Err(error),
             }
         }
-        if pending.delete {
+        if pending.delete && !spec::is_static(&pending.pod) {
             let parameters = DeleteParams {
                 grace_period_seconds: Some(0),
                 preconditions: Some(Preconditions { uid: Some(uid.to_string()), resource_version: None }),

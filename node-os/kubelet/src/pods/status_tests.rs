@@ -159,7 +159,10 @@ fn transition_times_stay_while_nothing_changes() {
 #[test]
 fn the_verdict_of_the_kubelet_fails_the_pod() {
     let pod = pod("{containers: [{name: a}]}");
-    let verdict = Verdict { reason: "Evicted".into(), message: "The node was low on resource: memory.".into() };
-    let status = status_of(&pod, vec![seen("a", State::Exited, 137, 0)], |input| input.verdict = Some(&verdict));
+    static VERDICT: std::sync::LazyLock<Verdict> = std::sync::LazyLock::new(|| Verdict {
+        reason: "Evicted".into(),
+        message: "The node was low on resource: memory.".into(),
+    });
+    let status = status_of(&pod, vec![seen("a", State::Exited, 137, 0)], |input| input.verdict = Some(&VERDICT));
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("Evicted")));
 }

@@ -1,0 +1,205 @@
+//! Who asks, and whether he may: TokenReview and SubjectAccessReview, remembered for a while.
+
+use http::Method;
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::api::{Api, PostParams};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// How long answers are remembered.
+const ALLOWED: Duration = Duration::from_secs(300);
+const DENIED: Duration = Duration::from_secs(30);
+const TOKENS: Duration = Duration::from_secs(120);
+/// Answers remembered at most.
+const REMEMBERED: usize = 256;
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// User.
+    pub user: String,
+    /// Groups.
+    pub groups: Vec<String>,
+}
+
+/// The identity in a verified client certificate.
+pub fn identity(der: &[u8]) -> Option<Identity> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let subject = certificate.subject();
+    let user = subject.iter_common_name().next()?.as_str().ok()?.to_string();
+    let groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(String::from).collect();
+    Some(Identity { user, groups })
+}
+
+/// Why somebody is turned away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nobody knows who asks.
+    Unauthorized,
+    /// He may not.
+    Forbidden(String),
+    /// The API server could not be asked.
+    Unavailable(String),
+}
+
+/// Asks the API server.
+pub struct Access {
+    api: kube::Client,
+    node: String,
+    decisions: Mutex<HashMap<(Identity, String, String), (bool, Instant)>>,
+    tokens: Mutex<HashMap<[u8; 32], (Identity, Instant)>>,
+}
+
+impl Access {
+    /// Access to this node.
+    pub fn new(api: kube::Client, node: String) -> Access {
+        Access { api, node, decisions: Mutex::default(), tokens: Mutex::default() }
+    }
+
+    /// Whether the request may go on.
+    pub async fn check(
+        &self,
+        certificate: Option<Identity>,
+        token: Option<&str>,
+        method: &Method,
+        path: &str,
+    ) -> Result<(), Refusal> {
+        let identity = match (certificate, token) {
+            (Some(identity), _) => identity,
+            (None, Some(token)) => self.review_token(token).await?,
+            (None, None) => return Err(Refusal::Unauthorized),
+        };
+        let (verb, subresource) = (verb_of(method), subresource_of(path));
+        if self.may(&identity, verb, subresource).await? {
+            return Ok(());
+        }
+        // The fine-grained names stand beside the broad one that older roles have.
+        if subresource != "proxy" && !matches!(subresource, "stats" | "metrics" | "log") && self.may(&identity, verb, "proxy").await? {
+            return Ok(());
+        }
+        Err(Refusal::Forbidden(format!(
+            "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])\n",
+            identity.user
+        )))
+    }
+
+    async fn review_token(&self, token: &str) -> Result<Identity, Refusal> {
+        let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        if let Some((identity, at)) = crate::lock(&self.tokens).get(&digest) {
+            if at.elapsed() < TOKENS {
+                return Ok(identity.clone());
+            }
+        }
+        let review = TokenReview {
+            spec: TokenReviewSpec { token: token.to_string(), ..Default::default() },
+            ..Default::default()
+        };
+        let api: Api<TokenReview> = Api::all(self.api.clone());
+        let answer = api.create(&PostParams::default(), &review).await.map_err(unavailable)?;
+        let status = answer.status.unwrap_or_default();
+        let user = status.user.filter(|_| status.authenticated == Some(true)).ok_or(Refusal::Unauthorized)?;
+        let identity = Identity { user: user.username.unwrap_or_default(), groups: user.groups.unwrap_or_default() };
+        let mut tokens = crate::lock(&self.tokens);
+        if tokens.len() >= REMEMBERED {
+            tokens.clear();
+        }
+        tokens.insert(digest, (identity.clone(), Instant::now()));
+        Ok(identity)
+    }
+
+    async fn may(&self, identity: &Identity, verb: &str, subresource: &str) -> Result<bool, Refusal> {
+        let key = (identity.clone(), verb.to_string(), subresource.to_string());
+        if let Some((allowed, at)) = crate::lock(&self.decisions).get(&key) {
+            if at.elapsed() < if *allowed { ALLOWED } else { DENIED } {
+                return Ok(*allowed);
+            }
+        }
+        let review = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: Some(identity.user.clone()),
+                groups: Some(identity.groups.clone()),
+                resource_attributes: Some(ResourceAttributes {
+                    verb: Some(verb.into()),
+                    version: Some("v1".into()),
+                    resource: Some("nodes".into()),
+                    subresource: Some(subresource.into()),
+                    name: Some(self.node.clone()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let api: Api<SubjectAccessReview> = Api::all(self.api.clone());
+        let answer = api.create(&PostParams::default(), &review).await.map_err(unavailable)?;
+        let allowed = answer.status.is_some_and(|s| s.allowed);
+        let mut decisions = crate::lock(&self.decisions);
+        if decisions.len() >= REMEMBERED {
+            decisions.clear();
+        }
+        decisions.insert(key, (allowed, Instant::now()));
+        Ok(allowed)
+    }
+}
+
+fn unavailable(error: kube::Error) -> Refusal {
+    Refusal::Unavailable(format!("the API server could not be asked: {}", crate::client::explain(&error)))
+}
+
+fn verb_of(method: &Method) -> &'static str {
+    match *method {
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE => "delete",
+        _ => "get",
+    }
+}
+
+fn subresource_of(path: &str) -> &'static str {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    match first {
+        "stats" => "stats",
+        "metrics" => "metrics",
+        "logs" => "log",
+        "healthz" => "healthz",
+        "pods" | "runningpods" => "pods",
+        "configz" => "configz",
+        _ => "proxy",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_subresources_of_the_node() {
+        for (path, expected) in [
+            ("/metrics/resource", "metrics"),
+            ("/stats/summary", "stats"),
+            ("/pods", "pods"),
+            ("/exec/a/b/c", "proxy"),
+            ("/containerLogs/a/b/c", "proxy"),
+        ] {
+            assert_eq!(subresource_of(path), expected, "{path}");
+        }
+        assert_eq!(verb_of(&Method::POST), "create");
+    }
+
+    #[test]
+    fn identities_are_read_from_certificates() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "kube-apiserver-kubelet-client");
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "kimg:kubelet-api-clients");
+        let certificate = params.self_signed(&key).unwrap();
+        let found = identity(certificate.der()).unwrap();
+        assert_eq!(found.user, "kube-apiserver-kubelet-client");
+        assert_eq!(found.groups, ["kimg:kubelet-api-clients"]);
+    }
+}

@@ -1,0 +1,85 @@
+//! `/metrics` and `/metrics/resource` in Prometheus' text form.
+
+use super::stats::{containers, node_figures};
+use super::{Answer, typed};
+use crate::cgroups::{Cgroups, figures};
+use crate::kubelet::Kubelet;
+use crate::pods::spec;
+use bytes::Bytes;
+use http::StatusCode;
+use std::fmt::Write;
+
+fn answer(text: String) -> Answer {
+    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(text))
+}
+
+/// A family of samples: labels and value.
+fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(String, f64)]) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        let _ = if labels.is_empty() { writeln!(out, "{name} {value}") } else { writeln!(out, "{name}{{{labels}}} {value}") };
+    }
+}
+
+/// The kubelet's own metrics.
+pub fn kubelet(kubelet: &Kubelet) -> Answer {
+    let pods = kubelet.pods.list();
+    let running = pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")).count();
+    let node = format!("node=\"{}\"", kubelet.options.node_name);
+    let mut out = String::new();
+    family(&mut out, "kubelet_node_name", "gauge", "The node's name. The count is always 1.", &[(node, 1.0)]);
+    family(&mut out, "kubelet_running_pods", "gauge", "Number of pods that run.", &[(String::new(), running as f64)]);
+    family(&mut out, "kubelet_desired_pods", "gauge", "Number of pods bound to this node.", &[(String::new(), pods.len() as f64)]);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = crate::node::facts::meminfo(&status).get("VmRSS").copied().unwrap_or(0);
+    family(&mut out, "process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", &[(String::new(), resident as f64)]);
+    answer(out)
+}
+
+/// What metrics servers read.
+pub async fn resource(kubelet: &Kubelet) -> Answer {
+    let (mut cpu, mut memory, mut start, mut pod_cpu, mut pod_memory) = (vec![], vec![], vec![], vec![], vec![]);
+    for pod in kubelet.pods.list() {
+        let place = format!("namespace=\"{}\",pod=\"{}\"", spec::namespace(&pod), spec::name(&pod));
+        for container in containers(kubelet, &pod).await {
+            let labels = format!("container=\"{}\",{place}", container.name);
+            cpu.push((labels.clone(), seconds(container.figures.cpu_ns)));
+            memory.push((labels.clone(), container.figures.working_set as f64));
+            start.push((labels, container.started_at as f64 / 1e9));
+        }
+        let path = kubelet.cgroups.as_ref().map(|c| c.path(&Cgroups::pod_path(&pod)));
+        if let Some(figures) = path.and_then(|p| figures(&p).ok()) {
+            pod_cpu.push((place.clone(), seconds(figures.cpu_ns)));
+            pod_memory.push((place, figures.working_set as f64));
+        }
+    }
+    let node = node_figures(kubelet);
+    let one = |value: f64| vec![(String::new(), value)];
+    let mut out = String::new();
+    family(&mut out, "container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the container in core-seconds", &cpu);
+    family(&mut out, "container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes", &memory);
+    family(&mut out, "container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds", &start);
+    family(&mut out, "node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds", &one(seconds(node.cpu_ns)));
+    family(&mut out, "node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes", &one(node.working_set as f64));
+    family(&mut out, "pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds", &pod_cpu);
+    family(&mut out, "pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes", &pod_memory);
+    family(&mut out, "resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise", &one(0.0));
+    answer(out)
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_written_as_text() {
+        let mut out = String::new();
+        family(&mut out, "a", "gauge", "h", &[(String::new(), 1.0), ("x=\"y\"".into(), 2.5)]);
+        assert_eq!(out, "# HELP a h\n# TYPE a gauge\na 1\na{x=\"y\"} 2.5\n");
+    }
+}
