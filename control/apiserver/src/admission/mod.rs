@@ -103,13 +103,17 @@ impl Attributes<'_> {
 pub struct Admission {
     /// Cluster addresses and node ports of Services.
     pub services: Allocator,
+    /// Name of the node that this server runs on.
+    pub own_node: String,
 }
 
 impl Admission {
     /// Reads settings.
     pub fn new(config: &Config) -> anyhow::Result<Admission> {
         let services = Allocator::new(&config.service_cluster_ip_range, &config.service_node_port_range);
-        Ok(Admission { services: services.map_err(anyhow::Error::msg)? })
+        // A node's name is its host name; without one nobody is beside us.
+        let own_node = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string();
+        Ok(Admission { services: services.map_err(anyhow::Error::msg)?, own_node })
     }
 
     /// Runs the mutating plugins.  `old` is None on create.

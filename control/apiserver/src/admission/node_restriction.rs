@@ -7,6 +7,11 @@ use crate::authn::view::{PODS, items_at, name_of, str_at};
 use crate::error::Result;
 use crate::strategy::fields;
 
+/// The role that every node may give itself.
+const WORKER: &str = "node-role.kubernetes.io/worker";
+/// The role of the machines that run an API server: only the kubelet beside this one may claim it.
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+
 /// Labels under kubernetes.io and k8s.io that a kubelet may set.
 const ALLOWED: [&str; 12] = [
     "kubernetes.io/hostname",
@@ -95,7 +100,9 @@ fn own_node(at: &Attributes<'_>, node: &str, new: Option<&Value>, old: Option<&V
         return Err(at.forbidden(&format!("node {node:?} is not allowed to modify node {name:?}")));
     }
     let Some(new) = new else { return Ok(()) };
-    let refused = forbidden_labels(new, old);
+    let beside_us = node == at.state.admission.own_node;
+    let refused: Vec<String> =
+        forbidden_labels(new, old).into_iter().filter(|k| k != WORKER && !(k == CONTROL_PLANE && beside_us)).collect();
     if !refused.is_empty() {
         return Err(at.forbidden(&format!("is not allowed to modify labels: {}", refused.join(", "))));
     }

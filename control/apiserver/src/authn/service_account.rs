@@ -217,18 +217,15 @@ fn check_dates(claims: &Value, now: i64) -> Result<(), AuthnError> {
     Ok(())
 }
 
-fn gone(object: &Value, now: i64) -> bool {
-    let deleted = str_at(object, "/metadata/deletionTimestamp");
-    if deleted.is_empty() {
-        return false;
-    }
-    deleted.parse::<jiff::Timestamp>().map(|t| t.as_second() + DELETION_LEEWAY < now).unwrap_or(true)
+/// Whether something deleted at `deleted` (empty: not deleted) is gone for tokens.
+fn gone(deleted: &str, now: i64) -> bool {
+    !deleted.is_empty() && deleted.parse::<jiff::Timestamp>().map(|t| t.as_second() + DELETION_LEEWAY < now).unwrap_or(true)
 }
 
 /// Checks that a bound object is still the one that the token names.
-fn check_bound(object: Option<Arc<Value>>, claim: &Value, what: &str, now: i64) -> Result<(), AuthnError> {
-    match object {
-        Some(o) if str_at(&o, "/metadata/uid") == str_at(claim, "/uid") && !gone(&o, now) => Ok(()),
+fn check_bound(life: Option<(String, String)>, claim: &Value, what: &str, now: i64) -> Result<(), AuthnError> {
+    match life {
+        Some((uid, deleted)) if uid == str_at(claim, "/uid") && !gone(&deleted, now) => Ok(()),
         _ => Err(AuthnError::refused(format!("token's {what} {:?} is gone", str_at(claim, "/name")))),
     }
 }
@@ -241,20 +238,20 @@ fn bound_user(view: &dyn ClusterView, claims: &Value, now: i64) -> Result<UserIn
     if claims["sub"].as_str() != Some(&format!("system:serviceaccount:{namespace}:{name}")) {
         return Err(AuthnError::refused("token's subject is not its service account"));
     }
-    check_bound(view.get(SERVICE_ACCOUNTS, namespace, name), account, "service account", now)?;
+    check_bound(view.life(SERVICE_ACCOUNTS, namespace, name), account, "service account", now)?;
     let mut user = account_user(namespace, name, str_at(account, "/uid"));
     if let Some(pod) = private.get("pod") {
-        check_bound(view.get(PODS, namespace, str_at(pod, "/name")), pod, "pod", now)?;
+        check_bound(view.life(PODS, namespace, str_at(pod, "/name")), pod, "pod", now)?;
         add_extra(&mut user, "pod-name", str_at(pod, "/name"));
         add_extra(&mut user, "pod-uid", str_at(pod, "/uid"));
     }
     if let Some(secret) = private.get("secret") {
-        check_bound(view.get(SECRETS, namespace, str_at(secret, "/name")), secret, "secret", now)?;
+        check_bound(view.life(SECRETS, namespace, str_at(secret, "/name")), secret, "secret", now)?;
     }
     if let Some(node) = private.get("node") {
         // A pod's token outlives its Node object; a token bound to the node itself does not.
         if private.get("pod").is_none() {
-            check_bound(view.get(NODES, "", str_at(node, "/name")), node, "node", now)?;
+            check_bound(view.life(NODES, "", str_at(node, "/name")), node, "node", now)?;
         }
         add_extra(&mut user, "node-name", str_at(node, "/name"));
         add_extra(&mut user, "node-uid", str_at(node, "/uid"));
@@ -288,10 +285,10 @@ fn legacy_user(view: &dyn ClusterView, claims: &Value, token: &str, now: i64) ->
     let name = claim("service-account.name");
     let uid = claim("service-account.uid");
     let account = json!({"name": name, "uid": uid});
-    check_bound(view.get(SERVICE_ACCOUNTS, namespace, name), &account, "service account", now)?;
+    check_bound(view.life(SERVICE_ACCOUNTS, namespace, name), &account, "service account", now)?;
     let secret = view
         .get(SECRETS, namespace, claim("secret.name"))
-        .filter(|s| !gone(s, now))
+        .filter(|s| !gone(str_at(s, "/metadata/deletionTimestamp"), now))
         .ok_or_else(|| AuthnError::refused("token's secret is gone"))?;
     let held = base64::engine::general_purpose::STANDARD.decode(str_at(&secret, "/data/token")).unwrap_or_default();
     if held != token.as_bytes() {

@@ -41,6 +41,12 @@ pub trait ClusterView: Send + Sync {
     /// All objects of a kind, in one namespace or in all (`""`).
     fn list(&self, gr: Gr, namespace: &str) -> Vec<Arc<Value>>;
 
+    /// The uid and deletion time (maybe empty) of an object, cheaply.
+    fn life(&self, gr: Gr, namespace: &str, name: &str) -> Option<(String, String)> {
+        let object = self.get(gr, namespace, name)?;
+        Some((str_at(&object, "/metadata/uid").to_string(), str_at(&object, "/metadata/deletionTimestamp").to_string()))
+    }
+
     /// A number that grows with every change of any object of the kind.
     fn revision(&self, gr: Gr) -> u64;
 }
@@ -53,6 +59,21 @@ impl ClusterView for crate::registry::Registry {
     fn list(&self, gr: Gr, namespace: &str) -> Vec<Arc<Value>> {
         let namespace = (!namespace.is_empty()).then_some(namespace);
         self.list(gr.0, gr.1, namespace).iter().map(|o| Arc::new(o.value())).collect()
+    }
+
+    fn life(&self, gr: Gr, namespace: &str, name: &str) -> Option<(String, String)> {
+        #[derive(serde::Deserialize)]
+        struct Light {
+            metadata: Meta,
+        }
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Meta {
+            deletion_timestamp: Option<String>,
+        }
+        let object = self.get(gr.0, gr.1, namespace, name)?;
+        let light: Light = object.parse().ok()?;
+        Some((object.uid.to_string(), light.metadata.deletion_timestamp.unwrap_or_default()))
     }
 
     fn revision(&self, gr: Gr) -> u64 {

@@ -46,16 +46,16 @@ impl Rbac {
     pub fn allows(&self, view: &dyn ClusterView, query: &Query<'_>) -> Option<String> {
         let table = self.table(view);
         let namespace = if query.is_resource { query.namespace } else { "" };
-        table.grants(query.user, namespace).find_map(|(grant, subject)| {
+        table.grants(query.user, namespace).find_map(|(grant, kind, subject)| {
             let allowed = grant.rules.iter().any(|rule| rule.allows(query));
-            allowed.then(|| format!("RBAC: allowed by {} to {subject}", grant.source))
+            allowed.then(|| format!("RBAC: allowed by {} to {kind} {subject:?}", grant.source))
         })
     }
 
     /// Every rule that holds for the user in a namespace (and everywhere).
     pub fn rules_for(&self, view: &dyn ClusterView, user: &UserInfo, namespace: &str) -> Vec<Rule> {
         let table = self.table(view);
-        table.grants(user, namespace).flat_map(|(grant, _)| grant.rules.iter().cloned()).collect()
+        table.grants(user, namespace).flat_map(|(grant, ..)| grant.rules.iter().cloned()).collect()
     }
 
     fn table(&self, view: &dyn ClusterView) -> Arc<Table> {
@@ -123,14 +123,12 @@ impl Table {
     }
 
     /// The grants that hold in `namespace`, each with the subject it came by.
-    fn grants<'a>(&'a self, user: &'a UserInfo, namespace: &'a str) -> impl Iterator<Item = (&'a Grant, String)> {
+    fn grants<'a>(&'a self, user: &'a UserInfo, namespace: &'a str) -> impl Iterator<Item = (&'a Grant, &'static str, &'a str)> {
         let own = self.by_user.get(user.name.as_str()).into_iter().flatten().map(|g| (g, "User", user.name.as_str()));
         let by_groups = user.groups.iter().flat_map(|name| {
             self.by_group.get(name.as_str()).into_iter().flatten().map(move |g| (g, "Group", name.as_str()))
         });
-        own.chain(by_groups)
-            .filter(move |(g, ..)| g.namespace.as_deref().is_none_or(|ns| ns == namespace && !ns.is_empty()))
-            .map(|(g, kind, name)| (g, format!("{kind} {name:?}")))
+        own.chain(by_groups).filter(move |(g, ..)| g.namespace.as_deref().is_none_or(|ns| ns == namespace && !ns.is_empty()))
     }
 }
 
