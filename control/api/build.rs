@@ -38,6 +38,8 @@ struct Facts {
     protos: Map<String, Value>,
     order: BTreeMap<String, u32>,
     strings: Strings,
+    /// Fields that tell "not set" from zero, by type.
+    optional: Map<String, Value>,
 }
 
 fn load(name: &str) -> Value {
@@ -201,12 +203,12 @@ impl Facts {
         out.push(leaf("", v));
     }
 
-    fn field(&mut self, out: &mut Vec<u8>, name: &str, v: &Value, required: bool, proto: Option<&(u32, Vec<u32>)>) {
+    fn field(&mut self, out: &mut Vec<u8>, name: &str, v: &Value, marks: u8, proto: Option<&(u32, Vec<u32>)>) {
         let id = self.strings.id(name);
         varint(out, id);
         let strategy = v["x-kubernetes-patch-strategy"].as_str().unwrap_or("");
         let merge_key = v["x-kubernetes-patch-merge-key"].as_str();
-        let mut flags = required as u8;
+        let mut flags = marks;
         flags |= (strategy.contains("merge") as u8) << 1;
         flags |= (strategy.contains("retainKeys") as u8) << 2;
         flags |= (merge_key.is_some() as u8) << 3;
@@ -245,7 +247,9 @@ impl Facts {
         }
         varint(&mut out, props.len() as u32);
         for (k, p) in &props {
-            self.field(&mut out, k, p, required.contains(&k.as_str()), numbers.get(k));
+            let optional = self.optional.get(name).and_then(Value::as_array).is_some_and(|l| l.iter().any(|o| o == k));
+            let marks = required.contains(&k.as_str()) as u8 | (optional as u8) << 5;
+            self.field(&mut out, k, p, marks, numbers.get(k));
         }
         out
     }
@@ -348,7 +352,7 @@ fn main() {
     let schemas = object(load("schemas.json"));
     let protos = object(load("protobuf.json"));
     let order: BTreeMap<String, u32> = schemas.keys().enumerate().map(|(i, k)| (k.clone(), i as u32)).collect();
-    let mut facts = Facts { schemas, protos, order, strings: Strings::default() };
+    let mut facts = Facts { schemas, protos, order, strings: Strings::default(), optional: object(load("optional.json")) };
     let names: Vec<String> = facts.order.keys().cloned().collect();
     let types: Vec<Vec<u8>> = names.iter().map(|n| facts.ty(n)).collect();
     let (kind_count, kinds) = facts.kinds(&load("discovery.json"), &load("columns.json"));

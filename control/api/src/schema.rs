@@ -120,6 +120,8 @@ pub struct Field {
     pub merge_key: Option<&'static str>,
     /// Treat the field's object as one value in server-side apply.
     pub atomic: bool,
+    /// Zero is a value of its own, different from not set.
+    pub optional: bool,
     /// Protobuf number, 0 where there is none.
     pub number: u32,
     /// Numbers of the embedded messages on the way to `number`.
@@ -162,7 +164,7 @@ impl Field {
 
     /// A field of a custom resource.
     pub fn custom(name: Str, schema: Ref, required: bool) -> Field {
-        Field { name, required, patch_merge: false, retain_keys: false, merge_key: None, atomic: false, number: 0, path: Vec::new(), schema }
+        Field { name, required, patch_merge: false, retain_keys: false, merge_key: None, atomic: false, optional: false, number: 0, path: Vec::new(), schema }
     }
 }
 
@@ -290,6 +292,7 @@ fn decode_field(r: &mut Reader) -> Field {
         patch_merge: flags & 2 != 0,
         retain_keys: flags & 4 != 0,
         atomic: flags & 16 != 0,
+        optional: flags & 32 != 0,
         merge_key,
         number,
         path,

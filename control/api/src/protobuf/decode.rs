@@ -1,7 +1,7 @@
 //! Messages to values.
 
 use super::wire::{Fields, Raw};
-use super::{Error, MAGIC, pointers};
+use super::{Error, MAGIC};
 use crate::schema::{Field, Schema, Ty};
 use base64::Engine;
 use serde_json::{Map, Value};
@@ -58,7 +58,7 @@ fn message(body: &[u8], schema: &Schema, path: &mut Vec<u32>, out: &mut Map<Stri
     let mut fields = Fields(body);
     while let Some((n, raw)) = fields.next()? {
         if let Some(f) = schema.fields.iter().find(|f| f.number == n && f.path == *path) {
-            field(f, schema, raw, out, depth)?;
+            field(f, raw, out, depth)?;
         } else if schema.fields.iter().any(|f| f.path.len() > path.len() && f.path[..path.len()] == **path && f.path[path.len()] == n) {
             path.push(n);
             let done = message(raw.bytes(), schema, path, out, depth + 1);
@@ -69,7 +69,7 @@ fn message(body: &[u8], schema: &Schema, path: &mut Vec<u32>, out: &mut Map<Stri
     Ok(())
 }
 
-fn field(f: &Field, parent: &Schema, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Result<(), Error> {
+fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Result<(), Error> {
     let schema = f.schema();
     match schema.ty {
         Ty::Array => {
@@ -99,7 +99,7 @@ fn field(f: &Field, parent: &Schema, raw: Raw, out: &mut Map<String, Value>, dep
         }
         _ => {
             let v = single(raw, schema, depth + 1)?;
-            if !drop_zero(f, parent, &v) {
+            if !drop_zero(f, &v) {
                 // A message that comes in pieces is merged.
                 match (out.get_mut(f.name.as_ref()), v) {
                     (Some(Value::Object(old)), Value::Object(new)) => old.extend(new),
@@ -113,7 +113,8 @@ fn field(f: &Field, parent: &Schema, raw: Raw, out: &mut Map<String, Value>, dep
     Ok(())
 }
 
-fn drop_zero(f: &Field, parent: &Schema, v: &Value) -> bool {
+/// Plain fields are always on the wire, zero or not; JSON leaves their zeros out.
+fn drop_zero(f: &Field, v: &Value) -> bool {
     let zero = match v {
         Value::Null => return true,
         Value::Bool(b) => !b,
@@ -121,11 +122,7 @@ fn drop_zero(f: &Field, parent: &Schema, v: &Value) -> bool {
         Value::String(s) => s.is_empty(),
         _ => false,
     };
-    zero && match f.schema().ty {
-        Ty::IntOrString => f.name == "targetPort",
-        Ty::Quantity => false,
-        _ => !f.required && !pointers::keeps_zero(&parent.name, &f.name),
-    }
+    zero && f.schema().ty != Ty::Quantity && !f.required && !f.optional
 }
 
 fn repeated(list: &mut Vec<Value>, raw: Raw, item: &Schema, depth: u32) -> Result<(), Error> {

@@ -5,7 +5,6 @@
 
 mod decode;
 mod encode;
-mod pointers;
 pub mod wire;
 
 pub use decode::{decode_message, decode_object};
