@@ -19,6 +19,7 @@ pub mod handlers;
 pub mod metrics;
 mod notify;
 pub mod object;
+mod offline;
 pub mod pipeline;
 pub mod registry;
 pub mod request;

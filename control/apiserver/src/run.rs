@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use store::{Cipher, DirDisk, Embedded, Options};
+use store::{DirDisk, Embedded, Options};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::registry::{Registry, prefix};
+use crate::registry::Registry;
 use crate::state::AppState;
 use crate::{bootstrap, notify, server};
 
@@ -22,6 +22,9 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(60);
 
 /// Runs the API server; `args` begin with the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    if args.get(1).is_some_and(|a| a == "store") {
+        return crate::offline::main(&args);
+    }
     let config = match Config::try_parse_from(args) {
         Ok(config) => config,
         Err(error) => {
@@ -131,12 +134,8 @@ impl Server {
 }
 
 fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
-    let mut options = Options::default();
-    if let Some(file) = &config.encryption_key_file {
-        let key = std::fs::read(file).with_context(|| format!("reading --encryption-key-file {}", file.display()))?;
-        let cipher = Cipher::new(&key, vec![prefix("", "secrets")]).map_err(|e| anyhow::anyhow!("--encryption-key-file {}: {e}", file.display()))?;
-        options.cipher = Some(Arc::new(cipher));
-    }
+    let cipher = crate::offline::cipher(config.encryption_key_file.as_deref())?.map(Arc::new);
+    let options = Options { cipher, ..Options::default() };
     let disk = DirDisk::open(&config.store_dir)?;
     Ok(Arc::new(Embedded::open(Arc::new(disk), options)?))
 }

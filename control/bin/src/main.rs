@@ -1,9 +1,10 @@
 //! One executable for the control plane: which component runs is said by the name it is
 //! called by, or by the first argument.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 type Main = fn(Vec<OsString>) -> ExitCode;
 
@@ -13,14 +14,29 @@ const COMPONENTS: [(&str, Main); 3] = [
     ("kube-scheduler", kube_scheduler::main),
 ];
 
-fn component(name: &OsString) -> Option<Main> {
+/// What makes the C library's allocator give memory back: few arenas, and large buffers in
+/// maps of their own.  It reads them at its start only.
+const ALLOCATOR: [(&str, &str); 3] = [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "131072"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
+
+fn component(name: &OsStr) -> Option<Main> {
     let name = Path::new(name).file_name()?;
     COMPONENTS.iter().find(|(known, _)| name == *known).map(|(_, main)| *main)
 }
 
+/// Runs this program again, in the same process, with the allocator's settings.
+fn tune(args: &[OsString]) {
+    let Some((name, rest)) = args.split_first() else { return };
+    if std::env::var_os(ALLOCATOR[0].0).is_some() {
+        return;
+    }
+    let error = Command::new("/proc/self/exe").arg0(name).args(rest).envs(ALLOCATOR).exec();
+    eprintln!("running with more memory than needed: {error}");
+}
+
 fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
-    if let Some(main) = args.first().and_then(component) {
+    tune(&args);
+    if let Some(main) = args.first().and_then(|a| component(a)) {
         return main(args);
     }
     if args.len() > 1

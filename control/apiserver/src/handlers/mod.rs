@@ -94,7 +94,6 @@ async fn review(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Re
 
 /// Component statuses are looked up, never stored.
 async fn component_statuses(scope: &Scope<'_>) -> Result<Response<Body>> {
-    scope.warn("v1 ComponentStatus is deprecated in v1.19+");
     let all = strategy::components::list(scope.state).await;
     if scope.info.verb == Verb::List {
         return list::made(scope, all);

@@ -55,7 +55,7 @@ impl<'a> Scope<'a> {
             api_version: kind.api_version(),
             dry_run: info.dry_run(),
             user_agent: text(http::header::USER_AGENT).to_string(),
-            warnings: Mutex::new(kind.custom.as_ref().and_then(|c| c.deprecated.clone()).into_iter().collect()),
+            warnings: Mutex::new(deprecation(&kind).into_iter().collect()),
             kind,
         })
     }
@@ -145,6 +145,15 @@ impl<'a> Scope<'a> {
                 response.headers_mut().append(http::header::WARNING, value);
             }
         }
+    }
+}
+
+/// What clients of an old kind are told.
+fn deprecation(kind: &Kind) -> Option<String> {
+    match (kind.group.as_ref(), kind.plural.as_ref()) {
+        ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()),
+        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+".into()),
+        _ => kind.custom.as_ref().and_then(|c| c.deprecated.clone()),
     }
 }
 

@@ -87,3 +87,38 @@ async fn tables_name_their_columns_once() {
     assert!(columns(&events[0]) > 0 && columns(&events[1]) == 0);
     assert_eq!(events[1]["object"]["rows"][0]["cells"][0], "b");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_conflict_and_watchers_agree() {
+    const WRITERS: usize = 4;
+    const EACH: usize = 10;
+    let cluster = Cluster::start().await;
+    let made = cluster.post(MAPS, map("n", "0")).await.expect(201);
+    let query = format!("{MAPS}?watch=1&resourceVersion={}", made["metadata"]["resourceVersion"].as_str().unwrap());
+    let mut watchers = vec![cluster.watch(&query).await, cluster.watch(&query).await];
+    let cluster = &cluster;
+    let count = |_| async move {
+        for _ in 0..EACH {
+            loop {
+                let mut now = cluster.get(&format!("{MAPS}/n")).await.expect(200);
+                let number: usize = now["metadata"]["labels"]["l"].as_str().unwrap().parse().unwrap();
+                now["metadata"]["labels"]["l"] = (number + 1).to_string().into();
+                match cluster.put(&format!("{MAPS}/n"), &now).await.code {
+                    200 => break,
+                    code => assert_eq!(code, 409),
+                }
+            }
+        }
+    };
+    futures::future::join_all((0..WRITERS).map(count)).await;
+    for watcher in &mut watchers {
+        let mut last = 0;
+        for wanted in 1..=WRITERS * EACH {
+            let (_, object) = watcher.next().await.unwrap();
+            assert_eq!(object["metadata"]["labels"]["l"], wanted.to_string());
+            let revision: u64 = object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+            assert!(revision > last);
+            last = revision;
+        }
+    }
+}
