@@ -11,6 +11,7 @@ pub mod disk;
 pub mod firewall;
 pub mod handover;
 pub mod kernel_modules;
+pub mod kernel_settings;
 pub mod logs;
 pub mod machine;
 pub mod modprobe;

@@ -19,6 +19,7 @@ const PERIOD: Duration = Duration::from_secs(1800);
 const SAVE_PERIOD: Duration = Duration::from_secs(600);
 /// Smaller differences are left alone: a clock that jumps does more harm.
 const TOLERANCE: Duration = Duration::from_millis(400);
+const UNCONFIRMED: &str = "the clock is not confirmed";
 /// Seconds from 1900 to 1970.
 const NTP_EPOCH: u64 = 2_208_988_800;
 
@@ -35,7 +36,7 @@ pub(super) async fn set(machine: &Shared, cluster: &Cluster) {
         let wait = if late { LONG_WAIT } else { SHORT_WAIT };
         match timeout(wait, first).await {
             Ok(Ok(Ok(sentence))) => note = sentence,
-            Ok(Ok(Err(error))) => machine.warn(format!("the clock is not confirmed: {error:#}")),
+            Ok(Ok(Err(error))) => machine.warn(format!("{UNCONFIRMED}: {error:#}")),
             Ok(Err(_)) | Err(_) => note = "hardware clock, no time server has answered yet".to_owned(),
         }
     }
@@ -70,8 +71,10 @@ async fn keep(machine: Shared, servers: Vec<String>) {
         if !servers.is_empty() && since_sync >= PERIOD {
             since_sync = Duration::ZERO;
             let asked = servers.clone();
-            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || synchronise(&asked)).await {
-                machine.warn(format!("the clock is not confirmed: {error:#}"));
+            match tokio::task::spawn_blocking(move || synchronise(&asked)).await {
+                Ok(Ok(_)) => machine.update(|status| status.warnings.retain(|warning| !warning.starts_with(UNCONFIRMED))),
+                Ok(Err(error)) => machine.warn(format!("{UNCONFIRMED}: {error:#}")),
+                Err(error) => tracing::warn!("asking for the time was interrupted: {error}"),
             }
         }
         save();

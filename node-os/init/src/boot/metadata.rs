@@ -21,6 +21,7 @@ const TOKEN_FILE: &str = "/run/kimg/join-token";
 const MACHINE_ID_FILE: &str = "/var/lib/kimg/machine-id";
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
+const TOKEN_PERIOD: Duration = Duration::from_secs(15);
 const HINT: &str = "correct the machine's user-data or metadata drive; the node keeps looking, no reboot is needed";
 
 /// The search for good metadata.
@@ -41,7 +42,7 @@ impl Search {
     }
 
     /// Does not return before this machine knows who it is.
-    pub(super) async fn run(self) -> (Node, Option<SealKey>) {
+    pub(super) async fn run(&self) -> (Node, Option<SealKey>) {
         self.machine.stage("metadata");
         self.machine.begin("metadata");
         let mut retry = FIRST_RETRY;
@@ -60,6 +61,28 @@ impl Search {
             // The node API may ask for an earlier look.
             let _ = tokio::time::timeout(retry, self.machine.look_again.notified()).await;
             retry = RETRY;
+        }
+    }
+
+    /// Until this node has joined, a better token in its user-data is taken without a reboot.
+    pub(super) async fn follow_token(self) {
+        loop {
+            tokio::time::sleep(TOKEN_PERIOD).await;
+            if has_joined(&self.machine) {
+                return;
+            }
+            let Ok(Some(found)) = self.ask_all().await else { continue };
+            let Ok(user) = userdata::parse(found.user_data.as_deref().unwrap_or_default()) else { continue };
+            let Some(token) = user.kimg.token.clone() else { continue };
+            let known = std::fs::read_to_string(TOKEN_FILE).unwrap_or_default();
+            if known.trim() != token.0
+                && merge(&self.cluster, &found, &user, &self.network.addresses().await.unwrap_or_default()).is_ok()
+            {
+                match pki::write(Path::new(TOKEN_FILE), token.0.as_bytes(), 0o600) {
+                    Ok(()) => tracing::info!("the user-data has another token; joining with it"),
+                    Err(error) => self.machine.warn(format!("{error:#}")),
+                }
+            }
         }
     }
 
@@ -177,6 +200,10 @@ impl Search {
         });
         Ok(())
     }
+}
+
+fn has_joined(machine: &Shared) -> bool {
+    machine.services().iter().filter(|service| service.name == "join").all(|join| join.state == node_api::ServiceState::Done)
 }
 
 /// Drives at controllers that are slow to probe.

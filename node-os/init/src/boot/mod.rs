@@ -19,7 +19,7 @@ use crate::network::Network;
 use crate::services::core::Event;
 use crate::services::runtime::Supervisor;
 use crate::services::table::{self, Facts};
-use crate::{api, console, firewall, kernel_modules, mounts, tracing_setup};
+use crate::{api, console, firewall, kernel_modules, kernel_settings, mounts, tracing_setup};
 use anyhow::{Context, Result};
 use node_metadata::{Cluster, Node};
 use node_sys::process;
@@ -140,6 +140,7 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
     clock::set(machine, &cluster).await;
     modules_result(machine, modules).await;
     start_services(machine, running, &cluster, &node);
+    tokio::task::spawn_local(search.follow_token());
     Ok(())
 }
 
@@ -202,6 +203,9 @@ async fn close_firewall(machine: &Shared, cluster: &Cluster) {
         let why = format!("{error:#}");
         machine.waits("firewall", Wait { waits_for: "the host firewall", why: &why, hint: "this image lacks a kernel module; build it again" });
         tokio::time::sleep(RETRY).await;
+    }
+    for fault in kernel_settings::apply() {
+        machine.warn(fault);
     }
     machine.end("firewall", "");
     machine.stage("drivers");

@@ -16,6 +16,8 @@ const SERVICES_MS: u64 = 75_000;
 /// Containers and whatever else is left.
 const OTHERS_MS: u64 = 5_000;
 
+const MARKER: &str = "/run/kimg/shutdown";
+
 /// Ends everything, and the machine.
 pub(super) async fn end(machine: &Shared, supervisor: Option<Rc<Supervisor>>, ending: Ending) {
     let what = match ending {
@@ -23,6 +25,10 @@ pub(super) async fn end(machine: &Shared, supervisor: Option<Rc<Supervisor>>, en
         Ending::PowerOff => "power off",
     };
     tracing::info!("{what}: services are stopped");
+    // The kubelet tells by this file whether it is only restarted or its pods must end too.
+    if let Err(error) = std::fs::write(MARKER, what) {
+        tracing::warn!("cannot write {MARKER}: {error}");
+    }
     machine.stage(what);
     if let Some(supervisor) = supervisor {
         supervisor.tell(Event::StopAll);

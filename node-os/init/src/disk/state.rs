@@ -23,9 +23,10 @@ const MKFS_OPTIONS: &[&str] =
     &["-q", "-F", "-L", "kimg-state", "-m", "1", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
 
 /// Folders of `/var` that components expect.
-const FOLDERS: [&str; 11] = [
+const FOLDERS: [&str; 13] = [
     "lib/kimg/pki", "lib/kimg/store", "lib/kimg/local-path", "lib/kubelet", "lib/containerd", "lib/cni", "log/kimg", "log/pods",
     "log/containers", "tmp", "lib/kimg/node-api",
+    "lib/kubernetes/libexec", "lib/kubernetes/etc",
 ];
 
 /// Makes STATE ready and mounts it, `/var` included. Says what it did.
