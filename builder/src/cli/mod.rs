@@ -60,6 +60,13 @@ enum Command {
     /// The network between the VMs; `kimg up` starts it
     #[command(hide = true)]
     Switch,
+    /// Run a program in a session of its own
+    #[command(hide = true)]
+    Launch {
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Print completions for a shell
     Completion {
         /// Which shell
@@ -122,6 +129,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Node(args) => node::run(&args, &settings()?)?,
         Command::Doctor(args) => return image::doctor(&args, &dir),
         Command::Switch => vm::switch(&settings()?)?,
+        Command::Launch { command } => crate::local::qemu::launch(&command)?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kimg", &mut std::io::stdout());
         }

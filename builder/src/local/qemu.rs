@@ -3,8 +3,11 @@
 use super::accel::Accel;
 use super::process::Process;
 use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// The emulator.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -77,15 +80,14 @@ pub fn arguments(vm: &VmSpec) -> Vec<String> {
     add("-serial", "chardev:console".into());
     add("-qmp", format!("unix:{node}/qmp.sock,server=on,wait=off"));
     add("-pidfile", format!("{node}/pid"));
-    add("-D", format!("{node}/qemu.log"));
     add("-display", "none".into());
-    for flag in ["-nodefaults", "-no-user-config", "-daemonize"] {
+    for flag in ["-nodefaults", "-no-user-config"] {
         args.push(flag.to_string());
     }
     args
 }
 
-/// Starts a VM in the background; QEMU itself says when it could not.
+/// Starts a VM in the background.
 pub fn start(run_dir: &Path, vm: &VmSpec) -> Result<Process> {
     for stale in ["pid", "qmp.sock"] {
         let path = run_dir.join(&vm.node).join(stale);
@@ -96,27 +98,56 @@ pub fn start(run_dir: &Path, vm: &VmSpec) -> Result<Process> {
             _ => {}
         }
     }
-    let output = Command::new(PROGRAM)
+    let log = run_dir.join(&vm.node).join("qemu.log");
+    let out = std::fs::File::create(&log).with_context(|| format!("making {}", log.display()))?;
+    let errors = out.try_clone().context("sharing qemu.log")?;
+    // Not QEMU's own -daemonize: that leaves the folder which the sockets' short paths are relative to.
+    let child = Command::new(std::env::current_exe().context("finding kimg itself")?)
+        .arg("launch")
+        .arg("--")
+        .arg(PROGRAM)
         .args(arguments(vm))
         .current_dir(run_dir)
         .stdin(Stdio::null())
-        .output()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                anyhow::anyhow!("{PROGRAM} is not installed; `kimg doctor` prints the command that brings it")
-            }
-            _ => anyhow::Error::new(error).context(format!("running {PROGRAM}")),
-        })?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("QEMU did not start {}: {}", vm.node, said.trim());
+        .stdout(out)
+        .stderr(errors)
+        .spawn()
+        .with_context(|| format!("running {PROGRAM}"))?;
+    let pid = i32::try_from(child.id()).context("running QEMU")?;
+    let pid_file = run_dir.join(&vm.node).join("pid");
+    let end = Instant::now() + START_LIMIT;
+    loop {
+        let Some(process) = Process::find(pid) else {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            bail!("QEMU did not start {}: {}", vm.node, said.trim());
+        };
+        // QEMU writes it once everything that it was given is open.
+        if pid_file.exists() {
+            return Ok(process);
+        }
+        if Instant::now() > end {
+            process.end(Duration::from_secs(1))?;
+            bail!("QEMU of {} did not start within {} s; see {}", vm.node, START_LIMIT.as_secs(), log.display());
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
-    let path = run_dir.join(&vm.node).join("pid");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let pid = text.trim().parse().with_context(|| format!("reading {}", path.display()))?;
-    Process::find(pid).with_context(|| {
-        format!("QEMU of {} ended at once; see {}", vm.node, run_dir.join(&vm.node).join("qemu.log").display())
-    })
+}
+
+/// How long QEMU may take to open what it is given.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// Leaves the terminal's session and becomes another program: Ctrl-C does not reach it any more.
+pub fn launch(command: &[OsString]) -> Result<()> {
+    let (program, args) = command.split_first().context("there is no program to launch")?;
+    rustix::process::setsid().context("leaving the terminal's session")?;
+    let error = Command::new(program).args(args).exec();
+    match error.kind() {
+        std::io::ErrorKind::NotFound => bail!(
+            "{} is not installed; `kimg doctor` prints the command that brings it",
+            program.to_string_lossy()
+        ),
+        _ => Err(error).with_context(|| format!("running {}", program.to_string_lossy())),
+    }
 }
 
 /// OVMF's firmware and its empty variables, where distributions put them.
