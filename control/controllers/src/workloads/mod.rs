@@ -2,6 +2,7 @@
 
 mod claim;
 mod deployment;
+mod job;
 mod make;
 mod replica;
 
@@ -12,4 +13,5 @@ use crate::context::Context;
 pub fn start(context: &Arc<Context>) {
     replica::start(context);
     deployment::start(context);
+    job::start(context);
 }
