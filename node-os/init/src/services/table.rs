@@ -54,7 +54,7 @@ fn worker(facts: Facts<'_>) -> Vec<Spec> {
     vec![
         service("api-balancer", NODE, &[], balancer),
         containerd,
-        service("join", NODE, &["api-balancer"], Vec::new()),
+        task("join", &["api-balancer"]),
         Spec { grace_s: 30, oom_score: -999, ..service("kubelet", NODE, &["join", "containerd"], kubelet(facts)) },
         service("overlay", NODE, joined, overlay(facts)),
         service("kube-proxy", NODE, joined, proxy(facts)),
