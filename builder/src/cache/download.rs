@@ -72,21 +72,48 @@ impl Store {
         }
         fs::create_dir_all(&self.dir).with_context(|| format!("creating {}", self.dir.display()))?;
         let partial = self.dir.join(format!("{sha256}.part"));
+        // Another kimg may be fetching the same file; then its work is waited for, and used.
+        let lock = self.dir.join(format!("{sha256}.lock"));
+        let turn = File::create(&lock)
+            .and_then(|file| file.lock().map(|()| file))
+            .with_context(|| format!("locking {}", partial.display()))?;
+        let fetched = self.fetch_alone(client, url, &partial, sha256, size, bar);
+        drop(turn);
+        if fetched.is_ok() {
+            // Whoever waited holds the file itself; an empty file that stays does no harm.
+            let _ = fs::remove_file(&lock);
+        }
+        fetched
+    }
+
+    fn fetch_alone(
+        &self,
+        client: &ureq::Agent,
+        url: &str,
+        partial: &Path,
+        sha256: &str,
+        size: u64,
+        bar: &ProgressBar,
+    ) -> Result<PathBuf> {
+        let path = self.path(sha256);
+        if self.has(sha256, size) {
+            return Ok(path);
+        }
         let mut attempt = 1;
         loop {
-            match transfer(client, url, &partial, size, bar) {
+            match transfer(client, url, partial, size, bar) {
                 Ok(()) => break,
                 Err(error) if attempt == ATTEMPTS || error.is::<Missing>() => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_secs(1 << attempt)),
             }
             attempt += 1;
         }
-        let found = hash::hex_of_file(&partial)?;
+        let found = hash::hex_of_file(partial)?;
         if found != sha256 {
-            fs::remove_file(&partial).with_context(|| format!("removing {}", partial.display()))?;
+            fs::remove_file(partial).with_context(|| format!("removing {}", partial.display()))?;
             bail!("{url} has SHA-256 {found}, and kimg.lock says {sha256}; the mirror or a proxy on the way changes files");
         }
-        fs::rename(&partial, &path).with_context(|| format!("storing {}", path.display()))?;
+        fs::rename(partial, &path).with_context(|| format!("storing {}", path.display()))?;
         Ok(path)
     }
 }
@@ -191,6 +218,7 @@ mod tests {
         let url = server(b"0123456789abcdef", 2);
         let error = store.fetch(&client(), &url, &hash::hex_of(b"x"), 16, &ProgressBar::hidden()).unwrap_err();
         assert!(error.to_string().contains("kimg.lock says"), "{error}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(!store.has(&hash::hex_of(b"x"), 16));
+        assert!(!fs::exists(dir.path().join(format!("{}.part", hash::hex_of(b"x")))).unwrap());
     }
 }

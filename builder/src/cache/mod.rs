@@ -10,6 +10,10 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Keeps the threads of one process apart.
+static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// The per-user cache folder: `$XDG_CACHE_HOME/kimg`, else `~/.cache/kimg`.
 pub fn user_dir() -> Result<PathBuf> {
@@ -41,7 +45,8 @@ pub fn temporary_beside(path: &Path) -> Result<PathBuf> {
     let folder = path.parent().context("a file needs a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     let name = path.file_name().context("a file needs a name")?.to_string_lossy();
-    Ok(folder.join(format!(".{name}.{}.tmp", std::process::id())))
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    Ok(folder.join(format!(".{name}.{number}.{}.tmp", std::process::id())))
 }
 
 /// Removes what interrupted runs left in `folder`: temporary files of processes that are gone.

@@ -1,8 +1,10 @@
 //! Results of build steps, stored under the hash of their inputs.
 
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// How many results of one kind are kept: two roles, and what they were before the last changes.
@@ -14,6 +16,8 @@ const KEEP_AT_LEAST: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 pub struct Steps {
     dir: PathBuf,
+    /// One lock for each result, so that threads that want the same one make it once.
+    running: Arc<Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>>,
 }
 
 impl Steps {
@@ -21,7 +25,7 @@ impl Steps {
     pub fn open(dir: &Path) -> Result<Steps> {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         super::sweep(dir);
-        Ok(Steps { dir: dir.to_path_buf() })
+        Ok(Steps { dir: dir.to_path_buf(), running: Arc::default() })
     }
 
     /// The folder itself.
@@ -37,6 +41,8 @@ impl Steps {
     /// The result of a step: the stored one, or what `make` writes to the path it is given.
     pub fn result(&self, kind: &str, key: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.path(kind, key);
+        let own = self.running.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default().clone();
+        let _alone = own.lock().unwrap_or_else(PoisonError::into_inner);
         if path.exists() {
             touch(&path);
             return Ok(path);
@@ -93,6 +99,26 @@ fn touch(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_that_want_the_same_result_make_it_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let steps = Steps::open(dir.path()).unwrap();
+        let made = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let make = || {
+                        made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(20));
+                        Ok(b"a".to_vec())
+                    };
+                    assert_eq!(steps.bytes("x", "1", make).unwrap(), b"a");
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+    }
 
     #[test]
     fn a_step_runs_once_and_a_failed_one_leaves_nothing() {

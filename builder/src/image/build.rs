@@ -354,8 +354,7 @@ impl<'a> Workshop<'a> {
             (".linux", &vmlinuz),
         ];
         let uki = disk::uki::build(&tools.read(STUB)?, &sections)?;
-        let work = tempfile::Builder::new().prefix(".grub").tempdir_in(self.steps.dir()).context("making a work folder")?;
-        let core = disk::grub::core_image(&tools, command_line, disk::CORE_SECTOR, work.path())?;
+        let core = self.core_image(&tools, command_line)?;
         let boot_img = tools.read(BOOT_IMG)?;
         let esp: [(&str, &[u8]); 3] = [("/EFI/BOOT/BOOTX64.EFI", &uki), ("/boot/vmlinuz", &vmlinuz), ("/boot/initrd", &initrd)];
         let content = disk::Parts {
@@ -377,6 +376,14 @@ impl<'a> Workshop<'a> {
         manifest.write(dir)?;
         bar.finish_and_clear();
         Ok(manifest)
+    }
+
+    fn core_image(&self, tools: &Toolbox, command_line: &str) -> Result<Vec<u8>> {
+        let work = cache::temporary_beside(&self.steps.path("grub", "work"))?;
+        std::fs::create_dir(&work).with_context(|| format!("creating {}", work.display()))?;
+        let core = disk::grub::core_image(tools, command_line, disk::CORE_SECTOR, &work);
+        std::fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
+        core
     }
 
     fn manifest(&self, plan: &Plan, dir: &Path, parts: &DiskParts<'_>, inputs: String, release: String) -> Result<Manifest> {
