@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result};
 use node_metadata::{Cluster, Overlay, Role};
-use node_sys::nft::{Batch, CmpOp, Elem, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types};
+use node_sys::nft::{Batch, CmpOp, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 
@@ -40,7 +40,6 @@ fn rules(cluster: &Cluster, pods_cgroup: u64) -> Batch {
         batch.add_set(&Set { name, id: 0, flags: 0, key_type, key_len, data: MapData::None, timeout_ms: None });
     }
     // The batch is one transaction: not even for a moment is a chain there without its rules.
-    batch.add_elements("node_v4", 0, &[Elem::key(Ipv4Addr::LOCALHOST.octets())]);
     input(&mut batch, cluster.role);
     forward(&mut batch, cluster);
     output(&mut batch, pods_cgroup);

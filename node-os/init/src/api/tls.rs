@@ -30,9 +30,13 @@ impl Tls {
     /// Starts with the certificate that is there, and goes with the times.
     pub(super) fn start(machine: &Shared, keep: bool) -> Result<Tls> {
         let own = load_or_make(keep.then_some(Path::new(OWN_FOLDER)))?;
-        let signed = signed_identity();
-        let shown = signed.clone().unwrap_or_else(|| own.clone());
-        let tls = Tls { current: std::rc::Rc::new(RefCell::new(acceptor(machine, &shown)?)) };
+        // A signed certificate that cannot be used must not keep the node unreachable.
+        let signed = signed_identity().and_then(|signed| Some((acceptor(machine, &signed).ok()?, signed)));
+        let (first, shown) = match signed {
+            Some(pair) => pair,
+            None => (acceptor(machine, &own)?, own),
+        };
+        let tls = Tls { current: std::rc::Rc::new(RefCell::new(first)) };
         tokio::task::spawn_local(follow(machine.clone(), tls.clone(), shown));
         Ok(tls)
     }
