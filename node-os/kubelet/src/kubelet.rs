@@ -205,12 +205,25 @@ async fn import_images(kubelet: &Kubelet) {
     let mut delay = Duration::from_secs(1);
     loop {
         match images::import_all(&containerd, directory).await {
-            Ok(_) => return,
+            Ok(names) => return wait_for_images(kubelet, &names).await,
             Err(error) => {
                 tracing::error!("{error:#}");
                 node_sys::notify::status(&format!("{error:#}"));
                 tokio::time::sleep(delay).await;
                 delay = (delay * 2).min(Duration::from_secs(60));
+            }
+        }
+    }
+}
+
+/// CRI learns of an imported image by an event, a moment later.
+async fn wait_for_images(kubelet: &Kubelet, names: &[String]) {
+    let Some(cri) = &kubelet.cri else { return };
+    for name in names {
+        for _ in 0..100 {
+            match cri.image_status(name).await {
+                Ok(Some(_)) => break,
+                _ => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }

@@ -26,6 +26,8 @@ pub struct Parts<'a> {
     pub image_user: &'a str,
     /// Memory of the node, for the kill order.
     pub memory_capacity: i64,
+    /// The node has cgroup v2.
+    pub cgroup_v2: bool,
     /// Where seccomp profiles lie.
     pub seccomp_root: &'a Path,
 }
@@ -63,7 +65,7 @@ pub fn config(pod: &Pod, container: &Container, parts: Parts) -> ContainerConfig
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         linux: Some(LinuxContainerConfig {
-            resources: Some(resources::of(pod, container, parts.memory_capacity)),
+            resources: Some(resources::of(pod, container, parts.memory_capacity, parts.cgroup_v2)),
             security_context: Some(security::container(
                 pod,
                 container,

@@ -20,7 +20,7 @@ pub fn quota(milli: i64) -> i64 {
 }
 
 /// What the runtime shall apply to a container.
-pub fn of(pod: &Pod, container: &Container, memory_capacity: i64) -> LinuxContainerResources {
+pub fn of(pod: &Pod, container: &Container, memory_capacity: i64, cgroup_v2: bool) -> LinuxContainerResources {
     let request = qos::request(container, "cpu").map_or(0, quantity::milli);
     let limit = qos::limit(container, "cpu").map_or(0, quantity::milli);
     let memory = qos::limit(container, "memory").map_or(0, quantity::value);
@@ -32,7 +32,11 @@ pub fn of(pod: &Pod, container: &Container, memory_capacity: i64) -> LinuxContai
         memory_swap_limit_in_bytes: memory,
         oom_score_adj: qos::oom_score_adj(pod, container, memory_capacity),
         // All of a container's processes go together when its memory runs out.
-        unified: BTreeMap::from([("memory.oom.group".to_string(), "1".to_string())]),
+        unified: if cgroup_v2 {
+            BTreeMap::from([("memory.oom.group".to_string(), "1".to_string())])
+        } else {
+            BTreeMap::new()
+        },
         ..Default::default()
     }
 }

@@ -41,25 +41,26 @@ struct Manifest {
 /// Where a file of the archive lies in it.
 type Files = BTreeMap<String, (u64, u64)>;
 
-/// Imports every archive in `directory` whose images are not there yet; how many images are new.
-pub async fn import_all(containerd: &Containerd, directory: &Path) -> Result<usize> {
+/// Imports every archive in `directory` whose images are not there yet; the names of the new ones.
+pub async fn import_all(containerd: &Containerd, directory: &Path) -> Result<Vec<String>> {
     let mut paths: Vec<_> = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("reading {}", directory.display())),
         Ok(entries) => entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "tar")).collect(),
     };
     paths.sort();
-    let mut imported = 0;
+    let mut imported = Vec::new();
     for path in paths {
-        imported += import(containerd, &path).await.with_context(|| format!("importing image {}", path.display()))?;
+        let new = import(containerd, &path).await.with_context(|| format!("importing image {}", path.display()))?;
+        imported.extend(new);
     }
     Ok(imported)
 }
 
-async fn import(containerd: &Containerd, path: &Path) -> Result<usize> {
+async fn import(containerd: &Containerd, path: &Path) -> Result<Vec<String>> {
     let files = list(path)?;
     let index: Index = read_json(path, &files, "index.json")?;
-    let mut imported = 0;
+    let mut imported = Vec::new();
     for entry in &index.manifests {
         let Some(name) = image_name(&entry.annotations) else {
             bail!("index.json names no image: annotation io.containerd.image.name is missing");
@@ -69,7 +70,7 @@ async fn import(containerd: &Containerd, path: &Path) -> Result<usize> {
         }
         import_image(containerd, path, &files, entry, &name).await.with_context(|| format!("image {name}"))?;
         tracing::info!("imported image {name}");
-        imported += 1;
+        imported.push(name);
     }
     Ok(imported)
 }
@@ -134,8 +135,9 @@ async fn write_image(
         size: entry.size as i64,
         annotations: BTreeMap::new(),
     };
-    let labels = BTreeMap::from([("io.cri-containerd.image".to_string(), "managed".to_string())]);
-    let image = StoredImage { name: name.into(), labels, target: Some(target) };
+    // Without CRI's own label: its plugin sees the new name, registers the image under its id
+    // and labels both itself. With the label it would take that as done.
+    let image = StoredImage { name: name.into(), labels: BTreeMap::new(), target: Some(target) };
     containerd.put_image(image, lease).await.map_err(sentence)
 }
 

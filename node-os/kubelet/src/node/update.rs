@@ -160,6 +160,7 @@ async fn try_register(kubelet: &Kubelet, api: &Api<Node>) -> Result<Node, kube::
         Err(error) if code(&error) == Some(409) => {}
         Err(error) => return Err(error),
     }
+
     let existing = api.get(name).await?;
     let known = existing.metadata.labels.clone().unwrap_or_default();
     let missing: serde_json::Map<String, serde_json::Value> =

@@ -121,6 +121,7 @@ impl Starter<'_> {
                 target,
                 image_user: &image.user,
                 memory_capacity: self.kubelet.node.memory_capacity(),
+                cgroup_v2: self.kubelet.cgroups.is_some(),
                 seccomp_root: &self.kubelet.options.flags.root_dir.join("seccomp"),
             },
         ))

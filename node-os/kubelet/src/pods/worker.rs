@@ -35,6 +35,8 @@ use tokio::sync::{Notify, watch};
 const QUIET: Duration = Duration::from_secs(60);
 /// After something failed.
 const RETRY: Duration = Duration::from_secs(2);
+/// The network usually comes within a moment of the node's start.
+const NETWORK_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,7 @@ pub struct Worker {
     volumes: Option<Volumes>,
     volumes_at: Instant,
     failures: u32,
+    told_of_network: bool,
 }
 
 impl Worker {
@@ -90,6 +93,7 @@ impl Worker {
             volumes: None,
             volumes_at: Instant::now(),
             failures: 0,
+            told_of_network: false,
         }
     }
 
@@ -375,8 +379,12 @@ impl Worker {
     async fn create_sandbox(&mut self, cri: &Cri, config: PodSandboxConfig) -> Result<(String, Vec<IpAddr>), Duration> {
         if !spec::host_network(&self.pod) {
             if let Some(reason) = self.kubelet.node.network_trouble() {
-                let text = format!("network is not ready: container runtime network not ready: {reason}");
-                return Err(self.failed("NetworkNotReady", text).min(Duration::from_secs(5)));
+                if !self.told_of_network {
+                    let text = format!("network is not ready: container runtime network not ready: {reason}");
+                    self.kubelet.events.warning(events::pod_reference(&self.pod, None), "NetworkNotReady", text);
+                    self.told_of_network = true;
+                }
+                return Err(NETWORK_RETRY);
             }
         }
         if let Err(error) = volumes::make_directory(std::path::Path::new(&config.log_directory)) {
