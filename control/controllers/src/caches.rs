@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use control_client::{Client, Object, Store};
+use control_client::{Change, Client, Object, Store};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -15,6 +15,10 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// Takes an object's metadata, and whether the object was deleted.
+pub type MetaHandler = Box<dyn Fn(&ObjectMeta, bool) + Send + Sync>;
 
 macro_rules! caches {
     ($($(#[$doc:meta])* $field:ident: $kind:ty = ($namespace:expr, $fields:expr, $trim:expr),)*) => {
@@ -31,6 +35,24 @@ macro_rules! caches {
                     $field.start($namespace, $fields);
                 )*
                 Self { $($field,)* }
+            }
+
+            /// Offers every cache that holds all objects of its kind, by group and plural; whoever wants
+            /// it gives a function for the metadata of what changes, and whether it was deleted.
+            pub fn each_whole(&self, mut offer: impl FnMut(&str, &str) -> Option<MetaHandler>) {
+                $(
+                    let (namespace, fields): (Option<&str>, Option<&str>) = ($namespace, $fields);
+                    if namespace.is_none() && fields.is_none()
+                        && let Some(handler) = offer(
+                            &<$kind as kube::Resource>::group(&()),
+                            &<$kind as kube::Resource>::plural(&()),
+                        )
+                    {
+                        self.$field.subscribe(move |change| {
+                            handler(&change.object().metadata, matches!(change, Change::Deleted(_)));
+                        });
+                    }
+                )*
             }
 
             /// Waits until each cache holds what the server holds.

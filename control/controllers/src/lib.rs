@@ -13,9 +13,11 @@ mod settings;
 mod addons;
 mod certificates;
 mod endpoints;
+mod garbage;
 mod namespaces;
 mod nodes;
 mod service_accounts;
+mod storage;
 mod workloads;
 
 use std::ffi::OsString;
@@ -93,6 +95,8 @@ fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {
     namespaces::start(context);
     endpoints::start(context);
     workloads::start(context);
+    storage::start(context);
+    garbage::start(context);
     addons::start(context);
     Ok(())
 }
