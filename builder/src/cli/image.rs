@@ -23,7 +23,7 @@ pub(super) enum BuildCommand {
     /// Both images
     All(BuildArgs),
     /// A container image (an OCI archive) from a folder or a static program
-    Image(crate::oci::cmd::ImageArgs),
+    Image(Box<crate::oci::cmd::ImageArgs>),
 }
 
 pub(super) fn lock(args: &LockArgs, settings: &Settings) -> Result<()> {

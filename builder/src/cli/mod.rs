@@ -59,7 +59,7 @@ enum Command {
     Doctor(image::DoctorArgs),
     /// The network between the VMs; `kimg up` starts it
     #[command(hide = true)]
-    Switch,
+    Switch(vm::SwitchArgs),
     /// Run a program in a session of its own
     #[command(hide = true)]
     Launch {
@@ -128,7 +128,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => return vm::show_status(&args, &settings()?),
         Command::Node(args) => node::run(&args, &settings()?)?,
         Command::Doctor(args) => return image::doctor(&args, &dir),
-        Command::Switch => vm::switch(&settings()?)?,
+        Command::Switch(args) => vm::switch(&args, &settings()?)?,
         Command::Launch { command } => crate::local::qemu::launch(&command)?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kimg", &mut std::io::stdout());

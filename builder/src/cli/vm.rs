@@ -4,6 +4,7 @@ use super::{dir_flag, next};
 use crate::config::Settings;
 use crate::local::{self, status};
 use crate::progress::Progress;
+use crate::switch::Rules;
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -91,6 +92,41 @@ pub(super) fn show_status(args: &StatusArgs, settings: &Settings) -> Result<Exit
     Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-pub(super) fn switch(settings: &Settings) -> Result<()> {
-    local::switch::run(settings)
+#[derive(Debug, clap::Args)]
+pub(super) struct SwitchArgs {
+    /// Change the running switch's rules for these nodes (`all`: every node)
+    #[arg(long, value_name = "NODE")]
+    set: Vec<String>,
+    /// Drop what the node sends under a foreign address
+    #[arg(long, requires = "set")]
+    check_source: bool,
+    /// Unplug the node
+    #[arg(long, requires = "set")]
+    cut: bool,
+    /// Part of the frames towards the node that gets lost, 0.0 to 1.0
+    #[arg(long, requires = "set", default_value_t = 0.0)]
+    loss: f64,
+    /// Milliseconds that frames towards the node are late
+    #[arg(long, requires = "set", default_value_t = 0)]
+    delay_ms: u64,
+    /// Put back what cluster.toml says
+    #[arg(long, requires = "set")]
+    reset: bool,
+}
+
+pub(super) fn switch(args: &SwitchArgs, settings: &Settings) -> Result<()> {
+    if args.set.is_empty() {
+        return local::switch::run(settings);
+    }
+    let nodes = if args.set.iter().any(|n| n == "all") {
+        settings.nodes.iter().map(|n| n.entry.name.clone()).collect()
+    } else {
+        for name in &args.set {
+            settings.node(name).map_err(|error| super::UsageError(error.to_string()))?;
+        }
+        args.set.clone()
+    };
+    let rules =
+        Rules { check_source: args.check_source, cut: args.cut, loss: args.loss.clamp(0.0, 1.0), delay_ms: args.delay_ms };
+    local::switch::set_rules(settings, &nodes, (!args.reset).then_some(rules))
 }

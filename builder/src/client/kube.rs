@@ -106,6 +106,16 @@ async fn replace_secret(api: &Https, token: &BootstrapToken, secret: &Value) -> 
     bail!("renewing the bootstrap token {}: {}", token.id, sentence(&answer))
 }
 
+/// Takes a token back that is no longer needed; one that was used is gone already.
+pub async fn delete_token(api: &Https, token: &BootstrapToken) -> Result<()> {
+    let path = format!("/api/v1/namespaces/kube-system/secrets/bootstrap-token-{}", token.id);
+    let answer = api.send(Method::DELETE, &path, None).await?;
+    if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND {
+        return Ok(());
+    }
+    bail!("removing the bootstrap token {}: {}", token.id, sentence(&answer))
+}
+
 /// The message of a Status, else the body, else the status line.
 fn sentence(answer: &Answer) -> String {
     let message = serde_json::from_slice::<Value>(&answer.body)

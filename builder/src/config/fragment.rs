@@ -145,6 +145,8 @@ pub struct LocalFragment {
     pub accel: Option<Spanned<String>>,
     /// `bios` (default) or `uefi`.
     pub firmware: Option<Spanned<String>>,
+    /// Whether the network drops what a VM sends under a foreign address, as providers' do; default false.
+    pub check_source: Option<bool>,
     /// NodePorts that answer on 127.0.0.1 of this machine, on the first worker.
     #[serde(default)]
     pub node_ports: Vec<Spanned<i64>>,

@@ -1,11 +1,12 @@
 //! `cluster.toml`: from the text as written to settings that hold.
 //!
-//! [`fragment`] is the file as people write it, [`settings`] the validated whole with every default
-//! filled in, [`error`] the one kind of error: file, line, column, field, what is wrong, the way out.
+//! [`fragment`] is the file as people write it, `resolve` checks it and fills in the defaults,
+//! [`settings`] is the result, [`error`] the one kind of error: file, line, column, field, what is wrong, the way out.
 //! Parsing and validation take text; only [`load`] reads a file.
 
 pub mod error;
 pub mod fragment;
+mod resolve;
 pub mod settings;
 
 pub use error::{ConfigError, nearest};
@@ -44,7 +45,7 @@ pub fn load(dir: &Path) -> anyhow::Result<Settings> {
 pub fn parse(path: &Path, text: &str, dir: &Path) -> Result<Settings, ConfigError> {
     let fragment: fragment::Fragment =
         toml::from_str(text).map_err(|error| ConfigError::from_toml(path, text, &error))?;
-    settings::resolve(fragment, dir)
+    resolve::resolve(fragment, dir)
         .map_err(|fault| ConfigError::at(path, text, fault.span, &fault.field, &fault.message))
 }
 

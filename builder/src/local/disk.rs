@@ -7,6 +7,7 @@ use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 const BLOCK: usize = 1 << 20;
+const TEMPORARY: &str = ".disk-";
 
 /// Copies `image` to `disk` (made whole or not at all) and grows it to `size_mib`.
 pub fn copy(image: &Path, disk: &Path, size_mib: u32, mut progress: impl FnMut(u64)) -> Result<()> {
@@ -22,7 +23,7 @@ pub fn copy(image: &Path, disk: &Path, size_mib: u32, mut progress: impl FnMut(u
     }
     let dir = disk.parent().unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new()
-        .prefix(".disk-")
+        .prefix(TEMPORARY)
         .tempfile_in(dir)
         .with_context(|| format!("making a file in {}", dir.display()))?;
     let to = temporary.as_file();
@@ -63,6 +64,17 @@ fn copy_data(from: &mut File, mut to: &File, length: u64, progress: &mut impl Fn
             }
             position += got as u64;
             progress(position);
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an interrupted copy has left.
+pub fn remove_leftovers(dir: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            std::fs::remove_file(entry.path()).with_context(|| format!("removing {}", entry.path().display()))?;
         }
     }
     Ok(())

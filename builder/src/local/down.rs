@@ -114,7 +114,7 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
             remove_file(&run_dir.join(format!("{name}.{end}")))?;
         }
     }
-    for name in ["state.json", "switch.log"] {
+    for name in ["state.json", "switch.log", "switch.json"] {
         remove_file(&run_dir.join(name))?;
     }
     remove_file(&settings.dir.join("kubeconfig"))

@@ -4,6 +4,7 @@
 //! ```text
 //! state.json          what runs, which ports, which tokens
 //! switch.log          the switch process
+//! switch.json         rules of its ports, while tests make the network worse
 //! NODE/disk.raw       the VM's disk, a sparse copy of the image, grown
 //! NODE/seed.img       its NoCloud drive
 //! NODE/console.log    its serial console

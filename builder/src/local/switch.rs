@@ -3,9 +3,11 @@
 use super::process::Process;
 use super::state::State;
 use crate::config::Settings;
+use crate::pki::secrets;
 use crate::seed;
-use crate::switch::{Mac, Port, Switch};
+use crate::switch::{Mac, Port, Rules, Switch};
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -71,9 +73,50 @@ pub fn run(settings: &Settings) -> Result<()> {
     let run_dir = settings.run_dir();
     std::env::set_current_dir(&run_dir).with_context(|| format!("entering {}", run_dir.display()))?;
     // Relative, so that the sockets' paths stay within 108 bytes wherever the cluster lies.
-    let _switch = Switch::start(Path::new("."), &ports(settings)?).context("binding the switch's ports")?;
+    let switch = Switch::start(Path::new("."), &ports(settings)?).context("binding the switch's ports")?;
+    let mut applied = None;
     eprintln!("{READY}");
     loop {
-        std::thread::park();
+        let wanted = read_rules(Path::new(RULES))?;
+        if applied.as_ref() != Some(&wanted) {
+            for node in &settings.nodes {
+                let name = &node.entry.name;
+                switch.set(name, wanted.get(name).copied().unwrap_or_else(|| default_rules(settings)));
+            }
+            applied = Some(wanted);
+        }
+        std::thread::sleep(RULES_INTERVAL);
     }
+}
+
+/// Rules of ports that differ from `cluster.toml`, by node; in `run/`, read again and again by the switch.
+const RULES: &str = "switch.json";
+const RULES_INTERVAL: Duration = Duration::from_millis(100);
+
+fn default_rules(settings: &Settings) -> Rules {
+    Rules { check_source: settings.local.check_source, ..Rules::default() }
+}
+
+fn read_rules(path: &Path) -> Result<BTreeMap<String, Rules>> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// Changes the rules of these nodes' ports on the running switch; `None` puts back what `cluster.toml` says.
+pub fn set_rules(settings: &Settings, nodes: &[String], rules: Option<Rules>) -> Result<()> {
+    let path = settings.run_dir().join(RULES);
+    let mut all = read_rules(&path)?;
+    for node in nodes {
+        match rules {
+            Some(rules) => all.insert(node.clone(), rules),
+            None => all.remove(node),
+        };
+    }
+    secrets::write_private(&path, &serde_json::to_vec_pretty(&all).context("writing the switch's rules")?)?;
+    // Twice the switch's own interval: when this returns, the rules hold.
+    std::thread::sleep(RULES_INTERVAL * 2);
+    Ok(())
 }

@@ -163,6 +163,7 @@ impl Starter<'_> {
         let disk_file = dir.join("disk.raw");
         let has_disk = disk_file.exists();
         if !has_disk {
+            disk::remove_leftovers(&dir)?;
             bar.set_message(format!("{name}: copying the image"));
             disk::copy(&image.path, &disk_file, size.disk_mib, |_| ())?;
         }
@@ -311,10 +312,15 @@ impl Waiter<'_> {
             Ok(()) => String::new(),
             Err(error) => return Err(error),
         };
-        let mut tokens_made = false;
+        let mut tokens_made = None;
         loop {
             match self.step(api, &mut tokens_made).await {
-                Ok(Some(nodes)) => return Ok(nodes),
+                Ok(Some(nodes)) => {
+                    for token in tokens_made.iter().flatten() {
+                        kube::delete_token(api, token).await?;
+                    }
+                    return Ok(nodes);
+                }
                 Ok(None) => {}
                 Err(error) => last_error = format!("{error:#}"),
             }
@@ -335,17 +341,19 @@ impl Waiter<'_> {
     }
 
     /// One look: tokens for those that have not joined, then who is Ready.
-    async fn step(&self, api: &Https, tokens_made: &mut bool) -> Result<Option<Vec<NodeState>>> {
+    async fn step(&self, api: &Https, tokens_made: &mut Option<Vec<BootstrapToken>>) -> Result<Option<Vec<NodeState>>> {
         let nodes = kube::nodes(api).await?;
-        if !*tokens_made {
+        if tokens_made.is_none() {
+            let mut made = Vec::new();
             for (name, vm) in &self.state.vms {
                 let joined = nodes.iter().any(|n| n.name == *name);
                 let token = vm.token.as_deref().and_then(BootstrapToken::parse);
                 if let (false, Some(token)) = (joined, token) {
                     kube::create_token(api, &token, name, false, LIFE).await?;
+                    made.push(token);
                 }
             }
-            *tokens_made = true;
+            *tokens_made = Some(made);
         }
         self.show(&nodes);
         let all = self.settings.nodes.iter().all(|n| nodes.iter().any(|s| s.name == n.entry.name && s.ready));

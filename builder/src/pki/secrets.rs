@@ -10,6 +10,10 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// Begin of the names of files that are not yet whole.
+const TEMPORARY: &str = ".new-";
+const LEFTOVER_AGE: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// The operator's secrets of one cluster.
 #[derive(Debug, Clone)]
 pub struct Secrets {
@@ -39,6 +43,7 @@ impl Secrets {
         }
         let secrets = Secrets::open(dir);
         let _lock = secrets.lock()?;
+        secrets.remove_leftovers()?;
         for authority in Authority::ALL {
             authority.ensure(&secrets, cluster)?;
         }
@@ -94,6 +99,18 @@ impl Secrets {
         Ok(())
     }
 
+    /// Removes what an interrupted run has left; a file that is being written now is young.
+    fn remove_leftovers(&self) -> Result<()> {
+        let entries = std::fs::read_dir(&self.dir).with_context(|| format!("reading {}", self.dir.display()))?;
+        for entry in entries.flatten() {
+            let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t.elapsed().is_ok_and(|age| age > LEFTOVER_AGE));
+            if old && entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                std::fs::remove_file(entry.path()).with_context(|| format!("removing {}", entry.path().display()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Two runs at a time must not each make a key; the lock ends with the returned file.
     fn lock(&self) -> Result<std::fs::File> {
         let path = self.path(".lock");
@@ -108,7 +125,7 @@ impl Secrets {
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(TEMPORARY)
         .tempfile_in(dir)
         .with_context(|| format!("making a file in {}", dir.display()))?;
     file.write_all(bytes)

@@ -142,7 +142,7 @@ impl Engine {
                 lock(&self.shared.counters).entry(socket.port.name.clone()).or_default().lost += 1;
                 continue;
             }
-            socket.queue.push_back((now + rules.delay, frame.to_vec()));
+            socket.queue.push_back((now + Duration::from_millis(rules.delay_ms), frame.to_vec()));
         }
     }
 }

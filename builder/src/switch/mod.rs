@@ -14,6 +14,7 @@ mod engine;
 pub use forwarding::Forwarding;
 pub use frame::Mac;
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
@@ -21,7 +22,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 /// A machine's place on the switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,8 @@ pub struct Port {
 }
 
 /// How a port treats frames.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
 pub struct Rules {
     /// Drop what the machine sends under an address that is not its own, as providers do:
     /// foreign hardware addresses, foreign IPv4 sources, ARP for foreign addresses.
@@ -44,14 +45,14 @@ pub struct Rules {
     pub cut: bool,
     /// Part of the frames towards the machine that gets lost, 0.0 to 1.0.
     pub loss: f64,
-    /// Delay of frames towards the machine.
-    pub delay: Duration,
+    /// Delay of frames towards the machine, milliseconds.
+    pub delay_ms: u64,
 }
 
 impl Default for Rules {
     /// An honest layer 2.
     fn default() -> Self {
-        Rules { check_source: false, cut: false, loss: 0.0, delay: Duration::ZERO }
+        Rules { check_source: false, cut: false, loss: 0.0, delay_ms: 0 }
     }
 }
 
@@ -141,6 +142,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixDatagram;
+    use std::time::Duration;
 
     fn port(n: u8) -> Port {
         Port { name: format!("n{n}"), mac: Mac([2, 0, 0, 0, 0, n]), addresses: vec![Ipv4Addr::new(10, 0, 0, n)] }
@@ -218,7 +220,7 @@ mod tests {
         m.switch.set("n1", Rules { cut: true, ..Rules::default() });
         m.sends(0, &ipv4(0, 1, 0));
         assert!(!m.gets(1));
-        m.switch.set("n1", Rules { delay: Duration::from_millis(60), ..Rules::default() });
+        m.switch.set("n1", Rules { delay_ms: 60, ..Rules::default() });
         let start = std::time::Instant::now();
         m.sends(0, &ipv4(0, 1, 0));
         assert!(m.gets(1));

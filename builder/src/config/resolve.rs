@@ -1,0 +1,498 @@
+//! From the fragment to settings that hold: checks and defaults.
+
+use super::fragment::{Fragment, ImageFragment, LocalFragment, NodeFragment, VmFragment};
+use super::settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
+use ipnet::IpNet;
+use node_metadata::{NodeEntry, Overlay, Reserved, Role, StoreEngine};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+
+/// What is wrong, and where in the text.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) span: Option<Range<usize>>,
+    pub(super) field: String,
+    pub(super) message: String,
+}
+
+fn fault<T>(at: &Spanned<T>, field: &str, message: impl Into<String>) -> Fault {
+    Fault {
+        span: Some(at.span()),
+        field: field.to_string(),
+        message: message.into(),
+    }
+}
+
+/// Validates a fragment and fills in the defaults.
+pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<Settings, Fault> {
+    if let Some(version) = &f.version
+        && *version.get_ref() != 1
+    {
+        return Err(fault(version, "version", "this kimg reads version 1 only; write version = 1"));
+    }
+    dns_label(&f.name, "name")?;
+    let domain = match &f.domain {
+        Some(domain) => {
+            dns_name(domain, "domain")?;
+            domain.get_ref().clone()
+        }
+        None => "cluster.local".to_string(),
+    };
+    choice(&f.arch, "arch", &[("amd64", Arch::Amd64)], Arch::Amd64)?;
+    let network = cidr(&f.local.network, "local.network", "10.77.0.0/24")?;
+    let pod_cidr = cidr(&f.pod_cidr, "pod-cidr", "10.200.0.0/16")?;
+    let service_cidr = cidr(&f.service_cidr, "service-cidr", "10.32.0.0/24")?;
+    check_cidrs(&f, pod_cidr, service_cidr, network)?;
+    let dns_address = dns_address(&f, service_cidr)?;
+    let IpNet::V4(network) = network else {
+        return Err(optional_fault(&f.local.network, "local.network", "must be an IPv4 network"));
+    };
+    let nodes = resolve_nodes(&f.nodes, network)?;
+    check_nodes_outside(&f, &nodes, pod_cidr, service_cidr)?;
+    let store = choice(
+        &f.store,
+        "store",
+        &[("embedded", StoreEngine::Embedded), ("etcd", StoreEngine::Etcd)],
+        StoreEngine::Embedded,
+    )?;
+    let masters = nodes.iter().filter(|n| n.entry.role == Role::Master).count();
+    if masters > 1 && store == StoreEngine::Embedded {
+        return Err(optional_fault(
+            &f.store,
+            "store",
+            &format!("the embedded store serves one master and there are {masters}; keep one master"),
+        ));
+    }
+    Ok(Settings {
+        dir: dir.to_path_buf(),
+        name: f.name.get_ref().clone(),
+        domain,
+        arch: Arch::Amd64,
+        pod_cidr,
+        service_cidr,
+        dns_address,
+        overlay: choice(
+            &f.overlay,
+            "overlay",
+            &[("vxlan", Overlay::Vxlan), ("host-gw", Overlay::HostGw)],
+            Overlay::Vxlan,
+        )?,
+        store,
+        ntp_servers: f.ntp_servers.unwrap_or_else(|| {
+            (0..2).map(|i| format!("{i}.debian.pool.ntp.org")).collect()
+        }),
+        secrets: choice(
+            &f.secrets,
+            "secrets",
+            &[("plain", SecretsForm::Plain), ("sealed", SecretsForm::Sealed)],
+            SecretsForm::Sealed,
+        )?,
+        manifests: files(dir, &f.manifests, "manifests")?,
+        api: resolve_api(&f.api)?,
+        packages: Packages {
+            mirror: url(f.packages.mirror, "packages.mirror")?,
+            security_mirror: url(f.packages.security_mirror, "packages.security-mirror")?,
+        },
+        master_image: image_options(dir, f.image.master, "image.master")?,
+        worker_image: image_options(dir, f.image.worker, "image.worker")?,
+        nodes,
+        local: resolve_local(&f.local, network)?,
+    })
+}
+
+fn optional_fault<T>(at: &Option<Spanned<T>>, field: &str, message: &str) -> Fault {
+    Fault {
+        span: at.as_ref().map(Spanned::span),
+        field: field.to_string(),
+        message: message.to_string(),
+    }
+}
+
+fn choice<T: Copy>(
+    written: &Option<Spanned<String>>,
+    field: &str,
+    known: &[(&str, T)],
+    default: T,
+) -> Result<T, Fault> {
+    let Some(written) = written else {
+        return Ok(default);
+    };
+    let value = written.get_ref();
+    known
+        .iter()
+        .find(|(name, _)| name == value)
+        .map(|(_, v)| *v)
+        .ok_or_else(|| {
+            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+            let list = names.join("\" or \"");
+            fault(written, field, format!("`{value}` is not known; write \"{list}\""))
+        })
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.len() <= 63
+        && text.starts_with(ok)
+        && text.ends_with(ok)
+        && text.chars().all(|c| ok(c) || c == '-')
+}
+
+fn dns_label(text: &Spanned<String>, field: &str) -> Result<(), Fault> {
+    if is_dns_label(text.get_ref()) {
+        return Ok(());
+    }
+    let message = format!(
+        "`{}` is no name: use lower-case letters, digits and `-`, at most 63, beginning and ending with a letter or digit",
+        text.get_ref()
+    );
+    Err(fault(text, field, message))
+}
+
+fn dns_name(text: &Spanned<String>, field: &str) -> Result<(), Fault> {
+    let name = text.get_ref();
+    if name.len() <= 253 && !name.is_empty() && name.split('.').all(is_dns_label) {
+        return Ok(());
+    }
+    let message = format!("`{name}` is no DNS name; write labels of lower-case letters and digits joined by dots");
+    Err(fault(text, field, message))
+}
+
+fn cidr(written: &Option<Spanned<String>>, field: &str, default: &str) -> Result<IpNet, Fault> {
+    let text = written.as_ref().map_or(default, |w| w.get_ref());
+    let net: IpNet = text.parse().map_err(|_| {
+        optional_fault(
+            written,
+            field,
+            &format!("`{text}` is no address range; write it as address/prefix, e.g. {default}"),
+        )
+    })?;
+    if net.trunc() != net {
+        let message = format!("`{text}` has bits set after the prefix; write {}", net.trunc());
+        return Err(optional_fault(written, field, &message));
+    }
+    Ok(net)
+}
+
+fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
+
+fn check_cidrs(f: &Fragment, pods: IpNet, services: IpNet, local: IpNet) -> Result<(), Fault> {
+    let size = pods.max_prefix_len() - pods.prefix_len();
+    if pods.prefix_len() > 24 || size < 8 {
+        let message = format!("{pods} holds no /24 for each node; write a range of /16 to /22");
+        return Err(optional_fault(&f.pod_cidr, "pod-cidr", &message));
+    }
+    if services.max_prefix_len() - services.prefix_len() < 4 {
+        let message = format!("{services} is too small for services; write /28 or wider");
+        return Err(optional_fault(&f.service_cidr, "service-cidr", &message));
+    }
+    // The field that was written is the one to blame, a default never is.
+    let pairs = [
+        ("pod-cidr", pods, &f.pod_cidr, "service-cidr", services, &f.service_cidr),
+        ("pod-cidr", pods, &f.pod_cidr, "local.network", local, &f.local.network),
+        ("service-cidr", services, &f.service_cidr, "local.network", local, &f.local.network),
+    ];
+    for (name_a, a, at_a, name_b, b, at_b) in pairs {
+        if overlap(a, b) {
+            let (field, at, other, range) = if at_b.is_some() {
+                (name_b, at_b, name_a, a)
+            } else {
+                (name_a, at_a, name_b, b)
+            };
+            let message = format!("overlaps {other} {range}; choose a range that shares no address with it");
+            return Err(optional_fault(at, field, &message));
+        }
+    }
+    Ok(())
+}
+
+fn dns_address(f: &Fragment, services: IpNet) -> Result<IpAddr, Fault> {
+    let default = nth_address(services, 10);
+    let Some(written) = &f.dns_address else {
+        return Ok(default);
+    };
+    let address = address(written, "dns-address")?;
+    if !services.contains(&address) {
+        let message = format!(
+            "{address} lies outside the service range {services}; write an address inside it, e.g. {default}"
+        );
+        return Err(fault(written, "dns-address", message));
+    }
+    let taken = [services.network(), nth_address(services, 1), services.broadcast()];
+    if taken.contains(&address) {
+        let message = format!(
+            "{address} is taken (first, last and the API's own service address are); write e.g. {default}"
+        );
+        return Err(fault(written, "dns-address", message));
+    }
+    Ok(address)
+}
+
+/// The `n`-th address of a range, `n` small.
+pub fn nth_address(net: IpNet, n: u8) -> IpAddr {
+    match net {
+        IpNet::V4(net) => IpAddr::V4((u32::from(net.network()) + u32::from(n)).into()),
+        IpNet::V6(net) => IpAddr::V6((u128::from(net.network()) + u128::from(n)).into()),
+    }
+}
+
+fn address(text: &Spanned<String>, field: &str) -> Result<IpAddr, Fault> {
+    let value = text.get_ref();
+    value.parse().map_err(|_| {
+        fault(text, field, format!("`{value}` is no IP address; write it without a prefix, e.g. 10.77.0.10"))
+    })
+}
+
+fn url(written: Option<Spanned<String>>, field: &str) -> Result<Option<String>, Fault> {
+    let Some(written) = written else {
+        return Ok(None);
+    };
+    let value = written.get_ref();
+    if value.starts_with("http://") || value.starts_with("https://") || value.starts_with("file://") {
+        return Ok(Some(value.trim_end_matches('/').to_string()));
+    }
+    Err(fault(&written, field, format!("`{value}` is no URL; it begins with http://, https:// or file://")))
+}
+
+fn files(dir: &Path, paths: &[Spanned<PathBuf>], field: &str) -> Result<Vec<PathBuf>, Fault> {
+    paths
+        .iter()
+        .map(|path| {
+            let full = dir.join(path.get_ref());
+            if full.is_file() || full.join("image.toml").is_file() {
+                Ok(full)
+            } else {
+                let message = format!(
+                    "there is no file {}; paths are relative to the cluster's folder",
+                    full.display()
+                );
+                Err(fault(path, field, message))
+            }
+        })
+        .collect()
+}
+
+fn resolve_api(f: &super::fragment::ApiFragment) -> Result<Api, Fault> {
+    for name in &f.names {
+        dns_name(name, "api.names")?;
+    }
+    Ok(Api {
+        names: f.names.iter().map(|n| n.get_ref().clone()).collect(),
+        addresses: f
+            .addresses
+            .iter()
+            .map(|a| address(a, "api.addresses"))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn image_options(dir: &Path, f: ImageFragment, field: &str) -> Result<ImageOptions, Fault> {
+    for word in &f.kernel_args {
+        if word.get_ref().chars().any(|c| c.is_whitespace() || c.is_control()) {
+            let message = "one word for each entry; split it into several";
+            return Err(fault(word, &format!("{field}.kernel-args"), message));
+        }
+    }
+    Ok(ImageOptions {
+        kernel_args: f.kernel_args.into_iter().map(Spanned::into_inner).collect(),
+        modules: f.modules,
+        images: files(dir, &f.images, &format!("{field}.images"))?,
+    })
+}
+
+fn resolve_nodes(
+    fragments: &[Spanned<NodeFragment>],
+    network: ipnet::Ipv4Net,
+) -> Result<Vec<NodeSettings>, Fault> {
+    let mut names: BTreeMap<&str, ()> = BTreeMap::new();
+    let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
+    let mut nodes = Vec::new();
+    for spanned in fragments {
+        let node = spanned.get_ref();
+        dns_label(&node.name, "nodes.name")?;
+        if names.insert(node.name.get_ref(), ()).is_some() {
+            let message = format!("two nodes are called `{}`; rename one of them", node.name.get_ref());
+            return Err(fault(&node.name, "nodes.name", message));
+        }
+        for written in &node.addresses {
+            let address = address(written, "nodes.addresses")?;
+            if let Some(owner) = owners.insert(address, node.name.get_ref().clone()) {
+                let message = format!("{address} is already {owner}'s; give each node its own");
+                return Err(fault(written, "nodes.addresses", message));
+            }
+        }
+        nodes.push((spanned, resolve_node(node)?));
+    }
+    if !nodes.iter().any(|(_, n)| n.role == Role::Master) {
+        return Err(Fault {
+            span: fragments.first().map(Spanned::span),
+            field: "nodes".to_string(),
+            message: "no node is a master; add one, e.g. { name = \"master-1\", role = \"master\" }".to_string(),
+        });
+    }
+    let taken: Vec<IpAddr> = owners.keys().copied().collect();
+    let mut free = network
+        .hosts()
+        .skip(9)
+        .filter(|host| !taken.contains(&IpAddr::V4(*host)));
+    nodes
+        .into_iter()
+        .map(|(spanned, entry)| local_node(spanned, entry, network, &mut free))
+        .collect()
+}
+
+/// Gives a node without an address the next free one of the local network.
+fn local_node(
+    at: &Spanned<NodeFragment>,
+    mut entry: NodeEntry,
+    network: ipnet::Ipv4Net,
+    free: &mut impl Iterator<Item = Ipv4Addr>,
+) -> Result<NodeSettings, Fault> {
+    let written = entry.addresses.iter().find_map(|a| match a {
+        IpAddr::V4(v4) if network.contains(v4) => Some(*v4),
+        _ => None,
+    });
+    let local_address = match written.or_else(|| free.next()) {
+        Some(address) => address,
+        None => {
+            let message = format!("{network} has no address left for this node; write a wider local.network");
+            return Err(fault(at, "nodes", message));
+        }
+    };
+    if entry.addresses.is_empty() {
+        entry.addresses.push(IpAddr::V4(local_address));
+    }
+    Ok(NodeSettings { entry, local_address })
+}
+
+fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {
+    let role = choice(
+        &Some(node.role.clone()),
+        "nodes.role",
+        &[("master", Role::Master), ("worker", Role::Worker)],
+        Role::Worker,
+    )?;
+    for taint in &node.taints {
+        check_taint(taint)?;
+    }
+    let quantity = |q: &Option<Spanned<String>>, field: &str| -> Result<Option<String>, Fault> {
+        let Some(q) = q else { return Ok(None) };
+        let text = q.get_ref();
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = &text[digits.len()..];
+        let known = ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"];
+        if digits.parse::<f64>().is_ok_and(|n| n >= 0.0) && known.contains(&unit) {
+            return Ok(Some(text.clone()));
+        }
+        Err(fault(q, field, format!("`{text}` is no quantity; write e.g. \"100m\" or \"128Mi\"")))
+    };
+    Ok(NodeEntry {
+        name: node.name.get_ref().clone(),
+        role,
+        addresses: node
+            .addresses
+            .iter()
+            .map(|a| address(a, "nodes.addresses"))
+            .collect::<Result<_, _>>()?,
+        labels: node.labels.clone(),
+        taints: node.taints.iter().map(|t| t.get_ref().clone()).collect(),
+        reserved: Reserved {
+            cpu: quantity(&node.reserved.cpu, "nodes.reserved.cpu")?,
+            memory: quantity(&node.reserved.memory, "nodes.reserved.memory")?,
+            ephemeral_storage: quantity(
+                &node.reserved.ephemeral_storage,
+                "nodes.reserved.ephemeral-storage",
+            )?,
+        },
+    })
+}
+
+fn check_taint(taint: &Spanned<String>) -> Result<(), Fault> {
+    let text = taint.get_ref();
+    let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+    let ok = text
+        .rsplit_once(':')
+        .is_some_and(|(key, effect)| !key.is_empty() && !key.starts_with('=') && effects.contains(&effect));
+    if ok {
+        return Ok(());
+    }
+    let message = format!(
+        "`{text}` is no taint; write key=value:Effect with the effect {}",
+        effects.join(", ")
+    );
+    Err(fault(taint, "nodes.taints", message))
+}
+
+fn check_nodes_outside(
+    f: &Fragment,
+    nodes: &[NodeSettings],
+    pods: IpNet,
+    services: IpNet,
+) -> Result<(), Fault> {
+    for (spanned, node) in f.nodes.iter().zip(nodes) {
+        for address in &node.entry.addresses {
+            for (name, range) in [("pod-cidr", pods), ("service-cidr", services)] {
+                if range.contains(address) {
+                    let message = format!(
+                        "{}'s address {address} lies inside {name} {range}; give it another or change {name}",
+                        node.entry.name
+                    );
+                    return Err(fault(spanned, "nodes.addresses", message));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn resolve_local(f: &LocalFragment, network: ipnet::Ipv4Net) -> Result<Local, Fault> {
+    let accel = choice(
+        &f.accel,
+        "local.accel",
+        &[("auto", None), ("kvm", Some("kvm")), ("tcg", Some("tcg"))],
+        None,
+    )?;
+    let node_ports = f
+        .node_ports
+        .iter()
+        .map(|port| {
+            u16::try_from(*port.get_ref())
+                .ok()
+                .filter(|p| (30000..=32767).contains(p))
+                .ok_or_else(|| fault(port, "local.node-ports", "a NodePort lies between 30000 and 32767"))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Local {
+        network,
+        accel: accel.map(str::to_string),
+        uefi: choice(&f.firmware, "local.firmware", &[("bios", false), ("uefi", true)], false)?,
+        check_source: f.check_source.unwrap_or(false),
+        node_ports,
+        master: vm_size(&f.master, "local.master", VmSize { memory_mib: 512, cpus: 1, disk_mib: 2048 })?,
+        worker: vm_size(&f.worker, "local.worker", VmSize { memory_mib: 768, cpus: 1, disk_mib: 8192 })?,
+    })
+}
+
+fn vm_size(f: &VmFragment, field: &str, default: VmSize) -> Result<VmSize, Fault> {
+    let number = |written: &Option<Spanned<i64>>, key: &str, range: Range<i64>, default: u32| {
+        let Some(written) = written else { return Ok(default) };
+        let value = *written.get_ref();
+        match u32::try_from(value) {
+            Ok(number) if range.contains(&value) => Ok(number),
+            _ => Err(fault(
+                written,
+                &format!("{field}.{key}"),
+                format!("{value} is out of range; write {} to {}", range.start, range.end - 1),
+            )),
+        }
+    };
+    Ok(VmSize {
+        memory_mib: number(&f.memory, "memory", 128..1_048_577, default.memory_mib)?,
+        cpus: number(&f.cpus, "cpus", 1..257, default.cpus)?,
+        disk_mib: number(&f.disk, "disk", 512..16_777_217, default.disk_mib)?,
+    })
+}
