@@ -40,6 +40,7 @@ struct Facts {
     strings: Strings,
     /// Fields that tell "not set" from zero, by type.
     optional: Map<String, Value>,
+    descriptions: Map<String, Value>,
 }
 
 fn load(name: &str) -> Value {
@@ -203,8 +204,10 @@ impl Facts {
         out.push(leaf("", v));
     }
 
-    fn field(&mut self, out: &mut Vec<u8>, name: &str, v: &Value, marks: u8, proto: Option<&(u32, Vec<u32>)>) {
+    fn field(&mut self, out: &mut Vec<u8>, name: &str, help: &str, v: &Value, marks: u8, proto: Option<&(u32, Vec<u32>)>) {
         let id = self.strings.id(name);
+        varint(out, id);
+        let id = self.strings.id(help);
         varint(out, id);
         let strategy = v["x-kubernetes-patch-strategy"].as_str().unwrap_or("");
         let merge_key = v["x-kubernetes-patch-merge-key"].as_str();
@@ -232,6 +235,9 @@ impl Facts {
         let mut out = Vec::new();
         let id = self.strings.id(name);
         varint(&mut out, id);
+        let help = self.descriptions.get(name).cloned().unwrap_or(Value::Null);
+        let id = self.strings.id(help[""].as_str().unwrap_or(""));
+        varint(&mut out, id);
         out.push((v["x-kubernetes-map-type"] == "atomic") as u8);
         let empty = Map::new();
         let props = v["properties"].as_object().unwrap_or(&empty).clone();
@@ -249,7 +255,7 @@ impl Facts {
         for (k, p) in &props {
             let optional = self.optional.get(name).and_then(Value::as_array).is_some_and(|l| l.iter().any(|o| o == k));
             let marks = required.contains(&k.as_str()) as u8 | (optional as u8) << 5;
-            self.field(&mut out, k, p, marks, numbers.get(k));
+            self.field(&mut out, k, help[k.as_str()].as_str().unwrap_or(""), p, marks, numbers.get(k));
         }
         out
     }
@@ -352,7 +358,9 @@ fn main() {
     let schemas = object(load("schemas.json"));
     let protos = object(load("protobuf.json"));
     let order: BTreeMap<String, u32> = schemas.keys().enumerate().map(|(i, k)| (k.clone(), i as u32)).collect();
-    let mut facts = Facts { schemas, protos, order, strings: Strings::default(), optional: object(load("optional.json")) };
+    let mut facts = Facts { schemas, protos, order, strings: Strings::default(), optional: object(load("optional.json")), descriptions: object(load("descriptions.json")) };
+    // Number 0 is the empty text.
+    facts.strings.id("");
     let names: Vec<String> = facts.order.keys().cloned().collect();
     let types: Vec<Vec<u8>> = names.iter().map(|n| facts.ty(n)).collect();
     let (kind_count, kinds) = facts.kinds(&load("discovery.json"), &load("columns.json"));

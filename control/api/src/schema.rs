@@ -93,6 +93,8 @@ pub struct Schema {
     pub keys: Vec<Str>,
     /// `x-kubernetes-map-type: atomic`.
     pub atomic: bool,
+    /// Number of the description in the tables.
+    help: u32,
     /// What only custom resources have.
     pub extra: Option<Box<Extra>>,
 }
@@ -126,6 +128,7 @@ pub struct Field {
     pub number: u32,
     /// Numbers of the embedded messages on the way to `number`.
     pub path: Vec<u32>,
+    help: u32,
     schema: Ref,
 }
 
@@ -157,6 +160,11 @@ impl Field {
         self.schema.get()
     }
 
+    /// What the field is for.
+    pub fn description(&self) -> &'static str {
+        blob::string(self.help)
+    }
+
     /// How the field's node is referred to.
     pub(crate) fn reference(&self) -> &Ref {
         &self.schema
@@ -164,13 +172,18 @@ impl Field {
 
     /// A field of a custom resource.
     pub fn custom(name: Str, schema: Ref, required: bool) -> Field {
-        Field { name, required, patch_merge: false, retain_keys: false, merge_key: None, atomic: false, optional: false, number: 0, path: Vec::new(), schema }
+        Field { name, required, patch_merge: false, retain_keys: false, merge_key: None, atomic: false, optional: false, number: 0, path: Vec::new(), help: 0, schema }
     }
 }
 
 impl Schema {
     fn leaf(ty: Ty) -> Schema {
-        Schema { name: Str::Borrowed(""), ty, fields: Vec::new(), items: None, list: ListType::Unset, keys: Vec::new(), atomic: false, extra: None }
+        Schema { name: Str::Borrowed(""), ty, fields: Vec::new(), items: None, list: ListType::Unset, keys: Vec::new(), atomic: false, help: 0, extra: None }
+    }
+
+    /// What the type is for.
+    pub fn description(&self) -> &'static str {
+        blob::string(self.help)
     }
 
     /// An inline node of the given type.
@@ -273,6 +286,7 @@ fn decode(index: u16) -> Schema {
     let mut r = Reader::of_type(index);
     let mut s = Schema::leaf(Ty::Object);
     s.name = Str::Borrowed(r.str());
+    s.help = r.num();
     s.atomic = r.byte() == 1;
     let n = r.num();
     s.fields = (0..n).map(|_| decode_field(&mut r)).collect();
@@ -282,6 +296,7 @@ fn decode(index: u16) -> Schema {
 
 fn decode_field(r: &mut Reader) -> Field {
     let name = Str::Borrowed(r.str());
+    let help = r.num();
     let flags = r.byte();
     let merge_key = (flags & 8 != 0).then(|| r.str());
     let number = r.num();
@@ -296,6 +311,7 @@ fn decode_field(r: &mut Reader) -> Field {
         merge_key,
         number,
         path,
+        help,
         schema: decode_node(r),
     }
 }

@@ -240,6 +240,10 @@ fn merge_lists(live: &[Value], config: &[Value], s: &Schema) -> Vec<Value> {
             at = at.max(i + 1);
             out.push(merge_node(&live[i], c, s.item(), false));
         } else {
+            while at < live.len() && !in_config(&live[at]) {
+                out.push(live[at].clone());
+                at += 1;
+            }
             out.push(c.clone());
         }
     }

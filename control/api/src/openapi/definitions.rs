@@ -64,6 +64,9 @@ pub fn definition(name: &str, style: Style) -> Value {
 fn object(s: &Schema, style: Style) -> Value {
     let mut out = Map::new();
     out.insert("type".into(), "object".into());
+    if !s.description().is_empty() {
+        out.insert("description".into(), s.description().into());
+    }
     if !s.fields.is_empty() {
         let properties: Map<String, Value> = s.fields.iter().map(|f| (f.name.to_string(), property(f, style))).collect();
         out.insert("properties".into(), Value::Object(properties));
@@ -84,6 +87,9 @@ fn object(s: &Schema, style: Style) -> Value {
 fn property(f: &Field, style: Style) -> Value {
     let mut v = node(f.reference(), style);
     let mut extras: Vec<(&str, Value)> = Vec::new();
+    if !f.description().is_empty() {
+        extras.push(("description", f.description().into()));
+    }
     let strategy = match (f.patch_merge, f.retain_keys) {
         (true, true) => "merge,retainKeys",
         (true, false) => "merge",

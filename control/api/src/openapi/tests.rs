@@ -11,6 +11,7 @@ fn v3_of_apps() {
     assert!(names.contains(&"fieldValidation") && names.contains(&"dryRun"));
     assert!(patch["requestBody"]["content"]["application/strategic-merge-patch+json"].is_object());
     let schemas = &doc["components"]["schemas"];
+    assert!(schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["nodeName"]["description"].is_string());
     let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
     assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
     assert_eq!(containers["items"]["$ref"], "#/components/schemas/io.k8s.api.core.v1.Container");
