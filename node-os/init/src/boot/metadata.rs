@@ -22,6 +22,8 @@ const MACHINE_ID_FILE: &str = "/var/lib/kimg/machine-id";
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 const TOKEN_PERIOD: Duration = Duration::from_secs(15);
+/// How warnings about the network begin: they are replaced when it is tried anew.
+const NETWORK_FAULT: &str = "network: ";
 const HINT: &str = "correct the machine's user-data or metadata drive; the node keeps looking, no reboot is needed";
 
 /// The search for good metadata.
@@ -123,7 +125,7 @@ impl Search {
     async fn ask_all(&self) -> Result<Option<Found>> {
         for source in sources::all() {
             if source.needs_network(&self.platform) {
-                self.bring_network_to(NetworkPlan::dhcp_everywhere()).await?;
+                self.get_some_address().await?;
             }
             let platform = self.platform.clone();
             // Reading a drive or a server blocks; PID 1 goes on meanwhile.
@@ -137,7 +139,7 @@ impl Search {
 
     /// Without any source: the node of `cluster.toml` that has the address that DHCP gave.
     async fn from_cluster_file(&self) -> Result<Found> {
-        self.bring_network_to(NetworkPlan::dhcp_everywhere()).await?;
+        self.get_some_address().await?;
         let own = self.show_addresses().await?;
         let entry = self.cluster.nodes.iter().find(|entry| entry.addresses.iter().any(|address| own.contains(address)));
         let entry = entry.context(
@@ -155,11 +157,12 @@ impl Search {
         if self.plan.borrow().is_some() {
             self.network.reset().await?;
         }
+        self.machine.update(|status| status.warnings.retain(|warning| !warning.starts_with(NETWORK_FAULT)));
         let faults = self.network.apply(&plan).await?;
         self.machine.end("network", &faults.join("; "));
         let clean = faults.is_empty();
         for fault in faults {
-            self.machine.warn(fault);
+            self.machine.warn(format!("{NETWORK_FAULT}{fault}"));
         }
         // A plan with faults is tried again at the next look.
         *self.plan.borrow_mut() = clean.then_some(plan);
@@ -168,12 +171,18 @@ impl Search {
 
     /// Whatever is wrong, the node API should be reachable so that the operator can read what.
     async fn stay_reachable(&self) {
-        if let Ok(own) = self.show_addresses().await
-            && own.is_empty()
-            && let Err(error) = self.bring_network_to(NetworkPlan::dhcp_everywhere()).await
-        {
+        if let Err(error) = self.get_some_address().await {
             self.machine.warn(format!("{error:#}"));
         }
+    }
+
+    /// DHCP everywhere, unless there is an address already: a network that works is not taken apart.
+    async fn get_some_address(&self) -> Result<()> {
+        if self.show_addresses().await?.is_empty() {
+            self.bring_network_to(NetworkPlan::dhcp_everywhere()).await?;
+            self.show_addresses().await?;
+        }
+        Ok(())
     }
 
     async fn show_addresses(&self) -> Result<Vec<IpAddr>> {

@@ -19,6 +19,9 @@ use std::time::Duration;
 /// How long the first answer of a DHCP server is waited for before the boot goes on without.
 const FIRST_LEASE: Duration = Duration::from_secs(15);
 
+/// How long the other interfaces' answers are waited for after the first.
+const OTHER_LEASES: Duration = Duration::from_secs(3);
+
 /// What the network knows of itself.
 #[derive(Debug)]
 pub struct Network {
@@ -68,12 +71,7 @@ impl Network {
                 }
             }
         }
-        let deadline = tokio::time::Instant::now() + FIRST_LEASE;
-        for (name, first) in waiting {
-            if tokio::time::timeout_at(deadline, first).await.is_err() {
-                faults.push(format!("interface {name}: no DHCP server has answered yet"));
-            }
-        }
+        faults.extend(first_leases(waiting).await);
         self.write_resolv_conf()?;
         Ok(faults)
     }
@@ -139,6 +137,21 @@ impl Network {
         }
         files::write_resolv_conf(&servers, &self.search.borrow())
     }
+}
+
+/// Waits for the first answer of a DHCP server, and a little for those of the other interfaces.
+async fn first_leases(waiting: Vec<(String, tokio::sync::oneshot::Receiver<()>)>) -> Vec<String> {
+    let mut deadline = tokio::time::Instant::now() + FIRST_LEASE;
+    let mut silent: Vec<String> = waiting.iter().map(|(name, _)| name.clone()).collect();
+    let mut leases: futures::stream::FuturesUnordered<_> =
+        waiting.into_iter().map(|(name, first)| async move { first.await.ok().map(|()| name) }).collect();
+    while let Ok(Some(lease)) = tokio::time::timeout_at(deadline, futures::StreamExt::next(&mut leases)).await {
+        if let Some(name) = lease {
+            silent.retain(|other| *other != name);
+            deadline = deadline.min(tokio::time::Instant::now() + OTHER_LEASES);
+        }
+    }
+    silent.iter().map(|name| format!("no DHCP server has answered on interface {name} yet")).collect()
 }
 
 fn matches(wanted: &NicPlan, nic: &Nic) -> bool {
