@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api::codec::{Accept, Format, Transform};
@@ -22,6 +23,7 @@ use crate::object::Object;
 use crate::pipeline::Body;
 use crate::registry::{Event, EventKind, Watch};
 use crate::selector::Filter;
+use crate::state::AppState;
 
 /// Shortest life of a watch that names none; the longest is twice as long.
 const LIFE: u64 = 1800;
@@ -112,6 +114,7 @@ pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
         namespace: scope.collection().map(|n| format!("{n}/")),
         bookmarks: query.flag("allowWatchBookmarks").then_some(now + BOOKMARK),
         stop: scope.state.stopping(),
+        _counted: Counted::new(scope.state),
         watch,
         filter,
         encoder,
@@ -156,6 +159,23 @@ struct Follower {
     last_sent: bool,
     over: bool,
     stop: tokio::sync::watch::Receiver<bool>,
+    _counted: Counted,
+}
+
+/// Counts an open watch for as long as it lives.
+struct Counted(Arc<AppState>);
+
+impl Counted {
+    fn new(state: &Arc<AppState>) -> Counted {
+        state.metrics.watches.fetch_add(1, Ordering::Relaxed);
+        Counted(state.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.metrics.watches.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Bytes that go out in one piece, about.
