@@ -6,6 +6,9 @@ pub mod kube;
 pub mod node;
 pub mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use anyhow::{Context, Result, bail};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};

@@ -1,0 +1,124 @@
+//! The client against a real TLS server that asks for a client certificate.
+
+use super::*;
+use crate::client::node::NodeClient;
+use crate::pki::authority::random_serial;
+use crate::pki::{Authority, Secrets, issue};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+struct Server {
+    target: String,
+    fingerprint: String,
+}
+
+/// Answers every request with `response`; its certificate is for `name`, by the cluster's CA or by itself.
+async fn serve(secrets: &Secrets, name: &str, by_itself: bool, response: &'static str) -> Server {
+    let key = KeyPair::generate().expect("key");
+    let mut params = CertificateParams::new(vec![name.to_string()]).expect("params");
+    params.serial_number = Some(random_serial());
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let certificate = if by_itself {
+        params.self_signed(&key).expect("certificate")
+    } else {
+        params.signed_by(&key, &Authority::Cluster.issuer(secrets).expect("issuer")).expect("certificate")
+    };
+    let mut roots = RootCertStore::empty();
+    let ca = secrets.read("node-api-ca.crt").expect("ca");
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("pem")).expect("root");
+    let provider = Arc::new(ring::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().expect("verifier");
+    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).expect("key");
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_client_cert_verifier(clients)
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .expect("config");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let target = listener.local_addr().expect("address").to_string();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut buffer = [0u8; 4096];
+            if stream.read(&mut buffer).await.is_ok() {
+                let _ = stream.write_all(response.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            }
+        }
+    });
+    Server { target, fingerprint: hex::encode(Sha256::digest(certificate.der())) }
+}
+
+const LIST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]";
+const REFUSAL: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 36\r\nConnection: close\r\n\r\n{\"error\":\"there is no service `x`.\"} ";
+
+fn secrets() -> (tempfile::TempDir, Secrets) {
+    let dir = tempfile::tempdir().expect("dir");
+    let secrets = Secrets::ensure(&dir.path().join("secrets"), "demo").expect("secrets");
+    (dir, secrets)
+}
+
+#[test]
+fn a_joined_node_is_known_by_its_authority_and_its_name() {
+    let (_dir, secrets) = secrets();
+    block_on(async {
+        let server = serve(&secrets, "worker-1", false, LIST).await;
+        let right = NodeClient::new(&secrets, "worker-1", server.target.clone(), None)?;
+        assert!(right.get::<Vec<node_api::Service>>("/v1/services").await?.is_empty());
+        let wrong = NodeClient::new(&secrets, "worker-2", server.target, None)?;
+        assert!(wrong.get::<Vec<node_api::Service>>("/v1/services").await.is_err(), "another node's name");
+        Ok(())
+    })
+    .expect("runs");
+}
+
+#[test]
+fn a_node_that_has_not_joined_is_known_by_its_fingerprint_only() {
+    let (_dir, secrets) = secrets();
+    block_on(async {
+        let server = serve(&secrets, "localhost", true, LIST).await;
+        let pinned = NodeClient::new(&secrets, "worker-1", server.target.clone(), Some(&server.fingerprint))?;
+        assert!(pinned.get::<Vec<node_api::Service>>("/v1/services").await?.is_empty());
+        let other = NodeClient::new(&secrets, "worker-1", server.target.clone(), Some(&"ab".repeat(32)))?;
+        assert!(other.get::<Vec<node_api::Service>>("/v1/services").await.is_err());
+        let none = NodeClient::new(&secrets, "worker-1", server.target, None)?;
+        let error = format!("{:#}", none.get::<Vec<node_api::Service>>("/v1/services").await.expect_err("unknown"));
+        assert!(error.contains("--fingerprint"), "{error}");
+        assert!(NodeClient::new(&secrets, "n", "127.0.0.1:1".into(), Some("xyz")).is_err());
+        Ok(())
+    })
+    .expect("runs");
+}
+
+#[test]
+fn a_refusal_is_the_nodes_own_sentence() {
+    let (_dir, secrets) = secrets();
+    block_on(async {
+        let server = serve(&secrets, "worker-1", false, REFUSAL).await;
+        let client = NodeClient::new(&secrets, "worker-1", server.target, None)?;
+        let error = client.get::<Vec<node_api::Service>>("/v1/logs/x").await.expect_err("404").to_string();
+        assert_eq!(error, "node worker-1: there is no service `x`.");
+        Ok(())
+    })
+    .expect("runs");
+}
+
+#[test]
+fn kept_certificates_are_kept_and_renewed_when_they_do_not_fit() {
+    let (_dir, secrets) = secrets();
+    let first = issue::admin(&secrets).expect("admin").certificate;
+    assert_eq!(first, issue::admin(&secrets).expect("admin").certificate);
+    // A key that does not belong to the certificate.
+    secrets.write("admin.key", KeyPair::generate().expect("key").serialize_pem().as_bytes()).expect("write");
+    assert_ne!(first, issue::admin(&secrets).expect("admin").certificate);
+}
