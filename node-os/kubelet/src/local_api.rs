@@ -113,14 +113,21 @@ async fn containers(kubelet: &Kubelet) -> Result<Value, crate::cri::CriError> {
                 "namespace": label(c, spec::POD_NAMESPACE),
                 "pod": label(c, spec::POD_NAME),
                 "name": label(c, spec::CONTAINER_NAME),
-                "image": c.image.as_ref().map(|i| i.user_specified_image.clone()).filter(|i| !i.is_empty())
-                    .or_else(|| c.image.as_ref().map(|i| i.image.clone())),
+                "image": image_name(kubelet, c),
                 "state": state(c.state),
                 "attempt": c.metadata.as_ref().map_or(0, |m| m.attempt),
                 "created": Timestamp::from_nanosecond(i128::from(c.created_at)).unwrap_or_default().to_string(),
             })
         })
         .collect())
+}
+
+/// The image as the pod names it; for a container of an unknown pod as the runtime does.
+fn image_name(kubelet: &Kubelet, container: &crate::cri::Container) -> String {
+    let label = |key: &str| container.labels.get(key).map(String::as_str).unwrap_or_default();
+    let pod = kubelet.pods.find(label(spec::POD_NAMESPACE), label(spec::POD_NAME));
+    let found = pod.and_then(|p| spec::find(&p, label(spec::CONTAINER_NAME))).and_then(|(_, c)| c.image);
+    found.unwrap_or_else(|| container.image.as_ref().map(|i| i.image.clone()).unwrap_or_default())
 }
 
 async fn images(kubelet: &Kubelet) -> Result<Value, crate::cri::CriError> {

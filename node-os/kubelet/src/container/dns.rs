@@ -101,10 +101,10 @@ pub fn hostname(pod: &Pod, domain: &str) -> (String, String) {
     (name, below)
 }
 
-/// What the sandbox's host name is.
-pub fn sandbox_hostname(pod: &Pod, domain: &str, node_name: &str) -> String {
+/// What the sandbox's host name is; with the node's network it has the node's, and none is set.
+pub fn sandbox_hostname(pod: &Pod, domain: &str) -> String {
     if spec::host_network(pod) {
-        return node_name.to_string();
+        return String::new();
     }
     let (name, below) = hostname(pod, domain);
     let full = if below.is_empty() { name.clone() } else { format!("{name}.{below}") };

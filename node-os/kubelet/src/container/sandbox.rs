@@ -9,8 +9,6 @@ use std::path::Path;
 
 /// What of the node goes into a sandbox.
 pub struct Surroundings<'a> {
-    /// Node name.
-    pub node_name: &'a str,
     /// Cluster domain.
     pub domain: &'a str,
     /// Resolver settings.
@@ -35,7 +33,7 @@ pub fn config(pod: &Pod, attempt: u32, around: &Surroundings) -> PodSandboxConfi
             namespace: spec::namespace(pod).into(),
             attempt,
         }),
-        hostname: dns::sandbox_hostname(pod, around.domain, around.node_name),
+        hostname: dns::sandbox_hostname(pod, around.domain),
         log_directory: around.log_directory.to_string_lossy().into_owned(),
         dns_config: Some(around.dns.clone()),
         port_mappings: port_mappings(pod),

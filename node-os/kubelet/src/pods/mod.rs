@@ -66,7 +66,11 @@ impl Pods {
         let pod = Arc::new(pod);
         let mut workers = crate::lock(&self.workers);
         if let Some(handle) = workers.get(&uid) {
-            handle.desired.send_modify(|desired| desired.pod = pod);
+            handle.desired.send_if_modified(|desired| {
+                let news = tells_something(&desired.pod, &pod);
+                desired.pod = pod;
+                news
+            });
             return;
         }
         let wake = Arc::new(Notify::new());
@@ -149,6 +153,17 @@ impl Pods {
     pub fn note_static(&self, pod: &Pod) {
         crate::lock(&self.statics).insert(spec::full_name(pod), spec::uid(pod).to_string());
     }
+}
+
+/// Whether a change is more than our own status coming back.
+fn tells_something(old: &Pod, new: &Pod) -> bool {
+    let (a, b) = (&old.metadata, &new.metadata);
+    old.spec != new.spec
+        || a.deletion_timestamp != b.deletion_timestamp
+        || a.deletion_grace_period_seconds != b.deletion_grace_period_seconds
+        || a.labels != b.labels
+        || a.annotations != b.annotations
+        || spec::of(new).readiness_gates.is_some()
 }
 
 /// Where a container stands in the spec, as events name it.

@@ -366,7 +366,6 @@ impl Worker {
             &self.pod,
             attempt,
             &sandbox::Surroundings {
-                node_name: &options.node_name,
                 domain: &options.cluster_domain,
                 dns: dns::config(&self.pod, &resolver, &options.cluster_dns, &options.cluster_domain),
                 log_directory: &log_directory,
@@ -449,7 +448,9 @@ impl Worker {
     async fn start_one(&mut self, starter: &Starter<'_>, seen: &Observed, start: &Start) -> Option<Result<(), Failure>> {
         let (kind, container) = spec::find(&self.pod, &start.name)?;
         let last = seen.latest(&start.name);
-        if let Some(failure) = self.backing_off(&container, kind, last) {
+        // One that is being replaced while it runs waits as long as the run before it says.
+        let ended = seen.containers.iter().find(|c| c.name == start.name && c.state == State::Exited);
+        if let Some(failure) = self.backing_off(&container, kind, ended) {
             return Some(Err(failure));
         }
         let restarts = match last {
@@ -485,7 +486,7 @@ impl Worker {
     }
 
     fn backing_off(&mut self, container: &Container, kind: Kind, last: Option<&observed::Container>) -> Option<Failure> {
-        let last = last.filter(|c| c.state == State::Exited)?;
+        let last = last?;
         let now = Timestamp::now().as_nanosecond() as i64;
         let (left, length) = self.backoff.ask(&container.name, last.finished_at, now).err()?;
         let who = format!("{}_{}({})", spec::name(&self.pod), spec::namespace(&self.pod), spec::uid(&self.pod));

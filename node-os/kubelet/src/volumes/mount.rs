@@ -100,8 +100,9 @@ fn bind_sub_path(volume: &Path, sub: &Path, place: &Path, read_only: bool) -> Re
     Ok(place.to_path_buf())
 }
 
-/// Makes the directories of `sub` one by one below `root`.
+/// Makes the directories of `sub` one by one below `root`, with the mode that the volume has.
 fn make_inside(root: &std::os::fd::OwnedFd, sub: &Path) -> Result<(), rustix::io::Errno> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(root)?.st_mode & 0o7777);
     let mut so_far = PathBuf::new();
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     for part in sub.components() {
@@ -109,8 +110,10 @@ fn make_inside(root: &std::os::fd::OwnedFd, sub: &Path) -> Result<(), rustix::io
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let parent: &Path = if so_far.as_os_str().is_empty() { Path::new(".") } else { &so_far };
         let directory = rustix::fs::openat2(root, parent, flags, Mode::empty(), resolve)?;
-        match rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o750)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        match rustix::fs::mkdirat(&directory, name, mode) {
+            // Said again, because the umask has its say when a directory is made.
+            Ok(()) => rustix::fs::chmodat(&directory, name, mode, rustix::fs::AtFlags::empty())?,
+            Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error),
         }
         so_far.push(name);
