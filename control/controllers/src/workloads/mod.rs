@@ -1,10 +1,13 @@
 //! Controllers that make pods: replica sets, deployments, daemon sets, stateful sets, jobs, cron jobs.
 
 mod claim;
+mod daemon;
 mod deployment;
+mod history;
 mod job;
 mod make;
 mod replica;
+mod stateful;
 
 use std::sync::Arc;
 
@@ -13,5 +16,7 @@ use crate::context::Context;
 pub fn start(context: &Arc<Context>) {
     replica::start(context);
     deployment::start(context);
+    daemon::start(context);
+    stateful::start(context);
     job::start(context);
 }
