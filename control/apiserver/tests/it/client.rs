@@ -1,5 +1,6 @@
 //! The server under test, and the little client that drives it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full};
@@ -40,6 +41,21 @@ fn leaf(ca: &Issuer<'static, KeyPair>, name: &str, group: Option<&str>, names: &
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let key = KeyPair::generate().unwrap();
     (params.signed_by(&key, ca).unwrap().pem(), key.serialize_pem())
+}
+
+/// The server's settings for a folder of certificates and store.
+pub fn config(dir: &Path) -> Config {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let args = [
+        "kube-apiserver".to_string(),
+        "--bind-address=127.0.0.1".into(),
+        "--secure-port=0".into(),
+        format!("--client-ca-file={}", path("ca.crt")),
+        format!("--tls-cert-file={}", path("server.crt")),
+        format!("--tls-private-key-file={}", path("server.key")),
+        format!("--store-dir={}", path("store")),
+    ];
+    <Config as clap::Parser>::try_parse_from(args).unwrap()
 }
 
 /// An answer.
@@ -93,20 +109,19 @@ impl Cluster {
 
     /// Starts the server on the store as it is.
     pub async fn begin(&mut self) {
-        let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let args = [
-            "kube-apiserver".to_string(),
-            "--bind-address=127.0.0.1".into(),
-            "--secure-port=0".into(),
-            format!("--client-ca-file={}", path("ca.crt")),
-            format!("--tls-cert-file={}", path("server.crt")),
-            format!("--tls-private-key-file={}", path("server.key")),
-            format!("--store-dir={}", path("store")),
-        ];
-        let config = <Config as clap::Parser>::try_parse_from(args).unwrap();
-        let server = Server::start(config).await.unwrap();
+        let server = Server::start(config(self.dir.path())).await.unwrap();
         self.port = server.address.port();
         self.server = Some(server);
+    }
+
+    /// The folder of certificates and store, for a server in a process of its own.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Talks to the server at this port from now on.
+    pub fn use_port(&mut self, port: u16) {
+        self.port = port;
     }
 
     /// Ends the server in order.
@@ -115,15 +130,20 @@ impl Cluster {
     }
 
     pub async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> http::Response<Incoming> {
-        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-        let stream = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        self.try_raw(method, path, headers, body).await.unwrap()
+    }
+
+    /// [`Cluster::raw`] of a server that may be gone.
+    pub async fn try_raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> std::io::Result<http::Response<Incoming>> {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await?;
+        let stream = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
         tokio::spawn(connection);
         let mut request = http::Request::builder().method(method).uri(path).header("host", "localhost");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        sender.send_request(request.body(Full::new(body.into())).unwrap()).await.unwrap()
+        sender.send_request(request.body(Full::new(body.into())).unwrap()).await.map_err(std::io::Error::other)
     }
 
     pub async fn send(&self, method: &str, path: &str, content_type: &str, body: impl Into<Bytes>) -> Answer {

@@ -1,0 +1,88 @@
+//! A server in a process of its own, killed while it writes.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use kube_apiserver::Server;
+use serde_json::json;
+
+use crate::client::{Cluster, config};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const DIR: &str = "KUBE_APISERVER_TEST_DIR";
+const ROUNDS: usize = 3;
+
+/// The other process: does nothing unless the test below starts it.
+#[test]
+fn child() {
+    let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let server = Server::start(config(&dir)).await.unwrap();
+        std::fs::write(dir.join("port.new"), server.address.port().to_string()).unwrap();
+        std::fs::rename(dir.join("port.new"), dir.join("port")).unwrap();
+        std::future::pending::<()>().await;
+    });
+}
+
+async fn spawn(cluster: &mut Cluster) -> Child {
+    let port = cluster.dir().join("port");
+    drop(std::fs::remove_file(&port));
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crash::child"])
+        .env(DIR, cluster.dir())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    for _ in 0..600 {
+        if let Ok(text) = std::fs::read_to_string(&port) {
+            cluster.use_port(text.parse().unwrap());
+            return child;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the server did not start");
+}
+
+/// Creates objects until the server is gone; gives the names of those that were answered.
+async fn write_until_gone(cluster: &Cluster, prefix: &str) -> Vec<String> {
+    let mut done = Vec::new();
+    for i in 0.. {
+        let name = format!("{prefix}-{i}");
+        let body = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}}).to_string();
+        match cluster.try_raw("POST", MAPS, &[("content-type", "application/json")], body).await {
+            Ok(answer) if answer.status() == 201 => done.push(name),
+            Ok(answer) => panic!("{}", answer.status()),
+            Err(_) => break,
+        }
+    }
+    done
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_survives_a_kill() {
+    let mut cluster = Cluster::start().await;
+    cluster.end().await;
+    let mut all = Vec::new();
+    for round in 0..ROUNDS {
+        let mut server = spawn(&mut cluster).await;
+        let writers = futures::future::join_all((0..3).map(|w| {
+            let (cluster, prefix) = (&cluster, format!("r{round}-w{w}"));
+            async move { write_until_gone(cluster, &prefix).await }
+        }));
+        let kill = async {
+            tokio::time::sleep(Duration::from_millis(400 + 130 * round as u64)).await;
+            server.kill().unwrap();
+            server.wait().unwrap();
+        };
+        let (done, ()) = tokio::join!(writers, kill);
+        assert!(done.iter().any(|d| !d.is_empty()), "something was written");
+        all.extend(done.concat());
+    }
+    cluster.begin().await;
+    for name in all {
+        assert_eq!(cluster.get(&format!("{MAPS}/{name}")).await.code, 200, "{name} is lost");
+    }
+}
