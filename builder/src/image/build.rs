@@ -130,6 +130,8 @@ struct Plan {
 
 impl<'a> Workshop<'a> {
     fn open(settings: &'a Settings, options: &Options, progress: &'a Progress) -> Result<Workshop<'a>> {
+        // What is wrong with the keys is said now, not after the root has been packed.
+        pki::Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
         let steps = Steps::open(&settings.dir.join("build/.steps"))?;
         let lock = read_or_make_lock(settings, progress)?;
         let components = Components::find(options.components.as_deref(), &steps.dir().join("sums"))?;

@@ -5,8 +5,7 @@ use super::tree::{Node, Tree};
 /// A cpio archive whose bytes depend on the tree alone.
 pub fn archive(tree: &Tree) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut inode = 1;
-    for (path, node) in tree.iter() {
+    for (inode, (path, node)) in (1..).zip(tree.iter()) {
         let name = &path[1..];
         match node {
             Node::Dir(mode) => entry(&mut out, inode, name, 0o040_000 | mode, 2, (0, 0), &[]),
@@ -14,7 +13,6 @@ pub fn archive(tree: &Tree) -> Vec<u8> {
             Node::Link(target) => entry(&mut out, inode, name, 0o120_777, 1, (0, 0), target.as_bytes()),
             Node::Device(mode, major, minor) => entry(&mut out, inode, name, 0o020_000 | mode, 1, (*major, *minor), &[]),
         }
-        inode += 1;
     }
     entry(&mut out, 0, "TRAILER!!!", 0, 1, (0, 0), &[]);
     out.resize(out.len().next_multiple_of(512), 0);

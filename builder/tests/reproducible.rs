@@ -1,0 +1,77 @@
+//! Two builds of one input are the same bytes: in two folders, at two times, under two umasks, locales,
+//! time zones and numbers of cores. A third one does nothing.
+//!
+//! Needs the components beside `kimg` (as `make build` leaves them) and a mirror or cached packages;
+//! without components it says so and passes.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const CLUSTER: &str = "name = \"twice\"\nsecrets = \"plain\"\n\
+    nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+const FILES: [&str; 6] = ["disk.raw", "disk.raw.zst", "initrd", "vmlinuz", "cmdline", "manifest.json"];
+
+fn kimg() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_kimg"))
+}
+
+/// Runs kimg in `dir`, set about by `shell`, and gives what it printed.
+fn run(dir: &Path, shell: &str, args: &str) -> String {
+    let script = format!("{shell}; exec \"$KIMG\" {args}");
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .env("KIMG", kimg())
+        .current_dir(dir)
+        .output()
+        .expect("sh runs");
+    assert!(
+        output.status.success(),
+        "kimg {args} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("folder");
+    for entry in std::fs::read_dir(from).expect("folder") {
+        let entry = entry.expect("entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes() {
+    if !kimg().with_file_name("kimg-node").is_file() {
+        eprintln!("skipped: the components are not built (`make build`)");
+        return;
+    }
+    let base = tempfile::tempdir().expect("folder");
+    let (one, two) = (base.path().join("one"), base.path().join("another folder"));
+    std::fs::create_dir(&one).expect("folder");
+    std::fs::write(one.join("cluster.toml"), CLUSTER).expect("cluster.toml");
+    run(&one, "umask 022", "lock");
+    run(&one, "umask 022; export LC_ALL=C TZ=UTC", "build all");
+    // The same cluster elsewhere: its description, its lock file and its keys.
+    copy(&one.join("secrets"), &two.join("secrets"));
+    std::fs::set_permissions(two.join("secrets"), std::fs::Permissions::from_mode(0o700)).expect("mode");
+    for file in ["cluster.toml", "kimg.lock"] {
+        std::fs::copy(one.join(file), two.join(file)).expect("copied");
+    }
+    let surroundings = "umask 077; export LC_ALL=C.UTF-8 TZ=Asia/Tokyo SOURCE_DATE_EPOCH=5; taskset -p 1 $$ >&2 || true";
+    run(&two, surroundings, "build all");
+    for role in ["master", "worker"] {
+        for file in FILES {
+            let read = |dir: &Path| std::fs::read(dir.join("build").join(role).join(file)).expect("read");
+            assert!(read(&one) == read(&two), "{role}/{file} differs");
+        }
+    }
+    let again = run(&one, ":", "build all");
+    assert_eq!(again.matches("unchanged").count(), 2, "{again}");
+}
