@@ -157,13 +157,17 @@ async fn try_join(options: &Options) -> Result<()> {
         .collect();
     if !missing.is_empty() {
         let client = crate::client::from_kubeconfig(&options.kubeconfig_dir.join("kubelet.conf")).await?;
-        for (component, user) in missing {
-            let wish = request::Wish::component(component, user);
-            request::obtain(&client, &options.pair(component), &wish)
-                .await
-                .map_err(|e| explain_join(e, options))
-                .with_context(|| format!("certificate of {component}"))?;
-        }
+        let asked = missing.into_iter().map(|(component, user)| {
+            let client = &client;
+            async move {
+                let wish = request::Wish::component(component, user);
+                request::obtain(client, &options.pair(component), &wish)
+                    .await
+                    .map_err(|e| explain_join(e, options))
+                    .with_context(|| format!("certificate of {component}"))
+            }
+        });
+        futures::future::try_join_all(asked).await?;
     }
     for (component, _) in COMPONENTS {
         files::write_kubeconfig(options, component, &options.pair(component))?;

@@ -45,10 +45,13 @@ pub async fn run(kubelet: Arc<Kubelet>) {
                 }
                 Err(error) => tracing::warn!("updating the Node's status: {}", explain(&error)),
             }
-        } else if tick.is_multiple_of(6) {
-            // Labels are needed for admission; somebody may have changed them.
+        } else if tick.is_multiple_of(2) {
+            // Labels are needed for admission, annotations ask for things; somebody may have changed them.
             match api.get(&kubelet.options.node_name).await {
-                Ok(node) => kubelet.node.set_object(node),
+                Ok(node) => {
+                    crate::volumes::removal::follow(&kubelet, &node).await;
+                    kubelet.node.set_object(node);
+                }
                 Err(error) if code(&error) == Some(404) => {
                     register(&kubelet, &api).await;
                     sent = None;

@@ -7,6 +7,7 @@ pub mod mount;
 pub mod ownership;
 pub mod payload;
 pub mod projected;
+pub mod removal;
 pub mod tokens;
 
 use crate::container::downward::Facts;
