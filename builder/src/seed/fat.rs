@@ -35,8 +35,8 @@ pub fn volume(label: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
             bail!("{name} does not fit on the drive of {} KiB", CLUSTERS * SECTOR / 1024);
         }
         let first = if clusters == 0 { 0 } else { next };
-        for cluster in next..next + clusters {
-            fat[cluster] = if cluster + 1 == next + clusters { END_OF_CHAIN } else { (cluster + 1) as u16 };
+        for (link, cluster) in fat[next..next + clusters].iter_mut().zip(next..) {
+            *link = if cluster + 1 == next + clusters { END_OF_CHAIN } else { (cluster + 1) as u16 };
         }
         let at = (DATA_START + next - 2) * SECTOR;
         image[at..at + content.len()].copy_from_slice(content);
@@ -104,9 +104,9 @@ fn entries(name: &str, number: usize, first_cluster: u16, size: u32) -> Vec<[u8;
     short[..8].copy_from_slice(format!("KIMG~{number:03}").as_bytes());
     let checksum = short.iter().fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
     let mut units: Vec<u16> = name.encode_utf16().collect();
-    if units.len() % 13 != 0 {
+    if !units.len().is_multiple_of(13) {
         units.push(0);
-        while units.len() % 13 != 0 {
+        while !units.len().is_multiple_of(13) {
             units.push(0xffff);
         }
     }
@@ -151,7 +151,7 @@ mod tests {
         let fat = &one[RESERVED * SECTOR..];
         let entry = |n: usize| u16::from_le_bytes([fat[2 * n], fat[2 * n + 1]]);
         assert_eq!([entry(2), entry(3), entry(4), entry(5), entry(6)], [END_OF_CHAIN, END_OF_CHAIN, 5, 6, END_OF_CHAIN]);
-        assert!(CLUSTERS >= 4085 && TOTAL < 65536);
+        const { assert!(CLUSTERS >= 4085 && TOTAL < 65536) };
     }
 
     #[test]

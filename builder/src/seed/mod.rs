@@ -114,4 +114,49 @@ mod tests {
         let master = user_data(&settings, &settings.nodes[0], None, &secrets).expect("text");
         assert!(master.contains("  seal-key: "), "{master}");
     }
+
+    /// A machine with one drive.
+    struct Machine(Vec<u8>);
+
+    impl node_metadata::sources::Platform for Machine {
+        fn dmi(&self, name: &str) -> Option<String> {
+            (name == "product_serial").then(|| "ds=nocloud".to_string())
+        }
+        fn kernel_line(&self) -> String {
+            String::new()
+        }
+        fn devices(&self) -> Vec<(String, Box<dyn node_metadata::ReadAt>)> {
+            vec![("vdb".to_string(), Box::new(self.0.clone()))]
+        }
+        fn get(&self, _: &str, _: &[(&str, &str)]) -> std::result::Result<Option<Vec<u8>>, String> {
+            Err("no network".to_string())
+        }
+    }
+
+    #[test]
+    fn a_node_reads_its_drive() {
+        let dir = tempfile::tempdir().expect("dir");
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+        let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
+        let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
+        let token = BootstrapToken::random();
+        let user_data = user_data(&settings, &settings.nodes[1], Some(&token), &secrets).expect("text");
+        let interfaces = [
+            Interface { name: "lan".into(), mac: mac("demo", "w", 0), address: Some("10.77.0.11/24".into()) },
+            Interface { name: "nat".into(), mac: mac("demo", "w", 1), address: None },
+        ];
+        let machine = Machine(drive(&settings, "w", &user_data, &interfaces).expect("drive"));
+        let found = node_metadata::sources::all()
+            .iter()
+            .find_map(|source| source.read(&machine).expect("readable"))
+            .expect("a source knows the drive");
+        assert_eq!(found.instance_id.as_deref(), Some("demo-w"));
+        let user = node_metadata::userdata::parse(found.user_data.as_deref().expect("user-data")).expect("valid");
+        let cluster = settings.cluster(Role::Worker, node_metadata::BuildInfo::default());
+        let merged = node_metadata::merge::merge(&cluster, &found, &user, &["10.77.0.11".parse().expect("address")]).expect("merges");
+        assert_eq!(merged.node.name, "w");
+        assert_eq!(merged.node.api_endpoints, ["10.77.0.10:6443"]);
+        assert_eq!(merged.token.map(|t| t.0), Some(token.to_string()));
+        node_metadata::network_config::parse(found.network_config.as_deref().expect("network")).expect("valid");
+    }
 }
