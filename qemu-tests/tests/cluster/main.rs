@@ -50,6 +50,9 @@ name = "worker-2"
 role = "worker"
 addresses = ["10.77.0.12"]
 
+[image.worker]
+images = ["../../../images/examples/toolbox", "../../../images/examples/web"]
+
 [local]
 node-ports = [30080]
 "#;
