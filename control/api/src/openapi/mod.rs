@@ -11,7 +11,10 @@ use definitions::{Style, closure, definition};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+/// Goes up when documents change in form though the tables do not.
+const FORM: u8 = 1;
 
 /// Where a group and version stands in paths: `api/v1`, `apis/apps/v1`.
 pub fn prefix(group: &str, version: &str) -> String {
@@ -27,7 +30,11 @@ fn group_versions(kinds: &[Arc<Kind>]) -> Vec<GroupVersion> {
 
 /// The hash that names one state of a group and version's document.
 pub fn hash(kinds: &[Arc<Kind>], group: &str, version: &str, server_version: &str) -> String {
+    // Clients keep documents by this hash, so the tables and the form are in it.
+    static TABLES: LazyLock<Vec<u8>> = LazyLock::new(|| Sha256::digest(crate::blob::bytes()).to_vec());
     let mut h = Sha256::new();
+    h.update([FORM]);
+    h.update(TABLES.as_slice());
     h.update(server_version);
     for k in kinds.iter().filter(|k| k.group == group && k.version == version) {
         h.update(k.plural.as_bytes());
