@@ -14,11 +14,13 @@ pub mod user;
 pub mod view;
 pub mod x509;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
+use base64::Engine as _;
 use http::HeaderMap;
 use http::request::Parts;
 use rustls_pki_types::CertificateDer;
@@ -131,7 +133,7 @@ impl Authn {
             Peer::Rejected(_) | Peer::None => {}
         }
         if let Some(token) = bearer_token(headers) {
-            return self.bearer(view, token, &[], now).map(|(user, _)| user);
+            return self.bearer(view, &token, &[], now).map(|(user, _)| user);
         }
         if headers.contains_key(http::header::AUTHORIZATION) {
             return Err(AuthnError::refused("the Authorization header is not a bearer token"));
@@ -207,14 +209,20 @@ impl Authn {
     }
 }
 
+/// Browsers cannot set headers on a WebSocket: they send their token as a subprotocol.
+const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+
 /// The token of an `Authorization: Bearer` header, or of a browser's WebSocket subprotocol.
-fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+fn bearer_token(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     if let Some(value) = headers.get(http::header::AUTHORIZATION).and_then(|v| v.to_str().ok()) {
         let (scheme, token) = value.trim().split_once(' ')?;
         let token = token.trim();
-        return (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token);
+        return (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(Cow::Borrowed(token));
     }
-    None
+    let offered = headers.get_all(http::header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
+    let encoded = offered.flat_map(|v| v.split(',')).find_map(|p| p.trim().strip_prefix(WEBSOCKET_TOKEN))?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok()?;
+    String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
 fn certificates(path: Option<&Path>, flag: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
@@ -251,6 +259,13 @@ mod tests {
             anonymous,
             seen: Mutex::default(),
         }
+    }
+
+    #[test]
+    fn tokens_of_browsers() {
+        let mut headers = HeaderMap::new();
+        headers.insert("sec-websocket-protocol", format!("v4.channel.k8s.io, {WEBSOCKET_TOKEN}YS5iLmM").parse().expect("value"));
+        assert_eq!(bearer_token(&headers).as_deref(), Some("a.b.c"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::backend;
 use super::websocket::{self, Role};
 use crate::request::Query;
 use crate::run::Server;
@@ -298,6 +299,65 @@ async fn echo_server() -> u16 {
         }
     });
     port
+}
+
+/// The messages of a channel, joined, until the connection ends; by channel.
+async fn collect(receiver: &mut backend::KubeletReceiver) -> [String; 4] {
+    let mut out: [String; 4] = Default::default();
+    while let Ok(Ok(Some(message))) = tokio::time::timeout(Duration::from_secs(10), receiver.next()).await {
+        let channel = usize::from(message.data[0] & 0x0f);
+        out[channel].push_str(&String::from_utf8_lossy(&message.data[1..]));
+    }
+    out
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websocket_clients_of_all_kinds() {
+    let cluster = cluster().await;
+    let mut config = cluster.server.state.config.clone();
+    config.kubelet_client_certificate = Some(cluster.pki.path("admin.crt"));
+    config.kubelet_client_key = Some(cluster.pki.path("admin.key"));
+    let target = backend::Target {
+        host: "127.0.0.1".into(),
+        port: cluster.server.address.port(),
+        tls: super::tls::kubelet(&config).expect("tls"),
+    };
+    let pod = "/api/v1/namespaces/default/pods/p";
+    let open = async |path: String, protocol: &'static str| backend::open_websocket(&target, &path, protocol).await;
+    // A plain command, with each protocol's way to tell its end.
+    for (protocol, status) in [("v5.channel.k8s.io", "\"status\":\"Success\""), ("v4.channel.k8s.io", "\"status\":\"Success\""), ("channel.k8s.io", "")] {
+        let (_sender, mut receiver) = open(format!("{pod}/exec?command=echo&command=hi&stdout=1&stderr=1"), protocol).await.expect("open");
+        let got = collect(&mut receiver).await;
+        assert_eq!(got[1], "hi\n", "{protocol}");
+        assert!(got[3].contains(status) && (got[3].is_empty() == status.is_empty()), "{protocol}: {}", got[3]);
+    }
+    let (_sender, mut receiver) = open(format!("{pod}/exec?command=echo&command=hi&stdout=1"), "base64.channel.k8s.io").await.expect("open");
+    assert_eq!(collect(&mut receiver).await[1], "aGkK");
+    // End of input, which only v5 can tell.
+    let (sender, mut receiver) = open(format!("{pod}/exec?command=cat&stdin=1&stdout=1"), "v5.channel.k8s.io").await.expect("open");
+    sender.channel(0, b"typed").await.expect("send");
+    sender.channel(255, &[0]).await.expect("send");
+    assert_eq!(collect(&mut receiver).await[1], "typed");
+    // A forwarded port that answers, and one where nobody is.
+    let port = echo_server().await;
+    let (sender, mut receiver) = open(format!("{pod}/portforward?ports={port}"), "v4.channel.k8s.io").await.expect("open");
+    sender.channel(0, b"there and back").await.expect("send");
+    let mut data = Vec::new();
+    while data.len() < 2 + 14 {
+        let message = receiver.next().await.expect("read").expect("message");
+        if message.data[0] == 0 {
+            data.extend_from_slice(&message.data[1..]);
+        }
+    }
+    assert_eq!((&data[..2], &data[2..]), (&port.to_le_bytes()[..], &b"there and back"[..]));
+    let (_sender, mut receiver) = open(format!("{pod}/portforward?ports=1"), "v4.channel.k8s.io").await.expect("open");
+    assert!(collect(&mut receiver).await[1].contains("connecting to port 1"));
+    // Refusals come before the upgrade, as a Status.
+    let error = open(format!("{pod}/exec?command=true&stdout=1&container=x"), "v4.channel.k8s.io").await.expect_err("refused");
+    assert_eq!((error.code, error.message.as_str()), (400, "container x is not valid for pod p"));
+    let error = open(format!("{pod}/exec?command=true&stdout=1"), "v9.channel.k8s.io").await.expect_err("refused");
+    assert_eq!(error.code, 403);
+    cluster.server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

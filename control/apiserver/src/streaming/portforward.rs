@@ -167,28 +167,29 @@ where
 
 /// One forwarded connection of a SPDY client.
 async fn forward(client: Session, place: Place, port: u16, data: u32, error: Option<u32>, from_client: mpsc::Receiver<(Bytes, bool)>) {
-    let sentence = match place.open(port).await {
+    let (sentence, ended) = match place.open(port).await {
         Ok((kubelet, from_kubelet)) => shuttle(&client, data, kubelet, from_kubelet, from_client).await,
-        Err(e) => Some(format!("error forwarding port {port}: {e}")),
+        Err(e) => (Some(format!("error forwarding port {port}: {e}")), false),
     };
     let end = async {
         if let Some(error) = error {
             client.data(error, sentence.unwrap_or_default(), true).await?;
         }
-        client.data(data, Bytes::new(), true).await
+        if ended { Ok(()) } else { client.data(data, Bytes::new(), true).await }
     };
     // A client that has gone needs no end.
     let _ = end.await;
 }
 
-/// Carries data until both sides have ended; an error's sentence comes back.
+/// Carries data until both sides have ended; an error's sentence comes back, and whether the
+/// client has been told the end of its data.
 async fn shuttle(
     client: &Session,
     stream: u32,
     kubelet: Sender,
     mut from_kubelet: KubeletReceiver,
     mut from_client: mpsc::Receiver<(Bytes, bool)>,
-) -> Option<String> {
+) -> (Option<String>, bool) {
     let mut seen = [false; 2];
     let mut sentence = None;
     let (mut client_open, mut kubelet_open) = (true, true);
@@ -232,7 +233,7 @@ async fn shuttle(
         }
     }
     let _ = kubelet.close().await;
-    sentence
+    (sentence, !kubelet_open)
 }
 
 /// Serves a client of WebSocket channels: 2i is data and 2i+1 errors of port i, one connection each.
