@@ -45,6 +45,7 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
         Ok(user) => user,
         Err(error) => return failure(&error),
     };
+    let head = parts.method == http::Method::HEAD;
     let begun = std::time::Instant::now();
     let record = state.audit.begin(&state, &info, &user, connection.remote);
     let id = record.id.clone();
@@ -56,6 +57,9 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     let code = response.status().as_u16();
     state.audit.finish(record, code);
     state.metrics.count(&info, code, begun.elapsed());
+    if head {
+        response = without_body(response);
+    }
     if let Ok(value) = id.parse() {
         response.headers_mut().insert("audit-id", value);
     }
@@ -83,6 +87,15 @@ async fn authorized(state: &Arc<AppState>, user: &crate::UserInfo, info: &Reques
         Decision::Deny { reason } if info.is_resource => Err(ApiError::forbidden(&info.group, &info.resource, &info.name, &reason)),
         Decision::Deny { reason } => Err(ApiError::forbidden("", "", "", &reason)),
     }
+}
+
+/// The answer to HEAD: what GET would give, but for the body.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(size) = http_body::Body::size_hint(response.body()).exact() {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, size.into());
+    }
+    *response.body_mut() = full("");
+    response
 }
 
 /// The answer that tells a failure.

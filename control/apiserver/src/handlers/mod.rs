@@ -15,9 +15,9 @@ mod write;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::error::{ApiError, Result};
@@ -31,6 +31,9 @@ pub(crate) use write::now;
 
 /// Largest body of a request.
 const BODY_LIMIT: usize = 3 << 20;
+/// A body that is too large is read, and thrown away, up to this, so that its client gets
+/// the answer and not a broken connection.
+const DISCARD_LIMIT: usize = 16 << 20;
 
 /// Answers an authorised request.
 pub async fn handle(state: &Arc<AppState>, info: &RequestInfo, user: &UserInfo, request: Request<Incoming>) -> Result<Response<Body>> {
@@ -48,15 +51,26 @@ pub async fn handle(state: &Arc<AppState>, info: &RequestInfo, user: &UserInfo, 
     Ok(response)
 }
 
-async fn collect(body: Incoming) -> Result<Bytes> {
-    let limited = Limited::new(body, BODY_LIMIT);
-    match limited.collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(ApiError::too_large(format!("Request entity too large: limit is {BODY_LIMIT}")))
+async fn collect(mut body: Incoming) -> Result<Bytes> {
+    let mut whole = BytesMut::new();
+    let mut seen = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ApiError::bad_request(format!("the request's body was cut off: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        seen += data.len();
+        if seen > DISCARD_LIMIT {
+            break;
         }
-        Err(error) => Err(ApiError::bad_request(format!("the request's body was cut off: {error}"))),
+        if seen <= BODY_LIMIT {
+            whole.extend_from_slice(&data);
+        } else {
+            whole = BytesMut::new();
+        }
     }
+    if seen > BODY_LIMIT {
+        return Err(ApiError::too_large(format!("Request entity too large: limit is {BODY_LIMIT}")));
+    }
+    Ok(whole.freeze())
 }
 
 async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> Result<Response<Body>> {

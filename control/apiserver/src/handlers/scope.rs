@@ -98,8 +98,13 @@ impl<'a> Scope<'a> {
             "" => self.kind.has_verb(verb),
             sub => self.kind.subresource(sub).ok_or_else(ApiError::no_such_path)?.verbs.iter().any(|v| v == verb),
         };
-        // All that can be stored can be watched, and all of a collection be deleted, or neither.
-        if known { Ok(()) } else { Err(ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")) }
+        // A new object has no name in its path; what is changed has one.
+        let named = match self.info.verb {
+            Verb::Update | Verb::Patch => !self.info.name.is_empty(),
+            Verb::Create => self.info.name.is_empty() || !self.info.subresource.is_empty(),
+            _ => true,
+        };
+        if known && named { Ok(()) } else { Err(ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")) }
     }
 
     pub(crate) fn not_found(&self) -> ApiError {

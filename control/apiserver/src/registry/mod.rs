@@ -5,6 +5,7 @@
 //! group and plural (`"rbac.authorization.k8s.io", "clusterroles"`), no version.
 
 mod cache;
+mod encode;
 
 pub use cache::{Cache, Event, EventKind, Watch};
 
@@ -16,6 +17,7 @@ use store::{Expect, StoreError};
 
 use crate::error::{ApiError, Result};
 use crate::object::Object;
+use encode::encode;
 
 /// Handle to all resources; cheap to use from many tasks.
 pub struct Registry {
@@ -215,22 +217,6 @@ pub fn key(group: &str, resource: &str, namespace: &str, name: &str) -> String {
 fn names(object: &Value) -> (&str, &str) {
     let at = |field: &str| object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or("");
     (at("namespace"), at("name"))
-}
-
-/// Encodes an object with a hole where the store puts the revision.
-fn encode(object: &Value) -> Result<store::Stamped> {
-    const HOLE: &str = "\u{1}revision\u{1}";
-    let mut bytes = Vec::with_capacity(1024);
-    let mut object = object.clone();
-    object["metadata"]["resourceVersion"] = HOLE.into();
-    serde_json::to_writer(&mut bytes, &object).map_err(ApiError::internal)?;
-    let needle = b"\"\\u0001revision\\u0001\"";
-    let at = bytes
-        .windows(needle.len())
-        .position(|w| w == needle)
-        .ok_or_else(|| ApiError::internal("an object was encoded without its metadata"))?;
-    bytes.splice(at + 1..at + needle.len() - 1, std::iter::empty());
-    Ok(store::Stamped { bytes, stamp_at: at + 1 })
 }
 
 fn store_error(error: StoreError) -> ApiError {

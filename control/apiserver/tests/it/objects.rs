@@ -67,6 +67,10 @@ async fn bad_requests() {
     let warned = cluster.post(MAPS, unknown).await;
     assert_eq!(warned.headers["warning"].to_str().unwrap(), "299 - \"unknown field \\\"dota\\\"\"");
     assert!(warned.expect(201).get("dota").is_none());
+    assert_eq!(cluster.put(MAPS, &map("x")).await.code, 405);
+    assert_eq!(cluster.post(&format!("{MAPS}/x"), map("x")).await.code, 405);
+    assert_eq!(cluster.send("POST", MAPS, "application/json", vec![b' '; 4 << 20]).await.failure(), (413, "RequestEntityTooLarge".into()));
+    assert!(cluster.send("HEAD", MAPS, "", "").await.body.is_empty());
     assert_eq!(cluster.get("/api/v1/nothings").await.failure(), (404, "NotFound".into()));
     assert_eq!(cluster.send("PATCH", &format!("{MAPS}/x"), "text/plain", "x").await.code, 415);
     assert_eq!(cluster.send_with("GET", MAPS, &[("accept", "application/cbor")], "").await.code, 406);
