@@ -11,11 +11,14 @@ mod runner;
 mod settings;
 
 mod addons;
+mod aggregation;
 mod certificates;
+mod disruption;
 mod endpoints;
 mod garbage;
 mod namespaces;
 mod nodes;
+mod pod_collector;
 mod service_accounts;
 mod storage;
 mod workloads;
@@ -96,6 +99,9 @@ fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {
     endpoints::start(context);
     workloads::start(context);
     storage::start(context);
+    disruption::start(context);
+    aggregation::start(context);
+    pod_collector::start(context);
     garbage::start(context);
     addons::start(context);
     Ok(())

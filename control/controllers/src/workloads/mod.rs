@@ -1,6 +1,7 @@
 //! Controllers that make pods: replica sets, deployments, daemon sets, stateful sets, jobs, cron jobs.
 
 mod claim;
+mod cron;
 mod daemon;
 mod deployment;
 mod history;
@@ -19,4 +20,5 @@ pub fn start(context: &Arc<Context>) {
     daemon::start(context);
     stateful::start(context);
     job::start(context);
+    cron::start(context);
 }
