@@ -28,8 +28,13 @@ pub fn ports(settings: &Settings) -> Result<Vec<Port>> {
 
 /// Starts the switch where it does not run.
 pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<()> {
-    if state.switch.is_some_and(Process::alive) {
-        return Ok(());
+    let sockets: Vec<_> = settings.nodes.iter().map(|n| run_dir.join(format!("{}.sw", n.entry.name))).collect();
+    if let Some(running) = state.switch.filter(|p| p.alive()) {
+        if sockets.iter().all(|s| s.exists()) {
+            return Ok(());
+        }
+        // A node was added since. Frames in flight are lost, and nothing else: cables are datagrams.
+        running.end(Duration::from_secs(2))?;
     }
     let program = std::env::current_exe().context("finding kimg itself")?;
     let log = std::fs::File::create(run_dir.join("switch.log")).context("making switch.log")?;
@@ -44,7 +49,6 @@ pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<
         .spawn()
         .context("starting the switch")?;
     let pid = i32::try_from(child.id()).context("starting the switch")?;
-    let sockets: Vec<_> = settings.nodes.iter().map(|n| run_dir.join(format!("{}.sw", n.entry.name))).collect();
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let Some(process) = Process::find(pid) else {
