@@ -122,7 +122,7 @@ impl Admission {
         node_restriction::check(&at, Some(new), old)?;
         if at.operation == Operation::Create && at.is("", "pods") {
             limits::set_defaults(&at, new);
-            service_account::admit(&at, new)?;
+            service_account::admit(&at, new).await?;
             pods::priority(&at, new)?;
             pods::default_tolerations(new);
             pods::runtime_class(&at, new)?;

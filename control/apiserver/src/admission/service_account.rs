@@ -1,5 +1,8 @@
 //! ServiceAccount: gives a pod its account, the account's token, and its pull secrets.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use rand::Rng;
 use serde_json::{Value, json};
 
@@ -9,11 +12,14 @@ use crate::error::Result;
 use crate::strategy::fields;
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// How long, and how often, a pod waits for its namespace's default account.
+const WAIT: Duration = Duration::from_millis(100);
+const WAITS: usize = 20;
 /// Letters that make no words.
 const SUFFIX: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Completes a new pod.
-pub fn admit(at: &Attributes<'_>, pod: &mut Value) -> Result<()> {
+pub async fn admit(at: &Attributes<'_>, pod: &mut Value) -> Result<()> {
     if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
         return mirror(at, pod);
     }
@@ -26,7 +32,7 @@ pub fn admit(at: &Attributes<'_>, pod: &mut Value) -> Result<()> {
     };
     pod["spec"]["serviceAccountName"] = json!(name);
     pod["spec"]["serviceAccount"] = json!(name);
-    let account = at.view().get(SERVICE_ACCOUNTS, at.namespace, &name).ok_or_else(|| {
+    let account = account(at, &name).await.ok_or_else(|| {
         at.forbidden(&format!("error looking up service account {}/{name}: serviceaccount {name:?} not found", at.namespace))
     })?;
     let wish = |o: &Value, pointer: &str| o.pointer(pointer).and_then(Value::as_bool);
@@ -38,6 +44,18 @@ pub fn admit(at: &Attributes<'_>, pod: &mut Value) -> Result<()> {
         pod["spec"]["imagePullSecrets"] = account["imagePullSecrets"].clone();
     }
     Ok(())
+}
+
+/// The account; a new namespace's default one is on its way and is waited for a little.
+async fn account(at: &Attributes<'_>, name: &str) -> Option<Arc<Value>> {
+    for _ in 0..WAITS {
+        let found = at.view().get(SERVICE_ACCOUNTS, at.namespace, name);
+        if found.is_some() || name != "default" {
+            return found;
+        }
+        tokio::time::sleep(WAIT).await;
+    }
+    at.view().get(SERVICE_ACCOUNTS, at.namespace, name)
 }
 
 /// A mirror pod shows what the kubelet runs from a file; it may use nothing of the API.
