@@ -7,6 +7,7 @@
 mod caches;
 mod context;
 mod discovery;
+mod quota;
 mod runner;
 mod settings;
 
@@ -100,6 +101,7 @@ fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {
     workloads::start(context);
     storage::start(context);
     disruption::start(context);
+    quota::start(context);
     aggregation::start(context);
     pod_collector::start(context);
     garbage::start(context);
