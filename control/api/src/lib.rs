@@ -15,6 +15,8 @@
 //!   [`discovery`] and [`openapi`] for the documents that describe the API.
 //! - [`status::Status`] is the error of everything here, ready to be sent.
 
+// Statuses are made when a request fails and moved once; boxing them buys nothing.
+#![allow(clippy::result_large_err)]
 #![cfg_attr(test, recursion_limit = "256")]
 
 pub mod apply;

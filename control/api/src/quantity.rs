@@ -28,7 +28,9 @@ impl Quantity {
             b'+' => (false, &s[1..]),
             _ => (false, s),
         };
-        let end = body.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(body.len());
+        let end = body
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(body.len());
         let (digits, suffix) = body.split_at(end);
         let (whole, frac) = digits.split_once('.').unwrap_or((digits, ""));
         if (whole.is_empty() && frac.is_empty()) || frac.contains('.') {
@@ -39,7 +41,9 @@ impl Quantity {
         for c in whole.bytes().chain(frac.bytes()) {
             value = value.checked_mul(10)?.checked_add(i128::from(c - b'0'))?;
         }
-        let mut below = 10i128.checked_pow(u32::try_from(frac.len()).ok()?)?.checked_mul(div)?;
+        let mut below = 10i128
+            .checked_pow(u32::try_from(frac.len()).ok()?)?
+            .checked_mul(div)?;
         let mut above = value.checked_mul(mul)?;
         // Both factors are reduced so that the product with 10⁹ stays in range.
         let shared = gcd(NANO, below);
@@ -50,17 +54,26 @@ impl Quantity {
         if above % below != 0 {
             nano += 1;
         }
-        Some(Quantity { nano: if neg { -nano } else { nano }, suffix: form })
+        Some(Quantity {
+            nano: if neg { -nano } else { nano },
+            suffix: form,
+        })
     }
 
     /// From whole units.
     pub fn from_units(v: i64, suffix: Suffix) -> Quantity {
-        Quantity { nano: i128::from(v) * NANO, suffix }
+        Quantity {
+            nano: i128::from(v) * NANO,
+            suffix,
+        }
     }
 
     /// From thousandths.
     pub fn from_milli(v: i64) -> Quantity {
-        Quantity { nano: i128::from(v) * 1_000_000, suffix: Suffix::Decimal }
+        Quantity {
+            nano: i128::from(v) * 1_000_000,
+            suffix: Suffix::Decimal,
+        }
     }
 
     /// Whole units, rounded up.
@@ -85,14 +98,28 @@ impl Quantity {
 
     /// The sum, in the form of `self`.
     pub fn plus(&self, other: &Quantity) -> Quantity {
-        let suffix = if self.is_zero() { other.suffix } else { self.suffix };
-        Quantity { nano: self.nano.saturating_add(other.nano), suffix }
+        let suffix = if self.is_zero() {
+            other.suffix
+        } else {
+            self.suffix
+        };
+        Quantity {
+            nano: self.nano.saturating_add(other.nano),
+            suffix,
+        }
     }
 
     /// The difference, in the form of `self`.
     pub fn minus(&self, other: &Quantity) -> Quantity {
-        let suffix = if self.is_zero() { other.suffix } else { self.suffix };
-        Quantity { nano: self.nano.saturating_sub(other.nano), suffix }
+        let suffix = if self.is_zero() {
+            other.suffix
+        } else {
+            self.suffix
+        };
+        Quantity {
+            nano: self.nano.saturating_sub(other.nano),
+            suffix,
+        }
     }
 }
 
@@ -151,7 +178,11 @@ impl fmt::Display for Quantity {
                 v /= 1024;
                 i += 1;
             }
-            return write!(f, "{sign}{v}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][i]);
+            return write!(
+                f,
+                "{sign}{v}{}",
+                ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][i]
+            );
         }
         let mut v = n;
         let mut e = -9;
@@ -160,9 +191,17 @@ impl fmt::Display for Quantity {
             e += 3;
         }
         if self.suffix == Suffix::Exponent {
-            return if e == 0 { write!(f, "{sign}{v}") } else { write!(f, "{sign}{v}e{e}") };
+            return if e == 0 {
+                write!(f, "{sign}{v}")
+            } else {
+                write!(f, "{sign}{v}e{e}")
+            };
         }
-        write!(f, "{sign}{v}{}", ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"][((e + 9) / 3) as usize])
+        write!(
+            f,
+            "{sign}{v}{}",
+            ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"][((e + 9) / 3) as usize]
+        )
     }
 }
 
@@ -193,9 +232,24 @@ mod tests {
     #[test]
     fn canonical_text() {
         for (s, want) in [
-            ("100m", "100m"), ("1", "1"), ("1000m", "1"), ("0.5", "500m"), ("1024Ki", "1Mi"), ("1Gi", "1Gi"), ("1.5Gi", "1536Mi"),
-            ("1000k", "1M"), ("1e3", "1e3"), ("1E", "1E"), ("0", "0"), ("0Mi", "0"), ("-1", "-1"), ("128974848", "128974848"), ("12e6", "12e6"),
-            ("1000", "1k"), ("100Mi", "100Mi"), ("0.1Gi", "107374182400m"),
+            ("100m", "100m"),
+            ("1", "1"),
+            ("1000m", "1"),
+            ("0.5", "500m"),
+            ("1024Ki", "1Mi"),
+            ("1Gi", "1Gi"),
+            ("1.5Gi", "1536Mi"),
+            ("1000k", "1M"),
+            ("1e3", "1e3"),
+            ("1E", "1E"),
+            ("0", "0"),
+            ("0Mi", "0"),
+            ("-1", "-1"),
+            ("128974848", "128974848"),
+            ("12e6", "12e6"),
+            ("1000", "1k"),
+            ("100Mi", "100Mi"),
+            ("0.1Gi", "107374182400m"),
         ] {
             assert_eq!(Quantity::parse(s).unwrap().to_string(), want, "{s}");
         }

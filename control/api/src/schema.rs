@@ -172,13 +172,35 @@ impl Field {
 
     /// A field of a custom resource.
     pub fn custom(name: Str, schema: Ref, required: bool) -> Field {
-        Field { name, required, patch_merge: false, retain_keys: false, merge_key: None, atomic: false, optional: false, number: 0, path: Vec::new(), help: 0, schema }
+        Field {
+            name,
+            required,
+            patch_merge: false,
+            retain_keys: false,
+            merge_key: None,
+            atomic: false,
+            optional: false,
+            number: 0,
+            path: Vec::new(),
+            help: 0,
+            schema,
+        }
     }
 }
 
 impl Schema {
     fn leaf(ty: Ty) -> Schema {
-        Schema { name: Str::Borrowed(""), ty, fields: Vec::new(), items: None, list: ListType::Unset, keys: Vec::new(), atomic: false, help: 0, extra: None }
+        Schema {
+            name: Str::Borrowed(""),
+            ty,
+            fields: Vec::new(),
+            items: None,
+            list: ListType::Unset,
+            keys: Vec::new(),
+            atomic: false,
+            help: 0,
+            extra: None,
+        }
     }
 
     /// What the type is for.
@@ -193,7 +215,10 @@ impl Schema {
 
     /// The field called `name`.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok().map(|i| &self.fields[i])
+        self.fields
+            .binary_search_by(|f| f.name.as_ref().cmp(name))
+            .ok()
+            .map(|i| &self.fields[i])
     }
 
     /// The node below `name`: a field's, or the value's of a map.
@@ -207,7 +232,11 @@ impl Schema {
 
     /// The node of an array's items.
     pub fn item(&self) -> Option<&Schema> {
-        if self.ty == Ty::Array { self.items.as_ref().map(Ref::get) } else { None }
+        if self.ty == Ty::Array {
+            self.items.as_ref().map(Ref::get)
+        } else {
+            None
+        }
     }
 
     /// Whether this is a map (free keys, values of one type).
@@ -218,9 +247,18 @@ impl Schema {
     /// Whether fields that the schema does not name are kept.
     pub fn keeps_unknown(&self) -> bool {
         match self.ty {
-            Ty::Any | Ty::RawExtension | Ty::FieldsV1 | Ty::Json | Ty::PropsOrArray | Ty::PropsOrBool | Ty::PropsOrStrings => true,
+            Ty::Any
+            | Ty::RawExtension
+            | Ty::FieldsV1
+            | Ty::Json
+            | Ty::PropsOrArray
+            | Ty::PropsOrBool
+            | Ty::PropsOrStrings => true,
             Ty::Object => {
-                (self.fields.is_empty() && self.items.is_none() && self.extra.is_none() && self.name.is_empty())
+                (self.fields.is_empty()
+                    && self.items.is_none()
+                    && self.extra.is_none()
+                    && self.name.is_empty())
                     || self.extra.as_ref().is_some_and(|e| e.preserve_unknown)
             }
             _ => false,
@@ -231,15 +269,21 @@ impl Schema {
     pub fn at(&self, path: &[&str]) -> Option<&Schema> {
         let mut s = self;
         for p in path {
-            s = if *p == "*" { s.items.as_ref()?.get() } else { s.child(p)? };
+            s = if *p == "*" {
+                s.items.as_ref()?.get()
+            } else {
+                s.child(p)?
+            };
         }
         Some(s)
     }
 }
 
-static LEAVES: LazyLock<Vec<Schema>> = LazyLock::new(|| (0..19).map(|b| Schema::leaf(Ty::from_byte(b))).collect());
+static LEAVES: LazyLock<Vec<Schema>> =
+    LazyLock::new(|| (0..19).map(|b| Schema::leaf(Ty::from_byte(b))).collect());
 
-static TYPES: LazyLock<Vec<OnceLock<Schema>>> = LazyLock::new(|| (0..blob::type_count()).map(|_| OnceLock::new()).collect());
+static TYPES: LazyLock<Vec<OnceLock<Schema>>> =
+    LazyLock::new(|| (0..blob::type_count()).map(|_| OnceLock::new()).collect());
 
 /// The type with this number in the tables.
 pub fn by_index(index: u16) -> &'static Schema {
@@ -271,14 +315,18 @@ pub fn index_of(name: &str) -> Option<u16> {
 
 /// The schema of ObjectMeta.
 pub fn object_meta() -> &'static Schema {
-    static META: LazyLock<u16> = LazyLock::new(|| index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").unwrap_or(u16::MAX));
+    static META: LazyLock<u16> = LazyLock::new(|| {
+        index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").unwrap_or(u16::MAX)
+    });
     by_index(*META)
 }
 
 /// The schema of JSONSchemaProps.
 pub fn schema_props() -> &'static Schema {
-    static PROPS: LazyLock<u16> =
-        LazyLock::new(|| index_of("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps").unwrap_or(u16::MAX));
+    static PROPS: LazyLock<u16> = LazyLock::new(|| {
+        index_of("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+            .unwrap_or(u16::MAX)
+    });
     by_index(*PROPS)
 }
 
@@ -351,10 +399,15 @@ mod tests {
         let containers = pod.at(&["spec", "containers"]).unwrap();
         assert_eq!(containers.list, ListType::Map);
         assert_eq!(containers.keys, ["name"]);
-        let limits = pod.at(&["spec", "containers", "*", "resources", "limits"]).unwrap();
+        let limits = pod
+            .at(&["spec", "containers", "*", "resources", "limits"])
+            .unwrap();
         assert!(limits.is_map());
         assert_eq!(limits.child("cpu").unwrap().ty, Ty::Quantity);
-        assert_eq!(pod.at(&["metadata", "creationTimestamp"]).unwrap().ty, Ty::Time);
+        assert_eq!(
+            pod.at(&["metadata", "creationTimestamp"]).unwrap().ty,
+            Ty::Time
+        );
         let spec = pod.child("spec").unwrap();
         assert_eq!(spec.field("containers").unwrap().merge_key, Some("name"));
         assert!(by_name("io.k8s.api.core.v1.Nothing").is_none());

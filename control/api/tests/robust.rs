@@ -52,15 +52,31 @@ fn value(s: &Schema, d: &mut Dice, depth: u32) -> Value {
         }
         Ty::Array => {
             let n = d.next(3);
-            (0..n).map(|_| s.item().map_or(Value::Null, |i| value(i, d, depth - 1))).collect()
+            (0..n)
+                .map(|_| s.item().map_or(Value::Null, |i| value(i, d, depth - 1)))
+                .collect()
         }
         Ty::Boolean => (d.next(2) == 0).into(),
         Ty::Int32 | Ty::Int64 => (d.next(70_000) as i64 - 2).into(),
         Ty::Number => 0.25.into(),
         Ty::Quantity => ["1", "100m", "1Gi", "x"][d.next(4) as usize].into(),
-        Ty::Time | Ty::MicroTime => ["2026-01-02T03:04:05Z", "2026-01-02T03:04:05.000001Z", "nine"][d.next(3) as usize].into(),
+        Ty::Time | Ty::MicroTime => [
+            "2026-01-02T03:04:05Z",
+            "2026-01-02T03:04:05.000001Z",
+            "nine",
+        ][d.next(3) as usize]
+            .into(),
         Ty::Bytes => ["aGk=", "?"][d.next(2) as usize].into(),
-        Ty::String => ["a", "Running", "Always", "RollingUpdate", "1.2.3.4", "a.b/c", "ClientIP"][d.next(7) as usize].into(),
+        Ty::String => [
+            "a",
+            "Running",
+            "Always",
+            "RollingUpdate",
+            "1.2.3.4",
+            "a.b/c",
+            "ClientIP",
+        ][d.next(7) as usize]
+            .into(),
         _ => any(d),
     }
 }
@@ -81,22 +97,43 @@ fn odd_objects() {
             api::validation::create(kind, &o);
             let mut raw = o.clone();
             api::defaults::apply(kind, &mut raw);
-            for f in ["metadata.name", "metadata.namespace", "status.phase", "spec.nodeName", "source", "status.podIPs"] {
+            for f in [
+                "metadata.name",
+                "metadata.namespace",
+                "status.phase",
+                "spec.nodeName",
+                "source",
+                "status.podIPs",
+            ] {
                 api::selector::field_value(kind, &o, f);
             }
             // As a body.
-            let Ok(decoded) = api::codec::decode(o.to_string().as_bytes(), "application/json", kind.schema(), true) else { continue };
+            let Ok(decoded) = api::codec::decode(
+                o.to_string().as_bytes(),
+                "application/json",
+                kind.schema(),
+                true,
+            ) else {
+                continue;
+            };
             let mut new = decoded.object;
             api::defaults::apply(kind, &mut new);
             api::validation::create(kind, &new);
             api::table::cells(kind, &new, 1_800_000_000);
             let bytes = api::protobuf::encode_object(&new, Some(kind.schema()));
-            api::protobuf::decode_object(&bytes, Some(kind.schema())).expect("what was encoded can be read");
+            api::protobuf::decode_object(&bytes, Some(kind.schema()))
+                .expect("what was encoded can be read");
             for cut in [5, bytes.len() / 2, bytes.len().saturating_sub(1)] {
                 let _ = api::protobuf::decode_object(&bytes[..cut.min(bytes.len())], None);
             }
             if let Some(old) = &last {
-                let write = api::apply::Write { manager: "m", api_version: "v1", subresource: "", now: "2026-01-02T03:04:05Z", has_status: true };
+                let write = api::apply::Write {
+                    manager: "m",
+                    api_version: "v1",
+                    subresource: "",
+                    now: "2026-01-02T03:04:05Z",
+                    has_status: true,
+                };
                 let mut tracked = new.clone();
                 api::apply::on_update(Some(old), &mut tracked, kind.schema(), write);
                 let _ = api::apply::apply(Some(old), &o, kind.schema(), write, true);
@@ -112,9 +149,50 @@ fn odd_objects() {
 #[test]
 fn odd_texts() {
     let texts = [
-        "", " ", "a", "=", "!=", "a=b,", "a in (", "a in ()", "(", ")", "!", "!!a", "a in (b", "ä", "a,b=,c!=d", "a>1", "a>x", "\\", "a=\\,b", "1e", "1E99", "1e-99",
-        "--", "+", ".", "1.", ".5", "9999999999999999999999999999999999999999999", "0.0000000000000000000000000000000000001", "1Ki1", "[", "]", ".a[", "{.a}", ".a[?(@.b==", "2026-01-01T00:00:00", "2026-13-01T00:00:00Z",
-        "2026-01-01T00:00:00.Z", "2026-01-01T00:00:00+99:99", "ααααααααααααααααααααα", "1h", "h", "-", "1.2.3s",
+        "",
+        " ",
+        "a",
+        "=",
+        "!=",
+        "a=b,",
+        "a in (",
+        "a in ()",
+        "(",
+        ")",
+        "!",
+        "!!a",
+        "a in (b",
+        "ä",
+        "a,b=,c!=d",
+        "a>1",
+        "a>x",
+        "\\",
+        "a=\\,b",
+        "1e",
+        "1E99",
+        "1e-99",
+        "--",
+        "+",
+        ".",
+        "1.",
+        ".5",
+        "9999999999999999999999999999999999999999999",
+        "0.0000000000000000000000000000000000001",
+        "1Ki1",
+        "[",
+        "]",
+        ".a[",
+        "{.a}",
+        ".a[?(@.b==",
+        "2026-01-01T00:00:00",
+        "2026-13-01T00:00:00Z",
+        "2026-01-01T00:00:00.Z",
+        "2026-01-01T00:00:00+99:99",
+        "ααααααααααααααααααααα",
+        "1h",
+        "h",
+        "-",
+        "1.2.3s",
     ];
     for t in texts {
         let _ = api::selector::Labels::parse(t).map(|l| l.to_string());
@@ -126,7 +204,15 @@ fn odd_texts() {
         let _ = api::codec::negotiate(t, &[api::codec::Format::Json], true);
         let _ = api::codec::parse_json(t.as_bytes());
         let _ = api::codec::parse_yaml(t.as_bytes());
-        for f in [api::names::dns1123_label, api::names::dns1123_subdomain, api::names::dns1035_label, api::names::qualified_name, api::names::label_value, api::names::config_key, api::names::port_name] {
+        for f in [
+            api::names::dns1123_label,
+            api::names::dns1123_subdomain,
+            api::names::dns1035_label,
+            api::names::qualified_name,
+            api::names::label_value,
+            api::names::config_key,
+            api::names::port_name,
+        ] {
             f(t);
         }
         let _ = api::protobuf::decode_object(t.as_bytes(), None);

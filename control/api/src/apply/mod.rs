@@ -38,7 +38,11 @@ impl Write<'_> {
         Manager {
             name: self.manager.into(),
             apply,
-            api_version: if apply { String::new() } else { self.api_version.into() },
+            api_version: if apply {
+                String::new()
+            } else {
+                self.api_version.into()
+            },
             subresource: self.subresource.into(),
         }
     }
@@ -48,7 +52,17 @@ impl Write<'_> {
         for path in [&["apiVersion"][..], &["kind"], &["metadata"]] {
             set.remove_member(path);
         }
-        for f in ["name", "namespace", "creationTimestamp", "selfLink", "uid", "clusterName", "generation", "managedFields", "resourceVersion"] {
+        for f in [
+            "name",
+            "namespace",
+            "creationTimestamp",
+            "selfLink",
+            "uid",
+            "clusterName",
+            "generation",
+            "managedFields",
+            "resourceVersion",
+        ] {
             set.remove_tree(&["metadata", f]);
         }
         match self.subresource {
@@ -61,20 +75,39 @@ impl Write<'_> {
 
 /// The name used when a request names no manager: the user agent up to its slash.
 pub fn default_manager(user_agent: &str) -> String {
-    let name: String = user_agent.split('/').next().unwrap_or("").chars().filter(|c| !c.is_control()).take(128).collect();
-    if name.is_empty() { "unknown".into() } else { name }
+    let name: String = user_agent
+        .split('/')
+        .next()
+        .unwrap_or("")
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(128)
+        .collect();
+    if name.is_empty() {
+        "unknown".into()
+    } else {
+        name
+    }
 }
 
 /// Keeps `managedFields` of `new` for a create (`live` is none) or an update.
 pub fn on_update(live: Option<&Value>, new: &mut Value, schema: &Schema, write: Write) {
     let given = meta::remove(new, "managedFields");
     // A list with one empty entry asks for the bookkeeping to be forgotten.
-    let forget = given.as_ref().and_then(Value::as_array).is_some_and(|a| a.len() == 1 && a[0].as_object().is_none_or(Map::is_empty));
+    let forget = given
+        .as_ref()
+        .and_then(Value::as_array)
+        .is_some_and(|a| a.len() == 1 && a[0].as_object().is_none_or(Map::is_empty));
     let of_live = live.map_or(&Value::Null, |l| &l["metadata"]["managedFields"]);
     let mut managers = if forget {
         Managers::default()
     } else {
-        given.as_ref().and_then(Managers::parse).filter(|m| !m.is_empty()).or_else(|| Managers::parse(of_live)).unwrap_or_default()
+        given
+            .as_ref()
+            .and_then(Managers::parse)
+            .filter(|m| !m.is_empty())
+            .or_else(|| Managers::parse(of_live))
+            .unwrap_or_default()
     };
     let untracked = live.is_some() && Managers::parse(of_live).is_none_or(|m| m.is_empty());
     if (untracked && managers.is_empty()) || forget {
@@ -93,7 +126,14 @@ pub fn on_update(live: Option<&Value>, new: &mut Value, schema: &Schema, write: 
     if !own.is_empty() {
         let mut set = managers.get(&id).map(|o| o.set.clone()).unwrap_or_default();
         set.union(&own);
-        managers.put(id, Owner { set, time: write.now.into(), api_version: write.api_version.into() });
+        managers.put(
+            id,
+            Owner {
+                set,
+                time: write.now.into(),
+                api_version: write.api_version.into(),
+            },
+        );
     }
     managers.drop_empty();
     managers.cap(write.now);
@@ -101,7 +141,12 @@ pub fn on_update(live: Option<&Value>, new: &mut Value, schema: &Schema, write: 
 }
 
 /// What others own of a change: they lose it. Returns who was in the way.
-fn take_over(managers: &mut Managers, change: &typed::Change, me: &Manager, include_me: bool) -> Vec<(Manager, Set)> {
+fn take_over(
+    managers: &mut Managers,
+    change: &typed::Change,
+    me: &Manager,
+    include_me: bool,
+) -> Vec<(Manager, Set)> {
     let mut touched = change.modified.clone();
     touched.union(&change.added);
     let mut conflicts = Vec::new();
@@ -121,8 +166,17 @@ fn take_over(managers: &mut Managers, change: &typed::Change, me: &Manager, incl
 
 /// Applies a configuration. `live` is none when the object does not exist yet.
 /// The result has `managedFields`; it is still to be defaulted and validated.
-pub fn apply(live: Option<&Value>, config: &Value, schema: &Schema, write: Write, force: bool) -> Result<Value, Status> {
-    if config["metadata"].get("managedFields").is_some_and(|m| m.as_array().is_none_or(|a| !a.is_empty())) {
+pub fn apply(
+    live: Option<&Value>,
+    config: &Value,
+    schema: &Schema,
+    write: Write,
+    force: bool,
+) -> Result<Value, Status> {
+    if config["metadata"]
+        .get("managedFields")
+        .is_some_and(|m| m.as_array().is_none_or(|a| !a.is_empty()))
+    {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     let mut config = config.clone();
@@ -137,7 +191,14 @@ pub fn apply(live: Option<&Value>, config: &Value, schema: &Schema, write: Write
     meta::remove(&mut live_bare, "managedFields");
 
     let mut set = typed::fields(&config, schema).map_err(|e| {
-        Status::new(500, "InternalError", format!("failed to create typed patch object ({}): {e}", describe(&config)))
+        Status::new(
+            500,
+            "InternalError",
+            format!(
+                "failed to create typed patch object ({}): {e}",
+                describe(&config)
+            ),
+        )
     })?;
     write.strip(&mut set);
     let id = write.id(true);
@@ -146,7 +207,10 @@ pub fn apply(live: Option<&Value>, config: &Value, schema: &Schema, write: Write
     let new = match &last {
         Some(last) => {
             let mut keep = set.clone();
-            managers.iter().filter(|(m, _)| **m != id).for_each(|(_, o)| keep.union(&o.set));
+            managers
+                .iter()
+                .filter(|(m, _)| **m != id)
+                .for_each(|(_, o)| keep.union(&o.set));
             typed::prune(merged, last, &keep, schema)
         }
         None => merged,
@@ -164,7 +228,14 @@ pub fn apply(live: Option<&Value>, config: &Value, schema: &Schema, write: Write
         Some(o) if unchanged => o.time.clone(),
         _ => write.now.to_string(),
     };
-    managers.put(id, Owner { set, time, api_version: write.api_version.into() });
+    managers.put(
+        id,
+        Owner {
+            set,
+            time,
+            api_version: write.api_version.into(),
+        },
+    );
     managers.drop_empty();
     let mut out = new;
     managers.store(&mut out);
@@ -173,7 +244,11 @@ pub fn apply(live: Option<&Value>, config: &Value, schema: &Schema, write: Write
 
 fn describe(o: &Value) -> String {
     let ns = meta::namespace(o);
-    let name = if ns.is_empty() { format!("/{}", meta::name(o)) } else { format!("{ns}/{}", meta::name(o)) };
+    let name = if ns.is_empty() {
+        format!("/{}", meta::name(o))
+    } else {
+        format!("{ns}/{}", meta::name(o))
+    };
     format!("{name}; {}, Kind={}", meta::api_version(o), meta::kind(o))
 }
 
@@ -190,25 +265,58 @@ fn drop_nulls(v: &mut Value) {
 
 /// Objects from before the bookkeeping: all they have belongs to a made-up manager.
 fn before_first_apply(managers: &mut Managers, live: &Value, schema: &Schema, write: &Write) {
-    let Ok(mut set) = typed::fields(live, schema) else { return };
-    let main = Write { subresource: "", has_status: true, ..*write };
+    let Ok(mut set) = typed::fields(live, schema) else {
+        return;
+    };
+    let main = Write {
+        subresource: "",
+        has_status: true,
+        ..*write
+    };
     main.strip(&mut set);
     if !set.is_empty() {
-        let id = Manager { name: "before-first-apply".into(), apply: false, api_version: write.api_version.into(), subresource: String::new() };
-        managers.put(id, Owner { set, time: write.now.into(), api_version: write.api_version.into() });
+        let id = Manager {
+            name: "before-first-apply".into(),
+            apply: false,
+            api_version: write.api_version.into(),
+            subresource: String::new(),
+        };
+        managers.put(
+            id,
+            Owner {
+                set,
+                time: write.now.into(),
+                api_version: write.api_version.into(),
+            },
+        );
     }
 }
 
 fn conflict_error(conflicts: Vec<(Manager, Set)>) -> Status {
-    let mut list: Vec<(String, Vec<String>)> = conflicts.into_iter().map(|(m, s)| (m.describe(), s.paths())).collect();
+    let mut list: Vec<(String, Vec<String>)> = conflicts
+        .into_iter()
+        .map(|(m, s)| (m.describe(), s.paths()))
+        .collect();
     list.sort();
     let count: usize = list.iter().map(|(_, p)| p.len()).sum();
     let message = match list.as_slice() {
-        [(m, paths)] if paths.len() == 1 => format!("Apply failed with 1 conflict: conflict with {m}: {}", paths[0]),
+        [(m, paths)] if paths.len() == 1 => format!(
+            "Apply failed with 1 conflict: conflict with {m}: {}",
+            paths[0]
+        ),
         _ => {
             let parts: Vec<String> = list
                 .iter()
-                .map(|(m, paths)| format!("conflicts with {m}:\n{}", paths.iter().map(|p| format!("- {p}")).collect::<Vec<_>>().join("\n")))
+                .map(|(m, paths)| {
+                    format!(
+                        "conflicts with {m}:\n{}",
+                        paths
+                            .iter()
+                            .map(|p| format!("- {p}"))
+                            .collect::<Vec<_>>()
+                            .join("\n")
+                    )
+                })
                 .collect();
             format!("Apply failed with {count} conflicts: {}", parts.join("\n"))
         }

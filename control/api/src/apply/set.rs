@@ -73,7 +73,10 @@ impl Set {
                 continue;
             }
             let m = below.as_object()?;
-            let node = Node { member: m.is_empty() || m.contains_key("."), below: Set::parse(below)? };
+            let node = Node {
+                member: m.is_empty() || m.contains_key("."),
+                below: Set::parse(below)?,
+            };
             out.nodes.insert(Element::parse(k)?, node);
         }
         Some(out)
@@ -107,7 +110,9 @@ impl Set {
 
     /// Whether the element or anything below it is in the set.
     pub fn touches(&self, e: &Element) -> bool {
-        self.nodes.get(e).is_some_and(|n| n.member || !n.below.is_empty())
+        self.nodes
+            .get(e)
+            .is_some_and(|n| n.member || !n.below.is_empty())
     }
 
     /// What lies below an element.
@@ -151,8 +156,13 @@ impl Set {
     pub fn intersection(&self, other: &Set) -> Set {
         let mut out = Set::default();
         for (e, n) in &self.nodes {
-            let Some(o) = other.nodes.get(e) else { continue };
-            let node = Node { member: n.member && o.member, below: n.below.intersection(&o.below) };
+            let Some(o) = other.nodes.get(e) else {
+                continue;
+            };
+            let node = Node {
+                member: n.member && o.member,
+                below: n.below.intersection(&o.below),
+            };
             if node.member || !node.below.is_empty() {
                 out.nodes.insert(e.clone(), node);
             }
@@ -171,10 +181,16 @@ impl Set {
     }
 
     fn edit(&mut self, path: &[&str], f: impl FnOnce(&mut Node)) {
-        let Some((first, rest)) = path.split_first() else { return };
+        let Some((first, rest)) = path.split_first() else {
+            return;
+        };
         let e = Element::Field((*first).to_string());
         if let Some(n) = self.nodes.get_mut(&e) {
-            if rest.is_empty() { f(n) } else { n.below.edit(rest, f) }
+            if rest.is_empty() {
+                f(n)
+            } else {
+                n.below.edit(rest, f)
+            }
             if !n.member && n.below.is_empty() {
                 self.nodes.remove(&e);
             }

@@ -19,11 +19,17 @@ enum Shape {
 fn shape(v: &Value, schema: Option<&Schema>, atomic: bool) -> Shape {
     let Some(s) = schema else {
         // Unknown shape: objects by field, lists as a whole.
-        return if v.is_object() { Shape::Object } else { Shape::Leaf };
+        return if v.is_object() {
+            Shape::Object
+        } else {
+            Shape::Leaf
+        };
     };
     match (v, s.ty) {
         (Value::Object(_), Ty::Object | Ty::Any) if !s.atomic && !atomic => Shape::Object,
-        (Value::Array(_), Ty::Array) if matches!(s.list, ListType::Map | ListType::Set) => Shape::List,
+        (Value::Array(_), Ty::Array) if matches!(s.list, ListType::Map | ListType::Set) => {
+            Shape::List
+        }
         _ => Shape::Leaf,
     }
 }
@@ -49,7 +55,13 @@ fn item_element(v: &Value, schema: &Schema) -> Option<Element> {
             let mut keys = Map::new();
             for k in &schema.keys {
                 let found = v.get(k.as_ref()).filter(|x| !x.is_null()).cloned();
-                let default = || schema.item().and_then(|i| i.child(k)).and_then(|c| c.extra.as_ref()).and_then(|e| e.default.clone());
+                let default = || {
+                    schema
+                        .item()
+                        .and_then(|i| i.child(k))
+                        .and_then(|c| c.extra.as_ref())
+                        .and_then(|e| e.default.clone())
+                };
                 if let Some(x) = found.or_else(default).or_else(|| key_default(k)) {
                     keys.insert(k.to_string(), x);
                 }
@@ -69,7 +81,14 @@ pub fn fields(v: &Value, schema: &Schema) -> Result<Set, String> {
 
 /// Fills `out` with what is inside `v`; false when `v` is owned as a whole.
 /// Updates own the maps they make (`maps`), applied configurations do not.
-fn collect_as(v: &Value, schema: Option<&Schema>, atomic: bool, maps: bool, path: &str, out: &mut Set) -> Result<bool, String> {
+fn collect_as(
+    v: &Value,
+    schema: Option<&Schema>,
+    atomic: bool,
+    maps: bool,
+    path: &str,
+    out: &mut Set,
+) -> Result<bool, String> {
     match (shape(v, schema, atomic), v) {
         (Shape::Object, Value::Object(m)) => {
             for (k, x) in m {
@@ -93,7 +112,13 @@ fn collect_as(v: &Value, schema: Option<&Schema>, atomic: bool, maps: bool, path
                     format!("{path}: element {i}: associative list with keys has an element that omits key field {} (and doesn't have default value)", keys.join(", "))
                 })?;
                 if out.has(&e) {
-                    return Err(format!("{path}: duplicate entries for key {}", Value::from(match &e { Element::Key(k) | Element::Value(k) => k.clone(), _ => String::new() })));
+                    return Err(format!(
+                        "{path}: duplicate entries for key {}",
+                        Value::from(match &e {
+                            Element::Key(k) | Element::Value(k) => k.clone(),
+                            _ => String::new(),
+                        })
+                    ));
                 }
                 let mut below = Set::default();
                 collect_as(x, s.item(), false, maps, path, &mut below)?;
@@ -129,10 +154,18 @@ pub fn compare(old: &Value, new: &Value, schema: &Schema) -> Change {
 }
 
 /// Compares what is inside; false when the values are owned as a whole.
-fn compare_node(old: &Value, new: &Value, schema: Option<&Schema>, atomic: bool, out: &mut Change) -> bool {
+fn compare_node(
+    old: &Value,
+    new: &Value,
+    schema: Option<&Schema>,
+    atomic: bool,
+    out: &mut Change,
+) -> bool {
     match (shape(old, schema, atomic), shape(new, schema, atomic)) {
         (Shape::Object, Shape::Object) => {
-            let (Value::Object(a), Value::Object(b)) = (old, new) else { return false };
+            let (Value::Object(a), Value::Object(b)) = (old, new) else {
+                return false;
+            };
             for (k, x) in a {
                 let (s, atomic, _) = child(schema, k);
                 entry(Element::Field(k.clone()), Some(x), b.get(k), s, atomic, out);
@@ -144,8 +177,14 @@ fn compare_node(old: &Value, new: &Value, schema: Option<&Schema>, atomic: bool,
             true
         }
         (Shape::List, Shape::List) => {
-            let (Value::Array(a), Value::Array(b), Some(s)) = (old, new, schema) else { return false };
-            let named = |list: &[Value]| list.iter().filter_map(|v| Some((item_element(v, s)?, v.clone()))).collect::<Vec<_>>();
+            let (Value::Array(a), Value::Array(b), Some(s)) = (old, new, schema) else {
+                return false;
+            };
+            let named = |list: &[Value]| {
+                list.iter()
+                    .filter_map(|v| Some((item_element(v, s)?, v.clone())))
+                    .collect::<Vec<_>>()
+            };
             let (a, b) = (named(a), named(b));
             for (e, x) in &a {
                 let y = b.iter().find(|(f, _)| f == e).map(|(_, y)| y);
@@ -160,7 +199,14 @@ fn compare_node(old: &Value, new: &Value, schema: Option<&Schema>, atomic: bool,
     }
 }
 
-fn entry(e: Element, old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>, atomic: bool, out: &mut Change) {
+fn entry(
+    e: Element,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    schema: Option<&Schema>,
+    atomic: bool,
+    out: &mut Change,
+) {
     match (old, new) {
         (Some(a), Some(b)) if a == b => {}
         (Some(a), Some(b)) => {
@@ -202,7 +248,9 @@ pub fn merge(live: &Value, config: &Value, schema: &Schema) -> Value {
 fn merge_node(live: &Value, config: &Value, schema: Option<&Schema>, atomic: bool) -> Value {
     match (shape(live, schema, atomic), shape(config, schema, atomic)) {
         (Shape::Object, Shape::Object) => {
-            let (Value::Object(a), Value::Object(b)) = (live, config) else { return config.clone() };
+            let (Value::Object(a), Value::Object(b)) = (live, config) else {
+                return config.clone();
+            };
             let mut out = a.clone();
             for (k, y) in b {
                 let (s, atomic, _) = child(schema, k);
@@ -215,7 +263,9 @@ fn merge_node(live: &Value, config: &Value, schema: Option<&Schema>, atomic: boo
             Value::Object(out)
         }
         (Shape::List, Shape::List) => {
-            let (Value::Array(a), Value::Array(b), Some(s)) = (live, config, schema) else { return config.clone() };
+            let (Value::Array(a), Value::Array(b), Some(s)) = (live, config, schema) else {
+                return config.clone();
+            };
             Value::Array(merge_lists(a, b, s))
         }
         _ => config.clone(),
@@ -247,7 +297,12 @@ fn merge_lists(live: &[Value], config: &[Value], s: &Schema) -> Vec<Value> {
             out.push(c.clone());
         }
     }
-    out.extend(live[at.min(live.len())..].iter().filter(|l| !in_config(l)).cloned());
+    out.extend(
+        live[at.min(live.len())..]
+            .iter()
+            .filter(|l| !in_config(l))
+            .cloned(),
+    );
     out
 }
 
@@ -262,11 +317,17 @@ fn prune_node(v: Value, last: &Set, keep: &Set, schema: Option<&Schema>, atomic:
         if last.has(&e) && !keep.touches(&e) {
             return None;
         }
-        let Some(below) = last.below(&e).filter(|b| !b.is_empty()) else { return Some(x) };
+        let Some(below) = last.below(&e).filter(|b| !b.is_empty()) else {
+            return Some(x);
+        };
         let was_empty = is_bare(&x);
         let out = prune_node(x, below, keep.below(&e).unwrap_or(&empty), s, atomic);
         // What runs empty goes, unless somebody wants it there.
-        if is_bare(&out) && !was_empty && !keep.has(&e) { None } else { Some(out) }
+        if is_bare(&out) && !was_empty && !keep.has(&e) {
+            None
+        } else {
+            Some(out)
+        }
     };
     match (shape(&v, schema, atomic), v) {
         (Shape::Object, Value::Object(m)) => {
@@ -280,7 +341,9 @@ fn prune_node(v: Value, last: &Set, keep: &Set, schema: Option<&Schema>, atomic:
             Value::Object(out)
         }
         (Shape::List, Value::Array(items)) => {
-            let Some(s) = schema else { return Value::Array(items) };
+            let Some(s) = schema else {
+                return Value::Array(items);
+            };
             let mut out = Vec::new();
             for x in items {
                 match item_element(&x, s) {

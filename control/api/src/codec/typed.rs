@@ -28,14 +28,28 @@ impl Strictness {
 /// Drops what the schema does not know (listing the paths) and checks types.
 /// Nodes of custom resources are pruned only; their values are validated by
 /// `crd::validate`, with causes.
-pub fn normalize(value: &mut Value, schema: &Schema, unknown: &mut Vec<String>) -> Result<(), String> {
-    Walk { unknown, path: String::new(), prune: true }.node(value, schema)
+pub fn normalize(
+    value: &mut Value,
+    schema: &Schema,
+    unknown: &mut Vec<String>,
+) -> Result<(), String> {
+    Walk {
+        unknown,
+        path: String::new(),
+        prune: true,
+    }
+    .node(value, schema)
 }
 
 /// Checks types only.
 pub fn check_types(value: &mut Value, schema: &Schema) -> Result<(), String> {
     let mut unknown = Vec::new();
-    Walk { unknown: &mut unknown, path: String::new(), prune: false }.node(value, schema)
+    Walk {
+        unknown: &mut unknown,
+        path: String::new(),
+        prune: false,
+    }
+    .node(value, schema)
 }
 
 struct Walk<'a> {
@@ -60,11 +74,27 @@ impl Walk<'_> {
             Ty::Int32 => "int32".into(),
             Ty::Int64 => "int64".into(),
             Ty::Number => "float64".into(),
-            Ty::Array => format!("[]{}", schema.item().map_or("", |i| i.name.rsplit('.').next().unwrap_or(""))),
+            Ty::Array => format!(
+                "[]{}",
+                schema
+                    .item()
+                    .map_or("", |i| i.name.rsplit('.').next().unwrap_or(""))
+            ),
             Ty::Object if schema.is_map() => "map[string]string".into(),
-            _ => schema.name.rsplit('.').take(2).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("."),
+            _ => schema
+                .name
+                .rsplit('.')
+                .take(2)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+                .collect::<Vec<_>>()
+                .join("."),
         };
-        format!("json: cannot unmarshal {got} into Go struct field {} of type {want}", self.path)
+        format!(
+            "json: cannot unmarshal {got} into Go struct field {} of type {want}",
+            self.path
+        )
     }
 
     fn node(&mut self, value: &mut Value, schema: &Schema) -> Result<(), String> {
@@ -75,9 +105,17 @@ impl Walk<'_> {
             Ty::Any | Ty::Json | Ty::FieldsV1 => Ok(()),
             Ty::PropsOrArray | Ty::PropsOrBool | Ty::PropsOrStrings => self.props(value),
             // An array where a schema of a custom resource says otherwise is found by its validation.
-            _ if schema.extra.is_some() && !matches!(value, Value::Object(_) | Value::Array(_)) => Ok(()),
+            _ if schema.extra.is_some() && !matches!(value, Value::Object(_) | Value::Array(_)) => {
+                Ok(())
+            }
             Ty::Object => self.object(value, schema),
-            Ty::RawExtension => if value.is_object() { Ok(()) } else { Err(self.wrong(value, schema)) },
+            Ty::RawExtension => {
+                if value.is_object() {
+                    Ok(())
+                } else {
+                    Err(self.wrong(value, schema))
+                }
+            }
             Ty::Array => self.array(value, schema),
             _ if schema.extra.is_some() => Ok(()),
             _ => self.scalar(value, schema),
@@ -86,14 +124,19 @@ impl Walk<'_> {
 
     fn object(&mut self, value: &mut Value, schema: &Schema) -> Result<(), String> {
         let Value::Object(map) = value else {
-            return if schema.extra.is_some() { Ok(()) } else { Err(self.wrong(value, schema)) };
+            return if schema.extra.is_some() {
+                Ok(())
+            } else {
+                Err(self.wrong(value, schema))
+            };
         };
         let typed = schema.extra.is_none();
         let len = self.path.len();
         let embedded = schema.extra.as_ref().is_some_and(|e| e.embedded);
         let mut gone = Vec::new();
         for (k, v) in map.iter_mut() {
-            let meta_of_embedded = embedded && matches!(k.as_str(), "apiVersion" | "kind" | "metadata");
+            let meta_of_embedded =
+                embedded && matches!(k.as_str(), "apiVersion" | "kind" | "metadata");
             let Some(child) = schema.child(k) else {
                 if !meta_of_embedded && !schema.keeps_unknown() {
                     gone.push(k.clone());
@@ -131,9 +174,15 @@ impl Walk<'_> {
 
     fn array(&mut self, value: &mut Value, schema: &Schema) -> Result<(), String> {
         let Value::Array(items) = value else {
-            return if schema.extra.is_some() { Ok(()) } else { Err(self.wrong(value, schema)) };
+            return if schema.extra.is_some() {
+                Ok(())
+            } else {
+                Err(self.wrong(value, schema))
+            };
         };
-        let Some(item) = schema.item() else { return Ok(()) };
+        let Some(item) = schema.item() else {
+            return Ok(());
+        };
         let len = self.path.len();
         for (i, v) in items.iter_mut().enumerate() {
             if v.is_null() && schema.extra.is_none() {
@@ -159,20 +208,29 @@ impl Walk<'_> {
             Ty::Time | Ty::MicroTime => {
                 return match value.as_str() {
                     Some(s) if crate::time::parse(s).is_some() => Ok(()),
-                    Some(s) => Err(format!("parsing time {s:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {s:?}")),
+                    Some(s) => Err(format!(
+                        "parsing time {s:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {s:?}"
+                    )),
                     None => Err(self.wrong(value, schema)),
                 };
             }
             Ty::Bytes => {
                 return match value.as_str() {
                     Some(s) if crate::codec::base64_ok(s) => Ok(()),
-                    Some(_) => Err(format!("illegal base64 data at input byte 0 ({})", self.path)),
+                    Some(_) => Err(format!(
+                        "illegal base64 data at input byte 0 ({})",
+                        self.path
+                    )),
                     None => Err(self.wrong(value, schema)),
                 };
             }
             _ => true,
         };
-        if ok { Ok(()) } else { Err(self.wrong(value, schema)) }
+        if ok {
+            Ok(())
+        } else {
+            Err(self.wrong(value, schema))
+        }
     }
 
     /// Quantities may be numbers in JSON; they are kept as canonical text.
@@ -195,7 +253,10 @@ impl Walk<'_> {
     fn props(&mut self, value: &mut Value) -> Result<(), String> {
         match value {
             Value::Object(_) => self.node(value, crate::schema::schema_props()),
-            Value::Array(items) => items.iter_mut().filter(|i| i.is_object()).try_for_each(|i| self.node(i, crate::schema::schema_props())),
+            Value::Array(items) => items
+                .iter_mut()
+                .filter(|i| i.is_object())
+                .try_for_each(|i| self.node(i, crate::schema::schema_props())),
             _ => Ok(()),
         }
     }
@@ -245,9 +306,18 @@ mod tests {
     fn refuses_wrong_types() {
         let d = crate::schema::by_name("io.k8s.api.apps.v1.Deployment").unwrap();
         for (v, want) in [
-            (json!({"spec": {"replicas": "3"}}), "json: cannot unmarshal string into Go struct field spec.replicas of type int32"),
-            (json!({"spec": []}), "json: cannot unmarshal array into Go struct field spec of type v1.DeploymentSpec"),
-            (json!({"spec": {"template": {"spec": {"containers": {}}}}}), "json: cannot unmarshal object into Go struct field spec.template.spec.containers of type []Container"),
+            (
+                json!({"spec": {"replicas": "3"}}),
+                "json: cannot unmarshal string into Go struct field spec.replicas of type int32",
+            ),
+            (
+                json!({"spec": []}),
+                "json: cannot unmarshal array into Go struct field spec of type v1.DeploymentSpec",
+            ),
+            (
+                json!({"spec": {"template": {"spec": {"containers": {}}}}}),
+                "json: cannot unmarshal object into Go struct field spec.template.spec.containers of type []Container",
+            ),
         ] {
             let mut v = v;
             assert_eq!(normalize(&mut v, d, &mut Vec::new()).unwrap_err(), want);

@@ -12,25 +12,46 @@ pub fn check(crd: &Value) -> Vec<FieldError> {
     let (group, plural) = (text(&spec["group"]), text(&n["plural"]));
     let want = format!("{plural}.{group}");
     if crate::meta::name(crd) != want {
-        out.push(FieldError::invalid("metadata.name", crate::meta::name(crd), "must be spec.names.plural+\".\"+spec.group"));
+        out.push(FieldError::invalid(
+            "metadata.name",
+            crate::meta::name(crd),
+            "must be spec.names.plural+\".\"+spec.group",
+        ));
     }
     if group.is_empty() {
         out.push(FieldError::required("spec.group", ""));
     } else if let Some(e) = names::dns1123_subdomain(&group).first() {
         out.push(FieldError::invalid("spec.group", group.as_str(), e.clone()));
     } else if !group.contains('.') {
-        out.push(FieldError::invalid("spec.group", group.as_str(), "should be a domain with at least one dot"));
+        out.push(FieldError::invalid(
+            "spec.group",
+            group.as_str(),
+            "should be a domain with at least one dot",
+        ));
     }
     match spec["scope"].as_str() {
         None | Some("") => out.push(FieldError::required("spec.scope", "")),
         Some("Namespaced" | "Cluster") => {}
-        Some(s) => out.push(FieldError::not_supported("spec.scope", s, &["Cluster", "Namespaced"])),
+        Some(s) => out.push(FieldError::not_supported(
+            "spec.scope",
+            s,
+            &["Cluster", "Namespaced"],
+        )),
     }
-    for (field, value) in [("plural", &plural), ("singular", &text(&n["singular"])), ("kind", &text(&n["kind"])), ("listKind", &text(&n["listKind"]))] {
+    for (field, value) in [
+        ("plural", &plural),
+        ("singular", &text(&n["singular"])),
+        ("kind", &text(&n["kind"])),
+        ("listKind", &text(&n["listKind"])),
+    ] {
         if value.is_empty() {
             out.push(FieldError::required(format!("spec.names.{field}"), ""));
         } else if let Some(e) = names::dns1035_label(&value.to_lowercase()).first() {
-            out.push(FieldError::invalid(format!("spec.names.{field}"), value.as_str(), e.clone()));
+            out.push(FieldError::invalid(
+                format!("spec.names.{field}"),
+                value.as_str(),
+                e.clone(),
+            ));
         }
     }
     if spec["preserveUnknownFields"] == true {
@@ -51,7 +72,11 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
             out.push(FieldError::invalid(format!("{at}.name"), name, e));
         }
         if seen.contains(&name) {
-            out.push(FieldError::invalid("spec.versions", name, "must contain unique version names"));
+            out.push(FieldError::invalid(
+                "spec.versions",
+                name,
+                "must contain unique version names",
+            ));
         }
         seen.push(name);
         let schema = &v["schema"]["openAPIV3Schema"];
@@ -59,68 +84,132 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
             let at = format!("{at}.schema.openAPIV3Schema");
             if schema["type"] != "object" {
                 if schema["type"].is_string() {
-                    out.push(FieldError::invalid(format!("{at}.type"), schema["type"].clone(), "must be object at the root"));
+                    out.push(FieldError::invalid(
+                        format!("{at}.type"),
+                        schema["type"].clone(),
+                        "must be object at the root",
+                    ));
                 } else {
-                    out.push(FieldError::required(format!("{at}.type"), "must not be empty at the root"));
+                    out.push(FieldError::required(
+                        format!("{at}.type"),
+                        "must not be empty at the root",
+                    ));
                 }
             }
             structural(schema, &at, out);
         } else {
-            out.push(FieldError::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
+            out.push(FieldError::required(
+                format!("{at}.schema.openAPIV3Schema"),
+                "schemas are required",
+            ));
         }
-        for (i, c) in v["additionalPrinterColumns"].as_array().into_iter().flatten().enumerate() {
+        for (i, c) in v["additionalPrinterColumns"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             if let Err(e) = crate::table::parse_json_path(c["jsonPath"].as_str().unwrap_or("")) {
-                out.push(FieldError::invalid(format!("{at}.additionalPrinterColumns[{i}].jsonPath"), c["jsonPath"].clone(), e));
+                out.push(FieldError::invalid(
+                    format!("{at}.additionalPrinterColumns[{i}].jsonPath"),
+                    c["jsonPath"].clone(),
+                    e,
+                ));
             }
         }
     }
     let storage = list.iter().filter(|v| v["storage"] == true).count();
     if storage != 1 {
-        out.push(FieldError::invalid("spec.versions", spec["versions"].clone(), "must have exactly one version marked as storage version"));
+        out.push(FieldError::invalid(
+            "spec.versions",
+            spec["versions"].clone(),
+            "must have exactly one version marked as storage version",
+        ));
     }
 }
 
 /// The rules that make a schema structural.
 fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
-    let free = v["x-kubernetes-int-or-string"] == true || v["x-kubernetes-preserve-unknown-fields"] == true;
+    let free = v["x-kubernetes-int-or-string"] == true
+        || v["x-kubernetes-preserve-unknown-fields"] == true;
     if v["type"].as_str().unwrap_or("").is_empty() && !free {
-        out.push(FieldError::required(format!("{at}.type"), "must not be empty for specified object fields"));
+        out.push(FieldError::required(
+            format!("{at}.type"),
+            "must not be empty for specified object fields",
+        ));
     }
-    for k in ["$ref", "definitions", "dependencies", "patternProperties", "additionalItems", "id", "$schema"] {
+    for k in [
+        "$ref",
+        "definitions",
+        "dependencies",
+        "patternProperties",
+        "additionalItems",
+        "id",
+        "$schema",
+    ] {
         if v.get(k).is_some_and(|x| !x.is_null()) {
-            out.push(FieldError::forbidden(format!("{at}.{k}"), format!("{k} is not supported")));
+            out.push(FieldError::forbidden(
+                format!("{at}.{k}"),
+                format!("{k} is not supported"),
+            ));
         }
     }
     if v["uniqueItems"] == true {
-        out.push(FieldError::forbidden(format!("{at}.uniqueItems"), "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"));
+        out.push(FieldError::forbidden(
+            format!("{at}.uniqueItems"),
+            "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+        ));
     }
     let properties = v["properties"].as_object();
-    if properties.is_some_and(|p| !p.is_empty()) && v.get("additionalProperties").is_some_and(|a| a.is_object() || a == true) {
-        out.push(FieldError::forbidden(format!("{at}.additionalProperties"), "additionalProperties and properties are mutual exclusive"));
+    if properties.is_some_and(|p| !p.is_empty())
+        && v.get("additionalProperties")
+            .is_some_and(|a| a.is_object() || a == true)
+    {
+        out.push(FieldError::forbidden(
+            format!("{at}.additionalProperties"),
+            "additionalProperties and properties are mutual exclusive",
+        ));
     }
     for (k, p) in properties.into_iter().flatten() {
         structural(p, &format!("{at}.properties[{k}]"), out);
     }
     if v["additionalProperties"].is_object() {
-        structural(&v["additionalProperties"], &format!("{at}.additionalProperties"), out);
+        structural(
+            &v["additionalProperties"],
+            &format!("{at}.additionalProperties"),
+            out,
+        );
     }
     if v["type"] == "array" {
         if v["items"].is_object() {
             structural(&v["items"], &format!("{at}.items"), out);
         } else if v["items"].is_array() {
-            out.push(FieldError::forbidden(format!("{at}.items"), "items must be a schema object and not an array"));
+            out.push(FieldError::forbidden(
+                format!("{at}.items"),
+                "items must be a schema object and not an array",
+            ));
         } else {
-            out.push(FieldError::required(format!("{at}.items"), "must be specified"));
+            out.push(FieldError::required(
+                format!("{at}.items"),
+                "must be specified",
+            ));
         }
     }
-    let keys = v["x-kubernetes-list-map-keys"].as_array().is_some_and(|k| !k.is_empty());
+    let keys = v["x-kubernetes-list-map-keys"]
+        .as_array()
+        .is_some_and(|k| !k.is_empty());
     if v["x-kubernetes-list-type"] == "map" && !keys {
-        out.push(FieldError::required(format!("{at}.x-kubernetes-list-map-keys"), "must not be empty if x-kubernetes-list-type is map"));
+        out.push(FieldError::required(
+            format!("{at}.x-kubernetes-list-map-keys"),
+            "must not be empty if x-kubernetes-list-type is map",
+        ));
     }
 }
 
 fn protected_group(crd: &Value, group: &str, out: &mut Vec<FieldError>) {
-    let protected = ["k8s.io", "kubernetes.io"].iter().any(|p| group == *p || group.ends_with(&format!(".{p}")));
+    let protected = ["k8s.io", "kubernetes.io"]
+        .iter()
+        .any(|p| group == *p || group.ends_with(&format!(".{p}")));
     if !protected {
         return;
     }

@@ -6,8 +6,27 @@ use std::sync::Arc;
 
 /// The keywords that check values and that `values::validate` knows.
 const RULES: &[&str] = &[
-    "type", "format", "enum", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength",
-    "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "required", "allOf", "anyOf", "oneOf", "not",
+    "type",
+    "format",
+    "enum",
+    "pattern",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "uniqueItems",
+    "minProperties",
+    "maxProperties",
+    "required",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
 ];
 
 /// The schema of a whole object: as the author wrote it, with type and metadata.
@@ -22,8 +41,13 @@ pub fn root(raw: &Value, preserve_unknown: bool) -> Schema {
 }
 
 fn add_type_and_metadata(s: &mut Schema) {
-    let meta = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").map_or(Ref::Leaf(Ty::Any), Ref::Type);
-    for (name, r) in [("apiVersion", Ref::Leaf(Ty::String)), ("kind", Ref::Leaf(Ty::String)), ("metadata", meta)] {
+    let meta = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+        .map_or(Ref::Leaf(Ty::Any), Ref::Type);
+    for (name, r) in [
+        ("apiVersion", Ref::Leaf(Ty::String)),
+        ("kind", Ref::Leaf(Ty::String)),
+        ("metadata", meta),
+    ] {
         s.fields.retain(|f| f.name != name);
         s.fields.push(Field::custom(name.into(), r, false));
     }
@@ -39,12 +63,24 @@ pub fn schema_of(v: &Value) -> Schema {
         embedded: v["x-kubernetes-embedded-resource"] == true,
         default: v.get("default").cloned(),
         rules: rules(v),
-        validations: v["x-kubernetes-validations"].as_array().cloned().unwrap_or_default(),
+        validations: v["x-kubernetes-validations"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default(),
     };
-    let required: Vec<&str> = v["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> = v["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     for (name, p) in v["properties"].as_object().into_iter().flatten() {
         let r = Ref::Own(Arc::new(schema_of(p)));
-        s.fields.push(Field::custom(Str::Owned(name.clone()), r, required.contains(&name.as_str())));
+        s.fields.push(Field::custom(
+            Str::Owned(name.clone()),
+            r,
+            required.contains(&name.as_str()),
+        ));
     }
     s.fields.sort_by(|a, b| a.name.cmp(&b.name));
     match &v["additionalProperties"] {
@@ -53,14 +89,23 @@ pub fn schema_of(v: &Value) -> Schema {
         _ => {}
     }
     if s.ty == Ty::Array {
-        s.items = Some(if v["items"].is_object() { Ref::Own(Arc::new(schema_of(&v["items"]))) } else { any() });
+        s.items = Some(if v["items"].is_object() {
+            Ref::Own(Arc::new(schema_of(&v["items"])))
+        } else {
+            any()
+        });
         s.list = match v["x-kubernetes-list-type"].as_str() {
             Some("map") => ListType::Map,
             Some("set") => ListType::Set,
             Some("atomic") => ListType::Atomic,
             _ => ListType::Unset,
         };
-        s.keys = v["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(|k| k.as_str().map(|k| Str::Owned(k.into()))).collect();
+        s.keys = v["x-kubernetes-list-map-keys"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|k| k.as_str().map(|k| Str::Owned(k.into())))
+            .collect();
     }
     if s.ty == Ty::Any {
         extra.preserve_unknown = true;
@@ -76,7 +121,11 @@ pub fn schema_of(v: &Value) -> Schema {
 
 fn any() -> Ref {
     let mut s = Schema::of(Ty::Any);
-    s.extra = Some(Box::new(Extra { preserve_unknown: true, nullable: true, ..Extra::default() }));
+    s.extra = Some(Box::new(Extra {
+        preserve_unknown: true,
+        nullable: true,
+        ..Extra::default()
+    }));
     Ref::Own(Arc::new(s))
 }
 
@@ -98,7 +147,11 @@ fn ty(v: &Value) -> Ty {
 }
 
 fn rules(v: &Value) -> Option<Value> {
-    let m: Map<String, Value> =
-        v.as_object()?.iter().filter(|(k, _)| RULES.contains(&k.as_str())).map(|(k, x)| (k.clone(), x.clone())).collect();
+    let m: Map<String, Value> = v
+        .as_object()?
+        .iter()
+        .filter(|(k, _)| RULES.contains(&k.as_str()))
+        .map(|(k, x)| (k.clone(), x.clone()))
+        .collect();
     (!m.is_empty()).then_some(Value::Object(m))
 }

@@ -20,16 +20,37 @@ fn crd() -> Value {
 #[test]
 fn kind_defaults_and_prunes() {
     let k = kinds(&crd()).remove(0);
-    assert_eq!((k.plural.as_ref(), k.api_version().as_str(), k.namespaced, k.has_status()), ("foos", "example.com/v1", true, true));
+    assert_eq!(
+        (
+            k.plural.as_ref(),
+            k.api_version().as_str(),
+            k.namespaced,
+            k.has_status()
+        ),
+        ("foos", "example.com/v1", true, true)
+    );
     assert_eq!(k.storage().version, "v1");
     let body = br#"{"apiVersion":"example.com/v1","kind":"Foo","metadata":{"name":"a","x":1},"spec":{"n":2,"zz":1,"any":{"q":1},"map":{"a":"b"},"list":[{"k":"1","w":2}]}}"#;
     let mut d = crate::codec::decode(body, "application/json", k.schema(), false).unwrap();
     d.strict.sort();
-    assert_eq!(d.strict, ["unknown field \"metadata.x\"", "unknown field \"spec.list[0].w\"", "unknown field \"spec.zz\""]);
+    assert_eq!(
+        d.strict,
+        [
+            "unknown field \"metadata.x\"",
+            "unknown field \"spec.list[0].w\"",
+            "unknown field \"spec.zz\""
+        ]
+    );
     crate::defaults::apply(&k, &mut d.object);
-    assert_eq!(d.object["spec"], json!({"n": 2, "any": {"q": 1}, "map": {"a": "b"}, "mode": "a", "list": [{"k": "1", "v": 7}]}));
+    assert_eq!(
+        d.object["spec"],
+        json!({"n": 2, "any": {"q": 1}, "map": {"a": "b"}, "mode": "a", "list": [{"k": "1", "v": 7}]})
+    );
     assert!(validate(&d.object, k.schema(), "").is_empty());
-    assert_eq!(crate::table::cells(&k, &d.object, 0), [json!("a"), json!(2)]);
+    assert_eq!(
+        crate::table::cells(&k, &d.object, 0),
+        [json!("a"), json!(2)]
+    );
 }
 
 #[test]
@@ -37,17 +58,45 @@ fn values_are_checked() {
     let k = kinds(&crd()).remove(0);
     for (spec, want) in [
         (json!({}), "spec.n: Required value"),
-        (json!({"n": "x"}), "spec.n: Invalid value: \"string\": spec.n in body must be of type integer: \"string\""),
-        (json!({"n": 0}), "spec.n: Invalid value: 0: spec.n in body should be greater than or equal to 1"),
-        (json!({"n": 9}), "spec.n: Invalid value: 9: spec.n in body should be less than or equal to 5"),
-        (json!({"n": 1, "mode": "c"}), "spec.mode: Unsupported value: \"c\": supported values: \"a\", \"b\""),
-        (json!({"n": 1, "name": "y"}), "spec.name: Invalid value: \"y\": spec.name in body should match '^x'"),
-        (json!({"n": 1, "name": "xxxx"}), "spec.name: Too long: may not be more than 3 bytes"),
-        (json!({"n": 1, "list": [{"k": "a"}, {"k": "a"}]}), "spec.list[1]: Duplicate value: {\"k\":\"a\"}"),
-        (json!({"n": 1, "port": true}), "spec.port: Invalid value: \"boolean\": spec.port in body must be of type integer,string: \"boolean\""),
+        (
+            json!({"n": "x"}),
+            "spec.n: Invalid value: \"string\": spec.n in body must be of type integer: \"string\"",
+        ),
+        (
+            json!({"n": 0}),
+            "spec.n: Invalid value: 0: spec.n in body should be greater than or equal to 1",
+        ),
+        (
+            json!({"n": 9}),
+            "spec.n: Invalid value: 9: spec.n in body should be less than or equal to 5",
+        ),
+        (
+            json!({"n": 1, "mode": "c"}),
+            "spec.mode: Unsupported value: \"c\": supported values: \"a\", \"b\"",
+        ),
+        (
+            json!({"n": 1, "name": "y"}),
+            "spec.name: Invalid value: \"y\": spec.name in body should match '^x'",
+        ),
+        (
+            json!({"n": 1, "name": "xxxx"}),
+            "spec.name: Too long: may not be more than 3 bytes",
+        ),
+        (
+            json!({"n": 1, "list": [{"k": "a"}, {"k": "a"}]}),
+            "spec.list[1]: Duplicate value: {\"k\":\"a\"}",
+        ),
+        (
+            json!({"n": 1, "port": true}),
+            "spec.port: Invalid value: \"boolean\": spec.port in body must be of type integer,string: \"boolean\"",
+        ),
     ] {
         let errors = validate(&json!({"spec": spec}), k.schema(), "");
-        assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), [want], "{spec}");
+        assert_eq!(
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [want],
+            "{spec}"
+        );
     }
 }
 
@@ -59,5 +108,12 @@ fn crds_are_checked() {
     c["spec"]["versions"][0]["storage"] = false.into();
     c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] = json!({});
     let fields: Vec<String> = check(&c).into_iter().map(|e| e.field).collect();
-    assert_eq!(fields, ["metadata.name", "spec.versions[0].schema.openAPIV3Schema.properties[status].type", "spec.versions"]);
+    assert_eq!(
+        fields,
+        [
+            "metadata.name",
+            "spec.versions[0].schema.openAPIV3Schema.properties[status].type",
+            "spec.versions"
+        ]
+    );
 }

@@ -14,7 +14,11 @@ pub fn validate(value: &Value, schema: &Schema, path: &str) -> Vec<FieldError> {
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
+    if path.is_empty() {
+        name.to_string()
+    } else {
+        format!("{path}.{name}")
+    }
 }
 
 fn type_name(v: &Value) -> &'static str {
@@ -47,14 +51,23 @@ fn node(value: &Value, schema: &Schema, path: &str, out: &mut Vec<FieldError>) {
     match value {
         Value::Object(map) => {
             for (k, v) in map {
-                let Some(child) = schema.child(k) else { continue };
-                let at = if schema.field(k).is_some() { join(path, k) } else { format!("{path}.{k}") };
+                let Some(child) = schema.child(k) else {
+                    continue;
+                };
+                let at = if schema.field(k).is_some() {
+                    join(path, k)
+                } else {
+                    format!("{path}.{k}")
+                };
                 node(v, child, &at, out);
             }
         }
         Value::Array(items) => {
             if let Some(item) = schema.item() {
-                items.iter().enumerate().for_each(|(i, v)| node(v, item, &format!("{path}[{i}]"), out));
+                items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, v)| node(v, item, &format!("{path}[{i}]"), out));
             }
             duplicates(items, schema, path, out);
         }
@@ -68,7 +81,9 @@ fn type_fits(v: &Value, schema: &Schema) -> bool {
         Ty::Array => v.is_array(),
         Ty::String => v.is_string(),
         Ty::Boolean => v.is_boolean(),
-        Ty::Int32 | Ty::Int64 => v.is_i64() || v.is_u64() || v.as_f64().is_some_and(|f| f.fract() == 0.0),
+        Ty::Int32 | Ty::Int64 => {
+            v.is_i64() || v.is_u64() || v.as_f64().is_some_and(|f| f.fract() == 0.0)
+        }
         Ty::Number => v.is_number(),
         Ty::IntOrString => v.is_string() || v.is_i64() || v.is_u64(),
         _ => true,
@@ -87,25 +102,44 @@ fn wrong_type(value: &Value, schema: &Schema, path: &str, out: &mut Vec<FieldErr
     };
     let got = type_name(value);
     let detail = format!("{path} in body must be of type {want}: \"{got}\"");
-    out.push(FieldError::new(ErrorKind::TypeInvalid, path, got.into(), detail));
+    out.push(FieldError::new(
+        ErrorKind::TypeInvalid,
+        path,
+        got.into(),
+        detail,
+    ));
 }
 
 /// The value checks of one node (also of the branches of allOf, anyOf, oneOf, not).
 fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
-    let mut bad = |detail: String| out.push(FieldError::invalid(path, v.clone(), format!("{path} in body {detail}")));
+    let mut bad = |detail: String| {
+        out.push(FieldError::invalid(
+            path,
+            v.clone(),
+            format!("{path} in body {detail}"),
+        ))
+    };
     match v {
         Value::Number(n) => {
             let n = n.as_f64().unwrap_or(0.0);
             if let Some(m) = r["minimum"].as_f64() {
                 let exclusive = r["exclusiveMinimum"] == true;
                 if n < m || (exclusive && n == m) {
-                    bad(format!("should be greater than {}{}", if exclusive { "" } else { "or equal to " }, r["minimum"]));
+                    bad(format!(
+                        "should be greater than {}{}",
+                        if exclusive { "" } else { "or equal to " },
+                        r["minimum"]
+                    ));
                 }
             }
             if let Some(m) = r["maximum"].as_f64() {
                 let exclusive = r["exclusiveMaximum"] == true;
                 if n > m || (exclusive && n == m) {
-                    bad(format!("should be less than {}{}", if exclusive { "" } else { "or equal to " }, r["maximum"]));
+                    bad(format!(
+                        "should be less than {}{}",
+                        if exclusive { "" } else { "or equal to " },
+                        r["maximum"]
+                    ));
                 }
             }
             if let Some(m) = r["multipleOf"].as_f64().filter(|m| *m != 0.0)
@@ -120,20 +154,36 @@ fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
         Value::String(s) => strings(s, r, &mut bad),
         Value::Array(a) => {
             if let Some(m) = r["minItems"].as_u64().filter(|m| (a.len() as u64) < *m) {
-                out.push(FieldError::invalid(path, a.len(), format!("{path} in body should have at least {m} items")));
+                out.push(FieldError::invalid(
+                    path,
+                    a.len(),
+                    format!("{path} in body should have at least {m} items"),
+                ));
             }
             if let Some(m) = r["maxItems"].as_u64().filter(|m| a.len() as u64 > *m) {
                 out.push(FieldError::too_many(path, a.len(), m as usize));
             }
         }
         Value::Object(o) => {
-            for k in r["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            for k in r["required"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+            {
                 if !o.contains_key(k) {
                     out.push(FieldError::required(join(path, k), ""));
                 }
             }
-            if let Some(m) = r["minProperties"].as_u64().filter(|m| (o.len() as u64) < *m) {
-                out.push(FieldError::invalid(path, o.len(), format!("{path} in body should have at least {m} properties")));
+            if let Some(m) = r["minProperties"]
+                .as_u64()
+                .filter(|m| (o.len() as u64) < *m)
+            {
+                out.push(FieldError::invalid(
+                    path,
+                    o.len(),
+                    format!("{path} in body should have at least {m} properties"),
+                ));
             }
             if let Some(m) = r["maxProperties"].as_u64().filter(|m| o.len() as u64 > *m) {
                 out.push(FieldError::too_many(path, o.len(), m as usize));
@@ -147,7 +197,10 @@ fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
         out.push(FieldError::too_long(path, max as usize));
     }
     if let Some(list) = r["enum"].as_array().filter(|l| !l.contains(v)) {
-        let supported: Vec<String> = list.iter().map(|e| e.as_str().map_or_else(|| e.to_string(), String::from)).collect();
+        let supported: Vec<String> = list
+            .iter()
+            .map(|e| e.as_str().map_or_else(|| e.to_string(), String::from))
+            .collect();
         let refs: Vec<&str> = supported.iter().map(String::as_str).collect();
         out.push(FieldError::not_supported(path, v.clone(), &refs));
     }
@@ -155,7 +208,10 @@ fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
 }
 
 fn strings(s: &str, r: &Value, bad: &mut impl FnMut(String)) {
-    if let Some(m) = r["minLength"].as_u64().filter(|m| (s.chars().count() as u64) < *m) {
+    if let Some(m) = r["minLength"]
+        .as_u64()
+        .filter(|m| (s.chars().count() as u64) < *m)
+    {
         bad(format!("should be at least {m} chars long"));
     }
     if let Some(p) = r["pattern"].as_str()
@@ -172,8 +228,14 @@ fn strings(s: &str, r: &Value, bad: &mut impl FnMut(String)) {
         Some("byte") => crate::codec::base64_ok(s),
         Some("uuid") => uuid(s),
         Some("duration") => crate::time::parse_duration(s).is_some(),
-        Some("email") => s.split_once('@').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty()),
-        Some("uri") => s.split_once(':').is_some_and(|(a, _)| !a.is_empty() && a.bytes().all(|c| c.is_ascii_alphanumeric() || b"+-.".contains(&c))),
+        Some("email") => s
+            .split_once('@')
+            .is_some_and(|(a, b)| !a.is_empty() && !b.is_empty()),
+        Some("uri") => s.split_once(':').is_some_and(|(a, _)| {
+            !a.is_empty()
+                && a.bytes()
+                    .all(|c| c.is_ascii_alphanumeric() || b"+-.".contains(&c))
+        }),
         _ => true,
     };
     if !fits {
@@ -183,7 +245,9 @@ fn strings(s: &str, r: &Value, bad: &mut impl FnMut(String)) {
 }
 
 fn cidr(s: &str) -> bool {
-    let Some((ip, bits)) = s.split_once('/') else { return false };
+    let Some((ip, bits)) = s.split_once('/') else {
+        return false;
+    };
     match (ip.parse::<std::net::IpAddr>(), bits.parse::<u8>()) {
         (Ok(ip), Ok(b)) => b <= if ip.is_ipv4() { 32 } else { 128 },
         _ => false,
@@ -226,7 +290,12 @@ fn branch_rules(v: &Value, branch: &Value, path: &str, out: &mut Vec<FieldError>
     if let Some(t) = branch["type"].as_str() {
         let got = type_name(v);
         if got != t && !(t == "number" && got == "integer") {
-            out.push(FieldError::new(ErrorKind::TypeInvalid, path, got.into(), format!("{path} in body must be of type {t}: \"{got}\"")));
+            out.push(FieldError::new(
+                ErrorKind::TypeInvalid,
+                path,
+                got.into(),
+                format!("{path} in body must be of type {t}: \"{got}\""),
+            ));
             return;
         }
     }
@@ -239,14 +308,24 @@ fn branch_rules(v: &Value, branch: &Value, path: &str, out: &mut Vec<FieldError>
         }
     }
     if let (true, Some(a)) = (branch["items"].is_object(), v.as_array()) {
-        a.iter().enumerate().for_each(|(i, x)| branch_rules(x, &branch["items"], &format!("{path}[{i}]"), out));
+        a.iter()
+            .enumerate()
+            .for_each(|(i, x)| branch_rules(x, &branch["items"], &format!("{path}[{i}]"), out));
     }
 }
 
 fn combinations(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
     let list = |k: &str| r[k].as_array().map_or(&[][..], Vec::as_slice);
-    list("allOf").iter().for_each(|b| branch_rules(v, b, path, out));
-    let mut bad = |text: &str| out.push(FieldError::invalid(path, v.clone(), format!("{path} in body {text}")));
+    list("allOf")
+        .iter()
+        .for_each(|b| branch_rules(v, b, path, out));
+    let mut bad = |text: &str| {
+        out.push(FieldError::invalid(
+            path,
+            v.clone(),
+            format!("{path} in body {text}"),
+        ))
+    };
     if !list("anyOf").is_empty() && !list("anyOf").iter().any(|b| passes(v, b, path)) {
         bad("must validate at least one schema (anyOf)");
     }
@@ -255,7 +334,9 @@ fn combinations(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
         if n == 0 {
             bad("must validate one and only one schema (oneOf). Found none valid");
         } else if n > 1 {
-            bad(&format!("must validate one and only one schema (oneOf). Found {n} valid alternatives"));
+            bad(&format!(
+                "must validate one and only one schema (oneOf). Found {n} valid alternatives"
+            ));
         }
     }
     if r["not"].is_object() && passes(v, &r["not"], path) {
@@ -266,7 +347,13 @@ fn combinations(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
 fn duplicates(items: &[Value], schema: &Schema, path: &str, out: &mut Vec<FieldError>) {
     let id = |v: &Value| match schema.list {
         ListType::Set => Some(v.clone()),
-        ListType::Map => Some(Value::Object(schema.keys.iter().filter_map(|k| Some((k.to_string(), v.get(k.as_ref())?.clone()))).collect())),
+        ListType::Map => Some(Value::Object(
+            schema
+                .keys
+                .iter()
+                .filter_map(|k| Some((k.to_string(), v.get(k.as_ref())?.clone())))
+                .collect(),
+        )),
         _ => None,
     };
     let mut seen = Vec::new();

@@ -34,17 +34,44 @@ fn queries(action: &str) -> Vec<Value> {
     let b = |n| query(n, "boolean");
     let mut out = match action {
         "list" => vec![
-            b("allowWatchBookmarks"), s("continue"), s("fieldSelector"), s("labelSelector"), i("limit"), s("resourceVersion"),
-            s("resourceVersionMatch"), b("sendInitialEvents"), i("timeoutSeconds"), b("watch"),
+            b("allowWatchBookmarks"),
+            s("continue"),
+            s("fieldSelector"),
+            s("labelSelector"),
+            i("limit"),
+            s("resourceVersion"),
+            s("resourceVersionMatch"),
+            b("sendInitialEvents"),
+            i("timeoutSeconds"),
+            b("watch"),
         ],
         "post" | "put" => vec![s("dryRun"), s("fieldManager"), s("fieldValidation")],
-        "patch" => vec![s("dryRun"), s("fieldManager"), s("fieldValidation"), b("force")],
+        "patch" => vec![
+            s("dryRun"),
+            s("fieldManager"),
+            s("fieldValidation"),
+            b("force"),
+        ],
         "delete" => vec![
-            s("dryRun"), i("gracePeriodSeconds"), b("ignoreStoreReadErrorWithClusterBreakingPotential"), b("orphanDependents"), s("propagationPolicy"),
+            s("dryRun"),
+            i("gracePeriodSeconds"),
+            b("ignoreStoreReadErrorWithClusterBreakingPotential"),
+            b("orphanDependents"),
+            s("propagationPolicy"),
         ],
         "deletecollection" => vec![
-            s("continue"), s("dryRun"), s("fieldSelector"), i("gracePeriodSeconds"), s("labelSelector"), i("limit"), b("orphanDependents"),
-            s("propagationPolicy"), s("resourceVersion"), s("resourceVersionMatch"), b("sendInitialEvents"), i("timeoutSeconds"),
+            s("continue"),
+            s("dryRun"),
+            s("fieldSelector"),
+            i("gracePeriodSeconds"),
+            s("labelSelector"),
+            i("limit"),
+            b("orphanDependents"),
+            s("propagationPolicy"),
+            s("resourceVersion"),
+            s("resourceVersionMatch"),
+            b("sendInitialEvents"),
+            i("timeoutSeconds"),
         ],
         _ => Vec::new(),
     };
@@ -53,7 +80,11 @@ fn queries(action: &str) -> Vec<Value> {
 }
 
 fn media(kind: &Kind) -> Vec<&'static str> {
-    if kind.has_protobuf() { vec![JSON, YAML, PROTOBUF] } else { vec![JSON, YAML] }
+    if kind.has_protobuf() {
+        vec![JSON, YAML, PROTOBUF]
+    } else {
+        vec![JSON, YAML]
+    }
 }
 
 fn operation(op: Op) -> Value {
@@ -83,11 +114,19 @@ fn operation(op: Op) -> Value {
     let mut responses = json!({"200": ok, "401": {"description": "Unauthorized"}});
     match op.action {
         "post" => {
-            responses["201"] = json!({"description": "Created", "schema": Style::V2.reference(&op.answer)});
-            responses["202"] = json!({"description": "Accepted", "schema": Style::V2.reference(&op.answer)});
+            responses["201"] =
+                json!({"description": "Created", "schema": Style::V2.reference(&op.answer)});
+            responses["202"] =
+                json!({"description": "Accepted", "schema": Style::V2.reference(&op.answer)});
         }
-        "put" | "patch" => responses["201"] = json!({"description": "Created", "schema": Style::V2.reference(&op.answer)}),
-        "delete" => responses["202"] = json!({"description": "Accepted", "schema": Style::V2.reference(&op.answer)}),
+        "put" | "patch" => {
+            responses["201"] =
+                json!({"description": "Created", "schema": Style::V2.reference(&op.answer)})
+        }
+        "delete" => {
+            responses["202"] =
+                json!({"description": "Accepted", "schema": Style::V2.reference(&op.answer)})
+        }
         _ => {}
     }
     let tag = format!("{}_{}", camel(&op.kind.group, false), op.kind.version);
@@ -114,7 +153,8 @@ fn camel(group: &str, upper: bool) -> String {
 
 fn capital(s: &str) -> String {
     let mut c = s.chars();
-    c.next().map_or(String::new(), |f| f.to_uppercase().chain(c).collect())
+    c.next()
+        .map_or(String::new(), |f| f.to_uppercase().chain(c).collect())
 }
 
 fn names(k: &Kind) -> (String, String) {
@@ -122,24 +162,42 @@ fn names(k: &Kind) -> (String, String) {
         return (custom_name(k, &k.kind), custom_name(k, &k.list_kind));
     }
     let one = k.schema().name.to_string();
-    let list = type_schema(&k.group, &k.version, &k.list_kind).map_or(one.clone(), |s| s.name.to_string());
+    let list =
+        type_schema(&k.group, &k.version, &k.list_kind).map_or(one.clone(), |s| s.name.to_string());
     (one, list)
 }
 
 /// All paths of a kind with their items.
 pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
     let base = format!("/{}", prefix(&k.group, &k.version));
-    let scope = if k.namespaced { format!("{base}/namespaces/{{namespace}}") } else { base.clone() };
+    let scope = if k.namespaced {
+        format!("{base}/namespaces/{{namespace}}")
+    } else {
+        base.clone()
+    };
     let (one, list) = names(k);
     let gvk = json!({"group": k.group, "version": k.version, "kind": k.kind});
     let suffix = format!("{}{}", camel(&k.group, true), capital(&k.version));
-    let make = |action, verb: &str, namespaced: bool, tail: &str, body: Option<String>, answer: String| {
-        let id = format!("{verb}{suffix}{}{}{tail}", if namespaced { "Namespaced" } else { "" }, k.kind);
-        operation(Op { kind: k, action, id, body, answer, gvk: gvk.clone() })
-    };
+    let make =
+        |action, verb: &str, namespaced: bool, tail: &str, body: Option<String>, answer: String| {
+            let id = format!(
+                "{verb}{suffix}{}{}{tail}",
+                if namespaced { "Namespaced" } else { "" },
+                k.kind
+            );
+            operation(Op {
+                kind: k,
+                action,
+                id,
+                body,
+                answer,
+                gvk: gvk.clone(),
+            })
+        };
     let mut out = Vec::new();
     if k.namespaced && k.has_verb("list") {
-        let item = json!({"get": make("list", "list", false, "ForAllNamespaces", None, list.clone())});
+        let item =
+            json!({"get": make("list", "list", false, "ForAllNamespaces", None, list.clone())});
         out.push((format!("{base}/{}", k.plural), item));
     }
     let mut collection = json!({});
@@ -147,15 +205,34 @@ pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
         collection["get"] = make("list", "list", k.namespaced, "", None, list.clone());
     }
     if k.has_verb("create") {
-        collection["post"] = make("post", "create", k.namespaced, "", Some(one.clone()), one.clone());
+        collection["post"] = make(
+            "post",
+            "create",
+            k.namespaced,
+            "",
+            Some(one.clone()),
+            one.clone(),
+        );
     }
     if k.has_verb("deletecollection") {
-        collection["delete"] = make("deletecollection", "deleteCollection", k.namespaced, "", Some(format!("{META}DeleteOptions")), format!("{META}Status"));
+        collection["delete"] = make(
+            "deletecollection",
+            "deleteCollection",
+            k.namespaced,
+            "",
+            Some(format!("{META}DeleteOptions")),
+            format!("{META}Status"),
+        );
     }
     add_parameters(&mut collection, k.namespaced, false);
     out.push((format!("{scope}/{}", k.plural), collection));
     let mut item = json!({});
-    for (verb, method, action, id) in [("get", "get", "get", "read"), ("update", "put", "put", "replace"), ("patch", "patch", "patch", "patch"), ("delete", "delete", "delete", "delete")] {
+    for (verb, method, action, id) in [
+        ("get", "get", "get", "read"),
+        ("update", "put", "put", "replace"),
+        ("patch", "patch", "patch", "patch"),
+        ("delete", "delete", "delete", "delete"),
+    ] {
         if !k.has_verb(verb) {
             continue;
         }
@@ -165,7 +242,11 @@ pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
             "delete" => Some(format!("{META}DeleteOptions")),
             _ => None,
         };
-        let answer = if verb == "delete" { format!("{META}Status") } else { one.clone() };
+        let answer = if verb == "delete" {
+            format!("{META}Status")
+        } else {
+            one.clone()
+        };
         item[method] = make(action, id, k.namespaced, "", body, answer);
     }
     if item.as_object().is_some_and(|m| !m.is_empty()) {
@@ -173,7 +254,10 @@ pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
         out.push((format!("{scope}/{}/{{name}}", k.plural), item));
     }
     for s in &k.subresources {
-        out.push((format!("{scope}/{}/{{name}}/{}", k.plural, s.name), subresource(k, s, &suffix, &one)));
+        out.push((
+            format!("{scope}/{}/{{name}}/{}", k.plural, s.name),
+            subresource(k, s, &suffix, &one),
+        ));
     }
     out
 }
@@ -192,25 +276,47 @@ fn add_parameters(item: &mut Value, namespaced: bool, name: bool) {
 }
 
 fn subresource(k: &Kind, s: &Subresource, suffix: &str, parent: &str) -> Value {
-    let (g, v) = if s.version.is_empty() { (&k.group, &k.version) } else { (&s.group, &s.version) };
+    let (g, v) = if s.version.is_empty() {
+        (&k.group, &k.version)
+    } else {
+        (&s.group, &s.version)
+    };
     let gvk = json!({"group": g, "version": v, "kind": s.kind});
-    let body = if s.kind == k.kind { parent.to_string() } else { type_schema(g, v, &s.kind).map_or(format!("{META}Status"), |t| t.name.to_string()) };
+    let body = if s.kind == k.kind {
+        parent.to_string()
+    } else {
+        type_schema(g, v, &s.kind).map_or(format!("{META}Status"), |t| t.name.to_string())
+    };
     let mut item = json!({});
     for (verb, method, action, id) in [
-        ("get", "get", "get", "read"), ("update", "put", "put", "replace"), ("patch", "patch", "patch", "patch"), ("create", "post", "post", "create"),
+        ("get", "get", "get", "read"),
+        ("update", "put", "put", "replace"),
+        ("patch", "patch", "patch", "patch"),
+        ("create", "post", "post", "create"),
         ("delete", "delete", "delete", "delete"),
     ] {
         if !s.verbs.iter().any(|x| x == verb) {
             continue;
         }
         let tail: String = s.name.split('/').map(capital).collect();
-        let id = format!("{id}{suffix}{}{}{tail}", if k.namespaced { "Namespaced" } else { "" }, k.kind);
+        let id = format!(
+            "{id}{suffix}{}{}{tail}",
+            if k.namespaced { "Namespaced" } else { "" },
+            k.kind
+        );
         let with_body = match verb {
             "update" | "create" => Some(body.clone()),
             "patch" => Some(format!("{META}Patch")),
             _ => None,
         };
-        item[method] = operation(Op { kind: k, action, id, body: with_body, answer: body.clone(), gvk: gvk.clone() });
+        item[method] = operation(Op {
+            kind: k,
+            action,
+            id,
+            body: with_body,
+            answer: body.clone(),
+            gvk: gvk.clone(),
+        });
     }
     add_parameters(&mut item, k.namespaced, true);
     item
@@ -233,7 +339,8 @@ fn v3_parameter(p: &Value) -> Value {
 
 fn v3_operation(op: &Value) -> Value {
     let parameters = op["parameters"].as_array().cloned().unwrap_or_default();
-    let (bodies, rest): (Vec<Value>, Vec<Value>) = parameters.into_iter().partition(|p| p["in"] == "body");
+    let (bodies, rest): (Vec<Value>, Vec<Value>) =
+        parameters.into_iter().partition(|p| p["in"] == "body");
     let mut out = op.clone();
     if let Some(m) = out.as_object_mut() {
         for k in ["consumes", "produces", "schemes", "parameters"] {
@@ -246,7 +353,12 @@ fn v3_operation(op: &Value) -> Value {
             .as_array()
             .into_iter()
             .flatten()
-            .filter_map(|c| Some((c.as_str()?.to_string(), json!({"schema": v3_refs(&b["schema"])}))))
+            .filter_map(|c| {
+                Some((
+                    c.as_str()?.to_string(),
+                    json!({"schema": v3_refs(&b["schema"])}),
+                ))
+            })
             .collect();
         out["requestBody"] = json!({"content": content});
         if b["required"] == true {
@@ -255,12 +367,16 @@ fn v3_operation(op: &Value) -> Value {
     }
     if let Some(responses) = out["responses"].as_object_mut() {
         for r in responses.values_mut() {
-            let Some(schema) = r.as_object_mut().and_then(|m| m.remove("schema")) else { continue };
+            let Some(schema) = r.as_object_mut().and_then(|m| m.remove("schema")) else {
+                continue;
+            };
             let content: serde_json::Map<String, Value> = op["produces"]
                 .as_array()
                 .into_iter()
                 .flatten()
-                .filter_map(|c| Some((c.as_str()?.to_string(), json!({"schema": v3_refs(&schema)}))))
+                .filter_map(|c| {
+                    Some((c.as_str()?.to_string(), json!({"schema": v3_refs(&schema)})))
+                })
                 .collect();
             r["content"] = Value::Object(content);
         }
@@ -271,7 +387,14 @@ fn v3_operation(op: &Value) -> Value {
 /// A path item in the form of v3.
 pub fn to_v3(item: &Value) -> Value {
     let of = |(k, v): (&String, &Value)| match k.as_str() {
-        "parameters" => (k.clone(), v.as_array().into_iter().flatten().map(v3_parameter).collect()),
+        "parameters" => (
+            k.clone(),
+            v.as_array()
+                .into_iter()
+                .flatten()
+                .map(v3_parameter)
+                .collect(),
+        ),
         _ => (k.clone(), v3_operation(v)),
     };
     Value::Object(item.as_object().into_iter().flatten().map(of).collect())

@@ -17,7 +17,12 @@ pub const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
 /// Applies a patch body of one of the first three types. `schema` is that of the
 /// object; strategic patches need one of a built-in kind.
-pub fn apply(content_type: &str, object: &Value, body: &[u8], schema: Option<&Schema>) -> Result<Value, Status> {
+pub fn apply(
+    content_type: &str,
+    object: &Value,
+    body: &[u8],
+    schema: Option<&Schema>,
+) -> Result<Value, Status> {
     let main = content_type.split(';').next().unwrap_or("").trim();
     let bad = |e: serde_json::Error| Status::bad_request(format!("error decoding patch: {e}"));
     let patch: Value = serde_json::from_slice(body).map_err(bad)?;
@@ -25,13 +30,18 @@ pub fn apply(content_type: &str, object: &Value, body: &[u8], schema: Option<&Sc
         (JSON_PATCH, _) => json::apply(object, &patch),
         (MERGE_PATCH, _) => {
             if !patch.is_object() {
-                return Err(Status::bad_request("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}"));
+                return Err(Status::bad_request(
+                    "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
+                ));
             }
             let mut out = object.clone();
             merge::apply(&mut out, &patch);
             Ok(out)
         }
         (STRATEGIC_PATCH, Some(schema)) => strategic::apply(object, &patch, schema),
-        _ => Err(Status::unsupported_media_type(content_type, &[JSON_PATCH, MERGE_PATCH, APPLY_PATCH])),
+        _ => Err(Status::unsupported_media_type(
+            content_type,
+            &[JSON_PATCH, MERGE_PATCH, APPLY_PATCH],
+        )),
     }
 }

@@ -12,11 +12,11 @@ const MAX_DEPTH: u32 = 100;
 pub fn decode_object(body: &[u8], schema: Option<&Schema>) -> Result<Value, Error> {
     let mut fields = Fields(body.strip_prefix(MAGIC).ok_or(Error::Magic)?);
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
-    while let Some((n, v)) = fields.next()? {
+    while let Some((n, v)) = fields.field()? {
         match n {
             1 => {
                 let mut meta = Fields(v.bytes());
-                while let Some((n, v)) = meta.next()? {
+                while let Some((n, v)) = meta.field()? {
                     match n {
                         1 => api_version = text(v),
                         2 => kind = text(v),
@@ -29,7 +29,9 @@ pub fn decode_object(body: &[u8], schema: Option<&Schema>) -> Result<Value, Erro
         }
     }
     let by_type = super::schema_of(&api_version, &kind);
-    let schema = by_type.or(schema).ok_or_else(|| Error::Unknown(format!("{api_version} {kind}")))?;
+    let schema = by_type
+        .or(schema)
+        .ok_or_else(|| Error::Unknown(format!("{api_version} {kind}")))?;
     let mut map = decode_message(raw, schema)?;
     if !api_version.is_empty() {
         map.insert("apiVersion".into(), api_version.into());
@@ -51,15 +53,27 @@ fn text(raw: Raw) -> String {
     String::from_utf8_lossy(raw.bytes()).into_owned()
 }
 
-fn message(body: &[u8], schema: &Schema, path: &mut Vec<u32>, out: &mut Map<String, Value>, depth: u32) -> Result<(), Error> {
+fn message(
+    body: &[u8],
+    schema: &Schema,
+    path: &mut Vec<u32>,
+    out: &mut Map<String, Value>,
+    depth: u32,
+) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(Error::Depth);
     }
     let mut fields = Fields(body);
-    while let Some((n, raw)) = fields.next()? {
-        if let Some(f) = schema.fields.iter().find(|f| f.number == n && f.path == *path) {
+    while let Some((n, raw)) = fields.field()? {
+        if let Some(f) = schema
+            .fields
+            .iter()
+            .find(|f| f.number == n && f.path == *path)
+        {
             field(f, raw, out, depth)?;
-        } else if schema.fields.iter().any(|f| f.path.len() > path.len() && f.path[..path.len()] == **path && f.path[path.len()] == n) {
+        } else if schema.fields.iter().any(|f| {
+            f.path.len() > path.len() && f.path[..path.len()] == **path && f.path[path.len()] == n
+        }) {
             path.push(n);
             let done = message(raw.bytes(), schema, path, out, depth + 1);
             path.pop();
@@ -73,17 +87,23 @@ fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Resul
     let schema = f.schema();
     match schema.ty {
         Ty::Array => {
-            let Some(item) = schema.item() else { return Ok(()) };
-            let list = out.entry(f.name.to_string()).or_insert_with(|| Value::Array(Vec::new()));
+            let Some(item) = schema.item() else {
+                return Ok(());
+            };
+            let list = out
+                .entry(f.name.to_string())
+                .or_insert_with(|| Value::Array(Vec::new()));
             if let Value::Array(list) = list {
                 repeated(list, raw, item, depth)?;
             }
         }
         Ty::Object if schema.is_map() => {
-            let Some(item) = schema.items.as_ref() else { return Ok(()) };
+            let Some(item) = schema.items.as_ref() else {
+                return Ok(());
+            };
             let (mut k, mut v) = (String::new(), None);
             let mut entry = Fields(raw.bytes());
-            while let Some((n, r)) = entry.next()? {
+            while let Some((n, r)) = entry.field()? {
                 match n {
                     1 => k = text(r),
                     2 => v = Some(single(r, item.get(), depth + 1)?),
@@ -94,7 +114,9 @@ fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Resul
                 Some(v) => v,
                 None => single(Raw::Bytes(&[]), item.get(), depth + 1)?,
             };
-            let map = out.entry(f.name.to_string()).or_insert_with(|| Value::Object(Map::new()));
+            let map = out
+                .entry(f.name.to_string())
+                .or_insert_with(|| Value::Object(Map::new()));
             map[k.as_str()] = v;
         }
         _ => {
@@ -148,7 +170,9 @@ fn single(raw: Raw, schema: &Schema, depth: u32) -> Result<Value, Error> {
         Ty::Int64 => (raw.number() as i64).into(),
         Ty::Number => f64::from_bits(raw.number()).into(),
         Ty::String => text(raw).into(),
-        Ty::Bytes => base64::engine::general_purpose::STANDARD.encode(raw.bytes()).into(),
+        Ty::Bytes => base64::engine::general_purpose::STANDARD
+            .encode(raw.bytes())
+            .into(),
         Ty::Object => {
             let mut map = Map::new();
             message(raw.bytes(), schema, &mut Vec::new(), &mut map, depth + 1)?;
@@ -157,7 +181,7 @@ fn single(raw: Raw, schema: &Schema, depth: u32) -> Result<Value, Error> {
         Ty::Array => {
             let mut list = Vec::new();
             let mut fields = Fields(raw.bytes());
-            while let (Some((n, r)), Some(item)) = (fields.next()?, schema.item()) {
+            while let (Some((n, r)), Some(item)) = (fields.field()?, schema.item()) {
                 if n == 1 {
                     repeated(&mut list, r, item, depth)?;
                 }
@@ -170,8 +194,9 @@ fn single(raw: Raw, schema: &Schema, depth: u32) -> Result<Value, Error> {
 
 fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
     let mut fields = Fields(body);
-    let (mut numbers, mut first, mut second, mut third) = ([0u64; 2], None, Vec::new(), String::new());
-    while let Some((n, raw)) = fields.next()? {
+    let (mut numbers, mut first, mut second, mut third) =
+        ([0u64; 2], None, Vec::new(), String::new());
+    while let Some((n, raw)) = fields.field()? {
         match (n, raw) {
             (1 | 2, Raw::Varint(v)) => numbers[n as usize - 1] = v,
             (1, r) => first = Some(r.bytes()),
@@ -182,7 +207,13 @@ fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
     }
     let props = |b: &[u8]| -> Result<Value, Error> {
         let mut map = Map::new();
-        message(b, crate::schema::schema_props(), &mut Vec::new(), &mut map, depth + 1)?;
+        message(
+            b,
+            crate::schema::schema_props(),
+            &mut Vec::new(),
+            &mut map,
+            depth + 1,
+        )?;
         Ok(Value::Object(map))
     };
     Ok(match schema.ty {
@@ -206,7 +237,10 @@ fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
         },
         Ty::PropsOrStrings => match first {
             Some(b) => props(b)?,
-            None => second.into_iter().map(|b| Value::from(String::from_utf8_lossy(b).into_owned())).collect(),
+            None => second
+                .into_iter()
+                .map(|b| Value::from(String::from_utf8_lossy(b).into_owned()))
+                .collect(),
         },
         _ => match first {
             Some(b) if b.starts_with(MAGIC) => decode_object(b, None)?,

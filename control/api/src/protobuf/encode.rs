@@ -18,7 +18,9 @@ pub fn encode_message(object: &Value, schema: &Schema) -> Vec<u8> {
 fn message(out: &mut Vec<u8>, map: &Map<String, Value>, schema: &Schema) {
     let mut embedded: BTreeMap<&[u32], Vec<u8>> = BTreeMap::new();
     for (name, value) in map {
-        let Some(f) = schema.field(name).filter(|f| f.number > 0) else { continue };
+        let Some(f) = schema.field(name).filter(|f| f.number > 0) else {
+            continue;
+        };
         if value.is_null() {
             continue;
         }
@@ -49,7 +51,9 @@ fn field(out: &mut Vec<u8>, f: &Field, value: &Value) {
             }
         }
         (Ty::Object, Value::Object(map)) if schema.is_map() => {
-            let Some(item) = schema.items.as_ref() else { return };
+            let Some(item) = schema.items.as_ref() else {
+                return;
+            };
             for (k, v) in map {
                 let mut entry = Vec::new();
                 string_field(&mut entry, 1, k);
@@ -82,7 +86,9 @@ fn single(out: &mut Vec<u8>, number: u32, value: &Value, schema: &Schema) {
 
 fn unbase64(s: &str) -> Vec<u8> {
     let clean: Vec<u8> = s.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    base64::engine::general_purpose::STANDARD.decode(clean).unwrap_or_default()
+    base64::engine::general_purpose::STANDARD
+        .decode(clean)
+        .unwrap_or_default()
 }
 
 /// The body of a value that is a message.
@@ -93,7 +99,15 @@ fn special(out: &mut Vec<u8>, value: &Value, schema: &Schema) {
         (Ty::Time | Ty::MicroTime, v) => {
             if let Some(t) = v.as_str().and_then(crate::time::parse) {
                 varint_field(out, 1, t.seconds as u64);
-                varint_field(out, 2, if schema.ty == Ty::MicroTime { u64::from(t.nanos) } else { 0 });
+                varint_field(
+                    out,
+                    2,
+                    if schema.ty == Ty::MicroTime {
+                        u64::from(t.nanos)
+                    } else {
+                        0
+                    },
+                );
             }
         }
         (Ty::IntOrString, Value::String(s)) => {
@@ -106,7 +120,9 @@ fn special(out: &mut Vec<u8>, value: &Value, schema: &Schema) {
             varint_field(out, 2, v.as_i64().unwrap_or(0) as u64);
             string_field(out, 3, "");
         }
-        (Ty::RawExtension | Ty::FieldsV1 | Ty::Json | Ty::Any, v) => bytes_field(out, 1, v.to_string().as_bytes()),
+        (Ty::RawExtension | Ty::FieldsV1 | Ty::Json | Ty::Any, v) => {
+            bytes_field(out, 1, v.to_string().as_bytes())
+        }
         (Ty::PropsOrArray | Ty::PropsOrStrings, Value::Array(items)) => {
             for i in items {
                 match i {

@@ -10,8 +10,17 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
     let (spec, status) = (&o["spec"], &o["status"]);
     Some(match (kind.group.as_ref(), kind.kind.as_ref()) {
         ("", "Pod") => super::pod::cells(o, now),
-        ("", "ConfigMap") => vec![name(), (count(&o["data"]) + count(&o["binaryData"])).into(), age(o, now)],
-        ("", "Secret") => vec![name(), str_at(o, "type").into(), count(&o["data"]).into(), age(o, now)],
+        ("", "ConfigMap") => vec![
+            name(),
+            (count(&o["data"]) + count(&o["binaryData"])).into(),
+            age(o, now),
+        ],
+        ("", "Secret") => vec![
+            name(),
+            str_at(o, "type").into(),
+            count(&o["data"]).into(),
+            age(o, now),
+        ],
         ("", "Namespace") => vec![name(), str_at(status, "phase").into(), age(o, now)],
         ("", "ServiceAccount") => vec![name(), age(o, now)],
         ("", "Node") => node(o, now),
@@ -24,31 +33,79 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         ("", "ComponentStatus") => component_status(o),
         ("", "PodTemplate") => {
             let (c, i) = containers(&o["template"]);
-            vec![name(), c.into(), i.into(), map_text(&o["template"]["metadata"]["labels"]).into()]
+            vec![
+                name(),
+                c.into(),
+                i.into(),
+                map_text(&o["template"]["metadata"]["labels"]).into(),
+            ]
         }
         ("", "ReplicationController") | ("apps", "ReplicaSet") => {
             let (c, i) = containers(&spec["template"]);
-            let s = if kind.kind == "ReplicaSet" { selector_text(&spec["selector"]) } else { map_text(&spec["selector"]) };
-            vec![name(), int_at(spec, "replicas").into(), int_at(status, "replicas").into(), int_at(status, "readyReplicas").into(), age(o, now), c.into(), i.into(), s.into()]
+            let s = if kind.kind == "ReplicaSet" {
+                selector_text(&spec["selector"])
+            } else {
+                map_text(&spec["selector"])
+            };
+            vec![
+                name(),
+                int_at(spec, "replicas").into(),
+                int_at(status, "replicas").into(),
+                int_at(status, "readyReplicas").into(),
+                age(o, now),
+                c.into(),
+                i.into(),
+                s.into(),
+            ]
         }
         ("apps", "Deployment") => {
             let (c, i) = containers(&spec["template"]);
-            let ready = format!("{}/{}", int_at(status, "readyReplicas"), int_at(spec, "replicas"));
+            let ready = format!(
+                "{}/{}",
+                int_at(status, "readyReplicas"),
+                int_at(spec, "replicas")
+            );
             vec![
-                name(), ready.into(), int_at(status, "updatedReplicas").into(), int_at(status, "availableReplicas").into(), age(o, now),
-                c.into(), i.into(), selector_text(&spec["selector"]).into(),
+                name(),
+                ready.into(),
+                int_at(status, "updatedReplicas").into(),
+                int_at(status, "availableReplicas").into(),
+                age(o, now),
+                c.into(),
+                i.into(),
+                selector_text(&spec["selector"]).into(),
             ]
         }
         ("apps", "StatefulSet") => {
             let (c, i) = containers(&spec["template"]);
-            vec![name(), format!("{}/{}", int_at(status, "readyReplicas"), int_at(spec, "replicas")).into(), age(o, now), c.into(), i.into()]
+            vec![
+                name(),
+                format!(
+                    "{}/{}",
+                    int_at(status, "readyReplicas"),
+                    int_at(spec, "replicas")
+                )
+                .into(),
+                age(o, now),
+                c.into(),
+                i.into(),
+            ]
         }
         ("apps", "DaemonSet") => {
             let (c, i) = containers(&spec["template"]);
             let n = |k| Value::from(int_at(status, k));
             vec![
-                name(), n("desiredNumberScheduled"), n("currentNumberScheduled"), n("numberReady"), n("updatedNumberScheduled"), n("numberAvailable"),
-                map_text(&spec["template"]["spec"]["nodeSelector"]).into(), age(o, now), c.into(), i.into(), selector_text(&spec["selector"]).into(),
+                name(),
+                n("desiredNumberScheduled"),
+                n("currentNumberScheduled"),
+                n("numberReady"),
+                n("updatedNumberScheduled"),
+                n("numberAvailable"),
+                map_text(&spec["template"]["spec"]["nodeSelector"]).into(),
+                age(o, now),
+                c.into(),
+                i.into(),
+                selector_text(&spec["selector"]).into(),
             ]
         }
         ("apps", "ControllerRevision") => {
@@ -56,18 +113,42 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             let controller = owner.map_or("<none>".to_string(), |r| {
                 let (g, _) = crate::kinds::split_api_version(str_at(r, "apiVersion"));
                 let k = str_at(r, "kind").to_lowercase();
-                if g.is_empty() { format!("{k}/{}", str_at(r, "name")) } else { format!("{k}.{g}/{}", str_at(r, "name")) }
+                if g.is_empty() {
+                    format!("{k}/{}", str_at(r, "name"))
+                } else {
+                    format!("{k}.{g}/{}", str_at(r, "name"))
+                }
             });
-            vec![name(), controller.into(), int_at(o, "revision").into(), age(o, now)]
+            vec![
+                name(),
+                controller.into(),
+                int_at(o, "revision").into(),
+                age(o, now),
+            ]
         }
         ("batch", "Job") => job(o, now),
         ("batch", "CronJob") => {
             let (c, i) = containers(&spec["jobTemplate"]["spec"]["template"]);
             let last = &status["lastScheduleTime"];
             vec![
-                name(), str_at(spec, "schedule").into(), or(str_at(spec, "timeZone"), "<none>").into(),
-                if spec["suspend"] == true { "True" } else { "False" }.into(), list_at(status, "active").len().into(),
-                if last.is_null() { "<none>".into() } else { since(last, now) }, age(o, now), c.into(), i.into(),
+                name(),
+                str_at(spec, "schedule").into(),
+                or(str_at(spec, "timeZone"), "<none>").into(),
+                if spec["suspend"] == true {
+                    "True"
+                } else {
+                    "False"
+                }
+                .into(),
+                list_at(status, "active").len().into(),
+                if last.is_null() {
+                    "<none>".into()
+                } else {
+                    since(last, now)
+                },
+                age(o, now),
+                c.into(),
+                i.into(),
                 selector_text(&spec["jobTemplate"]["spec"]["selector"]).into(),
             ]
         }
@@ -81,7 +162,9 @@ fn count(v: &Value) -> usize {
 
 fn node(o: &Value, now: i64) -> Vec<Value> {
     let (status, info) = (&o["status"], &o["status"]["nodeInfo"]);
-    let ready = list_at(status, "conditions").iter().find(|c| c["type"] == "Ready");
+    let ready = list_at(status, "conditions")
+        .iter()
+        .find(|c| c["type"] == "Ready");
     let mut state = match ready {
         Some(c) if c["status"] == "True" => "Ready".to_string(),
         Some(_) => "NotReady".into(),
@@ -92,7 +175,10 @@ fn node(o: &Value, now: i64) -> Vec<Value> {
     }
     let mut roles: Vec<&str> = Vec::new();
     for (k, v) in meta::labels(o).into_iter().flatten() {
-        if let Some(role) = k.strip_prefix("node-role.kubernetes.io/").filter(|r| !r.is_empty()) {
+        if let Some(role) = k
+            .strip_prefix("node-role.kubernetes.io/")
+            .filter(|r| !r.is_empty())
+        {
             roles.push(role);
         } else if k == "kubernetes.io/role" {
             roles.extend(v.as_str().filter(|v| !v.is_empty()));
@@ -101,26 +187,53 @@ fn node(o: &Value, now: i64) -> Vec<Value> {
     roles.sort_unstable();
     roles.dedup();
     let address = |ty: &str| {
-        let found = list_at(status, "addresses").iter().find(|a| a["type"] == ty).map_or("", |a| str_at(a, "address"));
+        let found = list_at(status, "addresses")
+            .iter()
+            .find(|a| a["type"] == ty)
+            .map_or("", |a| str_at(a, "address"));
         Value::from(or(found, "<none>"))
     };
     let of = |k| Value::from(or(str_at(info, k), "<unknown>"));
     vec![
-        meta::name(o).into(), state.into(), or(&roles.join(","), "<none>").into(), age(o, now), str_at(info, "kubeletVersion").into(),
-        address("InternalIP"), address("ExternalIP"), of("osImage"), of("kernelVersion"), of("containerRuntimeVersion"),
+        meta::name(o).into(),
+        state.into(),
+        or(&roles.join(","), "<none>").into(),
+        age(o, now),
+        str_at(info, "kubeletVersion").into(),
+        address("InternalIP"),
+        address("ExternalIP"),
+        of("osImage"),
+        of("kernelVersion"),
+        of("containerRuntimeVersion"),
     ]
 }
 
 fn service(o: &Value, now: i64) -> Vec<Value> {
     let spec = &o["spec"];
     let ty = str_at(spec, "type");
-    let cluster_ip = list_at(spec, "clusterIPs").first().and_then(Value::as_str).unwrap_or(str_at(spec, "clusterIP"));
-    let join = |k: &str| list_at(spec, k).iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
+    let cluster_ip = list_at(spec, "clusterIPs")
+        .first()
+        .and_then(Value::as_str)
+        .unwrap_or(str_at(spec, "clusterIP"));
+    let join = |k: &str| {
+        list_at(spec, k)
+            .iter()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+            .join(",")
+    };
     let external = match ty {
         "ClusterIP" | "NodePort" => or(&join("externalIPs"), "<none>").to_string(),
         "LoadBalancer" => {
-            let mut ips: Vec<&str> = list_at(&o["status"]["loadBalancer"], "ingress").iter().map(|i| or(str_at(i, "ip"), str_at(i, "hostname"))).collect();
-            ips.extend(list_at(spec, "externalIPs").iter().filter_map(Value::as_str));
+            let mut ips: Vec<&str> = list_at(&o["status"]["loadBalancer"], "ingress")
+                .iter()
+                .map(|i| or(str_at(i, "ip"), str_at(i, "hostname")))
+                .collect();
+            ips.extend(
+                list_at(spec, "externalIPs")
+                    .iter()
+                    .filter_map(Value::as_str),
+            );
             or(&ips.join(","), "<pending>").to_string()
         }
         "ExternalName" => str_at(spec, "externalName").to_string(),
@@ -134,7 +247,12 @@ fn service(o: &Value, now: i64) -> Vec<Value> {
         })
         .collect();
     vec![
-        meta::name(o).into(), ty.into(), or(cluster_ip, "<none>").into(), external.into(), or(&ports.join(","), "<none>").into(), age(o, now),
+        meta::name(o).into(),
+        ty.into(),
+        or(cluster_ip, "<none>").into(),
+        external.into(),
+        or(&ports.join(","), "<none>").into(),
+        age(o, now),
         map_text(&spec["selector"]).into(),
     ]
 }
@@ -146,28 +264,57 @@ fn endpoints(o: &Value) -> String {
         let ports = list_at(s, "ports");
         for a in list_at(s, "addresses") {
             let ip = str_at(a, "ip");
-            let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_string() };
+            let ip = if ip.contains(':') {
+                format!("[{ip}]")
+            } else {
+                ip.to_string()
+            };
             if ports.is_empty() {
                 total += 1;
-                if list.len() < 3 { list.push(str_at(a, "ip").to_string()) } else { more = true }
+                if list.len() < 3 {
+                    list.push(str_at(a, "ip").to_string())
+                } else {
+                    more = true
+                }
             }
             for p in ports {
                 total += 1;
-                if list.len() < 3 { list.push(format!("{ip}:{}", int_at(p, "port"))) } else { more = true }
+                if list.len() < 3 {
+                    list.push(format!("{ip}:{}", int_at(p, "port")))
+                } else {
+                    more = true
+                }
             }
         }
     }
     let text = list.join(",");
-    if more { format!("{text} + {} more...", total - list.len()) } else { or(&text, "<none>").to_string() }
+    if more {
+        format!("{text} + {} more...", total - list.len())
+    } else {
+        or(&text, "<none>").to_string()
+    }
 }
 
 fn event(o: &Value, now: i64) -> Vec<Value> {
-    let involved = if o["involvedObject"].is_object() { &o["involvedObject"] } else { &o["regarding"] };
-    let pick = |names: &[&str]| names.iter().map(|n| o[*n].clone()).find(|v| v.is_string()).unwrap_or(Value::Null);
+    let involved = if o["involvedObject"].is_object() {
+        &o["involvedObject"]
+    } else {
+        &o["regarding"]
+    };
+    let pick = |names: &[&str]| {
+        names
+            .iter()
+            .map(|n| o[*n].clone())
+            .find(|v| v.is_string())
+            .unwrap_or(Value::Null)
+    };
     let event_time = &o["eventTime"];
     let first = pick(&["firstTimestamp", "deprecatedFirstTimestamp", "eventTime"]);
     let mut last = pick(&["lastTimestamp", "deprecatedLastTimestamp"]);
-    let mut count = o["count"].as_i64().or(o["deprecatedCount"].as_i64()).unwrap_or(0);
+    let mut count = o["count"]
+        .as_i64()
+        .or(o["deprecatedCount"].as_i64())
+        .unwrap_or(0);
     if o["series"].is_object() {
         last = o["series"]["lastObservedTime"].clone();
         count = int_at(&o["series"], "count");
@@ -175,23 +322,60 @@ fn event(o: &Value, now: i64) -> Vec<Value> {
         count = 1;
     }
     if last.is_null() {
-        last = if event_time.is_null() { first.clone() } else { event_time.clone() };
+        last = if event_time.is_null() {
+            first.clone()
+        } else {
+            event_time.clone()
+        };
     }
-    let target = format!("{}/{}", str_at(involved, "kind").to_lowercase(), str_at(involved, "name"));
-    let source = if o["source"].is_object() { &o["source"] } else { &o["deprecatedSource"] };
-    let component = or(str_at(source, "component"), or(str_at(o, "reportingComponent"), str_at(o, "reportingController")));
+    let target = format!(
+        "{}/{}",
+        str_at(involved, "kind").to_lowercase(),
+        str_at(involved, "name")
+    );
+    let source = if o["source"].is_object() {
+        &o["source"]
+    } else {
+        &o["deprecatedSource"]
+    };
+    let component = or(
+        str_at(source, "component"),
+        or(
+            str_at(o, "reportingComponent"),
+            str_at(o, "reportingController"),
+        ),
+    );
     let host = or(str_at(source, "host"), str_at(o, "reportingInstance"));
-    let from = if host.is_empty() || host == component { component.to_string() } else { format!("{component}, {host}") };
-    let message = or(str_at(o, "message"), str_at(o, "note")).trim().to_string();
+    let from = if host.is_empty() || host == component {
+        component.to_string()
+    } else {
+        format!("{component}, {host}")
+    };
+    let message = or(str_at(o, "message"), str_at(o, "note"))
+        .trim()
+        .to_string();
     vec![
-        since(&last, now), str_at(o, "type").into(), str_at(o, "reason").into(), target.into(), str_at(involved, "fieldPath").into(), from.into(),
-        message.into(), since(&first, now), count.into(), meta::name(o).into(),
+        since(&last, now),
+        str_at(o, "type").into(),
+        str_at(o, "reason").into(),
+        target.into(),
+        str_at(involved, "fieldPath").into(),
+        from.into(),
+        message.into(),
+        since(&first, now),
+        count.into(),
+        meta::name(o).into(),
     ]
 }
 
 fn access_modes(v: &Value) -> String {
     let mut modes: Vec<&str> = Vec::new();
-    for (long, short) in [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")] {
+    for (long, short) in [
+        ("ReadWriteOnce", "RWO"),
+        ("ReadOnlyMany", "ROX"),
+        ("ReadWriteMany", "RWX"),
+        ("ReadWriteOncePod", "RWOP"),
+    ] {
         if v.as_array().is_some_and(|a| a.iter().any(|m| m == long)) {
             modes.push(short);
         }
@@ -202,16 +386,30 @@ fn access_modes(v: &Value) -> String {
 fn volume(o: &Value, now: i64) -> Vec<Value> {
     let (spec, status) = (&o["spec"], &o["status"]);
     let claim = &spec["claimRef"];
-    let claim = if claim.is_object() { format!("{}/{}", str_at(claim, "namespace"), str_at(claim, "name")) } else { String::new() };
+    let claim = if claim.is_object() {
+        format!("{}/{}", str_at(claim, "namespace"), str_at(claim, "name"))
+    } else {
+        String::new()
+    };
     let mut phase = str_at(status, "phase").to_string();
     if o["metadata"]["deletionTimestamp"].is_string() {
         phase = "Terminating".into();
     }
-    let class = or(meta::annotation(o, "volume.beta.kubernetes.io/storage-class").unwrap_or(""), str_at(spec, "storageClassName"));
+    let class = or(
+        meta::annotation(o, "volume.beta.kubernetes.io/storage-class").unwrap_or(""),
+        str_at(spec, "storageClassName"),
+    );
     vec![
-        meta::name(o).into(), text_or(&spec["capacity"]["storage"], "").into(), access_modes(&spec["accessModes"]).into(),
-        str_at(spec, "persistentVolumeReclaimPolicy").into(), phase.into(), claim.into(), class.into(),
-        or(str_at(spec, "volumeAttributesClassName"), "<unset>").into(), str_at(status, "reason").into(), age(o, now),
+        meta::name(o).into(),
+        text_or(&spec["capacity"]["storage"], "").into(),
+        access_modes(&spec["accessModes"]).into(),
+        str_at(spec, "persistentVolumeReclaimPolicy").into(),
+        phase.into(),
+        claim.into(),
+        class.into(),
+        or(str_at(spec, "volumeAttributesClassName"), "<unset>").into(),
+        str_at(status, "reason").into(),
+        age(o, now),
         or(str_at(spec, "volumeMode"), "<unset>").into(),
     ]
 }
@@ -227,11 +425,28 @@ fn claim(o: &Value, now: i64) -> Vec<Value> {
         phase = "Terminating".into();
     }
     let bound = !str_at(spec, "volumeName").is_empty();
-    let (capacity, modes) = if bound { (text_or(&status["capacity"]["storage"], ""), access_modes(&status["accessModes"])) } else { Default::default() };
-    let class = or(meta::annotation(o, "volume.beta.kubernetes.io/storage-class").unwrap_or(""), str_at(spec, "storageClassName"));
+    let (capacity, modes) = if bound {
+        (
+            text_or(&status["capacity"]["storage"], ""),
+            access_modes(&status["accessModes"]),
+        )
+    } else {
+        Default::default()
+    };
+    let class = or(
+        meta::annotation(o, "volume.beta.kubernetes.io/storage-class").unwrap_or(""),
+        str_at(spec, "storageClassName"),
+    );
     vec![
-        meta::name(o).into(), phase.into(), str_at(spec, "volumeName").into(), capacity.into(), modes.into(), class.into(),
-        or(str_at(spec, "volumeAttributesClassName"), "<unset>").into(), age(o, now), or(str_at(spec, "volumeMode"), "<unset>").into(),
+        meta::name(o).into(),
+        phase.into(),
+        str_at(spec, "volumeName").into(),
+        capacity.into(),
+        modes.into(),
+        class.into(),
+        or(str_at(spec, "volumeAttributesClassName"), "<unset>").into(),
+        age(o, now),
+        or(str_at(spec, "volumeMode"), "<unset>").into(),
     ]
 }
 
@@ -240,19 +455,37 @@ fn quota(o: &Value, now: i64) -> Vec<Value> {
     let (mut requests, mut limits) = (Vec::new(), Vec::new());
     for (k, v) in hard.as_object().into_iter().flatten() {
         let part = format!("{k}: {}/{}", text_or(&used[k], "0"), text(v));
-        if k.starts_with("limits") { limits.push(part) } else { requests.push(part) }
+        if k.starts_with("limits") {
+            limits.push(part)
+        } else {
+            requests.push(part)
+        }
     }
-    vec![meta::name(o).into(), requests.join(", ").into(), limits.join(", ").into(), age(o, now)]
+    vec![
+        meta::name(o).into(),
+        requests.join(", ").into(),
+        limits.join(", ").into(),
+        age(o, now),
+    ]
 }
 
 fn component_status(o: &Value) -> Vec<Value> {
-    let c = list_at(o, "conditions").iter().find(|c| c["type"] == "Healthy").cloned().unwrap_or(json!({}));
+    let c = list_at(o, "conditions")
+        .iter()
+        .find(|c| c["type"] == "Healthy")
+        .cloned()
+        .unwrap_or(json!({}));
     let state = match c["status"].as_str() {
         Some("True") => "Healthy",
         Some("False") => "Unhealthy",
         _ => "Unknown",
     };
-    vec![meta::name(o).into(), state.into(), str_at(&c, "message").into(), str_at(&c, "error").into()]
+    vec![
+        meta::name(o).into(),
+        state.into(),
+        str_at(&c, "message").into(),
+        str_at(&c, "error").into(),
+    ]
 }
 
 fn job(o: &Value, now: i64) -> Vec<Value> {
@@ -269,7 +502,11 @@ fn job(o: &Value, now: i64) -> Vec<Value> {
         (Some(s), None) => crate::time::human(now - s),
         (Some(s), Some(e)) => crate::time::human(e - s),
     };
-    let has = |ty: &str| list_at(status, "conditions").iter().any(|c| c["type"] == ty && c["status"] == "True");
+    let has = |ty: &str| {
+        list_at(status, "conditions")
+            .iter()
+            .any(|c| c["type"] == ty && c["status"] == "True")
+    };
     let state = if has("Complete") {
         "Complete"
     } else if has("Failed") {
@@ -287,6 +524,13 @@ fn job(o: &Value, now: i64) -> Vec<Value> {
     };
     let (c, i) = containers(&spec["template"]);
     vec![
-        meta::name(o).into(), state.into(), completions.into(), duration.into(), age(o, now), c.into(), i.into(), selector_text(&spec["selector"]).into(),
+        meta::name(o).into(),
+        state.into(),
+        completions.into(),
+        duration.into(),
+        age(o, now),
+        c.into(),
+        i.into(),
+        selector_text(&spec["selector"]).into(),
     ]
 }

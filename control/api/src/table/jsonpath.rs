@@ -15,7 +15,11 @@ pub enum Step {
 
 /// Parses `.spec.a[0].b['c'][?(@.type=="Ready")].status`.
 pub fn parse(path: &str) -> Result<Vec<Step>, String> {
-    let mut rest = path.trim().trim_start_matches('{').trim_end_matches('}').trim_start_matches('$');
+    let mut rest = path
+        .trim()
+        .trim_start_matches('{')
+        .trim_end_matches('}')
+        .trim_start_matches('$');
     let mut out = Vec::new();
     while !rest.is_empty() {
         if let Some(r) = rest.strip_prefix('[') {
@@ -78,7 +82,12 @@ fn bracket(s: &str) -> Option<Step> {
             Some((l, r)) => (l, r, true),
             None => f.split_once("!=").map(|(l, r)| (l, r, false))?,
         };
-        let path = left.trim().trim_start_matches("@.").split('.').map(String::from).collect();
+        let path = left
+            .trim()
+            .trim_start_matches("@.")
+            .split('.')
+            .map(String::from)
+            .collect();
         let right = right.trim();
         let value = match right.trim_matches(['"', '\'']) {
             t if t.len() != right.len() => t.into(),
@@ -87,7 +96,11 @@ fn bracket(s: &str) -> Option<Step> {
         return Some(Step::Filter(path, equal, value));
     }
     let bare = s.trim_matches(['"', '\'']);
-    if bare.len() != s.len() { Some(Step::Field(bare.into())) } else { s.parse().ok().map(Step::Index) }
+    if bare.len() != s.len() {
+        Some(Step::Field(bare.into()))
+    } else {
+        s.parse().ok().map(Step::Index)
+    }
 }
 
 /// All values at a path.
@@ -105,7 +118,9 @@ pub fn find<'a>(root: &'a Value, steps: &[Step]) -> Vec<&'a Value> {
                 (Step::All, Value::Array(a)) => next.extend(a),
                 (Step::All, Value::Object(m)) => next.extend(m.values()),
                 (Step::Filter(path, equal, want), Value::Array(a)) => {
-                    next.extend(a.iter().filter(|i| (path.iter().fold(*i, |v, p| &v[p.as_str()]) == want) == *equal));
+                    next.extend(a.iter().filter(|i| {
+                        (path.iter().fold(*i, |v, p| &v[p.as_str()]) == want) == *equal
+                    }));
                 }
                 _ => {}
             }
@@ -124,11 +139,21 @@ mod tests {
     fn paths() {
         let o = json!({"a": {"b": [{"t": "x", "v": 1}, {"t": "y", "v": 2}]}, "m": {"k.z/w": "q"}});
         for (p, want) in [
-            (".a.b[0].v", vec![json!(1)]), (".a.b[-1].v", vec![json!(2)]), (".a.b[*].v", vec![json!(1), json!(2)]),
-            (".a.b[?(@.t==\"y\")].v", vec![json!(2)]), (".m['k.z/w']", vec![json!("q")]), (".m.k\\.z/w", vec![json!("q")]), (".x.y", vec![]), ("{.a.b[1].t}", vec![json!("y")]),
+            (".a.b[0].v", vec![json!(1)]),
+            (".a.b[-1].v", vec![json!(2)]),
+            (".a.b[*].v", vec![json!(1), json!(2)]),
+            (".a.b[?(@.t==\"y\")].v", vec![json!(2)]),
+            (".m['k.z/w']", vec![json!("q")]),
+            (".m.k\\.z/w", vec![json!("q")]),
+            (".x.y", vec![]),
+            ("{.a.b[1].t}", vec![json!("y")]),
         ] {
             let steps = parse(p).unwrap();
-            assert_eq!(find(&o, &steps).into_iter().cloned().collect::<Vec<_>>(), want, "{p}");
+            assert_eq!(
+                find(&o, &steps).into_iter().cloned().collect::<Vec<_>>(),
+                want,
+                "{p}"
+            );
         }
         assert!(parse(".a[").is_err());
     }

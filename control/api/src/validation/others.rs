@@ -45,15 +45,30 @@ pub(super) fn create(kind: &Kind, o: &Value) -> Vec<FieldError> {
         ("networking.k8s.io", "Ingress") => ingress(spec, &mut out),
         ("networking.k8s.io", "NetworkPolicy") => {
             for (i, t) in items(spec, "policyTypes").iter().enumerate() {
-                one_of(t, &format!("spec.policyTypes[{i}]"), &["Egress", "Ingress"], &mut out);
+                one_of(
+                    t,
+                    &format!("spec.policyTypes[{i}]"),
+                    &["Egress", "Ingress"],
+                    &mut out,
+                );
             }
             network_peers(spec, &mut out);
         }
         ("autoscaling", "HorizontalPodAutoscaler") => autoscaler(spec, &mut out),
         ("policy", "PodDisruptionBudget") => budget(spec, &mut out),
         ("storage.k8s.io", "StorageClass") => {
-            one_of(&o["reclaimPolicy"], "reclaimPolicy", &["Delete", "Retain"], &mut out);
-            one_of(&o["volumeBindingMode"], "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], &mut out);
+            one_of(
+                &o["reclaimPolicy"],
+                "reclaimPolicy",
+                &["Delete", "Retain"],
+                &mut out,
+            );
+            one_of(
+                &o["volumeBindingMode"],
+                "volumeBindingMode",
+                &["Immediate", "WaitForFirstConsumer"],
+                &mut out,
+            );
         }
         ("scheduling.k8s.io", "PriorityClass") => priority_class(o, &mut out),
         ("discovery.k8s.io", "EndpointSlice") => endpoint_slice(o, &mut out),
@@ -63,30 +78,54 @@ pub(super) fn create(kind: &Kind, o: &Value) -> Vec<FieldError> {
         ("", "Event") => {
             let ns = text(&o["involvedObject"], "namespace");
             if !ns.is_empty() && ns != meta::namespace(o) {
-                out.push(FieldError::invalid("involvedObject.namespace", ns, "does not match event.namespace"));
+                out.push(FieldError::invalid(
+                    "involvedObject.namespace",
+                    ns,
+                    "does not match event.namespace",
+                ));
             }
         }
         ("coordination.k8s.io", "Lease") => lease(spec, &mut out),
-        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => webhooks(o, &mut out),
+        (
+            "admissionregistration.k8s.io",
+            "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration",
+        ) => webhooks(o, &mut out),
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => {
             if items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
-                out.push(FieldError::required("spec.validations", "validations or auditAnnotations must be specified"));
+                out.push(FieldError::required(
+                    "spec.validations",
+                    "validations or auditAnnotations must be specified",
+                ));
             }
-            one_of(&spec["failurePolicy"], "spec.failurePolicy", &["Fail", "Ignore"], &mut out);
+            one_of(
+                &spec["failurePolicy"],
+                "spec.failurePolicy",
+                &["Fail", "Ignore"],
+                &mut out,
+            );
         }
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
             if items(spec, "validationActions").is_empty() {
                 out.push(FieldError::required("spec.validationActions", ""));
             }
             for (i, a) in items(spec, "validationActions").iter().enumerate() {
-                one_of(a, &format!("spec.validationActions[{i}]"), &["Audit", "Deny", "Warn"], &mut out);
+                one_of(
+                    a,
+                    &format!("spec.validationActions[{i}]"),
+                    &["Audit", "Deny", "Warn"],
+                    &mut out,
+                );
             }
         }
         ("apiextensions.k8s.io", _) => out.extend(crate::crd::check(o)),
         ("apiregistration.k8s.io", _) => {
             let want = format!("{}.{}", text(spec, "version"), text(spec, "group"));
             if meta::name(o) != want {
-                out.push(FieldError::invalid("metadata.name", meta::name(o), format!("must be `spec.version+\".\"+spec.group`: \"{want}\"")));
+                out.push(FieldError::invalid(
+                    "metadata.name",
+                    meta::name(o),
+                    format!("must be `spec.version+\".\"+spec.group`: \"{want}\""),
+                ));
             }
         }
         _ => {}
@@ -97,13 +136,27 @@ pub(super) fn create(kind: &Kind, o: &Value) -> Vec<FieldError> {
 fn backend(b: &Value, at: &str, out: &mut Vec<FieldError>) {
     let (service, resource) = (&b["service"], &b["resource"]);
     match (service.is_object(), resource.is_object()) {
-        (true, true) => out.push(FieldError::invalid(at, "", "cannot set both resource and service backends")),
-        (false, false) => out.push(FieldError::invalid(at, "", "resource or service backend is required")),
+        (true, true) => out.push(FieldError::invalid(
+            at,
+            "",
+            "cannot set both resource and service backends",
+        )),
+        (false, false) => out.push(FieldError::invalid(
+            at,
+            "",
+            "resource or service backend is required",
+        )),
         (true, false) => {
             let port = &service["port"];
             match (!text(port, "name").is_empty(), port["number"].is_i64()) {
-                (true, true) => out.push(FieldError::invalid(at, "", "cannot set both port name & port number")),
-                (false, false) => out.push(FieldError::required(at, "port name or number is required")),
+                (true, true) => out.push(FieldError::invalid(
+                    at,
+                    "",
+                    "cannot set both port name & port number",
+                )),
+                (false, false) => {
+                    out.push(FieldError::required(at, "port name or number is required"))
+                }
                 _ => {}
             }
         }
@@ -113,7 +166,11 @@ fn backend(b: &Value, at: &str, out: &mut Vec<FieldError>) {
 
 fn ingress(spec: &Value, out: &mut Vec<FieldError>) {
     if items(spec, "rules").is_empty() && !spec["defaultBackend"].is_object() {
-        out.push(FieldError::invalid("spec", spec.clone(), "either `defaultBackend` or `rules` must be specified"));
+        out.push(FieldError::invalid(
+            "spec",
+            spec.clone(),
+            "either `defaultBackend` or `rules` must be specified",
+        ));
     }
     if spec["defaultBackend"].is_object() {
         backend(&spec["defaultBackend"], "spec.defaultBackend", out);
@@ -124,9 +181,17 @@ fn ingress(spec: &Value, out: &mut Vec<FieldError>) {
         let bare = host.strip_prefix("*.").unwrap_or(host);
         if !host.is_empty() {
             if host.parse::<std::net::IpAddr>().is_ok() {
-                out.push(FieldError::invalid(format!("{at}.host"), host, "must be a DNS name, not an IP address"));
+                out.push(FieldError::invalid(
+                    format!("{at}.host"),
+                    host,
+                    "must be a DNS name, not an IP address",
+                ));
             }
-            out.extend(names::dns1123_subdomain(bare).into_iter().map(|e| FieldError::invalid(format!("{at}.host"), host, e)));
+            out.extend(
+                names::dns1123_subdomain(bare)
+                    .into_iter()
+                    .map(|e| FieldError::invalid(format!("{at}.host"), host, e)),
+            );
         }
         if r["http"].is_object() && items(&r["http"], "paths").is_empty() {
             out.push(FieldError::required(format!("{at}.http.paths"), ""));
@@ -136,13 +201,25 @@ fn ingress(spec: &Value, out: &mut Vec<FieldError>) {
             let ty = text(p, "pathType");
             if ty.is_empty() {
                 out.retain(|e| e.field != format!("{at}.pathType"));
-                out.push(FieldError::required(format!("{at}.pathType"), "pathType must be specified"));
+                out.push(FieldError::required(
+                    format!("{at}.pathType"),
+                    "pathType must be specified",
+                ));
             } else {
-                one_of(&p["pathType"], &format!("{at}.pathType"), &["Exact", "ImplementationSpecific", "Prefix"], out);
+                one_of(
+                    &p["pathType"],
+                    &format!("{at}.pathType"),
+                    &["Exact", "ImplementationSpecific", "Prefix"],
+                    out,
+                );
             }
             let path = text(p, "path");
             if (matches!(ty, "Exact" | "Prefix") || !path.is_empty()) && !path.starts_with('/') {
-                out.push(FieldError::invalid(format!("{at}.path"), path, "must be an absolute path"));
+                out.push(FieldError::invalid(
+                    format!("{at}.path"),
+                    path,
+                    "must be an absolute path",
+                ));
             }
             backend(&p["backend"], &format!("{at}.backend"), out);
         }
@@ -156,12 +233,22 @@ fn network_peers(spec: &Value, out: &mut Vec<FieldError>) {
                 let at = format!("spec.{rules}[{i}].{peers}[{j}]");
                 let block = p["ipBlock"].is_object();
                 if block && (p["podSelector"].is_object() || p["namespaceSelector"].is_object()) {
-                    out.push(FieldError::forbidden(&at, "may not specify both ipBlock and another peer"));
-                } else if !block && !p["podSelector"].is_object() && !p["namespaceSelector"].is_object() {
+                    out.push(FieldError::forbidden(
+                        &at,
+                        "may not specify both ipBlock and another peer",
+                    ));
+                } else if !block
+                    && !p["podSelector"].is_object()
+                    && !p["namespaceSelector"].is_object()
+                {
                     out.push(FieldError::required(&at, "must specify a peer"));
                 }
                 if block && !is_cidr(text(&p["ipBlock"], "cidr")) {
-                    out.push(FieldError::invalid(format!("{at}.ipBlock.cidr"), p["ipBlock"]["cidr"].clone(), "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"));
+                    out.push(FieldError::invalid(
+                        format!("{at}.ipBlock.cidr"),
+                        p["ipBlock"]["cidr"].clone(),
+                        "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                    ));
                 }
             }
         }
@@ -169,7 +256,9 @@ fn network_peers(spec: &Value, out: &mut Vec<FieldError>) {
 }
 
 fn is_cidr(s: &str) -> bool {
-    let Some((ip, bits)) = s.split_once('/') else { return false };
+    let Some((ip, bits)) = s.split_once('/') else {
+        return false;
+    };
     match (ip.parse::<std::net::IpAddr>(), bits.parse::<u8>()) {
         (Ok(ip), Ok(b)) => b <= if ip.is_ipv4() { 32 } else { 128 },
         _ => false,
@@ -177,21 +266,40 @@ fn is_cidr(s: &str) -> bool {
 }
 
 fn autoscaler(spec: &Value, out: &mut Vec<FieldError>) {
-    let (min, max) = (spec["minReplicas"].as_i64(), spec["maxReplicas"].as_i64().unwrap_or(0));
+    let (min, max) = (
+        spec["minReplicas"].as_i64(),
+        spec["maxReplicas"].as_i64().unwrap_or(0),
+    );
     if min.is_some_and(|m| m < 1) {
-        out.push(FieldError::invalid("spec.minReplicas", spec["minReplicas"].clone(), "must be greater than or equal to 1"));
+        out.push(FieldError::invalid(
+            "spec.minReplicas",
+            spec["minReplicas"].clone(),
+            "must be greater than or equal to 1",
+        ));
     }
     if max < 1 {
-        out.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than 0"));
+        out.push(FieldError::invalid(
+            "spec.maxReplicas",
+            max,
+            "must be greater than 0",
+        ));
     }
     if min.is_some_and(|m| max < m) {
-        out.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`"));
+        out.push(FieldError::invalid(
+            "spec.maxReplicas",
+            max,
+            "must be greater than or equal to `minReplicas`",
+        ));
     }
 }
 
 fn budget(spec: &Value, out: &mut Vec<FieldError>) {
     if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
-        out.push(FieldError::invalid("spec", spec.clone(), "minAvailable and maxUnavailable cannot be both set"));
+        out.push(FieldError::invalid(
+            "spec",
+            spec.clone(),
+            "minAvailable and maxUnavailable cannot be both set",
+        ));
     }
     for f in ["minAvailable", "maxUnavailable"] {
         let at = format!("spec.{f}");
@@ -204,11 +312,20 @@ fn budget(spec: &Value, out: &mut Vec<FieldError>) {
                     _ => {}
                 }
             }
-            v if v.as_i64().is_some_and(|n| n < 0) => out.push(FieldError::invalid(&at, v.clone(), "must be greater than or equal to 0")),
+            v if v.as_i64().is_some_and(|n| n < 0) => out.push(FieldError::invalid(
+                &at,
+                v.clone(),
+                "must be greater than or equal to 0",
+            )),
             _ => {}
         }
     }
-    one_of(&spec["unhealthyPodEvictionPolicy"], "spec.unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"], out);
+    one_of(
+        &spec["unhealthyPodEvictionPolicy"],
+        "spec.unhealthyPodEvictionPolicy",
+        &["AlwaysAllow", "IfHealthyBudget"],
+        out,
+    );
 }
 
 fn priority_class(o: &Value, out: &mut Vec<FieldError>) {
@@ -219,34 +336,71 @@ fn priority_class(o: &Value, out: &mut Vec<FieldError>) {
         _ => None,
     };
     if name.starts_with("system-") && known != Some(value) {
-        out.push(FieldError::forbidden("metadata.name", "priority class names with 'system-' prefix are reserved for system use only. error: \"".to_string() + name + "\" is not a known system priority class"));
+        out.push(FieldError::forbidden(
+            "metadata.name",
+            "priority class names with 'system-' prefix are reserved for system use only. error: \""
+                .to_string()
+                + name + "\" is not a known system priority class",
+        ));
     } else if known.is_none() && value > 1_000_000_000 {
-        out.push(FieldError::forbidden("value", "maximum allowed value of a user defined priority is 1000000000"));
+        out.push(FieldError::forbidden(
+            "value",
+            "maximum allowed value of a user defined priority is 1000000000",
+        ));
     }
-    one_of(&o["preemptionPolicy"], "preemptionPolicy", &["Never", "PreemptLowerPriority"], out);
+    one_of(
+        &o["preemptionPolicy"],
+        "preemptionPolicy",
+        &["Never", "PreemptLowerPriority"],
+        out,
+    );
 }
 
 fn endpoint_slice(o: &Value, out: &mut Vec<FieldError>) {
-    one_of(&o["addressType"], "addressType", &["FQDN", "IPv4", "IPv6"], out);
+    one_of(
+        &o["addressType"],
+        "addressType",
+        &["FQDN", "IPv4", "IPv6"],
+        out,
+    );
     let ty = text(o, "addressType");
     if items(o, "endpoints").len() > 1000 {
-        out.push(FieldError::too_many("endpoints", items(o, "endpoints").len(), 1000));
+        out.push(FieldError::too_many(
+            "endpoints",
+            items(o, "endpoints").len(),
+            1000,
+        ));
     }
     if items(o, "ports").len() > 20_000 {
-        out.push(FieldError::too_many("ports", items(o, "ports").len(), 20_000));
+        out.push(FieldError::too_many(
+            "ports",
+            items(o, "ports").len(),
+            20_000,
+        ));
     }
     for (i, e) in items(o, "endpoints").iter().enumerate() {
         if items(e, "addresses").is_empty() {
-            out.push(FieldError::required(format!("endpoints[{i}].addresses"), "must contain at least 1 address"));
+            out.push(FieldError::required(
+                format!("endpoints[{i}].addresses"),
+                "must contain at least 1 address",
+            ));
         }
         for (j, a) in items(e, "addresses").iter().enumerate() {
             let at = format!("endpoints[{i}].addresses[{j}]");
             let s = a.as_str().unwrap_or("");
             let ip = s.parse::<std::net::IpAddr>().ok();
             match ty {
-                "IPv4" if !ip.is_some_and(|i| i.is_ipv4()) => out.push(FieldError::invalid(at, s, "must be an IPv4 address")),
-                "IPv6" if !ip.is_some_and(|i| i.is_ipv6()) => out.push(FieldError::invalid(at, s, "must be an IPv6 address")),
-                "FQDN" => out.extend(names::dns1123_subdomain(s).into_iter().map(|e| FieldError::invalid(at.clone(), s, e))),
+                "IPv4" if !ip.is_some_and(|i| i.is_ipv4()) => {
+                    out.push(FieldError::invalid(at, s, "must be an IPv4 address"))
+                }
+                "IPv6" if !ip.is_some_and(|i| i.is_ipv6()) => {
+                    out.push(FieldError::invalid(at, s, "must be an IPv6 address"))
+                }
+                "FQDN" => out.extend(
+                    names::dns1123_subdomain(s)
+                        .into_iter()
+                        .map(|e| FieldError::invalid(at.clone(), s, e)),
+                ),
                 _ => {}
             }
         }
@@ -259,13 +413,24 @@ fn endpoints(o: &Value, out: &mut Vec<FieldError>) {
             for (j, a) in items(s, list).iter().enumerate() {
                 let ip = text(a, "ip");
                 if ip.parse::<std::net::IpAddr>().is_err() {
-                    out.push(FieldError::invalid(format!("subsets[{i}].{list}[{j}].ip"), ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+                    out.push(FieldError::invalid(
+                        format!("subsets[{i}].{list}[{j}].ip"),
+                        ip,
+                        "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                    ));
                 }
             }
         }
         for (j, p) in items(s, "ports").iter().enumerate() {
-            if !p["port"].as_i64().is_some_and(|n| (1..=65_535).contains(&n)) {
-                out.push(FieldError::invalid(format!("subsets[{i}].ports[{j}].port"), p["port"].clone(), "must be between 1 and 65535, inclusive"));
+            if !p["port"]
+                .as_i64()
+                .is_some_and(|n| (1..=65_535).contains(&n))
+            {
+                out.push(FieldError::invalid(
+                    format!("subsets[{i}].ports[{j}].port"),
+                    p["port"].clone(),
+                    "must be between 1 and 65535, inclusive",
+                ));
             }
         }
     }
@@ -273,8 +438,15 @@ fn endpoints(o: &Value, out: &mut Vec<FieldError>) {
 
 fn quantities(v: &Value, at: &str, out: &mut Vec<FieldError>) {
     for (k, q) in v.as_object().into_iter().flatten() {
-        if q.as_str().and_then(Quantity::parse).is_some_and(|q| q.sign() < 0) {
-            out.push(FieldError::invalid(format!("{at}[{k}]"), q.clone(), "must be greater than or equal to 0"));
+        if q.as_str()
+            .and_then(Quantity::parse)
+            .is_some_and(|q| q.sign() < 0)
+        {
+            out.push(FieldError::invalid(
+                format!("{at}[{k}]"),
+                q.clone(),
+                "must be greater than or equal to 0",
+            ));
         }
     }
 }
@@ -287,17 +459,44 @@ fn limit_range(spec: &Value, out: &mut Vec<FieldError>) {
             if let (Some(min), Some(max)) = (get("min", k), get("max", k))
                 && min > max
             {
-                out.push(FieldError::invalid(format!("{at}.min[{k}]"), l["min"][k].clone(), format!("min value {min} is greater than max value {max}")));
+                out.push(FieldError::invalid(
+                    format!("{at}.min[{k}]"),
+                    l["min"][k].clone(),
+                    format!("min value {min} is greater than max value {max}"),
+                ));
             }
         }
-        for (a, b) in [("defaultRequest", "default"), ("default", "max"), ("defaultRequest", "max")] {
+        for (a, b) in [
+            ("defaultRequest", "default"),
+            ("default", "max"),
+            ("defaultRequest", "max"),
+        ] {
             for k in l[a].as_object().into_iter().flatten().map(|(k, _)| k) {
                 if let (Some(x), Some(y)) = (get(a, k), get(b, k))
                     && x > y
                 {
-                    let name = |s: &str| if s == "defaultRequest" { "default request" } else { s }.to_string();
-                    let detail = format!("{} value {x} is greater than {} value {y}", name(a), if b == "default" { "default limit".into() } else { name(b) });
-                    out.push(FieldError::invalid(format!("{at}.{a}[{k}]"), l[a][k].clone(), detail));
+                    let name = |s: &str| {
+                        if s == "defaultRequest" {
+                            "default request"
+                        } else {
+                            s
+                        }
+                        .to_string()
+                    };
+                    let detail = format!(
+                        "{} value {x} is greater than {} value {y}",
+                        name(a),
+                        if b == "default" {
+                            "default limit".into()
+                        } else {
+                            name(b)
+                        }
+                    );
+                    out.push(FieldError::invalid(
+                        format!("{at}.{a}[{k}]"),
+                        l[a][k].clone(),
+                        detail,
+                    ));
                 }
             }
         }
@@ -305,11 +504,22 @@ fn limit_range(spec: &Value, out: &mut Vec<FieldError>) {
 }
 
 fn lease(spec: &Value, out: &mut Vec<FieldError>) {
-    if spec["leaseDurationSeconds"].as_i64().is_some_and(|n| n <= 0) {
-        out.push(FieldError::invalid("spec.leaseDurationSeconds", spec["leaseDurationSeconds"].clone(), "must be greater than 0"));
+    if spec["leaseDurationSeconds"]
+        .as_i64()
+        .is_some_and(|n| n <= 0)
+    {
+        out.push(FieldError::invalid(
+            "spec.leaseDurationSeconds",
+            spec["leaseDurationSeconds"].clone(),
+            "must be greater than 0",
+        ));
     }
     if spec["leaseTransitions"].as_i64().is_some_and(|n| n < 0) {
-        out.push(FieldError::invalid("spec.leaseTransitions", spec["leaseTransitions"].clone(), "must be greater than or equal to 0"));
+        out.push(FieldError::invalid(
+            "spec.leaseTransitions",
+            spec["leaseTransitions"].clone(),
+            "must be greater than or equal to 0",
+        ));
     }
 }
 
@@ -319,24 +529,56 @@ fn webhooks(o: &Value, out: &mut Vec<FieldError>) {
         let at = format!("webhooks[{i}]");
         let name = text(w, "name");
         if name.split('.').count() < 3 && !name.is_empty() {
-            out.push(FieldError::invalid(format!("{at}.name"), name, "should be a domain with at least three segments separated by dots"));
+            out.push(FieldError::invalid(
+                format!("{at}.name"),
+                name,
+                "should be a domain with at least three segments separated by dots",
+            ));
         }
         if seen.contains(&name) {
             out.push(FieldError::duplicate(format!("{at}.name"), name));
         }
         seen.push(name);
         if items(w, "admissionReviewVersions").is_empty() {
-            out.push(FieldError::required(format!("{at}.admissionReviewVersions"), "must specify one of v1, v1beta1"));
+            out.push(FieldError::required(
+                format!("{at}.admissionReviewVersions"),
+                "must specify one of v1, v1beta1",
+            ));
         }
-        one_of(&w["failurePolicy"], &format!("{at}.failurePolicy"), &["Fail", "Ignore"], out);
-        one_of(&w["matchPolicy"], &format!("{at}.matchPolicy"), &["Equivalent", "Exact"], out);
-        one_of(&w["sideEffects"], &format!("{at}.sideEffects"), &["None", "NoneOnDryRun"], out);
-        if !w["timeoutSeconds"].as_i64().is_none_or(|t| (1..=30).contains(&t)) {
-            out.push(FieldError::invalid(format!("{at}.timeoutSeconds"), w["timeoutSeconds"].clone(), "the timeout value must be between 1 and 30 seconds"));
+        one_of(
+            &w["failurePolicy"],
+            &format!("{at}.failurePolicy"),
+            &["Fail", "Ignore"],
+            out,
+        );
+        one_of(
+            &w["matchPolicy"],
+            &format!("{at}.matchPolicy"),
+            &["Equivalent", "Exact"],
+            out,
+        );
+        one_of(
+            &w["sideEffects"],
+            &format!("{at}.sideEffects"),
+            &["None", "NoneOnDryRun"],
+            out,
+        );
+        if !w["timeoutSeconds"]
+            .as_i64()
+            .is_none_or(|t| (1..=30).contains(&t))
+        {
+            out.push(FieldError::invalid(
+                format!("{at}.timeoutSeconds"),
+                w["timeoutSeconds"].clone(),
+                "the timeout value must be between 1 and 30 seconds",
+            ));
         }
         let c = &w["clientConfig"];
         if c["url"].is_string() == c["service"].is_object() {
-            out.push(FieldError::required(format!("{at}.clientConfig"), "exactly one of url or service is required"));
+            out.push(FieldError::required(
+                format!("{at}.clientConfig"),
+                "exactly one of url or service is required",
+            ));
         }
     }
 }
@@ -352,15 +594,26 @@ fn fixed(kind: &Kind) -> &'static [(&'static str, &'static str)] {
             ("volumeBindingMode", IMMUTABLE),
         ],
         ("storage.k8s.io", "VolumeAttachment") => &[("spec", IMMUTABLE)],
-        ("storage.k8s.io", "CSIDriver") => &[("spec.attachRequired", IMMUTABLE), ("spec.volumeLifecycleModes", IMMUTABLE)],
-        ("scheduling.k8s.io", "PriorityClass") => &[("value", "may not be changed in an update."), ("preemptionPolicy", IMMUTABLE)],
+        ("storage.k8s.io", "CSIDriver") => &[
+            ("spec.attachRequired", IMMUTABLE),
+            ("spec.volumeLifecycleModes", IMMUTABLE),
+        ],
+        ("scheduling.k8s.io", "PriorityClass") => &[
+            ("value", "may not be changed in an update."),
+            ("preemptionPolicy", IMMUTABLE),
+        ],
         ("node.k8s.io", "RuntimeClass") => &[("handler", IMMUTABLE)],
         ("networking.k8s.io", "IngressClass") => &[("spec.controller", IMMUTABLE)],
         ("networking.k8s.io", "IPAddress") => &[("spec.parentRef", IMMUTABLE)],
         ("discovery.k8s.io", "EndpointSlice") => &[("addressType", IMMUTABLE)],
         ("apps", "ControllerRevision") => &[("data", IMMUTABLE)],
         ("resource.k8s.io", "ResourceClaim" | "ResourceClaimTemplate") => &[("spec", IMMUTABLE)],
-        ("apiextensions.k8s.io", _) => &[("spec.group", IMMUTABLE), ("spec.scope", IMMUTABLE), ("spec.names.plural", IMMUTABLE), ("spec.names.kind", IMMUTABLE)],
+        ("apiextensions.k8s.io", _) => &[
+            ("spec.group", IMMUTABLE),
+            ("spec.scope", IMMUTABLE),
+            ("spec.names.plural", IMMUTABLE),
+            ("spec.names.kind", IMMUTABLE),
+        ],
         _ => &[],
     }
 }
@@ -372,7 +625,11 @@ pub(super) fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
         let (a, b) = (meta::at(new, &parts), meta::at(old, &parts));
         if a != b {
             let forbidden = detail.starts_with("updates to") || detail.starts_with("may not");
-            out.push(if forbidden { FieldError::forbidden(*path, *detail) } else { FieldError::invalid(*path, a.clone(), *detail) });
+            out.push(if forbidden {
+                FieldError::forbidden(*path, *detail)
+            } else {
+                FieldError::invalid(*path, a.clone(), *detail)
+            });
         }
     }
     if kind.kind == "CustomResourceDefinition" {
@@ -383,10 +640,21 @@ pub(super) fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
 
 /// A version that objects may still be stored in cannot leave the CRD.
 fn stored_versions(new: &Value, out: &mut Vec<FieldError>) {
-    let names: Vec<&str> = items(&new["spec"], "versions").iter().filter_map(|v| v["name"].as_str()).collect();
-    for (i, v) in items(&new["status"], "storedVersions").iter().filter_map(Value::as_str).enumerate() {
+    let names: Vec<&str> = items(&new["spec"], "versions")
+        .iter()
+        .filter_map(|v| v["name"].as_str())
+        .collect();
+    for (i, v) in items(&new["status"], "storedVersions")
+        .iter()
+        .filter_map(Value::as_str)
+        .enumerate()
+    {
         if !names.contains(&v) {
-            out.push(FieldError::invalid(format!("status.storedVersions[{i}]"), v, "missing from spec.versions; status.storedVersions must remain in spec.versions"));
+            out.push(FieldError::invalid(
+                format!("status.storedVersions[{i}]"),
+                v,
+                "missing from spec.versions; status.storedVersions must remain in spec.versions",
+            ));
         }
     }
 }

@@ -3,7 +3,11 @@ use crate::kinds::find;
 use serde_json::json;
 
 fn errors(group: &str, plural: &str, o: Value) -> Vec<String> {
-    let k = crate::kinds::builtin().iter().rev().find(|k| k.group == group && k.plural == plural).unwrap();
+    let k = crate::kinds::builtin()
+        .iter()
+        .rev()
+        .find(|k| k.group == group && k.plural == plural)
+        .unwrap();
     create(k, &o).iter().map(ToString::to_string).collect()
 }
 
@@ -15,8 +19,14 @@ fn metadata_rules() {
     for (m, field) in [
         (json!({"name": "A", "namespace": "b"}), "metadata.name"),
         (json!({"name": "a"}), "metadata.namespace"),
-        (json!({"name": "a", "namespace": "b", "labels": {"-": "x"}}), "metadata.labels"),
-        (json!({"name": "a", "namespace": "b", "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p"}]}), "metadata.ownerReferences[0].uid"),
+        (
+            json!({"name": "a", "namespace": "b", "labels": {"-": "x"}}),
+            "metadata.labels",
+        ),
+        (
+            json!({"name": "a", "namespace": "b", "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p"}]}),
+            "metadata.ownerReferences[0].uid",
+        ),
     ] {
         assert_eq!(create(k, &json!({"metadata": m}))[0].field, field);
     }
@@ -24,7 +34,11 @@ fn metadata_rules() {
     gone["metadata"]["deletionTimestamp"] = "x".into();
     let mut new = gone.clone();
     new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
-    assert!(update(k, &new, &gone)[0].detail.contains("no new finalizers"));
+    assert!(
+        update(k, &new, &gone)[0]
+            .detail
+            .contains("no new finalizers")
+    );
 }
 
 #[test]
@@ -34,17 +48,51 @@ fn kinds_rules() {
         o
     };
     assert_eq!(
-        errors("networking.k8s.io", "ingresses", ns(json!({"spec": {"rules": [{"http": {"paths": [{"path": "x", "pathType": "Prefix", "backend": {"service": {"name": "s"}}}]}}]}}))),
-        ["spec.rules[0].http.paths[0].path: Invalid value: \"x\": must be an absolute path", "spec.rules[0].http.paths[0].backend: Required value: port name or number is required"]
+        errors(
+            "networking.k8s.io",
+            "ingresses",
+            ns(
+                json!({"spec": {"rules": [{"http": {"paths": [{"path": "x", "pathType": "Prefix", "backend": {"service": {"name": "s"}}}]}}]}})
+            )
+        ),
+        [
+            "spec.rules[0].http.paths[0].path: Invalid value: \"x\": must be an absolute path",
+            "spec.rules[0].http.paths[0].backend: Required value: port name or number is required"
+        ]
     );
     assert_eq!(
-        errors("autoscaling", "horizontalpodautoscalers", ns(json!({"spec": {"scaleTargetRef": {"kind": "X"}, "maxReplicas": 0}}))),
-        ["spec.scaleTargetRef.name: Required value", "spec.maxReplicas: Invalid value: 0: must be greater than 0"]
+        errors(
+            "autoscaling",
+            "horizontalpodautoscalers",
+            ns(json!({"spec": {"scaleTargetRef": {"kind": "X"}, "maxReplicas": 0}}))
+        ),
+        [
+            "spec.scaleTargetRef.name: Required value",
+            "spec.maxReplicas: Invalid value: 0: must be greater than 0"
+        ]
     );
-    assert_eq!(errors("policy", "poddisruptionbudgets", ns(json!({"spec": {"minAvailable": 1, "maxUnavailable": "50%"}}))).len(), 1);
-    assert_eq!(errors("storage.k8s.io", "storageclasses", json!({"metadata": {"name": "a"}})), ["provisioner: Required value"]);
+    assert_eq!(
+        errors(
+            "policy",
+            "poddisruptionbudgets",
+            ns(json!({"spec": {"minAvailable": 1, "maxUnavailable": "50%"}}))
+        )
+        .len(),
+        1
+    );
+    assert_eq!(
+        errors(
+            "storage.k8s.io",
+            "storageclasses",
+            json!({"metadata": {"name": "a"}})
+        ),
+        ["provisioner: Required value"]
+    );
     let k = find("storage.k8s.io", "v1", "storageclasses").unwrap();
     let a = json!({"metadata": {"name": "a"}, "provisioner": "x"});
     let b = json!({"metadata": {"name": "a"}, "provisioner": "y"});
-    assert_eq!(update(k, &a, &b)[0].to_string(), "provisioner: Forbidden: updates to provisioner are forbidden.");
+    assert_eq!(
+        update(k, &a, &b)[0].to_string(),
+        "provisioner: Forbidden: updates to provisioner are forbidden."
+    );
 }
