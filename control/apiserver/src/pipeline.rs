@@ -25,7 +25,9 @@ pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A body that is at hand.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    http_body_util::Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    http_body_util::Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// The connection that a request came on.
@@ -38,9 +40,17 @@ pub struct Connection {
 }
 
 /// Answers one request; never fails, as every failure is an answer.
-pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
+pub async fn serve(
+    state: Arc<AppState>,
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or(""));
+    let info = RequestInfo::parse(
+        &parts.method,
+        parts.uri.path(),
+        parts.uri.query().unwrap_or(""),
+    );
     let user = match state.authn.authenticate(&state, &connection, &parts).await {
         Ok(user) => user,
         Err(error) => return failure(&error),
@@ -50,7 +60,14 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     let record = state.audit.begin(&state, &info, &user, connection.remote);
     let id = record.id.clone();
     let answer = match authorized(&state, &user, &info).await {
-        Ok(()) => limited(&state, &info, handlers::handle(&state, &info, &user, Request::from_parts(parts, body))).await,
+        Ok(()) => {
+            limited(
+                &state,
+                &info,
+                handlers::handle(&state, &info, &user, Request::from_parts(parts, body)),
+            )
+            .await
+        }
         Err(error) => Err(error),
     };
     let mut response = answer.unwrap_or_else(|error| failure(&error));
@@ -67,24 +84,46 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
 }
 
 /// Bounds how many requests run at one time, and how long; long-running ones are free.
-async fn limited(state: &AppState, info: &RequestInfo, work: impl Future<Output = Result<Response<Body>>>) -> Result<Response<Body>> {
+async fn limited(
+    state: &AppState,
+    info: &RequestInfo,
+    work: impl Future<Output = Result<Response<Body>>>,
+) -> Result<Response<Body>> {
     if info.is_long_running() || !info.is_resource {
         return work.await;
     }
-    let places = if info.verb.is_read() { &state.places.0 } else { &state.places.1 };
+    let places = if info.verb.is_read() {
+        &state.places.0
+    } else {
+        &state.places.1
+    };
     let Ok(_place) = places.try_acquire() else {
-        return Err(ApiError::too_many_requests("The server has received too many requests and has asked us to try again later", 1));
+        return Err(ApiError::too_many_requests(
+            "The server has received too many requests and has asked us to try again later",
+            1,
+        ));
     };
     match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
         Ok(answer) => answer,
-        Err(_) => Err(ApiError::timeout("the server was unable to return a response in the time allotted")),
+        Err(_) => Err(ApiError::timeout(
+            "the server was unable to return a response in the time allotted",
+        )),
     }
 }
 
-async fn authorized(state: &Arc<AppState>, user: &crate::UserInfo, info: &RequestInfo) -> Result<()> {
+async fn authorized(
+    state: &Arc<AppState>,
+    user: &crate::UserInfo,
+    info: &RequestInfo,
+) -> Result<()> {
     match state.authz.authorize(state, user, info).await {
         Decision::Allow { .. } => Ok(()),
-        Decision::Deny { reason } if info.is_resource => Err(ApiError::forbidden(&info.group, &info.resource, &info.name, &reason)),
+        Decision::Deny { reason } if info.is_resource => Err(ApiError::forbidden(
+            &info.group,
+            &info.resource,
+            &info.name,
+            &reason,
+        )),
         Decision::Deny { reason } => Err(ApiError::forbidden("", "", "", &reason)),
     }
 }
@@ -92,7 +131,9 @@ async fn authorized(state: &Arc<AppState>, user: &crate::UserInfo, info: &Reques
 /// The answer to HEAD: what GET would give, but for the body.
 fn without_body(mut response: Response<Body>) -> Response<Body> {
     if let Some(size) = http_body::Body::size_hint(response.body()).exact() {
-        response.headers_mut().insert(http::header::CONTENT_LENGTH, size.into());
+        response
+            .headers_mut()
+            .insert(http::header::CONTENT_LENGTH, size.into());
     }
     *response.body_mut() = full("");
     response
@@ -101,9 +142,13 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
 /// The answer that tells a failure.
 pub fn failure(error: &ApiError) -> Response<Body> {
     let mut response = Response::new(full(error.to_bytes()));
-    *response.status_mut() = http::StatusCode::from_u16(error.code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        http::StatusCode::from_u16(error.code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
     if let Some(seconds) = error.retry_after {
         headers.insert(http::header::RETRY_AFTER, seconds.into());
     }

@@ -43,7 +43,10 @@ impl Verb {
 
     /// Whether the verb changes nothing.
     pub fn is_read(self) -> bool {
-        matches!(self, Verb::Get | Verb::List | Verb::Watch | Verb::Head | Verb::Options)
+        matches!(
+            self,
+            Verb::Get | Verb::List | Verb::Watch | Verb::Head | Verb::Options
+        )
     }
 }
 
@@ -89,18 +92,27 @@ impl Query {
 
     /// The first value of `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .find(|(k, _)| k == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// All values of `name`, in order.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
-        self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .filter(move |(k, _)| k == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// A boolean parameter: absent and unreadable are false, as upstream's conversion has it;
     /// present without a value is true.
     pub fn flag(&self, name: &str) -> bool {
-        matches!(self.get(name), Some("" | "true" | "1" | "True" | "TRUE" | "t" | "T"))
+        matches!(
+            self.get(name),
+            Some("" | "true" | "1" | "True" | "TRUE" | "t" | "T")
+        )
     }
 
     /// All pairs.
@@ -226,19 +238,30 @@ impl RequestInfo {
 
     /// `group/version`, or the version alone for the core group.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.clone()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// `resource` or `resource/subresource`, as RBAC rules name it.
     pub fn resource_path(&self) -> String {
-        if self.subresource.is_empty() { self.resource.clone() } else { format!("{}/{}", self.resource, self.subresource) }
+        if self.subresource.is_empty() {
+            self.resource.clone()
+        } else {
+            format!("{}/{}", self.resource, self.subresource)
+        }
     }
 
     /// Whether the request may stay open for long: no request timeout, no in-flight count.
     pub fn is_long_running(&self) -> bool {
         self.is_resource
             && (self.verb == Verb::Watch
-                || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy" | "log"))
+                || matches!(
+                    self.subresource.as_str(),
+                    "exec" | "attach" | "portforward" | "proxy" | "log"
+                ))
     }
 
     /// Whether the request is a dry run.
@@ -294,34 +317,169 @@ mod tests {
     fn reads_paths() {
         // method, path, query → verb, group, version, namespace, resource, name, subresource
         let table = [
-            ("GET", "/api/v1/pods", "", "list", "", "v1", "", "pods", "", ""),
-            ("GET", "/api/v1/namespaces/a/pods", "watch=1", "watch", "", "v1", "a", "pods", "", ""),
-            ("GET", "/api/v1/namespaces/a", "", "get", "", "v1", "a", "namespaces", "a", ""),
-            ("PUT", "/api/v1/namespaces/a/finalize", "", "update", "", "v1", "a", "namespaces", "a", "finalize"),
-            ("POST", "/apis/apps/v1/namespaces/a/deployments", "", "create", "apps", "v1", "a", "deployments", "", ""),
-            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "", "patch", "apps", "v1", "a", "deployments", "d", "scale"),
-            ("DELETE", "/api/v1/nodes", "", "deletecollection", "", "v1", "", "nodes", "", ""),
-            ("DELETE", "/api/v1/nodes/n%2E1", "", "delete", "", "v1", "", "nodes", "n.1", ""),
-            ("POST", "/api/v1/namespaces/a/pods/p/exec", "command=ls", "create", "", "v1", "a", "pods", "p", "exec"),
+            (
+                "GET",
+                "/api/v1/pods",
+                "",
+                "list",
+                "",
+                "v1",
+                "",
+                "pods",
+                "",
+                "",
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a/pods",
+                "watch=1",
+                "watch",
+                "",
+                "v1",
+                "a",
+                "pods",
+                "",
+                "",
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a",
+                "",
+                "get",
+                "",
+                "v1",
+                "a",
+                "namespaces",
+                "a",
+                "",
+            ),
+            (
+                "PUT",
+                "/api/v1/namespaces/a/finalize",
+                "",
+                "update",
+                "",
+                "v1",
+                "a",
+                "namespaces",
+                "a",
+                "finalize",
+            ),
+            (
+                "POST",
+                "/apis/apps/v1/namespaces/a/deployments",
+                "",
+                "create",
+                "apps",
+                "v1",
+                "a",
+                "deployments",
+                "",
+                "",
+            ),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/deployments/d/scale",
+                "",
+                "patch",
+                "apps",
+                "v1",
+                "a",
+                "deployments",
+                "d",
+                "scale",
+            ),
+            (
+                "DELETE",
+                "/api/v1/nodes",
+                "",
+                "deletecollection",
+                "",
+                "v1",
+                "",
+                "nodes",
+                "",
+                "",
+            ),
+            (
+                "DELETE",
+                "/api/v1/nodes/n%2E1",
+                "",
+                "delete",
+                "",
+                "v1",
+                "",
+                "nodes",
+                "n.1",
+                "",
+            ),
+            (
+                "POST",
+                "/api/v1/namespaces/a/pods/p/exec",
+                "command=ls",
+                "create",
+                "",
+                "v1",
+                "a",
+                "pods",
+                "p",
+                "exec",
+            ),
         ];
         for (method, path, query, verb, group, version, ns, resource, name, sub) in table {
             let info = RequestInfo::parse(&method.parse().unwrap(), path, query);
             assert!(info.is_resource, "{path}");
             assert_eq!(
-                (info.verb.as_str(), info.group.as_str(), info.version.as_str(), info.namespace.as_str()),
+                (
+                    info.verb.as_str(),
+                    info.group.as_str(),
+                    info.version.as_str(),
+                    info.namespace.as_str()
+                ),
                 (verb, group, version, ns),
                 "{path}"
             );
-            assert_eq!((info.resource.as_str(), info.name.as_str(), info.subresource.as_str()), (resource, name, sub), "{path}");
+            assert_eq!(
+                (
+                    info.resource.as_str(),
+                    info.name.as_str(),
+                    info.subresource.as_str()
+                ),
+                (resource, name, sub),
+                "{path}"
+            );
         }
-        for path in ["/", "/version", "/api", "/apis", "/apis/apps", "/api/v1", "/apis/apps/v1/", "/readyz/ping"] {
-            assert!(!RequestInfo::parse(&Method::GET, path, "").is_resource, "{path}");
+        for path in [
+            "/",
+            "/version",
+            "/api",
+            "/apis",
+            "/apis/apps",
+            "/api/v1",
+            "/apis/apps/v1/",
+            "/readyz/ping",
+        ] {
+            assert!(
+                !RequestInfo::parse(&Method::GET, path, "").is_resource,
+                "{path}"
+            );
         }
     }
 
     #[test]
     fn keeps_what_follows_proxy() {
-        let info = RequestInfo::parse(&Method::GET, "/api/v1/namespaces/a/services/https:s:1/proxy/x/y", "");
-        assert_eq!((info.name.as_str(), info.subresource.as_str(), info.rest.as_str()), ("https:s:1", "proxy", "x/y"));
+        let info = RequestInfo::parse(
+            &Method::GET,
+            "/api/v1/namespaces/a/services/https:s:1/proxy/x/y",
+            "",
+        );
+        assert_eq!(
+            (
+                info.name.as_str(),
+                info.subresource.as_str(),
+                info.rest.as_str()
+            ),
+            ("https:s:1", "proxy", "x/y")
+        );
     }
 }

@@ -41,14 +41,39 @@ impl ClientCertVerifier for AnyClient {
     fn client_auth_mandatory(&self) -> bool {
         false
     }
-    fn verify_client_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: UnixTime) -> Result<ClientCertVerified, rustls::Error> {
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
         Ok(ClientCertVerified::assertion())
     }
-    fn verify_tls12_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
@@ -61,19 +86,34 @@ pub fn tls(config: &Config) -> anyhow::Result<Arc<rustls::ServerConfig>> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&config.tls_cert_file)
         .and_then(Iterator::collect)
         .with_context(|| format!("reading --tls-cert-file {}", config.tls_cert_file.display()))?;
-    let key = PrivateKeyDer::from_pem_file(&config.tls_private_key_file)
-        .with_context(|| format!("reading --tls-private-key-file {}", config.tls_private_key_file.display()))?;
+    let key = PrivateKeyDer::from_pem_file(&config.tls_private_key_file).with_context(|| {
+        format!(
+            "reading --tls-private-key-file {}",
+            config.tls_private_key_file.display()
+        )
+    })?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(Arc::new(AnyClient(provider)))
         .with_single_cert(chain, key)
-        .with_context(|| format!("{} and {} do not fit each other", config.tls_cert_file.display(), config.tls_private_key_file.display()))?;
+        .with_context(|| {
+            format!(
+                "{} and {} do not fit each other",
+                config.tls_cert_file.display(),
+                config.tls_private_key_file.display()
+            )
+        })?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
 }
 
 /// Serves until `stop` turns true, then lets open requests end for a while.
-pub async fn serve(state: Arc<AppState>, listener: TcpListener, mut tls: watch::Receiver<Arc<rustls::ServerConfig>>, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    state: Arc<AppState>,
+    listener: TcpListener,
+    mut tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -84,7 +124,13 @@ pub async fn serve(state: Arc<AppState>, listener: TcpListener, mut tls: watch::
         match accepted {
             Ok((stream, remote)) => {
                 let acceptor = TlsAcceptor::from(tls.borrow_and_update().clone());
-                connections.spawn(connection(state.clone(), acceptor, stream, remote, stop.clone()));
+                connections.spawn(connection(
+                    state.clone(),
+                    acceptor,
+                    stream,
+                    remote,
+                    stop.clone(),
+                ));
             }
             Err(error) => {
                 tracing::warn!("a connection was not accepted: {error}");
@@ -99,7 +145,13 @@ pub async fn serve(state: Arc<AppState>, listener: TcpListener, mut tls: watch::
     }
 }
 
-async fn connection(state: Arc<AppState>, acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr, mut stop: watch::Receiver<bool>) {
+async fn connection(
+    state: Arc<AppState>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    remote: SocketAddr,
+    mut stop: watch::Receiver<bool>,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%remote, "no TCP_NODELAY: {error}");
     }
@@ -108,12 +160,24 @@ async fn connection(state: Arc<AppState>, acceptor: TlsAcceptor, stream: TcpStre
         Ok(Err(error)) => return tracing::debug!(%remote, "TLS handshake failed: {error}"),
         Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
     };
-    let peer_certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
-    let connection = Arc::new(Connection { remote, peer_certificates });
+    let peer_certificates = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .unwrap_or_default()
+        .iter()
+        .map(|c| c.clone().into_owned())
+        .collect();
+    let connection = Arc::new(Connection {
+        remote,
+        peer_certificates,
+    });
     let service = service_fn(move |request| {
         let (state, connection) = (state.clone(), connection.clone());
         async move {
-            let answer = AssertUnwindSafe(pipeline::serve(state, connection, request)).catch_unwind().await;
+            let answer = AssertUnwindSafe(pipeline::serve(state, connection, request))
+                .catch_unwind()
+                .await;
             Ok::<_, std::convert::Infallible>(answer.unwrap_or_else(|_| {
                 tracing::error!("a request's handler panicked");
                 pipeline::failure(&ApiError::internal("the request could not be handled"))
@@ -121,7 +185,10 @@ async fn connection(state: Arc<AppState>, acceptor: TlsAcceptor, stream: TcpStre
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(30));
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -25,14 +25,29 @@ pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Cau
 }
 
 /// Who writes, for the record of field managers.
-pub(crate) fn writer<'a>(scope: &'a Scope<'_>, manager: &'a str, now: &'a str) -> api::apply::Write<'a> {
-    api::apply::Write { manager, api_version: &scope.api_version, subresource: &scope.info.subresource, now, has_status: scope.stored.has_status() }
+pub(crate) fn writer<'a>(
+    scope: &'a Scope<'_>,
+    manager: &'a str,
+    now: &'a str,
+) -> api::apply::Write<'a> {
+    api::apply::Write {
+        manager,
+        api_version: &scope.api_version,
+        subresource: &scope.info.subresource,
+        now,
+        has_status: scope.stored.has_status(),
+    }
 }
 
 /// Records who manages the fields that a write changed.
 pub(crate) fn track_update(scope: &Scope<'_>, new: &mut Value, old: Option<&Value>, manager: &str) {
     let now = crate::handlers::now();
-    api::apply::on_update(old, new, scope.stored.schema(), writer(scope, manager, &now));
+    api::apply::on_update(
+        old,
+        new,
+        scope.stored.schema(),
+        writer(scope, manager, &now),
+    );
 }
 
 /// Whether a write changes nothing, but for the times in managedFields.
@@ -42,7 +57,9 @@ pub(crate) fn same(new: &Value, old: &Value) -> bool {
     }
     let bare = |object: &Value| {
         let mut object = object.clone();
-        let fields = api::meta::metadata_mut(&mut object).get_mut("managedFields").and_then(Value::as_array_mut);
+        let fields = api::meta::metadata_mut(&mut object)
+            .get_mut("managedFields")
+            .and_then(Value::as_array_mut);
         for entry in fields.into_iter().flatten() {
             if let Some(entry) = entry.as_object_mut() {
                 entry.remove("time");

@@ -12,12 +12,19 @@ fn now() -> i64 {
 
 /// The table of a get or list.
 pub(crate) fn of(scope: &Scope<'_>, items: &[Value], version: &str, metadata: Value) -> Value {
-    let include = Include::parse(scope.info.query.get("includeObject").unwrap_or("")).unwrap_or_default();
+    let include =
+        Include::parse(scope.info.query.get("includeObject").unwrap_or("")).unwrap_or_default();
     api::table::table(&scope.kind, items, metadata, include, version, true, now())
 }
 
 /// The table of a watch event.
-pub(crate) fn of_event(kind: &Kind, item: &Value, version: &str, include: Include, columns: bool) -> Value {
+pub(crate) fn of_event(
+    kind: &Kind,
+    item: &Value,
+    version: &str,
+    include: Include,
+    columns: bool,
+) -> Value {
     let metadata = json!({"resourceVersion": item["metadata"]["resourceVersion"]});
     api::table::table(kind, [item], metadata, include, version, columns, now())
 }

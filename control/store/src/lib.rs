@@ -44,7 +44,11 @@ pub enum StoreError {
     Failed(String),
     /// A file is not what it should be.
     #[error("{file} is damaged at byte {offset}: {what}; restore a snapshot, or replace the disk")]
-    Damaged { file: String, offset: u64, what: String },
+    Damaged {
+        file: String,
+        offset: u64,
+        what: String,
+    },
     /// Another process has the store.
     #[error("{0} is in use by another process; stop it first")]
     Locked(PathBuf),
@@ -73,7 +77,10 @@ pub struct Stamped {
 impl Stamped {
     /// A value without a hole.
     pub fn plain(bytes: impl Into<Vec<u8>>) -> Stamped {
-        Stamped { bytes: bytes.into(), stamp_at: usize::MAX }
+        Stamped {
+            bytes: bytes.into(),
+            stamp_at: usize::MAX,
+        }
     }
 
     fn fill(&self, revision: u64) -> Bytes {
@@ -149,11 +156,22 @@ pub trait Store: Send + Sync {
 
     /// Keys below `prefix` and after `after`, in order, at most `limit` (0: all), with the
     /// revision of the picture.
-    fn range<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<(Vec<Entry>, u64)>>;
+    fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: &'a str,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<(Vec<Entry>, u64)>>;
 
     /// Writes; gives the revision once it is durable.  With `ttl_seconds` the key goes by
     /// itself after that time.
-    fn put<'a>(&'a self, key: &'a str, value: Stamped, expect: Expect, ttl_seconds: Option<u64>) -> BoxFuture<'a, Result<u64>>;
+    fn put<'a>(
+        &'a self,
+        key: &'a str,
+        value: Stamped,
+        expect: Expect,
+        ttl_seconds: Option<u64>,
+    ) -> BoxFuture<'a, Result<u64>>;
 
     /// Removes; gives the revision once it is durable.  A key that is not there is a mismatch.
     fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<u64>>;

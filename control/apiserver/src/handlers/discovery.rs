@@ -15,12 +15,18 @@ use crate::state::AppState;
 const FORMATS: &[Format] = &[Format::Json, Format::Yaml, Format::Protobuf];
 
 /// `/api`, `/apis`, `/apis/GROUP`, `/api/v1`, `/apis/GROUP/VERSION`.
-pub(super) fn handle(state: &Arc<AppState>, parts: &[&str], headers: &HeaderMap) -> Result<Response<Body>> {
+pub(super) fn handle(
+    state: &Arc<AppState>,
+    parts: &[&str],
+    headers: &HeaderMap,
+) -> Result<Response<Body>> {
     let chosen = api::codec::negotiate(&accept(headers), FORMATS, false).ok_or_else(|| ApiError::not_acceptable("only application/json, application/yaml and application/vnd.kubernetes.protobuf are served"))?;
     let kinds = state.kinds();
     let all = kinds.kinds();
     let document = match (parts, &chosen.transform) {
-        ([root @ ("api" | "apis")], Transform::Discovery(version)) => Some(api::discovery::aggregated(all, *root == "api", version)),
+        ([root @ ("api" | "apis")], Transform::Discovery(version)) => {
+            Some(api::discovery::aggregated(all, *root == "api", version))
+        }
         (["api"], _) => Some(api::discovery::api_versions(&address(state))),
         (["apis"], _) => Some(api::discovery::group_list(all)),
         (["apis", group], _) => api::discovery::group(all, group),
@@ -30,24 +36,42 @@ pub(super) fn handle(state: &Arc<AppState>, parts: &[&str], headers: &HeaderMap)
     };
     let document = document.ok_or_else(ApiError::no_such_path)?;
     let bytes = api::codec::encode(&document, chosen.format, None)?;
-    Ok(tagged(headers, &chosen.content_type(), &etag(&bytes), bytes))
+    Ok(tagged(
+        headers,
+        &chosen.content_type(),
+        &etag(&bytes),
+        bytes,
+    ))
 }
 
 fn address(state: &AppState) -> String {
-    let ip = state.config.advertise_address.unwrap_or(state.config.bind_address);
+    let ip = state
+        .config
+        .advertise_address
+        .unwrap_or(state.config.bind_address);
     std::net::SocketAddr::new(ip, state.config.secure_port).to_string()
 }
 
 /// `/openapi/v2`, `/openapi/v3` and below.  Documents are written when they are asked for and
 /// not kept: clients keep them by their hash.
-pub(super) fn openapi(state: &Arc<AppState>, info: &RequestInfo, parts: &[&str], headers: &HeaderMap) -> Result<Response<Body>> {
+pub(super) fn openapi(
+    state: &Arc<AppState>,
+    info: &RequestInfo,
+    parts: &[&str],
+    headers: &HeaderMap,
+) -> Result<Response<Body>> {
     let kinds = state.kinds();
     let all = kinds.kinds();
     match parts {
         ["openapi", "v2"] => Ok(v2(all, headers)),
         ["openapi", "v3"] => {
             let index = api::openapi::v3_index(all, crate::GIT_VERSION).to_string();
-            Ok(tagged(headers, "application/json", &etag(index.as_bytes()), index))
+            Ok(tagged(
+                headers,
+                "application/json",
+                &etag(index.as_bytes()),
+                index,
+            ))
         }
         ["openapi", "v3", "api", version] => v3(all, "", version, info, headers),
         ["openapi", "v3", "apis", group, version] => v3(all, group, version, info, headers),
@@ -55,7 +79,13 @@ pub(super) fn openapi(state: &Arc<AppState>, info: &RequestInfo, parts: &[&str],
     }
 }
 
-fn v3(all: &[Arc<Kind>], group: &str, version: &str, info: &RequestInfo, headers: &HeaderMap) -> Result<Response<Body>> {
+fn v3(
+    all: &[Arc<Kind>],
+    group: &str,
+    version: &str,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+) -> Result<Response<Body>> {
     let hash = api::openapi::hash(all, group, version, crate::GIT_VERSION);
     match info.query.get("hash") {
         Some(asked) if asked != hash => {
@@ -70,10 +100,14 @@ fn v3(all: &[Arc<Kind>], group: &str, version: &str, info: &RequestInfo, headers
     if known(headers, &hash) {
         return Ok(tagged(headers, "application/json", &hash, ""));
     }
-    let document = api::openapi::v3(all, group, version, crate::GIT_VERSION).ok_or_else(ApiError::no_such_path)?;
+    let document = api::openapi::v3(all, group, version, crate::GIT_VERSION)
+        .ok_or_else(ApiError::no_such_path)?;
     let mut answer = tagged(headers, "application/json", &hash, document);
     if info.query.get("hash").is_some() {
-        answer.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, immutable, max-age=31536000"));
+        answer.headers_mut().insert(
+            http::header::CACHE_CONTROL,
+            HeaderValue::from_static("public, immutable, max-age=31536000"),
+        );
     }
     Ok(answer)
 }
@@ -86,14 +120,22 @@ fn v2(all: &[Arc<Kind>], headers: &HeaderMap) -> Response<Body> {
     let protobuf = wanted.contains("application/com.github.proto-openapi.spec.v2");
     let hashes: String = api::discovery::groups(all)
         .iter()
-        .flat_map(|(group, versions)| versions.iter().map(move |version| api::openapi::hash(all, group, version, crate::GIT_VERSION)))
+        .flat_map(|(group, versions)| {
+            versions
+                .iter()
+                .map(move |version| api::openapi::hash(all, group, version, crate::GIT_VERSION))
+        })
         .collect();
     let tag = etag(format!("{protobuf}{hashes}").as_bytes());
     let content_type = if protobuf { TYPE } else { "application/json" };
     if known(headers, &tag) {
         return tagged(headers, content_type, &tag, "");
     }
-    let document = if protobuf { api::openapi::v2_protobuf(all, crate::GIT_VERSION) } else { api::openapi::v2_json(all, crate::GIT_VERSION) };
+    let document = if protobuf {
+        api::openapi::v2_protobuf(all, crate::GIT_VERSION)
+    } else {
+        api::openapi::v2_json(all, crate::GIT_VERSION)
+    };
     tagged(headers, content_type, &tag, document)
 }
 

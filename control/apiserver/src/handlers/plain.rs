@@ -13,7 +13,11 @@ use crate::request::{RequestInfo, Verb};
 use crate::state::AppState;
 
 /// Answers a request outside the resources.
-pub(super) fn handle(state: &Arc<AppState>, info: &RequestInfo, headers: &HeaderMap) -> Result<Response<Body>> {
+pub(super) fn handle(
+    state: &Arc<AppState>,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+) -> Result<Response<Body>> {
     if !matches!(info.verb, Verb::Get | Verb::Head) {
         return Err(ApiError::no_such_path());
     }
@@ -23,13 +27,24 @@ pub(super) fn handle(state: &Arc<AppState>, info: &RequestInfo, headers: &Header
         [] => Ok(json_answer(&json!({"paths": paths(state)}))),
         ["healthz" | "livez" | "readyz", rest @ ..] => health(state, info, parts[0], rest),
         ["version"] => Ok(json_answer(&version())),
-        ["metrics"] => Ok(respond::answer(200, "text/plain; version=0.0.4; charset=utf-8", full(state.metrics.render(state)))),
+        ["metrics"] => Ok(respond::answer(
+            200,
+            "text/plain; version=0.0.4; charset=utf-8",
+            full(state.metrics.render(state)),
+        )),
         ["api" | "apis", ..] => discovery::handle(state, &parts, headers),
-        ["openapi", "v2"] | ["openapi", "v3", ..] => discovery::openapi(state, info, &parts, headers),
-        [".well-known", "openid-configuration"] => Ok(json_answer(&state.authn.openid_configuration())),
+        ["openapi", "v2"] | ["openapi", "v3", ..] => {
+            discovery::openapi(state, info, &parts, headers)
+        }
+        [".well-known", "openid-configuration"] => {
+            Ok(json_answer(&state.authn.openid_configuration()))
+        }
         ["openid", "v1", "jwks"] => {
             let mut answer = json_answer(&state.authn.jwks());
-            answer.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
+            answer.headers_mut().insert(
+                http::header::CONTENT_TYPE,
+                HeaderValue::from_static("application/jwk-set+json"),
+            );
             Ok(answer)
         }
         _ => Err(ApiError::no_such_path()),
@@ -50,21 +65,44 @@ fn version() -> Value {
 }
 
 fn paths(state: &AppState) -> Vec<String> {
-    let mut paths: Vec<String> = ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis"].map(String::from).to_vec();
+    let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/api/v1",
+        "/apis",
+    ]
+    .map(String::from)
+    .to_vec();
     for (group, versions) in api::discovery::groups(state.kinds().kinds()) {
         if !group.is_empty() {
             paths.push(format!("/apis/{group}"));
             paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
         }
     }
-    paths.extend(["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"].map(String::from));
+    paths.extend(
+        [
+            "/healthz",
+            "/livez",
+            "/metrics",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openid/v1/jwks",
+            "/readyz",
+            "/version",
+        ]
+        .map(String::from),
+    );
     paths.sort();
     paths
 }
 
 /// The checks behind the health endpoints: name, and why it is not well.
 fn checks(state: &AppState, endpoint: &str) -> Vec<(&'static str, Option<String>)> {
-    let mut checks = vec![("ping", None), ("log", None), ("store", state.registry.store().failure())];
+    let mut checks = vec![
+        ("ping", None),
+        ("log", None),
+        ("store", state.registry.store().failure()),
+    ];
     // The names that clients of upstream's server know.
     checks.push(("etcd", state.registry.store().failure()));
     if endpoint == "readyz" {
@@ -75,10 +113,18 @@ fn checks(state: &AppState, endpoint: &str) -> Vec<(&'static str, Option<String>
     checks
 }
 
-fn health(state: &AppState, info: &RequestInfo, endpoint: &str, rest: &[&str]) -> Result<Response<Body>> {
+fn health(
+    state: &AppState,
+    info: &RequestInfo,
+    endpoint: &str,
+    rest: &[&str],
+) -> Result<Response<Body>> {
     let excluded: Vec<&str> = info.query.all("exclude").collect();
     let wanted = rest.join("/");
-    let checks: Vec<_> = checks(state, endpoint).into_iter().filter(|(name, _)| wanted.is_empty() || *name == wanted).collect();
+    let checks: Vec<_> = checks(state, endpoint)
+        .into_iter()
+        .filter(|(name, _)| wanted.is_empty() || *name == wanted)
+        .collect();
     if checks.is_empty() {
         return Err(ApiError::no_such_path());
     }
@@ -101,33 +147,57 @@ fn health(state: &AppState, info: &RequestInfo, endpoint: &str, rest: &[&str]) -
         (false, true) => format!("{text}{endpoint} check passed\n"),
         (false, false) => "ok".to_string(),
     };
-    Ok(respond::answer(code, "text/plain; charset=utf-8", full(body)))
+    Ok(respond::answer(
+        code,
+        "text/plain; charset=utf-8",
+        full(body),
+    ))
 }
 
 /// Whether the client has the document with this ETag.
 pub(super) fn known(headers: &HeaderMap, etag: &str) -> bool {
     let quoted = format!("\"{etag}\"");
-    headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.split(',').any(|t| t.trim() == quoted))
+    headers
+        .get(IF_NONE_MATCH)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.split(',').any(|t| t.trim() == quoted))
 }
 
 /// An answer with an ETag; 304 when the client has it.
-pub(super) fn tagged(headers: &HeaderMap, content_type: &str, etag: &str, body: impl Into<bytes::Bytes>) -> Response<Body> {
+pub(super) fn tagged(
+    headers: &HeaderMap,
+    content_type: &str,
+    etag: &str,
+    body: impl Into<bytes::Bytes>,
+) -> Response<Body> {
     let quoted = format!("\"{etag}\"");
     let known = known(headers, etag);
-    let mut response = if known { respond::answer(304, content_type, full("")) } else { respond::answer(200, content_type, full(body)) };
+    let mut response = if known {
+        respond::answer(304, content_type, full(""))
+    } else {
+        respond::answer(200, content_type, full(body))
+    };
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     if let Ok(value) = HeaderValue::from_str(&quoted) {
         response.headers_mut().insert(ETAG, value);
     }
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public"));
-    response.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("public"));
+    response
+        .headers_mut()
+        .insert(http::header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 
 /// The Accept headers as one list.
 pub(super) fn accept(headers: &HeaderMap) -> String {
-    let given: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
+    let given: Vec<&str> = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .collect();
     given.join(",")
 }

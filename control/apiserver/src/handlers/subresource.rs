@@ -9,21 +9,29 @@ use http::Response;
 use serde_json::{Value, json};
 
 use super::write::{self, Written};
-use super::{Scope, delete, patch, read, respond};
+use super::{Scope, change, delete, patch, read, respond};
 use crate::admission::Operation;
+use crate::authn;
 use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
 use crate::request::Verb;
 use crate::strategy::scale::{self, Paths};
 use crate::strategy::{self, DeleteOptions};
-use crate::authn;
 
 /// Turns the stored object and what was sent into the object to store.
 type Part = fn(&Value, &Value) -> Result<Value>;
 
 /// Answers a request on a subresource.
-pub(super) async fn handle(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
-    let at = (scope.info.group.as_str(), scope.info.resource.as_str(), scope.info.subresource.as_str());
+pub(super) async fn handle(
+    scope: &Scope<'_>,
+    content_type: &str,
+    body: Bytes,
+) -> Result<Response<Body>> {
+    let at = (
+        scope.info.group.as_str(),
+        scope.info.resource.as_str(),
+        scope.info.subresource.as_str(),
+    );
     if at != ("", "namespaces", "finalize") {
         scope.check_verb()?;
     }
@@ -32,33 +40,69 @@ pub(super) async fn handle(scope: &Scope<'_>, content_type: &str, body: Bytes) -
         ("", "pods", "binding") => binding(scope, &scope.info.name, content_type, &body).await,
         ("", "pods", "eviction") => evict(scope, content_type, &body).await,
         ("", "serviceaccounts", "token") => token(scope, content_type, &body).await,
-        ("", "namespaces", "finalize") => part(scope, content_type, body, |new, old| Ok(strategy::core::with_finalizers(new, old))).await,
-        ("", "pods", "ephemeralcontainers") => part(scope, content_type, body, strategy::pod::with_ephemeral_containers).await,
-        ("", "pods", "resize") => part(scope, content_type, body, strategy::pod::with_resources).await,
-        ("certificates.k8s.io", "certificatesigningrequests", "approval") => part(scope, content_type, body, strategy::cluster::with_approval).await,
+        ("", "namespaces", "finalize") => {
+            part(scope, content_type, body, |new, old| {
+                Ok(strategy::core::with_finalizers(new, old))
+            })
+            .await
+        }
+        ("", "pods", "ephemeralcontainers") => {
+            part(
+                scope,
+                content_type,
+                body,
+                strategy::pod::with_ephemeral_containers,
+            )
+            .await
+        }
+        ("", "pods", "resize") => {
+            part(scope, content_type, body, strategy::pod::with_resources).await
+        }
+        ("certificates.k8s.io", "certificatesigningrequests", "approval") => {
+            part(scope, content_type, body, strategy::cluster::with_approval).await
+        }
         _ => Err(ApiError::no_such_path()),
     }
 }
 
 /// GET, PUT or PATCH where only some fields may change.
-async fn part(scope: &Scope<'_>, content_type: &str, body: Bytes, take: Part) -> Result<Response<Body>> {
+async fn part(
+    scope: &Scope<'_>,
+    content_type: &str,
+    body: Bytes,
+    take: Part,
+) -> Result<Response<Body>> {
     let manager = scope.manager()?;
     let written = match scope.info.verb {
         Verb::Get => return read::get(scope),
         Verb::Update => {
             let mut object = write::decode(scope, content_type, &body, scope.kind.schema())?;
             write::check_body(scope, &mut object)?;
-            write::change_part(scope, &scope.info.name, &manager, |old| taken(take, &object, old)).await?
+            change::change_part(scope, &scope.info.name, &manager, |old| {
+                taken(take, &object, old)
+            })
+            .await?
         }
         Verb::Patch if !content_type.starts_with(APPLY_PATCH) => {
-            write::change_part(scope, &scope.info.name, &manager, |old| {
-                let patched = api::patch::apply(content_type, old, &body, Some(scope.kind.schema()))?;
+            change::change_part(scope, &scope.info.name, &manager, |old| {
+                let patched =
+                    api::patch::apply(content_type, old, &body, Some(scope.kind.schema()))?;
                 taken(take, &patch::checked(scope, patched)?, old)
             })
             .await?
         }
-        Verb::Patch => return Err(ApiError::unsupported_media_type("this subresource takes no apply patch")),
-        _ => return Err(ApiError::method_not_allowed(&scope.info.group, &scope.info.resource, scope.info.verb.as_str())),
+        Verb::Patch => {
+            return Err(ApiError::unsupported_media_type(
+                "this subresource takes no apply patch",
+            ));
+        }
+        _ => {
+            return Err(ApiError::method_not_allowed(
+                &scope.info.group,
+                &scope.info.resource,
+                scope.info.verb.as_str(),
+            ));
+        }
     };
     write::finish(scope, 200, written)
 }
@@ -78,16 +122,20 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
     let to_scale = |object: &Value| scale::read(object, &paths);
     let name = &scope.info.name;
     if scope.info.verb == Verb::Get {
-        let object = scope.store().get(scope.namespace(), name).ok_or_else(|| scope.not_found())?;
+        let object = scope
+            .store()
+            .get(scope.namespace(), name)
+            .ok_or_else(|| scope.not_found())?;
         return plain(scope, 200, &to_scale(&object.value()));
     }
-    let schema = api::kinds::type_schema("autoscaling", "v1", "Scale").ok_or_else(|| ApiError::internal("no schema of Scale"))?;
+    let schema = api::kinds::type_schema("autoscaling", "v1", "Scale")
+        .ok_or_else(|| ApiError::internal("no schema of Scale"))?;
     let manager = scope.manager()?;
     let put = match scope.info.verb {
         Verb::Update => Some(write::decode_any(scope, content_type, &body, schema)?),
         _ => None,
     };
-    let written = write::change_part(scope, name, &manager, |old| {
+    let written = change::change_part(scope, name, &manager, |old| {
         let scale = match &put {
             Some(scale) => scale.clone(),
             None if content_type.starts_with(APPLY_PATCH) => {
@@ -117,8 +165,16 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
 /// Answers with an object of another kind than the resource's.
 fn plain(scope: &Scope<'_>, code: u16, value: &Value) -> Result<Response<Body>> {
     let Accept { format, pretty, .. } = scope.accept;
-    let bytes = if pretty { api::codec::pretty(value) } else { api::codec::encode(value, format, None)? };
-    Ok(respond::answer(code, format.media_type(), crate::pipeline::full(bytes)))
+    let bytes = if pretty {
+        api::codec::pretty(value)
+    } else {
+        api::codec::encode(value, format, None)?
+    };
+    Ok(respond::answer(
+        code,
+        format.media_type(),
+        crate::pipeline::full(bytes),
+    ))
 }
 
 fn success(code: u16) -> Value {
@@ -126,23 +182,46 @@ fn success(code: u16) -> Value {
 }
 
 /// POST to `bindings`: the pod's name is the binding's.
-pub(super) async fn bindings(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
+pub(super) async fn bindings(
+    scope: &Scope<'_>,
+    content_type: &str,
+    body: Bytes,
+) -> Result<Response<Body>> {
     let object = write::decode(scope, content_type, &body, scope.kind.schema())?;
-    let info = crate::RequestInfo { resource: "pods".into(), name: meta::name(&object).to_string(), subresource: "binding".into(), ..scope.info.clone() };
+    let info = crate::RequestInfo {
+        resource: "pods".into(),
+        name: meta::name(&object).to_string(),
+        subresource: "binding".into(),
+        ..scope.info.clone()
+    };
     let pods = Scope::new(scope.state, &info, scope.user, &http::HeaderMap::new())?;
     binding(&pods, &info.name, content_type, &body).await
 }
 
 /// Puts a pod on a node, once.
-async fn binding(scope: &Scope<'_>, pod: &str, content_type: &str, body: &[u8]) -> Result<Response<Body>> {
-    let schema = api::kinds::type_schema("", "v1", "Binding").ok_or_else(|| ApiError::internal("no schema of Binding"))?;
+async fn binding(
+    scope: &Scope<'_>,
+    pod: &str,
+    content_type: &str,
+    body: &[u8],
+) -> Result<Response<Body>> {
+    let schema = api::kinds::type_schema("", "v1", "Binding")
+        .ok_or_else(|| ApiError::internal("no schema of Binding"))?;
     let binding = write::decode_any(scope, content_type, body, schema)?;
-    strategy::binding::bind(scope.state, &scope.info.namespace, pod, &binding, scope.dry_run).await?;
+    strategy::binding::bind(
+        scope.state,
+        &scope.info.namespace,
+        pod,
+        &binding,
+        scope.dry_run,
+    )
+    .await?;
     plain(scope, 201, &success(201))
 }
 
 async fn token(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Response<Body>> {
-    let schema = api::kinds::type_schema("authentication.k8s.io", "v1", "TokenRequest").ok_or_else(|| ApiError::internal("no schema of TokenRequest"))?;
+    let schema = api::kinds::type_schema("authentication.k8s.io", "v1", "TokenRequest")
+        .ok_or_else(|| ApiError::internal("no schema of TokenRequest"))?;
     let mut request = write::decode_any(scope, content_type, body, schema)?;
     meta::set_type(&mut request, "authentication.k8s.io/v1", "TokenRequest");
     let mut done = authn::token_request(scope.state, scope.user, scope.info, request).await?;
@@ -154,18 +233,27 @@ async fn token(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Res
 
 /// Deletes a pod if the disruption budgets allow it.
 async fn evict(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Response<Body>> {
-    let schema = api::kinds::type_schema("policy", "v1", "Eviction").ok_or_else(|| ApiError::internal("no schema of Eviction"))?;
+    let schema = api::kinds::type_schema("policy", "v1", "Eviction")
+        .ok_or_else(|| ApiError::internal("no schema of Eviction"))?;
     // Old clients say policy/v1beta1; the fields are the same.
     let eviction = write::decode_any(scope, content_type, body, schema)?;
     let name = scope.info.name.clone();
-    let pod = scope.store().get(scope.namespace(), &name).ok_or_else(|| scope.not_found())?;
+    let pod = scope
+        .store()
+        .get(scope.namespace(), &name)
+        .ok_or_else(|| scope.not_found())?;
     let given = &eviction["deleteOptions"];
     let options = DeleteOptions {
         grace_period_seconds: given["gracePeriodSeconds"].as_i64(),
         uid: given["preconditions"]["uid"].as_str().map(str::to_string),
-        resource_version: given["preconditions"]["resourceVersion"].as_str().map(str::to_string),
+        resource_version: given["preconditions"]["resourceVersion"]
+            .as_str()
+            .map(str::to_string),
         propagation_policy: given["propagationPolicy"].as_str().map(str::to_string),
-        dry_run: scope.dry_run || given["dryRun"].as_array().is_some_and(|d| d.iter().any(|v| v == "All")),
+        dry_run: scope.dry_run
+            || given["dryRun"]
+                .as_array()
+                .is_some_and(|d| d.iter().any(|v| v == "All")),
     };
     let at = write::attributes(scope, Operation::Create, &name);
     write::validate(scope, at, Some(&eviction), None).await?;

@@ -16,7 +16,9 @@ const ROUNDS: usize = 3;
 /// The other process: does nothing unless the test below starts it.
 #[test]
 fn child() {
-    let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
+    let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else {
+        return;
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let server = Server::start(config(&dir)).await.unwrap();
@@ -29,7 +31,7 @@ fn child() {
 async fn spawn(cluster: &mut Cluster) -> Child {
     let port = cluster.dir().join("port");
     drop(std::fs::remove_file(&port));
-    let child = Command::new(std::env::current_exe().unwrap())
+    let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::child"])
         .env(DIR, cluster.dir())
         .stdout(Stdio::null())
@@ -43,6 +45,8 @@ async fn spawn(cluster: &mut Cluster) -> Child {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    child.kill().unwrap();
+    child.wait().unwrap();
     panic!("the server did not start");
 }
 
@@ -51,8 +55,12 @@ async fn write_until_gone(cluster: &Cluster, prefix: &str) -> Vec<String> {
     let mut done = Vec::new();
     for i in 0.. {
         let name = format!("{prefix}-{i}");
-        let body = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}}).to_string();
-        match cluster.try_raw("POST", MAPS, &[("content-type", "application/json")], body).await {
+        let body = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}})
+            .to_string();
+        match cluster
+            .try_raw("POST", MAPS, &[("content-type", "application/json")], body)
+            .await
+        {
             Ok(answer) if answer.status() == 201 => done.push(name),
             Ok(answer) => panic!("{}", answer.status()),
             Err(_) => break,
@@ -83,6 +91,10 @@ async fn what_was_answered_survives_a_kill() {
     }
     cluster.begin().await;
     for name in all {
-        assert_eq!(cluster.get(&format!("{MAPS}/{name}")).await.code, 200, "{name} is lost");
+        assert_eq!(
+            cluster.get(&format!("{MAPS}/{name}")).await.code,
+            200,
+            "{name} is lost"
+        );
     }
 }

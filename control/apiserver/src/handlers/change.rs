@@ -1,0 +1,389 @@
+//! Changing an object: update, and what patches, apply and subresources have in common.
+
+use std::sync::Arc;
+
+use api::meta;
+use bytes::Bytes;
+use http::Response;
+use serde_json::Value;
+
+use super::write::{
+    Written, attributes, check_body, counts_generations, create_object, decode, finish, mutate,
+    refuse, to_storage, ttl, validate,
+};
+use super::{Scope, delete};
+use crate::admission::Operation;
+use crate::error::{ApiError, Cause, Result};
+use crate::object::Object;
+use crate::pipeline::Body;
+use crate::shape;
+
+/// Tries of a write that somebody else was faster than.
+const TRIES: usize = 8;
+
+/// PUT.
+pub(super) async fn update(
+    scope: &Scope<'_>,
+    content_type: &str,
+    body: Bytes,
+) -> Result<Response<Body>> {
+    let mut object = decode(scope, content_type, &body, scope.kind.schema())?;
+    drop(body);
+    check_body(scope, &mut object)?;
+    check_name(scope, &mut object)?;
+    to_storage(scope, &mut object);
+    let manager = scope.manager()?;
+    let name = scope.info.name.clone();
+    if scope.store().get(scope.namespace(), &name).is_none()
+        && !scope.on_status()
+        && allows_create(scope)
+    {
+        if !meta::resource_version(&object).is_empty() {
+            return Err(ApiError::stale(
+                &scope.kind.group,
+                &scope.kind.plural,
+                &name,
+            ));
+        }
+        let created = create_object(scope, object, &manager, true).await?;
+        return finish(scope, 201, created);
+    }
+    let unconditional = meta::resource_version(&object).is_empty();
+    if unconditional
+        && !(scope.kind.allows_unconditional_update()
+            && scope.strategy.allow_unconditional_update())
+    {
+        let cause = Cause::invalid(
+            "metadata.resourceVersion",
+            &0.into(),
+            "must be specified for an update",
+        );
+        return Err(ApiError::invalid(
+            &scope.kind.group,
+            &scope.kind.kind,
+            &name,
+            vec![cause],
+        ));
+    }
+    let written = change(
+        scope,
+        &name,
+        &manager,
+        Track::Update,
+        |_| Ok(object.clone()),
+    )
+    .await?;
+    finish(scope, 200, written)
+}
+
+fn allows_create(scope: &Scope<'_>) -> bool {
+    scope.kind.allows_create_on_update() || scope.strategy.allow_create_on_update()
+}
+
+fn check_name(scope: &Scope<'_>, object: &mut Value) -> Result<()> {
+    let name = meta::name(object).to_string();
+    if name.is_empty() {
+        meta::set(object, "name", &scope.info.name);
+    } else if name != scope.info.name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            scope.info.name
+        )));
+    }
+    Ok(())
+}
+
+/// How field managers are recorded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Track {
+    /// The fields that differ belong to the manager now.
+    Update,
+    /// The new object carries its managedFields already.
+    Done,
+}
+
+/// Changes an object: `make` turns the stored one into the new one (both in the storage
+/// version) and may be called again when somebody else was faster.
+pub(super) async fn change(
+    scope: &Scope<'_>,
+    name: &str,
+    manager: &str,
+    track: Track,
+    make: impl FnMut(&Value) -> Result<Value>,
+) -> Result<Written> {
+    change_as(scope, name, manager, track, Half::of(scope), make).await
+}
+
+/// [`change`] for subresources: what `make` does not touch stays, so that neither half of
+/// the object is put back.
+pub(super) async fn change_part(
+    scope: &Scope<'_>,
+    name: &str,
+    manager: &str,
+    make: impl FnMut(&Value) -> Result<Value>,
+) -> Result<Written> {
+    change_as(scope, name, manager, Track::Update, Half::Both, make).await
+}
+
+/// Which half of an object a request is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Main,
+    Status,
+    Both,
+}
+
+impl Half {
+    fn of(scope: &Scope<'_>) -> Half {
+        match (scope.on_status(), scope.stored.has_status()) {
+            (true, _) => Half::Status,
+            (false, true) => Half::Main,
+            (false, false) => Half::Both,
+        }
+    }
+}
+
+async fn change_as(
+    scope: &Scope<'_>,
+    name: &str,
+    manager: &str,
+    track: Track,
+    half: Half,
+    mut make: impl FnMut(&Value) -> Result<Value>,
+) -> Result<Written> {
+    for attempt in 1.. {
+        let current = scope
+            .store()
+            .get(scope.namespace(), name)
+            .ok_or_else(|| scope.not_found())?;
+        let old = current.value();
+        let new = make(&old)?;
+        let wanted = meta::resource_version(&new);
+        let pinned = !wanted.is_empty() && wanted != "0";
+        if pinned && wanted != current.revision.to_string() {
+            // A patch starts from the object itself, and has its version by that.
+            return Err(ApiError::stale(&scope.kind.group, &scope.kind.plural, name));
+        }
+        let turn = Turn {
+            scope,
+            name,
+            manager,
+            track,
+            half,
+            current: &current,
+            old: &old,
+        };
+        match turn.change(new).await {
+            Err(error)
+                if error.reason == "Conflict"
+                    && attempt < TRIES
+                    && scope
+                        .store()
+                        .get(scope.namespace(), name)
+                        .is_none_or(|o| o.revision != current.revision) =>
+            {
+                continue;
+            }
+            done => return done,
+        }
+    }
+    Err(ApiError::stale(&scope.kind.group, &scope.kind.plural, name))
+}
+
+/// One try of a change.
+struct Turn<'a> {
+    scope: &'a Scope<'a>,
+    name: &'a str,
+    manager: &'a str,
+    track: Track,
+    half: Half,
+    current: &'a Arc<Object>,
+    old: &'a Value,
+}
+
+impl Turn<'_> {
+    async fn change(&self, mut new: Value) -> Result<Written> {
+        let (scope, old, context) = (self.scope, self.old, self.scope.context());
+        carry_over(scope, self.name, self.half, old, &mut new)?;
+        shape::defaults(&scope.stored, &mut new);
+        match self.half {
+            Half::Status => scope
+                .strategy
+                .prepare_for_status_update(context, &mut new, old)?,
+            _ if scope.info.subresource.is_empty() => {
+                scope.strategy.prepare_for_update(context, &mut new, old)?
+            }
+            // Other subresources change the few fields that are theirs.
+            _ => {}
+        }
+        match self.admit(&mut new).await {
+            Ok(Some(written)) => Ok(written),
+            Ok(None) => {
+                scope.strategy.abandoned(context, &new, Some(old));
+                meta::set_resource_version(&mut new, self.current.revision);
+                Ok(Written::WouldBe(new))
+            }
+            Err(error) => {
+                scope.strategy.abandoned(context, &new, Some(old));
+                Err(error)
+            }
+        }
+    }
+
+    /// From admission to the store; None: a dry run ends before it.
+    async fn admit(&self, new: &mut Value) -> Result<Option<Written>> {
+        let (scope, old, context) = (self.scope, self.old, self.scope.context());
+        let at = attributes(scope, Operation::Update, self.name);
+        mutate(scope, at, new, Some(old)).await?;
+        shape::defaults(&scope.stored, new);
+        let mut causes = shape::validate(&scope.stored, new, Some(old));
+        match self.half {
+            Half::Status => causes.extend(scope.strategy.validate_status_update(context, new, old)),
+            _ => {
+                causes.extend(scope.strategy.validate(context, new));
+                causes.extend(scope.strategy.validate_update(context, new, old));
+            }
+        }
+        refuse(scope, self.name, causes)?;
+        generation(scope, new, old);
+        if self.track == Track::Update {
+            shape::track_update(scope, new, Some(old), self.manager);
+        }
+        validate(scope, at, Some(new), Some(old)).await?;
+        if scope.dry_run {
+            return Ok(None);
+        }
+        store_change(scope, self.current, old, new).await.map(Some)
+    }
+}
+
+/// Metadata that a client cannot change, and the half of the object that this request is
+/// not about.
+fn carry_over(
+    scope: &Scope<'_>,
+    name: &str,
+    half: Half,
+    old: &Value,
+    new: &mut Value,
+) -> Result<()> {
+    let uid = meta::uid(new);
+    if !uid.is_empty() && uid != meta::uid(old) {
+        let detail = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            meta::uid(old)
+        );
+        return Err(ApiError::conflict(
+            &scope.kind.group,
+            &scope.kind.plural,
+            name,
+            &detail,
+        ));
+    }
+    match half {
+        Half::Both => {}
+        Half::Main => put_status(new, old.get("status").cloned()),
+        Half::Status => {
+            let status = new.get("status").cloned();
+            let fields = new["metadata"].get("managedFields").cloned();
+            *new = old.clone();
+            put_status(new, status);
+            // Of the metadata only the managers can change with a status.
+            if let Some(fields) = fields {
+                meta::set_value(new, "managedFields", fields);
+            }
+        }
+    }
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "resourceVersion",
+        "generation",
+        "namespace",
+        "name",
+        "generateName",
+    ] {
+        match old["metadata"].get(field) {
+            Some(value) => meta::set_value(new, field, value.clone()),
+            None => drop(meta::remove(new, field)),
+        }
+    }
+    meta::remove(new, "selfLink");
+    finalizers(scope, name, old, new)
+}
+
+fn put_status(object: &mut Value, status: Option<Value>) {
+    let map = meta::object_mut(object);
+    match status {
+        Some(status) => drop(map.insert("status".into(), status)),
+        None => drop(map.remove("status")),
+    }
+}
+
+/// What is being deleted takes no new finalizers.
+fn finalizers(scope: &Scope<'_>, name: &str, old: &Value, new: &Value) -> Result<()> {
+    if meta::deletion_timestamp(old).is_none() {
+        return Ok(());
+    }
+    let had = meta::finalizers(old);
+    let added: Vec<&str> = meta::finalizers(new)
+        .into_iter()
+        .filter(|f| !had.contains(f))
+        .collect();
+    if added.is_empty() {
+        return Ok(());
+    }
+    let detail = format!(
+        "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+    );
+    Err(ApiError::invalid(
+        &scope.kind.group,
+        &scope.kind.kind,
+        name,
+        vec![Cause::forbidden("metadata.finalizers", &detail)],
+    ))
+}
+
+fn generation(scope: &Scope<'_>, new: &mut Value, old: &Value) {
+    if scope.on_status() {
+        return;
+    }
+    let differs = || !meta::spec_equal(new, old, scope.stored.has_status());
+    if scope
+        .strategy
+        .bumps_generation(new, old)
+        .unwrap_or_else(|| counts_generations(scope) && differs())
+    {
+        meta::set_value(new, "generation", (meta::generation(old) + 1).into());
+    }
+}
+
+/// Writes the change, or removes the object when that was all it was waiting for.
+async fn store_change(
+    scope: &Scope<'_>,
+    current: &Arc<Object>,
+    old: &Value,
+    new: &Value,
+) -> Result<Written> {
+    if shape::same(new, old) {
+        return Ok(Written::Stored(current.clone()));
+    }
+    let terminating = meta::deletion_timestamp(new).is_some();
+    let no_grace = meta::deletion_grace(new).unwrap_or(0) == 0;
+    if terminating && no_grace && !delete::is_held(scope, new) && delete::is_held(scope, old) {
+        let revision = scope
+            .store()
+            .delete(&current.namespace, &current.name, current.revision)
+            .await?;
+        scope.strategy.after_delete(scope.context(), new);
+        let mut last = new.clone();
+        meta::set_resource_version(&mut last, revision);
+        return Ok(Written::Removed(last));
+    }
+    scope
+        .store()
+        .update(new, current.revision, ttl(scope))
+        .await
+        .map(Written::Stored)
+}
