@@ -135,7 +135,7 @@ impl<'a> Fat<'a> {
         Ok(match self.kind {
             Kind::Fat12 => {
                 let pair = le16(&bytes(self.device, start + at + at / 2, 2)?, 0);
-                if cluster % 2 == 0 { pair & 0xfff } else { pair >> 4 }
+                if cluster.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }
             }
             Kind::Fat16 => le16(&bytes(self.device, start + at * 2, 2)?, 0),
             Kind::Fat32 => le32(&bytes(self.device, start + at * 4, 4)?, 0) & 0x0fff_ffff,

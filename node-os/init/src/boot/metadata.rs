@@ -119,7 +119,7 @@ impl Search {
                 return Ok(found);
             }
         }
-        self.from_cluster_file().await
+        self.cluster_file_entry().await
     }
 
     async fn ask_all(&self) -> Result<Option<Found>> {
@@ -138,7 +138,7 @@ impl Search {
     }
 
     /// Without any source: the node of `cluster.toml` that has the address that DHCP gave.
-    async fn from_cluster_file(&self) -> Result<Found> {
+    async fn cluster_file_entry(&self) -> Result<Found> {
         self.get_some_address().await?;
         let own = self.show_addresses().await?;
         let entry = self.cluster.nodes.iter().find(|entry| entry.addresses.iter().any(|address| own.contains(address)));

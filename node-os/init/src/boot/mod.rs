@@ -85,7 +85,8 @@ async fn watch(machine: Shared, mut commands: mpsc::UnboundedReceiver<Command>, 
     loop {
         match commands.recv().await {
             Some(Command::End(ending)) => {
-                shutdown::end(&machine, supervisor.borrow().clone(), ending).await;
+                let supervisor = supervisor.borrow().clone();
+                shutdown::end(&machine, supervisor, ending).await;
                 return;
             }
             Some(Command::Restart(name)) => {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 const SEALED: &str = "secrets.sealed";
-const HINT: &str = "put seal-key into the user-data, or give it with `kimg node unseal`";
+const HINT: &str = "give the key with `kimg node unseal`, or put seal-key into the user-data and reboot";
 
 /// Does not return before the secrets are there; workers have none.
 pub(super) async fn open(machine: &Shared, cluster: &Cluster, mut key: Option<SealKey>) {
