@@ -6,6 +6,7 @@
 //! ```
 
 mod cmdline;
+mod hardware;
 mod modules;
 mod root;
 mod superblock;
@@ -46,7 +47,8 @@ fn run(started: Duration) -> Result<std::convert::Infallible> {
     let modules = modules::Order::read()?;
     let line = std::fs::read_to_string("/proc/cmdline").context("cannot read the kernel's command line")?;
     let hash = cmdline::root_hash(&line)?;
-    modules.load_first(&mut |text| say(4, text));
+    let hardware = hardware::Hardware::read();
+    modules.load_first(|file| hardware.may_need(file), &mut |text| say(4, text));
     let root = root::find(&hash, || modules.load_late(&mut |text| say(4, text)), |text| say(4, text))?;
     let found = machine::uptime();
     root::open(&root, &hash, Path::new(NEW_ROOT))?;

@@ -37,17 +37,19 @@ impl Order {
         order
     }
 
-    pub(super) fn load_first(&self, say: &mut dyn FnMut(&str)) {
-        load(&self.first, say);
+    /// Loads of the first group what may be needed.
+    pub(super) fn load_first(&self, may_need: impl Fn(&str) -> bool, say: &mut dyn FnMut(&str)) {
+        load(self.first.iter().filter(|name| may_need(name)), say);
     }
 
+    /// Loads everything; what is loaded already costs nothing.
     pub(super) fn load_late(&self, say: &mut dyn FnMut(&str)) {
-        load(&self.late, say);
+        load(self.first.iter().chain(&self.late), say);
     }
 }
 
 /// A module that does not load is named; whether it was needed shows when the root is looked for.
-fn load(names: &[String], say: &mut dyn FnMut(&str)) {
+fn load<'a>(names: impl Iterator<Item = &'a String>, say: &mut dyn FnMut(&str)) {
     for name in names {
         let path = Path::new(FOLDER).join(name);
         if let Err(error) = node_sys::module::load(&path, "") {
