@@ -112,7 +112,10 @@ fn memory_line() -> String {
         .and_then(|rest| rest.trim().trim_end_matches(" kB").trim().parse::<u64>().ok());
     match available {
         Some(kib) if kib / 1024 < WANTED_MIB => {
-            format!("little   {} MiB of memory are available; the three VMs of the example need about {WANTED_MIB}", kib / 1024)
+            format!(
+                "little   {} MiB of memory are available; the three VMs of the example need about {WANTED_MIB}",
+                kib / 1024
+            )
         }
         Some(kib) => format!("ok       {} MiB of memory available", kib / 1024),
         None => "unknown  memory: /proc/meminfo does not say".into(),
@@ -154,7 +157,8 @@ mod tests {
 
     #[test]
     fn faults_of_kvm_are_told_apart() {
-        let sentences = [Kvm::Missing, Kvm::NoPermission, Kvm::DoesNotBoot("x".into()), Kvm::Works].map(|k| k.sentence());
+        let sentences =
+            [Kvm::Missing, Kvm::NoPermission, Kvm::DoesNotBoot("x".into()), Kvm::Works].map(|k| k.sentence());
         assert!(sentences[0].contains("no /dev/kvm"));
         assert!(sentences[1].contains("no permission on /dev/kvm"));
         assert!(sentences[2].contains("does not boot"));

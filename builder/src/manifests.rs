@@ -40,9 +40,7 @@ fn fill(name: &str, template: &str, values: &[(&str, String)]) -> Result<String>
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
     while let Some((before, after)) = rest.split_once("{{") {
-        let (key, tail) = after
-            .split_once("}}")
-            .with_context(|| format!("manifest {name}: `{{{{` without `}}}}`"))?;
+        let (key, tail) = after.split_once("}}").with_context(|| format!("manifest {name}: `{{{{` without `}}}}`"))?;
         let value = values
             .iter()
             .find(|(known, _)| *known == key)

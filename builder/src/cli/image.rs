@@ -1,13 +1,13 @@
 //! `kimg lock`, `build`, `inspect`, `doctor`: the image pipeline's commands in the tree.
 
 use crate::config::{self, Settings};
+use crate::doctor;
 use crate::image::build::{self, Options};
 use crate::image::cmd::{self, BuildArgs, InspectArgs, LockArgs, Target};
 use crate::image::output::Format;
 use crate::local::accel::{self, Kvm};
 use crate::local::up::ImageFile;
 use crate::progress::Progress;
-use crate::doctor;
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 use std::collections::BTreeMap;

@@ -51,10 +51,7 @@ fn with_examples(text: String, dir: &Path) -> String {
         return text;
     };
     let base = format!("{}images/examples", "../".repeat(up));
-    text.replace(
-        "#[image.worker]\n",
-        &format!("[image.worker]\nimages = [\"{base}/toolbox\", \"{base}/web\"]\n"),
-    )
+    text.replace("#[image.worker]\n", &format!("[image.worker]\nimages = [\"{base}/toolbox\", \"{base}/web\"]\n"))
 }
 
 /// The folder's name where it can be a cluster's, else `demo`.
@@ -78,10 +75,7 @@ fn ignore(path: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
-    let missing: Vec<&str> = IGNORED
-        .lines()
-        .filter(|line| !before.lines().any(|have| have.trim() == *line))
-        .collect();
+    let missing: Vec<&str> = IGNORED.lines().filter(|line| !before.lines().any(|have| have.trim() == *line)).collect();
     let mut text = before;
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');

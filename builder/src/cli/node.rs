@@ -101,11 +101,8 @@ pub(super) fn run(args: &NodeArgs, settings: &Settings) -> Result<()> {
     {
         settings.node(name).map_err(|error| UsageError(error.to_string()))?;
     }
-    let target = Target {
-        node: args.node.clone(),
-        address: args.address.clone(),
-        fingerprint: args.fingerprint.clone(),
-    };
+    let target =
+        Target { node: args.node.clone(), address: args.address.clone(), fingerprint: args.fingerprint.clone() };
     let client = target.client(settings)?;
     block_on(ask(args, settings, &client))
 }
@@ -125,7 +122,9 @@ async fn ask(args: &NodeArgs, settings: &Settings, client: &NodeClient) -> Resul
                     let path = format!("{}/{}?follow={}{tail}", path::LOGS, segment(service)?, u8::from(*follow));
                     client.text(&path, write_out).await
                 }
-                None if *follow => Err(UsageError("name the service to follow; `kimg node services` lists them".into()).into()),
+                None if *follow => {
+                    Err(UsageError("name the service to follow; `kimg node services` lists them".into()).into())
+                }
                 None => all_logs(client, &tail).await,
             }
         }

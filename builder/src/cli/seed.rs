@@ -35,12 +35,8 @@ pub(super) struct SeedArgs {
 
 pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
     let node = settings.node(&args.node).map_err(|error| UsageError(error.to_string()))?;
-    let interfaces = args
-        .interfaces
-        .iter()
-        .enumerate()
-        .map(|(number, text)| interface(number, text))
-        .collect::<Result<Vec<_>>>()?;
+    let interfaces =
+        args.interfaces.iter().enumerate().map(|(number, text)| interface(number, text)).collect::<Result<Vec<_>>>()?;
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let token = (node.entry.role == Role::Worker).then(BootstrapToken::random);
     let user_data = seed::user_data(settings, node, token.as_ref(), &secrets)?;
@@ -64,7 +60,11 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
         }
         None => {
             print!("{user_data}");
-            next(&format!("give this to {} as its user-data, then: kimg status{}", node.entry.name, dir_flag(settings)));
+            next(&format!(
+                "give this to {} as its user-data, then: kimg status{}",
+                node.entry.name,
+                dir_flag(settings)
+            ));
         }
     }
     Ok(())
@@ -79,14 +79,9 @@ fn interface(number: usize, text: &str) -> Result<Interface> {
     let mac_ok = octets.len() == 6 && octets.iter().all(|o| o.len() == 2 && u8::from_str_radix(o, 16).is_ok());
     let address_ok = address.is_none_or(|a| a.contains('/') && a.parse::<ipnet::IpNet>().is_ok());
     if !mac_ok || !address_ok {
-        return Err(UsageError(format!(
-            "--mac {text}: write 52:54:00:12:34:56, or 52:54:00:12:34:56=10.0.0.5/24"
-        ))
-        .into());
+        return Err(
+            UsageError(format!("--mac {text}: write 52:54:00:12:34:56, or 52:54:00:12:34:56=10.0.0.5/24")).into()
+        );
     }
-    Ok(Interface {
-        name: format!("nic{number}"),
-        mac: mac.to_lowercase(),
-        address: address.map(str::to_string),
-    })
+    Ok(Interface { name: format!("nic{number}"), mac: mac.to_lowercase(), address: address.map(str::to_string) })
 }

@@ -49,7 +49,7 @@ pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
     }
     if !up.outdated.is_empty() {
         println!(
-            "made from an older image than the built one: {} (`kimg down --delete` and `kimg up` make them anew, empty)",
+            "run an older image than the built one: {} (`kimg down` and `kimg up` start them from the new one, with their data)",
             up.outdated.join(", ")
         );
     }
@@ -63,7 +63,11 @@ pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
     if done.clean.is_empty() && done.forced.is_empty() {
         println!("cluster {}: no VM was running", settings.name);
     } else {
-        println!("cluster {}: stopped {}", settings.name, [done.clean.clone(), done.forced.clone()].concat().join(", "));
+        println!(
+            "cluster {}: stopped {}",
+            settings.name,
+            [done.clean.clone(), done.forced.clone()].concat().join(", ")
+        );
     }
     if !done.forced.is_empty() {
         println!("did not power off by themselves and were ended: {}", done.forced.join(", "));
@@ -126,7 +130,11 @@ pub(super) fn switch(args: &SwitchArgs, settings: &Settings) -> Result<()> {
         }
         args.set.clone()
     };
-    let rules =
-        Rules { check_source: args.check_source, cut: args.cut, loss: args.loss.clamp(0.0, 1.0), delay_ms: args.delay_ms };
+    let rules = Rules {
+        check_source: args.check_source,
+        cut: args.cut,
+        loss: args.loss.clamp(0.0, 1.0),
+        delay_ms: args.delay_ms,
+    };
     local::switch::set_rules(settings, &nodes, (!args.reset).then_some(rules))
 }

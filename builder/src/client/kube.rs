@@ -22,6 +22,8 @@ pub struct NodeState {
     pub image: String,
     /// InternalIP.
     pub address: String,
+    /// Boot that the node last reported from.
+    pub boot_id: String,
 }
 
 /// Whether the API server says that it is ready.
@@ -56,6 +58,7 @@ fn node_state(node: &Value) -> NodeState {
         reason: condition.map_or("has not reported yet".to_string(), |c| text(&c["message"])),
         version: text(&status["nodeInfo"]["kubeletVersion"]),
         image: text(&status["nodeInfo"]["osImage"]),
+        boot_id: text(&status["nodeInfo"]["bootID"]),
         address: address.map_or(String::new(), |a| text(&a["address"])),
     }
 }
@@ -118,9 +121,8 @@ pub async fn delete_token(api: &Https, token: &BootstrapToken) -> Result<()> {
 
 /// The message of a Status, else the body, else the status line.
 fn sentence(answer: &Answer) -> String {
-    let message = serde_json::from_slice::<Value>(&answer.body)
-        .ok()
-        .and_then(|v| v["message"].as_str().map(str::to_string));
+    let message =
+        serde_json::from_slice::<Value>(&answer.body).ok().and_then(|v| v["message"].as_str().map(str::to_string));
     match message {
         Some(message) => message,
         None if answer.body.is_empty() => answer.status.to_string(),

@@ -96,9 +96,8 @@ impl Https {
         body: Option<&serde_json::Value>,
     ) -> Result<http::Response<Incoming>> {
         let connection = async {
-            let stream = TcpStream::connect(&self.target)
-                .await
-                .with_context(|| format!("connecting to {}", self.target))?;
+            let stream =
+                TcpStream::connect(&self.target).await.with_context(|| format!("connecting to {}", self.target))?;
             let name = ServerName::try_from(self.server_name.clone())
                 .with_context(|| format!("{} is no server name", self.server_name))?;
             TlsConnector::from(self.tls.clone())

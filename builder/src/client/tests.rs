@@ -35,7 +35,8 @@ async fn serve(secrets: &Secrets, name: &str, by_itself: bool, response: &'stati
     let ca = secrets.read("node-api-ca.crt").expect("ca");
     roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("pem")).expect("root");
     let provider = Arc::new(ring::default_provider());
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().expect("verifier");
+    let clients =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().expect("verifier");
     let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).expect("key");
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -20,49 +20,23 @@ pub struct ConfigError {
 }
 
 fn position(line: usize, column: usize) -> String {
-    if line == 0 {
-        String::new()
-    } else {
-        format!(":{line}:{column}")
-    }
+    if line == 0 { String::new() } else { format!(":{line}:{column}") }
 }
 
 fn field_prefix(field: &str) -> String {
-    if field.is_empty() {
-        String::new()
-    } else {
-        format!("{field}: ")
-    }
+    if field.is_empty() { String::new() } else { format!("{field}: ") }
 }
 
 impl ConfigError {
     /// A fault of the file as a whole.
     pub fn whole_file(file: &Path, message: String) -> Self {
-        ConfigError {
-            file: file.to_path_buf(),
-            line: 0,
-            column: 0,
-            field: String::new(),
-            message,
-        }
+        ConfigError { file: file.to_path_buf(), line: 0, column: 0, field: String::new(), message }
     }
 
     /// A fault at a byte range of the text.
-    pub fn at(
-        file: &Path,
-        text: &str,
-        span: Option<Range<usize>>,
-        field: &str,
-        message: &str,
-    ) -> Self {
+    pub fn at(file: &Path, text: &str, span: Option<Range<usize>>, field: &str, message: &str) -> Self {
         let (line, column) = span.map_or((0, 0), |span| line_column(text, span.start));
-        ConfigError {
-            file: file.to_path_buf(),
-            line,
-            column,
-            field: field.to_string(),
-            message: message.to_string(),
-        }
+        ConfigError { file: file.to_path_buf(), line, column, field: field.to_string(), message: message.to_string() }
     }
 
     /// The parser's error, with the nearest known key where a key is unknown.

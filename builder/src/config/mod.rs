@@ -10,9 +10,7 @@ mod resolve;
 pub mod settings;
 
 pub use error::{ConfigError, nearest};
-pub use settings::{
-    Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize,
-};
+pub use settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
 
 use anyhow::Context;
 use std::path::Path;
@@ -35,9 +33,7 @@ pub fn load(dir: &Path) -> anyhow::Result<Settings> {
         };
         anyhow::Error::new(ConfigError::whole_file(&path, hint))
     })?;
-    let dir = dir
-        .canonicalize()
-        .with_context(|| format!("resolving {}", dir.display()))?;
+    let dir = dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))?;
     Ok(parse(&path, &text, &dir)?)
 }
 

@@ -19,11 +19,7 @@ pub(super) struct Fault {
 }
 
 fn fault<T>(at: &Spanned<T>, field: &str, message: impl Into<String>) -> Fault {
-    Fault {
-        span: Some(at.span()),
-        field: field.to_string(),
-        message: message.into(),
-    }
+    Fault { span: Some(at.span()), field: field.to_string(), message: message.into() }
 }
 
 /// Validates a fragment and fills in the defaults.
@@ -81,9 +77,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<Settings, Fault> {
             Overlay::Vxlan,
         )?,
         store,
-        ntp_servers: f.ntp_servers.unwrap_or_else(|| {
-            (0..2).map(|i| format!("{i}.debian.pool.ntp.org")).collect()
-        }),
+        ntp_servers: f.ntp_servers.unwrap_or_else(|| (0..2).map(|i| format!("{i}.debian.pool.ntp.org")).collect()),
         secrets: choice(
             &f.secrets,
             "secrets",
@@ -104,11 +98,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<Settings, Fault> {
 }
 
 fn optional_fault<T>(at: &Option<Spanned<T>>, field: &str, message: &str) -> Fault {
-    Fault {
-        span: at.as_ref().map(Spanned::span),
-        field: field.to_string(),
-        message: message.to_string(),
-    }
+    Fault { span: at.as_ref().map(Spanned::span), field: field.to_string(), message: message.to_string() }
 }
 
 fn choice<T: Copy>(
@@ -121,23 +111,16 @@ fn choice<T: Copy>(
         return Ok(default);
     };
     let value = written.get_ref();
-    known
-        .iter()
-        .find(|(name, _)| name == value)
-        .map(|(_, v)| *v)
-        .ok_or_else(|| {
-            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-            let list = names.join("\" or \"");
-            fault(written, field, format!("`{value}` is not known; write \"{list}\""))
-        })
+    known.iter().find(|(name, _)| name == value).map(|(_, v)| *v).ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        let list = names.join("\" or \"");
+        fault(written, field, format!("`{value}` is not known; write \"{list}\""))
+    })
 }
 
 fn is_dns_label(text: &str) -> bool {
     let ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    text.len() <= 63
-        && text.starts_with(ok)
-        && text.ends_with(ok)
-        && text.chars().all(|c| ok(c) || c == '-')
+    text.len() <= 63 && text.starts_with(ok) && text.ends_with(ok) && text.chars().all(|c| ok(c) || c == '-')
 }
 
 fn dns_label(text: &Spanned<String>, field: &str) -> Result<(), Fault> {
@@ -198,11 +181,8 @@ fn check_cidrs(f: &Fragment, pods: IpNet, services: IpNet, local: IpNet) -> Resu
     ];
     for (name_a, a, at_a, name_b, b, at_b) in pairs {
         if overlap(a, b) {
-            let (field, at, other, range) = if at_b.is_some() {
-                (name_b, at_b, name_a, a)
-            } else {
-                (name_a, at_a, name_b, b)
-            };
+            let (field, at, other, range) =
+                if at_b.is_some() { (name_b, at_b, name_a, a) } else { (name_a, at_a, name_b, b) };
             let message = format!("overlaps {other} {range}; choose a range that shares no address with it");
             return Err(optional_fault(at, field, &message));
         }
@@ -217,16 +197,14 @@ fn dns_address(f: &Fragment, services: IpNet) -> Result<IpAddr, Fault> {
     };
     let address = address(written, "dns-address")?;
     if !services.contains(&address) {
-        let message = format!(
-            "{address} lies outside the service range {services}; write an address inside it, e.g. {default}"
-        );
+        let message =
+            format!("{address} lies outside the service range {services}; write an address inside it, e.g. {default}");
         return Err(fault(written, "dns-address", message));
     }
     let taken = [services.network(), nth_address(services, 1), services.broadcast()];
     if taken.contains(&address) {
-        let message = format!(
-            "{address} is taken (first, last and the API's own service address are); write e.g. {default}"
-        );
+        let message =
+            format!("{address} is taken (first, last and the API's own service address are); write e.g. {default}");
         return Err(fault(written, "dns-address", message));
     }
     Ok(address)
@@ -266,10 +244,8 @@ fn files(dir: &Path, paths: &[Spanned<PathBuf>], field: &str) -> Result<Vec<Path
             if full.is_file() || full.join("image.toml").is_file() {
                 Ok(full)
             } else {
-                let message = format!(
-                    "there is no file {}; paths are relative to the cluster's folder",
-                    full.display()
-                );
+                let message =
+                    format!("there is no file {}; paths are relative to the cluster's folder", full.display());
                 Err(fault(path, field, message))
             }
         })
@@ -282,11 +258,7 @@ fn resolve_api(f: &super::fragment::ApiFragment) -> Result<Api, Fault> {
     }
     Ok(Api {
         names: f.names.iter().map(|n| n.get_ref().clone()).collect(),
-        addresses: f
-            .addresses
-            .iter()
-            .map(|a| address(a, "api.addresses"))
-            .collect::<Result<_, _>>()?,
+        addresses: f.addresses.iter().map(|a| address(a, "api.addresses")).collect::<Result<_, _>>()?,
     })
 }
 
@@ -304,10 +276,7 @@ fn image_options(dir: &Path, f: ImageFragment, field: &str) -> Result<ImageOptio
     })
 }
 
-fn resolve_nodes(
-    fragments: &[Spanned<NodeFragment>],
-    network: ipnet::Ipv4Net,
-) -> Result<Vec<NodeSettings>, Fault> {
+fn resolve_nodes(fragments: &[Spanned<NodeFragment>], network: ipnet::Ipv4Net) -> Result<Vec<NodeSettings>, Fault> {
     let mut names: BTreeMap<&str, ()> = BTreeMap::new();
     let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
     let mut nodes = Vec::new();
@@ -335,14 +304,8 @@ fn resolve_nodes(
         });
     }
     let taken: Vec<IpAddr> = owners.keys().copied().collect();
-    let mut free = network
-        .hosts()
-        .skip(9)
-        .filter(|host| !taken.contains(&IpAddr::V4(*host)));
-    nodes
-        .into_iter()
-        .map(|(spanned, entry)| local_node(spanned, entry, network, &mut free))
-        .collect()
+    let mut free = network.hosts().skip(9).filter(|host| !taken.contains(&IpAddr::V4(*host)));
+    nodes.into_iter().map(|(spanned, entry)| local_node(spanned, entry, network, &mut free)).collect()
 }
 
 /// Gives a node without an address the next free one of the local network.
@@ -393,20 +356,13 @@ fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {
     Ok(NodeEntry {
         name: node.name.get_ref().clone(),
         role,
-        addresses: node
-            .addresses
-            .iter()
-            .map(|a| address(a, "nodes.addresses"))
-            .collect::<Result<_, _>>()?,
+        addresses: node.addresses.iter().map(|a| address(a, "nodes.addresses")).collect::<Result<_, _>>()?,
         labels: node.labels.clone(),
         taints: node.taints.iter().map(|t| t.get_ref().clone()).collect(),
         reserved: Reserved {
             cpu: quantity(&node.reserved.cpu, "nodes.reserved.cpu")?,
             memory: quantity(&node.reserved.memory, "nodes.reserved.memory")?,
-            ephemeral_storage: quantity(
-                &node.reserved.ephemeral_storage,
-                "nodes.reserved.ephemeral-storage",
-            )?,
+            ephemeral_storage: quantity(&node.reserved.ephemeral_storage, "nodes.reserved.ephemeral-storage")?,
         },
     })
 }
@@ -420,19 +376,11 @@ fn check_taint(taint: &Spanned<String>) -> Result<(), Fault> {
     if ok {
         return Ok(());
     }
-    let message = format!(
-        "`{text}` is no taint; write key=value:Effect with the effect {}",
-        effects.join(", ")
-    );
+    let message = format!("`{text}` is no taint; write key=value:Effect with the effect {}", effects.join(", "));
     Err(fault(taint, "nodes.taints", message))
 }
 
-fn check_nodes_outside(
-    f: &Fragment,
-    nodes: &[NodeSettings],
-    pods: IpNet,
-    services: IpNet,
-) -> Result<(), Fault> {
+fn check_nodes_outside(f: &Fragment, nodes: &[NodeSettings], pods: IpNet, services: IpNet) -> Result<(), Fault> {
     for (spanned, node) in f.nodes.iter().zip(nodes) {
         for address in &node.entry.addresses {
             for (name, range) in [("pod-cidr", pods), ("service-cidr", services)] {
@@ -450,12 +398,7 @@ fn check_nodes_outside(
 }
 
 fn resolve_local(f: &LocalFragment, network: ipnet::Ipv4Net) -> Result<Local, Fault> {
-    let accel = choice(
-        &f.accel,
-        "local.accel",
-        &[("auto", None), ("kvm", Some("kvm")), ("tcg", Some("tcg"))],
-        None,
-    )?;
+    let accel = choice(&f.accel, "local.accel", &[("auto", None), ("kvm", Some("kvm")), ("tcg", Some("tcg"))], None)?;
     let node_ports = f
         .node_ports
         .iter()

@@ -146,17 +146,14 @@ impl Settings {
 
     /// A node by name; the error lists the known ones.
     pub fn node(&self, name: &str) -> anyhow::Result<&NodeSettings> {
-        self.nodes
-            .iter()
-            .find(|n| n.entry.name == name)
-            .ok_or_else(|| {
-                let names: Vec<&str> = self.nodes.iter().map(|n| n.entry.name.as_str()).collect();
-                let hint = match super::nearest(name, &names) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("known are: {}", names.join(", ")),
-                };
-                anyhow::anyhow!("cluster {} has no node {name}; {hint}", self.name)
-            })
+        self.nodes.iter().find(|n| n.entry.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.nodes.iter().map(|n| n.entry.name.as_str()).collect();
+            let hint = match super::nearest(name, &names) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("known are: {}", names.join(", ")),
+            };
+            anyhow::anyhow!("cluster {} has no node {name}; {hint}", self.name)
+        })
     }
 
     /// The folder of private keys and issued certificates.
@@ -176,9 +173,7 @@ impl Settings {
 
     /// The masters' addresses and the extra ones of `[api]`.
     pub fn api_addresses(&self) -> Vec<IpAddr> {
-        let own = self
-            .nodes_of(Role::Master)
-            .filter_map(|n| n.entry.addresses.first().copied());
+        let own = self.nodes_of(Role::Master).filter_map(|n| n.entry.addresses.first().copied());
         let mut all: Vec<IpAddr> = Vec::new();
         for address in own.chain(self.api.addresses.iter().copied()) {
             if !all.contains(&address) {
@@ -207,4 +202,3 @@ impl Settings {
         }
     }
 }
-

@@ -65,10 +65,7 @@ pub fn arguments(vm: &VmSpec) -> Vec<String> {
     add("-drive", format!("if=none,id=seed,format=raw,readonly=on,file={node}/seed.img"));
     add("-device", "virtio-blk-pci,drive=seed".into());
     add("-smbios", "type=1,serial=ds=nocloud".into());
-    add(
-        "-netdev",
-        format!("dgram,id=lan,local.type=unix,local.path={node}.vm,remote.type=unix,remote.path={node}.sw"),
-    );
+    add("-netdev", format!("dgram,id=lan,local.type=unix,local.path={node}.vm,remote.type=unix,remote.path={node}.sw"));
     add("-device", format!("virtio-net-pci,netdev=lan,romfile=,mac={}", vm.macs[0]));
     let forwards: String =
         vm.forwards.iter().map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}")).collect();
@@ -142,10 +139,9 @@ pub fn launch(command: &[OsString]) -> Result<()> {
     rustix::process::setsid().context("leaving the terminal's session")?;
     let error = Command::new(program).args(args).exec();
     match error.kind() {
-        std::io::ErrorKind::NotFound => bail!(
-            "{} is not installed; `kimg doctor` prints the command that brings it",
-            program.to_string_lossy()
-        ),
+        std::io::ErrorKind::NotFound => {
+            bail!("{} is not installed; `kimg doctor` prints the command that brings it", program.to_string_lossy())
+        }
         _ => Err(error).with_context(|| format!("running {}", program.to_string_lossy())),
     }
 }

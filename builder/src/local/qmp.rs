@@ -32,7 +32,11 @@ fn connect(dir: &Path, name: &str) -> Result<UnixStream> {
         .with_context(|| format!("connecting to {}", dir.join(name).display()))
 }
 
-fn ask(stream: &mut UnixStream, lines: &mut impl Iterator<Item = std::io::Result<String>>, request: &Value) -> Result<Value> {
+fn ask(
+    stream: &mut UnixStream,
+    lines: &mut impl Iterator<Item = std::io::Result<String>>,
+    request: &Value,
+) -> Result<Value> {
     writeln!(stream, "{request}").context("asking QEMU")?;
     loop {
         let answer = read(lines)?;

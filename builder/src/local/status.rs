@@ -1,8 +1,8 @@
 //! `kimg status`: the VMs of this machine and the nodes that the API server knows, side by side.
 
 use super::state::{self, State, Vm};
-use crate::client::kube::{self, NodeState};
 use crate::client::block_on;
+use crate::client::kube::{self, NodeState};
 use crate::config::Settings;
 use crate::pki::Secrets;
 use anyhow::Result;

@@ -5,6 +5,7 @@ use super::qemu::{self, VmSpec};
 use super::state::{self, State, Vm};
 use super::{console, disk, switch};
 use crate::client::kube::{self, NodeState};
+use crate::client::node::NodeClient;
 use crate::client::{Https, block_on};
 use crate::config::{NodeSettings, Settings, VmSize};
 use crate::pki::kubeconfig::{kubeconfig, server_url};
@@ -14,6 +15,7 @@ use crate::seed::token::{BootstrapToken, LIFE};
 use crate::seed::{self, Interface};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
+use node_api::{NodeStatus, path};
 use node_metadata::Role;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -60,9 +62,10 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
     switch::ensure(&run_dir, settings, &mut state)?;
     state.save(&run_dir)?;
     let state = Mutex::new(state);
-    let all_ran = {
+    let started: BTreeSet<String> = {
         let state = lock(&state);
-        settings.nodes.iter().all(|n| state.vms.get(&n.entry.name).is_some_and(Vm::running))
+        let runs = |name: &String| state.vms.get(name).is_some_and(Vm::running);
+        settings.nodes.iter().map(|n| n.entry.name.clone()).filter(|name| !runs(name)).collect()
     };
     let start = Instant::now();
     let bars: BTreeMap<String, ProgressBar> =
@@ -78,31 +81,28 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
             })
             .collect();
         // All are waited for, so that no VM starts after this function has failed.
-        let results: Vec<Result<()>> =
-            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| bail!("a thread that started a VM failed"))).collect();
+        let results: Vec<Result<()>> = threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| bail!("a thread that started a VM failed")))
+            .collect();
         results.into_iter().collect()
     })?;
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let path = write_kubeconfig(settings, &secrets)?;
+    let kubeconfig = write_kubeconfig(settings, &secrets)?;
     let waiter = Waiter {
         settings,
+        secrets: &secrets,
         run_dir: &run_dir,
         state: &state,
         bars: &bars,
+        started: &started,
         end: Instant::now() + READY_LIMIT * accel.patience(),
     };
     let api = state::api_client(settings, &secrets, None)?;
     let nodes = block_on(waiter.all_ready(&api))?;
     let outdated = outdated(&state, images);
     let node_ports = state.vms.values().flat_map(|vm| vm.node_ports.clone()).collect();
-    Ok(Up {
-        kubeconfig: path,
-        accel,
-        nodes,
-        node_ports,
-        outdated,
-        boot_time: (!all_ran).then(|| start.elapsed()),
-    })
+    Ok(Up { kubeconfig, accel, nodes, node_ports, outdated, boot_time: (!started.is_empty()).then(|| start.elapsed()) })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -166,8 +166,13 @@ impl Starter<'_> {
             disk::remove_leftovers(&dir)?;
             bar.set_message(format!("{name}: copying the image"));
             disk::copy(&image.path, &disk_file, size.disk_mib, |_| ())?;
+        } else if known.as_ref().is_some_and(|vm| vm.image != image.id) {
+            bar.set_message(format!("{name}: taking the new image, keeping its data"));
+            disk::remove_leftovers(&dir)?;
+            disk::replace_image(&image.path, &disk_file)
+                .with_context(|| format!("{name} cannot take the new image; `kimg down --delete` removes its disk"))?;
         }
-        let mut vm = self.plan(node, known, image, has_disk)?;
+        let mut vm = self.plan(node, known, image)?;
         self.write_seed(node, &vm, &dir)?;
         bar.set_message(format!("{name}: starting"));
         let spec = self.spec(node, &vm, size)?;
@@ -192,8 +197,8 @@ impl Starter<'_> {
         }
     }
 
-    /// Ports as before where they are free; a disk that exists keeps the image it was made from.
-    fn plan(&self, node: &NodeSettings, known: Option<Vm>, image: &ImageFile, has_disk: bool) -> Result<Vm> {
+    /// Ports as before where they are free.
+    fn plan(&self, node: &NodeSettings, known: Option<Vm>, image: &ImageFile) -> Result<Vm> {
         let role = node.entry.role;
         let first_worker = self.settings.nodes_of(Role::Worker).next().map(|n| &n.entry.name);
         let takes_node_ports = first_worker == Some(&node.entry.name)
@@ -228,14 +233,11 @@ impl Starter<'_> {
             node_ports,
             token: match role {
                 Role::Master => None,
-                Role::Worker => before
-                    .and_then(|vm| vm.token.clone())
-                    .or_else(|| Some(BootstrapToken::random().to_string())),
+                Role::Worker => {
+                    before.and_then(|vm| vm.token.clone()).or_else(|| Some(BootstrapToken::random().to_string()))
+                }
             },
-            image: match before {
-                Some(vm) if has_disk => vm.image.clone(),
-                _ => image.id.clone(),
-            },
+            image: image.id.clone(),
         };
         state.vms.insert(node.entry.name.clone(), vm.clone());
         Ok(vm)
@@ -300,9 +302,12 @@ fn write_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result<PathBuf> {
 /// Waits for the cluster.
 struct Waiter<'a> {
     settings: &'a Settings,
+    secrets: &'a Secrets,
     run_dir: &'a Path,
     state: &'a State,
     bars: &'a BTreeMap<String, ProgressBar>,
+    /// VMs that were started now: what the API server knows of them may be from before.
+    started: &'a BTreeSet<String>,
     end: Instant,
 }
 
@@ -313,8 +318,9 @@ impl Waiter<'_> {
             Err(error) => return Err(error),
         };
         let mut tokens_made = None;
+        let mut confirmed = BTreeSet::new();
         loop {
-            match self.step(api, &mut tokens_made).await {
+            match self.step(api, &mut tokens_made, &mut confirmed).await {
                 Ok(Some(nodes)) => {
                     for token in tokens_made.iter().flatten() {
                         kube::delete_token(api, token).await?;
@@ -335,13 +341,18 @@ impl Waiter<'_> {
                 Ok(()) => return Ok(()),
                 Err(error) => self.check(&format!("{error:#}"))?,
             }
-            self.show(&[]);
+            self.show(&[], &BTreeSet::new());
             tokio::time::sleep(POLL).await;
         }
     }
 
     /// One look: tokens for those that have not joined, then who is Ready.
-    async fn step(&self, api: &Https, tokens_made: &mut Option<Vec<BootstrapToken>>) -> Result<Option<Vec<NodeState>>> {
+    async fn step(
+        &self,
+        api: &Https,
+        tokens_made: &mut Option<Vec<BootstrapToken>>,
+        confirmed: &mut BTreeSet<String>,
+    ) -> Result<Option<Vec<NodeState>>> {
         let nodes = kube::nodes(api).await?;
         if tokens_made.is_none() {
             let mut made = Vec::new();
@@ -355,20 +366,41 @@ impl Waiter<'_> {
             }
             *tokens_made = Some(made);
         }
-        self.show(&nodes);
-        let all = self.settings.nodes.iter().all(|n| nodes.iter().any(|s| s.name == n.entry.name && s.ready));
-        Ok(all.then_some(nodes))
+        for node in nodes.iter().filter(|n| n.ready) {
+            if !confirmed.contains(&node.name) && self.reported_from_this_boot(node).await {
+                confirmed.insert(node.name.clone());
+            }
+        }
+        self.show(&nodes, confirmed);
+        Ok(self.settings.nodes.iter().all(|n| confirmed.contains(&n.entry.name)).then_some(nodes))
     }
 
-    fn show(&self, nodes: &[NodeState]) {
+    /// A node that was Ready before its VM was started is so in the API until somebody misses it.
+    async fn reported_from_this_boot(&self, node: &NodeState) -> bool {
+        let Some(vm) = self.state.vms.get(&node.name).filter(|_| self.started.contains(&node.name)) else {
+            return true;
+        };
+        let fingerprint = console::fingerprint(&self.console(&node.name));
+        let target = format!("127.0.0.1:{}", vm.node_port);
+        let Ok(client) = NodeClient::new(self.secrets, &node.name, target, fingerprint.as_deref()) else {
+            return false;
+        };
+        match client.get::<NodeStatus>(path::STATUS).await {
+            Ok(status) => status.boot_id == node.boot_id,
+            // Not listening yet, or not with its certificate: asked again in a moment.
+            Err(_) => false,
+        }
+    }
+
+    fn show(&self, nodes: &[NodeState], confirmed: &BTreeSet<String>) {
         for (name, bar) in self.bars {
             if bar.is_finished() {
                 continue;
             }
             match nodes.iter().find(|n| n.name == *name) {
-                Some(node) if node.ready => bar.finish_with_message(format!("{name}: Ready")),
-                Some(node) => bar.set_message(format!("{name}: joined, not ready: {}", node.reason)),
-                None => {
+                Some(node) if confirmed.contains(&node.name) => bar.finish_with_message(format!("{name}: Ready")),
+                Some(node) if !node.ready => bar.set_message(format!("{name}: joined, not ready: {}", node.reason)),
+                _ => {
                     let line = console::last_lines(&self.console(name), 1).pop().unwrap_or_default();
                     bar.set_message(format!("{name}: {line}"));
                 }
@@ -394,7 +426,9 @@ impl Waiter<'_> {
             .settings
             .nodes
             .iter()
-            .map(|n| format!("{} ({}):\n{}", n.entry.name, self.console(&n.entry.name).display(), self.said(&n.entry.name)))
+            .map(|n| {
+                format!("{} ({}):\n{}", n.entry.name, self.console(&n.entry.name).display(), self.said(&n.entry.name))
+            })
             .collect();
         let why = if why.is_empty() { "not every node is Ready" } else { why };
         bail!(

@@ -60,7 +60,16 @@ fn colour(step: &BootStep) -> &'static str {
 }
 
 #[allow(clippy::too_many_arguments, reason = "a row is what it is made of")]
-fn row(out: &mut String, number: usize, name: &str, start: u64, end: u64, colour: &str, note: &str, x: &dyn Fn(u64) -> f64) {
+fn row(
+    out: &mut String,
+    number: usize,
+    name: &str,
+    start: u64,
+    end: u64,
+    colour: &str,
+    note: &str,
+    x: &dyn Fn(u64) -> f64,
+) {
     let y = TOP + ROW * number as f64;
     let (left, right) = (x(start), x(end.max(start)));
     let millis = end.saturating_sub(start);
@@ -97,11 +106,10 @@ mod tests {
 
     #[test]
     fn every_step_is_drawn_and_nothing_is_markup() {
-        let step = |name: &str, start, end| BootStep { name: name.into(), start_ms: start, end_ms: end, note: String::new() };
-        let boot = BootTimeline {
-            init_ms: 900,
-            steps: vec![step("mounts", 900, Some(950)), step("service <x>", 1000, None)],
-        };
+        let step =
+            |name: &str, start, end| BootStep { name: name.into(), start_ms: start, end_ms: end, note: String::new() };
+        let boot =
+            BootTimeline { init_ms: 900, steps: vec![step("mounts", 900, Some(950)), step("service <x>", 1000, None)] };
         let drawn = svg("w&1", &boot);
         assert!(drawn.starts_with("<svg") && drawn.ends_with("</svg>\n"));
         assert_eq!(drawn.matches("<rect x=").count(), 3);

@@ -76,13 +76,7 @@ impl Row for Service {
 impl Row for Certificate {
     const HEAD: &'static [&'static str] = &["FILE", "SUBJECT", "ISSUER", "NOT AFTER", "NAMES"];
     fn cells(&self) -> Vec<String> {
-        vec![
-            self.file.clone(),
-            self.subject.clone(),
-            self.issuer.clone(),
-            self.not_after.clone(),
-            self.sans.join(","),
-        ]
+        vec![self.file.clone(), self.subject.clone(), self.issuer.clone(), self.not_after.clone(), self.sans.join(",")]
     }
 }
 
@@ -123,7 +117,8 @@ impl Row for Image {
 }
 
 impl Row for Route {
-    const HEAD: &'static [&'static str] = &["DESTINATION", "GATEWAY", "DEVICE", "SOURCE", "METRIC", "PROTOCOL", "TABLE"];
+    const HEAD: &'static [&'static str] =
+        &["DESTINATION", "GATEWAY", "DEVICE", "SOURCE", "METRIC", "PROTOCOL", "TABLE"];
     fn cells(&self) -> Vec<String> {
         vec![
             self.destination.clone(),
@@ -138,7 +133,8 @@ impl Row for Route {
 }
 
 impl Row for Link {
-    const HEAD: &'static [&'static str] = &["LINK", "STATE", "KIND", "MTU", "MAC", "MASTER", "RECEIVED", "SENT", "ADDRESSES"];
+    const HEAD: &'static [&'static str] =
+        &["LINK", "STATE", "KIND", "MTU", "MAC", "MASTER", "RECEIVED", "SENT", "ADDRESSES"];
     fn cells(&self) -> Vec<String> {
         vec![
             self.name.clone(),
@@ -173,13 +169,7 @@ impl Row for Connection {
 impl Row for Socket {
     const HEAD: &'static [&'static str] = &["PROTOCOL", "STATE", "LOCAL", "REMOTE", "PROCESS"];
     fn cells(&self) -> Vec<String> {
-        vec![
-            self.protocol.clone(),
-            self.state.clone(),
-            self.local.clone(),
-            self.remote.clone(),
-            self.process.clone(),
-        ]
+        vec![self.protocol.clone(), self.state.clone(), self.local.clone(), self.remote.clone(), self.process.clone()]
     }
 }
 

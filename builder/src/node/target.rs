@@ -43,9 +43,10 @@ impl Target {
             }
         };
         // A local VM's console is a file that only its owner can write: what stands there can be trusted.
-        let fingerprint = self.fingerprint.clone().or_else(|| {
-            vm.and_then(|_| console::fingerprint(&settings.run_dir().join(&name).join("console.log")))
-        });
+        let fingerprint = self
+            .fingerprint
+            .clone()
+            .or_else(|| vm.and_then(|_| console::fingerprint(&settings.run_dir().join(&name).join("console.log"))));
         NodeClient::new(&secrets, &name, address, fingerprint.as_deref())
     }
 }

@@ -3,8 +3,8 @@
 use super::secrets::Secrets;
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -27,8 +27,7 @@ pub enum Authority {
 
 impl Authority {
     /// All of them.
-    pub const ALL: [Authority; 4] =
-        [Authority::Cluster, Authority::FrontProxy, Authority::Etcd, Authority::NodeApi];
+    pub const ALL: [Authority; 4] = [Authority::Cluster, Authority::FrontProxy, Authority::Etcd, Authority::NodeApi];
 
     /// File name without its end, and part of the subject.
     pub fn stem(self) -> &'static str {
@@ -85,11 +84,8 @@ impl Authority {
         params.distinguished_name = name;
         // A leaf is signed by the authority itself: no intermediate may come between.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::CrlSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         params.serial_number = Some(random_serial());
         let now = OffsetDateTime::now_utc();
         params.not_before = now - BACKDATED;

@@ -14,8 +14,7 @@ use std::path::{Path, PathBuf};
 pub type ConfigFiles = BTreeMap<PathBuf, (u32, Vec<u8>)>;
 
 /// Private halves that a master needs. The node API's is not among them: nothing on a node issues from it.
-const MASTER_SECRETS: [&str; 5] =
-    ["cluster-ca.key", "front-proxy-ca.key", "etcd-ca.key", "sa.key", "encryption.key"];
+const MASTER_SECRETS: [&str; 5] = ["cluster-ca.key", "front-proxy-ca.key", "etcd-ca.key", "sa.key", "encryption.key"];
 
 /// Content of CONFIG for an image of `role`. The same settings, secrets and build give the same bytes.
 pub fn config_partition(settings: &Settings, role: Role, build: BuildInfo) -> Result<ConfigFiles> {
@@ -74,9 +73,7 @@ mod tests {
     use crate::config;
 
     fn settings(dir: &Path, form: &str) -> Settings {
-        let text = format!(
-            "name = \"demo\"\nsecrets = \"{form}\"\nnodes = [{{ name = \"m\", role = \"master\" }}]\n"
-        );
+        let text = format!("name = \"demo\"\nsecrets = \"{form}\"\nnodes = [{{ name = \"m\", role = \"master\" }}]\n");
         config::parse(Path::new("cluster.toml"), &text, dir).expect("valid")
     }
 

@@ -4,8 +4,8 @@ use super::authority::{Authority, BACKDATED, random_serial};
 use super::secrets::Secrets;
 use anyhow::{Context, Result};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -52,12 +52,7 @@ pub struct ClientCertificate {
 }
 
 /// Issues a client certificate.
-pub fn issue(
-    secrets: &Secrets,
-    authority: Authority,
-    subject: &Subject,
-    life: Duration,
-) -> Result<ClientCertificate> {
+pub fn issue(secrets: &Secrets, authority: Authority, subject: &Subject, life: Duration) -> Result<ClientCertificate> {
     let issuer = authority.issuer(secrets)?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("making a key")?;
     let mut params = CertificateParams::default();
@@ -85,19 +80,13 @@ pub fn issue(
     let now = OffsetDateTime::now_utc();
     params.not_before = now - BACKDATED;
     params.not_after = now + life;
-    let certificate = params
-        .signed_by(&key, &issuer)
-        .with_context(|| format!("signing a certificate for {}", subject.user))?;
+    let certificate =
+        params.signed_by(&key, &issuer).with_context(|| format!("signing a certificate for {}", subject.user))?;
     Ok(ClientCertificate { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
 /// The certificate kept in `secrets/STEM.{crt,key}`, issued where it is missing or nears its end.
-pub fn kept(
-    secrets: &Secrets,
-    authority: Authority,
-    stem: &str,
-    subject: &Subject,
-) -> Result<ClientCertificate> {
+pub fn kept(secrets: &Secrets, authority: Authority, stem: &str, subject: &Subject) -> Result<ClientCertificate> {
     let (certificate_file, key_file) = (format!("{stem}.crt"), format!("{stem}.key"));
     if let (Ok(certificate), Ok(key)) = (secrets.read(&certificate_file), secrets.read(&key_file))
         && matches(&certificate, &key)
@@ -130,6 +119,5 @@ fn matches(certificate: &str, key: &str) -> bool {
     };
     let end = parsed.validity().not_after.timestamp();
     let enough = OffsetDateTime::now_utc() + RENEW_BEFORE;
-    end > enough.unix_timestamp()
-        && parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
+    end > enough.unix_timestamp() && parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
 }

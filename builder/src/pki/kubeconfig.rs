@@ -33,9 +33,5 @@ pub fn kubeconfig(cluster: &str, server: &str, ca: &str, user: &str, client: &Cl
 
 /// `https://HOST:PORT`, with brackets around an IPv6 address.
 pub fn server_url(host: &str, port: u16) -> String {
-    if host.contains(':') {
-        format!("https://[{host}]:{port}")
-    } else {
-        format!("https://{host}:{port}")
-    }
+    if host.contains(':') { format!("https://[{host}]:{port}") } else { format!("https://{host}:{port}") }
 }

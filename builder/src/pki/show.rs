@@ -67,10 +67,7 @@ pub fn read(path: &Path) -> Result<Vec<Info>> {
         }
     }
     if found.is_empty() {
-        bail!(
-            "{} holds no certificate; name a PEM file (-----BEGIN CERTIFICATE-----) or a kubeconfig",
-            path.display()
-        );
+        bail!("{} holds no certificate; name a PEM file (-----BEGIN CERTIFICATE-----) or a kubeconfig", path.display());
     }
     Ok(found)
 }
@@ -193,10 +190,8 @@ fn colons(bytes: &[u8]) -> String {
 
 fn pem_text(der: &[u8]) -> String {
     let encoded = STANDARD.encode(der);
-    let lines: Vec<&str> = (0..encoded.len())
-        .step_by(64)
-        .map(|start| &encoded[start..encoded.len().min(start + 64)])
-        .collect();
+    let lines: Vec<&str> =
+        (0..encoded.len()).step_by(64).map(|start| &encoded[start..encoded.len().min(start + 64)]).collect();
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 

@@ -150,7 +150,10 @@ mod tests {
         assert_eq!(&one[(DATA_START + 2) * SECTOR..(DATA_START + 2) * SECTOR + 1300], long.as_slice());
         let fat = &one[RESERVED * SECTOR..];
         let entry = |n: usize| u16::from_le_bytes([fat[2 * n], fat[2 * n + 1]]);
-        assert_eq!([entry(2), entry(3), entry(4), entry(5), entry(6)], [END_OF_CHAIN, END_OF_CHAIN, 5, 6, END_OF_CHAIN]);
+        assert_eq!(
+            [entry(2), entry(3), entry(4), entry(5), entry(6)],
+            [END_OF_CHAIN, END_OF_CHAIN, 5, 6, END_OF_CHAIN]
+        );
         const { assert!(CLUSTERS >= 4085 && TOTAL < 65536) };
     }
 

@@ -101,7 +101,8 @@ mod tests {
     #[test]
     fn user_data_is_what_a_node_reads() {
         let dir = tempfile::tempdir().expect("dir");
-        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+        let text =
+            "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
         let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
         let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
         let token = BootstrapToken { id: "abcdef".into(), secret: "0123456789abcdef".into() };
@@ -136,7 +137,8 @@ mod tests {
     #[test]
     fn a_node_reads_its_drive() {
         let dir = tempfile::tempdir().expect("dir");
-        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+        let text =
+            "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
         let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
         let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
         let token = BootstrapToken::random();
@@ -153,7 +155,8 @@ mod tests {
         assert_eq!(found.instance_id.as_deref(), Some("demo-w"));
         let user = node_metadata::userdata::parse(found.user_data.as_deref().expect("user-data")).expect("valid");
         let cluster = settings.cluster(Role::Worker, node_metadata::BuildInfo::default());
-        let merged = node_metadata::merge::merge(&cluster, &found, &user, &["10.77.0.11".parse().expect("address")]).expect("merges");
+        let merged = node_metadata::merge::merge(&cluster, &found, &user, &["10.77.0.11".parse().expect("address")])
+            .expect("merges");
         assert_eq!(merged.node.name, "w");
         assert_eq!(merged.node.api_endpoints, ["10.77.0.10:6443"]);
         assert_eq!(merged.token.map(|t| t.0), Some(token.to_string()));

@@ -49,9 +49,7 @@ pub fn source_is_own(frame: &[u8], mac: Mac, addresses: &[Ipv4Addr]) -> bool {
     if source != mac {
         return false;
     }
-    let own = |at: usize| {
-        address(frame, at).is_some_and(|a| addresses.contains(&a) || a.is_unspecified())
-    };
+    let own = |at: usize| address(frame, at).is_some_and(|a| addresses.contains(&a) || a.is_unspecified());
     match u16::from_be_bytes([frame[12], frame[13]]) {
         // Header length does not matter: the source stands before the options.
         ETHERTYPE_IPV4 => own(14 + 12),

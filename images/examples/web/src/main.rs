@@ -157,7 +157,8 @@ async fn fetch_many(url: &str, count: u32) -> io::Result<()> {
 }
 
 async fn fetch(url: &str) -> io::Result<String> {
-    let rest = url.strip_prefix("http://").ok_or_else(|| io::Error::other(format!("{url} does not begin with http://")))?;
+    let rest =
+        url.strip_prefix("http://").ok_or_else(|| io::Error::other(format!("{url} does not begin with http://")))?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let target = if host.contains(':') { host.to_string() } else { format!("{host}:80") };
     let mut stream = TcpStream::connect(&target)
@@ -167,7 +168,8 @@ async fn fetch(url: &str) -> io::Result<String> {
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("{url} gave no answer")))?;
+    let (head, body) =
+        answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("{url} gave no answer")))?;
     if head.split_whitespace().nth(1) != Some("200") {
         return Err(io::Error::other(format!("{url} said {}", head.lines().next().unwrap_or_default())));
     }
@@ -184,8 +186,16 @@ mod tests {
         let client: SocketAddr = "10.200.1.5:4000".parse().expect("address");
         let cases = [
             ("GET / HTTP/1.1\r\n\r\n", "200 OK", "Hello from pod web-\"1 on node worker-1\n"),
-            ("GET /status/ HTTP/1.1\r\n\r\n", "200 OK", "{\"status\":\"ok\",\"pod\":\"web-\\\"1\",\"node\":\"worker-1\"}\n"),
-            ("GET /status?x=1 HTTP/1.1\r\n\r\n", "200 OK", "{\"status\":\"ok\",\"pod\":\"web-\\\"1\",\"node\":\"worker-1\"}\n"),
+            (
+                "GET /status/ HTTP/1.1\r\n\r\n",
+                "200 OK",
+                "{\"status\":\"ok\",\"pod\":\"web-\\\"1\",\"node\":\"worker-1\"}\n",
+            ),
+            (
+                "GET /status?x=1 HTTP/1.1\r\n\r\n",
+                "200 OK",
+                "{\"status\":\"ok\",\"pod\":\"web-\\\"1\",\"node\":\"worker-1\"}\n",
+            ),
             ("GET /client/ HTTP/1.1\r\n\r\n", "200 OK", "10.200.1.5\n"),
             ("GET /x HTTP/1.1\r\n\r\n", "404 Not Found", "nothing here; ask for /, /status/ or /client/\n"),
             ("POST / HTTP/1.1\r\n\r\n", "405 Method Not Allowed", "only GET and HEAD\n"),
