@@ -99,7 +99,8 @@ fn synchronise(servers: &[String]) -> Result<String> {
             Err(error) => faults.push(format!("{server}: {error:#}")),
         }
     }
-    bail!("no time server answers ({})", faults.join("; "))
+    // One reason is enough for a console; they are mostly the same.
+    bail!("no time server answers ({})", faults.first().map_or("none is configured", String::as_str))
 }
 
 fn apply(server: &str, offset_ns: i128) -> Result<String> {
@@ -118,7 +119,7 @@ fn apply(server: &str, offset_ns: i128) -> Result<String> {
 fn ask(server: &str) -> Result<i128> {
     let socket = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"))?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-    socket.connect((server, 123)).with_context(|| format!("cannot find {server}"))?;
+    socket.connect((server, 123)).context("cannot be found")?;
     let mut query = [0u8; 48];
     if let Some(first) = query.first_mut() {
         // No leap warning, version 4, client.

@@ -6,6 +6,7 @@
 //! Nothing here ends the process: a step that cannot go on waits with a sentence on the console.
 
 mod clock;
+mod endpoints;
 mod metadata;
 mod power;
 mod secrets;
@@ -140,6 +141,7 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
     secrets::open(machine, &cluster, seal_key).await;
     clock::set(machine, &cluster).await;
     modules_result(machine, modules).await;
+    let node = endpoints::resolve(machine, &node).await;
     start_services(machine, running, &cluster, &node);
     tokio::task::spawn_local(search.follow_token());
     Ok(())

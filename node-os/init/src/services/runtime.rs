@@ -167,7 +167,9 @@ impl Supervisor {
             .collect();
         let waits = waits.join(", ");
         let status = self.machine.status();
-        if status.running != running || (status.stage == "services" || status.stage == "running") && status.waits_for != waits {
+        // On the way to the end the stage says so.
+        let is_ours = status.stage == "services" || status.stage == "running";
+        if is_ours && (status.running != running || status.waits_for != waits) {
             self.machine.update(|status| {
                 status.running = running;
                 status.stage = if running { "running".to_owned() } else { "services".to_owned() };
