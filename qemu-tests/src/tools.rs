@@ -1,6 +1,6 @@
 //! Programs that the tests drive: this workspace's own `kimg`, and real kubectl from Debian's packages.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -39,15 +39,11 @@ static FETCH: Mutex<()> = Mutex::new(());
 /// # Errors
 /// The package cannot be had.
 pub fn kubectl(version: Kubectl) -> Result<PathBuf> {
-    let dir = workspace().join("target/tools").join(format!("kubectl-{}", version.suite()));
-    let program = dir.join("usr/bin/kubectl");
+    let program = workspace().join("target/tools").join(format!("kubectl-{}", version.suite()));
     let _one_at_a_time = FETCH.lock().map_err(|_| anyhow::anyhow!("fetching kubectl failed in another test"))?;
     if !program.exists() {
-        kimg::packages::fetch_unpacked(version.suite(), &["kubernetes-client"], &dir)
+        kimg::packages::fetch_program(version.suite(), "kubernetes-client", "/usr/bin/kubectl", &program)
             .with_context(|| format!("fetching kubectl from Debian {}", version.suite()))?;
-    }
-    if !program.exists() {
-        bail!("Debian {}'s kubernetes-client holds no /usr/bin/kubectl", version.suite());
     }
     Ok(program)
 }

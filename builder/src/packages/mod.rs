@@ -3,9 +3,12 @@
 pub mod apt;
 pub mod deb;
 pub mod index;
+mod program;
 pub mod release;
 pub mod resolve;
 pub mod version;
+
+pub use program::fetch_program;
 
 use crate::cache::download::{self, Missing, Store};
 use crate::lock::{Lock, LockedPackage};
