@@ -20,6 +20,13 @@ impl Kubectl {
             Kubectl::V1_32 => "trixie",
         }
     }
+
+    fn package(self) -> &'static str {
+        match self {
+            Kubectl::V1_20 => "kubernetes-client",
+            Kubectl::V1_32 => "kubectl",
+        }
+    }
 }
 
 /// The workspace's folder.
@@ -42,7 +49,7 @@ pub fn kubectl(version: Kubectl) -> Result<PathBuf> {
     let program = workspace().join("target/tools").join(format!("kubectl-{}", version.suite()));
     let _one_at_a_time = FETCH.lock().map_err(|_| anyhow::anyhow!("fetching kubectl failed in another test"))?;
     if !program.exists() {
-        kimg::packages::fetch_program(version.suite(), "kubernetes-client", "/usr/bin/kubectl", &program)
+        kimg::packages::fetch_program(version.suite(), version.package(), "/usr/bin/kubectl", &program)
             .with_context(|| format!("fetching kubectl from Debian {}", version.suite()))?;
     }
     Ok(program)

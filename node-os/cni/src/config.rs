@@ -44,9 +44,12 @@ impl Failure {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PortMapping {
+    // Runtimes written in Go send these names with a capital letter.
+    #[serde(alias = "HostPort")]
     pub(crate) host_port: u16,
+    #[serde(alias = "ContainerPort")]
     pub(crate) container_port: u16,
-    #[serde(default = "tcp")]
+    #[serde(default = "tcp", alias = "Protocol")]
     pub(crate) protocol: String,
 }
 
@@ -165,4 +168,20 @@ fn checked(name: &str) -> Result<String, Failure> {
         return Ok(value);
     }
     Err(Failure::new(code::ENVIRONMENT, name, "holds a character that is not allowed, or is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_mappings_are_read_as_runtimes_write_them() {
+        for text in [
+            r#"{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}"#,
+            r#"{"HostPort": 80, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": ""}"#,
+        ] {
+            let mapping: PortMapping = serde_json::from_str(text).expect("a mapping");
+            assert_eq!((mapping.host_port, mapping.container_port, mapping.protocol_number()), (80, 8080, Some(6)));
+        }
+    }
 }

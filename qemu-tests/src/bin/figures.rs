@@ -1,0 +1,74 @@
+//! `make figures`: sizes, times and memory of a cluster as the demo has it,
+//! printed and written flat to `target/figures.json`. Everything is measured in this run.
+
+use anyhow::{Context, Result};
+use qemu_tests::cluster::{Cluster, accelerated, run_in};
+use qemu_tests::tools::{kimg, workspace};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use std::time::Instant;
+
+const CLUSTER: &str = "name = \"figures\"\nsecrets = \"plain\"\nnodes = [{ name = \"master-1\", role = \"master\" }, { name = \"worker-1\", role = \"worker\" }, { name = \"worker-2\", role = \"worker\" }]\n";
+
+fn main() -> Result<()> {
+    let dir = workspace().join("target/figures");
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).context("removing the last run's folder")?;
+    }
+    std::fs::create_dir_all(&dir).context("making a folder")?;
+    std::fs::write(dir.join("cluster.toml"), CLUSTER).context("writing cluster.toml")?;
+    let mut figures = Map::new();
+    figures.insert("accel".into(), json!(if accelerated() { "kvm" } else { "tcg" }));
+    // Packages and tools are fetched and unpacked before anything is timed.
+    build(&dir)?;
+    std::fs::remove_dir_all(dir.join("build")).context("removing the built images")?;
+    figures.insert("build.cold_s".into(), json!(build(&dir)?));
+    figures.insert("build.unchanged_s".into(), json!(build(&dir)?));
+    for role in ["master", "worker"] {
+        let image = dir.join("build").join(role).join("disk.raw.zst");
+        let bytes = std::fs::metadata(&image).with_context(|| format!("reading {}", image.display()))?.len();
+        figures.insert(format!("image.{role}.zst_bytes"), json!(bytes));
+    }
+    let cluster = Cluster::up(&dir, CLUSTER)?;
+    figures.insert("boot.three_ready_s".into(), json!(cluster.up_took.as_secs_f64()));
+    for (role, node) in [("master", "master-1"), ("worker", "worker-1")] {
+        let (total, parts) = pss(&cluster, node)?;
+        figures.insert(format!("pss.{role}_kib"), json!(total));
+        for (name, kib) in parts {
+            figures.insert(format!("pss.{role}.{name}_kib"), json!(kib));
+        }
+    }
+    cluster.down()?;
+    let text = serde_json::to_string_pretty(&Value::Object(figures)).context("writing JSON")?;
+    std::fs::write(workspace().join("target/figures.json"), &text).context("writing target/figures.json")?;
+    say(&text);
+    Ok(())
+}
+
+#[allow(clippy::print_stdout, reason = "the figures are this program's output")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+fn build(dir: &Path) -> Result<f64> {
+    let start = Instant::now();
+    run_in(dir, kimg(), &["build", "all"], None)?.success().context("kimg build all")?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Sum of the processes' proportional set sizes, and each program's share. Pods do not count.
+fn pss(cluster: &Cluster, node: &str) -> Result<(u64, Vec<(String, u64)>)> {
+    let text = cluster.kimg(&["node", "--node", node, "processes", "--json"])?.success()?;
+    let list: Value = serde_json::from_str(&text).context("reading kimg node processes --json")?;
+    let mut parts = std::collections::BTreeMap::new();
+    for process in list.as_array().context("no list of processes")? {
+        if process["cgroup"].as_str().is_some_and(|c| c.contains("kubepods")) {
+            continue;
+        }
+        let command = process["command"].as_str().unwrap_or_default();
+        let program = command.split_whitespace().next().unwrap_or_default();
+        let name = program.rsplit('/').next().unwrap_or_default().to_owned();
+        *parts.entry(name).or_insert(0) += process["pss_kib"].as_u64().unwrap_or(0);
+    }
+    Ok((parts.values().sum(), parts.into_iter().filter(|(_, k)| *k > 0).collect()))
+}
