@@ -39,11 +39,11 @@ fn daily(cluster: &Cluster, version: Kubectl, ns: &str) -> Result {
     k(&["patch", "cm", "c", "--type=merge", "-p", r#"{"data":{"colour":null}}"#])?;
     ensure!(k(&["get", "cm", "c", "-o", "jsonpath={.data}"])?.trim_matches(['{', '}']).is_empty(), "data is left");
     k(&["label", "cm", "c", "a=b"])?;
-    k(&["annotate", "cm", "c", "note=x"])?;
+    k(&["annotate", "cm", "c", "note=before"])?;
     ensure!(k(&["get", "cm", "-l", "a=b", "-o", "name"])?.contains("configmap/c"), "the label selects nothing");
-    let editor = format!("env EDITOR='sed -i s/note:.x/note:\\ y/' {} --kubeconfig={} -n {ns} edit cm c", tools::kubectl(version)?.display(), cluster.kubeconfig().display());
+    let editor = format!("env EDITOR='sed -i s/before/after/' {} --kubeconfig={} -n {ns} edit cm c", tools::kubectl(version)?.display(), cluster.kubeconfig().display());
     run_in(&cluster.dir, "sh".into(), &["-c", &editor], None)?.success().context("edit")?;
-    ensure!(k(&["get", "cm", "c", "-o", "jsonpath={.metadata.annotations.note}"])? == "y", "edit did not arrive");
+    ensure!(k(&["get", "cm", "c", "-o", "jsonpath={.metadata.annotations.note}"])? == "after", "edit did not arrive");
 
     k(&["run", "one", "--image", IMAGE, "--image-pull-policy=IfNotPresent", "--", "sh", "-c", SLEEP])?;
     cluster.pod_ready(ns, "one")?;

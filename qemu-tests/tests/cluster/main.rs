@@ -99,6 +99,8 @@ fn run(shared: &Shared, name: &str, test: fn(&Cluster) -> Result) -> std::result
         Err(failed) => return Err(failed),
     };
     test(cluster).map_err(|error| {
+        // Said at once: the summary comes only after the last test.
+        eprintln!("{error:#}");
         let kept = match bundle::write(cluster, &root().join("failures"), name) {
             Ok(dir) => format!("bundle: {}", dir.display()),
             Err(e) => format!("no bundle could be written: {e}"),

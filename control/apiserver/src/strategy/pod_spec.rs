@@ -9,15 +9,18 @@ use crate::error::Cause;
 
 /// What the place of the spec demands.
 #[derive(Debug, Default)]
-pub struct Known {
+pub struct Known<'a> {
+    /// Volumes that come from elsewhere: a stateful set's claim templates.
+    pub claims: Vec<&'a str>,
     /// Restart policies that the owner's kind allows; empty: all.
     pub restart_policies: &'static [&'static str],
 }
 
 /// Checks a pod spec found at `path`.
-pub fn validate(spec: &Value, path: &str, known: &Known) -> Vec<Cause> {
+pub fn validate(spec: &Value, path: &str, known: &Known<'_>) -> Vec<Cause> {
     let mut causes = Vec::new();
-    let volumes = volumes(spec, path, &mut causes);
+    let mut volumes = volumes(spec, path, &mut causes);
+    volumes.extend(known.claims.iter().copied());
     let mut names = HashSet::new();
     let containers = items_at(spec, "/containers");
     if containers.is_empty() {
@@ -224,7 +227,7 @@ fn host_ports(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
     }
 }
 
-fn policies(spec: &Value, path: &str, known: &Known, causes: &mut Vec<Cause>) {
+fn policies(spec: &Value, path: &str, known: &Known<'_>, causes: &mut Vec<Cause>) {
     let restart = str_at(spec, "/restartPolicy");
     let allowed = if known.restart_policies.is_empty() { &["Always", "OnFailure", "Never"][..] } else { known.restart_policies };
     if !restart.is_empty() {
@@ -253,6 +256,18 @@ fn one_of(value: &str, allowed: &[&str], at: &str, causes: &mut Vec<Cause>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn claim_templates_count_as_volumes() {
+        let spec = json!({
+            "containers": [{"name": "a", "image": "i", "imagePullPolicy": "Always", "terminationMessagePolicy": "File",
+                "volumeMounts": [{"name": "data", "mountPath": "/x"}]}],
+            "restartPolicy": "Always", "dnsPolicy": "ClusterFirst"
+        });
+        let about_data = |known: &Known<'_>| validate(&spec, "spec", known).iter().any(|c| c.message.contains("data"));
+        assert!(about_data(&Known::default()));
+        assert!(!about_data(&Known { claims: vec!["data"], ..Known::default() }));
+    }
 
     #[test]
     fn finds_what_is_wrong() {

@@ -42,7 +42,10 @@ impl Strategy for Workload {
         if new["spec"]["replicas"].as_i64().is_some_and(|n| n < 0) {
             causes.push(Cause::invalid("spec.replicas", &new["spec"]["replicas"], "must be greater than or equal to 0"));
         }
-        causes.extend(pod_spec::validate(&new["spec"]["template"]["spec"], "spec.template.spec", &Known { restart_policies: &["Always"] }));
+        let templates = new["spec"]["volumeClaimTemplates"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let claims = templates.iter().map(|t| str_at(t, "/metadata/name")).filter(|n| !n.is_empty()).collect();
+        let known = Known { claims, restart_policies: &["Always"] };
+        causes.extend(pod_spec::validate(&new["spec"]["template"]["spec"], "spec.template.spec", &known));
         causes
     }
 
