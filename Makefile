@@ -7,7 +7,7 @@ KIMG := target/release/kimg
 DEMO := demo
 PART ?=
 
-.PHONY: help build packages up down figures check test test-long bench clean
+.PHONY: help build packages up down figures check test test-long clean
 
 help:
 	@echo 'make up         build both images, boot three VMs, write $(DEMO)/kubeconfig'
@@ -36,13 +36,15 @@ figures: build
 
 check:
 	@cargo fmt --all --check
-	@cargo clippy --release --workspace --all-targets --quiet -- -D warnings
-	@cargo test --release --workspace --exclude qemu-tests --quiet
-	@cargo test --release -p qemu-tests --lib --test tidy --quiet
+	@cargo clippy --workspace --all-targets --quiet -- -D warnings
+	@cargo test --workspace --exclude qemu-tests --quiet
+	@cargo test -p qemu-tests --test tidy --quiet
 
 test: build
-	@cargo test --release --workspace --exclude qemu-tests
-	@cargo test --release -p qemu-tests
+	@cargo test --workspace --exclude qemu-tests
+	@cargo test -p qemu-tests --test tidy
+	@cargo test --release -p kimg --test reproducible -- --include-ignored
+	@cargo test --release -p qemu-tests --test cluster
 
 test-long: build
 	@cargo run --release --quiet -p qemu-tests --bin long -- $(PART)

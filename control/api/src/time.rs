@@ -113,17 +113,6 @@ pub fn format_micro(seconds: i64, nanos: u32) -> String {
     format!("{s}.{:06}Z", nanos / 1000)
 }
 
-/// Now in seconds and nanoseconds, for callers that have no clock of their own.
-pub fn now() -> Time {
-    let d = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    Time {
-        seconds: d.as_secs() as i64,
-        nanos: d.subsec_nanos(),
-    }
-}
-
 /// A duration as the AGE column shows it.
 pub fn human(seconds: i64) -> String {
     const M: i64 = 60;

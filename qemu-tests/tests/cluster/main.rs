@@ -26,6 +26,9 @@ fn tests() -> Vec<Test> {
         .concat()
 }
 
+/// Tests of the long set: `cargo test` counts them as ignored, `make test-long PART=cluster` runs them.
+const LONG: &[&str] = &["every_service_may_be_killed", "every_vm_may_be_rebooted"];
+
 fn root() -> PathBuf {
     tools::workspace().join("target/qemu-tests")
 }
@@ -77,7 +80,7 @@ fn main() -> ExitCode {
         .into_iter()
         .map(|(name, test)| {
             let shared = shared.clone();
-            Trial::test(name, move || run(&shared, name, test))
+            Trial::test(name, move || run(&shared, name, test)).with_ignored_flag(LONG.contains(&name))
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
