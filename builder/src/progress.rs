@@ -25,8 +25,9 @@ impl Progress {
 
     /// A bar that counts bytes.
     pub fn bytes(&self, what: &str, total: u64) -> ProgressBar {
-        let style = ProgressStyle::with_template("{msg:34} {bar:28} {bytes:>10}/{total_bytes:10} {bytes_per_sec} {eta}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template("{msg:34} {bar:28} {bytes:>10}/{total_bytes:10} {bytes_per_sec} {eta}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
         self.bars.add(ProgressBar::new(total).with_style(style).with_message(what.to_string()))
     }
 
@@ -39,7 +40,8 @@ impl Progress {
 
     /// A step whose length is not known.
     pub fn step(&self, what: &str) -> ProgressBar {
-        let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = self.bars.add(ProgressBar::new_spinner().with_style(style).with_message(what.to_string()));
         if !self.bars.is_hidden() {
             bar.enable_steady_tick(Duration::from_millis(120));

@@ -19,17 +19,9 @@ fn kimg() -> PathBuf {
 /// Runs kimg in `dir`, set about by `shell`, and gives what it printed.
 fn run(dir: &Path, shell: &str, args: &str) -> String {
     let script = format!("{shell}; exec \"$KIMG\" {args}");
-    let output = Command::new("sh")
-        .args(["-c", &script])
-        .env("KIMG", kimg())
-        .current_dir(dir)
-        .output()
-        .expect("sh runs");
-    assert!(
-        output.status.success(),
-        "kimg {args} failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output =
+        Command::new("sh").args(["-c", &script]).env("KIMG", kimg()).current_dir(dir).output().expect("sh runs");
+    assert!(output.status.success(), "kimg {args} failed: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -61,7 +53,8 @@ fn the_same_input_gives_the_same_bytes() {
     for file in ["cluster.toml", "kimg.lock"] {
         std::fs::copy(one.join(file), two.join(file)).expect("copied");
     }
-    let surroundings = "umask 077; export LC_ALL=C.UTF-8 TZ=Asia/Tokyo SOURCE_DATE_EPOCH=5; taskset -p 1 $$ >&2 || true";
+    let surroundings =
+        "umask 077; export LC_ALL=C.UTF-8 TZ=Asia/Tokyo SOURCE_DATE_EPOCH=5; taskset -p 1 $$ >&2 || true";
     run(&two, surroundings, "build all");
     for role in ["master", "worker"] {
         for file in FILES {

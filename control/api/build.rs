@@ -44,9 +44,7 @@ struct Facts {
 }
 
 fn load(name: &str) -> Value {
-    let path = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"))
-        .join("facts")
-        .join(name);
+    let path = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("facts").join(name);
     println!("cargo:rerun-if-changed={}", path.display());
     let text = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
@@ -87,15 +85,11 @@ fn leaf(name: &str, schema: &Value) -> u8 {
 }
 
 fn ref_name(v: &Value) -> Option<&str> {
-    v["$ref"]
-        .as_str()
-        .map(|r| r.trim_start_matches("#/definitions/"))
+    v["$ref"].as_str().map(|r| r.trim_start_matches("#/definitions/"))
 }
 
 fn proto_name(schema_name: &str) -> String {
-    schema_name
-        .replacen("io.k8s.", "k8s.io.", 1)
-        .replace('-', "_")
+    schema_name.replacen("io.k8s.", "k8s.io.", 1).replace('-', "_")
 }
 
 /// Field numbers of a message by JSON name: the number, and the numbers of the
@@ -139,11 +133,7 @@ fn walk_proto(
         }
         let package = message.rsplit_once('.').map_or("", |p| p.0);
         let local = format!("{package}.{ty}");
-        let target = if protos.contains_key(&local) {
-            local
-        } else {
-            ty.to_string()
-        };
+        let target = if protos.contains_key(&local) { local } else { ty.to_string() };
         if target != message && protos.contains_key(&target) {
             path.push(number);
             walk_proto(protos, &target, props, path, out);
@@ -199,10 +189,7 @@ impl Facts {
                 Some("map") => 3,
                 _ => 0,
             });
-            let keys = v["x-kubernetes-list-map-keys"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
+            let keys = v["x-kubernetes-list-map-keys"].as_array().cloned().unwrap_or_default();
             varint(out, keys.len() as u32);
             for k in &keys {
                 let id = self.strings.id(k.as_str().expect("list key"));
@@ -268,10 +255,8 @@ impl Facts {
         out.push((v["x-kubernetes-map-type"] == "atomic") as u8);
         let empty = Map::new();
         let props = v["properties"].as_object().unwrap_or(&empty).clone();
-        let required: Vec<&str> = v["required"]
-            .as_array()
-            .map(|a| a.iter().filter_map(Value::as_str).collect())
-            .unwrap_or_default();
+        let required: Vec<&str> =
+            v["required"].as_array().map(|a| a.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
         let numbers = proto_fields(&self.protos, &proto_name(name), &props);
         if env::var_os("API_BUILD_REPORT").is_some() {
             for p in props.keys() {
@@ -282,20 +267,9 @@ impl Facts {
         }
         varint(&mut out, props.len() as u32);
         for (k, p) in &props {
-            let optional = self
-                .optional
-                .get(name)
-                .and_then(Value::as_array)
-                .is_some_and(|l| l.iter().any(|o| o == k));
+            let optional = self.optional.get(name).and_then(Value::as_array).is_some_and(|l| l.iter().any(|o| o == k));
             let marks = required.contains(&k.as_str()) as u8 | (optional as u8) << 5;
-            self.field(
-                &mut out,
-                k,
-                help[k.as_str()].as_str().unwrap_or(""),
-                p,
-                marks,
-                numbers.get(k),
-            );
+            self.field(&mut out, k, help[k.as_str()].as_str().unwrap_or(""), p, marks, numbers.get(k));
         }
         out
     }
@@ -316,11 +290,7 @@ impl Facts {
 
     fn gvk_type(&self, group: &str, version: &str, kind: &str) -> u32 {
         for (name, v) in &self.schemas {
-            for g in v["x-kubernetes-group-version-kind"]
-                .as_array()
-                .into_iter()
-                .flatten()
-            {
+            for g in v["x-kubernetes-group-version-kind"].as_array().into_iter().flatten() {
                 // Options and Status are registered in every group; those are not kinds.
                 if g["group"] == group && g["version"] == version && g["kind"] == kind {
                     return self.order[name] + 1;
@@ -335,10 +305,7 @@ impl Facts {
         let mut out = Vec::new();
         let mut count = 0;
         for g in discovery["items"].as_array().expect("items") {
-            let group = g["metadata"]["name"]
-                .as_str()
-                .expect("group name")
-                .to_string();
+            let group = g["metadata"]["name"].as_str().expect("group name").to_string();
             for v in g["versions"].as_array().expect("versions") {
                 let version = v["version"].as_str().expect("version").to_string();
                 if version[1..].parse::<u32>().is_err() {
@@ -354,10 +321,7 @@ impl Facts {
     }
 
     fn kind(&mut self, out: &mut Vec<u8>, group: &str, version: &str, r: &Value, columns: &Value) {
-        let kind = r["responseKind"]["kind"]
-            .as_str()
-            .expect("kind")
-            .to_string();
+        let kind = r["responseKind"]["kind"].as_str().expect("kind").to_string();
         let ty = self.gvk_type(group, version, &kind);
         assert!(ty > 0, "no schema for {group}/{version} {kind}");
         for s in [
@@ -398,10 +362,7 @@ impl Facts {
             "flowcontrol.apiserver.k8s.io" => "flowcontrol",
             g => g.split('.').next().unwrap_or(g),
         };
-        let list = columns[format!("{package}.{kind}")]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
+        let list = columns[format!("{package}.{kind}")].as_array().cloned().unwrap_or_default();
         varint(out, list.len() as u32);
         for c in list {
             for i in 0..3 {
@@ -416,11 +377,7 @@ fn main() {
     println!("cargo:rerun-if-env-changed=API_BUILD_REPORT");
     let schemas = object(load("schemas.json"));
     let protos = object(load("protobuf.json"));
-    let order: BTreeMap<String, u32> = schemas
-        .keys()
-        .enumerate()
-        .map(|(i, k)| (k.clone(), i as u32))
-        .collect();
+    let order: BTreeMap<String, u32> = schemas.keys().enumerate().map(|(i, k)| (k.clone(), i as u32)).collect();
     let mut facts = Facts {
         schemas,
         protos,

@@ -19,7 +19,10 @@ pub fn write(cluster: &Cluster, root: &Path, test: &str) -> std::io::Result<Path
         put(&format!("{node}.logs.txt"), &said.map_or_else(|e| format!("{e:#}"), |o| o.all()))?;
     }
     for (name, args) in [
-        ("objects.yaml", &["get", "nodes,pods,services,endpointslices,deployments,replicasets,jobs,pvc,pv", "-A", "-o", "yaml"][..]),
+        (
+            "objects.yaml",
+            &["get", "nodes,pods,services,endpointslices,deployments,replicasets,jobs,pvc,pv", "-A", "-o", "yaml"][..],
+        ),
         ("events.txt", &["get", "events", "-A", "--sort-by=.metadata.creationTimestamp"][..]),
         ("pods.txt", &["get", "pods", "-A", "-o", "wide"][..]),
     ] {

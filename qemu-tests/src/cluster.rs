@@ -31,7 +31,12 @@ impl Output {
         if self.ok {
             return Ok(self.out);
         }
-        bail!("exit code {}: {}{}", self.code, self.err.trim(), if self.out.is_empty() { String::new() } else { format!(" / {}", self.out.trim()) })
+        bail!(
+            "exit code {}: {}{}",
+            self.code,
+            self.err.trim(),
+            if self.out.is_empty() { String::new() } else { format!(" / {}", self.out.trim()) }
+        )
     }
 
     /// Both streams together, for looking at messages.
@@ -180,7 +185,8 @@ impl Cluster {
     /// It is not, in time; the error describes the pod.
     pub fn pod_ready(&self, namespace: &str, name: &str) -> Result<()> {
         let timeout = format!("--timeout={}s", crate::wait::scale(40).as_secs());
-        let waited = self.kubectl(&["-n", namespace, "wait", "--for=condition=Ready", &timeout, &format!("pod/{name}")])?;
+        let waited =
+            self.kubectl(&["-n", namespace, "wait", "--for=condition=Ready", &timeout, &format!("pod/{name}")])?;
         if waited.ok {
             return Ok(());
         }

@@ -78,7 +78,18 @@ fn pure_crates_do_no_io() {
         // Its trait for reading a drive is implemented for a file that the caller opened; it opens nothing itself.
         (
             "node-os/metadata/src",
-            &["File::open", "File::create", "OpenOptions", "fs::read", "fs::write", "fs::remove", "std::net::Tcp", "tokio::", "SystemTime::now", "Instant::now"][..],
+            &[
+                "File::open",
+                "File::create",
+                "OpenOptions",
+                "fs::read",
+                "fs::write",
+                "fs::remove",
+                "std::net::Tcp",
+                "tokio::",
+                "SystemTime::now",
+                "Instant::now",
+            ][..],
         ),
     ] {
         let mut files = Vec::new();
@@ -87,7 +98,11 @@ fn pure_crates_do_no_io() {
             let text = std::fs::read_to_string(file).unwrap_or_default();
             let code = text.split("#[cfg(test)]").next().unwrap_or("");
             for word in banned {
-                assert!(!code.contains(word), "{} uses {word}: this crate does no I/O and takes the clock as an argument", file.display());
+                assert!(
+                    !code.contains(word),
+                    "{} uses {word}: this crate does no I/O and takes the clock as an argument",
+                    file.display()
+                );
             }
         }
     }
@@ -109,7 +124,8 @@ fn files_stay_readable() {
 fn unsafe_lives_in_node_sys_only() {
     for file in rust_files() {
         let path = file.to_string_lossy().into_owned();
-        let exempt = path.contains("/node-os/sys/") || path.contains("/builder/pause/") || path.ends_with("tests/tidy.rs");
+        let exempt =
+            path.contains("/node-os/sys/") || path.contains("/builder/pause/") || path.ends_with("tests/tidy.rs");
         let text = std::fs::read_to_string(&file).unwrap_or_default();
         let code = text.lines().filter(|l| !l.trim_start().starts_with("//"));
         let found = code.into_iter().find(|l| l.contains("unsafe {") || l.contains("unsafe fn"));
@@ -121,19 +137,25 @@ fn unsafe_lives_in_node_sys_only() {
 fn every_crate_stands_in_the_architecture() {
     let text = std::fs::read_to_string(workspace().join("docs/architecture.md")).expect("docs/architecture.md");
     for (name, (dir, _)) in crates() {
-        assert!(text.contains(&format!("`{dir}`")) || text.contains(&format!("`{dir}/`")), "{name} ({dir}) is not in docs/architecture.md");
+        assert!(
+            text.contains(&format!("`{dir}`")) || text.contains(&format!("`{dir}/`")),
+            "{name} ({dir}) is not in docs/architecture.md"
+        );
     }
 }
 
 #[test]
 fn paths_named_in_documents_exist() {
-    let mut documents = vec![workspace().join("README.md"), workspace().join("CONTRIBUTING.md"), workspace().join("SECURITY.md")];
+    let mut documents =
+        vec![workspace().join("README.md"), workspace().join("CONTRIBUTING.md"), workspace().join("SECURITY.md")];
     let docs = std::fs::read_dir(workspace().join("docs")).into_iter().flatten().flatten().map(|e| e.path());
     documents.extend(docs.filter(|p| p.extension().is_some_and(|e| e == "md")));
     for document in documents {
         let text = std::fs::read_to_string(&document).unwrap_or_default();
         for word in text.split('`').skip(1).step_by(2) {
-            let ours = ["builder/", "node-os/", "control/", "images/", "qemu-tests/", "docs/"].iter().any(|p| word.starts_with(p));
+            let ours = ["builder/", "node-os/", "control/", "images/", "qemu-tests/", "docs/"]
+                .iter()
+                .any(|p| word.starts_with(p));
             if ours && !word.contains(['*', ' ', '{']) {
                 assert!(workspace().join(word).exists(), "{} names {word}, which does not exist", document.display());
             }

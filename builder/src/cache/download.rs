@@ -65,7 +65,14 @@ impl Store {
     }
 
     /// Makes sure that the file is there.
-    pub fn fetch(&self, client: &ureq::Agent, url: &str, sha256: &str, size: u64, bar: &ProgressBar) -> Result<PathBuf> {
+    pub fn fetch(
+        &self,
+        client: &ureq::Agent,
+        url: &str,
+        sha256: &str,
+        size: u64,
+        bar: &ProgressBar,
+    ) -> Result<PathBuf> {
         let path = self.path(sha256);
         if self.has(sha256, size) {
             return Ok(path);
@@ -111,7 +118,9 @@ impl Store {
         let found = hash::hex_of_file(partial)?;
         if found != sha256 {
             fs::remove_file(partial).with_context(|| format!("removing {}", partial.display()))?;
-            bail!("{url} has SHA-256 {found}, and kimg.lock says {sha256}; the mirror or a proxy on the way changes files");
+            bail!(
+                "{url} has SHA-256 {found}, and kimg.lock says {sha256}; the mirror or a proxy on the way changes files"
+            );
         }
         fs::rename(partial, &path).with_context(|| format!("storing {}", path.display()))?;
         Ok(path)
@@ -193,7 +202,8 @@ mod tests {
                 }
                 let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
                 let body = &content[start..];
-                write!(stream, "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len()).unwrap();
+                write!(stream, "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len())
+                    .unwrap();
                 let sent = if turn == 0 { body.len() / 2 } else { body.len() };
                 stream.write_all(&body[..sent]).unwrap();
             }

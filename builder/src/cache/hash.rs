@@ -39,7 +39,12 @@ pub fn hex_of_file_remembered(path: &Path, memory: &Path) -> Result<String> {
     let meta = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
     let stamp = format!(
         "{} {} {}.{} {}.{}",
-        meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()
+        meta.ino(),
+        meta.len(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec()
     );
     let note = memory.join(&hex_of(path.to_string_lossy().as_bytes())[..24]);
     if let Ok(text) = fs::read_to_string(&note)

@@ -40,7 +40,10 @@ impl BuildLock {
                 return Err(error).with_context(|| format!("locking {}", path.display()));
             }
         }
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(|| format!("writing {}", path.display()))?;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .with_context(|| format!("writing {}", path.display()))?;
         Ok(BuildLock { _file: file })
     }
 }

@@ -48,9 +48,8 @@ impl Steps {
             return Ok(path);
         }
         let temporary = super::temporary_beside(&path)?;
-        let made = make(&temporary).and_then(|()| {
-            fs::rename(&temporary, &path).with_context(|| format!("storing {}", path.display()))
-        });
+        let made = make(&temporary)
+            .and_then(|()| fs::rename(&temporary, &path).with_context(|| format!("storing {}", path.display())));
         if made.is_err() {
             // The error of the step is the one to report.
             let _ = fs::remove_file(&temporary);

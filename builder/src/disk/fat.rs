@@ -217,9 +217,13 @@ mod tests {
         // BOOT sorts before EFI: /boot is cluster 2, vmlinuz 3, /EFI 4, /EFI/BOOT 5, the big file 6 to 9.
         assert_eq!(&image[data + CLUSTER..data + CLUSTER + 1], b"k");
         assert_eq!(&image[data + 4 * CLUSTER..data + 4 * CLUSTER + 4], &[7; 4]);
-        let fat: Vec<u16> = image[SECTOR..].chunks_exact(2).take(10).map(|c| u16::from_le_bytes([c[0], c[1]])).collect();
+        let fat: Vec<u16> =
+            image[SECTOR..].chunks_exact(2).take(10).map(|c| u16::from_le_bytes([c[0], c[1]])).collect();
         assert_eq!(fat, [0xfff8, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 7, 8, 9, 0xffff]);
-        assert_eq!(image, build(64 << 20, "kimg", &[("/boot/vmlinuz", b"k"), ("/EFI/BOOT/BOOTX64.EFI", &big)]).unwrap());
+        assert_eq!(
+            image,
+            build(64 << 20, "kimg", &[("/boot/vmlinuz", b"k"), ("/EFI/BOOT/BOOTX64.EFI", &big)]).unwrap()
+        );
     }
 
     #[test]

@@ -60,15 +60,25 @@ impl std::fmt::Display for Guid {
 pub mod types {
     use super::Guid;
     /// GRUB's core image.
-    pub const BIOS_BOOT: Guid = Guid::from_text_bytes([0x21, 0x68, 0x61, 0x48, 0x64, 0x49, 0x6e, 0x6f, 0x74, 0x4e, 0x65, 0x65, 0x64, 0x45, 0x46, 0x49]);
+    pub const BIOS_BOOT: Guid = Guid::from_text_bytes([
+        0x21, 0x68, 0x61, 0x48, 0x64, 0x49, 0x6e, 0x6f, 0x74, 0x4e, 0x65, 0x65, 0x64, 0x45, 0x46, 0x49,
+    ]);
     /// EFI system partition.
-    pub const ESP: Guid = Guid::from_text_bytes([0xc1, 0x2a, 0x73, 0x28, 0xf8, 0x1f, 0x11, 0xd2, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b]);
+    pub const ESP: Guid = Guid::from_text_bytes([
+        0xc1, 0x2a, 0x73, 0x28, 0xf8, 0x1f, 0x11, 0xd2, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b,
+    ]);
     /// Root of x86-64.
-    pub const ROOT: Guid = Guid::from_text_bytes([0x4f, 0x68, 0xbc, 0xe3, 0xe8, 0xcd, 0x4d, 0xb1, 0x96, 0xe7, 0xfb, 0xca, 0xf9, 0x84, 0xb7, 0x09]);
+    pub const ROOT: Guid = Guid::from_text_bytes([
+        0x4f, 0x68, 0xbc, 0xe3, 0xe8, 0xcd, 0x4d, 0xb1, 0x96, 0xe7, 0xfb, 0xca, 0xf9, 0x84, 0xb7, 0x09,
+    ]);
     /// Verity hashes of a root of x86-64.
-    pub const ROOT_VERITY: Guid = Guid::from_text_bytes([0x2c, 0x73, 0x57, 0xed, 0xeb, 0xd2, 0x46, 0xd9, 0xae, 0xc1, 0x23, 0xd4, 0x37, 0xec, 0x2b, 0xf5]);
+    pub const ROOT_VERITY: Guid = Guid::from_text_bytes([
+        0x2c, 0x73, 0x57, 0xed, 0xeb, 0xd2, 0x46, 0xd9, 0xae, 0xc1, 0x23, 0xd4, 0x37, 0xec, 0x2b, 0xf5,
+    ]);
     /// Linux data.
-    pub const LINUX: Guid = Guid::from_text_bytes([0x0f, 0xc6, 0x3d, 0xaf, 0x84, 0x83, 0x47, 0x72, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4]);
+    pub const LINUX: Guid = Guid::from_text_bytes([
+        0x0f, 0xc6, 0x3d, 0xaf, 0x84, 0x83, 0x47, 0x72, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4,
+    ]);
 }
 
 /// One partition; sectors count from the start of the disk.
@@ -191,8 +201,15 @@ impl Table {
             if last < first {
                 bail!("a partition ends before it starts; the image is damaged");
             }
-            let name: Vec<u16> = e[56..128].chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]])).take_while(|c| *c != 0).collect();
-            partitions.push(Partition { name: String::from_utf16_lossy(&name), kind: guid(&e[..16]), id: guid(&e[16..32]), first, sectors: last - first + 1 });
+            let name: Vec<u16> =
+                e[56..128].chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]])).take_while(|c| *c != 0).collect();
+            partitions.push(Partition {
+                name: String::from_utf16_lossy(&name),
+                kind: guid(&e[..16]),
+                id: guid(&e[16..32]),
+                first,
+                sectors: last - first + 1,
+            });
         }
         Ok(Table { disk: guid(&h[56..72]), partitions, sectors: u64_at(h, 32) + 1 })
     }
@@ -212,7 +229,10 @@ mod tests {
     #[test]
     fn a_written_table_reads_back() {
         let root = Guid::from_text_bytes([0x11; 16]);
-        let table = Table::lay_out(Guid::derived("disk"), &[("bios", types::BIOS_BOOT, Guid::derived("bios"), 1 << 20), ("root", types::ROOT, root, 5_000_000)]);
+        let table = Table::lay_out(
+            Guid::derived("disk"),
+            &[("bios", types::BIOS_BOOT, Guid::derived("bios"), 1 << 20), ("root", types::ROOT, root, 5_000_000)],
+        );
         assert_eq!(table.partitions[1].first, 4096);
         assert_eq!(table.partitions[1].sectors % ALIGN, 0);
         let head = table.head(&[0x90; 600]);

@@ -30,7 +30,14 @@ pub fn core_image(tools: &Toolbox, command_line: &str, core_sector: u64, work: &
     std::fs::write(&config, configuration(command_line)?).with_context(|| format!("writing {}", config.display()))?;
     let modules = tools.path("/usr/lib/grub/i386-pc");
     let mut command = tools.command("/usr/bin/grub-mkimage")?;
-    command.args(["-O", "i386-pc", "-p", PREFIX, "-d"]).arg(&modules).arg("-c").arg(&config).arg("-o").arg(&output).args(MODULES);
+    command
+        .args(["-O", "i386-pc", "-p", PREFIX, "-d"])
+        .arg(&modules)
+        .arg("-c")
+        .arg(&config)
+        .arg("-o")
+        .arg(&output)
+        .args(MODULES);
     crate::image::toolbox::run(&mut command)?;
     let mut core = std::fs::read(&output).with_context(|| format!("reading {}", output.display()))?;
     patch(&mut core, core_sector)?;
@@ -71,7 +78,10 @@ mod tests {
 
     #[test]
     fn the_configuration_quotes_arguments() {
-        assert_eq!(configuration("a=b;c  d").unwrap(), "linux16 /boot/vmlinuz 'a=b;c' 'd'\ninitrd16 /boot/initrd\nboot\n");
+        assert_eq!(
+            configuration("a=b;c  d").unwrap(),
+            "linux16 /boot/vmlinuz 'a=b;c' 'd'\ninitrd16 /boot/initrd\nboot\n"
+        );
         assert!(configuration("a'b").is_err());
     }
 }

@@ -130,7 +130,10 @@ mod tests {
         let table = layout(&[0xab; 32], 10 * MIB, MIB, 100);
         assert_eq!(table.partitions[0].first, CORE_SECTOR);
         assert_eq!(table.partitions[1].first, 4096);
-        assert_eq!(table.partition("root").map(|p| p.id.to_string()).as_deref(), Some("abababab-abab-abab-abab-abababababab"));
+        assert_eq!(
+            table.partition("root").map(|p| p.id.to_string()).as_deref(),
+            Some("abababab-abab-abab-abab-abababababab")
+        );
         assert_eq!(table.sectors % gpt::ALIGN, 0);
     }
 
@@ -139,7 +142,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         std::fs::write(&root, vec![1; 8192]).unwrap();
-        let parts = Parts { boot_img: &[0; 512], esp_files: &[("/boot/vmlinuz", b"k")], root: &root, verity: &root, root_hash: [1; 32], config: b"c" };
+        let parts = Parts {
+            boot_img: &[0; 512],
+            esp_files: &[("/boot/vmlinuz", b"k")],
+            root: &root,
+            verity: &root,
+            root_hash: [1; 32],
+            config: b"c",
+        };
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         let table = write(&a, &parts, b"core").unwrap();
         write(&b, &parts, b"core").unwrap();

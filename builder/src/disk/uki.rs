@@ -81,7 +81,17 @@ impl Layout {
             image_end = image_end.max(u32_at(at + 12)? + u32_at(at + 8)?);
             file_end = file_end.max(u32_at(at + 20)? + u32_at(at + 16)?);
         }
-        Ok(Layout { pe, optional, table, count, headers_size: u32_at(optional + 60)?, section_alignment, file_alignment, image_end, file_end })
+        Ok(Layout {
+            pe,
+            optional,
+            table,
+            count,
+            headers_size: u32_at(optional + 60)?,
+            section_alignment,
+            file_alignment,
+            image_end,
+            file_end,
+        })
     }
 }
 

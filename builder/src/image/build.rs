@@ -169,7 +169,8 @@ impl<'a> Workshop<'a> {
         let kernel = &self.kernel_package()?.sha256;
         let mut plan = Plan { role, recipe, executables, images, root_key: String::new(), initrd_key: String::new() };
         let inputs = self.ingredients(&plan).inputs(kernel)?;
-        plan.root_key = with_code(inputs, ROOT_CODE).with("tools", &self.tools_key).with("parameters", squashfs::PARAMETERS).key();
+        plan.root_key =
+            with_code(inputs, ROOT_CODE).with("tools", &self.tools_key).with("parameters", squashfs::PARAMETERS).key();
         plan.initrd_key = with_code(Inputs::new("initrd"), INITRAMFS_CODE)
             .with("kernel", kernel)
             .with("stage1", &self.stage1.sha256)
@@ -222,7 +223,9 @@ impl<'a> Workshop<'a> {
             if !self.steps.path("root", &plan.root_key).exists() {
                 names.extend(self.ingredients(plan).packages()?);
             }
-            if !self.steps.path("root", &plan.root_key).exists() || !self.steps.path("initrd", &plan.initrd_key).exists() {
+            if !self.steps.path("root", &plan.root_key).exists()
+                || !self.steps.path("initrd", &plan.initrd_key).exists()
+            {
                 names.insert(self.kernel_package()?.name.clone());
             }
         }
@@ -294,7 +297,8 @@ impl<'a> Workshop<'a> {
         let mut manifest = match known {
             Some(manifest) => manifest,
             None => {
-                let parts = DiskParts { root: &root, tree: &tree, root_hash, command_line: &command_line, config: &config };
+                let parts =
+                    DiskParts { root: &root, tree: &tree, root_hash, command_line: &command_line, config: &config };
                 self.write_disk(plan, &dir, &parts, inputs)?
             }
         };
@@ -339,7 +343,8 @@ impl<'a> Workshop<'a> {
         let initrd = self.steps.bytes("initrd", &plan.initrd_key, || {
             initramfs::build(&*self.kernel()?, &self.boot, self.components.read(&self.stage1)?)
         })?;
-        let kernel_key = with_code(Inputs::new("kernel"), DISK_CODE).with("package", &self.kernel_package()?.sha256).key();
+        let kernel_key =
+            with_code(Inputs::new("kernel"), DISK_CODE).with("package", &self.kernel_package()?.sha256).key();
         let vmlinuz = self.steps.bytes("vmlinuz", &kernel_key, || Ok(self.kernel()?.vmlinuz.to_vec()))?;
         let release = self.steps.bytes("release", &kernel_key, || Ok(self.kernel()?.version.clone().into_bytes()))?;
         let vmlinux = self.steps.bytes("vmlinux", &kernel_key, || kernel::uncompressed(&vmlinuz))?;
@@ -347,7 +352,8 @@ impl<'a> Workshop<'a> {
 
         let tools = self.tools()?;
         let command_line = parts.command_line;
-        let os_release = format!("ID=kimg\nVERSION_ID={0}\nPRETTY_NAME=\"kimg {0} {1}\"\n", env!("CARGO_PKG_VERSION"), plan.role);
+        let os_release =
+            format!("ID=kimg\nVERSION_ID={0}\nPRETTY_NAME=\"kimg {0} {1}\"\n", env!("CARGO_PKG_VERSION"), plan.role);
         let sections: [(&str, &[u8]); 5] = [
             (".osrel", os_release.as_bytes()),
             (".uname", release.as_bytes()),
@@ -358,7 +364,8 @@ impl<'a> Workshop<'a> {
         let uki = disk::uki::build(&tools.read(STUB)?, &sections)?;
         let core = self.core_image(&tools, command_line)?;
         let boot_img = tools.read(BOOT_IMG)?;
-        let esp: [(&str, &[u8]); 3] = [("/EFI/BOOT/BOOTX64.EFI", &uki), ("/boot/vmlinuz", &vmlinuz), ("/boot/initrd", &initrd)];
+        let esp: [(&str, &[u8]); 3] =
+            [("/EFI/BOOT/BOOTX64.EFI", &uki), ("/boot/vmlinuz", &vmlinuz), ("/boot/initrd", &initrd)];
         let content = disk::Parts {
             boot_img: &boot_img,
             esp_files: &esp,
@@ -371,7 +378,12 @@ impl<'a> Workshop<'a> {
         let temporary = cache::temporary_beside(&raw)?;
         disk::write(&temporary, &content, &core)?;
         std::fs::rename(&temporary, &raw).with_context(|| format!("storing {}", raw.display()))?;
-        for (name, bytes) in [("vmlinuz", &vmlinuz), ("vmlinux", &vmlinux), ("initrd", &initrd), ("cmdline", &command_line.as_bytes().to_vec())] {
+        for (name, bytes) in [
+            ("vmlinuz", &vmlinuz),
+            ("vmlinux", &vmlinux),
+            ("initrd", &initrd),
+            ("cmdline", &command_line.as_bytes().to_vec()),
+        ] {
             cache::write_atomic(&dir.join(name), bytes)?;
         }
         let manifest = self.manifest(plan, dir, parts, inputs, release)?;
@@ -388,7 +400,14 @@ impl<'a> Workshop<'a> {
         core
     }
 
-    fn manifest(&self, plan: &Plan, dir: &Path, parts: &DiskParts<'_>, inputs: String, release: String) -> Result<Manifest> {
+    fn manifest(
+        &self,
+        plan: &Plan,
+        dir: &Path,
+        parts: &DiskParts<'_>,
+        inputs: String,
+        release: String,
+    ) -> Result<Manifest> {
         let mut files = BTreeMap::new();
         for name in [Format::Raw.file(), "vmlinuz", "vmlinux", "initrd", "cmdline"] {
             files.insert(name.to_string(), FileSum::of(&dir.join(name))?);
@@ -416,15 +435,18 @@ impl<'a> Workshop<'a> {
             command_line: parts.command_line.into(),
             secrets: secrets.into(),
             inputs,
-            partitions: [("root", size(parts.root)?), ("verity", size(parts.tree)?), ("config", parts.config.len() as u64)]
-                .map(|(n, s)| (n.to_string(), s))
-                .into(),
+            partitions: [
+                ("root", size(parts.root)?),
+                ("verity", size(parts.tree)?),
+                ("config", parts.config.len() as u64),
+            ]
+            .map(|(n, s)| (n.to_string(), s))
+            .into(),
             packages,
             components,
             files,
         })
     }
-
 }
 
 /// What differs from disk to disk.

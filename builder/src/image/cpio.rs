@@ -11,7 +11,9 @@ pub fn archive(tree: &Tree) -> Vec<u8> {
             Node::Dir(mode) => entry(&mut out, inode, name, 0o040_000 | mode, 2, (0, 0), &[]),
             Node::File(mode, data) => entry(&mut out, inode, name, 0o100_000 | mode, 1, (0, 0), data),
             Node::Link(target) => entry(&mut out, inode, name, 0o120_777, 1, (0, 0), target.as_bytes()),
-            Node::Device(mode, major, minor) => entry(&mut out, inode, name, 0o020_000 | mode, 1, (*major, *minor), &[]),
+            Node::Device(mode, major, minor) => {
+                entry(&mut out, inode, name, 0o020_000 | mode, 1, (*major, *minor), &[])
+            }
         }
     }
     entry(&mut out, 0, "TRAILER!!!", 0, 1, (0, 0), &[]);

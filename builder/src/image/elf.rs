@@ -101,7 +101,9 @@ pub fn modinfo(bytes: &[u8]) -> Result<Vec<(String, String)>> {
         if name.starts_with(b".modinfo\0") {
             let pairs = body(section)?
                 .split(|b| *b == 0)
-                .filter_map(|pair| String::from_utf8_lossy(pair).split_once('=').map(|(k, v)| (k.to_string(), v.to_string())))
+                .filter_map(|pair| {
+                    String::from_utf8_lossy(pair).split_once('=').map(|(k, v)| (k.to_string(), v.to_string()))
+                })
                 .collect();
             return Ok(pairs);
         }

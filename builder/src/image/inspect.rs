@@ -73,7 +73,8 @@ pub struct CertificateReport {
 pub fn inspect(path: &Path) -> Result<Report> {
     let mut disk = Disk::open(path)?;
     let table = gpt::Table::parse(&disk.read(0, 34 * 512)?).with_context(|| format!("reading {}", path.display()))?;
-    let partition = |name: &str| table.partition(name).with_context(|| format!("{} has no partition '{name}'", path.display()));
+    let partition =
+        |name: &str| table.partition(name).with_context(|| format!("{} has no partition '{name}'", path.display()));
     let root_hash = format!("{}{}", partition("root")?.id, partition("verity")?.id).replace('-', "");
     // In the order in which they lie, since a stream cannot go back.
     let verity_start = partition("verity")?.first * gpt::SECTOR;
@@ -154,11 +155,25 @@ impl Report {
         let mut out = String::new();
         let text = |key: &str| self.cluster[key].as_str().unwrap_or("?").to_string();
         // Writing to a string does not fail.
-        let _ = writeln!(out, "{} image of cluster {}, kimg {}", text("role"), text("name"), self.cluster["build"]["version"].as_str().unwrap_or("?"));
+        let _ = writeln!(
+            out,
+            "{} image of cluster {}, kimg {}",
+            text("role"),
+            text("name"),
+            self.cluster["build"]["version"].as_str().unwrap_or("?")
+        );
         let state = if self.hash_tree_matches { "matches the hash tree" } else { "DOES NOT match the hash tree" };
         let _ = writeln!(out, "root hash {} ({state})\nsecrets   {}\n\nPartitions", self.root_hash, self.secrets);
         for p in &self.partitions {
-            let _ = writeln!(out, "  {} {:7} {:>10}  at {:>10}  {}", p.number, p.name, super::cmd::mib(p.size), p.offset, p.id);
+            let _ = writeln!(
+                out,
+                "  {} {:7} {:>10}  at {:>10}  {}",
+                p.number,
+                p.name,
+                super::cmd::mib(p.size),
+                p.offset,
+                p.id
+            );
         }
         let _ = writeln!(out, "\nCertificates");
         for c in &self.certificates {

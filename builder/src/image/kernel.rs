@@ -18,13 +18,16 @@ pub fn uncompressed(bz_image: &[u8]) -> Result<Vec<u8>> {
         n => usize::from(n),
     };
     let start = (setup + 1) * 512 + u32_at(0x248)?;
-    let payload = bz_image.get(start..start.saturating_add(u32_at(0x24c)?)).context("the kernel's payload is cut short")?;
+    let payload =
+        bz_image.get(start..start.saturating_add(u32_at(0x24c)?)).context("the kernel's payload is cut short")?;
     let mut kernel = Vec::new();
     match payload {
         // The uncompressed size follows the compressed data.
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => liblzma::read::XzDecoder::new(payload).read_to_end(&mut kernel)?,
         [0x1f, 0x8b, ..] => flate2::read::GzDecoder::new(payload).read_to_end(&mut kernel)?,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::stream::read::Decoder::new(payload)?.single_frame().read_to_end(&mut kernel)?,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            zstd::stream::read::Decoder::new(payload)?.single_frame().read_to_end(&mut kernel)?
+        }
         _ => bail!("the kernel is compressed in a way that is not known"),
     };
     if !super::elf::is_elf(&kernel) {

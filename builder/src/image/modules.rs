@@ -81,11 +81,14 @@ impl Kernel {
     }
 
     fn read(&self, name: &str) -> Result<Module> {
-        let (path, data) = self.files.get(name).with_context(|| format!("the kernel {} has no module {name}", self.version))?;
+        let (path, data) =
+            self.files.get(name).with_context(|| format!("the kernel {} has no module {name}", self.version))?;
         let (path, data) = match path.strip_suffix(".xz") {
             Some(path) => {
                 let mut plain = Vec::new();
-                liblzma::read::XzDecoder::new(&data[..]).read_to_end(&mut plain).with_context(|| format!("unpacking {path}"))?;
+                liblzma::read::XzDecoder::new(&data[..])
+                    .read_to_end(&mut plain)
+                    .with_context(|| format!("unpacking {path}"))?;
                 (path.to_string(), Arc::from(plain))
             }
             None => (path.clone(), data.clone()),
@@ -105,7 +108,10 @@ impl Kernel {
         for name in names {
             let name = normal(name);
             if !self.files.contains_key(&name) && !self.is_builtin(&name) {
-                bail!("the kernel {} has no module '{name}'; correct the name in images/*.toml or cluster.toml", self.version);
+                bail!(
+                    "the kernel {} has no module '{name}'; correct the name in images/*.toml or cluster.toml",
+                    self.version
+                );
             }
             queue.push(name);
         }
@@ -179,7 +185,12 @@ pub fn put(tree: &mut Tree, kernel: &Kernel, modules: &BTreeMap<String, Module>)
             soft.push_str(&format!("softdep {name} pre: {}\n", module.soft.join(" ")));
         }
     }
-    for (file, text) in [("modules.dep", dep), ("modules.alias", alias), ("modules.softdep", soft), ("modules.builtin", kernel.builtin.clone())] {
+    for (file, text) in [
+        ("modules.dep", dep),
+        ("modules.alias", alias),
+        ("modules.softdep", soft),
+        ("modules.builtin", kernel.builtin.clone()),
+    ] {
         tree.file(&format!("{base}/{file}"), 0o644, text.into_bytes())?;
     }
     Ok(())
@@ -191,7 +202,13 @@ mod tests {
 
     fn module(path: &str, depends: &[&str], soft: &[&str]) -> Module {
         let own = |list: &[&str]| list.iter().map(|s| s.to_string()).collect();
-        Module { path: path.into(), data: Arc::from(*b"x"), depends: own(depends), soft: own(soft), aliases: vec!["pci:x".into()] }
+        Module {
+            path: path.into(),
+            data: Arc::from(*b"x"),
+            depends: own(depends),
+            soft: own(soft),
+            aliases: vec!["pci:x".into()],
+        }
     }
 
     #[test]
@@ -207,7 +224,9 @@ mod tests {
         assert_eq!(load_order(&modules, ["sd-mod"]), ["scsi_common", "scsi_mod", "sd_mod"]);
         let mut tree = Tree::default();
         put(&mut tree, &Kernel { version: "1".into(), ..Kernel::default() }, &modules).unwrap();
-        let Some(super::super::tree::Node::File(_, dep)) = tree.get("/usr/lib/modules/1/modules.dep") else { panic!("no index") };
+        let Some(super::super::tree::Node::File(_, dep)) = tree.get("/usr/lib/modules/1/modules.dep") else {
+            panic!("no index")
+        };
         assert!(String::from_utf8_lossy(dep).contains("kernel/sd_mod.ko: kernel/scsi_mod.ko kernel/scsi_common.ko\n"));
     }
 

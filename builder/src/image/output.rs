@@ -38,9 +38,9 @@ impl Format {
     /// Makes this form of `raw` at `out`, whole or not at all.
     pub fn write(self, raw: &Path, out: &Path) -> Result<()> {
         let temporary = cache::temporary_beside(out)?;
-        let made = self.encode(raw, &temporary).and_then(|()| {
-            std::fs::rename(&temporary, out).with_context(|| format!("storing {}", out.display()))
-        });
+        let made = self
+            .encode(raw, &temporary)
+            .and_then(|()| std::fs::rename(&temporary, out).with_context(|| format!("storing {}", out.display())));
         if made.is_err() {
             // The first error is the one to report.
             let _ = std::fs::remove_file(&temporary);

@@ -83,7 +83,8 @@ impl Toolbox {
     /// Reads a file of the toolbox.
     pub fn read(&self, path: &str) -> Result<Vec<u8>> {
         let path = self.path(path);
-        std::fs::read(&path).with_context(|| format!("reading {}; remove that folder to have it made again", path.display()))
+        std::fs::read(&path)
+            .with_context(|| format!("reading {}; remove that folder to have it made again", path.display()))
     }
 
     /// A command that runs `program` of the toolbox.

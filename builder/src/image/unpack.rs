@@ -51,7 +51,10 @@ impl Packages {
                     put_entry(tree, path, entry)?;
                 }
                 if !found {
-                    bail!("the package {} has no file {pattern}; its files have moved, correct images/*.toml", recipe.name);
+                    bail!(
+                        "the package {} has no file {pattern}; its files have moved, correct images/*.toml",
+                        recipe.name
+                    );
                 }
             }
         }
@@ -64,13 +67,15 @@ impl Packages {
         let mut seen = BTreeSet::new();
         while let Some((path, data)) = queue.pop() {
             let needs = elf::needs(&data).with_context(|| format!("reading {path}"))?;
-            let interpreter = needs.interpreter.is_some().then(|| LOADER.rsplit('/').next().unwrap_or(LOADER).to_string());
+            let interpreter =
+                needs.interpreter.is_some().then(|| LOADER.rsplit('/').next().unwrap_or(LOADER).to_string());
             for library in needs.libraries.into_iter().chain(interpreter) {
                 if !seen.insert(library.clone()) {
                     continue;
                 }
                 let data = self.library(&library).with_context(|| format!("{path} needs the library {library}"))?;
-                let target = if LOADER.ends_with(&library) { LOADER.to_string() } else { format!("{LIBRARY_HOME}/{library}") };
+                let target =
+                    if LOADER.ends_with(&library) { LOADER.to_string() } else { format!("{LIBRARY_HOME}/{library}") };
                 if !tree.has(&target) {
                     tree.file(&target, if target == LOADER { 0o755 } else { 0o644 }, data.clone())?;
                 }
@@ -91,7 +96,11 @@ impl Packages {
                         Some(deb::Entry::File(_, data)) => return Ok(data.clone()),
                         Some(deb::Entry::Link(to)) => {
                             let file = to.rsplit('/').next().unwrap_or(to);
-                            path = if to.contains('/') { format!("{LIBRARY_HOME}/{file}") } else { format!("{folder}{file}") };
+                            path = if to.contains('/') {
+                                format!("{LIBRARY_HOME}/{file}")
+                            } else {
+                                format!("{folder}{file}")
+                            };
                         }
                         _ => break,
                     }
@@ -122,7 +131,10 @@ fn put_entry(tree: &mut Tree, path: &str, entry: &deb::Entry) -> Result<()> {
 }
 
 /// Unpacks packages on all cores, the largest first.
-pub fn unpack_all(packages: &[&LockedPackage], wanted: impl Fn(&str, &str) -> bool + Sync) -> Result<BTreeMap<String, deb::Files>> {
+pub fn unpack_all(
+    packages: &[&LockedPackage],
+    wanted: impl Fn(&str, &str) -> bool + Sync,
+) -> Result<BTreeMap<String, deb::Files>> {
     let mut order: Vec<&LockedPackage> = packages.to_vec();
     order.sort_by_key(|p| std::cmp::Reverse(p.size));
     let next = AtomicUsize::new(0);

@@ -133,7 +133,9 @@ pub fn changes(old: Option<&Lock>, new: &Lock) -> Vec<String> {
             Some(was) if was.version != package.version => {
                 lines.push(format!("~ {} {} → {}", package.name, was.version, package.version));
             }
-            Some(was) if was.sha256 != package.sha256 => lines.push(format!("~ {} {} (other content)", package.name, package.version)),
+            Some(was) if was.sha256 != package.sha256 => {
+                lines.push(format!("~ {} {} (other content)", package.name, package.version))
+            }
             Some(_) => {}
         }
     }

@@ -75,8 +75,13 @@ pub fn run(args: &ImageArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
     let mirrors = cluster().map(|settings| build::mirrors(&settings)).unwrap_or_else(|_| Mirrors::default());
     let progress = Progress::new();
     let lock = || -> Result<Lock> {
-        let settings = cluster().context("the recipe takes packages, and kimg.lock of a cluster says which versions")?;
-        if settings.dir.join(crate::lock::FILE).exists() { Lock::read(&settings.dir) } else { build::make_lock(&settings, &progress) }
+        let settings =
+            cluster().context("the recipe takes packages, and kimg.lock of a cluster says which versions")?;
+        if settings.dir.join(crate::lock::FILE).exists() {
+            Lock::read(&settings.dir)
+        } else {
+            build::make_lock(&settings, &progress)
+        }
     };
     let memory = cache::user_dir()?.join("sums");
     let surroundings = Surroundings {

@@ -161,9 +161,13 @@ pub fn references(archive: &Path) -> Result<Vec<String>> {
         let entry = entry.with_context(|| format!("reading {}", archive.display()))?;
         let path = entry.path()?.to_string_lossy().trim_start_matches("./").to_string();
         if path == "index.json" {
-            let index: Value = serde_json::from_reader(entry).with_context(|| format!("reading index.json of {}", archive.display()))?;
+            let index: Value = serde_json::from_reader(entry)
+                .with_context(|| format!("reading index.json of {}", archive.display()))?;
             let names = index["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
-            return Ok(names.iter().filter_map(|m| m["annotations"]["io.containerd.image.name"].as_str().map(str::to_string)).collect());
+            return Ok(names
+                .iter()
+                .filter_map(|m| m["annotations"]["io.containerd.image.name"].as_str().map(str::to_string))
+                .collect());
         }
     }
     bail!("{} is no OCI archive: it has no index.json; make one with `kimg build image`", archive.display())

@@ -246,10 +246,7 @@ fn program(source: &Path) -> Result<(Tree, Config)> {
 }
 
 fn merged(mut config: Config, over: &Config) -> Config {
-    for (place, value) in [
-        (&mut config.entrypoint, &over.entrypoint),
-        (&mut config.cmd, &over.cmd),
-    ] {
+    for (place, value) in [(&mut config.entrypoint, &over.entrypoint), (&mut config.cmd, &over.cmd)] {
         if !value.is_empty() {
             place.clone_from(value);
         }

@@ -82,7 +82,15 @@ fn parse_offer(suite: &str, stanza: &str) -> Result<Option<Offer>> {
         if let Some((key, value)) = line.split_once(": ")
             && matches!(
                 key,
-                "Package" | "Version" | "Size" | "SHA256" | "Filename" | "Depends" | "Pre-Depends" | "Provides" | "Architecture"
+                "Package"
+                    | "Version"
+                    | "Size"
+                    | "SHA256"
+                    | "Filename"
+                    | "Depends"
+                    | "Pre-Depends"
+                    | "Provides"
+                    | "Architecture"
             )
         {
             fields.insert(key, value.trim());

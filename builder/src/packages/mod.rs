@@ -70,7 +70,9 @@ impl Mirrors {
             Archive::Security => found.security,
         };
         if list.is_empty() {
-            bail!("this host has no apt sources to take a Debian mirror from; write `{key} = \"http://…\"` under [packages] in cluster.toml");
+            bail!(
+                "this host has no apt sources to take a Debian mirror from; write `{key} = \"http://…\"` under [packages] in cluster.toml"
+            );
         }
         Ok(list)
     }
@@ -109,18 +111,25 @@ fn offers_from(client: &ureq::Agent, root: &str, suite: &str, now: jiff::Timesta
     if let Some(until) = release.valid_until
         && until < now
     {
-        bail!("the Release file of {suite} was valid until {until} only; the mirror is out of date, or this host's clock is wrong");
+        bail!(
+            "the Release file of {suite} was valid until {until} only; the mirror is out of date, or this host's clock is wrong"
+        );
     }
     let path = format!("{COMPONENT}/binary-amd64/Packages.xz");
-    let (sha256, size) = release.files.get(&path).with_context(|| format!("the Release file of {suite} lists no {path}"))?;
+    let (sha256, size) =
+        release.files.get(&path).with_context(|| format!("the Release file of {suite} lists no {path}"))?;
     let by_hash = format!("{base}/{COMPONENT}/binary-amd64/by-hash/SHA256/{sha256}");
     let packed = download::get(client, &by_hash, INDEX_LIMIT)
         .or_else(|_| download::get(client, &format!("{base}/{path}"), INDEX_LIMIT))?;
     if packed.len() as u64 != *size || crate::cache::hash::hex_of(&packed) != *sha256 {
-        bail!("{path} of {suite} is not the file that the Release file names; the mirror is being updated, run `kimg lock` again later");
+        bail!(
+            "{path} of {suite} is not the file that the Release file names; the mirror is being updated, run `kimg lock` again later"
+        );
     }
     let mut text = String::new();
-    liblzma::read::XzDecoder::new(&packed[..]).read_to_string(&mut text).with_context(|| format!("unpacking {path}"))?;
+    liblzma::read::XzDecoder::new(&packed[..])
+        .read_to_string(&mut text)
+        .with_context(|| format!("unpacking {path}"))?;
     index::parse_packages(suite, &text)
 }
 
@@ -160,7 +169,13 @@ pub fn fetch(lock: &Lock, names: &[&str], mirrors: &Mirrors, progress: &Progress
     results.into_iter().collect()
 }
 
-fn fetch_one(client: &ureq::Agent, store: &Store, package: &LockedPackage, mirrors: &Mirrors, progress: &Progress) -> Result<()> {
+fn fetch_one(
+    client: &ureq::Agent,
+    store: &Store,
+    package: &LockedPackage,
+    mirrors: &Mirrors,
+    progress: &Progress,
+) -> Result<()> {
     let bar = progress.bytes(&package.name, package.size);
     let mut failures = Vec::new();
     let mut gone = true;
@@ -182,7 +197,9 @@ fn fetch_one(client: &ureq::Agent, store: &Store, package: &LockedPackage, mirro
     if gone {
         bail!(
             "the mirror no longer has {} {} which kimg.lock names:\n  {failures}\nTake the current versions with `kimg lock`, or set `mirror` in cluster.toml to an archive that keeps old versions, or copy {} from a machine that has built this before",
-            package.name, package.version, store.path(&package.sha256).display()
+            package.name,
+            package.version,
+            store.path(&package.sha256).display()
         );
     }
     bail!("fetching {} {}:\n  {failures}", package.name, package.version)

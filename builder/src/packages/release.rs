@@ -32,8 +32,7 @@ pub fn verify(armored: &str) -> Result<Release> {
 }
 
 fn verified_text(armored: &str) -> Result<String> {
-    let (message, _) =
-        CleartextSignedMessage::from_string(armored).context("the answer is no signed Release file")?;
+    let (message, _) = CleartextSignedMessage::from_string(armored).context("the answer is no signed Release file")?;
     for bytes in KEYS {
         let key = SignedPublicKey::from_bytes(bytes).context("reading a compiled-in archive key")?;
         if message.verify(&key).is_ok() || key.public_subkeys.iter().any(|sub| message.verify(&sub.key).is_ok()) {
@@ -86,7 +85,8 @@ mod tests {
 
     #[test]
     fn sums_and_dates_are_read() {
-        let release = parse("Codename: trixie\nValid-Until: Thu, 26 Nov 2026 02:12:54 UTC\nSHA256:\n aa 12 main/x\n").unwrap();
+        let release =
+            parse("Codename: trixie\nValid-Until: Thu, 26 Nov 2026 02:12:54 UTC\nSHA256:\n aa 12 main/x\n").unwrap();
         assert_eq!(release.files["main/x"], ("aa".to_string(), 12));
         assert_eq!(release.valid_until.unwrap().to_string(), "2026-11-26T02:12:54Z");
     }

@@ -80,12 +80,17 @@ pub fn resolve(catalog: &Catalog<'_>, wishes: &[Wish]) -> Result<BTreeMap<String
         let Some(offer) = catalog.newest.get(name.as_str()).copied() else {
             bail!("no suite has a package '{name}'; correct its name in images/*.toml");
         };
-        let mut depends: BTreeSet<String> = chosen.get(&name).map(|c| c.depends.iter().cloned().collect()).unwrap_or_default();
+        let mut depends: BTreeSet<String> =
+            chosen.get(&name).map(|c| c.depends.iter().cloned().collect()).unwrap_or_default();
         for group in &offer.depends {
             let Some(found) = followed(catalog, group, follow.as_deref()) else { continue };
             let Some(dependency) = found else {
                 let wanted: Vec<&str> = group.iter().map(|d| d.name.as_str()).collect();
-                bail!("package {name} {} needs {} which no suite has; run `kimg lock` again later, the mirror may be in the middle of an update", offer.version, wanted.join(" or "));
+                bail!(
+                    "package {name} {} needs {} which no suite has; run `kimg lock` again later, the mirror may be in the middle of an update",
+                    offer.version,
+                    wanted.join(" or ")
+                );
             };
             depends.insert(dependency.name.clone());
             // A kernel's meta package follows to the kernel itself, which follows to nothing further.
@@ -116,7 +121,9 @@ mod tests {
     use crate::packages::index::parse_packages;
 
     fn stanza(name: &str, version: &str, depends: &str) -> String {
-        format!("Package: {name}\nVersion: {version}\nArchitecture: amd64\nDepends: {depends}\nFilename: p/{name}_{version}\nSize: 1\nSHA256: 00\n\n")
+        format!(
+            "Package: {name}\nVersion: {version}\nArchitecture: amd64\nDepends: {depends}\nFilename: p/{name}_{version}\nSize: 1\nSHA256: 00\n\n"
+        )
     }
 
     fn wish(name: &str, follow: Option<&[&str]>) -> Wish {
@@ -125,7 +132,19 @@ mod tests {
 
     #[test]
     fn the_newest_version_and_only_followed_dependencies_are_taken() {
-        let mut offers = parse_packages("trixie", &[stanza("crun", "1.0", "libc6 (>= 2), init-system"), stanza("libc6", "2.40", "libgcc-s1"), stanza("libgcc-s1", "14", ""), stanza("init-system", "1", ""), stanza("meta", "1", "linux-image-1, kmod"), stanza("linux-image-1", "1", "kmod, lib-x")].concat()).unwrap();
+        let mut offers = parse_packages(
+            "trixie",
+            &[
+                stanza("crun", "1.0", "libc6 (>= 2), init-system"),
+                stanza("libc6", "2.40", "libgcc-s1"),
+                stanza("libgcc-s1", "14", ""),
+                stanza("init-system", "1", ""),
+                stanza("meta", "1", "linux-image-1, kmod"),
+                stanza("linux-image-1", "1", "kmod, lib-x"),
+            ]
+            .concat(),
+        )
+        .unwrap();
         offers.extend(parse_packages("trixie-security", &stanza("libc6", "2.41", "libgcc-s1")).unwrap());
         let catalog = Catalog::new(&offers);
         let chosen = resolve(&catalog, &[wish("crun", None), wish("meta", Some(&["linux-image-*"]))]).unwrap();

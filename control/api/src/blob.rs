@@ -10,10 +10,7 @@ pub fn bytes() -> &'static [u8] {
 }
 
 fn word(at: usize) -> usize {
-    TABLES
-        .get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, |b| u32::from_le_bytes(b) as usize)
+    TABLES.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, |b| u32::from_le_bytes(b) as usize)
 }
 
 /// Number of types in the tables.
@@ -42,10 +39,7 @@ fn type_base() -> usize {
 pub fn string(id: u32) -> &'static str {
     let at = 12 + 4 * id as usize;
     let base = string_base();
-    TABLES
-        .get(base + word(at)..base + word(at + 4))
-        .and_then(|b| std::str::from_utf8(b).ok())
-        .unwrap_or("")
+    TABLES.get(base + word(at)..base + word(at + 4)).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or("")
 }
 
 /// Cursor over one record.
@@ -56,11 +50,7 @@ impl Reader {
     pub fn of_type(index: u16) -> Reader {
         let at = type_index() + 4 * index as usize;
         let base = type_base();
-        Reader(
-            TABLES
-                .get(base + word(at)..base + word(at + 4))
-                .unwrap_or(&[]),
-        )
+        Reader(TABLES.get(base + word(at)..base + word(at + 4)).unwrap_or(&[]))
     }
 
     /// All kinds, one after the other.

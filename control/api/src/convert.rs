@@ -16,9 +16,7 @@ pub fn convert(mut o: Value, to: &Kind) -> Value {
     match (to.group.as_ref(), to.plural.as_ref()) {
         ("events.k8s.io", "events") => rename(&mut o, CORE_TO_EVENTS),
         ("", "events") => rename(&mut o, &CORE_TO_EVENTS.map(|(a, b)| (b, a))),
-        ("autoscaling", "horizontalpodautoscalers") if to.version == "v1" => {
-            autoscaler_to_v1(&mut o)
-        }
+        ("autoscaling", "horizontalpodautoscalers") if to.version == "v1" => autoscaler_to_v1(&mut o),
         ("autoscaling", "horizontalpodautoscalers") => autoscaler_to_v2(&mut o),
         _ => {}
     }
@@ -76,10 +74,8 @@ fn autoscaler_to_v1(o: &mut Value) {
     }
     let status = meta::child_mut(meta::object_mut(o), "status");
     if let Some(Value::Array(current)) = status.remove("currentMetrics") {
-        if let Some(u) = current
-            .iter()
-            .find(|m| is_cpu(m))
-            .and_then(|m| m["resource"]["current"]["averageUtilization"].as_i64())
+        if let Some(u) =
+            current.iter().find(|m| is_cpu(m)).and_then(|m| m["resource"]["current"]["averageUtilization"].as_i64())
         {
             status.insert("currentCPUUtilizationPercentage".into(), u.into());
         }
@@ -95,23 +91,12 @@ fn autoscaler_to_v1(o: &mut Value) {
 
 fn autoscaler_to_v2(o: &mut Value) {
     let mut take = |key: &str| -> Option<Value> {
-        let notes = o
-            .get_mut("metadata")?
-            .get_mut("annotations")?
-            .as_object_mut()?;
+        let notes = o.get_mut("metadata")?.get_mut("annotations")?.as_object_mut()?;
         let text = notes.remove(key)?;
         serde_json::from_str(text.as_str()?).ok()
     };
-    let (metrics, behavior, current, conditions) = (
-        take(METRICS),
-        take(BEHAVIOR),
-        take(CURRENT),
-        take(CONDITIONS),
-    );
-    if o["metadata"]["annotations"]
-        .as_object()
-        .is_some_and(Map::is_empty)
-    {
+    let (metrics, behavior, current, conditions) = (take(METRICS), take(BEHAVIOR), take(CURRENT), take(CONDITIONS));
+    if o["metadata"]["annotations"].as_object().is_some_and(Map::is_empty) {
         meta::remove(o, "annotations");
     }
     let spec = meta::child_mut(meta::object_mut(o), "spec");
@@ -155,28 +140,16 @@ mod tests {
         let v2 = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},
             "spec": {"maxReplicas": 3, "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}},
                 {"type": "Resource", "resource": {"name": "memory", "target": {"type": "Utilization", "averageUtilization": 70}}}]}, "status": {"currentReplicas": 1}});
-        let v1 = convert(
-            v2.clone(),
-            find("autoscaling", "v1", "horizontalpodautoscalers").unwrap(),
-        );
+        let v1 = convert(v2.clone(), find("autoscaling", "v1", "horizontalpodautoscalers").unwrap());
         assert_eq!(v1["spec"]["targetCPUUtilizationPercentage"], 50);
-        assert_eq!(
-            convert(
-                v1,
-                find("autoscaling", "v2", "horizontalpodautoscalers").unwrap()
-            ),
-            v2
-        );
+        assert_eq!(convert(v1, find("autoscaling", "v2", "horizontalpodautoscalers").unwrap()), v2);
     }
 
     #[test]
     fn events_come_back() {
         let core = json!({"apiVersion": "v1", "kind": "Event", "metadata": {}, "involvedObject": {"name": "a"}, "message": "m", "count": 2});
         let e = convert(core.clone(), find("events.k8s.io", "v1", "events").unwrap());
-        assert_eq!(
-            (&e["regarding"]["name"], &e["note"], &e["deprecatedCount"]),
-            (&json!("a"), &json!("m"), &json!(2))
-        );
+        assert_eq!((&e["regarding"]["name"], &e["note"], &e["deprecatedCount"]), (&json!("a"), &json!("m"), &json!(2)));
         assert_eq!(convert(e, find("", "v1", "events").unwrap()), core);
     }
 }

@@ -48,12 +48,7 @@ pub fn groups(kinds: &[Arc<Kind>]) -> Vec<(String, Vec<String>)> {
             versions.push(k.version.to_string());
         }
     }
-    let rank = |g: &str| {
-        GROUP_ORDER
-            .iter()
-            .position(|o| *o == g)
-            .unwrap_or(GROUP_ORDER.len())
-    };
+    let rank = |g: &str| GROUP_ORDER.iter().position(|o| *o == g).unwrap_or(GROUP_ORDER.len());
     out.sort_by(|(a, _), (b, _)| (rank(a), a).cmp(&(rank(b), b)));
     for (_, versions) in &mut out {
         versions.sort_by_key(|v| std::cmp::Reverse(version_priority(v)));
@@ -66,9 +61,7 @@ pub fn version_priority(v: &str) -> (u8, u32, u32) {
     let Some(rest) = v.strip_prefix('v') else {
         return (0, 0, 0);
     };
-    let end = rest
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(rest.len());
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     let Ok(major) = rest[..end].parse::<u32>() else {
         return (0, 0, 0);
     };
@@ -96,11 +89,8 @@ fn group_value(group: &str, versions: &[String]) -> Value {
 
 /// `GET /apis`.
 pub fn group_list(kinds: &[Arc<Kind>]) -> Value {
-    let list: Vec<Value> = groups(kinds)
-        .iter()
-        .filter(|(g, _)| !g.is_empty())
-        .map(|(g, v)| group_value(g, v))
-        .collect();
+    let list: Vec<Value> =
+        groups(kinds).iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group_value(g, v)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list})
 }
 
@@ -117,10 +107,7 @@ pub fn group(kinds: &[Arc<Kind>], name: &str) -> Option<Value> {
 pub fn resource_list(kinds: &[Arc<Kind>], group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
     let mut any = false;
-    for k in kinds
-        .iter()
-        .filter(|k| k.group == group && k.version == version)
-    {
+    for k in kinds.iter().filter(|k| k.group == group && k.version == version) {
         any = true;
         list.push(resource(k));
         list.extend(k.subresources.iter().map(|s| subresource(k, s)));
@@ -162,10 +149,7 @@ fn storage_hash(k: &Kind) -> String {
 /// The aggregated document: `core` is `/api`, otherwise `/apis`. `version` is v2 or v2beta1.
 pub fn aggregated(kinds: &[Arc<Kind>], core: bool, version: &str) -> Value {
     let mut items = Vec::new();
-    for (group, versions) in groups(kinds)
-        .into_iter()
-        .filter(|(g, _)| g.is_empty() == core)
-    {
+    for (group, versions) in groups(kinds).into_iter().filter(|(g, _)| g.is_empty() == core) {
         let list: Vec<Value> = versions
             .iter()
             .map(|v| {
@@ -197,11 +181,7 @@ fn aggregated_resource(k: &Kind) -> Value {
     }
     if !k.subresources.is_empty() {
         let of = |s: &Subresource| {
-            let (g, ver) = if s.version.is_empty() {
-                (&k.group, &k.version)
-            } else {
-                (&s.group, &s.version)
-            };
+            let (g, ver) = if s.version.is_empty() { (&k.group, &k.version) } else { (&s.group, &s.version) };
             json!({"subresource": s.name, "responseKind": gvk(g, ver, &s.kind), "verbs": s.verbs})
         };
         v["subresources"] = k.subresources.iter().map(of).collect();
@@ -217,46 +197,21 @@ mod tests {
     #[test]
     fn documents() {
         let g = group_list(builtin());
-        let names: Vec<&str> = g["groups"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|g| g["name"].as_str().unwrap())
-            .collect();
-        assert_eq!(
-            names[..3],
-            ["apiregistration.k8s.io", "apps", "events.k8s.io"]
-        );
+        let names: Vec<&str> = g["groups"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap()).collect();
+        assert_eq!(names[..3], ["apiregistration.k8s.io", "apps", "events.k8s.io"]);
         let autoscaling = group(builtin(), "autoscaling").unwrap();
         assert_eq!(autoscaling["preferredVersion"]["version"], "v2");
         let core = resource_list(builtin(), "", "v1").unwrap();
-        let find = |n: &str| {
-            core["resources"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .find(|r| r["name"] == n)
-                .cloned()
-                .unwrap()
-        };
+        let find = |n: &str| core["resources"].as_array().unwrap().iter().find(|r| r["name"] == n).cloned().unwrap();
         assert_eq!(
-            (
-                &find("pods/eviction")["group"],
-                &find("pods/eviction")["version"]
-            ),
+            (&find("pods/eviction")["group"], &find("pods/eviction")["version"]),
             (&json!("policy"), &json!("v1"))
         );
         assert_eq!(find("pods")["categories"], json!(["all"]));
         assert!(resource_list(builtin(), "apps", "v9").is_none());
         let a = aggregated(builtin(), false, "v2");
         assert!(a["items"].as_array().unwrap().len() > 15);
-        assert_eq!(
-            aggregated(builtin(), true, "v2")["items"]
-                .as_array()
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(aggregated(builtin(), true, "v2")["items"].as_array().unwrap().len(), 1);
     }
 
     #[test]

@@ -140,11 +140,7 @@ impl Kind {
                 None => (g, self.version.as_ref()),
             },
         };
-        StorageId {
-            group: group.into(),
-            version: version.into(),
-            plural: self.plural.to_string(),
-        }
+        StorageId { group: group.into(), version: version.into(), plural: self.plural.to_string() }
     }
 
     /// Whether PUT without resourceVersion overwrites.
@@ -184,11 +180,7 @@ impl Kind {
 
 /// `v1` or `apps/v1`.
 pub fn api_version(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        version.to_string()
-    } else {
-        format!("{group}/{version}")
-    }
+    if group.is_empty() { version.to_string() } else { format!("{group}/{version}") }
 }
 
 /// Splits an apiVersion into group and version.
@@ -197,18 +189,12 @@ pub fn split_api_version(v: &str) -> (&str, &str) {
 }
 
 fn qualified(name: &str, group: &str) -> String {
-    if group.is_empty() {
-        name.to_string()
-    } else {
-        format!("{name}.{group}")
-    }
+    if group.is_empty() { name.to_string() } else { format!("{name}.{group}") }
 }
 
 static BUILTIN: LazyLock<Vec<Arc<Kind>>> = LazyLock::new(|| {
     let mut r = Reader::of_kinds();
-    (0..blob::kind_count())
-        .map(|_| Arc::new(decode(&mut r)))
-        .collect()
+    (0..blob::kind_count()).map(|_| Arc::new(decode(&mut r))).collect()
 });
 
 fn strs(list: Vec<&'static str>) -> Vec<Str> {
@@ -225,26 +211,13 @@ fn decode(r: &mut Reader) -> Kind {
     let subresources = (0..r.num())
         .map(|_| {
             let [name, group, version, kind] = std::array::from_fn(|_| Str::Borrowed(r.str()));
-            Subresource {
-                name,
-                group,
-                version,
-                kind,
-                verbs: strs(r.strs()),
-            }
+            Subresource { name, group, version, kind, verbs: strs(r.strs()) }
         })
         .collect();
     let columns = (0..r.num())
         .map(|_| {
             let [name, ty, format] = std::array::from_fn(|_| Str::Borrowed(r.str()));
-            Column {
-                name,
-                ty,
-                format,
-                priority: r.byte(),
-                description: "".into(),
-                path: "".into(),
-            }
+            Column { name, ty, format, priority: r.byte(), description: "".into(), path: "".into() }
         })
         .collect();
     let list_kind = format!("{kind}List").into();
@@ -287,11 +260,7 @@ impl Registry {
 
     /// The built-in kinds and these; a custom kind never hides a built-in one.
     pub fn with_custom(custom: &[Arc<Kind>]) -> Registry {
-        let mut r = Registry {
-            kinds: Vec::new(),
-            by_resource: HashMap::new(),
-            by_kind: HashMap::new(),
-        };
+        let mut r = Registry { kinds: Vec::new(), by_resource: HashMap::new(), by_kind: HashMap::new() };
         for k in builtin().iter().chain(custom) {
             let resource = (k.group.clone(), k.version.clone(), k.plural.clone());
             if r.by_resource.contains_key(&resource) {
@@ -299,9 +268,7 @@ impl Registry {
             }
             let at = r.kinds.len();
             r.by_resource.insert(resource, at);
-            r.by_kind
-                .entry((k.group.clone(), k.version.clone(), k.kind.clone()))
-                .or_insert(at);
+            r.by_kind.entry((k.group.clone(), k.version.clone(), k.kind.clone())).or_insert(at);
             r.kinds.push(k.clone());
         }
         r
@@ -314,21 +281,13 @@ impl Registry {
 
     /// By group, version and plural.
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
-        let key = (
-            Str::Owned(group.into()),
-            Str::Owned(version.into()),
-            Str::Owned(plural.into()),
-        );
+        let key = (Str::Owned(group.into()), Str::Owned(version.into()), Str::Owned(plural.into()));
         self.by_resource.get(&key).map(|i| &self.kinds[*i])
     }
 
     /// By group, version and kind.
     pub fn kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Kind>> {
-        let key = (
-            Str::Owned(group.into()),
-            Str::Owned(version.into()),
-            Str::Owned(kind.into()),
-        );
+        let key = (Str::Owned(group.into()), Str::Owned(version.into()), Str::Owned(kind.into()));
         self.by_kind.get(&key).map(|i| &self.kinds[*i])
     }
 
@@ -340,31 +299,23 @@ impl Registry {
 
     /// Any version of a kind, the first served.
     pub fn any_version(&self, group: &str, kind: &str) -> Option<&Arc<Kind>> {
-        self.kinds
-            .iter()
-            .find(|k| k.group == group && k.kind == kind)
+        self.kinds.iter().find(|k| k.group == group && k.kind == kind)
     }
 
     /// Any version of a resource, the first served.
     pub fn any_resource(&self, group: &str, plural: &str) -> Option<&Arc<Kind>> {
-        self.kinds
-            .iter()
-            .find(|k| k.group == group && k.plural == plural)
+        self.kinds.iter().find(|k| k.group == group && k.plural == plural)
     }
 }
 
 /// The built-in kind, by group, version and plural.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Arc<Kind>> {
-    BUILTIN
-        .iter()
-        .find(|k| k.group == group && k.version == version && k.plural == plural)
+    BUILTIN.iter().find(|k| k.group == group && k.version == version && k.plural == plural)
 }
 
 /// The built-in kind, by group, version and kind.
 pub fn find_kind(group: &str, version: &str, kind: &str) -> Option<&'static Arc<Kind>> {
-    BUILTIN
-        .iter()
-        .find(|k| k.group == group && k.version == version && k.kind == kind)
+    BUILTIN.iter().find(|k| k.group == group && k.version == version && k.kind == kind)
 }
 
 /// The schema of a type that is no resource of its own (Scale, DeleteOptions,
@@ -373,8 +324,7 @@ pub fn type_schema(group: &str, version: &str, kind: &str) -> Option<&'static Sc
     let name = match (group, kind) {
         (
             _,
-            "DeleteOptions" | "Status" | "WatchEvent" | "APIResourceList" | "APIGroupList"
-            | "APIGroup" | "APIVersions",
+            "DeleteOptions" | "Status" | "WatchEvent" | "APIResourceList" | "APIGroupList" | "APIGroup" | "APIVersions",
         ) => {
             format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")
         }
@@ -411,29 +361,15 @@ mod tests {
         let d = find("apps", "v1", "deployments").unwrap();
         assert_eq!(
             (d.group_resource(), d.group_kind(), d.api_version()),
-            (
-                "deployments.apps".into(),
-                "Deployment.apps".into(),
-                "apps/v1".into()
-            )
+            ("deployments.apps".into(), "Deployment.apps".into(), "apps/v1".into())
         );
         assert_eq!(
             find("events.k8s.io", "v1", "events").unwrap().storage(),
             find("", "v1", "events").unwrap().storage()
         );
-        assert_eq!(
-            find("autoscaling", "v1", "horizontalpodautoscalers")
-                .unwrap()
-                .storage()
-                .version,
-            "v2"
-        );
+        assert_eq!(find("autoscaling", "v1", "horizontalpodautoscalers").unwrap().storage().version, "v2");
         for k in builtin() {
-            assert!(
-                k.schema().field("metadata").is_some() || !k.has_verb("get"),
-                "{}",
-                k.plural
-            );
+            assert!(k.schema().field("metadata").is_some() || !k.has_verb("get"), "{}", k.plural);
             assert_eq!(
                 type_schema(&k.group, &k.version, &k.kind).map(|s| s.name.clone()),
                 Some(k.schema().name.clone())
@@ -450,19 +386,7 @@ mod tests {
                 println!("no columns: {}", k.group_resource());
             }
         }
-        assert_eq!(
-            find("storage.k8s.io", "v1", "storageclasses")
-                .unwrap()
-                .columns[0]
-                .name,
-            "Name"
-        );
-        assert_eq!(
-            find("node.k8s.io", "v1", "runtimeclasses")
-                .unwrap()
-                .columns
-                .len(),
-            3
-        );
+        assert_eq!(find("storage.k8s.io", "v1", "storageclasses").unwrap().columns[0].name, "Name");
+        assert_eq!(find("node.k8s.io", "v1", "runtimeclasses").unwrap().columns.len(), 3);
     }
 }

@@ -69,19 +69,12 @@ pub fn labels(o: &Value) -> Option<&Map<String, Value>> {
 
 /// The finalizers.
 pub fn finalizers(o: &Value) -> Vec<&str> {
-    o["metadata"]["finalizers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect()
+    o["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// The owner references.
 pub fn owners(o: &Value) -> &[Value] {
-    o["metadata"]["ownerReferences"]
-        .as_array()
-        .map_or(&[], Vec::as_slice)
+    o["metadata"]["ownerReferences"].as_array().map_or(&[], Vec::as_slice)
 }
 
 /// `metadata`, made when it is missing. A value that is no object becomes one.
@@ -154,9 +147,7 @@ pub fn spec_equal(a: &Value, b: &Value, has_status: bool) -> bool {
         return a == b;
     };
     let keep = |k: &str| k != "metadata" && !(has_status && k == "status");
-    a.iter()
-        .filter(|(k, _)| keep(k))
-        .eq(b.iter().filter(|(k, _)| keep(k)))
+    a.iter().filter(|(k, _)| keep(k)).eq(b.iter().filter(|(k, _)| keep(k)))
 }
 
 #[cfg(test)]
@@ -167,10 +158,7 @@ mod tests {
     #[test]
     fn reads_and_writes() {
         let mut o = json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"a": 1}});
-        assert_eq!(
-            (name(&o), label(&o, "x"), namespace(&o)),
-            ("a", Some("y"), "")
-        );
+        assert_eq!((name(&o), label(&o, "x"), namespace(&o)), ("a", Some("y"), ""));
         set(&mut o, "namespace", "n");
         set_resource_version(&mut o, 7);
         assert_eq!((namespace(&o), resource_version(&o)), ("n", "7"));

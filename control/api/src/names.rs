@@ -25,8 +25,7 @@ fn name_chars(s: &str) -> bool {
     !b.is_empty()
         && b[0].is_ascii_alphanumeric()
         && b[b.len() - 1].is_ascii_alphanumeric()
-        && b.iter()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+        && b.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
 }
 
 /// RFC 1123 label.
@@ -70,11 +69,7 @@ pub fn path_segment(s: &str) -> Vec<String> {
     if s == "." || s == ".." {
         return vec![format!("may not be '{s}'")];
     }
-    ["/", "%"]
-        .iter()
-        .filter(|c| s.contains(**c))
-        .map(|c| format!("may not contain '{c}'"))
-        .collect()
+    ["/", "%"].iter().filter(|c| s.contains(**c)).map(|c| format!("may not contain '{c}'")).collect()
 }
 
 /// `prefix/name` or `name`, as label and annotation keys are.
@@ -88,11 +83,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
             if first.is_empty() {
                 out.push("prefix part must be non-empty".into());
             } else {
-                out.extend(
-                    dns1123_subdomain(first)
-                        .into_iter()
-                        .map(|e| format!("prefix part {e}")),
-                );
+                out.extend(dns1123_subdomain(first).into_iter().map(|e| format!("prefix part {e}")));
             }
             name
         }
@@ -131,11 +122,7 @@ pub fn config_key(s: &str) -> Vec<String> {
     if s.len() > 253 {
         out.push(too_long(253));
     }
-    if s.is_empty()
-        || !s
-            .bytes()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
-    {
+    if s.is_empty() || !s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.')) {
         out.push("a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')".into());
     } else if s == "." {
         out.push("must not be '.'".into());
@@ -153,11 +140,7 @@ pub fn port_name(s: &str) -> Vec<String> {
     if s.len() > 15 {
         out.push("must be no more than 15 characters".into());
     }
-    if s.is_empty()
-        || !s
-            .bytes()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
-    {
+    if s.is_empty() || !s.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-') {
         out.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
     }
     if !s.bytes().any(|c| c.is_ascii_lowercase()) {
@@ -231,29 +214,13 @@ mod tests {
     #[test]
     fn rules() {
         for (f, good, bad) in [
-            (
-                dns1123_label as fn(&str) -> Vec<String>,
-                vec!["a", "1a", "a-b"],
-                vec!["", "A", "-a", "a.b", "a-"],
-            ),
-            (
-                dns1123_subdomain,
-                vec!["a.b", "a"],
-                vec!["", "a..b", "A.b", "a_b"],
-            ),
+            (dns1123_label as fn(&str) -> Vec<String>, vec!["a", "1a", "a-b"], vec!["", "A", "-a", "a.b", "a-"]),
+            (dns1123_subdomain, vec!["a.b", "a"], vec!["", "a..b", "A.b", "a_b"]),
             (dns1035_label, vec!["a1"], vec!["", "1a"]),
-            (
-                qualified_name,
-                vec!["a/B_c", "x", "example.com/a"],
-                vec!["/a", "a/", "a/b/c", "", "-a"],
-            ),
+            (qualified_name, vec!["a/B_c", "x", "example.com/a"], vec!["/a", "a/", "a/b/c", "", "-a"]),
             (label_value, vec!["", "A.b"], vec!["-", "a b"]),
             (config_key, vec!["a.b", "A_-"], vec!["", "..", "a/b", "..a"]),
-            (
-                port_name,
-                vec!["http", "h-1"],
-                vec!["", "80", "a--b", "-a", "abcdefghijklmnopq", "Http"],
-            ),
+            (port_name, vec!["http", "h-1"], vec!["", "80", "a--b", "-a", "abcdefghijklmnopq", "Http"]),
         ] {
             for g in good {
                 assert_eq!(f(g), Vec::<String>::new(), "{g}");

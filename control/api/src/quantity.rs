@@ -28,9 +28,7 @@ impl Quantity {
             b'+' => (false, &s[1..]),
             _ => (false, s),
         };
-        let end = body
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(body.len());
+        let end = body.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(body.len());
         let (digits, suffix) = body.split_at(end);
         let (whole, frac) = digits.split_once('.').unwrap_or((digits, ""));
         if (whole.is_empty() && frac.is_empty()) || frac.contains('.') {
@@ -41,9 +39,7 @@ impl Quantity {
         for c in whole.bytes().chain(frac.bytes()) {
             value = value.checked_mul(10)?.checked_add(i128::from(c - b'0'))?;
         }
-        let mut below = 10i128
-            .checked_pow(u32::try_from(frac.len()).ok()?)?
-            .checked_mul(div)?;
+        let mut below = 10i128.checked_pow(u32::try_from(frac.len()).ok()?)?.checked_mul(div)?;
         let mut above = value.checked_mul(mul)?;
         // Both factors are reduced so that the product with 10⁹ stays in range.
         let shared = gcd(NANO, below);
@@ -54,26 +50,17 @@ impl Quantity {
         if above % below != 0 {
             nano += 1;
         }
-        Some(Quantity {
-            nano: if neg { -nano } else { nano },
-            suffix: form,
-        })
+        Some(Quantity { nano: if neg { -nano } else { nano }, suffix: form })
     }
 
     /// From whole units.
     pub fn from_units(v: i64, suffix: Suffix) -> Quantity {
-        Quantity {
-            nano: i128::from(v) * NANO,
-            suffix,
-        }
+        Quantity { nano: i128::from(v) * NANO, suffix }
     }
 
     /// From thousandths.
     pub fn from_milli(v: i64) -> Quantity {
-        Quantity {
-            nano: i128::from(v) * 1_000_000,
-            suffix: Suffix::Decimal,
-        }
+        Quantity { nano: i128::from(v) * 1_000_000, suffix: Suffix::Decimal }
     }
 
     /// Whole units, rounded up.
@@ -98,28 +85,14 @@ impl Quantity {
 
     /// The sum, in the form of `self`.
     pub fn plus(&self, other: &Quantity) -> Quantity {
-        let suffix = if self.is_zero() {
-            other.suffix
-        } else {
-            self.suffix
-        };
-        Quantity {
-            nano: self.nano.saturating_add(other.nano),
-            suffix,
-        }
+        let suffix = if self.is_zero() { other.suffix } else { self.suffix };
+        Quantity { nano: self.nano.saturating_add(other.nano), suffix }
     }
 
     /// The difference, in the form of `self`.
     pub fn minus(&self, other: &Quantity) -> Quantity {
-        let suffix = if self.is_zero() {
-            other.suffix
-        } else {
-            self.suffix
-        };
-        Quantity {
-            nano: self.nano.saturating_sub(other.nano),
-            suffix,
-        }
+        let suffix = if self.is_zero() { other.suffix } else { self.suffix };
+        Quantity { nano: self.nano.saturating_sub(other.nano), suffix }
     }
 }
 
@@ -178,11 +151,7 @@ impl fmt::Display for Quantity {
                 v /= 1024;
                 i += 1;
             }
-            return write!(
-                f,
-                "{sign}{v}{}",
-                ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][i]
-            );
+            return write!(f, "{sign}{v}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][i]);
         }
         let mut v = n;
         let mut e = -9;
@@ -191,17 +160,9 @@ impl fmt::Display for Quantity {
             e += 3;
         }
         if self.suffix == Suffix::Exponent {
-            return if e == 0 {
-                write!(f, "{sign}{v}")
-            } else {
-                write!(f, "{sign}{v}e{e}")
-            };
+            return if e == 0 { write!(f, "{sign}{v}") } else { write!(f, "{sign}{v}e{e}") };
         }
-        write!(
-            f,
-            "{sign}{v}{}",
-            ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"][((e + 9) / 3) as usize]
-        )
+        write!(f, "{sign}{v}{}", ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"][((e + 9) / 3) as usize])
     }
 }
 

@@ -215,10 +215,7 @@ impl Schema {
 
     /// The field called `name`.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields
-            .binary_search_by(|f| f.name.as_ref().cmp(name))
-            .ok()
-            .map(|i| &self.fields[i])
+        self.fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok().map(|i| &self.fields[i])
     }
 
     /// The node below `name`: a field's, or the value's of a map.
@@ -232,11 +229,7 @@ impl Schema {
 
     /// The node of an array's items.
     pub fn item(&self) -> Option<&Schema> {
-        if self.ty == Ty::Array {
-            self.items.as_ref().map(Ref::get)
-        } else {
-            None
-        }
+        if self.ty == Ty::Array { self.items.as_ref().map(Ref::get) } else { None }
     }
 
     /// Whether this is a map (free keys, values of one type).
@@ -255,10 +248,7 @@ impl Schema {
             | Ty::PropsOrBool
             | Ty::PropsOrStrings => true,
             Ty::Object => {
-                (self.fields.is_empty()
-                    && self.items.is_none()
-                    && self.extra.is_none()
-                    && self.name.is_empty())
+                (self.fields.is_empty() && self.items.is_none() && self.extra.is_none() && self.name.is_empty())
                     || self.extra.as_ref().is_some_and(|e| e.preserve_unknown)
             }
             _ => false,
@@ -269,18 +259,13 @@ impl Schema {
     pub fn at(&self, path: &[&str]) -> Option<&Schema> {
         let mut s = self;
         for p in path {
-            s = if *p == "*" {
-                s.items.as_ref()?.get()
-            } else {
-                s.child(p)?
-            };
+            s = if *p == "*" { s.items.as_ref()?.get() } else { s.child(p)? };
         }
         Some(s)
     }
 }
 
-static LEAVES: LazyLock<Vec<Schema>> =
-    LazyLock::new(|| (0..19).map(|b| Schema::leaf(Ty::from_byte(b))).collect());
+static LEAVES: LazyLock<Vec<Schema>> = LazyLock::new(|| (0..19).map(|b| Schema::leaf(Ty::from_byte(b))).collect());
 
 static TYPES: LazyLock<Vec<OnceLock<Schema>>> =
     LazyLock::new(|| (0..blob::type_count()).map(|_| OnceLock::new()).collect());
@@ -315,17 +300,15 @@ pub fn index_of(name: &str) -> Option<u16> {
 
 /// The schema of ObjectMeta.
 pub fn object_meta() -> &'static Schema {
-    static META: LazyLock<u16> = LazyLock::new(|| {
-        index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").unwrap_or(u16::MAX)
-    });
+    static META: LazyLock<u16> =
+        LazyLock::new(|| index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").unwrap_or(u16::MAX));
     by_index(*META)
 }
 
 /// The schema of JSONSchemaProps.
 pub fn schema_props() -> &'static Schema {
     static PROPS: LazyLock<u16> = LazyLock::new(|| {
-        index_of("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
-            .unwrap_or(u16::MAX)
+        index_of("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps").unwrap_or(u16::MAX)
     });
     by_index(*PROPS)
 }
@@ -399,15 +382,10 @@ mod tests {
         let containers = pod.at(&["spec", "containers"]).unwrap();
         assert_eq!(containers.list, ListType::Map);
         assert_eq!(containers.keys, ["name"]);
-        let limits = pod
-            .at(&["spec", "containers", "*", "resources", "limits"])
-            .unwrap();
+        let limits = pod.at(&["spec", "containers", "*", "resources", "limits"]).unwrap();
         assert!(limits.is_map());
         assert_eq!(limits.child("cpu").unwrap().ty, Ty::Quantity);
-        assert_eq!(
-            pod.at(&["metadata", "creationTimestamp"]).unwrap().ty,
-            Ty::Time
-        );
+        assert_eq!(pod.at(&["metadata", "creationTimestamp"]).unwrap().ty, Ty::Time);
         let spec = pod.child("spec").unwrap();
         assert_eq!(spec.field("containers").unwrap().merge_key, Some("name"));
         assert!(by_name("io.k8s.api.core.v1.Nothing").is_none());

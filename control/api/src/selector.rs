@@ -46,11 +46,7 @@ impl Requirement {
                 ) else {
                     return false;
                 };
-                if self.op == Op::GreaterThan {
-                    a > b
-                } else {
-                    a < b
-                }
+                if self.op == Op::GreaterThan { a > b } else { a < b }
             }
         }
     }
@@ -61,10 +57,7 @@ impl Requirement {
         }
         for v in &self.values {
             if let Some(e) = crate::names::label_value(v).first() {
-                return Err(format!(
-                    "values[0][{}]: Invalid value: {v:?}: {e}",
-                    self.key
-                ));
+                return Err(format!("values[0][{}]: Invalid value: {v:?}: {e}", self.key));
             }
         }
         Ok(self)
@@ -78,9 +71,7 @@ impl Labels {
         for part in split_outside_parens(s) {
             let part = part.trim();
             if !part.is_empty() {
-                out.push(
-                    requirement(part).map_err(|e| format!("unable to parse requirement: {e}"))?,
-                );
+                out.push(requirement(part).map_err(|e| format!("unable to parse requirement: {e}"))?);
             }
         }
         Ok(Labels(out))
@@ -101,17 +92,9 @@ impl Labels {
                 "DoesNotExist" => Op::DoesNotExist,
                 o => return Err(format!("{o:?} is not a valid label selector operator")),
             };
-            let values = e["values"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|v| v.as_str().map(String::from))
-                .collect();
-            out.push(Requirement {
-                key: e["key"].as_str().unwrap_or("").into(),
-                op,
-                values,
-            });
+            let values =
+                e["values"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(String::from)).collect();
+            out.push(Requirement { key: e["key"].as_str().unwrap_or("").into(), op, values });
         }
         Ok(Some(Labels(out)))
     }
@@ -142,9 +125,7 @@ impl Labels {
 
     /// Whether these labels match.
     pub fn matches(&self, labels: Option<&Map<String, Value>>) -> bool {
-        self.0
-            .iter()
-            .all(|r| r.matches(labels.and_then(|l| l.get(&r.key)).and_then(Value::as_str)))
+        self.0.iter().all(|r| r.matches(labels.and_then(|l| l.get(&r.key)).and_then(Value::as_str)))
     }
 
     /// Whether an object's labels match.
@@ -197,48 +178,29 @@ fn split_outside_parens(s: &str) -> Vec<&str> {
 fn requirement(part: &str) -> Result<Requirement, String> {
     let make = |key: &str, op, values: Vec<&str>| {
         let values = values.into_iter().map(|v| v.trim().to_string()).collect();
-        Requirement {
-            key: key.trim().into(),
-            op,
-            values,
-        }
-        .check()
+        Requirement { key: key.trim().into(), op, values }.check()
     };
     if let Some(key) = part.strip_prefix('!') {
         return make(key, Op::DoesNotExist, vec![]);
     }
     if let Some((head, values)) = part.split_once('(') {
-        let values = values
-            .trim()
-            .strip_suffix(')')
-            .ok_or_else(|| format!("found '{part}', expected: ',' or ')'"))?;
+        let values = values.trim().strip_suffix(')').ok_or_else(|| format!("found '{part}', expected: ',' or ')'"))?;
         let mut words = head.split_whitespace();
-        let (key, op, rest) = (
-            words.next().unwrap_or(""),
-            words.next().unwrap_or(""),
-            words.next(),
-        );
+        let (key, op, rest) = (words.next().unwrap_or(""), words.next().unwrap_or(""), words.next());
         let op = match (op, rest) {
             ("in", None) => Op::In,
             ("notin", None) => Op::NotIn,
             _ => {
-                return Err(format!(
-                    "found '{op}', expected: in, notin, =, ==, !=, gt, lt"
-                ));
+                return Err(format!("found '{op}', expected: in, notin, =, ==, !=, gt, lt"));
             }
         };
         return make(key, op, values.split(',').collect());
     }
-    for (token, op) in [
-        ("!=", Op::NotEquals),
-        ("==", Op::Equals),
-        ("=", Op::Equals),
-        (">", Op::GreaterThan),
-        ("<", Op::LessThan),
-    ] {
+    for (token, op) in
+        [("!=", Op::NotEquals), ("==", Op::Equals), ("=", Op::Equals), (">", Op::GreaterThan), ("<", Op::LessThan)]
+    {
         if let Some((key, value)) = part.split_once(token) {
-            if matches!(op, Op::GreaterThan | Op::LessThan) && value.trim().parse::<i64>().is_err()
-            {
+            if matches!(op, Op::GreaterThan | Op::LessThan) && value.trim().parse::<i64>().is_err() {
                 return Err(format!(
                     "values[0][{}]: Invalid value: {:?}: for 'Gt', 'Lt' operators, the value must be an integer",
                     key.trim(),
@@ -250,9 +212,7 @@ fn requirement(part: &str) -> Result<Requirement, String> {
     }
     if part.split_whitespace().count() > 1 {
         let op = part.split_whitespace().nth(1).unwrap_or("");
-        return Err(format!(
-            "found '{op}', expected: in, notin, =, ==, !=, gt, lt"
-        ));
+        return Err(format!("found '{op}', expected: in, notin, =, ==, !=, gt, lt"));
     }
     make(part, Op::Exists, vec![])
 }
@@ -284,15 +244,9 @@ impl Fields {
             } else if let Some((f, v)) = part.split_once('=') {
                 (f, v, true)
             } else {
-                return Err(format!(
-                    "invalid selector: '{s}'; can't understand '{part}'"
-                ));
+                return Err(format!("invalid selector: '{s}'; can't understand '{part}'"));
             };
-            out.push(FieldTerm {
-                field: field.into(),
-                value: unescape(value),
-                equal,
-            });
+            out.push(FieldTerm { field: field.into(), value: unescape(value), equal });
         }
         Ok(Fields(out))
     }
@@ -304,10 +258,7 @@ impl Fields {
 
     /// The value that a field must have, if the selector says so.
     pub fn exact(&self, field: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|t| t.equal && t.field == field)
-            .map(|t| t.value.as_str())
+        self.0.iter().find(|t| t.equal && t.field == field).map(|t| t.value.as_str())
     }
 
     /// Refuses fields that the kind does not offer.
@@ -322,19 +273,14 @@ impl Fields {
 
     /// Whether an object matches.
     pub fn matches(&self, kind: &Kind, o: &Value) -> bool {
-        self.0
-            .iter()
-            .all(|t| (field_value(kind, o, &t.field) == t.value) == t.equal)
+        self.0.iter().all(|t| (field_value(kind, o, &t.field) == t.value) == t.equal)
     }
 }
 
 impl fmt::Display for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list: Vec<String> = self
-            .0
-            .iter()
-            .map(|t| format!("{}{}{}", t.field, if t.equal { "=" } else { "!=" }, t.value))
-            .collect();
+        let list: Vec<String> =
+            self.0.iter().map(|t| format!("{}{}{}", t.field, if t.equal { "=" } else { "!=" }, t.value)).collect();
         f.write_str(&list.join(","))
     }
 }
@@ -414,9 +360,7 @@ fn extra_fields(kind: &Kind) -> &'static [&'static str] {
         ("", "services") => &["spec.clusterIP", "spec.type"],
         ("batch", "jobs") => &["status.successful"],
         ("certificates.k8s.io", "certificatesigningrequests") => &["spec.signerName"],
-        ("networking.k8s.io", "ipaddresses") => {
-            &["spec.parentRef.group", "spec.parentRef.resource"]
-        }
+        ("networking.k8s.io", "ipaddresses") => &["spec.parentRef.group", "spec.parentRef.resource"],
         ("resource.k8s.io", "resourceslices") => &["spec.nodeName", "spec.driver"],
         _ => &[],
     }
@@ -426,11 +370,7 @@ fn supported(kind: &Kind, field: &str) -> bool {
     field == "metadata.name"
         || (field == "metadata.namespace" && (kind.namespaced || !kind.is_custom()))
         || extra_fields(kind).contains(&field)
-        || kind.custom.as_ref().is_some_and(|c| {
-            c.selectable
-                .iter()
-                .any(|s| s.trim_start_matches('.') == field)
-        })
+        || kind.custom.as_ref().is_some_and(|c| c.selectable.iter().any(|s| s.trim_start_matches('.') == field))
 }
 
 /// The value of a selectable field as text.
@@ -459,20 +399,12 @@ pub fn field_value(kind: &Kind, o: &Value, field: &str) -> String {
             .collect::<Vec<_>>()
             .join(","),
         "status.replicas" | "status.successful" => {
-            let v = get(if field == "status.successful" {
-                "status.succeeded"
-            } else {
-                field
-            });
+            let v = get(if field == "status.successful" { "status.succeeded" } else { field });
             if v.is_empty() { "0".into() } else { v }
         }
         "source" => {
             let s = get("source.component");
-            if s.is_empty() {
-                get("reportingComponent")
-            } else {
-                s
-            }
+            if s.is_empty() { get("reportingComponent") } else { s }
         }
         _ if kind.plural == "events" => event_field(o, field, &get),
         _ => get(field),
@@ -520,20 +452,17 @@ mod tests {
             ("x/y=", true),
             ("a in (b, c),n", true),
         ] {
-            assert_eq!(
-                Labels::parse(s).unwrap().matches(l.as_object()),
-                want,
-                "{s}"
-            );
+            assert_eq!(Labels::parse(s).unwrap().matches(l.as_object()), want, "{s}");
         }
         for s in ["a in b", "a in (b", "-=x", "a=b c", "a foo (b)"] {
             assert!(Labels::parse(s).is_err(), "{s}");
         }
-        assert_eq!(
-            Labels::parse("a = b, c in (e,d)").unwrap().to_string(),
-            "a=b,c in (d,e)"
-        );
-        let s = Labels::from_value(&json!({"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "q", "operator": "DoesNotExist"}]})).unwrap().unwrap();
+        assert_eq!(Labels::parse("a = b, c in (e,d)").unwrap().to_string(), "a=b,c in (d,e)");
+        let s = Labels::from_value(
+            &json!({"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "q", "operator": "DoesNotExist"}]}),
+        )
+        .unwrap()
+        .unwrap();
         assert!(s.matches(l.as_object()));
         assert!(Labels::from_value(&json!({})).unwrap().unwrap().is_empty());
         assert!(Labels::from_value(&Value::Null).unwrap().is_none());
@@ -554,18 +483,10 @@ mod tests {
             assert_eq!(f.matches(pods, &p), want, "{s}");
         }
         assert_eq!(
-            Fields::parse("spec.foo=1")
-                .unwrap()
-                .check(pods)
-                .unwrap_err(),
+            Fields::parse("spec.foo=1").unwrap().check(pods).unwrap_err(),
             "field label not supported: spec.foo"
         );
-        assert_eq!(
-            Fields::parse("metadata.name=a")
-                .unwrap()
-                .exact("metadata.name"),
-            Some("a")
-        );
+        assert_eq!(Fields::parse("metadata.name=a").unwrap().exact("metadata.name"), Some("a"));
         assert!(Fields::parse("x").is_err());
     }
 }

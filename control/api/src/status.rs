@@ -71,58 +71,31 @@ impl Status {
     }
 
     fn gr(group: &str, resource: &str) -> String {
-        if group.is_empty() {
-            resource.to_string()
-        } else {
-            format!("{resource}.{group}")
-        }
+        if group.is_empty() { resource.to_string() } else { format!("{resource}.{group}") }
     }
 
     /// 404 for an object.
     pub fn not_found(group: &str, resource: &str, name: &str) -> Status {
-        Status::new(
-            404,
-            "NotFound",
-            format!("{} {} not found", Status::gr(group, resource), quote(name)),
-        )
-        .about(group, resource, name)
+        Status::new(404, "NotFound", format!("{} {} not found", Status::gr(group, resource), quote(name)))
+            .about(group, resource, name)
     }
 
     /// 404 for a path that is not served.
     pub fn path_not_found() -> Status {
-        Status::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource",
-        )
+        Status::new(404, "NotFound", "the server could not find the requested resource")
     }
 
     /// 409 on create.
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Status {
-        Status::new(
-            409,
-            "AlreadyExists",
-            format!(
-                "{} {} already exists",
-                Status::gr(group, resource),
-                quote(name)
-            ),
-        )
-        .about(group, resource, name)
+        Status::new(409, "AlreadyExists", format!("{} {} already exists", Status::gr(group, resource), quote(name)))
+            .about(group, resource, name)
     }
 
     /// 409 on a stale resourceVersion or a failed precondition.
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Status {
         let gr = Status::gr(group, resource);
-        Status::new(
-            409,
-            "Conflict",
-            format!(
-                "Operation cannot be fulfilled on {gr} {}: {why}",
-                quote(name)
-            ),
-        )
-        .about(group, resource, name)
+        Status::new(409, "Conflict", format!("Operation cannot be fulfilled on {gr} {}: {why}", quote(name)))
+            .about(group, resource, name)
     }
 
     /// 409 with the text of a stale write.
@@ -159,24 +132,13 @@ impl Status {
     /// 405.
     pub fn method_not_allowed(group: &str, resource: &str, action: &str) -> Status {
         let gr = Status::gr(group, resource);
-        Status::new(
-            405,
-            "MethodNotAllowed",
-            format!(
-                "{action} is not supported on resources of kind {}",
-                quote(&gr)
-            ),
-        )
-        .about(group, resource, "")
+        Status::new(405, "MethodNotAllowed", format!("{action} is not supported on resources of kind {}", quote(&gr)))
+            .about(group, resource, "")
     }
 
     /// 405 for a verb that the path does not have.
     pub fn method_not_served() -> Status {
-        Status::new(
-            405,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        )
+        Status::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
     }
 
     /// 406.
@@ -184,10 +146,7 @@ impl Status {
         Status::new(
             406,
             "NotAcceptable",
-            format!(
-                "only the following media types are accepted: {}",
-                supported.join(", ")
-            ),
+            format!("only the following media types are accepted: {}", supported.join(", ")),
         )
     }
 
@@ -199,11 +158,7 @@ impl Status {
             format!(
                 "the body of the request was in an unknown format - accepted media types include: {}{}",
                 supported.join(", "),
-                if got.is_empty() {
-                    String::new()
-                } else {
-                    format!(" (got {got})")
-                }
+                if got.is_empty() { String::new() } else { format!(" (got {got})") }
             ),
         )
     }
@@ -220,11 +175,7 @@ impl Status {
 
     /// 504 for a resourceVersion from the future.
     pub fn too_large_version(requested: u64, current: u64) -> Status {
-        let mut s = Status::new(
-            504,
-            "Timeout",
-            format!("Too large resource version: {requested}, current: {current}"),
-        );
+        let mut s = Status::new(504, "Timeout", format!("Too large resource version: {requested}, current: {current}"));
         s.retry_after_seconds = Some(1);
         s.causes.push(Cause {
             reason: "ResourceVersionTooLarge".into(),
@@ -236,11 +187,7 @@ impl Status {
 
     /// 413.
     pub fn too_large(limit: usize) -> Status {
-        Status::new(
-            413,
-            "RequestEntityTooLarge",
-            format!("Request entity too large: limit is {limit}"),
-        )
+        Status::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
     }
 
     /// 422 from errors of fields. `kind` and `group` name the object's kind.
@@ -254,13 +201,7 @@ impl Status {
         }
         let text = match unique.as_slice() {
             [one] => (*one).clone(),
-            many => format!(
-                "[{}]",
-                many.iter()
-                    .map(|s| s.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ),
+            many => format!("[{}]", many.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")),
         };
         let gk = Status::gr(group, kind);
         let message = if errors.is_empty() {
@@ -271,11 +212,7 @@ impl Status {
         let mut s = Status::new(422, "Invalid", message).about(group, kind, name);
         s.causes = errors
             .iter()
-            .map(|e| Cause {
-                reason: e.kind.reason().into(),
-                message: e.body(),
-                field: e.field.clone(),
-            })
+            .map(|e| Cause { reason: e.kind.reason().into(), message: e.body(), field: e.field.clone() })
             .collect();
         s
     }
@@ -294,16 +231,8 @@ impl Status {
 
     /// 500.
     pub fn internal(message: impl fmt::Display) -> Status {
-        let mut s = Status::new(
-            500,
-            "InternalError",
-            format!("Internal error occurred: {message}"),
-        );
-        s.causes.push(Cause {
-            reason: "".into(),
-            message: message.to_string(),
-            field: String::new(),
-        });
+        let mut s = Status::new(500, "InternalError", format!("Internal error occurred: {message}"));
+        s.causes.push(Cause { reason: "".into(), message: message.to_string(), field: String::new() });
         s
     }
 
@@ -326,17 +255,8 @@ impl Status {
     }
 
     /// Adds a cause.
-    pub fn with_cause(
-        mut self,
-        reason: &'static str,
-        message: impl Into<String>,
-        field: impl Into<String>,
-    ) -> Status {
-        self.causes.push(Cause {
-            reason: reason.into(),
-            message: message.into(),
-            field: field.into(),
-        });
+    pub fn with_cause(mut self, reason: &'static str, message: impl Into<String>, field: impl Into<String>) -> Status {
+        self.causes.push(Cause { reason: reason.into(), message: message.into(), field: field.into() });
         self
     }
 
@@ -353,21 +273,13 @@ impl Status {
             v["reason"] = self.reason.as_ref().into();
         }
         let mut d = serde_json::Map::new();
-        for (k, s) in [
-            ("name", &self.name),
-            ("group", &self.group),
-            ("kind", &self.kind),
-            ("uid", &self.uid),
-        ] {
+        for (k, s) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)] {
             if !s.is_empty() {
                 d.insert(k.into(), s.as_str().into());
             }
         }
         if !self.causes.is_empty() {
-            d.insert(
-                "causes".into(),
-                self.causes.iter().map(Cause::to_value).collect(),
-            );
+            d.insert("causes".into(), self.causes.iter().map(Cause::to_value).collect());
         }
         if let Some(r) = self.retry_after_seconds {
             d.insert("retryAfterSeconds".into(), r.into());
@@ -385,15 +297,8 @@ impl Status {
     pub fn from_value(v: &Value) -> Status {
         let s = |p: &Value| p.as_str().unwrap_or("").to_string();
         let d = &v["details"];
-        let code = v["code"]
-            .as_u64()
-            .and_then(|c| u16::try_from(c).ok())
-            .unwrap_or(500);
-        let mut out = Status::new(code, "", s(&v["message"])).about(
-            &s(&d["group"]),
-            &s(&d["kind"]),
-            &s(&d["name"]),
-        );
+        let code = v["code"].as_u64().and_then(|c| u16::try_from(c).ok()).unwrap_or(500);
+        let mut out = Status::new(code, "", s(&v["message"])).about(&s(&d["group"]), &s(&d["kind"]), &s(&d["name"]));
         out.reason = s(&v["reason"]).into();
         out.uid = s(&d["uid"]);
         out.success = v["status"] == "Success";
@@ -402,11 +307,7 @@ impl Status {
             .as_array()
             .into_iter()
             .flatten()
-            .map(|c| Cause {
-                reason: s(&c["reason"]).into(),
-                message: s(&c["message"]),
-                field: s(&c["field"]),
-            })
+            .map(|c| Cause { reason: s(&c["reason"]).into(), message: s(&c["message"]), field: s(&c["field"]) })
             .collect();
         out
     }
@@ -415,11 +316,9 @@ impl Status {
 impl Cause {
     fn to_value(&self) -> Value {
         let mut c = serde_json::Map::new();
-        for (k, s) in [
-            ("reason", self.reason.as_ref()),
-            ("message", self.message.as_str()),
-            ("field", self.field.as_str()),
-        ] {
+        for (k, s) in
+            [("reason", self.reason.as_ref()), ("message", self.message.as_str()), ("field", self.field.as_str())]
+        {
             if !s.is_empty() {
                 c.insert(k.into(), s.into());
             }
@@ -486,18 +385,8 @@ pub struct FieldError {
 
 impl FieldError {
     /// Any error.
-    pub fn new(
-        kind: ErrorKind,
-        field: impl Into<String>,
-        value: Value,
-        detail: impl Into<String>,
-    ) -> FieldError {
-        FieldError {
-            kind,
-            field: field.into(),
-            value,
-            detail: detail.into(),
-        }
+    pub fn new(kind: ErrorKind, field: impl Into<String>, value: Value, detail: impl Into<String>) -> FieldError {
+        FieldError { kind, field: field.into(), value, detail: detail.into() }
     }
 
     /// `Required value`.
@@ -506,11 +395,7 @@ impl FieldError {
     }
 
     /// `Invalid value`.
-    pub fn invalid(
-        field: impl Into<String>,
-        value: impl Into<Value>,
-        detail: impl Into<String>,
-    ) -> FieldError {
+    pub fn invalid(field: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> FieldError {
         FieldError::new(ErrorKind::Invalid, field, value.into(), detail)
     }
 
@@ -530,47 +415,27 @@ impl FieldError {
     }
 
     /// `Unsupported value` with the values that are.
-    pub fn not_supported(
-        field: impl Into<String>,
-        value: impl Into<Value>,
-        supported: &[&str],
-    ) -> FieldError {
+    pub fn not_supported(field: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> FieldError {
         let list: Vec<String> = supported.iter().map(|s| quote(s)).collect();
-        FieldError::new(
-            ErrorKind::NotSupported,
-            field,
-            value.into(),
-            format!("supported values: {}", list.join(", ")),
-        )
+        FieldError::new(ErrorKind::NotSupported, field, value.into(), format!("supported values: {}", list.join(", ")))
     }
 
     /// `Too long`.
     pub fn too_long(field: impl Into<String>, max: usize) -> FieldError {
-        FieldError::new(
-            ErrorKind::TooLong,
-            field,
-            Value::Null,
-            format!("may not be more than {max} bytes"),
-        )
+        FieldError::new(ErrorKind::TooLong, field, Value::Null, format!("may not be more than {max} bytes"))
     }
 
     /// `Too many`.
     pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> FieldError {
-        FieldError::new(
-            ErrorKind::TooMany,
-            field,
-            count.into(),
-            format!("must have at most {max} items"),
-        )
+        FieldError::new(ErrorKind::TooMany, field, count.into(), format!("must have at most {max} items"))
     }
 
     /// The text without the field's name.
     pub fn body(&self) -> String {
         let mut s = match self.kind {
-            ErrorKind::Required
-            | ErrorKind::Forbidden
-            | ErrorKind::TooLong
-            | ErrorKind::Internal => self.kind.text().to_string(),
+            ErrorKind::Required | ErrorKind::Forbidden | ErrorKind::TooLong | ErrorKind::Internal => {
+                self.kind.text().to_string()
+            }
             _ => format!("{}: {}", self.kind.text(), self.value),
         };
         if !self.detail.is_empty() {
@@ -583,11 +448,7 @@ impl FieldError {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.field.is_empty() {
-            f.write_str(&self.body())
-        } else {
-            write!(f, "{}: {}", self.field, self.body())
-        }
+        if self.field.is_empty() { f.write_str(&self.body()) } else { write!(f, "{}: {}", self.field, self.body()) }
     }
 }
 
@@ -599,29 +460,15 @@ mod tests {
     fn messages_are_the_known_ones() {
         let cases = [
             (Status::not_found("", "pods", "x"), "pods \"x\" not found"),
-            (
-                Status::not_found("apps", "deployments", "x"),
-                "deployments.apps \"x\" not found",
-            ),
-            (
-                Status::already_exists("", "namespaces", "a"),
-                "namespaces \"a\" already exists",
-            ),
+            (Status::not_found("apps", "deployments", "x"), "deployments.apps \"x\" not found"),
+            (Status::already_exists("", "namespaces", "a"), "namespaces \"a\" already exists"),
             (
                 Status::stale("apps", "deployments", "d"),
                 "Operation cannot be fulfilled on deployments.apps \"d\": the object has been modified; please apply your changes to the latest version and try again",
             ),
+            (Status::forbidden("", "pods", "", "User \"u\" cannot list"), "pods is forbidden: User \"u\" cannot list"),
             (
-                Status::forbidden("", "pods", "", "User \"u\" cannot list"),
-                "pods is forbidden: User \"u\" cannot list",
-            ),
-            (
-                Status::invalid(
-                    "",
-                    "Pod",
-                    "p",
-                    &[FieldError::required("spec.containers", "")],
-                ),
+                Status::invalid("", "Pod", "p", &[FieldError::required("spec.containers", "")]),
                 "Pod \"p\" is invalid: spec.containers: Required value",
             ),
             (
@@ -630,11 +477,7 @@ mod tests {
                     "Deployment",
                     "d",
                     &[
-                        FieldError::invalid(
-                            "spec.replicas",
-                            -1,
-                            "must be greater than or equal to 0",
-                        ),
+                        FieldError::invalid("spec.replicas", -1, "must be greater than or equal to 0"),
                         FieldError::not_supported("spec.x", "a", &["B", "C"]),
                     ],
                 ),
@@ -645,13 +488,7 @@ mod tests {
             assert_eq!(s.message, m);
             assert_eq!(Status::from_value(&s.to_value()), s);
         }
-        let v = Status::invalid(
-            "",
-            "Pod",
-            "p",
-            &[FieldError::required("spec.containers", "")],
-        )
-        .to_value();
+        let v = Status::invalid("", "Pod", "p", &[FieldError::required("spec.containers", "")]).to_value();
         assert_eq!(
             v["details"]["causes"][0],
             json!({"reason": "FieldValueRequired", "message": "Required value", "field": "spec.containers"})

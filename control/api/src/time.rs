@@ -24,41 +24,20 @@ fn civil_from_days(z: i64) -> (i64, i64, i64) {
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
     let m = if mp < 10 { mp + 3 } else { mp - 9 };
-    (
-        yoe + era * 400 + i64::from(m <= 2),
-        m,
-        doy - (153 * mp + 2) / 5 + 1,
-    )
+    (yoe + era * 400 + i64::from(m <= 2), m, doy - (153 * mp + 2) / 5 + 1)
 }
 
 /// Parses RFC 3339.
 pub fn parse(s: &str) -> Option<Time> {
     let b = s.as_bytes();
-    if b.len() < 20
-        || b[4] != b'-'
-        || b[7] != b'-'
-        || !matches!(b[10], b'T' | b't')
-        || b[13] != b':'
-        || b[16] != b':'
-    {
+    if b.len() < 20 || b[4] != b'-' || b[7] != b'-' || !matches!(b[10], b'T' | b't') || b[13] != b':' || b[16] != b':' {
         return None;
     }
     let num = |r: std::ops::Range<usize>| -> Option<i64> {
         let t = s.get(r)?;
-        if t.bytes().all(|c| c.is_ascii_digit()) {
-            t.parse().ok()
-        } else {
-            None
-        }
+        if t.bytes().all(|c| c.is_ascii_digit()) { t.parse().ok() } else { None }
     };
-    let (y, mo, d, h, mi, sec) = (
-        num(0..4)?,
-        num(5..7)?,
-        num(8..10)?,
-        num(11..13)?,
-        num(14..16)?,
-        num(17..19)?,
-    );
+    let (y, mo, d, h, mi, sec) = (num(0..4)?, num(5..7)?, num(8..10)?, num(11..13)?, num(14..16)?, num(17..19)?);
     if !(1..=12).contains(&mo) || !(1..=31).contains(&d) || h > 23 || mi > 59 || sec > 60 {
         return None;
     }
@@ -73,11 +52,7 @@ pub fn parse(s: &str) -> Option<Time> {
         if at == start {
             return None;
         }
-        let digits: String = s[start..at]
-            .chars()
-            .chain("000000000".chars())
-            .take(9)
-            .collect();
+        let digits: String = s[start..at].chars().chain("000000000".chars()).take(9).collect();
         nanos = digits.parse().ok()?;
     }
     let offset = match b.get(at)? {
@@ -88,22 +63,14 @@ pub fn parse(s: &str) -> Option<Time> {
         }
         _ => return None,
     };
-    Some(Time {
-        seconds: days_from_civil(y, mo, d) * 86_400 + h * 3600 + mi * 60 + sec - offset,
-        nanos,
-    })
+    Some(Time { seconds: days_from_civil(y, mo, d) * 86_400 + h * 3600 + mi * 60 + sec - offset, nanos })
 }
 
 /// `2026-01-02T03:04:05Z`.
 pub fn format(seconds: i64) -> String {
     let (y, m, d) = civil_from_days(seconds.div_euclid(86_400));
     let s = seconds.rem_euclid(86_400);
-    format!(
-        "{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}Z",
-        s / 3600,
-        s / 60 % 60,
-        s % 60
-    )
+    format!("{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
 }
 
 /// `2026-01-02T03:04:05.000000Z`.
@@ -135,11 +102,7 @@ pub fn human(seconds: i64) -> String {
 }
 
 fn pair(a: i64, ua: &str, b: i64, ub: &str) -> String {
-    if b == 0 {
-        format!("{a}{ua}")
-    } else {
-        format!("{a}{ua}{b}{ub}")
-    }
+    if b == 0 { format!("{a}{ua}") } else { format!("{a}{ua}{b}{ub}") }
 }
 
 /// The age of an RFC 3339 time at `now` (seconds since 1970).
@@ -167,9 +130,7 @@ pub fn parse_duration(s: &str) -> Option<i64> {
         let n = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let value: f64 = rest[..n].parse().ok()?;
         rest = &rest[n..];
-        let u = rest
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(rest.len());
+        let u = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
         let unit = match &rest[..u] {
             "ns" => 1.0,
             "us" | "µs" | "μs" => 1e3,
@@ -223,18 +184,11 @@ mod tests {
 
     #[test]
     fn parses_and_formats() {
-        for s in [
-            "1970-01-01T00:00:00Z",
-            "2026-11-20T19:07:00Z",
-            "2000-02-29T23:59:59Z",
-        ] {
+        for s in ["1970-01-01T00:00:00Z", "2026-11-20T19:07:00Z", "2000-02-29T23:59:59Z"] {
             assert_eq!(format(parse(s).unwrap().seconds), s);
         }
         let t = parse("2026-11-20T19:07:00.123456+02:00").unwrap();
-        assert_eq!(
-            format_micro(t.seconds, t.nanos),
-            "2026-11-20T17:07:00.123456Z"
-        );
+        assert_eq!(format_micro(t.seconds, t.nanos), "2026-11-20T17:07:00.123456Z");
         assert!(parse("2026-11-20").is_none() && parse("x").is_none());
     }
 

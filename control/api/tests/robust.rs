@@ -52,31 +52,19 @@ fn value(s: &Schema, d: &mut Dice, depth: u32) -> Value {
         }
         Ty::Array => {
             let n = d.next(3);
-            (0..n)
-                .map(|_| s.item().map_or(Value::Null, |i| value(i, d, depth - 1)))
-                .collect()
+            (0..n).map(|_| s.item().map_or(Value::Null, |i| value(i, d, depth - 1))).collect()
         }
         Ty::Boolean => (d.next(2) == 0).into(),
         Ty::Int32 | Ty::Int64 => (d.next(70_000) as i64 - 2).into(),
         Ty::Number => 0.25.into(),
         Ty::Quantity => ["1", "100m", "1Gi", "x"][d.next(4) as usize].into(),
-        Ty::Time | Ty::MicroTime => [
-            "2026-01-02T03:04:05Z",
-            "2026-01-02T03:04:05.000001Z",
-            "nine",
-        ][d.next(3) as usize]
-            .into(),
+        Ty::Time | Ty::MicroTime => {
+            ["2026-01-02T03:04:05Z", "2026-01-02T03:04:05.000001Z", "nine"][d.next(3) as usize].into()
+        }
         Ty::Bytes => ["aGk=", "?"][d.next(2) as usize].into(),
-        Ty::String => [
-            "a",
-            "Running",
-            "Always",
-            "RollingUpdate",
-            "1.2.3.4",
-            "a.b/c",
-            "ClientIP",
-        ][d.next(7) as usize]
-            .into(),
+        Ty::String => {
+            ["a", "Running", "Always", "RollingUpdate", "1.2.3.4", "a.b/c", "ClientIP"][d.next(7) as usize].into()
+        }
         _ => any(d),
     }
 }
@@ -97,23 +85,13 @@ fn odd_objects() {
             api::validation::create(kind, &o);
             let mut raw = o.clone();
             api::defaults::apply(kind, &mut raw);
-            for f in [
-                "metadata.name",
-                "metadata.namespace",
-                "status.phase",
-                "spec.nodeName",
-                "source",
-                "status.podIPs",
-            ] {
+            for f in ["metadata.name", "metadata.namespace", "status.phase", "spec.nodeName", "source", "status.podIPs"]
+            {
                 api::selector::field_value(kind, &o, f);
             }
             // As a body.
-            let Ok(decoded) = api::codec::decode(
-                o.to_string().as_bytes(),
-                "application/json",
-                kind.schema(),
-                true,
-            ) else {
+            let Ok(decoded) = api::codec::decode(o.to_string().as_bytes(), "application/json", kind.schema(), true)
+            else {
                 continue;
             };
             let mut new = decoded.object;
@@ -121,8 +99,7 @@ fn odd_objects() {
             api::validation::create(kind, &new);
             api::table::cells(kind, &new, 1_800_000_000);
             let bytes = api::protobuf::encode_object(&new, Some(kind.schema()));
-            api::protobuf::decode_object(&bytes, Some(kind.schema()))
-                .expect("what was encoded can be read");
+            api::protobuf::decode_object(&bytes, Some(kind.schema())).expect("what was encoded can be read");
             for cut in [5, bytes.len() / 2, bytes.len().saturating_sub(1)] {
                 let _ = api::protobuf::decode_object(&bytes[..cut.min(bytes.len())], None);
             }

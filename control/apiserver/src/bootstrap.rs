@@ -19,17 +19,10 @@ pub async fn run(state: &Arc<AppState>) -> anyhow::Result<()> {
             "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
             "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
         });
-        ensure(state, "", "namespaces", namespace)
-            .await
-            .with_context(|| format!("making the namespace {name}"))?;
+        ensure(state, "", "namespaces", namespace).await.with_context(|| format!("making the namespace {name}"))?;
     }
-    crate::authz::bootstrap::reconcile(&state.registry)
-        .await
-        .context("making the default roles")?;
-    for (name, value) in [
-        ("system-node-critical", 2_000_001_000i64),
-        ("system-cluster-critical", 2_000_000_000),
-    ] {
+    crate::authz::bootstrap::reconcile(&state.registry).await.context("making the default roles")?;
+    for (name, value) in [("system-node-critical", 2_000_001_000i64), ("system-cluster-critical", 2_000_000_000)] {
         let class = json!({
             "kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": name},
             "value": value, "preemptionPolicy": "PreemptLowerPriority",
@@ -44,29 +37,19 @@ pub async fn run(state: &Arc<AppState>) -> anyhow::Result<()> {
         "spec": {"cidrs": [state.config.service_cluster_ip_range]},
         "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": now()}]},
     });
-    ensure(state, "networking.k8s.io", "servicecidrs", range)
-        .await
-        .context("making the ServiceCIDR kubernetes")?;
-    own_service(state)
-        .await
-        .context("making the Service kubernetes")
+    ensure(state, "networking.k8s.io", "servicecidrs", range).await.context("making the ServiceCIDR kubernetes")?;
+    own_service(state).await.context("making the Service kubernetes")
 }
 
 fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// Creates an object unless one of its name is there.
 async fn ensure(state: &AppState, group: &str, resource: &str, mut object: Value) -> Result<()> {
     let text = |field: &str| object["metadata"][field].as_str().unwrap_or("").to_string();
     let (namespace, name) = (text("namespace"), text("name"));
-    if state
-        .registry
-        .get(group, resource, &namespace, &name)
-        .is_some()
-    {
+    if state.registry.get(group, resource, &namespace, &name).is_some() {
         return Ok(());
     }
     object["metadata"]["uid"] = uuid::Uuid::new_v4().to_string().into();
@@ -97,8 +80,8 @@ fn own_address(state: &AppState) -> IpAddr {
 
 async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
     let range = &state.config.service_cluster_ip_range;
-    let address = first_address(range)
-        .with_context(|| format!("--service-cluster-ip-range {range} is not an address range"))?;
+    let address =
+        first_address(range).with_context(|| format!("--service-cluster-ip-range {range} is not an address range"))?;
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
@@ -117,10 +100,7 @@ async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
         tracing::warn!("no --advertise-address: the Service kubernetes has no endpoint");
         return Ok(());
     }
-    let (port, own_family) = (
-        state.config.secure_port,
-        if own.is_ipv4() { "IPv4" } else { "IPv6" },
-    );
+    let (port, own_family) = (state.config.secure_port, if own.is_ipv4() { "IPv4" } else { "IPv6" });
     let endpoints = json!({
         "kind": "Endpoints", "apiVersion": "v1",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
@@ -134,25 +114,12 @@ async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
         "endpoints": [{"addresses": [own], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
-    replace(
-        state,
-        "discovery.k8s.io",
-        "endpointslices",
-        slice,
-        "endpoints",
-    )
-    .await?;
+    replace(state, "discovery.k8s.io", "endpointslices", slice, "endpoints").await?;
     Ok(())
 }
 
 /// Creates an object, or puts one field of it right: this server's address may have changed.
-async fn replace(
-    state: &AppState,
-    group: &str,
-    resource: &str,
-    wanted: Value,
-    field: &str,
-) -> Result<()> {
+async fn replace(state: &AppState, group: &str, resource: &str, wanted: Value, field: &str) -> Result<()> {
     let text = |name: &str| wanted["metadata"][name].as_str().unwrap_or("").to_string();
     let (namespace, name, value) = (text("namespace"), text("name"), wanted[field].clone());
     ensure(state, group, resource, wanted).await?;
@@ -163,11 +130,7 @@ async fn replace(
         object[field] = value.clone();
         Ok(Change::Write(object))
     };
-    state
-        .registry
-        .guaranteed_update(group, resource, &namespace, &name, change)
-        .await
-        .map(drop)
+    state.registry.guaranteed_update(group, resource, &namespace, &name, change).await.map(drop)
 }
 
 #[cfg(test)]

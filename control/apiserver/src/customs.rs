@@ -44,24 +44,14 @@ async fn pass(state: &Arc<AppState>) -> bool {
     let mut unfinished = false;
     let mut taken = Names::default();
     let mut kinds = CustomKinds::default();
-    let mut crds: Vec<Value> = state
-        .registry
-        .list(GROUP, RESOURCE, None)
-        .iter()
-        .map(|o| o.value())
-        .collect();
+    let mut crds: Vec<Value> = state.registry.list(GROUP, RESOURCE, None).iter().map(|o| o.value()).collect();
     // Who came first keeps a name.
     crds.sort_by(|a, b| {
-        (
-            is_established(b),
-            meta::field(a, "creationTimestamp"),
-            meta::name(a),
-        )
-            .cmp(&(
-                is_established(a),
-                meta::field(b, "creationTimestamp"),
-                meta::name(b),
-            ))
+        (is_established(b), meta::field(a, "creationTimestamp"), meta::name(a)).cmp(&(
+            is_established(a),
+            meta::field(b, "creationTimestamp"),
+            meta::name(b),
+        ))
     });
     for crd in &crds {
         let conflict = taken.take(crd);
@@ -69,25 +59,16 @@ async fn pass(state: &Arc<AppState>) -> bool {
             serve(&mut kinds, crd);
         }
         if let Err(error) = settle(state, crd, conflict).await {
-            tracing::warn!(
-                "the definition {} was not brought up to date: {error}",
-                meta::name(crd)
-            );
+            tracing::warn!("the definition {} was not brought up to date: {error}", meta::name(crd));
             unfinished = true;
         }
     }
     publish(state, kinds);
-    for crd in crds
-        .iter()
-        .filter(|c| meta::deletion_timestamp(c).is_some() && meta::finalizers(c).contains(&CLEANUP))
-    {
+    for crd in crds.iter().filter(|c| meta::deletion_timestamp(c).is_some() && meta::finalizers(c).contains(&CLEANUP)) {
         match clear(state, crd).await {
             Ok(done) => unfinished |= !done,
             Err(error) => {
-                tracing::warn!(
-                    "the objects of {} were not cleared away: {error}",
-                    meta::name(crd)
-                );
+                tracing::warn!("the objects of {} were not cleared away: {error}", meta::name(crd));
                 unfinished = true;
             }
         }
@@ -100,11 +81,7 @@ fn is_established(crd: &Value) -> bool {
 }
 
 fn condition<'a>(crd: &'a Value, kind: &str) -> Option<&'a str> {
-    crd["status"]["conditions"]
-        .as_array()?
-        .iter()
-        .find(|c| c["type"] == kind)?["status"]
-        .as_str()
+    crd["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)?["status"].as_str()
 }
 
 /// Names in use, by group and what they name.
@@ -123,12 +100,7 @@ impl Names {
             ("Kind", "kind", text("kind")),
             ("ListKind", "kind", text("listKind")),
         ];
-        for short in names["shortNames"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-        {
+        for short in names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             wanted.push(("ShortNames", "resource", short.to_string()));
         }
         let own = meta::name(crd).to_string();
@@ -136,10 +108,7 @@ impl Names {
         for (what, space, name) in &wanted {
             let key = (group.clone(), *space, name.clone());
             if self.0.get(&key).is_some_and(|holder| *holder != own) {
-                return Some((
-                    format!("{what}Conflict"),
-                    format!("{name:?} is already in use"),
-                ));
+                return Some((format!("{what}Conflict"), format!("{name:?} is already in use")));
             }
         }
         for (_, space, name) in wanted {
@@ -151,10 +120,7 @@ impl Names {
 
 fn serve(kinds: &mut CustomKinds, crd: &Value) {
     if let Some(stored) = api::crd::kind_of(crd, api::crd::storage_version(crd)) {
-        kinds.stored.insert(
-            (stored.group.to_string(), stored.plural.to_string()),
-            stored,
-        );
+        kinds.stored.insert((stored.group.to_string(), stored.plural.to_string()), stored);
         kinds.served.extend(api::crd::kinds(crd));
     }
 }
@@ -164,30 +130,16 @@ fn publish(state: &AppState, new: CustomKinds) {
     let old = state.customs();
     let shape = |kinds: &CustomKinds, kind: &Kind| -> Vec<(String, String)> {
         let same = |k: &&Arc<Kind>| k.group == kind.group && k.plural == kind.plural;
-        kinds
-            .served
-            .iter()
-            .filter(same)
-            .map(|k| (k.version.to_string(), k.kind.to_string()))
-            .collect()
+        kinds.served.iter().filter(same).map(|k| (k.version.to_string(), k.kind.to_string())).collect()
     };
-    for gone in old
-        .stored
-        .values()
-        .filter(|k| shape(&old, k) != shape(&new, k))
-    {
-        state
-            .registry
-            .cache(&gone.group, &gone.plural)
-            .end_watches();
+    for gone in old.stored.values().filter(|k| shape(&old, k) != shape(&new, k)) {
+        state.registry.cache(&gone.group, &gone.plural).end_watches();
     }
     state.set_custom_kinds(new);
 }
 
 fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn set_condition(crd: &mut Value, kind: &str, status: bool, reason: &str, message: &str) {
@@ -218,22 +170,13 @@ async fn settle(state: &AppState, crd: &Value, conflict: Option<(String, String)
     let change = |mut crd: Value| {
         let before = crd.clone();
         if meta::deletion_timestamp(&crd).is_none() && !meta::finalizers(&crd).contains(&CLEANUP) {
-            let mut all: Vec<Value> = meta::finalizers(&crd)
-                .into_iter()
-                .map(Value::from)
-                .collect();
+            let mut all: Vec<Value> = meta::finalizers(&crd).into_iter().map(Value::from).collect();
             all.push(CLEANUP.into());
             meta::set_value(&mut crd, "finalizers", all.into());
         }
         match &conflict {
             None => {
-                set_condition(
-                    &mut crd,
-                    "NamesAccepted",
-                    true,
-                    "NoConflicts",
-                    "no conflicts found",
-                );
+                set_condition(&mut crd, "NamesAccepted", true, "NoConflicts", "no conflicts found");
                 set_condition(
                     &mut crd,
                     "Established",
@@ -242,28 +185,18 @@ async fn settle(state: &AppState, crd: &Value, conflict: Option<(String, String)
                     "the initial names have been accepted",
                 );
                 let names = crd["spec"]["names"].clone();
-                meta::child_mut(meta::object_mut(&mut crd), "status")
-                    .insert("acceptedNames".into(), names);
+                meta::child_mut(meta::object_mut(&mut crd), "status").insert("acceptedNames".into(), names);
             }
             Some((reason, message)) => {
                 set_condition(&mut crd, "NamesAccepted", false, reason, message);
                 if !is_established(&crd) {
-                    set_condition(
-                        &mut crd,
-                        "Established",
-                        false,
-                        "NotAccepted",
-                        "not all names are accepted",
-                    );
+                    set_condition(&mut crd, "Established", false, "NotAccepted", "not all names are accepted");
                 }
             }
         }
         let status = meta::child_mut(meta::object_mut(&mut crd), "status");
         let versions = status.entry("storedVersions").or_insert_with(|| json!([]));
-        if let Some(list) = versions
-            .as_array_mut()
-            .filter(|l| !l.iter().any(|v| *v == storage))
-        {
+        if let Some(list) = versions.as_array_mut().filter(|l| !l.iter().any(|v| *v == storage)) {
             list.push(storage.clone().into());
         }
         if meta::deletion_timestamp(&crd).is_some() && condition(&crd, "Terminating").is_none() {
@@ -275,17 +208,9 @@ async fn settle(state: &AppState, crd: &Value, conflict: Option<(String, String)
                 "CustomResource deletion is pending",
             );
         }
-        Ok(if crd == before {
-            Change::Keep
-        } else {
-            Change::Write(crd)
-        })
+        Ok(if crd == before { Change::Keep } else { Change::Write(crd) })
     };
-    match state
-        .registry
-        .guaranteed_update(GROUP, RESOURCE, "", meta::name(crd), change)
-        .await
-    {
+    match state.registry.guaranteed_update(GROUP, RESOURCE, "", meta::name(crd), change).await {
         Err(error) if error.reason == "NotFound" => Ok(()),
         done => done.map(drop),
     }
@@ -294,10 +219,7 @@ async fn settle(state: &AppState, crd: &Value, conflict: Option<(String, String)
 /// Removes the objects of a CRD, then lets it go; says whether that is done.
 async fn clear(state: &AppState, crd: &Value) -> Result<bool> {
     let text = |v: &Value| v.as_str().unwrap_or("").to_string();
-    let (group, plural) = (
-        text(&crd["spec"]["group"]),
-        text(&crd["spec"]["names"]["plural"]),
-    );
+    let (group, plural) = (text(&crd["spec"]["group"]), text(&crd["spec"]["names"]["plural"]));
     let mut left = false;
     for object in state.registry.list(&group, &plural, None) {
         let change = |mut object: Value| {
@@ -311,11 +233,7 @@ async fn clear(state: &AppState, crd: &Value) -> Result<bool> {
             meta::set_value(&mut object, "deletionGracePeriodSeconds", 0.into());
             Ok(Change::Write(object))
         };
-        match state
-            .registry
-            .guaranteed_update(&group, &plural, &object.namespace, &object.name, change)
-            .await
-        {
+        match state.registry.guaranteed_update(&group, &plural, &object.namespace, &object.name, change).await {
             Err(error) if error.reason == "NotFound" => {}
             done => left |= done?.is_some(),
         }
@@ -324,22 +242,14 @@ async fn clear(state: &AppState, crd: &Value) -> Result<bool> {
         return Ok(false);
     }
     let release = |mut crd: Value| {
-        let rest: Vec<Value> = meta::finalizers(&crd)
-            .into_iter()
-            .filter(|f| *f != CLEANUP)
-            .map(Value::from)
-            .collect();
+        let rest: Vec<Value> = meta::finalizers(&crd).into_iter().filter(|f| *f != CLEANUP).map(Value::from).collect();
         if rest.is_empty() {
             return Ok(Change::Remove);
         }
         meta::set_value(&mut crd, "finalizers", rest.into());
         Ok(Change::Write(crd))
     };
-    match state
-        .registry
-        .guaranteed_update(GROUP, RESOURCE, "", meta::name(crd), release)
-        .await
-    {
+    match state.registry.guaranteed_update(GROUP, RESOURCE, "", meta::name(crd), release).await {
         Err(error) if error.reason == "NotFound" => Ok(true),
         done => done.map(|_| true),
     }

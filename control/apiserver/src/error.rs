@@ -15,28 +15,16 @@ pub struct Cause {
 
 impl Cause {
     fn new(reason: &str, field: &str, message: String) -> Cause {
-        Cause {
-            reason: reason.into(),
-            message,
-            field: field.into(),
-        }
+        Cause { reason: reason.into(), message, field: field.into() }
     }
     /// A field must be given.
     pub fn required(field: &str, detail: &str) -> Cause {
-        let tail = if detail.is_empty() {
-            String::new()
-        } else {
-            format!(": {detail}")
-        };
+        let tail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
         Cause::new("FieldValueRequired", field, format!("Required value{tail}"))
     }
     /// A field's value is wrong.
     pub fn invalid(field: &str, value: &Value, detail: &str) -> Cause {
-        Cause::new(
-            "FieldValueInvalid",
-            field,
-            format!("Invalid value: {value}: {detail}"),
-        )
+        Cause::new("FieldValueInvalid", field, format!("Invalid value: {value}: {detail}"))
     }
     /// A field may not be set, or not be changed.
     pub fn forbidden(field: &str, detail: &str) -> Cause {
@@ -44,24 +32,12 @@ impl Cause {
     }
     /// A value is not one of those that exist.
     pub fn not_supported(field: &str, value: &Value, allowed: &[&str]) -> Cause {
-        let list = allowed
-            .iter()
-            .map(|a| format!("{a:?}"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        Cause::new(
-            "FieldValueNotSupported",
-            field,
-            format!("Unsupported value: {value}: supported values: {list}"),
-        )
+        let list = allowed.iter().map(|a| format!("{a:?}")).collect::<Vec<_>>().join(", ");
+        Cause::new("FieldValueNotSupported", field, format!("Unsupported value: {value}: supported values: {list}"))
     }
     /// Two entries have one key.
     pub fn duplicate(field: &str, value: &Value) -> Cause {
-        Cause::new(
-            "FieldValueDuplicate",
-            field,
-            format!("Duplicate value: {value}"),
-        )
+        Cause::new("FieldValueDuplicate", field, format!("Duplicate value: {value}"))
     }
 }
 
@@ -109,11 +85,7 @@ impl std::error::Error for ApiError {}
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
 
 fn qualified(resource: &str, group: &str) -> String {
-    if group.is_empty() {
-        resource.to_string()
-    } else {
-        format!("{resource}.{group}")
-    }
+    if group.is_empty() { resource.to_string() } else { format!("{resource}.{group}") }
 }
 
 impl ApiError {
@@ -158,44 +130,26 @@ impl ApiError {
         ApiError::new(403, "Forbidden", message).about(group, resource, name)
     }
     pub fn not_found(group: &str, resource: &str, name: &str) -> ApiError {
-        ApiError::new(
-            404,
-            "NotFound",
-            format!("{} {name:?} not found", qualified(resource, group)),
-        )
-        .about(group, resource, name)
+        ApiError::new(404, "NotFound", format!("{} {name:?} not found", qualified(resource, group)))
+            .about(group, resource, name)
     }
     /// No handler for the path.
     pub fn no_such_path() -> ApiError {
-        ApiError::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource",
-        )
+        ApiError::new(404, "NotFound", "the server could not find the requested resource")
     }
     pub fn method_not_allowed(group: &str, resource: &str, verb: &str) -> ApiError {
-        let message = format!(
-            "{verb} is not supported on resources of kind {:?}",
-            qualified(resource, group)
-        );
+        let message = format!("{verb} is not supported on resources of kind {:?}", qualified(resource, group));
         ApiError::new(405, "MethodNotAllowed", message).about(group, resource, "")
     }
     pub fn not_acceptable(message: impl Into<String>) -> ApiError {
         ApiError::new(406, "NotAcceptable", message)
     }
     pub fn already_exists(group: &str, resource: &str, name: &str) -> ApiError {
-        ApiError::new(
-            409,
-            "AlreadyExists",
-            format!("{} {name:?} already exists", qualified(resource, group)),
-        )
-        .about(group, resource, name)
+        ApiError::new(409, "AlreadyExists", format!("{} {name:?} already exists", qualified(resource, group)))
+            .about(group, resource, name)
     }
     pub fn conflict(group: &str, resource: &str, name: &str, detail: &str) -> ApiError {
-        let message = format!(
-            "Operation cannot be fulfilled on {} {name:?}: {detail}",
-            qualified(resource, group)
-        );
+        let message = format!("Operation cannot be fulfilled on {} {name:?}: {detail}", qualified(resource, group));
         ApiError::new(409, "Conflict", message).about(group, resource, name)
     }
     /// The optimistic lock was lost.
@@ -216,24 +170,11 @@ impl ApiError {
     pub fn invalid(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> ApiError {
         let each: Vec<String> = causes
             .iter()
-            .map(|c| {
-                if c.field.is_empty() {
-                    c.message.clone()
-                } else {
-                    format!("{}: {}", c.field, c.message)
-                }
-            })
+            .map(|c| if c.field.is_empty() { c.message.clone() } else { format!("{}: {}", c.field, c.message) })
             .collect();
-        let list = if each.len() == 1 {
-            each[0].clone()
-        } else {
-            format!("[{}]", each.join(", "))
-        };
-        let mut error = ApiError::new(
-            422,
-            "Invalid",
-            format!("{} {name:?} is invalid: {list}", qualified(kind, group)),
-        );
+        let list = if each.len() == 1 { each[0].clone() } else { format!("[{}]", each.join(", ")) };
+        let mut error =
+            ApiError::new(422, "Invalid", format!("{} {name:?} is invalid: {list}", qualified(kind, group)));
         error.causes = causes;
         error.about(group, kind, name)
     }
@@ -243,11 +184,7 @@ impl ApiError {
         error
     }
     pub fn internal(message: impl std::fmt::Display) -> ApiError {
-        ApiError::new(
-            500,
-            "InternalError",
-            format!("Internal error occurred: {message}"),
-        )
+        ApiError::new(500, "InternalError", format!("Internal error occurred: {message}"))
     }
     pub fn unavailable(message: impl Into<String>) -> ApiError {
         ApiError::new(503, "ServiceUnavailable", message)
@@ -312,11 +249,7 @@ impl From<api::status::Status> for ApiError {
         let causes = status
             .causes
             .into_iter()
-            .map(|c| Cause {
-                reason: c.reason.into_owned(),
-                message: c.message,
-                field: c.field,
-            })
+            .map(|c| Cause { reason: c.reason.into_owned(), message: c.message, field: c.field })
             .collect();
         ApiError(Box::new(Failure {
             code: status.code,
@@ -335,10 +268,6 @@ impl From<api::status::Status> for ApiError {
 
 impl From<api::status::FieldError> for Cause {
     fn from(error: api::status::FieldError) -> Cause {
-        Cause {
-            reason: error.kind.reason().to_string(),
-            message: error.body(),
-            field: error.field,
-        }
+        Cause { reason: error.kind.reason().to_string(), message: error.body(), field: error.field }
     }
 }

@@ -44,10 +44,7 @@ pub fn shape(group: &str, resource: &str) -> Shape {
 
 /// The values of a shape's fields.
 pub fn values(shape: Shape, object: &Value) -> Box<[Box<str>]> {
-    shape
-        .iter()
-        .map(|field| value(field, object).into())
-        .collect()
+    shape.iter().map(|field| value(field, object).into()).collect()
 }
 
 fn value(field: &str, object: &Value) -> String {
@@ -86,10 +83,7 @@ pub fn field_of(object: &Object, shape: Shape, custom: &[String], field: &str) -
         return object.fields.get(at).map(|v| v.to_string());
     }
     // Selectable fields of custom resources are rare, so that they are parsed when asked for.
-    custom
-        .iter()
-        .any(|c| c.trim_start_matches('.') == field)
-        .then(|| value(field, &object.value()))
+    custom.iter().any(|c| c.trim_start_matches('.') == field).then(|| value(field, &object.value()))
 }
 
 /// Whether a selector may name the field.

@@ -39,30 +39,11 @@ impl std::fmt::Debug for Metrics {
 impl Metrics {
     /// Counts one answered request.
     pub fn count(&self, info: &RequestInfo, code: u16, took: Duration) {
-        let resource = if info.is_resource {
-            info.resource_path()
-        } else {
-            String::new()
-        };
+        let resource = if info.is_resource { info.resource_path() } else { String::new() };
         // What does not exist must not make a series of its own.
-        let resource = if code == 404 && info.name.is_empty() {
-            String::new()
-        } else {
-            resource
-        };
-        let key = (
-            info.verb.as_str(),
-            info.group.clone(),
-            info.version.clone(),
-            resource,
-            code,
-        );
-        *self
-            .requests
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .entry(key)
-            .or_default() += 1;
+        let resource = if code == 404 && info.name.is_empty() { String::new() } else { resource };
+        let key = (info.verb.as_str(), info.group.clone(), info.version.clone(), resource, code);
+        *self.requests.lock().unwrap_or_else(|e| e.into_inner()).entry(key).or_default() += 1;
         if info.is_long_running() {
             return;
         }
@@ -80,11 +61,8 @@ impl Metrics {
     pub fn render(&self, state: &AppState) -> String {
         let mut out = String::with_capacity(16 << 10);
         out.push_str("# HELP apiserver_request_total Requests answered.\n# TYPE apiserver_request_total counter\n");
-        for ((verb, group, version, resource, code), count) in self
-            .requests
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .iter()
+        for ((verb, group, version, resource, code), count) in
+            self.requests.lock().unwrap_or_else(|e| e.into_inner()).iter()
         {
             let verb = verb.to_uppercase();
             line(
@@ -95,42 +73,20 @@ impl Metrics {
             );
         }
         out.push_str("# HELP apiserver_request_duration_seconds Time to answer.\n# TYPE apiserver_request_duration_seconds histogram\n");
-        for (verb, d) in self
-            .durations
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .iter()
-        {
+        for (verb, d) in self.durations.lock().unwrap_or_else(|e| e.into_inner()).iter() {
             let verb = verb.to_uppercase();
             for (bound, count) in BUCKETS.iter().zip(d.buckets) {
                 line(
                     &mut out,
-                    format_args!(
-                        "apiserver_request_duration_seconds_bucket{{verb=\"{verb}\",le=\"{bound}\"}} {count}"
-                    ),
+                    format_args!("apiserver_request_duration_seconds_bucket{{verb=\"{verb}\",le=\"{bound}\"}} {count}"),
                 );
             }
             line(
                 &mut out,
-                format_args!(
-                    "apiserver_request_duration_seconds_bucket{{verb=\"{verb}\",le=\"+Inf\"}} {}",
-                    d.count
-                ),
+                format_args!("apiserver_request_duration_seconds_bucket{{verb=\"{verb}\",le=\"+Inf\"}} {}", d.count),
             );
-            line(
-                &mut out,
-                format_args!(
-                    "apiserver_request_duration_seconds_sum{{verb=\"{verb}\"}} {}",
-                    d.sum
-                ),
-            );
-            line(
-                &mut out,
-                format_args!(
-                    "apiserver_request_duration_seconds_count{{verb=\"{verb}\"}} {}",
-                    d.count
-                ),
-            );
+            line(&mut out, format_args!("apiserver_request_duration_seconds_sum{{verb=\"{verb}\"}} {}", d.sum));
+            line(&mut out, format_args!("apiserver_request_duration_seconds_count{{verb=\"{verb}\"}} {}", d.count));
         }
         let watches = self.watches.load(Ordering::Relaxed);
         line(
@@ -139,27 +95,17 @@ impl Metrics {
                 "# TYPE apiserver_longrunning_requests gauge\napiserver_longrunning_requests{{verb=\"WATCH\"}} {watches}"
             ),
         );
-        out.push_str("# HELP apiserver_storage_objects Objects in the store.\n# TYPE apiserver_storage_objects gauge\n");
+        out.push_str(
+            "# HELP apiserver_storage_objects Objects in the store.\n# TYPE apiserver_storage_objects gauge\n",
+        );
         for (resource, count) in state.registry.counts() {
-            line(
-                &mut out,
-                format_args!("apiserver_storage_objects{{resource=\"{resource}\"}} {count}"),
-            );
+            line(&mut out, format_args!("apiserver_storage_objects{{resource=\"{resource}\"}} {count}"));
         }
         let store = state.registry.store();
+        line(&mut out, format_args!("# TYPE kimg_store_revision counter\nkimg_store_revision {}", store.revision()));
         line(
             &mut out,
-            format_args!(
-                "# TYPE kimg_store_revision counter\nkimg_store_revision {}",
-                store.revision()
-            ),
-        );
-        line(
-            &mut out,
-            format_args!(
-                "# TYPE kimg_store_live_bytes gauge\nkimg_store_live_bytes {}",
-                store.live_bytes()
-            ),
+            format_args!("# TYPE kimg_store_live_bytes gauge\nkimg_store_live_bytes {}", store.live_bytes()),
         );
         out
     }

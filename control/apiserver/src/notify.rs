@@ -16,9 +16,7 @@ pub fn send(message: &str) {
 fn deliver(path: &std::ffi::OsStr, message: &str) -> std::io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     match path.to_str().and_then(|p| p.strip_prefix('@')) {
-        Some(name) => {
-            socket.send_to_addr(message.as_bytes(), &SocketAddr::from_abstract_name(name)?)?
-        }
+        Some(name) => socket.send_to_addr(message.as_bytes(), &SocketAddr::from_abstract_name(name)?)?,
         None => socket.send_to(message.as_bytes(), path)?,
     };
     Ok(())

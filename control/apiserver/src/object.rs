@@ -55,40 +55,20 @@ struct LightMeta<'a> {
 
 impl Object {
     /// Reads the light part of an encoded object.
-    pub fn decode(
-        json: Bytes,
-        revision: u64,
-        shape: Shape,
-    ) -> Result<Arc<Object>, serde_json::Error> {
+    pub fn decode(json: Bytes, revision: u64, shape: Shape) -> Result<Arc<Object>, serde_json::Error> {
         let light: Light<'_> = serde_json::from_slice(&json)?;
         let meta = light.metadata;
         let start = (meta.resource_version.as_ptr() as usize).wrapping_sub(json.as_ptr() as usize);
-        let stamp = if start < json.len() {
-            (start as u32, meta.resource_version.len() as u32)
-        } else {
-            (0, 0)
-        };
+        let stamp = if start < json.len() { (start as u32, meta.resource_version.len() as u32) } else { (0, 0) };
         let labels = meta.labels.unwrap_or_default().into_iter().collect();
-        let (name, namespace, uid) = (
-            meta.name.as_ref().into(),
-            meta.namespace.as_ref().into(),
-            meta.uid.as_ref().into(),
-        );
+        let (name, namespace, uid) =
+            (meta.name.as_ref().into(), meta.namespace.as_ref().into(), meta.uid.as_ref().into());
         let fields = if shape.is_empty() {
             Box::default()
         } else {
             crate::fields::values(shape, &serde_json::from_slice(&json)?)
         };
-        Ok(Arc::new(Object {
-            name,
-            namespace,
-            uid,
-            revision,
-            labels,
-            fields,
-            json,
-            stamp,
-        }))
+        Ok(Arc::new(Object { name, namespace, uid, revision, labels, fields, json, stamp }))
     }
 
     /// The same object with another revision.
@@ -115,11 +95,7 @@ impl Object {
 
     /// The key in its resource: `name`, or `namespace/name`.
     pub fn key(&self) -> String {
-        if self.namespace.is_empty() {
-            self.name.to_string()
-        } else {
-            format!("{}/{}", self.namespace, self.name)
-        }
+        if self.namespace.is_empty() { self.name.to_string() } else { format!("{}/{}", self.namespace, self.name) }
     }
 
     /// The whole object, parsed anew: keep what you need rather than asking twice.
@@ -135,10 +111,7 @@ impl Object {
 
     /// The value of label `key`.
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels
-            .iter()
-            .find(|(k, _)| &**k == key)
-            .map(|(_, v)| &**v)
+        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
     }
 }
 
@@ -150,16 +123,10 @@ mod tests {
     fn reads_and_restamps() {
         let json = r#"{"data":{"resourceVersion":"1"},"metadata":{"labels":{"a":"b"},"name":"n","namespace":"s","resourceVersion":"7","uid":"u"}}"#;
         let object = Object::decode(Bytes::from_static(json.as_bytes()), 7, &[]).unwrap();
-        assert_eq!(
-            (object.key().as_str(), object.label("a")),
-            ("s/n", Some("b"))
-        );
+        assert_eq!((object.key().as_str(), object.label("a")), ("s/n", Some("b")));
         let later = object.restamped(12345);
         assert_eq!(later.value()["metadata"]["resourceVersion"], "12345");
         assert_eq!(later.value()["data"]["resourceVersion"], "1");
-        assert_eq!(
-            later.restamped(1).value()["metadata"]["resourceVersion"],
-            "1"
-        );
+        assert_eq!(later.restamped(1).value()["metadata"]["resourceVersion"], "1");
     }
 }

@@ -75,16 +75,9 @@ fn run(args: Args) -> anyhow::Result<String> {
                 report.whole_bytes
             ))
         }
-        Command::Restore {
-            snapshot,
-            store_dir,
-        } => {
+        Command::Restore { snapshot, store_dir } => {
             let revision = store::restore(&snapshot, &store_dir, cipher.as_ref())?;
-            Ok(format!(
-                "{} restored into {} at revision {revision}",
-                snapshot.display(),
-                store_dir.display()
-            ))
+            Ok(format!("{} restored into {} at revision {revision}", snapshot.display(), store_dir.display()))
         }
     }
 }
@@ -92,8 +85,7 @@ fn run(args: Args) -> anyhow::Result<String> {
 /// The cipher of the key in a file.
 pub(crate) fn cipher(file: Option<&std::path::Path>) -> anyhow::Result<Option<Cipher>> {
     let Some(file) = file else { return Ok(None) };
-    let key = std::fs::read(file)
-        .with_context(|| format!("reading --encryption-key-file {}", file.display()))?;
+    let key = std::fs::read(file).with_context(|| format!("reading --encryption-key-file {}", file.display()))?;
     let cipher = Cipher::new(&key, vec![prefix("", "secrets")])
         .map_err(|e| anyhow::anyhow!("--encryption-key-file {}: {e}", file.display()))?;
     Ok(Some(cipher))

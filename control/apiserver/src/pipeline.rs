@@ -25,9 +25,7 @@ pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A body that is at hand.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    http_body_util::Full::new(bytes.into())
-        .map_err(|never| match never {})
-        .boxed_unsync()
+    http_body_util::Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// The connection that a request came on.
@@ -40,17 +38,9 @@ pub struct Connection {
 }
 
 /// Answers one request; never fails, as every failure is an answer.
-pub async fn serve(
-    state: Arc<AppState>,
-    connection: Arc<Connection>,
-    request: Request<Incoming>,
-) -> Response<Body> {
+pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let info = RequestInfo::parse(
-        &parts.method,
-        parts.uri.path(),
-        parts.uri.query().unwrap_or(""),
-    );
+    let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or(""));
     let user = match state.authn.authenticate(&state, &connection, &parts).await {
         Ok(user) => user,
         Err(error) => return failure(&error),
@@ -61,12 +51,7 @@ pub async fn serve(
     let id = record.id.clone();
     let answer = match authorized(&state, &user, &info).await {
         Ok(()) => {
-            limited(
-                &state,
-                &info,
-                handlers::handle(&state, &info, &user, Request::from_parts(parts, body)),
-            )
-            .await
+            limited(&state, &info, handlers::handle(&state, &info, &user, Request::from_parts(parts, body))).await
         }
         Err(error) => Err(error),
     };
@@ -92,11 +77,7 @@ async fn limited(
     if info.is_long_running() || !info.is_resource {
         return work.await;
     }
-    let places = if info.verb.is_read() {
-        &state.places.0
-    } else {
-        &state.places.1
-    };
+    let places = if info.verb.is_read() { &state.places.0 } else { &state.places.1 };
     let Ok(_place) = places.try_acquire() else {
         return Err(ApiError::too_many_requests(
             "The server has received too many requests and has asked us to try again later",
@@ -105,25 +86,16 @@ async fn limited(
     };
     match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
         Ok(answer) => answer,
-        Err(_) => Err(ApiError::timeout(
-            "the server was unable to return a response in the time allotted",
-        )),
+        Err(_) => Err(ApiError::timeout("the server was unable to return a response in the time allotted")),
     }
 }
 
-async fn authorized(
-    state: &Arc<AppState>,
-    user: &crate::UserInfo,
-    info: &RequestInfo,
-) -> Result<()> {
+async fn authorized(state: &Arc<AppState>, user: &crate::UserInfo, info: &RequestInfo) -> Result<()> {
     match state.authz.authorize(state, user, info).await {
         Decision::Allow { .. } => Ok(()),
-        Decision::Deny { reason } if info.is_resource => Err(ApiError::forbidden(
-            &info.group,
-            &info.resource,
-            &info.name,
-            &reason,
-        )),
+        Decision::Deny { reason } if info.is_resource => {
+            Err(ApiError::forbidden(&info.group, &info.resource, &info.name, &reason))
+        }
         Decision::Deny { reason } => Err(ApiError::forbidden("", "", "", &reason)),
     }
 }
@@ -131,9 +103,7 @@ async fn authorized(
 /// The answer to HEAD: what GET would give, but for the body.
 fn without_body(mut response: Response<Body>) -> Response<Body> {
     if let Some(size) = http_body::Body::size_hint(response.body()).exact() {
-        response
-            .headers_mut()
-            .insert(http::header::CONTENT_LENGTH, size.into());
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, size.into());
     }
     *response.body_mut() = full("");
     response
@@ -142,13 +112,9 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
 /// The answer that tells a failure.
 pub fn failure(error: &ApiError) -> Response<Body> {
     let mut response = Response::new(full(error.to_bytes()));
-    *response.status_mut() =
-        http::StatusCode::from_u16(error.code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() = http::StatusCode::from_u16(error.code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
-    );
+    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     if let Some(seconds) = error.retry_after {
         headers.insert(http::header::RETRY_AFTER, seconds.into());
     }

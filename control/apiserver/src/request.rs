@@ -43,10 +43,7 @@ impl Verb {
 
     /// Whether the verb changes nothing.
     pub fn is_read(self) -> bool {
-        matches!(
-            self,
-            Verb::Get | Verb::List | Verb::Watch | Verb::Head | Verb::Options
-        )
+        matches!(self, Verb::Get | Verb::List | Verb::Watch | Verb::Head | Verb::Options)
     }
 }
 
@@ -92,27 +89,18 @@ impl Query {
 
     /// The first value of `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(k, _)| k == name)
-            .map(|(_, v)| v.as_str())
+        self.0.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
     }
 
     /// All values of `name`, in order.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
-        self.0
-            .iter()
-            .filter(move |(k, _)| k == name)
-            .map(|(_, v)| v.as_str())
+        self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
     }
 
     /// A boolean parameter: absent and unreadable are false, as upstream's conversion has it;
     /// present without a value is true.
     pub fn flag(&self, name: &str) -> bool {
-        matches!(
-            self.get(name),
-            Some("" | "true" | "1" | "True" | "TRUE" | "t" | "T")
-        )
+        matches!(self.get(name), Some("" | "true" | "1" | "True" | "TRUE" | "t" | "T"))
     }
 
     /// All pairs.
@@ -195,9 +183,8 @@ impl RequestInfo {
             && !ns.is_empty()
         {
             // `/namespaces/x`, `/namespaces/x/status` and `/finalize` are the Namespace itself.
-            let own = tail.is_empty()
-                || tail == [""]
-                || (self.group.is_empty() && matches!(tail, ["status" | "finalize"]));
+            let own =
+                tail.is_empty() || tail == [""] || (self.group.is_empty() && matches!(tail, ["status" | "finalize"]));
             self.namespace = decode(ns, false);
             if own {
                 self.resource = "namespaces".into();
@@ -238,11 +225,7 @@ impl RequestInfo {
 
     /// `group/version`, or the version alone for the core group.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() {
-            self.version.clone()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 
     /// `resource` or `resource/subresource`, as RBAC rules name it.
@@ -258,10 +241,7 @@ impl RequestInfo {
     pub fn is_long_running(&self) -> bool {
         self.is_resource
             && (self.verb == Verb::Watch
-                || matches!(
-                    self.subresource.as_str(),
-                    "exec" | "attach" | "portforward" | "proxy" | "log"
-                ))
+                || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy" | "log"))
     }
 
     /// Whether the request is a dry run.
@@ -317,66 +297,11 @@ mod tests {
     fn reads_paths() {
         // method, path, query → verb, group, version, namespace, resource, name, subresource
         let table = [
-            (
-                "GET",
-                "/api/v1/pods",
-                "",
-                "list",
-                "",
-                "v1",
-                "",
-                "pods",
-                "",
-                "",
-            ),
-            (
-                "GET",
-                "/api/v1/namespaces/a/pods",
-                "watch=1",
-                "watch",
-                "",
-                "v1",
-                "a",
-                "pods",
-                "",
-                "",
-            ),
-            (
-                "GET",
-                "/api/v1/namespaces/a",
-                "",
-                "get",
-                "",
-                "v1",
-                "a",
-                "namespaces",
-                "a",
-                "",
-            ),
-            (
-                "PUT",
-                "/api/v1/namespaces/a/finalize",
-                "",
-                "update",
-                "",
-                "v1",
-                "a",
-                "namespaces",
-                "a",
-                "finalize",
-            ),
-            (
-                "POST",
-                "/apis/apps/v1/namespaces/a/deployments",
-                "",
-                "create",
-                "apps",
-                "v1",
-                "a",
-                "deployments",
-                "",
-                "",
-            ),
+            ("GET", "/api/v1/pods", "", "list", "", "v1", "", "pods", "", ""),
+            ("GET", "/api/v1/namespaces/a/pods", "watch=1", "watch", "", "v1", "a", "pods", "", ""),
+            ("GET", "/api/v1/namespaces/a", "", "get", "", "v1", "a", "namespaces", "a", ""),
+            ("PUT", "/api/v1/namespaces/a/finalize", "", "update", "", "v1", "a", "namespaces", "a", "finalize"),
+            ("POST", "/apis/apps/v1/namespaces/a/deployments", "", "create", "apps", "v1", "a", "deployments", "", ""),
             (
                 "PATCH",
                 "/apis/apps/v1/namespaces/a/deployments/d/scale",
@@ -389,97 +314,32 @@ mod tests {
                 "d",
                 "scale",
             ),
-            (
-                "DELETE",
-                "/api/v1/nodes",
-                "",
-                "deletecollection",
-                "",
-                "v1",
-                "",
-                "nodes",
-                "",
-                "",
-            ),
-            (
-                "DELETE",
-                "/api/v1/nodes/n%2E1",
-                "",
-                "delete",
-                "",
-                "v1",
-                "",
-                "nodes",
-                "n.1",
-                "",
-            ),
-            (
-                "POST",
-                "/api/v1/namespaces/a/pods/p/exec",
-                "command=ls",
-                "create",
-                "",
-                "v1",
-                "a",
-                "pods",
-                "p",
-                "exec",
-            ),
+            ("DELETE", "/api/v1/nodes", "", "deletecollection", "", "v1", "", "nodes", "", ""),
+            ("DELETE", "/api/v1/nodes/n%2E1", "", "delete", "", "v1", "", "nodes", "n.1", ""),
+            ("POST", "/api/v1/namespaces/a/pods/p/exec", "command=ls", "create", "", "v1", "a", "pods", "p", "exec"),
         ];
         for (method, path, query, verb, group, version, ns, resource, name, sub) in table {
             let info = RequestInfo::parse(&method.parse().unwrap(), path, query);
             assert!(info.is_resource, "{path}");
             assert_eq!(
-                (
-                    info.verb.as_str(),
-                    info.group.as_str(),
-                    info.version.as_str(),
-                    info.namespace.as_str()
-                ),
+                (info.verb.as_str(), info.group.as_str(), info.version.as_str(), info.namespace.as_str()),
                 (verb, group, version, ns),
                 "{path}"
             );
             assert_eq!(
-                (
-                    info.resource.as_str(),
-                    info.name.as_str(),
-                    info.subresource.as_str()
-                ),
+                (info.resource.as_str(), info.name.as_str(), info.subresource.as_str()),
                 (resource, name, sub),
                 "{path}"
             );
         }
-        for path in [
-            "/",
-            "/version",
-            "/api",
-            "/apis",
-            "/apis/apps",
-            "/api/v1",
-            "/apis/apps/v1/",
-            "/readyz/ping",
-        ] {
-            assert!(
-                !RequestInfo::parse(&Method::GET, path, "").is_resource,
-                "{path}"
-            );
+        for path in ["/", "/version", "/api", "/apis", "/apis/apps", "/api/v1", "/apis/apps/v1/", "/readyz/ping"] {
+            assert!(!RequestInfo::parse(&Method::GET, path, "").is_resource, "{path}");
         }
     }
 
     #[test]
     fn keeps_what_follows_proxy() {
-        let info = RequestInfo::parse(
-            &Method::GET,
-            "/api/v1/namespaces/a/services/https:s:1/proxy/x/y",
-            "",
-        );
-        assert_eq!(
-            (
-                info.name.as_str(),
-                info.subresource.as_str(),
-                info.rest.as_str()
-            ),
-            ("https:s:1", "proxy", "x/y")
-        );
+        let info = RequestInfo::parse(&Method::GET, "/api/v1/namespaces/a/services/https:s:1/proxy/x/y", "");
+        assert_eq!((info.name.as_str(), info.subresource.as_str(), info.rest.as_str()), ("https:s:1", "proxy", "x/y"));
     }
 }

@@ -34,21 +34,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let filter =
-        tracing_subscriber::EnvFilter::try_new(&config.log_level).unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level).unwrap_or_else(|_| "info".into());
     // A second subscriber in one process is no failure: tests start several servers.
-    drop(
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(false)
-            .try_init(),
-    );
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_stack_size(1 << 20)
-        .enable_all()
-        .build();
+    drop(tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init());
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_stack_size(1 << 20).enable_all().build();
     let done = runtime.context("starting the runtime").and_then(|runtime| {
         let done = runtime.block_on(run(config));
         runtime.shutdown_timeout(Duration::from_secs(1));
@@ -100,12 +90,7 @@ impl Server {
         let store = open_store(&config)?;
         let listener = TcpListener::bind((config.bind_address, config.secure_port))
             .await
-            .with_context(|| {
-                format!(
-                    "listening on {}:{}",
-                    config.bind_address, config.secure_port
-                )
-            })?;
+            .with_context(|| format!("listening on {}:{}", config.bind_address, config.secure_port))?;
         let address = listener.local_addr()?;
         config.secure_port = address.port();
         let state = AppState::new(config, Registry::new(store))?;
@@ -116,12 +101,7 @@ impl Server {
         tokio::spawn(watch_certificate(state.clone(), renew));
         let serving = tokio::spawn(server::serve(state.clone(), listener, renewed, stopped));
         state.set_ready();
-        Ok(Server {
-            state,
-            address,
-            serving,
-            stop,
-        })
+        Ok(Server { state, address, serving, stop })
     }
 
     /// Serves until `stopping` turns true or the store fails, then ends in order.
@@ -156,21 +136,14 @@ impl Server {
 
 fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
     let cipher = crate::offline::cipher(config.encryption_key_file.as_deref())?.map(Arc::new);
-    let options = Options {
-        cipher,
-        ..Options::default()
-    };
+    let options = Options { cipher, ..Options::default() };
     let disk = DirDisk::open(&config.store_dir)?;
     Ok(Arc::new(Embedded::open(Arc::new(disk), options)?))
 }
 
 /// Takes a new serving certificate when the files change.
 async fn watch_certificate(state: Arc<AppState>, renew: watch::Sender<Arc<rustls::ServerConfig>>) {
-    let stamp = |config: &Config| {
-        std::fs::metadata(&config.tls_cert_file)
-            .and_then(|m| m.modified())
-            .ok()
-    };
+    let stamp = |config: &Config| std::fs::metadata(&config.tls_cert_file).and_then(|m| m.modified()).ok();
     let mut seen = stamp(&state.config);
     let mut stopping = state.stopping();
     loop {

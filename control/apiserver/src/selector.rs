@@ -22,10 +22,7 @@ pub struct LabelSelector(Vec<(String, Demand)>);
 impl LabelSelector {
     /// Parses `a=b,c!=d,e in (f,g),h,!i`.
     pub fn parse(text: &str) -> Result<LabelSelector> {
-        let demands = split_outside_parens(text)
-            .into_iter()
-            .filter(|t| !t.trim().is_empty())
-            .map(parse_term);
+        let demands = split_outside_parens(text).into_iter().filter(|t| !t.trim().is_empty()).map(parse_term);
         demands.collect::<Result<Vec<_>>>().map(LabelSelector)
     }
 
@@ -43,12 +40,8 @@ impl LabelSelector {
                 Demand::NotIn(values) => value.is_none_or(|v| !values.iter().any(|w| w == v)),
                 Demand::Exists => value.is_some(),
                 Demand::Absent => value.is_none(),
-                Demand::Greater(than) => value
-                    .and_then(|v| v.parse::<i64>().ok())
-                    .is_some_and(|v| v > *than),
-                Demand::Less(than) => value
-                    .and_then(|v| v.parse::<i64>().ok())
-                    .is_some_and(|v| v < *than),
+                Demand::Greater(than) => value.and_then(|v| v.parse::<i64>().ok()).is_some_and(|v| v > *than),
+                Demand::Less(than) => value.and_then(|v| v.parse::<i64>().ok()).is_some_and(|v| v < *than),
             }
         })
     }
@@ -73,29 +66,16 @@ fn split_outside_parens(text: &str) -> Vec<&str> {
 }
 
 fn parse_term(term: &str) -> Result<(String, Demand)> {
-    let bad = |why: &str| {
-        ApiError::bad_request(format!(
-            "unable to parse requirement: {why} in {:?}",
-            term.trim()
-        ))
-    };
+    let bad = |why: &str| ApiError::bad_request(format!("unable to parse requirement: {why} in {:?}", term.trim()));
     let term = term.trim();
     if let Some(key) = term.strip_prefix('!') {
-        return Ok((
-            checked_key(key.trim()).ok_or_else(|| bad("a label key is malformed"))?,
-            Demand::Absent,
-        ));
+        return Ok((checked_key(key.trim()).ok_or_else(|| bad("a label key is malformed"))?, Demand::Absent));
     }
     if let Some(open) = term.find('(') {
-        let values = term[open + 1..]
-            .strip_suffix(')')
-            .ok_or_else(|| bad("a closing parenthesis is missing"))?;
+        let values = term[open + 1..].strip_suffix(')').ok_or_else(|| bad("a closing parenthesis is missing"))?;
         let values = values.split(',').map(|v| v.trim().to_string()).collect();
         let mut words = term[..open].split_whitespace();
-        let key = words
-            .next()
-            .and_then(checked_key)
-            .ok_or_else(|| bad("a label key is malformed"))?;
+        let key = words.next().and_then(checked_key).ok_or_else(|| bad("a label key is malformed"))?;
         return match (words.next(), words.next()) {
             (Some("in"), None) => Ok((key, Demand::In(values))),
             (Some("notin"), None) => Ok((key, Demand::NotIn(values))),
@@ -111,11 +91,7 @@ fn parse_term(term: &str) -> Result<(String, Demand)> {
         if !label_value(&value) {
             return Err(bad("a label value is malformed"));
         }
-        let number = || {
-            value
-                .parse()
-                .map_err(|_| bad("for > and < the value must be a whole number"))
-        };
+        let number = || value.parse().map_err(|_| bad("for > and < the value must be a whole number"));
         return Ok(match operator {
             "!=" => (key, Demand::NotIn(vec![value])),
             ">" => (key, Demand::Greater(number()?)),
@@ -123,25 +99,16 @@ fn parse_term(term: &str) -> Result<(String, Demand)> {
             _ => (key, Demand::In(vec![value])),
         });
     }
-    Ok((
-        checked_key(term).ok_or_else(|| bad("a label key is malformed"))?,
-        Demand::Exists,
-    ))
+    Ok((checked_key(term).ok_or_else(|| bad("a label key is malformed"))?, Demand::Exists))
 }
 
 fn checked_key(key: &str) -> Option<String> {
-    let good = !key.is_empty()
-        && key
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
+    let good = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
     good.then(|| key.to_string())
 }
 
 fn label_value(value: &str) -> bool {
-    value.len() <= 63
-        && value
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    value.len() <= 63 && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// A field selector: field, value, whether equal is demanded (else unequal).
@@ -160,14 +127,10 @@ impl FieldSelector {
             } else if let Some((f, v)) = term.split_once('=') {
                 (f, v, true)
             } else {
-                return Err(ApiError::bad_request(format!(
-                    "invalid selector: '{text}'; can't understand '{term}'"
-                )));
+                return Err(ApiError::bad_request(format!("invalid selector: '{text}'; can't understand '{term}'")));
             };
             if !fields::selectable(shape, custom, field) {
-                return Err(ApiError::bad_request(format!(
-                    "field label not supported: {field}"
-                )));
+                return Err(ApiError::bad_request(format!("field label not supported: {field}")));
             }
             terms.push((field.to_string(), unescape(value), equal));
         }
@@ -176,10 +139,7 @@ impl FieldSelector {
 
     /// The value that `field` must have, if one is demanded.
     pub fn required(&self, field: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(f, _, equal)| f == field && *equal)
-            .map(|(_, v, _)| v.as_str())
+        self.0.iter().find(|(f, _, equal)| f == field && *equal).map(|(_, v, _)| v.as_str())
     }
 }
 
@@ -200,11 +160,7 @@ fn unescape(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     let mut chars = value.chars();
     while let Some(c) = chars.next() {
-        out.push(if c == '\\' {
-            chars.next().unwrap_or('\\')
-        } else {
-            c
-        });
+        out.push(if c == '\\' { chars.next().unwrap_or('\\') } else { c });
     }
     out
 }
@@ -226,13 +182,8 @@ impl Filter {
 
     /// Whether an object is wanted.
     pub fn matches(&self, object: &Object) -> bool {
-        let field = |name: &str| {
-            fields::field_of(object, self.shape, &self.custom, name).unwrap_or_default()
-        };
-        self.fields
-            .0
-            .iter()
-            .all(|(name, value, equal)| (field(name) == *value) == *equal)
+        let field = |name: &str| fields::field_of(object, self.shape, &self.custom, name).unwrap_or_default();
+        self.fields.0.iter().all(|(name, value, equal)| (field(name) == *value) == *equal)
             && self.labels.matches(|key| object.label(key))
     }
 }
@@ -261,11 +212,7 @@ mod tests {
             _ => None,
         };
         for (text, wanted) in table {
-            assert_eq!(
-                LabelSelector::parse(text).unwrap().matches(get),
-                wanted,
-                "{text}"
-            );
+            assert_eq!(LabelSelector::parse(text).unwrap().matches(get), wanted, "{text}");
         }
         for bad in ["a in 1", "a like (b)", "a in (b", "a=b c", "=x"] {
             assert!(LabelSelector::parse(bad).is_err(), "{bad}");
@@ -275,20 +222,12 @@ mod tests {
     #[test]
     fn fields_of_pods() {
         let shape = fields::shape("", "pods");
-        let selector =
-            FieldSelector::parse("spec.nodeName=n1,metadata.name!=x", shape, &[]).unwrap();
+        let selector = FieldSelector::parse("spec.nodeName=n1,metadata.name!=x", shape, &[]).unwrap();
         assert_eq!(selector.required("spec.nodeName"), Some("n1"));
         assert_eq!(selector.required("metadata.name"), None);
         assert!(FieldSelector::parse("spec.nothing=1", shape, &[]).is_err());
         let json = r#"{"metadata":{"name":"p","namespace":"d"},"spec":{"nodeName":"n1"}}"#;
         let object = Object::decode(bytes::Bytes::from_static(json.as_bytes()), 1, shape).unwrap();
-        assert!(
-            Filter {
-                fields: selector,
-                shape,
-                ..Filter::default()
-            }
-            .matches(&object)
-        );
+        assert!(Filter { fields: selector, shape, ..Filter::default() }.matches(&object));
     }
 }

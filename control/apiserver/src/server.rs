@@ -55,12 +55,7 @@ impl ClientCertVerifier for AnyClient {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
     }
     fn verify_tls13_signature(
         &self,
@@ -68,12 +63,7 @@ impl ClientCertVerifier for AnyClient {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
@@ -86,12 +76,8 @@ pub fn tls(config: &Config) -> anyhow::Result<Arc<rustls::ServerConfig>> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&config.tls_cert_file)
         .and_then(Iterator::collect)
         .with_context(|| format!("reading --tls-cert-file {}", config.tls_cert_file.display()))?;
-    let key = PrivateKeyDer::from_pem_file(&config.tls_private_key_file).with_context(|| {
-        format!(
-            "reading --tls-private-key-file {}",
-            config.tls_private_key_file.display()
-        )
-    })?;
+    let key = PrivateKeyDer::from_pem_file(&config.tls_private_key_file)
+        .with_context(|| format!("reading --tls-private-key-file {}", config.tls_private_key_file.display()))?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(Arc::new(AnyClient(provider)))
@@ -124,13 +110,7 @@ pub async fn serve(
         match accepted {
             Ok((stream, remote)) => {
                 let acceptor = TlsAcceptor::from(tls.borrow_and_update().clone());
-                connections.spawn(connection(
-                    state.clone(),
-                    acceptor,
-                    stream,
-                    remote,
-                    stop.clone(),
-                ));
+                connections.spawn(connection(state.clone(), acceptor, stream, remote, stop.clone()));
             }
             Err(error) => {
                 tracing::warn!("a connection was not accepted: {error}");
@@ -160,24 +140,13 @@ async fn connection(
         Ok(Err(error)) => return tracing::debug!(%remote, "TLS handshake failed: {error}"),
         Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
     };
-    let peer_certificates = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .unwrap_or_default()
-        .iter()
-        .map(|c| c.clone().into_owned())
-        .collect();
-    let connection = Arc::new(Connection {
-        remote,
-        peer_certificates,
-    });
+    let peer_certificates =
+        stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let connection = Arc::new(Connection { remote, peer_certificates });
     let service = service_fn(move |request| {
         let (state, connection) = (state.clone(), connection.clone());
         async move {
-            let answer = AssertUnwindSafe(pipeline::serve(state, connection, request))
-                .catch_unwind()
-                .await;
+            let answer = AssertUnwindSafe(pipeline::serve(state, connection, request)).catch_unwind().await;
             Ok::<_, std::convert::Infallible>(answer.unwrap_or_else(|_| {
                 tracing::error!("a request's handler panicked");
                 pipeline::failure(&ApiError::internal("the request could not be handled"))
@@ -185,10 +154,7 @@ async fn connection(
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(30));
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
     builder
         .http2()
         .timer(TokioTimer::new())

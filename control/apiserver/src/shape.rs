@@ -25,11 +25,7 @@ pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Cau
 }
 
 /// Who writes, for the record of field managers.
-pub(crate) fn writer<'a>(
-    scope: &'a Scope<'_>,
-    manager: &'a str,
-    now: &'a str,
-) -> api::apply::Write<'a> {
+pub(crate) fn writer<'a>(scope: &'a Scope<'_>, manager: &'a str, now: &'a str) -> api::apply::Write<'a> {
     api::apply::Write {
         manager,
         api_version: &scope.api_version,
@@ -42,12 +38,7 @@ pub(crate) fn writer<'a>(
 /// Records who manages the fields that a write changed.
 pub(crate) fn track_update(scope: &Scope<'_>, new: &mut Value, old: Option<&Value>, manager: &str) {
     let now = crate::handlers::now();
-    api::apply::on_update(
-        old,
-        new,
-        scope.stored.schema(),
-        writer(scope, manager, &now),
-    );
+    api::apply::on_update(old, new, scope.stored.schema(), writer(scope, manager, &now));
 }
 
 /// Whether a write changes nothing, but for the times in managedFields.
@@ -57,9 +48,7 @@ pub(crate) fn same(new: &Value, old: &Value) -> bool {
     }
     let bare = |object: &Value| {
         let mut object = object.clone();
-        let fields = api::meta::metadata_mut(&mut object)
-            .get_mut("managedFields")
-            .and_then(Value::as_array_mut);
+        let fields = api::meta::metadata_mut(&mut object).get_mut("managedFields").and_then(Value::as_array_mut);
         for entry in fields.into_iter().flatten() {
             if let Some(entry) = entry.as_object_mut() {
                 entry.remove("time");

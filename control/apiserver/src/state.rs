@@ -44,9 +44,7 @@ pub struct AppState {
 
 impl std::fmt::Debug for AppState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AppState")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("AppState").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -80,26 +78,20 @@ impl AppState {
 
     /// Serves these custom kinds beside the built-in ones from now on.
     pub fn set_custom_kinds(&self, customs: CustomKinds) {
-        *self.kinds.write().unwrap_or_else(|e| e.into_inner()) =
-            Arc::new(Kinds::with_custom(&customs.served));
+        *self.kinds.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(Kinds::with_custom(&customs.served));
         *self.customs.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(customs);
     }
 
     /// The custom kinds served now.
     pub fn customs(&self) -> Arc<CustomKinds> {
-        self.customs
-            .read()
-            .unwrap_or_else(|e| e.into_inner())
-            .clone()
+        self.customs.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// The kind in whose version objects of `kind` are stored.
     pub fn stored_kind(&self, kinds: &Kinds, kind: &Arc<Kind>) -> Arc<Kind> {
         if kind.is_custom() {
             let customs = self.customs();
-            let stored = customs
-                .stored
-                .get(&(kind.group.to_string(), kind.plural.to_string()));
+            let stored = customs.stored.get(&(kind.group.to_string(), kind.plural.to_string()));
             return stored.unwrap_or(kind).clone();
         }
         let id = kind.storage();

@@ -12,19 +12,12 @@ fn now() -> i64 {
 
 /// The table of a get or list.
 pub(crate) fn of(scope: &Scope<'_>, items: &[Value], version: &str, metadata: Value) -> Value {
-    let include =
-        Include::parse(scope.info.query.get("includeObject").unwrap_or("")).unwrap_or_default();
+    let include = Include::parse(scope.info.query.get("includeObject").unwrap_or("")).unwrap_or_default();
     api::table::table(&scope.kind, items, metadata, include, version, true, now())
 }
 
 /// The table of a watch event.
-pub(crate) fn of_event(
-    kind: &Kind,
-    item: &Value,
-    version: &str,
-    include: Include,
-    columns: bool,
-) -> Value {
+pub(crate) fn of_event(kind: &Kind, item: &Value, version: &str, include: Include, columns: bool) -> Value {
     let metadata = json!({"resourceVersion": item["metadata"]["resourceVersion"]});
     api::table::table(kind, [item], metadata, include, version, columns, now())
 }
@@ -33,7 +26,8 @@ pub(crate) fn of_event(
 pub(crate) fn of_bookmark(kind: &Kind, bookmark: &Value, version: &str) -> Value {
     let metadata = json!({"resourceVersion": bookmark["metadata"]["resourceVersion"]});
     let mut table = api::table::table(kind, [], metadata, Include::Metadata, version, false, now());
-    let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": bookmark["metadata"]});
+    let partial =
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": bookmark["metadata"]});
     table["rows"] = json!([{"cells": [], "object": partial}]);
     table
 }

@@ -16,18 +16,12 @@ const COMPONENTS: [(&str, Main); 3] = [
 
 /// What makes the C library's allocator give memory back: few arenas, and large buffers in
 /// maps of their own.  It reads them at its start only.
-const ALLOCATOR: [(&str, &str); 3] = [
-    ("MALLOC_ARENA_MAX", "2"),
-    ("MALLOC_TRIM_THRESHOLD_", "131072"),
-    ("MALLOC_MMAP_THRESHOLD_", "131072"),
-];
+const ALLOCATOR: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "131072"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
 
 fn component(name: &OsStr) -> Option<Main> {
     let name = Path::new(name).file_name()?;
-    COMPONENTS
-        .iter()
-        .find(|(known, _)| name == *known)
-        .map(|(_, main)| *main)
+    COMPONENTS.iter().find(|(known, _)| name == *known).map(|(_, main)| *main)
 }
 
 /// Runs this program again, in the same process, with the allocator's settings.
@@ -38,11 +32,7 @@ fn tune(args: &[OsString]) {
     if std::env::var_os(ALLOCATOR[0].0).is_some() {
         return;
     }
-    let error = Command::new("/proc/self/exe")
-        .arg0(name)
-        .args(rest)
-        .envs(ALLOCATOR)
-        .exec();
+    let error = Command::new("/proc/self/exe").arg0(name).args(rest).envs(ALLOCATOR).exec();
     eprintln!("running with more memory than needed: {error}");
 }
 
@@ -59,9 +49,6 @@ fn main() -> ExitCode {
         return main(args);
     }
     let names: Vec<&str> = COMPONENTS.iter().map(|(name, _)| *name).collect();
-    eprintln!(
-        "usage: kimg-control COMPONENT [FLAGS]; components: {}",
-        names.join(", ")
-    );
+    eprintln!("usage: kimg-control COMPONENT [FLAGS]; components: {}", names.join(", "));
     ExitCode::from(2)
 }

@@ -72,9 +72,10 @@ impl Failure {
             kube::Error::Api(status) => {
                 status.code == 403
                     && (status.message.contains("because it is being terminated")
-                        || status.details.as_ref().is_some_and(|d| {
-                            d.causes.iter().any(|c| c.reason == "NamespaceTerminating")
-                        }))
+                        || status
+                            .details
+                            .as_ref()
+                            .is_some_and(|d| d.causes.iter().any(|c| c.reason == "NamespaceTerminating")))
             }
             _ => false,
         }

@@ -160,12 +160,7 @@ fn read(path: &Path) -> anyhow::Result<Target> {
     })
 }
 
-fn pem(
-    folder: &Path,
-    file: Option<&PathBuf>,
-    data: Option<&String>,
-    what: &str,
-) -> anyhow::Result<Option<Vec<u8>>> {
+fn pem(folder: &Path, file: Option<&PathBuf>, data: Option<&String>, what: &str) -> anyhow::Result<Option<Vec<u8>>> {
     if let Some(data) = data {
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(data.trim())
@@ -196,12 +191,8 @@ fn tls_config(target: &Target) -> anyhow::Result<rustls::ClientConfig> {
         .with_safe_default_protocol_versions()
         .context("choosing TLS versions")?
         .with_root_certificates(roots);
-    let certificate = pem(
-        folder,
-        user.client_certificate.as_ref(),
-        user.client_certificate_data.as_ref(),
-        "client-certificate",
-    )?;
+    let certificate =
+        pem(folder, user.client_certificate.as_ref(), user.client_certificate_data.as_ref(), "client-certificate")?;
     let key = pem(folder, user.client_key.as_ref(), user.client_key_data.as_ref(), "client-key")?;
     let mut config = match (certificate, key) {
         (Some(certificate), Some(key)) => {
@@ -335,11 +326,8 @@ impl Service<Request<Body>> for Requests {
 impl Requests {
     fn prepare(&self, request: &mut Request<Body>) -> Result<(), tower::BoxError> {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
-        let host = if self.target.host.contains(':') {
-            format!("[{}]", self.target.host)
-        } else {
-            self.target.host.clone()
-        };
+        let host =
+            if self.target.host.contains(':') { format!("[{}]", self.target.host) } else { self.target.host.clone() };
         *request.uri_mut() = format!("https://{host}:{}{path}", self.target.port).parse()?;
         *request.version_mut() = http::Version::HTTP_2;
         let headers = request.headers_mut();

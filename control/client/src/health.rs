@@ -34,10 +34,9 @@ impl Health {
         match path {
             "/healthz" | "/livez" => (StatusCode::OK, "ok".into()),
             "/readyz" if self.ready.load(Ordering::Relaxed) => (StatusCode::OK, "ok".into()),
-            "/readyz" => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "not ready: caches are still filling from the API server\n".into(),
-            ),
+            "/readyz" => {
+                (StatusCode::SERVICE_UNAVAILABLE, "not ready: caches are still filling from the API server\n".into())
+            }
             "/metrics" => (StatusCode::OK, process_metrics() + &(self.metrics)()),
             _ => (StatusCode::NOT_FOUND, "404 page not found\n".into()),
         }
@@ -46,9 +45,8 @@ impl Health {
 
 /// Binds the address and serves in the background.
 pub async fn serve(address: SocketAddr, health: Arc<Health>) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listening on {address} for health checks"))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("listening on {address} for health checks"))?;
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
@@ -70,10 +68,9 @@ async fn connection(stream: TokioIo<tokio::net::TcpStream>, health: Arc<Health>)
         let (code, text) = health.answer(request.uri().path());
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = code;
-        response.headers_mut().insert(
-            http::header::CONTENT_TYPE,
-            http::HeaderValue::from_static("text/plain; charset=utf-8"),
-        );
+        response
+            .headers_mut()
+            .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
         async move { Ok::<_, Infallible>(response) }
     });
     if let Err(error) = hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await {
@@ -88,10 +85,8 @@ fn process_metrics() -> String {
     let mut text = String::new();
     if let Ok(statm) = std::fs::read_to_string("/proc/self/statm") {
         let pages: u64 = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
-        text += &format!(
-            "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {}\n",
-            pages * PAGE
-        );
+        text +=
+            &format!("# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {}\n", pages * PAGE);
     }
     if let Ok(stat) = std::fs::read_to_string("/proc/self/stat") {
         // Fields after the parenthesised name: state is the first, utime and stime the 12th and 13th.

@@ -31,10 +31,7 @@ impl Key {
 
     pub fn of<K: Object>(object: &K) -> Self {
         let meta = object.meta();
-        Self {
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-        }
+        Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
     }
 }
 
@@ -114,11 +111,7 @@ impl<K: Object> Store<K> {
 
     /// Fills the cache from all objects of the kind that match the field selector.
     pub fn start(self: &Arc<Self>, namespace: Option<&str>, fields: Option<&str>) {
-        let scope = Scope {
-            path: K::url_path(&(), namespace),
-            fields: fields.map(str::to_owned),
-            ..Scope::default()
-        };
+        let scope = Scope { path: K::url_path(&(), namespace), fields: fields.map(str::to_owned), ..Scope::default() };
         tokio::spawn(follow(self.client.raw().clone(), scope, self.clone() as Arc<dyn Sink<K>>));
     }
 

@@ -87,10 +87,7 @@ pub async fn resources(client: &Client) -> anyhow::Result<(Vec<Resource>, Vec<St
     let mut stale = Vec::new();
     for path in ["/api", "/apis"] {
         let request = http::Request::get(path)
-            .header(
-                http::header::ACCEPT,
-                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-            )
+            .header(http::header::ACCEPT, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
             .body(Vec::new())
             .context("building the discovery request")?;
         let list: GroupList =

@@ -78,7 +78,9 @@ fn status(
     let before = budget.status.clone().unwrap_or_default();
     let live: Vec<_> = all.iter().filter(|p| !pods::is_terminal(p)).collect();
     let (expected, desired) = match (&spec.max_unavailable, &spec.min_available) {
-        (Some(most), _) => (expected_by_controllers, (expected_by_controllers - percent(most, expected_by_controllers)).max(0)),
+        (Some(most), _) => {
+            (expected_by_controllers, (expected_by_controllers - percent(most, expected_by_controllers)).max(0))
+        }
         (None, Some(IntOrString::Int(least))) => (live.len() as i32, *least),
         (None, Some(least)) => (expected_by_controllers, percent(least, expected_by_controllers)),
         (None, None) => (live.len() as i32, 0),
@@ -96,7 +98,8 @@ fn status(
     let allowed = if expected > 0 { (healthy - desired).max(0) } else { 0 };
     let (word, reason) = if allowed > 0 { ("True", "SufficientPods") } else { ("False", "InsufficientPods") };
     let mut conditions = before.conditions.unwrap_or_default();
-    let since = conditions.iter().find(|c| c.type_ == ALLOWED && c.status == word).map(|c| c.last_transition_time.clone());
+    let since =
+        conditions.iter().find(|c| c.type_ == ALLOWED && c.status == word).map(|c| c.last_transition_time.clone());
     conditions.retain(|c| c.type_ != ALLOWED);
     conditions.push(Condition {
         type_: ALLOWED.to_owned(),
@@ -180,7 +183,11 @@ mod tests {
             let mut pod = Pod::default();
             pod.metadata.name = Some(name.into());
             pod.status = Some(PodStatus {
-                conditions: Some(vec![PodCondition { type_: "Ready".into(), status: ready.into(), ..PodCondition::default() }]),
+                conditions: Some(vec![PodCondition {
+                    type_: "Ready".into(),
+                    status: ready.into(),
+                    ..PodCondition::default()
+                }]),
                 ..PodStatus::default()
             });
             Arc::new(pod)
@@ -188,7 +195,8 @@ mod tests {
         let all = [pod("a", "True"), pod("b", "True"), pod("c", "False")];
         let int = |n| Some(IntOrString::Int(n));
         let text = |t: &str| Some(IntOrString::String(t.into()));
-        let cases = [(int(1), None, 1), (int(2), None, 0), (text("50%"), None, 0), (None, int(1), 0), (None, text("50%"), 1)];
+        let cases =
+            [(int(1), None, 1), (int(2), None, 0), (text("50%"), None, 0), (None, int(1), 0), (None, text("50%"), 1)];
         for (min_available, max_unavailable, allowed) in cases {
             let budget = PodDisruptionBudget {
                 spec: Some(PodDisruptionBudgetSpec { min_available, max_unavailable, ..Default::default() }),

@@ -88,7 +88,8 @@ async fn empty(context: &Context, namespace: &str) -> anyhow::Result<Remains> {
     let mut remains = Remains::default();
     let (resources, stale) = discovery::resources(&context.client).await?;
     if !stale.is_empty() {
-        remains.discovery_failed = Some(format!("Discovery failed for some groups, {} failing: {}", stale.len(), stale.join(", ")));
+        remains.discovery_failed =
+            Some(format!("Discovery failed for some groups, {} failing: {}", stale.len(), stale.join(", ")));
     }
     let deletable = |r: &&Resource| r.namespaced && r.can("list") && r.can("delete");
     let is_pods = |r: &&Resource| r.group.is_empty() && r.plural == "pods";
@@ -208,8 +209,13 @@ fn conditions(namespace: &Namespace, remains: &Remains, now: Timestamp) -> Vec<N
         ),
         (
             "NamespaceDeletionContentFailure",
-            (!remains.delete_failed.is_empty())
-                .then(|| format!("Failed to delete all resource types, {} remaining: {}", remains.delete_failed.len(), remains.delete_failed.join(", "))),
+            (!remains.delete_failed.is_empty()).then(|| {
+                format!(
+                    "Failed to delete all resource types, {} remaining: {}",
+                    remains.delete_failed.len(),
+                    remains.delete_failed.join(", ")
+                )
+            }),
             "ContentDeletionFailed",
             "ContentDeleted",
             "All content successfully deleted, may be waiting on finalization",
@@ -225,10 +231,7 @@ fn conditions(namespace: &Namespace, remains: &Remains, now: Timestamp) -> Vec<N
         (
             "NamespaceFinalizersRemaining",
             (!remains.finalizers.is_empty()).then(|| {
-                format!(
-                    "Some content in the namespace has finalizers remaining: {}",
-                    count(&remains.finalizers, "in")
-                )
+                format!("Some content in the namespace has finalizers remaining: {}", count(&remains.finalizers, "in"))
             }),
             "SomeFinalizersRemain",
             "ContentHasNoFinalizers",

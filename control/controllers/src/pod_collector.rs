@@ -103,7 +103,8 @@ mod tests {
             pod.status = Some(PodStatus { phase: Some(phase.into()), ..PodStatus::default() });
             Arc::new(pod)
         };
-        let all = [pod("a", "gone", "Running"), pod("b", "n", "Running"), pod("c", "n", "Failed"), pod("d", "", "Pending")];
+        let all =
+            [pod("a", "gone", "Running"), pod("b", "n", "Running"), pod("c", "n", "Failed"), pod("d", "", "Pending")];
         let names = |most| {
             let remove = plan(&all, |node| node == "gone", most);
             remove.iter().map(|p| p.metadata.name.clone().unwrap()).collect::<Vec<_>>()

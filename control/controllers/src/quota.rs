@@ -115,7 +115,11 @@ fn add(used: &mut BTreeMap<String, i64>, name: &str, amount: i64) {
     *used.entry(name.to_owned()).or_insert(0) += amount;
 }
 
-async fn usage(context: &Context, quota: &ResourceQuota, hard: &BTreeSet<String>) -> anyhow::Result<BTreeMap<String, i64>> {
+async fn usage(
+    context: &Context,
+    quota: &ResourceQuota,
+    hard: &BTreeSet<String>,
+) -> anyhow::Result<BTreeMap<String, i64>> {
     let namespace = quota.metadata.namespace.as_deref().unwrap_or_default();
     let caches = &context.caches;
     let mut used = BTreeMap::new();
@@ -141,13 +145,17 @@ async fn usage(context: &Context, quota: &ResourceQuota, hard: &BTreeSet<String>
             add(&mut used, &format!("{prefix}requests.storage"), wanted.unwrap_or(0));
         }
     }
-    let to_count = |n: &&String| matches!(n.as_str(), "secrets" | "configmaps" | "replicationcontrollers" | "resourcequotas") || n.starts_with("count/");
+    let to_count = |n: &&String| {
+        matches!(n.as_str(), "secrets" | "configmaps" | "replicationcontrollers" | "resourcequotas")
+            || n.starts_with("count/")
+    };
     if hard.iter().any(|n| to_count(&n)) {
         let (resources, _) = discovery::resources(&context.client).await?;
         for name in hard.iter().filter(to_count) {
             let plain = name.trim_start_matches("count/");
             let (plural, group) = plain.split_once('.').unwrap_or((plain, ""));
-            let Some(resource) = resources.iter().find(|r| r.plural == plural && r.group == group && r.namespaced) else {
+            let Some(resource) = resources.iter().find(|r| r.plural == plural && r.group == group && r.namespaced)
+            else {
                 continue;
             };
             add(&mut used, name, count(context, &resource.path(Some(namespace))).await? * 1000);
@@ -176,7 +184,8 @@ async fn work(context: &Context, key: &Key) -> Worked {
     let used: BTreeMap<String, Quantity> =
         names.iter().map(|n| (n.clone(), show(n, all.get(n).copied().unwrap_or(0)))).collect();
     let before = quota.status.clone().unwrap_or_default();
-    let amounts = |m: &BTreeMap<String, Quantity>| m.iter().map(|(k, v)| (k.clone(), quantity::milli(v))).collect::<Vec<_>>();
+    let amounts =
+        |m: &BTreeMap<String, Quantity>| m.iter().map(|(k, v)| (k.clone(), quantity::milli(v))).collect::<Vec<_>>();
     let same = before.hard.as_ref().is_some_and(|h| amounts(h) == amounts(&hard))
         && before.used.as_ref().is_some_and(|u| amounts(u) == amounts(&used));
     if !same {

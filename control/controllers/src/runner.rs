@@ -40,10 +40,7 @@ where
     Fut: Future<Output = Worked> + Send,
 {
     let figures = queue.clone();
-    QUEUES
-        .lock()
-        .unwrap_or_else(|e| e.into_inner())
-        .push((name, Box::new(move || figures.figures())));
+    QUEUES.lock().unwrap_or_else(|e| e.into_inner()).push((name, Box::new(move || figures.figures())));
     for _ in 0..workers {
         let (queue, work) = (queue.clone(), work.clone());
         tokio::spawn(async move {

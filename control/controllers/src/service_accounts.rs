@@ -14,8 +14,7 @@ const ACCOUNT: &str = "default";
 const BUNDLE: &str = "kube-root-ca.crt";
 const BUNDLE_KEY: &str = "ca.crt";
 const DESCRIPTION: &str = "kubernetes.io/description";
-const DESCRIPTION_TEXT: &str =
-    "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
+const DESCRIPTION_TEXT: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
 
 #[derive(Debug, PartialEq)]
 enum Action {
@@ -57,8 +56,8 @@ fn plan(
 pub fn start(context: &Arc<Context>) -> anyhow::Result<()> {
     let bundle = match &context.settings.root_ca_file {
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("reading --root-ca-file {}", path.display()))?;
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("reading --root-ca-file {}", path.display()))?;
             Some(Arc::<str>::from(text))
         }
         None => None,

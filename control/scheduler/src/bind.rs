@@ -25,13 +25,7 @@ impl Scheduler {
         if let Err(error) = self.bind_volumes(&pod.pod, &node, volumes).await {
             tracing::warn!("volumes of pod {}: {error:#}", Key::of(&*pod.pod));
             let message = format!("running PreBind plugin \"VolumeBinding\": {error:#}");
-            self.events.send(
-                reference(&*pod.pod),
-                Kind::Warning,
-                "FailedScheduling",
-                Some("Scheduling"),
-                message,
-            );
+            self.events.send(reference(&*pod.pod), Kind::Warning, "FailedScheduling", Some("Scheduling"), message);
             return self.unbound(&pod, true);
         }
         // The semaphore lives as long as the scheduler and is never closed.

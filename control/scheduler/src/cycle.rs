@@ -142,9 +142,8 @@ pub fn filter(prepared: &Prepared<'_>, node: &NodeInfo) -> Option<Rejection> {
         .or_else(|| node_name(spec, node))
         .or_else(|| tainted(spec, node))
         .or_else(|| {
-            (!node_affinity::allows(spec, node)).then(|| {
-                Rejection::lasting(Plugin::NodeAffinity, "node(s) didn't match Pod's node affinity/selector")
-            })
+            (!node_affinity::allows(spec, node))
+                .then(|| Rejection::lasting(Plugin::NodeAffinity, "node(s) didn't match Pod's node affinity/selector"))
         })
         .or_else(|| ports(pod, node))
         .or_else(|| fit(pod, node))

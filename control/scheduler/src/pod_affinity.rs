@@ -45,10 +45,8 @@ fn count(counts: &mut Counts, node: &NodeInfo, term: &Term, by: i64) {
 
 impl Required {
     pub fn new(pod: &PodInfo, snapshot: &Snapshot, namespaces: &Namespaces) -> Self {
-        let mut all = Self {
-            matches_itself: pod.affinity.iter().all(|t| matches(t, &pod.pod, namespaces)),
-            ..Self::default()
-        };
+        let mut all =
+            Self { matches_itself: pod.affinity.iter().all(|t| matches(t, &pod.pod, namespaces)), ..Self::default() };
         let has_terms = !pod.affinity.is_empty() || !pod.anti_affinity.is_empty();
         if !has_terms && snapshot.with_anti_affinity == 0 {
             return all;

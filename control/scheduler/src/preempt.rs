@@ -62,9 +62,9 @@ pub fn plan(
 /// Room was made before, and the pods that stood there are still going.
 fn victims_are_leaving(pod: &PodInfo, view: &View<'_>) -> bool {
     let nominated = pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref()).unwrap_or_default();
-    view.snapshot.get(nominated).is_some_and(|node| {
-        node.pods.iter().any(|p| p.priority < pod.priority && pods::is_terminating(&p.pod))
-    })
+    view.snapshot
+        .get(nominated)
+        .is_some_and(|node| node.pods.iter().any(|p| p.priority < pod.priority && pods::is_terminating(&p.pod)))
 }
 
 /// Fewest broken budgets, then the least important victims, then the fewest, then the youngest.

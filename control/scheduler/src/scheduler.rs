@@ -7,9 +7,7 @@ use std::time::Duration;
 use control_client::events::{Kind, reference};
 use control_client::{Change, Client, Object, Recorder, Store, pods};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition,
-};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -344,13 +342,7 @@ impl Scheduler {
                 pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.clone())
             }
         };
-        self.events.send(
-            reference(&*pod.pod),
-            Kind::Warning,
-            "FailedScheduling",
-            Some("Scheduling"),
-            message.clone(),
-        );
+        self.events.send(reference(&*pod.pod), Kind::Warning, "FailedScheduling", Some("Scheduling"), message.clone());
         if let Err(failure) = self.write_refusal(&pod.pod, &message, nominated).await
             && !failure.is_not_found()
         {

@@ -91,9 +91,8 @@ impl Needs {
             self.exclusive.push((namespace.to_owned(), name.to_owned()));
         }
         if is_bound(&claim) {
-            let volume = storage
-                .volume(&volume_name)
-                .ok_or_else(|| format!("persistentvolume {volume_name:?} not found"))?;
+            let volume =
+                storage.volume(&volume_name).ok_or_else(|| format!("persistentvolume {volume_name:?} not found"))?;
             let affinity = volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref());
             self.bound.extend(affinity.and_then(|a| a.required.clone()));
             return Ok(());

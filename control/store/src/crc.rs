@@ -9,11 +9,7 @@ const fn table() -> [u32; 256] {
         let mut c = n as u32;
         let mut bit = 0;
         while bit < 8 {
-            c = if c & 1 == 1 {
-                0xedb8_8320 ^ (c >> 1)
-            } else {
-                c >> 1
-            };
+            c = if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 };
             bit += 1;
         }
         table[n] = c;
@@ -24,9 +20,7 @@ const fn table() -> [u32; 256] {
 
 /// The checksum of `data`.
 pub(crate) fn crc32(data: &[u8]) -> u32 {
-    !data.iter().fold(!0u32, |c, b| {
-        TABLE[((c ^ u32::from(*b)) & 0xff) as usize] ^ (c >> 8)
-    })
+    !data.iter().fold(!0u32, |c, b| TABLE[((c ^ u32::from(*b)) & 0xff) as usize] ^ (c >> 8))
 }
 
 #[cfg(test)]

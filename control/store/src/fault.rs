@@ -94,16 +94,8 @@ impl FaultDisk {
     pub fn plug(&self, seed: u64) -> FaultDisk {
         let mut rng = StdRng::seed_from_u64(seed);
         let state = self.lock();
-        let names = if rng.random_bool(0.5) {
-            state.names.clone()
-        } else {
-            state.durable_names.clone()
-        };
-        let files = state
-            .files
-            .iter()
-            .map(|(id, content)| (*id, tear(content, &mut rng)))
-            .collect();
+        let names = if rng.random_bool(0.5) { state.names.clone() } else { state.durable_names.clone() };
+        let files = state.files.iter().map(|(id, content)| (*id, tear(content, &mut rng))).collect();
         FaultDisk(Arc::new(Mutex::new(State {
             files,
             names: names.clone(),
@@ -126,10 +118,7 @@ fn tear(content: &Content, rng: &mut StdRng) -> Content {
         }
         at = end;
     }
-    Content {
-        synced: data.len(),
-        data,
-    }
+    Content { synced: data.len(), data }
 }
 
 struct FaultFile {
@@ -174,35 +163,22 @@ impl Disk for FaultDisk {
         let id = state.next;
         state.files.insert(id, Content::default());
         state.names.insert(name.to_string(), id);
-        Ok(Box::new(FaultFile {
-            disk: self.clone(),
-            id,
-        }))
+        Ok(Box::new(FaultFile { disk: self.clone(), id }))
     }
 
     fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn DiskFile>> {
         let mut state = self.call()?;
-        let id = state
-            .names
-            .get(name)
-            .copied()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let id = state.names.get(name).copied().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         if let Some(content) = state.files.get_mut(&id) {
             content.data.truncate(len as usize);
             content.synced = content.data.len();
         }
-        Ok(Box::new(FaultFile {
-            disk: self.clone(),
-            id,
-        }))
+        Ok(Box::new(FaultFile { disk: self.clone(), id }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.call()?;
-        let id = state
-            .names
-            .remove(from)
-            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let id = state.names.remove(from).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         state.names.insert(to.to_string(), id);
         Ok(())
     }

@@ -53,13 +53,9 @@ impl FrameWriter {
         match cipher.filter(|c| c.covers(&entry.key)) {
             None => self.put_raw(entry, 0, &entry.value),
             Some(cipher) => {
-                let sealed =
-                    cipher
-                        .seal(&entry.key, &entry.value)
-                        .map_err(|what| StoreError::Sealed {
-                            key: entry.key.to_string(),
-                            what,
-                        })?;
+                let sealed = cipher
+                    .seal(&entry.key, &entry.value)
+                    .map_err(|what| StoreError::Sealed { key: entry.key.to_string(), what })?;
                 self.put_raw(entry, SEALED, &sealed);
             }
         }
@@ -71,10 +67,8 @@ impl FrameWriter {
         for number in [entry.revision, entry.created, entry.expires] {
             self.out.extend_from_slice(&number.to_le_bytes());
         }
-        self.out
-            .extend_from_slice(&(entry.key.len() as u32).to_le_bytes());
-        self.out
-            .extend_from_slice(&(value.len() as u32).to_le_bytes());
+        self.out.extend_from_slice(&(entry.key.len() as u32).to_le_bytes());
+        self.out.extend_from_slice(&(value.len() as u32).to_le_bytes());
         self.out.extend_from_slice(entry.key.as_bytes());
         self.out.extend_from_slice(value);
     }
@@ -82,8 +76,7 @@ impl FrameWriter {
     pub(crate) fn delete(&mut self, key: &str, revision: u64) {
         self.out.push(DELETE);
         self.out.extend_from_slice(&revision.to_le_bytes());
-        self.out
-            .extend_from_slice(&(key.len() as u32).to_le_bytes());
+        self.out.extend_from_slice(&(key.len() as u32).to_le_bytes());
         self.out.extend_from_slice(key.as_bytes());
     }
 
@@ -113,21 +106,11 @@ pub(crate) fn read_log(
     cipher: Option<&Cipher>,
     mut each: impl FnMut(Record),
 ) -> Result<u64> {
-    let damaged = |offset: u64, what: &str| StoreError::Damaged {
-        file: file.into(),
-        offset,
-        what: what.into(),
-    };
-    let io = |source| StoreError::Io {
-        what: format!("reading {file}"),
-        source,
-    };
+    let damaged = |offset: u64, what: &str| StoreError::Damaged { file: file.into(), offset, what: what.into() };
+    let io = |source| StoreError::Io { what: format!("reading {file}"), source };
     let mut header = [0u8; HEADER.len()];
     if fill(reader, &mut header).map_err(io)? < HEADER.len() || &header != HEADER {
-        return Err(damaged(
-            0,
-            "it does not begin as a store log of this version",
-        ));
+        return Err(damaged(0, "it does not begin as a store log of this version"));
     }
     let mut at = HEADER.len() as u64;
     let mut payload = Vec::new();
@@ -137,8 +120,7 @@ pub(crate) fn read_log(
         if got == 0 {
             return Ok(at);
         }
-        let number =
-            |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
+        let number = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
         let len = number(4) as usize;
         let mut seen = head[..got].to_vec();
         if got == FRAME_HEAD && &head[..4] == MAGIC && len <= MAX_FRAME {
@@ -146,9 +128,7 @@ pub(crate) fn read_log(
             let got = fill(reader, &mut payload).map_err(io)?;
             if got == len && crc32(&payload) == number(8) {
                 decode(&payload, cipher, &mut each).map_err(|e| match e {
-                    Decode::Shape => {
-                        damaged(at, "a record makes no sense though its checksum is right")
-                    }
+                    Decode::Shape => damaged(at, "a record makes no sense though its checksum is right"),
                     Decode::Sealed(key, what) => StoreError::Sealed { key, what },
                 })?;
                 at += (FRAME_HEAD + len) as u64;
@@ -158,10 +138,7 @@ pub(crate) fn read_log(
         }
         reader.read_to_end(&mut seen).map_err(io)?;
         return match whole_frame_in(&seen) {
-            Some(_) => Err(damaged(
-                at,
-                "a record's checksum is wrong, and whole records follow it",
-            )),
+            Some(_) => Err(damaged(at, "a record's checksum is wrong, and whole records follow it")),
             None => Ok(at),
         };
     }
@@ -171,14 +148,8 @@ pub(crate) fn read_log(
 fn whole_frame_in(tail: &[u8]) -> Option<usize> {
     (1..tail.len().saturating_sub(FRAME_HEAD)).find(|&i| {
         tail[i..].starts_with(MAGIC) && {
-            let number = |j: usize| {
-                u32::from_le_bytes([
-                    tail[i + j],
-                    tail[i + j + 1],
-                    tail[i + j + 2],
-                    tail[i + j + 3],
-                ])
-            };
+            let number =
+                |j: usize| u32::from_le_bytes([tail[i + j], tail[i + j + 1], tail[i + j + 2], tail[i + j + 3]]);
             let body = tail.get(i + FRAME_HEAD..i + FRAME_HEAD + number(4) as usize);
             body.is_some_and(|body| !body.is_empty() && crc32(body) == number(8))
         }
@@ -212,29 +183,17 @@ impl<'a> Cursor<'a> {
         Ok(head)
     }
     fn u32(&mut self) -> Result<u32, Decode> {
-        self.take(4)?
-            .try_into()
-            .map(u32::from_le_bytes)
-            .map_err(|_| Decode::Shape)
+        self.take(4)?.try_into().map(u32::from_le_bytes).map_err(|_| Decode::Shape)
     }
     fn u64(&mut self) -> Result<u64, Decode> {
-        self.take(8)?
-            .try_into()
-            .map(u64::from_le_bytes)
-            .map_err(|_| Decode::Shape)
+        self.take(8)?.try_into().map(u64::from_le_bytes).map_err(|_| Decode::Shape)
     }
     fn key(&mut self, len: u32) -> Result<Arc<str>, Decode> {
-        std::str::from_utf8(self.take(len as usize)?)
-            .map(Arc::from)
-            .map_err(|_| Decode::Shape)
+        std::str::from_utf8(self.take(len as usize)?).map(Arc::from).map_err(|_| Decode::Shape)
     }
 }
 
-fn decode(
-    payload: &[u8],
-    cipher: Option<&Cipher>,
-    each: &mut impl FnMut(Record),
-) -> Result<(), Decode> {
+fn decode(payload: &[u8], cipher: Option<&Cipher>, each: &mut impl FnMut(Record)) -> Result<(), Decode> {
     let mut cursor = Cursor(payload);
     while !cursor.0.is_empty() {
         match cursor.take(1)?[0] {
@@ -246,33 +205,19 @@ fn decode(
                 let raw = cursor.take(value_len as usize)?;
                 let value = match (flags & SEALED != 0, cipher) {
                     (false, _) => Bytes::copy_from_slice(raw),
-                    (true, Some(cipher)) => Bytes::from(
-                        cipher
-                            .open(&key, raw)
-                            .map_err(|what| Decode::Sealed(key.to_string(), what))?,
-                    ),
+                    (true, Some(cipher)) => {
+                        Bytes::from(cipher.open(&key, raw).map_err(|what| Decode::Sealed(key.to_string(), what))?)
+                    }
                     (true, None) => {
-                        return Err(Decode::Sealed(
-                            key.to_string(),
-                            "no encryption key is given".into(),
-                        ));
+                        return Err(Decode::Sealed(key.to_string(), "no encryption key is given".into()));
                     }
                 };
-                each(Record::Put(Entry {
-                    key,
-                    value,
-                    revision,
-                    created,
-                    expires,
-                }));
+                each(Record::Put(Entry { key, value, revision, created, expires }));
             }
             DELETE => {
                 let revision = cursor.u64()?;
                 let len = cursor.u32()?;
-                each(Record::Delete {
-                    key: cursor.key(len)?,
-                    revision,
-                });
+                each(Record::Delete { key: cursor.key(len)?, revision });
             }
             REVISION => each(Record::Revision(cursor.u64()?)),
             _ => return Err(Decode::Shape),

@@ -40,20 +40,12 @@ pub struct DirDisk {
 impl DirDisk {
     /// Opens a directory, makes it if need be, and locks it.
     pub fn open(dir: &Path) -> crate::Result<DirDisk> {
-        let io = |what: &str, source| crate::StoreError::Io {
-            what: format!("{what} {}", dir.display()),
-            source,
-        };
+        let io = |what: &str, source| crate::StoreError::Io { what: format!("{what} {}", dir.display()), source };
         if !dir.is_dir() {
             std::fs::create_dir_all(dir).map_err(|e| io("making the store directory", e))?;
             // The directory's own name must survive, too.
-            let parent = dir
-                .parent()
-                .filter(|p| !p.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            File::open(parent)
-                .and_then(|p| p.sync_all())
-                .map_err(|e| io("making durable the name of", e))?;
+            let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(parent).and_then(|p| p.sync_all()).map_err(|e| io("making durable the name of", e))?;
         }
         let lock = OpenOptions::new()
             .create(true)
@@ -62,13 +54,8 @@ impl DirDisk {
             .open(dir.join("LOCK"))
             .map_err(|e| io("opening the lock in", e))?;
         match lock.try_lock() {
-            Ok(()) => Ok(DirDisk {
-                dir: dir.to_path_buf(),
-                _lock: lock,
-            }),
-            Err(std::fs::TryLockError::WouldBlock) => {
-                Err(crate::StoreError::Locked(dir.to_path_buf()))
-            }
+            Ok(()) => Ok(DirDisk { dir: dir.to_path_buf(), _lock: lock }),
+            Err(std::fs::TryLockError::WouldBlock) => Err(crate::StoreError::Locked(dir.to_path_buf())),
             Err(std::fs::TryLockError::Error(e)) => Err(io("locking", e)),
         }
     }

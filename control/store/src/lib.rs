@@ -44,11 +44,7 @@ pub enum StoreError {
     Failed(String),
     /// A file is not what it should be.
     #[error("{file} is damaged at byte {offset}: {what}; restore a snapshot, or replace the disk")]
-    Damaged {
-        file: String,
-        offset: u64,
-        what: String,
-    },
+    Damaged { file: String, offset: u64, what: String },
     /// Another process has the store.
     #[error("{0} is in use by another process; stop it first")]
     Locked(PathBuf),
@@ -77,10 +73,7 @@ pub struct Stamped {
 impl Stamped {
     /// A value without a hole.
     pub fn plain(bytes: impl Into<Vec<u8>>) -> Stamped {
-        Stamped {
-            bytes: bytes.into(),
-            stamp_at: usize::MAX,
-        }
+        Stamped { bytes: bytes.into(), stamp_at: usize::MAX }
     }
 
     fn fill(&self, revision: u64) -> Bytes {
@@ -156,12 +149,7 @@ pub trait Store: Send + Sync {
 
     /// Keys below `prefix` and after `after`, in order, at most `limit` (0: all), with the
     /// revision of the picture.
-    fn range<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: &'a str,
-        limit: usize,
-    ) -> BoxFuture<'a, Result<(Vec<Entry>, u64)>>;
+    fn range<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<(Vec<Entry>, u64)>>;
 
     /// Writes; gives the revision once it is durable.  With `ttl_seconds` the key goes by
     /// itself after that time.

@@ -25,9 +25,8 @@ pub trait Health {
 /// # Errors
 /// The address cannot be bound.
 pub async fn serve<H: Health + 'static>(address: SocketAddr, health: Rc<H>) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("binding the health port {address}"))?;
+    let listener =
+        tokio::net::TcpListener::bind(address).await.with_context(|| format!("binding the health port {address}"))?;
     loop {
         let (stream, _) = listener.accept().await.context("accepting a health check")?;
         let health = health.clone();

@@ -19,11 +19,14 @@ use std::time::Duration;
 /// The file is there and cannot be used.
 pub async fn connect(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
     while !kubeconfig.exists() {
-        node_sys::notify::status(&format!("waits for {}, which is written when this node has joined", kubeconfig.display()));
+        node_sys::notify::status(&format!(
+            "waits for {}, which is written when this node has joined",
+            kubeconfig.display()
+        ));
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    let parsed = kube::config::Kubeconfig::read_from(kubeconfig)
-        .with_context(|| format!("reading {}", kubeconfig.display()))?;
+    let parsed =
+        kube::config::Kubeconfig::read_from(kubeconfig).with_context(|| format!("reading {}", kubeconfig.display()))?;
     let mut config = kube::Config::from_custom_kubeconfig(parsed, &Default::default())
         .await
         .with_context(|| format!("using {}", kubeconfig.display()))?;

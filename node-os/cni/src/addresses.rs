@@ -40,7 +40,11 @@ pub(crate) fn reserve(cidr: &Ipv4Net, owner: &str, ports: &[PortMapping]) -> Res
         return Ok(record.address);
     }
     if let Some(port) = ports.iter().find(|p| taken.iter().any(|r| r.port_mappings.iter().any(|o| clash(o, p)))) {
-        return Err(Failure::new(code::NETWORK, "portMappings", format!("host port {} is taken by another pod", port.host_port)));
+        return Err(Failure::new(
+            code::NETWORK,
+            "portMappings",
+            format!("host port {} is taken by another pod", port.host_port),
+        ));
     }
     let used: Vec<Ipv4Addr> = taken.iter().map(|r| r.address).collect();
     let last_file = PathBuf::from(STATE_DIR).join("last");

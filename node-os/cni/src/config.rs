@@ -140,7 +140,11 @@ impl Request {
         }
         let unknown = conf.runtime.port_mappings.iter().find(|m| m.protocol_number().is_none());
         if let Some(mapping) = unknown {
-            return Err(Failure::new(code::CONFIG, "portMappings", format!("protocol '{}' is not known", mapping.protocol)));
+            return Err(Failure::new(
+                code::CONFIG,
+                "portMappings",
+                format!("protocol '{}' is not known", mapping.protocol),
+            ));
         }
         Ok(Request {
             version: conf.version,

@@ -35,7 +35,9 @@ pub(crate) fn close(mappings: &[PortMapping]) -> Result<(), Failure> {
         let mut batch = Batch::new(Family::Inet, TABLE);
         batch.delete_elements(MAP, &[Elem::key(key)]);
         match batch.commit() {
-            Err(error) if !gone(&error) => return Err(Failure::new(code::NETWORK, "closing host ports", describe(&error))),
+            Err(error) if !gone(&error) => {
+                return Err(Failure::new(code::NETWORK, "closing host ports", describe(&error)));
+            }
             _ => {}
         }
     }

@@ -143,7 +143,11 @@ async fn check(request: &Request) -> Result<(), Failure> {
     if known && veth::exists(&veth::Pair::of(&request.container, &request.interface)).await? {
         return Ok(());
     }
-    Err(Failure::new(config::code::UNKNOWN_CONTAINER, "CHECK", format!("container {} has no network here", request.container)))
+    Err(Failure::new(
+        config::code::UNKNOWN_CONTAINER,
+        "CHECK",
+        format!("container {} has no network here", request.container),
+    ))
 }
 
 /// Releases everything that is not among the attachments that the runtime still knows.

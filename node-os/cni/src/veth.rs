@@ -51,7 +51,9 @@ async fn find(handle: &Handle, name: &str) -> Result<Option<(u32, String)>, Fail
         Ok(None) => Ok(None),
         Ok(Some(link)) => {
             let mac = link.attributes.iter().find_map(|a| match a {
-                LinkAttribute::Address(bytes) => Some(bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")),
+                LinkAttribute::Address(bytes) => {
+                    Some(bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"))
+                }
                 _ => None,
             });
             Ok(Some((link.header.index, mac.unwrap_or_default())))
@@ -67,7 +69,12 @@ async fn index(handle: &Handle, name: &str) -> Result<u32, Failure> {
 }
 
 /// Makes and sets up both ends; the hardware address of the pod's end.
-pub(crate) async fn connect(pair: &Pair, netns: String, request: &Request, address: Ipv4Addr) -> Result<String, Failure> {
+pub(crate) async fn connect(
+    pair: &Pair,
+    netns: String,
+    request: &Request,
+    address: Ipv4Addr,
+) -> Result<String, Failure> {
     let handle = open()?;
     let namespace = std::fs::File::open(&netns).map_err(|e| Failure::new(code::IO, format!("opening {netns}"), e))?;
     // A leftover of the same name is from an ADD that was cut off.
@@ -110,7 +117,12 @@ async fn outer(handle: &Handle, pair: &Pair, request: &Request, address: Ipv4Add
     if Path::new(&no_v6).exists() {
         std::fs::write(&no_v6, "1").map_err(|e| Failure::new(code::IO, format!("writing {no_v6}"), e))?;
     }
-    handle.link().set(LinkUnspec::new_with_index(host).up().build()).execute().await.map_err(fail("setting the veth pair up"))?;
+    handle
+        .link()
+        .set(LinkUnspec::new_with_index(host).up().build())
+        .execute()
+        .await
+        .map_err(fail("setting the veth pair up"))?;
     let bytes: Vec<u8> = mac.split(':').filter_map(|b| u8::from_str_radix(b, 16).ok()).collect();
     let arp = handle.neighbours().add(host, IpAddr::V4(address)).link_layer_address(&bytes);
     arp.replace().execute().await.map_err(fail("noting the pod's hardware address"))?;
@@ -168,7 +180,9 @@ where
             runtime.block_on(async { work(open()?).await })
         };
         // A thread from the pool would carry the namespace on to other work.
-        std::thread::spawn(work).join().unwrap_or_else(|_| Err(Failure::new(code::NETWORK, "setting the pod up", "a thread ended badly")))
+        std::thread::spawn(work)
+            .join()
+            .unwrap_or_else(|_| Err(Failure::new(code::NETWORK, "setting the pod up", "a thread ended badly")))
     });
     thread.await.unwrap_or_else(|e| Err(Failure::new(code::NETWORK, "setting the pod up", e)))
 }

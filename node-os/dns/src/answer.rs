@@ -162,6 +162,8 @@ mod tests {
     #[test]
     fn foreign_names_go_upstream_and_aliases_are_followed() {
         assert!(matches!(ask("example.com.", RecordType::A), Step::Forward));
-        assert!(matches!(ask("out.a.svc.cluster.local.", RecordType::A), Step::Follow(_, target) if target.to_ascii() == "example.com."));
+        assert!(
+            matches!(ask("out.a.svc.cluster.local.", RecordType::A), Step::Follow(_, target) if target.to_ascii() == "example.com.")
+        );
     }
 }

@@ -77,9 +77,16 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn follow(client: kube::Client, all: fn() -> watcher::Config, domain: &str, shared: Rc<Shared>) -> anyhow::Result<()> {
-    let mut services = std::pin::pin!(node_client::follow::<Service>(kube::Api::all(client.clone()), all(), "services"));
-    let mut slices = std::pin::pin!(node_client::follow::<EndpointSlice>(kube::Api::all(client.clone()), all(), "endpointslices"));
+async fn follow(
+    client: kube::Client,
+    all: fn() -> watcher::Config,
+    domain: &str,
+    shared: Rc<Shared>,
+) -> anyhow::Result<()> {
+    let mut services =
+        std::pin::pin!(node_client::follow::<Service>(kube::Api::all(client.clone()), all(), "services"));
+    let mut slices =
+        std::pin::pin!(node_client::follow::<EndpointSlice>(kube::Api::all(client.clone()), all(), "endpointslices"));
     let mut namespaces = std::pin::pin!(node_client::follow::<Namespace>(kube::Api::all(client), all(), "namespaces"));
     let (mut known_services, mut known_slices, mut known_namespaces) = (Objects::new(), Objects::new(), Objects::new());
     let mut heard = [false; 3];

@@ -84,7 +84,8 @@ pub(crate) async fn udp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Resu
         let (socket, shared) = (socket.clone(), shared.clone());
         tokio::task::spawn_local(async move {
             let reply = shared.resolve(&request).await;
-            let limit = request.edns.as_ref().map_or(PLAIN_UDP, |e| usize::from(e.max_payload()).clamp(PLAIN_UDP, MAX_UDP));
+            let limit =
+                request.edns.as_ref().map_or(PLAIN_UDP, |e| usize::from(e.max_payload()).clamp(PLAIN_UDP, MAX_UDP));
             if let Some(bytes) = encode(&reply, limit)
                 && let Err(error) = socket.send_to(&bytes, client).await
             {

@@ -162,7 +162,8 @@ impl Zone {
             return if known { Found::Name(Vec::new()) } else { Found::Missing };
         }
         let Some((_, backends)) = self.entry(service, namespace) else { return Found::Missing };
-        let addresses: BTreeSet<Data> = backends.iter().filter(|b| b.label == endpoint).map(|b| Data::A(b.ip)).collect();
+        let addresses: BTreeSet<Data> =
+            backends.iter().filter(|b| b.label == endpoint).map(|b| Data::A(b.ip)).collect();
         if addresses.is_empty() { Found::Missing } else { Found::Name(addresses.into_iter().collect()) }
     }
 
@@ -178,7 +179,11 @@ impl Zone {
         } else {
             let of = |b: &&Backend| {
                 let target = format!("{}.{base}", b.label);
-                b.ports.iter().filter(matches).map(|p| Data::Srv { port: p.2, target: target.clone() }).collect::<Vec<_>>()
+                b.ports
+                    .iter()
+                    .filter(matches)
+                    .map(|p| Data::Srv { port: p.2, target: target.clone() })
+                    .collect::<Vec<_>>()
             };
             backends.iter().flat_map(of).collect()
         };
@@ -198,7 +203,11 @@ fn service_entry(service: &Service) -> Option<((String, String), ServiceEntry)> 
         key,
         ServiceEntry {
             cluster_ip: spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok()).filter(|_| !external),
-            external_name: spec.external_name.clone().filter(|_| external).map(|n| n.trim_end_matches('.').to_ascii_lowercase()),
+            external_name: spec
+                .external_name
+                .clone()
+                .filter(|_| external)
+                .map(|n| n.trim_end_matches('.').to_ascii_lowercase()),
             ports: ports.collect(),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         },
@@ -232,7 +241,8 @@ fn dashed(label: &str) -> Option<Ipv4Addr> {
 
 /// The address that a name in `in-addr.arpa` asks for.
 fn reverse_address(name: &str) -> Option<Ipv4Addr> {
-    let octets: Vec<u8> = name.strip_suffix(".in-addr.arpa")?.split('.').map(|o| o.parse().ok()).collect::<Option<_>>()?;
+    let octets: Vec<u8> =
+        name.strip_suffix(".in-addr.arpa")?.split('.').map(|o| o.parse().ok()).collect::<Option<_>>()?;
     let [d, c, b, a]: [u8; 4] = octets.try_into().ok()?;
     Some(Ipv4Addr::new(a, b, c, d))
 }

@@ -106,7 +106,13 @@ mod tests {
             ..NodeStatus::default()
         };
         let text = screen(&status, &[]);
-        for wanted in ["(no name yet), worker of cluster demo", "this machine has no name", "set hostname", "https://10.0.0.1:10270", "SHA256:ab"] {
+        for wanted in [
+            "(no name yet), worker of cluster demo",
+            "this machine has no name",
+            "set hostname",
+            "https://10.0.0.1:10270",
+            "SHA256:ab",
+        ] {
             assert!(text.contains(wanted), "{text}");
         }
     }

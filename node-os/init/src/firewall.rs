@@ -6,7 +6,9 @@
 
 use anyhow::{Context, Result};
 use node_metadata::{Cluster, Overlay, Role};
-use node_sys::nft::{Batch, CmpOp, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types};
+use node_sys::nft::{
+    Batch, CmpOp, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types,
+};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 

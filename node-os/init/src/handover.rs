@@ -30,8 +30,9 @@ pub fn write(handover: &Handover) -> Result<()> {
 
 /// Read by PID 1.
 pub fn read() -> Result<Handover> {
-    let text = std::fs::read_to_string(FILE)
-        .with_context(|| format!("cannot read {FILE}; this program is PID 1 of a kimg image and started by its initramfs"))?;
+    let text = std::fs::read_to_string(FILE).with_context(|| {
+        format!("cannot read {FILE}; this program is PID 1 of a kimg image and started by its initramfs")
+    })?;
     parse(&text)
 }
 

@@ -11,8 +11,18 @@ pub const FIREWALL: &[&str] = &["nf_tables", "nf_conntrack", "nft_ct", "nft_reje
 /// For every node: pod network and service rules. The kernel asks `modprobe` for what is missing here;
 /// naming them saves it the way.
 const EVERYWHERE: &[&str] = &[
-    "veth", "vxlan", "dummy", "nf_nat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_numgen", "nft_reject",
-    "nf_conntrack_netlink", "button", "evdev",
+    "veth",
+    "vxlan",
+    "dummy",
+    "nf_nat",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_numgen",
+    "nft_reject",
+    "nf_conntrack_netlink",
+    "button",
+    "evdev",
 ];
 
 /// Metadata drives behind controllers that cost time to probe; loaded only when no metadata has been found without.

@@ -2,7 +2,10 @@
 //!
 //! PID 1 never panics and never ends: whatever fails becomes a sentence on the console and the node API.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests may panic"))]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests may panic")
+)]
 
 pub mod api;
 pub mod boot;

@@ -164,7 +164,9 @@ mod tests {
 
     #[test]
     fn tails_count_lines() {
-        for (text, lines, wanted) in [("a\nb\nc\n", 2, "b\nc\n"), ("a\nb", 1, "b"), ("a\n", 5, "a\n"), ("", 3, ""), ("a\n", 0, "")] {
+        for (text, lines, wanted) in
+            [("a\nb\nc\n", 2, "b\nc\n"), ("a\nb", 1, "b"), ("a\n", 5, "a\n"), ("", 3, ""), ("a\n", 0, "")]
+        {
             assert_eq!(&text[last_lines(text.as_bytes(), lines)..], wanted, "{text:?} {lines}");
         }
     }

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 /// Entry point; options are passed over.
 pub fn main(args: &[OsString]) -> ExitCode {
-    let wanted: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted: Vec<String> =
+        args.iter().map(|arg| arg.to_string_lossy().into_owned()).filter(|arg| !arg.starts_with('-')).collect();
     let mut index = match Index::read() {
         Ok(index) => index,
         Err(_) => return ExitCode::FAILURE,
@@ -45,7 +46,11 @@ impl<'a> Aliases<'a> {
     /// Modules for a name, which may be a device's own text.
     pub(crate) fn find(&self, name: &str) -> Vec<&'a str> {
         let name = name.replace('-', "_");
-        self.0.iter().filter(|(pattern, _)| matches(pattern.as_bytes(), name.as_bytes())).map(|(_, module)| *module).collect()
+        self.0
+            .iter()
+            .filter(|(pattern, _)| matches(pattern.as_bytes(), name.as_bytes()))
+            .map(|(_, module)| *module)
+            .collect()
     }
 }
 

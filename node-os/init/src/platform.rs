@@ -35,7 +35,10 @@ impl Platform for Machine {
     fn devices(&self) -> Vec<(String, Box<dyn ReadAt>)> {
         block_devices()
             .into_iter()
-            .filter(|name| !name.starts_with(&self.own_disk) && !["loop", "ram", "dm-", "zram"].iter().any(|kind| name.starts_with(kind)))
+            .filter(|name| {
+                !name.starts_with(&self.own_disk)
+                    && !["loop", "ram", "dm-", "zram"].iter().any(|kind| name.starts_with(kind))
+            })
             .filter_map(|name| {
                 let file = File::open(format!("/dev/{name}")).ok()?;
                 Some((name, Box::new(file) as Box<dyn ReadAt>))

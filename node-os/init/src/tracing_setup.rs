@@ -70,7 +70,12 @@ pub fn start() {
 
 /// Sets up tracing for a program that a service runs: its standard error is its log.
 pub fn to_standard_error() {
-    let subscriber = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_target(false).with_max_level(Level::INFO).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_max_level(Level::INFO)
+        .finish();
     // A second call would fail; there is one.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }

@@ -211,8 +211,7 @@ mod tests {
 
     #[test]
     fn paths_follow_the_class() {
-        let pod: Pod =
-            serde_yaml_ng::from_str("{metadata: {uid: u}, spec: {containers: [{name: a}]}}").unwrap();
+        let pod: Pod = serde_yaml_ng::from_str("{metadata: {uid: u}, spec: {containers: [{name: a}]}}").unwrap();
         assert_eq!(Cgroups::pod_path(&pod), "/kubepods/besteffort/podu");
     }
 }

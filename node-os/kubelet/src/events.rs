@@ -144,11 +144,7 @@ impl Sender {
         let stamp = Timestamp::now().as_nanosecond();
         let name = format!("{subject}.{stamp:x}");
         let event = Event {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                namespace: Some(namespace),
-                ..Default::default()
-            },
+            metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace), ..Default::default() },
             involved_object: reference.clone(),
             reason: Some(message.reason.clone()),
             message: Some(message.text.clone()),

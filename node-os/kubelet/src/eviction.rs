@@ -106,11 +106,7 @@ struct Rank {
 
 fn rank(pod: &Pod, used: i64) -> Rank {
     let request = qos::pod_total(pod, "memory", false).unwrap_or(0) / 1000;
-    Rank {
-        within_request: used <= request,
-        priority: spec::of(pod).priority.unwrap_or(0),
-        beyond: request - used,
-    }
+    Rank { within_request: used <= request, priority: spec::of(pod).priority.unwrap_or(0), beyond: request - used }
 }
 
 fn evict_one(kubelet: &Kubelet, shortage: &Shortage) {

@@ -164,7 +164,10 @@ fn prepare_host(kubelet: &Kubelet) {
         tracing::warn!("{path} is no shared mount, volumes with mount propagation will not work: {error}");
     }
     let Some(cgroups) = &kubelet.cgroups else {
-        tracing::warn!("no cgroup v2 hierarchy at {}: pods have no cgroups of their own", kubelet.options.flags.cgroup_mount.display());
+        tracing::warn!(
+            "no cgroup v2 hierarchy at {}: pods have no cgroups of their own",
+            kubelet.options.flags.cgroup_mount.display()
+        );
         return;
     };
     let limits = Limits { memory: kubelet.node.pods_memory_limit(), cpu_milli: kubelet.node.cpu_milli() };

@@ -91,8 +91,9 @@ fn fail(name: &str, error: &anyhow::Error) -> ExitCode {
 }
 
 pub(crate) fn init_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("KIMG_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=warn,kube_runtime=warn,hyper=warn,tonic=warn,h2=warn"));
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KIMG_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("info,kube_client=warn,kube_runtime=warn,hyper=warn,tonic=warn,h2=warn")
+    });
     // A second call (tests, several components in one process) finds a subscriber already there.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -63,7 +63,9 @@ async fn answer(kubelet: &Kubelet, path: &str) -> Answer {
         "/containers" => containers(kubelet).await,
         "/images" => images(kubelet).await,
         "/healthz" => return text(StatusCode::OK, "ok"),
-        other => return text(StatusCode::NOT_FOUND, format!("{other} is not here; there are /pods, /containers, /images\n")),
+        other => {
+            return text(StatusCode::NOT_FOUND, format!("{other} is not here; there are /pods, /containers, /images\n"));
+        }
     };
     match result {
         Ok(value) => crate::server::json(&value),

@@ -230,8 +230,7 @@ fn labels_and_taints(
         }));
     }
     for pair in flags.node_labels.iter().filter(|p| !p.is_empty()) {
-        let (key, value) =
-            pair.split_once('=').with_context(|| format!("--node-labels: {pair:?} is not key=value"))?;
+        let (key, value) = pair.split_once('=').with_context(|| format!("--node-labels: {pair:?} is not key=value"))?;
         labels.insert(key.into(), value.into());
     }
     for text in flags.register_with_taints.iter().filter(|t| !t.is_empty()) {

@@ -45,7 +45,11 @@ impl<'a> Fat<'a> {
         let reserved = u64::from(le16(&boot, 14));
         let fats = u64::from(*boot.get(16)?);
         let root_entries = le16(&boot, 17) as usize;
-        if ![512, 1024, 2048, 4096].contains(&sector) || !cluster_sectors.is_power_of_two() || reserved == 0 || fats == 0 {
+        if ![512, 1024, 2048, 4096].contains(&sector)
+            || !cluster_sectors.is_power_of_two()
+            || reserved == 0
+            || fats == 0
+        {
             return None;
         }
         let total = u64::from(if le16(&boot, 19) != 0 { le16(&boot, 19) } else { le32(&boot, 32) });
@@ -62,7 +66,16 @@ impl<'a> Fat<'a> {
         let label = text(boot.get(label_at..label_at + 11)?);
         let root_cluster = le32(&boot, 44);
         let mut fat = Fat {
-            device, sector, cluster_sectors, fat_start: reserved, root_start, root_entries, root_cluster, data_start, kind, label,
+            device,
+            sector,
+            cluster_sectors,
+            fat_start: reserved,
+            root_start,
+            root_entries,
+            root_cluster,
+            data_start,
+            kind,
+            label,
         };
         // mkfs writes the label into the root directory too, and other tools only there.
         if let Some(label) = fat.root().ok()?.chunks_exact(ENTRY).find_map(volume_label) {
@@ -143,11 +156,12 @@ impl<'a> Fat<'a> {
     }
 
     fn is_end(&self, cluster: u32) -> bool {
-        cluster >= match self.kind {
-            Kind::Fat12 => 0xff7,
-            Kind::Fat16 => 0xfff7,
-            Kind::Fat32 => 0x0fff_fff7,
-        }
+        cluster
+            >= match self.kind {
+                Kind::Fat12 => 0xff7,
+                Kind::Fat16 => 0xfff7,
+                Kind::Fat32 => 0x0fff_fff7,
+            }
     }
 }
 
@@ -172,7 +186,8 @@ impl LongName {
     }
 
     fn take(&mut self, _entry: &[u8]) -> Option<String> {
-        let units: Vec<u16> = std::mem::take(&mut self.units).into_iter().take_while(|unit| *unit != 0 && *unit != 0xffff).collect();
+        let units: Vec<u16> =
+            std::mem::take(&mut self.units).into_iter().take_while(|unit| *unit != 0 && *unit != 0xffff).collect();
         if units.is_empty() { None } else { Some(String::from_utf16_lossy(&units)) }
     }
 }

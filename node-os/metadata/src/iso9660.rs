@@ -56,14 +56,17 @@ impl<'a> Iso<'a> {
     pub(crate) fn files(&self, names: &[&str], limit: usize) -> io::Result<BTreeMap<String, Vec<u8>>> {
         let mut found = BTreeMap::new();
         for root in &self.roots {
-            let directory = bytes(self.device, u64::from(root.sector) * SECTOR, root.length.min(MOST_ROOT_BYTES) as usize)?;
+            let directory =
+                bytes(self.device, u64::from(root.sector) * SECTOR, root.length.min(MOST_ROOT_BYTES) as usize)?;
             for record in records(&directory) {
                 let candidates = record_names(record, root.joliet);
                 let is_folder = record.get(25).is_some_and(|flags| flags & 2 != 0);
-                let wanted = names.iter().find(|wanted| candidates.iter().any(|name| name.eq_ignore_ascii_case(wanted)));
+                let wanted =
+                    names.iter().find(|wanted| candidates.iter().any(|name| name.eq_ignore_ascii_case(wanted)));
                 if let (Some(wanted), false) = (wanted, is_folder) {
                     let length = (le32(record, 10) as usize).min(limit);
-                    found.insert((*wanted).to_owned(), bytes(self.device, u64::from(le32(record, 2)) * SECTOR, length)?);
+                    found
+                        .insert((*wanted).to_owned(), bytes(self.device, u64::from(le32(record, 2)) * SECTOR, length)?);
                 }
             }
         }
@@ -93,7 +96,8 @@ fn record_names(record: &[u8], joliet: bool) -> Vec<String> {
     let length = record.get(32).map_or(0, |length| usize::from(*length));
     let Some(raw) = record.get(33..33 + length) else { return Vec::new() };
     if joliet {
-        let units: Vec<u16> = raw.chunks_exact(2).filter_map(|pair| Some(u16::from_be_bytes(pair.try_into().ok()?))).collect();
+        let units: Vec<u16> =
+            raw.chunks_exact(2).filter_map(|pair| Some(u16::from_be_bytes(pair.try_into().ok()?))).collect();
         return vec![without_version(&String::from_utf16_lossy(&units))];
     }
     let plain = without_version(&String::from_utf8_lossy(raw));

@@ -22,7 +22,9 @@ pub struct Merged {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MergeError {
     /// Image and user-data disagree.
-    #[error("this is a {image} image, and {source_of} says that this machine is a {wanted}; boot the {wanted} image, or correct the role")]
+    #[error(
+        "this is a {image} image, and {source_of} says that this machine is a {wanted}; boot the {wanted} image, or correct the role"
+    )]
     WrongRole {
         /// The image's role.
         image: Role,
@@ -61,7 +63,9 @@ pub enum MergeError {
     #[error("the label {0:?} has an invalid key or value")]
     BadLabel(String),
     /// A token is wrong.
-    #[error("the token in user-data is not of the form abcdef.0123456789abcdef; take the line that `kimg seed` printed")]
+    #[error(
+        "the token in user-data is not of the form abcdef.0123456789abcdef; take the line that `kimg seed` printed"
+    )]
     BadToken,
 }
 
@@ -107,7 +111,12 @@ fn check_role(image: Role, said: Option<Role>, source_of: &'static str) -> Resul
     }
 }
 
-fn addresses(cluster: &Cluster, entry: Option<&NodeEntry>, user: &UserData, own: &[IpAddr]) -> Result<Vec<IpAddr>, MergeError> {
+fn addresses(
+    cluster: &Cluster,
+    entry: Option<&NodeEntry>,
+    user: &UserData,
+    own: &[IpAddr],
+) -> Result<Vec<IpAddr>, MergeError> {
     let given = &user.kimg.node_ip;
     let wanted: Vec<String> = if given.is_empty() {
         entry.map(|entry| entry.addresses.iter().map(IpAddr::to_string).collect()).unwrap_or_default()
@@ -122,7 +131,8 @@ fn addresses(cluster: &Cluster, entry: Option<&NodeEntry>, user: &UserData, own:
 
 fn check_address(cluster: &Cluster, given: &str, own: &[IpAddr]) -> Result<IpAddr, MergeError> {
     let bad = |why: String| MergeError::BadAddress { address: given.to_owned(), why };
-    let address: IpAddr = given.trim().parse().map_err(|_| bad("is no IP address; correct it in the user-data".to_owned()))?;
+    let address: IpAddr =
+        given.trim().parse().map_err(|_| bad("is no IP address; correct it in the user-data".to_owned()))?;
     if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
         return Err(bad("cannot be the address of a node; give the address of its network interface".to_owned()));
     }
@@ -134,15 +144,19 @@ fn check_address(cluster: &Cluster, given: &str, own: &[IpAddr]) -> Result<IpAdd
     if !own.contains(&address) {
         let have: Vec<String> = own.iter().map(IpAddr::to_string).collect();
         let have = if have.is_empty() { "none".to_owned() } else { have.join(", ") };
-        return Err(bad(format!("is on none of this machine's interfaces (they have: {have}); correct node-ip or the network configuration")));
+        return Err(bad(format!(
+            "is on none of this machine's interfaces (they have: {have}); correct node-ip or the network configuration"
+        )));
     }
     Ok(address)
 }
 
 fn api_endpoints(cluster: &Cluster, user: &UserData) -> Result<Vec<String>, MergeError> {
     let endpoints: Vec<String> = if user.kimg.api.is_empty() {
-        let masters = cluster.nodes.iter().filter(|entry| entry.role == Role::Master).filter_map(|entry| entry.addresses.first());
-        let baked: Vec<&IpAddr> = if cluster.api_addresses.is_empty() { masters.collect() } else { cluster.api_addresses.iter().collect() };
+        let masters =
+            cluster.nodes.iter().filter(|entry| entry.role == Role::Master).filter_map(|entry| entry.addresses.first());
+        let baked: Vec<&IpAddr> =
+            if cluster.api_addresses.is_empty() { masters.collect() } else { cluster.api_addresses.iter().collect() };
         baked.into_iter().map(|address| with_port(*address)).collect()
     } else {
         user.kimg.api.iter().map(|given| endpoint(given)).collect::<Result<_, _>>()?
@@ -191,7 +205,11 @@ fn taints(role: Role, entry: Option<&NodeEntry>, user: &UserData) -> Result<Vec<
     let given = entry.map(|entry| entry.taints.as_slice()).unwrap_or_default().iter().chain(&user.kimg.taints);
     let mut taints: Vec<Taint> = Vec::new();
     if role == Role::Master {
-        taints.push(Taint { key: CONTROL_PLANE_TAINT.to_owned(), value: String::new(), effect: "NoSchedule".to_owned() });
+        taints.push(Taint {
+            key: CONTROL_PLANE_TAINT.to_owned(),
+            value: String::new(),
+            effect: "NoSchedule".to_owned(),
+        });
     }
     for text in given {
         let taint = taint(text)?;
@@ -219,7 +237,9 @@ fn is_label(name: &str) -> bool {
 }
 
 fn is_token(token: &str) -> bool {
-    let good = |part: &str, length| part.len() == length && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let good = |part: &str, length| {
+        part.len() == length && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
     token.split_once('.').is_some_and(|(id, secret)| good(id, 6) && good(secret, 16))
 }
 
@@ -271,8 +291,10 @@ mod tests {
 
     fn run(role: Role, kimg: &str) -> Result<Merged, MergeError> {
         let user = userdata::parse(format!("#cloud-config\nkimg: {{{kimg}}}\n").as_bytes()).unwrap();
-        let found = Found { source: "nocloud".into(), hostname: Some("worker-1.example.org".into()), ..Found::default() };
-        let own: Vec<IpAddr> = ["10.77.0.11", "10.0.2.15", "10.200.0.1"].iter().map(|text| text.parse().unwrap()).collect();
+        let found =
+            Found { source: "nocloud".into(), hostname: Some("worker-1.example.org".into()), ..Found::default() };
+        let own: Vec<IpAddr> =
+            ["10.77.0.11", "10.0.2.15", "10.200.0.1"].iter().map(|text| text.parse().unwrap()).collect();
         merge(&cluster(role), &found, &user, &own)
     }
 
@@ -299,7 +321,11 @@ mod tests {
     #[test]
     fn every_contradiction_is_named() {
         let cases = [
-            (Role::Worker, "role: master", "this is a worker image, and its user-data says that this machine is a master"),
+            (
+                Role::Worker,
+                "role: master",
+                "this is a worker image, and its user-data says that this machine is a master",
+            ),
             (Role::Master, "", "this is a master image, and cluster.toml says"),
             (Role::Worker, "node-ip: 10.77.0", "is no IP address"),
             (Role::Worker, "node-ip: 127.0.0.1", "cannot be the address"),

@@ -69,7 +69,13 @@ const LIMIT: usize = 64 * 1024;
 impl NetworkPlan {
     /// Without any configuration: DHCP on every interface.
     pub fn dhcp_everywhere() -> NetworkPlan {
-        let nic = NicPlan { name: Some("*".to_owned()), dhcp4: true, dhcp_dns: true, dhcp_routes: true, ..NicPlan::default() };
+        let nic = NicPlan {
+            name: Some("*".to_owned()),
+            dhcp4: true,
+            dhcp_dns: true,
+            dhcp_routes: true,
+            ..NicPlan::default()
+        };
         NetworkPlan { nics: vec![nic], ..NetworkPlan::default() }
     }
 }
@@ -112,7 +118,9 @@ fn version_1(document: &Value) -> Result<NetworkPlan> {
                     None => return wrong("a route stands before the first interface".to_owned()),
                 }
             }
-            other => return wrong(format!("an item of type {other:?} is not supported; use physical, nameserver and route")),
+            other => {
+                return wrong(format!("an item of type {other:?} is not supported; use physical, nameserver and route"));
+            }
         }
     }
     Ok(plan)
@@ -239,7 +247,13 @@ fn with_netmask(given: &str, netmask: Option<&str>) -> Result<IpNet> {
     }
     let ip = address(given)?;
     let prefix = match netmask {
-        None => if ip.is_ipv4() { 32 } else { 128 },
+        None => {
+            if ip.is_ipv4() {
+                32
+            } else {
+                128
+            }
+        }
         Some(mask) => prefix_of(mask).ok_or_else(|| NetworkConfigError(format!("{mask:?} is no netmask")))?,
     };
     IpNet::new(ip, prefix).map_err(|_| NetworkConfigError(format!("{given}/{prefix} is no network")))
@@ -353,7 +367,10 @@ mod tests {
     fn dhcp_and_its_overrides() {
         let plan = parse("version: 2\nethernets:\n  a:\n    match: {name: 'en*'}\n    dhcp4: true\n    dhcp4-overrides: {use-dns: false, route-metric: 200}\n").unwrap();
         let nic = &plan.nics[0];
-        assert_eq!((nic.name.as_deref(), nic.dhcp4, nic.dhcp_dns, nic.dhcp_metric), (Some("en*"), true, false, Some(200)));
+        assert_eq!(
+            (nic.name.as_deref(), nic.dhcp4, nic.dhcp_dns, nic.dhcp_metric),
+            (Some("en*"), true, false, Some(200))
+        );
         let plan = parse("version: 1\nconfig:\n- {type: physical, name: eth1, subnets: [{type: dhcp4}]}\n").unwrap();
         assert!(plan.nics[0].dhcp4 && plan.nics[0].dhcp_routes);
     }
@@ -369,7 +386,10 @@ mod tests {
             ("version: 2\nethernets: {a: {mtu: 5}}", "mtu"),
             ("version: 2\nethernets: {a: {match: {macaddress: zz}}}", "hardware address"),
             ("version: 2\nethernets: {a: {routes: [{to: default}]}}", "no gateway"),
-            ("version: 1\nconfig: [{type: physical, name: a, subnets: [{type: static, address: 1.2.3.4, netmask: 7.7.7.7}]}]", "netmask"),
+            (
+                "version: 1\nconfig: [{type: physical, name: a, subnets: [{type: static, address: 1.2.3.4, netmask: 7.7.7.7}]}]",
+                "netmask",
+            ),
             ("[", "network-config is wrong"),
         ];
         for (text, wanted) in cases {

@@ -62,8 +62,7 @@ pub fn seal(key: &SealKey, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key.0), plaintext);
     let nonce = tag.as_ref().get(..NONCE_LENGTH).ok_or(SealError::TooLarge)?;
     let payload = Payload { msg: plaintext, aad: SEAL_MAGIC };
-    let ciphertext =
-        cipher(key).encrypt(Nonce::from_slice(nonce), payload).map_err(|_| SealError::TooLarge)?;
+    let ciphertext = cipher(key).encrypt(Nonce::from_slice(nonce), payload).map_err(|_| SealError::TooLarge)?;
     let mut sealed = Vec::with_capacity(SEAL_MAGIC.len() + NONCE_LENGTH + ciphertext.len());
     sealed.extend_from_slice(SEAL_MAGIC);
     sealed.extend_from_slice(nonce);

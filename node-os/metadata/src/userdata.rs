@@ -196,7 +196,8 @@ mod tests {
     fn every_encoding_reads_the_same() {
         let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes).into_bytes();
         let plain = GOOD.as_bytes();
-        for raw in [plain.to_vec(), encode(plain), gzip(plain), encode(&gzip(plain)), GOOD.replace('\n', "\r\n").into()] {
+        for raw in [plain.to_vec(), encode(plain), gzip(plain), encode(&gzip(plain)), GOOD.replace('\n', "\r\n").into()]
+        {
             let data = parse(&raw).unwrap();
             assert_eq!(data.hostname.as_deref(), Some("worker-1"));
             assert_eq!(data.kimg.role, Some(Role::Worker));

@@ -325,4 +325,3 @@ pub struct Unseal {
     /// The key, 32 bytes in base64.
     pub key: String,
 }
-

@@ -77,13 +77,15 @@ impl Links {
         if let Some(index) = self.index(name).await? {
             let mut links = self.0.link().get().match_index(index).execute();
             let link = links.try_next().await.context("reading the vxlan interface")?;
-            let same = link.iter().flat_map(|l| &l.attributes).any(|a| matches!(a, LinkAttribute::Address(m) if m[..] == mac));
+            let same =
+                link.iter().flat_map(|l| &l.attributes).any(|a| matches!(a, LinkAttribute::Address(m) if m[..] == mac));
             if !same {
                 self.delete(name).await?;
             }
         }
         if self.index(name).await?.is_none() {
-            let vxlan = LinkVxlan::new(name, VNI).local(local).port(PORT).learning(false).address(mac.to_vec()).mtu(mtu);
+            let vxlan =
+                LinkVxlan::new(name, VNI).local(local).port(PORT).learning(false).address(mac.to_vec()).mtu(mtu);
             let add = self.0.link().add(vxlan.build()).execute().await;
             there(add).with_context(|| format!("making the vxlan interface {name} (kernel module vxlan)"))?;
         }
@@ -121,7 +123,13 @@ impl Links {
     }
 
     /// The way to a peer's pods.
-    pub(crate) async fn peer_route(&self, peer: &Peer, via: Ipv4Addr, index: u32, source: Ipv4Addr) -> anyhow::Result<()> {
+    pub(crate) async fn peer_route(
+        &self,
+        peer: &Peer,
+        via: Ipv4Addr,
+        index: u32,
+        source: Ipv4Addr,
+    ) -> anyhow::Result<()> {
         let route = base_route(peer.pod_cidr).output_interface(index).gateway(via).onlink().pref_source(source).build();
         self.replace(route, peer.pod_cidr).await
     }
@@ -197,9 +205,7 @@ fn known(entry: &NeighbourMessage, keep: &[&Peer]) -> bool {
     }
     // Entries without a unicast hardware address belong to the kernel.
     let Some(mac) = mac.filter(|m| m.len() == 6 && m.iter().any(|b| *b != 0)) else { return true };
-    keep.iter().any(|p| {
-        mac[..] == p.mac() && destination.is_none_or(|d| d == p.gateway() || d == p.node_ip)
-    })
+    keep.iter().any(|p| mac[..] == p.mac() && destination.is_none_or(|d| d == p.gateway() || d == p.node_ip))
 }
 
 fn base_route(to: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {

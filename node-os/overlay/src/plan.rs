@@ -62,9 +62,10 @@ pub(crate) fn facts(node: &Node) -> Option<(String, NodeFacts)> {
 
 /// The network that these nodes need on node `own`.
 pub(crate) fn plan(nodes: &BTreeMap<String, NodeFacts>, own: &str) -> Wanted {
-    let peers = nodes.iter().filter(|(name, _)| *name != own).filter_map(|(_, node)| {
-        Some(Peer { node_ip: *node.addresses.first()?, pod_cidr: node.pod_cidr? })
-    });
+    let peers = nodes
+        .iter()
+        .filter(|(name, _)| *name != own)
+        .filter_map(|(_, node)| Some(Peer { node_ip: *node.addresses.first()?, pod_cidr: node.pod_cidr? }));
     Wanted {
         own_cidr: nodes.get(own).and_then(|n| n.pod_cidr),
         peers: peers.collect(),

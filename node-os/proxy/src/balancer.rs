@@ -135,7 +135,8 @@ fn addresses<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<SocketA
     for slice in slices {
         let port = slice.ports.iter().flatten().find(|p| p.name.as_deref() == Some("https"));
         let Some(port) = port.and_then(|p| p.port).and_then(|p| u16::try_from(p).ok()) else { continue };
-        let ready = slice.endpoints.iter().flatten().filter(|e| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
+        let ready =
+            slice.endpoints.iter().flatten().filter(|e| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true));
         for address in ready.flat_map(|e| e.addresses.iter()).filter_map(|a| crate::parse_v4(a)) {
             out.push(SocketAddr::from((address, port)));
         }

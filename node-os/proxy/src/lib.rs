@@ -75,7 +75,8 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let ours = watcher::Config::default().labels(&format!("!{}", model::PROXY_NAME_LABEL));
     let mut services = std::pin::pin!(node_client::follow::<Service>(kube::Api::all(client.clone()), ours, "services"));
     let slices = watcher::Config::default();
-    let mut slices = std::pin::pin!(node_client::follow::<EndpointSlice>(kube::Api::all(client), slices, "endpointslices"));
+    let mut slices =
+        std::pin::pin!(node_client::follow::<EndpointSlice>(kube::Api::all(client), slices, "endpointslices"));
 
     let mut state = State::new(flags.hostname_override, settings);
     let mut due: Option<tokio::time::Instant> = None;

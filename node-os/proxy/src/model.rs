@@ -187,7 +187,10 @@ mod tests {
             {"addresses": ["10.1.1.3"], "nodeName": "n2", "conditions": {"ready": false, "serving": false}}
         ]));
         let ports = ports_of(&service(json!({})), &[&ending], "n1");
-        assert_eq!(ports["a/web:http/TCP"].endpoints, [Endpoint { ip: [10, 1, 1, 2].into(), port: 8080, local: false }]);
+        assert_eq!(
+            ports["a/web:http/TCP"].endpoints,
+            [Endpoint { ip: [10, 1, 1, 2].into(), port: 8080, local: false }]
+        );
     }
 
     #[test]
@@ -201,7 +204,9 @@ mod tests {
     #[test]
     fn traffic_policies_and_affinity_are_read() {
         let s = service(json!({"internalTrafficPolicy": "Local", "sessionAffinity": "ClientIP"}));
-        let two = slice(json!([{"addresses": ["10.1.0.2"], "nodeName": "n1"}, {"addresses": ["10.1.1.2"], "nodeName": "n2"}]));
+        let two = slice(
+            json!([{"addresses": ["10.1.0.2"], "nodeName": "n1"}, {"addresses": ["10.1.1.2"], "nodeName": "n2"}]),
+        );
         let ports = ports_of(&s, &[&two], "n1");
         let port = &ports["a/web:http/TCP"];
         assert_eq!((port.internal().len(), port.external().len(), port.affinity_secs), (1, 2, Some(10_800)));

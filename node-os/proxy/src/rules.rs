@@ -11,7 +11,8 @@
 
 use crate::model::{Endpoint, Port, Ports};
 use node_sys::nft::{
-    Batch, CmpOp, Elem, Expr, Family, Hook, HookPoint, MapData, MetaKey, Reg, Set, Verdict, mark_and, pad4, set_flags, types,
+    Batch, CmpOp, Elem, Expr, Family, Hook, HookPoint, MapData, MetaKey, Reg, Set, Verdict, mark_and, pad4, set_flags,
+    types,
 };
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -85,13 +86,24 @@ fn base(batch: &mut Batch) {
     batch.replace_table();
     let ip_key = types::concat3(types::IPV4, types::PROTO, types::PORT);
     let port_key = types::concat2(types::PROTO, types::PORT);
-    for (name, key_type, key_len) in
-        [(SERVICE_IPS, ip_key, 12), (NO_ENDPOINTS, ip_key, 12), (NODEPORTS, port_key, 8), (NO_ENDPOINT_NODEPORTS, port_key, 8)]
-    {
+    for (name, key_type, key_len) in [
+        (SERVICE_IPS, ip_key, 12),
+        (NO_ENDPOINTS, ip_key, 12),
+        (NODEPORTS, port_key, 8),
+        (NO_ENDPOINT_NODEPORTS, port_key, 8),
+    ] {
         batch.add_set(&Set { name, id: 0, flags: 0, key_type, key_len, data: MapData::Verdict, timeout_ms: None });
     }
     let pair = types::concat2(types::IPV4, types::IPV4);
-    batch.add_set(&Set { name: HAIRPIN, id: 0, flags: 0, key_type: pair, key_len: 8, data: MapData::None, timeout_ms: None });
+    batch.add_set(&Set {
+        name: HAIRPIN,
+        id: 0,
+        flags: 0,
+        key_type: pair,
+        key_len: 8,
+        data: MapData::None,
+        timeout_ms: None,
+    });
 
     batch.add_chain("services", None);
     batch.add_rule("services", &lookup_service(SERVICE_IPS));
@@ -106,9 +118,11 @@ fn base(batch: &mut Batch) {
         hook(batch, name, "nat", point, -100);
         batch.add_rule(name, &[Expr::Verdict(Verdict::Jump("services".into()))]);
     }
-    for (name, point) in
-        [("filter-input", HookPoint::Input), ("filter-forward", HookPoint::Forward), ("filter-output", HookPoint::Output)]
-    {
+    for (name, point) in [
+        ("filter-input", HookPoint::Input),
+        ("filter-forward", HookPoint::Forward),
+        ("filter-output", HookPoint::Output),
+    ] {
         // Before the host firewall, so that a refusal is heard instead of a drop.
         hook(batch, name, "filter", point, -110);
         const NEW: u32 = 8;
@@ -258,7 +272,12 @@ fn choose(
             &[
                 Expr::load_saddr4(Reg(0)),
                 Expr::Map { set: affinity.clone(), id: 0, key: Reg(0), into: Reg(1) },
-                Expr::UpdateMap { set: affinity.clone(), key: Reg(0), data: Reg(1), timeout_ms: u64::from(secs) * 1000 },
+                Expr::UpdateMap {
+                    set: affinity.clone(),
+                    key: Reg(0),
+                    data: Reg(1),
+                    timeout_ms: u64::from(secs) * 1000,
+                },
                 Expr::Dnat { v6: false, addr: Reg(1), port: Some(Reg(2)) },
             ],
         );
@@ -332,7 +351,8 @@ fn elements(ports: &Ports, keys: &[&String]) -> Elements {
         put(set, service_key(port.cluster_ip, port), verdict);
         let external = external_chain(port);
         for ip in &port.external_ips {
-            let (set, verdict) = if external { (SERVICE_IPS, goto(format!("ext-{hash}"))) } else { (NO_ENDPOINTS, reject()) };
+            let (set, verdict) =
+                if external { (SERVICE_IPS, goto(format!("ext-{hash}"))) } else { (NO_ENDPOINTS, reject()) };
             put(set, service_key(*ip, port), verdict);
         }
         if let Some(node_port) = port.node_port {
@@ -354,7 +374,11 @@ fn service_key(ip: Ipv4Addr, port: &Port) -> Vec<u8> {
 }
 
 /// Changes of the hairpin set: endpoints on this node that may be reached from themselves.
-pub(crate) fn hairpin(batch: &mut Batch, old: &std::collections::BTreeSet<Ipv4Addr>, new: &std::collections::BTreeSet<Ipv4Addr>) {
+pub(crate) fn hairpin(
+    batch: &mut Batch,
+    old: &std::collections::BTreeSet<Ipv4Addr>,
+    new: &std::collections::BTreeSet<Ipv4Addr>,
+) {
     let pair = |ip: &Ipv4Addr| Elem::key([ip.octets(), ip.octets()].concat());
     let gone: Vec<Elem> = old.difference(new).map(pair).collect();
     let come: Vec<Elem> = new.difference(old).map(pair).collect();

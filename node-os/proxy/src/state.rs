@@ -23,7 +23,14 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(node: String, settings: rules::Settings) -> Self {
-        State { node, settings, services: BTreeMap::new(), slices: BTreeMap::new(), heard: (false, false), applied: None }
+        State {
+            node,
+            settings,
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            heard: (false, false),
+            applied: None,
+        }
     }
 
     /// Takes a change of Services.

@@ -38,7 +38,10 @@ pub fn dump() -> io::Result<String> {
         // Writing to a String does not fail.
         let _ = writeln!(text, "table {} {name} {{", family_name(family));
         let own = |list: &[Message]| -> Vec<Vec<u8>> {
-            list.iter().filter(|(of, attrs)| *of == family && text_of(attrs, 1) == name).map(|(_, attrs)| attrs.clone()).collect()
+            list.iter()
+                .filter(|(of, attrs)| *of == family && text_of(attrs, 1) == name)
+                .map(|(_, attrs)| attrs.clone())
+                .collect()
         };
         for set in own(&sets) {
             show_set(&mut text, family, &name, &set)?;
@@ -115,7 +118,11 @@ fn typed(key: &[u8], key_type: u32) -> String {
 fn concatenated(bytes: &[u8]) -> String {
     match bytes.len() {
         4 => address4(bytes),
-        8 => format!("{} . {}", address4(bytes.get(..4).unwrap_or_default()), decimal(bytes.get(4..6).unwrap_or_default())),
+        8 => format!(
+            "{} . {}",
+            address4(bytes.get(..4).unwrap_or_default()),
+            decimal(bytes.get(4..6).unwrap_or_default())
+        ),
         16 => address6(bytes),
         _ => hex(bytes),
     }
@@ -127,11 +134,20 @@ fn show_chain(text: &mut String, chain: &[u8], rules: &[Vec<u8>]) {
     if let Some(hook) = attribute(chain, 4) {
         let point = HOOKS.get(number(hook, 1) as usize).copied().unwrap_or("?");
         let policy = if number(chain, 5) == 0 { "drop" } else { "accept" };
-        let _ = writeln!(text, "    type {} hook {point} priority {}; policy {policy};", text_of(chain, 7), number(hook, 2) as i32);
+        let _ = writeln!(
+            text,
+            "    type {} hook {point} priority {}; policy {policy};",
+            text_of(chain, 7),
+            number(hook, 2) as i32
+        );
     }
     for rule in rules.iter().filter(|rule| text_of(rule, 2) == name) {
         let list = attributes(attribute(rule, 4).unwrap_or_default());
-        let words: Vec<String> = list.into_iter().map(|(_, expression)| show_expression(expression)).filter(|word| !word.is_empty()).collect();
+        let words: Vec<String> = list
+            .into_iter()
+            .map(|(_, expression)| show_expression(expression))
+            .filter(|word| !word.is_empty())
+            .collect();
         let _ = writeln!(text, "    {}", words.join(" "));
     }
     text.push_str("  }\n");
@@ -146,14 +162,29 @@ fn show_expression(expression: &[u8]) -> String {
         "payload" => payload(number(data, 2), number(data, 3), number(data, 4)),
         "cmp" => {
             let operator = OPERATORS.get(number(data, 2) as usize).copied().unwrap_or("? ");
-            format!("{operator}{}", readable(attribute(data, 3).and_then(|value| attribute(value, 1)).unwrap_or_default()))
+            format!(
+                "{operator}{}",
+                readable(attribute(data, 3).and_then(|value| attribute(value, 1)).unwrap_or_default())
+            )
         }
-        "ct" => if number(data, 2) == 0 { "ct state".to_owned() } else { "ct status".to_owned() },
+        "ct" => {
+            if number(data, 2) == 0 {
+                "ct state".to_owned()
+            } else {
+                "ct status".to_owned()
+            }
+        }
         "bitwise" => format!("& {}", hex(attribute(data, 4).and_then(|mask| attribute(mask, 1)).unwrap_or_default())),
         "lookup" => format!("{}@{}", if number(data, 5) & 1 != 0 { "!= " } else { "" }, text_of(data, 1)),
         "immediate" => immediate(data),
         "socket" => format!("socket cgroupv2 level {}", number(data, 3)),
-        "nat" => if number(data, 1) == 0 { "snat".to_owned() } else { "dnat".to_owned() },
+        "nat" => {
+            if number(data, 1) == 0 {
+                "snat".to_owned()
+            } else {
+                "dnat".to_owned()
+            }
+        }
         "masq" => "masquerade".to_owned(),
         "numgen" => format!("numgen random mod {}", number(data, 2)),
         "fib" => "fib daddr type".to_owned(),

@@ -35,10 +35,12 @@ fn main() -> Result<ExitCode> {
             continue;
         }
         let start = Instant::now();
-        let status = Command::new("cargo").args(*arguments).current_dir(workspace()).status().context("starting cargo")?;
+        let status =
+            Command::new("cargo").args(*arguments).current_dir(workspace()).status().context("starting cargo")?;
         let result = if status.success() { "passed" } else { "failed" };
         failed |= !status.success();
-        results.insert((*part).into(), json!({"commit": commit, "seconds": start.elapsed().as_secs(), "result": result}));
+        results
+            .insert((*part).into(), json!({"commit": commit, "seconds": start.elapsed().as_secs(), "result": result}));
         let text = serde_json::to_string_pretty(&results).context("writing JSON")?;
         std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
     }

@@ -30,7 +30,8 @@ fn runs(cluster: &Cluster) -> Result {
     cluster.k(&["apply", "-f", &manifests.display().to_string()])?;
     let timeout = format!("--timeout={}s", wait::scale(60).as_secs());
     cluster.k(&["-n", "example", "rollout", "status", "deployment/web", &timeout])?;
-    let nodes = cluster.k(&["-n", "example", "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
+    let nodes =
+        cluster.k(&["-n", "example", "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
     let nodes: BTreeSet<&str> = nodes.split_whitespace().collect();
     ensure!(nodes.len() == 2, "both pods run on {nodes:?}");
     Ok(())
@@ -47,13 +48,20 @@ fn answers(cluster: &Cluster, pod: &str) -> Result<BTreeSet<String>> {
 
 fn service(cluster: &Cluster) -> Result {
     for (name, host_network) in [("client", false), ("host-client", true)] {
-        cluster.kubectl_of(tools::Kubectl::V1_32, &["-n", "example", "apply", "-f", "-"], Some(&toolbox(name, Some("worker-1"), host_network)))?.success()?;
+        cluster
+            .kubectl_of(
+                tools::Kubectl::V1_32,
+                &["-n", "example", "apply", "-f", "-"],
+                Some(&toolbox(name, Some("worker-1"), host_network)),
+            )?
+            .success()?;
         cluster.pod_ready("example", name)?;
         let who = answers(cluster, name)?;
         ensure!(who.len() == 2, "30 requests of {name} were answered by {who:?}");
     }
     let flows = cluster.kimg(&["node", "--node", "worker-1", "conntrack"])?.success()?;
-    let pods = cluster.k(&["-n", "example", "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIP}"])?;
+    let pods =
+        cluster.k(&["-n", "example", "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIP}"])?;
     for ip in pods.split_whitespace() {
         ensure!(flows.contains(ip), "kimg node conntrack shows no flow to {ip}:\n{flows}");
     }
@@ -65,7 +73,12 @@ fn node_port(cluster: &Cluster) -> Result {
     let status: serde_json::Value = serde_json::from_str(&status).context("reading kimg status --json")?;
     let port = status["nodePorts"]["30080"].as_u64().with_context(|| format!("no NodePort 30080 in {status}"))?;
     let text = wait::until("the NodePort to answer", wait::scale(20), || {
-        let out = qemu_tests::cluster::run_in(&cluster.dir, "curl".into(), &["-s", "-m", "5", &format!("http://127.0.0.1:{port}/status/")], None)?;
+        let out = qemu_tests::cluster::run_in(
+            &cluster.dir,
+            "curl".into(),
+            &["-s", "-m", "5", &format!("http://127.0.0.1:{port}/status/")],
+            None,
+        )?;
         Ok(out.ok.then_some(out.out))
     })?;
     ensure!(text.contains("ok"), "it said {text}");
@@ -88,9 +101,27 @@ fn job(cluster: &Cluster) -> Result {
     let jobs = cluster.k(&["-n", "example", "get", "jobs", "-o", "name"])?;
     let job = jobs.split_whitespace().next().context("the example has no Job")?;
     cluster.k(&["-n", "example", "wait", "--for=condition=Complete", &timeout, job])?;
-    let pod = cluster.k(&["-n", "example", "get", "pods", "-l", &format!("batch.kubernetes.io/job-name={}", job.trim_start_matches("job.batch/")), "-o", "jsonpath={.items[0].metadata.name} {.items[0].spec.nodeName}"])?;
+    let pod = cluster.k(&[
+        "-n",
+        "example",
+        "get",
+        "pods",
+        "-l",
+        &format!("batch.kubernetes.io/job-name={}", job.trim_start_matches("job.batch/")),
+        "-o",
+        "jsonpath={.items[0].metadata.name} {.items[0].spec.nodeName}",
+    ])?;
     let (name, node) = pod.split_once(' ').context("the Job has no pod")?;
-    let events = cluster.k(&["-n", "example", "get", "events", "--field-selector", &format!("involvedObject.name={name},reason=Scheduled"), "-o", "jsonpath={.items[*].message}"])?;
+    let events = cluster.k(&[
+        "-n",
+        "example",
+        "get",
+        "events",
+        "--field-selector",
+        &format!("involvedObject.name={name},reason=Scheduled"),
+        "-o",
+        "jsonpath={.items[*].message}",
+    ])?;
     ensure!(events.contains(node), "the Scheduled event says '{events}', the pod ran on {node}");
     Ok(())
 }

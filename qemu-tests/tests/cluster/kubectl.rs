@@ -25,10 +25,22 @@ fn daily(cluster: &Cluster, version: Kubectl, ns: &str) -> Result {
         let all: Vec<&str> = ["-n", ns].into_iter().chain(args.iter().copied()).collect();
         cluster.kubectl_of(version, &all, None)?.success().with_context(|| format!("kubectl {}", args.join(" ")))
     };
-    let apply = |verb: &str, yaml: &str| cluster.kubectl_of(version, &["-n", ns, verb, "-f", "-"], Some(yaml))?.success().with_context(|| verb.to_owned());
-    let config = |colour: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata: {{colour: {colour}}}\n");
+    let apply = |verb: &str, yaml: &str| {
+        cluster
+            .kubectl_of(version, &["-n", ns, verb, "-f", "-"], Some(yaml))?
+            .success()
+            .with_context(|| verb.to_owned())
+    };
+    let config =
+        |colour: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c}}\ndata: {{colour: {colour}}}\n");
     apply("create", &config("red"))?;
-    ensure!(cluster.kubectl_of(version, &["-n", ns, "create", "-f", "-"], Some(&config("red")))?.err.contains("already exists"), "a second create was taken");
+    ensure!(
+        cluster
+            .kubectl_of(version, &["-n", ns, "create", "-f", "-"], Some(&config("red")))?
+            .err
+            .contains("already exists"),
+        "a second create was taken"
+    );
     apply("apply", &config("green"))?;
     let diff = cluster.kubectl_of(version, &["-n", ns, "diff", "-f", "-"], Some(&config("blue")))?;
     ensure!(diff.code == 1 && diff.out.contains("+  colour: blue"), "diff says {}", diff.all());
@@ -41,7 +53,11 @@ fn daily(cluster: &Cluster, version: Kubectl, ns: &str) -> Result {
     k(&["label", "cm", "c", "a=b"])?;
     k(&["annotate", "cm", "c", "note=before"])?;
     ensure!(k(&["get", "cm", "-l", "a=b", "-o", "name"])?.contains("configmap/c"), "the label selects nothing");
-    let editor = format!("env EDITOR='sed -i s/before/after/' {} --kubeconfig={} -n {ns} edit cm c", tools::kubectl(version)?.display(), cluster.kubeconfig().display());
+    let editor = format!(
+        "env EDITOR='sed -i s/before/after/' {} --kubeconfig={} -n {ns} edit cm c",
+        tools::kubectl(version)?.display(),
+        cluster.kubeconfig().display()
+    );
     run_in(&cluster.dir, "sh".into(), &["-c", &editor], None)?.success().context("edit")?;
     ensure!(k(&["get", "cm", "c", "-o", "jsonpath={.metadata.annotations.note}"])? == "after", "edit did not arrive");
 
@@ -88,7 +104,9 @@ fn streamer(cluster: &Cluster) -> Result {
     if cluster.kubectl(&["-n", "k32", "get", "pod", "streamer"])?.ok {
         return Ok(());
     }
-    let yaml = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: streamer, namespace: k32}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: {IMAGE}\n    imagePullPolicy: IfNotPresent\n    stdin: true\n    command: [sh, -c, 'echo served > /tmp/index.html; httpd -p 8080 -h /tmp; i=0; while true; do echo tick $i; i=$((i+1)); sleep 1; done']\n");
+    let yaml = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: streamer, namespace: k32}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: {IMAGE}\n    imagePullPolicy: IfNotPresent\n    stdin: true\n    command: [sh, -c, 'echo served > /tmp/index.html; httpd -p 8080 -h /tmp; i=0; while true; do echo tick $i; i=$((i+1)); sleep 1; done']\n"
+    );
     cluster.apply(&yaml)?;
     cluster.pod_ready("k32", "streamer")
 }
@@ -97,22 +115,38 @@ fn streams(cluster: &Cluster) -> Result {
     streamer(cluster)?;
     for (version, name) in both() {
         let k = |args: &[&str], input: Option<&str>| cluster.kubectl_of(version, args, input);
-        let echoed = k(&["-n", "k32", "exec", "-i", "streamer", "--", "sh", "-c", "read x; echo got $x"], Some("hello\n"))?.success()?;
+        let echoed =
+            k(&["-n", "k32", "exec", "-i", "streamer", "--", "sh", "-c", "read x; echo got $x"], Some("hello\n"))?
+                .success()?;
         ensure!(echoed.contains("got hello"), "{name}: exec said {echoed}");
         let failed = k(&["-n", "k32", "exec", "streamer", "--", "sh", "-c", "exit 7"], None)?;
         ensure!(failed.code == 7, "{name}: exit code {} ({})", failed.code, failed.err);
-        let tty = format!("script -qec \"{} --kubeconfig={} -n k32 exec -it streamer -- tty\" /dev/null", tools::kubectl(version)?.display(), cluster.kubeconfig().display());
+        let tty = format!(
+            "script -qec \"{} --kubeconfig={} -n k32 exec -it streamer -- tty\" /dev/null",
+            tools::kubectl(version)?.display(),
+            cluster.kubeconfig().display()
+        );
         let said = run_in(&cluster.dir, "sh".into(), &["-c", &tty], None)?;
         ensure!(said.out.contains("/dev/pts/"), "{name}: no terminal: {}", said.all());
         let file = cluster.dir.join(format!("sent-{name}"));
         std::fs::write(&file, "to and fro\n").context("writing a file")?;
-        k(&["-n", "k32", "cp", &file.display().to_string(), &format!("streamer:/tmp/{name}")], None)?.success().context("cp to the pod")?;
+        k(&["-n", "k32", "cp", &file.display().to_string(), &format!("streamer:/tmp/{name}")], None)?
+            .success()
+            .context("cp to the pod")?;
         let back = cluster.dir.join(format!("back-{name}"));
-        k(&["-n", "k32", "cp", &format!("streamer:/tmp/{name}"), &back.display().to_string()], None)?.success().context("cp from the pod")?;
-        ensure!(std::fs::read_to_string(&back).context("reading it back")? == "to and fro\n", "{name}: the file came back changed");
+        k(&["-n", "k32", "cp", &format!("streamer:/tmp/{name}"), &back.display().to_string()], None)?
+            .success()
+            .context("cp from the pod")?;
+        ensure!(
+            std::fs::read_to_string(&back).context("reading it back")? == "to and fro\n",
+            "{name}: the file came back changed"
+        );
         let mut attach = Command::new(tools::kubectl(version)?);
-        attach.arg(format!("--kubeconfig={}", cluster.kubeconfig().display())).args(["-n", "k32", "attach", "streamer"]);
-        let mut child = attach.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().context("attach")?;
+        attach
+            .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
+            .args(["-n", "k32", "attach", "streamer"]);
+        let mut child =
+            attach.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().context("attach")?;
         let mut heard = String::new();
         if let Some(out) = child.stdout.take() {
             use std::io::BufRead;
@@ -135,7 +169,12 @@ fn port_forward(cluster: &Cluster) -> Result {
         command.args(["-n", "k32", "port-forward", "pod/streamer", &format!("{port}:8080")]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("port-forward")?;
         let got = wait::until("the forwarded port", wait::scale(10), || {
-            let out = run_in(&cluster.dir, "curl".into(), &["-s", "-m", "5", &format!("http://127.0.0.1:{port}/index.html")], None)?;
+            let out = run_in(
+                &cluster.dir,
+                "curl".into(),
+                &["-s", "-m", "5", &format!("http://127.0.0.1:{port}/index.html")],
+                None,
+            )?;
             Ok(out.ok.then_some(out.out))
         });
         child.kill().context("ending port-forward")?;
@@ -150,7 +189,11 @@ fn logs(cluster: &Cluster) -> Result {
     for (version, name) in both() {
         let text = cluster.kubectl_of(version, &["-n", "k32", "logs", "streamer", "--tail=1"], None)?.success()?;
         ensure!(text.lines().count() == 1 && text.contains("tick"), "{name}: --tail=1 gave '{text}'");
-        let follow = format!("timeout 6 {} --kubeconfig={} -n k32 logs -f --tail=1 streamer", tools::kubectl(version)?.display(), cluster.kubeconfig().display());
+        let follow = format!(
+            "timeout 6 {} --kubeconfig={} -n k32 logs -f --tail=1 streamer",
+            tools::kubectl(version)?.display(),
+            cluster.kubeconfig().display()
+        );
         let heard = run_in(&cluster.dir, "sh".into(), &["-c", &follow], None)?.out;
         ensure!(heard.lines().count() >= 2, "{name}: logs -f heard '{heard}'");
     }
@@ -160,7 +203,9 @@ fn logs(cluster: &Cluster) -> Result {
 fn rollouts(cluster: &Cluster) -> Result {
     cluster.namespace("roll")?;
     let k = |args: &[&str]| cluster.k(&["-n", "roll"].into_iter().chain(args.iter().copied()).collect::<Vec<_>>());
-    let yaml = format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d, namespace: roll}}\nspec:\n  replicas: 2\n  selector: {{matchLabels: {{app: d}}}}\n  template:\n    metadata: {{labels: {{app: d}}}}\n    spec:\n      terminationGracePeriodSeconds: 1\n      containers: [{{name: main, image: '{IMAGE}', imagePullPolicy: IfNotPresent, command: [sh, -c, '{SLEEP}'], env: [{{name: V, value: one}}]}}]\n");
+    let yaml = format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d, namespace: roll}}\nspec:\n  replicas: 2\n  selector: {{matchLabels: {{app: d}}}}\n  template:\n    metadata: {{labels: {{app: d}}}}\n    spec:\n      terminationGracePeriodSeconds: 1\n      containers: [{{name: main, image: '{IMAGE}', imagePullPolicy: IfNotPresent, command: [sh, -c, '{SLEEP}'], env: [{{name: V, value: one}}]}}]\n"
+    );
     cluster.apply(&yaml)?;
     let timeout = format!("--timeout={}s", wait::scale(40).as_secs());
     k(&["rollout", "status", "deployment/d", &timeout])?;
@@ -169,7 +214,10 @@ fn rollouts(cluster: &Cluster) -> Result {
     ensure!(k(&["rollout", "history", "deployment/d"])?.contains('2'), "no second revision");
     k(&["rollout", "undo", "deployment/d"])?;
     k(&["rollout", "status", "deployment/d", &timeout])?;
-    ensure!(k(&["get", "deployment", "d", "-o", "jsonpath={.spec.template.spec.containers[0].env[0].value}"])? == "one", "undo did not go back");
+    ensure!(
+        k(&["get", "deployment", "d", "-o", "jsonpath={.spec.template.spec.containers[0].env[0].value}"])? == "one",
+        "undo did not go back"
+    );
     k(&["rollout", "restart", "deployment/d"])?;
     k(&["rollout", "status", "deployment/d", &timeout])?;
     k(&["delete", "namespace", "roll"]).map(|_| ())
@@ -177,12 +225,37 @@ fn rollouts(cluster: &Cluster) -> Result {
 
 fn debug(cluster: &Cluster) -> Result {
     streamer(cluster)?;
-    cluster.k(&["-n", "k32", "debug", "streamer", "--image", IMAGE, "--image-pull-policy=IfNotPresent", "-c", "dbg", "--", "sh", "-c", "echo from the debugger; sleep 600"])?;
+    cluster.k(&[
+        "-n",
+        "k32",
+        "debug",
+        "streamer",
+        "--image",
+        IMAGE,
+        "--image-pull-policy=IfNotPresent",
+        "-c",
+        "dbg",
+        "--",
+        "sh",
+        "-c",
+        "echo from the debugger; sleep 600",
+    ])?;
     wait::until("the debug container", wait::scale(20), || {
         let out = cluster.kubectl(&["-n", "k32", "logs", "streamer", "-c", "dbg"])?;
         Ok(out.out.contains("from the debugger").then_some(()))
     })?;
-    let said = cluster.k(&["-n", "k32", "debug", "node/worker-1", "--image", IMAGE, "--image-pull-policy=IfNotPresent", "--", "cat", "/host/etc/os-release"])?;
+    let said = cluster.k(&[
+        "-n",
+        "k32",
+        "debug",
+        "node/worker-1",
+        "--image",
+        IMAGE,
+        "--image-pull-policy=IfNotPresent",
+        "--",
+        "cat",
+        "/host/etc/os-release",
+    ])?;
     let pods = cluster.k(&["-n", "k32", "get", "pods", "-o", "name"])?;
     let pod = pods.lines().find(|l| l.contains("node-debugger")).with_context(|| format!("no debug pod: {said}"))?;
     wait::until("the node's os-release", wait::scale(20), || {
@@ -193,11 +266,24 @@ fn debug(cluster: &Cluster) -> Result {
 
 fn drain(cluster: &Cluster) -> Result {
     for (version, name) in both() {
-        let k = |args: &[&str]| cluster.kubectl_of(version, args, None)?.success().with_context(|| format!("{name}: kubectl {}", args.join(" ")));
+        let k = |args: &[&str]| {
+            cluster
+                .kubectl_of(version, args, None)?
+                .success()
+                .with_context(|| format!("{name}: kubectl {}", args.join(" ")))
+        };
         k(&["cordon", "worker-2"])?;
         let data = if version == Kubectl::V1_20 { "--delete-emptydir-data" } else { "--delete-emptydir-data=true" };
         k(&["drain", "worker-2", "--ignore-daemonsets", data, "--force", "--timeout=120s"])?;
-        let left = cluster.k(&["get", "pods", "-A", "--field-selector", "spec.nodeName=worker-2,status.phase=Running", "-o", "jsonpath={.items[*].metadata.ownerReferences[0].kind}"])?;
+        let left = cluster.k(&[
+            "get",
+            "pods",
+            "-A",
+            "--field-selector",
+            "spec.nodeName=worker-2,status.phase=Running",
+            "-o",
+            "jsonpath={.items[*].metadata.ownerReferences[0].kind}",
+        ])?;
         ensure!(left.split_whitespace().all(|k| k == "DaemonSet"), "{name}: left on the node: {left}");
         k(&["uncordon", "worker-2"])?;
         k(&["taint", "node", "worker-2", "a=b:NoSchedule"])?;

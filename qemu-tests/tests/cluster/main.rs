@@ -22,8 +22,17 @@ type Test = (&'static str, fn(&Cluster) -> Result);
 
 /// In the order in which they run.
 fn tests() -> Vec<Test> {
-    [nodes::TESTS, example::TESTS, network::TESTS, volumes::TESTS, kubectl::TESTS, security::TESTS, joining::TESTS, resilience::TESTS]
-        .concat()
+    [
+        nodes::TESTS,
+        example::TESTS,
+        network::TESTS,
+        volumes::TESTS,
+        kubectl::TESTS,
+        security::TESTS,
+        joining::TESTS,
+        resilience::TESTS,
+    ]
+    .concat()
 }
 
 /// Tests of the long set: `cargo test` counts them as ignored, `make test-long PART=cluster` runs them.
@@ -66,7 +75,8 @@ struct Shared(OnceLock<std::result::Result<Cluster, String>>);
 
 impl Shared {
     fn get(&self) -> std::result::Result<&Cluster, Failed> {
-        let up = || Cluster::up(&root().join("shared"), CLUSTER).map_err(|e| format!("the cluster does not come up: {e:#}"));
+        let up =
+            || Cluster::up(&root().join("shared"), CLUSTER).map_err(|e| format!("the cluster does not come up: {e:#}"));
         self.0.get_or_init(up).as_ref().map_err(|e| Failed::from(e.as_str()))
     }
 }

@@ -26,10 +26,27 @@ fn no_nat(cluster: &Cluster) -> Result {
                   chmod +x /tmp/www/cgi-bin/who; httpd -p 8080 -h /tmp/www";
     cluster.exec("net", "two", &["sh", "-c", server])?;
     let seen = wait::until("the pod on the other node to answer", wait::scale(15), || {
-        let out = cluster.kubectl(&["-n", "net", "exec", "one", "--", "wget", "-q", "-T", "3", "-O", "-", &format!("http://{two}:8080/cgi-bin/who")])?;
+        let out = cluster.kubectl(&[
+            "-n",
+            "net",
+            "exec",
+            "one",
+            "--",
+            "wget",
+            "-q",
+            "-T",
+            "3",
+            "-O",
+            "-",
+            &format!("http://{two}:8080/cgi-bin/who"),
+        ])?;
         Ok(out.ok.then_some(out.out))
     })?;
-    ensure!(seen.contains(&format!("seen {one}")) || seen.contains(&one), "the server saw '{}', the client is {one}", seen.trim());
+    ensure!(
+        seen.contains(&format!("seen {one}")) || seen.contains(&one),
+        "the server saw '{}', the client is {one}",
+        seen.trim()
+    );
     Ok(())
 }
 
@@ -44,7 +61,20 @@ fn host_port(cluster: &Cluster) -> Result {
     cluster.kubectl_of(Kubectl::V1_32, &["-n", "net", "apply", "-f", "-"], Some(yaml))?.success()?;
     cluster.pod_ready("net", "hostport")?;
     let text = wait::until("the host port", wait::scale(15), || {
-        let out = cluster.kubectl(&["-n", "net", "exec", "one", "--", "wget", "-q", "-T", "3", "-O", "-", "http://10.77.0.12:8099/index.html"])?;
+        let out = cluster.kubectl(&[
+            "-n",
+            "net",
+            "exec",
+            "one",
+            "--",
+            "wget",
+            "-q",
+            "-T",
+            "3",
+            "-O",
+            "-",
+            "http://10.77.0.12:8099/index.html",
+        ])?;
         Ok(out.ok.then_some(out.out))
     });
     // Pods may reach host ports of other nodes only through the firewall's rules for NodePorts and pods.

@@ -28,7 +28,19 @@ fn ready_with_addresses(cluster: &Cluster) -> Result {
 
 fn wide(cluster: &Cluster) -> Result {
     let text = cluster.k(&["get", "nodes", "-o", "wide"])?;
-    for word in ["NAME", "ROLES", "VERSION", "INTERNAL-IP", "OS-IMAGE", "KERNEL-VERSION", "CONTAINER-RUNTIME", "control-plane", "v1.36.", "kimg ", "containerd://"] {
+    for word in [
+        "NAME",
+        "ROLES",
+        "VERSION",
+        "INTERNAL-IP",
+        "OS-IMAGE",
+        "KERNEL-VERSION",
+        "CONTAINER-RUNTIME",
+        "control-plane",
+        "v1.36.",
+        "kimg ",
+        "containerd://",
+    ] {
         ensure!(text.contains(word), "'{word}' is not in\n{text}");
     }
     Ok(())
@@ -58,7 +70,8 @@ fn node_api(cluster: &Cluster) -> Result {
         ("worker-1", "disk", "/state"),
         ("worker-1", "boot-chart", "<svg"),
     ] {
-        let text = cluster.kimg(&["node", "--node", node, what])?.success().with_context(|| format!("kimg node {what}"))?;
+        let text =
+            cluster.kimg(&["node", "--node", node, what])?.success().with_context(|| format!("kimg node {what}"))?;
         ensure!(text.contains(word), "kimg node {what} of {node} does not show '{word}':\n{text}");
     }
     let logs = cluster.kimg(&["node", "--node", "worker-1", "logs", "kubelet"])?.success()?;

@@ -31,7 +31,10 @@ fn services(cluster: &Cluster, node: &str) -> Result<Vec<(String, u64)>> {
 fn kill_services(cluster: &Cluster) -> Result {
     for node in ["master-1", "worker-1"] {
         for (name, pid) in services(cluster, node)? {
-            cluster.kimg(&["node", "--node", node, "restart", &name])?.success().with_context(|| format!("ending {name} on {node}"))?;
+            cluster
+                .kimg(&["node", "--node", node, "restart", &name])?
+                .success()
+                .with_context(|| format!("ending {name} on {node}"))?;
             wait::until(&format!("{name} on {node} to run again"), wait::scale(30), || {
                 Ok(services(cluster, node)?.iter().any(|(n, p)| *n == name && *p != pid).then_some(()))
             })?;
@@ -45,7 +48,8 @@ fn kill_services(cluster: &Cluster) -> Result {
 fn reboot(cluster: &Cluster) -> Result {
     cluster.k(&["-n", "default", "create", "configmap", "before-reboot", "--from-literal=a=b"])?;
     for node in ["worker-1", "worker-2", "master-1"] {
-        let boot_id = |c: &Cluster| c.kubectl(&["get", "node", node, "-o", "jsonpath={.status.nodeInfo.bootID}"]).map(|o| o.out);
+        let boot_id =
+            |c: &Cluster| c.kubectl(&["get", "node", node, "-o", "jsonpath={.status.nodeInfo.bootID}"]).map(|o| o.out);
         let before = boot_id(cluster)?;
         cluster.kimg(&["node", "--node", node, "reboot"])?.success()?;
         wait::until(&format!("{node} to come back"), wait::scale(90), || {

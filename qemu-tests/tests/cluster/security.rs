@@ -21,7 +21,11 @@ fn without_rights(cluster: &Cluster) -> Result {
 /// As the kubelet of worker-1 would ask, by impersonation (which keeps the Node authorizer and NodeRestriction in the way).
 fn node_restriction(cluster: &Cluster) -> Result {
     let node = |args: &[&str]| {
-        let all: Vec<&str> = ["--as=system:node:worker-1", "--as-group=system:nodes", "--as-group=system:authenticated"].into_iter().chain(args.iter().copied()).collect();
+        let all: Vec<&str> =
+            ["--as=system:node:worker-1", "--as-group=system:nodes", "--as-group=system:authenticated"]
+                .into_iter()
+                .chain(args.iter().copied())
+                .collect();
         cluster.kubectl(&all)
     };
     cluster.k(&["-n", "default", "create", "secret", "generic", "foreign", "--from-literal=a=b"])?;

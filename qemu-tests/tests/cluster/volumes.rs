@@ -39,7 +39,9 @@ spec:
 fn stateful_set(cluster: &Cluster) -> Result {
     cluster.namespace("data")?;
     cluster.apply(STATEFUL)?;
-    wait::until("pod db-0", wait::scale(20), || Ok(cluster.kubectl(&["-n", "data", "get", "pod", "db-0"])?.ok.then_some(())))?;
+    wait::until("pod db-0", wait::scale(20), || {
+        Ok(cluster.kubectl(&["-n", "data", "get", "pod", "db-0"])?.ok.then_some(()))
+    })?;
     cluster.pod_ready("data", "db-0")?;
     cluster.exec("data", "db-0", &["sh", "-c", "echo kept > /data/row; sync"])?;
     let uid = cluster.k(&["-n", "data", "get", "pod", "db-0", "-o", "jsonpath={.metadata.uid}"])?;

@@ -59,26 +59,11 @@ impl Managers {
             let id = Manager {
                 name: text("manager"),
                 apply,
-                api_version: if apply {
-                    String::new()
-                } else {
-                    api_version.clone()
-                },
+                api_version: if apply { String::new() } else { api_version.clone() },
                 subresource: text("subresource"),
             };
-            let set = if e["fieldsV1"].is_null() {
-                Set::default()
-            } else {
-                Set::parse(&e["fieldsV1"])?
-            };
-            out.put(
-                id,
-                Owner {
-                    set,
-                    time: text("time"),
-                    api_version,
-                },
-            );
+            let set = if e["fieldsV1"].is_null() { Set::default() } else { Set::parse(&e["fieldsV1"])? };
+            out.put(id, Owner { set, time: text("time"), api_version });
         }
         Some(out)
     }
@@ -112,11 +97,7 @@ impl Managers {
 
     /// Merges the oldest update entries when there are too many.
     pub fn cap(&mut self, now: &str) {
-        let updates = |m: &Managers| {
-            m.0.iter()
-                .filter(|(m, _)| !m.apply && m.subresource.is_empty())
-                .count()
-        };
+        let updates = |m: &Managers| m.0.iter().filter(|(m, _)| !m.apply && m.subresource.is_empty()).count();
         while updates(self) > MAX_UPDATE_ENTRIES {
             let oldest = (0..self.0.len())
                 .filter(|i| {
@@ -126,10 +107,7 @@ impl Managers {
                 .min_by_key(|i| self.0[*i].1.time.clone());
             let Some(i) = oldest else { return };
             let (m, o) = self.0.remove(i);
-            let id = Manager {
-                name: ANCIENT.into(),
-                ..m
-            };
+            let id = Manager { name: ANCIENT.into(), ..m };
             let mut set = o.set;
             let mut time = o.time;
             if let Some(old) = self.get(&id) {
@@ -139,14 +117,7 @@ impl Managers {
                 // One more goes in with it, or the count would not fall.
                 time = time.min(now.to_string());
             }
-            self.put(
-                id,
-                Owner {
-                    set,
-                    time,
-                    api_version: o.api_version,
-                },
-            );
+            self.put(id, Owner { set, time, api_version: o.api_version });
         }
     }
 

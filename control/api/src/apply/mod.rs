@@ -38,11 +38,7 @@ impl Write<'_> {
         Manager {
             name: self.manager.into(),
             apply,
-            api_version: if apply {
-                String::new()
-            } else {
-                self.api_version.into()
-            },
+            api_version: if apply { String::new() } else { self.api_version.into() },
             subresource: self.subresource.into(),
         }
     }
@@ -75,19 +71,9 @@ impl Write<'_> {
 
 /// The name used when a request names no manager: the user agent up to its slash.
 pub fn default_manager(user_agent: &str) -> String {
-    let name: String = user_agent
-        .split('/')
-        .next()
-        .unwrap_or("")
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(128)
-        .collect();
-    if name.is_empty() {
-        "unknown".into()
-    } else {
-        name
-    }
+    let name: String =
+        user_agent.split('/').next().unwrap_or("").chars().filter(|c| !c.is_control()).take(128).collect();
+    if name.is_empty() { "unknown".into() } else { name }
 }
 
 /// Keeps `managedFields` of `new` for a create (`live` is none) or an update.
@@ -126,14 +112,7 @@ pub fn on_update(live: Option<&Value>, new: &mut Value, schema: &Schema, write: 
     if !own.is_empty() {
         let mut set = managers.get(&id).map(|o| o.set.clone()).unwrap_or_default();
         set.union(&own);
-        managers.put(
-            id,
-            Owner {
-                set,
-                time: write.now.into(),
-                api_version: write.api_version.into(),
-            },
-        );
+        managers.put(id, Owner { set, time: write.now.into(), api_version: write.api_version.into() });
     }
     managers.drop_empty();
     managers.cap(write.now);
@@ -141,12 +120,7 @@ pub fn on_update(live: Option<&Value>, new: &mut Value, schema: &Schema, write: 
 }
 
 /// What others own of a change: they lose it. Returns who was in the way.
-fn take_over(
-    managers: &mut Managers,
-    change: &typed::Change,
-    me: &Manager,
-    include_me: bool,
-) -> Vec<(Manager, Set)> {
+fn take_over(managers: &mut Managers, change: &typed::Change, me: &Manager, include_me: bool) -> Vec<(Manager, Set)> {
     let mut touched = change.modified.clone();
     touched.union(&change.added);
     let mut conflicts = Vec::new();
@@ -173,10 +147,7 @@ pub fn apply(
     write: Write,
     force: bool,
 ) -> Result<Value, Status> {
-    if config["metadata"]
-        .get("managedFields")
-        .is_some_and(|m| m.as_array().is_none_or(|a| !a.is_empty()))
-    {
+    if config["metadata"].get("managedFields").is_some_and(|m| m.as_array().is_none_or(|a| !a.is_empty())) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     let mut config = config.clone();
@@ -191,14 +162,7 @@ pub fn apply(
     meta::remove(&mut live_bare, "managedFields");
 
     let mut set = typed::fields(&config, schema).map_err(|e| {
-        Status::new(
-            500,
-            "InternalError",
-            format!(
-                "failed to create typed patch object ({}): {e}",
-                describe(&config)
-            ),
-        )
+        Status::new(500, "InternalError", format!("failed to create typed patch object ({}): {e}", describe(&config)))
     })?;
     write.strip(&mut set);
     let id = write.id(true);
@@ -207,10 +171,7 @@ pub fn apply(
     let new = match &last {
         Some(last) => {
             let mut keep = set.clone();
-            managers
-                .iter()
-                .filter(|(m, _)| **m != id)
-                .for_each(|(_, o)| keep.union(&o.set));
+            managers.iter().filter(|(m, _)| **m != id).for_each(|(_, o)| keep.union(&o.set));
             typed::prune(merged, last, &keep, schema)
         }
         None => merged,
@@ -228,14 +189,7 @@ pub fn apply(
         Some(o) if unchanged => o.time.clone(),
         _ => write.now.to_string(),
     };
-    managers.put(
-        id,
-        Owner {
-            set,
-            time,
-            api_version: write.api_version.into(),
-        },
-    );
+    managers.put(id, Owner { set, time, api_version: write.api_version.into() });
     managers.drop_empty();
     let mut out = new;
     managers.store(&mut out);
@@ -244,11 +198,7 @@ pub fn apply(
 
 fn describe(o: &Value) -> String {
     let ns = meta::namespace(o);
-    let name = if ns.is_empty() {
-        format!("/{}", meta::name(o))
-    } else {
-        format!("{ns}/{}", meta::name(o))
-    };
+    let name = if ns.is_empty() { format!("/{}", meta::name(o)) } else { format!("{ns}/{}", meta::name(o)) };
     format!("{name}; {}, Kind={}", meta::api_version(o), meta::kind(o))
 }
 
@@ -268,11 +218,7 @@ fn before_first_apply(managers: &mut Managers, live: &Value, schema: &Schema, wr
     let Ok(mut set) = typed::fields(live, schema) else {
         return;
     };
-    let main = Write {
-        subresource: "",
-        has_status: true,
-        ..*write
-    };
+    let main = Write { subresource: "", has_status: true, ..*write };
     main.strip(&mut set);
     if !set.is_empty() {
         let id = Manager {
@@ -281,40 +227,23 @@ fn before_first_apply(managers: &mut Managers, live: &Value, schema: &Schema, wr
             api_version: write.api_version.into(),
             subresource: String::new(),
         };
-        managers.put(
-            id,
-            Owner {
-                set,
-                time: write.now.into(),
-                api_version: write.api_version.into(),
-            },
-        );
+        managers.put(id, Owner { set, time: write.now.into(), api_version: write.api_version.into() });
     }
 }
 
 fn conflict_error(conflicts: Vec<(Manager, Set)>) -> Status {
-    let mut list: Vec<(String, Vec<String>)> = conflicts
-        .into_iter()
-        .map(|(m, s)| (m.describe(), s.paths()))
-        .collect();
+    let mut list: Vec<(String, Vec<String>)> = conflicts.into_iter().map(|(m, s)| (m.describe(), s.paths())).collect();
     list.sort();
     let count: usize = list.iter().map(|(_, p)| p.len()).sum();
     let message = match list.as_slice() {
-        [(m, paths)] if paths.len() == 1 => format!(
-            "Apply failed with 1 conflict: conflict with {m}: {}",
-            paths[0]
-        ),
+        [(m, paths)] if paths.len() == 1 => format!("Apply failed with 1 conflict: conflict with {m}: {}", paths[0]),
         _ => {
             let parts: Vec<String> = list
                 .iter()
                 .map(|(m, paths)| {
                     format!(
                         "conflicts with {m}:\n{}",
-                        paths
-                            .iter()
-                            .map(|p| format!("- {p}"))
-                            .collect::<Vec<_>>()
-                            .join("\n")
+                        paths.iter().map(|p| format!("- {p}")).collect::<Vec<_>>().join("\n")
                     )
                 })
                 .collect();

@@ -73,10 +73,7 @@ impl Set {
                 continue;
             }
             let m = below.as_object()?;
-            let node = Node {
-                member: m.is_empty() || m.contains_key("."),
-                below: Set::parse(below)?,
-            };
+            let node = Node { member: m.is_empty() || m.contains_key("."), below: Set::parse(below)? };
             out.nodes.insert(Element::parse(k)?, node);
         }
         Some(out)
@@ -110,9 +107,7 @@ impl Set {
 
     /// Whether the element or anything below it is in the set.
     pub fn touches(&self, e: &Element) -> bool {
-        self.nodes
-            .get(e)
-            .is_some_and(|n| n.member || !n.below.is_empty())
+        self.nodes.get(e).is_some_and(|n| n.member || !n.below.is_empty())
     }
 
     /// What lies below an element.
@@ -159,10 +154,7 @@ impl Set {
             let Some(o) = other.nodes.get(e) else {
                 continue;
             };
-            let node = Node {
-                member: n.member && o.member,
-                below: n.below.intersection(&o.below),
-            };
+            let node = Node { member: n.member && o.member, below: n.below.intersection(&o.below) };
             if node.member || !node.below.is_empty() {
                 out.nodes.insert(e.clone(), node);
             }

@@ -3,13 +3,7 @@ use crate::kinds::find;
 use serde_json::json;
 
 fn w<'a>(manager: &'a str, now: &'a str) -> Write<'a> {
-    Write {
-        manager,
-        api_version: "apps/v1",
-        subresource: "",
-        now,
-        has_status: true,
-    }
+    Write { manager, api_version: "apps/v1", subresource: "", now, has_status: true }
 }
 
 fn schema() -> &'static Schema {
@@ -38,137 +32,72 @@ fn entry<'a>(o: &'a Value, manager: &str, op: &str) -> &'a Value {
 #[test]
 fn create_is_owned_by_its_writer() {
     let mut d = deployment("i", Some(1));
-    on_update(
-        None,
-        &mut d,
-        schema(),
-        w("kubectl-create", "2026-01-01T00:00:00Z"),
-    );
+    on_update(None, &mut d, schema(), w("kubectl-create", "2026-01-01T00:00:00Z"));
     let f = &entry(&d, "kubectl-create", "Update")["fieldsV1"];
     assert_eq!(f["f:metadata"]["f:labels"], json!({".": {}, "f:a": {}}));
     assert_eq!(f["f:spec"]["f:selector"], json!({}));
     let c = &f["f:spec"]["f:template"]["f:spec"]["f:containers"]["k:{\"name\":\"c\"}"];
     assert_eq!(c["f:image"], json!({}));
-    assert_eq!(
-        c["f:ports"]["k:{\"containerPort\":80,\"protocol\":\"TCP\"}"],
-        json!({".": {}, "f:containerPort": {}})
-    );
+    assert_eq!(c["f:ports"]["k:{\"containerPort\":80,\"protocol\":\"TCP\"}"], json!({".": {}, "f:containerPort": {}}));
     assert!(f["f:metadata"].get("f:name").is_none());
 }
 
 #[test]
 fn apply_conflict_force_and_removal() {
-    let a = apply(
-        None,
-        &deployment("i", Some(1)),
+    let a = apply(None, &deployment("i", Some(1)), schema(), w("one", "2026-01-01T00:00:00Z"), false).unwrap();
+    // Another manager changes what the first owns.
+    let e = apply(
+        Some(&a),
+        &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 5}}),
         schema(),
-        w("one", "2026-01-01T00:00:00Z"),
+        w("two", "2026-01-01T00:00:01Z"),
         false,
     )
-    .unwrap();
-    // Another manager changes what the first owns.
-    let e = apply(Some(&a), &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 5}}), schema(), w("two", "2026-01-01T00:00:01Z"), false).unwrap_err();
+    .unwrap_err();
+    assert_eq!(e.message, "Apply failed with 1 conflict: conflict with \"one\": .spec.replicas");
     assert_eq!(
-        e.message,
-        "Apply failed with 1 conflict: conflict with \"one\": .spec.replicas"
-    );
-    assert_eq!(
-        (
-            e.code,
-            e.causes[0].reason.as_ref(),
-            e.causes[0].field.as_str()
-        ),
+        (e.code, e.causes[0].reason.as_ref(), e.causes[0].field.as_str()),
         (409, "FieldManagerConflict", ".spec.replicas")
     );
-    let b = apply(Some(&a), &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 5}}), schema(), w("two", "2026-01-01T00:00:01Z"), true).unwrap();
+    let b = apply(
+        Some(&a),
+        &json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 5}}),
+        schema(),
+        w("two", "2026-01-01T00:00:01Z"),
+        true,
+    )
+    .unwrap();
     assert_eq!(b["spec"]["replicas"], 5);
-    assert!(
-        entry(&b, "one", "Apply")["fieldsV1"]["f:spec"]
-            .get("f:replicas")
-            .is_none()
-    );
+    assert!(entry(&b, "one", "Apply")["fieldsV1"]["f:spec"].get("f:replicas").is_none());
     // The first applies again without labels, which it alone owned, and without ports.
     let mut config = deployment("j", None);
     config["metadata"].as_object_mut().unwrap().remove("labels");
-    config["spec"]["template"]["spec"]["containers"][0]
-        .as_object_mut()
-        .unwrap()
-        .remove("ports");
-    let c = apply(
-        Some(&b),
-        &config,
-        schema(),
-        w("one", "2026-01-01T00:00:02Z"),
-        false,
-    )
-    .unwrap();
+    config["spec"]["template"]["spec"]["containers"][0].as_object_mut().unwrap().remove("ports");
+    let c = apply(Some(&b), &config, schema(), w("one", "2026-01-01T00:00:02Z"), false).unwrap();
     assert!(c["metadata"].get("labels").is_none());
-    assert_eq!(
-        c["spec"]["template"]["spec"]["containers"],
-        json!([{"name": "c", "image": "j"}])
-    );
+    assert_eq!(c["spec"]["template"]["spec"]["containers"], json!([{"name": "c", "image": "j"}]));
     assert_eq!(c["spec"]["replicas"], 5);
     // Same again: nothing moves, not even the time.
-    let d = apply(
-        Some(&c),
-        &config,
-        schema(),
-        w("one", "2026-01-01T00:00:09Z"),
-        false,
-    )
-    .unwrap();
+    let d = apply(Some(&c), &config, schema(), w("one", "2026-01-01T00:00:09Z"), false).unwrap();
     assert_eq!(d, c);
 }
 
 #[test]
 fn update_takes_fields_from_appliers() {
-    let a = apply(
-        None,
-        &deployment("i", Some(1)),
-        schema(),
-        w("one", "2026-01-01T00:00:00Z"),
-        false,
-    )
-    .unwrap();
+    let a = apply(None, &deployment("i", Some(1)), schema(), w("one", "2026-01-01T00:00:00Z"), false).unwrap();
     let mut b = a.clone();
     b["spec"]["replicas"] = 3.into();
     b["metadata"]["annotations"] = json!({"x": "y"});
-    on_update(
-        Some(&a),
-        &mut b,
-        schema(),
-        w("scaler", "2026-01-01T00:00:05Z"),
-    );
+    on_update(Some(&a), &mut b, schema(), w("scaler", "2026-01-01T00:00:05Z"));
     assert_eq!(
         entry(&b, "scaler", "Update")["fieldsV1"],
         json!({"f:metadata": {"f:annotations": {".": {}, "f:x": {}}}, "f:spec": {"f:replicas": {}}})
     );
-    assert!(
-        entry(&b, "one", "Apply")["fieldsV1"]["f:spec"]
-            .get("f:replicas")
-            .is_none()
-    );
-    let e = apply(
-        Some(&b),
-        &deployment("i", Some(1)),
-        schema(),
-        w("one", "2026-01-01T00:00:06Z"),
-        false,
-    )
-    .unwrap_err();
-    assert_eq!(
-        e.message,
-        "Apply failed with 1 conflict: conflict with \"scaler\" using apps/v1: .spec.replicas"
-    );
+    assert!(entry(&b, "one", "Apply")["fieldsV1"]["f:spec"].get("f:replicas").is_none());
+    let e = apply(Some(&b), &deployment("i", Some(1)), schema(), w("one", "2026-01-01T00:00:06Z"), false).unwrap_err();
+    assert_eq!(e.message, "Apply failed with 1 conflict: conflict with \"scaler\" using apps/v1: .spec.replicas");
     // Equal values are shared, not in conflict.
-    let c = apply(
-        Some(&b),
-        &deployment("i", Some(3)),
-        schema(),
-        w("one", "2026-01-01T00:00:07Z"),
-        false,
-    )
-    .unwrap();
+    let c = apply(Some(&b), &deployment("i", Some(3)), schema(), w("one", "2026-01-01T00:00:07Z"), false).unwrap();
     assert!(entry(&c, "scaler", "Update")["fieldsV1"]["f:spec"]["f:replicas"].is_object());
     assert!(entry(&c, "one", "Apply")["fieldsV1"]["f:spec"]["f:replicas"].is_object());
 }
@@ -177,33 +106,14 @@ fn update_takes_fields_from_appliers() {
 fn untracked_objects() {
     let mut live = deployment("i", Some(1));
     let mut new = deployment("j", Some(1));
-    on_update(
-        Some(&live),
-        &mut new,
-        schema(),
-        w("u", "2026-01-01T00:00:00Z"),
-    );
+    on_update(Some(&live), &mut new, schema(), w("u", "2026-01-01T00:00:00Z"));
     assert!(new["metadata"].get("managedFields").is_none());
     live["status"] = json!({"replicas": 1});
-    let a = apply(
-        Some(&live),
-        &deployment("k", None),
-        schema(),
-        w("one", "2026-01-01T00:00:00Z"),
-        true,
-    )
-    .unwrap();
-    assert!(
-        entry(&a, "before-first-apply", "Update")["fieldsV1"]["f:spec"]["f:replicas"].is_object()
-    );
+    let a = apply(Some(&live), &deployment("k", None), schema(), w("one", "2026-01-01T00:00:00Z"), true).unwrap();
+    assert!(entry(&a, "before-first-apply", "Update")["fieldsV1"]["f:spec"]["f:replicas"].is_object());
     let mut cleared = a.clone();
     cleared["metadata"]["managedFields"] = json!([{}]);
-    on_update(
-        Some(&a),
-        &mut cleared,
-        schema(),
-        w("u", "2026-01-01T00:00:00Z"),
-    );
+    on_update(Some(&a), &mut cleared, schema(), w("u", "2026-01-01T00:00:00Z"));
     assert!(cleared["metadata"].get("managedFields").is_none());
 }
 
@@ -214,20 +124,9 @@ fn status_and_caps() {
     let mut s = d.clone();
     s["status"] = json!({"replicas": 1});
     s["spec"]["replicas"] = 4.into();
-    on_update(
-        Some(&d),
-        &mut s,
-        schema(),
-        Write {
-            subresource: "status",
-            ..w("ctl", "2026-01-01T00:00:01Z")
-        },
-    );
+    on_update(Some(&d), &mut s, schema(), Write { subresource: "status", ..w("ctl", "2026-01-01T00:00:01Z") });
     let e = entry(&s, "ctl", "Update");
-    assert_eq!(
-        (&e["fieldsV1"], &e["subresource"]),
-        (&json!({"f:status": {"f:replicas": {}}}), &json!("status"))
-    );
+    assert_eq!((&e["fieldsV1"], &e["subresource"]), (&json!({"f:status": {"f:replicas": {}}}), &json!("status")));
     let mut o = d;
     for i in 1..15 {
         let mut n = o.clone();
@@ -245,19 +144,11 @@ fn sets_keep_their_form() {
     let v = json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}, "f:finalizers": {".": {}, "v:\"x\"": {}}}, "f:spec": {"f:ports": {"k:{\"port\":80,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}}}});
     let s = Set::parse(&v).unwrap();
     assert_eq!(s.to_value(), v);
-    assert!(
-        s.paths()
-            .contains(&".spec.ports[port=80,protocol=\"TCP\"].port".to_string())
-    );
+    assert!(s.paths().contains(&".spec.ports[port=80,protocol=\"TCP\"].port".to_string()));
 }
 
 #[test]
 fn items_without_keys_are_refused() {
     let bad = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"template": {"spec": {"containers": [{"image": "x"}]}}}});
-    assert!(
-        apply(None, &bad, schema(), w("one", ""), false)
-            .unwrap_err()
-            .message
-            .contains("omits key field")
-    );
+    assert!(apply(None, &bad, schema(), w("one", ""), false).unwrap_err().message.contains("omits key field"));
 }

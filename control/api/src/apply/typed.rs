@@ -19,17 +19,11 @@ enum Shape {
 fn shape(v: &Value, schema: Option<&Schema>, atomic: bool) -> Shape {
     let Some(s) = schema else {
         // Unknown shape: objects by field, lists as a whole.
-        return if v.is_object() {
-            Shape::Object
-        } else {
-            Shape::Leaf
-        };
+        return if v.is_object() { Shape::Object } else { Shape::Leaf };
     };
     match (v, s.ty) {
         (Value::Object(_), Ty::Object | Ty::Any) if !s.atomic && !atomic => Shape::Object,
-        (Value::Array(_), Ty::Array) if matches!(s.list, ListType::Map | ListType::Set) => {
-            Shape::List
-        }
+        (Value::Array(_), Ty::Array) if matches!(s.list, ListType::Map | ListType::Set) => Shape::List,
         _ => Shape::Leaf,
     }
 }
@@ -154,13 +148,7 @@ pub fn compare(old: &Value, new: &Value, schema: &Schema) -> Change {
 }
 
 /// Compares what is inside; false when the values are owned as a whole.
-fn compare_node(
-    old: &Value,
-    new: &Value,
-    schema: Option<&Schema>,
-    atomic: bool,
-    out: &mut Change,
-) -> bool {
+fn compare_node(old: &Value, new: &Value, schema: Option<&Schema>, atomic: bool, out: &mut Change) -> bool {
     match (shape(old, schema, atomic), shape(new, schema, atomic)) {
         (Shape::Object, Shape::Object) => {
             let (Value::Object(a), Value::Object(b)) = (old, new) else {
@@ -180,11 +168,8 @@ fn compare_node(
             let (Value::Array(a), Value::Array(b), Some(s)) = (old, new, schema) else {
                 return false;
             };
-            let named = |list: &[Value]| {
-                list.iter()
-                    .filter_map(|v| Some((item_element(v, s)?, v.clone())))
-                    .collect::<Vec<_>>()
-            };
+            let named =
+                |list: &[Value]| list.iter().filter_map(|v| Some((item_element(v, s)?, v.clone()))).collect::<Vec<_>>();
             let (a, b) = (named(a), named(b));
             for (e, x) in &a {
                 let y = b.iter().find(|(f, _)| f == e).map(|(_, y)| y);
@@ -297,12 +282,7 @@ fn merge_lists(live: &[Value], config: &[Value], s: &Schema) -> Vec<Value> {
             out.push(c.clone());
         }
     }
-    out.extend(
-        live[at.min(live.len())..]
-            .iter()
-            .filter(|l| !in_config(l))
-            .cloned(),
-    );
+    out.extend(live[at.min(live.len())..].iter().filter(|l| !in_config(l)).cloned());
     out
 }
 
@@ -323,11 +303,7 @@ fn prune_node(v: Value, last: &Set, keep: &Set, schema: Option<&Schema>, atomic:
         let was_empty = is_bare(&x);
         let out = prune_node(x, below, keep.below(&e).unwrap_or(&empty), s, atomic);
         // What runs empty goes, unless somebody wants it there.
-        if is_bare(&out) && !was_empty && !keep.has(&e) {
-            None
-        } else {
-            Some(out)
-        }
+        if is_bare(&out) && !was_empty && !keep.has(&e) { None } else { Some(out) }
     };
     match (shape(&v, schema, atomic), v) {
         (Shape::Object, Value::Object(m)) => {

@@ -48,12 +48,7 @@ pub struct Accept {
 impl Accept {
     /// Plain JSON.
     pub fn json() -> Accept {
-        Accept {
-            format: Format::Json,
-            transform: Transform::None,
-            pretty: false,
-            stream: false,
-        }
+        Accept { format: Format::Json, transform: Transform::None, pretty: false, stream: false }
     }
 
     /// The Content-Type of the answer to a plain request.
@@ -93,19 +88,11 @@ fn clauses(header: &str) -> Vec<Clause<'_>> {
         .filter_map(|part| {
             let mut pieces = part.split(';').map(str::trim);
             let media = pieces.next().filter(|m| !m.is_empty())?;
-            let mut c = Clause {
-                media,
-                params: Vec::new(),
-                q: 1.0,
-            };
+            let mut c = Clause { media, params: Vec::new(), q: 1.0 };
             for p in pieces {
                 let (k, v) = p.split_once('=').unwrap_or((p, ""));
                 let v = v.trim_matches('"');
-                if k == "q" {
-                    c.q = v.parse().unwrap_or(1.0)
-                } else {
-                    c.params.push((k, v))
-                }
+                if k == "q" { c.q = v.parse().unwrap_or(1.0) } else { c.params.push((k, v)) }
             }
             Some(c)
         })
@@ -135,10 +122,7 @@ fn accept_clause(c: &Clause, formats: &[Format], transforms: bool) -> Option<Acc
     if !formats.contains(&format) {
         return None;
     }
-    let mut a = Accept {
-        format,
-        ..Accept::json()
-    };
+    let mut a = Accept { format, ..Accept::json() };
     let get = |k: &str| c.params.iter().find(|(n, _)| *n == k).map_or("", |p| p.1);
     a.pretty = get("pretty") == "1" || get("pretty") == "true";
     a.stream = get("stream") == "watch";
@@ -148,9 +132,7 @@ fn accept_clause(c: &Clause, formats: &[Format], transforms: bool) -> Option<Acc
         ("Table", "meta.k8s.io") if transforms => Transform::Table(v),
         ("PartialObjectMetadata", "meta.k8s.io") if transforms => Transform::Partial(v),
         ("PartialObjectMetadataList", "meta.k8s.io") if transforms => Transform::PartialList(v),
-        ("APIGroupDiscoveryList", "apidiscovery.k8s.io") if matches!(v, "v2" | "v2beta1") => {
-            Transform::Discovery(v)
-        }
+        ("APIGroupDiscoveryList", "apidiscovery.k8s.io") if matches!(v, "v2" | "v2beta1") => Transform::Discovery(v),
         _ => return None,
     };
     Some(a)
@@ -161,23 +143,14 @@ fn accept_clause(c: &Clause, formats: &[Format], transforms: bool) -> Option<Acc
 /// metadata can be made. None is a 406.
 pub fn negotiate(header: &str, formats: &[Format], transforms: bool) -> Option<Accept> {
     if header.trim().is_empty() {
-        return formats.first().map(|f| Accept {
-            format: *f,
-            ..Accept::json()
-        });
+        return formats.first().map(|f| Accept { format: *f, ..Accept::json() });
     }
-    clauses(header)
-        .iter()
-        .find_map(|c| accept_clause(c, formats, transforms))
+    clauses(header).iter().find_map(|c| accept_clause(c, formats, transforms))
 }
 
 /// The same for a watch, which has no YAML.
 pub fn negotiate_watch(header: &str, protobuf: bool) -> Option<Accept> {
-    let formats: &[Format] = if protobuf {
-        &[Format::Json, Format::Protobuf]
-    } else {
-        &[Format::Json]
-    };
+    let formats: &[Format] = if protobuf { &[Format::Json, Format::Protobuf] } else { &[Format::Json] };
     negotiate(header, formats, true)
 }
 
@@ -194,31 +167,15 @@ mod tests {
             ("", &all[..], Some((Format::Json, Transform::None))),
             ("*/*", &all, Some((Format::Json, Transform::None))),
             (kubectl, &all, Some((Format::Json, Transform::Table("v1")))),
-            (
-                "application/vnd.kubernetes.protobuf,application/json",
-                &all,
-                Some((Format::Protobuf, Transform::None)),
-            ),
-            (
-                "application/vnd.kubernetes.protobuf,application/json",
-                &no_pb,
-                Some((Format::Json, Transform::None)),
-            ),
+            ("application/vnd.kubernetes.protobuf,application/json", &all, Some((Format::Protobuf, Transform::None))),
+            ("application/vnd.kubernetes.protobuf,application/json", &no_pb, Some((Format::Json, Transform::None))),
             (
                 "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
                 &all,
                 Some((Format::Protobuf, Transform::PartialList("v1"))),
             ),
-            (
-                "application/json;q=0.5, application/yaml",
-                &all,
-                Some((Format::Yaml, Transform::None)),
-            ),
-            (
-                "text/html,application/xml;q=0.9,*/*;q=0.8",
-                &all,
-                Some((Format::Json, Transform::None)),
-            ),
+            ("application/json;q=0.5, application/yaml", &all, Some((Format::Yaml, Transform::None))),
+            ("text/html,application/xml;q=0.9,*/*;q=0.8", &all, Some((Format::Json, Transform::None))),
             ("application/cbor", &all, None),
             (
                 "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json",
@@ -226,15 +183,8 @@ mod tests {
                 Some((Format::Json, Transform::Discovery("v2"))),
             ),
         ] {
-            assert_eq!(
-                negotiate(h, formats, true).map(|a| (a.format, a.transform)),
-                want,
-                "{h}"
-            );
+            assert_eq!(negotiate(h, formats, true).map(|a| (a.format, a.transform)), want, "{h}");
         }
-        assert_eq!(
-            negotiate(kubectl, &all, false).map(|a| a.transform),
-            Some(Transform::None)
-        );
+        assert_eq!(negotiate(kubectl, &all, false).map(|a| a.transform), Some(Transform::None));
     }
 }

@@ -48,9 +48,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_f64<E: Error>(self, v: f64) -> Result<Value, E> {
-        Number::from_f64(v)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("numbers must be finite"))
+        Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("numbers must be finite"))
     }
 
     fn visit_str<E>(self, v: &str) -> Result<Value, E> {
@@ -116,12 +114,8 @@ pub fn parse_json(body: &[u8]) -> Result<Parsed, String> {
     let value = Seed(&mut context)
         .deserialize(&mut de)
         .map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?;
-    de.end()
-        .map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?;
-    Ok(Parsed {
-        value,
-        duplicates: context.duplicates,
-    })
+    de.end().map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?;
+    Ok(Parsed { value, duplicates: context.duplicates })
 }
 
 /// Parses YAML (or JSON, which YAML contains).
@@ -136,13 +130,8 @@ pub fn parse_yaml(body: &[u8]) -> Result<Parsed, String> {
     let Some(de) = documents.next() else {
         return Err("error converting YAML to JSON: the body is empty".into());
     };
-    let value = Seed(&mut context)
-        .deserialize(de)
-        .map_err(|e| format!("error converting YAML to JSON: {e}"))?;
-    Ok(Parsed {
-        value,
-        duplicates: context.duplicates,
-    })
+    let value = Seed(&mut context).deserialize(de).map_err(|e| format!("error converting YAML to JSON: {e}"))?;
+    Ok(Parsed { value, duplicates: context.duplicates })
 }
 
 #[cfg(test)]

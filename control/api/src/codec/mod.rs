@@ -32,17 +32,10 @@ pub struct Decoded {
 
 /// What a Content-Type header names; an empty one means JSON.
 pub fn body_format(content_type: &str) -> Option<Format> {
-    let main = content_type
-        .split(';')
-        .next()
-        .unwrap_or("")
-        .trim()
-        .to_ascii_lowercase();
+    let main = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     match main.as_str() {
         "" | JSON | "*/*" => Some(Format::Json),
-        YAML | "application/x-yaml" | "text/yaml" | "application/apply-patch+yaml" => {
-            Some(Format::Yaml)
-        }
+        YAML | "application/x-yaml" | "text/yaml" | "application/apply-patch+yaml" => Some(Format::Yaml),
         PROTOBUF => Some(Format::Protobuf),
         _ => None,
     }
@@ -51,27 +44,15 @@ pub fn body_format(content_type: &str) -> Option<Format> {
 /// Decodes a body by schema: unknown and duplicate fields are listed, unknown
 /// fields of built-in types are dropped, wrong types are a 400. `group_kind`
 /// and `version` only go into messages; `protobuf` says whether the kind has it.
-pub fn decode(
-    body: &[u8],
-    content_type: &str,
-    schema: &Schema,
-    protobuf: bool,
-) -> Result<Decoded, Status> {
-    let supported: &[&str] = if protobuf {
-        &[JSON, YAML, PROTOBUF]
-    } else {
-        &[JSON, YAML]
-    };
+pub fn decode(body: &[u8], content_type: &str, schema: &Schema, protobuf: bool) -> Result<Decoded, Status> {
+    let supported: &[&str] = if protobuf { &[JSON, YAML, PROTOBUF] } else { &[JSON, YAML] };
     match body_format(content_type) {
         Some(Format::Json) => finish(parse_json(body).map_err(Status::bad_request)?, schema),
         Some(Format::Yaml) => finish(parse_yaml(body).map_err(Status::bad_request)?, schema),
         Some(Format::Protobuf) if protobuf => {
-            let object = crate::protobuf::decode_object(body, Some(schema))
-                .map_err(|e| Status::bad_request(e.to_string()))?;
-            Ok(Decoded {
-                object,
-                strict: Vec::new(),
-            })
+            let object =
+                crate::protobuf::decode_object(body, Some(schema)).map_err(|e| Status::bad_request(e.to_string()))?;
+            Ok(Decoded { object, strict: Vec::new() })
         }
         _ => Err(Status::unsupported_media_type(content_type, supported)),
     }
@@ -80,31 +61,17 @@ pub fn decode(
 /// Brings a parsed value into the schema's shape.
 fn finish(parsed: Parsed, schema: &Schema) -> Result<Decoded, Status> {
     let mut object = parsed.value;
-    let mut strict: Vec<String> = parsed
-        .duplicates
-        .into_iter()
-        .map(|d| format!("duplicate field \"{d}\""))
-        .collect();
+    let mut strict: Vec<String> = parsed.duplicates.into_iter().map(|d| format!("duplicate field \"{d}\"")).collect();
     if !object.is_object() {
-        return Err(Status::bad_request(
-            "couldn't get version/kind; json parse error: the body must be an object",
-        ));
+        return Err(Status::bad_request("couldn't get version/kind; json parse error: the body must be an object"));
     }
     let mut unknown = Vec::new();
     normalize(&mut object, schema, &mut unknown).map_err(|e| {
-        let (kind, version) = (
-            crate::meta::kind(&object),
-            crate::kinds::split_api_version(crate::meta::api_version(&object)).1,
-        );
-        Status::bad_request(format!(
-            "{kind} in version \"{version}\" cannot be handled as a {kind}: {e}"
-        ))
+        let (kind, version) =
+            (crate::meta::kind(&object), crate::kinds::split_api_version(crate::meta::api_version(&object)).1);
+        Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {e}"))
     })?;
-    strict.extend(
-        unknown
-            .into_iter()
-            .map(|u| format!("unknown field \"{u}\"")),
-    );
+    strict.extend(unknown.into_iter().map(|u| format!("unknown field \"{u}\"")));
     Ok(Decoded { object, strict })
 }
 
@@ -112,9 +79,7 @@ fn finish(parsed: Parsed, schema: &Schema) -> Result<Decoded, Status> {
 pub fn encode(object: &Value, format: Format, schema: Option<&Schema>) -> Result<Vec<u8>, Status> {
     match format {
         Format::Json => serde_json::to_vec(object).map_err(Status::internal),
-        Format::Yaml => serde_yaml_ng::to_string(object)
-            .map(String::into_bytes)
-            .map_err(Status::internal),
+        Format::Yaml => serde_yaml_ng::to_string(object).map(String::into_bytes).map_err(Status::internal),
         Format::Protobuf => Ok(crate::protobuf::encode_object(object, schema)),
     }
 }
@@ -129,8 +94,6 @@ pub fn pretty(object: &Value) -> Vec<u8> {
 /// Whether the text is standard base64.
 pub(crate) fn base64_ok(s: &str) -> bool {
     use base64::Engine;
-    base64::engine::general_purpose::STANDARD
-        .decode(s.as_bytes())
-        .is_ok()
+    base64::engine::general_purpose::STANDARD.decode(s.as_bytes()).is_ok()
         || s.bytes().any(|b| b == b'\n' || b == b'\r')
 }

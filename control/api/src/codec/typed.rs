@@ -28,28 +28,14 @@ impl Strictness {
 /// Drops what the schema does not know (listing the paths) and checks types.
 /// Nodes of custom resources are pruned only; their values are validated by
 /// `crd::validate`, with causes.
-pub fn normalize(
-    value: &mut Value,
-    schema: &Schema,
-    unknown: &mut Vec<String>,
-) -> Result<(), String> {
-    Walk {
-        unknown,
-        path: String::new(),
-        prune: true,
-    }
-    .node(value, schema)
+pub fn normalize(value: &mut Value, schema: &Schema, unknown: &mut Vec<String>) -> Result<(), String> {
+    Walk { unknown, path: String::new(), prune: true }.node(value, schema)
 }
 
 /// Checks types only.
 pub fn check_types(value: &mut Value, schema: &Schema) -> Result<(), String> {
     let mut unknown = Vec::new();
-    Walk {
-        unknown: &mut unknown,
-        path: String::new(),
-        prune: false,
-    }
-    .node(value, schema)
+    Walk { unknown: &mut unknown, path: String::new(), prune: false }.node(value, schema)
 }
 
 struct Walk<'a> {
@@ -74,27 +60,11 @@ impl Walk<'_> {
             Ty::Int32 => "int32".into(),
             Ty::Int64 => "int64".into(),
             Ty::Number => "float64".into(),
-            Ty::Array => format!(
-                "[]{}",
-                schema
-                    .item()
-                    .map_or("", |i| i.name.rsplit('.').next().unwrap_or(""))
-            ),
+            Ty::Array => format!("[]{}", schema.item().map_or("", |i| i.name.rsplit('.').next().unwrap_or(""))),
             Ty::Object if schema.is_map() => "map[string]string".into(),
-            _ => schema
-                .name
-                .rsplit('.')
-                .take(2)
-                .collect::<Vec<_>>()
-                .into_iter()
-                .rev()
-                .collect::<Vec<_>>()
-                .join("."),
+            _ => schema.name.rsplit('.').take(2).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("."),
         };
-        format!(
-            "json: cannot unmarshal {got} into Go struct field {} of type {want}",
-            self.path
-        )
+        format!("json: cannot unmarshal {got} into Go struct field {} of type {want}", self.path)
     }
 
     fn node(&mut self, value: &mut Value, schema: &Schema) -> Result<(), String> {
@@ -105,9 +75,7 @@ impl Walk<'_> {
             Ty::Any | Ty::Json | Ty::FieldsV1 => Ok(()),
             Ty::PropsOrArray | Ty::PropsOrBool | Ty::PropsOrStrings => self.props(value),
             // An array where a schema of a custom resource says otherwise is found by its validation.
-            _ if schema.extra.is_some() && !matches!(value, Value::Object(_) | Value::Array(_)) => {
-                Ok(())
-            }
+            _ if schema.extra.is_some() && !matches!(value, Value::Object(_) | Value::Array(_)) => Ok(()),
             Ty::Object => self.object(value, schema),
             Ty::RawExtension => {
                 if value.is_object() {
@@ -124,19 +92,14 @@ impl Walk<'_> {
 
     fn object(&mut self, value: &mut Value, schema: &Schema) -> Result<(), String> {
         let Value::Object(map) = value else {
-            return if schema.extra.is_some() {
-                Ok(())
-            } else {
-                Err(self.wrong(value, schema))
-            };
+            return if schema.extra.is_some() { Ok(()) } else { Err(self.wrong(value, schema)) };
         };
         let typed = schema.extra.is_none();
         let len = self.path.len();
         let embedded = schema.extra.as_ref().is_some_and(|e| e.embedded);
         let mut gone = Vec::new();
         for (k, v) in map.iter_mut() {
-            let meta_of_embedded =
-                embedded && matches!(k.as_str(), "apiVersion" | "kind" | "metadata");
+            let meta_of_embedded = embedded && matches!(k.as_str(), "apiVersion" | "kind" | "metadata");
             let Some(child) = schema.child(k) else {
                 if !meta_of_embedded && !schema.keeps_unknown() {
                     gone.push(k.clone());
@@ -174,11 +137,7 @@ impl Walk<'_> {
 
     fn array(&mut self, value: &mut Value, schema: &Schema) -> Result<(), String> {
         let Value::Array(items) = value else {
-            return if schema.extra.is_some() {
-                Ok(())
-            } else {
-                Err(self.wrong(value, schema))
-            };
+            return if schema.extra.is_some() { Ok(()) } else { Err(self.wrong(value, schema)) };
         };
         let Some(item) = schema.item() else {
             return Ok(());
@@ -208,29 +167,20 @@ impl Walk<'_> {
             Ty::Time | Ty::MicroTime => {
                 return match value.as_str() {
                     Some(s) if crate::time::parse(s).is_some() => Ok(()),
-                    Some(s) => Err(format!(
-                        "parsing time {s:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {s:?}"
-                    )),
+                    Some(s) => Err(format!("parsing time {s:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {s:?}")),
                     None => Err(self.wrong(value, schema)),
                 };
             }
             Ty::Bytes => {
                 return match value.as_str() {
                     Some(s) if crate::codec::base64_ok(s) => Ok(()),
-                    Some(_) => Err(format!(
-                        "illegal base64 data at input byte 0 ({})",
-                        self.path
-                    )),
+                    Some(_) => Err(format!("illegal base64 data at input byte 0 ({})", self.path)),
                     None => Err(self.wrong(value, schema)),
                 };
             }
             _ => true,
         };
-        if ok {
-            Ok(())
-        } else {
-            Err(self.wrong(value, schema))
-        }
+        if ok { Ok(()) } else { Err(self.wrong(value, schema)) }
     }
 
     /// Quantities may be numbers in JSON; they are kept as canonical text.
@@ -245,7 +195,10 @@ impl Walk<'_> {
                 *value = q.to_string().into();
                 Ok(())
             }
-            None => Err("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'".into()),
+            None => {
+                Err("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+                    .into())
+            }
         }
     }
 
@@ -253,10 +206,9 @@ impl Walk<'_> {
     fn props(&mut self, value: &mut Value) -> Result<(), String> {
         match value {
             Value::Object(_) => self.node(value, crate::schema::schema_props()),
-            Value::Array(items) => items
-                .iter_mut()
-                .filter(|i| i.is_object())
-                .try_for_each(|i| self.node(i, crate::schema::schema_props())),
+            Value::Array(items) => {
+                items.iter_mut().filter(|i| i.is_object()).try_for_each(|i| self.node(i, crate::schema::schema_props()))
+            }
             _ => Ok(()),
         }
     }
@@ -310,10 +262,7 @@ mod tests {
                 json!({"spec": {"replicas": "3"}}),
                 "json: cannot unmarshal string into Go struct field spec.replicas of type int32",
             ),
-            (
-                json!({"spec": []}),
-                "json: cannot unmarshal array into Go struct field spec of type v1.DeploymentSpec",
-            ),
+            (json!({"spec": []}), "json: cannot unmarshal array into Go struct field spec of type v1.DeploymentSpec"),
             (
                 json!({"spec": {"template": {"spec": {"containers": {}}}}}),
                 "json: cannot unmarshal object into Go struct field spec.template.spec.containers of type []Container",

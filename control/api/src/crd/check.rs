@@ -23,20 +23,12 @@ pub fn check(crd: &Value) -> Vec<FieldError> {
     } else if let Some(e) = names::dns1123_subdomain(&group).first() {
         out.push(FieldError::invalid("spec.group", group.as_str(), e.clone()));
     } else if !group.contains('.') {
-        out.push(FieldError::invalid(
-            "spec.group",
-            group.as_str(),
-            "should be a domain with at least one dot",
-        ));
+        out.push(FieldError::invalid("spec.group", group.as_str(), "should be a domain with at least one dot"));
     }
     match spec["scope"].as_str() {
         None | Some("") => out.push(FieldError::required("spec.scope", "")),
         Some("Namespaced" | "Cluster") => {}
-        Some(s) => out.push(FieldError::not_supported(
-            "spec.scope",
-            s,
-            &["Cluster", "Namespaced"],
-        )),
+        Some(s) => out.push(FieldError::not_supported("spec.scope", s, &["Cluster", "Namespaced"])),
     }
     for (field, value) in [
         ("plural", &plural),
@@ -47,15 +39,15 @@ pub fn check(crd: &Value) -> Vec<FieldError> {
         if value.is_empty() {
             out.push(FieldError::required(format!("spec.names.{field}"), ""));
         } else if let Some(e) = names::dns1035_label(&value.to_lowercase()).first() {
-            out.push(FieldError::invalid(
-                format!("spec.names.{field}"),
-                value.as_str(),
-                e.clone(),
-            ));
+            out.push(FieldError::invalid(format!("spec.names.{field}"), value.as_str(), e.clone()));
         }
     }
     if spec["preserveUnknownFields"] == true {
-        out.push(FieldError::invalid("spec.preserveUnknownFields", true, "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"));
+        out.push(FieldError::invalid(
+            "spec.preserveUnknownFields",
+            true,
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
+        ));
     }
     versions(spec, &mut out);
     protected_group(crd, &group, &mut out);
@@ -72,11 +64,7 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
             out.push(FieldError::invalid(format!("{at}.name"), name, e));
         }
         if seen.contains(&name) {
-            out.push(FieldError::invalid(
-                "spec.versions",
-                name,
-                "must contain unique version names",
-            ));
+            out.push(FieldError::invalid("spec.versions", name, "must contain unique version names"));
         }
         seen.push(name);
         let schema = &v["schema"]["openAPIV3Schema"];
@@ -90,25 +78,14 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
                         "must be object at the root",
                     ));
                 } else {
-                    out.push(FieldError::required(
-                        format!("{at}.type"),
-                        "must not be empty at the root",
-                    ));
+                    out.push(FieldError::required(format!("{at}.type"), "must not be empty at the root"));
                 }
             }
             structural(schema, &at, out);
         } else {
-            out.push(FieldError::required(
-                format!("{at}.schema.openAPIV3Schema"),
-                "schemas are required",
-            ));
+            out.push(FieldError::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
         }
-        for (i, c) in v["additionalPrinterColumns"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .enumerate()
-        {
+        for (i, c) in v["additionalPrinterColumns"].as_array().into_iter().flatten().enumerate() {
             if let Err(e) = crate::table::parse_json_path(c["jsonPath"].as_str().unwrap_or("")) {
                 out.push(FieldError::invalid(
                     format!("{at}.additionalPrinterColumns[{i}].jsonPath"),
@@ -130,28 +107,13 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
 
 /// The rules that make a schema structural.
 fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
-    let free = v["x-kubernetes-int-or-string"] == true
-        || v["x-kubernetes-preserve-unknown-fields"] == true;
+    let free = v["x-kubernetes-int-or-string"] == true || v["x-kubernetes-preserve-unknown-fields"] == true;
     if v["type"].as_str().unwrap_or("").is_empty() && !free {
-        out.push(FieldError::required(
-            format!("{at}.type"),
-            "must not be empty for specified object fields",
-        ));
+        out.push(FieldError::required(format!("{at}.type"), "must not be empty for specified object fields"));
     }
-    for k in [
-        "$ref",
-        "definitions",
-        "dependencies",
-        "patternProperties",
-        "additionalItems",
-        "id",
-        "$schema",
-    ] {
+    for k in ["$ref", "definitions", "dependencies", "patternProperties", "additionalItems", "id", "$schema"] {
         if v.get(k).is_some_and(|x| !x.is_null()) {
-            out.push(FieldError::forbidden(
-                format!("{at}.{k}"),
-                format!("{k} is not supported"),
-            ));
+            out.push(FieldError::forbidden(format!("{at}.{k}"), format!("{k} is not supported")));
         }
     }
     if v["uniqueItems"] == true {
@@ -162,8 +124,7 @@ fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
     }
     let properties = v["properties"].as_object();
     if properties.is_some_and(|p| !p.is_empty())
-        && v.get("additionalProperties")
-            .is_some_and(|a| a.is_object() || a == true)
+        && v.get("additionalProperties").is_some_and(|a| a.is_object() || a == true)
     {
         out.push(FieldError::forbidden(
             format!("{at}.additionalProperties"),
@@ -174,30 +135,18 @@ fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
         structural(p, &format!("{at}.properties[{k}]"), out);
     }
     if v["additionalProperties"].is_object() {
-        structural(
-            &v["additionalProperties"],
-            &format!("{at}.additionalProperties"),
-            out,
-        );
+        structural(&v["additionalProperties"], &format!("{at}.additionalProperties"), out);
     }
     if v["type"] == "array" {
         if v["items"].is_object() {
             structural(&v["items"], &format!("{at}.items"), out);
         } else if v["items"].is_array() {
-            out.push(FieldError::forbidden(
-                format!("{at}.items"),
-                "items must be a schema object and not an array",
-            ));
+            out.push(FieldError::forbidden(format!("{at}.items"), "items must be a schema object and not an array"));
         } else {
-            out.push(FieldError::required(
-                format!("{at}.items"),
-                "must be specified",
-            ));
+            out.push(FieldError::required(format!("{at}.items"), "must be specified"));
         }
     }
-    let keys = v["x-kubernetes-list-map-keys"]
-        .as_array()
-        .is_some_and(|k| !k.is_empty());
+    let keys = v["x-kubernetes-list-map-keys"].as_array().is_some_and(|k| !k.is_empty());
     if v["x-kubernetes-list-type"] == "map" && !keys {
         out.push(FieldError::required(
             format!("{at}.x-kubernetes-list-map-keys"),
@@ -207,9 +156,7 @@ fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
 }
 
 fn protected_group(crd: &Value, group: &str, out: &mut Vec<FieldError>) {
-    let protected = ["k8s.io", "kubernetes.io"]
-        .iter()
-        .any(|p| group == *p || group.ends_with(&format!(".{p}")));
+    let protected = ["k8s.io", "kubernetes.io"].iter().any(|p| group == *p || group.ends_with(&format!(".{p}")));
     if !protected {
         return;
     }

@@ -15,16 +15,7 @@ use crate::schema::{Ref, Schema, Str};
 use serde_json::Value;
 use std::sync::Arc;
 
-const VERBS: &[&str] = &[
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "create",
-    "update",
-    "watch",
-];
+const VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 
 fn text(v: &Value) -> Str {
     Str::Owned(v.as_str().unwrap_or("").to_string())
@@ -37,42 +28,26 @@ fn texts(v: &Value) -> Vec<Str> {
 /// The kinds of all served versions of a CRD. Names are taken from the spec;
 /// whether they are accepted is for the caller to decide.
 pub fn kinds(crd: &Value) -> Vec<Arc<Kind>> {
-    let versions = crd["spec"]["versions"]
-        .as_array()
-        .map_or(&[][..], Vec::as_slice);
-    versions
-        .iter()
-        .filter(|v| v["served"] == true)
-        .map(|v| Arc::new(kind_of_version(crd, v)))
-        .collect()
+    let versions = crd["spec"]["versions"].as_array().map_or(&[][..], Vec::as_slice);
+    versions.iter().filter(|v| v["served"] == true).map(|v| Arc::new(kind_of_version(crd, v))).collect()
 }
 
 /// The kind of one version, served or not (the storage version may not be).
 pub fn kind_of(crd: &Value, version: &str) -> Option<Arc<Kind>> {
     let versions = crd["spec"]["versions"].as_array()?;
-    versions
-        .iter()
-        .find(|v| v["name"] == version)
-        .map(|v| Arc::new(kind_of_version(crd, v)))
+    versions.iter().find(|v| v["name"] == version).map(|v| Arc::new(kind_of_version(crd, v)))
 }
 
 /// The version in which objects are stored.
 pub fn storage_version(crd: &Value) -> &str {
-    let versions = crd["spec"]["versions"]
-        .as_array()
-        .map_or(&[][..], Vec::as_slice);
-    versions
-        .iter()
-        .find(|v| v["storage"] == true)
-        .and_then(|v| v["name"].as_str())
-        .unwrap_or("")
+    let versions = crd["spec"]["versions"].as_array().map_or(&[][..], Vec::as_slice);
+    versions.iter().find(|v| v["storage"] == true).and_then(|v| v["name"].as_str()).unwrap_or("")
 }
 
 fn kind_of_version(crd: &Value, v: &Value) -> Kind {
     let (spec, names) = (&crd["spec"], &crd["spec"]["names"]);
     let raw = &v["schema"]["openAPIV3Schema"];
-    let preserve_unknown = spec["preserveUnknownFields"] == true
-        || raw["x-kubernetes-preserve-unknown-fields"] == true;
+    let preserve_unknown = spec["preserveUnknownFields"] == true || raw["x-kubernetes-preserve-unknown-fields"] == true;
     let kind = text(&names["kind"]);
     let subs = &v["subresources"];
     let verbs = |list: &[&'static str]| list.iter().map(|v| Str::Borrowed(*v)).collect::<Vec<_>>();
@@ -85,12 +60,7 @@ fn kind_of_version(crd: &Value, v: &Value) -> Kind {
     };
     let mut subresources = Vec::new();
     if subs["scale"].is_object() {
-        subresources.push(sub(
-            "scale".into(),
-            "autoscaling".into(),
-            "v1".into(),
-            "Scale".into(),
-        ));
+        subresources.push(sub("scale".into(), "autoscaling".into(), "v1".into(), "Scale".into()));
     }
     if subs["status"].is_object() {
         subresources.push(sub("status".into(), "".into(), "".into(), kind.clone()));
@@ -98,10 +68,7 @@ fn kind_of_version(crd: &Value, v: &Value) -> Kind {
     let scale = subs["scale"].is_object().then(|| ScalePaths {
         spec_replicas: text(&subs["scale"]["specReplicasPath"]).into_owned(),
         status_replicas: text(&subs["scale"]["statusReplicasPath"]).into_owned(),
-        label_selector: subs["scale"]["labelSelectorPath"]
-            .as_str()
-            .filter(|s| !s.is_empty())
-            .map(String::from),
+        label_selector: subs["scale"]["labelSelectorPath"].as_str().filter(|s| !s.is_empty()).map(String::from),
     });
     let or = |v: Str, other: String| if v.is_empty() { Str::Owned(other) } else { v };
     Kind {
@@ -130,11 +97,7 @@ fn kind_of_version(crd: &Value, v: &Value) -> Kind {
                 .collect(),
             deprecated: (v["deprecated"] == true).then(|| match v["deprecationWarning"].as_str() {
                 Some(w) => w.to_string(),
-                None => format!(
-                    "{}/{} {kind} is deprecated",
-                    text(&spec["group"]),
-                    text(&v["name"])
-                ),
+                None => format!("{}/{} {kind} is deprecated", text(&spec["group"]), text(&v["name"])),
             }),
             conversion: spec["conversion"].clone(),
             openapi: raw.clone(),
@@ -153,10 +116,7 @@ fn columns(v: &Value) -> Vec<Column> {
             name: text(&c["name"]),
             ty: text(&c["type"]),
             format: text(&c["format"]),
-            priority: c["priority"]
-                .as_u64()
-                .and_then(|p| u8::try_from(p).ok())
-                .unwrap_or(0),
+            priority: c["priority"].as_u64().and_then(|p| u8::try_from(p).ok()).unwrap_or(0),
             description: text(&c["description"]),
             path: text(&c["jsonPath"]),
         })

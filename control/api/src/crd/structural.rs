@@ -41,13 +41,8 @@ pub fn root(raw: &Value, preserve_unknown: bool) -> Schema {
 }
 
 fn add_type_and_metadata(s: &mut Schema) {
-    let meta = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
-        .map_or(Ref::Leaf(Ty::Any), Ref::Type);
-    for (name, r) in [
-        ("apiVersion", Ref::Leaf(Ty::String)),
-        ("kind", Ref::Leaf(Ty::String)),
-        ("metadata", meta),
-    ] {
+    let meta = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").map_or(Ref::Leaf(Ty::Any), Ref::Type);
+    for (name, r) in [("apiVersion", Ref::Leaf(Ty::String)), ("kind", Ref::Leaf(Ty::String)), ("metadata", meta)] {
         s.fields.retain(|f| f.name != name);
         s.fields.push(Field::custom(name.into(), r, false));
     }
@@ -63,24 +58,12 @@ pub fn schema_of(v: &Value) -> Schema {
         embedded: v["x-kubernetes-embedded-resource"] == true,
         default: v.get("default").cloned(),
         rules: rules(v),
-        validations: v["x-kubernetes-validations"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default(),
+        validations: v["x-kubernetes-validations"].as_array().cloned().unwrap_or_default(),
     };
-    let required: Vec<&str> = v["required"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let required: Vec<&str> = v["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     for (name, p) in v["properties"].as_object().into_iter().flatten() {
         let r = Ref::Own(Arc::new(schema_of(p)));
-        s.fields.push(Field::custom(
-            Str::Owned(name.clone()),
-            r,
-            required.contains(&name.as_str()),
-        ));
+        s.fields.push(Field::custom(Str::Owned(name.clone()), r, required.contains(&name.as_str())));
     }
     s.fields.sort_by(|a, b| a.name.cmp(&b.name));
     match &v["additionalProperties"] {
@@ -89,11 +72,7 @@ pub fn schema_of(v: &Value) -> Schema {
         _ => {}
     }
     if s.ty == Ty::Array {
-        s.items = Some(if v["items"].is_object() {
-            Ref::Own(Arc::new(schema_of(&v["items"])))
-        } else {
-            any()
-        });
+        s.items = Some(if v["items"].is_object() { Ref::Own(Arc::new(schema_of(&v["items"]))) } else { any() });
         s.list = match v["x-kubernetes-list-type"].as_str() {
             Some("map") => ListType::Map,
             Some("set") => ListType::Set,
@@ -121,11 +100,7 @@ pub fn schema_of(v: &Value) -> Schema {
 
 fn any() -> Ref {
     let mut s = Schema::of(Ty::Any);
-    s.extra = Some(Box::new(Extra {
-        preserve_unknown: true,
-        nullable: true,
-        ..Extra::default()
-    }));
+    s.extra = Some(Box::new(Extra { preserve_unknown: true, nullable: true, ..Extra::default() }));
     Ref::Own(Arc::new(s))
 }
 

@@ -21,12 +21,7 @@ fn crd() -> Value {
 fn kind_defaults_and_prunes() {
     let k = kinds(&crd()).remove(0);
     assert_eq!(
-        (
-            k.plural.as_ref(),
-            k.api_version().as_str(),
-            k.namespaced,
-            k.has_status()
-        ),
+        (k.plural.as_ref(), k.api_version().as_str(), k.namespaced, k.has_status()),
         ("foos", "example.com/v1", true, true)
     );
     assert_eq!(k.storage().version, "v1");
@@ -35,11 +30,7 @@ fn kind_defaults_and_prunes() {
     d.strict.sort();
     assert_eq!(
         d.strict,
-        [
-            "unknown field \"metadata.x\"",
-            "unknown field \"spec.list[0].w\"",
-            "unknown field \"spec.zz\""
-        ]
+        ["unknown field \"metadata.x\"", "unknown field \"spec.list[0].w\"", "unknown field \"spec.zz\""]
     );
     crate::defaults::apply(&k, &mut d.object);
     assert_eq!(
@@ -47,10 +38,7 @@ fn kind_defaults_and_prunes() {
         json!({"n": 2, "any": {"q": 1}, "map": {"a": "b"}, "mode": "a", "list": [{"k": "1", "v": 7}]})
     );
     assert!(validate(&d.object, k.schema(), "").is_empty());
-    assert_eq!(
-        crate::table::cells(&k, &d.object, 0),
-        [json!("a"), json!(2)]
-    );
+    assert_eq!(crate::table::cells(&k, &d.object, 0), [json!("a"), json!(2)]);
 }
 
 #[test]
@@ -58,45 +46,20 @@ fn values_are_checked() {
     let k = kinds(&crd()).remove(0);
     for (spec, want) in [
         (json!({}), "spec.n: Required value"),
-        (
-            json!({"n": "x"}),
-            "spec.n: Invalid value: \"string\": spec.n in body must be of type integer: \"string\"",
-        ),
-        (
-            json!({"n": 0}),
-            "spec.n: Invalid value: 0: spec.n in body should be greater than or equal to 1",
-        ),
-        (
-            json!({"n": 9}),
-            "spec.n: Invalid value: 9: spec.n in body should be less than or equal to 5",
-        ),
-        (
-            json!({"n": 1, "mode": "c"}),
-            "spec.mode: Unsupported value: \"c\": supported values: \"a\", \"b\"",
-        ),
-        (
-            json!({"n": 1, "name": "y"}),
-            "spec.name: Invalid value: \"y\": spec.name in body should match '^x'",
-        ),
-        (
-            json!({"n": 1, "name": "xxxx"}),
-            "spec.name: Too long: may not be more than 3 bytes",
-        ),
-        (
-            json!({"n": 1, "list": [{"k": "a"}, {"k": "a"}]}),
-            "spec.list[1]: Duplicate value: {\"k\":\"a\"}",
-        ),
+        (json!({"n": "x"}), "spec.n: Invalid value: \"string\": spec.n in body must be of type integer: \"string\""),
+        (json!({"n": 0}), "spec.n: Invalid value: 0: spec.n in body should be greater than or equal to 1"),
+        (json!({"n": 9}), "spec.n: Invalid value: 9: spec.n in body should be less than or equal to 5"),
+        (json!({"n": 1, "mode": "c"}), "spec.mode: Unsupported value: \"c\": supported values: \"a\", \"b\""),
+        (json!({"n": 1, "name": "y"}), "spec.name: Invalid value: \"y\": spec.name in body should match '^x'"),
+        (json!({"n": 1, "name": "xxxx"}), "spec.name: Too long: may not be more than 3 bytes"),
+        (json!({"n": 1, "list": [{"k": "a"}, {"k": "a"}]}), "spec.list[1]: Duplicate value: {\"k\":\"a\"}"),
         (
             json!({"n": 1, "port": true}),
             "spec.port: Invalid value: \"boolean\": spec.port in body must be of type integer,string: \"boolean\"",
         ),
     ] {
         let errors = validate(&json!({"spec": spec}), k.schema(), "");
-        assert_eq!(
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            [want],
-            "{spec}"
-        );
+        assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), [want], "{spec}");
     }
 }
 
@@ -110,10 +73,6 @@ fn crds_are_checked() {
     let fields: Vec<String> = check(&c).into_iter().map(|e| e.field).collect();
     assert_eq!(
         fields,
-        [
-            "metadata.name",
-            "spec.versions[0].schema.openAPIV3Schema.properties[status].type",
-            "spec.versions"
-        ]
+        ["metadata.name", "spec.versions[0].schema.openAPIV3Schema.properties[status].type", "spec.versions"]
     );
 }

@@ -14,11 +14,7 @@ pub fn validate(value: &Value, schema: &Schema, path: &str) -> Vec<FieldError> {
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_string()
-    } else {
-        format!("{path}.{name}")
-    }
+    if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
 }
 
 fn type_name(v: &Value) -> &'static str {
@@ -54,20 +50,13 @@ fn node(value: &Value, schema: &Schema, path: &str, out: &mut Vec<FieldError>) {
                 let Some(child) = schema.child(k) else {
                     continue;
                 };
-                let at = if schema.field(k).is_some() {
-                    join(path, k)
-                } else {
-                    format!("{path}.{k}")
-                };
+                let at = if schema.field(k).is_some() { join(path, k) } else { format!("{path}.{k}") };
                 node(v, child, &at, out);
             }
         }
         Value::Array(items) => {
             if let Some(item) = schema.item() {
-                items
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, v)| node(v, item, &format!("{path}[{i}]"), out));
+                items.iter().enumerate().for_each(|(i, v)| node(v, item, &format!("{path}[{i}]"), out));
             }
             duplicates(items, schema, path, out);
         }
@@ -81,9 +70,7 @@ fn type_fits(v: &Value, schema: &Schema) -> bool {
         Ty::Array => v.is_array(),
         Ty::String => v.is_string(),
         Ty::Boolean => v.is_boolean(),
-        Ty::Int32 | Ty::Int64 => {
-            v.is_i64() || v.is_u64() || v.as_f64().is_some_and(|f| f.fract() == 0.0)
-        }
+        Ty::Int32 | Ty::Int64 => v.is_i64() || v.is_u64() || v.as_f64().is_some_and(|f| f.fract() == 0.0),
         Ty::Number => v.is_number(),
         Ty::IntOrString => v.is_string() || v.is_i64() || v.is_u64(),
         _ => true,
@@ -102,23 +89,12 @@ fn wrong_type(value: &Value, schema: &Schema, path: &str, out: &mut Vec<FieldErr
     };
     let got = type_name(value);
     let detail = format!("{path} in body must be of type {want}: \"{got}\"");
-    out.push(FieldError::new(
-        ErrorKind::TypeInvalid,
-        path,
-        got.into(),
-        detail,
-    ));
+    out.push(FieldError::new(ErrorKind::TypeInvalid, path, got.into(), detail));
 }
 
 /// The value checks of one node (also of the branches of allOf, anyOf, oneOf, not).
 fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
-    let mut bad = |detail: String| {
-        out.push(FieldError::invalid(
-            path,
-            v.clone(),
-            format!("{path} in body {detail}"),
-        ))
-    };
+    let mut bad = |detail: String| out.push(FieldError::invalid(path, v.clone(), format!("{path} in body {detail}")));
     match v {
         Value::Number(n) => {
             let n = n.as_f64().unwrap_or(0.0);
@@ -135,11 +111,7 @@ fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
             if let Some(m) = r["maximum"].as_f64() {
                 let exclusive = r["exclusiveMaximum"] == true;
                 if n > m || (exclusive && n == m) {
-                    bad(format!(
-                        "should be less than {}{}",
-                        if exclusive { "" } else { "or equal to " },
-                        r["maximum"]
-                    ));
+                    bad(format!("should be less than {}{}", if exclusive { "" } else { "or equal to " }, r["maximum"]));
                 }
             }
             if let Some(m) = r["multipleOf"].as_f64().filter(|m| *m != 0.0)
@@ -154,31 +126,19 @@ fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
         Value::String(s) => strings(s, r, &mut bad),
         Value::Array(a) => {
             if let Some(m) = r["minItems"].as_u64().filter(|m| (a.len() as u64) < *m) {
-                out.push(FieldError::invalid(
-                    path,
-                    a.len(),
-                    format!("{path} in body should have at least {m} items"),
-                ));
+                out.push(FieldError::invalid(path, a.len(), format!("{path} in body should have at least {m} items")));
             }
             if let Some(m) = r["maxItems"].as_u64().filter(|m| a.len() as u64 > *m) {
                 out.push(FieldError::too_many(path, a.len(), m as usize));
             }
         }
         Value::Object(o) => {
-            for k in r["required"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-            {
+            for k in r["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
                 if !o.contains_key(k) {
                     out.push(FieldError::required(join(path, k), ""));
                 }
             }
-            if let Some(m) = r["minProperties"]
-                .as_u64()
-                .filter(|m| (o.len() as u64) < *m)
-            {
+            if let Some(m) = r["minProperties"].as_u64().filter(|m| (o.len() as u64) < *m) {
                 out.push(FieldError::invalid(
                     path,
                     o.len(),
@@ -197,10 +157,8 @@ fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
         out.push(FieldError::too_long(path, max as usize));
     }
     if let Some(list) = r["enum"].as_array().filter(|l| !l.contains(v)) {
-        let supported: Vec<String> = list
-            .iter()
-            .map(|e| e.as_str().map_or_else(|| e.to_string(), String::from))
-            .collect();
+        let supported: Vec<String> =
+            list.iter().map(|e| e.as_str().map_or_else(|| e.to_string(), String::from)).collect();
         let refs: Vec<&str> = supported.iter().map(String::as_str).collect();
         out.push(FieldError::not_supported(path, v.clone(), &refs));
     }
@@ -208,10 +166,7 @@ fn check_rules(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
 }
 
 fn strings(s: &str, r: &Value, bad: &mut impl FnMut(String)) {
-    if let Some(m) = r["minLength"]
-        .as_u64()
-        .filter(|m| (s.chars().count() as u64) < *m)
-    {
+    if let Some(m) = r["minLength"].as_u64().filter(|m| (s.chars().count() as u64) < *m) {
         bad(format!("should be at least {m} chars long"));
     }
     if let Some(p) = r["pattern"].as_str()
@@ -228,14 +183,10 @@ fn strings(s: &str, r: &Value, bad: &mut impl FnMut(String)) {
         Some("byte") => crate::codec::base64_ok(s),
         Some("uuid") => uuid(s),
         Some("duration") => crate::time::parse_duration(s).is_some(),
-        Some("email") => s
-            .split_once('@')
-            .is_some_and(|(a, b)| !a.is_empty() && !b.is_empty()),
-        Some("uri") => s.split_once(':').is_some_and(|(a, _)| {
-            !a.is_empty()
-                && a.bytes()
-                    .all(|c| c.is_ascii_alphanumeric() || b"+-.".contains(&c))
-        }),
+        Some("email") => s.split_once('@').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty()),
+        Some("uri") => s
+            .split_once(':')
+            .is_some_and(|(a, _)| !a.is_empty() && a.bytes().all(|c| c.is_ascii_alphanumeric() || b"+-.".contains(&c))),
         _ => true,
     };
     if !fits {
@@ -308,24 +259,14 @@ fn branch_rules(v: &Value, branch: &Value, path: &str, out: &mut Vec<FieldError>
         }
     }
     if let (true, Some(a)) = (branch["items"].is_object(), v.as_array()) {
-        a.iter()
-            .enumerate()
-            .for_each(|(i, x)| branch_rules(x, &branch["items"], &format!("{path}[{i}]"), out));
+        a.iter().enumerate().for_each(|(i, x)| branch_rules(x, &branch["items"], &format!("{path}[{i}]"), out));
     }
 }
 
 fn combinations(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
     let list = |k: &str| r[k].as_array().map_or(&[][..], Vec::as_slice);
-    list("allOf")
-        .iter()
-        .for_each(|b| branch_rules(v, b, path, out));
-    let mut bad = |text: &str| {
-        out.push(FieldError::invalid(
-            path,
-            v.clone(),
-            format!("{path} in body {text}"),
-        ))
-    };
+    list("allOf").iter().for_each(|b| branch_rules(v, b, path, out));
+    let mut bad = |text: &str| out.push(FieldError::invalid(path, v.clone(), format!("{path} in body {text}")));
     if !list("anyOf").is_empty() && !list("anyOf").iter().any(|b| passes(v, b, path)) {
         bad("must validate at least one schema (anyOf)");
     }
@@ -334,9 +275,7 @@ fn combinations(v: &Value, r: &Value, path: &str, out: &mut Vec<FieldError>) {
         if n == 0 {
             bad("must validate one and only one schema (oneOf). Found none valid");
         } else if n > 1 {
-            bad(&format!(
-                "must validate one and only one schema (oneOf). Found {n} valid alternatives"
-            ));
+            bad(&format!("must validate one and only one schema (oneOf). Found {n} valid alternatives"));
         }
     }
     if r["not"].is_object() && passes(v, &r["not"], path) {
@@ -348,11 +287,7 @@ fn duplicates(items: &[Value], schema: &Schema, path: &str, out: &mut Vec<FieldE
     let id = |v: &Value| match schema.list {
         ListType::Set => Some(v.clone()),
         ListType::Map => Some(Value::Object(
-            schema
-                .keys
-                .iter()
-                .filter_map(|k| Some((k.to_string(), v.get(k.as_ref())?.clone())))
-                .collect(),
+            schema.keys.iter().filter_map(|k| Some((k.to_string(), v.get(k.as_ref())?.clone()))).collect(),
         )),
         _ => None,
     };

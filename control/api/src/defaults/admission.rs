@@ -15,11 +15,9 @@ pub(super) fn apply(kind: &Kind, o: &mut Value) {
             set(s, "failurePolicy", "Fail".into());
             with_existing(s, &["matchConstraints"], match_resources);
         }),
-        "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => {
-            with_existing(o, &["spec"], |s| {
-                with_existing(s, &["matchResources"], match_resources);
-            })
-        }
+        "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => with_existing(o, &["spec"], |s| {
+            with_existing(s, &["matchResources"], match_resources);
+        }),
         _ => {}
     }
 }
@@ -43,9 +41,7 @@ fn webhook(w: &mut Value) {
     set(w, "objectSelector", json!({}));
     set(w, "timeoutSeconds", 10.into());
     scope_of_rules(w, "rules");
-    with_existing(w, &["clientConfig", "service"], |s| {
-        set(s, "port", 443.into())
-    });
+    with_existing(w, &["clientConfig", "service"], |s| set(s, "port", 443.into()));
 }
 
 pub(super) fn crd(o: &mut Value) {
@@ -57,9 +53,7 @@ pub(super) fn crd(o: &mut Value) {
         });
         with(s, "conversion", |c| {
             set_text(c, "strategy", "None");
-            with_existing(c, &["webhook", "clientConfig", "service"], |s| {
-                set(s, "port", 443.into())
-            });
+            with_existing(c, &["webhook", "clientConfig", "service"], |s| set(s, "port", 443.into()));
         });
     });
 }

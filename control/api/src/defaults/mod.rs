@@ -33,9 +33,7 @@ fn by_kind(kind: &Kind, o: &mut Value) {
         ("", "Node") => node(o),
         ("", "PersistentVolumeClaim") => claim(o),
         ("", "PersistentVolume") => volume(o),
-        ("", "Endpoints") => each_at(o, &["subsets"], |s| {
-            each_at(s, &["ports"], |p| set(p, "protocol", "TCP".into()))
-        }),
+        ("", "Endpoints") => each_at(o, &["subsets"], |s| each_at(s, &["ports"], |p| set(p, "protocol", "TCP".into()))),
         ("", "LimitRange") => each_at(o, &["spec", "limits"], limit_range_item),
         ("apps", _) | ("batch", _) => workloads::apply(kind, o),
         ("autoscaling", _) => autoscaler(o),
@@ -44,31 +42,25 @@ fn by_kind(kind: &Kind, o: &mut Value) {
             set(p, "protocol", "TCP".into());
         }),
         ("networking.k8s.io", "NetworkPolicy") => network_policy(o),
-        ("networking.k8s.io", "IngressClass") => with_existing(o, &["spec", "parameters"], |p| {
-            set(p, "scope", "Cluster".into())
-        }),
+        ("networking.k8s.io", "IngressClass") => {
+            with_existing(o, &["spec", "parameters"], |p| set(p, "scope", "Cluster".into()))
+        }
         ("rbac.authorization.k8s.io", _) => rbac(o),
         ("storage.k8s.io", "StorageClass") => {
             set(o, "reclaimPolicy", "Delete".into());
             set(o, "volumeBindingMode", "Immediate".into());
         }
         ("storage.k8s.io", "CSIDriver") => csi_driver(o),
-        ("scheduling.k8s.io", "PriorityClass") => {
-            set(o, "preemptionPolicy", "PreemptLowerPriority".into())
-        }
+        ("scheduling.k8s.io", "PriorityClass") => set(o, "preemptionPolicy", "PreemptLowerPriority".into()),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => admission::crd(o),
         ("apiregistration.k8s.io", "APIService") => {
             with_existing(o, &["spec", "service"], |s| set(s, "port", 443.into()))
         }
         ("admissionregistration.k8s.io", _) => admission::apply(kind, o),
         ("flowcontrol.apiserver.k8s.io", _) => admission::flow_control(kind, o),
-        ("authentication.k8s.io", "TokenRequest") => {
-            with(o, "spec", |s| set(s, "expirationSeconds", 3600.into()))
-        }
+        ("authentication.k8s.io", "TokenRequest") => with(o, "spec", |s| set(s, "expirationSeconds", 3600.into())),
         ("resource.k8s.io", "ResourceClaim") => with_existing(o, &["spec"], resource_claim_spec),
-        ("resource.k8s.io", "ResourceClaimTemplate") => {
-            with_existing(o, &["spec", "spec"], resource_claim_spec)
-        }
+        ("resource.k8s.io", "ResourceClaimTemplate") => with_existing(o, &["spec", "spec"], resource_claim_spec),
         _ => {}
     }
 }
@@ -171,9 +163,7 @@ fn service(o: &mut Value) {
     with(o, "spec", |s| {
         set_text(s, "sessionAffinity", "None");
         if s["sessionAffinity"] == "ClientIP" {
-            with(s, "sessionAffinityConfig", |c| {
-                with(c, "clientIP", |c| set(c, "timeoutSeconds", 10_800.into()))
-            });
+            with(s, "sessionAffinityConfig", |c| with(c, "clientIP", |c| set(c, "timeoutSeconds", 10_800.into())));
         } else if let Value::Object(m) = s {
             m.remove("sessionAffinityConfig");
         }
@@ -204,16 +194,10 @@ fn limit_range_item(item: &mut Value) {
     if item["type"] != "Container" {
         return;
     }
-    for (from, to) in [
-        ("max", "default"),
-        ("default", "defaultRequest"),
-        ("min", "defaultRequest"),
-    ] {
+    for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
         let source = item[from].as_object().cloned().unwrap_or_default();
         if !source.is_empty() {
-            with(item, to, |t| {
-                source.into_iter().for_each(|(k, v)| set(t, &k, v))
-            });
+            with(item, to, |t| source.into_iter().for_each(|(k, v)| set(t, &k, v)));
         }
     }
 }
@@ -223,16 +207,10 @@ fn network_policy(o: &mut Value) {
         set(s, "podSelector", json!({}));
         if s["policyTypes"].as_array().is_none_or(Vec::is_empty) {
             let egress = s["egress"].as_array().is_some_and(|a| !a.is_empty());
-            s["policyTypes"] = if egress {
-                json!(["Ingress", "Egress"])
-            } else {
-                json!(["Ingress"])
-            };
+            s["policyTypes"] = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
         }
         for rules in ["ingress", "egress"] {
-            each_at(s, &[rules], |r| {
-                each_at(r, &["ports"], |p| set(p, "protocol", "TCP".into()))
-            });
+            each_at(s, &[rules], |r| each_at(r, &["ports"], |p| set(p, "protocol", "TCP".into())));
         }
     });
 }
@@ -250,19 +228,11 @@ fn rbac(o: &mut Value) {
 fn csi_driver(o: &mut Value) {
     with(o, "spec", |s| {
         set(s, "attachRequired", true.into());
-        for k in [
-            "podInfoOnMount",
-            "storageCapacity",
-            "requiresRepublish",
-            "seLinuxMount",
-        ] {
+        for k in ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount"] {
             set(s, k, false.into());
         }
         set(s, "fsGroupPolicy", "ReadWriteOnceWithFSType".into());
-        if s["volumeLifecycleModes"]
-            .as_array()
-            .is_none_or(Vec::is_empty)
-        {
+        if s["volumeLifecycleModes"].as_array().is_none_or(Vec::is_empty) {
             s["volumeLifecycleModes"] = json!(["Persistent"]);
         }
     });
@@ -301,11 +271,7 @@ fn autoscaler(o: &mut Value) {
             });
             with(b, "scaleDown", |r| {
                 set(r, "selectPolicy", "Max".into());
-                set(
-                    r,
-                    "policies",
-                    json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]),
-                );
+                set(r, "policies", json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]));
             });
         });
     });

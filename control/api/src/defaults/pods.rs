@@ -23,18 +23,10 @@ pub(crate) fn pod_template(t: &mut Value) {
 }
 
 fn requests_from_limits(c: &mut Value) {
-    let Some(limits) = c["resources"]["limits"]
-        .as_object()
-        .cloned()
-        .filter(|l| !l.is_empty())
-    else {
+    let Some(limits) = c["resources"]["limits"].as_object().cloned().filter(|l| !l.is_empty()) else {
         return;
     };
-    with(c, "resources", |r| {
-        with(r, "requests", |q| {
-            limits.into_iter().for_each(|(k, v)| set(q, &k, v))
-        })
-    });
+    with(c, "resources", |r| with(r, "requests", |q| limits.into_iter().for_each(|(k, v)| set(q, &k, v))));
 }
 
 fn spec(s: &mut Value) {
@@ -71,21 +63,13 @@ fn host_port(p: &mut Value) {
 
 fn container(c: &mut Value) {
     let image = c["image"].as_str().unwrap_or("");
-    let policy = if latest(image) {
-        "Always"
-    } else {
-        "IfNotPresent"
-    };
+    let policy = if latest(image) { "Always" } else { "IfNotPresent" };
     set_text(c, "imagePullPolicy", policy);
     set_text(c, "terminationMessagePath", "/dev/termination-log");
     set_text(c, "terminationMessagePolicy", "File");
     set(c, "resources", json!({}));
     each_at(c, &["ports"], |p| set_text(p, "protocol", "TCP"));
-    each_at(c, &["env"], |e| {
-        with_existing(e, &["valueFrom", "fieldRef"], |f| {
-            set_text(f, "apiVersion", "v1")
-        })
-    });
+    each_at(c, &["env"], |e| with_existing(e, &["valueFrom", "fieldRef"], |f| set_text(f, "apiVersion", "v1")));
     for p in ["livenessProbe", "readinessProbe", "startupProbe"] {
         with_existing(c, &[p], probe);
     }
@@ -98,19 +82,9 @@ fn container(c: &mut Value) {
 fn latest(image: &str) -> bool {
     if image.contains('@') {
         let name = image.split('@').next().unwrap_or("");
-        return name
-            .rsplit('/')
-            .next()
-            .unwrap_or("")
-            .rsplit_once(':')
-            .is_some_and(|(_, tag)| tag == "latest");
+        return name.rsplit('/').next().unwrap_or("").rsplit_once(':').is_some_and(|(_, tag)| tag == "latest");
     }
-    image
-        .rsplit('/')
-        .next()
-        .unwrap_or("")
-        .rsplit_once(':')
-        .is_none_or(|(_, tag)| tag == "latest")
+    image.rsplit('/').next().unwrap_or("").rsplit_once(':').is_none_or(|(_, tag)| tag == "latest")
 }
 
 fn probe(p: &mut Value) {
@@ -128,9 +102,7 @@ fn http_get(h: &mut Value) {
 }
 
 fn volume(v: &mut Value) {
-    if v.as_object()
-        .is_some_and(|m| m.len() == 1 && m.contains_key("name"))
-    {
+    if v.as_object().is_some_and(|m| m.len() == 1 && m.contains_key("name")) {
         v["emptyDir"] = json!({});
     }
     for source in ["secret", "configMap", "downwardAPI", "projected"] {
@@ -138,25 +110,16 @@ fn volume(v: &mut Value) {
     }
     with_existing(v, &["hostPath"], |h| set(h, "type", "".into()));
     with_existing(v, &["iscsi"], |i| set_text(i, "iscsiInterface", "default"));
-    with_existing(v, &["ephemeral", "volumeClaimTemplate", "spec"], |s| {
-        set(s, "volumeMode", "Filesystem".into())
-    });
+    with_existing(v, &["ephemeral", "volumeClaimTemplate", "spec"], |s| set(s, "volumeMode", "Filesystem".into()));
     with_existing(v, &["image"], |i| {
-        let policy = if latest(i["reference"].as_str().unwrap_or("")) {
-            "Always"
-        } else {
-            "IfNotPresent"
-        };
+        let policy = if latest(i["reference"].as_str().unwrap_or("")) { "Always" } else { "IfNotPresent" };
         set_text(i, "pullPolicy", policy);
     });
-    let field_ref =
-        |i: &mut Value| with_existing(i, &["fieldRef"], |f| set_text(f, "apiVersion", "v1"));
+    let field_ref = |i: &mut Value| with_existing(i, &["fieldRef"], |f| set_text(f, "apiVersion", "v1"));
     each_at(v, &["downwardAPI", "items"], field_ref);
     each_at(v, &["projected", "sources"], |s| {
         each_at(s, &["downwardAPI", "items"], field_ref);
-        with_existing(s, &["serviceAccountToken"], |t| {
-            set(t, "expirationSeconds", 3600.into())
-        });
+        with_existing(s, &["serviceAccountToken"], |t| set(t, "expirationSeconds", 3600.into()));
     });
 }
 

@@ -42,64 +42,32 @@ fn workloads() {
         d["spec"]["strategy"],
         json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
     );
-    assert_eq!(
-        d["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"],
-        "IfNotPresent"
-    );
-    assert!(
-        d["spec"]["template"]["spec"]
-            .get("enableServiceLinks")
-            .is_none()
-    );
+    assert_eq!(d["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"], "IfNotPresent");
+    assert!(d["spec"]["template"]["spec"].get("enableServiceLinks").is_none());
     let s = run(
         "apps",
         "v1",
         "StatefulSet",
         json!({"spec": {"volumeClaimTemplates": [{"metadata": {"name": "d"}, "spec": {}}]}}),
     );
+    assert_eq!(s["spec"]["volumeClaimTemplates"][0]["spec"]["volumeMode"], "Filesystem");
+    assert_eq!(s["spec"]["updateStrategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}));
+    let j = run("batch", "v1", "Job", json!({"spec": {"template": {"metadata": {"labels": {"a": "b"}}}}}));
     assert_eq!(
-        s["spec"]["volumeClaimTemplates"][0]["spec"]["volumeMode"],
-        "Filesystem"
-    );
-    assert_eq!(
-        s["spec"]["updateStrategy"],
-        json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}})
-    );
-    let j = run(
-        "batch",
-        "v1",
-        "Job",
-        json!({"spec": {"template": {"metadata": {"labels": {"a": "b"}}}}}),
-    );
-    assert_eq!(
-        (
-            &j["spec"]["completions"],
-            &j["spec"]["backoffLimit"],
-            &j["metadata"]["labels"]["a"]
-        ),
+        (&j["spec"]["completions"], &j["spec"]["backoffLimit"], &j["metadata"]["labels"]["a"]),
         (&json!(1), &json!(6), &json!("b"))
     );
 }
 
 #[test]
 fn others() {
-    let s = run(
-        "",
-        "v1",
-        "Service",
-        json!({"spec": {"ports": [{"port": 80}], "type": "NodePort"}}),
-    );
+    let s = run("", "v1", "Service", json!({"spec": {"ports": [{"port": 80}], "type": "NodePort"}}));
     assert_eq!(
         s["spec"],
         json!({"ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}], "type": "NodePort", "sessionAffinity": "None",
         "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster"})
     );
-    let n = run(
-        "networking.k8s.io",
-        "v1",
-        "NetworkPolicy",
-        json!({"spec": {"egress": [{}]}}),
-    );
+    let n = run("networking.k8s.io", "v1", "NetworkPolicy", json!({"spec": {"egress": [{}]}}));
     assert_eq!(n["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
     let r = run(
         "rbac.authorization.k8s.io",
@@ -108,10 +76,7 @@ fn others() {
         json!({"subjects": [{"kind": "User", "name": "a"}, {"kind": "ServiceAccount", "name": "b"}], "roleRef": {"kind": "ClusterRole", "name": "x"}}),
     );
     assert_eq!(
-        (
-            &r["subjects"][0]["apiGroup"],
-            r["subjects"][1].get("apiGroup")
-        ),
+        (&r["subjects"][0]["apiGroup"], r["subjects"][1].get("apiGroup")),
         (&json!("rbac.authorization.k8s.io"), None)
     );
     let ns = run("", "v1", "Namespace", json!({"metadata": {"name": "x"}}));

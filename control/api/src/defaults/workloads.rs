@@ -84,9 +84,7 @@ fn daemon_set(o: &mut Value) {
 /// Labels of the template for an object that has none of its own.
 fn labels_of_template(o: &mut Value) {
     let labels = o["spec"]["template"]["metadata"]["labels"].clone();
-    let none = o["metadata"]["labels"]
-        .as_object()
-        .is_none_or(|m| m.is_empty());
+    let none = o["metadata"]["labels"].as_object().is_none_or(|m| m.is_empty());
     if none && labels.as_object().is_some_and(|m| !m.is_empty()) {
         crate::meta::set_value(o, "labels", labels);
     }
@@ -100,19 +98,11 @@ fn job(o: &mut Value) {
         }
         set(s, "parallelism", 1.into());
         let per_index = !s["backoffLimitPerIndex"].is_null();
-        set(
-            s,
-            "backoffLimit",
-            if per_index { i32::MAX.into() } else { 6.into() },
-        );
+        set(s, "backoffLimit", if per_index { i32::MAX.into() } else { 6.into() });
         set(s, "completionMode", "NonIndexed".into());
         set(s, "suspend", false.into());
         set(s, "manualSelector", false.into());
-        let policy = if s["podFailurePolicy"].is_null() {
-            "TerminatingOrFailed"
-        } else {
-            "Failed"
-        };
+        let policy = if s["podFailurePolicy"].is_null() { "TerminatingOrFailed" } else { "Failed" };
         set(s, "podReplacementPolicy", policy.into());
         each_at(s, &["podFailurePolicy", "rules"], |r| {
             each_at(r, &["onPodConditions"], |c| set_text(c, "status", "True"))

@@ -62,10 +62,7 @@ pub fn definition(name: &str, style: Style) -> Value {
             json!({"type": "string", "format": "date-time"})
         }
         "RawExtension" | "FieldsV1" | "Patch" => json!({"type": "object"}),
-        "JSON"
-        | "JSONSchemaPropsOrArray"
-        | "JSONSchemaPropsOrBool"
-        | "JSONSchemaPropsOrStringArray" => json!({}),
+        "JSON" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrStringArray" => json!({}),
         _ => schema::by_name(name).map_or_else(|| json!({"type": "object"}), |s| object(s, style)),
     }
 }
@@ -77,19 +74,11 @@ fn object(s: &Schema, style: Style) -> Value {
         out.insert("description".into(), s.description().into());
     }
     if !s.fields.is_empty() {
-        let properties: Map<String, Value> = s
-            .fields
-            .iter()
-            .map(|f| (f.name.to_string(), property(f, style)))
-            .collect();
+        let properties: Map<String, Value> =
+            s.fields.iter().map(|f| (f.name.to_string(), property(f, style))).collect();
         out.insert("properties".into(), Value::Object(properties));
     }
-    let required: Vec<&str> = s
-        .fields
-        .iter()
-        .filter(|f| f.required)
-        .map(|f| f.name.as_ref())
-        .collect();
+    let required: Vec<&str> = s.fields.iter().filter(|f| f.required).map(|f| f.name.as_ref()).collect();
     if !required.is_empty() {
         out.insert("required".into(), json!(required));
     }
@@ -178,21 +167,11 @@ pub fn closure(kinds: &[&Arc<Kind>]) -> BTreeSet<String> {
         roots.push(k.schema());
         roots.extend(list_schema(k));
         for s in &k.subresources {
-            let (g, v) = if s.version.is_empty() {
-                (&k.group, &k.version)
-            } else {
-                (&s.group, &s.version)
-            };
+            let (g, v) = if s.version.is_empty() { (&k.group, &k.version) } else { (&s.group, &s.version) };
             roots.extend(type_schema(g, v, &s.kind));
         }
     }
-    for name in [
-        "DeleteOptions",
-        "Status",
-        "ObjectMeta",
-        "ListMeta",
-        "WatchEvent",
-    ] {
+    for name in ["DeleteOptions", "Status", "ObjectMeta", "ListMeta", "WatchEvent"] {
         roots.extend(schema::by_name(&format!("{META}{name}")));
     }
     roots.into_iter().for_each(|s| walk(s, &mut out));
@@ -238,18 +217,8 @@ pub fn gvks(kinds: &[&Arc<Kind>]) -> BTreeMap<String, Vec<Value>> {
                 add(&t.name, &s.group, &s.version, &s.kind);
             }
         }
-        add(
-            &format!("{META}DeleteOptions"),
-            &k.group,
-            &k.version,
-            "DeleteOptions",
-        );
-        add(
-            &format!("{META}WatchEvent"),
-            &k.group,
-            &k.version,
-            "WatchEvent",
-        );
+        add(&format!("{META}DeleteOptions"), &k.group, &k.version, "DeleteOptions");
+        add(&format!("{META}WatchEvent"), &k.group, &k.version, "WatchEvent");
     }
     add(&format!("{META}Status"), "", "v1", "Status");
     out
@@ -266,17 +235,12 @@ pub fn custom(k: &Kind, style: Style) -> Vec<(String, Value)> {
     let Some(c) = &k.custom else {
         return Vec::new();
     };
-    let mut v = if c.openapi.is_object() {
-        c.openapi.clone()
-    } else {
-        json!({"type": "object"})
-    };
+    let mut v = if c.openapi.is_object() { c.openapi.clone() } else { json!({"type": "object"}) };
     if style == Style::V2 {
         downgrade(&mut v);
     }
     // Clients must not prune what the server keeps.
-    let opaque = c.preserve_unknown
-        || (style == Style::V2 && v["x-kubernetes-preserve-unknown-fields"] == true);
+    let opaque = c.preserve_unknown || (style == Style::V2 && v["x-kubernetes-preserve-unknown-fields"] == true);
     if opaque {
         v = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     }
@@ -287,11 +251,7 @@ pub fn custom(k: &Kind, style: Style) -> Vec<(String, Value)> {
     v["properties"]["apiVersion"] = text("The group and version of this object's schema.");
     v["properties"]["kind"] = text("The kind of this object.");
     let meta = style.reference(&format!("{META}ObjectMeta"));
-    v["properties"]["metadata"] = if style == Style::V3 {
-        json!({"allOf": [meta]})
-    } else {
-        meta
-    };
+    v["properties"]["metadata"] = if style == Style::V3 { json!({"allOf": [meta]}) } else { meta };
     v["type"] = "object".into();
     let gvk = |kind: &str| json!([{"group": k.group, "version": k.version, "kind": kind}]);
     v["x-kubernetes-group-version-kind"] = gvk(&k.kind);
@@ -304,24 +264,13 @@ pub fn custom(k: &Kind, style: Style) -> Vec<(String, Value)> {
             "metadata": style.reference(&format!("{META}ListMeta")),
         }
     });
-    vec![
-        (custom_name(k, &k.kind), v),
-        (custom_name(k, &k.list_kind), list),
-    ]
+    vec![(custom_name(k, &k.kind), v), (custom_name(k, &k.list_kind), list)]
 }
 
 /// Takes out what v2 cannot say.
 fn downgrade(v: &mut Value) {
     let Some(m) = v.as_object_mut() else { return };
-    for k in [
-        "oneOf",
-        "anyOf",
-        "allOf",
-        "not",
-        "nullable",
-        "default",
-        "x-kubernetes-validations",
-    ] {
+    for k in ["oneOf", "anyOf", "allOf", "not", "nullable", "default", "x-kubernetes-validations"] {
         m.remove(k);
     }
     if m.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {

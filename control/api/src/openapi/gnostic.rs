@@ -13,12 +13,7 @@ pub fn named(name: &str, message: &[u8]) -> Vec<u8> {
 
 /// `x-...` members as named YAML texts (JSON is YAML).
 fn extensions(out: &mut Vec<u8>, number: u32, v: &Value) {
-    for (k, x) in v
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(k, _)| k.starts_with("x-"))
-    {
+    for (k, x) in v.as_object().into_iter().flatten().filter(|(k, _)| k.starts_with("x-")) {
         let mut any = Vec::new();
         string_field(&mut any, 2, &format!("{x}\n"));
         bytes_field(out, number, &named(k, &any));
@@ -32,10 +27,7 @@ fn text(out: &mut Vec<u8>, number: u32, v: &Value) {
 }
 
 fn texts(out: &mut Vec<u8>, number: u32, v: &Value) {
-    v.as_array()
-        .into_iter()
-        .flatten()
-        .for_each(|s| text(out, number, s));
+    v.as_array().into_iter().flatten().for_each(|s| text(out, number, s));
 }
 
 fn flag(out: &mut Vec<u8>, number: u32, v: &Value) {
@@ -80,11 +72,7 @@ pub fn schema(v: &Value) -> Vec<u8> {
     integer(&mut out, 14, &v["maxItems"]);
     integer(&mut out, 15, &v["minItems"]);
     texts(&mut out, 19, &v["required"]);
-    v["enum"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .for_each(|e| bytes_field(&mut out, 20, &any(e)));
+    v["enum"].as_array().into_iter().flatten().for_each(|e| bytes_field(&mut out, 20, &any(e)));
     match &v["additionalProperties"] {
         Value::Object(_) => {
             let mut item = Vec::new();
@@ -110,8 +98,7 @@ pub fn schema(v: &Value) -> Vec<u8> {
     }
     if let Some(p) = v["properties"].as_object() {
         let mut list = Vec::new();
-        p.iter()
-            .for_each(|(k, s)| bytes_field(&mut list, 1, &named(k, &schema(s))));
+        p.iter().for_each(|(k, s)| bytes_field(&mut list, 1, &named(k, &schema(s))));
         bytes_field(&mut out, 25, &list);
     }
     extensions(&mut out, 31, v);
@@ -166,11 +153,7 @@ fn operation(op: &Value) -> Vec<u8> {
     text(&mut out, 5, &op["operationId"]);
     texts(&mut out, 6, &op["produces"]);
     texts(&mut out, 7, &op["consumes"]);
-    op["parameters"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .for_each(|p| bytes_field(&mut out, 8, &parameter(p)));
+    op["parameters"].as_array().into_iter().flatten().for_each(|p| bytes_field(&mut out, 8, &parameter(p)));
     let mut responses = Vec::new();
     for (code, r) in op["responses"].as_object().into_iter().flatten() {
         bytes_field(&mut responses, 1, &named(code, &response(r)));
@@ -184,21 +167,11 @@ fn operation(op: &Value) -> Vec<u8> {
 /// A path item.
 pub fn path_item(item: &Value) -> Vec<u8> {
     let mut out = Vec::new();
-    for (name, number) in [
-        ("get", 2),
-        ("put", 3),
-        ("post", 4),
-        ("delete", 5),
-        ("patch", 8),
-    ] {
+    for (name, number) in [("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("patch", 8)] {
         if item[name].is_object() {
             bytes_field(&mut out, number, &operation(&item[name]));
         }
     }
-    item["parameters"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .for_each(|p| bytes_field(&mut out, 9, &parameter(p)));
+    item["parameters"].as_array().into_iter().flatten().for_each(|p| bytes_field(&mut out, 9, &parameter(p)));
     out
 }

@@ -18,11 +18,7 @@ const FORM: u8 = 1;
 
 /// Where a group and version stands in paths: `api/v1`, `apis/apps/v1`.
 pub fn prefix(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        format!("api/{version}")
-    } else {
-        format!("apis/{group}/{version}")
-    }
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
 /// A group and version that has a document.
@@ -38,23 +34,16 @@ fn group_versions(kinds: &[Arc<Kind>]) -> Vec<GroupVersion> {
 /// The hash that names one state of a group and version's document.
 pub fn hash(kinds: &[Arc<Kind>], group: &str, version: &str, server_version: &str) -> String {
     // Clients keep documents by this hash, so the tables and the form are in it.
-    static TABLES: LazyLock<Vec<u8>> =
-        LazyLock::new(|| Sha256::digest(crate::blob::bytes()).to_vec());
+    static TABLES: LazyLock<Vec<u8>> = LazyLock::new(|| Sha256::digest(crate::blob::bytes()).to_vec());
     let mut h = Sha256::new();
     h.update([FORM]);
     h.update(TABLES.as_slice());
     h.update(server_version);
-    for k in kinds
-        .iter()
-        .filter(|k| k.group == group && k.version == version)
-    {
+    for k in kinds.iter().filter(|k| k.group == group && k.version == version) {
         h.update(k.plural.as_bytes());
         if let Some(c) = &k.custom {
             h.update(c.openapi.to_string());
-            h.update(format!(
-                "{:?}{:?}{}{}",
-                k.verbs, k.subresources, k.kind, k.namespaced
-            ));
+            h.update(format!("{:?}{:?}{}{}", k.verbs, k.subresources, k.kind, k.namespaced));
         }
     }
     h.finalize().iter().map(|b| format!("{b:02X}")).collect()
@@ -65,36 +54,21 @@ pub fn v3_index(kinds: &[Arc<Kind>], server_version: &str) -> Value {
     let mut paths = serde_json::Map::new();
     for (g, v) in group_versions(kinds) {
         let p = prefix(&g, &v);
-        let url = format!(
-            "/openapi/v3/{p}?hash={}",
-            hash(kinds, &g, &v, server_version)
-        );
+        let url = format!("/openapi/v3/{p}?hash={}", hash(kinds, &g, &v, server_version));
         paths.insert(p, json!({"serverRelativeURL": url}));
     }
     json!({"paths": paths})
 }
 
 /// `GET /openapi/v3/...` of one group and version, as JSON text.
-pub fn v3(
-    kinds: &[Arc<Kind>],
-    group: &str,
-    version: &str,
-    server_version: &str,
-) -> Option<Vec<u8>> {
-    let of: Vec<&Arc<Kind>> = kinds
-        .iter()
-        .filter(|k| k.group == group && k.version == version)
-        .collect();
+pub fn v3(kinds: &[Arc<Kind>], group: &str, version: &str, server_version: &str) -> Option<Vec<u8>> {
+    let of: Vec<&Arc<Kind>> = kinds.iter().filter(|k| k.group == group && k.version == version).collect();
     if of.is_empty() {
         return None;
     }
     let mut out = Vec::with_capacity(256 << 10);
     out.extend_from_slice(br#"{"openapi":"3.0.0","info":"#);
-    out.extend_from_slice(
-        json!({"title": "Kubernetes", "version": server_version})
-            .to_string()
-            .as_bytes(),
-    );
+    out.extend_from_slice(json!({"title": "Kubernetes", "version": server_version}).to_string().as_bytes());
     out.extend_from_slice(br#","paths":{"#);
     let mut first = true;
     for k in &of {
@@ -104,7 +78,9 @@ pub fn v3(
     }
     out.extend_from_slice(br#"},"components":{"schemas":{"#);
     schemas(&mut out, &of, Style::V3);
-    out.extend_from_slice(br#"},"securitySchemes":{"BearerToken":{"type":"apiKey","name":"authorization","in":"header"}}}}"#);
+    out.extend_from_slice(
+        br#"},"securitySchemes":{"BearerToken":{"type":"apiKey","name":"authorization","in":"header"}}}}"#,
+    );
     Some(out)
 }
 
@@ -113,11 +89,7 @@ pub fn v2_json(kinds: &[Arc<Kind>], server_version: &str) -> Vec<u8> {
     let of: Vec<&Arc<Kind>> = kinds.iter().collect();
     let mut out = Vec::with_capacity(4 << 20);
     out.extend_from_slice(br#"{"swagger":"2.0","info":"#);
-    out.extend_from_slice(
-        json!({"title": "Kubernetes", "version": server_version})
-            .to_string()
-            .as_bytes(),
-    );
+    out.extend_from_slice(json!({"title": "Kubernetes", "version": server_version}).to_string().as_bytes());
     out.extend_from_slice(br#","paths":{"#);
     let mut first = true;
     for k in &of {
@@ -141,20 +113,12 @@ pub fn v2_protobuf(kinds: &[Arc<Kind>], server_version: &str) -> Vec<u8> {
     let mut paths_message = Vec::with_capacity(2 << 20);
     for k in &of {
         for (path, item) in paths::of_kind(k) {
-            bytes_field(
-                &mut paths_message,
-                2,
-                &gnostic::named(&path, &gnostic::path_item(&item)),
-            );
+            bytes_field(&mut paths_message, 2, &gnostic::named(&path, &gnostic::path_item(&item)));
         }
     }
     let mut definitions_message = Vec::with_capacity(1 << 20);
     for (name, schema) in all_schemas(&of, Style::V2) {
-        bytes_field(
-            &mut definitions_message,
-            1,
-            &gnostic::named(&name, &gnostic::schema(&schema)),
-        );
+        bytes_field(&mut definitions_message, 1, &gnostic::named(&name, &gnostic::schema(&schema)));
     }
     let mut out = Vec::with_capacity(paths_message.len() + definitions_message.len() + 64);
     string_field(&mut out, 1, "2.0");
@@ -184,11 +148,8 @@ fn schemas(out: &mut Vec<u8>, kinds: &[&Arc<Kind>], style: Style) {
 /// Definitions of the kinds, one after the other (each is made when asked for).
 fn all_schemas(kinds: &[&Arc<Kind>], style: Style) -> impl Iterator<Item = (String, Value)> {
     let gvks = definitions::gvks(kinds);
-    let custom: BTreeMap<String, Value> = kinds
-        .iter()
-        .filter(|k| k.is_custom())
-        .flat_map(|k| definitions::custom(k, style))
-        .collect();
+    let custom: BTreeMap<String, Value> =
+        kinds.iter().filter(|k| k.is_custom()).flat_map(|k| definitions::custom(k, style)).collect();
     closure(kinds)
         .into_iter()
         .map(move |name| {

@@ -46,12 +46,7 @@ fn queries(action: &str) -> Vec<Value> {
             b("watch"),
         ],
         "post" | "put" => vec![s("dryRun"), s("fieldManager"), s("fieldValidation")],
-        "patch" => vec![
-            s("dryRun"),
-            s("fieldManager"),
-            s("fieldValidation"),
-            b("force"),
-        ],
+        "patch" => vec![s("dryRun"), s("fieldManager"), s("fieldValidation"), b("force")],
         "delete" => vec![
             s("dryRun"),
             i("gracePeriodSeconds"),
@@ -80,11 +75,7 @@ fn queries(action: &str) -> Vec<Value> {
 }
 
 fn media(kind: &Kind) -> Vec<&'static str> {
-    if kind.has_protobuf() {
-        vec![JSON, YAML, PROTOBUF]
-    } else {
-        vec![JSON, YAML]
-    }
+    if kind.has_protobuf() { vec![JSON, YAML, PROTOBUF] } else { vec![JSON, YAML] }
 }
 
 fn operation(op: Op) -> Value {
@@ -114,19 +105,13 @@ fn operation(op: Op) -> Value {
     let mut responses = json!({"200": ok, "401": {"description": "Unauthorized"}});
     match op.action {
         "post" => {
-            responses["201"] =
-                json!({"description": "Created", "schema": Style::V2.reference(&op.answer)});
-            responses["202"] =
-                json!({"description": "Accepted", "schema": Style::V2.reference(&op.answer)});
+            responses["201"] = json!({"description": "Created", "schema": Style::V2.reference(&op.answer)});
+            responses["202"] = json!({"description": "Accepted", "schema": Style::V2.reference(&op.answer)});
         }
         "put" | "patch" => {
-            responses["201"] =
-                json!({"description": "Created", "schema": Style::V2.reference(&op.answer)})
+            responses["201"] = json!({"description": "Created", "schema": Style::V2.reference(&op.answer)})
         }
-        "delete" => {
-            responses["202"] =
-                json!({"description": "Accepted", "schema": Style::V2.reference(&op.answer)})
-        }
+        "delete" => responses["202"] = json!({"description": "Accepted", "schema": Style::V2.reference(&op.answer)}),
         _ => {}
     }
     let tag = format!("{}_{}", camel(&op.kind.group, false), op.kind.version);
@@ -153,8 +138,7 @@ fn camel(group: &str, upper: bool) -> String {
 
 fn capital(s: &str) -> String {
     let mut c = s.chars();
-    c.next()
-        .map_or(String::new(), |f| f.to_uppercase().chain(c).collect())
+    c.next().map_or(String::new(), |f| f.to_uppercase().chain(c).collect())
 }
 
 fn names(k: &Kind) -> (String, String) {
@@ -162,42 +146,24 @@ fn names(k: &Kind) -> (String, String) {
         return (custom_name(k, &k.kind), custom_name(k, &k.list_kind));
     }
     let one = k.schema().name.to_string();
-    let list =
-        type_schema(&k.group, &k.version, &k.list_kind).map_or(one.clone(), |s| s.name.to_string());
+    let list = type_schema(&k.group, &k.version, &k.list_kind).map_or(one.clone(), |s| s.name.to_string());
     (one, list)
 }
 
 /// All paths of a kind with their items.
 pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
     let base = format!("/{}", prefix(&k.group, &k.version));
-    let scope = if k.namespaced {
-        format!("{base}/namespaces/{{namespace}}")
-    } else {
-        base.clone()
-    };
+    let scope = if k.namespaced { format!("{base}/namespaces/{{namespace}}") } else { base.clone() };
     let (one, list) = names(k);
     let gvk = json!({"group": k.group, "version": k.version, "kind": k.kind});
     let suffix = format!("{}{}", camel(&k.group, true), capital(&k.version));
-    let make =
-        |action, verb: &str, namespaced: bool, tail: &str, body: Option<String>, answer: String| {
-            let id = format!(
-                "{verb}{suffix}{}{}{tail}",
-                if namespaced { "Namespaced" } else { "" },
-                k.kind
-            );
-            operation(Op {
-                kind: k,
-                action,
-                id,
-                body,
-                answer,
-                gvk: gvk.clone(),
-            })
-        };
+    let make = |action, verb: &str, namespaced: bool, tail: &str, body: Option<String>, answer: String| {
+        let id = format!("{verb}{suffix}{}{}{tail}", if namespaced { "Namespaced" } else { "" }, k.kind);
+        operation(Op { kind: k, action, id, body, answer, gvk: gvk.clone() })
+    };
     let mut out = Vec::new();
     if k.namespaced && k.has_verb("list") {
-        let item =
-            json!({"get": make("list", "list", false, "ForAllNamespaces", None, list.clone())});
+        let item = json!({"get": make("list", "list", false, "ForAllNamespaces", None, list.clone())});
         out.push((format!("{base}/{}", k.plural), item));
     }
     let mut collection = json!({});
@@ -205,14 +171,7 @@ pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
         collection["get"] = make("list", "list", k.namespaced, "", None, list.clone());
     }
     if k.has_verb("create") {
-        collection["post"] = make(
-            "post",
-            "create",
-            k.namespaced,
-            "",
-            Some(one.clone()),
-            one.clone(),
-        );
+        collection["post"] = make("post", "create", k.namespaced, "", Some(one.clone()), one.clone());
     }
     if k.has_verb("deletecollection") {
         collection["delete"] = make(
@@ -242,11 +201,7 @@ pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
             "delete" => Some(format!("{META}DeleteOptions")),
             _ => None,
         };
-        let answer = if verb == "delete" {
-            format!("{META}Status")
-        } else {
-            one.clone()
-        };
+        let answer = if verb == "delete" { format!("{META}Status") } else { one.clone() };
         item[method] = make(action, id, k.namespaced, "", body, answer);
     }
     if item.as_object().is_some_and(|m| !m.is_empty()) {
@@ -254,10 +209,7 @@ pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
         out.push((format!("{scope}/{}/{{name}}", k.plural), item));
     }
     for s in &k.subresources {
-        out.push((
-            format!("{scope}/{}/{{name}}/{}", k.plural, s.name),
-            subresource(k, s, &suffix, &one),
-        ));
+        out.push((format!("{scope}/{}/{{name}}/{}", k.plural, s.name), subresource(k, s, &suffix, &one)));
     }
     out
 }
@@ -276,11 +228,7 @@ fn add_parameters(item: &mut Value, namespaced: bool, name: bool) {
 }
 
 fn subresource(k: &Kind, s: &Subresource, suffix: &str, parent: &str) -> Value {
-    let (g, v) = if s.version.is_empty() {
-        (&k.group, &k.version)
-    } else {
-        (&s.group, &s.version)
-    };
+    let (g, v) = if s.version.is_empty() { (&k.group, &k.version) } else { (&s.group, &s.version) };
     let gvk = json!({"group": g, "version": v, "kind": s.kind});
     let body = if s.kind == k.kind {
         parent.to_string()
@@ -299,24 +247,13 @@ fn subresource(k: &Kind, s: &Subresource, suffix: &str, parent: &str) -> Value {
             continue;
         }
         let tail: String = s.name.split('/').map(capital).collect();
-        let id = format!(
-            "{id}{suffix}{}{}{tail}",
-            if k.namespaced { "Namespaced" } else { "" },
-            k.kind
-        );
+        let id = format!("{id}{suffix}{}{}{tail}", if k.namespaced { "Namespaced" } else { "" }, k.kind);
         let with_body = match verb {
             "update" | "create" => Some(body.clone()),
             "patch" => Some(format!("{META}Patch")),
             _ => None,
         };
-        item[method] = operation(Op {
-            kind: k,
-            action,
-            id,
-            body: with_body,
-            answer: body.clone(),
-            gvk: gvk.clone(),
-        });
+        item[method] = operation(Op { kind: k, action, id, body: with_body, answer: body.clone(), gvk: gvk.clone() });
     }
     add_parameters(&mut item, k.namespaced, true);
     item
@@ -339,8 +276,7 @@ fn v3_parameter(p: &Value) -> Value {
 
 fn v3_operation(op: &Value) -> Value {
     let parameters = op["parameters"].as_array().cloned().unwrap_or_default();
-    let (bodies, rest): (Vec<Value>, Vec<Value>) =
-        parameters.into_iter().partition(|p| p["in"] == "body");
+    let (bodies, rest): (Vec<Value>, Vec<Value>) = parameters.into_iter().partition(|p| p["in"] == "body");
     let mut out = op.clone();
     if let Some(m) = out.as_object_mut() {
         for k in ["consumes", "produces", "schemes", "parameters"] {
@@ -353,12 +289,7 @@ fn v3_operation(op: &Value) -> Value {
             .as_array()
             .into_iter()
             .flatten()
-            .filter_map(|c| {
-                Some((
-                    c.as_str()?.to_string(),
-                    json!({"schema": v3_refs(&b["schema"])}),
-                ))
-            })
+            .filter_map(|c| Some((c.as_str()?.to_string(), json!({"schema": v3_refs(&b["schema"])}))))
             .collect();
         out["requestBody"] = json!({"content": content});
         if b["required"] == true {
@@ -374,9 +305,7 @@ fn v3_operation(op: &Value) -> Value {
                 .as_array()
                 .into_iter()
                 .flatten()
-                .filter_map(|c| {
-                    Some((c.as_str()?.to_string(), json!({"schema": v3_refs(&schema)})))
-                })
+                .filter_map(|c| Some((c.as_str()?.to_string(), json!({"schema": v3_refs(&schema)}))))
                 .collect();
             r["content"] = Value::Object(content);
         }
@@ -387,14 +316,7 @@ fn v3_operation(op: &Value) -> Value {
 /// A path item in the form of v3.
 pub fn to_v3(item: &Value) -> Value {
     let of = |(k, v): (&String, &Value)| match k.as_str() {
-        "parameters" => (
-            k.clone(),
-            v.as_array()
-                .into_iter()
-                .flatten()
-                .map(v3_parameter)
-                .collect(),
-        ),
+        "parameters" => (k.clone(), v.as_array().into_iter().flatten().map(v3_parameter).collect()),
         _ => (k.clone(), v3_operation(v)),
     };
     Value::Object(item.as_object().into_iter().flatten().map(of).collect())

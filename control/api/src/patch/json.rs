@@ -9,13 +9,13 @@ const MAX_COPIED: usize = 3 << 20;
 
 /// Applies the operations; the document is unchanged when one fails.
 pub fn apply(document: &Value, patch: &Value) -> Result<Value, Status> {
-    let ops = patch.as_array().ok_or_else(|| Status::bad_request("error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch"))?;
+    let ops = patch.as_array().ok_or_else(|| {
+        Status::bad_request("error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch")
+    })?;
     if ops.len() > MAX_OPERATIONS {
         return Err(Status::too_large(MAX_OPERATIONS)).map_err(|mut s: Status| {
-            s.message = format!(
-                "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
-                ops.len()
-            );
+            s.message =
+                format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", ops.len());
             s
         });
     }
@@ -29,17 +29,16 @@ pub fn apply(document: &Value, patch: &Value) -> Result<Value, Status> {
 
 /// The answer to a patch that does not fit the document.
 fn refuse(why: String) -> Status {
-    Status::unprocessable("the server rejected our request due to an error in our request")
-        .with_cause("UnexpectedServerResponse", why, "")
+    Status::unprocessable("the server rejected our request due to an error in our request").with_cause(
+        "UnexpectedServerResponse",
+        why,
+        "",
+    )
 }
 
 fn step(doc: &mut Value, op: &Value, copied: &mut usize) -> Result<(), String> {
     let path = pointer(op["path"].as_str().ok_or("operation missing path field")?)?;
-    let value = || {
-        op.get("value")
-            .cloned()
-            .ok_or("operation missing value field".to_string())
-    };
+    let value = || op.get("value").cloned().ok_or("operation missing value field".to_string());
     let from = || pointer(op["from"].as_str().unwrap_or(""));
     match op["op"].as_str().unwrap_or("") {
         "add" => add(doc, &path, value()?),
@@ -59,14 +58,10 @@ fn step(doc: &mut Value, op: &Value, copied: &mut usize) -> Result<(), String> {
         }
         "copy" => {
             let from = from()?;
-            let v = find(doc, &from)
-                .cloned()
-                .ok_or_else(|| missing("copy", &from))?;
+            let v = find(doc, &from).cloned().ok_or_else(|| missing("copy", &from))?;
             *copied += v.to_string().len();
             if *copied > MAX_COPIED {
-                return Err(format!(
-                    "the copy operations make more than {MAX_COPIED} bytes"
-                ));
+                return Err(format!("the copy operations make more than {MAX_COPIED} bytes"));
             }
             add(doc, &path, v)
         }
@@ -75,10 +70,7 @@ fn step(doc: &mut Value, op: &Value, copied: &mut usize) -> Result<(), String> {
             match find(doc, &path) {
                 Some(v) if same(v, &want) => Ok(()),
                 None if want.is_null() => Ok(()),
-                _ => Err(format!(
-                    "testing value /{} failed: test failed",
-                    path.join("/")
-                )),
+                _ => Err(format!("testing value /{} failed: test failed", path.join("/"))),
             }
         }
         o => Err(format!("Unexpected kind: {o}")),
@@ -93,23 +85,15 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 fn missing(op: &str, path: &[String]) -> String {
-    format!(
-        "{op} operation does not apply: doc is missing path: /{}: missing value",
-        path.join("/")
-    )
+    format!("{op} operation does not apply: doc is missing path: /{}: missing value", path.join("/"))
 }
 
 fn pointer(s: &str) -> Result<Vec<String>, String> {
     if s.is_empty() {
         return Ok(Vec::new());
     }
-    let rest = s
-        .strip_prefix('/')
-        .ok_or_else(|| format!("the path {s:?} must begin with '/'"))?;
-    Ok(rest
-        .split('/')
-        .map(|p| p.replace("~1", "/").replace("~0", "~"))
-        .collect())
+    let rest = s.strip_prefix('/').ok_or_else(|| format!("the path {s:?} must begin with '/'"))?;
+    Ok(rest.split('/').map(|p| p.replace("~1", "/").replace("~0", "~")).collect())
 }
 
 fn index(s: &str, len: usize) -> Option<usize> {
@@ -144,19 +128,15 @@ fn add(doc: &mut Value, path: &[String], value: Value) -> Result<(), String> {
             Ok(())
         }
         Some(Value::Array(a)) => {
-            let i = if last == "-" {
-                Some(a.len())
-            } else {
-                index(last, a.len())
-            };
+            let i = if last == "-" { Some(a.len()) } else { index(last, a.len()) };
             match i.filter(|i| *i <= a.len()) {
                 Some(i) => {
                     a.insert(i, value);
                     Ok(())
                 }
-                None => Err(format!(
-                    "add operation does not apply: doc is missing path: {last}: invalid index referenced"
-                )),
+                None => {
+                    Err(format!("add operation does not apply: doc is missing path: {last}: invalid index referenced"))
+                }
             }
         }
         _ => Err(missing("add", path)),
@@ -169,10 +149,7 @@ fn remove(doc: &mut Value, path: &[String]) -> Result<Value, String> {
     };
     match find(doc, parents) {
         Some(Value::Object(m)) => m.remove(last).ok_or_else(|| {
-            format!(
-                "remove operation does not apply: doc is missing path: /{}: missing value",
-                path.join("/")
-            )
+            format!("remove operation does not apply: doc is missing path: /{}: missing value", path.join("/"))
         }),
         Some(Value::Array(a)) => match index(last, a.len()).filter(|i| *i < a.len()) {
             Some(i) => Ok(a.remove(i)),
@@ -191,39 +168,18 @@ mod tests {
     fn operations() {
         let d = json!({"a": {"b": [1, 2, 3]}, "c/d": "x"});
         for (ops, want) in [
-            (
-                json!([{"op": "add", "path": "/a/b/1", "value": 9}]),
-                Some(json!({"a": {"b": [1, 9, 2, 3]}, "c/d": "x"})),
-            ),
-            (
-                json!([{"op": "add", "path": "/a/b/-", "value": 9}]),
-                Some(json!({"a": {"b": [1, 2, 3, 9]}, "c/d": "x"})),
-            ),
-            (
-                json!([{"op": "remove", "path": "/c~1d"}]),
-                Some(json!({"a": {"b": [1, 2, 3]}})),
-            ),
-            (
-                json!([{"op": "replace", "path": "/a/b", "value": null}]),
-                Some(json!({"a": {"b": null}, "c/d": "x"})),
-            ),
-            (
-                json!([{"op": "move", "from": "/c~1d", "path": "/a/e"}]),
-                Some(json!({"a": {"b": [1, 2, 3], "e": "x"}})),
-            ),
+            (json!([{"op": "add", "path": "/a/b/1", "value": 9}]), Some(json!({"a": {"b": [1, 9, 2, 3]}, "c/d": "x"}))),
+            (json!([{"op": "add", "path": "/a/b/-", "value": 9}]), Some(json!({"a": {"b": [1, 2, 3, 9]}, "c/d": "x"}))),
+            (json!([{"op": "remove", "path": "/c~1d"}]), Some(json!({"a": {"b": [1, 2, 3]}}))),
+            (json!([{"op": "replace", "path": "/a/b", "value": null}]), Some(json!({"a": {"b": null}, "c/d": "x"}))),
+            (json!([{"op": "move", "from": "/c~1d", "path": "/a/e"}]), Some(json!({"a": {"b": [1, 2, 3], "e": "x"}}))),
             (
                 json!([{"op": "copy", "from": "/a/b/0", "path": "/f"}]),
                 Some(json!({"a": {"b": [1, 2, 3]}, "c/d": "x", "f": 1})),
             ),
-            (
-                json!([{"op": "test", "path": "/a/b/0", "value": 1}]),
-                Some(d.clone()),
-            ),
+            (json!([{"op": "test", "path": "/a/b/0", "value": 1}]), Some(d.clone())),
             (json!([{"op": "test", "path": "/a/b/0", "value": 2}]), None),
-            (
-                json!([{"op": "test", "path": "/zz", "value": null}]),
-                Some(d.clone()),
-            ),
+            (json!([{"op": "test", "path": "/zz", "value": null}]), Some(d.clone())),
             (json!([{"op": "remove", "path": "/zz"}]), None),
             (json!([{"op": "replace", "path": "/zz", "value": 1}]), None),
             (json!([{"op": "add", "path": "/zz/y", "value": 1}]), None),
@@ -232,11 +188,6 @@ mod tests {
         ] {
             assert_eq!(apply(&d, &ops).ok(), want, "{ops}");
         }
-        assert_eq!(
-            apply(&d, &json!([{"op": "remove", "path": "/zz"}]))
-                .unwrap_err()
-                .code,
-            422
-        );
+        assert_eq!(apply(&d, &json!([{"op": "remove", "path": "/zz"}])).unwrap_err().code, 422);
     }
 }

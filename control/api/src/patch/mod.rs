@@ -17,12 +17,7 @@ pub const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
 /// Applies a patch body of one of the first three types. `schema` is that of the
 /// object; strategic patches need one of a built-in kind.
-pub fn apply(
-    content_type: &str,
-    object: &Value,
-    body: &[u8],
-    schema: Option<&Schema>,
-) -> Result<Value, Status> {
+pub fn apply(content_type: &str, object: &Value, body: &[u8], schema: Option<&Schema>) -> Result<Value, Status> {
     let main = content_type.split(';').next().unwrap_or("").trim();
     let bad = |e: serde_json::Error| Status::bad_request(format!("error decoding patch: {e}"));
     let patch: Value = serde_json::from_slice(body).map_err(bad)?;
@@ -39,9 +34,6 @@ pub fn apply(
             Ok(out)
         }
         (STRATEGIC_PATCH, Some(schema)) => strategic::apply(object, &patch, schema),
-        _ => Err(Status::unsupported_media_type(
-            content_type,
-            &[JSON_PATCH, MERGE_PATCH, APPLY_PATCH],
-        )),
+        _ => Err(Status::unsupported_media_type(content_type, &[JSON_PATCH, MERGE_PATCH, APPLY_PATCH])),
     }
 }

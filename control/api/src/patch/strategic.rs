@@ -14,13 +14,9 @@ const DELETE: &str = "$deleteFromPrimitiveList/";
 /// The patched object.
 pub fn apply(object: &Value, patch: &Value, schema: &Schema) -> Result<Value, Status> {
     let (Some(object), Some(patch)) = (object.as_object(), patch.as_object()) else {
-        return Err(Status::bad_request(
-            "error decoding patch: the patch must be an object",
-        ));
+        return Err(Status::bad_request("error decoding patch: the patch must be an object"));
     };
-    merge_map(object.clone(), patch, Some(schema))
-        .map(Value::Object)
-        .map_err(Status::bad_request)
+    merge_map(object.clone(), patch, Some(schema)).map(Value::Object).map_err(Status::bad_request)
 }
 
 fn is_directive(key: &str) -> bool {
@@ -34,18 +30,12 @@ fn merge_map(
 ) -> Result<Map<String, Value>, String> {
     match patch.get(PATCH).map(|v| v.as_str().unwrap_or("")) {
         Some("replace") => {
-            return Ok(patch
-                .iter()
-                .filter(|(k, _)| *k != PATCH)
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect());
+            return Ok(patch.iter().filter(|(k, _)| *k != PATCH).map(|(k, v)| (k.clone(), v.clone())).collect());
         }
         Some("delete") => return Ok(Map::new()),
         None | Some("merge") => {}
         Some(other) => {
-            return Err(format!(
-                "unknown patch type found in {{\"$patch\":{other:?}}}"
-            ));
+            return Err(format!("unknown patch type found in {{\"$patch\":{other:?}}}"));
         }
     }
     if let Some(keys) = patch.get(RETAIN).and_then(Value::as_array) {
@@ -60,9 +50,7 @@ fn merge_map(
     for (key, value) in patch.iter().filter(|(k, _)| !is_directive(k)) {
         let field = schema.and_then(|s| s.field(key));
         let child = schema.and_then(|s| s.child(key));
-        let order = patch
-            .get(&format!("{ORDER}{key}"))
-            .and_then(Value::as_array);
+        let order = patch.get(&format!("{ORDER}{key}")).and_then(Value::as_array);
         merge_value(&mut original, key, value, field, child, order)?;
     }
     // An order for a list that the patch itself does not change.
@@ -72,8 +60,7 @@ fn merge_map(
             continue;
         }
         let merge_key = schema.and_then(|s| s.field(name)).and_then(|f| f.merge_key);
-        if let (Some(Value::Array(list)), Some(order)) = (original.get_mut(name), value.as_array())
-        {
+        if let (Some(Value::Array(list)), Some(order)) = (original.get_mut(name), value.as_array()) {
             *list = reorder(std::mem::take(list), order, merge_key, None);
         }
     }
@@ -88,16 +75,11 @@ fn merge_value(
     child: Option<&Schema>,
     order: Option<&Vec<Value>>,
 ) -> Result<(), String> {
-    let free = matches!(
-        child.map(|c| c.ty),
-        Some(Ty::FieldsV1 | Ty::Json | Ty::RawExtension)
-    );
+    let free = matches!(child.map(|c| c.ty), Some(Ty::FieldsV1 | Ty::Json | Ty::RawExtension));
     let merged = match (original.remove(key), value) {
         (_, Value::Null) => return Ok(()),
         (_, v) if free && child.is_some_and(|c| c.ty == Ty::FieldsV1) => v.clone(),
-        (Some(Value::Object(old)), Value::Object(new)) => {
-            Value::Object(merge_map(old, new, child)?)
-        }
+        (Some(Value::Object(old)), Value::Object(new)) => Value::Object(merge_map(old, new, child)?),
         (_, Value::Object(new)) => Value::Object(merge_map(Map::new(), new, child)?),
         (old, Value::Array(new)) => {
             let old = match old {
@@ -157,35 +139,20 @@ fn strip(v: &Value) -> Value {
     v
 }
 
-fn merge_keyed(
-    mut list: Vec<Value>,
-    new: &[Value],
-    key: &str,
-    item: Option<&Schema>,
-) -> Result<Vec<Value>, String> {
+fn merge_keyed(mut list: Vec<Value>, new: &[Value], key: &str, item: Option<&Schema>) -> Result<Vec<Value>, String> {
     for v in new.iter().filter(|v| v[PATCH] == "delete") {
-        let k = v
-            .get(key)
-            .ok_or_else(|| format!("map: {v} does not contain declared merge key: {key}"))?;
+        let k = v.get(key).ok_or_else(|| format!("map: {v} does not contain declared merge key: {key}"))?;
         list.retain(|o| o.get(key) != Some(k));
     }
     for v in new.iter().filter(|v| v[PATCH] != "delete") {
         let Value::Object(patch) = v else {
-            return Err(format!(
-                "map: {v} does not contain declared merge key: {key}"
-            ));
+            return Err(format!("map: {v} does not contain declared merge key: {key}"));
         };
-        let k = patch
-            .get(key)
-            .ok_or_else(|| format!("map: {v} does not contain declared merge key: {key}"))?;
+        let k = patch.get(key).ok_or_else(|| format!("map: {v} does not contain declared merge key: {key}"))?;
         match list.iter_mut().find(|o| o.get(key) == Some(k)) {
             Some(slot) => {
                 let old = std::mem::take(slot);
-                let old = if let Value::Object(m) = old {
-                    m
-                } else {
-                    Map::new()
-                };
+                let old = if let Value::Object(m) = old { m } else { Map::new() };
                 *slot = Value::Object(merge_map(old, patch, item)?);
             }
             None => list.push(Value::Object(merge_map(Map::new(), patch, item)?)),
@@ -196,12 +163,7 @@ fn merge_keyed(
 
 /// Puts the items that `order` names in its order; the others stay where they
 /// were relative to them (by the order of `before`).
-fn reorder(
-    list: Vec<Value>,
-    order: &[Value],
-    merge_key: Option<&str>,
-    before: Option<&[Value]>,
-) -> Vec<Value> {
+fn reorder(list: Vec<Value>, order: &[Value], merge_key: Option<&str>, before: Option<&[Value]>) -> Vec<Value> {
     let id = |v: &Value| match merge_key {
         Some(k) => v.get(k).cloned().unwrap_or(Value::Null),
         None => v.clone(),
@@ -209,8 +171,7 @@ fn reorder(
     let rank: Vec<Value> = order.iter().map(id).collect();
     let original: Vec<Value> = before.unwrap_or(&list).iter().map(id).collect();
     let at = |ids: &[Value], v: &Value| ids.iter().position(|x| *x == id(v));
-    let (mut named, rest): (Vec<Value>, Vec<Value>) =
-        list.into_iter().partition(|v| at(&rank, v).is_some());
+    let (mut named, rest): (Vec<Value>, Vec<Value>) = list.into_iter().partition(|v| at(&rank, v).is_some());
     named.sort_by_key(|v| at(&rank, v));
     let mut out = Vec::new();
     let (mut left, mut right) = (rest.into_iter().peekable(), named.into_iter().peekable());
@@ -229,12 +190,7 @@ mod tests {
     use serde_json::json;
 
     fn run(object: Value, patch: Value) -> Value {
-        apply(
-            &object,
-            &patch,
-            crate::schema::by_name("io.k8s.api.core.v1.Pod").unwrap(),
-        )
-        .unwrap()
+        apply(&object, &patch, crate::schema::by_name("io.k8s.api.core.v1.Pod").unwrap()).unwrap()
     }
 
     #[test]
@@ -262,21 +218,13 @@ mod tests {
                 "/spec/containers",
                 json!([{"name": "c"}, {"name": "b", "image": "2"}, {"name": "a", "image": "1", "args": ["x"]}]),
             ),
-            (
-                json!({"metadata": {"finalizers": ["b", "a"]}}),
-                "/metadata/finalizers",
-                json!(["a", "b"]),
-            ),
+            (json!({"metadata": {"finalizers": ["b", "a"]}}), "/metadata/finalizers", json!(["a", "b"])),
             (
                 json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"]}}),
                 "/metadata/finalizers",
                 json!(["c"]),
             ),
-            (
-                json!({"metadata": {"labels": {"x": null, "z": "1"}}}),
-                "/metadata/labels",
-                json!({"z": "1"}),
-            ),
+            (json!({"metadata": {"labels": {"x": null, "z": "1"}}}), "/metadata/labels", json!({"z": "1"})),
             (
                 json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/"}}]}}),
                 "/spec/volumes",
@@ -287,17 +235,9 @@ mod tests {
                 "/spec/nodeSelector",
                 json!({"n": "w"}),
             ),
-            (
-                json!({"spec": {"tolerations": [{"key": "a"}]}}),
-                "/spec/tolerations",
-                json!([{"key": "a"}]),
-            ),
+            (json!({"spec": {"tolerations": [{"key": "a"}]}}), "/spec/tolerations", json!([{"key": "a"}])),
         ] {
-            assert_eq!(
-                run(pod.clone(), patch.clone()).pointer(pointer),
-                Some(&want),
-                "{patch}"
-            );
+            assert_eq!(run(pod.clone(), patch.clone()).pointer(pointer), Some(&want), "{patch}");
         }
     }
 
@@ -309,10 +249,6 @@ mod tests {
             &json!({"spec": {"containers": [{"image": "x"}]}}),
             crate::schema::by_name("io.k8s.api.core.v1.Pod").unwrap(),
         );
-        assert!(
-            e.unwrap_err()
-                .message
-                .contains("does not contain declared merge key: name")
-        );
+        assert!(e.unwrap_err().message.contains("does not contain declared merge key: name"));
     }
 }

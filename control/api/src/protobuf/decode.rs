@@ -29,9 +29,7 @@ pub fn decode_object(body: &[u8], schema: Option<&Schema>) -> Result<Value, Erro
         }
     }
     let by_type = super::schema_of(&api_version, &kind);
-    let schema = by_type
-        .or(schema)
-        .ok_or_else(|| Error::Unknown(format!("{api_version} {kind}")))?;
+    let schema = by_type.or(schema).ok_or_else(|| Error::Unknown(format!("{api_version} {kind}")))?;
     let mut map = decode_message(raw, schema)?;
     if !api_version.is_empty() {
         map.insert("apiVersion".into(), api_version.into());
@@ -65,15 +63,13 @@ fn message(
     }
     let mut fields = Fields(body);
     while let Some((n, raw)) = fields.field()? {
-        if let Some(f) = schema
+        if let Some(f) = schema.fields.iter().find(|f| f.number == n && f.path == *path) {
+            field(f, raw, out, depth)?;
+        } else if schema
             .fields
             .iter()
-            .find(|f| f.number == n && f.path == *path)
+            .any(|f| f.path.len() > path.len() && f.path[..path.len()] == **path && f.path[path.len()] == n)
         {
-            field(f, raw, out, depth)?;
-        } else if schema.fields.iter().any(|f| {
-            f.path.len() > path.len() && f.path[..path.len()] == **path && f.path[path.len()] == n
-        }) {
             path.push(n);
             let done = message(raw.bytes(), schema, path, out, depth + 1);
             path.pop();
@@ -90,9 +86,7 @@ fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Resul
             let Some(item) = schema.item() else {
                 return Ok(());
             };
-            let list = out
-                .entry(f.name.to_string())
-                .or_insert_with(|| Value::Array(Vec::new()));
+            let list = out.entry(f.name.to_string()).or_insert_with(|| Value::Array(Vec::new()));
             if let Value::Array(list) = list {
                 repeated(list, raw, item, depth)?;
             }
@@ -114,9 +108,7 @@ fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Resul
                 Some(v) => v,
                 None => single(Raw::Bytes(&[]), item.get(), depth + 1)?,
             };
-            let map = out
-                .entry(f.name.to_string())
-                .or_insert_with(|| Value::Object(Map::new()));
+            let map = out.entry(f.name.to_string()).or_insert_with(|| Value::Object(Map::new()));
             map[k.as_str()] = v;
         }
         _ => {
@@ -170,9 +162,7 @@ fn single(raw: Raw, schema: &Schema, depth: u32) -> Result<Value, Error> {
         Ty::Int64 => (raw.number() as i64).into(),
         Ty::Number => f64::from_bits(raw.number()).into(),
         Ty::String => text(raw).into(),
-        Ty::Bytes => base64::engine::general_purpose::STANDARD
-            .encode(raw.bytes())
-            .into(),
+        Ty::Bytes => base64::engine::general_purpose::STANDARD.encode(raw.bytes()).into(),
         Ty::Object => {
             let mut map = Map::new();
             message(raw.bytes(), schema, &mut Vec::new(), &mut map, depth + 1)?;
@@ -194,8 +184,7 @@ fn single(raw: Raw, schema: &Schema, depth: u32) -> Result<Value, Error> {
 
 fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
     let mut fields = Fields(body);
-    let (mut numbers, mut first, mut second, mut third) =
-        ([0u64; 2], None, Vec::new(), String::new());
+    let (mut numbers, mut first, mut second, mut third) = ([0u64; 2], None, Vec::new(), String::new());
     while let Some((n, raw)) = fields.field()? {
         match (n, raw) {
             (1 | 2, Raw::Varint(v)) => numbers[n as usize - 1] = v,
@@ -207,13 +196,7 @@ fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
     }
     let props = |b: &[u8]| -> Result<Value, Error> {
         let mut map = Map::new();
-        message(
-            b,
-            crate::schema::schema_props(),
-            &mut Vec::new(),
-            &mut map,
-            depth + 1,
-        )?;
+        message(b, crate::schema::schema_props(), &mut Vec::new(), &mut map, depth + 1)?;
         Ok(Value::Object(map))
     };
     Ok(match schema.ty {
@@ -237,10 +220,7 @@ fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
         },
         Ty::PropsOrStrings => match first {
             Some(b) => props(b)?,
-            None => second
-                .into_iter()
-                .map(|b| Value::from(String::from_utf8_lossy(b).into_owned()))
-                .collect(),
+            None => second.into_iter().map(|b| Value::from(String::from_utf8_lossy(b).into_owned())).collect(),
         },
         _ => match first {
             Some(b) if b.starts_with(MAGIC) => decode_object(b, None)?,

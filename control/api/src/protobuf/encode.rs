@@ -86,9 +86,7 @@ fn single(out: &mut Vec<u8>, number: u32, value: &Value, schema: &Schema) {
 
 fn unbase64(s: &str) -> Vec<u8> {
     let clean: Vec<u8> = s.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    base64::engine::general_purpose::STANDARD
-        .decode(clean)
-        .unwrap_or_default()
+    base64::engine::general_purpose::STANDARD.decode(clean).unwrap_or_default()
 }
 
 /// The body of a value that is a message.
@@ -99,15 +97,7 @@ fn special(out: &mut Vec<u8>, value: &Value, schema: &Schema) {
         (Ty::Time | Ty::MicroTime, v) => {
             if let Some(t) = v.as_str().and_then(crate::time::parse) {
                 varint_field(out, 1, t.seconds as u64);
-                varint_field(
-                    out,
-                    2,
-                    if schema.ty == Ty::MicroTime {
-                        u64::from(t.nanos)
-                    } else {
-                        0
-                    },
-                );
+                varint_field(out, 2, if schema.ty == Ty::MicroTime { u64::from(t.nanos) } else { 0 });
             }
         }
         (Ty::IntOrString, Value::String(s)) => {
@@ -120,9 +110,7 @@ fn special(out: &mut Vec<u8>, value: &Value, schema: &Schema) {
             varint_field(out, 2, v.as_i64().unwrap_or(0) as u64);
             string_field(out, 3, "");
         }
-        (Ty::RawExtension | Ty::FieldsV1 | Ty::Json | Ty::Any, v) => {
-            bytes_field(out, 1, v.to_string().as_bytes())
-        }
+        (Ty::RawExtension | Ty::FieldsV1 | Ty::Json | Ty::Any, v) => bytes_field(out, 1, v.to_string().as_bytes()),
         (Ty::PropsOrArray | Ty::PropsOrStrings, Value::Array(items)) => {
             for i in items {
                 match i {

@@ -20,9 +20,7 @@ pub const MAGIC: &[u8; 4] = b"k8s\0";
 /// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(
-        "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
-    )]
+    #[error("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")]
     Magic,
     #[error("the protobuf message ends too early")]
     Truncated,
@@ -38,11 +36,7 @@ pub enum Error {
 pub fn encode_object(object: &Value, schema: Option<&Schema>) -> Vec<u8> {
     let (v, k) = (crate::meta::api_version(object), crate::meta::kind(object));
     let found = schema.or_else(|| schema_of(v, k));
-    wrap(
-        v,
-        k,
-        &found.map(|s| encode_message(object, s)).unwrap_or_default(),
-    )
+    wrap(v, k, &found.map(|s| encode_message(object, s)).unwrap_or_default())
 }
 
 /// The schema for an apiVersion and kind: a built-in kind, its list, or one of meta's.
@@ -61,8 +55,7 @@ fn partial_schema(kind: &str) -> Option<&'static Schema> {
     use std::sync::{Arc, LazyLock};
     static PARTIAL: LazyLock<Schema> = LazyLock::new(|| {
         let mut s = Schema::of(Ty::Object);
-        let meta = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
-            .map_or(Ref::Leaf(Ty::Any), Ref::Type);
+        let meta = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").map_or(Ref::Leaf(Ty::Any), Ref::Type);
         let mut f = Field::custom("metadata".into(), meta, false);
         f.number = 1;
         s.fields = vec![f];
@@ -70,15 +63,13 @@ fn partial_schema(kind: &str) -> Option<&'static Schema> {
     });
     static LIST: LazyLock<Schema> = LazyLock::new(|| {
         let mut item = Schema::of(Ty::Object);
-        let meta = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
-            .map_or(Ref::Leaf(Ty::Any), Ref::Type);
+        let meta = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta").map_or(Ref::Leaf(Ty::Any), Ref::Type);
         let mut f = Field::custom("metadata".into(), meta, false);
         f.number = 1;
         item.fields = vec![f];
         let mut array = Schema::of(Ty::Array);
         array.items = Some(Ref::Own(Arc::new(item)));
-        let list = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta")
-            .map_or(Ref::Leaf(Ty::Any), Ref::Type);
+        let list = index_of("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").map_or(Ref::Leaf(Ty::Any), Ref::Type);
         let mut items = Field::custom("items".into(), Ref::Own(Arc::new(array)), false);
         items.number = 2;
         let mut meta = Field::custom("metadata".into(), list, false);
@@ -111,8 +102,8 @@ pub fn wrap(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
 /// The message of a list from its metadata and the messages of its items.
 pub fn list_message<'a>(metadata: &Value, items: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut out = Vec::new();
-    let meta = crate::schema::by_name("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta")
-        .map(|s| encode_message(metadata, s));
+    let meta =
+        crate::schema::by_name("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").map(|s| encode_message(metadata, s));
     bytes_field(&mut out, 1, &meta.unwrap_or_default());
     for item in items {
         bytes_field(&mut out, 2, item);

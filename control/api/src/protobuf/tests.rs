@@ -59,10 +59,7 @@ fn plain_zeros_are_left_out() {
     wire::varint_field(&mut body, 11, 0);
     wire::varint_field(&mut body, 4, 0);
     let spec = crate::schema::by_name("io.k8s.api.core.v1.PodSpec").unwrap();
-    assert_eq!(
-        Value::Object(decode_message(&body, spec).unwrap()),
-        json!({"terminationGracePeriodSeconds": 0})
-    );
+    assert_eq!(Value::Object(decode_message(&body, spec).unwrap()), json!({"terminationGracePeriodSeconds": 0}));
 }
 
 #[test]
@@ -77,8 +74,5 @@ fn refuses_nonsense() {
 #[test]
 fn watch_frames_have_a_length() {
     let f = watch_frame("ADDED", b"k8s\0");
-    assert_eq!(
-        u32::from_be_bytes(f[..4].try_into().unwrap()) as usize,
-        f.len() - 4
-    );
+    assert_eq!(u32::from_be_bytes(f[..4].try_into().unwrap()) as usize, f.len() - 4);
 }

@@ -74,12 +74,8 @@ impl<'a> Fields<'a> {
         let k = self.varint()?;
         let raw = match (k & 7) as u8 {
             0 => Raw::Varint(self.varint()?),
-            1 => Raw::Fixed64(u64::from_le_bytes(
-                self.take(8)?.try_into().map_err(|_| Error::Truncated)?,
-            )),
-            5 => Raw::Fixed32(u32::from_le_bytes(
-                self.take(4)?.try_into().map_err(|_| Error::Truncated)?,
-            )),
+            1 => Raw::Fixed64(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| Error::Truncated)?)),
+            5 => Raw::Fixed32(u32::from_le_bytes(self.take(4)?.try_into().map_err(|_| Error::Truncated)?)),
             2 => {
                 let n = usize::try_from(self.varint()?).map_err(|_| Error::Truncated)?;
                 Raw::Bytes(self.take(n)?)

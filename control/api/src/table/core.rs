@@ -10,17 +10,8 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
     let (spec, status) = (&o["spec"], &o["status"]);
     Some(match (kind.group.as_ref(), kind.kind.as_ref()) {
         ("", "Pod") => super::pod::cells(o, now),
-        ("", "ConfigMap") => vec![
-            name(),
-            (count(&o["data"]) + count(&o["binaryData"])).into(),
-            age(o, now),
-        ],
-        ("", "Secret") => vec![
-            name(),
-            str_at(o, "type").into(),
-            count(&o["data"]).into(),
-            age(o, now),
-        ],
+        ("", "ConfigMap") => vec![name(), (count(&o["data"]) + count(&o["binaryData"])).into(), age(o, now)],
+        ("", "Secret") => vec![name(), str_at(o, "type").into(), count(&o["data"]).into(), age(o, now)],
         ("", "Namespace") => vec![name(), str_at(status, "phase").into(), age(o, now)],
         ("", "ServiceAccount") => vec![name(), age(o, now)],
         ("", "Node") => node(o, now),
@@ -33,20 +24,12 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         ("", "ComponentStatus") => component_status(o),
         ("", "PodTemplate") => {
             let (c, i) = containers(&o["template"]);
-            vec![
-                name(),
-                c.into(),
-                i.into(),
-                map_text(&o["template"]["metadata"]["labels"]).into(),
-            ]
+            vec![name(), c.into(), i.into(), map_text(&o["template"]["metadata"]["labels"]).into()]
         }
         ("", "ReplicationController") | ("apps", "ReplicaSet") => {
             let (c, i) = containers(&spec["template"]);
-            let s = if kind.kind == "ReplicaSet" {
-                selector_text(&spec["selector"])
-            } else {
-                map_text(&spec["selector"])
-            };
+            let s =
+                if kind.kind == "ReplicaSet" { selector_text(&spec["selector"]) } else { map_text(&spec["selector"]) };
             vec![
                 name(),
                 int_at(spec, "replicas").into(),
@@ -60,11 +43,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         }
         ("apps", "Deployment") => {
             let (c, i) = containers(&spec["template"]);
-            let ready = format!(
-                "{}/{}",
-                int_at(status, "readyReplicas"),
-                int_at(spec, "replicas")
-            );
+            let ready = format!("{}/{}", int_at(status, "readyReplicas"), int_at(spec, "replicas"));
             vec![
                 name(),
                 ready.into(),
@@ -80,12 +59,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             let (c, i) = containers(&spec["template"]);
             vec![
                 name(),
-                format!(
-                    "{}/{}",
-                    int_at(status, "readyReplicas"),
-                    int_at(spec, "replicas")
-                )
-                .into(),
+                format!("{}/{}", int_at(status, "readyReplicas"), int_at(spec, "replicas")).into(),
                 age(o, now),
                 c.into(),
                 i.into(),
@@ -119,12 +93,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
                     format!("{k}.{g}/{}", str_at(r, "name"))
                 }
             });
-            vec![
-                name(),
-                controller.into(),
-                int_at(o, "revision").into(),
-                age(o, now),
-            ]
+            vec![name(), controller.into(), int_at(o, "revision").into(), age(o, now)]
         }
         ("batch", "Job") => job(o, now),
         ("batch", "CronJob") => {
@@ -134,18 +103,9 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
                 name(),
                 str_at(spec, "schedule").into(),
                 or(str_at(spec, "timeZone"), "<none>").into(),
-                if spec["suspend"] == true {
-                    "True"
-                } else {
-                    "False"
-                }
-                .into(),
+                if spec["suspend"] == true { "True" } else { "False" }.into(),
                 list_at(status, "active").len().into(),
-                if last.is_null() {
-                    "<none>".into()
-                } else {
-                    since(last, now)
-                },
+                if last.is_null() { "<none>".into() } else { since(last, now) },
                 age(o, now),
                 c.into(),
                 i.into(),
@@ -162,9 +122,7 @@ fn count(v: &Value) -> usize {
 
 fn node(o: &Value, now: i64) -> Vec<Value> {
     let (status, info) = (&o["status"], &o["status"]["nodeInfo"]);
-    let ready = list_at(status, "conditions")
-        .iter()
-        .find(|c| c["type"] == "Ready");
+    let ready = list_at(status, "conditions").iter().find(|c| c["type"] == "Ready");
     let mut state = match ready {
         Some(c) if c["status"] == "True" => "Ready".to_string(),
         Some(_) => "NotReady".into(),
@@ -175,10 +133,7 @@ fn node(o: &Value, now: i64) -> Vec<Value> {
     }
     let mut roles: Vec<&str> = Vec::new();
     for (k, v) in meta::labels(o).into_iter().flatten() {
-        if let Some(role) = k
-            .strip_prefix("node-role.kubernetes.io/")
-            .filter(|r| !r.is_empty())
-        {
+        if let Some(role) = k.strip_prefix("node-role.kubernetes.io/").filter(|r| !r.is_empty()) {
             roles.push(role);
         } else if k == "kubernetes.io/role" {
             roles.extend(v.as_str().filter(|v| !v.is_empty()));
@@ -187,10 +142,7 @@ fn node(o: &Value, now: i64) -> Vec<Value> {
     roles.sort_unstable();
     roles.dedup();
     let address = |ty: &str| {
-        let found = list_at(status, "addresses")
-            .iter()
-            .find(|a| a["type"] == ty)
-            .map_or("", |a| str_at(a, "address"));
+        let found = list_at(status, "addresses").iter().find(|a| a["type"] == ty).map_or("", |a| str_at(a, "address"));
         Value::from(or(found, "<none>"))
     };
     let of = |k| Value::from(or(str_at(info, k), "<unknown>"));
@@ -211,17 +163,8 @@ fn node(o: &Value, now: i64) -> Vec<Value> {
 fn service(o: &Value, now: i64) -> Vec<Value> {
     let spec = &o["spec"];
     let ty = str_at(spec, "type");
-    let cluster_ip = list_at(spec, "clusterIPs")
-        .first()
-        .and_then(Value::as_str)
-        .unwrap_or(str_at(spec, "clusterIP"));
-    let join = |k: &str| {
-        list_at(spec, k)
-            .iter()
-            .filter_map(Value::as_str)
-            .collect::<Vec<_>>()
-            .join(",")
-    };
+    let cluster_ip = list_at(spec, "clusterIPs").first().and_then(Value::as_str).unwrap_or(str_at(spec, "clusterIP"));
+    let join = |k: &str| list_at(spec, k).iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
     let external = match ty {
         "ClusterIP" | "NodePort" => or(&join("externalIPs"), "<none>").to_string(),
         "LoadBalancer" => {
@@ -229,11 +172,7 @@ fn service(o: &Value, now: i64) -> Vec<Value> {
                 .iter()
                 .map(|i| or(str_at(i, "ip"), str_at(i, "hostname")))
                 .collect();
-            ips.extend(
-                list_at(spec, "externalIPs")
-                    .iter()
-                    .filter_map(Value::as_str),
-            );
+            ips.extend(list_at(spec, "externalIPs").iter().filter_map(Value::as_str));
             or(&ips.join(","), "<pending>").to_string()
         }
         "ExternalName" => str_at(spec, "externalName").to_string(),
@@ -264,57 +203,28 @@ fn endpoints(o: &Value) -> String {
         let ports = list_at(s, "ports");
         for a in list_at(s, "addresses") {
             let ip = str_at(a, "ip");
-            let ip = if ip.contains(':') {
-                format!("[{ip}]")
-            } else {
-                ip.to_string()
-            };
+            let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_string() };
             if ports.is_empty() {
                 total += 1;
-                if list.len() < 3 {
-                    list.push(str_at(a, "ip").to_string())
-                } else {
-                    more = true
-                }
+                if list.len() < 3 { list.push(str_at(a, "ip").to_string()) } else { more = true }
             }
             for p in ports {
                 total += 1;
-                if list.len() < 3 {
-                    list.push(format!("{ip}:{}", int_at(p, "port")))
-                } else {
-                    more = true
-                }
+                if list.len() < 3 { list.push(format!("{ip}:{}", int_at(p, "port"))) } else { more = true }
             }
         }
     }
     let text = list.join(",");
-    if more {
-        format!("{text} + {} more...", total - list.len())
-    } else {
-        or(&text, "<none>").to_string()
-    }
+    if more { format!("{text} + {} more...", total - list.len()) } else { or(&text, "<none>").to_string() }
 }
 
 fn event(o: &Value, now: i64) -> Vec<Value> {
-    let involved = if o["involvedObject"].is_object() {
-        &o["involvedObject"]
-    } else {
-        &o["regarding"]
-    };
-    let pick = |names: &[&str]| {
-        names
-            .iter()
-            .map(|n| o[*n].clone())
-            .find(|v| v.is_string())
-            .unwrap_or(Value::Null)
-    };
+    let involved = if o["involvedObject"].is_object() { &o["involvedObject"] } else { &o["regarding"] };
+    let pick = |names: &[&str]| names.iter().map(|n| o[*n].clone()).find(|v| v.is_string()).unwrap_or(Value::Null);
     let event_time = &o["eventTime"];
     let first = pick(&["firstTimestamp", "deprecatedFirstTimestamp", "eventTime"]);
     let mut last = pick(&["lastTimestamp", "deprecatedLastTimestamp"]);
-    let mut count = o["count"]
-        .as_i64()
-        .or(o["deprecatedCount"].as_i64())
-        .unwrap_or(0);
+    let mut count = o["count"].as_i64().or(o["deprecatedCount"].as_i64()).unwrap_or(0);
     if o["series"].is_object() {
         last = o["series"]["lastObservedTime"].clone();
         count = int_at(&o["series"], "count");
@@ -322,38 +232,16 @@ fn event(o: &Value, now: i64) -> Vec<Value> {
         count = 1;
     }
     if last.is_null() {
-        last = if event_time.is_null() {
-            first.clone()
-        } else {
-            event_time.clone()
-        };
+        last = if event_time.is_null() { first.clone() } else { event_time.clone() };
     }
-    let target = format!(
-        "{}/{}",
-        str_at(involved, "kind").to_lowercase(),
-        str_at(involved, "name")
-    );
-    let source = if o["source"].is_object() {
-        &o["source"]
-    } else {
-        &o["deprecatedSource"]
-    };
-    let component = or(
-        str_at(source, "component"),
-        or(
-            str_at(o, "reportingComponent"),
-            str_at(o, "reportingController"),
-        ),
-    );
+    let target = format!("{}/{}", str_at(involved, "kind").to_lowercase(), str_at(involved, "name"));
+    let source = if o["source"].is_object() { &o["source"] } else { &o["deprecatedSource"] };
+    let component =
+        or(str_at(source, "component"), or(str_at(o, "reportingComponent"), str_at(o, "reportingController")));
     let host = or(str_at(source, "host"), str_at(o, "reportingInstance"));
-    let from = if host.is_empty() || host == component {
-        component.to_string()
-    } else {
-        format!("{component}, {host}")
-    };
-    let message = or(str_at(o, "message"), str_at(o, "note"))
-        .trim()
-        .to_string();
+    let from =
+        if host.is_empty() || host == component { component.to_string() } else { format!("{component}, {host}") };
+    let message = or(str_at(o, "message"), str_at(o, "note")).trim().to_string();
     vec![
         since(&last, now),
         str_at(o, "type").into(),
@@ -370,12 +258,9 @@ fn event(o: &Value, now: i64) -> Vec<Value> {
 
 fn access_modes(v: &Value) -> String {
     let mut modes: Vec<&str> = Vec::new();
-    for (long, short) in [
-        ("ReadWriteOnce", "RWO"),
-        ("ReadOnlyMany", "ROX"),
-        ("ReadWriteMany", "RWX"),
-        ("ReadWriteOncePod", "RWOP"),
-    ] {
+    for (long, short) in
+        [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")]
+    {
         if v.as_array().is_some_and(|a| a.iter().any(|m| m == long)) {
             modes.push(short);
         }
@@ -426,10 +311,7 @@ fn claim(o: &Value, now: i64) -> Vec<Value> {
     }
     let bound = !str_at(spec, "volumeName").is_empty();
     let (capacity, modes) = if bound {
-        (
-            text_or(&status["capacity"]["storage"], ""),
-            access_modes(&status["accessModes"]),
-        )
+        (text_or(&status["capacity"]["storage"], ""), access_modes(&status["accessModes"]))
     } else {
         Default::default()
     };
@@ -455,37 +337,19 @@ fn quota(o: &Value, now: i64) -> Vec<Value> {
     let (mut requests, mut limits) = (Vec::new(), Vec::new());
     for (k, v) in hard.as_object().into_iter().flatten() {
         let part = format!("{k}: {}/{}", text_or(&used[k], "0"), text(v));
-        if k.starts_with("limits") {
-            limits.push(part)
-        } else {
-            requests.push(part)
-        }
+        if k.starts_with("limits") { limits.push(part) } else { requests.push(part) }
     }
-    vec![
-        meta::name(o).into(),
-        requests.join(", ").into(),
-        limits.join(", ").into(),
-        age(o, now),
-    ]
+    vec![meta::name(o).into(), requests.join(", ").into(), limits.join(", ").into(), age(o, now)]
 }
 
 fn component_status(o: &Value) -> Vec<Value> {
-    let c = list_at(o, "conditions")
-        .iter()
-        .find(|c| c["type"] == "Healthy")
-        .cloned()
-        .unwrap_or(json!({}));
+    let c = list_at(o, "conditions").iter().find(|c| c["type"] == "Healthy").cloned().unwrap_or(json!({}));
     let state = match c["status"].as_str() {
         Some("True") => "Healthy",
         Some("False") => "Unhealthy",
         _ => "Unknown",
     };
-    vec![
-        meta::name(o).into(),
-        state.into(),
-        str_at(&c, "message").into(),
-        str_at(&c, "error").into(),
-    ]
+    vec![meta::name(o).into(), state.into(), str_at(&c, "message").into(), str_at(&c, "error").into()]
 }
 
 fn job(o: &Value, now: i64) -> Vec<Value> {
@@ -502,11 +366,7 @@ fn job(o: &Value, now: i64) -> Vec<Value> {
         (Some(s), None) => crate::time::human(now - s),
         (Some(s), Some(e)) => crate::time::human(e - s),
     };
-    let has = |ty: &str| {
-        list_at(status, "conditions")
-            .iter()
-            .any(|c| c["type"] == ty && c["status"] == "True")
-    };
+    let has = |ty: &str| list_at(status, "conditions").iter().any(|c| c["type"] == ty && c["status"] == "True");
     let state = if has("Complete") {
         "Complete"
     } else if has("Failed") {

@@ -15,11 +15,7 @@ pub enum Step {
 
 /// Parses `.spec.a[0].b['c'][?(@.type=="Ready")].status`.
 pub fn parse(path: &str) -> Result<Vec<Step>, String> {
-    let mut rest = path
-        .trim()
-        .trim_start_matches('{')
-        .trim_end_matches('}')
-        .trim_start_matches('$');
+    let mut rest = path.trim().trim_start_matches('{').trim_end_matches('}').trim_start_matches('$');
     let mut out = Vec::new();
     while !rest.is_empty() {
         if let Some(r) = rest.strip_prefix('[') {
@@ -82,12 +78,7 @@ fn bracket(s: &str) -> Option<Step> {
             Some((l, r)) => (l, r, true),
             None => f.split_once("!=").map(|(l, r)| (l, r, false))?,
         };
-        let path = left
-            .trim()
-            .trim_start_matches("@.")
-            .split('.')
-            .map(String::from)
-            .collect();
+        let path = left.trim().trim_start_matches("@.").split('.').map(String::from).collect();
         let right = right.trim();
         let value = match right.trim_matches(['"', '\'']) {
             t if t.len() != right.len() => t.into(),
@@ -96,11 +87,7 @@ fn bracket(s: &str) -> Option<Step> {
         return Some(Step::Filter(path, equal, value));
     }
     let bare = s.trim_matches(['"', '\'']);
-    if bare.len() != s.len() {
-        Some(Step::Field(bare.into()))
-    } else {
-        s.parse().ok().map(Step::Index)
-    }
+    if bare.len() != s.len() { Some(Step::Field(bare.into())) } else { s.parse().ok().map(Step::Index) }
 }
 
 /// All values at a path.
@@ -118,9 +105,7 @@ pub fn find<'a>(root: &'a Value, steps: &[Step]) -> Vec<&'a Value> {
                 (Step::All, Value::Array(a)) => next.extend(a),
                 (Step::All, Value::Object(m)) => next.extend(m.values()),
                 (Step::Filter(path, equal, want), Value::Array(a)) => {
-                    next.extend(a.iter().filter(|i| {
-                        (path.iter().fold(*i, |v, p| &v[p.as_str()]) == want) == *equal
-                    }));
+                    next.extend(a.iter().filter(|i| (path.iter().fold(*i, |v, p| &v[p.as_str()]) == want) == *equal));
                 }
                 _ => {}
             }
@@ -149,11 +134,7 @@ mod tests {
             ("{.a.b[1].t}", vec![json!("y")]),
         ] {
             let steps = parse(p).unwrap();
-            assert_eq!(
-                find(&o, &steps).into_iter().cloned().collect::<Vec<_>>(),
-                want,
-                "{p}"
-            );
+            assert_eq!(find(&o, &steps).into_iter().cloned().collect::<Vec<_>>(), want, "{p}");
         }
         assert!(parse(".a[").is_err());
     }

@@ -37,9 +37,7 @@ pub fn columns(kind: &Kind) -> Value {
     let definition = |c: &Column| json!({"name": c.name, "type": c.ty, "format": c.format, "description": describe(c), "priority": c.priority});
     if kind.is_custom() {
         let name = json!({"name": "Name", "type": "string", "format": "name", "description": NAME_HELP, "priority": 0});
-        return std::iter::once(name)
-            .chain(kind.columns.iter().map(definition))
-            .collect();
+        return std::iter::once(name).chain(kind.columns.iter().map(definition)).collect();
     }
     if kind.columns.is_empty() {
         return json!([
@@ -50,8 +48,7 @@ pub fn columns(kind: &Kind) -> Value {
     kind.columns.iter().map(definition).collect()
 }
 
-const NAME_HELP: &str =
-    "The name of the object, unique among objects of its kind in its namespace.";
+const NAME_HELP: &str = "The name of the object, unique among objects of its kind in its namespace.";
 const AGE_HELP: &str = "When the server created the object.";
 
 fn describe(c: &Column) -> &str {
@@ -67,19 +64,13 @@ fn describe(c: &Column) -> &str {
 pub fn cells(kind: &Kind, o: &Value, now: i64) -> Vec<Value> {
     if kind.is_custom() {
         let name = std::iter::once(Value::from(meta::name(o)));
-        return name
-            .chain(kind.columns.iter().map(|c| custom_cell(c, o, now)))
-            .collect();
+        return name.chain(kind.columns.iter().map(|c| custom_cell(c, o, now))).collect();
     }
     if kind.columns.is_empty() {
-        return vec![
-            meta::name(o).into(),
-            o["metadata"]["creationTimestamp"].clone(),
-        ];
+        return vec![meta::name(o).into(), o["metadata"]["creationTimestamp"].clone()];
     }
-    let mut cells = core::cells(kind, o, now)
-        .or_else(|| others::cells(kind, o, now))
-        .unwrap_or_else(|| vec![meta::name(o).into()]);
+    let mut cells =
+        core::cells(kind, o, now).or_else(|| others::cells(kind, o, now)).unwrap_or_else(|| vec![meta::name(o).into()]);
     cells.resize(kind.columns.len(), Value::from(""));
     cells
 }
@@ -98,11 +89,7 @@ pub fn row(kind: &Kind, o: &Value, include: Include, version: &str, now: i64) ->
         let done = matches!(o["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
         if done && kind.plural == "pods" {
             let phase = o["status"]["phase"].as_str().unwrap_or("");
-            let message = if phase == "Failed" {
-                "The pod failed."
-            } else {
-                "The pod has completed successfully."
-            };
+            let message = if phase == "Failed" { "The pod failed." } else { "The pod has completed successfully." };
             row["conditions"] = json!([{"type": "Completed", "status": "True", "reason": phase, "message": message}]);
         }
     }
@@ -123,15 +110,8 @@ pub fn table<'a>(
     with_columns: bool,
     now: i64,
 ) -> Value {
-    let rows: Vec<Value> = items
-        .into_iter()
-        .map(|o| row(kind, o, include, version, now))
-        .collect();
-    let columns = if with_columns {
-        columns(kind)
-    } else {
-        json!([])
-    };
+    let rows: Vec<Value> = items.into_iter().map(|o| row(kind, o, include, version, now)).collect();
+    let columns = if with_columns { columns(kind) } else { json!([]) };
     json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": list_meta, "columnDefinitions": columns, "rows": rows})
 }
 
@@ -170,9 +150,7 @@ fn age(o: &Value, now: i64) -> Value {
 }
 
 fn since(t: &Value, now: i64) -> Value {
-    t.as_str()
-        .map_or_else(|| "<unknown>".to_string(), |t| crate::time::age(t, now))
-        .into()
+    t.as_str().map_or_else(|| "<unknown>".to_string(), |t| crate::time::age(t, now)).into()
 }
 
 fn or<'a>(s: &'a str, other: &'a str) -> &'a str {
@@ -193,12 +171,7 @@ fn list_at<'a>(v: &'a Value, key: &str) -> &'a [Value] {
 
 /// `k=v,k2=v2`, or `<none>`.
 fn map_text(v: &Value) -> String {
-    let list: Vec<String> = v
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(k, v)| format!("{k}={}", text(v)))
-        .collect();
+    let list: Vec<String> = v.as_object().into_iter().flatten().map(|(k, v)| format!("{k}={}", text(v))).collect();
     or(&list.join(","), "<none>").to_string()
 }
 
@@ -213,12 +186,7 @@ fn selector_text(v: &Value) -> String {
 /// Names and images of a pod template's containers.
 fn containers(template: &Value) -> (String, String) {
     let list = list_at(&template["spec"], "containers");
-    let join = |k: &str| {
-        list.iter()
-            .map(|c| str_at(c, k))
-            .collect::<Vec<_>>()
-            .join(",")
-    };
+    let join = |k: &str| list.iter().map(|c| str_at(c, k)).collect::<Vec<_>>().join(",");
     (join("name"), join("image"))
 }
 

@@ -16,44 +16,24 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             let p = &spec["parameters"];
             let params = if p.is_object() {
                 let g = str_at(p, "apiGroup");
-                let k = if g.is_empty() {
-                    str_at(p, "kind").to_string()
-                } else {
-                    format!("{}.{g}", str_at(p, "kind"))
-                };
+                let k = if g.is_empty() { str_at(p, "kind").to_string() } else { format!("{}.{g}", str_at(p, "kind")) };
                 format!("{k}/{}", str_at(p, "name"))
             } else {
                 "<none>".into()
             };
-            vec![
-                name(),
-                str_at(spec, "controller").into(),
-                params.into(),
-                age(o, now),
-            ]
+            vec![name(), str_at(spec, "controller").into(), params.into(), age(o, now)]
         }
-        "NetworkPolicy" => vec![
-            name(),
-            selector_text(&spec["podSelector"]).into(),
-            age(o, now),
-        ],
+        "NetworkPolicy" => vec![name(), selector_text(&spec["podSelector"]).into(), age(o, now)],
         "IPAddress" => {
             let p = &spec["parentRef"];
-            let parts: Vec<&str> = ["resource", "namespace", "name"]
-                .iter()
-                .map(|k| str_at(p, k))
-                .filter(|s| !s.is_empty())
-                .collect();
+            let parts: Vec<&str> =
+                ["resource", "namespace", "name"].iter().map(|k| str_at(p, k)).filter(|s| !s.is_empty()).collect();
             vec![name(), parts.join("/").into()]
         }
         "ServiceCIDR" => vec![name(), strings(spec, "cidrs").join(",").into(), age(o, now)],
         "PodDisruptionBudget" => {
             let of = |k: &str| {
-                if spec[k].is_null() {
-                    "N/A".to_string()
-                } else {
-                    text(&spec[k])
-                }
+                if spec[k].is_null() { "N/A".to_string() } else { text(&spec[k]) }
             };
             vec![
                 name(),
@@ -67,12 +47,9 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         "HorizontalPodAutoscaler" => autoscaler(o, now),
         "StorageClass" => {
             let mut n = meta::name(o).to_string();
-            if [
-                "storageclass.kubernetes.io/is-default-class",
-                "storageclass.beta.kubernetes.io/is-default-class",
-            ]
-            .iter()
-            .any(|a| meta::annotation(o, a) == Some("true"))
+            if ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"]
+                .iter()
+                .any(|a| meta::annotation(o, a) == Some("true"))
             {
                 n.push_str(" (default)");
             }
@@ -88,10 +65,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         "CSINode" => vec![name(), list_at(spec, "drivers").len().into(), age(o, now)],
         "CSIDriver" => {
             let modes = strings(spec, "volumeLifecycleModes").join(",");
-            let audiences: Vec<&str> = list_at(spec, "tokenRequests")
-                .iter()
-                .map(|t| str_at(t, "audience"))
-                .collect();
+            let audiences: Vec<&str> = list_at(spec, "tokenRequests").iter().map(|t| str_at(t, "audience")).collect();
             let mut cells = vec![
                 name(),
                 (spec["attachRequired"] != false).into(),
@@ -107,11 +81,9 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             // The table of columns says how many of them are shown.
             cells
         }
-        "CSIStorageCapacity" => vec![
-            name(),
-            str_at(o, "storageClassName").into(),
-            o["capacity"].as_str().unwrap_or("").into(),
-        ],
+        "CSIStorageCapacity" => {
+            vec![name(), str_at(o, "storageClassName").into(), o["capacity"].as_str().unwrap_or("").into()]
+        }
         "VolumeAttachment" => vec![
             name(),
             str_at(spec, "attacher").into(),
@@ -133,18 +105,12 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
             vec![name(), list_at(o, "webhooks").len().into(), age(o, now)]
         }
-        "ValidatingAdmissionPolicy" => vec![
-            name(),
-            list_at(spec, "validations").len().into(),
-            param_kind(spec).into(),
-            age(o, now),
-        ],
-        "MutatingAdmissionPolicy" => vec![
-            name(),
-            list_at(spec, "mutations").len().into(),
-            param_kind(spec).into(),
-            age(o, now),
-        ],
+        "ValidatingAdmissionPolicy" => {
+            vec![name(), list_at(spec, "validations").len().into(), param_kind(spec).into(), age(o, now)]
+        }
+        "MutatingAdmissionPolicy" => {
+            vec![name(), list_at(spec, "mutations").len().into(), param_kind(spec).into(), age(o, now)]
+        }
         "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => {
             let p = &spec["paramRef"];
             let param = match (str_at(p, "namespace"), str_at(p, "name")) {
@@ -152,12 +118,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
                 ("", n) => or(n, "*").to_string(),
                 (ns, n) => format!("{ns}/{}", or(n, "*")),
             };
-            vec![
-                name(),
-                str_at(spec, "policyName").into(),
-                param.into(),
-                age(o, now),
-            ]
+            vec![name(), str_at(spec, "policyName").into(), param.into(), age(o, now)]
         }
         "FlowSchema" => {
             let missing = list_at(status, "conditions")
@@ -174,18 +135,10 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             ]
         }
         "PriorityLevelConfiguration" => {
-            let l = if spec["limited"].is_object() {
-                &spec["limited"]
-            } else {
-                &spec["exempt"]
-            };
+            let l = if spec["limited"].is_object() { &spec["limited"] } else { &spec["exempt"] };
             let q = &l["limitResponse"]["queuing"];
             let of = |v: &Value| {
-                if v.is_null() {
-                    Value::from("<none>")
-                } else {
-                    v.clone()
-                }
+                if v.is_null() { Value::from("<none>") } else { v.clone() }
             };
             vec![
                 name(),
@@ -226,9 +179,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             } else {
                 "Local".into()
             };
-            let available = list_at(status, "conditions")
-                .iter()
-                .find(|c| c["type"] == "Available");
+            let available = list_at(status, "conditions").iter().find(|c| c["type"] == "Available");
             let state = match available {
                 Some(c) if c["status"] == "True" => "True".to_string(),
                 Some(c) => format!("{} ({})", str_at(c, "status"), str_at(c, "reason")),
@@ -256,31 +207,18 @@ fn strings<'a>(v: &'a Value, key: &str) -> Vec<&'a str> {
 
 fn param_kind(spec: &Value) -> String {
     let p = &spec["paramKind"];
-    if p.is_object() {
-        format!("{}/{}", str_at(p, "apiVersion"), str_at(p, "kind"))
-    } else {
-        "<unset>".into()
-    }
+    if p.is_object() { format!("{}/{}", str_at(p, "apiVersion"), str_at(p, "kind")) } else { "<unset>".into() }
 }
 
 fn first_three(list: &[String]) -> String {
-    if list.len() > 3 {
-        format!("{} + {} more...", list[..3].join(","), list.len() - 3)
-    } else {
-        list.join(",")
-    }
+    if list.len() > 3 { format!("{} + {} more...", list[..3].join(","), list.len() - 3) } else { list.join(",") }
 }
 
 fn endpoint_slice(o: &Value, now: i64) -> Vec<Value> {
-    let ports: Vec<String> = list_at(o, "ports")
-        .iter()
-        .map(|p| p["port"].as_i64().map_or("*".into(), |n| n.to_string()))
-        .collect();
-    let addresses: Vec<String> = list_at(o, "endpoints")
-        .iter()
-        .flat_map(|e| strings(e, "addresses"))
-        .map(String::from)
-        .collect();
+    let ports: Vec<String> =
+        list_at(o, "ports").iter().map(|p| p["port"].as_i64().map_or("*".into(), |n| n.to_string())).collect();
+    let addresses: Vec<String> =
+        list_at(o, "endpoints").iter().flat_map(|e| strings(e, "addresses")).map(String::from).collect();
     vec![
         meta::name(o).into(),
         str_at(o, "addressType").into(),
@@ -292,20 +230,13 @@ fn endpoint_slice(o: &Value, now: i64) -> Vec<Value> {
 
 fn ingress(o: &Value, now: i64) -> Vec<Value> {
     let spec = &o["spec"];
-    let hosts: Vec<String> = list_at(spec, "rules")
-        .iter()
-        .map(|r| str_at(r, "host").to_string())
-        .filter(|h| !h.is_empty())
-        .collect();
+    let hosts: Vec<String> =
+        list_at(spec, "rules").iter().map(|r| str_at(r, "host").to_string()).filter(|h| !h.is_empty()).collect();
     let addresses: Vec<&str> = list_at(&o["status"]["loadBalancer"], "ingress")
         .iter()
         .map(|i| or(str_at(i, "ip"), str_at(i, "hostname")))
         .collect();
-    let ports = if list_at(spec, "tls").is_empty() {
-        "80"
-    } else {
-        "80, 443"
-    };
+    let ports = if list_at(spec, "tls").is_empty() { "80" } else { "80, 443" };
     vec![
         meta::name(o).into(),
         or(str_at(spec, "ingressClassName"), "<none>").into(),
@@ -331,28 +262,13 @@ fn binding(o: &Value, now: i64) -> Vec<Value> {
             .collect();
         Value::from(list.join(", "))
     };
-    let role = format!(
-        "{}/{}",
-        str_at(&o["roleRef"], "kind"),
-        str_at(&o["roleRef"], "name")
-    );
-    vec![
-        meta::name(o).into(),
-        role.into(),
-        age(o, now),
-        of("User"),
-        of("Group"),
-        of("ServiceAccount"),
-    ]
+    let role = format!("{}/{}", str_at(&o["roleRef"], "kind"), str_at(&o["roleRef"], "name"));
+    vec![meta::name(o).into(), role.into(), age(o, now), of("User"), of("Group"), of("ServiceAccount")]
 }
 
 fn csr(o: &Value, now: i64) -> Vec<Value> {
     let (spec, status) = (&o["spec"], &o["status"]);
-    let has = |ty: &str| {
-        list_at(status, "conditions")
-            .iter()
-            .any(|c| c["type"] == ty)
-    };
+    let has = |ty: &str| list_at(status, "conditions").iter().any(|c| c["type"] == ty);
     let mut states = Vec::new();
     if has("Denied") {
         states.push("Denied");
@@ -367,9 +283,7 @@ fn csr(o: &Value, now: i64) -> Vec<Value> {
     if !str_at(status, "certificate").is_empty() {
         states.push("Issued");
     }
-    let duration = spec["expirationSeconds"]
-        .as_i64()
-        .map_or("<none>".to_string(), crate::time::human);
+    let duration = spec["expirationSeconds"].as_i64().map_or("<none>".to_string(), crate::time::human);
     vec![
         meta::name(o).into(),
         age(o, now),
@@ -384,14 +298,8 @@ fn autoscaler(o: &Value, now: i64) -> Vec<Value> {
     let (spec, status) = (&o["spec"], &o["status"]);
     let target = &spec["scaleTargetRef"];
     let reference = format!("{}/{}", str_at(target, "kind"), str_at(target, "name"));
-    let min = spec["minReplicas"]
-        .as_i64()
-        .map_or("<unset>".to_string(), |m| m.to_string());
-    let targets = if spec["metrics"].is_array() {
-        metrics(o)
-    } else {
-        cpu_v1(o)
-    };
+    let min = spec["minReplicas"].as_i64().map_or("<unset>".to_string(), |m| m.to_string());
+    let targets = if spec["metrics"].is_array() { metrics(o) } else { cpu_v1(o) };
     vec![
         meta::name(o).into(),
         reference.into(),
@@ -404,17 +312,10 @@ fn autoscaler(o: &Value, now: i64) -> Vec<Value> {
 }
 
 fn cpu_v1(o: &Value) -> String {
-    let show = |v: &Value| {
-        v.as_i64()
-            .map_or("<unknown>".to_string(), |n| format!("{n}%"))
-    };
+    let show = |v: &Value| v.as_i64().map_or("<unknown>".to_string(), |n| format!("{n}%"));
     match &o["spec"]["targetCPUUtilizationPercentage"] {
         Value::Null => "<none>".into(),
-        t => format!(
-            "cpu: {}/{}",
-            show(&o["status"]["currentCPUUtilizationPercentage"]),
-            show(t)
-        ),
+        t => format!("cpu: {}/{}", show(&o["status"]["currentCPUUtilizationPercentage"]), show(t)),
     }
 }
 
@@ -432,45 +333,20 @@ fn metrics(o: &Value) -> String {
         };
         let now = &current.get(i).unwrap_or(&Value::Null)[key]["current"];
         let goal = &m[key]["target"];
-        let prefix = if key.ends_with("esource") {
-            format!("{}: ", str_at(&m[key], "name"))
-        } else {
-            String::new()
-        };
+        let prefix = if key.ends_with("esource") { format!("{}: ", str_at(&m[key], "name")) } else { String::new() };
         let text = if goal["averageUtilization"].is_i64() {
-            let c = now["averageUtilization"]
-                .as_i64()
-                .map_or("<unknown>".to_string(), |n| format!("{n}%"));
+            let c = now["averageUtilization"].as_i64().map_or("<unknown>".to_string(), |n| format!("{n}%"));
             format!("{prefix}{c}/{}%", int_at(goal, "averageUtilization"))
         } else if goal["averageValue"].is_string() {
-            format!(
-                "{prefix}{}/{} (avg)",
-                or(str_at(now, "averageValue"), "<unknown>"),
-                str_at(goal, "averageValue")
-            )
-            .replace(
-                " (avg)",
-                if matches!(key, "object" | "external") {
-                    " (avg)"
-                } else {
-                    ""
-                },
-            )
+            format!("{prefix}{}/{} (avg)", or(str_at(now, "averageValue"), "<unknown>"), str_at(goal, "averageValue"))
+                .replace(" (avg)", if matches!(key, "object" | "external") { " (avg)" } else { "" })
         } else {
-            format!(
-                "{prefix}{}/{}",
-                or(str_at(now, "value"), "<unknown>"),
-                str_at(goal, "value")
-            )
+            format!("{prefix}{}/{}", or(str_at(now, "value"), "<unknown>"), str_at(goal, "value"))
         };
         list.push(text);
     }
     let more = list.len().saturating_sub(2);
     list.truncate(2);
     let text = list.join(", ");
-    if more > 0 {
-        format!("{text} + {more} more...")
-    } else {
-        or(&text, "<none>").to_string()
-    }
+    if more > 0 { format!("{text} + {more} more...") } else { or(&text, "<none>").to_string() }
 }

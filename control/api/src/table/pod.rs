@@ -15,16 +15,12 @@ pub(super) fn cells(o: &Value, now: i64) -> Vec<Value> {
     let row = summary(o);
     let status = &o["status"];
     let restarts = match row.last_restart {
-        Some(t) if row.restarts != 0 => format!(
-            "{} ({} ago)",
-            row.restarts,
-            since(&t.into(), now).as_str().unwrap_or("")
-        ),
+        Some(t) if row.restarts != 0 => {
+            format!("{} ({} ago)", row.restarts, since(&t.into(), now).as_str().unwrap_or(""))
+        }
         _ => row.restarts.to_string(),
     };
-    let ip = list_at(status, "podIPs")
-        .first()
-        .map_or(str_at(status, "podIP"), |i| str_at(i, "ip"));
+    let ip = list_at(status, "podIPs").first().map_or(str_at(status, "podIP"), |i| str_at(i, "ip"));
     vec![
         crate::meta::name(o).into(),
         format!("{}/{}", row.ready, row.total).into(),
@@ -51,9 +47,7 @@ fn readiness_gates(o: &Value) -> String {
 }
 
 fn condition<'a>(o: &'a Value, ty: &str) -> Option<&'a Value> {
-    list_at(&o["status"], "conditions")
-        .iter()
-        .find(|c| c["type"] == ty)
+    list_at(&o["status"], "conditions").iter().find(|c| c["type"] == ty)
 }
 
 fn exit_text(t: &Value, prefix: &str) -> String {
@@ -75,14 +69,9 @@ fn later(a: &mut Option<String>, status: &Value) {
 fn summary(o: &Value) -> Row {
     let (spec, status) = (&o["spec"], &o["status"]);
     let sidecar = |name: &str| {
-        list_at(spec, "initContainers")
-            .iter()
-            .any(|c| c["name"] == name && c["restartPolicy"] == "Always")
+        list_at(spec, "initContainers").iter().any(|c| c["name"] == name && c["restartPolicy"] == "Always")
     };
-    let sidecars = list_at(spec, "initContainers")
-        .iter()
-        .filter(|c| c["restartPolicy"] == "Always")
-        .count();
+    let sidecars = list_at(spec, "initContainers").iter().filter(|c| c["restartPolicy"] == "Always").count();
     let mut row = Row {
         reason: or(str_at(status, "reason"), str_at(status, "phase")).to_string(),
         ready: 0,

@@ -4,10 +4,7 @@ use crate::kinds::{builtin, find};
 const NOW: i64 = 1_767_323_045;
 
 fn text_cells(group: &str, version: &str, plural: &str, o: Value) -> Vec<String> {
-    cells(find(group, version, plural).unwrap(), &o, NOW)
-        .iter()
-        .map(text)
-        .collect()
+    cells(find(group, version, plural).unwrap(), &o, NOW).iter().map(text).collect()
 }
 
 #[test]
@@ -19,27 +16,14 @@ fn pods() {
             {"name": "d", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}});
     assert_eq!(
         text_cells("", "v1", "pods", base.clone()),
-        [
-            "a",
-            "1/2",
-            "CrashLoopBackOff",
-            "2 (60s ago)",
-            "5m",
-            "10.0.0.1",
-            "n",
-            "<none>",
-            "<none>"
-        ]
+        ["a", "1/2", "CrashLoopBackOff", "2 (60s ago)", "5m", "10.0.0.1", "n", "<none>", "<none>"]
     );
     let mut terminating = base.clone();
     terminating["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:05Z".into();
     assert_eq!(text_cells("", "v1", "pods", terminating)[2], "Terminating");
     let init = json!({"metadata": {"name": "a"}, "spec": {"initContainers": [{"name": "i"}], "containers": [{"name": "c"}]},
         "status": {"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]}});
-    assert_eq!(
-        text_cells("", "v1", "pods", init)[1..3],
-        ["0/1", "Init:0/1"]
-    );
+    assert_eq!(text_cells("", "v1", "pods", init)[1..3], ["0/1", "Init:0/1"]);
     let done = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c"}]},
         "status": {"phase": "Succeeded", "containerStatuses": [{"name": "c", "state": {"terminated": {"reason": "Completed", "exitCode": 0}}}]}});
     assert_eq!(text_cells("", "v1", "pods", done)[2], "Completed");
@@ -90,12 +74,7 @@ fn every_kind_has_a_row() {
     for k in builtin() {
         let o = json!({"metadata": {"name": "x"}});
         let c = cells(k, &o, NOW);
-        assert_eq!(
-            c.len(),
-            columns(k).as_array().unwrap().len(),
-            "{}",
-            k.plural
-        );
+        assert_eq!(c.len(), columns(k).as_array().unwrap().len(), "{}", k.plural);
         if k.plural != "events" {
             assert!(c[0].as_str().unwrap().starts_with('x'), "{}", k.plural);
         }
@@ -106,15 +85,7 @@ fn every_kind_has_a_row() {
 fn tables() {
     let k = find("", "v1", "configmaps").unwrap();
     let o = json!({"metadata": {"name": "x"}, "data": {"a": "b"}});
-    let t = table(
-        k,
-        [&o],
-        json!({"resourceVersion": "5"}),
-        Include::Metadata,
-        "v1",
-        true,
-        NOW,
-    );
+    let t = table(k, [&o], json!({"resourceVersion": "5"}), Include::Metadata, "v1", true, NOW);
     assert_eq!(t["rows"][0]["cells"], json!(["x", 1, "<unknown>"]));
     assert_eq!(t["rows"][0]["object"]["kind"], "PartialObjectMetadata");
     assert_eq!(t["columnDefinitions"].as_array().unwrap().len(), 3);

@@ -22,10 +22,7 @@ pub fn metadata(kind: &Kind, o: &Value) -> Vec<FieldError> {
         check(generate, "metadata.generateName", true, &mut out);
     }
     if meta::name(o).is_empty() {
-        out.push(FieldError::required(
-            "metadata.name",
-            "name or generateName is required",
-        ));
+        out.push(FieldError::required("metadata.name", "name or generateName is required"));
     } else {
         check(meta::name(o), "metadata.name", false, &mut out);
     }
@@ -41,10 +38,7 @@ pub fn metadata(kind: &Kind, o: &Value) -> Vec<FieldError> {
                 .map(|e| FieldError::invalid("metadata.namespace", ns, e)),
         );
     } else if !meta::namespace(o).is_empty() {
-        out.push(FieldError::forbidden(
-            "metadata.namespace",
-            "not allowed on this type",
-        ));
+        out.push(FieldError::forbidden("metadata.namespace", "not allowed on this type"));
     }
     if let Some(l) = m["labels"].as_object() {
         out.extend(names::labels(l, "metadata.labels"));
@@ -65,8 +59,7 @@ fn owners(o: &Value, out: &mut Vec<FieldError>) {
     let mut controller: Option<&Value> = None;
     for (i, r) in meta::owners(o).iter().enumerate() {
         let at = format!("metadata.ownerReferences[{i}]");
-        let (group, version) =
-            crate::kinds::split_api_version(r["apiVersion"].as_str().unwrap_or(""));
+        let (group, version) = crate::kinds::split_api_version(r["apiVersion"].as_str().unwrap_or(""));
         if version.is_empty() {
             out.push(FieldError::invalid(
                 format!("{at}.apiVersion"),
@@ -76,19 +69,11 @@ fn owners(o: &Value, out: &mut Vec<FieldError>) {
         }
         for k in ["kind", "name", "uid"] {
             if r[k].as_str().unwrap_or("").is_empty() {
-                out.push(FieldError::invalid(
-                    format!("{at}.{k}"),
-                    r[k].clone(),
-                    "must not be empty",
-                ));
+                out.push(FieldError::invalid(format!("{at}.{k}"), r[k].clone(), "must not be empty"));
             }
         }
         if group.is_empty() && r["kind"] == "Event" {
-            out.push(FieldError::invalid(
-                at.clone(),
-                r.clone(),
-                "Event is disallowed from being an owner",
-            ));
+            out.push(FieldError::invalid(at.clone(), r.clone(), "Event is disallowed from being an owner"));
         }
         if r["controller"] == true {
             if let Some(first) = controller {
@@ -114,20 +99,13 @@ pub fn metadata_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError>
     let mut out = metadata(kind, new);
     for f in ["name", "namespace", "uid", "creationTimestamp"] {
         if new["metadata"][f] != old["metadata"][f] {
-            out.push(FieldError::invalid(
-                format!("metadata.{f}"),
-                new["metadata"][f].clone(),
-                "field is immutable",
-            ));
+            out.push(FieldError::invalid(format!("metadata.{f}"), new["metadata"][f].clone(), "field is immutable"));
         }
     }
     if meta::deletion_timestamp(old).is_some() {
         let before = meta::finalizers(old);
-        let added: Vec<String> = meta::finalizers(new)
-            .into_iter()
-            .filter(|f| !before.contains(f))
-            .map(|f| format!("{f:?}"))
-            .collect();
+        let added: Vec<String> =
+            meta::finalizers(new).into_iter().filter(|f| !before.contains(f)).map(|f| format!("{f:?}")).collect();
         if !added.is_empty() {
             let detail = format!(
                 "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",

@@ -40,17 +40,8 @@ fn rules(kind: &Kind, o: &Value) -> Vec<FieldError> {
     let mut out = Vec::new();
     if others::wants_required(kind) {
         for f in &kind.schema().fields {
-            if !matches!(
-                f.name.as_ref(),
-                "metadata" | "status" | "apiVersion" | "kind"
-            ) {
-                field(
-                    &o[f.name.as_ref()],
-                    f.schema(),
-                    f.required,
-                    &f.name,
-                    &mut out,
-                );
+            if !matches!(f.name.as_ref(), "metadata" | "status" | "apiVersion" | "kind") {
+                field(&o[f.name.as_ref()], f.schema(), f.required, &f.name, &mut out);
             }
         }
     }
@@ -61,9 +52,7 @@ fn rules(kind: &Kind, o: &Value) -> Vec<FieldError> {
 /// Texts that the schema requires must be there and not be empty.
 fn field(v: &Value, schema: &Schema, required: bool, path: &str, out: &mut Vec<FieldError>) {
     match (schema.ty, v) {
-        (Ty::String, v) if required && v.as_str().unwrap_or("").is_empty() => {
-            out.push(FieldError::required(path, ""))
-        }
+        (Ty::String, v) if required && v.as_str().unwrap_or("").is_empty() => out.push(FieldError::required(path, "")),
         (Ty::Object, Value::Object(m)) if !schema.is_map() => {
             for f in &schema.fields {
                 field(
@@ -77,10 +66,7 @@ fn field(v: &Value, schema: &Schema, required: bool, path: &str, out: &mut Vec<F
         }
         (Ty::Array, Value::Array(items)) => {
             if let Some(item) = schema.item() {
-                items
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, x)| field(x, item, false, &format!("{path}[{i}]"), out));
+                items.iter().enumerate().for_each(|(i, x)| field(x, item, false, &format!("{path}[{i}]"), out));
             }
         }
         _ => {}
@@ -89,12 +75,7 @@ fn field(v: &Value, schema: &Schema, required: bool, path: &str, out: &mut Vec<F
 
 /// Whether the value at a field's path is the same in both.
 fn unchanged(a: &Value, b: &Value, path: &str) -> bool {
-    let pointer: String = path
-        .replace('[', ".")
-        .replace(']', "")
-        .split('.')
-        .map(|p| format!("/{p}"))
-        .collect();
+    let pointer: String = path.replace('[', ".").replace(']', "").split('.').map(|p| format!("/{p}")).collect();
     a.pointer(&pointer) == b.pointer(&pointer)
 }
 

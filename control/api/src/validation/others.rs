@@ -45,30 +45,15 @@ pub(super) fn create(kind: &Kind, o: &Value) -> Vec<FieldError> {
         ("networking.k8s.io", "Ingress") => ingress(spec, &mut out),
         ("networking.k8s.io", "NetworkPolicy") => {
             for (i, t) in items(spec, "policyTypes").iter().enumerate() {
-                one_of(
-                    t,
-                    &format!("spec.policyTypes[{i}]"),
-                    &["Egress", "Ingress"],
-                    &mut out,
-                );
+                one_of(t, &format!("spec.policyTypes[{i}]"), &["Egress", "Ingress"], &mut out);
             }
             network_peers(spec, &mut out);
         }
         ("autoscaling", "HorizontalPodAutoscaler") => autoscaler(spec, &mut out),
         ("policy", "PodDisruptionBudget") => budget(spec, &mut out),
         ("storage.k8s.io", "StorageClass") => {
-            one_of(
-                &o["reclaimPolicy"],
-                "reclaimPolicy",
-                &["Delete", "Retain"],
-                &mut out,
-            );
-            one_of(
-                &o["volumeBindingMode"],
-                "volumeBindingMode",
-                &["Immediate", "WaitForFirstConsumer"],
-                &mut out,
-            );
+            one_of(&o["reclaimPolicy"], "reclaimPolicy", &["Delete", "Retain"], &mut out);
+            one_of(&o["volumeBindingMode"], "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], &mut out);
         }
         ("scheduling.k8s.io", "PriorityClass") => priority_class(o, &mut out),
         ("discovery.k8s.io", "EndpointSlice") => endpoint_slice(o, &mut out),
@@ -78,43 +63,25 @@ pub(super) fn create(kind: &Kind, o: &Value) -> Vec<FieldError> {
         ("", "Event") => {
             let ns = text(&o["involvedObject"], "namespace");
             if !ns.is_empty() && ns != meta::namespace(o) {
-                out.push(FieldError::invalid(
-                    "involvedObject.namespace",
-                    ns,
-                    "does not match event.namespace",
-                ));
+                out.push(FieldError::invalid("involvedObject.namespace", ns, "does not match event.namespace"));
             }
         }
         ("coordination.k8s.io", "Lease") => lease(spec, &mut out),
-        (
-            "admissionregistration.k8s.io",
-            "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration",
-        ) => webhooks(o, &mut out),
+        ("admissionregistration.k8s.io", "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration") => {
+            webhooks(o, &mut out)
+        }
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => {
             if items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
-                out.push(FieldError::required(
-                    "spec.validations",
-                    "validations or auditAnnotations must be specified",
-                ));
+                out.push(FieldError::required("spec.validations", "validations or auditAnnotations must be specified"));
             }
-            one_of(
-                &spec["failurePolicy"],
-                "spec.failurePolicy",
-                &["Fail", "Ignore"],
-                &mut out,
-            );
+            one_of(&spec["failurePolicy"], "spec.failurePolicy", &["Fail", "Ignore"], &mut out);
         }
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
             if items(spec, "validationActions").is_empty() {
                 out.push(FieldError::required("spec.validationActions", ""));
             }
             for (i, a) in items(spec, "validationActions").iter().enumerate() {
-                one_of(
-                    a,
-                    &format!("spec.validationActions[{i}]"),
-                    &["Audit", "Deny", "Warn"],
-                    &mut out,
-                );
+                one_of(a, &format!("spec.validationActions[{i}]"), &["Audit", "Deny", "Warn"], &mut out);
             }
         }
         ("apiextensions.k8s.io", _) => out.extend(crate::crd::check(o)),
@@ -136,27 +103,13 @@ pub(super) fn create(kind: &Kind, o: &Value) -> Vec<FieldError> {
 fn backend(b: &Value, at: &str, out: &mut Vec<FieldError>) {
     let (service, resource) = (&b["service"], &b["resource"]);
     match (service.is_object(), resource.is_object()) {
-        (true, true) => out.push(FieldError::invalid(
-            at,
-            "",
-            "cannot set both resource and service backends",
-        )),
-        (false, false) => out.push(FieldError::invalid(
-            at,
-            "",
-            "resource or service backend is required",
-        )),
+        (true, true) => out.push(FieldError::invalid(at, "", "cannot set both resource and service backends")),
+        (false, false) => out.push(FieldError::invalid(at, "", "resource or service backend is required")),
         (true, false) => {
             let port = &service["port"];
             match (!text(port, "name").is_empty(), port["number"].is_i64()) {
-                (true, true) => out.push(FieldError::invalid(
-                    at,
-                    "",
-                    "cannot set both port name & port number",
-                )),
-                (false, false) => {
-                    out.push(FieldError::required(at, "port name or number is required"))
-                }
+                (true, true) => out.push(FieldError::invalid(at, "", "cannot set both port name & port number")),
+                (false, false) => out.push(FieldError::required(at, "port name or number is required")),
                 _ => {}
             }
         }
@@ -166,11 +119,7 @@ fn backend(b: &Value, at: &str, out: &mut Vec<FieldError>) {
 
 fn ingress(spec: &Value, out: &mut Vec<FieldError>) {
     if items(spec, "rules").is_empty() && !spec["defaultBackend"].is_object() {
-        out.push(FieldError::invalid(
-            "spec",
-            spec.clone(),
-            "either `defaultBackend` or `rules` must be specified",
-        ));
+        out.push(FieldError::invalid("spec", spec.clone(), "either `defaultBackend` or `rules` must be specified"));
     }
     if spec["defaultBackend"].is_object() {
         backend(&spec["defaultBackend"], "spec.defaultBackend", out);
@@ -181,16 +130,10 @@ fn ingress(spec: &Value, out: &mut Vec<FieldError>) {
         let bare = host.strip_prefix("*.").unwrap_or(host);
         if !host.is_empty() {
             if host.parse::<std::net::IpAddr>().is_ok() {
-                out.push(FieldError::invalid(
-                    format!("{at}.host"),
-                    host,
-                    "must be a DNS name, not an IP address",
-                ));
+                out.push(FieldError::invalid(format!("{at}.host"), host, "must be a DNS name, not an IP address"));
             }
             out.extend(
-                names::dns1123_subdomain(bare)
-                    .into_iter()
-                    .map(|e| FieldError::invalid(format!("{at}.host"), host, e)),
+                names::dns1123_subdomain(bare).into_iter().map(|e| FieldError::invalid(format!("{at}.host"), host, e)),
             );
         }
         if r["http"].is_object() && items(&r["http"], "paths").is_empty() {
@@ -201,25 +144,13 @@ fn ingress(spec: &Value, out: &mut Vec<FieldError>) {
             let ty = text(p, "pathType");
             if ty.is_empty() {
                 out.retain(|e| e.field != format!("{at}.pathType"));
-                out.push(FieldError::required(
-                    format!("{at}.pathType"),
-                    "pathType must be specified",
-                ));
+                out.push(FieldError::required(format!("{at}.pathType"), "pathType must be specified"));
             } else {
-                one_of(
-                    &p["pathType"],
-                    &format!("{at}.pathType"),
-                    &["Exact", "ImplementationSpecific", "Prefix"],
-                    out,
-                );
+                one_of(&p["pathType"], &format!("{at}.pathType"), &["Exact", "ImplementationSpecific", "Prefix"], out);
             }
             let path = text(p, "path");
             if (matches!(ty, "Exact" | "Prefix") || !path.is_empty()) && !path.starts_with('/') {
-                out.push(FieldError::invalid(
-                    format!("{at}.path"),
-                    path,
-                    "must be an absolute path",
-                ));
+                out.push(FieldError::invalid(format!("{at}.path"), path, "must be an absolute path"));
             }
             backend(&p["backend"], &format!("{at}.backend"), out);
         }
@@ -233,14 +164,8 @@ fn network_peers(spec: &Value, out: &mut Vec<FieldError>) {
                 let at = format!("spec.{rules}[{i}].{peers}[{j}]");
                 let block = p["ipBlock"].is_object();
                 if block && (p["podSelector"].is_object() || p["namespaceSelector"].is_object()) {
-                    out.push(FieldError::forbidden(
-                        &at,
-                        "may not specify both ipBlock and another peer",
-                    ));
-                } else if !block
-                    && !p["podSelector"].is_object()
-                    && !p["namespaceSelector"].is_object()
-                {
+                    out.push(FieldError::forbidden(&at, "may not specify both ipBlock and another peer"));
+                } else if !block && !p["podSelector"].is_object() && !p["namespaceSelector"].is_object() {
                     out.push(FieldError::required(&at, "must specify a peer"));
                 }
                 if block && !is_cidr(text(&p["ipBlock"], "cidr")) {
@@ -266,10 +191,7 @@ fn is_cidr(s: &str) -> bool {
 }
 
 fn autoscaler(spec: &Value, out: &mut Vec<FieldError>) {
-    let (min, max) = (
-        spec["minReplicas"].as_i64(),
-        spec["maxReplicas"].as_i64().unwrap_or(0),
-    );
+    let (min, max) = (spec["minReplicas"].as_i64(), spec["maxReplicas"].as_i64().unwrap_or(0));
     if min.is_some_and(|m| m < 1) {
         out.push(FieldError::invalid(
             "spec.minReplicas",
@@ -278,28 +200,16 @@ fn autoscaler(spec: &Value, out: &mut Vec<FieldError>) {
         ));
     }
     if max < 1 {
-        out.push(FieldError::invalid(
-            "spec.maxReplicas",
-            max,
-            "must be greater than 0",
-        ));
+        out.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than 0"));
     }
     if min.is_some_and(|m| max < m) {
-        out.push(FieldError::invalid(
-            "spec.maxReplicas",
-            max,
-            "must be greater than or equal to `minReplicas`",
-        ));
+        out.push(FieldError::invalid("spec.maxReplicas", max, "must be greater than or equal to `minReplicas`"));
     }
 }
 
 fn budget(spec: &Value, out: &mut Vec<FieldError>) {
     if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
-        out.push(FieldError::invalid(
-            "spec",
-            spec.clone(),
-            "minAvailable and maxUnavailable cannot be both set",
-        ));
+        out.push(FieldError::invalid("spec", spec.clone(), "minAvailable and maxUnavailable cannot be both set"));
     }
     for f in ["minAvailable", "maxUnavailable"] {
         let at = format!("spec.{f}");
@@ -312,11 +222,9 @@ fn budget(spec: &Value, out: &mut Vec<FieldError>) {
                     _ => {}
                 }
             }
-            v if v.as_i64().is_some_and(|n| n < 0) => out.push(FieldError::invalid(
-                &at,
-                v.clone(),
-                "must be greater than or equal to 0",
-            )),
+            v if v.as_i64().is_some_and(|n| n < 0) => {
+                out.push(FieldError::invalid(&at, v.clone(), "must be greater than or equal to 0"))
+            }
             _ => {}
         }
     }
@@ -338,52 +246,28 @@ fn priority_class(o: &Value, out: &mut Vec<FieldError>) {
     if name.starts_with("system-") && known != Some(value) {
         out.push(FieldError::forbidden(
             "metadata.name",
-            "priority class names with 'system-' prefix are reserved for system use only. error: \""
-                .to_string()
-                + name + "\" is not a known system priority class",
+            "priority class names with 'system-' prefix are reserved for system use only. error: \"".to_string()
+                + name
+                + "\" is not a known system priority class",
         ));
     } else if known.is_none() && value > 1_000_000_000 {
-        out.push(FieldError::forbidden(
-            "value",
-            "maximum allowed value of a user defined priority is 1000000000",
-        ));
+        out.push(FieldError::forbidden("value", "maximum allowed value of a user defined priority is 1000000000"));
     }
-    one_of(
-        &o["preemptionPolicy"],
-        "preemptionPolicy",
-        &["Never", "PreemptLowerPriority"],
-        out,
-    );
+    one_of(&o["preemptionPolicy"], "preemptionPolicy", &["Never", "PreemptLowerPriority"], out);
 }
 
 fn endpoint_slice(o: &Value, out: &mut Vec<FieldError>) {
-    one_of(
-        &o["addressType"],
-        "addressType",
-        &["FQDN", "IPv4", "IPv6"],
-        out,
-    );
+    one_of(&o["addressType"], "addressType", &["FQDN", "IPv4", "IPv6"], out);
     let ty = text(o, "addressType");
     if items(o, "endpoints").len() > 1000 {
-        out.push(FieldError::too_many(
-            "endpoints",
-            items(o, "endpoints").len(),
-            1000,
-        ));
+        out.push(FieldError::too_many("endpoints", items(o, "endpoints").len(), 1000));
     }
     if items(o, "ports").len() > 20_000 {
-        out.push(FieldError::too_many(
-            "ports",
-            items(o, "ports").len(),
-            20_000,
-        ));
+        out.push(FieldError::too_many("ports", items(o, "ports").len(), 20_000));
     }
     for (i, e) in items(o, "endpoints").iter().enumerate() {
         if items(e, "addresses").is_empty() {
-            out.push(FieldError::required(
-                format!("endpoints[{i}].addresses"),
-                "must contain at least 1 address",
-            ));
+            out.push(FieldError::required(format!("endpoints[{i}].addresses"), "must contain at least 1 address"));
         }
         for (j, a) in items(e, "addresses").iter().enumerate() {
             let at = format!("endpoints[{i}].addresses[{j}]");
@@ -396,11 +280,9 @@ fn endpoint_slice(o: &Value, out: &mut Vec<FieldError>) {
                 "IPv6" if !ip.is_some_and(|i| i.is_ipv6()) => {
                     out.push(FieldError::invalid(at, s, "must be an IPv6 address"))
                 }
-                "FQDN" => out.extend(
-                    names::dns1123_subdomain(s)
-                        .into_iter()
-                        .map(|e| FieldError::invalid(at.clone(), s, e)),
-                ),
+                "FQDN" => {
+                    out.extend(names::dns1123_subdomain(s).into_iter().map(|e| FieldError::invalid(at.clone(), s, e)))
+                }
                 _ => {}
             }
         }
@@ -422,10 +304,7 @@ fn endpoints(o: &Value, out: &mut Vec<FieldError>) {
             }
         }
         for (j, p) in items(s, "ports").iter().enumerate() {
-            if !p["port"]
-                .as_i64()
-                .is_some_and(|n| (1..=65_535).contains(&n))
-            {
+            if !p["port"].as_i64().is_some_and(|n| (1..=65_535).contains(&n)) {
                 out.push(FieldError::invalid(
                     format!("subsets[{i}].ports[{j}].port"),
                     p["port"].clone(),
@@ -438,15 +317,8 @@ fn endpoints(o: &Value, out: &mut Vec<FieldError>) {
 
 fn quantities(v: &Value, at: &str, out: &mut Vec<FieldError>) {
     for (k, q) in v.as_object().into_iter().flatten() {
-        if q.as_str()
-            .and_then(Quantity::parse)
-            .is_some_and(|q| q.sign() < 0)
-        {
-            out.push(FieldError::invalid(
-                format!("{at}[{k}]"),
-                q.clone(),
-                "must be greater than or equal to 0",
-            ));
+        if q.as_str().and_then(Quantity::parse).is_some_and(|q| q.sign() < 0) {
+            out.push(FieldError::invalid(format!("{at}[{k}]"), q.clone(), "must be greater than or equal to 0"));
         }
     }
 }
@@ -466,37 +338,18 @@ fn limit_range(spec: &Value, out: &mut Vec<FieldError>) {
                 ));
             }
         }
-        for (a, b) in [
-            ("defaultRequest", "default"),
-            ("default", "max"),
-            ("defaultRequest", "max"),
-        ] {
+        for (a, b) in [("defaultRequest", "default"), ("default", "max"), ("defaultRequest", "max")] {
             for k in l[a].as_object().into_iter().flatten().map(|(k, _)| k) {
                 if let (Some(x), Some(y)) = (get(a, k), get(b, k))
                     && x > y
                 {
-                    let name = |s: &str| {
-                        if s == "defaultRequest" {
-                            "default request"
-                        } else {
-                            s
-                        }
-                        .to_string()
-                    };
+                    let name = |s: &str| if s == "defaultRequest" { "default request" } else { s }.to_string();
                     let detail = format!(
                         "{} value {x} is greater than {} value {y}",
                         name(a),
-                        if b == "default" {
-                            "default limit".into()
-                        } else {
-                            name(b)
-                        }
+                        if b == "default" { "default limit".into() } else { name(b) }
                     );
-                    out.push(FieldError::invalid(
-                        format!("{at}.{a}[{k}]"),
-                        l[a][k].clone(),
-                        detail,
-                    ));
+                    out.push(FieldError::invalid(format!("{at}.{a}[{k}]"), l[a][k].clone(), detail));
                 }
             }
         }
@@ -504,10 +357,7 @@ fn limit_range(spec: &Value, out: &mut Vec<FieldError>) {
 }
 
 fn lease(spec: &Value, out: &mut Vec<FieldError>) {
-    if spec["leaseDurationSeconds"]
-        .as_i64()
-        .is_some_and(|n| n <= 0)
-    {
+    if spec["leaseDurationSeconds"].as_i64().is_some_and(|n| n <= 0) {
         out.push(FieldError::invalid(
             "spec.leaseDurationSeconds",
             spec["leaseDurationSeconds"].clone(),
@@ -540,33 +390,12 @@ fn webhooks(o: &Value, out: &mut Vec<FieldError>) {
         }
         seen.push(name);
         if items(w, "admissionReviewVersions").is_empty() {
-            out.push(FieldError::required(
-                format!("{at}.admissionReviewVersions"),
-                "must specify one of v1, v1beta1",
-            ));
+            out.push(FieldError::required(format!("{at}.admissionReviewVersions"), "must specify one of v1, v1beta1"));
         }
-        one_of(
-            &w["failurePolicy"],
-            &format!("{at}.failurePolicy"),
-            &["Fail", "Ignore"],
-            out,
-        );
-        one_of(
-            &w["matchPolicy"],
-            &format!("{at}.matchPolicy"),
-            &["Equivalent", "Exact"],
-            out,
-        );
-        one_of(
-            &w["sideEffects"],
-            &format!("{at}.sideEffects"),
-            &["None", "NoneOnDryRun"],
-            out,
-        );
-        if !w["timeoutSeconds"]
-            .as_i64()
-            .is_none_or(|t| (1..=30).contains(&t))
-        {
+        one_of(&w["failurePolicy"], &format!("{at}.failurePolicy"), &["Fail", "Ignore"], out);
+        one_of(&w["matchPolicy"], &format!("{at}.matchPolicy"), &["Equivalent", "Exact"], out);
+        one_of(&w["sideEffects"], &format!("{at}.sideEffects"), &["None", "NoneOnDryRun"], out);
+        if !w["timeoutSeconds"].as_i64().is_none_or(|t| (1..=30).contains(&t)) {
             out.push(FieldError::invalid(
                 format!("{at}.timeoutSeconds"),
                 w["timeoutSeconds"].clone(),
@@ -575,10 +404,7 @@ fn webhooks(o: &Value, out: &mut Vec<FieldError>) {
         }
         let c = &w["clientConfig"];
         if c["url"].is_string() == c["service"].is_object() {
-            out.push(FieldError::required(
-                format!("{at}.clientConfig"),
-                "exactly one of url or service is required",
-            ));
+            out.push(FieldError::required(format!("{at}.clientConfig"), "exactly one of url or service is required"));
         }
     }
 }
@@ -594,14 +420,12 @@ fn fixed(kind: &Kind) -> &'static [(&'static str, &'static str)] {
             ("volumeBindingMode", IMMUTABLE),
         ],
         ("storage.k8s.io", "VolumeAttachment") => &[("spec", IMMUTABLE)],
-        ("storage.k8s.io", "CSIDriver") => &[
-            ("spec.attachRequired", IMMUTABLE),
-            ("spec.volumeLifecycleModes", IMMUTABLE),
-        ],
-        ("scheduling.k8s.io", "PriorityClass") => &[
-            ("value", "may not be changed in an update."),
-            ("preemptionPolicy", IMMUTABLE),
-        ],
+        ("storage.k8s.io", "CSIDriver") => {
+            &[("spec.attachRequired", IMMUTABLE), ("spec.volumeLifecycleModes", IMMUTABLE)]
+        }
+        ("scheduling.k8s.io", "PriorityClass") => {
+            &[("value", "may not be changed in an update."), ("preemptionPolicy", IMMUTABLE)]
+        }
         ("node.k8s.io", "RuntimeClass") => &[("handler", IMMUTABLE)],
         ("networking.k8s.io", "IngressClass") => &[("spec.controller", IMMUTABLE)],
         ("networking.k8s.io", "IPAddress") => &[("spec.parentRef", IMMUTABLE)],
@@ -640,15 +464,8 @@ pub(super) fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
 
 /// A version that objects may still be stored in cannot leave the CRD.
 fn stored_versions(new: &Value, out: &mut Vec<FieldError>) {
-    let names: Vec<&str> = items(&new["spec"], "versions")
-        .iter()
-        .filter_map(|v| v["name"].as_str())
-        .collect();
-    for (i, v) in items(&new["status"], "storedVersions")
-        .iter()
-        .filter_map(Value::as_str)
-        .enumerate()
-    {
+    let names: Vec<&str> = items(&new["spec"], "versions").iter().filter_map(|v| v["name"].as_str()).collect();
+    for (i, v) in items(&new["status"], "storedVersions").iter().filter_map(Value::as_str).enumerate() {
         if !names.contains(&v) {
             out.push(FieldError::invalid(
                 format!("status.storedVersions[{i}]"),

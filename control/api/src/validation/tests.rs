@@ -3,11 +3,7 @@ use crate::kinds::find;
 use serde_json::json;
 
 fn errors(group: &str, plural: &str, o: Value) -> Vec<String> {
-    let k = crate::kinds::builtin()
-        .iter()
-        .rev()
-        .find(|k| k.group == group && k.plural == plural)
-        .unwrap();
+    let k = crate::kinds::builtin().iter().rev().find(|k| k.group == group && k.plural == plural).unwrap();
     create(k, &o).iter().map(ToString::to_string).collect()
 }
 
@@ -19,10 +15,7 @@ fn metadata_rules() {
     for (m, field) in [
         (json!({"name": "A", "namespace": "b"}), "metadata.name"),
         (json!({"name": "a"}), "metadata.namespace"),
-        (
-            json!({"name": "a", "namespace": "b", "labels": {"-": "x"}}),
-            "metadata.labels",
-        ),
+        (json!({"name": "a", "namespace": "b", "labels": {"-": "x"}}), "metadata.labels"),
         (
             json!({"name": "a", "namespace": "b", "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p"}]}),
             "metadata.ownerReferences[0].uid",
@@ -34,11 +27,7 @@ fn metadata_rules() {
     gone["metadata"]["deletionTimestamp"] = "x".into();
     let mut new = gone.clone();
     new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
-    assert!(
-        update(k, &new, &gone)[0]
-            .detail
-            .contains("no new finalizers")
-    );
+    assert!(update(k, &new, &gone)[0].detail.contains("no new finalizers"));
 }
 
 #[test]
@@ -66,33 +55,19 @@ fn kinds_rules() {
             "horizontalpodautoscalers",
             ns(json!({"spec": {"scaleTargetRef": {"kind": "X"}, "maxReplicas": 0}}))
         ),
-        [
-            "spec.scaleTargetRef.name: Required value",
-            "spec.maxReplicas: Invalid value: 0: must be greater than 0"
-        ]
+        ["spec.scaleTargetRef.name: Required value", "spec.maxReplicas: Invalid value: 0: must be greater than 0"]
     );
     assert_eq!(
-        errors(
-            "policy",
-            "poddisruptionbudgets",
-            ns(json!({"spec": {"minAvailable": 1, "maxUnavailable": "50%"}}))
-        )
-        .len(),
+        errors("policy", "poddisruptionbudgets", ns(json!({"spec": {"minAvailable": 1, "maxUnavailable": "50%"}})))
+            .len(),
         1
     );
     assert_eq!(
-        errors(
-            "storage.k8s.io",
-            "storageclasses",
-            json!({"metadata": {"name": "a"}})
-        ),
+        errors("storage.k8s.io", "storageclasses", json!({"metadata": {"name": "a"}})),
         ["provisioner: Required value"]
     );
     let k = find("storage.k8s.io", "v1", "storageclasses").unwrap();
     let a = json!({"metadata": {"name": "a"}, "provisioner": "x"});
     let b = json!({"metadata": {"name": "a"}, "provisioner": "y"});
-    assert_eq!(
-        update(k, &a, &b)[0].to_string(),
-        "provisioner: Forbidden: updates to provisioner are forbidden."
-    );
+    assert_eq!(update(k, &a, &b)[0].to_string(), "provisioner: Forbidden: updates to provisioner are forbidden.");
 }

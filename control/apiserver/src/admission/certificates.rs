@@ -24,11 +24,13 @@ pub struct Subject {
 pub fn request_of(csr: &Value) -> Result<Subject, String> {
     let encoded = str_at(csr, "/spec/request");
     let pem = base64::engine::general_purpose::STANDARD.decode(encoded).map_err(|_| "must be base64".to_string())?;
-    let (_, block) = x509_parser::pem::parse_x509_pem(&pem).map_err(|_| "PEM block type must be CERTIFICATE REQUEST".to_string())?;
+    let (_, block) =
+        x509_parser::pem::parse_x509_pem(&pem).map_err(|_| "PEM block type must be CERTIFICATE REQUEST".to_string())?;
     if block.label != "CERTIFICATE REQUEST" {
         return Err("PEM block type must be CERTIFICATE REQUEST".into());
     }
-    let (_, request) = X509CertificationRequest::from_der(&block.contents).map_err(|e| format!("is not a PKCS#10 request: {e}"))?;
+    let (_, request) =
+        X509CertificationRequest::from_der(&block.contents).map_err(|e| format!("is not a PKCS#10 request: {e}"))?;
     let subject = &request.certification_request_info.subject;
     let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| a.as_str().unwrap_or_default().to_string();
     Ok(Subject {
@@ -51,7 +53,11 @@ pub fn check(at: &Attributes<'_>, new: &Value, old: Option<&Value>) -> Result<()
 }
 
 fn signs(new: &Value, old: Option<&Value>) -> bool {
-    let failed = |o: &Value| o.pointer("/status/conditions").and_then(Value::as_array).map_or(0, |c| c.iter().filter(|c| c["type"] == "Failed").count());
+    let failed = |o: &Value| {
+        o.pointer("/status/conditions")
+            .and_then(Value::as_array)
+            .map_or(0, |c| c.iter().filter(|c| c["type"] == "Failed").count())
+    };
     let certificate = |o: &Value| str_at(o, "/status/certificate").to_string();
     old.is_none_or(|old| certificate(old) != certificate(new) || failed(old) != failed(new))
 }
@@ -60,7 +66,15 @@ fn signer_permission(at: &Attributes<'_>, verb: &str, csr: &Value) -> Result<()>
     let signer = str_at(csr, "/spec/signerName");
     let wildcard = format!("{}/*", signer.split('/').next().unwrap_or_default());
     let may = |name: &str| {
-        let query = Query { verb, group: GROUP, version: "*", resource: "signers", name, is_resource: true, ..Query::empty(at.user) };
+        let query = Query {
+            verb,
+            group: GROUP,
+            version: "*",
+            resource: "signers",
+            name,
+            is_resource: true,
+            ..Query::empty(at.user)
+        };
         at.state.authz.allowed(at.view(), &query)
     };
     if may(signer) || may(&wildcard) {

@@ -16,7 +16,8 @@ pub fn check(at: &Attributes<'_>) -> Result<()> {
     let Some(namespace) = at.view().get(NAMESPACES, "", at.namespace) else {
         return Err(ApiError::not_found("", "namespaces", at.namespace));
     };
-    let terminating = str_at(&namespace, "/status/phase") == "Terminating" || !str_at(&namespace, "/metadata/deletionTimestamp").is_empty();
+    let terminating = str_at(&namespace, "/status/phase") == "Terminating"
+        || !str_at(&namespace, "/metadata/deletionTimestamp").is_empty();
     // Sub-resources of what is still there (evictions, bindings) go on working.
     if !terminating || !at.info.subresource.is_empty() {
         return Ok(());

@@ -148,10 +148,14 @@ fn bounds(item: &Value, kind: &str, requests: &Value, limits: &Value, errors: &m
         {
             let provided = limit.milli() as f64 / request.milli().max(1) as f64;
             if provided > ratio.milli() as f64 / 1000.0 {
-                errors.push(format!("{name} max limit to request ratio per {kind} is {ratio}, but provided ratio is {provided:.6}"));
+                errors.push(format!(
+                    "{name} max limit to request ratio per {kind} is {ratio}, but provided ratio is {provided:.6}"
+                ));
             }
         } else {
-            errors.push(format!("{name} max limit to request ratio per {kind} is {ratio}, but no request or limit is specified"));
+            errors.push(format!(
+                "{name} max limit to request ratio per {kind} is {ratio}, but no request or limit is specified"
+            ));
         }
     }
 }
@@ -163,7 +167,8 @@ mod tests {
     #[test]
     fn defaults_fill_only_gaps() {
         let range = json!({"spec": {"limits": [{"type": "Container", "default": {"cpu": "1", "memory": "1Gi"}, "defaultRequest": {"cpu": "100m"}}]}});
-        let mut pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": "2"}}}]}});
+        let mut pod =
+            json!({"metadata": {}, "spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": "2"}}}]}});
         apply_defaults(&range, &mut pod);
         let resources = &pod["spec"]["containers"][0]["resources"];
         assert_eq!(*resources, json!({"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"cpu": "100m"}}));

@@ -6,8 +6,8 @@
 //! webhooks come after the built-in ones, the quota after everything else.
 
 pub mod certificates;
-pub mod limits;
 pub mod lifecycle;
+pub mod limits;
 pub mod node_restriction;
 pub mod pod_security;
 pub mod pods;
@@ -117,7 +117,13 @@ impl Admission {
     }
 
     /// Runs the mutating plugins.  `old` is None on create.
-    pub async fn mutate(&self, at: Attributes<'_>, new: &mut Value, old: Option<&Value>, _warnings: &mut Warnings) -> Result<()> {
+    pub async fn mutate(
+        &self,
+        at: Attributes<'_>,
+        new: &mut Value,
+        old: Option<&Value>,
+        _warnings: &mut Warnings,
+    ) -> Result<()> {
         lifecycle::check(&at)?;
         node_restriction::check(&at, Some(new), old)?;
         if at.operation == Operation::Create && at.is("", "pods") {
@@ -140,7 +146,13 @@ impl Admission {
     }
 
     /// Runs the validating plugins.  `new` is None on delete, `old` is None on create.
-    pub async fn validate(&self, at: Attributes<'_>, new: Option<&Value>, old: Option<&Value>, warnings: &mut Warnings) -> Result<()> {
+    pub async fn validate(
+        &self,
+        at: Attributes<'_>,
+        new: Option<&Value>,
+        old: Option<&Value>,
+        warnings: &mut Warnings,
+    ) -> Result<()> {
         if let Some(new) = new {
             limits::validate(&at, new)?;
             storage::resize(&at, new, old)?;

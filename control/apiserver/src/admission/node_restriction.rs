@@ -59,22 +59,30 @@ fn pod(at: &Attributes<'_>, node: &str, new: Option<&Value>, old: Option<&Value>
         (Operation::Create, "") => {
             let Some(pod) = new else { return Ok(()) };
             if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_none() {
-                return refuse(format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"));
+                return refuse(format!(
+                    "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
+                ));
             }
             if !on_node(pod) {
                 return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
             }
-            let owned = items_at(pod, "/metadata/ownerReferences").iter().all(|o| str_at(o, "/kind") == "Node" && str_at(o, "/name") == node);
+            let owned = items_at(pod, "/metadata/ownerReferences")
+                .iter()
+                .all(|o| str_at(o, "/kind") == "Node" && str_at(o, "/name") == node);
             if !owned {
                 return refuse(format!("node {node:?} can only create pods with an owner reference set to itself"));
             }
             Ok(())
         }
         (Operation::Delete, _) if old.is_none_or(on_node) => Ok(()),
-        (Operation::Delete, _) => refuse(format!("node {node:?} can only delete pods with spec.nodeName set to itself")),
+        (Operation::Delete, _) => {
+            refuse(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
+        }
         (Operation::Update, "status") => {
             if !old.is_some_and(on_node) {
-                return refuse(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
+                return refuse(format!(
+                    "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+                ));
             }
             let labels = |o: Option<&Value>| o.map(|o| o["metadata"]["labels"].clone());
             if labels(new) != labels(old) {

@@ -8,7 +8,19 @@ use crate::error::Result;
 
 const LABEL: &str = "pod-security.kubernetes.io/";
 const CAPABILITIES: [&str; 13] = [
-    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
 ];
 const SAFE_SYSCTLS: [&str; 10] = [
     "kernel.shm_rmid_forced",
@@ -30,7 +42,9 @@ fn template(at: &Attributes<'_>) -> Option<&'static str> {
     Some(match (at.info.group.as_str(), at.info.resource.as_str()) {
         ("", "pods") if matches!(at.info.subresource.as_str(), "" | "ephemeralcontainers") => "",
         (_, _) if !at.info.subresource.is_empty() => return None,
-        ("", "replicationcontrollers") | ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") | ("batch", "jobs") => "/spec/template",
+        ("", "replicationcontrollers")
+        | ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets")
+        | ("batch", "jobs") => "/spec/template",
         ("", "podtemplates") => "/template",
         ("batch", "cronjobs") => "/spec/jobTemplate/spec/template",
         _ => return None,
@@ -47,7 +61,9 @@ pub fn check(at: &Attributes<'_>, new: &Value, old: Option<&Value>, warnings: &m
         return Ok(());
     }
     let Some(namespace) = at.view().get(NAMESPACES, "", at.namespace) else { return Ok(()) };
-    let label = |mode: &str| namespace.pointer("/metadata/labels").and_then(|l| l.get(format!("{LABEL}{mode}"))).and_then(Value::as_str);
+    let label = |mode: &str| {
+        namespace.pointer("/metadata/labels").and_then(|l| l.get(format!("{LABEL}{mode}"))).and_then(Value::as_str)
+    };
     let Some(pod) = new.pointer(pointer) else { return Ok(()) };
     let describe = |mode: &str| {
         let level = label(mode).filter(|l| matches!(*l, "baseline" | "restricted"))?;
@@ -67,7 +83,10 @@ pub fn check(at: &Attributes<'_>, new: &Value, old: Option<&Value>, warnings: &m
 }
 
 fn each_container(spec: &Value) -> impl Iterator<Item = (&str, &Value)> {
-    ["/initContainers", "/containers", "/ephemeralContainers"].into_iter().flat_map(move |list| items_at(spec, list)).map(|c| (str_at(c, "/name"), c))
+    ["/initContainers", "/containers", "/ephemeralContainers"]
+        .into_iter()
+        .flat_map(move |list| items_at(spec, list))
+        .map(|c| (str_at(c, "/name"), c))
 }
 
 /// `container "a"` or `containers "a", "b"`, and the rest with the right verb.
@@ -92,7 +111,11 @@ fn containers_where<'a>(spec: &'a Value, test: impl Fn(&'a Value) -> bool) -> Ve
 
 fn baseline(spec: &Value, out: &mut Vec<String>) {
     let yes = json!(true);
-    let host: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"].iter().filter(|k| spec[**k] == yes).map(|k| format!("{k}=true")).collect();
+    let host: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"]
+        .iter()
+        .filter(|k| spec[**k] == yes)
+        .map(|k| format!("{k}=true"))
+        .collect();
     if !host.is_empty() {
         out.push(format!("host namespaces ({})", host.join(", ")));
     }
@@ -101,23 +124,44 @@ fn baseline(spec: &Value, out: &mut Vec<String>) {
             out.push(format!("{title} ({})", named(&names, rest)));
         }
     };
-    add("privileged", containers_where(spec, |c| c["securityContext"]["privileged"] == yes), "must not set securityContext.privileged=true");
+    add(
+        "privileged",
+        containers_where(spec, |c| c["securityContext"]["privileged"] == yes),
+        "must not set securityContext.privileged=true",
+    );
     let adds = |c: &Value| {
-        items_at(c, "/securityContext/capabilities/add").iter().filter_map(Value::as_str).any(|cap| !CAPABILITIES.contains(&cap))
+        items_at(c, "/securityContext/capabilities/add")
+            .iter()
+            .filter_map(Value::as_str)
+            .any(|cap| !CAPABILITIES.contains(&cap))
     };
-    add("non-default capabilities", containers_where(spec, adds), "must not include forbidden capabilities in securityContext.capabilities.add");
+    add(
+        "non-default capabilities",
+        containers_where(spec, adds),
+        "must not include forbidden capabilities in securityContext.capabilities.add",
+    );
     let host_port = |c: &Value| items_at(c, "/ports").iter().any(|p| p["hostPort"].as_i64().unwrap_or(0) != 0);
     add("hostPort", containers_where(spec, host_port), "uses a hostPort");
     let proc_mount = |c: &Value| !matches!(str_at(c, "/securityContext/procMount"), "" | "Default");
     add("procMount", containers_where(spec, proc_mount), "must not set securityContext.procMount");
     let unconfined = |c: &Value| str_at(c, "/securityContext/seccompProfile/type") == "Unconfined";
-    add("seccompProfile", containers_where(spec, unconfined), "must not set securityContext.seccompProfile.type to \"Unconfined\"");
+    add(
+        "seccompProfile",
+        containers_where(spec, unconfined),
+        "must not set securityContext.seccompProfile.type to \"Unconfined\"",
+    );
     let apparmor = |c: &Value| str_at(c, "/securityContext/appArmorProfile/type") == "Unconfined";
-    add("forbidden AppArmor profile", containers_where(spec, apparmor), "must not set AppArmor profile type to \"Unconfined\"");
+    add(
+        "forbidden AppArmor profile",
+        containers_where(spec, apparmor),
+        "must not set AppArmor profile type to \"Unconfined\"",
+    );
     let selinux = |o: &Value| {
         let options = &o["securityContext"]["seLinuxOptions"];
         let kind = str_at(options, "/type");
-        !matches!(kind, "" | "container_t" | "container_init_t" | "container_kvm_t" | "container_engine_t") || !str_at(options, "/user").is_empty() || !str_at(options, "/role").is_empty()
+        !matches!(kind, "" | "container_t" | "container_init_t" | "container_kvm_t" | "container_engine_t")
+            || !str_at(options, "/user").is_empty()
+            || !str_at(options, "/role").is_empty()
     };
     add("seLinuxOptions", containers_where(spec, selinux), "set forbidden securityContext.seLinuxOptions");
     let windows = |o: &Value| o["securityContext"]["windowsOptions"]["hostProcess"] == yes;
@@ -128,11 +172,23 @@ fn baseline(spec: &Value, out: &mut Vec<String>) {
     if selinux(spec) {
         out.push("seLinuxOptions (pod set forbidden securityContext.seLinuxOptions)".into());
     }
-    let host_paths: Vec<String> = items_at(spec, "/volumes").iter().filter(|v| v["hostPath"].is_object()).map(|v| format!("{:?}", str_at(v, "/name"))).collect();
+    let host_paths: Vec<String> = items_at(spec, "/volumes")
+        .iter()
+        .filter(|v| v["hostPath"].is_object())
+        .map(|v| format!("{:?}", str_at(v, "/name")))
+        .collect();
     if !host_paths.is_empty() {
-        out.push(format!("hostPath volumes (volume{} {})", if host_paths.len() > 1 { "s" } else { "" }, host_paths.join(", ")));
+        out.push(format!(
+            "hostPath volumes (volume{} {})",
+            if host_paths.len() > 1 { "s" } else { "" },
+            host_paths.join(", ")
+        ));
     }
-    let sysctls: Vec<&str> = items_at(spec, "/securityContext/sysctls").iter().map(|s| str_at(s, "/name")).filter(|n| !SAFE_SYSCTLS.contains(n)).collect();
+    let sysctls: Vec<&str> = items_at(spec, "/securityContext/sysctls")
+        .iter()
+        .map(|s| str_at(s, "/name"))
+        .filter(|n| !SAFE_SYSCTLS.contains(n))
+        .collect();
     if !sysctls.is_empty() {
         out.push(format!("forbidden sysctls ({})", sysctls.join(", ")));
     }
@@ -141,7 +197,9 @@ fn baseline(spec: &Value, out: &mut Vec<String>) {
 fn restrict(spec: &Value, out: &mut Vec<String>) {
     let bad_volumes: Vec<String> = items_at(spec, "/volumes")
         .iter()
-        .filter(|v| v.as_object().is_some_and(|m| m.keys().any(|k| k != "name" && !RESTRICTED_VOLUMES.contains(&k.as_str()))))
+        .filter(|v| {
+            v.as_object().is_some_and(|m| m.keys().any(|k| k != "name" && !RESTRICTED_VOLUMES.contains(&k.as_str())))
+        })
         .map(|v| format!("{:?}", str_at(v, "/name")))
         .collect();
     if !bad_volumes.is_empty() {
@@ -153,13 +211,21 @@ fn restrict(spec: &Value, out: &mut Vec<String>) {
         }
     };
     let escalates = |c: &Value| c["securityContext"]["allowPrivilegeEscalation"] != json!(false);
-    add("allowPrivilegeEscalation != false", containers_where(spec, escalates), "must set securityContext.allowPrivilegeEscalation=false");
+    add(
+        "allowPrivilegeEscalation != false",
+        containers_where(spec, escalates),
+        "must set securityContext.allowPrivilegeEscalation=false",
+    );
     let keeps = |c: &Value| {
         let drops_all = items_at(c, "/securityContext/capabilities/drop").iter().any(|d| d == "ALL");
         let adds = items_at(c, "/securityContext/capabilities/add").iter().any(|a| a != "NET_BIND_SERVICE");
         !drops_all || adds
     };
-    add("unrestricted capabilities", containers_where(spec, keeps), "must set securityContext.capabilities.drop=[\"ALL\"]");
+    add(
+        "unrestricted capabilities",
+        containers_where(spec, keeps),
+        "must set securityContext.capabilities.drop=[\"ALL\"]",
+    );
     let pod_non_root = spec["securityContext"]["runAsNonRoot"] == json!(true);
     let root = |c: &Value| match c["securityContext"]["runAsNonRoot"].as_bool() {
         Some(non_root) => !non_root,

@@ -31,16 +31,20 @@ pub fn priority(at: &Attributes<'_>, pod: &mut Value) -> Result<()> {
     }
     pod["spec"]["priority"] = json!(value);
     if pod["spec"]["preemptionPolicy"].is_null() {
-        pod["spec"]["preemptionPolicy"] = json!(if preemption.is_empty() { "PreemptLowerPriority" } else { &preemption });
+        pod["spec"]["preemptionPolicy"] =
+            json!(if preemption.is_empty() { "PreemptLowerPriority" } else { &preemption });
     }
     Ok(())
 }
 
 fn default_priority(at: &Attributes<'_>) -> (String, i64, String) {
     let classes = at.view().list(PRIORITY_CLASSES, "");
-    let default = classes.iter().filter(|c| c["globalDefault"] == json!(true)).min_by_key(|c| c["value"].as_i64().unwrap_or(0));
+    let default =
+        classes.iter().filter(|c| c["globalDefault"] == json!(true)).min_by_key(|c| c["value"].as_i64().unwrap_or(0));
     match default {
-        Some(c) => (name_of(c).to_string(), c["value"].as_i64().unwrap_or(0), str_at(c, "/preemptionPolicy").to_string()),
+        Some(c) => {
+            (name_of(c).to_string(), c["value"].as_i64().unwrap_or(0), str_at(c, "/preemptionPolicy").to_string())
+        }
         None => (String::new(), 0, String::new()),
     }
 }
@@ -56,7 +60,8 @@ pub fn priority_class(at: &Attributes<'_>, class: &Value) -> Result<()> {
     if class["globalDefault"] == json!(true) {
         let others = at.view().list(PRIORITY_CLASSES, "");
         if let Some(other) = others.iter().find(|c| c["globalDefault"] == json!(true) && name_of(c) != at.name) {
-            let detail = format!("PriorityClass {} is already marked as default. Only one default can exist", name_of(other));
+            let detail =
+                format!("PriorityClass {} is already marked as default. Only one default can exist", name_of(other));
             return Err(at.forbidden(&detail));
         }
     }

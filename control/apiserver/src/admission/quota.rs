@@ -60,7 +60,12 @@ fn charged(at: &Attributes<'_>, mut quota: Value, delta: &Usage, object: &Value)
     let exceeded: Vec<&String> = relevant.keys().filter(|k| of(&used, k).plus(&relevant[*k]) > of(&hard, k)).collect();
     if !exceeded.is_empty() {
         let list = |map: &Usage| exceeded.iter().map(|k| format!("{k}={}", of(map, k))).collect::<Vec<_>>().join(",");
-        let detail = format!("exceeded quota: {name}, requested: {}, used: {}, limited: {}", list(&relevant), list(&used), list(&hard));
+        let detail = format!(
+            "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
+            list(&relevant),
+            list(&used),
+            list(&hard)
+        );
         return Err(at.forbidden(&detail));
     }
     for (key, more) in &relevant {
@@ -70,7 +75,8 @@ fn charged(at: &Attributes<'_>, mut quota: Value, delta: &Usage, object: &Value)
     if quota["status"]["hard"].is_null() {
         quota["status"]["hard"] = quota["spec"]["hard"].clone();
     }
-    quota["status"]["used"] = used.iter().map(|(k, q)| (k.clone(), json!(q.to_string()))).collect::<serde_json::Map<_, _>>().into();
+    quota["status"]["used"] =
+        used.iter().map(|(k, q)| (k.clone(), json!(q.to_string()))).collect::<serde_json::Map<_, _>>().into();
     Ok(Some(quota))
 }
 
@@ -97,7 +103,11 @@ fn missing(at: &Attributes<'_>, quota: &str, hard: &Usage, pod: &Value) -> Resul
             lacking.push(format!("{key} for: {}", without.join(",")));
         }
     }
-    if lacking.is_empty() { Ok(()) } else { Err(at.forbidden(&format!("failed quota: {quota}: must specify {}", lacking.join("; ")))) }
+    if lacking.is_empty() {
+        Ok(())
+    } else {
+        Err(at.forbidden(&format!("failed quota: {quota}: must specify {}", lacking.join("; "))))
+    }
 }
 
 fn amounts(map: &Value) -> Usage {
@@ -187,14 +197,17 @@ fn claim_usage(claim: &Value, out: &mut Usage) {
 
 /// Whether the quota's scopes hold for the object.
 fn in_scope(quota: &Value, at: &Attributes<'_>, object: &Value) -> bool {
-    let mut scopes: Vec<(String, String, Vec<String>)> =
-        items_at(quota, "/spec/scopes").iter().filter_map(|s| Some((s.as_str()?.to_string(), "Exists".to_string(), Vec::new()))).collect();
+    let mut scopes: Vec<(String, String, Vec<String>)> = items_at(quota, "/spec/scopes")
+        .iter()
+        .filter_map(|s| Some((s.as_str()?.to_string(), "Exists".to_string(), Vec::new())))
+        .collect();
     for e in items_at(quota, "/spec/scopeSelector/matchExpressions") {
         let values = items_at(e, "/values").iter().filter_map(|v| v.as_str().map(str::to_string)).collect();
         scopes.push((str_at(e, "/scopeName").into(), str_at(e, "/operator").into(), values));
     }
     let is_pod = at.info.group.is_empty() && at.info.resource == "pods";
-    scopes.is_empty() || is_pod && scopes.iter().all(|(scope, operator, values)| scope_holds(scope, operator, values, object))
+    scopes.is_empty()
+        || is_pod && scopes.iter().all(|(scope, operator, values)| scope_holds(scope, operator, values, object))
 }
 
 fn scope_holds(scope: &str, operator: &str, values: &[String], pod: &Value) -> bool {

@@ -33,7 +33,10 @@ pub async fn admit(at: &Attributes<'_>, pod: &mut Value) -> Result<()> {
     pod["spec"]["serviceAccountName"] = json!(name);
     pod["spec"]["serviceAccount"] = json!(name);
     let account = account(at, &name).await.ok_or_else(|| {
-        at.forbidden(&format!("error looking up service account {}/{name}: serviceaccount {name:?} not found", at.namespace))
+        at.forbidden(&format!(
+            "error looking up service account {}/{name}: serviceaccount {name:?} not found",
+            at.namespace
+        ))
     })?;
     let wish = |o: &Value, pointer: &str| o.pointer(pointer).and_then(Value::as_bool);
     let automount = wish(pod, "/spec/automountServiceAccountToken").or(wish(&account, "/automountServiceAccountToken"));
@@ -63,7 +66,8 @@ fn mirror(at: &Attributes<'_>, pod: &Value) -> Result<()> {
     if !str_at(pod, "/spec/serviceAccountName").is_empty() {
         return Err(at.forbidden("a mirror pod may not reference service accounts"));
     }
-    let uses_secrets = items_at(pod, "/spec/volumes").iter().any(|v| v["secret"].is_object() || v["projected"].is_object());
+    let uses_secrets =
+        items_at(pod, "/spec/volumes").iter().any(|v| v["secret"].is_object() || v["projected"].is_object());
     if uses_secrets {
         return Err(at.forbidden("a mirror pod may not reference secrets"));
     }

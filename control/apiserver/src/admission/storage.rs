@@ -11,7 +11,9 @@ use crate::strategy::fields;
 
 /// The class marked as default; of several the newest, then by name.
 fn default_of(at: &Attributes<'_>, gr: Gr, annotation: &str) -> Option<String> {
-    let marked = |c: &Arc<Value>| c.pointer("/metadata/annotations").and_then(|a| a.get(annotation)).and_then(Value::as_str) == Some("true");
+    let marked = |c: &Arc<Value>| {
+        c.pointer("/metadata/annotations").and_then(|a| a.get(annotation)).and_then(Value::as_str) == Some("true")
+    };
     let mut classes: Vec<Arc<Value>> = at.view().list(gr, "").into_iter().filter(marked).collect();
     classes.sort_by(|a, b| {
         let created = |c: &Value| str_at(c, "/metadata/creationTimestamp").to_string();

@@ -45,12 +45,21 @@ impl Audit {
         let file = open(path).with_context(|| format!("--audit-log-path {}: cannot be opened", path.display()))?;
         let (tx, rx) = sync_channel(QUEUE);
         let path = path.clone();
-        std::thread::Builder::new().name("audit".into()).spawn(move || write_lines(file, &path, &rx)).context("starting the audit thread")?;
+        std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || write_lines(file, &path, &rx))
+            .context("starting the audit thread")?;
         Ok(Audit { queue: Some(tx) })
     }
 
     /// Called once the user is known.
-    pub fn begin(&self, _state: &Arc<AppState>, info: &RequestInfo, user: &UserInfo, remote: std::net::SocketAddr) -> Record {
+    pub fn begin(
+        &self,
+        _state: &Arc<AppState>,
+        info: &RequestInfo,
+        user: &UserInfo,
+        remote: std::net::SocketAddr,
+    ) -> Record {
         let id = uuid::Uuid::new_v4().to_string();
         let event = self.queue.as_ref().filter(|_| !is_noise(info)).map(|_| Box::new(event(&id, info, user, remote)));
         Record { id, event, quiet: info.verb.is_read() && !is_secret(info) }
@@ -79,7 +88,10 @@ fn is_noise(info: &RequestInfo) -> bool {
     if !info.is_resource {
         return info.verb.is_read();
     }
-    matches!(info.resource.as_str(), "events" | "leases" | "selfsubjectaccessreviews" | "subjectaccessreviews" | "tokenreviews")
+    matches!(
+        info.resource.as_str(),
+        "events" | "leases" | "selfsubjectaccessreviews" | "subjectaccessreviews" | "tokenreviews"
+    )
 }
 
 fn is_secret(info: &RequestInfo) -> bool {
@@ -158,7 +170,11 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/secrets/s", false),
         ];
         for (method, path, noise) in table {
-            assert_eq!(is_noise(&RequestInfo::parse(&method.parse::<Method>().expect("method"), path, "")), noise, "{path}");
+            assert_eq!(
+                is_noise(&RequestInfo::parse(&method.parse::<Method>().expect("method"), path, "")),
+                noise,
+                "{path}"
+            );
         }
     }
 

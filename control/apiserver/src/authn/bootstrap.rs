@@ -4,8 +4,8 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use super::AuthnError;
-use crate::request::UserInfo;
 use super::view::{ClusterView, SECRETS, str_at};
+use crate::request::UserInfo;
 
 const GROUP_PREFIX: &str = "system:bootstrappers";
 const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
@@ -20,9 +20,8 @@ pub fn parse(token: &str) -> Option<(&str, &str)> {
 /// The user `system:bootstrap:ID`, when the token's Secret exists, is in date and allows authentication.
 pub fn authenticate(view: &dyn ClusterView, id: &str, secret: &str, now: i64) -> Result<UserInfo, AuthnError> {
     let refused = |why: &str| AuthnError::refused(format!("bootstrap token {id:?} {why}"));
-    let object = view
-        .get(SECRETS, "kube-system", &format!("bootstrap-token-{id}"))
-        .ok_or_else(|| refused("is unknown"))?;
+    let object =
+        view.get(SECRETS, "kube-system", &format!("bootstrap-token-{id}")).ok_or_else(|| refused("is unknown"))?;
     if str_at(&object, "/type") != SECRET_TYPE || object.pointer("/metadata/deletionTimestamp").is_some() {
         return Err(refused("is unknown"));
     }
@@ -69,7 +68,8 @@ mod tests {
 
     fn put(view: &FakeView, fields: &[(&str, &str)]) {
         let mut data = serde_json::Map::new();
-        let base = [("token-id", "abcdef"), ("token-secret", "0123456789abcdef"), ("usage-bootstrap-authentication", "true")];
+        let base =
+            [("token-id", "abcdef"), ("token-secret", "0123456789abcdef"), ("usage-bootstrap-authentication", "true")];
         for (k, v) in base.iter().chain(fields) {
             data.insert(k.to_string(), json!(base64::engine::general_purpose::STANDARD.encode(v)));
         }

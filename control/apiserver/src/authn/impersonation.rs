@@ -109,7 +109,8 @@ mod tests {
         let by = UserInfo::anonymous();
         let wished = wish(&headers(&[(USER, "system:serviceaccount:a:b"), ("impersonate-extra-scope", "x")]));
         let wished = wished.expect("ok").expect("some");
-        let asked: Vec<_> = wished.queries(&by).iter().map(|q| format!("{}/{}/{}", q.resource, q.subresource, q.name)).collect();
+        let asked: Vec<_> =
+            wished.queries(&by).iter().map(|q| format!("{}/{}/{}", q.resource, q.subresource, q.name)).collect();
         assert_eq!(asked, ["serviceaccounts//b", "userextras/scope/x"]);
         let user = wished.into_user();
         assert!(user.in_group("system:serviceaccounts:a") && user.in_group(GROUP_AUTHENTICATED));

@@ -21,7 +21,8 @@ const P256_SPKI_PREFIX: [u8; 26] = [
     0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 /// DER between the length of a SubjectPublicKeyInfo and its BIT STRING, for RSA.
-const RSA_ALGORITHM: [u8; 15] = [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+const RSA_ALGORITHM: [u8; 15] =
+    [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
 
 /// Why a key could not be used or a token was refused.
 #[derive(Debug, thiserror::Error)]
@@ -231,11 +232,9 @@ fn public_entry(spki: &[u8]) -> Result<PublicEntry, JwtError> {
     let raw = info.subject_public_key.data.to_vec();
     let key = match info.parsed() {
         Ok(ParsedKey::EC(_)) if raw.len() == 65 && raw[0] == 4 => Public::Ec(raw),
-        Ok(ParsedKey::RSA(rsa)) => Public::Rsa {
-            n: strip_zeros(rsa.modulus),
-            e: strip_zeros(rsa.exponent),
-            pkcs1: raw.clone(),
-        },
+        Ok(ParsedKey::RSA(rsa)) => {
+            Public::Rsa { n: strip_zeros(rsa.modulus), e: strip_zeros(rsa.exponent), pkcs1: raw.clone() }
+        }
         _ => return Err(bad("is neither P-256 nor RSA")),
     };
     Ok(PublicEntry { kid: B64.encode(Sha256::digest(spki)), key })

@@ -81,8 +81,11 @@ impl Authn {
         let client = certificates(config.client_ca_file.as_deref(), "--client-ca-file")?;
         let proxy = certificates(config.requestheader_client_ca_file.as_deref(), "--requestheader-client-ca-file")?;
         let issuer = config.service_account_issuer.first().cloned().unwrap_or_default();
-        let audiences =
-            if config.api_audiences.is_empty() { config.service_account_issuer.clone() } else { config.api_audiences.clone() };
+        let audiences = if config.api_audiences.is_empty() {
+            config.service_account_issuer.clone()
+        } else {
+            config.api_audiences.clone()
+        };
         Ok(Authn {
             peers: PeerVerifier::new(&client, &proxy).map_err(anyhow::Error::msg)?,
             proxy_names: config.requestheader_allowed_names.clone(),
@@ -96,11 +99,17 @@ impl Authn {
     /// Who asks?  `connection.peer_certificates` is what the client showed, its possession
     /// of the key proved, but checked against no CA yet.  Called once for each request;
     /// impersonation is part of it.
-    pub async fn authenticate(&self, state: &Arc<AppState>, connection: &Connection, parts: &Parts) -> Result<UserInfo> {
-        let user = self.identify(&state.registry, &connection.peer_certificates, &parts.headers, now()).map_err(|e| {
-            tracing::info!(remote = %connection.remote, path = parts.uri.path(), "request refused: {e}");
-            ApiError::unauthorized()
-        })?;
+    pub async fn authenticate(
+        &self,
+        state: &Arc<AppState>,
+        connection: &Connection,
+        parts: &Parts,
+    ) -> Result<UserInfo> {
+        let user =
+            self.identify(&state.registry, &connection.peer_certificates, &parts.headers, now()).map_err(|e| {
+                tracing::info!(remote = %connection.remote, path = parts.uri.path(), "request refused: {e}");
+                ApiError::unauthorized()
+            })?;
         let Some(wish) = impersonation::wish(&parts.headers)? else { return Ok(user) };
         for query in wish.queries(&user) {
             state.authz.require(&state.registry, &query)?;
@@ -119,7 +128,9 @@ impl Authn {
             Peer::FrontProxy { common_name, not_after } => {
                 x509::check_not_after(*not_after, now)?;
                 if !self.proxy_names.is_empty() && !self.proxy_names.contains(common_name) {
-                    return Err(AuthnError::refused(format!("front proxy {common_name:?} is not in --requestheader-allowed-names")));
+                    return Err(AuthnError::refused(format!(
+                        "front proxy {common_name:?} is not in --requestheader-allowed-names"
+                    )));
                 }
                 if let Some(user) = front_proxy::user(headers) {
                     return Ok(user);
@@ -178,7 +189,8 @@ impl Authn {
             let audiences = if wanted.is_empty() { self.audiences.clone() } else { wanted.to_vec() };
             return Ok((bootstrap::authenticate(view, id, secret, now)?, audiences));
         }
-        let tokens = self.tokens.as_ref().ok_or_else(|| AuthnError::refused("this server has no service-account key"))?;
+        let tokens =
+            self.tokens.as_ref().ok_or_else(|| AuthnError::refused("this server has no service-account key"))?;
         let wanted = if wanted.is_empty() { &self.audiences } else { wanted };
         tokens.authenticate(view, token, wanted, now)
     }
@@ -264,7 +276,10 @@ mod tests {
     #[test]
     fn tokens_of_browsers() {
         let mut headers = HeaderMap::new();
-        headers.insert("sec-websocket-protocol", format!("v4.channel.k8s.io, {WEBSOCKET_TOKEN}YS5iLmM").parse().expect("value"));
+        headers.insert(
+            "sec-websocket-protocol",
+            format!("v4.channel.k8s.io, {WEBSOCKET_TOKEN}YS5iLmM").parse().expect("value"),
+        );
         assert_eq!(bearer_token(&headers).as_deref(), Some("a.b.c"));
     }
 

@@ -30,10 +30,8 @@ fn token_status(state: &Arc<AppState>, body: &Value) -> Result<Value> {
     if token.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
     }
-    let wanted: Vec<String> = super::view::items_at(body, "/spec/audiences")
-        .iter()
-        .filter_map(|a| a.as_str().map(str::to_string))
-        .collect();
+    let wanted: Vec<String> =
+        super::view::items_at(body, "/spec/audiences").iter().filter_map(|a| a.as_str().map(str::to_string)).collect();
     Ok(match state.authn.bearer(&state.registry, token, &wanted, super::now()) {
         Ok((user, audiences)) => json!({"authenticated": true, "user": user.to_json(), "audiences": audiences}),
         Err(e) => json!({"user": {}, "error": e.to_string()}),
@@ -42,8 +40,14 @@ fn token_status(state: &Arc<AppState>, body: &Value) -> Result<Value> {
 
 /// `serviceaccounts/{name}/token`: takes a TokenRequest, gives it back with `status` filled.
 /// (`info.namespace`, `info.name` name the account.)
-pub async fn token_request(state: &Arc<AppState>, user: &UserInfo, info: &RequestInfo, mut body: Value) -> Result<Value> {
-    let tokens = state.authn.tokens().ok_or_else(|| ApiError::unavailable("this server has no key to sign tokens with"))?;
+pub async fn token_request(
+    state: &Arc<AppState>,
+    user: &UserInfo,
+    info: &RequestInfo,
+    mut body: Value,
+) -> Result<Value> {
+    let tokens =
+        state.authn.tokens().ok_or_else(|| ApiError::unavailable("this server has no key to sign tokens with"))?;
     let view: &dyn ClusterView = &state.registry;
     let account = view
         .get(SERVICE_ACCOUNTS, &info.namespace, &info.name)
@@ -58,7 +62,8 @@ pub async fn token_request(state: &Arc<AppState>, user: &UserInfo, info: &Reques
     let node = bind(view, &info.namespace, &info.name, &mut spec)?;
     if let Some(kubelet) = user.node_name() {
         // A kubelet gets tokens for the pods on its node and for nothing else.
-        let own = spec.bound.as_ref().is_some_and(|b| b.kind == "Pod") && node.as_ref().is_some_and(|(n, _)| n == kubelet);
+        let own =
+            spec.bound.as_ref().is_some_and(|b| b.kind == "Pod") && node.as_ref().is_some_and(|(n, _)| n == kubelet);
         if !own {
             let detail = format!("node {kubelet:?} can only request tokens bound to pods on it");
             return Err(ApiError::forbidden("", "serviceaccounts", &info.name, &detail));
@@ -83,7 +88,12 @@ pub async fn token_request(state: &Arc<AppState>, user: &UserInfo, info: &Reques
 }
 
 /// Checks the bound object and completes its uid; gives the node of a pod.
-fn bind(view: &dyn ClusterView, namespace: &str, account: &str, spec: &mut TokenSpec) -> Result<Option<(String, String)>> {
+fn bind(
+    view: &dyn ClusterView,
+    namespace: &str,
+    account: &str,
+    spec: &mut TokenSpec,
+) -> Result<Option<(String, String)>> {
     let Some(bound) = &mut spec.bound else { return Ok(None) };
     let (gr, ns) = match bound.kind.as_str() {
         "Pod" => (PODS, namespace),
@@ -97,7 +107,9 @@ fn bind(view: &dyn ClusterView, namespace: &str, account: &str, spec: &mut Token
     }
     let of_pod = str_at(&object, "/spec/serviceAccountName");
     if of_pod != account {
-        let detail = format!("cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name.");
+        let detail = format!(
+            "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name."
+        );
         return Err(ApiError::bad_request(detail));
     }
     let node = str_at(&object, "/spec/nodeName");
@@ -111,7 +123,10 @@ fn bind(view: &dyn ClusterView, namespace: &str, account: &str, spec: &mut Token
 fn complete_uid(bound: &mut BoundObject, object: &Value) -> Result<()> {
     let uid = str_at(object, "/metadata/uid");
     if !bound.uid.is_empty() && bound.uid != uid {
-        let detail = format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", bound.uid);
+        let detail = format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+            bound.uid
+        );
         return Err(ApiError::conflict("", &format!("{}s", bound.kind.to_ascii_lowercase()), &bound.name, &detail));
     }
     bound.uid = uid.to_string();

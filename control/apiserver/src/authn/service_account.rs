@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::AuthnError;
 use super::jwt::Keys;
-use crate::request::UserInfo;
 use super::view::{ClusterView, NODES, PODS, SECRETS, SERVICE_ACCOUNTS, str_at};
+use crate::request::UserInfo;
 
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
 /// Shortest life that a TokenRequest may ask for.
@@ -168,12 +168,16 @@ impl Tokens {
         if audiences.is_empty() {
             audiences.extend(self.audiences.first().cloned());
         }
-        let expiration = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(DEFAULT_EXPIRATION);
+        let expiration =
+            request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(DEFAULT_EXPIRATION);
         if expiration < MIN_EXPIRATION {
             return Err(("spec.expirationSeconds".into(), "may not specify a duration less than 10 minutes".into()));
         }
         if expiration > MAX_EXPIRATION {
-            return Err(("spec.expirationSeconds".into(), "may not specify a duration larger than 2^32 seconds".into()));
+            return Err((
+                "spec.expirationSeconds".into(),
+                "may not specify a duration larger than 2^32 seconds".into(),
+            ));
         }
         let bound = match request.pointer("/spec/boundObjectRef") {
             None | Some(Value::Null) => None,
@@ -219,7 +223,8 @@ fn check_dates(claims: &Value, now: i64) -> Result<(), AuthnError> {
 
 /// Whether something deleted at `deleted` (empty: not deleted) is gone for tokens.
 fn gone(deleted: &str, now: i64) -> bool {
-    !deleted.is_empty() && deleted.parse::<jiff::Timestamp>().map(|t| t.as_second() + DELETION_LEEWAY < now).unwrap_or(true)
+    !deleted.is_empty()
+        && deleted.parse::<jiff::Timestamp>().map(|t| t.as_second() + DELETION_LEEWAY < now).unwrap_or(true)
 }
 
 /// Checks that a bound object is still the one that the token names.
@@ -318,7 +323,8 @@ pub(crate) mod tests {
     #[test]
     fn a_bound_token_dies_with_its_pod_account_and_time() {
         let (view, tokens, account) = fixture();
-        let request = json!({"spec": {"expirationSeconds": 3607, "boundObjectRef": {"kind": "Pod", "name": "p", "uid": "u2"}}});
+        let request =
+            json!({"spec": {"expirationSeconds": 3607, "boundObjectRef": {"kind": "Pod", "name": "p", "uid": "u2"}}});
         let spec = tokens.parse_spec(&request).expect("spec");
         let issued = tokens.issue(&account, &spec, Some(("n1", "u3")), 1000).expect("issue");
         assert_eq!(issued.expires, 4607);

@@ -8,7 +8,9 @@ use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
 use super::rules::{Rule, not_covered};
-use crate::authn::view::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, Gr, ROLE_BINDINGS, ROLES, items_at, name_of, namespace_of};
+use crate::authn::view::{
+    CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, Gr, ROLE_BINDINGS, ROLES, items_at, name_of, namespace_of,
+};
 use crate::error::Result;
 use crate::registry::{Change, Registry};
 
@@ -29,7 +31,8 @@ pub fn node_rules() -> anyhow::Result<Vec<Rule>> {
 fn objects() -> anyhow::Result<Vec<(Gr, Value)>> {
     let mut out = Vec::new();
     for (name, text) in [("rbac-defaults", UPSTREAM), ("rbac-own", OWN)] {
-        let list: Vec<Value> = serde_json::from_str(text).with_context(|| format!("the built-in table {name} is damaged"))?;
+        let list: Vec<Value> =
+            serde_json::from_str(text).with_context(|| format!("the built-in table {name} is damaged"))?;
         out.extend(list.iter().filter_map(object));
     }
     Ok(out)

@@ -25,7 +25,8 @@ pub fn check(state: &AppState, user: &UserInfo, info: &RequestInfo, new: &Value,
 }
 
 fn may(state: &AppState, user: &UserInfo, verb: &str, resource: &str, namespace: &str, name: &str) -> bool {
-    let query = Query { verb, group: GROUP, version: "v1", resource, namespace, name, is_resource: true, ..Query::empty(user) };
+    let query =
+        Query { verb, group: GROUP, version: "v1", resource, namespace, name, is_resource: true, ..Query::empty(user) };
     state.authz.allowed(&state.registry, &query)
 }
 
@@ -52,14 +53,18 @@ fn binding(state: &AppState, user: &UserInfo, info: &RequestInfo, new: &Value, o
     if unchanged || may(state, user, "bind", gr.1, namespace, role) {
         return Ok(());
     }
-    let object = state
-        .registry
-        .get(gr.0, gr.1, of, role)
-        .ok_or_else(|| ApiError::not_found(gr.0, gr.1, role))?;
+    let object = state.registry.get(gr.0, gr.1, of, role).ok_or_else(|| ApiError::not_found(gr.0, gr.1, role))?;
     demand(state, user, info, namespace, name, &Rule::read_all(&object.value()))
 }
 
-fn demand(state: &AppState, user: &UserInfo, info: &RequestInfo, namespace: &str, name: &str, wanted: &[Rule]) -> Result<()> {
+fn demand(
+    state: &AppState,
+    user: &UserInfo,
+    info: &RequestInfo,
+    namespace: &str,
+    name: &str,
+    wanted: &[Rule],
+) -> Result<()> {
     let held = state.authz.rules_for(&state.registry, user, namespace);
     let missing = not_covered(held.iter(), wanted);
     if missing.is_empty() {

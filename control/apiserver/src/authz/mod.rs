@@ -23,9 +23,13 @@ pub use reviews::review;
 /// Answer of an authoriser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Allow { reason: String },
+    Allow {
+        reason: String,
+    },
     /// The message's part after `is forbidden: `.
-    Deny { reason: String },
+    Deny {
+        reason: String,
+    },
 }
 
 /// One question: may `user` do this?
@@ -200,9 +204,18 @@ mod tests {
         let joe = UserInfo { name: "joe".into(), ..UserInfo::default() };
         let base = Query { verb: "list", resource: "pods", is_resource: true, ..Query::empty(&joe) };
         let table = [
-            (Query { namespace: "a", ..base }, r#"User "joe" cannot list resource "pods" in API group "" in the namespace "a""#),
-            (Query { group: "apps", ..base }, r#"User "joe" cannot list resource "pods" in API group "apps" at the cluster scope"#),
-            (Query { subresource: "log", ..base }, r#"User "joe" cannot list resource "pods/log" in API group "" at the cluster scope"#),
+            (
+                Query { namespace: "a", ..base },
+                r#"User "joe" cannot list resource "pods" in API group "" in the namespace "a""#,
+            ),
+            (
+                Query { group: "apps", ..base },
+                r#"User "joe" cannot list resource "pods" in API group "apps" at the cluster scope"#,
+            ),
+            (
+                Query { subresource: "log", ..base },
+                r#"User "joe" cannot list resource "pods/log" in API group "" at the cluster scope"#,
+            ),
             (Query { verb: "get", path: "/metrics", ..Query::empty(&joe) }, r#"User "joe" cannot get path "/metrics""#),
         ];
         for (query, want) in table {

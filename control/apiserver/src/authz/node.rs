@@ -12,7 +12,9 @@ use serde_json::Value;
 
 use super::Query;
 use super::rules::Rule;
-use crate::authn::view::{ClusterView, PODS, PVCS, PVS, SECRETS, VOLUME_ATTACHMENTS, items_at, name_of, namespace_of, str_at};
+use crate::authn::view::{
+    ClusterView, PODS, PVCS, PVS, SECRETS, VOLUME_ATTACHMENTS, items_at, name_of, namespace_of, str_at,
+};
 
 /// A yes from an index that is not the newest still counts for this long.
 const STALE_YES: Duration = Duration::from_secs(2);
@@ -49,7 +51,9 @@ impl NodeAuthorizer {
         }
         match (query.group, query.resource) {
             ("", "secrets" | "configmaps") => self.read_related(view, query, node, &["get", "list", "watch"]),
-            ("", "persistentvolumeclaims") if query.subresource == "status" => self.related(view, query, node, &["get", "update", "patch"]),
+            ("", "persistentvolumeclaims") if query.subresource == "status" => {
+                self.related(view, query, node, &["get", "update", "patch"])
+            }
             ("", "persistentvolumeclaims" | "persistentvolumes") => self.read_related(view, query, node, &["get"]),
             ("resource.k8s.io", "resourceclaims") => self.read_related(view, query, node, &["get"]),
             ("storage.k8s.io", "volumeattachments") => volume_attachment(view, query, node),
@@ -68,7 +72,13 @@ impl NodeAuthorizer {
         if self.rules.iter().any(|r| r.allows(query)) { Ok(()) } else { Err(String::new()) }
     }
 
-    fn read_related(&self, view: &dyn ClusterView, query: &Query<'_>, node: &str, verbs: &[&str]) -> Result<(), String> {
+    fn read_related(
+        &self,
+        view: &dyn ClusterView,
+        query: &Query<'_>,
+        node: &str,
+        verbs: &[&str],
+    ) -> Result<(), String> {
         if !query.subresource.is_empty() {
             return Err("cannot read or update subresources of this kind".into());
         }
@@ -177,7 +187,10 @@ fn csi_node(query: &Query<'_>, node: &str) -> Result<(), String> {
 fn resource_slice(query: &Query<'_>) -> Result<(), String> {
     match query.verb {
         "get" | "list" | "watch" | "create" | "update" | "patch" | "delete" | "deletecollection" => Ok(()),
-        _ => Err("only the following verbs are allowed: get, watch, list, create, update, patch, delete, deletecollection".into()),
+        _ => Err(
+            "only the following verbs are allowed: get, watch, list, create, update, patch, delete, deletecollection"
+                .into(),
+        ),
     }
 }
 
@@ -191,8 +204,12 @@ fn volume_attachment(view: &dyn ClusterView, query: &Query<'_>, node: &str) -> R
 
 impl Index {
     fn build(view: &dyn ClusterView) -> Index {
-        let mut index =
-            Index { pods: view.revision(PODS), claims: view.revision(PVCS), made: Some(Instant::now()), ..Index::default() };
+        let mut index = Index {
+            pods: view.revision(PODS),
+            claims: view.revision(PVCS),
+            made: Some(Instant::now()),
+            ..Index::default()
+        };
         for pod in view.list(PODS, "") {
             let node = str_at(&pod, "/spec/nodeName");
             if node.is_empty() {
@@ -325,7 +342,9 @@ mod tests {
             "volumes": [{"name": "v", "projected": {"sources": [{"configMap": {"name": "c2"}}]}}, {"name": "d", "persistentVolumeClaim": {"claimName": "pvc"}}]}}));
         view.put(PVCS, json!({"metadata": {"namespace": "a", "name": "pvc"}, "spec": {"volumeName": "pv1"}}));
         view.put(PVS, json!({"metadata": {"name": "pv1"}, "spec": {"claimRef": {"namespace": "a"}, "csi": {"nodeStageSecretRef": {"name": "s9", "namespace": "z"}}}}));
-        let node = NodeAuthorizer::new(vec![Rule::read(&json!({"verbs": ["create"], "apiGroups": [""], "resources": ["events"]}))]);
+        let node = NodeAuthorizer::new(vec![Rule::read(
+            &json!({"verbs": ["create"], "apiGroups": [""], "resources": ["events"]}),
+        )]);
         let user = |n: &str| UserInfo::authenticated(format!("system:node:{n}"), ["system:nodes".to_string()]);
         let table = [
             ("n1", "get", "", "secrets", "", "a", "s1", true),
@@ -352,7 +371,8 @@ mod tests {
         ];
         for (who, verb, group, resource, subresource, namespace, name, want) in table {
             let user = user(who);
-            let query = Query { verb, group, resource, subresource, namespace, name, is_resource: true, ..Query::empty(&user) };
+            let query =
+                Query { verb, group, resource, subresource, namespace, name, is_resource: true, ..Query::empty(&user) };
             assert_eq!(node.allows(&view, &query).is_ok(), want, "{query:?}");
         }
         let user = UserInfo::authenticated("system:node:n1", []);

@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::Query;
 use super::rules::Rule;
-use crate::authn::view::{CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ClusterView, ROLE_BINDINGS, ROLES, items_at, name_of, namespace_of, str_at};
+use crate::authn::view::{
+    CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, ClusterView, ROLE_BINDINGS, ROLES, items_at, name_of, namespace_of, str_at,
+};
 use crate::request::UserInfo;
 
 type Rules = Arc<[Rule]>;
@@ -123,12 +125,17 @@ impl Table {
     }
 
     /// The grants that hold in `namespace`, each with the subject it came by.
-    fn grants<'a>(&'a self, user: &'a UserInfo, namespace: &'a str) -> impl Iterator<Item = (&'a Grant, &'static str, &'a str)> {
+    fn grants<'a>(
+        &'a self,
+        user: &'a UserInfo,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a Grant, &'static str, &'a str)> {
         let own = self.by_user.get(user.name.as_str()).into_iter().flatten().map(|g| (g, "User", user.name.as_str()));
         let by_groups = user.groups.iter().flat_map(|name| {
             self.by_group.get(name.as_str()).into_iter().flatten().map(move |g| (g, "Group", name.as_str()))
         });
-        own.chain(by_groups).filter(move |(g, ..)| g.namespace.as_deref().is_none_or(|ns| ns == namespace && !ns.is_empty()))
+        own.chain(by_groups)
+            .filter(move |(g, ..)| g.namespace.as_deref().is_none_or(|ns| ns == namespace && !ns.is_empty()))
     }
 }
 
@@ -180,7 +187,9 @@ impl ClusterRoles {
 pub fn selector_matches(selector: &Value, object: &Value) -> bool {
     let labels = object.pointer("/metadata/labels");
     let label = |key: &str| labels.and_then(|l| l.get(key)).and_then(Value::as_str);
-    let equal = selector["matchLabels"].as_object().is_none_or(|m| m.iter().all(|(k, v)| label(k) == v.as_str() && v.is_string()));
+    let equal = selector["matchLabels"]
+        .as_object()
+        .is_none_or(|m| m.iter().all(|(k, v)| label(k) == v.as_str() && v.is_string()));
     equal && items_at(selector, "/matchExpressions").iter().all(|e| expression_matches(e, label(str_at(e, "/key"))))
 }
 
@@ -214,8 +223,11 @@ mod tests {
         view.put(CLUSTER_ROLES, json!({"metadata": {"name": "top"}, "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"to": "top"}}]}}));
         view.put(CLUSTER_ROLES, json!({"metadata": {"name": "part", "labels": {"to": "top"}}, "rules": [{"verbs": ["list"], "apiGroups": [""], "resources": ["pods"]}]}));
         assert!(rbac.allows(&view, &ask(&joe, "list", "pods", "a")).is_none());
-        view.put(ROLE_BINDINGS, json!({"metadata": {"name": "b", "namespace": "a"}, "roleRef": {"kind": "ClusterRole", "name": "top"},
-            "subjects": [{"kind": "Group", "name": "dev"}, {"kind": "ServiceAccount", "name": "s"}]}));
+        view.put(
+            ROLE_BINDINGS,
+            json!({"metadata": {"name": "b", "namespace": "a"}, "roleRef": {"kind": "ClusterRole", "name": "top"},
+            "subjects": [{"kind": "Group", "name": "dev"}, {"kind": "ServiceAccount", "name": "s"}]}),
+        );
         assert!(rbac.allows(&view, &ask(&joe, "list", "pods", "a")).is_some(), "change is seen");
         assert!(rbac.allows(&view, &ask(&sa, "list", "pods", "a")).is_some(), "own namespace is the default");
         assert!(rbac.allows(&view, &ask(&joe, "list", "pods", "b")).is_none());

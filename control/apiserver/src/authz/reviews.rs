@@ -50,7 +50,10 @@ fn subject_of(spec: &Value) -> Result<UserInfo> {
         name: str_at(spec, "/user").to_string(),
         uid: str_at(spec, "/uid").to_string(),
         groups: strings(&spec["groups"]),
-        extra: spec["extra"].as_object().map(|m| m.iter().map(|(k, v)| (k.to_ascii_lowercase(), strings(v))).collect()).unwrap_or_default(),
+        extra: spec["extra"]
+            .as_object()
+            .map(|m| m.iter().map(|(k, v)| (k.to_ascii_lowercase(), strings(v))).collect())
+            .unwrap_or_default(),
     };
     if user.name.is_empty() && user.groups.is_empty() {
         let cause = Cause::invalid("spec.user", &json!(""), "at least one of user or group must be specified");
@@ -116,5 +119,7 @@ fn rules(state: &Arc<AppState>, user: &UserInfo, spec: &Value) -> Result<Value> 
         resource_rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
         url_rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
     }
-    Ok(json!({"resourceRules": resource_rules, "nonResourceRules": url_rules, "incomplete": user.node_name().is_some()}))
+    Ok(
+        json!({"resourceRules": resource_rules, "nonResourceRules": url_rules, "incomplete": user.node_name().is_some()}),
+    )
 }

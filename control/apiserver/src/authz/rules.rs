@@ -13,8 +13,10 @@ pub struct Names {
 
 impl Names {
     fn read(rule: &Value, key: &str) -> Names {
-        let list: Box<[Box<str>]> =
-            rule[key].as_array().map(|a| a.iter().filter_map(Value::as_str).map(Into::into).collect()).unwrap_or_default();
+        let list: Box<[Box<str>]> = rule[key]
+            .as_array()
+            .map(|a| a.iter().filter_map(Value::as_str).map(Into::into).collect())
+            .unwrap_or_default();
         Names { all: list.iter().any(|n| &**n == "*"), list }
     }
 
@@ -85,7 +87,8 @@ impl Rule {
             }
             for group in &self.groups.list {
                 for resource in &self.resources.list {
-                    let base = Rule { verbs: one(verb), groups: one(group), resources: one(resource), ..Rule::default() };
+                    let base =
+                        Rule { verbs: one(verb), groups: one(group), resources: one(resource), ..Rule::default() };
                     if self.names.is_empty() {
                         out.push(base);
                         continue;
@@ -106,7 +109,9 @@ impl Rule {
         if let Some(url) = atom.urls.first() {
             return self.urls.iter().any(|own| url_covers(own, url));
         }
-        let (Some(group), Some(resource)) = (atom.groups.list.first(), atom.resources.list.first()) else { return true };
+        let (Some(group), Some(resource)) = (atom.groups.list.first(), atom.resources.list.first()) else {
+            return true;
+        };
         let resource_ok = self.resources.has(resource)
             || resource.split_once('/').is_some_and(|(_, sub)| self.resources.has(&format!("*/{sub}")));
         let names_ok = self.names.is_empty() || atom.names.first().is_some_and(|n| self.names.contains(n));
@@ -117,7 +122,12 @@ impl Rule {
     pub fn to_json(&self) -> Value {
         let mut map = Map::new();
         map.insert("verbs".into(), self.verbs.to_json());
-        for (key, list) in [("apiGroups", &self.groups.list), ("resources", &self.resources.list), ("resourceNames", &self.names), ("nonResourceURLs", &self.urls)] {
+        for (key, list) in [
+            ("apiGroups", &self.groups.list),
+            ("resources", &self.resources.list),
+            ("resourceNames", &self.names),
+            ("nonResourceURLs", &self.urls),
+        ] {
             if !list.is_empty() {
                 map.insert(key.into(), json!(list));
             }
@@ -174,23 +184,57 @@ mod tests {
     #[test]
     fn matching() {
         let user = UserInfo::anonymous();
-        let ask = |verb: &'static str, group: &'static str, resource: &'static str, sub: &'static str, name: &'static str| Query {
-            verb, group, resource, subresource: sub, name, is_resource: true, ..Query::empty(&user)
-        };
+        let ask =
+            |verb: &'static str, group: &'static str, resource: &'static str, sub: &'static str, name: &'static str| {
+                Query { verb, group, resource, subresource: sub, name, is_resource: true, ..Query::empty(&user) }
+            };
         let table = [
-            (json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}), ask("get", "", "pods", "", "x"), true),
-            (json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}), ask("get", "", "pods", "log", "x"), false),
-            (json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods/log"]}), ask("get", "", "pods", "log", "x"), true),
-            (json!({"verbs": ["update"], "apiGroups": ["apps"], "resources": ["*/scale"]}), ask("update", "apps", "deployments", "scale", "x"), true),
+            (
+                json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}),
+                ask("get", "", "pods", "", "x"),
+                true,
+            ),
+            (
+                json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}),
+                ask("get", "", "pods", "log", "x"),
+                false,
+            ),
+            (
+                json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods/log"]}),
+                ask("get", "", "pods", "log", "x"),
+                true,
+            ),
+            (
+                json!({"verbs": ["update"], "apiGroups": ["apps"], "resources": ["*/scale"]}),
+                ask("update", "apps", "deployments", "scale", "x"),
+                true,
+            ),
             (json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}), ask("watch", "a.b", "c", "d", ""), true),
-            (json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["y"]}), ask("get", "", "pods", "", "x"), false),
-            (json!({"verbs": ["list"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["y"]}), ask("list", "", "pods", "", ""), false),
-            (json!({"verbs": ["get"], "apiGroups": ["apps"], "resources": ["pods"]}), ask("get", "", "pods", "", "x"), false),
+            (
+                json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["y"]}),
+                ask("get", "", "pods", "", "x"),
+                false,
+            ),
+            (
+                json!({"verbs": ["list"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["y"]}),
+                ask("list", "", "pods", "", ""),
+                false,
+            ),
+            (
+                json!({"verbs": ["get"], "apiGroups": ["apps"], "resources": ["pods"]}),
+                ask("get", "", "pods", "", "x"),
+                false,
+            ),
         ];
         for (rule, query, want) in table {
             assert_eq!(Rule::read(&rule).allows(&query), want, "{rule} {query:?}");
         }
-        for (url, path, want) in [("/healthz", "/healthz", true), ("/healthz/*", "/healthz/ping", true), ("/healthz", "/healthz/ping", false), ("*", "/x", true)] {
+        for (url, path, want) in [
+            ("/healthz", "/healthz", true),
+            ("/healthz/*", "/healthz/ping", true),
+            ("/healthz", "/healthz/ping", false),
+            ("*", "/x", true),
+        ] {
             let rule = Rule::read(&json!({"verbs": ["get"], "nonResourceURLs": [url]}));
             assert_eq!(rule.allows(&Query { verb: "get", path, ..Query::empty(&user) }), want, "{url} {path}");
         }

@@ -13,11 +13,7 @@ use crate::shape;
 
 /// PATCH with the apply content type: merges what the manager wants into the object, and
 /// makes the object when there is none.
-pub(super) async fn apply(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: &[u8],
-) -> Result<Response<Body>> {
+pub(super) async fn apply(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Response<Body>> {
     let manager = manager(scope)?;
     let config = config(scope, content_type, body)?;
     let force = scope.info.query.flag("force");
@@ -33,21 +29,9 @@ pub(super) async fn apply(
                     "uid mismatch: the provided object specified uid {}, and no existing object was found",
                     meta::uid(&config)
                 );
-                return Err(ApiError::conflict(
-                    &scope.kind.group,
-                    &scope.kind.plural,
-                    name,
-                    &detail,
-                ));
+                return Err(ApiError::conflict(&scope.kind.group, &scope.kind.plural, name, &detail));
             }
-            match write::create_object(
-                scope,
-                applied(scope, None, &config, &manager, force)?,
-                &manager,
-                false,
-            )
-            .await
-            {
+            match write::create_object(scope, applied(scope, None, &config, &manager, force)?, &manager, false).await {
                 Err(error) if error.reason == "AlreadyExists" => continue,
                 created => return write::finish(scope, 201, created?),
             }
@@ -69,19 +53,9 @@ fn finish(scope: &Scope<'_>, written: Written) -> Result<Response<Body>> {
 }
 
 fn manager(scope: &Scope<'_>) -> Result<String> {
-    if scope
-        .info
-        .query
-        .get("fieldManager")
-        .is_none_or(str::is_empty)
-    {
+    if scope.info.query.get("fieldManager").is_none_or(str::is_empty) {
         let cause = Cause::required("fieldManager", "is required for apply patch");
-        return Err(ApiError::invalid(
-            "meta.k8s.io",
-            "PatchOptions",
-            "",
-            vec![cause],
-        ));
+        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]));
     }
     scope.manager()
 }
@@ -93,9 +67,7 @@ fn config(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Value> {
     write::field_validation(scope, &decoded.strict)?;
     let mut config = decoded.object;
     if meta::api_version(&config).is_empty() || meta::kind(&config).is_empty() {
-        return Err(ApiError::bad_request(
-            "apply configuration must have apiVersion and kind",
-        ));
+        return Err(ApiError::bad_request("apply configuration must have apiVersion and kind"));
     }
     let unnamed = meta::namespace(&config).is_empty();
     write::check_body(scope, &mut config)?;
@@ -118,13 +90,7 @@ fn config(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Value> {
     Ok(config)
 }
 
-fn applied(
-    scope: &Scope<'_>,
-    old: Option<&Value>,
-    config: &Value,
-    manager: &str,
-    force: bool,
-) -> Result<Value> {
+fn applied(scope: &Scope<'_>, old: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value> {
     let now = write::now();
     let write = shape::writer(scope, manager, &now);
     let mut new = api::apply::apply(old, config, scope.stored.schema(), write, force)?;

@@ -8,8 +8,8 @@ use http::Response;
 use serde_json::Value;
 
 use super::write::{
-    Written, attributes, check_body, counts_generations, create_object, decode, finish, mutate,
-    refuse, to_storage, ttl, validate,
+    Written, attributes, check_body, counts_generations, create_object, decode, finish, mutate, refuse, to_storage,
+    ttl, validate,
 };
 use super::{Scope, delete};
 use crate::admission::Operation;
@@ -22,11 +22,7 @@ use crate::shape;
 const TRIES: usize = 8;
 
 /// PUT.
-pub(super) async fn update(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: Bytes,
-) -> Result<Response<Body>> {
+pub(super) async fn update(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
     let mut object = decode(scope, content_type, &body, scope.kind.schema())?;
     drop(body);
     check_body(scope, &mut object)?;
@@ -34,45 +30,19 @@ pub(super) async fn update(
     to_storage(scope, &mut object);
     let manager = scope.manager()?;
     let name = scope.info.name.clone();
-    if scope.store().get(scope.namespace(), &name).is_none()
-        && !scope.on_status()
-        && allows_create(scope)
-    {
+    if scope.store().get(scope.namespace(), &name).is_none() && !scope.on_status() && allows_create(scope) {
         if !meta::resource_version(&object).is_empty() {
-            return Err(ApiError::stale(
-                &scope.kind.group,
-                &scope.kind.plural,
-                &name,
-            ));
+            return Err(ApiError::stale(&scope.kind.group, &scope.kind.plural, &name));
         }
         let created = create_object(scope, object, &manager, true).await?;
         return finish(scope, 201, created);
     }
     let unconditional = meta::resource_version(&object).is_empty();
-    if unconditional
-        && !(scope.kind.allows_unconditional_update()
-            && scope.strategy.allow_unconditional_update())
-    {
-        let cause = Cause::invalid(
-            "metadata.resourceVersion",
-            &0.into(),
-            "must be specified for an update",
-        );
-        return Err(ApiError::invalid(
-            &scope.kind.group,
-            &scope.kind.kind,
-            &name,
-            vec![cause],
-        ));
+    if unconditional && !(scope.kind.allows_unconditional_update() && scope.strategy.allow_unconditional_update()) {
+        let cause = Cause::invalid("metadata.resourceVersion", &0.into(), "must be specified for an update");
+        return Err(ApiError::invalid(&scope.kind.group, &scope.kind.kind, &name, vec![cause]));
     }
-    let written = change(
-        scope,
-        &name,
-        &manager,
-        Track::Update,
-        |_| Ok(object.clone()),
-    )
-    .await?;
+    let written = change(scope, &name, &manager, Track::Update, |_| Ok(object.clone())).await?;
     finish(scope, 200, written)
 }
 
@@ -152,10 +122,7 @@ async fn change_as(
     mut make: impl FnMut(&Value) -> Result<Value>,
 ) -> Result<Written> {
     for attempt in 1.. {
-        let current = scope
-            .store()
-            .get(scope.namespace(), name)
-            .ok_or_else(|| scope.not_found())?;
+        let current = scope.store().get(scope.namespace(), name).ok_or_else(|| scope.not_found())?;
         let old = current.value();
         let new = make(&old)?;
         let wanted = meta::resource_version(&new);
@@ -164,23 +131,12 @@ async fn change_as(
             // A patch starts from the object itself, and has its version by that.
             return Err(ApiError::stale(&scope.kind.group, &scope.kind.plural, name));
         }
-        let turn = Turn {
-            scope,
-            name,
-            manager,
-            track,
-            half,
-            current: &current,
-            old: &old,
-        };
+        let turn = Turn { scope, name, manager, track, half, current: &current, old: &old };
         match turn.change(new).await {
             Err(error)
                 if error.reason == "Conflict"
                     && attempt < TRIES
-                    && scope
-                        .store()
-                        .get(scope.namespace(), name)
-                        .is_none_or(|o| o.revision != current.revision) =>
+                    && scope.store().get(scope.namespace(), name).is_none_or(|o| o.revision != current.revision) =>
             {
                 continue;
             }
@@ -207,12 +163,8 @@ impl Turn<'_> {
         carry_over(scope, self.name, self.half, old, &mut new)?;
         shape::defaults(&scope.stored, &mut new);
         match self.half {
-            Half::Status => scope
-                .strategy
-                .prepare_for_status_update(context, &mut new, old)?,
-            _ if scope.info.subresource.is_empty() => {
-                scope.strategy.prepare_for_update(context, &mut new, old)?
-            }
+            Half::Status => scope.strategy.prepare_for_status_update(context, &mut new, old)?,
+            _ if scope.info.subresource.is_empty() => scope.strategy.prepare_for_update(context, &mut new, old)?,
             // Other subresources change the few fields that are theirs.
             _ => {}
         }
@@ -259,25 +211,11 @@ impl Turn<'_> {
 
 /// Metadata that a client cannot change, and the half of the object that this request is
 /// not about.
-fn carry_over(
-    scope: &Scope<'_>,
-    name: &str,
-    half: Half,
-    old: &Value,
-    new: &mut Value,
-) -> Result<()> {
+fn carry_over(scope: &Scope<'_>, name: &str, half: Half, old: &Value, new: &mut Value) -> Result<()> {
     let uid = meta::uid(new);
     if !uid.is_empty() && uid != meta::uid(old) {
-        let detail = format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-            meta::uid(old)
-        );
-        return Err(ApiError::conflict(
-            &scope.kind.group,
-            &scope.kind.plural,
-            name,
-            &detail,
-        ));
+        let detail = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(old));
+        return Err(ApiError::conflict(&scope.kind.group, &scope.kind.plural, name, &detail));
     }
     match half {
         Half::Both => {}
@@ -327,16 +265,12 @@ fn finalizers(scope: &Scope<'_>, name: &str, old: &Value, new: &Value) -> Result
         return Ok(());
     }
     let had = meta::finalizers(old);
-    let added: Vec<&str> = meta::finalizers(new)
-        .into_iter()
-        .filter(|f| !had.contains(f))
-        .collect();
+    let added: Vec<&str> = meta::finalizers(new).into_iter().filter(|f| !had.contains(f)).collect();
     if added.is_empty() {
         return Ok(());
     }
-    let detail = format!(
-        "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
-    );
+    let detail =
+        format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}");
     Err(ApiError::invalid(
         &scope.kind.group,
         &scope.kind.kind,
@@ -350,40 +284,24 @@ fn generation(scope: &Scope<'_>, new: &mut Value, old: &Value) {
         return;
     }
     let differs = || !meta::spec_equal(new, old, scope.stored.has_status());
-    if scope
-        .strategy
-        .bumps_generation(new, old)
-        .unwrap_or_else(|| counts_generations(scope) && differs())
-    {
+    if scope.strategy.bumps_generation(new, old).unwrap_or_else(|| counts_generations(scope) && differs()) {
         meta::set_value(new, "generation", (meta::generation(old) + 1).into());
     }
 }
 
 /// Writes the change, or removes the object when that was all it was waiting for.
-async fn store_change(
-    scope: &Scope<'_>,
-    current: &Arc<Object>,
-    old: &Value,
-    new: &Value,
-) -> Result<Written> {
+async fn store_change(scope: &Scope<'_>, current: &Arc<Object>, old: &Value, new: &Value) -> Result<Written> {
     if shape::same(new, old) {
         return Ok(Written::Stored(current.clone()));
     }
     let terminating = meta::deletion_timestamp(new).is_some();
     let no_grace = meta::deletion_grace(new).unwrap_or(0) == 0;
     if terminating && no_grace && !delete::is_held(scope, new) && delete::is_held(scope, old) {
-        let revision = scope
-            .store()
-            .delete(&current.namespace, &current.name, current.revision)
-            .await?;
+        let revision = scope.store().delete(&current.namespace, &current.name, current.revision).await?;
         scope.strategy.after_delete(scope.context(), new);
         let mut last = new.clone();
         meta::set_resource_version(&mut last, revision);
         return Ok(Written::Removed(last));
     }
-    scope
-        .store()
-        .update(new, current.revision, ttl(scope))
-        .await
-        .map(Written::Stored)
+    scope.store().update(new, current.revision, ttl(scope)).await.map(Written::Stored)
 }

@@ -33,54 +33,28 @@ pub(super) fn options(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Res
             .ok_or_else(|| ApiError::internal("no schema of DeleteOptions"))?;
         given = api::codec::decode(body, content_type, schema, true)?.object;
     }
-    let text = |field: &str| {
-        given[field]
-            .as_str()
-            .or_else(|| query.get(field))
-            .filter(|t| !t.is_empty())
-            .map(str::to_string)
-    };
-    let seconds = match (
-        given["gracePeriodSeconds"].as_i64(),
-        query.get("gracePeriodSeconds").filter(|t| !t.is_empty()),
-    ) {
-        (Some(seconds), _) => Some(seconds),
-        (None, Some(text)) => Some(text.parse().map_err(|_| {
-            ApiError::bad_request(format!(
-                "gracePeriodSeconds: Invalid value: {text:?}: must be a number"
-            ))
-        })?),
-        (None, None) => None,
-    };
+    let text =
+        |field: &str| given[field].as_str().or_else(|| query.get(field)).filter(|t| !t.is_empty()).map(str::to_string);
+    let seconds =
+        match (given["gracePeriodSeconds"].as_i64(), query.get("gracePeriodSeconds").filter(|t| !t.is_empty())) {
+            (Some(seconds), _) => Some(seconds),
+            (None, Some(text)) => Some(text.parse().map_err(|_| {
+                ApiError::bad_request(format!("gracePeriodSeconds: Invalid value: {text:?}: must be a number"))
+            })?),
+            (None, None) => None,
+        };
     let mut policy = text("propagationPolicy");
-    let orphan = given["orphanDependents"].as_bool().or_else(|| {
-        query
-            .get("orphanDependents")
-            .map(|_| query.flag("orphanDependents"))
-    });
+    let orphan = given["orphanDependents"]
+        .as_bool()
+        .or_else(|| query.get("orphanDependents").map(|_| query.flag("orphanDependents")));
     if let (None, Some(orphan)) = (&policy, orphan) {
         policy = Some(if orphan { "Orphan" } else { "Background" }.to_string());
     }
-    if let Some(policy) = policy
-        .as_deref()
-        .filter(|p| !matches!(*p, "Orphan" | "Background" | "Foreground"))
-    {
-        let cause = Cause::not_supported(
-            "propagationPolicy",
-            &policy.into(),
-            &["Foreground", "Background", "Orphan"],
-        );
-        return Err(ApiError::invalid(
-            "meta.k8s.io",
-            "DeleteOptions",
-            "",
-            vec![cause],
-        ));
+    if let Some(policy) = policy.as_deref().filter(|p| !matches!(*p, "Orphan" | "Background" | "Foreground")) {
+        let cause = Cause::not_supported("propagationPolicy", &policy.into(), &["Foreground", "Background", "Orphan"]);
+        return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause]));
     }
-    let dry_run = scope.dry_run
-        || given["dryRun"]
-            .as_array()
-            .is_some_and(|all| all.iter().any(|v| v == "All"));
+    let dry_run = scope.dry_run || given["dryRun"].as_array().is_some_and(|all| all.iter().any(|v| v == "All"));
     let condition = |field: &str| given["preconditions"][field].as_str().map(str::to_string);
     Ok(DeleteOptions {
         grace_period_seconds: seconds,
@@ -92,11 +66,7 @@ pub(super) fn options(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Res
 }
 
 /// DELETE of a named object.
-pub(super) async fn delete(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: Bytes,
-) -> Result<Response<Body>> {
+pub(super) async fn delete(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
     let options = options(scope, content_type, &body)?;
     match remove(scope, &scope.info.name, &options).await? {
         Outcome::Gone { uid } => {
@@ -105,11 +75,7 @@ pub(super) async fn delete(
                 "details": status_details(scope, &uid),
             });
             let bytes = api::codec::encode(&status, scope.accept.format, None)?;
-            Ok(respond::answer(
-                200,
-                scope.accept.format.media_type(),
-                crate::pipeline::full(bytes),
-            ))
+            Ok(respond::answer(200, scope.accept.format.media_type(), crate::pipeline::full(bytes)))
         }
         Outcome::Held(object) => write::finish(scope, 200, object),
     }
@@ -133,22 +99,14 @@ pub(super) enum Outcome {
 }
 
 /// Deletes an object, or marks it as terminating.
-pub(super) async fn remove(
-    scope: &Scope<'_>,
-    name: &str,
-    options: &DeleteOptions,
-) -> Result<Outcome> {
+pub(super) async fn remove(scope: &Scope<'_>, name: &str, options: &DeleteOptions) -> Result<Outcome> {
     for attempt in 1.. {
         let current = scope
             .store()
             .get(scope.namespace(), name)
             .ok_or_else(|| ApiError::not_found(&scope.kind.group, &scope.kind.plural, name))?;
         match remove_once(scope, name, options, &current).await {
-            Err(error)
-                if error.reason == "Conflict"
-                    && attempt < 8
-                    && overtaken(scope, name, &current) =>
-            {
+            Err(error) if error.reason == "Conflict" && attempt < 8 && overtaken(scope, name, &current) => {
                 continue;
             }
             done => return done,
@@ -158,18 +116,10 @@ pub(super) async fn remove(
 }
 
 fn overtaken(scope: &Scope<'_>, name: &str, current: &Object) -> bool {
-    scope
-        .store()
-        .get(scope.namespace(), name)
-        .is_none_or(|o| o.revision != current.revision)
+    scope.store().get(scope.namespace(), name).is_none_or(|o| o.revision != current.revision)
 }
 
-async fn remove_once(
-    scope: &Scope<'_>,
-    name: &str,
-    options: &DeleteOptions,
-    current: &Arc<Object>,
-) -> Result<Outcome> {
+async fn remove_once(scope: &Scope<'_>, name: &str, options: &DeleteOptions, current: &Arc<Object>) -> Result<Outcome> {
     let old = current.value();
     preconditions(scope, name, options, current)?;
     let at = write::attributes(scope, Operation::Delete, name);
@@ -183,50 +133,26 @@ async fn remove_once(
         if options.dry_run {
             return Ok(Outcome::Held(write::Written::WouldBe(new)));
         }
-        let stored = scope
-            .store()
-            .update(&new, current.revision, write::ttl(scope))
-            .await?;
+        let stored = scope.store().update(&new, current.revision, write::ttl(scope)).await?;
         return Ok(Outcome::Held(write::Written::Stored(stored)));
     }
     if !options.dry_run {
-        scope
-            .store()
-            .delete(&current.namespace, &current.name, current.revision)
-            .await?;
+        scope.store().delete(&current.namespace, &current.name, current.revision).await?;
         scope.strategy.after_delete(scope.context(), &old);
     }
-    Ok(Outcome::Gone {
-        uid: current.uid.to_string(),
-    })
+    Ok(Outcome::Gone { uid: current.uid.to_string() })
 }
 
-fn preconditions(
-    scope: &Scope<'_>,
-    name: &str,
-    options: &DeleteOptions,
-    current: &Object,
-) -> Result<()> {
+fn preconditions(scope: &Scope<'_>, name: &str, options: &DeleteOptions, current: &Object) -> Result<()> {
     let check = |what: &str, wanted: &Option<String>, is: &str| match wanted {
         Some(wanted) if wanted != is => {
-            let detail = format!(
-                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"
-            );
-            Err(ApiError::conflict(
-                &scope.kind.group,
-                &scope.kind.plural,
-                name,
-                &detail,
-            ))
+            let detail = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+            Err(ApiError::conflict(&scope.kind.group, &scope.kind.plural, name, &detail))
         }
         _ => Ok(()),
     };
     check("UID", &options.uid, &current.uid)?;
-    check(
-        "ResourceVersion",
-        &options.resource_version,
-        &current.revision.to_string(),
-    )
+    check("ResourceVersion", &options.resource_version, &current.revision.to_string())
 }
 
 /// The object as the deletion leaves it: with a time, a grace, and the finalizers that the
@@ -234,11 +160,7 @@ fn preconditions(
 fn terminating(scope: &Scope<'_>, old: &Value, options: &DeleteOptions) -> Value {
     let mut new = old.clone();
     let already = meta::deletion_timestamp(old).is_some();
-    let grace = scope
-        .strategy
-        .grace_period(old, options)
-        .unwrap_or(0)
-        .max(0);
+    let grace = scope.strategy.grace_period(old, options).unwrap_or(0).max(0);
     if !already {
         propagation(scope, &mut new, options);
         if meta::generation(old) > 0 {
@@ -246,16 +168,10 @@ fn terminating(scope: &Scope<'_>, old: &Value, options: &DeleteOptions) -> Value
         }
     }
     // Grace only shrinks.
-    let shorter = already
-        && options.grace_period_seconds.is_some()
-        && grace < meta::deletion_grace(old).unwrap_or(0);
+    let shorter = already && options.grace_period_seconds.is_some() && grace < meta::deletion_grace(old).unwrap_or(0);
     if !already || shorter {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace);
-        meta::set(
-            &mut new,
-            "deletionTimestamp",
-            &at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        );
+        meta::set(&mut new, "deletionTimestamp", &at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         meta::set_value(&mut new, "deletionGracePeriodSeconds", grace.into());
     }
     if !already {
@@ -272,11 +188,8 @@ fn propagation(scope: &Scope<'_>, new: &mut Value, options: &DeleteOptions) {
         None if has(FOREGROUND, new) => "Foreground",
         None => scope.strategy.default_propagation(),
     };
-    let mut finalizers: Vec<Value> = meta::finalizers(new)
-        .into_iter()
-        .filter(|f| *f != ORPHAN && *f != FOREGROUND)
-        .map(Value::from)
-        .collect();
+    let mut finalizers: Vec<Value> =
+        meta::finalizers(new).into_iter().filter(|f| *f != ORPHAN && *f != FOREGROUND).map(Value::from).collect();
     match policy {
         "Orphan" => finalizers.push(ORPHAN.into()),
         "Foreground" => finalizers.push(FOREGROUND.into()),
@@ -290,20 +203,13 @@ fn propagation(scope: &Scope<'_>, new: &mut Value, options: &DeleteOptions) {
 }
 
 /// DELETE of a collection: each object on its own; the answer is the list.
-pub(super) async fn delete_collection(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: Bytes,
-) -> Result<Response<Body>> {
+pub(super) async fn delete_collection(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
     let options = options(scope, content_type, &body)?;
     let filter = list::filter(scope)?;
     let page = list::page(scope, &filter).await?;
     for object in &page.objects {
         // Objects of all namespaces have their own.
-        let info = crate::RequestInfo {
-            namespace: object.namespace.to_string(),
-            ..scope.info.clone()
-        };
+        let info = crate::RequestInfo { namespace: object.namespace.to_string(), ..scope.info.clone() };
         let own = Scope::for_item(scope, &info);
         match remove(&own, &object.name, &options).await {
             Err(error) if error.reason == "NotFound" => {}

@@ -15,12 +15,12 @@ use crate::state::AppState;
 const FORMATS: &[Format] = &[Format::Json, Format::Yaml, Format::Protobuf];
 
 /// `/api`, `/apis`, `/apis/GROUP`, `/api/v1`, `/apis/GROUP/VERSION`.
-pub(super) fn handle(
-    state: &Arc<AppState>,
-    parts: &[&str],
-    headers: &HeaderMap,
-) -> Result<Response<Body>> {
-    let chosen = api::codec::negotiate(&accept(headers), FORMATS, false).ok_or_else(|| ApiError::not_acceptable("only application/json, application/yaml and application/vnd.kubernetes.protobuf are served"))?;
+pub(super) fn handle(state: &Arc<AppState>, parts: &[&str], headers: &HeaderMap) -> Result<Response<Body>> {
+    let chosen = api::codec::negotiate(&accept(headers), FORMATS, false).ok_or_else(|| {
+        ApiError::not_acceptable(
+            "only application/json, application/yaml and application/vnd.kubernetes.protobuf are served",
+        )
+    })?;
     let kinds = state.kinds();
     let all = kinds.kinds();
     let document = match (parts, &chosen.transform) {
@@ -36,19 +36,11 @@ pub(super) fn handle(
     };
     let document = document.ok_or_else(ApiError::no_such_path)?;
     let bytes = api::codec::encode(&document, chosen.format, None)?;
-    Ok(tagged(
-        headers,
-        &chosen.content_type(),
-        &etag(&bytes),
-        bytes,
-    ))
+    Ok(tagged(headers, &chosen.content_type(), &etag(&bytes), bytes))
 }
 
 fn address(state: &AppState) -> String {
-    let ip = state
-        .config
-        .advertise_address
-        .unwrap_or(state.config.bind_address);
+    let ip = state.config.advertise_address.unwrap_or(state.config.bind_address);
     std::net::SocketAddr::new(ip, state.config.secure_port).to_string()
 }
 
@@ -66,12 +58,7 @@ pub(super) fn openapi(
         ["openapi", "v2"] => Ok(v2(all, headers)),
         ["openapi", "v3"] => {
             let index = api::openapi::v3_index(all, crate::GIT_VERSION).to_string();
-            Ok(tagged(
-                headers,
-                "application/json",
-                &etag(index.as_bytes()),
-                index,
-            ))
+            Ok(tagged(headers, "application/json", &etag(index.as_bytes()), index))
         }
         ["openapi", "v3", "api", version] => v3(all, "", version, info, headers),
         ["openapi", "v3", "apis", group, version] => v3(all, group, version, info, headers),
@@ -100,14 +87,12 @@ fn v3(
     if known(headers, &hash) {
         return Ok(tagged(headers, "application/json", &hash, ""));
     }
-    let document = api::openapi::v3(all, group, version, crate::GIT_VERSION)
-        .ok_or_else(ApiError::no_such_path)?;
+    let document = api::openapi::v3(all, group, version, crate::GIT_VERSION).ok_or_else(ApiError::no_such_path)?;
     let mut answer = tagged(headers, "application/json", &hash, document);
     if info.query.get("hash").is_some() {
-        answer.headers_mut().insert(
-            http::header::CACHE_CONTROL,
-            HeaderValue::from_static("public, immutable, max-age=31536000"),
-        );
+        answer
+            .headers_mut()
+            .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, immutable, max-age=31536000"));
     }
     Ok(answer)
 }
@@ -121,9 +106,7 @@ fn v2(all: &[Arc<Kind>], headers: &HeaderMap) -> Response<Body> {
     let hashes: String = api::discovery::groups(all)
         .iter()
         .flat_map(|(group, versions)| {
-            versions
-                .iter()
-                .map(move |version| api::openapi::hash(all, group, version, crate::GIT_VERSION))
+            versions.iter().map(move |version| api::openapi::hash(all, group, version, crate::GIT_VERSION))
         })
         .collect();
     let tag = etag(format!("{protobuf}{hashes}").as_bytes());

@@ -35,19 +35,13 @@ struct Token {
 }
 
 fn encode_token(rv: i64, start: &str) -> String {
-    let token = Token {
-        v: "meta.k8s.io/v1".into(),
-        rv,
-        start: start.into(),
-    };
+    let token = Token { v: "meta.k8s.io/v1".into(), rv, start: start.into() };
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
 }
 
 fn decode_token(text: &str) -> Result<Token> {
     let bad = |why: String| ApiError::bad_request(format!("continue key is not valid: {why}"));
-    let raw = URL_SAFE_NO_PAD
-        .decode(text)
-        .map_err(|e| bad(e.to_string()))?;
+    let raw = URL_SAFE_NO_PAD.decode(text).map_err(|e| bad(e.to_string()))?;
     serde_json::from_slice(&raw).map_err(|e| bad(e.to_string()))
 }
 
@@ -55,32 +49,18 @@ fn decode_token(text: &str) -> Result<Token> {
 pub(super) fn filter(scope: &Scope<'_>) -> Result<Filter> {
     let query = &scope.info.query;
     let shape = fields::shape(&scope.stored.group, &scope.stored.plural);
-    let custom = scope
-        .kind
-        .custom
-        .as_ref()
-        .map(|c| c.selectable.clone())
-        .unwrap_or_default();
+    let custom = scope.kind.custom.as_ref().map(|c| c.selectable.clone()).unwrap_or_default();
     let mut text = query.get("fieldSelector").unwrap_or("").to_string();
     // events.k8s.io calls the object that an event is about otherwise.
     if scope.kind.group == "events.k8s.io" {
-        text = text
-            .replace("regarding.", "involvedObject.")
-            .replace("reportingController", "reportingComponent");
+        text = text.replace("regarding.", "involvedObject.").replace("reportingController", "reportingComponent");
     }
     let mut fields = FieldSelector::parse(&text, shape, &custom)?;
     // A watch or list of one name, as some clients write it.
     if !scope.info.name.is_empty() {
-        fields
-            .0
-            .push(("metadata.name".into(), scope.info.name.clone(), true));
+        fields.0.push(("metadata.name".into(), scope.info.name.clone(), true));
     }
-    Ok(Filter {
-        labels: LabelSelector::parse(query.get("labelSelector").unwrap_or(""))?,
-        fields,
-        shape,
-        custom,
-    })
+    Ok(Filter { labels: LabelSelector::parse(query.get("labelSelector").unwrap_or(""))?, fields, shape, custom })
 }
 
 /// One page.
@@ -96,10 +76,7 @@ fn check_versions(query: &Query) -> Result<()> {
     let (version, matching) = (get("resourceVersion"), get("resourceVersionMatch"));
     let mut causes = Vec::new();
     if query.get("sendInitialEvents").is_some() {
-        causes.push(Cause::forbidden(
-            "sendInitialEvents",
-            "sendInitialEvents is forbidden for list",
-        ));
+        causes.push(Cause::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
     }
     if let Some(matching) = matching {
         if get("continue").is_some() {
@@ -121,18 +98,12 @@ fn check_versions(query: &Query) -> Result<()> {
                 ));
             }
             "Exact" | "NotOlderThan" => {}
-            other => causes.push(Cause::not_supported(
-                "resourceVersionMatch",
-                &other.into(),
-                &["Exact", "NotOlderThan"],
-            )),
+            other => {
+                causes.push(Cause::not_supported("resourceVersionMatch", &other.into(), &["Exact", "NotOlderThan"]))
+            }
         }
     }
-    if causes.is_empty() {
-        Ok(())
-    } else {
-        Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", causes))
-    }
+    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", causes)) }
 }
 
 /// Reads one page, as the query wants it.
@@ -141,9 +112,10 @@ pub(super) async fn page(scope: &Scope<'_>, filter: &Filter) -> Result<Page> {
     check_versions(query)?;
     let number = |name: &str| match query.get(name).filter(|v| !v.is_empty()) {
         None => Ok(None),
-        Some(v) => v.parse::<u64>().map(Some).map_err(|_| {
-            ApiError::bad_request(format!("{name}: Invalid value: {v:?}: must be a number"))
-        }),
+        Some(v) => v
+            .parse::<u64>()
+            .map(Some)
+            .map_err(|_| ApiError::bad_request(format!("{name}: Invalid value: {v:?}: must be a number"))),
     };
     let limit = number("limit")?.unwrap_or(0) as usize;
     let cache = scope.store().cache();
@@ -155,9 +127,8 @@ pub(super) async fn page(scope: &Scope<'_>, filter: &Filter) -> Result<Page> {
                 cache.list_after(namespace, &token.start)
             } else {
                 let revision = token.rv as u64;
-                let objects = cache
-                    .list_at(namespace, &token.start, revision)
-                    .map_err(|_| expired_page(&token.start))?;
+                let objects =
+                    cache.list_at(namespace, &token.start, revision).map_err(|_| expired_page(&token.start))?;
                 (objects, revision)
             }
         }
@@ -170,11 +141,7 @@ pub(super) async fn page(scope: &Scope<'_>, filter: &Filter) -> Result<Page> {
                 None | Some("") => limit > 0 && wanted > 0,
                 _ => false,
             };
-            if exact {
-                (cache.list_at(namespace, "", wanted)?, wanted)
-            } else {
-                cache.list_after(namespace, "")
-            }
+            if exact { (cache.list_at(namespace, "", wanted)?, wanted) } else { cache.list_after(namespace, "") }
         }
     };
     Ok(cut(candidates, revision, limit, filter))
@@ -193,34 +160,15 @@ fn expired_page(start: &str) -> ApiError {
 
 fn cut(candidates: Vec<Arc<Object>>, revision: u64, limit: usize, filter: &Filter) -> Page {
     let total = candidates.len();
-    let mut objects = if filter.is_empty() {
-        candidates
-    } else {
-        candidates
-            .into_iter()
-            .filter(|o| filter.matches(o))
-            .collect()
-    };
+    let mut objects =
+        if filter.is_empty() { candidates } else { candidates.into_iter().filter(|o| filter.matches(o)).collect() };
     if limit == 0 || objects.len() <= limit {
-        return Page {
-            objects,
-            revision,
-            next: String::new(),
-            remaining: None,
-        };
+        return Page { objects, revision, next: String::new(), remaining: None };
     }
     objects.truncate(limit);
-    let next = objects
-        .last()
-        .map(|last| encode_token(revision as i64, &last.key()))
-        .unwrap_or_default();
+    let next = objects.last().map(|last| encode_token(revision as i64, &last.key())).unwrap_or_default();
     let remaining = filter.is_empty().then_some(total - limit);
-    Page {
-        objects,
-        revision,
-        next,
-        remaining,
-    }
+    Page { objects, revision, next, remaining }
 }
 
 impl Page {
@@ -246,17 +194,9 @@ pub(super) async fn list(scope: &Scope<'_>) -> Result<Response<Body>> {
 /// Answers with a page, as negotiated.
 pub(super) fn answer(scope: &Scope<'_>, page: Page) -> Result<Response<Body>> {
     if respond::as_stored(scope) {
-        return Ok(respond::answer(
-            200,
-            "application/json",
-            stream_json(scope, page),
-        ));
+        return Ok(respond::answer(200, "application/json", stream_json(scope, page)));
     }
-    let values = page
-        .objects
-        .iter()
-        .map(|o| respond::served(scope, o))
-        .collect();
+    let values = page.objects.iter().map(|o| respond::served(scope, o)).collect();
     answer_values(scope, page.metadata(), values)
 }
 
@@ -267,15 +207,9 @@ pub(super) fn made(scope: &Scope<'_>, values: Vec<Value>) -> Result<Response<Bod
 
 fn answer_values(scope: &Scope<'_>, metadata: Value, values: Vec<Value>) -> Result<Response<Body>> {
     let (list, content_type) = match &scope.accept.transform {
-        Transform::Table(version) => (
-            crate::table::of(scope, &values, version, metadata),
-            scope.accept.content_type(),
-        ),
+        Transform::Table(version) => (crate::table::of(scope, &values, version, metadata), scope.accept.content_type()),
         Transform::Partial(version) | Transform::PartialList(version) => {
-            let items: Vec<Value> = values
-                .iter()
-                .map(|v| respond::partial(v, version))
-                .collect();
+            let items: Vec<Value> = values.iter().map(|v| respond::partial(v, version)).collect();
             let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata, "items": items});
             (list, scope.accept.content_type())
         }
@@ -285,11 +219,7 @@ fn answer_values(scope: &Scope<'_>, metadata: Value, values: Vec<Value>) -> Resu
         }
     };
     let bytes = respond::encode(scope, &list)?;
-    Ok(respond::answer(
-        200,
-        &content_type,
-        crate::pipeline::full(bytes),
-    ))
+    Ok(respond::answer(200, &content_type, crate::pipeline::full(bytes)))
 }
 
 /// The envelope, and between its halves the stored bytes; at no time is more than a piece

@@ -50,11 +50,7 @@ pub async fn handle(
         return streaming::handle(state, info, user, request).await;
     }
     let (parts, body) = request.into_parts();
-    let body = if info.verb.is_read() {
-        Bytes::new()
-    } else {
-        collect(body).await?
-    };
+    let body = if info.verb.is_read() { Bytes::new() } else { collect(body).await? };
     let scope = Scope::new(state, info, user, &parts.headers)?;
     let mut response = dispatch(&scope, &parts.headers, body).await?;
     scope.add_warnings(&mut response);
@@ -65,9 +61,7 @@ async fn collect(mut body: Incoming) -> Result<Bytes> {
     let mut whole = BytesMut::new();
     let mut seen = 0;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            ApiError::bad_request(format!("the request's body was cut off: {error}"))
-        })?;
+        let frame = frame.map_err(|error| ApiError::bad_request(format!("the request's body was cut off: {error}")))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -82,33 +76,20 @@ async fn collect(mut body: Incoming) -> Result<Bytes> {
         }
     }
     if seen > BODY_LIMIT {
-        return Err(ApiError::too_large(format!(
-            "Request entity too large: limit is {BODY_LIMIT}"
-        )));
+        return Err(ApiError::too_large(format!("Request entity too large: limit is {BODY_LIMIT}")));
     }
     Ok(whole.freeze())
 }
 
-async fn dispatch(
-    scope: &Scope<'_>,
-    headers: &http::HeaderMap,
-    body: Bytes,
-) -> Result<Response<Body>> {
-    let content_type = headers
-        .get(http::header::CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or("");
+async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> Result<Response<Body>> {
+    let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     if !scope.info.subresource.is_empty() && scope.info.subresource != "status" {
         return subresource::handle(scope, content_type, body).await;
     }
     scope.check_verb()?;
     match (scope.info.group.as_str(), scope.info.verb) {
-        ("authentication.k8s.io" | "authorization.k8s.io", _) => {
-            review(scope, content_type, body).await
-        }
-        ("", Verb::Get | Verb::List) if scope.info.resource == "componentstatuses" => {
-            component_statuses(scope).await
-        }
+        ("authentication.k8s.io" | "authorization.k8s.io", _) => review(scope, content_type, body).await,
+        ("", Verb::Get | Verb::List) if scope.info.resource == "componentstatuses" => component_statuses(scope).await,
         (_, Verb::Get) => read::get(scope),
         (_, Verb::List) => list::list(scope).await,
         (_, Verb::Watch) => watch::watch(scope).await,
@@ -120,11 +101,7 @@ async fn dispatch(
         (_, Verb::Patch) => patch::patch(scope, content_type, body).await,
         (_, Verb::Delete) => delete::delete(scope, content_type, body).await,
         (_, Verb::DeleteCollection) => delete::delete_collection(scope, content_type, body).await,
-        _ => Err(ApiError::method_not_allowed(
-            &scope.info.group,
-            &scope.info.resource,
-            scope.info.verb.as_str(),
-        )),
+        _ => Err(ApiError::method_not_allowed(&scope.info.group, &scope.info.resource, scope.info.verb.as_str())),
     }
 }
 
@@ -145,9 +122,6 @@ async fn component_statuses(scope: &Scope<'_>) -> Result<Response<Body>> {
     if scope.info.verb == Verb::List {
         return list::made(scope, all);
     }
-    let one = all
-        .into_iter()
-        .find(|c| api::meta::name(c) == scope.info.name)
-        .ok_or_else(|| scope.not_found())?;
+    let one = all.into_iter().find(|c| api::meta::name(c) == scope.info.name).ok_or_else(|| scope.not_found())?;
     respond::value(scope, 200, one)
 }

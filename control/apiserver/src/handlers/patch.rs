@@ -11,11 +11,7 @@ use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
 
 /// Answers a PATCH.
-pub(super) async fn patch(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: Bytes,
-) -> Result<Response<Body>> {
+pub(super) async fn patch(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
     let main = content_type.split(';').next().unwrap_or("").trim();
     match main {
         APPLY_PATCH => return super::apply::apply(scope, content_type, &body).await,
@@ -33,20 +29,13 @@ pub(super) async fn patch(
         }
     }
     if scope.info.query.get("force").is_some_and(|v| !v.is_empty()) {
-        let cause =
-            crate::error::Cause::forbidden("force", "may not be specified for non-apply patch");
-        return Err(ApiError::invalid(
-            "meta.k8s.io",
-            "PatchOptions",
-            "",
-            vec![cause],
-        ));
+        let cause = crate::error::Cause::forbidden("force", "may not be specified for non-apply patch");
+        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]));
     }
     let manager = scope.manager()?;
-    let written = change::change(scope, &scope.info.name, &manager, Track::Update, |old| {
-        patched(scope, main, old, &body)
-    })
-    .await?;
+    let written =
+        change::change(scope, &scope.info.name, &manager, Track::Update, |old| patched(scope, main, old, &body))
+            .await?;
     write::finish(scope, 200, written)
 }
 
@@ -66,21 +55,17 @@ fn patched(scope: &Scope<'_>, content_type: &str, old: &Value, body: &[u8]) -> R
 /// A patch can write anything anywhere: the result is read again as a body would be.
 pub(super) fn checked(scope: &Scope<'_>, object: Value) -> Result<Value> {
     let text = serde_json::to_vec(&object).map_err(ApiError::internal)?;
-    let mut new = write::decode(scope, "application/json", &text, scope.kind.schema()).map_err(
-        |mut error| {
-            // What a patch makes of an object is not a malformed request.
-            if error.code == 400 && !error.message.starts_with("strict") {
-                error.code = 422;
-                error.reason = "Invalid".into();
-            }
-            error
-        },
-    )?;
+    let mut new = write::decode(scope, "application/json", &text, scope.kind.schema()).map_err(|mut error| {
+        // What a patch makes of an object is not a malformed request.
+        if error.code == 400 && !error.message.starts_with("strict") {
+            error.code = 422;
+            error.reason = "Invalid".into();
+        }
+        error
+    })?;
     write::check_body(scope, &mut new)?;
     if api::meta::name(&new) != scope.info.name {
-        return Err(ApiError::bad_request(
-            "the name of the object may not be changed by a patch",
-        ));
+        return Err(ApiError::bad_request("the name of the object may not be changed by a patch"));
     }
     Ok(new)
 }

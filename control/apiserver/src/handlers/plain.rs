@@ -13,11 +13,7 @@ use crate::request::{RequestInfo, Verb};
 use crate::state::AppState;
 
 /// Answers a request outside the resources.
-pub(super) fn handle(
-    state: &Arc<AppState>,
-    info: &RequestInfo,
-    headers: &HeaderMap,
-) -> Result<Response<Body>> {
+pub(super) fn handle(state: &Arc<AppState>, info: &RequestInfo, headers: &HeaderMap) -> Result<Response<Body>> {
     if !matches!(info.verb, Verb::Get | Verb::Head) {
         return Err(ApiError::no_such_path());
     }
@@ -27,24 +23,17 @@ pub(super) fn handle(
         [] => Ok(json_answer(&json!({"paths": paths(state)}))),
         ["healthz" | "livez" | "readyz", rest @ ..] => health(state, info, parts[0], rest),
         ["version"] => Ok(json_answer(&version())),
-        ["metrics"] => Ok(respond::answer(
-            200,
-            "text/plain; version=0.0.4; charset=utf-8",
-            full(state.metrics.render(state)),
-        )),
+        ["metrics"] => {
+            Ok(respond::answer(200, "text/plain; version=0.0.4; charset=utf-8", full(state.metrics.render(state))))
+        }
         ["api" | "apis", ..] => discovery::handle(state, &parts, headers),
-        ["openapi", "v2"] | ["openapi", "v3", ..] => {
-            discovery::openapi(state, info, &parts, headers)
-        }
-        [".well-known", "openid-configuration"] => {
-            Ok(json_answer(&state.authn.openid_configuration()))
-        }
+        ["openapi", "v2"] | ["openapi", "v3", ..] => discovery::openapi(state, info, &parts, headers),
+        [".well-known", "openid-configuration"] => Ok(json_answer(&state.authn.openid_configuration())),
         ["openid", "v1", "jwks"] => {
             let mut answer = json_answer(&state.authn.jwks());
-            answer.headers_mut().insert(
-                http::header::CONTENT_TYPE,
-                HeaderValue::from_static("application/jwk-set+json"),
-            );
+            answer
+                .headers_mut()
+                .insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
             Ok(answer)
         }
         _ => Err(ApiError::no_such_path()),
@@ -65,14 +54,8 @@ fn version() -> Value {
 }
 
 fn paths(state: &AppState) -> Vec<String> {
-    let mut paths: Vec<String> = [
-        "/.well-known/openid-configuration",
-        "/api",
-        "/api/v1",
-        "/apis",
-    ]
-    .map(String::from)
-    .to_vec();
+    let mut paths: Vec<String> =
+        ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis"].map(String::from).to_vec();
     for (group, versions) in api::discovery::groups(state.kinds().kinds()) {
         if !group.is_empty() {
             paths.push(format!("/apis/{group}"));
@@ -80,17 +63,8 @@ fn paths(state: &AppState) -> Vec<String> {
         }
     }
     paths.extend(
-        [
-            "/healthz",
-            "/livez",
-            "/metrics",
-            "/openapi/v2",
-            "/openapi/v3",
-            "/openid/v1/jwks",
-            "/readyz",
-            "/version",
-        ]
-        .map(String::from),
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"]
+            .map(String::from),
     );
     paths.sort();
     paths
@@ -98,11 +72,7 @@ fn paths(state: &AppState) -> Vec<String> {
 
 /// The checks behind the health endpoints: name, and why it is not well.
 fn checks(state: &AppState, endpoint: &str) -> Vec<(&'static str, Option<String>)> {
-    let mut checks = vec![
-        ("ping", None),
-        ("log", None),
-        ("store", state.registry.store().failure()),
-    ];
+    let mut checks = vec![("ping", None), ("log", None), ("store", state.registry.store().failure())];
     // The names that clients of upstream's server know.
     checks.push(("etcd", state.registry.store().failure()));
     if endpoint == "readyz" {
@@ -113,18 +83,11 @@ fn checks(state: &AppState, endpoint: &str) -> Vec<(&'static str, Option<String>
     checks
 }
 
-fn health(
-    state: &AppState,
-    info: &RequestInfo,
-    endpoint: &str,
-    rest: &[&str],
-) -> Result<Response<Body>> {
+fn health(state: &AppState, info: &RequestInfo, endpoint: &str, rest: &[&str]) -> Result<Response<Body>> {
     let excluded: Vec<&str> = info.query.all("exclude").collect();
     let wanted = rest.join("/");
-    let checks: Vec<_> = checks(state, endpoint)
-        .into_iter()
-        .filter(|(name, _)| wanted.is_empty() || *name == wanted)
-        .collect();
+    let checks: Vec<_> =
+        checks(state, endpoint).into_iter().filter(|(name, _)| wanted.is_empty() || *name == wanted).collect();
     if checks.is_empty() {
         return Err(ApiError::no_such_path());
     }
@@ -147,20 +110,13 @@ fn health(
         (false, true) => format!("{text}{endpoint} check passed\n"),
         (false, false) => "ok".to_string(),
     };
-    Ok(respond::answer(
-        code,
-        "text/plain; charset=utf-8",
-        full(body),
-    ))
+    Ok(respond::answer(code, "text/plain; charset=utf-8", full(body)))
 }
 
 /// Whether the client has the document with this ETag.
 pub(super) fn known(headers: &HeaderMap, etag: &str) -> bool {
     let quoted = format!("\"{etag}\"");
-    headers
-        .get(IF_NONE_MATCH)
-        .and_then(|v| v.to_str().ok())
-        .is_some_and(|v| v.split(',').any(|t| t.trim() == quoted))
+    headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.split(',').any(|t| t.trim() == quoted))
 }
 
 /// An answer with an ETag; 304 when the client has it.
@@ -183,21 +139,13 @@ pub(super) fn tagged(
     if let Ok(value) = HeaderValue::from_str(&quoted) {
         response.headers_mut().insert(ETAG, value);
     }
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("public"));
-    response
-        .headers_mut()
-        .insert(http::header::VARY, HeaderValue::from_static("Accept"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public"));
+    response.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));
     response
 }
 
 /// The Accept headers as one list.
 pub(super) fn accept(headers: &HeaderMap) -> String {
-    let given: Vec<&str> = headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .collect();
+    let given: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
     given.join(",")
 }

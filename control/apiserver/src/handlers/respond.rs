@@ -63,18 +63,12 @@ pub(super) fn value(scope: &Scope<'_>, code: u16, value: Value) -> Result<Respon
     let accept = &scope.accept;
     let (value, content_type) = match &accept.transform {
         Transform::Table(version) if scope.kind.has_verb("list") => {
-            let metadata =
-                serde_json::json!({"resourceVersion": value["metadata"]["resourceVersion"]});
-            (
-                crate::table::of(scope, std::slice::from_ref(&value), version, metadata),
-                accept.content_type(),
-            )
+            let metadata = serde_json::json!({"resourceVersion": value["metadata"]["resourceVersion"]});
+            (crate::table::of(scope, std::slice::from_ref(&value), version, metadata), accept.content_type())
         }
         Transform::Partial(version) => (partial(&value, version), accept.content_type()),
         Transform::PartialList(_) => {
-            return Err(ApiError::not_acceptable(
-                "one object cannot be shown as PartialObjectMetadataList",
-            ));
+            return Err(ApiError::not_acceptable("one object cannot be shown as PartialObjectMetadataList"));
         }
         _ => (value, accept.format.media_type().to_string()),
     };
@@ -94,23 +88,15 @@ pub(super) fn encode(scope: &Scope<'_>, value: &Value) -> Result<Bytes> {
     if scope.accept.pretty && scope.accept.format == Format::Json {
         return Ok(api::codec::pretty(value).into());
     }
-    Ok(Bytes::from(api::codec::encode(
-        value,
-        scope.accept.format,
-        None,
-    )?))
+    Ok(Bytes::from(api::codec::encode(value, scope.accept.format, None)?))
 }
 
 /// A whole answer.
 pub(super) fn answer(code: u16, content_type: &str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::OK);
-    let value =
-        HeaderValue::from_str(content_type).unwrap_or(HeaderValue::from_static("application/json"));
+    let value = HeaderValue::from_str(content_type).unwrap_or(HeaderValue::from_static("application/json"));
     response.headers_mut().insert(CONTENT_TYPE, value);
-    response.headers_mut().insert(
-        http::header::CACHE_CONTROL,
-        HeaderValue::from_static("no-cache, private"),
-    );
+    response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }

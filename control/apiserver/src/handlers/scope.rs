@@ -39,10 +39,8 @@ impl<'a> Scope<'a> {
         headers: &HeaderMap,
     ) -> Result<Scope<'a>> {
         let kinds = state.kinds();
-        let kind = kinds
-            .resource(&info.group, &info.version, &info.resource)
-            .cloned()
-            .ok_or_else(ApiError::no_such_path)?;
+        let kind =
+            kinds.resource(&info.group, &info.version, &info.resource).cloned().ok_or_else(ApiError::no_such_path)?;
         if !kind.namespaced && !info.namespace.is_empty() && info.resource != "namespaces" {
             return Err(ApiError::no_such_path());
         }
@@ -52,12 +50,7 @@ impl<'a> Scope<'a> {
         let stored = state.stored_kind(&kinds, &kind);
         let accept = accept(info, headers, &kind)?;
         let strategy = strategy::for_kind(&stored.group, &stored.plural);
-        let text = |name| {
-            headers
-                .get(name)
-                .and_then(|v: &HeaderValue| v.to_str().ok())
-                .unwrap_or("")
-        };
+        let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("");
         Ok(Scope {
             state,
             info,
@@ -92,18 +85,12 @@ impl<'a> Scope<'a> {
 
     /// Where objects of this resource are.
     pub(crate) fn store(&self) -> Store<'_> {
-        self.state
-            .registry
-            .of(&self.stored.group, &self.stored.plural)
+        self.state.registry.of(&self.stored.group, &self.stored.plural)
     }
 
     /// The namespace part of keys: empty for cluster-scoped kinds.
     pub(crate) fn namespace(&self) -> &str {
-        if self.kind.namespaced {
-            &self.info.namespace
-        } else {
-            ""
-        }
+        if self.kind.namespaced { &self.info.namespace } else { "" }
     }
 
     /// The namespace that a collection is limited to.
@@ -115,13 +102,7 @@ impl<'a> Scope<'a> {
         let verb = self.info.verb.as_str();
         let known = match self.info.subresource.as_str() {
             "" => self.kind.has_verb(verb),
-            sub => self
-                .kind
-                .subresource(sub)
-                .ok_or_else(ApiError::no_such_path)?
-                .verbs
-                .iter()
-                .any(|v| v == verb),
+            sub => self.kind.subresource(sub).ok_or_else(ApiError::no_such_path)?.verbs.iter().any(|v| v == verb),
         };
         // A new object has no name in its path; what is changed has one.
         let named = match self.info.verb {
@@ -151,33 +132,20 @@ impl<'a> Scope<'a> {
 
     /// What hooks of the kind may look at.
     pub(crate) fn context(&self) -> strategy::Context<'_> {
-        strategy::Context {
-            state: self.state,
-            info: self.info,
-            user: self.user,
-            dry_run: self.dry_run,
-        }
+        strategy::Context { state: self.state, info: self.info, user: self.user, dry_run: self.dry_run }
     }
 
     /// Who is recorded as the manager of fields.
     pub(crate) fn manager(&self) -> Result<String> {
         match self.info.query.get("fieldManager") {
-            Some(name) if name.len() > 128 => Err(ApiError::bad_request(
-                "fieldManager: Too long: may not be more than 128 bytes",
-            )),
+            Some(name) if name.len() > 128 => {
+                Err(ApiError::bad_request("fieldManager: Too long: may not be more than 128 bytes"))
+            }
             Some(name) if !name.is_empty() => Ok(name.to_string()),
             _ => {
                 let product = self.user_agent.split('/').next().unwrap_or("");
-                let name: String = product
-                    .chars()
-                    .filter(|c| !c.is_control())
-                    .take(128)
-                    .collect();
-                Ok(if name.is_empty() {
-                    "unknown".into()
-                } else {
-                    name
-                })
+                let name: String = product.chars().filter(|c| !c.is_control()).take(128).collect();
+                Ok(if name.is_empty() { "unknown".into() } else { name })
             }
         }
     }
@@ -192,16 +160,8 @@ impl<'a> Scope<'a> {
     }
 
     pub(crate) fn add_warnings(&self, response: &mut Response<Body>) {
-        for text in self
-            .warnings
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .iter()
-        {
-            let quoted = text
-                .replace('\\', "\\\\")
-                .replace('"', "\\\"")
-                .replace(['\n', '\r'], " ");
+        for text in self.warnings.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+            let quoted = text.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
                 response.headers_mut().append(http::header::WARNING, value);
             }
@@ -212,9 +172,7 @@ impl<'a> Scope<'a> {
 /// What clients of an old kind are told.
 fn deprecation(kind: &Kind) -> Option<String> {
     match (kind.group.as_ref(), kind.plural.as_ref()) {
-        ("", "endpoints") => Some(
-            "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into(),
-        ),
+        ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()),
         ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+".into()),
         _ => kind.custom.as_ref().and_then(|c| c.deprecated.clone()),
     }
@@ -222,21 +180,14 @@ fn deprecation(kind: &Kind) -> Option<String> {
 
 fn accept(info: &RequestInfo, headers: &HeaderMap, kind: &Kind) -> Result<Accept> {
     // Several headers are one list.
-    let given: Vec<&str> = headers
-        .get_all(http::header::ACCEPT)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .collect();
+    let given: Vec<&str> = headers.get_all(http::header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
     let header = given.join(",");
     let protobuf = kind.has_protobuf();
     let chosen = if info.verb == Verb::Watch {
         api::codec::negotiate_watch(&header, protobuf)
     } else {
-        let formats: &[Format] = if protobuf {
-            &[Format::Json, Format::Yaml, Format::Protobuf]
-        } else {
-            &[Format::Json, Format::Yaml]
-        };
+        let formats: &[Format] =
+            if protobuf { &[Format::Json, Format::Yaml, Format::Protobuf] } else { &[Format::Json, Format::Yaml] };
         api::codec::negotiate(&header, formats, true)
     };
     let mut accept = chosen.ok_or_else(|| {

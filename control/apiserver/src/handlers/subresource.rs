@@ -22,16 +22,8 @@ use crate::strategy::{self, DeleteOptions};
 type Part = fn(&Value, &Value) -> Result<Value>;
 
 /// Answers a request on a subresource.
-pub(super) async fn handle(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: Bytes,
-) -> Result<Response<Body>> {
-    let at = (
-        scope.info.group.as_str(),
-        scope.info.resource.as_str(),
-        scope.info.subresource.as_str(),
-    );
+pub(super) async fn handle(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
+    let at = (scope.info.group.as_str(), scope.info.resource.as_str(), scope.info.subresource.as_str());
     if at != ("", "namespaces", "finalize") {
         scope.check_verb()?;
     }
@@ -41,23 +33,12 @@ pub(super) async fn handle(
         ("", "pods", "eviction") => evict(scope, content_type, &body).await,
         ("", "serviceaccounts", "token") => token(scope, content_type, &body).await,
         ("", "namespaces", "finalize") => {
-            part(scope, content_type, body, |new, old| {
-                Ok(strategy::core::with_finalizers(new, old))
-            })
-            .await
+            part(scope, content_type, body, |new, old| Ok(strategy::core::with_finalizers(new, old))).await
         }
         ("", "pods", "ephemeralcontainers") => {
-            part(
-                scope,
-                content_type,
-                body,
-                strategy::pod::with_ephemeral_containers,
-            )
-            .await
+            part(scope, content_type, body, strategy::pod::with_ephemeral_containers).await
         }
-        ("", "pods", "resize") => {
-            part(scope, content_type, body, strategy::pod::with_resources).await
-        }
+        ("", "pods", "resize") => part(scope, content_type, body, strategy::pod::with_resources).await,
         ("certificates.k8s.io", "certificatesigningrequests", "approval") => {
             part(scope, content_type, body, strategy::cluster::with_approval).await
         }
@@ -66,35 +47,24 @@ pub(super) async fn handle(
 }
 
 /// GET, PUT or PATCH where only some fields may change.
-async fn part(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: Bytes,
-    take: Part,
-) -> Result<Response<Body>> {
+async fn part(scope: &Scope<'_>, content_type: &str, body: Bytes, take: Part) -> Result<Response<Body>> {
     let manager = scope.manager()?;
     let written = match scope.info.verb {
         Verb::Get => return read::get(scope),
         Verb::Update => {
             let mut object = write::decode(scope, content_type, &body, scope.kind.schema())?;
             write::check_body(scope, &mut object)?;
-            change::change_part(scope, &scope.info.name, &manager, |old| {
-                taken(take, &object, old)
-            })
-            .await?
+            change::change_part(scope, &scope.info.name, &manager, |old| taken(take, &object, old)).await?
         }
         Verb::Patch if !content_type.starts_with(APPLY_PATCH) => {
             change::change_part(scope, &scope.info.name, &manager, |old| {
-                let patched =
-                    api::patch::apply(content_type, old, &body, Some(scope.kind.schema()))?;
+                let patched = api::patch::apply(content_type, old, &body, Some(scope.kind.schema()))?;
                 taken(take, &patch::checked(scope, patched)?, old)
             })
             .await?
         }
         Verb::Patch => {
-            return Err(ApiError::unsupported_media_type(
-                "this subresource takes no apply patch",
-            ));
+            return Err(ApiError::unsupported_media_type("this subresource takes no apply patch"));
         }
         _ => {
             return Err(ApiError::method_not_allowed(
@@ -122,10 +92,7 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
     let to_scale = |object: &Value| scale::read(object, &paths);
     let name = &scope.info.name;
     if scope.info.verb == Verb::Get {
-        let object = scope
-            .store()
-            .get(scope.namespace(), name)
-            .ok_or_else(|| scope.not_found())?;
+        let object = scope.store().get(scope.namespace(), name).ok_or_else(|| scope.not_found())?;
         return plain(scope, 200, &to_scale(&object.value()));
     }
     let schema = api::kinds::type_schema("autoscaling", "v1", "Scale")
@@ -165,16 +132,8 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
 /// Answers with an object of another kind than the resource's.
 fn plain(scope: &Scope<'_>, code: u16, value: &Value) -> Result<Response<Body>> {
     let Accept { format, pretty, .. } = scope.accept;
-    let bytes = if pretty {
-        api::codec::pretty(value)
-    } else {
-        api::codec::encode(value, format, None)?
-    };
-    Ok(respond::answer(
-        code,
-        format.media_type(),
-        crate::pipeline::full(bytes),
-    ))
+    let bytes = if pretty { api::codec::pretty(value) } else { api::codec::encode(value, format, None)? };
+    Ok(respond::answer(code, format.media_type(), crate::pipeline::full(bytes)))
 }
 
 fn success(code: u16) -> Value {
@@ -182,11 +141,7 @@ fn success(code: u16) -> Value {
 }
 
 /// POST to `bindings`: the pod's name is the binding's.
-pub(super) async fn bindings(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: Bytes,
-) -> Result<Response<Body>> {
+pub(super) async fn bindings(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
     let object = write::decode(scope, content_type, &body, scope.kind.schema())?;
     let info = crate::RequestInfo {
         resource: "pods".into(),
@@ -199,23 +154,11 @@ pub(super) async fn bindings(
 }
 
 /// Puts a pod on a node, once.
-async fn binding(
-    scope: &Scope<'_>,
-    pod: &str,
-    content_type: &str,
-    body: &[u8],
-) -> Result<Response<Body>> {
-    let schema = api::kinds::type_schema("", "v1", "Binding")
-        .ok_or_else(|| ApiError::internal("no schema of Binding"))?;
+async fn binding(scope: &Scope<'_>, pod: &str, content_type: &str, body: &[u8]) -> Result<Response<Body>> {
+    let schema =
+        api::kinds::type_schema("", "v1", "Binding").ok_or_else(|| ApiError::internal("no schema of Binding"))?;
     let binding = write::decode_any(scope, content_type, body, schema)?;
-    strategy::binding::bind(
-        scope.state,
-        &scope.info.namespace,
-        pod,
-        &binding,
-        scope.dry_run,
-    )
-    .await?;
+    strategy::binding::bind(scope.state, &scope.info.namespace, pod, &binding, scope.dry_run).await?;
     plain(scope, 201, &success(201))
 }
 
@@ -238,22 +181,14 @@ async fn evict(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Res
     // Old clients say policy/v1beta1; the fields are the same.
     let eviction = write::decode_any(scope, content_type, body, schema)?;
     let name = scope.info.name.clone();
-    let pod = scope
-        .store()
-        .get(scope.namespace(), &name)
-        .ok_or_else(|| scope.not_found())?;
+    let pod = scope.store().get(scope.namespace(), &name).ok_or_else(|| scope.not_found())?;
     let given = &eviction["deleteOptions"];
     let options = DeleteOptions {
         grace_period_seconds: given["gracePeriodSeconds"].as_i64(),
         uid: given["preconditions"]["uid"].as_str().map(str::to_string),
-        resource_version: given["preconditions"]["resourceVersion"]
-            .as_str()
-            .map(str::to_string),
+        resource_version: given["preconditions"]["resourceVersion"].as_str().map(str::to_string),
         propagation_policy: given["propagationPolicy"].as_str().map(str::to_string),
-        dry_run: scope.dry_run
-            || given["dryRun"]
-                .as_array()
-                .is_some_and(|d| d.iter().any(|v| v == "All")),
+        dry_run: scope.dry_run || given["dryRun"].as_array().is_some_and(|d| d.iter().any(|v| v == "All")),
     };
     let at = write::attributes(scope, Operation::Create, &name);
     write::validate(scope, at, Some(&eviction), None).await?;

@@ -44,14 +44,13 @@ enum Start {
 fn start(scope: &Scope<'_>) -> Result<Start> {
     let query = &scope.info.query;
     let get = |name| query.get(name).filter(|v| !v.is_empty());
-    let version = match get("resourceVersion") {
-        None => None,
-        Some(v) => Some(v.parse::<u64>().map_err(|_| {
-            ApiError::bad_request(format!(
-                "resourceVersion: Invalid value: {v:?}: must be a number"
-            ))
-        })?),
-    };
+    let version =
+        match get("resourceVersion") {
+            None => None,
+            Some(v) => Some(v.parse::<u64>().map_err(|_| {
+                ApiError::bad_request(format!("resourceVersion: Invalid value: {v:?}: must be a number"))
+            })?),
+        };
     let matching = get("resourceVersionMatch");
     let mut causes = Vec::new();
     let initial = get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
@@ -68,10 +67,7 @@ fn start(scope: &Scope<'_>) -> Result<Start> {
         (None, None) => {}
     }
     if initial == Some(true) && !query.flag("allowWatchBookmarks") {
-        causes.push(Cause::forbidden(
-            "allowWatchBookmarks",
-            "sendInitialEvents requires allowWatchBookmarks",
-        ));
+        causes.push(Cause::forbidden("allowWatchBookmarks", "sendInitialEvents requires allowWatchBookmarks"));
     }
     if !causes.is_empty() {
         return Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", causes));
@@ -88,11 +84,7 @@ fn start(scope: &Scope<'_>) -> Result<Start> {
 pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
     let filter = list::filter(scope)?;
     let query = &scope.info.query;
-    let seconds = match query
-        .get("timeoutSeconds")
-        .and_then(|s| s.parse::<u64>().ok())
-        .filter(|s| *s > 0)
-    {
+    let seconds = match query.get("timeoutSeconds").and_then(|s| s.parse::<u64>().ok()).filter(|s| *s > 0) {
         Some(seconds) => seconds,
         None => rand::rng().random_range(LIFE..2 * LIFE),
     };
@@ -117,12 +109,7 @@ pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
         Start::State(revision, bookmark) => {
             cache.wait(revision).await?;
             let (objects, watch) = cache.list_and_watch(scope.collection());
-            ready.extend(
-                objects
-                    .into_iter()
-                    .filter(|o| filter.matches(o))
-                    .map(Item::Added),
-            );
+            ready.extend(objects.into_iter().filter(|o| filter.matches(o)).map(Item::Added));
             if bookmark {
                 ready.push_back(Item::Bookmark(watch.position().max(revision), true));
             }
@@ -155,11 +142,7 @@ pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
 fn stream_of_error(encoder: &mut Encoder, error: &ApiError) -> Response<Body> {
     let mut out = BytesMut::new();
     encoder.error(&mut out, error);
-    respond::answer(
-        200,
-        &encoder.content_type(),
-        crate::pipeline::full(out.freeze()),
-    )
+    respond::answer(200, &encoder.content_type(), crate::pipeline::full(out.freeze()))
 }
 
 enum Item {
@@ -217,9 +200,7 @@ impl Follower {
         while out.len() < PIECE {
             match self.ready.pop_front() {
                 Some(Item::Added(object)) => self.encoder.event(&mut out, "ADDED", &object),
-                Some(Item::Bookmark(revision, initial)) => {
-                    self.encoder.bookmark(&mut out, revision, initial)
-                }
+                Some(Item::Bookmark(revision, initial)) => self.encoder.bookmark(&mut out, revision, initial),
                 None => break,
             }
         }
@@ -234,10 +215,7 @@ impl Follower {
 
     async fn wait(&mut self, out: &mut BytesMut) {
         let last = self.end - LAST_BOOKMARK.min(self.end.saturating_duration_since(Instant::now()));
-        let mark = self
-            .bookmarks
-            .filter(|_| !self.last_sent)
-            .map(|due| due.min(last));
+        let mark = self.bookmarks.filter(|_| !self.last_sent).map(|due| due.min(last));
         let happened = tokio::select! {
             events = self.watch.next() => Happened::Events(events),
             () = tokio::time::sleep_until(self.end) => Happened::End,
@@ -269,9 +247,7 @@ impl Follower {
     }
 
     fn in_namespace(&self, event: &Event) -> bool {
-        self.namespace
-            .as_ref()
-            .is_none_or(|n| *event.object.namespace == n[..n.len() - 1])
+        self.namespace.as_ref().is_none_or(|n| *event.object.namespace == n[..n.len() - 1])
     }
 
     /// With a selector, what enters it is new and what leaves it is gone.
@@ -279,22 +255,16 @@ impl Follower {
         if !self.in_namespace(event) {
             return;
         }
-        let was = event
-            .previous
-            .as_ref()
-            .is_some_and(|p| self.filter.matches(p));
+        let was = event.previous.as_ref().is_some_and(|p| self.filter.matches(p));
         let is = event.kind != EventKind::Deleted && self.filter.matches(&event.object);
         match (was, is) {
             (false, true) => self.encoder.event(out, "ADDED", &event.object),
             (true, true) => self.encoder.event(out, "MODIFIED", &event.object),
-            (true, false) if event.kind == EventKind::Deleted => {
-                self.encoder.event(out, "DELETED", &event.object)
-            }
+            (true, false) if event.kind == EventKind::Deleted => self.encoder.event(out, "DELETED", &event.object),
             (true, false) => {
                 // The last state that was wanted, at the revision of its leaving.
                 if let Some(previous) = &event.previous {
-                    self.encoder
-                        .event(out, "DELETED", &previous.restamped(event.revision));
+                    self.encoder.event(out, "DELETED", &previous.restamped(event.revision));
                 }
             }
             (false, false) => {}
@@ -338,12 +308,8 @@ impl Encoder {
     /// Transforms, then writes.
     fn write(&mut self, out: &mut BytesMut, kind: &str, value: Value) {
         let value = match &self.accept.transform {
-            Transform::Table(version) => {
-                crate::table::of_event(&self.kind, &value, version, self.include, self.first)
-            }
-            Transform::Partial(version) | Transform::PartialList(version) => {
-                respond::partial(&value, version)
-            }
+            Transform::Table(version) => crate::table::of_event(&self.kind, &value, version, self.include, self.first),
+            Transform::Partial(version) | Transform::PartialList(version) => respond::partial(&value, version),
             _ => value,
         };
         self.first = false;
@@ -364,18 +330,15 @@ impl Encoder {
     }
 
     fn bookmark(&mut self, out: &mut BytesMut, revision: u64, initial: bool) {
-        let mut metadata =
-            json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let value = json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata});
         match &self.accept.transform {
-            Transform::Table(version) => self.put(
-                out,
-                "BOOKMARK",
-                &crate::table::of_bookmark(&self.kind, &value, version),
-            ),
+            Transform::Table(version) => {
+                self.put(out, "BOOKMARK", &crate::table::of_bookmark(&self.kind, &value, version))
+            }
             _ => self.write(out, "BOOKMARK", value),
         }
     }

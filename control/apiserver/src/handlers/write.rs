@@ -27,24 +27,14 @@ const PREFIX_MAX: usize = 58;
 const TRIES: usize = 8;
 
 /// Reads a body by schema, and deals with what does not belong there.
-pub(super) fn decode(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: &[u8],
-    schema: &Schema,
-) -> Result<Value> {
+pub(super) fn decode(scope: &Scope<'_>, content_type: &str, body: &[u8], schema: &Schema) -> Result<Value> {
     let decoded = api::codec::decode(body, content_type, schema, scope.kind.has_protobuf())?;
     field_validation(scope, &decoded.strict)?;
     Ok(decoded.object)
 }
 
 /// The same for a body of another kind than the resource's.
-pub(super) fn decode_any(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: &[u8],
-    schema: &Schema,
-) -> Result<Value> {
+pub(super) fn decode_any(scope: &Scope<'_>, content_type: &str, body: &[u8], schema: &Schema) -> Result<Value> {
     let decoded = api::codec::decode(body, content_type, schema, true)?;
     field_validation(scope, &decoded.strict)?;
     Ok(decoded.object)
@@ -54,10 +44,9 @@ pub(super) fn decode_any(
 pub(super) fn field_validation(scope: &Scope<'_>, strict: &[String]) -> Result<()> {
     match scope.info.query.get("fieldValidation").unwrap_or("") {
         "Ignore" => Ok(()),
-        "Strict" if !strict.is_empty() => Err(ApiError::bad_request(format!(
-            "strict decoding error: {}",
-            strict.join(", ")
-        ))),
+        "Strict" if !strict.is_empty() => {
+            Err(ApiError::bad_request(format!("strict decoding error: {}", strict.join(", "))))
+        }
         "" | "Warn" | "Strict" => {
             for text in strict.iter().take(10) {
                 scope.warn(text.clone());
@@ -68,11 +57,7 @@ pub(super) fn field_validation(scope: &Scope<'_>, strict: &[String]) -> Result<(
             "meta.k8s.io",
             "CreateOptions",
             "",
-            vec![Cause::not_supported(
-                "fieldValidation",
-                &other.into(),
-                &["Ignore", "Strict", "Warn"],
-            )],
+            vec![Cause::not_supported("fieldValidation", &other.into(), &["Ignore", "Strict", "Warn"])],
         )),
     }
 }
@@ -116,11 +101,7 @@ pub(super) fn to_storage(scope: &Scope<'_>, object: &mut Value) {
 }
 
 /// POST of a new object.
-pub(super) async fn create(
-    scope: &Scope<'_>,
-    content_type: &str,
-    body: Bytes,
-) -> Result<Response<Body>> {
+pub(super) async fn create(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
     let mut object = decode(scope, content_type, &body, scope.kind.schema())?;
     drop(body);
     check_body(scope, &mut object)?;
@@ -152,16 +133,9 @@ pub(super) fn finish(scope: &Scope<'_>, code: u16, written: Written) -> Result<R
 
 /// Creates an object that is in the storage version; `track` says whether the fields'
 /// manager is still to be recorded.
-pub(super) async fn create_object(
-    scope: &Scope<'_>,
-    mut object: Value,
-    manager: &str,
-    track: bool,
-) -> Result<Written> {
+pub(super) async fn create_object(scope: &Scope<'_>, mut object: Value, manager: &str, track: bool) -> Result<Written> {
     if !meta::resource_version(&object).is_empty() {
-        return Err(ApiError::bad_request(
-            "resourceVersion should not be set on objects to be created",
-        ));
+        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
     let generated = name(scope, &mut object)?;
     new_metadata(scope, &mut object);
@@ -174,9 +148,7 @@ pub(super) async fn create_object(
         }
         let done = admit_and_store(scope, object.clone(), manager, track).await;
         match done {
-            Err(error)
-                if error.reason == "AlreadyExists" && generated.is_some() && attempt < TRIES =>
-            {
+            Err(error) if error.reason == "AlreadyExists" && generated.is_some() && attempt < TRIES => {
                 continue;
             }
             Err(mut error) if error.reason == "AlreadyExists" && generated.is_some() => {
@@ -193,19 +165,11 @@ pub(super) async fn create_object(
 fn keeps_no_status(scope: &Scope<'_>) -> bool {
     !matches!(
         (scope.stored.group.as_ref(), scope.stored.plural.as_ref()),
-        (
-            "",
-            "nodes" | "persistentvolumes" | "pods" | "namespaces" | "services"
-        )
+        ("", "nodes" | "persistentvolumes" | "pods" | "namespaces" | "services")
     )
 }
 
-async fn admit_and_store(
-    scope: &Scope<'_>,
-    mut object: Value,
-    manager: &str,
-    track: bool,
-) -> Result<Written> {
+async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, track: bool) -> Result<Written> {
     shape::defaults(&scope.stored, &mut object);
     let context = scope.context();
     scope.strategy.prepare_for_create(context, &mut object)?;
@@ -222,11 +186,7 @@ async fn admit_and_store(
         }
         validate(scope, at, Some(&object), None).await?;
         if scope.store().get(meta::namespace(&object), &name).is_some() {
-            return Err(ApiError::already_exists(
-                &scope.kind.group,
-                &scope.kind.plural,
-                &name,
-            ));
+            return Err(ApiError::already_exists(&scope.kind.group, &scope.kind.plural, &name));
         }
         if scope.dry_run {
             return Ok(None);
@@ -253,12 +213,7 @@ fn name(scope: &Scope<'_>, object: &mut Value) -> Result<Option<String>> {
         let prefix = meta::field(object, "generateName");
         if prefix.is_empty() {
             let cause = Cause::required("metadata.name", "name or generateName is required");
-            return Err(ApiError::invalid(
-                &scope.kind.group,
-                &scope.kind.kind,
-                "",
-                vec![cause],
-            ));
+            return Err(ApiError::invalid(&scope.kind.group, &scope.kind.kind, "", vec![cause]));
         }
         return Ok(Some(prefix.chars().take(PREFIX_MAX).collect()));
     }
@@ -268,26 +223,16 @@ fn name(scope: &Scope<'_>, object: &mut Value) -> Result<Option<String>> {
 /// Five characters that make a name its own.
 pub(super) fn suffix() -> String {
     let mut rng = rand::rng();
-    (0..5)
-        .map(|_| SUFFIX[rng.random_range(0..SUFFIX.len())] as char)
-        .collect()
+    (0..5).map(|_| SUFFIX[rng.random_range(0..SUFFIX.len())] as char).collect()
 }
 
 /// Now, as objects carry it.
 pub(crate) fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn new_metadata(scope: &Scope<'_>, object: &mut Value) {
-    for field in [
-        "resourceVersion",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "selfLink",
-        "generation",
-    ] {
+    for field in ["resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
         meta::remove(object, field);
     }
     meta::set(object, "uid", &uuid::Uuid::new_v4().to_string());
@@ -316,15 +261,10 @@ pub(super) fn counts_generations(scope: &Scope<'_>) -> bool {
 }
 
 pub(super) fn ttl(scope: &Scope<'_>) -> Option<u64> {
-    (scope.stored.group.is_empty() && scope.stored.plural == "events")
-        .then_some(scope.state.config.event_ttl_seconds)
+    (scope.stored.group.is_empty() && scope.stored.plural == "events").then_some(scope.state.config.event_ttl_seconds)
 }
 
-pub(super) fn attributes<'a>(
-    scope: &'a Scope<'_>,
-    operation: Operation,
-    name: &'a str,
-) -> Attributes<'a> {
+pub(super) fn attributes<'a>(scope: &'a Scope<'_>, operation: Operation, name: &'a str) -> Attributes<'a> {
     Attributes {
         state: scope.state,
         info: scope.info,
@@ -333,29 +273,16 @@ pub(super) fn attributes<'a>(
         group: &scope.stored.group,
         version: &scope.stored.version,
         kind: &scope.stored.kind,
-        namespace: if scope.kind.namespaced {
-            &scope.info.namespace
-        } else {
-            ""
-        },
+        namespace: if scope.kind.namespaced { &scope.info.namespace } else { "" },
         name,
         dry_run: scope.dry_run,
     }
 }
 
 /// The one place where mutating admission is called.
-pub(super) async fn mutate(
-    scope: &Scope<'_>,
-    at: Attributes<'_>,
-    new: &mut Value,
-    old: Option<&Value>,
-) -> Result<()> {
+pub(super) async fn mutate(scope: &Scope<'_>, at: Attributes<'_>, new: &mut Value, old: Option<&Value>) -> Result<()> {
     let mut warnings = Vec::new();
-    let done = scope
-        .state
-        .admission
-        .mutate(at, new, old, &mut warnings)
-        .await;
+    let done = scope.state.admission.mutate(at, new, old, &mut warnings).await;
     warnings.into_iter().for_each(|w| scope.warn(w));
     done
 }
@@ -368,24 +295,11 @@ pub(super) async fn validate(
     old: Option<&Value>,
 ) -> Result<()> {
     let mut warnings = Vec::new();
-    let done = scope
-        .state
-        .admission
-        .validate(at, new, old, &mut warnings)
-        .await;
+    let done = scope.state.admission.validate(at, new, old, &mut warnings).await;
     warnings.into_iter().for_each(|w| scope.warn(w));
     done
 }
 
 pub(super) fn refuse(scope: &Scope<'_>, name: &str, causes: Vec<Cause>) -> Result<()> {
-    if causes.is_empty() {
-        Ok(())
-    } else {
-        Err(ApiError::invalid(
-            &scope.kind.group,
-            &scope.kind.kind,
-            name,
-            causes,
-        ))
-    }
+    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(&scope.kind.group, &scope.kind.kind, name, causes)) }
 }

@@ -70,9 +70,7 @@ pub struct Cache {
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache")
-            .field("prefix", &self.prefix)
-            .finish_non_exhaustive()
+        f.debug_struct("Cache").field("prefix", &self.prefix).finish_non_exhaustive()
     }
 }
 
@@ -81,11 +79,7 @@ impl Observer for Cache {
         let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
         for entry in entries {
             match Object::decode(entry.value, entry.revision, self.shape) {
-                Ok(object) => drop(
-                    inner
-                        .objects
-                        .insert(entry.key[self.prefix.len()..].into(), object),
-                ),
+                Ok(object) => drop(inner.objects.insert(entry.key[self.prefix.len()..].into(), object)),
                 Err(error) => {
                     tracing::error!("{} is left out, as it cannot be read: {error}", entry.key)
                 }
@@ -152,11 +146,7 @@ impl Cache {
             Some(value) => match Object::decode(value.clone(), change.revision, self.shape) {
                 Ok(object) => {
                     inner.objects.insert(key.into(), object.clone());
-                    let kind = if previous.is_some() {
-                        EventKind::Modified
-                    } else {
-                        EventKind::Added
-                    };
+                    let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
                     (kind, object)
                 }
                 Err(error) => {
@@ -170,13 +160,7 @@ impl Cache {
                 (EventKind::Deleted, last.restamped(change.revision))
             }
         };
-        inner.history.push_back(Event {
-            kind,
-            revision: change.revision,
-            object,
-            previous,
-            at: Instant::now(),
-        });
+        inner.history.push_back(Event { kind, revision: change.revision, object, previous, at: Instant::now() });
     }
 
     /// The store's revision that this reflects.
@@ -205,10 +189,7 @@ impl Cache {
         if namespace.is_empty() {
             return inner.objects.get(name).cloned();
         }
-        inner
-            .objects
-            .get(format!("{namespace}/{name}").as_str())
-            .cloned()
+        inner.objects.get(format!("{namespace}/{name}").as_str()).cloned()
     }
 
     /// All objects, in one namespace or in all, in key order.
@@ -219,19 +200,12 @@ impl Cache {
     /// Objects after `key`, with the revision of the picture.
     pub fn list_after(&self, namespace: Option<&str>, after: &str) -> (Vec<Arc<Object>>, u64) {
         let inner = self.read();
-        let objects = select(&inner.objects, namespace, after)
-            .map(|(_, o)| o.clone())
-            .collect();
+        let objects = select(&inner.objects, namespace, after).map(|(_, o)| o.clone()).collect();
         (objects, self.revision())
     }
 
     /// The objects as they were at `revision`, after `key`.
-    pub fn list_at(
-        &self,
-        namespace: Option<&str>,
-        after: &str,
-        revision: u64,
-    ) -> Result<Vec<Arc<Object>>> {
+    pub fn list_at(&self, namespace: Option<&str>, after: &str, revision: u64) -> Result<Vec<Arc<Object>>> {
         let inner = self.read();
         if revision < inner.oldest {
             return Err(ApiError::expired(format!(
@@ -241,14 +215,11 @@ impl Cache {
         }
         let newer = inner.history.partition_point(|e| e.revision <= revision);
         if newer == inner.history.len() {
-            return Ok(select(&inner.objects, namespace, after)
-                .map(|(_, o)| o.clone())
-                .collect());
+            return Ok(select(&inner.objects, namespace, after).map(|(_, o)| o.clone()).collect());
         }
         // Undo what came later, newest first.
-        let mut undone: BTreeMap<Box<str>, Arc<Object>> = select(&inner.objects, namespace, after)
-            .map(|(k, o)| (k.clone(), o.clone()))
-            .collect();
+        let mut undone: BTreeMap<Box<str>, Arc<Object>> =
+            select(&inner.objects, namespace, after).map(|(k, o)| (k.clone(), o.clone())).collect();
         for event in inner.history.range(newer..).rev() {
             let key = event.object.key();
             match &event.previous {
@@ -256,9 +227,7 @@ impl Cache {
                 None => drop(undone.remove(key.as_str())),
             }
         }
-        Ok(select(&undone, namespace, after)
-            .map(|(_, o)| o.clone())
-            .collect())
+        Ok(select(&undone, namespace, after).map(|(_, o)| o.clone()).collect())
     }
 
     /// Waits until the cache reflects `revision`; 504 when it does not come.
@@ -267,15 +236,9 @@ impl Cache {
         while self.revision() < revision {
             if Instant::now() > deadline {
                 let now = self.revision();
-                let mut error = ApiError::timeout(format!(
-                    "Too large resource version: {revision}, current: {now}"
-                ));
+                let mut error = ApiError::timeout(format!("Too large resource version: {revision}, current: {now}"));
                 error.retry_after = Some(1);
-                return Err(error.with_cause(
-                    "ResourceVersionTooLarge",
-                    "Too large resource version",
-                    "",
-                ));
+                return Err(error.with_cause("ResourceVersionTooLarge", "Too large resource version", ""));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -283,12 +246,7 @@ impl Cache {
     }
 
     /// The object that a write at `revision` made; a later version if it was overtaken.
-    pub(super) async fn written(
-        &self,
-        namespace: &str,
-        name: &str,
-        revision: u64,
-    ) -> Result<Arc<Object>> {
+    pub(super) async fn written(&self, namespace: &str, name: &str, revision: u64) -> Result<Arc<Object>> {
         self.wait(revision).await?;
         let inner = self.read();
         let at = inner.history.partition_point(|e| e.revision < revision);
@@ -296,8 +254,7 @@ impl Cache {
             return Ok(event.object.clone());
         }
         drop(inner);
-        self.get(namespace, name)
-            .ok_or_else(|| ApiError::internal("an object was removed as it was written"))
+        self.get(namespace, name).ok_or_else(|| ApiError::internal("an object was removed as it was written"))
     }
 
     /// Changes after `revision`.
@@ -317,16 +274,10 @@ impl Cache {
     /// Everything there is, and what follows, without a gap.
     pub fn list_and_watch(self: &Arc<Self>, namespace: Option<&str>) -> (Vec<Arc<Object>>, Watch) {
         let inner = self.read();
-        let objects = select(&inner.objects, namespace, "")
-            .map(|(_, o)| o.clone())
-            .collect();
+        let objects = select(&inner.objects, namespace, "").map(|(_, o)| o.clone()).collect();
         let position = self.revision();
-        let watch = Watch {
-            changed: self.changed.subscribe(),
-            ended: self.ended.subscribe(),
-            cache: self.clone(),
-            position,
-        };
+        let watch =
+            Watch { changed: self.changed.subscribe(), ended: self.ended.subscribe(), cache: self.clone(), position };
         (objects, watch)
     }
 
@@ -347,15 +298,8 @@ fn select<'a>(
     namespace: Option<&str>,
     after: &str,
 ) -> impl Iterator<Item = (&'a Box<str>, &'a Arc<Object>)> {
-    let prefix = namespace
-        .filter(|n| !n.is_empty())
-        .map(|n| format!("{n}/"))
-        .unwrap_or_default();
-    let from: Bound<&str> = if after.is_empty() {
-        Bound::Included(&prefix)
-    } else {
-        Bound::Excluded(after)
-    };
+    let prefix = namespace.filter(|n| !n.is_empty()).map(|n| format!("{n}/")).unwrap_or_default();
+    let from: Bound<&str> = if after.is_empty() { Bound::Included(&prefix) } else { Bound::Excluded(after) };
     let found = objects.range::<str, _>((from, Bound::Unbounded));
     found.take_while(move |(k, _)| k.starts_with(&prefix))
 }
@@ -370,10 +314,7 @@ pub struct Watch {
 
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watch")
-            .field("cache", &self.cache)
-            .field("position", &self.position)
-            .finish()
+        f.debug_struct("Watch").field("cache", &self.cache).field("position", &self.position).finish()
     }
 }
 
@@ -390,17 +331,12 @@ impl Watch {
         if self.position < inner.oldest {
             return Err(too_old(self.position, inner.oldest));
         }
-        let from = inner
-            .history
-            .partition_point(|e| e.revision <= self.position);
+        let from = inner.history.partition_point(|e| e.revision <= self.position);
         let events: Vec<Event> = inner.history.range(from..).take(BURST).cloned().collect();
         let all = from + events.len() == inner.history.len();
         // Read under the lock: the store shows changes under it before the revision goes on.
         let newest = if all { self.cache.revision() } else { 0 };
-        self.position = events
-            .last()
-            .map_or(self.position, |e| e.revision)
-            .max(newest);
+        self.position = events.last().map_or(self.position, |e| e.revision).max(newest);
         Ok(events)
     }
 

@@ -18,14 +18,10 @@ pub(super) fn encode(object: &Value) -> Result<store::Stamped> {
         return Err(ApiError::internal("an object to be stored has no metadata"));
     };
     let mut text = serde_json::to_string(&Whole(map)).map_err(ApiError::internal)?;
-    let at = text
-        .find(MARK.as_str())
-        .ok_or_else(|| ApiError::internal("an object was encoded without its metadata"))?;
+    let at =
+        text.find(MARK.as_str()).ok_or_else(|| ApiError::internal("an object was encoded without its metadata"))?;
     text.replace_range(at..at + MARK.len(), "");
-    Ok(store::Stamped {
-        bytes: text.into_bytes(),
-        stamp_at: at,
-    })
+    Ok(store::Stamped { bytes: text.into_bytes(), stamp_at: at })
 }
 
 struct Whole<'a>(&'a Map<String, Value>);
@@ -35,9 +31,7 @@ impl Serialize for Whole<'_> {
         let mut out = serializer.serialize_map(Some(self.0.len()))?;
         for (key, value) in self.0 {
             match value {
-                Value::Object(metadata) if key == "metadata" => {
-                    out.serialize_entry(key, &Metadata(metadata))?
-                }
+                Value::Object(metadata) if key == "metadata" => out.serialize_entry(key, &Metadata(metadata))?,
                 value => out.serialize_entry(key, value)?,
             }
         }
@@ -69,10 +63,7 @@ mod tests {
         let encoded = encode(&object).unwrap();
         let (head, tail) = encoded.bytes.split_at(encoded.stamp_at);
         let filled: Value = serde_json::from_slice(&[head, b"77", tail].concat()).unwrap();
-        assert_eq!(
-            filled["metadata"],
-            json!({"name": "n", "resourceVersion": "77"})
-        );
+        assert_eq!(filled["metadata"], json!({"name": "n", "resourceVersion": "77"}));
         assert_eq!(filled["data"], object["data"]);
         assert!(encode(&json!({"data": {}})).is_err());
     }

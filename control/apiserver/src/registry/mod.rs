@@ -45,26 +45,17 @@ pub enum Change {
 impl Registry {
     /// A registry on a store whose commits are delivered to the caches.
     pub fn new(store: Arc<dyn store::Store>) -> Registry {
-        Registry {
-            store,
-            caches: RwLock::new(HashMap::new()),
-        }
+        Registry { store, caches: RwLock::new(HashMap::new()) }
     }
 
     /// How many objects each resource in use has.
     pub fn counts(&self) -> Vec<(String, usize)> {
         let caches = self.caches.read().unwrap_or_else(|e| e.into_inner());
         let name = |group: &str, resource: &str| {
-            if group.is_empty() {
-                resource.to_string()
-            } else {
-                format!("{resource}.{group}")
-            }
+            if group.is_empty() { resource.to_string() } else { format!("{resource}.{group}") }
         };
-        let mut counts: Vec<_> = caches
-            .iter()
-            .map(|((group, resource), cache)| (name(group, resource), cache.len()))
-            .collect();
+        let mut counts: Vec<_> =
+            caches.iter().map(|((group, resource), cache)| (name(group, resource), cache.len())).collect();
         counts.sort();
         counts
     }
@@ -82,44 +73,25 @@ impl Registry {
     /// The cache of a resource; it is made and filled when first asked for.
     pub fn cache(&self, group: &str, resource: &str) -> Arc<Cache> {
         let key = (group.to_string(), resource.to_string());
-        if let Some(cache) = self
-            .caches
-            .read()
-            .unwrap_or_else(|e| e.into_inner())
-            .get(&key)
-        {
+        if let Some(cache) = self.caches.read().unwrap_or_else(|e| e.into_inner()).get(&key) {
             return cache.clone();
         }
         let mut caches = self.caches.write().unwrap_or_else(|e| e.into_inner());
         caches
             .entry(key)
             .or_insert_with(|| {
-                Cache::attach(
-                    &self.store,
-                    &prefix(group, resource),
-                    crate::fields::shape(group, resource),
-                )
+                Cache::attach(&self.store, &prefix(group, resource), crate::fields::shape(group, resource))
             })
             .clone()
     }
 
     /// The part of one resource.
     pub fn of<'a>(&'a self, group: &'a str, resource: &'a str) -> Store<'a> {
-        Store {
-            registry: self,
-            group,
-            resource,
-        }
+        Store { registry: self, group, resource }
     }
 
     /// One object from memory; `namespace` is empty for cluster-scoped kinds.
-    pub fn get(
-        &self,
-        group: &str,
-        resource: &str,
-        namespace: &str,
-        name: &str,
-    ) -> Option<Arc<Object>> {
+    pub fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
         self.cache(group, resource).get(namespace, name)
     }
 
@@ -151,16 +123,7 @@ impl Registry {
         let (namespace, name) = names(object);
         let cache = self.cache(group, resource);
         let encoded = encode(object)?;
-        match self
-            .store
-            .put(
-                &key(group, resource, namespace, name),
-                encoded,
-                Expect::Absent,
-                ttl_seconds,
-            )
-            .await
-        {
+        match self.store.put(&key(group, resource, namespace, name), encoded, Expect::Absent, ttl_seconds).await {
             Ok(revision) => cache.written(namespace, name, revision).await,
             Err(StoreError::Mismatch) => Err(ApiError::already_exists(group, resource, name)),
             Err(error) => Err(store_error(error)),
@@ -168,15 +131,8 @@ impl Registry {
     }
 
     /// Replaces an object that is at `revision`; 409 Conflict when it is not.
-    pub async fn update(
-        &self,
-        group: &str,
-        resource: &str,
-        object: &Value,
-        revision: u64,
-    ) -> Result<Arc<Object>> {
-        self.update_ttl(group, resource, object, revision, None)
-            .await
+    pub async fn update(&self, group: &str, resource: &str, object: &Value, revision: u64) -> Result<Arc<Object>> {
+        self.update_ttl(group, resource, object, revision, None).await
     }
 
     /// [`Registry::update`] of an object that goes by itself after a time.
@@ -191,16 +147,7 @@ impl Registry {
         let (namespace, name) = names(object);
         let cache = self.cache(group, resource);
         let encoded = encode(object)?;
-        match self
-            .store
-            .put(
-                &key(group, resource, namespace, name),
-                encoded,
-                Expect::At(revision),
-                ttl_seconds,
-            )
-            .await
-        {
+        match self.store.put(&key(group, resource, namespace, name), encoded, Expect::At(revision), ttl_seconds).await {
             Ok(revision) => cache.written(namespace, name, revision).await,
             Err(StoreError::Mismatch) => Err(ApiError::stale(group, resource, name)),
             Err(error) => Err(store_error(error)),
@@ -218,19 +165,12 @@ impl Registry {
         mut change: impl FnMut(Value) -> Result<Change> + Send,
     ) -> Result<Option<Arc<Object>>> {
         for _ in 0..16 {
-            let current = self
-                .get(group, resource, namespace, name)
-                .ok_or_else(|| ApiError::not_found(group, resource, name))?;
+            let current =
+                self.get(group, resource, namespace, name).ok_or_else(|| ApiError::not_found(group, resource, name))?;
             let done = match change(current.value())? {
                 Change::Keep => return Ok(Some(current)),
-                Change::Write(new) => self
-                    .update(group, resource, &new, current.revision)
-                    .await
-                    .map(Some),
-                Change::Remove => self
-                    .delete(group, resource, namespace, name, current.revision)
-                    .await
-                    .map(|_| None),
+                Change::Write(new) => self.update(group, resource, &new, current.revision).await.map(Some),
+                Change::Remove => self.delete(group, resource, namespace, name, current.revision).await.map(|_| None),
             };
             match done {
                 Err(error) if error.reason == "Conflict" => continue,
@@ -241,20 +181,9 @@ impl Registry {
     }
 
     /// Removes an object that is at `revision`; gives the revision of the removal.
-    pub async fn delete(
-        &self,
-        group: &str,
-        resource: &str,
-        namespace: &str,
-        name: &str,
-        revision: u64,
-    ) -> Result<u64> {
+    pub async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str, revision: u64) -> Result<u64> {
         let cache = self.cache(group, resource);
-        match self
-            .store
-            .delete(&key(group, resource, namespace, name), Expect::At(revision))
-            .await
-        {
+        match self.store.delete(&key(group, resource, namespace, name), Expect::At(revision)).await {
             Ok(revision) => {
                 cache.wait(revision).await?;
                 Ok(revision)
@@ -280,60 +209,35 @@ impl Store<'_> {
     }
     /// One object.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
-        self.registry
-            .get(self.group, self.resource, namespace, name)
+        self.registry.get(self.group, self.resource, namespace, name)
     }
     /// See [`Registry::create`].
     pub async fn create(&self, object: &Value, ttl_seconds: Option<u64>) -> Result<Arc<Object>> {
-        self.registry
-            .create(self.group, self.resource, object, ttl_seconds)
-            .await
+        self.registry.create(self.group, self.resource, object, ttl_seconds).await
     }
     /// See [`Registry::update_ttl`].
-    pub async fn update(
-        &self,
-        object: &Value,
-        revision: u64,
-        ttl_seconds: Option<u64>,
-    ) -> Result<Arc<Object>> {
-        self.registry
-            .update_ttl(self.group, self.resource, object, revision, ttl_seconds)
-            .await
+    pub async fn update(&self, object: &Value, revision: u64, ttl_seconds: Option<u64>) -> Result<Arc<Object>> {
+        self.registry.update_ttl(self.group, self.resource, object, revision, ttl_seconds).await
     }
     /// See [`Registry::delete`].
     pub async fn delete(&self, namespace: &str, name: &str, revision: u64) -> Result<u64> {
-        self.registry
-            .delete(self.group, self.resource, namespace, name, revision)
-            .await
+        self.registry.delete(self.group, self.resource, namespace, name, revision).await
     }
 }
 
 /// Keys of a resource begin with this.
 pub fn prefix(group: &str, resource: &str) -> String {
-    format!(
-        "/{}/{resource}/",
-        if group.is_empty() { "core" } else { group }
-    )
+    format!("/{}/{resource}/", if group.is_empty() { "core" } else { group })
 }
 
 /// The key of one object.
 pub fn key(group: &str, resource: &str, namespace: &str, name: &str) -> String {
     let prefix = prefix(group, resource);
-    if namespace.is_empty() {
-        format!("{prefix}{name}")
-    } else {
-        format!("{prefix}{namespace}/{name}")
-    }
+    if namespace.is_empty() { format!("{prefix}{name}") } else { format!("{prefix}{namespace}/{name}") }
 }
 
 fn names(object: &Value) -> (&str, &str) {
-    let at = |field: &str| {
-        object
-            .get("metadata")
-            .and_then(|m| m.get(field))
-            .and_then(Value::as_str)
-            .unwrap_or("")
-    };
+    let at = |field: &str| object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or("");
     (at("namespace"), at("name"))
 }
 

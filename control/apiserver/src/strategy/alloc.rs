@@ -59,7 +59,8 @@ impl Range {
     }
 
     fn contains(&self, ip: IpAddr) -> bool {
-        let same = |a: u128, b: u128, bits: u8| self.prefix == 0 || a >> (bits - self.prefix) == b >> (bits - self.prefix);
+        let same =
+            |a: u128, b: u128, bits: u8| self.prefix == 0 || a >> (bits - self.prefix) == b >> (bits - self.prefix);
         match (self.base, ip) {
             (IpAddr::V4(a), IpAddr::V4(b)) => same(u32::from(a).into(), u32::from(b).into(), 32),
             (IpAddr::V6(a), IpAddr::V6(b)) => same(a.into(), b.into(), 128),
@@ -141,7 +142,13 @@ impl Allocator {
     }
 
     /// Reserves `wanted`, or any address of the family.
-    pub fn ip(&self, view: &dyn ClusterView, owner: &str, family: &'static str, wanted: Option<IpAddr>) -> Result<IpAddr, AllocError> {
+    pub fn ip(
+        &self,
+        view: &dyn ClusterView,
+        owner: &str,
+        family: &'static str,
+        wanted: Option<IpAddr>,
+    ) -> Result<IpAddr, AllocError> {
         let v6 = family == "IPv6";
         let range = self.ranges.iter().find(|r| r.is_v6() == v6).ok_or(AllocError::NoFamily(family))?;
         let mut held = self.lock(view);

@@ -33,7 +33,10 @@ fn bound(mut pod: Value, node: &str, uid: &str, annotations: &Value) -> Result<V
     let name = fields::name(&pod).to_string();
     let conflict = |detail: String| ApiError::conflict("", "pods/binding", &name, &detail);
     if !uid.is_empty() && uid != str_at(&pod, "/metadata/uid") {
-        return Err(conflict(format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", str_at(&pod, "/metadata/uid"))));
+        return Err(conflict(format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            str_at(&pod, "/metadata/uid")
+        )));
     }
     if !str_at(&pod, "/metadata/deletionTimestamp").is_empty() {
         return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));

@@ -35,7 +35,9 @@ impl Strategy for Claim {
         let storage = &new["spec"]["resources"]["requests"]["storage"];
         match fields::quantity(storage) {
             None => causes.push(Cause::required("spec.resources[storage]", "")),
-            Some(q) if q.sign() <= 0 => causes.push(Cause::invalid("spec.resources[storage]", storage, "must be greater than zero")),
+            Some(q) if q.sign() <= 0 => {
+                causes.push(Cause::invalid("spec.resources[storage]", storage, "must be greater than zero"))
+            }
             Some(_) => {}
         }
         causes
@@ -64,7 +66,10 @@ impl Strategy for Claim {
         if let (Some(is), Some(was)) = (size(new), size(old))
             && is < was
         {
-            causes.push(Cause::forbidden("spec.resources.requests.storage", "field can not be less than status.capacity"));
+            causes.push(Cause::forbidden(
+                "spec.resources.requests.storage",
+                "field can not be less than status.capacity",
+            ));
         }
         causes
     }
@@ -76,7 +81,14 @@ pub struct Volume;
 
 /// Fields of a volume's spec that are not its source.
 const NOT_SOURCE: [&str; 9] = [
-    "accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity", "persistentVolumeReclaimPolicy", "storageClassName", "volumeAttributesClassName",
+    "accessModes",
+    "capacity",
+    "claimRef",
+    "mountOptions",
+    "nodeAffinity",
+    "persistentVolumeReclaimPolicy",
+    "storageClassName",
+    "volumeAttributesClassName",
     "volumeMode",
 ];
 
@@ -88,7 +100,10 @@ impl Strategy for Volume {
 
     fn prepare_for_status_update(&self, _ctx: Context<'_>, new: &mut Value, old: &Value) -> Result<()> {
         let phase = str_at(new, "/status/phase");
-        if !phase.is_empty() && phase != str_at(old, "/status/phase") && new["status"]["lastPhaseTransitionTime"] == old["status"]["lastPhaseTransitionTime"] {
+        if !phase.is_empty()
+            && phase != str_at(old, "/status/phase")
+            && new["status"]["lastPhaseTransitionTime"] == old["status"]["lastPhaseTransitionTime"]
+        {
             new["status"]["lastPhaseTransitionTime"] = json!(fields::now());
         }
         Ok(())
@@ -102,7 +117,9 @@ impl Strategy for Volume {
         if new["spec"]["capacity"]["storage"].is_null() {
             causes.push(Cause::required("spec.capacity", ""));
         }
-        let sources = new["spec"].as_object().map_or(0, |m| m.iter().filter(|(k, v)| !NOT_SOURCE.contains(&k.as_str()) && !v.is_null()).count());
+        let sources = new["spec"]
+            .as_object()
+            .map_or(0, |m| m.iter().filter(|(k, v)| !NOT_SOURCE.contains(&k.as_str()) && !v.is_null()).count());
         if sources == 0 {
             causes.push(Cause::required("spec", "must specify a volume type"));
         }
@@ -120,7 +137,10 @@ impl Strategy for Volume {
         };
         let mut causes = Vec::new();
         if source(new) != source(old) {
-            causes.push(Cause::forbidden("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation"));
+            causes.push(Cause::forbidden(
+                "spec.persistentvolumesource",
+                "spec.persistentvolumesource is immutable after creation",
+            ));
         }
         if !old["spec"]["volumeMode"].is_null() && !fields::same(new, old, "/spec/volumeMode") {
             causes.push(Cause::invalid("spec.volumeMode", &new["spec"]["volumeMode"], "field is immutable"));
@@ -162,7 +182,8 @@ impl Strategy for CertificateRequest {
     fn prepare_for_status_update(&self, _ctx: Context<'_>, new: &mut Value, old: &Value) -> Result<()> {
         // Approval has a subresource of its own; a certificate stays once it is there.
         let decided = |c: &Value| matches!(str_at(c, "/type"), "Approved" | "Denied");
-        let mut conditions: Vec<Value> = items_at(old, "/status/conditions").iter().filter(|c| decided(c)).cloned().collect();
+        let mut conditions: Vec<Value> =
+            items_at(old, "/status/conditions").iter().filter(|c| decided(c)).cloned().collect();
         conditions.extend(items_at(new, "/status/conditions").iter().filter(|c| !decided(c)).cloned());
         stamp(&mut conditions);
         if !new["status"].is_object() {
@@ -180,7 +201,11 @@ impl Strategy for CertificateRequest {
         if signer.is_empty() {
             causes.push(Cause::required("spec.signerName", ""));
         } else if !signer.contains('/') {
-            causes.push(Cause::invalid("spec.signerName", &json!(signer), "should be a fully qualified domain and path of the form \"example.com/signer-name\""));
+            causes.push(Cause::invalid(
+                "spec.signerName",
+                &json!(signer),
+                "should be a fully qualified domain and path of the form \"example.com/signer-name\"",
+            ));
         }
         if items_at(new, "/spec/usages").is_empty() {
             causes.push(Cause::required("spec.usages", "usages must be provided"));
@@ -189,7 +214,11 @@ impl Strategy for CertificateRequest {
             causes.push(Cause::invalid("spec.request", &json!("<base64>"), &detail));
         }
         if new["spec"]["expirationSeconds"].as_i64().is_some_and(|s| s < 600) {
-            causes.push(Cause::invalid("spec.expirationSeconds", &new["spec"]["expirationSeconds"], "may not specify a duration less than 600 seconds (10 minutes)"));
+            causes.push(Cause::invalid(
+                "spec.expirationSeconds",
+                &new["spec"]["expirationSeconds"],
+                "may not specify a duration less than 600 seconds (10 minutes)",
+            ));
         }
         causes
     }
@@ -223,7 +252,12 @@ pub fn with_approval(new: &Value, old: &Value) -> Result<Value> {
     let has = |list: &[Value], kind: &str| list.iter().any(|c| str_at(c, "/type") == kind);
     let name = fields::name(old);
     let refuse = |detail: &str| {
-        ApiError::invalid("certificates.k8s.io", "CertificateSigningRequest", name, vec![Cause::invalid("status.conditions", &json!(""), detail)])
+        ApiError::invalid(
+            "certificates.k8s.io",
+            "CertificateSigningRequest",
+            name,
+            vec![Cause::invalid("status.conditions", &json!(""), detail)],
+        )
     };
     if has(&conditions, "Approved") && has(&conditions, "Denied") {
         return Err(refuse("Approved and Denied conditions are mutually exclusive"));

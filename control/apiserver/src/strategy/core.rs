@@ -20,11 +20,17 @@ impl Strategy for Node {
         let mut causes = Vec::new();
         let cidrs = items_at(old, "/spec/podCIDRs");
         if !cidrs.is_empty() && items_at(new, "/spec/podCIDRs") != cidrs {
-            causes.push(Cause::forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"));
+            causes.push(Cause::forbidden(
+                "spec.podCIDRs",
+                "node updates may not change podCIDR except from \"\" to valid",
+            ));
         }
         let provider = str_at(old, "/spec/providerID");
         if !provider.is_empty() && str_at(new, "/spec/providerID") != provider {
-            causes.push(Cause::forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid"));
+            causes.push(Cause::forbidden(
+                "spec.providerID",
+                "node updates may not change providerID except from \"\" to valid",
+            ));
         }
         causes
     }
@@ -103,7 +109,11 @@ impl Strategy for Secret {
         for (key, value) in new["data"].as_object().into_iter().flatten() {
             let text = value.as_str().unwrap_or_default();
             if base64::engine::general_purpose::STANDARD.decode(text).is_err() {
-                causes.push(Cause::invalid(&format!("data[{key}]"), &json!("<secret contents redacted>"), "must be base64"));
+                causes.push(Cause::invalid(
+                    &format!("data[{key}]"),
+                    &json!("<secret contents redacted>"),
+                    "must be base64",
+                ));
             }
         }
         causes
@@ -151,7 +161,11 @@ impl Strategy for ConfigMap {
         let mut causes = data_causes(new, &["data", "binaryData"]);
         for key in new["binaryData"].as_object().into_iter().flat_map(|m| m.keys()) {
             if new["data"].get(key).is_some() {
-                causes.push(Cause::invalid(&format!("data[{key}]"), &json!(key), "duplicate of key present in binaryData"));
+                causes.push(Cause::invalid(
+                    &format!("data[{key}]"),
+                    &json!(key),
+                    "duplicate of key present in binaryData",
+                ));
             }
         }
         causes

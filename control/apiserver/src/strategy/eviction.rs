@@ -32,7 +32,8 @@ pub async fn admit(state: &Arc<AppState>, pod: &Value, dry_run: bool) -> Result<
         [] => {}
         [budget] => spend(state, namespace, fields::name(budget), pod, dry_run).await?,
         _ => {
-            let message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+            let message =
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
             return Err(ApiError::new(500, "InternalError", message));
         }
     }
@@ -67,7 +68,8 @@ fn spent(mut budget: Value, pod: &Value) -> Result<Option<Value>> {
     let number = |b: &Value, key: &str| b["status"][key].as_i64().unwrap_or(0);
     if !is_ready(pod) {
         let always = str_at(&budget, "/spec/unhealthyPodEvictionPolicy") == "AlwaysAllow";
-        let healthy = number(&budget, "currentHealthy") >= number(&budget, "desiredHealthy") && number(&budget, "desiredHealthy") > 0;
+        let healthy = number(&budget, "currentHealthy") >= number(&budget, "desiredHealthy")
+            && number(&budget, "desiredHealthy") > 0;
         if always || healthy {
             return Ok(None);
         }
@@ -99,7 +101,8 @@ fn spent(mut budget: Value, pod: &Value) -> Result<Option<Value>> {
 }
 
 fn refused(detail: String, retry_after: Option<u32>) -> ApiError {
-    let mut error = ApiError::new(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
+    let mut error =
+        ApiError::new(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
     error.retry_after = retry_after;
     error.with_cause("DisruptionBudget", detail, "")
 }
@@ -121,8 +124,10 @@ mod tests {
     fn budgets_are_spent() {
         let ready = json!({"metadata": {"name": "p"}, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
         let unready = json!({"metadata": {"name": "p"}, "status": {"phase": "Running"}});
-        let budget = |allowed: i64, current: i64, observed: i64| json!({"metadata": {"name": "b", "generation": 1},
-            "status": {"disruptionsAllowed": allowed, "currentHealthy": current, "desiredHealthy": 2, "observedGeneration": observed}});
+        let budget = |allowed: i64, current: i64, observed: i64| {
+            json!({"metadata": {"name": "b", "generation": 1},
+            "status": {"disruptionsAllowed": allowed, "currentHealthy": current, "desiredHealthy": 2, "observedGeneration": observed}})
+        };
         let out = spent(budget(1, 3, 1), &ready).expect("allowed").expect("counted");
         assert_eq!(out["status"]["disruptionsAllowed"], 0);
         assert!(out["status"]["disruptedPods"]["p"].is_string());

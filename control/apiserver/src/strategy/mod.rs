@@ -167,7 +167,9 @@ pub fn for_kind(group: &str, resource: &str) -> &'static dyn Strategy {
         ("certificates.k8s.io", "certificatesigningrequests") => &cluster::CertificateRequest,
         ("rbac.authorization.k8s.io", _) => &cluster::Rbac,
         ("networking.k8s.io", "ingresses") => &cluster::Fresh(r#"{"loadBalancer":{}}"#),
-        ("autoscaling", "horizontalpodautoscalers") => &cluster::Fresh(r#"{"desiredReplicas":0,"currentMetrics":null}"#),
+        ("autoscaling", "horizontalpodautoscalers") => {
+            &cluster::Fresh(r#"{"desiredReplicas":0,"currentMetrics":null}"#)
+        }
         ("policy", "poddisruptionbudgets") => {
             &cluster::Fresh(r#"{"currentHealthy":0,"desiredHealthy":0,"disruptionsAllowed":0,"expectedPods":0}"#)
         }

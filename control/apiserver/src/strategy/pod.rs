@@ -54,12 +54,21 @@ impl Strategy for Pod {
         }
         let mut causes = Vec::new();
         if !tolerations_only_grow(new, old) {
-            causes.push(Cause::forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds"));
+            causes.push(Cause::forbidden(
+                "spec.tolerations",
+                "existing toleration can not be modified except its tolerationSeconds",
+            ));
         }
-        if let (Some(was), now) = (old.pointer("/spec/activeDeadlineSeconds").and_then(Value::as_i64), &new["spec"]["activeDeadlineSeconds"]) {
+        if let (Some(was), now) =
+            (old.pointer("/spec/activeDeadlineSeconds").and_then(Value::as_i64), &new["spec"]["activeDeadlineSeconds"])
+        {
             match now.as_i64() {
                 Some(now) if now <= was => {}
-                _ => causes.push(Cause::invalid("spec.activeDeadlineSeconds", now, "must be less than or equal to previous value")),
+                _ => causes.push(Cause::invalid(
+                    "spec.activeDeadlineSeconds",
+                    now,
+                    "must be less than or equal to previous value",
+                )),
             }
         }
         if masked(new, old) != masked(old, old) {
@@ -84,7 +93,9 @@ impl Strategy for Pod {
 pub fn complete_resources(pod: &mut Value) {
     for list in ["containers", "initContainers"] {
         for container in fields::items_mut(pod, &["spec", list]) {
-            let Some(limits) = container.pointer("/resources/limits").and_then(Value::as_object).cloned() else { continue };
+            let Some(limits) = container.pointer("/resources/limits").and_then(Value::as_object).cloned() else {
+                continue;
+            };
             let resources = &mut container["resources"];
             for (name, quantity) in limits {
                 if resources.pointer("/requests").and_then(|r| r.get(&name)).is_none() {
@@ -177,15 +188,30 @@ fn tolerations_only_grow(new: &Value, old: &Value) -> bool {
 pub fn with_ephemeral_containers(new: &Value, old: &Value) -> Result<Value> {
     let name = fields::name(old);
     if old.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
-        return Err(ApiError::invalid("", "Pod", name, vec![Cause::forbidden("spec.ephemeralContainers", "static pods do not support ephemeral containers")]));
+        return Err(ApiError::invalid(
+            "",
+            "Pod",
+            name,
+            vec![Cause::forbidden("spec.ephemeralContainers", "static pods do not support ephemeral containers")],
+        ));
     }
     let before = items_at(old, "/spec/ephemeralContainers");
     let after = items_at(new, "/spec/ephemeralContainers");
     for was in before {
         match after.iter().find(|c| c["name"] == was["name"]) {
             Some(is) if is == was => {}
-            Some(_) => return Err(ephemeral_error(name, format!("existing ephemeral containers {:?} may not be changed\n", str_at(was, "/name")))),
-            None => return Err(ephemeral_error(name, format!("existing ephemeral containers {:?} may not be removed\n", str_at(was, "/name")))),
+            Some(_) => {
+                return Err(ephemeral_error(
+                    name,
+                    format!("existing ephemeral containers {:?} may not be changed\n", str_at(was, "/name")),
+                ));
+            }
+            None => {
+                return Err(ephemeral_error(
+                    name,
+                    format!("existing ephemeral containers {:?} may not be removed\n", str_at(was, "/name")),
+                ));
+            }
         }
     }
     let mut out = old.clone();
@@ -212,7 +238,11 @@ pub fn with_resources(new: &Value, old: &Value) -> Result<Value> {
     }
     fields::drop_nulls_in_containers(&mut out);
     if qos_class(&out) != qos_class(old) {
-        let cause = Cause::invalid("metadata", &json!(fields::name(old)), "Pod QOS Class may not change as a result of resizing");
+        let cause = Cause::invalid(
+            "metadata",
+            &json!(fields::name(old)),
+            "Pod QOS Class may not change as a result of resizing",
+        );
         return Err(ApiError::invalid("", "Pod", fields::name(old), vec![cause]));
     }
     Ok(out)
@@ -233,7 +263,10 @@ mod tests {
             (json!({"requests": {"cpu": "0"}}), "BestEffort"),
             (json!({"requests": {"cpu": "1"}}), "Burstable"),
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}}), "Guaranteed"),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}}),
+                "Guaranteed",
+            ),
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable"),
             (json!({"limits": {"cpu": "1"}}), "Burstable"),
         ];
@@ -261,13 +294,17 @@ mod tests {
 
     #[test]
     fn grace() {
-        let running = json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 10}, "status": {"phase": "Running"}});
+        let running =
+            json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 10}, "status": {"phase": "Running"}});
         let with = |g| DeleteOptions { grace_period_seconds: g, ..DeleteOptions::default() };
         assert_eq!(Pod.grace_period(&running, &with(None)), Some(10));
         assert_eq!(Pod.grace_period(&running, &with(Some(0))), Some(0));
         assert_eq!(Pod.grace_period(&running, &with(Some(-1))), Some(1));
         assert_eq!(Pod.grace_period(&json!({"spec": {}}), &with(None)), Some(0));
-        assert_eq!(Pod.grace_period(&json!({"spec": {"nodeName": "n"}, "status": {"phase": "Failed"}}), &with(Some(30))), Some(0));
+        assert_eq!(
+            Pod.grace_period(&json!({"spec": {"nodeName": "n"}, "status": {"phase": "Failed"}}), &with(Some(30))),
+            Some(0)
+        );
     }
 
     #[test]

@@ -66,7 +66,13 @@ fn dns_label(name: &str, at: &str, causes: &mut Vec<Cause>) {
     causes.extend(api::names::dns1123_label(name).into_iter().map(|e| Cause::invalid(at, &json!(name), &e)));
 }
 
-fn check_container<'a>(c: &'a Value, at: &str, volumes: &HashSet<&str>, names: &mut HashSet<&'a str>, causes: &mut Vec<Cause>) {
+fn check_container<'a>(
+    c: &'a Value,
+    at: &str,
+    volumes: &HashSet<&str>,
+    names: &mut HashSet<&'a str>,
+    causes: &mut Vec<Cause>,
+) {
     let name = str_at(c, "/name");
     dns_label(name, &format!("{at}.name"), causes);
     if !name.is_empty() && !names.insert(name) {
@@ -76,7 +82,11 @@ fn check_container<'a>(c: &'a Value, at: &str, volumes: &HashSet<&str>, names: &
     if image.is_empty() {
         causes.push(Cause::required(&format!("{at}.image"), ""));
     } else if image.trim() != image {
-        causes.push(Cause::invalid(&format!("{at}.image"), &json!(image), "must not have leading or trailing whitespace"));
+        causes.push(Cause::invalid(
+            &format!("{at}.image"),
+            &json!(image),
+            "must not have leading or trailing whitespace",
+        ));
     }
     mounts(c, at, volumes, causes);
     ports(c, at, causes);
@@ -86,7 +96,12 @@ fn check_container<'a>(c: &'a Value, at: &str, volumes: &HashSet<&str>, names: &
         check_probe(c, at, probe, causes);
     }
     if str_at(c, "/imagePullPolicy") != "" {
-        one_of(str_at(c, "/imagePullPolicy"), &["Always", "IfNotPresent", "Never"], &format!("{at}.imagePullPolicy"), causes);
+        one_of(
+            str_at(c, "/imagePullPolicy"),
+            &["Always", "IfNotPresent", "Never"],
+            &format!("{at}.imagePullPolicy"),
+            causes,
+        );
     }
 }
 
@@ -110,7 +125,11 @@ fn mounts(c: &Value, at: &str, volumes: &HashSet<&str>, causes: &mut Vec<Cause>)
         }
         let sub = str_at(mount, "/subPath");
         if sub.starts_with('/') || sub.split('/').any(|p| p == "..") {
-            causes.push(Cause::invalid(&format!("{at}.subPath"), &json!(sub), "must be a relative path and not contain '..'"));
+            causes.push(Cause::invalid(
+                &format!("{at}.subPath"),
+                &json!(sub),
+                "must be a relative path and not contain '..'",
+            ));
         }
     }
 }
@@ -134,7 +153,9 @@ fn ports(c: &Value, at: &str, causes: &mut Vec<Cause>) {
         match &port["containerPort"] {
             p if port_number(p) => {}
             Value::Null => causes.push(Cause::required(&format!("{at}.containerPort"), "")),
-            p => causes.push(Cause::invalid(&format!("{at}.containerPort"), p, "must be between 1 and 65535, inclusive")),
+            p => {
+                causes.push(Cause::invalid(&format!("{at}.containerPort"), p, "must be between 1 and 65535, inclusive"))
+            }
         }
         let host = &port["hostPort"];
         if host.as_i64().unwrap_or(0) != 0 && !port_number(host) {
@@ -152,7 +173,11 @@ fn environment(c: &Value, at: &str, causes: &mut Vec<Cause>) {
         }
         let from = &env["valueFrom"];
         if from.is_object() && !str_at(env, "/value").is_empty() {
-            causes.push(Cause::invalid(&format!("{at}.valueFrom"), &json!(""), "may not be specified when `value` is not empty"));
+            causes.push(Cause::invalid(
+                &format!("{at}.valueFrom"),
+                &json!(""),
+                "may not be specified when `value` is not empty",
+            ));
         }
     }
 }
@@ -163,7 +188,9 @@ fn resources(c: &Value, at: &str, causes: &mut Vec<Cause>) {
             let field = format!("{at}.resources.{kind}[{name}]");
             match quantity(amount) {
                 None => causes.push(Cause::invalid(&field, amount, "must be a quantity")),
-                Some(q) if q.sign() < 0 => causes.push(Cause::invalid(&field, amount, "must be greater than or equal to 0")),
+                Some(q) if q.sign() < 0 => {
+                    causes.push(Cause::invalid(&field, amount, "must be greater than or equal to 0"))
+                }
                 Some(_) => {}
             }
         }
@@ -181,7 +208,10 @@ fn resources(c: &Value, at: &str, causes: &mut Vec<Cause>) {
 
 fn check_probe(c: &Value, at: &str, probe: &str, causes: &mut Vec<Cause>) {
     let Some(object) = c[probe].as_object() else { return };
-    let handlers = ["exec", "httpGet", "tcpSocket", "grpc"].iter().filter(|h| object.get(**h).is_some_and(|v| !v.is_null())).count();
+    let handlers = ["exec", "httpGet", "tcpSocket", "grpc"]
+        .iter()
+        .filter(|h| object.get(**h).is_some_and(|v| !v.is_null()))
+        .count();
     if handlers == 0 {
         causes.push(Cause::required(&format!("{at}.{probe}"), "must specify a handler type"));
     }
@@ -190,11 +220,19 @@ fn check_probe(c: &Value, at: &str, probe: &str, causes: &mut Vec<Cause>) {
     }
     for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
         if object.get(field).and_then(Value::as_i64).is_some_and(|n| n < 0) {
-            causes.push(Cause::invalid(&format!("{at}.{probe}.{field}"), &object[field], "must be greater than or equal to 0"));
+            causes.push(Cause::invalid(
+                &format!("{at}.{probe}.{field}"),
+                &object[field],
+                "must be greater than or equal to 0",
+            ));
         }
     }
     if probe != "readinessProbe" && object.get("successThreshold").and_then(Value::as_i64).is_some_and(|n| n > 1) {
-        causes.push(Cause::invalid(&format!("{at}.{probe}.successThreshold"), &object["successThreshold"], "must be 1"));
+        causes.push(Cause::invalid(
+            &format!("{at}.{probe}.successThreshold"),
+            &object["successThreshold"],
+            "must be 1",
+        ));
     }
 }
 
@@ -202,7 +240,10 @@ fn restart_of_container(c: &Value, at: &str, list: &str, causes: &mut Vec<Cause>
     if list == "initContainers" && str_at(c, "/restartPolicy") != "Always" {
         for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
             if c[field].is_object() {
-                causes.push(Cause::forbidden(&format!("{at}.{field}"), "may not be set for init containers without restartPolicy=Always"));
+                causes.push(Cause::forbidden(
+                    &format!("{at}.{field}"),
+                    "may not be set for init containers without restartPolicy=Always",
+                ));
             }
         }
     }
@@ -229,16 +270,25 @@ fn host_ports(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
 
 fn policies(spec: &Value, path: &str, known: &Known<'_>, causes: &mut Vec<Cause>) {
     let restart = str_at(spec, "/restartPolicy");
-    let allowed = if known.restart_policies.is_empty() { &["Always", "OnFailure", "Never"][..] } else { known.restart_policies };
+    let allowed =
+        if known.restart_policies.is_empty() { &["Always", "OnFailure", "Never"][..] } else { known.restart_policies };
     if !restart.is_empty() {
         one_of(restart, allowed, &format!("{path}.restartPolicy"), causes);
     }
     let dns = str_at(spec, "/dnsPolicy");
     if !dns.is_empty() {
-        one_of(dns, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], &format!("{path}.dnsPolicy"), causes);
+        one_of(
+            dns,
+            &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
+            &format!("{path}.dnsPolicy"),
+            causes,
+        );
     }
     if dns == "None" && items_at(spec, "/dnsConfig/nameservers").is_empty() {
-        causes.push(Cause::required(&format!("{path}.dnsConfig.nameservers"), "must provide at least one DNS nameserver when `dnsPolicy` is None"));
+        causes.push(Cause::required(
+            &format!("{path}.dnsConfig.nameservers"),
+            "must provide at least one DNS nameserver when `dnsPolicy` is None",
+        ));
     }
     if spec["activeDeadlineSeconds"].as_i64().is_some_and(|s| s < 1) {
         let detail = "must be between 1 and 2147483647, inclusive";
@@ -278,13 +328,28 @@ mod tests {
             (json!({"containers": [ok, ok]}), "spec.containers[1].name"),
             (json!({"containers": [{"name": "a"}]}), "spec.containers[0].image"),
             (json!({"containers": [{"name": "A", "image": "i"}]}), "spec.containers[0].name"),
-            (json!({"containers": [{"name": "a", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/x"}]}]}), "spec.containers[0].volumeMounts[0].name"),
-            (json!({"containers": [ok], "volumes": [{"name": "v", "emptyDir": {}}, {"name": "v", "emptyDir": {}}]}), "spec.volumes[1].name"),
+            (
+                json!({"containers": [{"name": "a", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/x"}]}]}),
+                "spec.containers[0].volumeMounts[0].name",
+            ),
+            (
+                json!({"containers": [ok], "volumes": [{"name": "v", "emptyDir": {}}, {"name": "v", "emptyDir": {}}]}),
+                "spec.volumes[1].name",
+            ),
             (json!({"containers": [ok], "volumes": [{"name": "v"}]}), "spec.volumes[0]"),
             (json!({"containers": [ok], "restartPolicy": "Sometimes"}), "spec.restartPolicy"),
-            (json!({"containers": [{"name": "a", "image": "i", "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}}]}), "spec.containers[0].resources.requests"),
-            (json!({"containers": [{"name": "a", "image": "i", "livenessProbe": {}}]}), "spec.containers[0].livenessProbe"),
-            (json!({"containers": [{"name": "a", "image": "i", "ports": [{"containerPort": 70000}]}]}), "spec.containers[0].ports[0].containerPort"),
+            (
+                json!({"containers": [{"name": "a", "image": "i", "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}}]}),
+                "spec.containers[0].resources.requests",
+            ),
+            (
+                json!({"containers": [{"name": "a", "image": "i", "livenessProbe": {}}]}),
+                "spec.containers[0].livenessProbe",
+            ),
+            (
+                json!({"containers": [{"name": "a", "image": "i", "ports": [{"containerPort": 70000}]}]}),
+                "spec.containers[0].ports[0].containerPort",
+            ),
         ];
         for (spec, field) in table {
             let causes = validate(&spec, "spec", &Known::default());

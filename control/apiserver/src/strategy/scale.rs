@@ -17,13 +17,21 @@ pub struct Paths {
 impl Paths {
     /// Of the built-in kinds.
     pub fn builtin() -> Paths {
-        Paths { spec: "/spec/replicas".into(), status: "/status/replicas".into(), selector: Some("/spec/selector".into()) }
+        Paths {
+            spec: "/spec/replicas".into(),
+            status: "/status/replicas".into(),
+            selector: Some("/spec/selector".into()),
+        }
     }
 
     /// Of a custom resource, whose paths are written `.spec.replicas`.
     pub fn custom(paths: &api::kinds::ScalePaths) -> Paths {
         let pointer = |p: &str| p.replace('.', "/");
-        Paths { spec: pointer(&paths.spec_replicas), status: pointer(&paths.status_replicas), selector: paths.label_selector.as_deref().map(pointer) }
+        Paths {
+            spec: pointer(&paths.spec_replicas),
+            status: pointer(&paths.status_replicas),
+            selector: paths.label_selector.as_deref().map(pointer),
+        }
     }
 }
 
@@ -80,8 +88,17 @@ pub fn selector_text(selector: &Value) -> String {
     if let Some(text) = selector.as_str() {
         return text.to_string();
     }
-    let labels = if selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some() { &selector["matchLabels"] } else { selector };
-    let mut terms: Vec<String> = labels.as_object().into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
+    let labels = if selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some() {
+        &selector["matchLabels"]
+    } else {
+        selector
+    };
+    let mut terms: Vec<String> = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
+        .collect();
     for e in items_at(selector, "/matchExpressions") {
         let key = str_at(e, "/key");
         let values = items_at(e, "/values").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");

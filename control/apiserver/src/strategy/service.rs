@@ -68,7 +68,8 @@ impl Service {
         complete(new);
         let done = addresses(ctx, new).and_then(|()| node_ports(ctx, new));
         if done.is_err() {
-            let old = ctx.state.registry.get("", "services", fields::namespace(new), fields::name(new)).map(|o| o.value());
+            let old =
+                ctx.state.registry.get("", "services", fields::namespace(new), fields::name(new)).map(|o| o.value());
             allocator(&ctx).release(&owner(new), old.as_ref());
         }
         done
@@ -106,7 +107,9 @@ fn complete(new: &mut Value) {
     if kind == "LoadBalancer" {
         default("allocateLoadBalancerNodePorts", json!(true));
     }
-    if spec.get("sessionAffinity") == Some(&json!("ClientIP")) && spec.get("sessionAffinityConfig").is_none_or(Value::is_null) {
+    if spec.get("sessionAffinity") == Some(&json!("ClientIP"))
+        && spec.get("sessionAffinityConfig").is_none_or(Value::is_null)
+    {
         spec.insert("sessionAffinityConfig".into(), json!({"clientIP": {"timeoutSeconds": 10800}}));
     }
     if kind != "LoadBalancer" {
@@ -144,7 +147,8 @@ fn keep_allocated(new: &mut Value, old: &Value) {
     }
     let has_ports = |t: &str| matches!(t, "NodePort" | "LoadBalancer");
     let before = items_at(old, "/spec/ports").to_vec();
-    let matching = |port: &Value| before.iter().find(|o| o["port"] == port["port"] && o["protocol"] == port["protocol"]).cloned();
+    let matching =
+        |port: &Value| before.iter().find(|o| o["port"] == port["port"] && o["protocol"] == port["protocol"]).cloned();
     for port in fields::items_mut(new, &["spec", "ports"]) {
         let Some(was_port) = matching(port) else { continue };
         let unset = port["nodePort"].as_i64().unwrap_or(0) == 0;
@@ -188,7 +192,8 @@ fn addresses(ctx: Context<'_>, new: &mut Value) -> Result<()> {
         return Ok(());
     }
     let first = str_at(new, "/spec/clusterIP").to_string();
-    let mut wanted: Vec<String> = items_at(new, "/spec/clusterIPs").iter().filter_map(|v| v.as_str().map(str::to_string)).collect();
+    let mut wanted: Vec<String> =
+        items_at(new, "/spec/clusterIPs").iter().filter_map(|v| v.as_str().map(str::to_string)).collect();
     if wanted.is_empty() && !first.is_empty() {
         wanted.push(first.clone());
     }
@@ -252,7 +257,12 @@ fn families(ctx: Context<'_>, new: &Value, wanted: &[String]) -> Result<Vec<&'st
     }
     let policy = str_at(new, "/spec/ipFamilyPolicy");
     if policy == "RequireDualStack" && served.len() < 2 {
-        return Err(invalid(new, "spec.ipFamilyPolicy", &json!(policy), "this cluster is not configured for dual-stack services"));
+        return Err(invalid(
+            new,
+            "spec.ipFamilyPolicy",
+            &json!(policy),
+            "this cluster is not configured for dual-stack services",
+        ));
     }
     if matches!(policy, "PreferDualStack" | "RequireDualStack") && out.len() == 1 {
         out.extend(served.iter().copied().filter(|s| *s != out[0]).take(1).collect::<Vec<_>>());
@@ -265,7 +275,8 @@ fn families(ctx: Context<'_>, new: &Value, wanted: &[String]) -> Result<Vec<&'st
 
 fn node_ports(ctx: Context<'_>, new: &mut Value) -> Result<()> {
     let kind = str_at(new, "/spec/type").to_string();
-    let wants = kind == "NodePort" || kind == "LoadBalancer" && new["spec"]["allocateLoadBalancerNodePorts"] != json!(false);
+    let wants =
+        kind == "NodePort" || kind == "LoadBalancer" && new["spec"]["allocateLoadBalancerNodePorts"] != json!(false);
     if !matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
         return Ok(());
     }
@@ -279,7 +290,12 @@ fn node_ports(ctx: Context<'_>, new: &mut Value) -> Result<()> {
             continue;
         }
         let fail = |e: &dyn std::fmt::Display, value: &Value| {
-            ApiError::invalid("", "Service", &name, vec![Cause::invalid(&format!("spec.ports[{i}].nodePort"), value, &e.to_string())])
+            ApiError::invalid(
+                "",
+                "Service",
+                &name,
+                vec![Cause::invalid(&format!("spec.ports[{i}].nodePort"), value, &e.to_string())],
+            )
         };
         let asked = match asked {
             None => taken.iter().find(|(_, p, n)| *n == number && *p != protocol).map(|t| t.0),
@@ -295,7 +311,8 @@ fn node_ports(ctx: Context<'_>, new: &mut Value) -> Result<()> {
     let local = str_at(new, "/spec/externalTrafficPolicy") == "Local";
     if kind == "LoadBalancer" && local && new["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0 {
         let port = allocator(&ctx).port(&ctx.state.registry, &owner, None);
-        new["spec"]["healthCheckNodePort"] = json!(port.map_err(|e| ApiError::internal(format!("failed to allocate a health check port: {e}")))?);
+        new["spec"]["healthCheckNodePort"] =
+            json!(port.map_err(|e| ApiError::internal(format!("failed to allocate a health check port: {e}")))?);
     }
     Ok(())
 }
@@ -304,7 +321,11 @@ fn validate(new: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     let kind = str_at(new, "/spec/type");
     if !matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName") {
-        causes.push(Cause::not_supported("spec.type", &json!(kind), &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]));
+        causes.push(Cause::not_supported(
+            "spec.type",
+            &json!(kind),
+            &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+        ));
     }
     if kind == "ExternalName" && str_at(new, "/spec/externalName").is_empty() {
         causes.push(Cause::required("spec.externalName", ""));
@@ -324,7 +345,8 @@ fn validate(new: &Value) -> Vec<Cause> {
         }
         if !name.is_empty() {
             let field = format!("{at}.name");
-            causes.extend(api::names::dns1123_label(name).into_iter().map(|e| Cause::invalid(&field, &json!(name), &e)));
+            causes
+                .extend(api::names::dns1123_label(name).into_iter().map(|e| Cause::invalid(&field, &json!(name), &e)));
             if !names.insert(name) {
                 causes.push(Cause::duplicate(&field, &json!(name)));
             }

@@ -26,7 +26,15 @@ pub const DAEMON_SET: Workload = Workload {
 };
 pub const STATEFUL_SET: Workload = Workload {
     status: r#"{"replicas":0,"availableReplicas":0}"#,
-    mutable: &["replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit", "persistentVolumeClaimRetentionPolicy", "minReadySeconds"],
+    mutable: &[
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+    ],
 };
 
 const STATEFUL_SET_MESSAGE: &str = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
@@ -40,7 +48,11 @@ impl Strategy for Workload {
     fn validate(&self, _ctx: Context<'_>, new: &Value) -> Vec<Cause> {
         let mut causes = selector_causes(new, str_at(new, "/kind") == "ReplicationController");
         if new["spec"]["replicas"].as_i64().is_some_and(|n| n < 0) {
-            causes.push(Cause::invalid("spec.replicas", &new["spec"]["replicas"], "must be greater than or equal to 0"));
+            causes.push(Cause::invalid(
+                "spec.replicas",
+                &new["spec"]["replicas"],
+                "must be greater than or equal to 0",
+            ));
         }
         let templates = new["spec"]["volumeClaimTemplates"].as_array().map(Vec::as_slice).unwrap_or_default();
         let claims = templates.iter().map(|t| str_at(t, "/metadata/name")).filter(|n| !n.is_empty()).collect();
@@ -67,12 +79,18 @@ impl Strategy for Workload {
 }
 
 fn selector_causes(new: &Value, plain: bool) -> Vec<Cause> {
-    let selector = if plain { json!({"matchLabels": new["spec"]["selector"]}) } else { new["spec"]["selector"].clone() };
-    let empty = selector["matchLabels"].as_object().is_none_or(|m| m.is_empty()) && items_at(&selector, "/matchExpressions").is_empty();
+    let selector =
+        if plain { json!({"matchLabels": new["spec"]["selector"]}) } else { new["spec"]["selector"].clone() };
+    let empty = selector["matchLabels"].as_object().is_none_or(|m| m.is_empty())
+        && items_at(&selector, "/matchExpressions").is_empty();
     if empty {
         return match (plain, new["spec"]["selector"].is_null()) {
             (true, _) | (_, true) => vec![Cause::required("spec.selector", "")],
-            _ => vec![Cause::invalid("spec.selector", &new["spec"]["selector"], "empty selector is invalid for deployment")],
+            _ => vec![Cause::invalid(
+                "spec.selector",
+                &new["spec"]["selector"],
+                "empty selector is invalid for deployment",
+            )],
         };
     }
     let template = &new["spec"]["template"];
@@ -134,9 +152,14 @@ impl Strategy for Job {
 
     fn validate(&self, _ctx: Context<'_>, new: &Value) -> Vec<Cause> {
         let mut causes = Vec::new();
-        for field in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"] {
+        for field in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"]
+        {
             if new["spec"][field].as_i64().is_some_and(|n| n < 0) {
-                causes.push(Cause::invalid(&format!("spec.{field}"), &new["spec"][field], "must be greater than or equal to 0"));
+                causes.push(Cause::invalid(
+                    &format!("spec.{field}"),
+                    &new["spec"][field],
+                    "must be greater than or equal to 0",
+                ));
             }
         }
         let template = &new["spec"]["template"]["spec"];
@@ -262,12 +285,22 @@ mod tests {
     #[test]
     fn selectors_match_their_template() {
         let table = [
-            (json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}}}}), ""),
-            (json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "c"}}}}}), "spec.template.metadata.labels"),
+            (
+                json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}}}}),
+                "",
+            ),
+            (
+                json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "c"}}}}}),
+                "spec.template.metadata.labels",
+            ),
             (json!({"spec": {"template": {}}}), "spec.selector"),
         ];
         for (object, field) in table {
-            assert_eq!(selector_causes(&object, false).first().map(|c| c.field.as_str()).unwrap_or_default(), field, "{object}");
+            assert_eq!(
+                selector_causes(&object, false).first().map(|c| c.field.as_str()).unwrap_or_default(),
+                field,
+                "{object}"
+            );
         }
     }
 }

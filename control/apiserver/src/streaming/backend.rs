@@ -45,18 +45,26 @@ pub struct Target {
 impl Target {
     /// `host:port`, with brackets around IPv6.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
 /// The kubelet of a node.
 pub fn kubelet(state: &AppState, node: &str) -> Result<Target> {
-    let object = state.registry.get("", "nodes", "", node).ok_or_else(|| ApiError::not_found("", "nodes", node))?.value();
-    let host = address(&object).ok_or_else(|| ApiError::unavailable(format!("node {node:?} has no address in its status yet")))?;
+    let object =
+        state.registry.get("", "nodes", "", node).ok_or_else(|| ApiError::not_found("", "nodes", node))?.value();
+    let host = address(&object)
+        .ok_or_else(|| ApiError::unavailable(format!("node {node:?} has no address in its status yet")))?;
     let port = object.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
     let port = port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0).unwrap_or(KUBELET_PORT);
     let tls = state.streaming.kubelet_tls.clone();
-    let tls = tls.ok_or_else(|| ApiError::unavailable("this server has no client certificate for kubelets (--kubelet-client-certificate)"))?;
+    let tls = tls.ok_or_else(|| {
+        ApiError::unavailable("this server has no client certificate for kubelets (--kubelet-client-certificate)")
+    })?;
     Ok(Target { host, port, tls: Some(tls) })
 }
 
@@ -77,7 +85,8 @@ pub async fn connect(target: &Target) -> Result<Box<dyn Io>> {
         stream.set_nodelay(true).map_err(|e| failed(&e))?;
         let Some(tls) = &target.tls else { return Ok(Box::new(stream) as Box<dyn Io>) };
         let name = ServerName::try_from(target.host.clone()).map_err(|e| failed(&e))?;
-        let stream = tokio_rustls::TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|e| failed(&e))?;
+        let stream =
+            tokio_rustls::TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|e| failed(&e))?;
         Ok(Box::new(stream) as Box<dyn Io>)
     };
     tokio::time::timeout(CONNECT_TIMEOUT, dial).await.map_err(|_| failed(&"no answer within 10 s"))?
@@ -108,7 +117,11 @@ where
 type BoxedBody = http_body_util::combinators::UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Opens a WebSocket; a refusal becomes an error with the other end's sentence.
-pub async fn open_websocket(target: &Target, path: &str, subprotocol: &'static str) -> Result<(Sender, KubeletReceiver)> {
+pub async fn open_websocket(
+    target: &Target,
+    path: &str,
+    subprotocol: &'static str,
+) -> Result<(Sender, KubeletReceiver)> {
     let request = Request::builder()
         .method(Method::GET)
         .uri(path)
@@ -130,11 +143,13 @@ pub async fn open_websocket(target: &Target, path: &str, subprotocol: &'static s
 /// The error that an answer of a kubelet stands for.
 pub async fn refusal(response: Response<Incoming>) -> ApiError {
     let code = response.status().as_u16();
-    let body = Limited::new(response.into_body(), MAX_SENTENCE).collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let body =
+        Limited::new(response.into_body(), MAX_SENTENCE).collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     let text = String::from_utf8_lossy(&body).trim().to_string();
     // A kubelet may answer with a Status of its own.
     let status: Option<Value> = serde_json::from_str(&text).ok();
-    let message = status.as_ref().map(|s| str_at(s, "/message")).filter(|m| !m.is_empty()).map(str::to_string).unwrap_or(text);
+    let message =
+        status.as_ref().map(|s| str_at(s, "/message")).filter(|m| !m.is_empty()).map(str::to_string).unwrap_or(text);
     let message = if message.is_empty() { format!("the kubelet answered with status {code}") } else { message };
     let reason = match code {
         400 => "BadRequest",
@@ -162,10 +177,26 @@ pub fn strip(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name.as_str());
     }
-    for name in ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "proxy-authenticate", "proxy-authorization", "authorization", "host"] {
+    for name in [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "authorization",
+        "host",
+    ] {
         headers.remove(name);
     }
-    let private: Vec<_> = headers.keys().filter(|k| k.as_str().starts_with("impersonate-") || k.as_str().starts_with("x-remote-")).cloned().collect();
+    let private: Vec<_> = headers
+        .keys()
+        .filter(|k| k.as_str().starts_with("impersonate-") || k.as_str().starts_with("x-remote-"))
+        .cloned()
+        .collect();
     for name in private {
         headers.remove(name);
     }
@@ -195,7 +226,14 @@ mod tests {
     #[test]
     fn credentials_do_not_travel() {
         let mut headers = HeaderMap::new();
-        for (k, v) in [("authorization", "Bearer x"), ("connection", "x-drop, upgrade"), ("x-drop", "1"), ("impersonate-user", "u"), ("x-remote-user", "u"), ("accept", "*/*")] {
+        for (k, v) in [
+            ("authorization", "Bearer x"),
+            ("connection", "x-drop, upgrade"),
+            ("x-drop", "1"),
+            ("impersonate-user", "u"),
+            ("x-remote-user", "u"),
+            ("accept", "*/*"),
+        ] {
             headers.insert(k, v.parse().expect("value"));
         }
         strip(&mut headers);

@@ -63,9 +63,13 @@ type Answer = Response<Full<Bytes>>;
 async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Infallible> {
     let path: Vec<String> = request.uri().path().split('/').skip(1).map(str::to_string).collect();
     let query = Query::parse(request.uri().query().unwrap_or_default());
-    let answer = |code: u16, text: &str| Response::builder().status(code).body(Full::new(Bytes::from(text.to_string()))).expect("answer");
+    let answer = |code: u16, text: &str| {
+        Response::builder().status(code).body(Full::new(Bytes::from(text.to_string()))).expect("answer")
+    };
     Ok(match path[0].as_str() {
-        "containerLogs" => answer(200, &format!("log of {} tail {}\n", path[3], query.get("tailLines").unwrap_or("all"))),
+        "containerLogs" => {
+            answer(200, &format!("log of {} tail {}\n", path[3], query.get("tailLines").unwrap_or("all")))
+        }
         "healthz" => answer(200, "ok"),
         "exec" if query.get("command") == Some("refuse") => answer(404, "container not found (\"c\")"),
         "exec" | "attach" | "portForward" => {
@@ -187,7 +191,8 @@ async fn serve_kubelet(pki: &Pki) -> u16 {
     let port = listener.local_addr().expect("address").port();
     let (chain, key) = (pki.path("kubelet.crt"), pki.path("kubelet.key"));
     use rustls_pki_types::pem::PemObject;
-    let chain = rustls_pki_types::CertificateDer::pem_file_iter(chain).expect("pem").collect::<Result<_, _>>().expect("pem");
+    let chain =
+        rustls_pki_types::CertificateDer::pem_file_iter(chain).expect("pem").collect::<Result<_, _>>().expect("pem");
     let key = rustls_pki_types::PrivateKeyDer::from_pem_file(key).expect("pem");
     let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -201,7 +206,8 @@ async fn serve_kubelet(pki: &Pki) -> u16 {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 let Ok(stream) = acceptor.accept(stream).await else { return };
-                let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(kubelet));
+                let serving = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service_fn(kubelet));
                 let _ = serving.with_upgrades().await;
             });
         }
@@ -276,7 +282,8 @@ impl Cluster {
     /// Output, error output and exit code.
     async fn run(&self, binary: &Path, user: &str, args: &[&str], input: &str) -> (String, String, i32) {
         let mut command = self.kubectl(binary, user, args);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kubectl");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kubectl");
         let mut stdin = child.stdin.take().expect("stdin");
         stdin.write_all(input.as_bytes()).await.expect("write");
         drop(stdin);
@@ -325,22 +332,30 @@ async fn websocket_clients_of_all_kinds() {
     let pod = "/api/v1/namespaces/default/pods/p";
     let open = async |path: String, protocol: &'static str| backend::open_websocket(&target, &path, protocol).await;
     // A plain command, with each protocol's way to tell its end.
-    for (protocol, status) in [("v5.channel.k8s.io", "\"status\":\"Success\""), ("v4.channel.k8s.io", "\"status\":\"Success\""), ("channel.k8s.io", "")] {
-        let (_sender, mut receiver) = open(format!("{pod}/exec?command=echo&command=hi&stdout=1&stderr=1"), protocol).await.expect("open");
+    for (protocol, status) in [
+        ("v5.channel.k8s.io", "\"status\":\"Success\""),
+        ("v4.channel.k8s.io", "\"status\":\"Success\""),
+        ("channel.k8s.io", ""),
+    ] {
+        let (_sender, mut receiver) =
+            open(format!("{pod}/exec?command=echo&command=hi&stdout=1&stderr=1"), protocol).await.expect("open");
         let got = collect(&mut receiver).await;
         assert_eq!(got[1], "hi\n", "{protocol}");
         assert!(got[3].contains(status) && (got[3].is_empty() == status.is_empty()), "{protocol}: {}", got[3]);
     }
-    let (_sender, mut receiver) = open(format!("{pod}/exec?command=echo&command=hi&stdout=1"), "base64.channel.k8s.io").await.expect("open");
+    let (_sender, mut receiver) =
+        open(format!("{pod}/exec?command=echo&command=hi&stdout=1"), "base64.channel.k8s.io").await.expect("open");
     assert_eq!(collect(&mut receiver).await[1], "aGkK");
     // End of input, which only v5 can tell.
-    let (sender, mut receiver) = open(format!("{pod}/exec?command=cat&stdin=1&stdout=1"), "v5.channel.k8s.io").await.expect("open");
+    let (sender, mut receiver) =
+        open(format!("{pod}/exec?command=cat&stdin=1&stdout=1"), "v5.channel.k8s.io").await.expect("open");
     sender.channel(0, b"typed").await.expect("send");
     sender.channel(255, &[0]).await.expect("send");
     assert_eq!(collect(&mut receiver).await[1], "typed");
     // A forwarded port that answers, and one where nobody is.
     let port = echo_server().await;
-    let (sender, mut receiver) = open(format!("{pod}/portforward?ports={port}"), "v4.channel.k8s.io").await.expect("open");
+    let (sender, mut receiver) =
+        open(format!("{pod}/portforward?ports={port}"), "v4.channel.k8s.io").await.expect("open");
     sender.channel(0, b"there and back").await.expect("send");
     let mut data = Vec::new();
     while data.len() < 2 + 14 {
@@ -353,7 +368,8 @@ async fn websocket_clients_of_all_kinds() {
     let (_sender, mut receiver) = open(format!("{pod}/portforward?ports=1"), "v4.channel.k8s.io").await.expect("open");
     assert!(collect(&mut receiver).await[1].contains("connecting to port 1"));
     // Refusals come before the upgrade, as a Status.
-    let error = open(format!("{pod}/exec?command=true&stdout=1&container=x"), "v4.channel.k8s.io").await.expect_err("refused");
+    let error =
+        open(format!("{pod}/exec?command=true&stdout=1&container=x"), "v4.channel.k8s.io").await.expect_err("refused");
     assert_eq!((error.code, error.message.as_str()), (400, "container x is not valid for pod p"));
     let error = open(format!("{pod}/exec?command=true&stdout=1"), "v9.channel.k8s.io").await.expect_err("refused");
     assert_eq!(error.code, 403);
@@ -420,11 +436,17 @@ async fn port_forward(cluster: &Cluster, kubectl: &Path) {
     let mut text = String::new();
     let local: u16 = loop {
         let mut buffer = [0; 256];
-        let n = tokio::time::timeout(Duration::from_secs(20), out.read(&mut buffer)).await.expect("in time").expect("read");
+        let n =
+            tokio::time::timeout(Duration::from_secs(20), out.read(&mut buffer)).await.expect("in time").expect("read");
         assert!(n > 0, "kubectl ended: {text}");
         text.push_str(&String::from_utf8_lossy(&buffer[..n]));
         if let Some(line) = text.lines().find(|l| l.contains("127.0.0.1:") && l.contains("->")) {
-            break line.split("127.0.0.1:").nth(1).and_then(|r| r.split(' ').next()).and_then(|p| p.parse().ok()).expect("port");
+            break line
+                .split("127.0.0.1:")
+                .nth(1)
+                .and_then(|r| r.split(' ').next())
+                .and_then(|p| p.parse().ok())
+                .expect("port");
         }
     };
     for round in 0..5 {
@@ -448,7 +470,10 @@ async fn refusals(cluster: &Cluster, kubectl: &Path) {
     let (_, err, code) = cluster.run(kubectl, "joe", &["exec", "p", "--", "true"], "").await;
     assert!(code != 0 && err.contains(r#"pods "p" is forbidden: User "joe" cannot"#), "{err}");
     let (_, err, _) = cluster.run(kubectl, "joe", &["get", "pods"], "").await;
-    assert_eq!(err.trim(), r#"Error from server (Forbidden): pods is forbidden: User "joe" cannot list resource "pods" in API group "" in the namespace "default""#);
+    assert_eq!(
+        err.trim(),
+        r#"Error from server (Forbidden): pods is forbidden: User "joe" cannot list resource "pods" in API group "" in the namespace "default""#
+    );
     let (out, err, _) = cluster.run(kubectl, "admin", &["auth", "can-i", "list", "pods", "--as", "joe"], "").await;
     assert_eq!(out.trim(), "no", "{err}");
 }

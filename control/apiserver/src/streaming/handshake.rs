@@ -56,7 +56,10 @@ pub fn accept_websocket(key: &str, protocol: Option<&'static str>) -> Result<Res
     let mut response = switching();
     let headers = response.headers_mut();
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert("sec-websocket-accept", HeaderValue::from_str(&websocket::accept_key(key)).map_err(ApiError::internal)?);
+    headers.insert(
+        "sec-websocket-accept",
+        HeaderValue::from_str(&websocket::accept_key(key)).map_err(ApiError::internal)?,
+    );
     if let Some(protocol) = protocol {
         headers.insert("sec-websocket-protocol", HeaderValue::from_static(protocol));
     }
@@ -75,7 +78,13 @@ pub fn accept_spdy(protocol: &'static str) -> Response<Body> {
 
 /// The 403 that names what this server speaks.
 pub fn no_common_protocol(offered: &[String], known: &[&str]) -> ApiError {
-    ApiError::new(403, "Forbidden", format!("unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {known:?}"))
+    ApiError::new(
+        403,
+        "Forbidden",
+        format!(
+            "unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {known:?}"
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -92,9 +101,22 @@ mod tests {
 
     #[test]
     fn wishes() {
-        let ws = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket"), ("sec-websocket-key", "k"), ("sec-websocket-protocol", "a, b")]);
-        assert_eq!(wanted(&ws).ok(), Some(Wanted::WebSocket { key: "k".into(), protocols: vec!["a".into(), "b".into()] }));
-        let spdy = headers(&[("connection", "Upgrade"), ("upgrade", "SPDY/3.1"), ("x-stream-protocol-version", "v4"), ("x-stream-protocol-version", "v3")]);
+        let ws = headers(&[
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "WebSocket"),
+            ("sec-websocket-key", "k"),
+            ("sec-websocket-protocol", "a, b"),
+        ]);
+        assert_eq!(
+            wanted(&ws).ok(),
+            Some(Wanted::WebSocket { key: "k".into(), protocols: vec!["a".into(), "b".into()] })
+        );
+        let spdy = headers(&[
+            ("connection", "Upgrade"),
+            ("upgrade", "SPDY/3.1"),
+            ("x-stream-protocol-version", "v4"),
+            ("x-stream-protocol-version", "v3"),
+        ]);
         assert_eq!(wanted(&spdy).ok(), Some(Wanted::Spdy { protocols: vec!["v4".into(), "v3".into()] }));
         assert_eq!(wanted(&headers(&[])).expect_err("none").code, 400);
         assert_eq!(choose(&["b".into(), "a".into()], &["a", "b"]), Some("a"));

@@ -12,7 +12,8 @@ use crate::request::RequestInfo;
 use crate::state::AppState;
 
 /// Query parameters that go to the kubelet.
-const PASSED: [&str; 8] = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+const PASSED: [&str; 8] =
+    ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
 
 /// Answers a request for logs.
 pub async fn handle(state: &AppState, info: &RequestInfo) -> Result<Response<Body>> {
@@ -23,10 +24,8 @@ pub async fn handle(state: &AppState, info: &RequestInfo) -> Result<Response<Bod
     if info.query.flag("insecureSkipTLSVerifyBackend") {
         target.tls = Some(state.streaming.any_tls.clone());
     }
-    let query: Vec<String> = PASSED
-        .iter()
-        .filter_map(|name| info.query.get(name).map(|v| format!("{name}={}", escape(v))))
-        .collect();
+    let query: Vec<String> =
+        PASSED.iter().filter_map(|name| info.query.get(name).map(|v| format!("{name}={}", escape(v)))).collect();
     let path = format!("/containerLogs/{}/{}/{container}?{}", info.namespace, info.name, query.join("&"));
     let request = Request::get(path).body(Empty::<Bytes>::new()).map_err(ApiError::internal)?;
     let response = backend::send(&target, request).await?;

@@ -96,7 +96,12 @@ pub fn serves(info: &RequestInfo) -> bool {
 }
 
 /// Answers a request that [`serves`] takes; authorisation has been done.
-pub async fn handle(state: &Arc<AppState>, info: &RequestInfo, _user: &UserInfo, request: Request<Incoming>) -> Result<Response<Body>> {
+pub async fn handle(
+    state: &Arc<AppState>,
+    info: &RequestInfo,
+    _user: &UserInfo,
+    request: Request<Incoming>,
+) -> Result<Response<Body>> {
     match info.subresource.as_str() {
         "log" => logs::handle(state, info).await,
         "exec" | "attach" => remote::handle(state, info, request).await,

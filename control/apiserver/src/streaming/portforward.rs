@@ -45,15 +45,20 @@ impl Place {
 pub async fn handle(state: &AppState, info: &RequestInfo, request: Request<Incoming>) -> Result<Response<Body>> {
     let pod = target::pod(state, info, &info.name)?;
     let wanted = handshake::wanted(request.headers())?;
-    let place = Place { kubelet: target::kubelet_of(state, &pod)?, path: format!("/portForward/{}/{}", info.namespace, info.name) };
+    let place = Place {
+        kubelet: target::kubelet_of(state, &pod)?,
+        path: format!("/portForward/{}/{}", info.namespace, info.name),
+    };
     match wanted {
         Wanted::Spdy { protocols } => {
-            let chosen = handshake::choose(&protocols, &SPDY).ok_or_else(|| handshake::no_common_protocol(&protocols, &SPDY))?;
+            let chosen =
+                handshake::choose(&protocols, &SPDY).ok_or_else(|| handshake::no_common_protocol(&protocols, &SPDY))?;
             spawn(request, move |io| over_spdy(io, place));
             Ok(handshake::accept_spdy(chosen))
         }
         Wanted::WebSocket { key, protocols } => {
-            let chosen = if protocols.is_empty() { Some(WEBSOCKET[1]) } else { handshake::choose(&protocols, &WEBSOCKET) };
+            let chosen =
+                if protocols.is_empty() { Some(WEBSOCKET[1]) } else { handshake::choose(&protocols, &WEBSOCKET) };
             let chosen = chosen.ok_or_else(|| handshake::no_common_protocol(&protocols, &WEBSOCKET))?;
             if chosen == TUNNEL {
                 spawn(request, move |io| tunnelled(io, place));
@@ -166,7 +171,14 @@ where
 }
 
 /// One forwarded connection of a SPDY client.
-async fn forward(client: Session, place: Place, port: u16, data: u32, error: Option<u32>, from_client: mpsc::Receiver<(Bytes, bool)>) {
+async fn forward(
+    client: Session,
+    place: Place,
+    port: u16,
+    data: u32,
+    error: Option<u32>,
+    from_client: mpsc::Receiver<(Bytes, bool)>,
+) {
     let (sentence, ended) = match place.open(port).await {
         Ok((kubelet, from_kubelet)) => shuttle(&client, data, kubelet, from_kubelet, from_client).await,
         Err(e) => (Some(format!("error forwarding port {port}: {e}")), false),
@@ -276,7 +288,14 @@ async fn put(client: &Sender, channel: u8, data: &[u8], base64: bool) -> Result<
     client.channel(channel, data).await
 }
 
-async fn channel_pair(client: Sender, place: Place, port: u16, data: u8, base64: bool, mut from_client: mpsc::Receiver<Bytes>) {
+async fn channel_pair(
+    client: Sender,
+    place: Place,
+    port: u16,
+    data: u8,
+    base64: bool,
+    mut from_client: mpsc::Receiver<Bytes>,
+) {
     for channel in [data, data + 1] {
         if put(&client, channel, &port.to_le_bytes(), base64).await.is_err() {
             return;
@@ -322,7 +341,9 @@ mod tests {
 
     #[test]
     fn ports_are_checked() {
-        let of = |query: &str| ports(&RequestInfo::parse(&http::Method::GET, "/api/v1/namespaces/a/pods/p/portforward", query));
+        let of = |query: &str| {
+            ports(&RequestInfo::parse(&http::Method::GET, "/api/v1/namespaces/a/pods/p/portforward", query))
+        };
         assert_eq!(of("ports=80&ports=443").expect("two"), [80, 443]);
         assert_eq!(of("ports=80,443").expect("two"), [80, 443]);
         for bad in ["", "ports=0", "ports=x", "ports=70000"] {

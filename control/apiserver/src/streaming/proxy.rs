@@ -40,7 +40,11 @@ fn parse_name(text: &str) -> Result<Name<'_>> {
 /// Answers a proxied request.
 pub async fn handle(state: &AppState, info: &RequestInfo, request: Request<Incoming>) -> Result<Response<Body>> {
     let prefix = own_prefix(info);
-    if info.rest.is_empty() && !info.path.ends_with('/') && request.method() == http::Method::GET && request.headers().get(UPGRADE).is_none() {
+    if info.rest.is_empty()
+        && !info.path.ends_with('/')
+        && request.method() == http::Method::GET
+        && request.headers().get(UPGRADE).is_none()
+    {
         return redirect(&prefix, request.uri());
     }
     let target = locate(state, info)?;
@@ -84,7 +88,10 @@ fn locate(state: &AppState, info: &RequestInfo) -> Result<Target> {
             let pod = target::pod(state, info, name.name)?;
             let host = str_at(&pod, "/status/podIP").to_string();
             if host.is_empty() {
-                return Err(ApiError::bad_request(format!("address not allowed: pod {:?} has no address yet", name.name)));
+                return Err(ApiError::bad_request(format!(
+                    "address not allowed: pod {:?} has no address yet",
+                    name.name
+                )));
             }
             Ok(Target { host, port: pod_port(&pod, name.port)?, tls })
         }
@@ -121,7 +128,8 @@ fn endpoint(state: &AppState, info: &RequestInfo, name: &Name<'_>) -> Result<(St
         }
     }
     found.choose(&mut rand::rng()).cloned().ok_or_else(|| {
-        let what = if name.port.is_empty() { format!("{:?}", name.name) } else { format!("\"{}:{}\"", name.name, name.port) };
+        let what =
+            if name.port.is_empty() { format!("{:?}", name.name) } else { format!("\"{}:{}\"", name.name, name.port) };
         ApiError::unavailable(format!("no endpoints available for service {what}"))
     })
 }
@@ -136,7 +144,12 @@ fn service_port(service: &Value, asked: &str) -> Result<String> {
         "" => ports.iter().find(|p| str_at(p, "/name").is_empty()),
         _ => ports.iter().find(|p| str_at(p, "/name") == asked || number.is_some() && p["port"].as_u64() == number),
     };
-    let found = found.ok_or_else(|| ApiError::unavailable(format!("no service port {asked:?} found for service {:?}", str_at(service, "/metadata/name"))))?;
+    let found = found.ok_or_else(|| {
+        ApiError::unavailable(format!(
+            "no service port {asked:?} found for service {:?}",
+            str_at(service, "/metadata/name")
+        ))
+    })?;
     Ok(str_at(found, "/name").to_string())
 }
 
@@ -147,7 +160,9 @@ fn endpoints_of(slice: &Value, port: &str, found: &mut Vec<(String, u16)>) {
         if endpoint.pointer("/conditions/ready").and_then(Value::as_bool) == Some(false) {
             continue;
         }
-        found.extend(items_at(endpoint, "/addresses").iter().filter_map(Value::as_str).take(1).map(|a| (a.to_string(), number)));
+        found.extend(
+            items_at(endpoint, "/addresses").iter().filter_map(Value::as_str).take(1).map(|a| (a.to_string(), number)),
+        );
     }
 }
 
@@ -163,7 +178,9 @@ async fn pass(target: &Target, prefix: &str, path: &str, mut request: Request<In
     if let Some(host) = original_host {
         parts.headers.insert("x-forwarded-host", host);
     }
-    parts.headers.insert("x-forwarded-uri", HeaderValue::from_str(&format!("{prefix}{path}")).map_err(ApiError::internal)?);
+    parts
+        .headers
+        .insert("x-forwarded-uri", HeaderValue::from_str(&format!("{prefix}{path}")).map_err(ApiError::internal)?);
     parts.headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
     if let Some(upgrade) = upgrade {
         parts.headers.insert(UPGRADE, upgrade);
@@ -195,8 +212,12 @@ async fn bridge(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUp
 
 /// A redirect within the backend stays below the proxy's path.
 fn rewrite_location(target: &Target, prefix: &str, headers: &mut http::HeaderMap) {
-    let Some(uri) = headers.get(LOCATION).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<Uri>().ok()) else { return };
-    let own = uri.authority().is_none_or(|a| a.as_str() == target.authority() || a.host() == target.host && a.port().is_none());
+    let Some(uri) = headers.get(LOCATION).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<Uri>().ok()) else {
+        return;
+    };
+    let own = uri
+        .authority()
+        .is_none_or(|a| a.as_str() == target.authority() || a.host() == target.host && a.port().is_none());
     let Some(path) = uri.path_and_query().map(|p| p.as_str()).filter(|p| own && p.starts_with('/')) else { return };
     if let Ok(value) = HeaderValue::from_str(&format!("{prefix}{path}")) {
         headers.insert(LOCATION, value);
@@ -236,7 +257,9 @@ mod tests {
     #[test]
     fn redirects_stay_inside() {
         let target = Target { host: "10.0.0.1".into(), port: 80, tls: None };
-        for (from, to) in [("/x", "/p/x"), ("http://10.0.0.1:80/x?y", "/p/x?y"), ("http://elsewhere/x", "http://elsewhere/x")] {
+        for (from, to) in
+            [("/x", "/p/x"), ("http://10.0.0.1:80/x?y", "/p/x?y"), ("http://elsewhere/x", "http://elsewhere/x")]
+        {
             let mut headers = http::HeaderMap::new();
             headers.insert(LOCATION, from.parse().expect("value"));
             rewrite_location(&target, "/p", &mut headers);

@@ -15,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::backend::{self, KubeletReceiver, escape};
 use super::handshake::{self, Wanted};
 use super::spdy::{self, Event};
-use super::websocket::{self, Message, Role, Sender};
 use super::target;
+use super::websocket::{self, Message, Role, Sender};
 use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
 use crate::request::RequestInfo;
@@ -30,7 +30,8 @@ const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
 /// What this server speaks over WebSocket, best first.
-const WEBSOCKET: [&str; 5] = ["v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "base64.channel.k8s.io", "channel.k8s.io"];
+const WEBSOCKET: [&str; 5] =
+    ["v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "base64.channel.k8s.io", "channel.k8s.io"];
 /// What this server speaks over SPDY, best first.
 const SPDY: [&str; 4] = ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
 /// The client must open its SPDY streams within this.
@@ -99,7 +100,8 @@ pub async fn handle(state: &AppState, info: &RequestInfo, request: Request<Incom
             Ok(answer)
         }
         Wanted::Spdy { protocols } => {
-            let chosen = handshake::choose(&protocols, &SPDY).ok_or_else(|| handshake::no_common_protocol(&protocols, &SPDY))?;
+            let chosen =
+                handshake::choose(&protocols, &SPDY).ok_or_else(|| handshake::no_common_protocol(&protocols, &SPDY))?;
             let backend = backend::open_websocket(&kubelet, &path, WEBSOCKET[0]).await?;
             let answer = handshake::accept_spdy(chosen);
             tokio::spawn(async move {
@@ -116,7 +118,11 @@ pub async fn handle(state: &AppState, info: &RequestInfo, request: Request<Incom
 /// The sentence that protocols before v4 get instead of a Status; empty on success.
 fn plain_error(status: &[u8]) -> String {
     let value: Value = serde_json::from_slice(status).unwrap_or_default();
-    if value["status"] == "Success" { String::new() } else { value["message"].as_str().unwrap_or("the command failed").to_string() }
+    if value["status"] == "Success" {
+        String::new()
+    } else {
+        value["message"].as_str().unwrap_or("the command failed").to_string()
+    }
 }
 
 /// Serves a WebSocket client until either end is done.
@@ -197,7 +203,8 @@ impl Opened {
     }
 
     fn complete(&self, streams: Streams) -> bool {
-        let wanted = [("error", true), ("stdin", streams.stdin), ("stdout", streams.stdout), ("stderr", streams.stderr)];
+        let wanted =
+            [("error", true), ("stdin", streams.stdin), ("stdout", streams.stdout), ("stderr", streams.stderr)];
         wanted.iter().all(|(kind, on)| !on || self.by_type.contains_key(*kind))
     }
 }
@@ -341,6 +348,9 @@ mod tests {
     #[test]
     fn old_protocols_get_a_sentence() {
         assert_eq!(plain_error(br#"{"status":"Success"}"#), "");
-        assert_eq!(plain_error(br#"{"status":"Failure","message":"command terminated with exit code 3"}"#), "command terminated with exit code 3");
+        assert_eq!(
+            plain_error(br#"{"status":"Failure","message":"command terminated with exit code 3"}"#),
+            "command terminated with exit code 3"
+        );
     }
 }

@@ -37,7 +37,8 @@ pub fn container(pod: &Value, asked: Option<&str>) -> Result<String> {
         Some(asked) => Err(ApiError::bad_request(format!("container {asked} is not valid for pod {name}"))),
         None if containers.len() == 1 => Ok(containers[0].clone()),
         None => {
-            let mut message = format!("a container name must be specified for pod {name}, choose one of: [{}]", containers.join(" "));
+            let mut message =
+                format!("a container name must be specified for pod {name}, choose one of: [{}]", containers.join(" "));
             if !inits.is_empty() {
                 message.push_str(&format!(" or one of the init containers: [{}]", inits.join(" ")));
             }
@@ -61,6 +62,9 @@ mod tests {
         assert_eq!(container(&one, None).expect("only one"), "a");
         assert_eq!(container(&one, Some("i")).expect("named"), "i");
         assert!(container(&one, Some("x")).is_err());
-        assert_eq!(container(&two, None).expect_err("several").message, "a container name must be specified for pod p, choose one of: [a b]");
+        assert_eq!(
+            container(&two, None).expect_err("several").message,
+            "a container name must be specified for pod p, choose one of: [a b]"
+        );
     }
 }

@@ -14,7 +14,9 @@ use crate::config::Config;
 
 /// The client towards kubelets; None where no certificate is set.
 pub fn kubelet(config: &Config) -> anyhow::Result<Option<Arc<ClientConfig>>> {
-    let (Some(cert), Some(key)) = (&config.kubelet_client_certificate, &config.kubelet_client_key) else { return Ok(None) };
+    let (Some(cert), Some(key)) = (&config.kubelet_client_certificate, &config.kubelet_client_key) else {
+        return Ok(None);
+    };
     let chain = certificates(cert)?;
     let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("--kubelet-client-key {}", key.display()))?;
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
@@ -26,7 +28,9 @@ pub fn kubelet(config: &Config) -> anyhow::Result<Option<Arc<ClientConfig>>> {
             }
             builder.with_root_certificates(roots).with_client_auth_cert(chain, key)
         }
-        None => builder.dangerous().with_custom_certificate_verifier(Unverified::new()).with_client_auth_cert(chain, key),
+        None => {
+            builder.dangerous().with_custom_certificate_verifier(Unverified::new()).with_client_auth_cert(chain, key)
+        }
     };
     Ok(Some(Arc::new(config.context("the kubelet client certificate and its key do not fit together")?)))
 }
@@ -66,10 +70,20 @@ impl ServerCertVerifier for Unverified {
     ) -> Result<ServerCertVerified, Error> {
         Ok(ServerCertVerified::assertion())
     }
-    fn verify_tls12_signature(&self, m: &[u8], c: &CertificateDer<'_>, d: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls12_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         verify_tls12_signature(m, c, d, &self.0.signature_verification_algorithms)
     }
-    fn verify_tls13_signature(&self, m: &[u8], c: &CertificateDer<'_>, d: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn verify_tls13_signature(
+        &self,
+        m: &[u8],
+        c: &CertificateDer<'_>,
+        d: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         verify_tls13_signature(m, c, d, &self.0.signature_verification_algorithms)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -99,7 +99,10 @@ async fn write_frames<W: AsyncWrite + Unpin>(mut write: W, mut queue: mpsc::Rece
         out.clear();
         encode(&mut out, opcode, &data, role);
         let closing = opcode == CLOSE;
-        if write.write_all(&out).await.is_err() || (queue.is_empty() || closing) && write.flush().await.is_err() || closing {
+        if write.write_all(&out).await.is_err()
+            || (queue.is_empty() || closing) && write.flush().await.is_err()
+            || closing
+        {
             break;
         }
     }
@@ -168,7 +171,8 @@ fn decode(buffer: &mut BytesMut) -> io::Result<Option<Frame>> {
     for byte in &buffer[2..2 + extra] {
         length = length << 8 | u64::from(*byte);
     }
-    let length = usize::try_from(length).ok().filter(|n| *n <= MAX_MESSAGE).ok_or_else(|| bad("a frame is too large"))?;
+    let length =
+        usize::try_from(length).ok().filter(|n| *n <= MAX_MESSAGE).ok_or_else(|| bad("a frame is too large"))?;
     if buffer.len() < header + length {
         buffer.reserve(header + length - buffer.len());
         return Ok(None);
@@ -191,7 +195,9 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         loop {
             let Some(frame) = self.frame().await? else { return Ok(None) };
             match frame.opcode {
-                PING => { let _ = self.sender.frame(PONG, frame.data.freeze()).await; }
+                PING => {
+                    let _ = self.sender.frame(PONG, frame.data.freeze()).await;
+                }
                 PONG => {}
                 CLOSE => {
                     let _ = self.sender.close().await;
@@ -202,7 +208,12 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
                         return Ok(Some(message));
                     }
                 }
-                other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("WebSocket: unknown opcode {other}"))),
+                other => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("WebSocket: unknown opcode {other}"),
+                    ));
+                }
             }
         }
     }

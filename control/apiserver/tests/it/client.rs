@@ -7,9 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use kube_apiserver::{Config, Server};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
@@ -32,30 +30,17 @@ fn ca() -> (String, Issuer<'static, KeyPair>) {
     (certificate.pem(), Issuer::new(params, key))
 }
 
-fn leaf(
-    ca: &Issuer<'static, KeyPair>,
-    name: &str,
-    group: Option<&str>,
-    names: &[&str],
-) -> (String, String) {
+fn leaf(ca: &Issuer<'static, KeyPair>, name: &str, group: Option<&str>, names: &[&str]) -> (String, String) {
     let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     if let Some(group) = group {
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, group);
+        params.distinguished_name.push(DnType::OrganizationName, group);
     }
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let key = KeyPair::generate().unwrap();
-    (
-        params.signed_by(&key, ca).unwrap().pem(),
-        key.serialize_pem(),
-    )
+    (params.signed_by(&key, ca).unwrap().pem(), key.serialize_pem())
 }
 
 /// The server's settings for a folder of certificates and store.
@@ -83,8 +68,7 @@ pub struct Answer {
 
 impl Answer {
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     /// The body, if the answer has this code.
@@ -95,10 +79,7 @@ impl Answer {
 
     /// Code and reason of a failure.
     pub fn failure(&self) -> (u16, String) {
-        (
-            self.code,
-            self.json()["reason"].as_str().unwrap_or("").to_string(),
-        )
+        (self.code, self.json()["reason"].as_str().unwrap_or("").to_string())
     }
 }
 
@@ -106,36 +87,22 @@ impl Cluster {
     pub async fn start() -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let (ca_pem, issuer) = ca();
-        let (server_crt, server_key) =
-            leaf(&issuer, "kube-apiserver", None, &["127.0.0.1", "localhost"]);
+        let (server_crt, server_key) = leaf(&issuer, "kube-apiserver", None, &["127.0.0.1", "localhost"]);
         let (admin_crt, admin_key) = leaf(&issuer, "admin", Some("system:masters"), &[]);
-        for (name, text) in [
-            ("ca.crt", &ca_pem),
-            ("server.crt", &server_crt),
-            ("server.key", &server_key),
-        ] {
+        for (name, text) in [("ca.crt", &ca_pem), ("server.crt", &server_crt), ("server.key", &server_key)] {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
         let mut roots = rustls::RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap())
-            .unwrap();
+        roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
         let chain = vec![CertificateDer::from_pem_slice(admin_crt.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(admin_key.as_bytes()).unwrap();
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::ring::default_provider(),
-        ))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)
-        .unwrap();
-        let mut cluster = Cluster {
-            server: None,
-            dir,
-            tls: Arc::new(tls),
-            port: 0,
-        };
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        let mut cluster = Cluster { server: None, dir, tls: Arc::new(tls), port: 0 };
         cluster.begin().await;
         cluster
     }
@@ -184,32 +151,18 @@ impl Cluster {
         let stream = tokio_rustls::TlsConnector::from(self.tls.clone())
             .connect(ServerName::try_from("127.0.0.1").unwrap(), stream)
             .await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(std::io::Error::other)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
         tokio::spawn(connection);
-        let mut request = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost");
+        let mut request = http::Request::builder().method(method).uri(path).header("host", "localhost");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        sender
-            .send_request(request.body(Full::new(body.into())).unwrap())
-            .await
-            .map_err(std::io::Error::other)
+        sender.send_request(request.body(Full::new(body.into())).unwrap()).await.map_err(std::io::Error::other)
     }
 
-    pub async fn send(
-        &self,
-        method: &str,
-        path: &str,
-        content_type: &str,
-        body: impl Into<Bytes>,
-    ) -> Answer {
-        self.send_with(method, path, &[("content-type", content_type)], body)
-            .await
+    pub async fn send(&self, method: &str, path: &str, content_type: &str, body: impl Into<Bytes>) -> Answer {
+        self.send_with(method, path, &[("content-type", content_type)], body).await
     }
 
     pub async fn send_with(
@@ -221,11 +174,7 @@ impl Cluster {
     ) -> Answer {
         let response = self.raw(method, path, headers, body).await;
         let (code, headers) = (response.status().as_u16(), response.headers().clone());
-        Answer {
-            code,
-            headers,
-            body: response.into_body().collect().await.unwrap().to_bytes(),
-        }
+        Answer { code, headers, body: response.into_body().collect().await.unwrap().to_bytes() }
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -233,23 +182,15 @@ impl Cluster {
     }
 
     pub async fn post(&self, path: &str, object: Value) -> Answer {
-        self.send("POST", path, "application/json", object.to_string())
-            .await
+        self.send("POST", path, "application/json", object.to_string()).await
     }
 
     pub async fn put(&self, path: &str, object: &Value) -> Answer {
-        self.send("PUT", path, "application/json", object.to_string())
-            .await
+        self.send("PUT", path, "application/json", object.to_string()).await
     }
 
     pub async fn patch(&self, path: &str, kind: &str, patch: Value) -> Answer {
-        self.send(
-            "PATCH",
-            path,
-            &format!("application/{kind}"),
-            patch.to_string(),
-        )
-        .await
+        self.send("PATCH", path, &format!("application/{kind}"), patch.to_string()).await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
@@ -260,10 +201,7 @@ impl Cluster {
     pub async fn watch(&self, path: &str) -> Events {
         let response = self.raw("GET", path, &[], "").await;
         assert_eq!(response.status(), 200);
-        Events {
-            body: response.into_body(),
-            buffer: Vec::new(),
-        }
+        Events { body: response.into_body(), buffer: Vec::new() }
     }
 }
 
@@ -280,26 +218,19 @@ impl Events {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let mut event: Value = serde_json::from_slice(&line).unwrap();
-                return Some((
-                    event["type"].as_str().unwrap().to_string(),
-                    event["object"].take(),
-                ));
+                return Some((event["type"].as_str().unwrap().to_string(), event["object"].take()));
             }
             let frame = tokio::time::timeout(std::time::Duration::from_secs(20), self.body.frame())
                 .await
                 .expect("an event in time")?;
-            self.buffer
-                .extend_from_slice(frame.unwrap().data_ref().unwrap());
+            self.buffer.extend_from_slice(frame.unwrap().data_ref().unwrap());
         }
     }
 
     /// Type and name of the next event.
     pub async fn brief(&mut self) -> (String, String) {
         let (kind, object) = self.next().await.expect("an event");
-        let name = object["metadata"]["name"]
-            .as_str()
-            .unwrap_or("")
-            .to_string();
+        let name = object["metadata"]["name"].as_str().unwrap_or("").to_string();
         (kind, name)
     }
 }

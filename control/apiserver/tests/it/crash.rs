@@ -55,12 +55,8 @@ async fn write_until_gone(cluster: &Cluster, prefix: &str) -> Vec<String> {
     let mut done = Vec::new();
     for i in 0.. {
         let name = format!("{prefix}-{i}");
-        let body = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}})
-            .to_string();
-        match cluster
-            .try_raw("POST", MAPS, &[("content-type", "application/json")], body)
-            .await
-        {
+        let body = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}}).to_string();
+        match cluster.try_raw("POST", MAPS, &[("content-type", "application/json")], body).await {
             Ok(answer) if answer.status() == 201 => done.push(name),
             Ok(answer) => panic!("{}", answer.status()),
             Err(_) => break,
@@ -91,10 +87,6 @@ async fn what_was_answered_survives_a_kill() {
     }
     cluster.begin().await;
     for name in all {
-        assert_eq!(
-            cluster.get(&format!("{MAPS}/{name}")).await.code,
-            200,
-            "{name} is lost"
-        );
+        assert_eq!(cluster.get(&format!("{MAPS}/{name}")).await.code, 200, "{name} is lost");
     }
 }

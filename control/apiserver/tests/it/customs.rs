@@ -21,21 +21,11 @@ fn foo(name: &str, spec: Value) -> Value {
 }
 
 async fn established(cluster: &Cluster) {
-    let mut events = cluster
-        .watch(&format!(
-            "{CRDS}?watch=1&fieldSelector=metadata.name%3Dfoos.example.com"
-        ))
-        .await;
+    let mut events = cluster.watch(&format!("{CRDS}?watch=1&fieldSelector=metadata.name%3Dfoos.example.com")).await;
     loop {
         let (_, crd) = events.next().await.unwrap();
-        let conditions = crd["status"]["conditions"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        if conditions
-            .iter()
-            .any(|c| c["type"] == "Established" && c["status"] == "True")
-        {
+        let conditions = crd["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        if conditions.iter().any(|c| c["type"] == "Established" && c["status"] == "True") {
             return;
         }
     }
@@ -47,54 +37,24 @@ async fn the_life_of_a_definition() {
     assert_eq!(cluster.get(FOOS).await.code, 404);
     cluster.post(CRDS, crd()).await.expect(201);
     established(&cluster).await;
-    let made = cluster
-        .post(FOOS, foo("a", json!({"colour": "red", "unknown": 1})))
-        .await
-        .expect(201);
+    let made = cluster.post(FOOS, foo("a", json!({"colour": "red", "unknown": 1}))).await.expect(201);
     assert_eq!(
         (&made["spec"], &made["metadata"]["generation"]),
         (&json!({"colour": "red", "size": 3}), &json!(1)),
         "defaulted and pruned"
     );
-    assert_eq!(
-        cluster.post(FOOS, foo("b", json!({"size": 0}))).await.code,
-        422
-    );
+    assert_eq!(cluster.post(FOOS, foo("b", json!({"size": 0}))).await.code, 422);
     let path = format!("{FOOS}/a");
-    cluster
-        .patch(&path, "merge-patch+json", json!({"spec": {"size": 4}}))
-        .await
-        .expect(200);
-    assert_eq!(
-        cluster
-            .patch(&path, "strategic-merge-patch+json", json!({}))
-            .await
-            .code,
-        415
-    );
+    cluster.patch(&path, "merge-patch+json", json!({"spec": {"size": 4}})).await.expect(200);
+    assert_eq!(cluster.patch(&path, "strategic-merge-patch+json", json!({})).await.code, 415);
     let status = cluster
-        .patch(
-            &format!("{path}/status"),
-            "merge-patch+json",
-            json!({"status": {"ready": true}, "spec": {"size": 9}}),
-        )
+        .patch(&format!("{path}/status"), "merge-patch+json", json!({"status": {"ready": true}, "spec": {"size": 9}}))
         .await
         .expect(200);
-    assert_eq!(
-        (&status["status"]["ready"], &status["spec"]["size"]),
-        (&json!(true), &json!(4))
-    );
-    assert_eq!(
-        cluster.get(&format!("{path}/scale")).await.expect(200)["spec"]["replicas"],
-        4
-    );
+    assert_eq!((&status["status"]["ready"], &status["spec"]["size"]), (&json!(true), &json!(4)));
+    assert_eq!(cluster.get(&format!("{path}/scale")).await.expect(200)["spec"]["replicas"], 4);
     let table = cluster
-        .send_with(
-            "GET",
-            FOOS,
-            &[("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")],
-            "",
-        )
+        .send_with("GET", FOOS, &[("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")], "")
         .await
         .expect(200);
     assert_eq!(table["rows"][0]["cells"], json!(["a", 4]));
@@ -102,17 +62,10 @@ async fn the_life_of_a_definition() {
     assert_eq!(resources["resources"][0]["shortNames"], json!(["fo"]));
     cluster.end().await;
     cluster.begin().await;
-    assert_eq!(
-        cluster.get(&path).await.expect(200)["spec"]["size"],
-        4,
-        "served from the start"
-    );
+    assert_eq!(cluster.get(&path).await.expect(200)["spec"]["size"], 4, "served from the start");
     let mut events = cluster.watch(&format!("{FOOS}?watch=1")).await;
     assert_eq!(events.brief().await.0, "ADDED");
-    cluster
-        .delete(&format!("{CRDS}/foos.example.com"))
-        .await
-        .expect(200);
+    cluster.delete(&format!("{CRDS}/foos.example.com")).await.expect(200);
     assert_eq!(events.brief().await.0, "DELETED");
     assert!(events.next().await.is_none());
     assert_eq!(cluster.get(FOOS).await.code, 404);

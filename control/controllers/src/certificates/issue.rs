@@ -48,7 +48,8 @@ impl Issuer {
             std::fs::read_to_string(path).with_context(|| format!("reading signing CA file {}", path.display()))
         };
         let (certificate_pem, key_pem) = (read(certificate)?, read(key)?);
-        let key_pair = KeyPair::from_pem(&key_pem).with_context(|| format!("parsing key {}: it must be PKCS#8 in PEM", key.display()))?;
+        let key_pair = KeyPair::from_pem(&key_pem)
+            .with_context(|| format!("parsing key {}: it must be PKCS#8 in PEM", key.display()))?;
         let (_, block) = x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes())
             .with_context(|| format!("parsing certificate {}", certificate.display()))?;
         let (_, x509) = x509_parser::certificate::X509Certificate::from_der(&block.contents)

@@ -70,12 +70,7 @@ pub fn requested_node(request: &Request) -> Option<&str> {
     request.common_name.strip_prefix(NODE_USER)
 }
 
-pub fn judge(
-    spec: &CertificateSigningRequestSpec,
-    request: &Request,
-    observed: &Observed,
-    now: Timestamp,
-) -> Verdict {
+pub fn judge(spec: &CertificateSigningRequestSpec, request: &Request, observed: &Observed, now: Timestamp) -> Verdict {
     if let Some(id) = token_id(spec) {
         return judge_token(id, spec, request, observed, now);
     }
@@ -204,7 +199,10 @@ fn judge_serving(requester: &str, request: &Request, observed: &Observed) -> Ver
     }
     deny(
         "WrongNames",
-        format!("node {requester} asks for a serving certificate of {}, which its Node object does not have", strange.join(", ")),
+        format!(
+            "node {requester} asks for a serving certificate of {}, which its Node object does not have",
+            strange.join(", ")
+        ),
     )
 }
 

@@ -31,14 +31,14 @@ impl Request {
         if block.label != "CERTIFICATE REQUEST" && block.label != "NEW CERTIFICATE REQUEST" {
             bail!("spec.request holds {:?} instead of a CERTIFICATE REQUEST", block.label);
         }
-        let (_, csr) = X509CertificationRequest::from_der(&block.contents).context("spec.request is no certificate request")?;
+        let (_, csr) =
+            X509CertificationRequest::from_der(&block.contents).context("spec.request is no certificate request")?;
         if csr.verify_signature().is_err() {
             bail!("spec.request is not signed by its own key");
         }
         let info = &csr.certification_request_info;
-        let texts = |oid| {
-            info.subject.iter_by_oid(oid).filter_map(|a| a.as_str().ok().map(str::to_owned)).collect::<Vec<_>>()
-        };
+        let texts =
+            |oid| info.subject.iter_by_oid(oid).filter_map(|a| a.as_str().ok().map(str::to_owned)).collect::<Vec<_>>();
         let mut request = Self {
             subject: info.subject.as_raw().to_vec(),
             public_key: info.subject_pki.raw.to_vec(),

@@ -53,9 +53,10 @@ pub fn observe(context: &Context, csr: &CertificateSigningRequest, request: &Req
         .node_leases
         .named("kube-node-lease", node)
         .and_then(|lease| lease.spec.as_ref().and_then(|s| s.renew_time.as_ref().map(|t| t.0)));
-    let node_names = caches.nodes.named("", node).map(|n| {
-        n.status.iter().flat_map(|s| s.addresses.iter().flatten()).map(|a| a.address.clone()).collect()
-    });
+    let node_names = caches
+        .nodes
+        .named("", node)
+        .map(|n| n.status.iter().flat_map(|s| s.addresses.iter().flatten()).map(|a| a.address.clone()).collect());
     Observed {
         token,
         node_is_alive: renewed.is_some_and(|t| Timestamp::now().as_second() - t.as_second() < FRESH_SECS),

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use control_client::{Key, pods};
-use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{
+    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::slices::HEADLESS;
@@ -35,7 +37,8 @@ fn address(pod: &Pod, ip: String, service: &Service) -> EndpointAddress {
 
 fn plan(service: &Service, selected: &[Arc<Pod>]) -> Vec<EndpointSubset> {
     let publish = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses) == Some(true);
-    let wants_v6 = service.spec.as_ref().and_then(|s| s.ip_families.as_ref()).and_then(|f| f.first()).is_some_and(|f| f == "IPv6");
+    let wants_v6 =
+        service.spec.as_ref().and_then(|s| s.ip_families.as_ref()).and_then(|f| f.first()).is_some_and(|f| f == "IPv6");
     let mut groups: BTreeMap<Vec<(String, i32, String, Option<String>)>, EndpointSubset> = BTreeMap::new();
     for pod in selected.iter().take(MOST) {
         if pods::is_terminating(pod) && !publish {
@@ -45,12 +48,7 @@ fn plan(service: &Service, selected: &[Arc<Pod>]) -> Vec<EndpointSubset> {
         let ports: Vec<_> = ports_of(pod, service)
             .into_iter()
             .map(|p| {
-                (
-                    p.name.unwrap_or_default(),
-                    p.port.unwrap_or_default(),
-                    p.protocol.unwrap_or_default(),
-                    p.app_protocol,
-                )
+                (p.name.unwrap_or_default(), p.port.unwrap_or_default(), p.protocol.unwrap_or_default(), p.app_protocol)
             })
             .collect();
         if ports.is_empty() && !is_headless(service) {

@@ -62,9 +62,8 @@ fn pod_changed(context: &Context, queue: &Queue<Key>, change: &Change<Pod>) {
     }
     let namespace = new.metadata.namespace.as_deref().unwrap_or_default();
     for service in context.caches.services.in_namespace(namespace) {
-        let selects = |pod: &Pod| {
-            selector_of(&service).is_some_and(|s| selector::contains(s, pod.metadata.labels.as_ref()))
-        };
+        let selects =
+            |pod: &Pod| selector_of(&service).is_some_and(|s| selector::contains(s, pod.metadata.labels.as_ref()));
         if selects(new) || change.old().is_some_and(|old| selects(old)) {
             queue.add(Key::of(&*service));
         }
@@ -121,9 +120,7 @@ fn target_port(pod: &Pod, port: &ServicePort) -> Option<i32> {
                 .iter()
                 .chain(sidecars)
                 .flat_map(|c| c.ports.iter().flatten())
-                .find(|p| {
-                    p.name.as_ref() == Some(name) && p.protocol.as_deref().unwrap_or("TCP") == protocol
-                })
+                .find(|p| p.name.as_ref() == Some(name) && p.protocol.as_deref().unwrap_or("TCP") == protocol)
                 .map(|p| p.container_port)
         }
     }

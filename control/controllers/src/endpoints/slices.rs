@@ -175,7 +175,8 @@ fn plan(
             }
             placeholder_kept |= endpoints.is_empty();
             let mut updated = new_slice(service, family, &ports, endpoints);
-            let same = slice.endpoints.as_deref().unwrap_or_default() == updated.endpoints.as_deref().unwrap_or_default()
+            let same = slice.endpoints.as_deref().unwrap_or_default()
+                == updated.endpoints.as_deref().unwrap_or_default()
                 && slice.metadata.labels == updated.metadata.labels;
             if !same {
                 let meta = &mut updated.metadata;

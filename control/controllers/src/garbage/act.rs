@@ -29,7 +29,9 @@ enum Verdict {
     Keep,
     /// Keep the object without these owners, by uid.
     Drop(Vec<String>),
-    Delete { foreground: bool },
+    Delete {
+        foreground: bool,
+    },
 }
 
 fn judge(standings: &[(String, Standing)], has_dependents: bool) -> Verdict {
@@ -240,7 +242,16 @@ mod tests {
             let listed: Vec<_> = standings
                 .iter()
                 .enumerate()
-                .map(|(at, s)| (at.to_string(), match s { Solid => Solid, Dangling => Dangling, Waiting => Waiting }))
+                .map(|(at, s)| {
+                    (
+                        at.to_string(),
+                        match s {
+                            Solid => Solid,
+                            Dangling => Dangling,
+                            Waiting => Waiting,
+                        },
+                    )
+                })
                 .collect();
             assert_eq!(judge(&listed, has_dependents), wanted, "{standings:?}");
         }

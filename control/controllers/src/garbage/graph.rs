@@ -91,9 +91,9 @@ impl Graph {
     /// Dependents that hold up the owner's foreground deletion.
     pub fn blocking(&self, uid: &str) -> Vec<String> {
         let blocks = |d: &String| {
-            self.nodes.get(d).is_some_and(|n| {
-                n.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true))
-            })
+            self.nodes
+                .get(d)
+                .is_some_and(|n| n.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true)))
         };
         self.dependents(uid).into_iter().filter(blocks).collect()
     }

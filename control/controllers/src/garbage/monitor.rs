@@ -81,7 +81,8 @@ impl Monitors {
             }
         }
         // A group whose server is silent for a moment is not gone.
-        let is_gone = |r: &Resource| !wanted.contains(r) && !stale.iter().any(|s| s.starts_with(&format!("{}/", r.group)));
+        let is_gone =
+            |r: &Resource| !wanted.contains(r) && !stale.iter().any(|s| s.starts_with(&format!("{}/", r.group)));
         let gone: Vec<Resource> = self.running.keys().filter(|r| is_gone(r)).cloned().collect();
         for resource in gone {
             if let Some(task) = self.running.remove(&resource) {

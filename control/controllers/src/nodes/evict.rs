@@ -83,9 +83,7 @@ pub fn start(context: &Arc<Context>) {
         move |change| {
             let pod = change.object();
             let bound_now = change.old().is_none_or(|old| pods::node_name(old) != pods::node_name(pod));
-            if bound_now
-                && context.caches.nodes.named("", pods::node_name(pod)).is_some_and(|n| has_no_execute(&n))
-            {
+            if bound_now && context.caches.nodes.named("", pods::node_name(pod)).is_some_and(|n| has_no_execute(&n)) {
                 queue.add(Key::of(&**pod));
             }
         }
@@ -147,10 +145,8 @@ mod tests {
             time_added: Some(Time(Timestamp::from_second(900).unwrap())),
             value: None,
         };
-        let node = Node {
-            spec: Some(NodeSpec { taints: Some(vec![taint]), ..NodeSpec::default() }),
-            ..Node::default()
-        };
+        let node =
+            Node { spec: Some(NodeSpec { taints: Some(vec![taint]), ..NodeSpec::default() }), ..Node::default() };
         let cases: [(&[Option<i64>], Plan); 5] = [
             (&[], Plan::EvictNow),
             (&[None], Plan::Stay),
@@ -168,10 +164,8 @@ mod tests {
                     ..Toleration::default()
                 })
                 .collect();
-            let pod = Pod {
-                spec: Some(PodSpec { tolerations: Some(tolerations), ..PodSpec::default() }),
-                ..Pod::default()
-            };
+            let pod =
+                Pod { spec: Some(PodSpec { tolerations: Some(tolerations), ..PodSpec::default() }), ..Pod::default() };
             assert_eq!(plan(&pod, &node, now), wanted, "{seconds:?}");
         }
     }

@@ -19,7 +19,8 @@ struct Network {
 
 impl Network {
     fn parse(text: &str) -> anyhow::Result<Self> {
-        let (address, length) = text.split_once('/').with_context(|| format!("{text:?} is no network like 10.200.0.0/16"))?;
+        let (address, length) =
+            text.split_once('/').with_context(|| format!("{text:?} is no network like 10.200.0.0/16"))?;
         let address: IpAddr = address.parse().with_context(|| format!("{text:?} has no IP address"))?;
         let length: u8 = length.parse().with_context(|| format!("{text:?} has no prefix length"))?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
@@ -101,8 +102,7 @@ pub fn start(context: &Arc<Context>) -> anyhow::Result<()> {
     let mut pools = Vec::new();
     for text in &settings.cluster_cidr {
         let pool = Network::parse(text).context("--cluster-cidr")?;
-        let length =
-            if pool.bits() == 32 { settings.node_cidr_mask_size } else { settings.node_cidr_mask_size_ipv6 };
+        let length = if pool.bits() == 32 { settings.node_cidr_mask_size } else { settings.node_cidr_mask_size_ipv6 };
         if length < pool.length || length > pool.bits() {
             bail!("--node-cidr-mask-size {length} does not fit into --cluster-cidr {pool}");
         }
@@ -174,7 +174,8 @@ mod tests {
         ];
         for (pools, kept, taken, given) in cases {
             let taken: Vec<_> = taken.iter().map(|t| Network::parse(t).unwrap()).collect();
-            let result = plan(&ranges(pools, kept), &taken).map(|l| l.iter().map(Network::to_string).collect::<Vec<_>>());
+            let result =
+                plan(&ranges(pools, kept), &taken).map(|l| l.iter().map(Network::to_string).collect::<Vec<_>>());
             assert_eq!(result, given.map(|g| g.iter().map(|s| (*s).to_string()).collect()), "{pools:?}");
         }
     }

@@ -109,11 +109,8 @@ fn plan_taints(node: &Node, evict: bool, now: Timestamp) -> Option<Vec<Taint>> {
             || t.key == UNSCHEDULABLE
             || CONDITION_TAINTS.iter().any(|(_, key)| *key == t.key)
     };
-    let mut taints: Vec<Taint> = present
-        .iter()
-        .filter(|t| !ours(t) || wanted.contains(&(t.key.as_str(), t.effect.as_str())))
-        .cloned()
-        .collect();
+    let mut taints: Vec<Taint> =
+        present.iter().filter(|t| !ours(t) || wanted.contains(&(t.key.as_str(), t.effect.as_str()))).cloned().collect();
     for (key, effect) in wanted {
         if !taints.iter().any(|t| t.key == key && t.effect == effect) {
             taints.push(Taint {
@@ -139,9 +136,11 @@ pub fn start(context: &Arc<Context>) {
         let (queue, events) = (queue.clone(), context.events.clone());
         move |change| {
             if let control_client::Change::Added(node) = change
-                && node.metadata.creation_timestamp.as_ref().is_some_and(|t| {
-                    Timestamp::now().duration_since(t.0).as_secs() < 30
-                })
+                && node
+                    .metadata
+                    .creation_timestamp
+                    .as_ref()
+                    .is_some_and(|t| Timestamp::now().duration_since(t.0).as_secs() < 30)
             {
                 let name = node.metadata.name.as_deref().unwrap_or_default();
                 events.normal(
@@ -198,7 +197,8 @@ impl Monitor {
         {
             tracing::warn!("node {name} has been silent for more than {} s", grace.as_secs());
             context.events.normal(&*node, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
-            let patch = serde_json::json!({"status": NodeStatus { conditions: Some(conditions), ..NodeStatus::default() }});
+            let patch =
+                serde_json::json!({"status": NodeStatus { conditions: Some(conditions), ..NodeStatus::default() }});
             node = context.caches.nodes.strategic(Some("status"), &node, &patch).await?;
         }
         // Where no node at all is ready, it is this master that is cut off.
@@ -276,7 +276,8 @@ mod tests {
         for (ready, present, evict, wanted) in cases {
             let got = plan_taints(&node(ready, present), evict, Timestamp::UNIX_EPOCH);
             let got = got.map(|all| all.into_iter().map(|t| (t.key, t.effect)).collect::<Vec<_>>());
-            let wanted = wanted.map(|all| all.iter().map(|(k, e)| ((*k).to_owned(), (*e).to_owned())).collect::<Vec<_>>());
+            let wanted =
+                wanted.map(|all| all.iter().map(|(k, e)| ((*k).to_owned(), (*e).to_owned())).collect::<Vec<_>>());
             assert_eq!(got, wanted, "{ready} {present:?}");
         }
     }

@@ -11,8 +11,7 @@ use super::{BIND_COMPLETED, BOUND_BY_CONTROLLER};
 use crate::context::Context;
 
 pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
-    volume_name(claim).is_some()
-        && claim.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(BIND_COMPLETED))
+    volume_name(claim).is_some() && claim.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(BIND_COMPLETED))
 }
 
 pub fn volume_name(claim: &PersistentVolumeClaim) -> Option<&str> {
@@ -26,10 +25,9 @@ pub fn class_name(claim: &PersistentVolumeClaim) -> &str {
 /// Whether the volume's reference names this claim; none where the volume is free.
 pub fn names_claim(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<bool> {
     let reference = volume.spec.as_ref()?.claim_ref.as_ref()?;
-    let same_uid = reference.uid.as_ref().filter(|u| !u.is_empty()).is_none_or(|u| Some(u) == claim.metadata.uid.as_ref());
-    Some(
-        reference.name == claim.metadata.name && reference.namespace == claim.metadata.namespace && same_uid,
-    )
+    let same_uid =
+        reference.uid.as_ref().filter(|u| !u.is_empty()).is_none_or(|u| Some(u) == claim.metadata.uid.as_ref());
+    Some(reference.name == claim.metadata.name && reference.namespace == claim.metadata.namespace && same_uid)
 }
 
 fn capacity(volume: &PersistentVolume) -> i64 {
@@ -74,11 +72,7 @@ pub fn choose(
 }
 
 /// Writes the binding into both objects; each half may be there already.
-pub async fn bind(
-    context: &Context,
-    claim: &PersistentVolumeClaim,
-    volume: &PersistentVolume,
-) -> anyhow::Result<()> {
+pub async fn bind(context: &Context, claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> anyhow::Result<()> {
     let caches = &context.caches;
     let mut volume = Arc::new(volume.clone());
     let held = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).and_then(|r| r.uid.as_ref());

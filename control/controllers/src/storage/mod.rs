@@ -38,10 +38,8 @@ pub fn start(context: &Arc<Context>) {
             volumes.add(Key::of(&**change.object()));
             let reference = change.object().spec.as_ref().and_then(|s| s.claim_ref.as_ref());
             match reference {
-                Some(r) => claims.add(Key::new(
-                    r.namespace.as_deref().unwrap_or_default(),
-                    r.name.as_deref().unwrap_or_default(),
-                )),
+                Some(r) => claims
+                    .add(Key::new(r.namespace.as_deref().unwrap_or_default(), r.name.as_deref().unwrap_or_default())),
                 // A free volume may suit any claim that waits.
                 None => wake_open_claims(&context, &claims),
             }

@@ -65,8 +65,7 @@ pub async fn sync<O: Object>(
             let new = match store.create(&new).await {
                 Err(failure) if failure.already_exists() => {
                     let name = new.metadata.name.as_deref().unwrap_or_default();
-                    let there: ControllerRevision =
-                        context.client.get(owner.meta().namespace.as_deref(), name).await?;
+                    let there: ControllerRevision = context.client.get(owner.meta().namespace.as_deref(), name).await?;
                     if !is_same(&there, &wanted) {
                         return Err(failure);
                     }
@@ -147,7 +146,10 @@ mod tests {
     #[test]
     fn template_survives_its_revision() {
         let template = PodTemplateSpec {
-            metadata: Some(ObjectMeta { labels: Some([("a".to_owned(), "b".to_owned())].into()), ..ObjectMeta::default() }),
+            metadata: Some(ObjectMeta {
+                labels: Some([("a".to_owned(), "b".to_owned())].into()),
+                ..ObjectMeta::default()
+            }),
             ..PodTemplateSpec::default()
         };
         let revision = make_revision(

@@ -72,9 +72,12 @@ impl Replicated for ReplicaSet {
             available: status.available_replicas.unwrap_or(0),
             terminating: status.terminating_replicas.unwrap_or(0),
             observed: status.observed_generation.unwrap_or(0),
-            failure: status.conditions.iter().flatten().find(|c| c.type_ == FAILURE).map(|c| {
-                (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default())
-            }),
+            failure: status
+                .conditions
+                .iter()
+                .flatten()
+                .find(|c| c.type_ == FAILURE)
+                .map(|c| (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default())),
         }
     }
 
@@ -110,10 +113,7 @@ impl Replicated for ReplicaSet {
 
 impl Replicated for ReplicationController {
     fn selector(&self) -> LabelSelector {
-        LabelSelector {
-            match_labels: self.spec.as_ref().and_then(|s| s.selector.clone()),
-            ..LabelSelector::default()
-        }
+        LabelSelector { match_labels: self.spec.as_ref().and_then(|s| s.selector.clone()), ..LabelSelector::default() }
     }
 
     fn replicas(&self) -> i32 {
@@ -137,9 +137,12 @@ impl Replicated for ReplicationController {
             available: status.available_replicas.unwrap_or(0),
             terminating: 0,
             observed: status.observed_generation.unwrap_or(0),
-            failure: status.conditions.iter().flatten().find(|c| c.type_ == FAILURE).map(|c| {
-                (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default())
-            }),
+            failure: status
+                .conditions
+                .iter()
+                .flatten()
+                .find(|c| c.type_ == FAILURE)
+                .map(|c| (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default())),
         }
     }
 
@@ -195,7 +198,8 @@ fn plan(wanted: i32, active: &[Arc<Pod>], on_nodes: &HashMap<String, usize>, now
 
 /// Smaller goes first: those without a node, those not running, those not ready, the cheap ones,
 /// those that share their node with most others, the younger, the often restarted.
-type Rank = (bool, u8, bool, i64, std::cmp::Reverse<usize>, i64, std::cmp::Reverse<i32>, std::cmp::Reverse<Option<Time>>);
+type Rank =
+    (bool, u8, bool, i64, std::cmp::Reverse<usize>, i64, std::cmp::Reverse<i32>, std::cmp::Reverse<Option<Time>>);
 
 fn rank(pod: &Pod, on_nodes: &HashMap<String, usize>, now: Timestamp) -> Rank {
     let node = pods::node_name(pod);
@@ -341,7 +345,10 @@ mod tests {
     fn pod(name: &str, node: &str, ready: bool) -> Arc<Pod> {
         Arc::new(Pod {
             metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
-            spec: Some(PodSpec { node_name: Some(node.into()).filter(|n: &String| !n.is_empty()), ..PodSpec::default() }),
+            spec: Some(PodSpec {
+                node_name: Some(node.into()).filter(|n: &String| !n.is_empty()),
+                ..PodSpec::default()
+            }),
             status: Some(PodStatus {
                 phase: Some(if node.is_empty() { "Pending" } else { "Running" }.into()),
                 conditions: Some(vec![PodCondition {
@@ -356,7 +363,8 @@ mod tests {
 
     #[test]
     fn missing_pods_are_made_and_the_least_useful_go() {
-        let all = [pod("ready-b", "b", true), pod("waiting", "", false), pod("sick", "a", false), pod("ready-a", "a", true)];
+        let all =
+            [pod("ready-b", "b", true), pod("waiting", "", false), pod("sick", "a", false), pod("ready-a", "a", true)];
         let on_nodes: HashMap<_, _> = [("a".to_owned(), 2), ("b".to_owned(), 1)].into();
         let names = |wanted: i32| match plan(wanted, &all, &on_nodes, Timestamp::UNIX_EPOCH) {
             Some(Action::Delete(list)) => list.iter().map(|p| p.metadata.name.clone().unwrap()).collect::<Vec<_>>(),

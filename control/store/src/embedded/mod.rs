@@ -45,12 +45,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options {
-            cipher: None,
-            history: 4096,
-            min_log_bytes: 8 << 20,
-            clock: unix_now,
-        }
+        Options { cipher: None, history: 4096, min_log_bytes: 8 << 20, clock: unix_now }
     }
 }
 
@@ -64,9 +59,7 @@ impl std::fmt::Debug for Options {
 }
 
 fn unix_now() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// The engine; dropping it ends the writer after what was accepted is written.
@@ -90,40 +83,20 @@ impl Embedded {
         let shared = Arc::new(Shared::new(opened.state, options.history));
         let (requests, inbox) = channel();
         let clock = options.clock;
-        let writer = writer::Writer::new(
-            disk,
-            options,
-            shared.clone(),
-            opened.file,
-            opened.log_bytes,
-            requests.clone(),
-        );
+        let writer =
+            writer::Writer::new(disk, options, shared.clone(), opened.file, opened.log_bytes, requests.clone());
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&inbox))
-            .map_err(|source| StoreError::Io {
-                what: "starting the store's writer thread".into(),
-                source,
-            })?;
-        Ok(Embedded {
-            shared,
-            clock,
-            requests: Mutex::new(Some(requests)),
-            writer: Mutex::new(Some(thread)),
-        })
+            .map_err(|source| StoreError::Io { what: "starting the store's writer thread".into(), source })?;
+        Ok(Embedded { shared, clock, requests: Mutex::new(Some(requests)), writer: Mutex::new(Some(thread)) })
     }
 
     async fn ask(&self, op: Op) -> Result<u64> {
         let (reply, answer) = oneshot::channel();
         let sent = {
             let requests = self.requests.lock().unwrap_or_else(|e| e.into_inner());
-            requests.as_ref().is_some_and(|r| {
-                r.send(Request {
-                    op,
-                    reply: Some(reply),
-                })
-                .is_ok()
-            })
+            requests.as_ref().is_some_and(|r| r.send(Request { op, reply: Some(reply) }).is_ok())
         };
         let gone = || StoreError::Failed("the writer has ended".into());
         if !sent {
@@ -153,12 +126,7 @@ impl Store for Embedded {
         async move { Ok(found) }.boxed()
     }
 
-    fn range<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: &'a str,
-        limit: usize,
-    ) -> BoxFuture<'a, Result<(Vec<Entry>, u64)>> {
+    fn range<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<(Vec<Entry>, u64)>> {
         let answer = self.shared.read().range(prefix, after, limit);
         async move { Ok(answer) }.boxed()
     }
@@ -175,21 +143,11 @@ impl Store for Embedded {
             return async move { Err(StoreError::TooLarge { size }) }.boxed();
         }
         let expires = ttl_seconds.map_or(0, |ttl| (self.clock)() + ttl);
-        self.ask(Op::Put {
-            key: key.into(),
-            value,
-            expect,
-            expires,
-        })
-        .boxed()
+        self.ask(Op::Put { key: key.into(), value, expect, expires }).boxed()
     }
 
     fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<u64>> {
-        self.ask(Op::Delete {
-            key: key.into(),
-            expect,
-        })
-        .boxed()
+        self.ask(Op::Delete { key: key.into(), expect }).boxed()
     }
 
     fn watch(&self, prefix: &str, after: u64) -> Result<Changes> {
@@ -217,17 +175,9 @@ impl Store for Embedded {
     }
 
     fn close(&self) {
-        if let Some(requests) = self
-            .requests
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .take()
-        {
+        if let Some(requests) = self.requests.lock().unwrap_or_else(|e| e.into_inner()).take() {
             // A failing send means that the writer has ended already.
-            let _ended = requests.send(Request {
-                op: Op::End,
-                reply: None,
-            });
+            let _ended = requests.send(Request { op: Op::End, reply: None });
         }
         if let Some(thread) = self.writer.lock().unwrap_or_else(|e| e.into_inner()).take()
             && thread.join().is_err()

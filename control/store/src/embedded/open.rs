@@ -26,27 +26,17 @@ fn io_error(disk: &dyn Disk, what: &str, name: &str) -> impl FnOnce(std::io::Err
 }
 
 pub(crate) fn open(disk: &dyn Disk, options: &Options) -> Result<Opened> {
-    disk.remove(LOG_NEW)
-        .map_err(io_error(disk, "removing", LOG_NEW))?;
+    disk.remove(LOG_NEW).map_err(io_error(disk, "removing", LOG_NEW))?;
     let Some(mut reader) = disk.read(LOG).map_err(io_error(disk, "opening", LOG))? else {
         return create(disk);
     };
     let mut state = State::default();
-    let whole = read_log(
-        &disk.describe(LOG),
-        reader.as_mut(),
-        options.cipher.as_deref(),
-        |record| replay(&mut state, record, options.history),
-    )?;
+    let whole = read_log(&disk.describe(LOG), reader.as_mut(), options.cipher.as_deref(), |record| {
+        replay(&mut state, record, options.history)
+    })?;
     drop(reader);
-    let file = disk
-        .append_to(LOG, whole)
-        .map_err(io_error(disk, "opening for writing", LOG))?;
-    Ok(Opened {
-        state,
-        file,
-        log_bytes: whole,
-    })
+    let file = disk.append_to(LOG, whole).map_err(io_error(disk, "opening for writing", LOG))?;
+    Ok(Opened { state, file, log_bytes: whole })
 }
 
 fn create(disk: &dyn Disk) -> Result<Opened> {
@@ -60,16 +50,8 @@ fn create(disk: &dyn Disk) -> Result<Opened> {
     file.sync().map_err(failed)?;
     disk.rename(LOG_NEW, LOG).map_err(failed)?;
     disk.sync_dir().map_err(failed)?;
-    let state = State {
-        revision: 1,
-        compacted: 1,
-        ..State::default()
-    };
-    Ok(Opened {
-        state,
-        file,
-        log_bytes: data.len() as u64,
-    })
+    let state = State { revision: 1, compacted: 1, ..State::default() };
+    Ok(Opened { state, file, log_bytes: data.len() as u64 })
 }
 
 fn replay(state: &mut State, record: Record, keep: usize) {
@@ -103,24 +85,15 @@ pub struct Report {
 /// Reads a log or snapshot file through and says what is in it; changes nothing.
 pub fn verify(file: &Path, cipher: Option<&Cipher>) -> Result<Report> {
     let (state, whole_bytes) = load(file, cipher)?;
-    Ok(Report {
-        keys: state.live.len(),
-        revision: state.revision,
-        live_bytes: state.live_bytes,
-        whole_bytes,
-    })
+    Ok(Report { keys: state.live.len(), revision: state.revision, live_bytes: state.live_bytes, whole_bytes })
 }
 
 fn load(file: &Path, cipher: Option<&Cipher>) -> Result<(State, u64)> {
     let name = file.display().to_string();
-    let opened = std::fs::File::open(file).map_err(|source| StoreError::Io {
-        what: format!("opening {name}"),
-        source,
-    })?;
+    let opened =
+        std::fs::File::open(file).map_err(|source| StoreError::Io { what: format!("opening {name}"), source })?;
     let mut state = State::default();
-    let whole = read_log(&name, &mut std::io::BufReader::new(opened), cipher, |r| {
-        replay(&mut state, r, 1)
-    })?;
+    let whole = read_log(&name, &mut std::io::BufReader::new(opened), cipher, |r| replay(&mut state, r, 1))?;
     Ok((state, whole))
 }
 
@@ -148,10 +121,7 @@ pub(crate) fn write_picture<'a>(
     cipher: Option<&Cipher>,
 ) -> Result<u64> {
     const FRAME_BYTES: usize = 1 << 20;
-    let failed = |source| StoreError::Io {
-        what: "writing a picture of the store".into(),
-        source,
-    };
+    let failed = |source| StoreError::Io { what: "writing a picture of the store".into(), source };
     let mut size = HEADER.len() as u64;
     file.append(HEADER).map_err(failed)?;
     let mut frame = FrameWriter::new();
@@ -194,15 +164,7 @@ pub(crate) fn write_snapshot(
         .write(true)
         .create_new(true)
         .open(to)
-        .map_err(|source| StoreError::Io {
-            what: format!("creating {}", to.display()),
-            source,
-        })?;
-    write_picture(
-        &mut PlainFile(file),
-        entries.iter(),
-        revision,
-        cipher.map(Arc::as_ref),
-    )?;
+        .map_err(|source| StoreError::Io { what: format!("creating {}", to.display()), source })?;
+    write_picture(&mut PlainFile(file), entries.iter(), revision, cipher.map(Arc::as_ref))?;
     Ok(revision)
 }

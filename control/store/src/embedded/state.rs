@@ -25,13 +25,7 @@ fn weight(entry: &Entry) -> u64 {
 
 impl State {
     /// Takes a write in; `keep` bounds the history.
-    pub(crate) fn apply(
-        &mut self,
-        key: &Arc<str>,
-        entry: Option<Entry>,
-        revision: u64,
-        keep: usize,
-    ) -> Change {
+    pub(crate) fn apply(&mut self, key: &Arc<str>, entry: Option<Entry>, revision: u64, keep: usize) -> Change {
         let value = entry.as_ref().map(|e| e.value.clone());
         let old = match entry {
             Some(entry) => {
@@ -44,11 +38,7 @@ impl State {
             self.live_bytes = self.live_bytes.saturating_sub(weight(&old));
         }
         self.revision = self.revision.max(revision);
-        let change = Change {
-            key: key.clone(),
-            revision,
-            value,
-        };
+        let change = Change { key: key.clone(), revision, value };
         self.history.push_back(change.clone());
         while self.history.len() > keep.max(1) {
             if let Some(gone) = self.history.pop_front() {
@@ -59,24 +49,10 @@ impl State {
     }
 
     pub(crate) fn range(&self, prefix: &str, after: &str, limit: usize) -> (Vec<Entry>, u64) {
-        let from: Bound<&str> = if after > prefix {
-            Bound::Excluded(after)
-        } else {
-            Bound::Included(prefix)
-        };
+        let from: Bound<&str> = if after > prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
         let limit = if limit == 0 { usize::MAX } else { limit };
-        let found = self
-            .live
-            .range::<str, _>((from, Bound::Unbounded))
-            .map(|(_, e)| e);
-        (
-            found
-                .take_while(|e| e.key.starts_with(prefix))
-                .take(limit)
-                .cloned()
-                .collect(),
-            self.revision,
-        )
+        let found = self.live.range::<str, _>((from, Bound::Unbounded)).map(|(_, e)| e);
+        (found.take_while(|e| e.key.starts_with(prefix)).take(limit).cloned().collect(), self.revision)
     }
 }
 
@@ -114,81 +90,45 @@ impl Shared {
     }
 
     pub(crate) fn failure(&self) -> Option<String> {
-        self.failure
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .clone()
+        self.failure.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     pub(crate) fn fail(&self, what: &str) {
-        self.failure
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .get_or_insert_with(|| what.to_string());
+        self.failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert_with(|| what.to_string());
     }
 
     /// Shows a durable batch to everybody.
     pub(crate) fn commit(&self, batch: Vec<(Arc<str>, Option<Entry>, u64)>) {
         let mut state = self.write();
-        let changes: Vec<Change> = batch
-            .into_iter()
-            .map(|(key, entry, revision)| state.apply(&key, entry, revision, self.keep))
-            .collect();
+        let changes: Vec<Change> =
+            batch.into_iter().map(|(key, entry, revision)| state.apply(&key, entry, revision, self.keep)).collect();
         let revision = state.revision;
-        for (prefix, observer) in self
-            .observers
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .iter()
-        {
+        for (prefix, observer) in self.observers.lock().unwrap_or_else(|e| e.into_inner()).iter() {
             if changes.iter().all(|c| c.key.starts_with(prefix.as_str())) {
                 observer.apply(&changes, revision);
             } else {
-                let own: Vec<Change> = changes
-                    .iter()
-                    .filter(|c| c.key.starts_with(prefix.as_str()))
-                    .cloned()
-                    .collect();
+                let own: Vec<Change> = changes.iter().filter(|c| c.key.starts_with(prefix.as_str())).cloned().collect();
                 observer.apply(&own, revision);
             }
         }
-        self.watchers
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .retain(|watcher| {
-                changes
-                    .iter()
-                    .filter(|c| c.key.starts_with(&watcher.prefix))
-                    .all(|c| watcher.out.send(c.clone()).is_ok())
-                    && !watcher.out.is_closed()
-            });
+        self.watchers.lock().unwrap_or_else(|e| e.into_inner()).retain(|watcher| {
+            changes.iter().filter(|c| c.key.starts_with(&watcher.prefix)).all(|c| watcher.out.send(c.clone()).is_ok())
+                && !watcher.out.is_closed()
+        });
     }
 
     pub(crate) fn watch(&self, prefix: &str, after: u64) -> Result<Changes> {
         // The lock keeps commits out between the replay and the registration.
         let state = self.read();
         if after < state.compacted {
-            return Err(StoreError::Compacted {
-                asked: after,
-                kept: state.compacted,
-            });
+            return Err(StoreError::Compacted { asked: after, kept: state.compacted });
         }
         let (out, changes) = unbounded_channel();
-        for change in state
-            .history
-            .iter()
-            .filter(|c| c.revision > after && c.key.starts_with(prefix))
-        {
+        for change in state.history.iter().filter(|c| c.revision > after && c.key.starts_with(prefix)) {
             // The receiver is still in our hands.
             let _sent = out.send(change.clone());
         }
-        self.watchers
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .push(Watcher {
-                prefix: prefix.to_string(),
-                out,
-            });
+        self.watchers.lock().unwrap_or_else(|e| e.into_inner()).push(Watcher { prefix: prefix.to_string(), out });
         Ok(changes)
     }
 
@@ -196,20 +136,13 @@ impl Shared {
         let state = self.read();
         let (entries, revision) = state.range(prefix, "", 0);
         observer.load(entries, revision);
-        self.observers
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .push((prefix.to_string(), observer));
+        self.observers.lock().unwrap_or_else(|e| e.into_inner()).push((prefix.to_string(), observer));
     }
 
     pub(crate) fn compact(&self, revision: u64) {
         let mut state = self.write();
         let revision = revision.min(state.revision);
-        while state
-            .history
-            .front()
-            .is_some_and(|c| c.revision <= revision)
-        {
+        while state.history.front().is_some_and(|c| c.revision <= revision) {
             state.history.pop_front();
         }
         state.compacted = state.compacted.max(revision);

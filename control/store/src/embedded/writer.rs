@@ -71,12 +71,7 @@ struct Batch {
 
 impl Batch {
     fn new() -> Batch {
-        Batch {
-            frame: FrameWriter::new(),
-            staged: HashMap::new(),
-            order: Vec::new(),
-            answers: Vec::new(),
-        }
+        Batch { frame: FrameWriter::new(), staged: HashMap::new(), order: Vec::new(), answers: Vec::new() }
     }
 }
 
@@ -91,26 +86,10 @@ impl Writer {
     ) -> Writer {
         let (revision, expiry) = {
             let state = shared.read();
-            let expiry = state
-                .live
-                .values()
-                .filter(|e| e.expires > 0)
-                .map(|e| (e.expires, e.key.clone()))
-                .collect();
+            let expiry = state.live.values().filter(|e| e.expires > 0).map(|e| (e.expires, e.key.clone())).collect();
             (state.revision, expiry)
         };
-        Writer {
-            disk,
-            options,
-            shared,
-            file,
-            log_bytes,
-            revision,
-            expiry,
-            inbox,
-            tail: None,
-            ended: false,
-        }
+        Writer { disk, options, shared, file, log_bytes, revision, expiry, inbox, tail: None, ended: false }
     }
 
     pub(crate) fn run(mut self, inbox: &Receiver<Request>) {
@@ -136,12 +115,7 @@ impl Writer {
     fn take(&mut self, request: Request, batch: &mut Batch) {
         let Request { op, reply } = request;
         let outcome = match op {
-            Op::Put {
-                key,
-                value,
-                expect,
-                expires,
-            } => self.stage_put(batch, key, &value, expect, expires),
+            Op::Put { key, value, expect, expires } => self.stage_put(batch, key, &value, expect, expires),
             Op::Delete { key, expect } => self.stage_delete(batch, key, expect),
             Op::Snapshot { to } => {
                 self.snapshot(to, reply);
@@ -184,11 +158,7 @@ impl Writer {
             Expect::Absent => current.is_none(),
             Expect::At(revision) => current.is_some_and(|(at, _)| at == revision),
         };
-        if fits {
-            Ok(())
-        } else {
-            Err(StoreError::Mismatch)
-        }
+        if fits { Ok(()) } else { Err(StoreError::Mismatch) }
     }
 
     fn stage_put(
@@ -203,13 +173,7 @@ impl Writer {
         self.check(current, expect)?;
         let revision = self.revision + 1;
         let created = current.map_or(revision, |(_, created)| created);
-        let entry = Entry {
-            key: key.clone(),
-            value: value.fill(revision),
-            revision,
-            created,
-            expires,
-        };
+        let entry = Entry { key: key.clone(), value: value.fill(revision), revision, created, expires };
         batch.frame.put(&entry, self.options.cipher.as_deref())?;
         self.revision = revision;
         batch.staged.insert(key.clone(), Some(entry.clone()));
@@ -240,12 +204,7 @@ impl Writer {
             // The key may have been written again, with another time or none.
             let due = match batch.staged.get(&key) {
                 Some(_) => false,
-                None => self
-                    .shared
-                    .read()
-                    .live
-                    .get(&key)
-                    .is_some_and(|e| e.expires == when),
+                None => self.shared.read().live.get(&key).is_some_and(|e| e.expires == when),
             };
             if due && let Err(error) = self.stage_delete(batch, key, Expect::Any) {
                 tracing::warn!("an expired key stays: {error}");
@@ -297,10 +256,7 @@ impl Writer {
                 drop(reply.send(done));
             }
         };
-        if let Err(error) = std::thread::Builder::new()
-            .name("store-snapshot".into())
-            .spawn(work)
-        {
+        if let Err(error) = std::thread::Builder::new().name("store-snapshot".into()).spawn(work) {
             tracing::error!("a snapshot was not made: starting its thread: {error}");
         }
     }
@@ -313,32 +269,18 @@ impl Writer {
         }
         self.tail = Some(Vec::new());
         let (entries, revision) = self.picture();
-        let (disk, cipher, inbox) = (
-            self.disk.clone(),
-            self.options.cipher.clone(),
-            self.inbox.clone(),
-        );
+        let (disk, cipher, inbox) = (self.disk.clone(), self.options.cipher.clone(), self.inbox.clone());
         let work = move || {
             let done = disk
                 .create(LOG_NEW)
-                .map_err(|source| StoreError::Io {
-                    what: format!("creating {}", disk.describe(LOG_NEW)),
-                    source,
-                })
+                .map_err(|source| StoreError::Io { what: format!("creating {}", disk.describe(LOG_NEW)), source })
                 .and_then(|mut file| {
-                    write_picture(file.as_mut(), entries.iter(), revision, cipher.as_deref())
-                        .map(|size| (file, size))
+                    write_picture(file.as_mut(), entries.iter(), revision, cipher.as_deref()).map(|size| (file, size))
                 });
             // The writer may have ended; then nobody needs the new log.
-            drop(inbox.send(Request {
-                op: Op::Rewritten(done),
-                reply: None,
-            }));
+            drop(inbox.send(Request { op: Op::Rewritten(done), reply: None }));
         };
-        if let Err(error) = std::thread::Builder::new()
-            .name("store-rewrite".into())
-            .spawn(work)
-        {
+        if let Err(error) = std::thread::Builder::new().name("store-rewrite".into()).spawn(work) {
             tracing::error!("the log was not rewritten: starting the thread: {error}");
             self.tail = None;
         }

@@ -51,7 +51,9 @@ struct Image {
 
 /// Asks the kubelet.
 pub(super) async fn ask(target: &str) -> Result<Response<Body>, Refusal> {
-    let unavailable = |why: String| Refusal(StatusCode::SERVICE_UNAVAILABLE, format!("the kubelet of this node does not answer: {why}"));
+    let unavailable = |why: String| {
+        Refusal(StatusCode::SERVICE_UNAVAILABLE, format!("the kubelet of this node does not answer: {why}"))
+    };
     // The kubelet has no versions of its own.
     let short = target.strip_prefix("/v1").unwrap_or(target);
     let bytes = match tokio::time::timeout(PATIENCE, fetch(short)).await {
@@ -61,7 +63,9 @@ pub(super) async fn ask(target: &str) -> Result<Response<Body>, Refusal> {
     };
     let answer = match target {
         path::PODS => json(&read::<Pod>(&bytes).map_err(unavailable)?.into_iter().map(pod).collect::<Vec<_>>()),
-        path::CONTAINERS => json(&read::<Container>(&bytes).map_err(unavailable)?.into_iter().map(container).collect::<Vec<_>>()),
+        path::CONTAINERS => {
+            json(&read::<Container>(&bytes).map_err(unavailable)?.into_iter().map(container).collect::<Vec<_>>())
+        }
         _ => json(&read::<Image>(&bytes).map_err(unavailable)?.into_iter().map(image).collect::<Vec<_>>()),
     };
     Ok(answer)
@@ -115,7 +119,11 @@ async fn fetch(target: &str) -> anyhow::Result<Bytes> {
     let request = Request::get(target).header("host", "localhost").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), MOST_BYTES).collect().await.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+    let body = Limited::new(response.into_body(), MOST_BYTES)
+        .collect()
+        .await
+        .map_err(|error| anyhow::anyhow!(error))?
+        .to_bytes();
     anyhow::ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
     Ok(body)
 }

@@ -7,8 +7,18 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 const TCP_STATES: [&str; 12] = [
-    "?", "ESTABLISHED", "SYN-SENT", "SYN-RECEIVED", "FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT", "CLOSED", "CLOSE-WAIT", "LAST-ACK",
-    "LISTEN", "CLOSING",
+    "?",
+    "ESTABLISHED",
+    "SYN-SENT",
+    "SYN-RECEIVED",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "TIME-WAIT",
+    "CLOSED",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "LISTEN",
+    "CLOSING",
 ];
 /// Kernel ticks a second, as user space sees them.
 const TICKS: u64 = 100;

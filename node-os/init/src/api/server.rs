@@ -124,10 +124,15 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, path::DMESG) => streams::kernel_log(&query),
         (&Method::GET, other) if other.starts_with(path::LOGS) => streams::log(context, other, &query),
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
-        (&Method::POST, path::POWEROFF) => Ok(end(machine, Ending::PowerOff, "the node stops its services and powers off")),
+        (&Method::POST, path::POWEROFF) => {
+            Ok(end(machine, Ending::PowerOff, "the node stops its services and powers off"))
+        }
         (&Method::POST, path::UNSEAL) => unseal(machine, request).await,
         (&Method::POST, other) => restart(machine, other),
-        (_, other) => Err(Refusal(StatusCode::NOT_FOUND, format!("the node API has no {other}; kimg and the image may be of different versions"))),
+        (_, other) => Err(Refusal(
+            StatusCode::NOT_FOUND,
+            format!("the node API has no {other}; kimg and the image may be of different versions"),
+        )),
     }
 }
 
@@ -169,7 +174,10 @@ fn end(machine: &Shared, ending: Ending, message: &str) -> Response<Body> {
 }
 
 fn restart(machine: &Shared, target: &str) -> Result<Response<Body>, Refusal> {
-    let name = target.strip_prefix(path::SERVICES).and_then(|rest| rest.strip_prefix('/')).and_then(|rest| rest.strip_suffix(path::RESTART_SUFFIX));
+    let name = target
+        .strip_prefix(path::SERVICES)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .and_then(|rest| rest.strip_suffix(path::RESTART_SUFFIX));
     let known = machine.services().into_iter().any(|service| Some(service.name.as_str()) == name);
     match name {
         Some(name) if known => {
@@ -186,8 +194,12 @@ fn restart(machine: &Shared, target: &str) -> Result<Response<Body>, Refusal> {
 
 async fn unseal(machine: &Shared, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, why);
-    let body = Limited::new(request.into_body(), MOST_REQUEST_BYTES).collect().await.map_err(|error| bad(format!("the request is unreadable: {error}")))?;
-    let unseal: Unseal = serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(format!("the request is wrong: {error}")))?;
+    let body = Limited::new(request.into_body(), MOST_REQUEST_BYTES)
+        .collect()
+        .await
+        .map_err(|error| bad(format!("the request is unreadable: {error}")))?;
+    let unseal: Unseal =
+        serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(format!("the request is wrong: {error}")))?;
     node_metadata::SealKey::from_base64(&unseal.key).map_err(|error| bad(error.to_string()))?;
     machine.command(Command::Unseal(unseal.key));
     Ok(json(&Done { message: "the node tries the key".to_owned() }))

@@ -29,7 +29,10 @@ pub(super) fn log(serving: &Rc<Serving>, target: &str, query: &str) -> Result<Re
     }
     let Some(log) = logs.find(name) else {
         let names: Vec<String> = serving.machine.services().into_iter().map(|service| service.name).collect();
-        return Err(Refusal(StatusCode::NOT_FOUND, format!("there is no log {name:?}; there are init, {}", names.join(", "))));
+        return Err(Refusal(
+            StatusCode::NOT_FOUND,
+            format!("there is no log {name:?}; there are init, {}", names.join(", ")),
+        ));
     };
     let (bytes, mut position) = logs.tail(&log, number(query, "tail").unwrap_or(DEFAULT_TAIL));
     if !flag(query, "follow") {
@@ -60,7 +63,8 @@ pub(super) fn kernel_log(query: &str) -> Result<Response<Body>, Refusal> {
 
 fn kernel_log_of(query: &str, only_ours: bool) -> Result<Response<Body>, Refusal> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
-    let mut file = file.map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read /dev/kmsg: {error}")))?;
+    let mut file =
+        file.map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read /dev/kmsg: {error}")))?;
     let first = read_records(&mut file, only_ours);
     if !flag(query, "follow") {
         return Ok(text(first));

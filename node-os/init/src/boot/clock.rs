@@ -53,7 +53,9 @@ fn raise_to_floor(machine: &Shared) -> bool {
         return false;
     }
     match node_sys::machine::set_clock(floor) {
-        Ok(()) => machine.warn(format!("the hardware clock was {} s behind the last known time", (floor - now).as_secs())),
+        Ok(()) => {
+            machine.warn(format!("the hardware clock was {} s behind the last known time", (floor - now).as_secs()))
+        }
         Err(error) => machine.warn(format!("the clock cannot be set: {error}")),
     }
     true
@@ -72,7 +74,9 @@ async fn keep(machine: Shared, servers: Vec<String>) {
             since_sync = Duration::ZERO;
             let asked = servers.clone();
             match tokio::task::spawn_blocking(move || synchronise(&asked)).await {
-                Ok(Ok(_)) => machine.update(|status| status.warnings.retain(|warning| !warning.starts_with(UNCONFIRMED))),
+                Ok(Ok(_)) => {
+                    machine.update(|status| status.warnings.retain(|warning| !warning.starts_with(UNCONFIRMED)))
+                }
                 Ok(Err(error)) => machine.warn(format!("{UNCONFIRMED}: {error:#}")),
                 Err(error) => tracing::warn!("asking for the time was interrupted: {error}"),
             }
@@ -148,7 +152,9 @@ fn read_answer(answer: &[u8], cookie: &[u8; 8]) -> Result<i128> {
     if flags & 7 != 4 || flags >> 6 == 3 || stratum == 0 || stratum > 15 || answer.get(24..32) != Some(&cookie[..]) {
         bail!("an answer that is none");
     }
-    let field = |at: usize| answer.get(at..at + 4).and_then(|part| part.try_into().ok()).map(u32::from_be_bytes).context("a cut answer");
+    let field = |at: usize| {
+        answer.get(at..at + 4).and_then(|part| part.try_into().ok()).map(u32::from_be_bytes).context("a cut answer")
+    };
     let (seconds, fraction) = (u64::from(field(40)?), u64::from(field(44)?));
     // The 32-bit era ends in 2036; times before 1970 are of the next one.
     let seconds = if seconds < NTP_EPOCH { seconds + (1 << 32) } else { seconds } - NTP_EPOCH;

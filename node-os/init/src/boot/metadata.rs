@@ -40,7 +40,14 @@ pub(super) struct Search {
 
 impl Search {
     pub(super) fn new(machine: Shared, network: Rc<Network>, cluster: Cluster, own_disk: String) -> Search {
-        Search { machine, network, cluster, platform: Platform { own_disk }, plan: RefCell::default(), drives_loaded: Cell::new(false) }
+        Search {
+            machine,
+            network,
+            cluster,
+            platform: Platform { own_disk },
+            plan: RefCell::default(),
+            drives_loaded: Cell::new(false),
+        }
     }
 
     /// Does not return before this machine knows who it is.
@@ -56,7 +63,10 @@ impl Search {
                 }
                 Err(error) => {
                     let why = format!("{error:#}");
-                    self.machine.waits("metadata", Wait { waits_for: "metadata that makes this machine a node", why: &why, hint: HINT });
+                    self.machine.waits(
+                        "metadata",
+                        Wait { waits_for: "metadata that makes this machine a node", why: &why, hint: HINT },
+                    );
                     self.stay_reachable().await;
                 }
             }
@@ -130,7 +140,9 @@ impl Search {
             let platform = self.platform.clone();
             // Reading a drive or a server blocks; PID 1 goes on meanwhile.
             let read = tokio::task::spawn_blocking(move || source.read(&platform)).await;
-            if let Some(found) = read.context("reading metadata was interrupted")?.map_err(|sentence| anyhow!(sentence))? {
+            if let Some(found) =
+                read.context("reading metadata was interrupted")?.map_err(|sentence| anyhow!(sentence))?
+            {
                 return Ok(Some(found));
             }
         }
@@ -195,7 +207,8 @@ impl Search {
     /// Writes down who this machine is, for all components.
     fn keep(&self, merged: &Merged) -> Result<()> {
         let node = &merged.node;
-        node_sys::machine::set_host_name(&node.name).with_context(|| format!("cannot set the host name {}", node.name))?;
+        node_sys::machine::set_host_name(&node.name)
+            .with_context(|| format!("cannot set the host name {}", node.name))?;
         write_etc(node, &machine_id()?)?;
         let json = serde_json::to_vec_pretty(node).context("cannot write down this node")?;
         pki::write(Path::new(NODE_FILE), &json, 0o644)?;
@@ -212,7 +225,11 @@ impl Search {
 }
 
 fn has_joined(machine: &Shared) -> bool {
-    machine.services().iter().filter(|service| service.name == "join").all(|join| join.state == node_api::ServiceState::Done)
+    machine
+        .services()
+        .iter()
+        .filter(|service| service.name == "join")
+        .all(|join| join.state == node_api::ServiceState::Done)
 }
 
 /// Drives at controllers that are slow to probe.

@@ -107,7 +107,10 @@ async fn watch(machine: Shared, mut commands: mpsc::UnboundedReceiver<Command>, 
 async fn boot(machine: Shared, running: Running) {
     if let Err(error) = steps(&machine, &running).await {
         let why = format!("{error:#}");
-        machine.waits("boot", Wait { waits_for: "help", why: &why, hint: "reboot the machine, or write the image to its disk again" });
+        machine.waits(
+            "boot",
+            Wait { waits_for: "help", why: &why, hint: "reboot the machine, or write the image to its disk again" },
+        );
     }
 }
 
@@ -166,7 +169,10 @@ async fn read_config(machine: &Shared, disk: &Disk) -> Cluster {
             }
             Err(error) => {
                 let why = format!("{error:#}");
-                machine.waits("config", Wait { waits_for: "the CONFIG partition", why: &why, hint: "write the image to the disk again" });
+                machine.waits(
+                    "config",
+                    Wait { waits_for: "the CONFIG partition", why: &why, hint: "write the image to the disk again" },
+                );
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -204,7 +210,14 @@ async fn close_firewall(machine: &Shared, cluster: &Cluster) {
     }
     while let Err(error) = firewall::close(cluster) {
         let why = format!("{error:#}");
-        machine.waits("firewall", Wait { waits_for: "the host firewall", why: &why, hint: "this image lacks a kernel module; build it again" });
+        machine.waits(
+            "firewall",
+            Wait {
+                waits_for: "the host firewall",
+                why: &why,
+                hint: "this image lacks a kernel module; build it again",
+            },
+        );
         tokio::time::sleep(RETRY).await;
     }
     for fault in kernel_settings::apply() {
@@ -244,7 +257,10 @@ async fn modules_result(machine: &Shared, modules: tokio::task::JoinHandle<Vec<S
     machine.end("modules", "");
 }
 
-fn state_result(machine: &Shared, result: std::result::Result<Result<String>, tokio::task::JoinError>) -> Option<String> {
+fn state_result(
+    machine: &Shared,
+    result: std::result::Result<Result<String>, tokio::task::JoinError>,
+) -> Option<String> {
     let outcome = match result {
         Ok(outcome) => outcome,
         Err(error) => Err(anyhow::anyhow!("the preparation of STATE was interrupted: {error}")),

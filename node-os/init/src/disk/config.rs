@@ -21,12 +21,18 @@ pub fn read(partition: &Path) -> Result<Vec<u8>> {
     let (length, sum) = parse_header(&header)?;
     let mut tar = vec![0; usize::try_from(length)?];
     file.read_exact_at(&mut tar, HEADER as u64).with_context(|| format!("the CONFIG partition {name} is cut off"))?;
-    ensure!(Sha256::digest(&tar).as_slice() == sum, "the CONFIG partition {name} has a wrong checksum; write the image to the disk again");
+    ensure!(
+        Sha256::digest(&tar).as_slice() == sum,
+        "the CONFIG partition {name} has a wrong checksum; write the image to the disk again"
+    );
     Ok(tar)
 }
 
 fn parse_header(header: &[u8; HEADER]) -> Result<(u64, [u8; 32])> {
-    ensure!(header.starts_with(MAGIC), "the CONFIG partition does not begin with KIMGCFG1; write the image to the disk again");
+    ensure!(
+        header.starts_with(MAGIC),
+        "the CONFIG partition does not begin with KIMGCFG1; write the image to the disk again"
+    );
     let field = |from: usize, to: usize| header.get(from..to).context("the CONFIG header is cut off");
     let length = u64::from_le_bytes(field(8, 16)?.try_into()?);
     ensure!(length <= LIMIT, "the CONFIG partition says that it holds {length} bytes, which cannot be");
@@ -57,7 +63,9 @@ fn place(path: &Path, folder: &Path, secrets_folder: &Path) -> Result<(PathBuf, 
         match part {
             Component::Normal(name) => clean.push(name),
             Component::CurDir | Component::RootDir => {}
-            Component::ParentDir | Component::Prefix(_) => bail!("CONFIG holds a file with the name {}", path.display()),
+            Component::ParentDir | Component::Prefix(_) => {
+                bail!("CONFIG holds a file with the name {}", path.display())
+            }
         }
     }
     Ok(match clean.strip_prefix("secrets") {

@@ -123,7 +123,8 @@ impl Table {
     pub fn parse(header: &[u8], entries: &[u8], sector: u64) -> Result<Table, BadTable> {
         let (_, length) = entries_range(header, sector)?;
         let size = u32_at(header, 12) as usize;
-        let mut plain = header.get(..size).filter(|part| part.len() >= 92).ok_or(BadTable("its header is cut off"))?.to_vec();
+        let mut plain =
+            header.get(..size).filter(|part| part.len() >= 92).ok_or(BadTable("its header is cut off"))?.to_vec();
         put(&mut plain, HEADER_CRC, &[0; 4]);
         if crc32(&plain) != u32_at(header, HEADER_CRC) {
             return Err(BadTable("its header has a wrong checksum"));
@@ -133,12 +134,21 @@ impl Table {
             return Err(BadTable("its entries have a wrong checksum"));
         }
         let entry_size = u32_at(header, ENTRY_SIZE) as usize;
-        Ok(Table { header: header.get(..size).unwrap_or_default().to_vec(), entries: entries.to_vec(), entry_size, sector })
+        Ok(Table {
+            header: header.get(..size).unwrap_or_default().to_vec(),
+            entries: entries.to_vec(),
+            entry_size,
+            sector,
+        })
     }
 
     /// All partitions.
     pub fn partitions(&self) -> Vec<Partition> {
-        self.entries.chunks_exact(self.entry_size).zip(1u32..).filter_map(|(entry, number)| partition(entry, number)).collect()
+        self.entries
+            .chunks_exact(self.entry_size)
+            .zip(1u32..)
+            .filter_map(|(entry, number)| partition(entry, number))
+            .collect()
     }
 
     /// The partition with this PARTUUID.
@@ -177,7 +187,10 @@ impl Table {
             Write { offset: place(last_usable + 1), bytes: entries.clone() },
             Write { offset: place(backup), bytes: self.header_for(backup, 1, last_usable + 1, last_usable, &entries) },
             Write { offset: place(u64_at(&self.header, ENTRIES_LBA)), bytes: entries.clone() },
-            Write { offset: place(1), bytes: self.header_for(1, backup, u64_at(&self.header, ENTRIES_LBA), last_usable, &entries) },
+            Write {
+                offset: place(1),
+                bytes: self.header_for(1, backup, u64_at(&self.header, ENTRIES_LBA), last_usable, &entries),
+            },
         ];
         Ok(Some((writes, partition)))
     }
@@ -209,7 +222,13 @@ fn partition(entry: &[u8], number: u32) -> Option<Partition> {
         .filter_map(|pair| Some(u16::from_le_bytes(pair.try_into().ok()?)))
         .take_while(|unit| *unit != 0)
         .collect();
-    Some(Partition { number, id, first: u64_at(entry, 32), last: u64_at(entry, 40), name: String::from_utf16_lossy(&name) })
+    Some(Partition {
+        number,
+        id,
+        first: u64_at(entry, 32),
+        last: u64_at(entry, 40),
+        name: String::from_utf16_lossy(&name),
+    })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

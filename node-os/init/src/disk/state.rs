@@ -24,9 +24,19 @@ const MKFS_OPTIONS: &[&str] =
 
 /// Folders of `/var` that components expect.
 const FOLDERS: [&str; 13] = [
-    "lib/kimg/pki", "lib/kimg/store", "lib/kimg/local-path", "lib/kubelet", "lib/containerd", "lib/cni", "log/kimg", "log/pods",
-    "log/containers", "tmp", "lib/kimg/node-api",
-    "lib/kubernetes/libexec", "lib/kubernetes/etc",
+    "lib/kimg/pki",
+    "lib/kimg/store",
+    "lib/kimg/local-path",
+    "lib/kubelet",
+    "lib/containerd",
+    "lib/cni",
+    "log/kimg",
+    "log/pods",
+    "log/containers",
+    "tmp",
+    "lib/kimg/node-api",
+    "lib/kubernetes/libexec",
+    "lib/kubernetes/etc",
 ];
 
 /// Makes STATE ready and mounts it, `/var` included. Says what it did.
@@ -38,7 +48,10 @@ pub fn prepare(disk: &Disk) -> Result<String> {
     let device = disk.partition(NUMBER);
     let name = device.to_string_lossy().into_owned();
     if !is_ext4(&device) {
-        ensure!(is_blank(&device)?, "{name} holds something that is no ext4 file system; it is left alone. Write the image to an empty disk");
+        ensure!(
+            is_blank(&device)?,
+            "{name} holds something that is no ext4 file system; it is left alone. Write the image to an empty disk"
+        );
         run("/usr/sbin/mkfs.ext4", &[MKFS_OPTIONS, &[name.as_str()]].concat(), &[0])?;
         notes.push("made");
     } else if is_smaller_than_device(&device)? {
@@ -73,13 +86,23 @@ fn grow(disk: &Disk) -> Result<bool> {
     let sector = disk.sector_size();
     let Some((writes, partition)) = table.grow(NUMBER, disk.size() / sector)? else { return Ok(false) };
     let device = disk.device();
-    let file = OpenOptions::new().read(true).write(true).open(&device).with_context(|| format!("cannot open {}", device.display()))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&device)
+        .with_context(|| format!("cannot open {}", device.display()))?;
     for write in writes {
-        file.write_all_at(&write.bytes, write.offset).with_context(|| format!("cannot write the partition table of {}", device.display()))?;
+        file.write_all_at(&write.bytes, write.offset)
+            .with_context(|| format!("cannot write the partition table of {}", device.display()))?;
         // Each part is on the disk before the next is begun, so that one valid table is there at any time.
         file.sync_data()?;
     }
-    node_sys::block::resize_partition(&file, NUMBER, partition.first * sector, (partition.last + 1 - partition.first) * sector)?;
+    node_sys::block::resize_partition(
+        &file,
+        NUMBER,
+        partition.first * sector,
+        (partition.last + 1 - partition.first) * sector,
+    )?;
     Ok(true)
 }
 
@@ -101,7 +124,8 @@ fn is_smaller_than_device(device: &Path) -> Result<bool> {
     let mut file = File::open(device).with_context(|| format!("cannot open {}", device.display()))?;
     let mut superblock = [0u8; 1024];
     file.read_exact_at(&mut superblock, 1024)?;
-    let number = |at: usize| superblock.get(at..at + 4).and_then(|part| part.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let number =
+        |at: usize| superblock.get(at..at + 4).and_then(|part| part.try_into().ok()).map_or(0, u32::from_le_bytes);
     let block = 1024u64 << number(24).min(6);
     let used = u64::from(number(4)) * block;
     // A tail smaller than a block group is not worth a resize at each boot.
@@ -116,7 +140,13 @@ fn mount_data_volume() -> Result<Option<&'static str>> {
         }
         let text = device.to_string_lossy();
         run("/usr/sbin/e2fsck", &["-p", &text], &[0, 1])?;
-        mount::mount(&text, Path::new(DATA_MOUNT_POINT), "ext4", Options { no_suid_no_dev: true, ..Options::PLAIN }, "")?;
+        mount::mount(
+            &text,
+            Path::new(DATA_MOUNT_POINT),
+            "ext4",
+            Options { no_suid_no_dev: true, ..Options::PLAIN },
+            "",
+        )?;
         return Ok(Some("data volume mounted"));
     }
     Ok(None)

@@ -55,7 +55,14 @@ impl Client {
             // Nobody waits any more when the boot has gone on without us.
             let _ = first.send(());
         }
-        tracing::info!("DHCP on {}: {}/{} for {} s from {}", self.interface, lease.address, lease.prefix, lease.lease_s, lease.server);
+        tracing::info!(
+            "DHCP on {}: {}/{} for {} s from {}",
+            self.interface,
+            lease.address,
+            lease.prefix,
+            lease.lease_s,
+            lease.server
+        );
         loop {
             let length = Duration::from_secs(u64::from(lease.lease_s)).max(SHORTEST_LEASE);
             let end = Instant::now() + length;
@@ -76,7 +83,8 @@ impl Client {
     fn socket(&self) -> Result<UdpSocket> {
         let context = || format!("cannot open a DHCP socket on {}", self.interface);
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let raw = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None).with_context(context)?;
+        let raw =
+            rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None).with_context(context)?;
         sockopt::set_socket_reuseaddr(&raw, true).with_context(context)?;
         sockopt::set_socket_broadcast(&raw, true).with_context(context)?;
         rustix::net::bind(&raw, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT)).with_context(context)?;
@@ -89,7 +97,8 @@ impl Client {
         let mut patience = FIRST_PATIENCE;
         loop {
             let transaction = random()?;
-            let query = Query { kind: Kind::Discover, transaction, mac: self.mac, own: None, wanted: None, host_name: None };
+            let query =
+                Query { kind: Kind::Discover, transaction, mac: self.mac, own: None, wanted: None, host_name: None };
             let offer = match self.ask(socket, &query, Ipv4Addr::BROADCAST, patience).await? {
                 Some(offer) if offer.kind == Kind::Offer => offer,
                 _ => {
@@ -110,7 +119,14 @@ impl Client {
         let last_eighth = end - Duration::from_secs(u64::from(lease.lease_s) / 8);
         let mut patience = Duration::from_secs(2);
         while Instant::now() < end {
-            let query = Query { kind: Kind::Request, transaction: random()?, mac: self.mac, own: Some(lease.address), wanted: None, host_name: None };
+            let query = Query {
+                kind: Kind::Request,
+                transaction: random()?,
+                mac: self.mac,
+                own: Some(lease.address),
+                wanted: None,
+                host_name: None,
+            };
             let server = if Instant::now() < last_eighth { lease.server } else { Ipv4Addr::BROADCAST };
             match self.ask(socket, &query, server, patience).await? {
                 Some(answer) if answer.kind == Kind::Ack => return Ok(answer),
@@ -122,7 +138,13 @@ impl Client {
         anyhow::bail!("no DHCP server has renewed it")
     }
 
-    async fn ask(&self, socket: &UdpSocket, query: &Query<'_>, server: Ipv4Addr, patience: Duration) -> Result<Option<Answer>> {
+    async fn ask(
+        &self,
+        socket: &UdpSocket,
+        query: &Query<'_>,
+        server: Ipv4Addr,
+        patience: Duration,
+    ) -> Result<Option<Answer>> {
         let to = SocketAddrV4::new(server, SERVER_PORT);
         socket.send_to(&wire::encode(query), to).await.with_context(|| format!("cannot send to {to}"))?;
         let listen = async {

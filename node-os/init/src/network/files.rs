@@ -36,7 +36,8 @@ fn resolv_conf(servers: &[IpAddr], search: &[String]) -> String {
     for server in servers.iter().take(MOST_SERVERS) {
         let _ = writeln!(text, "nameserver {server}");
     }
-    let clean: Vec<&str> = search.iter().map(String::as_str).filter(|domain| !domain.contains(char::is_whitespace)).collect();
+    let clean: Vec<&str> =
+        search.iter().map(String::as_str).filter(|domain| !domain.contains(char::is_whitespace)).collect();
     if !clean.is_empty() {
         let _ = writeln!(text, "search {}", clean.join(" "));
     }

@@ -114,7 +114,8 @@ impl Links {
     }
 
     async fn addresses_by_index(&self) -> Result<BTreeMap<u32, Vec<IpNet>>> {
-        let messages: Vec<_> = self.0.address().get().execute().try_collect().await.context("cannot list the addresses")?;
+        let messages: Vec<_> =
+            self.0.address().get().execute().try_collect().await.context("cannot list the addresses")?;
         let mut found: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
         for message in messages {
             let local = message.attributes.iter().find_map(|attribute| match attribute {
@@ -150,8 +151,13 @@ impl Links {
             RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
         ];
         for family in families {
-            let list: Vec<RouteMessage> = self.0.route().get(family).execute().try_collect().await.context("cannot list the routes")?;
-            routes.extend(list.iter().filter(|route| route.header.kind == RouteType::Unicast).map(|route| describe_route(route, &names)));
+            let list: Vec<RouteMessage> =
+                self.0.route().get(family).execute().try_collect().await.context("cannot list the routes")?;
+            routes.extend(
+                list.iter()
+                    .filter(|route| route.header.kind == RouteType::Unicast)
+                    .map(|route| describe_route(route, &names)),
+            );
         }
         Ok(routes)
     }
@@ -198,7 +204,11 @@ fn route_message(index: u32, route: &RoutePlan) -> Result<RouteMessage> {
     Ok(if route.on_link { message.onlink().build() } else { message.build() })
 }
 
-fn describe_link(link: &LinkMessage, names: &BTreeMap<u32, String>, addresses: &BTreeMap<u32, Vec<IpNet>>) -> node_api::Link {
+fn describe_link(
+    link: &LinkMessage,
+    names: &BTreeMap<u32, String>,
+    addresses: &BTreeMap<u32, Vec<IpNet>>,
+) -> node_api::Link {
     let mut shown = node_api::Link { index: link.header.index, name: name_of(link), ..Default::default() };
     for attribute in &link.attributes {
         match attribute {

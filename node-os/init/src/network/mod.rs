@@ -58,7 +58,8 @@ impl Network {
         let mut waiting = Vec::new();
         let mut taken = Vec::new();
         for wanted in &plan.nics {
-            let matching: Vec<&Nic> = nics.iter().filter(|nic| !taken.contains(&nic.index) && matches(wanted, nic)).collect();
+            let matching: Vec<&Nic> =
+                nics.iter().filter(|nic| !taken.contains(&nic.index) && matches(wanted, nic)).collect();
             if matching.is_empty() {
                 faults.push(format!("no interface is {}; it has: {}", describe(wanted), list(&nics)));
             }
@@ -76,7 +77,11 @@ impl Network {
         Ok(faults)
     }
 
-    async fn configure(self: &Rc<Self>, nic: &Nic, wanted: &NicPlan) -> Result<Option<tokio::sync::oneshot::Receiver<()>>> {
+    async fn configure(
+        self: &Rc<Self>,
+        nic: &Nic,
+        wanted: &NicPlan,
+    ) -> Result<Option<tokio::sync::oneshot::Receiver<()>>> {
         let name = match &wanted.set_name {
             Some(name) if *name != nic.name => self.links.rename(nic, name).await.map(|()| name.clone())?,
             _ => nic.name.clone(),
@@ -192,9 +197,14 @@ mod tests {
 
     #[test]
     fn names_are_matched_by_pattern() {
-        for (pattern, name, wanted) in
-            [("eth0", "eth0", true), ("eth*", "eth7", true), ("en*s0", "enp1s0", true), ("en*s0", "enp1s1", false), ("*", "x", true), ("a", "ab", false)]
-        {
+        for (pattern, name, wanted) in [
+            ("eth0", "eth0", true),
+            ("eth*", "eth7", true),
+            ("en*s0", "enp1s0", true),
+            ("en*s0", "enp1s1", false),
+            ("*", "x", true),
+            ("a", "ab", false),
+        ] {
             assert_eq!(glob(pattern, name), wanted, "{pattern} {name}");
         }
     }

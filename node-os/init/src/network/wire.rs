@@ -147,7 +147,8 @@ pub fn decode(bytes: &[u8], transaction: u32, mac: [u8; 6]) -> Option<Answer> {
         answer.routes.push((Ipv4Net::default(), router));
     }
     answer.kind = kind?;
-    let usable = !address.is_unspecified() && !address.is_multicast() && !address.is_loopback() && !address.is_broadcast();
+    let usable =
+        !address.is_unspecified() && !address.is_multicast() && !address.is_loopback() && !address.is_broadcast();
     (usable || answer.kind == Kind::Nak).then_some(answer)
 }
 
@@ -198,7 +199,10 @@ mod tests {
 
     #[test]
     fn an_offer_is_read() {
-        let bytes = answer(&[53, 1, 2, 0, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 2, 2, 6, 4, 10, 0, 2, 3, 51, 4, 0, 1, 81, 128, 54, 4, 10, 0, 2, 2, 255]);
+        let bytes = answer(&[
+            53, 1, 2, 0, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 2, 2, 6, 4, 10, 0, 2, 3, 51, 4, 0, 1, 81, 128, 54, 4, 10,
+            0, 2, 2, 255,
+        ]);
         let answer = decode(&bytes, 7, MAC).unwrap();
         assert_eq!((answer.kind, answer.prefix, answer.lease_s), (Kind::Offer, 24, 86400));
         assert_eq!(answer.routes, [(Ipv4Net::default(), Ipv4Addr::new(10, 0, 2, 2))]);

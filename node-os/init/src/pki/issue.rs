@@ -42,9 +42,11 @@ pub(super) struct Authority {
 
 impl Authority {
     pub(super) fn read(certificate: &Path, key: &Path) -> Result<Authority> {
-        let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        let read =
+            |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
         let pem = read(certificate)?;
-        let key_pair = KeyPair::from_pem(&read(key)?).with_context(|| format!("{} holds no usable key", key.display()))?;
+        let key_pair =
+            KeyPair::from_pem(&read(key)?).with_context(|| format!("{} holds no usable key", key.display()))?;
         let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes())
             .with_context(|| format!("{} holds no certificate", certificate.display()))?;
         let parsed = block.parse_x509().with_context(|| format!("{} holds no certificate", certificate.display()))?;
@@ -64,8 +66,9 @@ impl Authority {
         // A leaf outside its CA's time would be refused by every client.
         params.not_before = (now - BACKDATED).max(self.not_before);
         params.not_after = (now + LIFE).min(self.not_after);
-        let certificate =
-            params.signed_by(&key, &self.issuer).with_context(|| format!("cannot sign the certificate of {}", leaf.common_name))?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .with_context(|| format!("cannot sign the certificate of {}", leaf.common_name))?;
         Ok((certificate.pem(), key.serialize_pem()))
     }
 }

@@ -169,8 +169,10 @@ mod tests {
             let mut params = CertificateParams::new(vec![]).unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             let certificate = params.self_signed(&key).unwrap();
-            super::super::write(&folders.authorities.join(format!("{name}.crt")), certificate.pem().as_bytes(), 0o644).unwrap();
-            super::super::write(&folders.secrets.join(format!("{name}.key")), key.serialize_pem().as_bytes(), 0o600).unwrap();
+            super::super::write(&folders.authorities.join(format!("{name}.crt")), certificate.pem().as_bytes(), 0o644)
+                .unwrap();
+            super::super::write(&folders.secrets.join(format!("{name}.key")), key.serialize_pem().as_bytes(), 0o600)
+                .unwrap();
         }
         let json = r#"{"name":"demo","role":"master","domain":"cluster.local","api-names":["kube.example.org"],
             "api-addresses":["203.0.113.5"],"pod-cidr":"10.200.0.0/16","service-cidr":"10.32.0.0/24",
@@ -185,7 +187,15 @@ mod tests {
         let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
         let certificate = block.parse_x509().unwrap();
         let text = format!("{:?}", certificate.subject_alternative_name().unwrap().unwrap().value);
-        for wanted in ["kubernetes.default.svc.cluster.local", "kube.example.org", "m1", "[10, 32, 0, 1]", "[10, 77, 0, 10]", "[203, 0, 113, 5]", "[127, 0, 0, 1]"] {
+        for wanted in [
+            "kubernetes.default.svc.cluster.local",
+            "kube.example.org",
+            "m1",
+            "[10, 32, 0, 1]",
+            "[10, 77, 0, 10]",
+            "[203, 0, 113, 5]",
+            "[127, 0, 0, 1]",
+        ] {
             assert!(text.contains(wanted), "{wanted} is missing in {text}");
         }
         assert!(std::fs::read_to_string(folders.kubeconfigs.join("kubelet.conf")).unwrap().contains("kubelet.key"));

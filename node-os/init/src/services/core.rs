@@ -143,7 +143,9 @@ impl Core {
 
     fn ended(&mut self, pid: u32, ending: Ending, now_ms: u64, actions: &mut Vec<Action>) {
         let stopping = self.stopping;
-        let Some((index, entry)) = self.entries.iter_mut().enumerate().find(|(_, entry)| entry.pid == Some(pid)) else { return };
+        let Some((index, entry)) = self.entries.iter_mut().enumerate().find(|(_, entry)| entry.pid == Some(pid)) else {
+            return;
+        };
         let ran_ms = now_ms.saturating_sub(entry.since_ms);
         entry.pid = None;
         if entry.spec.kind == Kind::Task && ending == Ending::Code(0) {
@@ -164,7 +166,10 @@ impl Core {
         if ran_ms > GOOD_RUN_MS {
             entry.pause_ms = FIRST_PAUSE_MS;
         }
-        actions.push(Action::Log(format!("{} has ended with {ending}; it starts again in {} ms", entry.spec.name, entry.pause_ms)));
+        actions.push(Action::Log(format!(
+            "{} has ended with {ending}; it starts again in {} ms",
+            entry.spec.name, entry.pause_ms
+        )));
         entry.pause(now_ms);
     }
 
@@ -210,15 +215,23 @@ impl Core {
             if now_ms.saturating_sub(entry.since_ms) > SLOW_START_MS {
                 entry.warned = true;
                 let said = if entry.status.is_empty() { "it says nothing" } else { &entry.status };
-                actions.push(Action::Log(format!("{} is not ready after {} s: {said}", entry.spec.name, SLOW_START_MS / 1000)));
+                actions.push(Action::Log(format!(
+                    "{} is not ready after {} s: {said}",
+                    entry.spec.name,
+                    SLOW_START_MS / 1000
+                )));
             }
         }
     }
 
     /// Ends what nobody running needs any more, and kills what does not end in its time.
     fn stop(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
-        let needed: BTreeSet<&'static str> =
-            self.entries.iter().filter(|entry| entry.pid.is_some()).flat_map(|entry| entry.spec.needs.iter().copied()).collect();
+        let needed: BTreeSet<&'static str> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.pid.is_some())
+            .flat_map(|entry| entry.spec.needs.iter().copied())
+            .collect();
         for (index, entry) in self.entries.iter_mut().enumerate() {
             match (entry.pid, entry.state) {
                 (None, ServiceState::Stopped | ServiceState::Done) => {}
@@ -303,11 +316,18 @@ mod tests {
     }
 
     fn core() -> Core {
-        Core::new(vec![spec("pki", &[], Kind::Task), spec("server", &["pki"], Kind::Daemon), spec("client", &["server"], Kind::Daemon)])
+        Core::new(vec![
+            spec("pki", &[], Kind::Task),
+            spec("server", &["pki"], Kind::Daemon),
+            spec("client", &["server"], Kind::Daemon),
+        ])
     }
 
     fn started(actions: &[Action]) -> Vec<usize> {
-        actions.iter().filter_map(|action| if let Action::Start(index) = action { Some(*index) } else { None }).collect()
+        actions
+            .iter()
+            .filter_map(|action| if let Action::Start(index) = action { Some(*index) } else { None })
+            .collect()
     }
 
     #[test]

@@ -36,7 +36,15 @@ impl Supervisor {
     /// With the table of this node, and the queue of events that [`Supervisor::run`] reads.
     pub fn new(specs: Vec<Spec>, machine: Shared) -> (Rc<Supervisor>, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
-        (Rc::new(Supervisor { core: RefCell::new(Core::new(specs)), machine, events, listeners: RefCell::default() }), receiver)
+        (
+            Rc::new(Supervisor {
+                core: RefCell::new(Core::new(specs)),
+                machine,
+                events,
+                listeners: RefCell::default(),
+            }),
+            receiver,
+        )
     }
 
     /// Something happened.
@@ -109,7 +117,8 @@ impl Supervisor {
     fn start(self: &Rc<Self>, index: usize, spec: &Spec) -> Result<u32> {
         let group = control_group(spec)?;
         let socket = self.listen(index, spec)?;
-        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+        let (reader, writer) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         let mut command = Command::new(&spec.program);
         if let Some((first, rest)) = spec.command.split_first() {
             std::os::unix::process::CommandExt::arg0(&mut command, first);
@@ -124,7 +133,8 @@ impl Supervisor {
             .stdin(Stdio::null())
             .stdout(Stdio::from(writer.try_clone().context("cannot copy a pipe")?))
             .stderr(Stdio::from(writer));
-        let pid = process::spawn(command, Some(&group), spec.oom_score).with_context(|| format!("cannot start {}", spec.program))?;
+        let pid = process::spawn(command, Some(&group), spec.oom_score)
+            .with_context(|| format!("cannot start {}", spec.program))?;
         tokio::task::spawn_local(collect(reader, spec.name, self.machine.logs.clone()));
         Ok(pid)
     }

@@ -149,7 +149,8 @@ fn overlay(facts: Facts<'_>) -> Vec<String> {
         format!("--service-cidr={}", cluster.service_cidr),
         format!("--mode={mode}"),
     ];
-    arguments.extend(node.addresses.iter().find(|address| address.is_ipv4()).map(|address| format!("--node-ip={address}")));
+    arguments
+        .extend(node.addresses.iter().find(|address| address.is_ipv4()).map(|address| format!("--node-ip={address}")));
     if node.role == Role::Worker {
         arguments.push(format!("--dns-address={}", cluster.dns_address));
         arguments.push("--cni-conf-dir=/run/cni/net.d".to_owned());

@@ -19,7 +19,8 @@ pub(super) struct Hardware {
 
 impl Hardware {
     pub(super) fn read() -> Hardware {
-        let virtio = values("/sys/bus/virtio/devices", "modalias").iter().filter_map(|alias| virtio_kind(alias)).collect();
+        let virtio =
+            values("/sys/bus/virtio/devices", "modalias").iter().filter_map(|alias| virtio_kind(alias)).collect();
         let vmware = values("/sys/bus/pci/devices", "vendor").iter().any(|vendor| vendor == VMWARE);
         let vendor = fs::read_to_string("/sys/class/dmi/id/sys_vendor").unwrap_or_default();
         let xen = fs::read_to_string("/sys/hypervisor/type").unwrap_or_default();

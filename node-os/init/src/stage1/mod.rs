@@ -52,7 +52,12 @@ fn run(started: Duration) -> Result<std::convert::Infallible> {
     let root = root::find(&hash, || modules.load_late(&mut |text| say(4, text)), |text| say(4, text))?;
     let found = machine::uptime();
     root::open(&root, &hash, Path::new(NEW_ROOT))?;
-    let handover = Handover { disk: root.disk.name.clone(), stage1_start: started, root_found: found, root_ready: machine::uptime() };
+    let handover = Handover {
+        disk: root.disk.name.clone(),
+        stage1_start: started,
+        root_found: found,
+        root_ready: machine::uptime(),
+    };
     handover::write(&handover)?;
     node_sys::switch_root::switch_root(Path::new(NEW_ROOT)).context("cannot switch to the root file system")?;
     let error = Command::new(INIT).env_clear().exec();
@@ -64,13 +69,20 @@ fn mount_kernel_file_systems() -> Result<()> {
     mount("devtmpfs", Path::new("/dev"), "devtmpfs", devices, "mode=0755")?;
     mount("proc", Path::new("/proc"), "proc", Options::KERNEL, "")?;
     mount("sysfs", Path::new("/sys"), "sysfs", Options::KERNEL, "")?;
-    mount("tmpfs", Path::new("/run"), "tmpfs", Options { no_suid_no_dev: true, ..Options::PLAIN }, "mode=0755,size=25%")?;
+    mount(
+        "tmpfs",
+        Path::new("/run"),
+        "tmpfs",
+        Options { no_suid_no_dev: true, ..Options::PLAIN },
+        "mode=0755,size=25%",
+    )?;
     Ok(())
 }
 
 /// Writes a line to the kernel log, which shows it on every console. The level is syslog's.
 fn say(level: u8, text: &str) {
-    let written = OpenOptions::new().write(true).open("/dev/kmsg").and_then(|mut log| writeln!(log, "<{level}>kimg: {text}"));
+    let written =
+        OpenOptions::new().write(true).open("/dev/kmsg").and_then(|mut log| writeln!(log, "<{level}>kimg: {text}"));
     if written.is_err() {
         // Before /dev is mounted there is only the console that the kernel opened for us.
         let _ = writeln!(std::io::stderr(), "kimg: {text}");

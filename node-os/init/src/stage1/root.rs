@@ -58,7 +58,9 @@ pub(super) fn find(hash: &RootHash, load_late: impl FnOnce(), say: impl Fn(&str)
             bail!(
                 "no disk carries the root with hash {} (partitions {} and {}); found: {seen}. \
                  Attach the disk that this kernel was started from",
-                hash.hex, hash.root, hash.verity
+                hash.hex,
+                hash.root,
+                hash.verity
             );
         }
         std::thread::sleep(POLL);
@@ -87,7 +89,8 @@ fn choose(candidates: Vec<Root>) -> Option<Root> {
 
 fn has_state(disk: &Disk) -> bool {
     let mut magic = [0u8; 2];
-    let read = File::open(disk.partition(STATE_PARTITION)).and_then(|file| file.read_exact_at(&mut magic, EXT4_MAGIC_AT));
+    let read =
+        File::open(disk.partition(STATE_PARTITION)).and_then(|file| file.read_exact_at(&mut magic, EXT4_MAGIC_AT));
     read.is_ok() && magic == [0x53, 0xef]
 }
 

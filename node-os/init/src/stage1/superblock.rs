@@ -21,7 +21,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Superblock> {
     let kind = number(bytes, 12, 4)?;
     ensure!(version == 1 && kind == 1, "the verity partition has format {version}.{kind}, and only 1.1 is known");
     let (data, hash) = (number(bytes, 64, 4)?, number(bytes, 68, 4)?);
-    ensure!(data == hash && [512, 1024, 2048, 4096].contains(&data), "the verity partition has blocks of {data} and {hash} bytes");
+    ensure!(
+        data == hash && [512, 1024, 2048, 4096].contains(&data),
+        "the verity partition has blocks of {data} and {hash} bytes"
+    );
     let name = bytes.get(32..64).context("the verity superblock is cut off")?;
     let name: Vec<u8> = name.iter().copied().take_while(|byte| *byte != 0).collect();
     if !name.iter().all(u8::is_ascii_alphanumeric) || name.is_empty() {

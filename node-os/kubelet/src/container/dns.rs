@@ -191,9 +191,7 @@ mod tests {
 
     #[test]
     fn hosts_name_the_pod_and_its_aliases() {
-        let pod = pod(
-            "{hostname: h, subdomain: s, hostAliases: [{ip: 1.2.3.4, hostnames: [a, b]}], containers: []}",
-        );
+        let pod = pod("{hostname: h, subdomain: s, hostAliases: [{ip: 1.2.3.4, hostnames: [a, b]}], containers: []}");
         let text = hosts_file(&pod, &["10.200.0.5".parse().unwrap()], "cluster.local", "");
         assert!(text.contains("10.200.0.5\th.s.n.svc.cluster.local\th\n"), "{text}");
         assert!(text.ends_with("# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"), "{text}");

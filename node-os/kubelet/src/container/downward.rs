@@ -94,10 +94,7 @@ pub fn resource(pod: &Pod, own: &str, selector: &ResourceFieldSelector, facts: &
 }
 
 fn limit_or_node(container: &Container, resource: &str, facts: &Facts) -> i64 {
-    qos::limit(container, resource)
-        .or_else(|| facts.allocatable.get(resource))
-        .map(quantity::milli)
-        .unwrap_or(0)
+    qos::limit(container, resource).or_else(|| facts.allocatable.get(resource)).map(quantity::milli).unwrap_or(0)
 }
 
 #[cfg(test)]

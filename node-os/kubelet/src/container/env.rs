@@ -188,7 +188,10 @@ mod tests {
                 "A=a B=a-10.32.0.1-$(C) X_SERVICE_HOST=10.32.0.1",
             ),
             ("{name: c, env: [{name: X_SERVICE_HOST, value: own}]}", "X_SERVICE_HOST=own"),
-            ("{name: c, envFrom: [{prefix: P_, configMapRef: {name: m}}, {secretRef: {name: s}}]}", "P_k=v s=w X_SERVICE_HOST=10.32.0.1"),
+            (
+                "{name: c, envFrom: [{prefix: P_, configMapRef: {name: m}}, {secretRef: {name: s}}]}",
+                "P_k=v s=w X_SERVICE_HOST=10.32.0.1",
+            ),
             (
                 "{name: c, env: [{name: A, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: B, valueFrom: {configMapKeyRef: {name: m, key: no, optional: true}}}]}",
                 "A=p X_SERVICE_HOST=10.32.0.1",

@@ -1,8 +1,8 @@
 //! Security settings of containers and sandboxes, in the runtime's terms. Pure.
 
 use crate::cri::{
-    Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, ProfileType, SecurityProfile,
+    Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
+    ProfileType, SecurityProfile,
 };
 use crate::pods::spec;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SeccompProfile, SecurityContext};
@@ -96,8 +96,13 @@ pub fn check_non_root(
     if wanted != Some(true) {
         return Ok(());
     }
-    let place = format!("(pod: \"{}_{}({})\", container: {})",
-        spec::name(pod), spec::namespace(pod), spec::uid(pod), container.name);
+    let place = format!(
+        "(pod: \"{}_{}({})\", container: {})",
+        spec::name(pod),
+        spec::namespace(pod),
+        spec::uid(pod),
+        container.name
+    );
     match (run_as_user(pod, container), image_uid) {
         (Some(0), _) => Err(format!("container's runAsUser breaks non-root policy {place}")),
         (Some(_), _) => Ok(()),

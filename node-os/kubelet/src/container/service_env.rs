@@ -52,8 +52,7 @@ mod tests {
         .unwrap();
         let headless: Service =
             serde_yaml_ng::from_str("{metadata: {name: h}, spec: {clusterIP: None, ports: [{port: 1}]}}").unwrap();
-        let text: Vec<String> =
-            variables(&[service, headless]).into_iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let text: Vec<String> = variables(&[service, headless]).into_iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(
             text,
             [

@@ -234,9 +234,7 @@ impl Cri {
     /// The runtime's event stream.
     pub async fn events(&self) -> Result<tonic::Streaming<ContainerEventResponse>, CriError> {
         let mut grpc = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
-        grpc.ready()
-            .await
-            .map_err(|e| CriError { code: tonic::Code::Unavailable, message: crate::chain(&e) })?;
+        grpc.ready().await.map_err(|e| CriError { code: tonic::Code::Unavailable, message: crate::chain(&e) })?;
         let codec: ProstCodec<GetEventsRequest, ContainerEventResponse> = ProstCodec::default();
         let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/GetContainerEvents");
         Ok(grpc.server_streaming(tonic::Request::new(GetEventsRequest {}), path, codec).await?.into_inner())
@@ -263,10 +261,8 @@ impl Cri {
 
     /// The image that `name` stands for, if the node has it.
     pub async fn image_status(&self, name: &str) -> Result<Option<Image>, CriError> {
-        let request = ImageStatusRequest {
-            image: Some(ImageSpec { image: name.into(), ..Default::default() }),
-            verbose: false,
-        };
+        let request =
+            ImageStatusRequest { image: Some(ImageSpec { image: name.into(), ..Default::default() }), verbose: false };
         let answer: ImageStatusResponse =
             self.call("/runtime.v1.ImageService/ImageStatus", request, Some(SHORT)).await?;
         Ok(answer.image)

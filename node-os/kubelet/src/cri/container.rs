@@ -1,7 +1,7 @@
 //! CRI v1 messages about containers (see `sandbox.rs` for what is left out).
 
-use std::collections::BTreeMap;
 use super::{Int64Value, LinuxContainerResources, NamespaceOption, PodSandboxConfig, SecurityProfile};
+use std::collections::BTreeMap;
 
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateContainerRequest {

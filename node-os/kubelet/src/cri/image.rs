@@ -1,7 +1,7 @@
 //! CRI v1 messages about images, their file systems and container statistics.
 
-use std::collections::BTreeMap;
 use super::{ContainerMetadata, ImageSpec, Int64Value, PodSandboxConfig};
+use std::collections::BTreeMap;
 
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListImagesRequest {
@@ -96,8 +96,7 @@ pub struct RemoveImageRequest {
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ImageFsInfoRequest {
-}
+pub struct ImageFsInfoRequest {}
 
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImageFsInfoResponse {

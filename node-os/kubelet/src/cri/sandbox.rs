@@ -378,12 +378,10 @@ pub struct RuntimeHandlerFeatures {
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct RuntimeFeatures {
-}
+pub struct RuntimeFeatures {}
 
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GetEventsRequest {
-}
+pub struct GetEventsRequest {}
 
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerEventResponse {

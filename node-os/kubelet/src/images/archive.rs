@@ -46,7 +46,9 @@ pub async fn import_all(containerd: &Containerd, directory: &Path) -> Result<Vec
     let mut paths: Vec<_> = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("reading {}", directory.display())),
-        Ok(entries) => entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "tar")).collect(),
+        Ok(entries) => {
+            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "tar")).collect()
+        }
     };
     paths.sort();
     let mut imported = Vec::new();

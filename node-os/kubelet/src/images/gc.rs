@@ -56,7 +56,9 @@ pub async fn collect(images: &Images, disk: &Path, high: u64, low: u64) -> Resul
         .list_images()
         .await?
         .into_iter()
-        .filter(|i| !i.pinned && !used.contains(&i.id) && !i.repo_digests.iter().chain(&i.repo_tags).any(|n| used.contains(n)))
+        .filter(|i| {
+            !i.pinned && !used.contains(&i.id) && !i.repo_digests.iter().chain(&i.repo_tags).any(|n| used.contains(n))
+        })
         .filter(|i| !i.repo_tags.iter().any(|t| t.contains("/pause:")))
         .filter(|i| last_used.get(&i.id).is_none_or(|at| now.duration_since(*at) > YOUNG))
         .collect();

@@ -80,7 +80,11 @@ impl Images {
     ) -> Result<Pulled, Refusal> {
         let image = container.image.as_deref().unwrap_or_default();
         if image.is_empty() || image.contains(char::is_whitespace) {
-            return Err(refusal("InvalidImageName", format!("Failed to apply default image tag \"{image}\": couldn't parse image name"), LONGEST_DELAY));
+            return Err(refusal(
+                "InvalidImageName",
+                format!("Failed to apply default image tag \"{image}\": couldn't parse image name"),
+                LONGEST_DELAY,
+            ));
         }
         let reference = || events::pod_reference(pod, field.clone());
         let present = self.present(image).await?;

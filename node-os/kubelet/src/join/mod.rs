@@ -81,9 +81,9 @@ impl Options {
             Err(error) => return Ok(Err(error)),
         };
         let node: Option<node_metadata::Node> = match std::fs::read(&flags.node_file) {
-            Ok(bytes) => Some(
-                serde_json::from_slice(&bytes).with_context(|| format!("reading {}", flags.node_file.display()))?,
-            ),
+            Ok(bytes) => {
+                Some(serde_json::from_slice(&bytes).with_context(|| format!("reading {}", flags.node_file.display()))?)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).with_context(|| format!("reading {}", flags.node_file.display())),
         };
@@ -185,7 +185,9 @@ fn read_token(options: &Options) -> Result<String> {
     })?;
     let token = text.trim().to_string();
     let shape = token.split_once('.').is_some_and(|(id, secret)| {
-        let fine = |part: &str, length| part.len() == length && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let fine = |part: &str, length| {
+            part.len() == length && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        };
         fine(id, 6) && fine(secret, 16)
     });
     anyhow::ensure!(
@@ -245,7 +247,8 @@ mod tests {
         let options = options(directory.path());
         let text = explain_join(request::Error::Unauthorized, &options).to_string();
         assert!(text.contains("kimg seed w1"), "{text}");
-        let denied = explain_join(request::Error::Denied("bootstrap token x is for node w2, not for w1".into()), &options);
+        let denied =
+            explain_join(request::Error::Denied("bootstrap token x is for node w2, not for w1".into()), &options);
         assert!(denied.to_string().contains("for node w2"), "{denied}");
     }
 }

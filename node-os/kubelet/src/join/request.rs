@@ -153,7 +153,8 @@ pub async fn obtain(client: &kube::Client, pair: &Pair, wish: &Wish) -> Result<(
     let key = key_of(pair)?;
     let pem = signing_request(wish, &key).map_err(|e| Error::Local(e.into()))?;
     let digest = hex::encode(&Sha256::digest(key.public_key_raw())[..8]);
-    let name = format!("kimg-{}-{digest}", wish.label.replace(|c: char| !c.is_ascii_alphanumeric(), "-").to_lowercase());
+    let name =
+        format!("kimg-{}-{digest}", wish.label.replace(|c: char| !c.is_ascii_alphanumeric(), "-").to_lowercase());
     let result = ask(client, &name, &pem, wish).await;
     match result {
         Ok(certificate) => pair.install(&certificate).map_err(Error::Local),

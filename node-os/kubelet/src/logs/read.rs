@@ -213,7 +213,10 @@ mod tests {
         assert_eq!(shown(Wish { stream: Some("stderr".into()), ..Default::default() }), "two\n");
         assert_eq!(shown(Wish { limit: Some(6), ..Default::default() }), "one\ntw");
         let since = Some("2026-01-01T00:00:03Z".parse().unwrap());
-        assert_eq!(shown(Wish { since, timestamps: true, ..Default::default() }), "2026-01-01T00:00:03.000000000Z three\n");
+        assert_eq!(
+            shown(Wish { since, timestamps: true, ..Default::default() }),
+            "2026-01-01T00:00:03.000000000Z three\n"
+        );
     }
 
     #[test]

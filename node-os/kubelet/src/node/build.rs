@@ -111,11 +111,8 @@ pub fn status(
     look: Look,
     old: Option<&NodeStatus>,
 ) -> NodeStatus {
-    let mut addresses: Vec<NodeAddress> = options
-        .node_ips
-        .iter()
-        .map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() })
-        .collect();
+    let mut addresses: Vec<NodeAddress> =
+        options.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() }).collect();
     addresses.push(NodeAddress { type_: "Hostname".into(), address: options.node_name.clone() });
     let no_runtime = options.runtime.is_none();
     NodeStatus {
@@ -226,7 +223,8 @@ mod tests {
     use std::ffi::OsString;
 
     fn options(extra: &[&str]) -> Options {
-        let mut args = vec!["kubelet", "--hostname-override=w1", "--node-file=/nonexistent", "--cluster-file=/nonexistent"];
+        let mut args =
+            vec!["kubelet", "--hostname-override=w1", "--node-file=/nonexistent", "--cluster-file=/nonexistent"];
         args.extend(extra);
         Options::load(args.into_iter().map(OsString::from).collect()).unwrap().unwrap()
     }

@@ -190,7 +190,10 @@ impl NodeState {
             list.push(format!("container runtime network not ready: {trouble}"));
         }
         if state.relisted.is_some_and(|at| at.elapsed() > RELIST_LIMIT) {
-            list.push(format!("PLEG is not healthy: containers were last listed more than {} s ago", RELIST_LIMIT.as_secs()));
+            list.push(format!(
+                "PLEG is not healthy: containers were last listed more than {} s ago",
+                RELIST_LIMIT.as_secs()
+            ));
         }
         list
     }

@@ -84,9 +84,10 @@ async fn look(kubelet: &Kubelet) -> NodeStatus {
             Ok(answer) => {
                 let conditions = answer.status.unwrap_or_default().conditions;
                 let trouble = |kind: &str| {
-                    conditions.iter().find(|c| c.r#type == kind && !c.status).map(|c| {
-                        format!("{kind}=false reason:{} message:{}", c.reason, c.message)
-                    })
+                    conditions
+                        .iter()
+                        .find(|c| c.r#type == kind && !c.status)
+                        .map(|c| format!("{kind}=false reason:{} message:{}", c.reason, c.message))
                 };
                 kubelet.node.set_trouble(trouble("RuntimeReady"), trouble("NetworkReady"));
                 images = cri.list_images().await.unwrap_or_default();

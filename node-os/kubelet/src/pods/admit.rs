@@ -37,7 +37,8 @@ pub fn admit(pod: &Pod, node: &Node) -> Result<(), Verdict> {
         return Err(verdict("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS".into()));
     }
     if !node_affinity_matches(pod, node.labels, node.name) {
-        let message = "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        let message =
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
         return Err(verdict("NodeAffinity", message.into()));
     }
     let pods = node.allocatable.get("pods").map_or(110, quantity::value);
@@ -135,7 +136,9 @@ mod tests {
     #[test]
     fn pods_that_do_not_fit_are_refused() {
         let term = |text: &str| {
-            format!("{{containers: [], affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{text}]}}}}}}}}")
+            format!(
+                "{{containers: [], affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{text}]}}}}}}}}"
+            )
         };
         for (spec, expected) in [
             ("{containers: []}".to_string(), None),

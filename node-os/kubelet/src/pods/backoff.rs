@@ -55,10 +55,7 @@ mod tests {
     fn waits_double_and_are_forgotten() {
         let mut backoff = Backoff::default();
         assert!(backoff.ask("a", 100 * S, 100 * S).is_ok(), "the first restart is at once");
-        assert_eq!(
-            backoff.ask("a", 101 * S, 102 * S),
-            Err((Duration::from_secs(9), Duration::from_secs(10)))
-        );
+        assert_eq!(backoff.ask("a", 101 * S, 102 * S), Err((Duration::from_secs(9), Duration::from_secs(10))));
         assert!(backoff.ask("a", 101 * S, 111 * S).is_ok());
         assert_eq!(backoff.ask("a", 112 * S, 112 * S).unwrap_err().1, Duration::from_secs(20));
         assert!(backoff.ask("a", 112 * S, 132 * S).is_ok());

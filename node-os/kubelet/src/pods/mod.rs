@@ -140,11 +140,8 @@ impl Pods {
 
     /// A pod by namespace and name; the one that is not on its way out, if there are two.
     pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        let mut found: Vec<Arc<Pod>> = self
-            .list()
-            .into_iter()
-            .filter(|p| spec::namespace(p) == namespace && spec::name(p) == name)
-            .collect();
+        let mut found: Vec<Arc<Pod>> =
+            self.list().into_iter().filter(|p| spec::namespace(p) == namespace && spec::name(p) == name).collect();
         found.sort_by_key(|p| p.metadata.deletion_timestamp.is_some());
         found.into_iter().next()
     }

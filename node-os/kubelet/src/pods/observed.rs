@@ -180,10 +180,7 @@ fn from_container_status(status: cri::ContainerStatus, sandbox: String) -> Conta
         hash: annotation(spec::HASH),
         restarts: annotation(spec::RESTART_COUNT).parse().unwrap_or(metadata.attempt),
         log_path: status.log_path.clone(),
-        user: status
-            .user
-            .and_then(|u| u.linux)
-            .map(|u| (u.uid, u.gid, u.supplemental_groups)),
+        user: status.user.and_then(|u| u.linux).map(|u| (u.uid, u.gid, u.supplemental_groups)),
         id: status.id,
     }
 }

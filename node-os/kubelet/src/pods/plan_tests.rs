@@ -117,7 +117,8 @@ fn a_sidecar_goes_before_the_others_and_along_with_them() {
 
 #[test]
 fn a_pod_whose_main_containers_are_done_ends_with_its_sidecars() {
-    let pod = pod("{restartPolicy: Never, initContainers: [{name: s, restartPolicy: Always}], containers: [{name: a}]}");
+    let pod =
+        pod("{restartPolicy: Never, initContainers: [{name: s, restartPolicy: Always}], containers: [{name: a}]}");
     let done = with(&pod, &[("s", State::Running, 0), ("a", State::Exited, 0)]);
     assert!(plan(&pod, &done, &FINE).kill_pod);
 }

@@ -148,10 +148,7 @@ mod tests {
             ("{containers: [{name: a}]}", Class::BestEffort),
             ("{containers: [{name: a, resources: {requests: {cpu: 1}}}]}", Class::Burstable),
             ("{containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}}}]}", Class::Guaranteed),
-            (
-                "{containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}}}, {name: b}]}",
-                Class::Burstable,
-            ),
+            ("{containers: [{name: a, resources: {limits: {cpu: 1, memory: 1Gi}}}, {name: b}]}", Class::Burstable),
             (
                 "{containers: [{name: a, resources: {requests: {cpu: 1000m, memory: 1Gi}, limits: {cpu: 1, memory: 1024Mi}}}]}",
                 Class::Guaranteed,

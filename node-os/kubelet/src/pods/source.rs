@@ -13,7 +13,8 @@ use std::time::Duration;
 /// Follows the watch until the kubelet ends.
 pub async fn run(kubelet: Arc<Kubelet>) {
     let api: Api<Pod> = Api::all(kubelet.api.clone());
-    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", kubelet.options.node_name)).timeout(290);
+    let config =
+        watcher::Config::default().fields(&format!("spec.nodeName={}", kubelet.options.node_name)).timeout(290);
     let mut stream = Box::pin(watcher::watcher(api, config));
     let mut listed = HashSet::new();
     let mut silent = false;

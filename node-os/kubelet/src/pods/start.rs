@@ -2,12 +2,12 @@
 
 use super::spec::{self, Kind};
 use super::status::Waiting;
+use crate::container::downward::Facts;
 use crate::container::{config, env, service_env};
 use crate::cri::{ContainerConfig, PodSandboxConfig};
 use crate::events;
 use crate::images::{Credentials, Pulled};
 use crate::kubelet::Kubelet;
-use crate::container::downward::Facts;
 use crate::probes::attempt;
 use crate::volumes::{self, Volumes};
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service};
@@ -63,7 +63,13 @@ impl Starter<'_> {
             return Err(failure("CreateContainerError", "this node has no container runtime"));
         };
         let image = images
-            .ensure(self.pod, container, Some(super::field_path(kind, &container.name)), self.credentials, self.sandbox_config)
+            .ensure(
+                self.pod,
+                container,
+                Some(super::field_path(kind, &container.name)),
+                self.credentials,
+                self.sandbox_config,
+            )
             .await
             .map_err(|r| Failure { waiting: Waiting { reason: r.reason, message: r.message }, again: r.again })?;
         let config = match self.config(container, restarts, target, &image).await {
@@ -148,7 +154,12 @@ impl Starter<'_> {
     async fn services(&self) -> Result<Vec<(String, String)>, String> {
         let links = spec::of(self.pod).enable_service_links.unwrap_or(true);
         let namespace = spec::namespace(self.pod);
-        let explain = |e: kube::Error| format!("services have not yet been read at least once, cannot construct envvars: {}", crate::client::explain(&e));
+        let explain = |e: kube::Error| {
+            format!(
+                "services have not yet been read at least once, cannot construct envvars: {}",
+                crate::client::explain(&e)
+            )
+        };
         let mut list = Vec::new();
         if links {
             let api: Api<Service> = Api::namespaced(self.kubelet.api.clone(), namespace);
@@ -165,14 +176,9 @@ impl Starter<'_> {
     /// The name under which log collectors look for the log.
     fn link_log(&self, container: &Container, id: &str, log: &std::path::Path) {
         let directory = self.kubelet.options.container_log_dir();
-        let name = format!(
-            "{}_{}_{}-{id}.log",
-            spec::name(self.pod),
-            spec::namespace(self.pod),
-            container.name
-        );
-        let result = std::fs::create_dir_all(&directory)
-            .and_then(|()| std::os::unix::fs::symlink(log, directory.join(&name)));
+        let name = format!("{}_{}_{}-{id}.log", spec::name(self.pod), spec::namespace(self.pod), container.name);
+        let result =
+            std::fs::create_dir_all(&directory).and_then(|()| std::os::unix::fs::symlink(log, directory.join(&name)));
         if let Err(error) = result {
             tracing::debug!("linking the log of {name}: {error}");
         }

@@ -63,7 +63,8 @@ fn parse(bytes: &[u8], node: &str) -> anyhow::Result<Pod> {
     spec.node_name = Some(node.to_string());
     spec.restart_policy.get_or_insert_with(|| "Always".into());
     // Static pods stay whatever befalls the node.
-    let toleration = Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Default::default() };
+    let toleration =
+        Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Default::default() };
     spec.tolerations.get_or_insert_default().push(toleration);
     let name = pod.metadata.name.clone().unwrap_or_default();
     anyhow::ensure!(!name.is_empty(), "metadata.name is missing");

@@ -5,8 +5,8 @@ use super::observed::{Container as Seen, Observed, State};
 use super::spec::{self, Kind};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::collections::BTreeMap;
@@ -371,7 +371,11 @@ fn phase(input: &Input, inits: &[ContainerStatus], mains: &[ContainerStatus]) ->
         return "Failed";
     }
     if input.terminated {
-        return if stopped > 0 && stopped == succeeded && waiting == 0 && running == 0 { "Succeeded" } else { "Failed" };
+        return if stopped > 0 && stopped == succeeded && waiting == 0 && running == 0 {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
     }
     match () {
         () if pending_inits > 0 || failed_inits > 0 && !inits_done(input) => "Pending",
@@ -385,12 +389,7 @@ fn phase(input: &Input, inits: &[ContainerStatus], mains: &[ContainerStatus]) ->
     }
 }
 
-fn conditions(
-    input: &Input,
-    phase: &str,
-    inits: &[ContainerStatus],
-    mains: &[ContainerStatus],
-) -> Vec<PodCondition> {
+fn conditions(input: &Input, phase: &str, inits: &[ContainerStatus], mains: &[ContainerStatus]) -> Vec<PodCondition> {
     let sandbox_ready = input.seen.ready_sandbox().is_some_and(|s| s.host_network || !s.ips.is_empty());
     let initialized = initialized(input, phase, inits);
     let containers = containers_ready(input, phase, inits, mains);

@@ -283,14 +283,15 @@ impl Worker {
     /// cgroup, directories, volumes. The error is how long to wait.
     async fn prepare(&mut self, seen: &Observed) -> Result<(), Duration> {
         let uid = spec::uid(&self.pod).to_string();
-        let fresh = self.volumes.is_some()
-            && (!volumes::has_payload(&self.pod) || self.volumes_at.elapsed() < QUIET);
+        let fresh = self.volumes.is_some() && (!volumes::has_payload(&self.pod) || self.volumes_at.elapsed() < QUIET);
         if fresh {
             return Ok(());
         }
         if let Some(cgroups) = &self.kubelet.cgroups {
             if let Err(error) = cgroups.apply(&self.pod) {
-                return Err(self.failed("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}")));
+                return Err(
+                    self.failed("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}"))
+                );
             }
         }
         let pod_dir = self.kubelet.options.pod_dir(&uid);
@@ -445,7 +446,12 @@ impl Worker {
     }
 
     /// Starts one container; none if the pod came to its end meanwhile.
-    async fn start_one(&mut self, starter: &Starter<'_>, seen: &Observed, start: &Start) -> Option<Result<(), Failure>> {
+    async fn start_one(
+        &mut self,
+        starter: &Starter<'_>,
+        seen: &Observed,
+        start: &Start,
+    ) -> Option<Result<(), Failure>> {
         let (kind, container) = spec::find(&self.pod, &start.name)?;
         let last = seen.latest(&start.name);
         // One that is being replaced while it runs waits as long as the run before it says.
@@ -485,7 +491,12 @@ impl Worker {
         Some(hook)
     }
 
-    fn backing_off(&mut self, container: &Container, kind: Kind, last: Option<&observed::Container>) -> Option<Failure> {
+    fn backing_off(
+        &mut self,
+        container: &Container,
+        kind: Kind,
+        last: Option<&observed::Container>,
+    ) -> Option<Failure> {
         let last = last?;
         let now = Timestamp::now().as_nanosecond() as i64;
         let (left, length) = self.backoff.ask(&container.name, last.finished_at, now).err()?;
@@ -527,7 +538,10 @@ impl Worker {
             match api.get_opt(&reference.name).await {
                 Ok(Some(secret)) => credentials.add(&secret.data.unwrap_or_default()),
                 Ok(None) => {
-                    let text = format!("Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.", reference.name);
+                    let text = format!(
+                        "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                        reference.name
+                    );
                     let pod = events::pod_reference(&self.pod, None);
                     self.kubelet.events.warning(pod, "FailedToRetrieveImagePullSecret", text);
                 }

@@ -55,8 +55,7 @@ async fn one(
     let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let scheme = if tls { "https" } else { "http" };
     let fail = |what: String| format!("Get \"{scheme}://{shown}{path}\": {what}");
-    let stream =
-        TcpStream::connect((host, port)).await.map_err(|e| fail(format!("dial tcp {shown}: connect: {e}")))?;
+    let stream = TcpStream::connect((host, port)).await.map_err(|e| fail(format!("dial tcp {shown}: connect: {e}")))?;
     let request = request(path, &shown, headers, agent).map_err(|e| fail(e.to_string()))?;
     if tls {
         let name = ServerName::try_from(host.to_string()).map_err(|e| fail(e.to_string()))?;

@@ -78,7 +78,10 @@ impl Access {
             return Ok(());
         }
         // The fine-grained names stand beside the broad one that older roles have.
-        if subresource != "proxy" && !matches!(subresource, "stats" | "metrics" | "log") && self.may(&identity, verb, "proxy").await? {
+        if subresource != "proxy"
+            && !matches!(subresource, "stats" | "metrics" | "log")
+            && self.may(&identity, verb, "proxy").await?
+        {
             return Ok(());
         }
         Err(Refusal::Forbidden(format!(

@@ -79,7 +79,9 @@ fn wish_of(query: &Query, now: Timestamp) -> Result<Wish, String> {
     let number = |key: &str| -> Result<Option<u64>, String> {
         match query.get(key).filter(|v| !v.is_empty()) {
             None => Ok(None),
-            Some(text) => text.parse().map(Some).map_err(|_| format!("query parameter {key:?} is not a number: {text:?}")),
+            Some(text) => {
+                text.parse().map(Some).map_err(|_| format!("query parameter {key:?} is not a number: {text:?}"))
+            }
         }
     };
     let since = match (number("sinceSeconds")?, query.get("sinceTime").filter(|v| !v.is_empty())) {
@@ -251,10 +253,18 @@ mod tests {
     #[test]
     fn wishes_are_read_from_the_query() {
         let now = Timestamp::from_second(100).unwrap();
-        let wish = wish_of(&Query::parse("follow=true&tailLines=5&sinceSeconds=10&timestamps=true&limitBytes=7"), now).unwrap();
+        let wish = wish_of(&Query::parse("follow=true&tailLines=5&sinceSeconds=10&timestamps=true&limitBytes=7"), now)
+            .unwrap();
         assert_eq!(
             wish,
-            Wish { follow: true, tail: Some(5), since: Some(Timestamp::from_second(90).unwrap()), timestamps: true, limit: Some(7), stream: None }
+            Wish {
+                follow: true,
+                tail: Some(5),
+                since: Some(Timestamp::from_second(90).unwrap()),
+                timestamps: true,
+                limit: Some(7),
+                stream: None
+            }
         );
         for bad in ["tailLines=x", "sinceTime=never", "stream=Both"] {
             assert!(wish_of(&Query::parse(bad), now).is_err(), "{bad}");

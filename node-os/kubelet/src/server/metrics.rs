@@ -18,7 +18,11 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(Stri
     // Writing to a String cannot fail.
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
     for (labels, value) in samples {
-        let _ = if labels.is_empty() { writeln!(out, "{name} {value}") } else { writeln!(out, "{name}{{{labels}}} {value}") };
+        let _ = if labels.is_empty() {
+            writeln!(out, "{name} {value}")
+        } else {
+            writeln!(out, "{name}{{{labels}}} {value}")
+        };
     }
 }
 
@@ -30,10 +34,22 @@ pub fn kubelet(kubelet: &Kubelet) -> Answer {
     let mut out = String::new();
     family(&mut out, "kubelet_node_name", "gauge", "The node's name. The count is always 1.", &[(node, 1.0)]);
     family(&mut out, "kubelet_running_pods", "gauge", "Number of pods that run.", &[(String::new(), running as f64)]);
-    family(&mut out, "kubelet_desired_pods", "gauge", "Number of pods bound to this node.", &[(String::new(), pods.len() as f64)]);
+    family(
+        &mut out,
+        "kubelet_desired_pods",
+        "gauge",
+        "Number of pods bound to this node.",
+        &[(String::new(), pods.len() as f64)],
+    );
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let resident = crate::node::facts::meminfo(&status).get("VmRSS").copied().unwrap_or(0);
-    family(&mut out, "process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", &[(String::new(), resident as f64)]);
+    family(
+        &mut out,
+        "process_resident_memory_bytes",
+        "gauge",
+        "Resident memory size in bytes.",
+        &[(String::new(), resident as f64)],
+    );
     answer(out)
 }
 
@@ -57,14 +73,56 @@ pub async fn resource(kubelet: &Kubelet) -> Answer {
     let node = node_figures(kubelet);
     let one = |value: f64| vec![(String::new(), value)];
     let mut out = String::new();
-    family(&mut out, "container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the container in core-seconds", &cpu);
-    family(&mut out, "container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes", &memory);
-    family(&mut out, "container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds", &start);
-    family(&mut out, "node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds", &one(seconds(node.cpu_ns)));
-    family(&mut out, "node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes", &one(node.working_set as f64));
-    family(&mut out, "pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds", &pod_cpu);
+    family(
+        &mut out,
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the container in core-seconds",
+        &cpu,
+    );
+    family(
+        &mut out,
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the container in bytes",
+        &memory,
+    );
+    family(
+        &mut out,
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds",
+        &start,
+    );
+    family(
+        &mut out,
+        "node_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the node in core-seconds",
+        &one(seconds(node.cpu_ns)),
+    );
+    family(
+        &mut out,
+        "node_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the node in bytes",
+        &one(node.working_set as f64),
+    );
+    family(
+        &mut out,
+        "pod_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the pod in core-seconds",
+        &pod_cpu,
+    );
     family(&mut out, "pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes", &pod_memory);
-    family(&mut out, "resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise", &one(0.0));
+    family(
+        &mut out,
+        "resource_scrape_error",
+        "gauge",
+        "1 if there was an error while getting container metrics, 0 otherwise",
+        &one(0.0),
+    );
     answer(out)
 }
 

@@ -124,10 +124,7 @@ async fn connection(
         let (kubelet, access, identity) = (kubelet.clone(), access.clone(), identity.clone());
         async move { Ok::<_, Infallible>(routes::answer(kubelet, &access, identity, request).await) }
     });
-    hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await?;
+    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await?;
     Ok(())
 }
 

@@ -45,7 +45,10 @@ pub async fn answer(kubelet: Arc<Kubelet>, namespace: &str, pod: &str, request: 
 }
 
 /// The pod's network namespace; none for the node's own.
-async fn network_namespace(kubelet: &Kubelet, pod: &k8s_openapi::api::core::v1::Pod) -> Result<Option<PathBuf>, String> {
+async fn network_namespace(
+    kubelet: &Kubelet,
+    pod: &k8s_openapi::api::core::v1::Pod,
+) -> Result<Option<PathBuf>, String> {
     let Some(cri) = &kubelet.cri else { return Err("this node has no container runtime".into()) };
     let seen = crate::pods::observed::observe(cri, spec::uid(pod)).await.map_err(|e| e.to_string())?;
     let sandbox = seen.ready_sandbox().ok_or_else(|| format!("pod {} does not run", spec::name(pod)))?;
@@ -64,7 +67,11 @@ fn namespace_in(info: &str) -> Option<PathBuf> {
     let path = namespaces.into_iter().flatten().find(|n| n["type"] == "network").and_then(|n| n["path"].as_str());
     match path {
         Some(path) => Some(PathBuf::from(path)),
-        None => value.get("pid").and_then(|p| p.as_i64()).filter(|p| *p > 0).map(|p| PathBuf::from(format!("/proc/{p}/ns/net"))),
+        None => value
+            .get("pid")
+            .and_then(|p| p.as_i64())
+            .filter(|p| *p > 0)
+            .map(|p| PathBuf::from(format!("/proc/{p}/ns/net"))),
     }
 }
 
@@ -91,7 +98,8 @@ fn connect_within(namespace: Option<PathBuf>, port: u16) -> Result<StdStream, St
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     StdStream::connect_timeout(&v4, CONNECT).or_else(|first| {
-        StdStream::connect_timeout(&v6, CONNECT).map_err(|_| format!("failed to connect to localhost:{port} inside the pod: {first}"))
+        StdStream::connect_timeout(&v6, CONNECT)
+            .map_err(|_| format!("failed to connect to localhost:{port} inside the pod: {first}"))
     })
 }
 

@@ -33,8 +33,12 @@ pub async fn answer(
 
 /// Whether the kubelet works.
 pub fn health(kubelet: &Kubelet) -> Answer {
-    let troubles: Vec<String> =
-        kubelet.node.troubles().into_iter().filter(|t| t.starts_with("PLEG") || t.contains("runtime is down")).collect();
+    let troubles: Vec<String> = kubelet
+        .node
+        .troubles()
+        .into_iter()
+        .filter(|t| t.starts_with("PLEG") || t.contains("runtime is down"))
+        .collect();
     if troubles.is_empty() {
         text(StatusCode::OK, "ok")
     } else {
@@ -63,7 +67,9 @@ async fn route(kubelet: Arc<Kubelet>, request: Request<Incoming>) -> Answer {
         ["attach", namespace, pod, container] if streaming => {
             streams::attach(kubelet.clone(), namespace, pod, container, request).await
         }
-        ["portForward", namespace, pod] if streaming => port_forward::answer(kubelet.clone(), namespace, pod, request).await,
+        ["portForward", namespace, pod] if streaming => {
+            port_forward::answer(kubelet.clone(), namespace, pod, request).await
+        }
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
 }
@@ -157,10 +163,9 @@ fn configz(kubelet: &Kubelet) -> Answer {
 
 /// The pod of a request.
 pub fn find(kubelet: &Kubelet, namespace: &str, name: &str) -> Result<Arc<Pod>, Answer> {
-    kubelet
-        .pods
-        .find(namespace, name)
-        .ok_or_else(|| text(StatusCode::NOT_FOUND, format!("pod \"{name}\" not found in namespace \"{namespace}\" on this node\n")))
+    kubelet.pods.find(namespace, name).ok_or_else(|| {
+        text(StatusCode::NOT_FOUND, format!("pod \"{name}\" not found in namespace \"{namespace}\" on this node\n"))
+    })
 }
 
 /// The running container of a request.

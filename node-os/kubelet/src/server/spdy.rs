@@ -80,7 +80,8 @@ impl Connection {
     /// Connects to `url`, which the runtime gave, and switches to SPDY.
     pub async fn open(url: &str, protocol: &str) -> Result<Connection, String> {
         let uri: http::Uri = url.parse().map_err(|e| format!("the runtime's streaming address {url:?}: {e}"))?;
-        let authority = uri.authority().ok_or_else(|| format!("the runtime's streaming address {url:?} has no host"))?;
+        let authority =
+            uri.authority().ok_or_else(|| format!("the runtime's streaming address {url:?} has no host"))?;
         let port = uri.port_u16().unwrap_or(80);
         let mut stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), port))
             .await
@@ -220,7 +221,9 @@ mod tests {
         assert_eq!(codec.decode(&mut data).unwrap(), None);
         data.put_u8(b'i');
         assert_eq!(codec.decode(&mut data).unwrap(), Some(Frame::Data(5, Bytes::from_static(b"hi"), true)));
-        for (kind, frame) in [(2, Frame::Reply(3)), (3, Frame::Reset(3)), (6, Frame::Ping(3)), (7, Frame::GoAway), (9, Frame::Other)] {
+        for (kind, frame) in
+            [(2, Frame::Reply(3)), (3, Frame::Reset(3)), (6, Frame::Ping(3)), (7, Frame::GoAway), (9, Frame::Other)]
+        {
             data.put_u32(0x8003_0000 | kind);
             data.put_u32(8);
             data.put_u32(3);

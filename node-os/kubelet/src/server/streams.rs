@@ -44,7 +44,13 @@ impl Wants {
 }
 
 /// Runs a command in a container.
-pub async fn exec(kubelet: Arc<Kubelet>, namespace: &str, pod: &str, container: &str, request: Request<Incoming>) -> Answer {
+pub async fn exec(
+    kubelet: Arc<Kubelet>,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    request: Request<Incoming>,
+) -> Answer {
     let query = Query::of(&request);
     let wants = Wants::of(&query);
     let cmd = query.all("command");
@@ -71,7 +77,13 @@ pub async fn exec(kubelet: Arc<Kubelet>, namespace: &str, pod: &str, container: 
 }
 
 /// Joins a container's own streams.
-pub async fn attach(kubelet: Arc<Kubelet>, namespace: &str, pod: &str, container: &str, request: Request<Incoming>) -> Answer {
+pub async fn attach(
+    kubelet: Arc<Kubelet>,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    request: Request<Incoming>,
+) -> Answer {
     let query = Query::of(&request);
     let mut wants = Wants::of(&query);
     let id = match prepare(&kubelet, namespace, pod, container, wants).await {
@@ -99,7 +111,13 @@ pub async fn attach(kubelet: Arc<Kubelet>, namespace: &str, pod: &str, container
     }
 }
 
-async fn prepare(kubelet: &Kubelet, namespace: &str, pod: &str, container: &str, wants: Wants) -> Result<String, Answer> {
+async fn prepare(
+    kubelet: &Kubelet,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    wants: Wants,
+) -> Result<String, Answer> {
     if !(wants.stdin || wants.stdout || wants.stderr) {
         return Err(text(StatusCode::BAD_REQUEST, "you must specify at least 1 of stdin, stdout, stderr\n"));
     }
@@ -258,11 +276,9 @@ mod tests {
 
     #[test]
     fn there_is_always_a_final_status() {
-        for (given, expected) in [
-            (&b""[..], "Success"),
-            (br#"{"metadata":{},"status":"Success"}"#, "Success"),
-            (b"broken", "Failure"),
-        ] {
+        for (given, expected) in
+            [(&b""[..], "Success"), (br#"{"metadata":{},"status":"Success"}"#, "Success"), (b"broken", "Failure")]
+        {
             let value: serde_json::Value = serde_json::from_slice(&finished(given.to_vec())).unwrap();
             assert_eq!(value["status"], expected);
         }

@@ -88,7 +88,10 @@ where
         return text(StatusCode::BAD_REQUEST, "this needs an upgrade to WebSocket\n");
     };
     let Some(protocol) = choose(&request, protocols) else {
-        return text(StatusCode::BAD_REQUEST, format!("none of the subprotocols is known here; there are: {}\n", protocols.join(", ")));
+        return text(
+            StatusCode::BAD_REQUEST,
+            format!("none of the subprotocols is known here; there are: {}\n", protocols.join(", ")),
+        );
     };
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {

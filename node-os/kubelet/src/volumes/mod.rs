@@ -45,9 +45,11 @@ pub async fn prepare(kubelet: &Kubelet, pod: &Pod, facts: &Facts) -> Result<Volu
 
 /// Whether the pod has volumes whose content comes from the API and may change.
 pub fn has_payload(pod: &Pod) -> bool {
-    spec::of(pod).volumes.iter().flatten().any(|v| {
-        v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some()
-    })
+    spec::of(pod)
+        .volumes
+        .iter()
+        .flatten()
+        .any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some())
 }
 
 /// Where a volume of a kind lies.
@@ -75,7 +77,11 @@ async fn prepare_one(kubelet: &Kubelet, pod: &Pod, volume: &Volume, facts: &Fact
         let name = format!("{}-{}", spec::name(pod), volume.name);
         return claim::prepare(kubelet, pod, &name, false).await;
     }
-    if volume.config_map.is_some() || volume.secret.is_some() || volume.projected.is_some() || volume.downward_api.is_some() {
+    if volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some()
+    {
         let (kind, memory, files) = projected::files(kubelet, pod, volume, facts).await?;
         let path = at(kind);
         make_directory(&path)?;

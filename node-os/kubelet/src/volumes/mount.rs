@@ -25,9 +25,13 @@ pub fn volumes(
         let host_path = match &sub_path {
             None => volume.path.clone(),
             Some(sub) => {
-                let place = pod_dir.join("volume-subpaths").join(&mount.name).join(&container.name).join(index.to_string());
+                let place =
+                    pod_dir.join("volume-subpaths").join(&mount.name).join(&container.name).join(index.to_string());
                 bind_sub_path(&volume.path, sub, &place, volume.read_only).map_err(|error| {
-                    format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}", mount.name, container.name)
+                    format!(
+                        "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}",
+                        mount.name, container.name
+                    )
                 })?
             }
         };
@@ -77,7 +81,8 @@ fn bind_sub_path(volume: &Path, sub: &Path, place: &Path, read_only: bool) -> Re
     let at = |error: rustix::io::Errno| format!("{}: {error}", volume.join(sub).display());
     let root = rustix::fs::open(volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(at)?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let open = || rustix::fs::openat2(&root, sub, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
+    let open =
+        || rustix::fs::openat2(&root, sub, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
     let file = match open() {
         Err(rustix::io::Errno::NOENT) if !read_only => {
             make_inside(&root, sub).map_err(at)?;
@@ -93,7 +98,11 @@ fn bind_sub_path(volume: &Path, sub: &Path, place: &Path, read_only: bool) -> Re
         make_directory(place)?;
     } else {
         make_directory(place.parent().unwrap_or(place))?;
-        std::fs::OpenOptions::new().create(true).append(true).open(place).map_err(|e| format!("{}: {e}", place.display()))?;
+        std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(place)
+            .map_err(|e| format!("{}: {e}", place.display()))?;
     }
     let source = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     mounts::bind(&source, place).map_err(|e| format!("binding {}: {e}", place.display()))?;

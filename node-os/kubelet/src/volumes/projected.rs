@@ -154,9 +154,8 @@ async fn token(
 
 /// The one user that all containers run as, where the spec says so.
 fn common_user(pod: &Pod) -> Option<i64> {
-    let mut users = spec::inits(pod).iter().chain(spec::mains(pod)).map(|c| {
-        crate::container::security::run_as_user(pod, c)
-    });
+    let mut users =
+        spec::inits(pod).iter().chain(spec::mains(pod)).map(|c| crate::container::security::run_as_user(pod, c));
     let first = users.next()??;
     users.all(|u| u == Some(first)).then_some(first)
 }

@@ -43,7 +43,8 @@ pub async fn follow(kubelet: &Kubelet, node: &Node) {
 }
 
 fn names_of(node: &Node) -> Vec<String> {
-    let text = node.metadata.annotations.as_ref().and_then(|a| a.get(ANNOTATION)).map(String::as_str).unwrap_or_default();
+    let text =
+        node.metadata.annotations.as_ref().and_then(|a| a.get(ANNOTATION)).map(String::as_str).unwrap_or_default();
     text.split(',').map(str::trim).filter(|n| !n.is_empty()).map(String::from).collect()
 }
 

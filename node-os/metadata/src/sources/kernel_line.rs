@@ -30,7 +30,9 @@ impl Source for KernelLine {
             if !base.starts_with("http://") {
                 return Err(format!("the metadata URL {base:?} in ds=nocloud does not begin with http://"));
             }
-            let page = |name: &str| platform.get(&format!("{base}{name}"), &[]).map_err(|error| format!("{base}{name}: {error}"));
+            let page = |name: &str| {
+                platform.get(&format!("{base}{name}"), &[]).map_err(|error| format!("{base}{name}: {error}"))
+            };
             let meta = page("meta-data")?.unwrap_or_default();
             (found.instance_id, found.hostname) = parse_meta_data(&meta)?;
             found.user_data = page("user-data")?;
@@ -95,7 +97,10 @@ mod tests {
 
     #[test]
     fn a_line_with_a_url_fetches_the_documents() {
-        let mut platform = FakePlatform { line: "quiet ds=nocloud;h=w1;s=http://10.0.2.2/__dmi.product-uuid__/", ..FakePlatform::default() };
+        let mut platform = FakePlatform {
+            line: "quiet ds=nocloud;h=w1;s=http://10.0.2.2/__dmi.product-uuid__/",
+            ..FakePlatform::default()
+        };
         platform.dmi.insert("product_uuid", "u1");
         platform.pages.insert("http://10.0.2.2/u1/user-data", "#cloud-config");
         platform.pages.insert("http://10.0.2.2/u1/meta-data", "instance-id: 5\nlocal-hostname: other");

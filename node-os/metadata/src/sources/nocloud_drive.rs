@@ -26,7 +26,9 @@ impl Source for NoCloudDrive {
 
     fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, String> {
         for (name, device) in platform.devices() {
-            let Some(mut files) = seed_files(device.as_ref()).map_err(|error| format!("the metadata drive {name}: {error}"))? else {
+            let Some(mut files) =
+                seed_files(device.as_ref()).map_err(|error| format!("the metadata drive {name}: {error}"))?
+            else {
                 continue;
             };
             let (instance_id, hostname) = parse_meta_data(&files.remove("meta-data").unwrap_or_default())?;
@@ -36,7 +38,9 @@ impl Source for NoCloudDrive {
                 instance_id: line_id.or(instance_id),
                 hostname: line_hostname.or(hostname),
                 user_data: files.remove("user-data"),
-                network_config: files.remove("network-config").map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+                network_config: files
+                    .remove("network-config")
+                    .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
                 provider_id: None,
             }));
         }
@@ -62,7 +66,8 @@ mod tests {
 
     #[test]
     fn devices_without_the_label_are_passed_over() {
-        let platform = FakePlatform { devices: vec![("vda", vec![0; 4096]), ("sr0", Vec::new())], ..FakePlatform::default() };
+        let platform =
+            FakePlatform { devices: vec![("vda", vec![0; 4096]), ("sr0", Vec::new())], ..FakePlatform::default() };
         assert_eq!(NoCloudDrive.read(&platform).unwrap(), None);
     }
 }

@@ -89,27 +89,69 @@ pub enum CmpOp {
 pub enum Expr {
     Meta(MetaKey, Reg),
     SetMark(Reg),
-    Payload { base: PayloadBase, offset: u32, len: u32, into: Reg },
+    Payload {
+        base: PayloadBase,
+        offset: u32,
+        len: u32,
+        into: Reg,
+    },
     Ct(CtKey, Reg),
     /// Type of the destination address (2 is local), as routing sees it.
     FibDaddrType(Reg),
     Cmp(Reg, CmpOp, Vec<u8>),
     /// `reg = reg & mask ^ xor`.
-    Bitwise { reg: Reg, mask: Vec<u8>, xor: Vec<u8> },
+    Bitwise {
+        reg: Reg,
+        mask: Vec<u8>,
+        xor: Vec<u8>,
+    },
     Immediate(Reg, Vec<u8>),
     /// Set membership; `id` for an anonymous set.
-    Lookup { set: String, id: u32, key: Reg, invert: bool },
+    Lookup {
+        set: String,
+        id: u32,
+        key: Reg,
+        invert: bool,
+    },
     /// Map lookup into a register.
-    Map { set: String, id: u32, key: Reg, into: Reg },
+    Map {
+        set: String,
+        id: u32,
+        key: Reg,
+        into: Reg,
+    },
     /// Verdict map.
-    Vmap { set: String, id: u32, key: Reg },
-    Numgen { modulus: u32, into: Reg },
+    Vmap {
+        set: String,
+        id: u32,
+        key: Reg,
+    },
+    Numgen {
+        modulus: u32,
+        into: Reg,
+    },
     /// Adds or refreshes the key in a set that rules may fill.
-    Update { set: String, key: Reg, timeout_ms: u64 },
+    Update {
+        set: String,
+        key: Reg,
+        timeout_ms: u64,
+    },
     /// The same for a map: key and data come from registers.
-    UpdateMap { set: String, key: Reg, data: Reg, timeout_ms: u64 },
-    Dnat { v6: bool, addr: Reg, port: Option<Reg> },
-    Snat { v6: bool, addr: Reg },
+    UpdateMap {
+        set: String,
+        key: Reg,
+        data: Reg,
+        timeout_ms: u64,
+    },
+    Dnat {
+        v6: bool,
+        addr: Reg,
+        port: Option<Reg>,
+    },
+    Snat {
+        v6: bool,
+        addr: Reg,
+    },
     Masquerade,
     /// TCP reset.
     RejectTcp,
@@ -119,7 +161,10 @@ pub enum Expr {
     RejectAdmin,
     Counter,
     /// Id of the cgroup (v2) `level` steps below the root that owns the socket, 8 bytes.
-    SocketCgroup { level: u32, into: Reg },
+    SocketCgroup {
+        level: u32,
+        into: Reg,
+    },
     Verdict(Verdict),
 }
 
@@ -194,87 +239,132 @@ impl Expr {
 
     pub(super) fn encode(&self, e: &mut Attrs) {
         let (name, fill): (&str, Box<dyn FnOnce(&mut Attrs) + '_>) = match self {
-            Expr::Meta(key, reg) => ("meta", Box::new(|a| {
-                a.u32(2, *key as u32);
-                a.u32(1, reg.number());
-            })),
-            Expr::SetMark(reg) => ("meta", Box::new(|a| {
-                a.u32(2, MetaKey::Mark as u32);
-                a.u32(3, reg.number());
-            })),
-            Expr::Payload { base, offset, len, into } => ("payload", Box::new(|a| {
-                a.u32(1, into.number());
-                a.u32(2, *base as u32);
-                a.u32(3, *offset);
-                a.u32(4, *len);
-            })),
-            Expr::Ct(key, reg) => ("ct", Box::new(|a| {
-                a.u32(2, *key as u32);
-                a.u32(1, reg.number());
-            })),
-            Expr::FibDaddrType(reg) => ("fib", Box::new(|a| {
-                const RESULT_ADDRTYPE: u32 = 3;
-                const FLAG_DADDR: u32 = 2;
-                a.u32(3, FLAG_DADDR);
-                a.u32(2, RESULT_ADDRTYPE);
-                a.u32(1, reg.number());
-            })),
-            Expr::Cmp(reg, op, data) => ("cmp", Box::new(|a| {
-                a.u32(1, reg.number());
-                a.u32(2, *op as u32);
-                a.nest(3, |d| d.bytes(1, data));
-            })),
-            Expr::Bitwise { reg, mask, xor } => ("bitwise", Box::new(|a| {
-                a.u32(1, reg.number());
-                a.u32(2, reg.number());
-                a.u32(3, mask.len() as u32);
-                a.nest(4, |d| d.bytes(1, mask));
-                a.nest(5, |d| d.bytes(1, xor));
-            })),
-            Expr::Immediate(reg, data) => ("immediate", Box::new(|a| {
-                a.u32(1, reg.number());
-                a.nest(2, |d| d.bytes(1, data));
-            })),
-            Expr::Verdict(v) => ("immediate", Box::new(|a| {
-                a.u32(1, 0);
-                a.nest(2, |d| v.encode(d));
-            })),
-            Expr::Lookup { set, id, key, invert } => ("lookup", Box::new(|a| {
-                lookup(a, set, *id, *key);
-                if *invert {
-                    a.u32(5, 1);
-                }
-            })),
-            Expr::Map { set, id, key, into } => ("lookup", Box::new(|a| {
-                lookup(a, set, *id, *key);
-                a.u32(3, into.number());
-            })),
-            Expr::Vmap { set, id, key } => ("lookup", Box::new(|a| {
-                lookup(a, set, *id, *key);
-                a.u32(3, 0);
-            })),
-            Expr::Numgen { modulus, into } => ("numgen", Box::new(|a| {
-                const RANDOM: u32 = 1;
-                a.u32(1, into.number());
-                a.u32(2, *modulus);
-                a.u32(3, RANDOM);
-                a.u32(4, 0);
-            })),
-            Expr::Update { set, key, timeout_ms } => ("dynset", Box::new(|a| {
-                const OP_UPDATE: u32 = 1;
-                a.str(1, set);
-                a.u32(4, key.number());
-                a.u32(3, OP_UPDATE);
-                a.u64(6, *timeout_ms);
-            })),
-            Expr::UpdateMap { set, key, data, timeout_ms } => ("dynset", Box::new(|a| {
-                const OP_UPDATE: u32 = 1;
-                a.str(1, set);
-                a.u32(4, key.number());
-                a.u32(5, data.number());
-                a.u32(3, OP_UPDATE);
-                a.u64(6, *timeout_ms);
-            })),
+            Expr::Meta(key, reg) => (
+                "meta",
+                Box::new(|a| {
+                    a.u32(2, *key as u32);
+                    a.u32(1, reg.number());
+                }),
+            ),
+            Expr::SetMark(reg) => (
+                "meta",
+                Box::new(|a| {
+                    a.u32(2, MetaKey::Mark as u32);
+                    a.u32(3, reg.number());
+                }),
+            ),
+            Expr::Payload { base, offset, len, into } => (
+                "payload",
+                Box::new(|a| {
+                    a.u32(1, into.number());
+                    a.u32(2, *base as u32);
+                    a.u32(3, *offset);
+                    a.u32(4, *len);
+                }),
+            ),
+            Expr::Ct(key, reg) => (
+                "ct",
+                Box::new(|a| {
+                    a.u32(2, *key as u32);
+                    a.u32(1, reg.number());
+                }),
+            ),
+            Expr::FibDaddrType(reg) => (
+                "fib",
+                Box::new(|a| {
+                    const RESULT_ADDRTYPE: u32 = 3;
+                    const FLAG_DADDR: u32 = 2;
+                    a.u32(3, FLAG_DADDR);
+                    a.u32(2, RESULT_ADDRTYPE);
+                    a.u32(1, reg.number());
+                }),
+            ),
+            Expr::Cmp(reg, op, data) => (
+                "cmp",
+                Box::new(|a| {
+                    a.u32(1, reg.number());
+                    a.u32(2, *op as u32);
+                    a.nest(3, |d| d.bytes(1, data));
+                }),
+            ),
+            Expr::Bitwise { reg, mask, xor } => (
+                "bitwise",
+                Box::new(|a| {
+                    a.u32(1, reg.number());
+                    a.u32(2, reg.number());
+                    a.u32(3, mask.len() as u32);
+                    a.nest(4, |d| d.bytes(1, mask));
+                    a.nest(5, |d| d.bytes(1, xor));
+                }),
+            ),
+            Expr::Immediate(reg, data) => (
+                "immediate",
+                Box::new(|a| {
+                    a.u32(1, reg.number());
+                    a.nest(2, |d| d.bytes(1, data));
+                }),
+            ),
+            Expr::Verdict(v) => (
+                "immediate",
+                Box::new(|a| {
+                    a.u32(1, 0);
+                    a.nest(2, |d| v.encode(d));
+                }),
+            ),
+            Expr::Lookup { set, id, key, invert } => (
+                "lookup",
+                Box::new(|a| {
+                    lookup(a, set, *id, *key);
+                    if *invert {
+                        a.u32(5, 1);
+                    }
+                }),
+            ),
+            Expr::Map { set, id, key, into } => (
+                "lookup",
+                Box::new(|a| {
+                    lookup(a, set, *id, *key);
+                    a.u32(3, into.number());
+                }),
+            ),
+            Expr::Vmap { set, id, key } => (
+                "lookup",
+                Box::new(|a| {
+                    lookup(a, set, *id, *key);
+                    a.u32(3, 0);
+                }),
+            ),
+            Expr::Numgen { modulus, into } => (
+                "numgen",
+                Box::new(|a| {
+                    const RANDOM: u32 = 1;
+                    a.u32(1, into.number());
+                    a.u32(2, *modulus);
+                    a.u32(3, RANDOM);
+                    a.u32(4, 0);
+                }),
+            ),
+            Expr::Update { set, key, timeout_ms } => (
+                "dynset",
+                Box::new(|a| {
+                    const OP_UPDATE: u32 = 1;
+                    a.str(1, set);
+                    a.u32(4, key.number());
+                    a.u32(3, OP_UPDATE);
+                    a.u64(6, *timeout_ms);
+                }),
+            ),
+            Expr::UpdateMap { set, key, data, timeout_ms } => (
+                "dynset",
+                Box::new(|a| {
+                    const OP_UPDATE: u32 = 1;
+                    a.str(1, set);
+                    a.u32(4, key.number());
+                    a.u32(5, data.number());
+                    a.u32(3, OP_UPDATE);
+                    a.u64(6, *timeout_ms);
+                }),
+            ),
             Expr::Dnat { v6, addr, port } => ("nat", Box::new(|a| nat(a, 1, *v6, *addr, *port))),
             Expr::Snat { v6, addr } => ("nat", Box::new(|a| nat(a, 0, *v6, *addr, None))),
             Expr::Masquerade => ("masq", Box::new(|_| {})),
@@ -282,12 +372,15 @@ impl Expr {
             Expr::RejectPort => ("reject", Box::new(|a| reject(a, 2, 1))),
             Expr::RejectAdmin => ("reject", Box::new(|a| reject(a, 2, 3))),
             Expr::Counter => ("counter", Box::new(|_| {})),
-            Expr::SocketCgroup { level, into } => ("socket", Box::new(|a| {
-                const CGROUPV2: u32 = 3;
-                a.u32(1, CGROUPV2);
-                a.u32(2, into.number());
-                a.u32(3, *level);
-            })),
+            Expr::SocketCgroup { level, into } => (
+                "socket",
+                Box::new(|a| {
+                    const CGROUPV2: u32 = 3;
+                    a.u32(1, CGROUPV2);
+                    a.u32(2, into.number());
+                    a.u32(3, *level);
+                }),
+            ),
         };
         e.str(1, name);
         e.nest(2, fill);

@@ -14,12 +14,67 @@ const MAX_BLOCK: usize = 64 << 10;
 const WINDOW: usize = 32 << 10;
 
 const WORDS: [&str; 61] = [
-    "options", "head", "post", "put", "delete", "trace", "accept", "accept-charset", "accept-encoding", "accept-language", "accept-ranges", "age",
-    "allow", "authorization", "cache-control", "connection", "content-base", "content-encoding", "content-language", "content-length",
-    "content-location", "content-md5", "content-range", "content-type", "date", "etag", "expect", "expires", "from", "host", "if-match",
-    "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "last-modified", "location", "max-forwards", "pragma",
-    "proxy-authenticate", "proxy-authorization", "range", "referer", "retry-after", "server", "te", "trailer", "transfer-encoding", "upgrade",
-    "user-agent", "vary", "via", "warning", "www-authenticate", "method", "get", "status", "200 OK", "version", "HTTP/1.1", "url",
+    "options",
+    "head",
+    "post",
+    "put",
+    "delete",
+    "trace",
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "accept-ranges",
+    "age",
+    "allow",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-base",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-location",
+    "content-md5",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "expect",
+    "expires",
+    "from",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "last-modified",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "retry-after",
+    "server",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "method",
+    "get",
+    "status",
+    "200 OK",
+    "version",
+    "HTTP/1.1",
+    "url",
 ];
 const MORE_WORDS: [&str; 4] = ["public", "set-cookie", "keep-alive", "origin"];
 const TAIL: &str = "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505203 Non-Authoritative Information204 No Content301 Moved Permanently400 Bad Request401 Unauthorized403 Forbidden404 Not Found500 Internal Server Error501 Not Implemented503 Service UnavailableJan Feb Mar Apr May Jun Jul Aug Sept Oct Nov Dec 00:00:00 Mon, Tue, Wed, Thu, Fri, Sat, Sun, GMTchunked,text/html,image/png,image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,text/javascript,publicprivatemax-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
@@ -100,7 +155,8 @@ impl Inflater {
     fn inflate(&mut self, mut input: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
         loop {
-            let (status, read, written) = decompress(&mut self.state, input, &mut self.window, self.at, TINFL_FLAG_HAS_MORE_INPUT);
+            let (status, read, written) =
+                decompress(&mut self.state, input, &mut self.window, self.at, TINFL_FLAG_HAS_MORE_INPUT);
             out.extend_from_slice(&self.window[self.at..self.at + written]);
             self.at = (self.at + written) % WINDOW;
             input = &input[read..];
@@ -192,8 +248,14 @@ mod tests {
     fn reads_what_zlib_writes() {
         // Two blocks of one stream made by zlib with the dictionary, sync-flushed.
         let blocks = [
-            ("78f9e3c6a7c202e50e703a2b294a4dcc851625aca9a080c652c670211c07000000ffff", vec![("streamtype", "error"), ("content-type", "text/plain")]),
-            ("02a5560c8da0322811529c1781738e8581850190e62c82447f26285b301a00000000ffff", vec![("streamtype", "data"), ("port", "8080"), ("requestid", "0")]),
+            (
+                "78f9e3c6a7c202e50e703a2b294a4dcc851625aca9a080c652c670211c07000000ffff",
+                vec![("streamtype", "error"), ("content-type", "text/plain")],
+            ),
+            (
+                "02a5560c8da0322811529c1781738e8581850190e62c82447f26285b301a00000000ffff",
+                vec![("streamtype", "data"), ("port", "8080"), ("requestid", "0")],
+            ),
         ];
         let mut inflater = Inflater::default();
         for (block, want) in blocks {
@@ -216,7 +278,13 @@ mod tests {
 
     #[test]
     fn rubbish_is_refused() {
-        for block in [&[][..], &[0x78], &[0xff; 40], &[0x78, 0x01, 0x07, 1, 2, 3], &[0x78, 0x01, 0, 4, 0, 0xfb, 0xff, 0, 0, 0, 9]] {
+        for block in [
+            &[][..],
+            &[0x78],
+            &[0xff; 40],
+            &[0x78, 0x01, 0x07, 1, 2, 3],
+            &[0x78, 0x01, 0, 4, 0, 0xfb, 0xff, 0, 0, 0, 9],
+        ] {
             assert!(Inflater::default().read(block).is_err(), "{block:?}");
         }
     }

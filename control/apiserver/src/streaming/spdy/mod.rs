@@ -29,9 +29,19 @@ const QUEUE: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A new stream; `fin`: the client will not write on it.
-    Open { id: u32, headers: Headers, fin: bool },
-    Data { id: u32, data: Bytes, fin: bool },
-    Reset { id: u32 },
+    Open {
+        id: u32,
+        headers: Headers,
+        fin: bool,
+    },
+    Data {
+        id: u32,
+        data: Bytes,
+        fin: bool,
+    },
+    Reset {
+        id: u32,
+    },
 }
 
 #[derive(Debug)]
@@ -151,7 +161,11 @@ fn encode(buffer: &mut BytesMut, out: Out, deflater: &mut Deflater) {
     }
 }
 
-async fn read_frames<R: AsyncRead + Unpin>(mut read: R, events: mpsc::Sender<Event>, out: mpsc::WeakSender<Out>) -> io::Result<()> {
+async fn read_frames<R: AsyncRead + Unpin>(
+    mut read: R,
+    events: mpsc::Sender<Event>,
+    out: mpsc::WeakSender<Out>,
+) -> io::Result<()> {
     let mut buffer = BytesMut::with_capacity(8192);
     let mut inflater = Inflater::default();
     loop {
@@ -164,7 +178,9 @@ async fn read_frames<R: AsyncRead + Unpin>(mut read: R, events: mpsc::Sender<Eve
                     }
                 }
                 Understood::Ping(id) => match out.upgrade() {
-                    Some(sender) => { let _ = sender.send(Out::Pong(id)).await; }
+                    Some(sender) => {
+                        let _ = sender.send(Out::Pong(id)).await;
+                    }
                     None => return Ok(()),
                 },
                 Understood::GoAway => return Ok(()),

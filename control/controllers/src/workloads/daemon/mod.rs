@@ -89,7 +89,11 @@ async fn work(context: &Context, key: &Key) -> Worked {
 
     for pod in &step.failed {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let message = format!("Found failed daemon pod {key_ns}/{name} on node {}, will try to kill it", pods::node_name(pod), key_ns = key.namespace);
+        let message = format!(
+            "Found failed daemon pod {key_ns}/{name} on node {}, will try to kill it",
+            pods::node_name(pod),
+            key_ns = key.namespace
+        );
         context.events.warning(&*set, "FailedDaemonPod", message);
     }
     make::delete_pods(context, &*set, &step.delete).await?;
@@ -105,10 +109,8 @@ async fn work(context: &Context, key: &Key) -> Worked {
         .filter(|p| control_client::owner::is_controlled_by(&p.metadata, &uid))
         .collect();
     write_status(context, &set, plan::status(&set, &nodes, &after, &hash, now)).await?;
-    let in_use: Vec<String> = after
-        .iter()
-        .filter_map(|p| p.metadata.labels.as_ref().and_then(|l| l.get(history::HASH)).cloned())
-        .collect();
+    let in_use: Vec<String> =
+        after.iter().filter_map(|p| p.metadata.labels.as_ref().and_then(|l| l.get(history::HASH)).cloned()).collect();
     history::trim(context, &history, &in_use, spec.revision_history_limit.unwrap_or(10)).await?;
     if let Some(failure) = failure {
         return Err(failure.into());

@@ -57,7 +57,12 @@ fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
     };
     !(expressions.is_empty() && fields.is_empty())
         && expressions.iter().all(|r| {
-            selector::requirement(&r.key, &r.operator, r.values.as_deref().unwrap_or_default(), node.metadata.labels.as_ref())
+            selector::requirement(
+                &r.key,
+                &r.operator,
+                r.values.as_deref().unwrap_or_default(),
+                node.metadata.labels.as_ref(),
+            )
         })
         && fields.iter().all(|r| by_field(r.values.as_deref().unwrap_or_default(), &r.operator))
 }
@@ -69,8 +74,7 @@ pub fn judge(spec: &PodSpec, node: &Node) -> (bool, bool) {
     }
     let name = spec.node_name.as_deref().unwrap_or_default();
     let named = name.is_empty() || Some(name) == node.metadata.name.as_deref();
-    let by_labels =
-        spec.node_selector.as_ref().is_none_or(|s| selector::contains(s, node.metadata.labels.as_ref()));
+    let by_labels = spec.node_selector.as_ref().is_none_or(|s| selector::contains(s, node.metadata.labels.as_ref()));
     let required = spec
         .affinity
         .as_ref()
@@ -169,7 +173,8 @@ fn roll(set: &DaemonSet, step: &mut Step, eligible: &[(String, Vec<Arc<Pod>>)], 
     let mut candidates: HashMap<bool, Vec<&Arc<Pod>>> = HashMap::new();
     let mut wants_surge = Vec::new();
     for (name, here) in eligible {
-        let going = |p: &&Arc<Pod>| pods::is_terminating(p) || step.delete.iter().any(|d| d.metadata.uid == p.metadata.uid);
+        let going =
+            |p: &&Arc<Pod>| pods::is_terminating(p) || step.delete.iter().any(|d| d.metadata.uid == p.metadata.uid);
         let (new, old): (Vec<_>, Vec<_>) = here.iter().filter(|p| !going(p)).partition(|p| hash_of(p) == hash);
         // Two of one kind on a node: the older stays.
         for kind in [&new, &old] {

@@ -13,7 +13,10 @@ pub enum Action {
     /// Annotations only.
     Update(ReplicaSet),
     /// To so many replicas; the set carries its new annotations.
-    Scale { set: ReplicaSet, to: i32 },
+    Scale {
+        set: ReplicaSet,
+        to: i32,
+    },
     Delete(ReplicaSet),
 }
 
@@ -59,16 +62,12 @@ pub fn sizes(deployment: &Deployment) -> Sizes {
 }
 
 /// One step; the changes it makes bring the next.
-pub fn plan(
-    deployment: &Deployment,
-    all: &[Arc<ReplicaSet>],
-    new: Option<usize>,
-    old_pods_run: bool,
-) -> Vec<Action> {
+pub fn plan(deployment: &Deployment, all: &[Arc<ReplicaSet>], new: Option<usize>, old_pods_run: bool) -> Vec<Action> {
     let sizes = sizes(deployment);
     let paused = deployment.spec.as_ref().and_then(|s| s.paused) == Some(true);
     let mut actions = if paused || is_scaling(all, sizes.wanted) {
-        let mut actions: Vec<_> = new.and_then(|at| sets::refreshed(deployment, all, at)).map(Action::Update).into_iter().collect();
+        let mut actions: Vec<_> =
+            new.and_then(|at| sets::refreshed(deployment, all, at)).map(Action::Update).into_iter().collect();
         if actions.is_empty() {
             actions = scale(all, new, sizes, is_rolling(deployment));
         }
@@ -151,8 +150,10 @@ fn proportionally(all: &[Arc<ReplicaSet>], active: &[usize], sizes: Sizes) -> Ve
 
 fn proportion(set: &ReplicaSet, sizes: Sizes, allowed: i32, to_add: i32, added: i32) -> i32 {
     let own = replicas(set);
-    let most_before =
-        sets::annotation(&set.metadata, MAX).and_then(|m| m.parse::<i32>().ok()).filter(|m| *m > 0).unwrap_or(sizes.wanted);
+    let most_before = sets::annotation(&set.metadata, MAX)
+        .and_then(|m| m.parse::<i32>().ok())
+        .filter(|m| *m > 0)
+        .unwrap_or(sizes.wanted);
     let fraction = if allowed == 0 {
         -own
     } else {
@@ -295,7 +296,11 @@ mod tests {
     }
 
     /// A cluster in which every replica is available one step after it was made.
-    fn settle(deployment: &Deployment, mut all: Vec<Arc<ReplicaSet>>, log: &mut Vec<(i32, i32)>) -> Vec<Arc<ReplicaSet>> {
+    fn settle(
+        deployment: &Deployment,
+        mut all: Vec<Arc<ReplicaSet>>,
+        log: &mut Vec<(i32, i32)>,
+    ) -> Vec<Arc<ReplicaSet>> {
         for step in 0..100 {
             let new = sets::find_new(deployment, &all);
             let actions = plan(deployment, &all, new, false);
@@ -317,8 +322,11 @@ mod tests {
             for set in &mut all {
                 let mut settled = (**set).clone();
                 let size = replicas(&settled);
-                settled.status =
-                    Some(ReplicaSetStatus { replicas: size, available_replicas: Some(size), ..ReplicaSetStatus::default() });
+                settled.status = Some(ReplicaSetStatus {
+                    replicas: size,
+                    available_replicas: Some(size),
+                    ..ReplicaSetStatus::default()
+                });
                 *set = Arc::new(settled);
             }
             assert!(step < 99, "does not settle");

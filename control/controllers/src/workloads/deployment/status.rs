@@ -149,10 +149,7 @@ fn progress(
         set(status, condition(PROGRESSING, "Unknown", "DeploymentResumed", "Deployment is resumed", now));
     }
     if is_complete(deployment, status) {
-        set(
-            status,
-            condition(PROGRESSING, "True", DONE, &format!("{what} has successfully progressed."), now),
-        );
+        set(status, condition(PROGRESSING, "True", DONE, &format!("{what} has successfully progressed."), now));
         return None;
     }
     let template_is_new = reason == DONE && before.observed_generation != status.observed_generation && {
@@ -160,8 +157,7 @@ fn progress(
         status.updated_replicas.unwrap_or(0) < before.updated_replicas.unwrap_or(0)
     };
     if has_progressed(before, status) || current.is_none() || template_is_new {
-        let mut updated =
-            condition(PROGRESSING, "True", "ReplicaSetUpdated", &format!("{what} is progressing."), now);
+        let mut updated = condition(PROGRESSING, "True", "ReplicaSetUpdated", &format!("{what} is progressing."), now);
         if let Some(current) = &current
             && current.status == updated.status
         {
@@ -180,10 +176,7 @@ fn progress(
     if left > 0 {
         return Some(left + 1);
     }
-    set(
-        status,
-        condition(PROGRESSING, "False", TIMED_OUT, &format!("{what} has timed out progressing."), now),
-    );
+    set(status, condition(PROGRESSING, "False", TIMED_OUT, &format!("{what} has timed out progressing."), now));
     None
 }
 

@@ -62,9 +62,9 @@ pub fn start(context: &Arc<Context>) {
 
 async fn free_orphan(context: &Context, key: &Key) -> Worked {
     let Some(pod) = context.caches.pods.get(key) else { return Ok(Outcome::Done) };
-    let job = control_client::owner::controller_of(&pod.metadata)
-        .filter(|r| r.kind == "Job")
-        .and_then(|r| context.caches.jobs.named(&key.namespace, &r.name).filter(|j| j.metadata.uid.as_ref() == Some(&r.uid)));
+    let job = control_client::owner::controller_of(&pod.metadata).filter(|r| r.kind == "Job").and_then(|r| {
+        context.caches.jobs.named(&key.namespace, &r.name).filter(|j| j.metadata.uid.as_ref() == Some(&r.uid))
+    });
     if job.is_none() && plan::is_tracked(&pod) {
         strip(context, &pod).await?;
     }
@@ -164,9 +164,11 @@ fn index_variable() -> EnvVar {
 
 /// Whether the job has ended, and when.
 pub fn finished_at(job: &Job) -> Option<Timestamp> {
-    let ended = job.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| {
-        c.status == "True" && (c.type_ == "Complete" || c.type_ == "Failed")
-    })?;
+    let ended = job
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .find(|c| c.status == "True" && (c.type_ == "Complete" || c.type_ == "Failed"))?;
     ended.last_transition_time.as_ref().map(|t| t.0)
 }
 

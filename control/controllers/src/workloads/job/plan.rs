@@ -115,8 +115,7 @@ pub fn plan(job: &Job, all: &[Arc<Pod>], now: Timestamp) -> Step {
     let mut status = work.status;
     status.active = positive(active.len() as i32 + step.create.len() as i32 - step.delete.len() as i32);
     status.ready = Some(active.iter().filter(|p| pods::is_ready(p)).count() as i32);
-    status.terminating =
-        Some(all.iter().filter(|p| pods::is_terminating(p) && !pods::is_terminal(p)).count() as i32);
+    status.terminating = Some(all.iter().filter(|p| pods::is_terminating(p) && !pods::is_terminal(p)).count() as i32);
     // Written only where it differs from what is known.
     let same = normal(&status) == normal(&before);
     step.status = (!same).then_some(status);
@@ -130,7 +129,9 @@ fn positive(count: i32) -> Option<i32> {
 /// Zero and nothing mean the same.
 fn normal(status: &JobStatus) -> JobStatus {
     let mut status = status.clone();
-    for count in [&mut status.active, &mut status.ready, &mut status.terminating, &mut status.succeeded, &mut status.failed] {
+    for count in
+        [&mut status.active, &mut status.ready, &mut status.terminating, &mut status.succeeded, &mut status.failed]
+    {
         *count = count.filter(|c| *c != 0);
     }
     status.uncounted_terminated_pods = status
@@ -173,8 +174,8 @@ impl Work<'_> {
 
     /// Terminating pods count as failed at once, unless the job wants to see how they end.
     fn is_failed(&self, pod: &Pod) -> bool {
-        let waits = self.spec.pod_failure_policy.is_some()
-            || self.spec.pod_replacement_policy.as_deref() == Some("Failed");
+        let waits =
+            self.spec.pod_failure_policy.is_some() || self.spec.pod_replacement_policy.as_deref() == Some("Failed");
         pods::phase(pod) == "Failed" || (!waits && pods::is_terminating(pod) && pods::phase(pod) != "Succeeded")
     }
 
@@ -262,7 +263,8 @@ impl Work<'_> {
         if let Some(message) = &self.fail_job {
             return Some(End::Failure("PodFailurePolicy", message.clone()));
         }
-        let on_failure = self.spec.template.spec.as_ref().and_then(|s| s.restart_policy.as_deref()) == Some("OnFailure");
+        let on_failure =
+            self.spec.template.spec.as_ref().and_then(|s| s.restart_policy.as_deref()) == Some("OnFailure");
         let limit = self.spec.backoff_limit.unwrap_or(6);
         let restarts = if on_failure { restarts_of_running(all) } else { 0 };
         if self.failed > limit || (restarts > 0 && restarts >= limit) {
@@ -276,10 +278,7 @@ impl Work<'_> {
             && let Some(deadline) = self.spec.active_deadline_seconds
             && self.now.as_second() - started.as_second() >= deadline
         {
-            return Some(End::Failure(
-                "DeadlineExceeded",
-                "Job was active longer than specified deadline".to_owned(),
-            ));
+            return Some(End::Failure("DeadlineExceeded", "Job was active longer than specified deadline".to_owned()));
         }
         if let Some(most) = self.spec.max_failed_indexes
             && self.failed_indexes.len() as i32 > most
@@ -292,7 +291,8 @@ impl Work<'_> {
         if self.by_success_policy() {
             return Some(End::Success("SuccessPolicy", "Matched rules at index 0".to_owned()));
         }
-        let reached = || Some(End::Success("CompletionsReached", "Reached expected number of succeeded pods".to_owned()));
+        let reached =
+            || Some(End::Success("CompletionsReached", "Reached expected number of succeeded pods".to_owned()));
         match self.spec.completions {
             None if self.succeeded > 0 && active == 0 => reached(),
             None => None,
@@ -355,13 +355,21 @@ impl Work<'_> {
         } as usize;
         if active.len() > wanted {
             let mut order = active.to_vec();
-            order.sort_by_key(|p| (pods::is_ready(p), pods::phase(p) == "Running", std::cmp::Reverse(p.metadata.creation_timestamp.clone())));
+            order.sort_by_key(|p| {
+                (
+                    pods::is_ready(p),
+                    pods::phase(p) == "Running",
+                    std::cmp::Reverse(p.metadata.creation_timestamp.clone()),
+                )
+            });
             order.truncate(active.len() - wanted);
             self.step.delete = order;
             return;
         }
         // Pods on their way out hold their place where the job waits for them.
-        let leaving = if self.spec.pod_replacement_policy.as_deref() == Some("Failed") || self.spec.pod_failure_policy.is_some() {
+        let leaving = if self.spec.pod_replacement_policy.as_deref() == Some("Failed")
+            || self.spec.pod_failure_policy.is_some()
+        {
             all.iter().filter(|p| pods::is_terminating(p) && !pods::is_terminal(p)).count()
         } else {
             0
@@ -421,9 +429,11 @@ impl Work<'_> {
     /// The last word, once nothing runs any more and everything is counted.
     fn finish(&mut self, all: &[Arc<Pod>], active: &[Arc<Pod>]) {
         let runs = !active.is_empty() || all.iter().any(|p| pods::is_terminating(p) && !pods::is_terminal(p));
-        let open = self.status.uncounted_terminated_pods.as_ref().is_some_and(|u| {
-            u.failed.iter().flatten().count() + u.succeeded.iter().flatten().count() > 0
-        });
+        let open = self
+            .status
+            .uncounted_terminated_pods
+            .as_ref()
+            .is_some_and(|u| u.failed.iter().flatten().count() + u.succeeded.iter().flatten().count() > 0);
         if runs || open {
             return;
         }

@@ -39,9 +39,9 @@ fn matches(rule: &PodFailurePolicyRule, pod: &Pod) -> Option<String> {
         return Some(format!("Container {} for pod {name} failed with exit code {}", found.0, found.1));
     }
     let patterns = rule.on_pod_conditions.as_deref().unwrap_or_default();
-    let met = patterns.iter().find(|p| {
-        pods::condition(pod, &p.type_).is_some_and(|c| c.status == p.status.as_deref().unwrap_or("True"))
-    })?;
+    let met = patterns
+        .iter()
+        .find(|p| pods::condition(pod, &p.type_).is_some_and(|c| c.status == p.status.as_deref().unwrap_or("True")))?;
     Some(format!("Pod {name} has condition {}", met.type_))
 }
 

@@ -1,7 +1,7 @@
 //! StatefulSets: pods with names that stay, claims that stay with them, made and updated in order.
 
-mod pod;
 mod plan;
+mod pod;
 
 use std::sync::Arc;
 
@@ -58,10 +58,8 @@ async fn work(context: &Context, key: &Key) -> Worked {
         other => other?,
     };
     let set_name = key.name.clone();
-    let mine = claim(&*set, &spec.selector, &context.caches.pods, |p: &Pod| {
-        pod::ordinal(&set_name, p).is_some()
-    })
-    .await?;
+    let mine =
+        claim(&*set, &spec.selector, &context.caches.pods, |p: &Pod| pod::ordinal(&set_name, p).is_some()).await?;
     let update = history.current.clone();
     let current = set
         .status
@@ -142,18 +140,17 @@ async fn act(
         Action::Delete(pod) => {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
             context.caches.pods.delete(&pod).await?;
-            events.normal(
-                set,
-                "SuccessfulDelete",
-                format!("delete Pod {name} in StatefulSet {set_name} successful"),
-            );
+            events.normal(set, "SuccessfulDelete", format!("delete Pod {name} in StatefulSet {set_name} successful"));
         }
         Action::Recreate(pod) => {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
             events.normal(
                 set,
                 "RecreatingTerminatedPod",
-                format!("StatefulSet {}/{set_name} is recreating terminated Pod {name}", set.metadata.namespace.as_deref().unwrap_or_default()),
+                format!(
+                    "StatefulSet {}/{set_name} is recreating terminated Pod {name}",
+                    set.metadata.namespace.as_deref().unwrap_or_default()
+                ),
             );
             context.caches.pods.delete(&pod).await?;
         }

@@ -17,7 +17,10 @@ use crate::workloads::history::HASH;
 
 #[derive(Debug, PartialEq)]
 pub enum Action {
-    Create { ordinal: i32, revision: String },
+    Create {
+        ordinal: i32,
+        revision: String,
+    },
     Delete(Arc<Pod>),
     /// One that has ended and is made anew.
     Recreate(Arc<Pod>),

@@ -48,8 +48,7 @@ pub fn claims(set: &StatefulSet, ordinal: i32) -> Vec<PersistentVolumeClaim> {
             claim.metadata.namespace = set.metadata.namespace.clone();
             let labels = set.spec.as_ref().and_then(|s| s.selector.match_labels.clone()).unwrap_or_default();
             claim.metadata.labels.get_or_insert_default().extend(labels);
-            claim.metadata.owner_references =
-                Some(claim_owners(set, &claim, ordinal, None)).filter(|o| !o.is_empty());
+            claim.metadata.owner_references = Some(claim_owners(set, &claim, ordinal, None)).filter(|o| !o.is_empty());
             claim.status = None;
             claim
         })
@@ -94,7 +93,10 @@ pub fn claim_owners(
         reference.block_owner_deletion = None;
         references.push(reference);
     }
-    if scaled && surplus && let Some(pod) = pod {
+    if scaled
+        && surplus
+        && let Some(pod) = pod
+    {
         references.push(OwnerReference {
             controller: None,
             block_owner_deletion: None,
