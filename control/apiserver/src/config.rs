@@ -69,9 +69,16 @@ pub struct Config {
     /// Directory of the embedded store.
     #[arg(long, default_value = "/var/lib/kimg/store")]
     pub store_dir: PathBuf,
-    /// File with the key (32 bytes, raw or base64) that Secrets are encrypted with on disk.
+    /// File with the key (32 bytes, raw or base64) that Secrets are encrypted with at rest, where
+    /// the provider configuration does not say otherwise.
     #[arg(long)]
     pub encryption_key_file: Option<PathBuf>,
+    /// EncryptionConfiguration (apiserver.config.k8s.io/v1): what is encrypted at rest, with which keys.
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
+    /// Whether the file of --encryption-provider-config is read again when it changes.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub encryption_provider_config_automatic_reload: bool,
     /// File to write audit records to, one JSON object a line; none without it.
     #[arg(long)]
     pub audit_log_path: Option<PathBuf>,

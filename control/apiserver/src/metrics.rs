@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::request::RequestInfo;
@@ -28,6 +28,10 @@ pub struct Metrics {
     durations: Mutex<BTreeMap<&'static str, Durations>>,
     /// Watches open now.
     pub watches: AtomicI64,
+    /// Stored values by the key that sealed them.
+    pub sealed: Mutex<store::Usage>,
+    /// Reloads of the encryption configuration: taken, and refused.
+    pub encryption_reloads: [AtomicU64; 2],
 }
 
 impl std::fmt::Debug for Metrics {
@@ -101,14 +105,43 @@ impl Metrics {
         for (resource, count) in state.registry.counts() {
             line(&mut out, format_args!("apiserver_storage_objects{{resource=\"{resource}\"}} {count}"));
         }
-        let store = state.registry.store();
-        line(&mut out, format_args!("# TYPE kimg_store_revision counter\nkimg_store_revision {}", store.revision()));
-        line(
-            &mut out,
-            format_args!("# TYPE kimg_store_live_bytes gauge\nkimg_store_live_bytes {}", store.live_bytes()),
-        );
+        self.render_encryption(&mut out);
+        render_store(&mut out, state.registry.store().as_ref());
         out
     }
+
+    fn render_encryption(&self, out: &mut String) {
+        let name = "kimg_store_sealed_objects";
+        line(out, format_args!("# HELP {name} Stored values by the key that sealed them, when last looked through."));
+        line(out, format_args!("# TYPE {name} gauge"));
+        for (key, count) in self.sealed.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+            line(out, format_args!("{name}{{key=\"{key}\"}} {count}"));
+        }
+        let name = "apiserver_encryption_config_controller_automatic_reloads_total";
+        line(out, format_args!("# HELP {name} Reloads of the encryption configuration.\n# TYPE {name} counter"));
+        for (status, count) in ["success", "failure"].iter().zip(&self.encryption_reloads) {
+            line(out, format_args!("{name}{{status=\"{status}\"}} {}", count.load(Ordering::Relaxed)));
+        }
+    }
+}
+
+fn render_store(out: &mut String, store: &dyn store::Store) {
+    let mut one = |name: &str, kind: &str, help: &str, value: u64| {
+        line(out, format_args!("# HELP kimg_store_{name} {help}\n# TYPE kimg_store_{name} {kind}"));
+        line(out, format_args!("kimg_store_{name} {value}"));
+    };
+    one("revision", "counter", "Newest revision.", store.revision());
+    one("live_bytes", "gauge", "Bytes of live keys and values.", store.live_bytes());
+    let Some(counters) = store.counters() else { return };
+    one("batches_total", "counter", "Groups of writes made durable together.", counters.batches);
+    one("writes_total", "counter", "Writes acknowledged.", counters.writes);
+    one("acknowledged_bytes_total", "counter", "Bytes of their keys and values.", counters.acknowledged_bytes);
+    one("written_bytes_total", "counter", "Bytes written to the store's files.", counters.written_bytes);
+    one("syncs_total", "counter", "Syncs of files and of the directory.", counters.syncs);
+    one("log_rewrites_total", "counter", "Times that the log was written anew.", counters.rewrites);
+    one("log_bytes", "gauge", "Size of the log.", counters.log_bytes);
+    one("history_changes", "gauge", "Changes kept for watches.", counters.history);
+    one("history_bytes", "gauge", "Bytes of their keys and values.", counters.history_bytes);
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {

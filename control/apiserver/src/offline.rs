@@ -4,19 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use store::Cipher;
-
-use crate::registry::prefix;
 
 /// Looks at a store's files, and restores them, while no server runs.
 #[derive(Debug, Parser)]
 #[command(name = "kube-apiserver store")]
 struct Args {
-    /// File with the key that Secrets are encrypted with on disk.
-    #[arg(long, global = true)]
-    encryption_key_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -36,6 +29,12 @@ enum Command {
         #[arg(long, default_value = "/var/lib/kimg/store")]
         store_dir: PathBuf,
     },
+    /// Seals everything by the key that writes, and says which keys are in use.
+    Rewrite(crate::rewrite::Args),
+    /// Cuts stores off, again and again, and proves that they lose nothing.
+    Torture(crate::torture::Args),
+    #[command(hide = true)]
+    TortureChild { spec: String },
 }
 
 /// `args` are the program's name, `store`, and the rest.
@@ -62,10 +61,9 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<String> {
-    let cipher = cipher(args.encryption_key_file.as_deref())?;
     match args.command {
         Command::Verify { file } => {
-            let report = store::verify(&file, cipher.as_ref())?;
+            let report = store::verify(&file)?;
             Ok(format!(
                 "{}: {} keys, revision {}, {} bytes live, {} bytes whole",
                 file.display(),
@@ -76,17 +74,13 @@ fn run(args: Args) -> anyhow::Result<String> {
             ))
         }
         Command::Restore { snapshot, store_dir } => {
-            let revision = store::restore(&snapshot, &store_dir, cipher.as_ref())?;
+            let revision = store::restore(&snapshot, &store_dir)?;
             Ok(format!("{} restored into {} at revision {revision}", snapshot.display(), store_dir.display()))
         }
+        Command::Rewrite(args) => crate::rewrite::run(&args),
+        Command::Torture(args) => crate::torture::run(&args),
+        Command::TortureChild { spec } => {
+            store::torture::child(&spec).map(|()| String::new()).map_err(anyhow::Error::msg)
+        }
     }
-}
-
-/// The cipher of the key in a file.
-pub(crate) fn cipher(file: Option<&std::path::Path>) -> anyhow::Result<Option<Cipher>> {
-    let Some(file) = file else { return Ok(None) };
-    let key = std::fs::read(file).with_context(|| format!("reading --encryption-key-file {}", file.display()))?;
-    let cipher = Cipher::new(&key, vec![prefix("", "secrets")])
-        .map_err(|e| anyhow::anyhow!("--encryption-key-file {}: {e}", file.display()))?;
-    Ok(Some(cipher))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use store::{DirDisk, Embedded, Options};
+use store::{DirDisk, Embedded, Options, Sealed};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -87,18 +87,19 @@ impl Server {
     pub async fn start(mut config: Config) -> anyhow::Result<Server> {
         notify::send("STATUS=opening the store");
         let tls = server::tls(&config)?;
-        let store = open_store(&config)?;
+        let sealed = Arc::new(Sealed::open(open_engine(&config)?, crate::encryption::keyring(&config)?).await?);
         let listener = TcpListener::bind((config.bind_address, config.secure_port))
             .await
             .with_context(|| format!("listening on {}:{}", config.bind_address, config.secure_port))?;
         let address = listener.local_addr()?;
         config.secure_port = address.port();
-        let state = AppState::new(config, Registry::new(store))?;
+        let state = AppState::new(config, Registry::new(sealed.clone()))?;
         bootstrap::run(&state).await?;
         crate::customs::start(&state).await;
         let (stop, stopped) = watch::channel(false);
         let (renew, renewed) = watch::channel(tls);
         tokio::spawn(watch_certificate(state.clone(), renew));
+        tokio::spawn(crate::encryption::follow(state.clone(), sealed));
         let serving = tokio::spawn(server::serve(state.clone(), listener, renewed, stopped));
         state.set_ready();
         Ok(Server { state, address, serving, stop })
@@ -134,11 +135,9 @@ impl Server {
     }
 }
 
-fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
-    let cipher = crate::offline::cipher(config.encryption_key_file.as_deref())?.map(Arc::new);
-    let options = Options { cipher, ..Options::default() };
+fn open_engine(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
     let disk = DirDisk::open(&config.store_dir)?;
-    Ok(Arc::new(Embedded::open(Arc::new(disk), options)?))
+    Ok(Arc::new(Embedded::open(Arc::new(disk), Options::default())?))
 }
 
 /// Takes a new serving certificate when the files change.

@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 use crate::{Change, Entry, Expect, Observer, Stamped, Store, StoreError};
 
 /// Runs the whole suite; `make` gives an empty store each time.
-pub async fn run(make: impl Fn() -> Arc<dyn Store>) {
-    compare_and_swap(make()).await;
-    stamps(make()).await;
-    ranges(make()).await;
-    watches(make()).await;
-    compaction(make()).await;
-    observers(make()).await;
-    concurrent_writers(make()).await;
+pub async fn run(make: impl AsyncFn() -> Arc<dyn Store>) {
+    compare_and_swap(make().await).await;
+    stamps(make().await).await;
+    ranges(make().await).await;
+    watches(make().await).await;
+    compaction(make().await).await;
+    observers(make().await).await;
+    concurrent_writers(make().await).await;
 }
 
 fn value(text: &str) -> Stamped {
@@ -77,7 +77,7 @@ async fn watches(store: Arc<dyn Store>) {
 async fn compaction(store: Arc<dyn Store>) {
     let first = store.put("/c/1", value("a"), Expect::Any, None).await.expect("put");
     let second = store.put("/c/1", value("b"), Expect::Any, None).await.expect("put");
-    store.compact(second);
+    store.compact(second).await.expect("compact");
     assert!(matches!(store.watch("/c/", first), Err(StoreError::Compacted { .. })), "compacted changes are refused");
     assert!(store.watch("/c/", second).is_ok());
     assert_eq!(store.get("/c/1").await.expect("get").expect("there").revision, second, "live keys stay");

@@ -1,12 +1,15 @@
 //! A disk in memory that can lose its power: what was not synced may be gone, in part.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::Point;
 use crate::io::{Disk, DiskFile};
 
 /// Smallest piece that is lost or kept as a whole.
@@ -19,22 +22,38 @@ struct Content {
     synced: usize,
 }
 
+/// When the plug goes out by itself.
+#[derive(Clone, Copy, Debug)]
+pub enum Pull {
+    /// After so many more calls of the disk.
+    Calls(u64),
+    /// When a point is reached for the so-manieth time, beginning with 1.
+    At(Point, u64),
+}
+
 #[derive(Default)]
 struct State {
-    files: HashMap<u64, Content>,
-    names: HashMap<String, u64>,
-    durable_names: HashMap<String, u64>,
+    files: BTreeMap<u64, Content>,
+    names: BTreeMap<String, u64>,
+    /// The names as they were at the last sync of the directory, and after each change since.
+    past_names: Vec<BTreeMap<String, u64>>,
     next: u64,
     syncs: u64,
     /// Whether `sync` lies, as a build without fsync would.
     ignore_sync: bool,
-    /// Fails every call once it reaches zero.
-    calls_left: Option<u64>,
+    /// A sync takes up to this long.
+    latency: Duration,
+    pull: Option<Pull>,
+    /// Whether the plug is out: every call fails.
+    dead: bool,
 }
 
-/// The disk; clones share it.
+/// The disk; clones share it.  Directories are prefixes of names, and durable together.
 #[derive(Clone, Default)]
-pub struct FaultDisk(Arc<Mutex<State>>);
+pub struct FaultDisk {
+    state: Arc<Mutex<State>>,
+    dir: String,
+}
 
 impl std::fmt::Debug for FaultDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -49,23 +68,39 @@ impl FaultDisk {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn call(&self) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
-        if let Some(left) = &mut state.calls_left {
+        if let Some(Pull::Calls(left)) = &mut state.pull {
             if *left == 0 {
-                return Err(io::Error::other("the plug is out"));
+                state.dead = true;
+            } else {
+                *left -= 1;
             }
-            *left -= 1;
         }
-        Ok(state)
+        if state.dead { Err(io::Error::other("the plug is out")) } else { Ok(state) }
     }
 
-    /// Lets `calls` more calls succeed; all later ones fail.
-    pub fn fail_after(&self, calls: u64) {
-        self.lock().calls_left = Some(calls);
+    /// Says when the plug goes out.
+    pub fn pull_at(&self, when: Pull) {
+        self.lock().pull = Some(when);
+    }
+
+    /// Pulls the plug.
+    pub fn pull(&self) {
+        self.lock().dead = true;
+    }
+
+    /// Whether the plug is out.
+    pub fn is_dead(&self) -> bool {
+        self.lock().dead
+    }
+
+    /// Makes each sync take a random time up to this.
+    pub fn set_latency(&self, latency: Duration) {
+        self.lock().latency = latency;
     }
 
     /// Makes syncs do nothing.
@@ -81,7 +116,7 @@ impl FaultDisk {
     /// The bytes of a file, to look at or to damage.
     pub fn change(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.lock();
-        if let Some(id) = state.names.get(name).copied()
+        if let Some(id) = state.names.get(&self.full(name)).copied()
             && let Some(content) = state.files.get_mut(&id)
         {
             change(&mut content.data);
@@ -94,15 +129,49 @@ impl FaultDisk {
     pub fn plug(&self, seed: u64) -> FaultDisk {
         let mut rng = StdRng::seed_from_u64(seed);
         let state = self.lock();
-        let names = if rng.random_bool(0.5) { state.names.clone() } else { state.durable_names.clone() };
-        let files = state.files.iter().map(|(id, content)| (*id, tear(content, &mut rng))).collect();
-        FaultDisk(Arc::new(Mutex::new(State {
-            files,
-            names: names.clone(),
-            durable_names: names,
+        // A file system's journal keeps the order of changes of names.
+        let kept = rng.random_range(0..=state.past_names.len());
+        let names = state.past_names.get(kept).unwrap_or(&state.names).clone();
+        let files = names.values().filter_map(|id| Some((*id, tear(state.files.get(id)?, &mut rng)))).collect();
+        let after =
+            State { files, names: names.clone(), next: state.next, ignore_sync: state.ignore_sync, ..State::default() };
+        FaultDisk { state: Arc::new(Mutex::new(after)), dir: String::new() }
+    }
+
+    /// The disk as the next process finds it after this one was killed: all that was written is
+    /// there, and what was not synced can still be lost.
+    pub fn kill(&self) -> FaultDisk {
+        let mut state = self.lock();
+        let after = State {
+            files: state.files.clone(),
+            names: state.names.clone(),
+            past_names: state.past_names.clone(),
             next: state.next,
+            ignore_sync: state.ignore_sync,
+            latency: state.latency,
             ..State::default()
-        })))
+        };
+        state.dead = true;
+        FaultDisk { state: Arc::new(Mutex::new(after)), dir: String::new() }
+    }
+
+    /// Names of all files.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.lock().names.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.dir)
+    }
+}
+
+impl State {
+    /// To be called before each change of names.
+    fn keep_names(&mut self) {
+        let names = self.names.clone();
+        self.past_names.push(names);
     }
 }
 
@@ -136,6 +205,10 @@ impl DiskFile for FaultFile {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        let latency = self.disk.lock().latency;
+        if !latency.is_zero() {
+            std::thread::sleep(latency.mul_f64(rand::random()));
+        }
         let mut state = self.disk.call()?;
         state.syncs += 1;
         let lie = state.ignore_sync;
@@ -148,51 +221,78 @@ impl DiskFile for FaultFile {
 
 impl Disk for FaultDisk {
     fn describe(&self, name: &str) -> String {
-        name.to_string()
+        self.full(name)
     }
 
     fn read(&self, name: &str) -> io::Result<Option<Box<dyn Read + Send>>> {
         let state = self.call()?;
-        let content = state.names.get(name).and_then(|id| state.files.get(id));
+        let content = state.names.get(&self.full(name)).and_then(|id| state.files.get(id));
         Ok(content.map(|c| Box::new(Cursor::new(c.data.clone())) as Box<dyn Read + Send>))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
         let mut state = self.call()?;
+        state.keep_names();
         state.next += 1;
         let id = state.next;
         state.files.insert(id, Content::default());
-        state.names.insert(name.to_string(), id);
+        state.names.insert(self.full(name), id);
         Ok(Box::new(FaultFile { disk: self.clone(), id }))
     }
 
     fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn DiskFile>> {
         let mut state = self.call()?;
-        let id = state.names.get(name).copied().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let id = state.names.get(&self.full(name)).copied();
+        let id = id.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        state.syncs += 1;
+        let lie = state.ignore_sync;
         if let Some(content) = state.files.get_mut(&id) {
             content.data.truncate(len as usize);
-            content.synced = content.data.len();
+            content.synced = if lie { content.synced.min(content.data.len()) } else { content.data.len() };
         }
         Ok(Box::new(FaultFile { disk: self.clone(), id }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.call()?;
-        let id = state.names.remove(from).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        state.names.insert(to.to_string(), id);
+        let id = state.names.get(&self.full(from)).copied();
+        let id = id.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        state.keep_names();
+        state.names.remove(&self.full(from));
+        state.names.insert(self.full(to), id);
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.call()?.names.remove(name);
+        let mut state = self.call()?;
+        if state.names.contains_key(&self.full(name)) {
+            state.keep_names();
+            state.names.remove(&self.full(name));
+        }
         Ok(())
     }
 
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.call()?;
         if !state.ignore_sync {
-            state.durable_names = state.names.clone();
+            state.past_names.clear();
         }
         Ok(())
+    }
+
+    fn beside(&self, dir: &Path) -> io::Result<Arc<dyn Disk>> {
+        let dir = format!("{}/", dir.display());
+        Ok(Arc::new(FaultDisk { state: self.state.clone(), dir }))
+    }
+
+    fn reach(&self, point: Point) {
+        let mut state = self.lock();
+        let State { pull, dead, .. } = &mut *state;
+        if let Some(Pull::At(at, left)) = pull
+            && *at == point
+        {
+            *left = left.saturating_sub(1);
+            *dead |= *left == 0;
+        }
     }
 }

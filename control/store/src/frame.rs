@@ -1,9 +1,13 @@
 //! The log's format.
 //!
 //! A file is a header and frames.  A frame is one batch, written and synced as a whole:
-//! `KFRM`, length u32, CRC-32 u32, records.  Numbers are little endian.  A frame that is not
-//! whole can only be the last one, as the next is written after its sync: a whole frame
-//! after a broken one means damage, not a lost tail.
+//! `KFRM`, length u32, CRC-32 u32, records.  Numbers are little endian.  First comes a picture
+//! (all keys in order, then a revision record with their number), then the writes since, each
+//! with the next revision.
+//!
+//! A frame that is not whole can only be the last one, as the next is written after its sync.
+//! So a whole frame after a broken one means damage; so does a broken last frame that no lost
+//! power could have left behind.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -11,19 +15,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::crc::crc32;
-use crate::{Cipher, Entry, Result, StoreError};
+use crate::{Entry, Result, StoreError};
 
 /// First bytes of every file.
-pub(crate) const HEADER: &[u8; 16] = b"KIMG-STORE-LOG-1";
+pub(crate) const HEADER: &[u8; 16] = b"KIMG-STORE-LOG-2";
 const MAGIC: &[u8; 4] = b"KFRM";
 const FRAME_HEAD: usize = 12;
 /// Larger frames than this are damage.
 const MAX_FRAME: usize = 64 << 20;
+/// Smallest piece that a disk writes or loses as a whole.
+const SECTOR: u64 = 512;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const REVISION: u8 = 3;
-const SEALED: u8 = 1;
+const MARK: u8 = 4;
 
 /// One record of a frame.
 #[derive(Debug)]
@@ -32,8 +38,10 @@ pub(crate) enum Record {
     Put(Entry),
     /// A key is gone.
     Delete { key: Arc<str>, revision: u64 },
-    /// The store is at this revision (end of a checkpoint, restore).
-    Revision(u64),
+    /// End of the picture: it has so many keys, and the store is at this revision.
+    Revision { revision: u64, keys: u64 },
+    /// All before it is durable.
+    Mark,
 }
 
 /// Builds one frame.
@@ -49,28 +57,15 @@ impl FrameWriter {
         FrameWriter { out }
     }
 
-    pub(crate) fn put(&mut self, entry: &Entry, cipher: Option<&Cipher>) -> Result<()> {
-        match cipher.filter(|c| c.covers(&entry.key)) {
-            None => self.put_raw(entry, 0, &entry.value),
-            Some(cipher) => {
-                let sealed = cipher
-                    .seal(&entry.key, &entry.value)
-                    .map_err(|what| StoreError::Sealed { key: entry.key.to_string(), what })?;
-                self.put_raw(entry, SEALED, &sealed);
-            }
-        }
-        Ok(())
-    }
-
-    fn put_raw(&mut self, entry: &Entry, flags: u8, value: &[u8]) {
-        self.out.extend_from_slice(&[PUT, flags]);
+    pub(crate) fn put(&mut self, entry: &Entry) {
+        self.out.push(PUT);
         for number in [entry.revision, entry.created, entry.expires] {
             self.out.extend_from_slice(&number.to_le_bytes());
         }
         self.out.extend_from_slice(&(entry.key.len() as u32).to_le_bytes());
-        self.out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        self.out.extend_from_slice(&(entry.value.len() as u32).to_le_bytes());
         self.out.extend_from_slice(entry.key.as_bytes());
-        self.out.extend_from_slice(value);
+        self.out.extend_from_slice(&entry.value);
     }
 
     pub(crate) fn delete(&mut self, key: &str, revision: u64) {
@@ -80,9 +75,14 @@ impl FrameWriter {
         self.out.extend_from_slice(key.as_bytes());
     }
 
-    pub(crate) fn revision(&mut self, revision: u64) {
+    pub(crate) fn revision(&mut self, revision: u64, keys: u64) {
         self.out.push(REVISION);
         self.out.extend_from_slice(&revision.to_le_bytes());
+        self.out.extend_from_slice(&keys.to_le_bytes());
+    }
+
+    pub(crate) fn mark(&mut self) {
+        self.out.push(MARK);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -98,14 +98,20 @@ impl FrameWriter {
     }
 }
 
-/// Reads a log from its beginning; gives the length up to which it is whole.
-/// A torn tail ends the reading; damage before the tail is an error.
+/// How far a file is whole, and what follows that a lost power left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) whole: u64,
+    pub(crate) torn: u64,
+}
+
+/// Reads a file from its beginning.  A torn tail ends the reading; any other damage is an
+/// error, and so is a record that `each` refuses.
 pub(crate) fn read_log(
     file: &str,
     reader: &mut dyn Read,
-    cipher: Option<&Cipher>,
-    mut each: impl FnMut(Record),
-) -> Result<u64> {
+    mut each: impl FnMut(Record) -> Result<(), String>,
+) -> Result<Extent> {
     let damaged = |offset: u64, what: &str| StoreError::Damaged { file: file.into(), offset, what: what.into() };
     let io = |source| StoreError::Io { what: format!("reading {file}"), source };
     let mut header = [0u8; HEADER.len()];
@@ -118,35 +124,37 @@ pub(crate) fn read_log(
         let mut head = [0u8; FRAME_HEAD];
         let got = fill(reader, &mut head).map_err(io)?;
         if got == 0 {
-            return Ok(at);
+            return Ok(Extent { whole: at, torn: 0 });
         }
         let number = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
         let len = number(4) as usize;
         let mut seen = head[..got].to_vec();
-        if got == FRAME_HEAD && &head[..4] == MAGIC && len <= MAX_FRAME {
+        let mut short = got < FRAME_HEAD;
+        if !short && &head[..4] == MAGIC && len <= MAX_FRAME {
             payload.resize(len, 0);
             let got = fill(reader, &mut payload).map_err(io)?;
-            if got == len && crc32(&payload) == number(8) {
-                decode(&payload, cipher, &mut each).map_err(|e| match e {
-                    Decode::Shape => damaged(at, "a record makes no sense though its checksum is right"),
-                    Decode::Sealed(key, what) => StoreError::Sealed { key, what },
-                })?;
+            short = got < len;
+            if !short && crc32(&payload) == number(8) {
+                decode(&payload, &mut each).map_err(|what| damaged(at, &what))?;
                 at += (FRAME_HEAD + len) as u64;
                 continue;
             }
             seen.extend_from_slice(&payload[..got]);
         }
         reader.read_to_end(&mut seen).map_err(io)?;
-        return match whole_frame_in(&seen) {
-            Some(_) => Err(damaged(at, "a record's checksum is wrong, and whole records follow it")),
-            None => Ok(at),
-        };
+        if whole_frame_in(&seen) {
+            return Err(damaged(at, "a record's checksum is wrong, and whole records follow it"));
+        }
+        if !short && !has_lost_sector(at, &seen) {
+            return Err(damaged(at, "the last record's checksum is wrong, and no lost power leaves it like that"));
+        }
+        return Ok(Extent { whole: at, torn: seen.len() as u64 });
     }
 }
 
-/// Where in `tail`, after its first byte, a whole frame begins.
-fn whole_frame_in(tail: &[u8]) -> Option<usize> {
-    (1..tail.len().saturating_sub(FRAME_HEAD)).find(|&i| {
+/// Whether in `tail`, after its first byte, a whole frame begins.
+fn whole_frame_in(tail: &[u8]) -> bool {
+    (1..tail.len().saturating_sub(FRAME_HEAD)).any(|i| {
         tail[i..].starts_with(MAGIC) && {
             let number =
                 |j: usize| u32::from_le_bytes([tail[i + j], tail[i + j + 1], tail[i + j + 2], tail[i + j + 3]]);
@@ -154,6 +162,21 @@ fn whole_frame_in(tail: &[u8]) -> Option<usize> {
             body.is_some_and(|body| !body.is_empty() && crc32(body) == number(8))
         }
     })
+}
+
+/// Whether a sector's share of `tail`, which begins at `at` in its file, is all zero: never written.
+fn has_lost_sector(at: u64, tail: &[u8]) -> bool {
+    let mut rest = tail;
+    let mut room = (SECTOR - at % SECTOR) as usize;
+    while !rest.is_empty() {
+        let (sector, more) = rest.split_at(room.min(rest.len()));
+        if sector.iter().all(|b| *b == 0) {
+            return true;
+        }
+        rest = more;
+        room = SECTOR as usize;
+    }
+    false
 }
 
 fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
@@ -169,59 +192,47 @@ fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(got)
 }
 
-enum Decode {
-    Shape,
-    Sealed(String, String),
-}
-
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Decode> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or(Decode::Shape)?;
+    fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
+        let (head, tail) = self.0.split_at_checked(n).ok_or("a record ends early though its checksum is right")?;
         self.0 = tail;
         Ok(head)
     }
-    fn u32(&mut self) -> Result<u32, Decode> {
-        self.take(4)?.try_into().map(u32::from_le_bytes).map_err(|_| Decode::Shape)
+    fn u32(&mut self) -> Result<u32, String> {
+        let bytes = self.take(4)?;
+        Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
-    fn u64(&mut self) -> Result<u64, Decode> {
-        self.take(8)?.try_into().map(u64::from_le_bytes).map_err(|_| Decode::Shape)
+    fn u64(&mut self) -> Result<u64, String> {
+        Ok(u64::from(self.u32()?) | u64::from(self.u32()?) << 32)
     }
-    fn key(&mut self, len: u32) -> Result<Arc<str>, Decode> {
-        std::str::from_utf8(self.take(len as usize)?).map(Arc::from).map_err(|_| Decode::Shape)
+    fn key(&mut self, len: u32) -> Result<Arc<str>, String> {
+        std::str::from_utf8(self.take(len as usize)?).map(Arc::from).map_err(|_| "a key is not text".to_string())
     }
 }
 
-fn decode(payload: &[u8], cipher: Option<&Cipher>, each: &mut impl FnMut(Record)) -> Result<(), Decode> {
+fn decode(payload: &[u8], each: &mut impl FnMut(Record) -> Result<(), String>) -> Result<(), String> {
     let mut cursor = Cursor(payload);
     while !cursor.0.is_empty() {
-        match cursor.take(1)?[0] {
+        let record = match cursor.take(1)?[0] {
             PUT => {
-                let flags = cursor.take(1)?[0];
                 let (revision, created, expires) = (cursor.u64()?, cursor.u64()?, cursor.u64()?);
                 let (key_len, value_len) = (cursor.u32()?, cursor.u32()?);
                 let key = cursor.key(key_len)?;
-                let raw = cursor.take(value_len as usize)?;
-                let value = match (flags & SEALED != 0, cipher) {
-                    (false, _) => Bytes::copy_from_slice(raw),
-                    (true, Some(cipher)) => {
-                        Bytes::from(cipher.open(&key, raw).map_err(|what| Decode::Sealed(key.to_string(), what))?)
-                    }
-                    (true, None) => {
-                        return Err(Decode::Sealed(key.to_string(), "no encryption key is given".into()));
-                    }
-                };
-                each(Record::Put(Entry { key, value, revision, created, expires }));
+                let value = Bytes::copy_from_slice(cursor.take(value_len as usize)?);
+                Record::Put(Entry { key, value, revision, created, expires })
             }
             DELETE => {
                 let revision = cursor.u64()?;
                 let len = cursor.u32()?;
-                each(Record::Delete { key: cursor.key(len)?, revision });
+                Record::Delete { key: cursor.key(len)?, revision }
             }
-            REVISION => each(Record::Revision(cursor.u64()?)),
-            _ => return Err(Decode::Shape),
-        }
+            REVISION => Record::Revision { revision: cursor.u64()?, keys: cursor.u64()? },
+            MARK => Record::Mark,
+            kind => return Err(format!("there is no record of kind {kind}")),
+        };
+        each(record)?;
     }
     Ok(())
 }

@@ -2,7 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Point;
 
 /// One directory.
 pub trait Disk: Send + Sync {
@@ -12,7 +16,7 @@ pub trait Disk: Send + Sync {
     fn read(&self, name: &str) -> io::Result<Option<Box<dyn Read + Send>>>;
     /// A new, empty file; one of that name is replaced.
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
-    /// An existing file, cut to `len`, to write at its end.
+    /// An existing file, cut to `len` and durable up to there, to write at its end.
     fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn DiskFile>>;
     /// Puts `from` in the place of `to`.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -20,6 +24,10 @@ pub trait Disk: Send + Sync {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes names durable.
     fn sync_dir(&self) -> io::Result<()>;
+    /// Another directory of the same machine.
+    fn beside(&self, dir: &Path) -> io::Result<Arc<dyn Disk>>;
+    /// The engine is at a named moment; for tests.
+    fn reach(&self, _point: Point) {}
 }
 
 /// A file being written at its end.
@@ -30,14 +38,19 @@ pub trait DiskFile: Send {
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// A real directory, locked against other processes while this lives.
+/// A real directory; that of a store is locked against other processes while this lives.
 #[derive(Debug)]
 pub struct DirDisk {
     dir: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl DirDisk {
+    /// A directory that holds no store, or one that is only read.
+    pub(crate) fn unlocked(dir: PathBuf) -> DirDisk {
+        DirDisk { dir, _lock: None }
+    }
+
     /// Opens a directory, makes it if need be, and locks it.
     pub fn open(dir: &Path) -> crate::Result<DirDisk> {
         let io = |what: &str, source| crate::StoreError::Io { what: format!("{what} {}", dir.display()), source };
@@ -54,7 +67,7 @@ impl DirDisk {
             .open(dir.join("LOCK"))
             .map_err(|e| io("opening the lock in", e))?;
         match lock.try_lock() {
-            Ok(()) => Ok(DirDisk { dir: dir.to_path_buf(), _lock: lock }),
+            Ok(()) => Ok(DirDisk { dir: dir.to_path_buf(), _lock: Some(lock) }),
             Err(std::fs::TryLockError::WouldBlock) => Err(crate::StoreError::Locked(dir.to_path_buf())),
             Err(std::fs::TryLockError::Error(e)) => Err(io("locking", e)),
         }
@@ -86,15 +99,18 @@ impl Disk for DirDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(RealFile(File::create(self.dir.join(name))?)))
+        // What is stored is nobody else's business.
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(self.dir.join(name))?;
+        Ok(Box::new(RealFile(file)))
     }
 
     fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn DiskFile>> {
         let file = OpenOptions::new().append(true).open(self.dir.join(name))?;
         if file.metadata()?.len() != len {
             file.set_len(len)?;
-            file.sync_all()?;
         }
+        // Who wrote it may have been killed before its sync.
+        file.sync_all()?;
         Ok(Box::new(RealFile(file)))
     }
 
@@ -111,5 +127,9 @@ impl Disk for DirDisk {
 
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
+    }
+
+    fn beside(&self, dir: &Path) -> io::Result<Arc<dyn Disk>> {
+        Ok(Arc::new(DirDisk::unlocked(dir.to_path_buf())))
     }
 }

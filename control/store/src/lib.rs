@@ -11,18 +11,23 @@ mod embedded;
 mod fault;
 mod frame;
 mod io;
+mod point;
 mod seal;
+mod state;
+pub mod torture;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use tokio::sync::mpsc::UnboundedReceiver;
 
-pub use embedded::{Embedded, Options, Report, restore, verify};
-pub use fault::FaultDisk;
+pub use embedded::{Embedded, Options, Report, read_picture, restore, verify, write_store};
+pub use fault::{FaultDisk, Pull};
 pub use io::{DirDisk, Disk, DiskFile};
-pub use seal::Cipher;
+pub use point::Point;
+pub use seal::{Key, Keyring, Rule, Sealed, Usage};
 
 /// Values larger than this are refused.
 pub const MAX_VALUE: usize = 3 << 20;
@@ -48,8 +53,8 @@ pub enum StoreError {
     /// Another process has the store.
     #[error("{0} is in use by another process; stop it first")]
     Locked(PathBuf),
-    /// The encryption key does not fit.
-    #[error("{key} cannot be decrypted: {what}; check the encryption key file")]
+    /// The encryption keys do not fit.
+    #[error("{key} cannot be decrypted: {what}; check the encryption keys that the server is given")]
     Sealed { key: String, what: String },
     /// The disk said no.
     #[error("{what}: {source}")]
@@ -134,7 +139,73 @@ pub trait Observer: Send + Sync {
 }
 
 /// Stream of changes, in order.
-pub type Changes = tokio::sync::mpsc::UnboundedReceiver<Change>;
+pub struct Changes {
+    from: UnboundedReceiver<Change>,
+    map: Option<Box<dyn Fn(Change) -> Option<Change> + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Changes")
+    }
+}
+
+impl From<UnboundedReceiver<Change>> for Changes {
+    fn from(from: UnboundedReceiver<Change>) -> Changes {
+        Changes { from, map: None }
+    }
+}
+
+impl Changes {
+    /// The next change; None: no more will come.
+    pub async fn recv(&mut self) -> Option<Change> {
+        let change = self.from.recv().await?;
+        match &self.map {
+            Some(map) => map(change),
+            None => Some(change),
+        }
+    }
+
+    /// The next change if it is there already.
+    pub fn try_recv(&mut self) -> Option<Change> {
+        let change = self.from.try_recv().ok()?;
+        match &self.map {
+            Some(map) => map(change),
+            None => Some(change),
+        }
+    }
+
+    /// The same stream with each change made another; it ends where `map` gives None.
+    pub(crate) fn map(mut self, map: impl Fn(Change) -> Option<Change> + Send + Sync + 'static) -> Changes {
+        self.map = Some(match self.map.take() {
+            Some(inner) => Box::new(move |change| inner(change).and_then(&map)),
+            None => Box::new(map),
+        });
+        self
+    }
+}
+
+/// What an engine has counted since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Groups of writes that were made durable together.
+    pub batches: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes of their keys and values.
+    pub acknowledged_bytes: u64,
+    /// Bytes written to files, for whatever reason.
+    pub written_bytes: u64,
+    /// Times that a file or a directory was made durable.
+    pub syncs: u64,
+    /// Times that the log was written anew.
+    pub rewrites: u64,
+    /// Size of the log now.
+    pub log_bytes: u64,
+    /// Changes kept for watches, and the bytes that their values take.
+    pub history: u64,
+    pub history_bytes: u64,
+}
 
 /// What every engine does.
 pub trait Store: Send + Sync {
@@ -171,7 +242,10 @@ pub trait Store: Send + Sync {
     fn attach(&self, prefix: &str, observer: Arc<dyn Observer>);
 
     /// Forgets changes up to `revision`.
-    fn compact(&self, revision: u64);
+    fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>>;
+
+    /// Clears the engine's files of values that are no longer live, as far as it can.
+    fn scrub<'a>(&'a self) -> BoxFuture<'a, Result<()>>;
 
     /// Writes a consistent copy of everything to a new file, while running.
     fn snapshot<'a>(&'a self, to: PathBuf) -> BoxFuture<'a, Result<u64>>;
@@ -182,7 +256,15 @@ pub trait Store: Send + Sync {
     /// Bytes of live values and keys.
     fn live_bytes(&self) -> u64;
 
+    /// What the engine counts; None: it writes no files of its own.
+    fn counters(&self) -> Option<Counters>;
+
     /// Writes what was accepted, and lets the store go for another process; blocks until
     /// that is done.  Later writes fail, reads go on.
     fn close(&self);
+}
+
+/// Seconds since 1970.
+fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

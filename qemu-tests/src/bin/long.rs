@@ -11,6 +11,8 @@ use std::time::Instant;
 const PARTS: &[(&str, &[&str])] = &[
     ("unit", &["test", "--workspace", "--exclude", "qemu-tests"]),
     ("reproducible", &["test", "--release", "-p", "kimg", "--test", "reproducible", "--", "--include-ignored"]),
+    ("store", &["test", "--release", "-p", "store", "--lib", "--", "--ignored", "--nocapture"]),
+    ("torture", &["run", "--release", "-p", "kimg-control", "--", "kube-apiserver", "store", "torture", "--runs", "1000"]),
     ("cluster", &["test", "--release", "-p", "qemu-tests", "--test", "cluster", "--", "--include-ignored"]),
 ];
 

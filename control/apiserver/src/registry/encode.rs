@@ -13,7 +13,7 @@ use crate::error::{ApiError, Result};
 static MARK: LazyLock<String> = LazyLock::new(|| format!("revision-{}", uuid::Uuid::new_v4()));
 
 /// Encodes an object.
-pub(super) fn encode(object: &Value) -> Result<store::Stamped> {
+pub(crate) fn encode(object: &Value) -> Result<store::Stamped> {
     let (Some(map), true) = (object.as_object(), object["metadata"].is_object()) else {
         return Err(ApiError::internal("an object to be stored has no metadata"));
     };

@@ -17,7 +17,7 @@ use store::{Expect, StoreError};
 
 use crate::error::{ApiError, Result};
 use crate::object::Object;
-use encode::encode;
+pub(crate) use encode::encode;
 
 /// Handle to all resources; cheap to use from many tasks.
 pub struct Registry {

@@ -109,7 +109,14 @@ impl Cluster {
 
     /// Starts the server on the store as it is.
     pub async fn begin(&mut self) {
-        let server = Server::start(config(self.dir.path())).await.unwrap();
+        self.begin_with(|_| ()).await;
+    }
+
+    /// Starts the server on the store as it is, with other settings.
+    pub async fn begin_with(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut config = config(self.dir.path());
+        change(&mut config);
+        let server = Server::start(config).await.unwrap();
         self.port = server.address.port();
         self.server = Some(server);
     }

@@ -3,5 +3,6 @@
 mod client;
 mod crash;
 mod customs;
+mod encryption;
 mod objects;
 mod watches;

@@ -3,26 +3,30 @@
 //! A writer thread takes what writes have come in, checks each against the newest state,
 //! writes them as one frame, syncs once, shows them to readers and observers, and only then
 //! answers.  When the log is much larger than the live set, a fresh log is written beside
-//! it (by a thread of its own) and takes its place.
+//! it (by a thread of its own) and takes its place before it is twice as large.
 
+mod counting;
 mod open;
-mod state;
+mod rewrite;
 mod writer;
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
-pub use open::{Report, restore, verify};
+pub(crate) use open::load_picture;
+pub use open::{Report, read_picture, restore, verify, write_store};
 
 use crate::io::Disk;
-use crate::{Changes, Cipher, Entry, Expect, Observer, Result, Stamped, Store, StoreError};
-use state::Shared;
+use crate::state::{Keep, Shared};
+use crate::{Changes, Counters, Entry, Expect, Observer, Result, Stamped, Store, StoreError};
+use counting::{Counting, Counts};
 use writer::{Op, Request};
 
 /// Name of the log in its directory.
@@ -31,40 +35,44 @@ pub(crate) const LOG: &str = "store.log";
 pub(crate) const LOG_NEW: &str = "store.log.new";
 
 /// Settings of the engine.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Options {
-    /// Encrypts some values on disk.
-    pub cipher: Option<Arc<Cipher>>,
-    /// Changes kept for watches; at least one batch is.
+    /// Changes kept for watches, and the bytes of their keys and values; one is kept in any case.
     pub history: usize,
-    /// The log may grow to this before it is rewritten, however small the live set is.
+    pub history_bytes: u64,
+    /// Changes older than this are forgotten, as upstream's compaction every five minutes does.
+    pub history_age: Duration,
+    /// The log is written anew before it is larger than this and than twice the live set.
     pub min_log_bytes: u64,
+    /// A log with things in it that are no longer live is written anew after this time.
+    pub log_age: Duration,
     /// Seconds since 1970; for expiry.
     pub clock: fn() -> u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cipher: None, history: 4096, min_log_bytes: 8 << 20, clock: unix_now }
+        Options {
+            history: 4096,
+            history_bytes: 4 << 20,
+            history_age: Duration::from_secs(300),
+            min_log_bytes: 8 << 20,
+            log_age: Duration::from_secs(24 * 3600),
+            clock: crate::unix_now,
+        }
     }
 }
 
-impl std::fmt::Debug for Options {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Options")
-            .field("history", &self.history)
-            .field("min_log_bytes", &self.min_log_bytes)
-            .finish_non_exhaustive()
+impl Options {
+    fn keep(&self) -> Keep {
+        Keep { changes: self.history, bytes: self.history_bytes }
     }
-}
-
-fn unix_now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// The engine; dropping it ends the writer after what was accepted is written.
 pub struct Embedded {
     shared: Arc<Shared>,
+    counts: Arc<Counts>,
     clock: fn() -> u64,
     requests: Mutex<Option<Sender<Request>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -79,17 +87,19 @@ impl std::fmt::Debug for Embedded {
 impl Embedded {
     /// Opens the store on `disk`; makes it if there is none.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Embedded> {
+        let counts = Arc::new(Counts::default());
+        let disk: Arc<dyn Disk> = Arc::new(Counting { disk, counts: counts.clone() });
         let opened = open::open(disk.as_ref(), &options)?;
-        let shared = Arc::new(Shared::new(opened.state, options.history));
+        let shared = Arc::new(Shared::new(opened.state, options.keep()));
         let (requests, inbox) = channel();
         let clock = options.clock;
-        let writer =
-            writer::Writer::new(disk, options, shared.clone(), opened.file, opened.log_bytes, requests.clone());
+        let log = writer::Log { file: opened.file, bytes: opened.log_bytes };
+        let writer = writer::Writer::new(disk, options, shared.clone(), counts.clone(), log, requests.clone());
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&inbox))
             .map_err(|source| StoreError::Io { what: "starting the store's writer thread".into(), source })?;
-        Ok(Embedded { shared, clock, requests: Mutex::new(Some(requests)), writer: Mutex::new(Some(thread)) })
+        Ok(Embedded { shared, counts, clock, requests: Mutex::new(Some(requests)), writer: Mutex::new(Some(thread)) })
     }
 
     async fn ask(&self, op: Op) -> Result<u64> {
@@ -158,8 +168,13 @@ impl Store for Embedded {
         self.shared.attach(prefix, observer);
     }
 
-    fn compact(&self, revision: u64) {
+    fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>> {
         self.shared.compact(revision);
+        async { Ok(()) }.boxed()
+    }
+
+    fn scrub<'a>(&'a self) -> BoxFuture<'a, Result<()>> {
+        async move { self.ask(Op::Scrub).await.map(drop) }.boxed()
     }
 
     fn snapshot<'a>(&'a self, to: PathBuf) -> BoxFuture<'a, Result<u64>> {
@@ -172,6 +187,12 @@ impl Store for Embedded {
 
     fn live_bytes(&self) -> u64 {
         self.shared.read().live_bytes
+    }
+
+    fn counters(&self) -> Option<Counters> {
+        let state = self.shared.read();
+        let (history, history_bytes) = (state.history.len() as u64, state.history_bytes);
+        Some(Counters { history, history_bytes, ..self.counts.read() })
     }
 
     fn close(&self) {
@@ -187,5 +208,7 @@ impl Store for Embedded {
     }
 }
 
+#[cfg(test)]
+mod mix_tests;
 #[cfg(test)]
 mod tests;

@@ -1,18 +1,22 @@
 //! Opening, checking and restoring a store's files.
 
-use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::state::State;
 use super::{LOG, LOG_NEW, Options};
-use crate::frame::{FrameWriter, HEADER, Record, read_log};
+use crate::frame::{Extent, FrameWriter, HEADER, Record, read_log};
 use crate::io::{Disk, DiskFile};
-use crate::{Cipher, DirDisk, Result, StoreError};
+use crate::state::{Keep, State};
+use crate::{DirDisk, Entry, Point, Result, StoreError};
 
-/// A restored store starts this far above the snapshot, beyond any revision ever given out,
-/// so that clients see that time has jumped and list anew.
+/// A restored store starts at least this far above the snapshot, and above what the clock
+/// says at [`REVISIONS_A_SECOND`], so that its revisions are beyond any ever given out, even
+/// where one snapshot is restored twice, and clients list anew.
 const RESTORE_RAISE: u64 = 1_000_000_000;
+const REVISIONS_A_SECOND: u64 = 1000;
+
+/// About the size of the frames of a picture.
+const FRAME_BYTES: usize = 1 << 20;
 
 pub(crate) struct Opened {
     pub(crate) state: State,
@@ -27,49 +31,91 @@ fn io_error(disk: &dyn Disk, what: &str, name: &str) -> impl FnOnce(std::io::Err
 
 pub(crate) fn open(disk: &dyn Disk, options: &Options) -> Result<Opened> {
     disk.remove(LOG_NEW).map_err(io_error(disk, "removing", LOG_NEW))?;
-    let Some(mut reader) = disk.read(LOG).map_err(io_error(disk, "opening", LOG))? else {
+    let Some((state, extent)) = load(disk, LOG, options.keep())? else {
         return create(disk);
     };
-    let mut state = State::default();
-    let whole = read_log(&disk.describe(LOG), reader.as_mut(), options.cipher.as_deref(), |record| {
-        replay(&mut state, record, options.history)
-    })?;
-    drop(reader);
-    let file = disk.append_to(LOG, whole).map_err(io_error(disk, "opening for writing", LOG))?;
-    Ok(Opened { state, file, log_bytes: whole })
+    if extent.torn > 0 {
+        let log = disk.describe(LOG);
+        tracing::warn!("{log}: the last {} bytes, of a write that was never answered, are cut", extent.torn);
+    }
+    disk.reach(Point::OpenCut);
+    let file = disk.append_to(LOG, extent.whole).map_err(io_error(disk, "opening for writing", LOG))?;
+    // The process before may have been killed between naming the log and making the name durable.
+    disk.sync_dir().map_err(io_error(disk, "making durable the name of", LOG))?;
+    Ok(Opened { state, file, log_bytes: extent.whole })
 }
 
 fn create(disk: &dyn Disk) -> Result<Opened> {
-    let failed = |e| io_error(disk, "creating", LOG)(e);
-    let mut file = disk.create(LOG_NEW).map_err(failed)?;
-    let mut frame = FrameWriter::new();
-    frame.revision(1);
-    let mut data = HEADER.to_vec();
-    data.extend_from_slice(&frame.finish());
-    file.append(&data).map_err(failed)?;
-    file.sync().map_err(failed)?;
-    disk.rename(LOG_NEW, LOG).map_err(failed)?;
-    disk.sync_dir().map_err(failed)?;
-    let state = State { revision: 1, compacted: 1, ..State::default() };
-    Ok(Opened { state, file, log_bytes: data.len() as u64 })
+    let (file, log_bytes) = write_picture(disk, LOG_NEW, std::iter::empty(), 1, Stage::Checkpoint)?;
+    disk.reach(Point::OpenCreate);
+    put_in_place(disk, LOG_NEW, LOG)?;
+    Ok(Opened { state: State { revision: 1, compacted: 1, ..State::default() }, file, log_bytes })
 }
 
-fn replay(state: &mut State, record: Record, keep: usize) {
-    match record {
-        Record::Put(entry) => {
-            let (key, revision) = (entry.key.clone(), entry.revision);
-            state.apply(&key, Some(entry), revision, keep);
-        }
-        Record::Delete { key, revision } => {
-            state.apply(&key, None, revision, keep);
-        }
-        // What stands before it is a picture in key order, no history.
-        Record::Revision(revision) => {
-            state.history.clear();
-            state.revision = state.revision.max(revision);
-            state.compacted = state.revision;
+fn put_in_place(disk: &dyn Disk, from: &str, to: &str) -> Result<()> {
+    disk.rename(from, to).and_then(|()| disk.sync_dir()).map_err(io_error(disk, "putting in place", to))
+}
+
+/// Puts a file's records together, and sees that none is missing.
+struct Replay {
+    state: State,
+    keep: Keep,
+    whole_picture: bool,
+}
+
+impl Replay {
+    fn take(&mut self, record: Record) -> Result<(), String> {
+        match record {
+            Record::Put(entry) if !self.whole_picture => {
+                let last = self.state.live.last_key_value().map(|(key, _)| key);
+                if last.is_some_and(|last| *last >= entry.key) {
+                    return Err(format!("{} is out of order", entry.key));
+                }
+                self.state.set(entry);
+                Ok(())
+            }
+            Record::Revision { revision, keys } if !self.whole_picture => {
+                if keys != self.state.live.len() as u64 {
+                    return Err(format!("{keys} keys should stand before it, not {}", self.state.live.len()));
+                }
+                self.state.revision = revision;
+                self.state.compacted = revision;
+                self.whole_picture = true;
+                Ok(())
+            }
+            Record::Put(entry) => {
+                let (key, revision) = (entry.key.clone(), entry.revision);
+                self.follows(revision)?;
+                self.state.apply(&key, Some(entry), revision, self.keep);
+                Ok(())
+            }
+            Record::Delete { key, revision } if self.whole_picture => {
+                self.follows(revision)?;
+                self.state.apply(&key, None, revision, self.keep);
+                Ok(())
+            }
+            Record::Mark => Ok(()),
+            Record::Delete { .. } | Record::Revision { .. } => Err("a record is out of place".into()),
         }
     }
+
+    fn follows(&self, revision: u64) -> Result<(), String> {
+        let last = self.state.revision;
+        if revision == last + 1 { Ok(()) } else { Err(format!("revision {revision} follows {last}")) }
+    }
+}
+
+/// Reads a file through; None: there is none.
+fn load(disk: &dyn Disk, name: &str, keep: Keep) -> Result<Option<(State, Extent)>> {
+    let Some(mut reader) = disk.read(name).map_err(io_error(disk, "opening", name))? else { return Ok(None) };
+    let file = disk.describe(name);
+    let mut replay = Replay { state: State::default(), keep, whole_picture: false };
+    let extent = read_log(&file, reader.as_mut(), |record| replay.take(record))?;
+    if !replay.whole_picture {
+        let what = "the file ends before all of what it should begin with".into();
+        return Err(StoreError::Damaged { file, offset: extent.whole, what });
+    }
+    Ok(Some((replay.state, extent)))
 }
 
 /// What [`verify`] found.
@@ -83,88 +129,145 @@ pub struct Report {
 }
 
 /// Reads a log or snapshot file through and says what is in it; changes nothing.
-pub fn verify(file: &Path, cipher: Option<&Cipher>) -> Result<Report> {
-    let (state, whole_bytes) = load(file, cipher)?;
-    Ok(Report { keys: state.live.len(), revision: state.revision, live_bytes: state.live_bytes, whole_bytes })
+pub fn verify(file: &Path) -> Result<Report> {
+    let (disk, name) = place(&DirDisk::unlocked, file)?;
+    let (state, extent) = load_file(&disk, &name)?;
+    Ok(Report {
+        keys: state.live.len(),
+        revision: state.revision,
+        live_bytes: state.live_bytes,
+        whole_bytes: extent.whole,
+    })
 }
 
-fn load(file: &Path, cipher: Option<&Cipher>) -> Result<(State, u64)> {
-    let name = file.display().to_string();
-    let opened =
-        std::fs::File::open(file).map_err(|source| StoreError::Io { what: format!("opening {name}"), source })?;
-    let mut state = State::default();
-    let whole = read_log(&name, &mut std::io::BufReader::new(opened), cipher, |r| replay(&mut state, r, 1))?;
-    Ok((state, whole))
+fn load_file(disk: &dyn Disk, name: &str) -> Result<(State, Extent)> {
+    load(disk, name, Keep { changes: 1, bytes: 1 })?
+        .ok_or_else(|| io_error(disk, "opening", name)(std::io::Error::from(std::io::ErrorKind::NotFound)))
+}
+
+/// Everything in a snapshot file, in key order, and its revision.  A log file will do, too, but
+/// a snapshot must be whole to its last byte.
+pub fn read_picture(file: &Path) -> Result<(Vec<Entry>, u64)> {
+    let (disk, name) = place(&DirDisk::unlocked, file)?;
+    load_picture(&disk, &name)
+}
+
+pub(crate) fn load_picture(disk: &dyn Disk, name: &str) -> Result<(Vec<Entry>, u64)> {
+    let (state, extent) = load_file(disk, name)?;
+    if extent.torn > 0 && name != LOG {
+        let what = "the snapshot is cut short, or was written to".into();
+        return Err(StoreError::Damaged { file: disk.describe(name), offset: extent.whole, what });
+    }
+    Ok((state.live.into_values().collect(), state.revision))
 }
 
 /// Puts a snapshot in the place of the store in `dir` (which no process may have open), at a
 /// revision beyond any that the snapshot's store can have given out.
-pub fn restore(snapshot: &Path, dir: &Path, cipher: Option<&Cipher>) -> Result<u64> {
-    let (state, _) = load(snapshot, cipher)?;
+pub fn restore(snapshot: &Path, dir: &Path) -> Result<u64> {
+    let (entries, revision) = read_picture(snapshot)?;
+    write_store(dir, &entries, revision)
+}
+
+/// Puts entries, in key order, in the place of the store in `dir` (which no process may have
+/// open), at a revision beyond `revision` and any that this store has given out; gives it.
+pub fn write_store(dir: &Path, entries: &[Entry], revision: u64) -> Result<u64> {
     let disk = DirDisk::open(dir)?;
     // A readable old log tells how far its revisions went.
-    let newest = load(&dir.join(LOG), cipher).map_or(0, |(old, _)| old.revision);
-    let revision = state.revision.max(newest) + RESTORE_RAISE;
-    let failed = |e| io_error(&disk, "restoring into", LOG)(e);
-    let mut file = disk.create(LOG_NEW).map_err(failed)?;
-    write_picture(file.as_mut(), state.live.values(), revision, cipher)?;
-    disk.rename(LOG_NEW, LOG).map_err(failed)?;
-    disk.sync_dir().map_err(failed)?;
+    let newest = load_file(&disk, LOG).map_or(0, |(old, _)| old.revision);
+    let raised = revision.max(newest) + RESTORE_RAISE;
+    let revision = raised.max(crate::unix_now() * REVISIONS_A_SECOND);
+    write_picture(&disk, LOG_NEW, entries.iter(), revision, Stage::Checkpoint)?;
+    put_in_place(&disk, LOG_NEW, LOG)?;
     Ok(revision)
 }
 
-/// Writes a whole picture as a new log, and syncs it; gives its size.
+/// What a picture is written for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Checkpoint,
+    Snapshot,
+}
+
+impl Stage {
+    fn reach(self, disk: &dyn Disk, checkpoint: Point, snapshot: Point) {
+        disk.reach(if self == Stage::Checkpoint { checkpoint } else { snapshot });
+    }
+}
+
+/// Writes a whole picture as a new file, and syncs it; gives it with its size.
 pub(crate) fn write_picture<'a>(
-    file: &mut dyn DiskFile,
-    entries: impl Iterator<Item = &'a crate::Entry>,
+    disk: &dyn Disk,
+    name: &str,
+    entries: impl Iterator<Item = &'a Entry>,
     revision: u64,
-    cipher: Option<&Cipher>,
-) -> Result<u64> {
-    const FRAME_BYTES: usize = 1 << 20;
-    let failed = |source| StoreError::Io { what: "writing a picture of the store".into(), source };
-    let mut size = HEADER.len() as u64;
-    file.append(HEADER).map_err(failed)?;
+    stage: Stage,
+) -> Result<(Box<dyn DiskFile>, u64)> {
+    let failed = |e| io_error(disk, "writing", name)(e);
+    stage.reach(disk, Point::CheckpointCreate, Point::SnapshotCreate);
+    let mut file = disk.create(name).map_err(failed)?;
+    let mut data = HEADER.to_vec();
     let mut frame = FrameWriter::new();
+    let (mut size, mut keys) = (0, 0);
     for entry in entries {
-        frame.put(entry, cipher)?;
+        keys += 1;
+        frame.put(entry);
         if frame.len() > FRAME_BYTES {
-            let data = std::mem::replace(&mut frame, FrameWriter::new()).finish();
+            data.extend_from_slice(&std::mem::replace(&mut frame, FrameWriter::new()).finish());
             size += data.len() as u64;
             file.append(&data).map_err(failed)?;
+            data.clear();
         }
     }
-    frame.revision(revision);
-    let data = frame.finish();
+    if frame.len() > FrameWriter::new().len() {
+        data.extend_from_slice(&frame.finish());
+    }
     size += data.len() as u64;
     file.append(&data).map_err(failed)?;
+    stage.reach(disk, Point::CheckpointWrite, Point::SnapshotWrite);
+    let mut end = FrameWriter::new();
+    end.revision(revision, keys);
+    let end = end.finish();
+    size += end.len() as u64;
+    file.append(&end).map_err(failed)?;
+    stage.reach(disk, Point::CheckpointSync, Point::SnapshotSync);
     file.sync().map_err(failed)?;
-    Ok(size)
+    Ok((file, size))
 }
 
-/// A snapshot file outside the store's directory.
-pub(crate) struct PlainFile(pub(crate) std::fs::File);
-
-impl DiskFile for PlainFile {
-    fn append(&mut self, data: &[u8]) -> std::io::Result<()> {
-        self.0.write_all(data)
-    }
-    fn sync(&mut self) -> std::io::Result<()> {
-        self.0.sync_all()
-    }
+/// The directory and the name of a path.
+fn place<D>(open: &dyn Fn(PathBuf) -> D, path: &Path) -> Result<(D, String)> {
+    let invalid = || StoreError::Io {
+        what: format!("taking {}", path.display()),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no name of a file"),
+    };
+    let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(invalid)?;
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((open(dir.to_path_buf()), name.to_string()))
 }
 
-/// Writes entries to a new file at `to`.
-pub(crate) fn write_snapshot(
-    to: &Path,
-    entries: &[crate::Entry],
-    revision: u64,
-    cipher: Option<&Arc<Cipher>>,
-) -> Result<u64> {
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(to)
-        .map_err(|source| StoreError::Io { what: format!("creating {}", to.display()), source })?;
-    write_picture(&mut PlainFile(file), entries.iter(), revision, cipher.map(Arc::as_ref))?;
+/// Writes entries to a new file at `to`, which has its name only once it is whole and durable.
+pub(crate) fn write_snapshot(disk: &dyn Disk, to: &Path, entries: &[Entry], revision: u64) -> Result<u64> {
+    let (opened, name) = place(&|dir| disk.beside(&dir), to)?;
+    let opened: Arc<dyn Disk> =
+        opened.map_err(|source| StoreError::Io { what: format!("opening the place of {}", to.display()), source })?;
+    let disk = opened.as_ref();
+    if disk.read(&name).map_err(io_error(disk, "looking for", &name))?.is_some() {
+        let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+        return Err(io_error(disk, "creating", &name)(exists));
+    }
+    let part = format!("{name}.part");
+    let written = write_picture(disk, &part, entries.iter(), revision, Stage::Snapshot).and_then(|_| {
+        disk.reach(Point::SnapshotRename);
+        disk.rename(&part, &name).map_err(io_error(disk, "naming", &name))?;
+        disk.reach(Point::SnapshotName);
+        disk.sync_dir().map_err(io_error(disk, "making durable the name of", &name))
+    });
+    if let Err(error) = written {
+        if let Err(left) = disk.remove(&part) {
+            tracing::warn!("{} is left behind: {left}", disk.describe(&part));
+        }
+        return Err(error);
+    }
+    disk.reach(Point::SnapshotAnswer);
     Ok(revision)
 }

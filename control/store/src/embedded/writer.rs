@@ -1,25 +1,33 @@
-//! The writer thread: group commit, expiry, and the rewriting of a log that has grown.
+//! The writer thread: group commit, expiry, and what is due from time to time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::open::{write_picture, write_snapshot};
-use super::state::Shared;
-use super::{LOG, LOG_NEW, Options};
+use super::counting::Counts;
+use super::open::write_snapshot;
+use super::rewrite::Rewriting;
+use super::{LOG, Options};
 use crate::frame::FrameWriter;
 use crate::io::{Disk, DiskFile};
-use crate::{Entry, Expect, Result, Stamped, StoreError};
+use crate::state::Shared;
+use crate::{Entry, Expect, Point, Result, Stamped, StoreError};
 
 /// Most writes in one batch, and about the most bytes.
 const BATCH: usize = 1024;
-const BATCH_BYTES: usize = 8 << 20;
-/// How often expiry is looked at.
+const BATCH_BYTES: usize = 1 << 20;
+/// How often expiry and ages are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// How finely the age of changes is known: in so many parts of the time that they are kept.
+const AGE_PARTS: u32 = 10;
+
+pub(super) type Reply = oneshot::Sender<Result<u64>>;
 
 pub(crate) enum Op {
     Put {
@@ -35,29 +43,46 @@ pub(crate) enum Op {
     Snapshot {
         to: PathBuf,
     },
+    /// Forget the history, and write the log anew.
+    Scrub,
     /// A fresh log is ready to take the old one's place.
-    Rewritten(Result<(Box<dyn DiskFile>, u64)>),
+    Rewritten,
     End,
 }
 
 pub(crate) struct Request {
     pub(crate) op: Op,
-    pub(crate) reply: Option<oneshot::Sender<Result<u64>>>,
+    pub(crate) reply: Option<Reply>,
+}
+
+/// The log, open at its end.
+pub(crate) struct Log {
+    pub(crate) file: Box<dyn DiskFile>,
+    pub(crate) bytes: u64,
 }
 
 pub(crate) struct Writer {
-    disk: Arc<dyn Disk>,
-    options: Options,
-    shared: Arc<Shared>,
-    file: Box<dyn DiskFile>,
-    log_bytes: u64,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) options: Options,
+    pub(super) shared: Arc<Shared>,
+    pub(super) counts: Arc<Counts>,
+    pub(super) log: Log,
     /// Next revision is one more.
     revision: u64,
     /// (when, key) of what goes by itself.
     expiry: BTreeSet<(u64, Arc<str>)>,
-    inbox: Sender<Request>,
-    /// Frames since the picture that a rewriting thread is writing.
-    tail: Option<Vec<Vec<u8>>>,
+    pub(super) inbox: Sender<Request>,
+    pub(super) rewriting: Option<Rewriting>,
+    /// Who waits for a rewriting that has not begun.
+    pub(super) scrubs: Vec<Reply>,
+    /// The log is not written anew before it has this size; after a failure.
+    pub(super) retry_at: u64,
+    pub(super) log_since: Instant,
+    /// (when, revision) from time to time, for the age of changes.
+    ages: VecDeque<(Instant, u64)>,
+    /// Whether a mark follows the last batch.
+    pub(super) marked: bool,
+    snapshots: Vec<JoinHandle<()>>,
     ended: bool,
 }
 
@@ -66,12 +91,14 @@ struct Batch {
     frame: FrameWriter,
     staged: HashMap<Arc<str>, Option<Entry>>,
     order: Vec<(Arc<str>, Option<Entry>, u64)>,
-    answers: Vec<(oneshot::Sender<Result<u64>>, u64)>,
+    /// A refusal may rest on a write of the same batch, so it waits, too.
+    answers: Vec<(Reply, Result<u64>)>,
+    bytes: u64,
 }
 
 impl Batch {
     fn new() -> Batch {
-        Batch { frame: FrameWriter::new(), staged: HashMap::new(), order: Vec::new(), answers: Vec::new() }
+        Batch { frame: FrameWriter::new(), staged: HashMap::new(), order: Vec::new(), answers: Vec::new(), bytes: 0 }
     }
 }
 
@@ -80,8 +107,8 @@ impl Writer {
         disk: Arc<dyn Disk>,
         options: Options,
         shared: Arc<Shared>,
-        file: Box<dyn DiskFile>,
-        log_bytes: u64,
+        counts: Arc<Counts>,
+        log: Log,
         inbox: Sender<Request>,
     ) -> Writer {
         let (revision, expiry) = {
@@ -89,18 +116,38 @@ impl Writer {
             let expiry = state.live.values().filter(|e| e.expires > 0).map(|e| (e.expires, e.key.clone())).collect();
             (state.revision, expiry)
         };
-        Writer { disk, options, shared, file, log_bytes, revision, expiry, inbox, tail: None, ended: false }
+        counts.log_bytes.store(log.bytes, Ordering::Relaxed);
+        Writer {
+            disk,
+            options,
+            shared,
+            counts,
+            log,
+            revision,
+            expiry,
+            inbox,
+            rewriting: None,
+            scrubs: Vec::new(),
+            retry_at: 0,
+            log_since: Instant::now(),
+            ages: VecDeque::new(),
+            marked: true,
+            snapshots: Vec::new(),
+            ended: false,
+        }
     }
 
     pub(crate) fn run(mut self, inbox: &Receiver<Request>) {
         while !self.ended {
-            let first = match inbox.recv_timeout(TICK) {
+            let mut next = match inbox.recv_timeout(TICK) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => break,
             };
+            if next.is_none() {
+                self.mark();
+            }
             let mut batch = Batch::new();
-            let mut next = first;
             while let Some(request) = next {
                 self.take(request, &mut batch);
                 let more = batch.order.len() < BATCH && batch.frame.len() < BATCH_BYTES;
@@ -108,7 +155,19 @@ impl Writer {
             }
             self.stage_expired(&mut batch);
             self.commit(batch);
-            self.rewrite_if_grown();
+            self.forget_aged();
+            self.rewrite_if_due();
+        }
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.mark();
+        self.finish_rewriting();
+        for thread in self.snapshots.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("the thread of a snapshot ended in a panic");
+            }
         }
     }
 
@@ -121,11 +180,15 @@ impl Writer {
                 self.snapshot(to, reply);
                 return;
             }
-            Op::Rewritten(done) => {
+            Op::Scrub => {
+                self.scrubs.extend(reply);
+                return;
+            }
+            Op::Rewritten => {
                 // What is staged belongs to the old log; it must be in the tail.
                 let staged = std::mem::replace(batch, Batch::new());
                 self.commit(staged);
-                self.swap_log(done);
+                self.finish_rewriting();
                 return;
             }
             Op::End => {
@@ -133,12 +196,7 @@ impl Writer {
                 return;
             }
         };
-        let Some(reply) = reply else { return };
-        match outcome {
-            Ok(revision) => batch.answers.push((reply, revision)),
-            // A client that went away needs no answer, here and below.
-            Err(error) => drop(reply.send(Err(error))),
-        }
+        batch.answers.extend(reply.map(|reply| (reply, outcome)));
     }
 
     fn current(&self, batch: &Batch, key: &Arc<str>) -> Option<(u64, u64)> {
@@ -174,7 +232,8 @@ impl Writer {
         let revision = self.revision + 1;
         let created = current.map_or(revision, |(_, created)| created);
         let entry = Entry { key: key.clone(), value: value.fill(revision), revision, created, expires };
-        batch.frame.put(&entry, self.options.cipher.as_deref())?;
+        batch.frame.put(&entry);
+        batch.bytes += (key.len() + entry.value.len()) as u64;
         self.revision = revision;
         batch.staged.insert(key.clone(), Some(entry.clone()));
         batch.order.push((key, Some(entry), revision));
@@ -189,6 +248,7 @@ impl Writer {
         }
         self.revision += 1;
         batch.frame.delete(&key, self.revision);
+        batch.bytes += key.len() as u64;
         batch.staged.insert(key.clone(), None);
         batch.order.push((key, None, self.revision));
         Ok(self.revision)
@@ -214,106 +274,130 @@ impl Writer {
     }
 
     fn commit(&mut self, batch: Batch) {
-        if batch.order.is_empty() {
-            return;
+        let Batch { frame, order, answers, bytes, .. } = batch;
+        if order.is_empty() {
+            return answer(answers);
         }
-        let data = batch.frame.finish();
-        if let Err(error) = self.file.append(&data).and_then(|()| self.file.sync()) {
-            let what = format!("writing {}: {error}", self.disk.describe(LOG));
-            tracing::error!("{what}; the store takes no more writes");
-            self.shared.fail(&what);
-            for (reply, _) in batch.answers {
+        let data = frame.finish();
+        self.make_room(data.len() as u64);
+        if let Err(what) = self.append(&data) {
+            for (reply, _) in answers {
                 drop(reply.send(Err(StoreError::Failed(what.clone()))));
             }
             return;
         }
-        self.log_bytes += data.len() as u64;
-        if let Some(tail) = &mut self.tail {
-            tail.push(data);
+        self.disk.reach(Point::CommitShow);
+        if let Some(rewriting) = &mut self.rewriting {
+            rewriting.tail.push(data);
         }
-        for (key, entry, _) in &batch.order {
+        for (key, entry, _) in &order {
             if let Some(expires) = entry.as_ref().map(|e| e.expires).filter(|e| *e > 0) {
                 self.expiry.insert((expires, key.clone()));
             }
         }
-        self.shared.commit(batch.order);
-        for (reply, revision) in batch.answers {
-            drop(reply.send(Ok(revision)));
+        let counts = &self.counts;
+        counts.batches.fetch_add(1, Ordering::Relaxed);
+        counts.writes.fetch_add(order.len() as u64, Ordering::Relaxed);
+        counts.acknowledged_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.commit(order);
+        self.disk.reach(Point::CommitAnswer);
+        let mut first = answers;
+        let rest = first.split_off(first.len() / 2);
+        answer(first);
+        self.disk.reach(Point::CommitAnswered);
+        answer(rest);
+    }
+
+    /// Writes a frame to the log and makes it durable.
+    fn append(&mut self, data: &[u8]) -> Result<(), String> {
+        self.disk.reach(Point::CommitAppend);
+        let written = self.log.file.append(data).and_then(|()| {
+            self.disk.reach(Point::CommitSync);
+            self.log.file.sync()
+        });
+        match written {
+            Ok(()) => {
+                self.marked = false;
+                self.grown(data.len());
+                Ok(())
+            }
+            Err(error) => Err(self.fail(&error)),
         }
     }
 
-    fn picture(&self) -> (Vec<Entry>, u64) {
+    /// Says in the log that its last batch is durable, so that damage to it can be told from a
+    /// write that a lost power tore.  Needs no sync: it is of use once it is there.
+    fn mark(&mut self) {
+        if self.marked || self.shared.failure().is_some() {
+            return;
+        }
+        let mut frame = FrameWriter::new();
+        frame.mark();
+        let data = frame.finish();
+        match self.log.file.append(&data) {
+            Ok(()) => {
+                self.marked = true;
+                self.grown(data.len());
+            }
+            Err(error) => drop(self.fail(&error)),
+        }
+    }
+
+    fn grown(&mut self, by: usize) {
+        self.log.bytes += by as u64;
+        self.counts.log_bytes.store(self.log.bytes, Ordering::Relaxed);
+    }
+
+    fn fail(&self, error: &std::io::Error) -> String {
+        let what = format!("writing {}: {error}", self.disk.describe(LOG));
+        tracing::error!("{what}; the store takes no more writes");
+        self.shared.fail(&what);
+        what
+    }
+
+    fn forget_aged(&mut self) {
+        let age = self.options.history_age;
+        let now = Instant::now();
+        if self.ages.back().is_none_or(|(at, _)| now.duration_since(*at) >= age / AGE_PARTS) {
+            self.ages.push_back((now, self.shared.read().revision));
+        }
+        let mut aged = None;
+        while let Some((at, revision)) = self.ages.front().copied()
+            && now.duration_since(at) >= age
+        {
+            aged = Some(revision);
+            self.ages.pop_front();
+        }
+        if let Some(revision) = aged {
+            self.shared.compact(revision);
+        }
+    }
+
+    pub(super) fn picture(&self) -> (Vec<Entry>, u64) {
         let state = self.shared.read();
         (state.live.values().cloned().collect(), state.revision)
     }
 
-    fn snapshot(&self, to: PathBuf, reply: Option<oneshot::Sender<Result<u64>>>) {
+    fn snapshot(&mut self, to: PathBuf, reply: Option<Reply>) {
         let (entries, revision) = self.picture();
-        let cipher = self.options.cipher.clone();
+        let disk = self.disk.clone();
         let work = move || {
-            let done = write_snapshot(&to, &entries, revision, cipher.as_ref());
+            let done = write_snapshot(disk.as_ref(), &to, &entries, revision);
             if let Some(reply) = reply {
                 drop(reply.send(done));
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("store-snapshot".into()).spawn(work) {
-            tracing::error!("a snapshot was not made: starting its thread: {error}");
+        self.snapshots.retain(|thread| !thread.is_finished());
+        match std::thread::Builder::new().name("store-snapshot".into()).spawn(work) {
+            Ok(thread) => self.snapshots.push(thread),
+            Err(error) => tracing::error!("a snapshot was not made: starting its thread: {error}"),
         }
     }
+}
 
-    fn rewrite_if_grown(&mut self) {
-        let live = self.shared.read().live_bytes;
-        let due = self.log_bytes > self.options.min_log_bytes.max(2 * live);
-        if self.tail.is_some() || !due || self.ended || self.shared.failure().is_some() {
-            return;
-        }
-        self.tail = Some(Vec::new());
-        let (entries, revision) = self.picture();
-        let (disk, cipher, inbox) = (self.disk.clone(), self.options.cipher.clone(), self.inbox.clone());
-        let work = move || {
-            let done = disk
-                .create(LOG_NEW)
-                .map_err(|source| StoreError::Io { what: format!("creating {}", disk.describe(LOG_NEW)), source })
-                .and_then(|mut file| {
-                    write_picture(file.as_mut(), entries.iter(), revision, cipher.as_deref()).map(|size| (file, size))
-                });
-            // The writer may have ended; then nobody needs the new log.
-            drop(inbox.send(Request { op: Op::Rewritten(done), reply: None }));
-        };
-        if let Err(error) = std::thread::Builder::new().name("store-rewrite".into()).spawn(work) {
-            tracing::error!("the log was not rewritten: starting the thread: {error}");
-            self.tail = None;
-        }
-    }
-
-    fn swap_log(&mut self, done: Result<(Box<dyn DiskFile>, u64)>) {
-        let tail = self.tail.take().unwrap_or_default();
-        let swapped = done.and_then(|(mut file, mut size)| {
-            let failed = |source| StoreError::Io {
-                what: format!("putting the rewritten {} in place", self.disk.describe(LOG)),
-                source,
-            };
-            if !tail.is_empty() {
-                for data in &tail {
-                    file.append(data).map_err(failed)?;
-                    size += data.len() as u64;
-                }
-                file.sync().map_err(failed)?;
-            }
-            self.disk.rename(LOG_NEW, LOG).map_err(failed)?;
-            // From here on the new file is the log, whatever the directory's sync says.
-            self.file = file;
-            self.log_bytes = size;
-            self.disk.sync_dir().map_err(|source| {
-                let error = failed(source);
-                self.shared.fail(&error.to_string());
-                error
-            })
-        });
-        if let Err(error) = swapped {
-            tracing::error!("the log was not rewritten: {error}");
-            // Try again only after it has grown as much once more.
-            self.options.min_log_bytes = self.log_bytes * 2;
-        }
+/// A client that went away needs no answer.
+fn answer(answers: Vec<(Reply, Result<u64>)>) {
+    for (reply, outcome) in answers {
+        drop(reply.send(outcome));
     }
 }

@@ -4,9 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::{Change, Changes, Entry, Observer, Result, StoreError};
+
+/// Bounds of the history; one change is kept in any case.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keep {
+    pub(crate) changes: usize,
+    pub(crate) bytes: u64,
+}
 
 /// Everything that is durable.
 #[derive(Default)]
@@ -16,36 +24,53 @@ pub(crate) struct State {
     /// Changes up to this revision are no longer kept.
     pub(crate) compacted: u64,
     pub(crate) history: VecDeque<Change>,
+    pub(crate) history_bytes: u64,
     pub(crate) live_bytes: u64,
 }
 
+/// Bytes of a live key in a picture.
 fn weight(entry: &Entry) -> u64 {
-    (entry.key.len() + entry.value.len() + 36) as u64
+    (entry.key.len() + entry.value.len() + 33) as u64
+}
+
+fn change_bytes(change: &Change) -> u64 {
+    (change.key.len() + change.value.as_ref().map_or(0, Bytes::len)) as u64
 }
 
 impl State {
     /// Takes a write in; `keep` bounds the history.
-    pub(crate) fn apply(&mut self, key: &Arc<str>, entry: Option<Entry>, revision: u64, keep: usize) -> Change {
+    pub(crate) fn apply(&mut self, key: &Arc<str>, entry: Option<Entry>, revision: u64, keep: Keep) -> Change {
         let value = entry.as_ref().map(|e| e.value.clone());
-        let old = match entry {
-            Some(entry) => {
-                self.live_bytes += weight(&entry);
-                self.live.insert(key.clone(), entry)
+        match entry {
+            Some(entry) => self.set(entry),
+            None => {
+                let old = self.live.remove(key);
+                self.live_bytes = self.live_bytes.saturating_sub(old.as_ref().map_or(0, weight));
             }
-            None => self.live.remove(key),
-        };
-        if let Some(old) = old {
-            self.live_bytes = self.live_bytes.saturating_sub(weight(&old));
         }
         self.revision = self.revision.max(revision);
         let change = Change { key: key.clone(), revision, value };
+        self.history_bytes += change_bytes(&change);
         self.history.push_back(change.clone());
-        while self.history.len() > keep.max(1) {
-            if let Some(gone) = self.history.pop_front() {
-                self.compacted = self.compacted.max(gone.revision);
-            }
+        while self.history.len() > 1 && (self.history.len() > keep.changes || self.history_bytes > keep.bytes) {
+            self.forget_one();
         }
         change
+    }
+
+    /// Makes a key live.
+    pub(crate) fn set(&mut self, entry: Entry) {
+        self.live_bytes += weight(&entry);
+        if let Some(old) = self.live.insert(entry.key.clone(), entry) {
+            self.live_bytes = self.live_bytes.saturating_sub(weight(&old));
+        }
+    }
+
+    fn forget_one(&mut self) {
+        if let Some(gone) = self.history.pop_front() {
+            self.history_bytes = self.history_bytes.saturating_sub(change_bytes(&gone));
+            self.compacted = self.compacted.max(gone.revision);
+        }
     }
 
     pub(crate) fn range(&self, prefix: &str, after: &str, limit: usize) -> (Vec<Entry>, u64) {
@@ -67,11 +92,11 @@ pub(crate) struct Shared {
     observers: Mutex<Vec<(String, Arc<dyn Observer>)>>,
     watchers: Mutex<Vec<Watcher>>,
     failure: Mutex<Option<String>>,
-    keep: usize,
+    keep: Keep,
 }
 
 impl Shared {
-    pub(crate) fn new(state: State, keep: usize) -> Shared {
+    pub(crate) fn new(state: State, keep: Keep) -> Shared {
         Shared {
             state: RwLock::new(state),
             observers: Mutex::new(Vec::new()),
@@ -129,7 +154,7 @@ impl Shared {
             let _sent = out.send(change.clone());
         }
         self.watchers.lock().unwrap_or_else(|e| e.into_inner()).push(Watcher { prefix: prefix.to_string(), out });
-        Ok(changes)
+        Ok(changes.into())
     }
 
     pub(crate) fn attach(&self, prefix: &str, observer: Arc<dyn Observer>) {
@@ -143,7 +168,7 @@ impl Shared {
         let mut state = self.write();
         let revision = revision.min(state.revision);
         while state.history.front().is_some_and(|c| c.revision <= revision) {
-            state.history.pop_front();
+            state.forget_one();
         }
         state.compacted = state.compacted.max(revision);
     }

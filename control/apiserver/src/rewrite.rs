@@ -1,0 +1,48 @@
+//! `kube-apiserver store rewrite`: seals everything by the key that writes, while no server runs.
+//! A running server does the same by itself, at its start and after each change of its keys.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use store::{DirDisk, Embedded, Options, Sealed, Store as _};
+
+/// Flags of the command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// EncryptionConfiguration, as the server gets it.
+    #[arg(long)]
+    encryption_provider_config: Option<PathBuf>,
+    /// File with the key of Secrets, as the server gets it.
+    #[arg(long)]
+    encryption_key_file: Option<PathBuf>,
+    /// Only says which keys sealed what is stored.
+    #[arg(long)]
+    list: bool,
+    /// Directory of the store.
+    #[arg(long, default_value = "/var/lib/kimg/store")]
+    store_dir: PathBuf,
+}
+
+/// Gives what there is to say.
+pub(crate) fn run(args: &Args) -> anyhow::Result<String> {
+    let ring =
+        crate::encryption::keyring_of(args.encryption_provider_config.as_deref(), args.encryption_key_file.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(async {
+        anyhow::ensure!(args.store_dir.is_dir(), "there is no store in {}", args.store_dir.display());
+        let engine = Embedded::open(Arc::new(DirDisk::open(&args.store_dir)?), Options::default())?;
+        let sealed = Sealed::open(Arc::new(engine), ring).await?;
+        let mut out = String::new();
+        if !args.list {
+            let count = sealed.rewrite(crate::encryption::encode_again).await?;
+            out = format!("{count} objects were sealed anew\n");
+        }
+        for (key, count) in sealed.usage() {
+            out.push_str(&format!("{key}: {count} objects\n"));
+        }
+        sealed.close();
+        out.truncate(out.trim_end().len());
+        Ok(out)
+    })
+}
