@@ -41,7 +41,7 @@ impl Platform for Machine {
             })
             .filter_map(|name| {
                 let file = File::open(format!("/dev/{name}")).ok()?;
-                Some((name, Box::new(file) as Box<dyn ReadAt>))
+                Some((name, Box::new(Drive(file)) as Box<dyn ReadAt>))
             })
             .collect()
     }
@@ -51,6 +51,15 @@ impl Platform for Machine {
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let answer = fetch(host, path, headers).map_err(|error| error.to_string())?;
         split_answer(&answer)
+    }
+}
+
+/// A block device that may carry metadata.
+struct Drive(File);
+
+impl ReadAt for Drive {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.0, buffer, offset)
     }
 }
 

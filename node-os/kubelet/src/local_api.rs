@@ -64,7 +64,10 @@ async fn answer(kubelet: &Kubelet, path: &str) -> Answer {
         "/images" => images(kubelet).await,
         "/healthz" => return text(StatusCode::OK, "ok"),
         other => {
-            return text(StatusCode::NOT_FOUND, format!("{other} is not here; there are /pods, /containers, /images\n"));
+            return text(
+                StatusCode::NOT_FOUND,
+                format!("{other} is not here; there are /pods, /containers, /images\n"),
+            );
         }
     };
     match result {

@@ -119,7 +119,9 @@ fn version_1(document: &Value) -> Result<NetworkPlan> {
                 }
             }
             other => {
-                return wrong(format!("an item of type {other:?} is not supported; use physical, nameserver and route"));
+                return wrong(format!(
+                    "an item of type {other:?} is not supported; use physical, nameserver and route"
+                ));
             }
         }
     }

@@ -16,12 +16,6 @@ impl ReadAt for Vec<u8> {
     }
 }
 
-impl ReadAt for std::fs::File {
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(self, buffer, offset)
-    }
-}
-
 pub(crate) fn bytes(device: &dyn ReadAt, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; length];
     device.read_at(offset, &mut buffer)?;
