@@ -280,6 +280,7 @@ fn endpoint_slice(o: &Value, out: &mut Vec<FieldError>) {
                 "IPv6" if !ip.is_some_and(|i| i.is_ipv6()) => {
                     out.push(FieldError::invalid(at, s, "must be an IPv6 address"))
                 }
+                "IPv4" | "IPv6" => out.extend(ip.and_then(special).map(|why| FieldError::invalid(at, s, why))),
                 "FQDN" => {
                     out.extend(names::dns1123_subdomain(s).into_iter().map(|e| FieldError::invalid(at.clone(), s, e)))
                 }
@@ -294,13 +295,11 @@ fn endpoints(o: &Value, out: &mut Vec<FieldError>) {
         for list in ["addresses", "notReadyAddresses"] {
             for (j, a) in items(s, list).iter().enumerate() {
                 let ip = text(a, "ip");
-                if ip.parse::<std::net::IpAddr>().is_err() {
-                    out.push(FieldError::invalid(
-                        format!("subsets[{i}].{list}[{j}].ip"),
-                        ip,
-                        "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-                    ));
-                }
+                let fault = match ip.parse::<std::net::IpAddr>() {
+                    Ok(address) => special(address),
+                    Err(_) => Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+                };
+                out.extend(fault.map(|why| FieldError::invalid(format!("subsets[{i}].{list}[{j}].ip"), ip, why)));
             }
         }
         for (j, p) in items(s, "ports").iter().enumerate() {
@@ -312,6 +311,30 @@ fn endpoints(o: &Value, out: &mut Vec<FieldError>) {
                 ));
             }
         }
+    }
+}
+
+/// Why an address is no place for a service to lead to: it is each node's own, as the metadata address is.
+fn special(ip: std::net::IpAddr) -> Option<&'static str> {
+    use std::net::IpAddr;
+    let link_local_multicast = match ip {
+        IpAddr::V4(four) => four.octets()[..3] == [224, 0, 0],
+        IpAddr::V6(six) => six.segments()[0] & 0xff0f == 0xff02,
+    };
+    let link_local = match ip {
+        IpAddr::V4(four) => four.is_link_local(),
+        IpAddr::V6(six) => six.is_unicast_link_local(),
+    };
+    if ip.is_unspecified() {
+        Some("may not be unspecified (0.0.0.0 or ::)")
+    } else if ip.is_loopback() {
+        Some("may not be in the loopback range (127.0.0.0/8, ::1/128)")
+    } else if link_local {
+        Some("may not be in the link-local range (169.254.0.0/16, fe80::/10)")
+    } else if link_local_multicast {
+        Some("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")
+    } else {
+        None
     }
 }
 

@@ -66,6 +66,22 @@ fn kinds_rules() {
         errors("storage.k8s.io", "storageclasses", json!({"metadata": {"name": "a"}})),
         ["provisioner: Required value"]
     );
+    let slice = |address: &str| {
+        let o = json!({"addressType": "IPv4", "endpoints": [{"addresses": [address]}]});
+        errors("discovery.k8s.io", "endpointslices", ns(o))
+    };
+    assert_eq!(slice("10.0.0.1"), [""; 0]);
+    assert_eq!(
+        slice("169.254.169.254"),
+        ["endpoints[0].addresses[0]: Invalid value: \"169.254.169.254\": may not be in the link-local range \
+          (169.254.0.0/16, fe80::/10)"]
+    );
+    let subset = ns(json!({"subsets": [{"addresses": [{"ip": "127.0.0.1"}], "ports": [{"port": 80}]}]}));
+    assert_eq!(
+        errors("", "endpoints", subset),
+        ["subsets[0].addresses[0].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range \
+          (127.0.0.0/8, ::1/128)"]
+    );
     let k = find("storage.k8s.io", "v1", "storageclasses").unwrap();
     let a = json!({"metadata": {"name": "a"}, "provisioner": "x"});
     let b = json!({"metadata": {"name": "a"}, "provisioner": "y"});
