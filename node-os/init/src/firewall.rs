@@ -2,7 +2,9 @@
 //!
 //! Open to all: the node API, 6443 on masters, NodePorts and 80/443 on workers, ICMP, DHCP answers.
 //! Open to this cluster's nodes: everything; overlay fills the sets `node_v4` and `node_v6` from Node objects.
-//! Pods, with the host's network or their own, reach neither the node API nor the metadata address.
+//! Strangers reach no service by its cluster address, and masters answer on no NodePort.
+//! Pods, with the host's network or their own, reach neither the node API nor the metadata address, not by way
+//! of a service either.
 
 use anyhow::{Context, Result};
 use node_metadata::{Cluster, Overlay, Role};
@@ -17,6 +19,9 @@ const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Host side of each pod's link: `podHASH`.
 const POD_LINKS: &[u8] = b"pod";
 const TUNNEL: &str = "kimg.vxlan";
+/// Between connection tracking (-200) and the first change of a destination (-100).
+const BEFORE_NAT: i32 = -150;
+const RTN_LOCAL: u32 = 2;
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
@@ -26,6 +31,7 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const API_PORT: u16 = 6443;
 const WEB_PORTS: [u16; 2] = [80, 443];
+const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 const NODE_PORTS: (u16, u16) = (30000, 32767);
 
@@ -42,6 +48,7 @@ fn rules(cluster: &Cluster, pods_cgroup: u64) -> Batch {
         batch.add_set(&Set { name, id: 0, flags: 0, key_type, key_len, data: MapData::None, timeout_ms: None });
     }
     // The batch is one transaction: not even for a moment is a chain there without its rules.
+    prerouting(&mut batch, cluster);
     input(&mut batch, cluster.role);
     forward(&mut batch, cluster);
     output(&mut batch, pods_cgroup);
@@ -62,6 +69,27 @@ fn port(protocol: u8, port: u16) -> Vec<Expr> {
     [&Expr::l4proto(protocol)[..], &Expr::dport(port)[..]].concat()
 }
 
+/// What strangers may not ask for at all; later, behind a service's address, it would look like the service's pod.
+fn prerouting(batch: &mut Batch, cluster: &Cluster) {
+    let hook = Hook { kind: "filter", point: HookPoint::Prerouting, priority: BEFORE_NAT, drop_by_default: false };
+    batch.add_chain("prerouting", Some(hook));
+    rule(batch, "prerouting", &[&Expr::ct_state(ESTABLISHED_OR_RELATED)], Verdict::Accept);
+    for from in [Expr::iif("lo"), from_pod_links(), Expr::iif(TUNNEL)] {
+        rule(batch, "prerouting", &[&from], Verdict::Accept);
+    }
+    from_nodes(batch, "prerouting");
+    if let ipnet::IpNet::V4(services) = cluster.service_cidr {
+        let address = Expr::in_prefix4(Expr::load_daddr4(Reg(0)), services.network(), services.prefix_len(), CmpOp::Eq);
+        rule(batch, "prerouting", &[&Expr::nfproto(IPV4), &address], Verdict::Drop);
+    }
+    if cluster.role == Role::Master {
+        let to_this_node = [Expr::FibDaddrType(Reg(0)), Expr::Cmp(Reg(0), CmpOp::Eq, RTN_LOCAL.to_ne_bytes().to_vec())];
+        for protocol in [TCP, UDP] {
+            rule(batch, "prerouting", &[&to_this_node, &Expr::l4proto(protocol), &node_port_range()], Verdict::Drop);
+        }
+    }
+}
+
 fn input(batch: &mut Batch, role: Role) {
     chain(batch, "input", HookPoint::Input, true);
     let accept = || Verdict::Accept;
@@ -69,6 +97,8 @@ fn input(batch: &mut Batch, role: Role) {
     for from in [from_pod_links(), Expr::iif(TUNNEL)] {
         rule(batch, "input", &[&from, &port(TCP, node_api::PORT)], Verdict::Drop);
     }
+    // The operator asks for it by its own address; a NodePort of another node's may be a pod's way around.
+    rule(batch, "input", &[&port(TCP, node_api::PORT), &Expr::ct_dnat()], Verdict::Drop);
     rule(batch, "input", &[&Expr::ct_state(ESTABLISHED_OR_RELATED)], accept());
     for from in [Expr::iif("lo"), from_pod_links(), Expr::iif(TUNNEL)] {
         rule(batch, "input", &[&from], accept());
@@ -76,7 +106,11 @@ fn input(batch: &mut Batch, role: Role) {
     for protocol in [ICMP, ICMPV6] {
         rule(batch, "input", &[&Expr::l4proto(protocol)], accept());
     }
-    rule(batch, "input", &[&port(UDP, DHCP_CLIENT)], accept());
+    let from_dhcp_server = [
+        Expr::Payload { base: PayloadBase::Transport, offset: 0, len: 2, into: Reg(0) },
+        Expr::Cmp(Reg(0), CmpOp::Eq, DHCP_SERVER.to_be_bytes().to_vec()),
+    ];
+    rule(batch, "input", &[&port(UDP, DHCP_CLIENT), &from_dhcp_server], accept());
     rule(batch, "input", &[&port(TCP, node_api::PORT)], accept());
     match role {
         Role::Master => rule(batch, "input", &[&port(TCP, API_PORT)], accept()),
@@ -84,10 +118,10 @@ fn input(batch: &mut Batch, role: Role) {
             for number in WEB_PORTS {
                 rule(batch, "input", &[&port(TCP, number)], accept());
             }
+            for protocol in [TCP, UDP] {
+                rule(batch, "input", &[&Expr::l4proto(protocol), &node_port_range()], accept());
+            }
         }
-    }
-    for protocol in [TCP, UDP] {
-        rule(batch, "input", &[&Expr::l4proto(protocol), &node_port_range()], accept());
     }
     // Service and host ports whose pod has the host's own network.
     rule(batch, "input", &[&Expr::ct_dnat()], accept());
