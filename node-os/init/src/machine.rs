@@ -161,6 +161,13 @@ impl Machine {
         }
     }
 
+    /// Whether this node is one of the cluster's: its task that brings certificates is done.
+    pub fn has_joined(&self) -> bool {
+        let services = self.services.borrow();
+        let mut tasks = services.iter().filter(|service| ["join", "master-pki"].contains(&service.name.as_str()));
+        tasks.any(|task| task.state == node_api::ServiceState::Done)
+    }
+
     /// Asks for something.
     pub fn command(&self, command: Command) {
         // The receiver lives as long as PID 1.

@@ -123,11 +123,17 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, path::PROCESSES) => Ok(json(&proc::processes())),
         (&Method::GET, path::DMESG) => streams::kernel_log(&query),
         (&Method::GET, other) if other.starts_with(path::LOGS) => streams::log(context, other, &query),
+        // The key may be the very thing that a node waits for; nothing else is changed before it has joined.
+        (&Method::POST, path::UNSEAL) => unseal(machine, request).await,
+        (&Method::POST, _) if !machine.has_joined() => Err(Refusal(
+            StatusCode::FORBIDDEN,
+            "this node has not joined the cluster: until then its API only shows; end or restart the machine from outside"
+                .to_owned(),
+        )),
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
         (&Method::POST, path::POWEROFF) => {
             Ok(end(machine, Ending::PowerOff, "the node stops its services and powers off"))
         }
-        (&Method::POST, path::UNSEAL) => unseal(machine, request).await,
         (&Method::POST, other) => restart(machine, other),
         (_, other) => Err(Refusal(
             StatusCode::NOT_FOUND,

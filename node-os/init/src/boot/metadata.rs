@@ -21,7 +21,7 @@ const TOKEN_FILE: &str = "/run/kimg/join-token";
 const MACHINE_ID_FILE: &str = "/var/lib/kimg/machine-id";
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
-const TOKEN_PERIOD: Duration = Duration::from_secs(15);
+const TOKEN_PERIOD: Duration = Duration::from_secs(5);
 /// How warnings about the network begin: they are replaced when it is tried anew.
 const NETWORK_FAULT: &str = "network: ";
 const HINT: &str = "correct the machine's user-data or metadata drive; the node keeps looking, no reboot is needed";
@@ -80,7 +80,7 @@ impl Search {
     pub(super) async fn follow_token(self) {
         loop {
             tokio::time::sleep(TOKEN_PERIOD).await;
-            if has_joined(&self.machine) {
+            if self.machine.has_joined() {
                 return;
             }
             let Ok(Some(found)) = self.ask_all().await else { continue };
@@ -222,14 +222,6 @@ impl Search {
         });
         Ok(())
     }
-}
-
-fn has_joined(machine: &Shared) -> bool {
-    machine
-        .services()
-        .iter()
-        .filter(|service| service.name == "join")
-        .all(|join| join.state == node_api::ServiceState::Done)
 }
 
 /// Drives at controllers that are slow to probe.

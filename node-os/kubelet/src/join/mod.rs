@@ -110,7 +110,7 @@ impl Options {
 
 /// Between two tries: soon at first, so that a token that comes late does not wait.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LAST_RETRY: Duration = Duration::from_secs(10);
+const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// Fetches what is missing, until all is there.
 pub async fn run(options: Options) -> Result<()> {
