@@ -147,6 +147,8 @@ pub struct LocalFragment {
     pub firmware: Option<Spanned<String>>,
     /// Whether the network drops what a VM sends under a foreign address, as providers' do; default false.
     pub check_source: Option<bool>,
+    /// Places on the network between the VMs for machines that are not nodes of the cluster; default 0.
+    pub spare_ports: Option<Spanned<i64>>,
     /// NodePorts that answer on 127.0.0.1 of this machine, on the first worker.
     #[serde(default)]
     pub node_ports: Vec<Spanned<i64>>,

@@ -409,11 +409,19 @@ fn resolve_local(f: &LocalFragment, network: ipnet::Ipv4Net) -> Result<Local, Fa
                 .ok_or_else(|| fault(port, "local.node-ports", "a NodePort lies between 30000 and 32767"))
         })
         .collect::<Result<_, _>>()?;
+    let spare_ports = match &f.spare_ports {
+        None => 0,
+        Some(written) => u8::try_from(*written.get_ref())
+            .ok()
+            .filter(|count| *count <= 16)
+            .ok_or_else(|| fault(written, "local.spare-ports", "write 0 to 16"))?,
+    };
     Ok(Local {
         network,
         accel: accel.map(str::to_string),
         uefi: choice(&f.firmware, "local.firmware", &[("bios", false), ("uefi", true)], false)?,
         check_source: f.check_source.unwrap_or(false),
+        spare_ports,
         node_ports,
         master: vm_size(&f.master, "local.master", VmSize { memory_mib: 512, cpus: 1, disk_mib: 2048 })?,
         worker: vm_size(&f.worker, "local.worker", VmSize { memory_mib: 768, cpus: 1, disk_mib: 8192 })?,

@@ -111,6 +111,8 @@ pub struct Local {
     pub uefi: bool,
     /// The network drops what a VM sends under a foreign address.
     pub check_source: bool,
+    /// Places on the network for machines that are not nodes.
+    pub spare_ports: u8,
     /// NodePorts forwarded from 127.0.0.1 to the first worker.
     pub node_ports: Vec<u16>,
     /// Master VMs.

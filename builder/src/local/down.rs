@@ -110,8 +110,10 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
             }
             _ => {}
         }
+    }
+    for port in super::switch::ports(settings)?.iter().map(|port| &port.name).chain(state.vms.keys()) {
         for end in ["sw", "vm"] {
-            remove_file(&run_dir.join(format!("{name}.{end}")))?;
+            remove_file(&run_dir.join(format!("{port}.{end}")))?;
         }
     }
     for name in ["state.json", "switch.log", "switch.json"] {

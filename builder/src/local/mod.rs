@@ -10,6 +10,7 @@
 //! NODE/console.log    its serial console
 //! NODE/{pid,qmp.sock,qemu.log}
 //! NODE.{sw,vm}        the two ends of its network cable
+//! _spareN.{sw,vm}     the same for a machine that is no node
 //! ```
 //! [`up`] converges: what runs is kept, what is missing is made.
 

@@ -12,28 +12,34 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The nodes' places on the switch.
+/// The nodes' places on the switch, and the spare ones.
 pub fn ports(settings: &Settings) -> Result<Vec<Port>> {
-    settings
-        .nodes
-        .iter()
-        .map(|node| {
-            let name = node.entry.name.clone();
+    let nodes = settings.nodes.iter().map(|n| (n.entry.name.clone(), vec![n.local_address]));
+    let spare = (1..=settings.local.spare_ports).map(|number| (spare(number), Vec::new()));
+    nodes
+        .chain(spare)
+        .map(|(name, addresses)| {
             let text = seed::mac(&settings.name, &name, 0);
             let mac = Mac::parse(&text).with_context(|| format!("{text} is no hardware address"))?;
-            Ok(Port { name, mac, addresses: vec![node.local_address] })
+            Ok(Port { name, mac, addresses })
         })
         .collect()
 }
 
+/// Name of a spare place; no node can have it. The rules of `cluster.toml` do not hold there: who uses it
+/// may send what it likes.
+pub fn spare(number: u8) -> String {
+    format!("_spare{number}")
+}
+
 /// Starts the switch where it does not run.
 pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<()> {
-    let sockets: Vec<_> = settings.nodes.iter().map(|n| run_dir.join(format!("{}.sw", n.entry.name))).collect();
+    let sockets: Vec<_> = ports(settings)?.iter().map(|port| run_dir.join(format!("{}.sw", port.name))).collect();
     if let Some(running) = state.switch.filter(|p| p.alive()) {
         if sockets.iter().all(|s| s.exists()) {
             return Ok(());
         }
-        // A node was added since. Frames in flight are lost, and nothing else: cables are datagrams.
+        // A node or a spare place was added since. Frames in flight are lost, and nothing else: cables are datagrams.
         running.end(Duration::from_secs(2))?;
     }
     let program = std::env::current_exe().context("finding kimg itself")?;
