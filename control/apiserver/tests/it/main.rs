@@ -1,6 +1,7 @@
 //! A real server on loopback with throw-away certificates, driven over TLS.
 
 mod client;
+mod commands;
 mod crash;
 mod customs;
 mod encryption;

@@ -172,8 +172,8 @@ impl Observer for Opening {
 
     fn apply(&self, changes: &[Change], revision: u64) {
         let ring = self.lock.ring();
-        let plain = |c: &Change| c.value.as_deref().is_none_or(|v| !key::is_sealed(v));
-        if changes.iter().all(plain) {
+        let as_it_is = |c: &Change| c.value.as_deref().is_none_or(|v| !key::is_sealed(v) && ring.takes_plain(&c.key));
+        if changes.iter().all(as_it_is) {
             return self.to.apply(changes, revision);
         }
         let opened: Vec<Change> = changes.iter().filter_map(|c| self.lock.open_change(&ring, c)).collect();

@@ -56,6 +56,11 @@ impl Keyring {
         self.writer(name).map(Key::id)
     }
 
+    /// Whether a plain value is accepted there.
+    pub(super) fn takes_plain(&self, name: &str) -> bool {
+        self.rule(name).is_none_or(|r| r.plain)
+    }
+
     /// A value as the engine is to have it.
     pub(super) fn seal(&self, name: &str, value: Stamped) -> Result<Stamped> {
         let Some(key) = self.writer(name) else { return Ok(value) };
@@ -91,7 +96,7 @@ impl Keyring {
         if key::is_sealed(value) {
             return self.unseal(name, value).map(|v| v.fill(revision));
         }
-        if self.rule(name).is_some_and(|r| !r.plain) {
+        if !self.takes_plain(name) {
             let what = "it is stored plain, and its providers do not include identity; \
                         add `- identity: {}` as the last one until everything is rewritten";
             return Err(StoreError::Sealed { key: name.to_string(), what: what.into() });

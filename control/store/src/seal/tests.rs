@@ -159,6 +159,17 @@ fn a_change_that_cannot_be_opened_ends_the_serving() {
         other.put("/core/secrets/a/b", Stamped::plain("x"), Expect::Any, None).await.unwrap();
         assert!(store.failure().unwrap().contains("aesgcm:v1:two"));
     });
+    run(async {
+        let inner = engine(&FaultDisk::new());
+        let key = key("one", 1);
+        let rule = Rule { prefixes: vec!["/core/secrets/".into()], write: Some(key.clone()), plain: false };
+        let store = Sealed::open(inner.clone(), Keyring::new(vec![rule], vec![key])).await.unwrap();
+        store.attach("/", Arc::new(Nobody));
+        inner.put("/core/pods/a/b", Stamped::plain("fine"), Expect::Any, None).await.unwrap();
+        assert_eq!(store.failure(), None);
+        inner.put("/core/secrets/a/b", Stamped::plain("planted"), Expect::Any, None).await.unwrap();
+        assert!(store.failure().unwrap().contains("stored plain"));
+    });
 }
 
 #[test]

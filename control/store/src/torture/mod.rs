@@ -158,13 +158,15 @@ fn target_life(point: Option<Point>) -> usize {
 /// About how often a point is met in a life.
 fn often(point: Point) -> u64 {
     match point {
-        Point::OpenCreate | Point::OpenCut => 1,
+        // What comes in while a picture is written is luck; so is how often there is any of it.
+        Point::OpenCreate | Point::OpenCut | Point::CompactionSync => 1,
         Point::CommitAppend | Point::CommitSync | Point::CommitShow | Point::CommitAnswer | Point::CommitAnswered => 30,
         _ => 3,
     }
 }
 
-/// Watches of the next life: each goes on where it was, or where a bookmark was.
+/// Watches of the next life: each goes on where it was, or where a bookmark was, or from some
+/// time before, which may be kept no longer.
 fn next_watches(events: &[Event], rng: &mut StdRng) -> Vec<Resume> {
     let bookmark = events.iter().rev().find_map(|event| match event {
         Event::Bookmark { revision, .. } => Some(*revision),
@@ -180,9 +182,11 @@ fn next_watches(events: &[Event], rng: &mut StdRng) -> Vec<Resume> {
     (1..=3)
         .map(|watcher| {
             debug_assert!(watcher < OBSERVERS, "their numbers are their own");
+            let last = at(watcher).unwrap_or(1);
             let after = match bookmark {
                 Some(bookmark) if rng.random_bool(0.3) => bookmark,
-                _ => at(watcher).unwrap_or(1),
+                _ if rng.random_bool(0.2) => rng.random_range(1..=last),
+                _ => last,
             };
             Resume { watcher, prefix: if watcher == 1 { "/".into() } else { load::PREFIX.into() }, after }
         })

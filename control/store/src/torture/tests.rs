@@ -32,7 +32,7 @@ fn twenty_runs_lose_nothing() {
     let missed: Vec<_> = report.points.iter().filter(|(_, n)| **n == 0).collect();
     assert!(missed.is_empty(), "points that ended no life: {missed:?} of {report:?}");
     let tally = report.tally;
-    assert!(tally.resumed > 50 && tally.snapshots > 20 && tally.acknowledged > 2000, "{tally:?}");
+    assert!(tally.resumed > 50 && tally.relisted > 0 && tally.snapshots > 20 && tally.acknowledged > 2000, "{tally:?}");
 }
 
 #[test]

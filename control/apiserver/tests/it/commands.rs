@@ -1,0 +1,77 @@
+//! `kube-apiserver store torture` and `… rewrite`, each in a process of its own.
+
+use std::process::{Command, ExitCode, Output};
+
+use store::{DirDisk, Embedded, Expect, Key, Keyring, Options, Sealed, Stamped, Store as _};
+
+const ARGS: &str = "KUBE_APISERVER_TEST_ARGS";
+
+/// The other process: does nothing unless [`store`] starts it.
+#[test]
+fn command() -> ExitCode {
+    match std::env::var(ARGS) {
+        Ok(args) => kube_apiserver::main(
+            ["kube-apiserver", "store"].into_iter().chain(args.split('\n')).map(Into::into).collect(),
+        ),
+        Err(_) => ExitCode::SUCCESS,
+    }
+}
+
+fn store(args: &[&str]) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "commands::command", "--nocapture"])
+        .env(ARGS, args.join("\n"))
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn torture_without_syncs_fails_and_names_the_lost_write() {
+    let done = store(&["torture", "--no-sync", "--runs", "5", "--seed", "4"]);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(!done.status.success() && said.contains("acknowledged write"), "{said}");
+    assert!(said.contains("kube-apiserver store torture --runs 1 --seed "), "{said}");
+}
+
+#[test]
+fn torture_lists_its_points() {
+    let done = store(&["torture", "--points"]);
+    let said = String::from_utf8_lossy(&done.stdout);
+    for point in ["commit-sync", "checkpoint-write", "compaction-rename", "snapshot-sync", "open-cut"] {
+        assert!(done.status.success() && said.lines().any(|l| l == point), "{said}");
+    }
+}
+
+#[test]
+fn rewrite_seals_anew_and_lists_the_keys_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let open =
+        || Embedded::open(std::sync::Arc::new(DirDisk::open(&dir.path().join("store")).unwrap()), Options::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let plain = r#"{"metadata":{"name":"a","resourceVersion":""}}"#;
+        let hole = Stamped { bytes: plain.into(), stamp_at: plain.len() - 3 };
+        let engine = open().unwrap();
+        engine.put("/core/secrets/default/a", hole, Expect::Absent, None).await.unwrap();
+        engine.close();
+    });
+    std::fs::write(path("key"), [5; 32]).unwrap();
+    let flags = ["--store-dir", &path("store"), "--encryption-key-file", &path("key")];
+    let listed = store(&[&["rewrite", "--list"], &flags[..]].concat());
+    let said = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.status.success() && said.contains("identity: 1 objects"), "{said}");
+    let done = store(&[&["rewrite"], &flags[..]].concat());
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success() && said.contains("1 objects were sealed anew"), "{said}");
+    assert!(said.contains("xchacha20poly1305:v1:") && !said.contains("identity"), "{said}");
+    runtime.block_on(async {
+        let ring = Keyring::single(Key::from_file(&[5; 32]).unwrap(), "/core/secrets/");
+        let sealed = Sealed::open(std::sync::Arc::new(open().unwrap()), ring).await.unwrap();
+        let entry = sealed.get("/core/secrets/default/a").await.unwrap().unwrap();
+        let wanted = format!(r#"{{"metadata":{{"name":"a","resourceVersion":"{}"}}}}"#, entry.revision);
+        assert_eq!(entry.value, wanted, "the revision in it is its own");
+    });
+    let missing = store(&["rewrite", "--store-dir", &path("nowhere")]);
+    assert!(!missing.status.success() && String::from_utf8_lossy(&missing.stderr).contains("nowhere"));
+}
