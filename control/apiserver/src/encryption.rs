@@ -285,7 +285,7 @@ mod tests {
             (document("[{rot13: {}}]"), "there is no provider \"rot13\""),
             (document("[{identity: {}, aesgcm: {}}]"), "exactly one provider"),
             (document("[]"), "resources[0].providers is empty"),
-            (document(&key("AAAA")), "aesgcm.keys[0]: an aesgcm key has 16 or 32 bytes, this one has 3"),
+            (document(&key("AAAA")), "aesgcm: keys[0]: an aesgcm key has 16 or 32 bytes, this one has 3"),
             (document(&key("'?'")), "keys[0].secret is not base64"),
             (document("[{identity: {}}]").replace("secrets", "'*.*'"), "behind an entry that covers it"),
             (document("[{identity: {}}]").replace("/v1", "/v9"), "apiserver.config.k8s.io/v9"),
