@@ -168,12 +168,18 @@ impl Cluster {
         serde_json::from_str(&self.k(&all)?).context("reading kubectl's JSON")
     }
 
-    /// A fresh namespace whose default service account is there.
+    /// A fresh namespace whose default service account is there; one that an earlier run has left is removed.
     ///
     /// # Errors
     /// The API refused it.
     pub fn namespace(&self, name: &str) -> Result<()> {
-        self.k(&["create", "namespace", name])?;
+        let created = self.kubectl(&["create", "namespace", name])?;
+        if created.err.contains("AlreadyExists") {
+            self.k(&["delete", "namespace", name])?;
+            self.k(&["create", "namespace", name])?;
+        } else {
+            created.success().with_context(|| format!("creating namespace {name}"))?;
+        }
         crate::wait::until("the default service account", crate::wait::scale(20), || {
             Ok(self.kubectl(&["-n", name, "get", "serviceaccount", "default"])?.ok.then_some(()))
         })

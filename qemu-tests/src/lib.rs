@@ -5,6 +5,10 @@
 
 pub mod bundle;
 pub mod cluster;
+pub mod guest;
+pub mod pods;
+pub mod stranger;
+pub mod suite;
 pub mod tools;
 pub mod wait;
 

@@ -12,8 +12,12 @@ const PARTS: &[(&str, &[&str])] = &[
     ("unit", &["test", "--workspace", "--exclude", "qemu-tests"]),
     ("reproducible", &["test", "--release", "-p", "kimg", "--test", "reproducible", "--", "--include-ignored"]),
     ("store", &["test", "--release", "-p", "store", "--lib", "--", "--ignored", "--nocapture"]),
-    ("torture", &["run", "--release", "-p", "kimg-control", "--", "kube-apiserver", "store", "torture", "--runs", "1000"]),
+    (
+        "torture",
+        &["run", "--release", "-p", "kimg-control", "--", "kube-apiserver", "store", "torture", "--runs", "1000"],
+    ),
     ("cluster", &["test", "--release", "-p", "qemu-tests", "--test", "cluster", "--", "--include-ignored"]),
+    ("overlay", &["test", "--release", "-p", "qemu-tests", "--test", "overlay"]),
 ];
 
 fn main() -> Result<ExitCode> {

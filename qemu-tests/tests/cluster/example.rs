@@ -13,17 +13,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("the_service_proxy_reaches_it_from_the_master", proxy),
 ];
 
-pub(crate) const TOOLBOX: &str = "localhost/kimg/toolbox:latest";
-
-/// A pod that sleeps, on a node or wherever the scheduler likes.
-pub(crate) fn toolbox(name: &str, node: Option<&str>, host_network: bool) -> String {
-    let node = node.map(|n| format!("  nodeName: {n}\n")).unwrap_or_default();
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n{node}  hostNetwork: {host_network}\n  \
-         terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: {TOOLBOX}\n    imagePullPolicy: IfNotPresent\n    \
-         command: [sh, -c, 'trap exit TERM; while true; do sleep 1; done']\n"
-    )
-}
+pub(crate) use qemu_tests::pods::toolbox;
 
 fn runs(cluster: &Cluster) -> Result {
     let manifests = tools::workspace().join("images/examples/web/manifests");

@@ -1,14 +1,16 @@
 //! Who may do what, and who is heard at all.
 
-use crate::example::toolbox;
+use crate::joining::{self, GUEST};
 use anyhow::{Context, ensure};
-use qemu_tests::{Cluster, Kubectl, Result};
+use qemu_tests::cluster::condition;
+use qemu_tests::pods::{TOOLBOX, toolbox};
+use qemu_tests::{Cluster, Kubectl, Result, wait};
 
 pub(crate) const TESTS: &[super::Test] = &[
     ("a_service_account_without_rights_is_refused", without_rights),
     ("a_node_may_only_what_concerns_itself", node_restriction),
+    ("a_node_listens_on_documented_ports_only", sockets),
     ("pods_reach_neither_metadata_nor_node_api", closed_addresses),
-    ("a_node_has_only_its_documented_ports_open", ports),
 ];
 
 fn without_rights(cluster: &Cluster) -> Result {
@@ -38,32 +40,123 @@ fn node_restriction(cluster: &Cluster) -> Result {
     cluster.k(&["-n", "default", "delete", "secret", "foreign"]).map(|_| ())
 }
 
+/// On a node whose metadata server answers: it came from there. A pod that leaves the pods' control group by force
+/// shows that nothing else stands in the way.
 fn closed_addresses(cluster: &Cluster) -> Result {
+    let token = joining::token(cluster, GUEST, 600)?;
+    let guest = joining::machine(cluster, &joining::good_user_data(GUEST, &token))?;
+    wait::until(&format!("{GUEST} to be Ready"), wait::scale(60), || {
+        let node = cluster.json(&["get", "node", GUEST])?;
+        Ok((condition(&node, "Ready") == Some("True")).then_some(()))
+    })?;
+    let asked = guest.requests();
+    ensure!(asked.iter().any(|path| path == "/latest/user-data"), "the node asked its metadata server for {asked:?}");
+
     cluster.namespace("closed")?;
-    for (name, host_network) in [("ordinary", false), ("host", true)] {
-        let yaml = toolbox(name, Some("worker-1"), host_network);
-        cluster.kubectl_of(Kubectl::V1_32, &["-n", "closed", "apply", "-f", "-"], Some(&yaml))?.success()?;
-        cluster.pod_ready("closed", name)?;
-        for target in ["169.254.169.254 80", "10.77.0.11 10270", "10.77.0.10 10270"] {
-            let script = format!("nc -w 3 {target} </dev/null && echo OPEN || echo closed");
-            let text = cluster.exec("closed", name, &["sh", "-c", &script])?;
-            ensure!(text.contains("closed"), "pod {name} reaches {target}: {text}");
-        }
+    let apply =
+        |yaml: &str| cluster.kubectl_of(Kubectl::V1_32, &["-n", "closed", "apply", "-f", "-"], Some(yaml))?.success();
+    apply(&toolbox("ordinary", Some(GUEST), false))?;
+    apply(&toolbox("host", Some(GUEST), true))?;
+    apply(&breaker())?;
+    apply(&service("to-node-api", "10.77.0.12", 10270, 30270))?;
+    apply(&service("to-api", "10.77.0.10", 6443, 30643))?;
+    for pod in ["ordinary", "host", "breaker"] {
+        cluster.pod_ready("closed", pod)?;
     }
+    let ip = |name: &str| cluster.k(&["-n", "closed", "get", "service", name, "-o", "jsonpath={.spec.clusterIP}"]);
+    let forbidden = [
+        "169.254.169.254 80".to_owned(),
+        format!("{} 10270", joining::GUEST_ADDRESS),
+        "10.77.0.12 10270".to_owned(),
+        "10.77.0.10 10270".to_owned(),
+        format!("{} 443", ip("to-node-api")?),
+    ];
+    // A NodePort on the node that it leads to, and on another one.
+    let ways_around = ["10.77.0.12 30270".to_owned(), format!("{} 30270", joining::GUEST_ADDRESS)];
+
+    // The way is there: for pods to services of the same form, for the machine to all the addresses.
+    let allowed = [format!("{} 443", ip("to-api")?), "10.77.0.12 30643".to_owned()];
+    for pod in ["ordinary", "host"] {
+        wait::until("services without selector to lead a pod to the API", wait::scale(20), || {
+            Ok((reached(cluster, pod, "", &allowed)? == allowed).then_some(()))
+        })?;
+    }
+    let escape = "echo 0 > /machine/cgroup.procs || exit 1; ";
+    let by_machine = reached(cluster, "breaker", escape, &forbidden)?;
+    ensure!(by_machine == forbidden, "the machine itself reaches only {by_machine:?}");
+    let said = format!("{escape}wget -q -T 5 -O - http://169.254.169.254/latest/user-data");
+    let said = cluster.exec("closed", "breaker", &["sh", "-c", &said])?;
+    ensure!(said.contains("token:"), "the metadata server says to the machine itself: {said}");
+
+    for pod in ["ordinary", "host", "breaker"] {
+        let found = reached(cluster, pod, "", &[&forbidden[..], &ways_around[..]].concat())?;
+        ensure!(found.is_empty(), "pod {pod} reaches {found:?}");
+    }
+    metadata_is_no_endpoint(cluster)?;
+    cluster.kimg(&["node", "--node", "worker-1", "status"])?.success().context("the operator is refused too")?;
+
+    cluster.k(&["delete", "namespace", "closed"])?;
+    drop(guest);
+    joining::end();
+    cluster.k(&["delete", "node", GUEST]).map(|_| ())
+}
+
+/// Those of the targets, `address port`, to which a pod can open a connection.
+fn reached(cluster: &Cluster, pod: &str, first: &str, targets: &[String]) -> Result<Vec<String>> {
+    let knocks: String = targets.iter().map(|t| format!("(nc -w 3 {t} </dev/null && echo OPEN {t}) & ")).collect();
+    let text = cluster.exec("closed", pod, &["sh", "-c", &format!("{first}{knocks}wait")])?;
+    let open: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("OPEN ")).collect();
+    Ok(targets.iter().filter(|t| open.contains(&t.as_str())).cloned().collect())
+}
+
+/// The API takes no service that leads to the metadata address.
+fn metadata_is_no_endpoint(cluster: &Cluster) -> Result {
+    let text = slice("to-metadata", "169.254.169.254", 80);
+    let out = cluster.kubectl_of(Kubectl::V1_32, &["-n", "closed", "apply", "-f", "-"], Some(&text))?;
+    ensure!(!out.ok && out.err.contains("may not be in the link-local range"), "the API says: {}", out.all());
     Ok(())
 }
 
-/// From a pod of another node's host network is not from outside: the scan runs over the second interface of worker-2's VM
-/// would be blind too. What counts is what the firewall's own rules say to strangers, so a stranger asks.
-fn ports(cluster: &Cluster) -> Result {
-    let text = cluster.kimg(&["node", "--node", "worker-1", "nft"])?.success()?;
-    ensure!(text.contains("kimg-host"), "no host firewall:\n{text}");
-    let sockets = cluster.kimg(&["node", "--node", "worker-1", "sockets"])?.success()?;
-    let known = ["6443", "10250", "10248", "10249", "10256", "10270", ":53", "9153", "8472"];
-    for line in sockets.lines().filter(|l| l.to_lowercase().contains("listen")) {
-        let loopback = line.contains("127.0.0.1") || line.contains("[::1]");
-        ensure!(loopback || known.iter().any(|p| line.contains(p)), "an undocumented port: {line}");
+/// A service without selector.
+fn service(name: &str, address: &str, port: u16, node_port: u16) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  type: NodePort\n  \
+         ports: [{{port: 443, targetPort: {port}, nodePort: {node_port}}}]\n---\n{}",
+        slice(name, address, port)
+    )
+}
+
+fn slice(service: &str, address: &str, port: u16) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {service}-by-hand\n  \
+         labels: {{kubernetes.io/service-name: {service}}}\naddressType: IPv4\nendpoints: [{{addresses: [{address}]}}]\n\
+         ports: [{{port: {port}, protocol: TCP}}]\n"
+    )
+}
+
+/// A pod that may do everything: it can leave the control group by which the firewall knows pods.
+fn breaker() -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: breaker}}\nspec:\n  nodeName: {GUEST}\n  hostNetwork: true\n  \
+         terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: {TOOLBOX}\n    \
+         imagePullPolicy: IfNotPresent\n    securityContext: {{privileged: true}}\n    \
+         command: [sh, -c, 'trap exit TERM; while true; do sleep 1; done']\n    \
+         volumeMounts: [{{name: machine, mountPath: /machine}}]\n  \
+         volumes: [{{name: machine, hostPath: {{path: /sys/fs/cgroup}}}}]\n"
+    )
+}
+
+/// What listens on more than the loopback stands in the documentation, though the firewall may hide it.
+fn sockets(cluster: &Cluster) -> Result {
+    for node in ["master-1", "worker-1"] {
+        let sockets = cluster.kimg(&["node", "--node", node, "sockets"])?.success()?;
+        let known = ["6443", "10250", "10270", ":53", "9153"];
+        let listening: Vec<&str> = sockets.lines().filter(|l| l.to_lowercase().contains("listen")).collect();
+        ensure!(!listening.is_empty(), "{node} shows no sockets:\n{sockets}");
+        for line in listening {
+            let loopback = line.contains("127.0.0.1") || line.contains("[::1]");
+            ensure!(loopback || known.iter().any(|p| line.contains(p)), "{node} has an undocumented port: {line}");
+        }
     }
-    ensure!(!sockets.is_empty(), "no sockets listed");
-    Ok::<(), anyhow::Error>(()).context("ports")
+    Ok(())
 }

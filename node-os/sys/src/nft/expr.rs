@@ -168,6 +168,9 @@ pub enum Expr {
     Verdict(Verdict),
 }
 
+/// Writes an expression's own attributes.
+type Fill<'a> = Box<dyn FnOnce(&mut Attrs) + 'a>;
+
 impl Expr {
     /// Interface name equality, input side.
     pub fn iif(name: &str) -> [Expr; 2] {
@@ -238,7 +241,7 @@ impl Expr {
     }
 
     pub(super) fn encode(&self, e: &mut Attrs) {
-        let (name, fill): (&str, Box<dyn FnOnce(&mut Attrs) + '_>) = match self {
+        let (name, fill): (&str, Fill<'_>) = match self {
             Expr::Meta(key, reg) => (
                 "meta",
                 Box::new(|a| {

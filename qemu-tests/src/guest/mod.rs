@@ -1,0 +1,209 @@
+//! A machine beside the cluster's own: a VM with the cluster's worker image on a spare place of the switch.
+//! As at a provider, a metadata server at 169.254.169.254 tells it who it is; the test writes what that server
+//! says, at any time.
+
+use crate::{Cluster, Output};
+use anyhow::{Context, Result, bail, ensure};
+use kimg::local::qemu::{self, VmSpec};
+use kimg::local::state::State;
+use kimg::local::{Accel, console, disk, process::Process, state, switch};
+use kimg::seed::{self, Interface};
+use node_metadata::Role;
+use std::cell::Cell;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+const DISK_MIB: u32 = 2048;
+const MEMORY_MIB: u32 = 512;
+const SERVER: &str = include_str!("server.sh");
+
+/// The machine; ends when dropped.
+#[derive(Debug)]
+pub struct Guest {
+    qemu: Child,
+    /// Its folder in `run/`.
+    dir: PathBuf,
+    /// Port on 127.0.0.1 that leads to its node API.
+    node_port: u16,
+    /// How long the console was when the server last said something new.
+    heard: Cell<usize>,
+}
+
+impl Guest {
+    /// Boots it from a fresh disk on this spare place. The server says `user_data`, and that its interface on the
+    /// switch has this address.
+    ///
+    /// # Errors
+    /// There is no image or no such place, or QEMU does not start.
+    pub fn boot(cluster: &Cluster, spare: u8, address: Ipv4Addr, user_data: &str) -> Result<Guest> {
+        let settings = kimg::config::load(&cluster.dir)?;
+        let run = settings.run_dir();
+        let name = switch::spare(spare);
+        let dir = run.join(&name);
+        end_leftover(&dir)?;
+        std::fs::create_dir_all(dir.join("documents")).with_context(|| format!("making {}", dir.display()))?;
+        let image = kimg::image::build::output_dir(&settings, Role::Worker).join("disk.raw");
+        disk::copy(&image, &dir.join("disk.raw"), DISK_MIB, |_| ())?;
+        // A drive without a label: nothing is to be found there.
+        std::fs::write(dir.join("seed.img"), vec![0; 1 << 20]).context("making an empty drive")?;
+        std::fs::write(dir.join("server.sh"), SERVER).context("writing the metadata server")?;
+
+        let macs = [seed::mac(&settings.name, &name, 0), seed::mac(&settings.name, &name, 1)];
+        let prefix = settings.local.network.prefix_len();
+        let interfaces = [
+            Interface { name: "lan".into(), mac: macs[0].clone(), address: Some(format!("{address}/{prefix}")) },
+            Interface { name: "nat".into(), mac: macs[1].clone(), address: None },
+        ];
+        let network = seed::network_config(&interfaces);
+        for (file, text) in
+            [("network-config", network.as_str()), ("meta-data", "instance-id: guest\n"), ("user-data", user_data)]
+        {
+            std::fs::write(dir.join("documents").join(file), text).with_context(|| format!("writing {file}"))?;
+        }
+
+        let node_port = state::free_port(None)?;
+        let accel = if State::load(&run)?.accel == "kvm" { Accel::Kvm } else { Accel::Tcg };
+        let spec = VmSpec {
+            title: title(&settings.name, &name),
+            node: name.clone(),
+            memory_mib: MEMORY_MIB,
+            cpus: 1,
+            accel,
+            uefi: None,
+            macs,
+            forwards: vec![(node_port, 10270)],
+        };
+        let log = std::fs::File::create(dir.join("qemu.log")).context("making qemu.log")?;
+        let qemu = Command::new(qemu::PROGRAM)
+            .args(with_metadata_server(qemu::arguments(&spec), &name)?)
+            .current_dir(&run)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("sharing qemu.log")?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", qemu::PROGRAM))?;
+        Ok(Guest { qemu, dir, node_port, heard: Cell::new(0) })
+    }
+
+    /// From now on the server says this.
+    ///
+    /// # Errors
+    /// The document cannot be written.
+    pub fn tell(&self, user_data: &[u8]) -> Result<()> {
+        self.heard.set(self.console()?.len());
+        let (fresh, place) = (self.dir.join("fresh"), self.dir.join("documents/user-data"));
+        std::fs::write(&fresh, user_data).and_then(|()| std::fs::rename(&fresh, &place)).context("writing user-data")
+    }
+
+    /// Everything that its console has said.
+    ///
+    /// # Errors
+    /// QEMU has ended, or the file cannot be read.
+    pub fn console(&self) -> Result<Vec<u8>> {
+        ensure!(
+            std::path::Path::new(&format!("/proc/{}", self.qemu.id())).exists(),
+            "QEMU has ended: {}",
+            std::fs::read_to_string(self.dir.join("qemu.log")).unwrap_or_default()
+        );
+        let path = self.dir.join("console.log");
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// What its console has said since the server said something new.
+    ///
+    /// # Errors
+    /// As [`Guest::console`].
+    pub fn news(&self) -> Result<String> {
+        let all = self.console()?;
+        Ok(String::from_utf8_lossy(all.get(self.heard.get()..).unwrap_or_default()).into_owned())
+    }
+
+    /// `kimg node …` about it, with the fingerprint that its console shows.
+    ///
+    /// # Errors
+    /// Its console shows none yet, or `kimg` cannot be started.
+    pub fn node(&self, cluster: &Cluster, name: &str, command: &[&str]) -> Result<Output> {
+        let fingerprint =
+            console::fingerprint(&self.dir.join("console.log")).context("the console shows no fingerprint yet")?;
+        let address = format!("127.0.0.1:{}", self.node_port);
+        let mut args = vec!["node", "--node", name, "--address", &address, "--fingerprint", &fingerprint];
+        args.extend(command);
+        cluster.kimg(&args)
+    }
+
+    /// Waits until the console and the node API say this sentence, or a part of it.
+    ///
+    /// # Errors
+    /// They do not in time; the error holds what they say.
+    pub fn says(&self, cluster: &Cluster, name: &str, sentence: &str) -> Result<()> {
+        crate::wait::until(&format!("console and node API to say '{sentence}'"), crate::wait::scale(25), || {
+            let console = self.news()?;
+            let status = self.node(cluster, name, &["status"])?.success()?;
+            let services = self.node(cluster, name, &["services"])?.success()?;
+            if console.contains(sentence) && (status.contains(sentence) || services.contains(sentence)) {
+                return Ok(Some(()));
+            }
+            let screen = console.lines().rev().take(14).collect::<Vec<_>>();
+            let screen: Vec<&str> = screen.into_iter().rev().collect();
+            bail!("console:\n{}\nnode API:\n{status}\n{services}", screen.join("\n"))
+        })
+    }
+
+    /// The paths that its metadata server was asked for so far.
+    pub fn requests(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.dir.join("requests")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // One that has ended by itself is no fault here.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        let _ = std::fs::remove_file(self.dir.join("disk.raw"));
+    }
+}
+
+fn title(cluster: &str, name: &str) -> String {
+    format!("kimg-{cluster}-{name}")
+}
+
+/// The user network becomes the one in which the metadata address lies; the machine's serial number says where to ask.
+fn with_metadata_server(mut arguments: Vec<String>, name: &str) -> Result<Vec<String>> {
+    let mut change = |old: &str, new: String| {
+        let found = arguments.iter_mut().find(|argument| argument.contains(old));
+        let found = found.with_context(|| format!("QEMU's arguments do not hold {old}"))?;
+        *found = found.replace(old, &new);
+        anyhow::Ok(())
+    };
+    change("serial=ds=nocloud", "serial=ds=nocloud;s=http://169.254.169.254/latest/".to_owned())?;
+    let server = format!("guestfwd=tcp:169.254.169.254:80-cmd:/bin/sh {name}/server.sh");
+    change("user,id=nat", format!("user,id=nat,net=169.254.169.0/24,{server}"))?;
+    Ok(arguments)
+}
+
+/// Ends the machine of a test run that was itself ended before it could.
+fn end_leftover(dir: &std::path::Path) -> Result<()> {
+    if let Ok(text) = std::fs::read_to_string(dir.join("pid"))
+        && let Some(process) = text.trim().parse().ok().and_then(Process::find)
+    {
+        let line = std::fs::read_to_string(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        if line.contains(&format!("{}/console.log", dir.file_name().unwrap_or_default().to_string_lossy()))
+            && std::fs::read_link(format!("/proc/{}/cwd", process.pid)).is_ok_and(|cwd| dir.parent() == Some(&cwd))
+        {
+            process.end(std::time::Duration::from_secs(2))?;
+        }
+    }
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
