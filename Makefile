@@ -43,7 +43,7 @@ check:
 test: build
 	@cargo test --workspace --exclude qemu-tests
 	@cargo test -p qemu-tests --test tidy
-	@cargo test --release -p kimg --test reproducible -- --include-ignored
+	@cargo test --release -p kimg --test reproducible --test formats -- --include-ignored
 	@cargo test --release -p qemu-tests --test cluster
 
 test-long: build

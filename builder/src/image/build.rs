@@ -19,6 +19,7 @@ use crate::packages::{self, Mirrors};
 use crate::pki;
 use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow};
+use clap::ValueEnum;
 use node_metadata::{BuildInfo, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -40,7 +41,11 @@ const INITRAMFS_CODE: &[&str] = &[include_str!("initramfs.rs"), include_str!("cp
 const DISK_CODE: &[&str] = &[
     include_str!("build.rs"),
     include_str!("kernel.rs"),
-    include_str!("output.rs"),
+    include_str!("output/mod.rs"),
+    include_str!("output/gce.rs"),
+    include_str!("output/qcow2.rs"),
+    include_str!("output/vhd.rs"),
+    include_str!("output/vmdk.rs"),
     include_str!("../disk/mod.rs"),
     include_str!("../disk/gpt.rs"),
     include_str!("../disk/fat.rs"),
@@ -305,7 +310,7 @@ impl<'a> Workshop<'a> {
         for format in &options.formats {
             if !manifest.files.contains_key(format.file()) {
                 changed = true;
-                let bar = self.progress.step(&format!("{}: compressing {}", plan.role, format.file()));
+                let bar = self.progress.step(&format!("{}: writing {}", plan.role, format.file()));
                 format.write(&dir.join(Format::Raw.file()), &dir.join(format.file()))?;
                 manifest.files.insert(format.file().into(), FileSum::of(&dir.join(format.file()))?);
                 manifest.write(&dir)?;
@@ -464,7 +469,8 @@ fn with_code(inputs: Inputs, sources: &[&str]) -> Inputs {
 
 /// Removes what an earlier build left under the names that are written now, the manifest first.
 fn remove_outputs(dir: &Path) -> Result<()> {
-    for name in [super::manifest::FILE, Format::Raw.file(), Format::RawZst.file(), Format::RawGz.file()] {
+    let forms = Format::value_variants().iter().map(|format| format.file());
+    for name in std::iter::once(super::manifest::FILE).chain(forms) {
         let path = dir.join(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,9 +1,14 @@
-//! Forms of a disk for transport: compressed the same on every machine, whatever its number of cores.
+//! Forms of a disk for transport: the same bytes on every machine, whatever its number of cores.
+
+mod gce;
+mod qcow2;
+mod vhd;
+mod vmdk;
 
 use crate::cache;
 use anyhow::{Context, Result};
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// A form in which a disk is written besides `disk.raw`.
@@ -18,6 +23,18 @@ pub enum Format {
     /// Compressed by gzip.
     #[value(name = "raw.gz")]
     RawGz,
+    /// QEMU's form, clusters compressed: OpenStack, Proxmox.
+    #[value(name = "qcow2")]
+    Qcow2,
+    /// Fixed size: Azure.
+    #[value(name = "vhd")]
+    Vhd,
+    /// Stream-optimised: VMware.
+    #[value(name = "vmdk")]
+    Vmdk,
+    /// Archive for Google Compute Engine.
+    #[value(name = "gce.tar.gz")]
+    Gce,
 }
 
 /// The root is compressed already: a higher level only takes longer.
@@ -32,6 +49,10 @@ impl Format {
             Format::Raw => "disk.raw",
             Format::RawZst => "disk.raw.zst",
             Format::RawGz => "disk.raw.gz",
+            Format::Qcow2 => "disk.qcow2",
+            Format::Vhd => "disk.vhd",
+            Format::Vmdk => "disk.vmdk",
+            Format::Gce => "disk.gce.tar.gz",
         }
     }
 
@@ -50,19 +71,41 @@ impl Format {
 
     fn encode(self, raw: &Path, out: &Path) -> Result<()> {
         let mut from = File::open(raw).with_context(|| format!("opening {}", raw.display()))?;
-        let to = File::create(out).with_context(|| format!("creating {}", out.display()))?;
-        let to = BufWriter::with_capacity(1 << 20, to);
+        let size = from.metadata().with_context(|| format!("reading {}", raw.display()))?.len();
+        let mut to = File::create(out).with_context(|| format!("creating {}", out.display()))?;
         match self {
             Format::Raw => Ok(()),
-            Format::RawZst => zstd_to(&mut from, to),
-            Format::RawGz => {
-                let mut encoder = flate2::GzBuilder::new().mtime(0).write(to, flate2::Compression::new(6));
-                std::io::copy(&mut from, &mut encoder)?;
-                encoder.finish()?.flush().context("writing gzip")
-            }
+            Format::RawZst => zstd_to(&mut from, BufWriter::with_capacity(1 << 20, to)),
+            Format::RawGz => gzip_to(&mut from, BufWriter::with_capacity(1 << 20, to)),
+            Format::Qcow2 => qcow2::write(&mut from, size, &mut to),
+            Format::Vhd => vhd::write(&mut from, size, &mut to),
+            Format::Vmdk => vmdk::write(&mut from, size, self.file(), &mut to),
+            Format::Gce => gce::write(&mut from, size, &mut to),
         }
-        .with_context(|| format!("compressing {}", raw.display()))
+        .with_context(|| format!("making {} of {}", self.file(), raw.display()))
     }
+}
+
+fn gzip_to(from: &mut impl Read, to: impl Write) -> Result<()> {
+    let mut encoder = flate2::GzBuilder::new().mtime(0).write(to, flate2::Compression::new(6));
+    std::io::copy(from, &mut encoder)?;
+    encoder.finish()?.flush().context("writing gzip")
+}
+
+/// Copies `size` bytes; blocks of zeros become holes.
+fn copy_sparse(from: &mut File, size: u64, to: &mut File) -> Result<()> {
+    let mut block = vec![0; 1 << 20];
+    let mut done = 0;
+    while done < size {
+        let length = usize::try_from((size - done).min(block.len() as u64))?;
+        from.read_exact(&mut block[..length]).context("reading the disk")?;
+        if block[..length].iter().any(|byte| *byte != 0) {
+            to.seek(SeekFrom::Start(done)).context("copying the disk")?;
+            to.write_all(&block[..length]).context("copying the disk")?;
+        }
+        done += length as u64;
+    }
+    Ok(())
 }
 
 fn zstd_to(from: &mut impl Read, to: impl Write) -> Result<()> {
