@@ -16,7 +16,6 @@ const PARTS: &[(&str, &[&str])] = &[
         "torture",
         &["run", "--release", "-p", "kimg-control", "--", "kube-apiserver", "store", "torture", "--runs", "1000"],
     ),
-    ("torture", &["run", "--release", "-p", "kimg-control", "--", "kube-apiserver", "store", "torture", "--runs", "1000"]),
     ("formats", &["test", "--release", "-p", "kimg", "--test", "formats", "--", "--include-ignored"]),
     ("cluster", &["test", "--release", "-p", "qemu-tests", "--test", "cluster", "--", "--include-ignored"]),
     ("overlay", &["test", "--release", "-p", "qemu-tests", "--test", "overlay"]),
