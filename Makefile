@@ -5,6 +5,8 @@ SHELL := /bin/bash
 RELEASE := target/x86_64-unknown-linux-gnu/release
 KIMG := target/release/kimg
 DEMO := demo
+# Always with --workspace: cargo then compiles third-party crates once, not once for each choice of packages.
+PROGRAMS := kimg kimg-node kimg-control kimg-stage1 example-web
 PART ?=
 
 .PHONY: help build packages up down figures check test test-long clean
@@ -18,7 +20,7 @@ help:
 	@echo 'make figures    sizes, times and memory, into target/figures.json'
 
 build: packages
-	@cargo build --release --quiet -p kimg -p kimg-node -p kimg-control -p node-init -p example-web
+	@cargo build --release --quiet --workspace $(PROGRAMS:%=--bin %)
 	@mkdir -p target/release && ln -sfn ../../$(RELEASE)/kimg $(KIMG)
 
 packages:
@@ -32,22 +34,24 @@ down:
 	@$(KIMG) --dir $(DEMO) down
 
 figures: build
-	@cargo run --release --quiet -p qemu-tests --bin figures
+	@cargo build --release --quiet --workspace --bin figures
+	@$(RELEASE)/figures
 
 check:
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --quiet -- -D warnings
 	@cargo test --workspace --exclude qemu-tests --quiet
-	@cargo test -p qemu-tests --test tidy --quiet
+	@cargo test --workspace --test tidy --quiet
 
 test: build
 	@cargo test --workspace --exclude qemu-tests
-	@cargo test -p qemu-tests --test tidy
-	@cargo test --release -p kimg --test reproducible --test formats -- --include-ignored
-	@cargo test --release -p qemu-tests --test cluster
+	@cargo test --workspace --test tidy
+	@cargo test --release --workspace --test reproducible --test formats -- --include-ignored
+	@cargo test --release --workspace --test cluster
 
 test-long: build
-	@cargo run --release --quiet -p qemu-tests --bin long -- $(PART)
+	@cargo build --release --quiet --workspace --bin long
+	@$(RELEASE)/long $(PART)
 
 clean:
 	@cargo clean

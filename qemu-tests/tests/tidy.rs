@@ -71,6 +71,21 @@ fn dependencies_point_the_allowed_way() {
     }
 }
 
+/// Else `cargo build` and `cargo test` need two builds of every third-party crate (docs/decisions/0004).
+#[test]
+fn tests_ask_for_no_other_features() {
+    for (dir, _) in crates().values() {
+        let text = std::fs::read_to_string(workspace().join(dir).join("Cargo.toml")).unwrap_or_default();
+        let tests_only = text.split("[dev-dependencies]").nth(1).unwrap_or("");
+        let lines = tests_only.lines().take_while(|line| !line.starts_with('['));
+        let bad: Vec<&str> = lines.filter(|line| line.contains("features")).collect();
+        assert!(
+            bad.is_empty(),
+            "{dir}/Cargo.toml: features of a dev-dependency: {bad:?}; put them into [dependencies]"
+        );
+    }
+}
+
 #[test]
 fn pure_crates_do_no_io() {
     for (crate_dir, banned) in [

@@ -179,7 +179,7 @@ impl<T: Hash + Eq + Clone> State<T> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_key_in_work_waits_for_its_end() {
         let queue = Queue::default();
         queue.add("a");
@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(queue.take().await, "a");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn pauses_double_and_the_earliest_counts() {
         let queue = Queue::default();
         queue.add("a");

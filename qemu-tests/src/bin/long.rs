@@ -10,15 +10,15 @@ use std::time::Instant;
 /// Name and what cargo is asked for.
 const PARTS: &[(&str, &[&str])] = &[
     ("unit", &["test", "--workspace", "--exclude", "qemu-tests"]),
-    ("reproducible", &["test", "--release", "-p", "kimg", "--test", "reproducible", "--", "--include-ignored"]),
+    ("reproducible", &["test", "--release", "--workspace", "--test", "reproducible", "--", "--include-ignored"]),
     ("store", &["test", "--release", "-p", "store", "--lib", "--", "--ignored", "--nocapture"]),
     (
         "torture",
         &["run", "--release", "-p", "kimg-control", "--", "kube-apiserver", "store", "torture", "--runs", "1000"],
     ),
-    ("formats", &["test", "--release", "-p", "kimg", "--test", "formats", "--", "--include-ignored"]),
-    ("cluster", &["test", "--release", "-p", "qemu-tests", "--test", "cluster", "--", "--include-ignored"]),
-    ("overlay", &["test", "--release", "-p", "qemu-tests", "--test", "overlay"]),
+    ("formats", &["test", "--release", "--workspace", "--test", "formats", "--", "--include-ignored"]),
+    ("cluster", &["test", "--release", "--workspace", "--test", "cluster", "--", "--include-ignored"]),
+    ("overlay", &["test", "--release", "--workspace", "--test", "overlay"]),
 ];
 
 fn main() -> Result<ExitCode> {
