@@ -44,6 +44,8 @@ check:
 	@cargo test --workspace --test tidy --quiet
 
 test: build
+	@cargo build --release --quiet --workspace --bin fetch-tools
+	@$(RELEASE)/fetch-tools
 	@cargo test --workspace --exclude qemu-tests
 	@cargo test --workspace --test tidy
 	@cargo test --release --workspace --test reproducible --test formats -- --include-ignored

@@ -54,3 +54,16 @@ pub fn kubectl(version: Kubectl) -> Result<PathBuf> {
     }
     Ok(program)
 }
+
+/// Debian trixie's etcd server; fetched once into `target/tools/`.
+///
+/// # Errors
+/// The package cannot be had.
+pub fn etcd() -> Result<PathBuf> {
+    let program = workspace().join("target/tools/etcd");
+    if !program.exists() {
+        kimg::packages::fetch_program("trixie", "etcd-server", "/usr/bin/etcd", &program)
+            .context("fetching etcd-server from Debian trixie")?;
+    }
+    Ok(program)
+}

@@ -79,6 +79,11 @@ pub struct Config {
     /// Whether the file of --encryption-provider-config is read again when it changes.
     #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub encryption_provider_config_automatic_reload: bool,
+    #[command(flatten)]
+    pub etcd: crate::storage::EtcdFlags,
+    /// Unix socket for snapshots and integrity checks of the store, open to root and to the same user; none without it.
+    #[arg(long)]
+    pub store_socket: Option<PathBuf>,
     /// File to write audit records to, one JSON object a line; none without it.
     #[arg(long)]
     pub audit_log_path: Option<PathBuf>,

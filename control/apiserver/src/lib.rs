@@ -30,6 +30,7 @@ pub mod selector;
 pub mod server;
 mod shape;
 pub mod state;
+pub mod storage;
 pub mod strategy;
 pub mod streaming;
 mod table;

@@ -1,4 +1,4 @@
-//! `kube-apiserver store …`: looks at a store's files, and restores them, while no server runs.
+//! `kube-apiserver store …`: the store without the server, or beside it.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Looks at a store's files, and restores them, while no server runs.
+use crate::storage::commands;
+
+/// The store without the server, or beside it.
 #[derive(Debug, Parser)]
 #[command(name = "kube-apiserver store")]
 struct Args {
@@ -21,14 +23,14 @@ enum Command {
         /// The file: `store.log` in the store's directory, or a snapshot.
         file: PathBuf,
     },
+    /// Reads the whole store through, beside a server too, and compares etcd's members.
+    Check(commands::CheckArgs),
+    /// Writes a snapshot, also of a running server's store.
+    Snapshot(commands::SnapshotArgs),
     /// Puts a snapshot in the place of the store.
-    Restore {
-        /// The snapshot.
-        snapshot: PathBuf,
-        /// Directory of the store.
-        #[arg(long, default_value = "/var/lib/kimg/store")]
-        store_dir: PathBuf,
-    },
+    Restore(commands::RestoreArgs),
+    /// Moves everything from the embedded store to etcd, or back.
+    Migrate(commands::MigrateArgs),
     /// Seals everything by the key that writes, and says which keys are in use.
     Rewrite(crate::rewrite::Args),
     /// Cuts stores off, again and again, and proves that they lose nothing.
@@ -55,7 +57,7 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
         }
         Err(error) => {
             eprintln!("{error:#}");
-            ExitCode::FAILURE
+            crate::storage::exit_code(&error)
         }
     }
 }
@@ -73,10 +75,10 @@ fn run(args: Args) -> anyhow::Result<String> {
                 report.whole_bytes
             ))
         }
-        Command::Restore { snapshot, store_dir } => {
-            let revision = store::restore(&snapshot, &store_dir)?;
-            Ok(format!("{} restored into {} at revision {revision}", snapshot.display(), store_dir.display()))
-        }
+        Command::Check(args) => commands::check(&args),
+        Command::Snapshot(args) => commands::snapshot(&args),
+        Command::Restore(args) => commands::restore(&args),
+        Command::Migrate(args) => commands::migrate(&args),
         Command::Rewrite(args) => crate::rewrite::run(&args),
         Command::Torture(args) => crate::torture::run(&args),
         Command::TortureChild { spec } => {

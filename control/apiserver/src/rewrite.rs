@@ -2,10 +2,11 @@
 //! A running server does the same by itself, at its start and after each change of its keys.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Context as _;
-use store::{DirDisk, Embedded, Options, Sealed, Store as _};
+use store::{Sealed, Store as _};
+
+use crate::storage::commands::PlaceFlags;
 
 /// Flags of the command.
 #[derive(Debug, clap::Args)]
@@ -19,9 +20,8 @@ pub(crate) struct Args {
     /// Only says which keys sealed what is stored.
     #[arg(long)]
     list: bool,
-    /// Directory of the store.
-    #[arg(long, default_value = "/var/lib/kimg/store")]
-    store_dir: PathBuf,
+    #[command(flatten)]
+    place: PlaceFlags,
 }
 
 /// Gives what there is to say.
@@ -30,9 +30,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<String> {
         crate::encryption::keyring_of(args.encryption_provider_config.as_deref(), args.encryption_key_file.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(async {
-        anyhow::ensure!(args.store_dir.is_dir(), "there is no store in {}", args.store_dir.display());
-        let engine = Embedded::open(Arc::new(DirDisk::open(&args.store_dir)?), Options::default())?;
-        let sealed = Sealed::open(Arc::new(engine), ring).await?;
+        let sealed = Sealed::open(args.place.engine().await?, ring).await?;
         let mut out = String::new();
         if !args.list {
             let count = sealed.rewrite(crate::encryption::encode_again).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use store::{DirDisk, Embedded, Options, Sealed};
+use store::Sealed;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::registry::Registry;
 use crate::state::AppState;
+use crate::storage::{self, Place};
 use crate::{bootstrap, notify, server};
 
 /// How often the certificate files are looked at.
@@ -49,7 +50,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(error) => {
             tracing::error!("{error:#}");
             notify::send(&format!("STATUS={error:#}"));
-            ExitCode::FAILURE
+            storage::exit_code(&error)
         }
     }
 }
@@ -87,7 +88,10 @@ impl Server {
     pub async fn start(mut config: Config) -> anyhow::Result<Server> {
         notify::send("STATUS=opening the store");
         let tls = server::tls(&config)?;
-        let sealed = Arc::new(Sealed::open(open_engine(&config)?, crate::encryption::keyring(&config)?).await?);
+        let place = Place::new(&config.store_dir, &config.etcd);
+        let engine = place.open().await?;
+        let sealed = Arc::new(Sealed::open(engine.clone(), crate::encryption::keyring(&config)?).await?);
+        let socket = config.store_socket.as_deref().map(|path| storage::serve(path, place, engine)).transpose()?;
         let listener = TcpListener::bind((config.bind_address, config.secure_port))
             .await
             .with_context(|| format!("listening on {}:{}", config.bind_address, config.secure_port))?;
@@ -99,6 +103,7 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let (renew, renewed) = watch::channel(tls);
         tokio::spawn(watch_certificate(state.clone(), renew));
+        tokio::spawn(serve_socket(state.clone(), socket));
         tokio::spawn(crate::encryption::follow(state.clone(), sealed));
         let serving = tokio::spawn(server::serve(state.clone(), listener, renewed, stopped));
         state.set_ready();
@@ -135,9 +140,14 @@ impl Server {
     }
 }
 
-fn open_engine(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
-    let disk = DirDisk::open(&config.store_dir)?;
-    Ok(Arc::new(Embedded::open(Arc::new(disk), Options::default())?))
+/// Serves the store's socket, if there is one, until the server ends.
+async fn serve_socket(state: Arc<AppState>, socket: Option<impl Future<Output = ()>>) {
+    let Some(socket) = socket else { return };
+    let mut stopping = state.stopping();
+    tokio::select! {
+        () = socket => {}
+        _ = stopping.wait_for(|s| *s) => {}
+    }
 }
 
 /// Takes a new serving certificate when the files change.

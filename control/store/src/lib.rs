@@ -5,9 +5,11 @@
 //! answered is durable.  Values may carry a hole that the store fills with the write's
 //! revision, so that an object is encoded once and the bytes are shared by readers.
 
-pub mod conformance;
+#[cfg(test)]
+mod conformance;
 mod crc;
 mod embedded;
+mod etcd;
 mod fault;
 mod frame;
 mod io;
@@ -23,7 +25,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-pub use embedded::{Embedded, Options, Report, read_picture, restore, verify, write_store};
+pub use embedded::{Embedded, Options, Report, read_picture, restore, verify, write_picture_file, write_store};
+pub use etcd::{Etcd, EtcdOptions, EtcdReport, Members, check_etcd, read_etcd, retire_etcd, write_etcd};
 pub use fault::{FaultDisk, Pull};
 pub use io::{DirDisk, Disk, DiskFile};
 pub use point::Point;
@@ -50,12 +53,27 @@ pub enum StoreError {
     /// A file is not what it should be.
     #[error("{file} is damaged at byte {offset}: {what}; restore a snapshot, or replace the disk")]
     Damaged { file: String, offset: u64, what: String },
+    /// The store cannot be reached now.  Whether a write was done is not known.
+    #[error("the store does not answer: {0}")]
+    Unavailable(String),
     /// Another process has the store.
     #[error("{0} is in use by another process; stop it first")]
     Locked(PathBuf),
     /// The encryption keys do not fit.
     #[error("{key} cannot be decrypted: {what}; check the encryption keys that the server is given")]
     Sealed { key: String, what: String },
+    /// What was configured cannot be.
+    #[error("{0}")]
+    Settings(String),
+    /// The store was migrated.
+    #[error("this store was moved to {to}; start the server with that one, or migrate back")]
+    Moved { to: String },
+    /// Two copies that should be equal are not.
+    #[error("{0}")]
+    Differs(String),
+    /// Somebody else's value.
+    #[error("{key} in etcd was not written by this API server; choose another --etcd-prefix")]
+    Foreign { key: String },
     /// The disk said no.
     #[error("{what}: {source}")]
     Io {
@@ -82,16 +100,19 @@ impl Stamped {
     }
 
     fn fill(&self, revision: u64) -> Bytes {
-        if self.stamp_at > self.bytes.len() {
-            return Bytes::copy_from_slice(&self.bytes);
-        }
-        let digits = revision.to_string();
-        let mut out = Vec::with_capacity(self.bytes.len() + digits.len());
-        out.extend_from_slice(&self.bytes[..self.stamp_at]);
-        out.extend_from_slice(digits.as_bytes());
-        out.extend_from_slice(&self.bytes[self.stamp_at..]);
-        Bytes::from(out)
+        fill(&self.bytes, self.stamp_at, revision)
     }
+}
+
+/// `bytes` with `revision` in decimal at `at`; without it when `at` is beyond the end.
+fn fill(bytes: &[u8], at: usize, revision: u64) -> Bytes {
+    let Some((head, tail)) = bytes.split_at_checked(at) else { return Bytes::copy_from_slice(bytes) };
+    let digits = revision.to_string();
+    let mut out = Vec::with_capacity(bytes.len() + digits.len());
+    out.extend_from_slice(head);
+    out.extend_from_slice(digits.as_bytes());
+    out.extend_from_slice(tail);
+    Bytes::from(out)
 }
 
 /// What a write expects of its key.
@@ -129,7 +150,9 @@ pub struct Change {
 
 /// Who keeps a picture of the keys below a prefix.
 pub trait Observer: Send + Sync {
-    /// Called once, first, with everything there is, in key order.
+    /// Called first, with everything there is, in key order.  Called again when the engine lost
+    /// sight of some changes (etcd away for longer than it keeps them): then this takes the
+    /// place of the old picture, and whoever needs each change must begin anew.
     fn load(&self, entries: Vec<Entry>, revision: u64);
 
     /// Called for each batch of writes in the store below the prefix, in order, before they
@@ -212,18 +235,23 @@ pub trait Store: Send + Sync {
     /// The newest revision.
     fn revision(&self) -> u64;
 
+    /// A revision no older than any write that was answered, to whichever process, before
+    /// this call; reads, watches and observers have reached it.
+    fn fresh(&self) -> BoxFuture<'_, Result<u64>>;
+
     /// The oldest revision that [`Store::watch`] can start after.
     fn compacted(&self) -> u64;
 
-    /// One key.
+    /// One key, as of now.
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>>;
 
-    /// Keys below `prefix` and after `after`, in order, at most `limit` (0: all), with the
+    /// Keys below `prefix` and after `after`, as of now, in order, at most `limit` (0: all), with the
     /// revision of the picture.
     fn range<'a>(&'a self, prefix: &'a str, after: &'a str, limit: usize) -> BoxFuture<'a, Result<(Vec<Entry>, u64)>>;
 
-    /// Writes; gives the revision once it is durable.  With `ttl_seconds` the key goes by
-    /// itself after that time.
+    /// Writes; gives the revision once it is durable and observers have seen it.  With
+    /// `ttl_seconds` the key goes by itself after that time, or up to a minute later.  A
+    /// mismatch, too, is answered when observers have seen what made it one.
     fn put<'a>(
         &'a self,
         key: &'a str,
@@ -235,7 +263,8 @@ pub trait Store: Send + Sync {
     /// Removes; gives the revision once it is durable.  A key that is not there is a mismatch.
     fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<u64>>;
 
-    /// Changes below `prefix` after `after`.
+    /// Changes below `prefix` after `after`; the stream ends when the engine lost sight of
+    /// some, and the watch must begin anew.
     fn watch(&self, prefix: &str, after: u64) -> Result<Changes>;
 
     /// Keeps an observer informed, from its load on.
@@ -252,6 +281,11 @@ pub trait Store: Send + Sync {
 
     /// Why the store takes no more writes, if so.
     fn failure(&self) -> Option<String>;
+
+    /// Why the store does not answer just now, if so; this may pass.
+    fn trouble(&self) -> Option<String> {
+        self.failure()
+    }
 
     /// Bytes of live values and keys.
     fn live_bytes(&self) -> u64;

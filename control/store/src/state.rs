@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) compacted: u64,
     pub(crate) history: VecDeque<Change>,
     pub(crate) history_bytes: u64,
+    /// The newest change that the history had and has no longer.
+    pub(crate) forgotten: u64,
     pub(crate) live_bytes: u64,
 }
 
@@ -69,6 +71,7 @@ impl State {
     fn forget_one(&mut self) {
         if let Some(gone) = self.history.pop_front() {
             self.history_bytes = self.history_bytes.saturating_sub(change_bytes(&gone));
+            self.forgotten = self.forgotten.max(gone.revision);
             self.compacted = self.compacted.max(gone.revision);
         }
     }
@@ -140,6 +143,51 @@ impl Shared {
             changes.iter().filter(|c| c.key.starts_with(&watcher.prefix)).all(|c| watcher.out.send(c.clone()).is_ok())
                 && !watcher.out.is_closed()
         });
+    }
+
+    /// The store's revision went on, and nothing here changed.
+    pub(crate) fn advance(&self, revision: u64) {
+        let mut state = self.write();
+        if revision > state.revision {
+            state.revision = revision;
+            for (_, observer) in self.observers.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+                observer.apply(&[], revision);
+            }
+        }
+    }
+
+    /// Adds a change that the picture has already to the end of the history.
+    pub(crate) fn remember(&self, change: Change) {
+        let mut state = self.write();
+        state.history_bytes += change_bytes(&change);
+        state.history.push_back(change);
+    }
+
+    /// Empties the history.
+    pub(crate) fn forget(&self) {
+        let mut state = self.write();
+        state.history.clear();
+        state.history_bytes = 0;
+    }
+
+    /// The history has all changes after `revision`, but for those that were too many.
+    pub(crate) fn kept_from(&self, revision: u64) {
+        let mut state = self.write();
+        while state.history.len() > self.keep.changes || state.history_bytes > self.keep.bytes {
+            state.forget_one();
+        }
+        state.compacted = revision.max(state.forgotten);
+    }
+
+    /// Puts a new picture in the place of the old one, as changes between them were missed.
+    pub(crate) fn reload(&self, new: State) {
+        let mut state = self.write();
+        *state = new;
+        for (prefix, observer) in self.observers.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+            let (entries, revision) = state.range(prefix, "", 0);
+            observer.load(entries, revision);
+        }
+        self.watchers.lock().unwrap_or_else(|e| e.into_inner()).clear();
     }
 
     pub(crate) fn watch(&self, prefix: &str, after: u64) -> Result<Changes> {

@@ -52,9 +52,19 @@ pub async fn handle(
     let (parts, body) = request.into_parts();
     let body = if info.verb.is_read() { Bytes::new() } else { collect(body).await? };
     let scope = Scope::new(state, info, user, &parts.headers)?;
+    if wants_newest(info) {
+        state.registry.fresh().await?;
+    }
     let mut response = dispatch(&scope, &parts.headers, body).await?;
     scope.add_warnings(&mut response);
     Ok(response)
+}
+
+/// Whether the answer must reflect all writes before the request, also those of other servers
+/// on the same etcd: not where the client says how old it may be.
+fn wants_newest(info: &RequestInfo) -> bool {
+    let said = |name: &str| info.query.get(name).is_some_and(|v| !v.is_empty());
+    !(info.verb.is_read() && (said("resourceVersion") || said("continue")))
 }
 
 async fn collect(mut body: Incoming) -> Result<Bytes> {

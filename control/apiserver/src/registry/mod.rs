@@ -65,6 +65,11 @@ impl Registry {
         self.store.revision()
     }
 
+    /// Waits until memory has every write that any server answered before this call.
+    pub async fn fresh(&self) -> Result<()> {
+        self.store.fresh().await.map(drop).map_err(store_error)
+    }
+
     /// The store itself.
     pub fn store(&self) -> &Arc<dyn store::Store> {
         &self.store
@@ -244,6 +249,8 @@ fn names(object: &Value) -> (&str, &str) {
 fn store_error(error: StoreError) -> ApiError {
     match error {
         StoreError::TooLarge { .. } => ApiError::too_large(error.to_string()),
+        // The write may have been done, which is what this reason says.
+        StoreError::Unavailable(_) => ApiError::timeout(error.to_string()),
         other => ApiError::internal(other),
     }
 }

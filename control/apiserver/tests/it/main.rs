@@ -5,5 +5,6 @@ mod commands;
 mod crash;
 mod customs;
 mod encryption;
+mod etcd;
 mod objects;
 mod watches;

@@ -20,8 +20,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
-pub(crate) use open::load_picture;
-pub use open::{Report, read_picture, restore, verify, write_store};
+pub use open::{Report, read_picture, restore, verify, write_picture_file, write_store};
+pub(crate) use open::{beyond, load_picture};
 
 use crate::io::Disk;
 use crate::state::{Keep, Shared};
@@ -129,6 +129,12 @@ impl Store for Embedded {
 
     fn compacted(&self) -> u64 {
         self.shared.read().compacted
+    }
+
+    fn fresh(&self) -> BoxFuture<'_, Result<u64>> {
+        // No other process writes, and a write is shown before it is answered.
+        let revision = self.revision();
+        async move { Ok(revision) }.boxed()
     }
 
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>> {

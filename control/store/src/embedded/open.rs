@@ -161,6 +161,11 @@ pub(crate) fn load_picture(disk: &dyn Disk, name: &str) -> Result<(Vec<Entry>, u
     Ok((state.live.into_values().collect(), state.revision))
 }
 
+/// A revision beyond any ever given out, where `newest` is the newest that is known.
+pub(crate) fn beyond(newest: u64) -> u64 {
+    (newest + RESTORE_RAISE).max(crate::unix_now() * REVISIONS_A_SECOND)
+}
+
 /// Puts a snapshot in the place of the store in `dir` (which no process may have open), at a
 /// revision beyond any that the snapshot's store can have given out.
 pub fn restore(snapshot: &Path, dir: &Path) -> Result<u64> {
@@ -174,8 +179,7 @@ pub fn write_store(dir: &Path, entries: &[Entry], revision: u64) -> Result<u64> 
     let disk = DirDisk::open(dir)?;
     // A readable old log tells how far its revisions went.
     let newest = load_file(&disk, LOG).map_or(0, |(old, _)| old.revision);
-    let raised = revision.max(newest) + RESTORE_RAISE;
-    let revision = raised.max(crate::unix_now() * REVISIONS_A_SECOND);
+    let revision = beyond(revision.max(newest));
     write_picture(&disk, LOG_NEW, entries.iter(), revision, Stage::Checkpoint)?;
     put_in_place(&disk, LOG_NEW, LOG)?;
     Ok(revision)
@@ -243,6 +247,11 @@ fn place<D>(open: &dyn Fn(PathBuf) -> D, path: &Path) -> Result<(D, String)> {
     let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(invalid)?;
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok((open(dir.to_path_buf()), name.to_string()))
+}
+
+/// Writes entries, in key order, to a new snapshot file.
+pub fn write_picture_file(to: &Path, entries: &[Entry], revision: u64) -> Result<u64> {
+    write_snapshot(&DirDisk::unlocked(PathBuf::new()), to, entries, revision)
 }
 
 /// Writes entries to a new file at `to`, which has its name only once it is whole and durable.

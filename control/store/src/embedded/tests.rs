@@ -23,11 +23,13 @@ fn passes_the_suite() {
 fn passes_the_suite_on_a_real_directory() {
     let dir = tempfile::tempdir().unwrap();
     let n = AtomicU64::new(0);
-    run(conformance::run(async || {
+    let make = async || {
         let path = dir.path().join(n.fetch_add(1, Ordering::Relaxed).to_string());
         Arc::new(Embedded::open(Arc::new(crate::DirDisk::open(&path).unwrap()), Options::default()).unwrap())
             as Arc<dyn Store>
-    }));
+    };
+    run(conformance::run(&make));
+    run(async { conformance::snapshots(make().await).await });
 }
 
 #[test]

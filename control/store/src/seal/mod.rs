@@ -190,6 +190,10 @@ impl Store for Sealed {
         self.inner.compacted()
     }
 
+    fn fresh(&self) -> BoxFuture<'_, Result<u64>> {
+        self.inner.fresh()
+    }
+
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>> {
         async move { self.inner.get(key).await?.map(|e| self.lock.ring().open_entry(e)).transpose() }.boxed()
     }
@@ -249,6 +253,10 @@ impl Store for Sealed {
 
     fn failure(&self) -> Option<String> {
         self.lock.failure.lock().unwrap_or_else(|e| e.into_inner()).clone().or_else(|| self.inner.failure())
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.failure().or_else(|| self.inner.trouble())
     }
 
     fn live_bytes(&self) -> u64 {

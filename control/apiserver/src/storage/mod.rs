@@ -1,0 +1,148 @@
+//! Where objects are kept: the embedded store, or etcd where its servers are given.
+//!
+//! A file named [`PENDING`] in the store's directory is a snapshot that takes the store's place
+//! at the next start: so a store that no server can open any more can be restored, too.
+
+mod check;
+pub(crate) mod commands;
+mod socket;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use store::{DirDisk, Embedded, Entry, Etcd, EtcdOptions, Members, Options, Store, StoreError};
+
+pub(crate) use socket::serve;
+
+/// A snapshot to be restored at the next start.
+pub(crate) const PENDING: &str = "restore.pending";
+/// A pending snapshot that could not be read.
+const REFUSED: &str = "restore.refused";
+
+/// Settings of etcd, under upstream's names.
+#[derive(Args, Clone, Debug)]
+pub struct EtcdFlags {
+    /// etcd's members (https://host:2379), with commas; without them the embedded store is used.
+    #[arg(long, value_delimiter = ',')]
+    pub etcd_servers: Vec<String>,
+    /// CA bundle that etcd's certificates are checked with.
+    #[arg(long)]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Client certificate shown to etcd.
+    #[arg(long)]
+    pub etcd_certfile: Option<PathBuf>,
+    /// Key of the client certificate shown to etcd.
+    #[arg(long)]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// What this cluster's keys in etcd begin with.
+    #[arg(long, default_value = "/registry")]
+    pub etcd_prefix: String,
+    /// How often etcd's history is compacted (5m0s); 0: never by this server.
+    #[arg(long, default_value = "5m0s", value_parser = duration)]
+    pub etcd_compaction_interval: Duration,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let nanos = api::time::parse_duration(text).ok_or("not a duration; write it as 5m0s")?;
+    u64::try_from(nanos).map(Duration::from_nanos).map_err(|_| "it must not be negative".into())
+}
+
+/// 2 for settings that cannot be, 1 for every other failure.
+pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let settings = |cause: &StoreError| matches!(cause, StoreError::Settings(_));
+    ExitCode::from(if error.chain().filter_map(|c| c.downcast_ref()).any(settings) { 2 } else { 1 })
+}
+
+/// Where the store is.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// Directory of the embedded store, and of what waits to be restored.
+    dir: PathBuf,
+    etcd: Option<EtcdOptions>,
+}
+
+impl Place {
+    /// As the flags say.
+    pub(crate) fn new(dir: &Path, flags: &EtcdFlags) -> Place {
+        let etcd = (!flags.etcd_servers.is_empty()).then(|| EtcdOptions {
+            members: Members {
+                endpoints: flags.etcd_servers.clone(),
+                ca_file: flags.etcd_cafile.clone(),
+                cert_file: flags.etcd_certfile.clone(),
+                key_file: flags.etcd_keyfile.clone(),
+            },
+            prefix: flags.etcd_prefix.clone(),
+            compaction_interval: flags.etcd_compaction_interval,
+            ..EtcdOptions::default()
+        });
+        Place { dir: dir.to_path_buf(), etcd }
+    }
+
+    /// The embedded store's log.
+    fn log(&self) -> PathBuf {
+        self.dir.join("store.log")
+    }
+
+    /// Opens the engine, after a snapshot that waits was restored.
+    pub(crate) async fn open(&self) -> anyhow::Result<Arc<dyn Store>> {
+        self.restore_pending().await?;
+        self.engine().await
+    }
+
+    async fn engine(&self) -> anyhow::Result<Arc<dyn Store>> {
+        if let Some(options) = &self.etcd {
+            return Ok(Arc::new(Etcd::open(options.clone()).await?));
+        }
+        let disk = DirDisk::open(&self.dir)?;
+        Ok(Arc::new(Embedded::open(Arc::new(disk), Options::default())?))
+    }
+
+    async fn restore_pending(&self) -> anyhow::Result<()> {
+        let pending = self.dir.join(PENDING);
+        if !pending.exists() {
+            return Ok(());
+        }
+        match store::read_picture(&pending) {
+            Ok((entries, revision)) => {
+                let raised = self.write(&entries, revision).await?;
+                std::fs::remove_file(&pending).with_context(|| format!("removing {}", pending.display()))?;
+                tracing::warn!("a snapshot with {} keys was restored, at revision {raised}", entries.len());
+            }
+            Err(error) => {
+                tracing::error!("the snapshot to be restored is not taken: {error}");
+                let refused = self.dir.join(REFUSED);
+                std::fs::rename(&pending, &refused).with_context(|| format!("naming {}", refused.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts entries in the store's place; see [`store::write_store`] and [`store::write_etcd`].
+    async fn write(&self, entries: &[Entry], revision: u64) -> store::Result<u64> {
+        match &self.etcd {
+            Some(options) => store::write_etcd(options, entries, revision).await,
+            None => store::write_store(&self.dir, entries, revision),
+        }
+    }
+
+    /// Everything, read from disk or from etcd, past any server that runs.
+    async fn read(&self) -> store::Result<(Vec<Entry>, u64)> {
+        match &self.etcd {
+            Some(options) => store::read_etcd(options).await,
+            None => store::read_picture(&self.log()),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.etcd {
+            Some(options) => write!(f, "etcd at {}, below {}", options.members.endpoints.join(","), options.prefix),
+            None => write!(f, "{}", self.dir.display()),
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The server on a real etcd.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use clap::Parser as _;
+use kube_apiserver::{Config, Server};
+use serde_json::{Value, json};
+
+use crate::client::{Cluster, config};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+
+fn map(name: &str, value: &str) -> Value {
+    json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}, "data": {"x": value}})
+}
+
+fn flags(etcd: &test_etcd::Etcd) -> Vec<String> {
+    let file = |flag: &str, name: &str| format!("--etcd-{flag}={}", etcd.file(name).display());
+    vec![
+        format!("--etcd-servers={}", etcd.endpoints().join(",")),
+        file("cafile", "ca.crt"),
+        file("certfile", "client.crt"),
+        file("keyfile", "client.key"),
+    ]
+}
+
+/// Settings of a server on this store, with a socket.
+fn set(config: &mut Config, dir: &Path, flags: &[String]) {
+    let certificates = ["kube-apiserver", "--tls-cert-file=x", "--tls-private-key-file=x"].map(String::from);
+    config.etcd = Config::try_parse_from(certificates.iter().chain(flags)).unwrap().etcd;
+    config.store_socket = Some(dir.join("store.sock"));
+}
+
+async fn begin(cluster: &mut Cluster, flags: &[String]) {
+    let dir = cluster.dir().to_path_buf();
+    cluster.begin_with(|config| set(config, &dir, flags)).await;
+}
+
+fn settings(cluster: &Cluster, flags: &[String]) -> Config {
+    let mut config = config(cluster.dir());
+    set(&mut config, cluster.dir(), flags);
+    config
+}
+
+async fn start(flags: &[String]) -> Cluster {
+    let mut cluster = Cluster::start().await;
+    cluster.end().await;
+    std::fs::remove_dir_all(cluster.dir().join("store")).unwrap();
+    begin(&mut cluster, flags).await;
+    cluster
+}
+
+fn version(object: &Value) -> String {
+    object["metadata"]["resourceVersion"].as_str().unwrap().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_live_in_etcd() {
+    let etcd = test_etcd::Etcd::start(1);
+    let flags = flags(&etcd);
+    let mut cluster = start(&flags).await;
+    let first = cluster.post(MAPS, map("a", "1")).await.expect(201);
+    assert_eq!(cluster.get(&format!("{MAPS}/a")).await.expect(200), first, "what is read is what was answered");
+    let mut events = cluster.watch(&format!("{MAPS}?watch=1&resourceVersion={}", version(&first))).await;
+
+    // Updates on condition of the version.
+    let mut changed = first.clone();
+    changed["data"]["x"] = "2".into();
+    let second = cluster.put(&format!("{MAPS}/a"), &changed).await.expect(200);
+    assert_ne!(version(&second), version(&first));
+    assert_eq!(cluster.put(&format!("{MAPS}/a"), &changed).await.failure(), (409, "Conflict".into()));
+    assert_eq!(cluster.post(MAPS, map("a", "3")).await.failure(), (409, "AlreadyExists".into()));
+    assert_eq!(cluster.delete(&format!("{MAPS}/a")).await.code, 200);
+    for kind in ["MODIFIED", "DELETED"] {
+        assert_eq!(events.brief().await, (kind.into(), "a".into()));
+    }
+
+    // Pages of one picture.
+    for i in 0..5 {
+        cluster.post(MAPS, map(&format!("p{i}"), "")).await.expect(201);
+    }
+    let query = format!("{MAPS}?limit=2&fieldSelector=metadata.name!=kube-root-ca.crt");
+    let page = cluster.get(&query).await.expect(200);
+    let token = page["metadata"]["continue"].as_str().unwrap();
+    cluster.delete(&format!("{MAPS}/p4")).await.expect(200);
+    let rest = cluster.get(&format!("{MAPS}?continue={token}")).await.expect(200);
+    let names: Vec<_> = rest["items"].as_array().unwrap().iter().map(|o| o["metadata"]["name"].clone()).collect();
+    assert!(names.contains(&"p4".into()), "{names:?}");
+
+    // A server that starts again has everything, at the same versions, and gives no version twice.
+    let before = cluster.get(&format!("{MAPS}/p1")).await.expect(200);
+    cluster.end().await;
+    begin(&mut cluster, &flags).await;
+    assert_eq!(cluster.get(&format!("{MAPS}/p1")).await.expect(200), before);
+    let after = cluster.post(MAPS, map("b", "1")).await.expect(201);
+    let number = |object: &Value| version(object).parse::<u64>().unwrap();
+    assert!(number(&after) > number(&rest), "revisions go on");
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_on_one_etcd_are_one_api() {
+    let etcd = test_etcd::Etcd::start(1);
+    let flags = flags(&etcd);
+    let mut cluster = start(&flags).await;
+    let other = Server::start(settings(&cluster, &flags)).await.unwrap();
+    let (here, there) = (cluster.server.as_ref().unwrap().address.port(), other.address.port());
+    for i in 0..20 {
+        let path = format!("{MAPS}/m{i}");
+        cluster.use_port(here);
+        let made = cluster.post(MAPS, map(&format!("m{i}"), "1")).await.expect(201);
+        cluster.use_port(there);
+        assert_eq!(cluster.get(&path).await.expect(200), made, "read at once by another server");
+        let patch = json!({"data": {"x": "2"}});
+        let patched = cluster.patch(&path, "merge-patch+json", patch).await.expect(200);
+        cluster.use_port(here);
+        assert_eq!(cluster.put(&path, &made).await.failure(), (409, "Conflict".into()));
+        let listed = cluster.get(MAPS).await.expect(200);
+        assert!(listed["items"].as_array().unwrap().iter().any(|o| version(o) == version(&patched)));
+        cluster.delete(&path).await.expect(200);
+        cluster.use_port(there);
+        assert_eq!(cluster.get(&path).await.code, 404);
+    }
+    other.stop().await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_are_not_plain_in_etcd() {
+    let etcd = test_etcd::Etcd::start(1);
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), [7; 32]).unwrap();
+    let flags = flags(&etcd);
+    let mut cluster = start(&flags).await;
+    cluster.end().await;
+    let mut with_key = settings(&cluster, &flags);
+    with_key.encryption_key_file = Some(key.path().to_path_buf());
+    cluster.begin_with(|config| *config = with_key.clone()).await;
+    let secret = json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "s"}, "stringData": {"x": "hush"}});
+    cluster.post(SECRETS, secret).await.expect(201);
+    cluster.post(MAPS, map("open", "aGVhcmQ=")).await.expect(201);
+    assert!(etcd.data_holds(0, b"aGVhcmQ="), "the search finds what is not encrypted");
+    // In base64, as Secrets hold it.
+    assert!(!etcd.data_holds(0, b"aHVzaA==") && !etcd.data_holds(0, b"hush"));
+    cluster.end().await;
+    cluster.begin_with(|config| *config = with_key.clone()).await;
+    let read = cluster.get(&format!("{SECRETS}/s")).await.expect(200);
+    assert_eq!(read["data"]["x"], "aHVzaA==");
+    cluster.end().await;
+}
+
+/// Runs `kube-apiserver store …` as the program would.
+fn store(args: &[&str], etcd: &[String]) -> std::process::Output {
+    let mut all = vec!["--exact", "etcd::command", "--nocapture"];
+    let joined = ["kube-apiserver", "store"].iter().chain(args).map(ToString::to_string).chain(etcd.iter().cloned());
+    let joined = joined.collect::<Vec<_>>().join("\n");
+    all.push("--test-threads=1");
+    std::process::Command::new(std::env::current_exe().unwrap()).args(all).env(COMMAND, joined).output().unwrap()
+}
+
+const COMMAND: &str = "KUBE_APISERVER_TEST_COMMAND";
+
+/// The other process: does nothing unless a test here starts it.
+#[test]
+fn command() {
+    let Ok(args) = std::env::var(COMMAND) else { return };
+    let code = kube_apiserver::main(args.split('\n').map(Into::into).collect());
+    std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { 1 });
+}
+
+fn done(output: std::process::Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_moves_to_etcd_and_back() {
+    let etcd = test_etcd::Etcd::start(1);
+    let mut cluster = Cluster::start().await;
+    let made = cluster.post(MAPS, map("kept", "1")).await.expect(201);
+    let dir = cluster.dir().join("store").display().to_string();
+    let place = ["--store-dir", &dir];
+    let flags = flags(&etcd);
+    let migrate = |to: &str| store(&["migrate", "--to", to, place[0], place[1]], &flags);
+
+    let busy = migrate("etcd");
+    assert!(!busy.status.success() && String::from_utf8_lossy(&busy.stderr).contains("in use"), "{busy:?}");
+    cluster.end().await;
+    let said = done(migrate("etcd"));
+    assert!(said.contains("compared"), "{said}");
+    done(store(&["check"], &flags));
+
+    begin(&mut cluster, &flags).await;
+    assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), made, "objects keep their versions");
+    let old = cluster.get(&format!("{MAPS}?watch=1&resourceVersion={}", version(&made))).await;
+    assert!(old.code == 410 || String::from_utf8_lossy(&old.body).contains("410"), "clients list anew: {old:?}");
+    let mut changed = made.clone();
+    changed["data"]["x"] = "2".into();
+    let changed = cluster.put(&format!("{MAPS}/kept"), &changed).await.expect(200);
+
+    // The server on etcd ends by itself, as nothing it writes would be kept.
+    done(migrate("embedded"));
+    assert_eq!(cluster.post(MAPS, map("late", "1")).await.code, 500);
+    cluster.end().await;
+    let error = Server::start(settings(&cluster, &flags)).await.unwrap_err().to_string();
+    assert!(error.contains("was moved"), "{error}");
+    cluster.begin().await;
+    assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), changed);
+    assert_eq!(cluster.get(&format!("{MAPS}/late")).await.code, 404);
+    cluster.end().await;
+}
+
+async fn snapshot_check_restore(mut cluster: Cluster, flags: &[String]) {
+    let socket = cluster.dir().join("store.sock");
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "for nobody else");
+    let socket = format!("--store-socket={}", socket.display());
+    let file = cluster.dir().join("snapshot");
+    let made = cluster.post(MAPS, map("kept", "1")).await.expect(201);
+    let writing = async {
+        for i in 0..50 {
+            cluster.post(MAPS, map(&format!("w{i}"), "1")).await.expect(201);
+        }
+    };
+    let path = file.display().to_string();
+    let taking = async {
+        let (path, socket) = (path.clone(), socket.clone());
+        tokio::task::spawn_blocking(move || {
+            done(store(&["snapshot", &path, &socket], &[]));
+            done(store(&["check", &socket], &[]))
+        })
+        .await
+        .unwrap()
+    };
+    let ((), checked) = tokio::join!(writing, taking);
+    assert!(checked.contains("compared with the server's memory"), "{checked}");
+    assert!(!store(&["snapshot", &path, &socket], &[]).status.success(), "a file that exists is not overwritten");
+    let late = cluster.post(MAPS, map("late", "1")).await.expect(201);
+
+    // Laid where the next start finds it.
+    let dir = cluster.dir().join("store");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(&file, dir.join("restore.pending")).unwrap();
+    cluster.end().await;
+    begin(&mut cluster, flags).await;
+    assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), made);
+    assert_eq!(cluster.get(&format!("{MAPS}/late")).await.code, 404, "what came after the snapshot is gone");
+    let new = cluster.post(MAPS, map("new", "1")).await.expect(201);
+    let number = |object: &Value| version(object).parse::<u64>().unwrap();
+    assert!(number(&new) > number(&late), "no version is given out twice");
+    assert!(!dir.join("restore.pending").exists());
+
+    // A damaged one changes nothing.
+    let mut damaged = std::fs::read(&file).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(dir.join("restore.pending"), damaged).unwrap();
+    cluster.end().await;
+    begin(&mut cluster, flags).await;
+    assert_eq!(cluster.get(&format!("{MAPS}/new")).await.expect(200), new);
+    assert!(dir.join("restore.refused").exists());
+    cluster.end().await;
+
+    // And by hand, while no server runs.
+    let home = format!("--store-dir={}", dir.display());
+    done(store(&["restore", &path, &home], flags));
+    begin(&mut cluster, flags).await;
+    assert_eq!(cluster.get(&format!("{MAPS}/new")).await.code, 404);
+    assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), made);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_embedded_store_is_snapshot_checked_and_restored() {
+    snapshot_check_restore(start(&[]).await, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_in_etcd_is_snapshot_checked_and_restored() {
+    let etcd = test_etcd::Etcd::start(1);
+    let flags = flags(&etcd);
+    snapshot_check_restore(start(&flags).await, &flags).await;
+}

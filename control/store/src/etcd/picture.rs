@@ -1,0 +1,168 @@
+//! Whole stores out of etcd and into it: snapshot, restore, migration.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::client::{Again, Client};
+use super::lease::Leases;
+use super::mirror::pages;
+use super::root::{self, Found, Layout, Root, after_prefix};
+use super::wire::{
+    self, DeleteRangeRequest, DeleteRangeResponse, Headed, KeyValue, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+    PutRequest, Request, TxnRequest, TxnResponse,
+};
+use super::{EtcdOptions, value};
+use crate::embedded::beyond;
+use crate::{Entry, Result, StoreError};
+
+/// etcd takes at most 128 operations and 1.5 MiB in one transaction, unless told otherwise.
+const BATCH: usize = 100;
+const BATCH_BYTES: usize = 1 << 20;
+/// Keys that go at about the same time share a lease.
+const TTL_STEP: u64 = 30;
+
+/// Everything in the store, in key order, and its revision.
+pub async fn read_etcd(options: &EtcdOptions) -> Result<(Vec<Entry>, u64)> {
+    let (client, layout) = (Client::new(&options.members)?, Layout::new(&options.prefix)?);
+    let found = existing(&client, &layout).await?;
+    read(&client, &layout, &found).await
+}
+
+async fn existing(client: &Client, layout: &Layout) -> Result<Found> {
+    root::read(client, layout).await?.ok_or_else(|| {
+        StoreError::Settings(format!(
+            "there is no store in etcd below {}; look at --etcd-prefix",
+            layout.objects(1).trim_end_matches("/g1")
+        ))
+    })
+}
+
+pub(crate) async fn read(client: &Client, layout: &Layout, found: &Found) -> Result<(Vec<Entry>, u64)> {
+    let objects = layout.objects(found.root.generation);
+    let mut entries = Vec::new();
+    let mut leases: HashMap<i64, Vec<usize>> = HashMap::new();
+    let revision = pages(client, &format!("{objects}/"), |kv| {
+        if kv.lease != 0 {
+            leases.entry(kv.lease).or_default().push(entries.len());
+        }
+        entries.push(entry(kv, &objects, found.root.base)?);
+        Ok(())
+    })
+    .await?;
+    for (id, places) in leases {
+        let request = LeaseTimeToLiveRequest { id };
+        let answer: LeaseTimeToLiveResponse = client.call(wire::LEASE_TIME_TO_LIVE, request, Again::Yes).await?;
+        let expires = crate::unix_now() + answer.ttl.max(0) as u64;
+        places.into_iter().for_each(|place| entries[place].expires = expires);
+    }
+    Ok((entries, found.root.base + revision.max(0) as u64))
+}
+
+/// A key and value of etcd, as the store has it; `objects` stands before its keys.
+pub(crate) fn entry(kv: &KeyValue, objects: &str, base: u64) -> Result<Entry> {
+    let name = std::str::from_utf8(&kv.key).ok().and_then(|k| k.strip_prefix(objects)).unwrap_or_default();
+    let own = (base + kv.mod_revision.max(0) as u64, base + kv.create_revision.max(0) as u64);
+    let read = value::decode(name, &kv.value, own.0)?;
+    let (revision, created) = read.carried.unwrap_or(own);
+    Ok(Entry { key: name.into(), value: read.value, revision, created, expires: 0 })
+}
+
+/// Puts entries in the place of the store in etcd, at a revision beyond `revision` and any
+/// that this store has given out; gives it.  They are written beside what is there, read
+/// back, and compared; only then do they take its place.  API servers that run on the store
+/// end, and see the new one when they start.
+pub async fn write_etcd(options: &EtcdOptions, entries: &[Entry], revision: u64) -> Result<u64> {
+    let (client, layout) = (Client::new(&options.members)?, Layout::new(&options.prefix)?);
+    let old = root::open(&client, &layout).await?;
+    let generation = old.root.generation + 1;
+    let objects = layout.objects(generation);
+    // What an interrupted restore left.
+    remove(&client, &objects).await?;
+    write(&client, &objects, entries).await?;
+    compare(&client, &objects, entries).await?;
+    let given_out = old.root.base + newest(&client, &layout).await?;
+    let base = beyond(revision.max(given_out));
+    let written = root::replace(&client, &layout, old.written, &Root { generation, base, moved: None }).await;
+    let written = written.map_err(|error| match error {
+        StoreError::Mismatch => StoreError::Differs("another process restored into this etcd at the same time".into()),
+        other => other,
+    })?;
+    remove(&client, &layout.objects(old.root.generation)).await?;
+    Ok(base + written.max(0) as u64)
+}
+
+/// Says in etcd that its store was moved to `to`: API servers on it end and do not start
+/// again.  Without `to` it may be used again.
+pub async fn retire_etcd(options: &EtcdOptions, to: Option<&str>) -> Result<()> {
+    let (client, layout) = (Client::new(&options.members)?, Layout::new(&options.prefix)?);
+    let found = existing(&client, &layout).await?;
+    let moved = to.map(|t| t.replace(' ', "_"));
+    root::replace(&client, &layout, found.written, &Root { moved, ..found.root }).await.map(drop)
+}
+
+async fn newest(client: &Client, layout: &Layout) -> Result<u64> {
+    let request = wire::RangeRequest { key: layout.root(), count_only: true, ..Default::default() };
+    let answer: wire::RangeResponse = client.call(wire::RANGE, request, Again::Yes).await?;
+    Ok(answer.revision().max(0) as u64)
+}
+
+async fn remove(client: &Client, objects: &str) -> Result<()> {
+    let prefix = format!("{objects}/");
+    let request = DeleteRangeRequest { range_end: after_prefix(&prefix), key: prefix.into() };
+    client.call::<_, DeleteRangeResponse>(wire::DELETE_RANGE, request, Again::Yes).await?;
+    Ok(())
+}
+
+async fn write(client: &Client, objects: &str, entries: &[Entry]) -> Result<()> {
+    let leases = Leases::default();
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for entry in entries {
+        let value = value::encode_carried(entry);
+        let lease = if entry.expires == 0 {
+            0
+        } else {
+            let left = entry.expires.saturating_sub(crate::unix_now()).max(1);
+            leases.for_ttl(client, left.div_ceil(TTL_STEP) * TTL_STEP).await?
+        };
+        if !batch.is_empty() && (batch.len() >= BATCH || bytes + value.len() > BATCH_BYTES) {
+            put(client, std::mem::take(&mut batch)).await?;
+            bytes = 0;
+        }
+        bytes += value.len();
+        batch.push(PutRequest { key: Bytes::from(format!("{objects}{}", entry.key)), value, lease });
+    }
+    put(client, batch).await
+}
+
+/// These keys are nobody else's yet, so that writing them twice does no harm.
+async fn put(client: &Client, puts: Vec<PutRequest>) -> Result<()> {
+    if puts.is_empty() {
+        return Ok(());
+    }
+    let success = puts.into_iter().map(|p| Request::Put(p).into()).collect();
+    let request = TxnRequest { compare: Vec::new(), success, failure: Vec::new() };
+    client.call::<_, TxnResponse>(wire::TXN, request, Again::Yes).await?;
+    Ok(())
+}
+
+/// Reads what was written, and compares each entry with what was to be written.
+async fn compare(client: &Client, objects: &str, entries: &[Entry]) -> Result<()> {
+    let mut expected = entries.iter();
+    let differs =
+        |key: &str| StoreError::Differs(format!("{key} is not in etcd as it was written; nothing was changed"));
+    pages(client, &format!("{objects}/"), |kv| {
+        let found = entry(kv, objects, 0)?;
+        match expected.next() {
+            Some(e) if same(e, &found) => Ok(()),
+            _ => Err(differs(&found.key)),
+        }
+    })
+    .await?;
+    expected.next().map_or(Ok(()), |missing| Err(differs(&missing.key)))
+}
+
+/// Whether two entries are the same object at the same revision.
+pub(crate) fn same(a: &Entry, b: &Entry) -> bool {
+    (&a.key, &a.value, a.revision, a.created) == (&b.key, &b.value, b.revision, b.created)
+}
