@@ -163,6 +163,29 @@ fn paths_named_in_documents_exist() {
     }
 }
 
+/// The table of `docs/platforms.md` has a row for every data source of the code, in its order, and no other.
+#[test]
+fn the_table_of_platforms_is_true() {
+    let text = std::fs::read_to_string(workspace().join("docs/platforms.md")).expect("docs/platforms.md");
+    let sources = text.lines().skip_while(|line| !line.starts_with("| source ")).skip(2);
+    let rows: Vec<Vec<&str>> = sources
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let named: Vec<&str> = rows.iter().map(|row| row[0].trim_matches('`')).collect();
+    let known: Vec<&str> = node_metadata::sources::all().iter().map(|source| source.name()).collect();
+    assert_eq!(named, known, "docs/platforms.md and node_metadata::sources::all() differ");
+    for (row, source) in rows.iter().zip(node_metadata::sources::all()) {
+        let limit = match source.user_data_limit() {
+            Some(limit) => format!("{}{}", limit.bytes, if limit.as_base64 { " as base64" } else { "" }),
+            None => "?".to_owned(),
+        };
+        assert_eq!(row.last().copied(), Some(limit.as_str()), "the limit of {} in docs/platforms.md", source.name());
+        let fixtures = workspace().join("node-os/metadata/tests/fixtures").join(source.name());
+        assert!(fixtures.is_dir(), "{} has no recorded answers in {}", source.name(), fixtures.display());
+    }
+}
+
 #[test]
 fn the_readme_is_short() {
     let lines = std::fs::read_to_string(workspace().join("README.md")).expect("README.md").lines().count();

@@ -16,6 +16,9 @@ use std::time::Duration;
 pub(super) struct SeedArgs {
     /// Node of cluster.toml
     node: String,
+    /// Check the size of the user-data against the limit of this provider (names as in docs/platforms.md)
+    #[arg(long = "for", value_name = "PROVIDER")]
+    provider: Option<String>,
     /// Write a NoCloud drive (FAT volume CIDATA) instead of printing user-data
     #[arg(long, value_name = "FILE")]
     drive: Option<PathBuf>,
@@ -40,6 +43,11 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let token = (node.entry.role == Role::Worker).then(BootstrapToken::random);
     let user_data = seed::user_data(settings, node, token.as_ref(), &secrets)?;
+    // Before the token goes to the API server: what is refused here leaves nothing behind.
+    if let Some(provider) = &args.provider {
+        let sentence = seed::check_for(provider, &user_data).map_err(|error| UsageError(error.to_string()))?;
+        eprintln!("user-data: {sentence}");
+    }
     if let Some(token) = &token {
         let life = Duration::from_secs(args.minutes * 60).min(LIFE);
         let api = state::api_client(settings, &secrets, args.server.as_deref())?;

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use token::BootstrapToken;
 
 /// User-data must fit where providers allow the least.
-pub const USER_DATA_LIMIT: usize = 1024;
+pub const USER_DATA_LIMIT: usize = node_metadata::userdata::KIMG_LIMIT;
 /// Label of a NoCloud volume.
 const LABEL: &str = "CIDATA";
 
@@ -56,6 +56,25 @@ pub fn user_data(
     Ok(text)
 }
 
+/// What is wrong with user-data for a provider; the sentence about its size when nothing is. `provider` is the name of a
+/// data source, as `docs/platforms.md` lists them.
+pub fn check_for(provider: &str, user_data: &str) -> Result<String> {
+    let Some(source) = node_metadata::sources::by_name(provider) else {
+        let known: Vec<&str> = node_metadata::sources::all().iter().map(|source| source.name()).collect();
+        bail!("{provider:?} is no provider; known are {}", known.join(", "));
+    };
+    let Some(limit) = source.user_data_limit() else {
+        return Ok(format!("{} bytes; {provider} publishes no limit that kimg knows", user_data.len()));
+    };
+    // Base64 writes three bytes as four characters.
+    let size = if limit.as_base64 { user_data.len().div_ceil(3) * 4 } else { user_data.len() };
+    let form = if limit.as_base64 { " as base64" } else { "" };
+    if size > limit.bytes {
+        bail!("the user-data has {size} bytes{form}, and {provider} takes at most {}; shorten it", limit.bytes);
+    }
+    Ok(format!("{size} of the {} bytes{form} that {provider} takes", limit.bytes))
+}
+
 fn list(addresses: &[IpAddr]) -> String {
     let quoted: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
     format!("[{}]", quoted.join(", "))
@@ -96,6 +115,7 @@ pub fn mac(cluster: &str, node: &str, interface: u8) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use node_metadata::sources::{Answer, Platform, Request, SourceError};
     use std::path::Path;
 
     #[test]
@@ -119,7 +139,7 @@ mod tests {
     /// A machine with one drive.
     struct Machine(Vec<u8>);
 
-    impl node_metadata::sources::Platform for Machine {
+    impl Platform for Machine {
         fn dmi(&self, name: &str) -> Option<String> {
             (name == "product_serial").then(|| "ds=nocloud".to_string())
         }
@@ -129,8 +149,14 @@ mod tests {
         fn devices(&self) -> Vec<(String, Box<dyn node_metadata::ReadAt>)> {
             vec![("vdb".to_string(), Box::new(self.0.clone()))]
         }
-        fn get(&self, _: &str, _: &[(&str, &str)]) -> std::result::Result<Option<Vec<u8>>, String> {
-            Err("no network".to_string())
+        fn firmware_file(&self, _: &str) -> Option<Vec<u8>> {
+            None
+        }
+        fn guest_info(&self, _: &str) -> Option<Vec<u8>> {
+            None
+        }
+        fn send(&self, request: &Request) -> std::result::Result<Answer, SourceError> {
+            Err(SourceError::Absent(format!("no network for {}", request.url)))
         }
     }
 
@@ -150,6 +176,7 @@ mod tests {
         let machine = Machine(drive(&settings, "w", &user_data, &interfaces).expect("drive"));
         let found = node_metadata::sources::all()
             .iter()
+            .filter(|source| source.detect(&machine))
             .find_map(|source| source.read(&machine).expect("readable"))
             .expect("a source knows the drive");
         assert_eq!(found.instance_id.as_deref(), Some("demo-w"));
@@ -160,6 +187,26 @@ mod tests {
         assert_eq!(merged.node.name, "w");
         assert_eq!(merged.node.api_endpoints, ["10.77.0.10:6443"]);
         assert_eq!(merged.token.map(|t| t.0), Some(token.to_string()));
-        node_metadata::network_config::parse(found.network_config.as_deref().expect("network")).expect("valid");
+        let network = found.network.expect("a network");
+        assert_eq!(network.nics[0].mac.as_deref(), Some(mac("demo", "w", 0).as_str()));
+        assert_eq!((network.nics[0].addresses.len(), network.nics[0].dhcp4), (1, false));
+        assert!(network.nics[1].dhcp4);
+    }
+
+    #[test]
+    fn the_limit_of_each_provider_is_checked() {
+        let text = "x".repeat(20_000);
+        let error = check_for("ec2", &text).expect_err("too long").to_string();
+        assert!(error.contains("20000 bytes") && error.contains("16384"), "{error}");
+        let error = check_for("openstack", &"x".repeat(60_000)).expect_err("too long in base64").to_string();
+        assert!(error.contains("80000 bytes as base64"), "{error}");
+        assert_eq!(check_for("hetzner", &text).expect("fits"), "20000 of the 32768 bytes that hetzner takes");
+        assert!(check_for("linode", &text).expect("unknown").contains("publishes no limit"));
+        let error = check_for("hetzna", "").expect_err("unknown").to_string();
+        assert!(error.contains("known are") && error.contains("hetzner"), "{error}");
+        // Whatever kimg writes fits everywhere.
+        for source in node_metadata::sources::all() {
+            check_for(source.name(), &"x".repeat(USER_DATA_LIMIT)).expect("fits");
+        }
     }
 }

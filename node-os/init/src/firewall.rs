@@ -11,11 +11,22 @@ use node_metadata::{Cluster, Overlay, Role};
 use node_sys::nft::{
     Batch, CmpOp, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types,
 };
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 
 const TABLE: &str = "kimg-host";
-const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Where providers have their metadata servers: the usual address, and Scaleway's.
+const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(169, 254, 42, 42)];
+/// The same in IPv6: EC2, Linode, Oracle, Scaleway, and those on the link (Hetzner, OpenStack).
+const METADATA_V6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0xfd00, 0x00c1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x0042, 0, 0, 0, 0, 0, 0x42),
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+];
+/// Azure's server for its agents; it answers DNS too, which pods may ask for (UDP).
+const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 /// Host side of each pod's link: `podHASH`.
 const POD_LINKS: &[u8] = b"pod";
 const TUNNEL: &str = "kimg.vxlan";
@@ -33,6 +44,8 @@ const API_PORT: u16 = 6443;
 const WEB_PORTS: [u16; 2] = [80, 443];
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
+const DHCP6_CLIENT: u16 = 546;
+const DHCP6_SERVER: u16 = 547;
 const NODE_PORTS: (u16, u16) = (30000, 32767);
 
 /// Puts the rules in force, in one transaction. `cluster` is known from CONFIG before any interface is up.
@@ -106,11 +119,15 @@ fn input(batch: &mut Batch, role: Role) {
     for protocol in [ICMP, ICMPV6] {
         rule(batch, "input", &[&Expr::l4proto(protocol)], accept());
     }
-    let from_dhcp_server = [
-        Expr::Payload { base: PayloadBase::Transport, offset: 0, len: 2, into: Reg(0) },
-        Expr::Cmp(Reg(0), CmpOp::Eq, DHCP_SERVER.to_be_bytes().to_vec()),
-    ];
-    rule(batch, "input", &[&port(UDP, DHCP_CLIENT), &from_dhcp_server], accept());
+    let from_port = |number: u16| {
+        [
+            Expr::Payload { base: PayloadBase::Transport, offset: 0, len: 2, into: Reg(0) },
+            Expr::Cmp(Reg(0), CmpOp::Eq, number.to_be_bytes().to_vec()),
+        ]
+    };
+    for (client, server) in [(DHCP_CLIENT, DHCP_SERVER), (DHCP6_CLIENT, DHCP6_SERVER)] {
+        rule(batch, "input", &[&port(UDP, client), &from_port(server)], accept());
+    }
     rule(batch, "input", &[&port(TCP, node_api::PORT)], accept());
     match role {
         Role::Master => rule(batch, "input", &[&port(TCP, API_PORT)], accept()),
@@ -148,10 +165,17 @@ fn from_nodes(batch: &mut Batch, chain: &str) {
     rule(batch, chain, &[&Expr::nfproto(IPV6), &[source6, lookup("node_v6")]], Verdict::Accept);
 }
 
-/// What no pod may reach: the metadata address and every node's API.
-fn forbidden_to_pods() -> [Vec<Expr>; 2] {
-    let address = Expr::in_prefix4(Expr::load_daddr4(Reg(0)), METADATA_ADDRESS, 32, CmpOp::Eq);
-    [[&Expr::nfproto(IPV4)[..], &address[..]].concat(), port(TCP, node_api::PORT)]
+/// What no pod may reach: the metadata addresses and every node's API.
+fn forbidden_to_pods() -> Vec<Vec<Expr>> {
+    let to_v4 = |address| Expr::in_prefix4(Expr::load_daddr4(Reg(0)), address, 32, CmpOp::Eq);
+    let to_v6 = |address: &Ipv6Addr| {
+        let load = Expr::Payload { base: PayloadBase::Network, offset: 24, len: 16, into: Reg(0) };
+        [load, Expr::Cmp(Reg(0), CmpOp::Eq, address.octets().to_vec())]
+    };
+    let v4 = METADATA_V4.iter().map(|address| [&Expr::nfproto(IPV4)[..], &to_v4(*address)[..]].concat());
+    let v6 = METADATA_V6.iter().map(|address| [&Expr::nfproto(IPV6)[..], &to_v6(address)[..]].concat());
+    let wire_server = [&Expr::nfproto(IPV4)[..], &Expr::l4proto(TCP)[..], &to_v4(WIRE_SERVER)[..]].concat();
+    v4.chain(v6).chain([wire_server, port(TCP, node_api::PORT)]).collect()
 }
 
 fn forward(batch: &mut Batch, cluster: &Cluster) {

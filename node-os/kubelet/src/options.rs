@@ -118,6 +118,8 @@ pub struct Options {
     pub node_name: String,
     /// Addresses of this node.
     pub node_ips: Vec<IpAddr>,
+    /// Addresses under which the platform reaches this node from outside.
+    pub external_ips: Vec<IpAddr>,
     /// Socket of the runtime; none: no pods.
     pub runtime: Option<String>,
     /// Labels of the Node.
@@ -185,6 +187,7 @@ impl Options {
         Ok(Options {
             node_name,
             node_ips,
+            external_ips: node.as_ref().map(|n| n.external_addresses.clone()).unwrap_or_default(),
             runtime,
             labels,
             taints,

@@ -1,8 +1,7 @@
-//! The files in the root directory of a FAT12, FAT16 or FAT32 file system. Read-only, and wary of bad images:
+//! Files of a FAT12, FAT16 or FAT32 file system. Read-only, and wary of bad images:
 //! every chain and length is bounded.
 
 use crate::read_at::{ReadAt, bytes, le16, le32};
-use std::collections::BTreeMap;
 use std::io;
 
 /// A FAT file system.
@@ -30,8 +29,8 @@ const ENTRY: usize = 32;
 const ATTRIBUTE_LABEL: u8 = 0x08;
 const ATTRIBUTE_FOLDER: u8 = 0x10;
 const ATTRIBUTE_LONG_NAME: u8 = 0x0f;
-/// A seed's root directory has a handful of entries.
-const MOST_ROOT_BYTES: usize = 64 * 1024;
+/// A folder with metadata has a handful of entries.
+const MOST_FOLDER_BYTES: usize = 64 * 1024;
 
 impl<'a> Fat<'a> {
     /// `None` when the device holds no FAT.
@@ -89,42 +88,40 @@ impl<'a> Fat<'a> {
         &self.label
     }
 
-    /// The files of the root directory with one of these names (any case), as far as `limit` bytes each.
-    pub(crate) fn files(&self, names: &[&str], limit: usize) -> io::Result<BTreeMap<String, Vec<u8>>> {
-        let mut found = BTreeMap::new();
-        let mut long_name = LongName::default();
-        for entry in self.root()?.chunks_exact(ENTRY) {
-            let attributes = entry.get(11).copied().unwrap_or(0);
-            match entry.first() {
-                None | Some(0) => break,
-                Some(0xe5) => long_name = LongName::default(),
-                Some(_) if attributes == ATTRIBUTE_LONG_NAME => long_name.add(entry),
-                Some(_) => {
-                    let name = long_name.take(entry).unwrap_or_else(|| short_name(entry));
-                    let plain = attributes & (ATTRIBUTE_LABEL | ATTRIBUTE_FOLDER) == 0;
-                    if let Some(wanted) = names.iter().find(|wanted| plain && name.eq_ignore_ascii_case(wanted)) {
-                        found.insert((*wanted).to_owned(), self.content(entry, limit)?);
-                    }
-                }
+    /// The file at a path below the root, names in any case, as far as `limit` bytes.
+    pub(crate) fn read(&self, path: &str, limit: usize) -> io::Result<Option<Vec<u8>>> {
+        let mut folder = self.root()?;
+        let mut names = path.split('/').peekable();
+        while let Some(name) = names.next() {
+            let Some(entry) = find(&folder, name) else { return Ok(None) };
+            let is_folder = entry.get(11).is_some_and(|attributes| attributes & ATTRIBUTE_FOLDER != 0);
+            match (names.peek().is_some(), is_folder) {
+                (true, true) => folder = self.chain(self.first_cluster(&entry), MOST_FOLDER_BYTES)?,
+                (false, false) => return self.content(&entry, limit).map(Some),
+                _ => return Ok(None),
             }
         }
-        Ok(found)
+        Ok(None)
     }
 
     fn root(&self) -> io::Result<Vec<u8>> {
         if self.kind == Kind::Fat32 {
-            return self.chain(self.root_cluster, MOST_ROOT_BYTES);
+            return self.chain(self.root_cluster, MOST_FOLDER_BYTES);
         }
-        bytes(self.device, self.root_start * self.sector, (self.root_entries * ENTRY).min(MOST_ROOT_BYTES))
+        bytes(self.device, self.root_start * self.sector, (self.root_entries * ENTRY).min(MOST_FOLDER_BYTES))
+    }
+
+    fn first_cluster(&self, entry: &[u8]) -> u32 {
+        let high = if self.kind == Kind::Fat32 { le16(entry, 20) << 16 } else { 0 };
+        high | le16(entry, 26)
     }
 
     fn content(&self, entry: &[u8], limit: usize) -> io::Result<Vec<u8>> {
-        let high = if self.kind == Kind::Fat32 { le16(entry, 20) << 16 } else { 0 };
         let length = (le32(entry, 28) as usize).min(limit);
         if length == 0 {
             return Ok(Vec::new());
         }
-        let mut content = self.chain(high | le16(entry, 26), length)?;
+        let mut content = self.chain(self.first_cluster(entry), length)?;
         content.truncate(length);
         Ok(content)
     }
@@ -165,6 +162,26 @@ impl<'a> Fat<'a> {
     }
 }
 
+/// The entry of that name in a folder.
+fn find(folder: &[u8], wanted: &str) -> Option<Vec<u8>> {
+    let mut long_name = LongName::default();
+    for entry in folder.chunks_exact(ENTRY) {
+        let attributes = entry.get(11).copied().unwrap_or(0);
+        match entry.first() {
+            None | Some(0) => return None,
+            Some(0xe5) => long_name = LongName::default(),
+            Some(_) if attributes == ATTRIBUTE_LONG_NAME => long_name.add(entry),
+            Some(_) => {
+                let name = long_name.take().unwrap_or_else(|| short_name(entry));
+                if attributes & ATTRIBUTE_LABEL == 0 && name.eq_ignore_ascii_case(wanted) {
+                    return Some(entry.to_vec());
+                }
+            }
+        }
+    }
+    None
+}
+
 /// The parts of a long name stand before the entry they belong to, the last part first.
 #[derive(Default)]
 struct LongName {
@@ -185,7 +202,7 @@ impl LongName {
         }
     }
 
-    fn take(&mut self, _entry: &[u8]) -> Option<String> {
+    fn take(&mut self) -> Option<String> {
         let units: Vec<u16> =
             std::mem::take(&mut self.units).into_iter().take_while(|unit| *unit != 0 && *unit != 0xffff).collect();
         if units.is_empty() { None } else { Some(String::from_utf16_lossy(&units)) }
@@ -253,10 +270,10 @@ mod tests {
         let disk = image();
         let fat = Fat::open(&disk).unwrap();
         assert_eq!(fat.label(), "CIDATA");
-        let files = fat.files(&["user-data", "meta-data"], 4096).unwrap();
-        assert_eq!(files.len(), 1);
-        assert_eq!(files["user-data"], vec![b'x'; 700]);
-        assert_eq!(fat.files(&["user-data"], 10).unwrap()["user-data"].len(), 10);
+        assert_eq!(fat.read("user-data", 4096).unwrap().unwrap(), vec![b'x'; 700]);
+        assert_eq!(fat.read("meta-data", 4096).unwrap(), None);
+        assert_eq!(fat.read("user-data/x", 4096).unwrap(), None);
+        assert_eq!(fat.read("USER-DATA", 10).unwrap().unwrap().len(), 10);
     }
 
     #[test]
@@ -266,14 +283,14 @@ mod tests {
         looping[512 + 3] = 0x02;
         looping[512 + 4] = 0x20;
         let fat = Fat::open(&looping).unwrap();
-        assert!(fat.files(&["user-data"], 1 << 20).is_ok());
+        assert!(fat.read("user-data", 1 << 20).is_ok());
         // Every byte of the boot sector set to every extreme: no panic, no endless loop.
         for at in 11..64 {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut bad = image();
                 bad[at] = value;
                 if let Some(fat) = Fat::open(&bad) {
-                    let _ = fat.files(&["user-data"], 4096);
+                    let _ = fat.read("user-data", 4096);
                 }
             }
         }

@@ -1,14 +1,13 @@
-//! The files in the root directory of an ISO 9660 file system, with Rock Ridge or Joliet names where there are any.
+//! Files of an ISO 9660 file system, with Rock Ridge or Joliet names where there are any.
 
 use crate::read_at::{ReadAt, bytes, le32};
-use std::collections::BTreeMap;
 use std::io;
 
 const SECTOR: u64 = 2048;
 const FIRST_DESCRIPTOR: u64 = 16;
 const MOST_DESCRIPTORS: u64 = 16;
-/// A seed's root directory has a handful of entries.
-const MOST_ROOT_BYTES: u32 = 64 * 1024;
+/// A folder with metadata has a handful of entries.
+const MOST_FOLDER_BYTES: u32 = 64 * 1024;
 
 /// An ISO 9660 file system.
 pub(crate) struct Iso<'a> {
@@ -52,25 +51,37 @@ impl<'a> Iso<'a> {
         &self.label
     }
 
-    /// The files of the root directory with one of these names (any case), as far as `limit` bytes each.
-    pub(crate) fn files(&self, names: &[&str], limit: usize) -> io::Result<BTreeMap<String, Vec<u8>>> {
-        let mut found = BTreeMap::new();
+    /// The file at a path below the root, names in any case, as far as `limit` bytes.
+    pub(crate) fn read(&self, path: &str, limit: usize) -> io::Result<Option<Vec<u8>>> {
         for root in &self.roots {
-            let directory =
-                bytes(self.device, u64::from(root.sector) * SECTOR, root.length.min(MOST_ROOT_BYTES) as usize)?;
-            for record in records(&directory) {
-                let candidates = record_names(record, root.joliet);
-                let is_folder = record.get(25).is_some_and(|flags| flags & 2 != 0);
-                let wanted =
-                    names.iter().find(|wanted| candidates.iter().any(|name| name.eq_ignore_ascii_case(wanted)));
-                if let (Some(wanted), false) = (wanted, is_folder) {
-                    let length = (le32(record, 10) as usize).min(limit);
-                    found
-                        .insert((*wanted).to_owned(), bytes(self.device, u64::from(le32(record, 2)) * SECTOR, length)?);
-                }
+            if let Some(content) = self.read_below(root, path, limit)? {
+                return Ok(Some(content));
             }
         }
-        Ok(found)
+        Ok(None)
+    }
+
+    fn read_below(&self, root: &Root, path: &str, limit: usize) -> io::Result<Option<Vec<u8>>> {
+        let (mut sector, mut length) = (root.sector, root.length);
+        let mut names = path.split('/').peekable();
+        while let Some(name) = names.next() {
+            let folder = self.extent(sector, length.min(MOST_FOLDER_BYTES) as usize)?;
+            let is_it =
+                |record: &&[u8]| record_names(record, root.joliet).iter().any(|own| own.eq_ignore_ascii_case(name));
+            let Some(record) = records(&folder).into_iter().find(is_it) else { return Ok(None) };
+            (sector, length) = (le32(record, 2), le32(record, 10));
+            let is_folder = record.get(25).is_some_and(|flags| flags & 2 != 0);
+            match (names.peek().is_some(), is_folder) {
+                (true, true) => {}
+                (false, false) => return self.extent(sector, (length as usize).min(limit)).map(Some),
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    fn extent(&self, sector: u32, length: usize) -> io::Result<Vec<u8>> {
+        bytes(self.device, u64::from(sector) * SECTOR, length)
     }
 }
 
@@ -167,9 +178,10 @@ mod tests {
         let disk = image();
         let iso = Iso::open(&disk).unwrap();
         assert_eq!(iso.label(), "cidata");
-        let files = iso.files(&["user-data", "meta-data"], 100).unwrap();
-        assert_eq!(files["user-data"], b"hello");
-        assert_eq!(files["meta-data"], b"meta");
+        assert_eq!(iso.read("user-data", 100).unwrap().unwrap(), b"hello");
+        assert_eq!(iso.read("meta-data", 100).unwrap().unwrap(), b"meta");
+        assert_eq!(iso.read("vendor-data", 100).unwrap(), None);
+        assert_eq!(iso.read("user-data/x", 100).unwrap(), None);
     }
 
     #[test]
@@ -181,7 +193,7 @@ mod tests {
                 let mut bad = image();
                 bad[at] = value;
                 if let Some(iso) = Iso::open(&bad) {
-                    let _ = iso.files(&["user-data"], 4096);
+                    let _ = iso.read("user-data", 4096);
                 }
             }
         }

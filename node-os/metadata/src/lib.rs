@@ -5,6 +5,8 @@
 //! Everything it parses comes from outside and is treated as hostile.
 
 mod cluster;
+mod drive;
+mod encoding;
 mod fat;
 mod iso9660;
 pub mod merge;

@@ -93,8 +93,9 @@ pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) 
     let node = Node {
         role: cluster.role,
         addresses: addresses(cluster, entry, user, own)?,
+        external_addresses: found.external_addresses.clone(),
         api_endpoints: api_endpoints(cluster, user)?,
-        labels: labels(entry, user)?,
+        labels: labels(found, entry, user)?,
         taints: taints(cluster.role, entry, user)?,
         reserved: entry.map(|entry| entry.reserved.clone()).unwrap_or_default(),
         provider_id: found.provider_id.clone(),
@@ -190,8 +191,28 @@ fn endpoint(given: &str) -> Result<String, MergeError> {
     Ok(format!("{host}:{port}"))
 }
 
-fn labels(entry: Option<&NodeEntry>, user: &UserData) -> Result<BTreeMap<String, String>, MergeError> {
-    let mut labels = entry.map(|entry| entry.labels.clone()).unwrap_or_default();
+/// Labels of what the platform knows, below those that somebody wrote.
+fn platform_labels(found: &Found) -> BTreeMap<String, String> {
+    let known = [
+        ("topology.kubernetes.io/region", &found.region),
+        ("topology.kubernetes.io/zone", &found.zone),
+        ("node.kubernetes.io/instance-type", &found.instance_type),
+    ];
+    let clean = known.into_iter().filter_map(|(key, value)| Some((key.to_owned(), label_value(value.as_deref()?)?)));
+    clean.collect()
+}
+
+/// What a provider calls a thing may hold characters that a label's value must not have.
+fn label_value(text: &str) -> Option<String> {
+    let inner = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+    let text: String = text.chars().map(|character| if inner(character) { character } else { '-' }).take(63).collect();
+    let text = text.trim_matches(|character: char| !character.is_ascii_alphanumeric());
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn labels(found: &Found, entry: Option<&NodeEntry>, user: &UserData) -> Result<BTreeMap<String, String>, MergeError> {
+    let mut labels = platform_labels(found);
+    labels.extend(entry.map(|entry| entry.labels.clone()).unwrap_or_default());
     labels.extend(user.kimg.labels.iter().map(|(key, value)| (key.clone(), value.to_string())));
     for (key, value) in &labels {
         if !is_qualified(key) || !is_label_value(value) {
@@ -307,6 +328,28 @@ mod tests {
         assert_eq!(merged.node.labels["zone"], "a");
         assert!(merged.node.taints.is_empty());
         assert_eq!(merged.token.unwrap().0, "abcdef.0123456789abcdef");
+    }
+
+    #[test]
+    fn what_the_platform_knows_reaches_the_node() {
+        let user = userdata::parse(b"#cloud-config\nkimg: {labels: {topology.kubernetes.io/region: mine}}\n").unwrap();
+        let found = Found {
+            source: "ec2".into(),
+            hostname: Some("worker-1".into()),
+            provider_id: Some("aws:///eu-central-1a/i-1".into()),
+            region: Some("eu-central-1".into()),
+            zone: Some("nova: zone 1".into()),
+            instance_type: Some("///".into()),
+            external_addresses: vec!["203.0.113.9".parse().unwrap()],
+            ..Found::default()
+        };
+        let own = ["10.77.0.11".parse().unwrap()];
+        let node = merge(&cluster(Role::Worker), &found, &user, &own).unwrap().node;
+        assert_eq!(node.provider_id.as_deref(), Some("aws:///eu-central-1a/i-1"));
+        assert_eq!(node.labels["topology.kubernetes.io/region"], "mine", "the operator stands above the platform");
+        assert_eq!(node.labels["topology.kubernetes.io/zone"], "nova--zone-1");
+        assert!(!node.labels.contains_key("node.kubernetes.io/instance-type"), "nothing is left of it");
+        assert_eq!(node.external_addresses, ["203.0.113.9".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub struct Node {
     pub role: Role,
     /// InternalIP first, then further addresses of this node.
     pub addresses: Vec<IpAddr>,
+    /// Addresses under which the platform reaches this node from outside: ExternalIP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external_addresses: Vec<IpAddr>,
     /// `host:port` of the masters' API servers, for the balancer's first list.
     pub api_endpoints: Vec<String>,
     /// Labels of the Node object.

@@ -1,16 +1,14 @@
 //! User-data: `#cloud-config` YAML with a `kimg:` section, raw, base64, gzip, or base64 of gzip.
 
+use crate::encoding::{self, EncodingError};
 use crate::{Role, SealKey};
-use base64::Engine;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
-use std::io::Read;
 
 /// A document with a `kimg:` section may have so many bytes, decoded.
 pub const KIMG_LIMIT: usize = 1024;
 /// Nothing larger is looked at at all.
 const HARD_LIMIT: usize = 16 * 1024;
-const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const HEADER: &str = "#cloud-config";
 
 /// Why user-data cannot be used.
@@ -145,41 +143,16 @@ pub fn parse(raw: &[u8]) -> Result<UserData, UserDataError> {
 
 /// Undoes base64 and gzip.
 pub fn decode(raw: &[u8]) -> Result<String, UserDataError> {
-    let mut bytes = limited(raw)?;
-    if !bytes.starts_with(b"#")
-        && let Some(decoded) = from_base64(&bytes)
-    {
-        bytes = limited(&decoded)?;
-    }
-    if bytes.starts_with(GZIP_MAGIC) {
-        let mut plain = Vec::new();
-        // One byte beyond the limit is enough to know that there is too much.
-        let mut reader = flate2::read::GzDecoder::new(bytes.as_slice()).take(HARD_LIMIT as u64 + 1);
-        reader.read_to_end(&mut plain).map_err(|error| UserDataError::Unreadable(format!("gzip: {error}")))?;
-        bytes = limited(&plain)?;
-    }
-    let text = String::from_utf8(bytes).map_err(|_| UserDataError::Unreadable("it is not UTF-8".to_owned()))?;
-    Ok(text.trim_start_matches('\u{feff}').replace("\r\n", "\n"))
-}
-
-fn limited(bytes: &[u8]) -> Result<Vec<u8>, UserDataError> {
-    if bytes.len() > HARD_LIMIT {
-        return Err(UserDataError::TooLarge { limit: HARD_LIMIT });
-    }
-    Ok(bytes.to_vec())
-}
-
-fn from_base64(bytes: &[u8]) -> Option<Vec<u8>> {
-    let compact: Vec<u8> = bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    if compact.is_empty() {
-        return None;
-    }
-    base64::engine::general_purpose::STANDARD.decode(compact).ok()
+    encoding::decode(raw, HARD_LIMIT).map_err(|error| match error {
+        EncodingError::TooLarge(limit) => UserDataError::TooLarge { limit },
+        EncodingError::Broken(why) => UserDataError::Unreadable(why),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine;
     use std::io::Write;
 
     const GOOD: &str = "#cloud-config\nhostname: worker-1\nusers: []\nkimg:\n  role: worker\n  node-ip: 10.77.0.11\n  \

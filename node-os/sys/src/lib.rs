@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod conntrack;
+pub mod guest_info;
 pub mod machine;
 pub mod module;
 pub mod mount;

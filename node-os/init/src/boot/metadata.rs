@@ -3,28 +3,37 @@
 use crate::machine::{Shared, Wait};
 use crate::network::{Network, write_etc};
 use crate::pki;
-use crate::platform::Machine as Platform;
+use crate::platform::{Client, Machine as Platform};
 use anyhow::{Context, Result, anyhow};
 use node_metadata::merge::{Merged, merge, name_of};
-use node_metadata::network_config::{self, NetworkPlan};
-use node_metadata::sources::{self, Found};
+use node_metadata::network_config::{NetworkPlan, kernel_line};
+use node_metadata::sources::{self, Found, Platform as _, Reach, Source, SourceError};
 use node_metadata::userdata::{self, UserData};
-use node_metadata::{Cluster, Node, SealKey};
+use node_metadata::{Cluster, Node, Role, SealKey};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 const NODE_FILE: &str = "/run/kimg/node.json";
 const TOKEN_FILE: &str = "/run/kimg/join-token";
 const MACHINE_ID_FILE: &str = "/var/lib/kimg/machine-id";
+const SEALED_SECRETS: &str = "/run/kimg/config/secrets.sealed";
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 const TOKEN_PERIOD: Duration = Duration::from_secs(5);
+/// How long a master whose secrets are sealed insists on the provider's server: the key comes from nowhere else.
+const INSISTENCE: Duration = Duration::from_secs(30);
+/// How often the platform is told that the machine has come up, until it hears it.
+const READY_ATTEMPTS: u32 = 20;
 /// How warnings about the network begin: they are replaced when it is tried anew.
 const NETWORK_FAULT: &str = "network: ";
 const HINT: &str = "correct the machine's user-data or metadata drive; the node keeps looking, no reboot is needed";
+
+/// What a source says.
+type Outcome = std::result::Result<Option<Found>, SourceError>;
 
 /// The search for good metadata.
 pub(super) struct Search {
@@ -36,6 +45,11 @@ pub(super) struct Search {
     plan: RefCell<Option<NetworkPlan>>,
     /// The drivers of slow drives have been loaded.
     drives_loaded: Cell<bool>,
+    /// Servers that DMI promises and that are not there, of the last search.
+    absent: RefCell<Vec<String>>,
+    begin: Instant,
+    /// The platform is being told that the machine has come up.
+    reported: Cell<bool>,
 }
 
 impl Search {
@@ -44,9 +58,12 @@ impl Search {
             machine,
             network,
             cluster,
-            platform: Platform { own_disk },
+            platform: Platform { own_disk, client: Client::default() },
             plan: RefCell::default(),
             drives_loaded: Cell::new(false),
+            absent: RefCell::default(),
+            begin: Instant::now(),
+            reported: Cell::new(false),
         }
     }
 
@@ -104,10 +121,9 @@ impl Search {
             Some(raw) if !raw.is_empty() => userdata::parse(raw)?,
             _ => UserData::default(),
         };
-        let plan = match &found.network_config {
-            Some(text) if !text.trim().is_empty() => network_config::parse(text)?,
-            _ => NetworkPlan::dhcp_everywhere(),
-        };
+        // The kernel's line stands above what metadata says of the network.
+        let by_line = kernel_line::parse(&self.platform.kernel_line()).context("the kernel's command line")?;
+        let plan = by_line.or_else(|| found.network.clone()).unwrap_or_else(NetworkPlan::dhcp_everywhere);
         if let Ok(name) = name_of(&found, &user) {
             self.machine.update(|status| status.name = name);
         }
@@ -116,6 +132,7 @@ impl Search {
         let merged = merge(&self.cluster, &found, &user, &own)?;
         let key = user.kimg.seal_key()?;
         self.keep(&merged)?;
+        self.report_ready();
         Ok((merged.node, key))
     }
 
@@ -129,24 +146,86 @@ impl Search {
                 return Ok(found);
             }
         }
+        let sealed = self.cluster.role == Role::Master && Path::new(SEALED_SECRETS).exists();
+        if sealed && !self.absent.borrow().is_empty() && self.begin.elapsed() < INSISTENCE {
+            anyhow::bail!("{}", self.absent.borrow().join("; "));
+        }
         self.cluster_file_entry().await
     }
 
+    /// The first source of this machine that says something. Those that DMI rules out are not asked.
     async fn ask_all(&self) -> Result<Option<Found>> {
-        for source in sources::all() {
-            if source.needs_network(&self.platform) {
-                self.get_some_address().await?;
+        let mut absent = Vec::new();
+        for source in sources::all().into_iter().map(Arc::<dyn Source>::from) {
+            if !source.detect(&self.platform) {
+                continue;
             }
-            let platform = self.platform.clone();
-            // Reading a drive or a server blocks; PID 1 goes on meanwhile.
-            let read = tokio::task::spawn_blocking(move || source.read(&platform)).await;
-            if let Some(found) =
-                read.context("reading metadata was interrupted")?.map_err(|sentence| anyhow!(sentence))?
-            {
-                return Ok(Some(found));
+            match self.ask(&source).await? {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                Err(SourceError::Absent(why)) => absent.push(format!("{}: {why}", source.name())),
+                Err(error) => return Err(anyhow!(error).context(source.name().to_owned())),
             }
         }
+        *self.absent.borrow_mut() = absent;
         Ok(None)
+    }
+
+    /// Asks one source, over each way to its server until there is an answer.
+    async fn ask(&self, source: &Arc<dyn Source>) -> Result<Outcome> {
+        let mut ways = source.reach(&self.platform).to_vec();
+        let mut outcome: Outcome = Ok(None);
+        let has_address = !self.network.addresses().await?.is_empty();
+        if ways.is_empty() || has_address {
+            outcome = self.read(source).await?;
+            if ways.is_empty() || !matches!(outcome, Err(SourceError::Absent(_))) {
+                return Ok(outcome);
+            }
+            // That was the way over DHCP's address, or as good as that.
+            ways.retain(|way| *way != Reach::Dhcp);
+        }
+        for way in ways {
+            let lent = match way {
+                Reach::Dhcp => {
+                    self.get_some_address().await?;
+                    Vec::new()
+                }
+                Reach::LinkLocal => self.network.lend_link_local().await?,
+            };
+            outcome = self.read(source).await?;
+            self.network.take_back(lent).await;
+            if !matches!(outcome, Err(SourceError::Absent(_))) {
+                break;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Reading a drive or a server blocks; PID 1 goes on meanwhile.
+    async fn read(&self, source: &Arc<dyn Source>) -> Result<Outcome> {
+        let (source, platform) = (source.clone(), self.platform.clone());
+        tokio::task::spawn_blocking(move || source.read(&platform)).await.context("reading metadata was interrupted")
+    }
+
+    /// Tells the platform, where it must be told, that the machine has come up; once a boot, beside everything else.
+    fn report_ready(&self) {
+        if self.reported.replace(true) {
+            return;
+        }
+        let (platform, machine) = (self.platform.clone(), self.machine.clone());
+        tokio::task::spawn_local(async move {
+            let mut fault = String::new();
+            for _ in 0..READY_ATTEMPTS {
+                let platform = platform.clone();
+                match tokio::task::spawn_blocking(move || report(&platform)).await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(why)) => fault = why,
+                    Err(error) => fault = error.to_string(),
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            machine.warn(format!("the platform could not be told that this machine has come up: {fault}"));
+        });
     }
 
     /// Without any source: the node of `cluster.toml` that has the address that DHCP gave.
@@ -154,10 +233,7 @@ impl Search {
         self.get_some_address().await?;
         let own = self.show_addresses().await?;
         let entry = self.cluster.nodes.iter().find(|entry| entry.addresses.iter().any(|address| own.contains(address)));
-        let entry = entry.context(
-            "no metadata was found: no drive with the label cidata, no ds=nocloud in the SMBIOS serial number or on the \
-             kernel's command line, and no node of cluster.toml has one of this machine's addresses",
-        )?;
+        let entry = entry.with_context(|| no_metadata(&self.absent.borrow()))?;
         Ok(Found { source: "cluster.toml".to_owned(), hostname: Some(entry.name.clone()), ..Found::default() })
     }
 
@@ -222,6 +298,25 @@ impl Search {
         });
         Ok(())
     }
+}
+
+fn no_metadata(absent: &[String]) -> String {
+    let servers = if absent.is_empty() {
+        "no metadata server that this machine's DMI names".to_owned()
+    } else {
+        format!("no answer of a metadata server ({})", absent.join("; "))
+    };
+    format!(
+        "no metadata was found: no drive with the label cidata or config-2, no ds=nocloud in the SMBIOS serial number or \
+         on the kernel's command line, {servers}, and no node of cluster.toml has one of this machine's addresses"
+    )
+}
+
+fn report(platform: &Platform) -> std::result::Result<(), String> {
+    let here = sources::all().into_iter().filter(|source| source.detect(platform));
+    here.map(|source| source.report_ready(platform))
+        .collect::<std::result::Result<(), _>>()
+        .map_err(|error| error.to_string())
 }
 
 /// Drives at controllers that are slow to probe.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv4Net};
 use node_metadata::network_config::{NicPlan, RoutePlan};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
@@ -82,13 +82,8 @@ impl Client {
 
     fn socket(&self) -> Result<UdpSocket> {
         let context = || format!("cannot open a DHCP socket on {}", self.interface);
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let raw =
-            rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None).with_context(context)?;
-        sockopt::set_socket_reuseaddr(&raw, true).with_context(context)?;
-        sockopt::set_socket_broadcast(&raw, true).with_context(context)?;
-        rustix::net::bind(&raw, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT)).with_context(context)?;
-        let socket = UdpSocket::from_std(std::net::UdpSocket::from(raw)).with_context(context)?;
+        let socket =
+            open_socket(AddressFamily::INET, (Ipv4Addr::UNSPECIFIED, CLIENT_PORT).into()).with_context(context)?;
         socket.bind_device(Some(self.interface.as_bytes())).with_context(context)?;
         Ok(socket)
     }
@@ -166,7 +161,7 @@ impl Client {
     async fn take(&self, network: &Rc<Network>, lease: &Answer) -> Result<()> {
         let address = Ipv4Net::new(lease.address, lease.prefix).context("the DHCP server gave an impossible prefix")?;
         network.links().add_address(self.index, IpNet::V4(address)).await?;
-        if let (Some(mtu), None) = (lease.mtu, self.plan.mtu) {
+        if let (Some(mtu), None, true) = (lease.mtu, self.plan.mtu, self.plan.dhcp_mtu) {
             network.links().set_mtu(self.index, u32::from(mtu)).await?;
         }
         if self.plan.dhcp_routes {
@@ -182,11 +177,25 @@ impl Client {
         // With several interfaces the first one's default route wins, whichever answers first.
         let metric = self.plan.dhcp_metric.unwrap_or(100 + self.index);
         let via = (!gateway.is_unspecified()).then_some(IpAddr::V4(gateway));
-        RoutePlan { to: IpNet::V4(to), via, metric: Some(metric), on_link: via.is_some() && !own.contains(&gateway) }
+        let on_link = via.is_some() && !own.contains(&gateway);
+        RoutePlan { metric: Some(metric), on_link, ..RoutePlan::to(IpNet::V4(to), via) }
     }
 }
 
-fn random() -> Result<u32> {
+/// A UDP socket that shares its port with the clients of other interfaces.
+pub(super) fn open_socket(family: AddressFamily, address: SocketAddr) -> std::io::Result<UdpSocket> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let raw = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&raw, true)?;
+    sockopt::set_socket_broadcast(&raw, true)?;
+    if family == AddressFamily::INET6 {
+        sockopt::set_ipv6_v6only(&raw, true)?;
+    }
+    rustix::net::bind(&raw, &address)?;
+    UdpSocket::from_std(std::net::UdpSocket::from(raw))
+}
+
+pub(super) fn random() -> Result<u32> {
     let mut bytes = [0u8; 4];
     ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
         .map_err(|_| anyhow::anyhow!("the kernel gives no random numbers"))?;

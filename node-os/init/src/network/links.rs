@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow};
 use futures::TryStreamExt;
 use ipnet::IpNet;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, State};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use node_metadata::network_config::RoutePlan;
@@ -11,8 +11,11 @@ use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-const EEXIST: i32 = 17;
+pub(super) const EEXIST: i32 = 17;
 const ARPHRD_ETHER: u16 = 1;
+/// How long a card may need for its carrier, and how often it is looked for.
+const CARRIER: std::time::Duration = std::time::Duration::from_secs(3);
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// A network interface of the hardware.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,88 +37,135 @@ impl Nic {
 
 /// Netlink.
 #[derive(Debug, Clone)]
-pub struct Links(Handle);
+pub struct Links {
+    pub(super) handle: Handle,
+    /// Virtual Ethernet interfaces count as cards: the tests have no others.
+    pub(super) any_ethernet: bool,
+}
 
 impl Links {
     /// Opens the socket.
     pub fn open() -> Result<Links> {
         let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
         tokio::spawn(connection);
-        Ok(Links(handle))
+        Ok(Links { handle, any_ethernet: false })
     }
 
     /// Ethernet interfaces that are no virtual ones, by index.
     pub async fn hardware(&self) -> Result<Vec<Nic>> {
-        let mut nics: Vec<Nic> = self.messages().await?.iter().filter_map(hardware_nic).collect();
+        let mut nics: Vec<Nic> = self
+            .messages()
+            .await?
+            .iter()
+            .filter(|link| self.any_ethernet || !is_virtual(link))
+            .filter_map(ethernet)
+            .collect();
         nics.sort_by_key(|nic| nic.index);
         Ok(nics)
     }
 
     async fn messages(&self) -> Result<Vec<LinkMessage>> {
-        self.0.link().get().execute().try_collect().await.context("cannot list the network interfaces")
+        self.handle.link().get().execute().try_collect().await.context("cannot list the network interfaces")
     }
 
     /// Sets an interface up by name.
     pub async fn up(&self, name: &str) -> Result<()> {
         let message = LinkUnspec::new_with_name(name).up().build();
-        self.0.link().set(message).execute().await.with_context(|| format!("cannot set {name} up"))
+        self.handle.link().set(message).execute().await.with_context(|| format!("cannot set {name} up"))
     }
 
     /// Sets an interface up.
     pub async fn up_index(&self, index: u32) -> Result<()> {
-        Ok(self.0.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
+        Ok(self.handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await?)
     }
 
     /// Sets the MTU.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
-        self.0.link().set(message).execute().await.with_context(|| format!("cannot set the MTU {mtu}"))
+        self.handle.link().set(message).execute().await.with_context(|| format!("cannot set the MTU {mtu}"))
     }
 
     /// Gives an interface another name; it must be down.
     pub async fn rename(&self, nic: &Nic, name: &str) -> Result<()> {
         let message = LinkUnspec::new_with_index(nic.index).name(name).build();
-        self.0.link().set(message).execute().await.with_context(|| format!("cannot rename {} to {name}", nic.name))
+        self.handle.link().set(message).execute().await.with_context(|| format!("cannot rename {} to {name}", nic.name))
     }
 
     /// Adds an address.
     pub async fn add_address(&self, index: u32, address: IpNet) -> Result<()> {
-        let added = self.0.address().add(index, address.addr(), address.prefix_len()).execute().await;
+        let added = self.handle.address().add(index, address.addr(), address.prefix_len()).execute().await;
         there(added).with_context(|| format!("cannot add the address {address}"))
     }
 
     /// Adds a route.
     pub async fn add_route(&self, index: u32, route: &RoutePlan) -> Result<()> {
         let message = route_message(index, route)?;
-        let added = self.0.route().add(message).replace().execute().await;
+        let added = self.handle.route().add(message).replace().execute().await;
         there(added).with_context(|| format!("cannot add the route to {}", route.to))
     }
 
-    /// Removes all addresses of an interface, and with them its routes.
+    /// Removes the addresses that were given to an interface, and with them their routes. Those that the kernel made
+    /// from router advertisements stay: it would not ask for them again.
     pub async fn flush(&self, index: u32) -> Result<()> {
-        let addresses: Vec<_> = self.0.address().get().set_link_index_filter(index).execute().try_collect().await?;
+        let addresses: Vec<_> =
+            self.handle.address().get().set_link_index_filter(index).execute().try_collect().await?;
         for address in addresses {
             let link_local = address.attributes.iter().any(|attribute| {
                 matches!(attribute, AddressAttribute::Address(IpAddr::V6(ip)) if ip.is_unicast_link_local())
             });
-            if !link_local {
-                self.0.address().del(address).execute().await.context("cannot remove an address")?;
+            let advertised = !address.attributes.iter().any(|attribute| {
+                matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Permanent))
+            });
+            if !link_local && !advertised {
+                self.handle.address().del(address).execute().await.context("cannot remove an address")?;
             }
         }
         Ok(())
     }
 
-    /// Addresses of hardware interfaces beside link-local ones, in the order of the interfaces.
-    pub async fn addresses(&self) -> Result<Vec<IpAddr>> {
+    /// Addresses of cards and of `more` interfaces beside link-local ones, in the order of the interfaces.
+    pub async fn addresses(&self, more: &[u32]) -> Result<Vec<IpAddr>> {
         let nics = self.hardware().await?;
         let by_index = self.addresses_by_index().await?;
-        let own = nics.iter().filter_map(|nic| by_index.get(&nic.index)).flatten().map(IpNet::addr);
-        Ok(own.filter(|ip| !matches!(ip, IpAddr::V6(six) if six.is_unicast_link_local())).collect())
+        let indices =
+            nics.iter().map(|nic| nic.index).filter(|index| !more.contains(index)).chain(more.iter().copied());
+        let own = indices.filter_map(|index| by_index.get(&index)).flatten().map(IpNet::addr);
+        Ok(own.filter(|ip| !is_link_local(*ip)).collect())
+    }
+
+    /// The interface of that name, of whatever kind.
+    pub async fn by_name(&self, name: &str) -> Result<Option<Nic>> {
+        Ok(self.messages().await?.iter().filter_map(ethernet).find(|nic| nic.name == name))
+    }
+
+    /// Removes a virtual interface; one that is gone is no error.
+    pub async fn remove_link(&self, name: &str) -> Result<()> {
+        match self.by_name(name).await? {
+            Some(nic) => {
+                self.handle.link().del(nic.index).execute().await.with_context(|| format!("cannot remove {name}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Removes an address; one that is gone is no error.
+    pub async fn remove_address(&self, index: u32, address: IpNet) -> Result<()> {
+        let found: Vec<_> = self.handle.address().get().set_link_index_filter(index).execute().try_collect().await?;
+        for message in found {
+            let is_it = message
+                .attributes
+                .iter()
+                .any(|attribute| matches!(attribute, AddressAttribute::Address(ip) if *ip == address.addr()));
+            if is_it && message.header.prefix_len == address.prefix_len() {
+                self.handle.address().del(message).execute().await.context("cannot remove an address")?;
+            }
+        }
+        Ok(())
     }
 
     async fn addresses_by_index(&self) -> Result<BTreeMap<u32, Vec<IpNet>>> {
         let messages: Vec<_> =
-            self.0.address().get().execute().try_collect().await.context("cannot list the addresses")?;
+            self.handle.address().get().execute().try_collect().await.context("cannot list the addresses")?;
         let mut found: BTreeMap<u32, Vec<IpNet>> = BTreeMap::new();
         for message in messages {
             let local = message.attributes.iter().find_map(|attribute| match attribute {
@@ -152,7 +202,7 @@ impl Links {
         ];
         for family in families {
             let list: Vec<RouteMessage> =
-                self.0.route().get(family).execute().try_collect().await.context("cannot list the routes")?;
+                self.handle.route().get(family).execute().try_collect().await.context("cannot list the routes")?;
             routes.extend(
                 list.iter()
                     .filter(|route| route.header.kind == RouteType::Unicast)
@@ -163,10 +213,13 @@ impl Links {
     }
 }
 
-fn hardware_nic(link: &LinkMessage) -> Option<Nic> {
-    // Virtual interfaces say what kind they are.
-    let is_virtual = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkInfo(_)));
-    if is_virtual || u16::from(link.header.link_layer_type) != ARPHRD_ETHER {
+/// Virtual interfaces say what kind they are.
+fn is_virtual(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkInfo(_)))
+}
+
+fn ethernet(link: &LinkMessage) -> Option<Nic> {
+    if u16::from(link.header.link_layer_type) != ARPHRD_ETHER {
         return None;
     }
     let mac = link.attributes.iter().find_map(|attribute| match attribute {
@@ -201,7 +254,63 @@ fn route_message(index: u32, route: &RoutePlan) -> Result<RouteMessage> {
     if let Some(metric) = route.metric {
         message = message.priority(metric);
     }
+    if let Some(table) = route.table {
+        message = message.table_id(table);
+    }
+    if let Some(source) = route.source {
+        message = message.pref_source(source).with_context(|| format!("{source} is no source for {}", route.to))?;
+    }
     Ok(if route.on_link { message.onlink().build() } else { message.build() })
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(four) => four.is_link_local(),
+        IpAddr::V6(six) => six.is_unicast_link_local(),
+    }
+}
+
+/// A link-local address that follows from the hardware address (RFC 3927: 169.254.1.0 to 169.254.254.255).
+pub(super) fn link_local_of(mac: [u8; 6]) -> IpNet {
+    let [.., fifth, last] = mac;
+    let address = std::net::Ipv4Addr::new(169, 254, 1 + fifth % 253, last);
+    IpNet::from(ipnet::Ipv4Net::new_assert(address, 16))
+}
+
+/// Whether routers' advertisements are taken. Where the node forwards packets, as it does for its pods, the kernel takes
+/// them only if it is told so twice (2).
+pub(super) fn accept_advertisements(name: &str, wanted: Option<bool>) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    let value = if wanted == Some(false) { "0" } else { "2" };
+    match std::fs::write(&path, value) {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome.with_context(|| format!("cannot write {value} to {path}")),
+    }
+}
+
+/// The first card that has a carrier, which is waited for a moment; else the first card.
+pub(super) async fn first_with_carrier(nics: &[Nic]) -> Option<&Nic> {
+    let has_carrier = |nic: &&Nic| {
+        std::fs::read_to_string(format!("/sys/class/net/{}/carrier", nic.name)).is_ok_and(|text| text.trim() == "1")
+    };
+    let first = nics.first()?;
+    let look = async {
+        loop {
+            if let Some(nic) = nics.iter().find(has_carrier) {
+                return nic;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    // Without one the server is not reached, and that is said then.
+    Some(tokio::time::timeout(CARRIER, look).await.unwrap_or(first))
+}
+
+/// The kernel driver of a card, empty when it has none.
+pub(super) fn driver_of(name: &str) -> String {
+    let link = std::fs::read_link(format!("/sys/class/net/{name}/device/driver")).unwrap_or_default();
+    link.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn describe_link(

@@ -1,15 +1,21 @@
 //! The node's own network: interfaces by the plan of the network configuration, DHCP, DNS servers, host name.
 
 pub mod dhcp;
+pub mod dhcp6;
 mod files;
 mod links;
+mod made;
+#[cfg(test)]
+mod tests;
 pub mod wire;
+pub mod wire6;
 
 pub use files::write_etc;
 pub use links::{Links, Nic};
 
 use anyhow::{Context, Result};
-use node_metadata::network_config::{NetworkPlan, NicPlan};
+use ipnet::IpNet;
+use node_metadata::network_config::{Dhcp6, LinkKind, NetworkPlan, NicPlan};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,6 +28,9 @@ const FIRST_LEASE: Duration = Duration::from_secs(15);
 /// How long the other interfaces' answers are waited for after the first.
 const OTHER_LEASES: Duration = Duration::from_secs(3);
 
+/// An interface whose first lease is waited for, and the end at which it is heard of.
+type FirstLease = (String, tokio::sync::oneshot::Receiver<()>);
+
 /// What the network knows of itself.
 #[derive(Debug)]
 pub struct Network {
@@ -32,6 +41,8 @@ pub struct Network {
     /// DNS servers that DHCP named, by interface.
     dhcp_dns: RefCell<BTreeMap<String, Vec<IpAddr>>>,
     clients: RefCell<BTreeMap<String, tokio::task::JoinHandle<()>>>,
+    /// Bonds, bridges and VLANs that were made by the plan, the first made first.
+    made: RefCell<Vec<Nic>>,
 }
 
 impl Network {
@@ -45,6 +56,7 @@ impl Network {
             search: RefCell::default(),
             dhcp_dns: RefCell::default(),
             clients: RefCell::default(),
+            made: RefCell::default(),
         }))
     }
 
@@ -53,35 +65,61 @@ impl Network {
     pub async fn apply(self: &Rc<Self>, plan: &NetworkPlan) -> Result<Vec<String>> {
         *self.configured_dns.borrow_mut() = plan.dns.clone();
         *self.search.borrow_mut() = plan.search.clone();
+        let faults = self.apply_links(plan).await?;
+        self.write_resolv_conf()?;
+        Ok(faults)
+    }
+
+    async fn apply_links(self: &Rc<Self>, plan: &NetworkPlan) -> Result<Vec<String>> {
         let nics = self.links.hardware().await?;
         let mut faults = Vec::new();
         let mut waiting = Vec::new();
         let mut taken = Vec::new();
+        // What lies below another interface stands before it in the plan, and is known here by its id.
+        let mut known: BTreeMap<String, Nic> = BTreeMap::new();
         for wanted in &plan.nics {
-            let matching: Vec<&Nic> =
-                nics.iter().filter(|nic| !taken.contains(&nic.index) && matches(wanted, nic)).collect();
-            if matching.is_empty() {
+            let found = match self.find_or_make(wanted, &nics, &taken, &known).await {
+                Ok(found) => found,
+                Err(error) => {
+                    faults.push(format!("interface {}: {error:#}", wanted.id));
+                    continue;
+                }
+            };
+            if found.is_empty() && !wanted.optional {
                 faults.push(format!("no interface is {}; it has: {}", describe(wanted), list(&nics)));
             }
-            for nic in matching {
+            for nic in found {
                 taken.push(nic.index);
-                match self.configure(nic, wanted).await {
-                    Ok(Some(first)) => waiting.push((nic.name.clone(), first)),
-                    Ok(None) => {}
+                known.entry(wanted.id.clone()).or_insert_with(|| nic.clone());
+                match self.configure(&nic, wanted).await {
+                    Ok(firsts) => waiting.extend(firsts),
                     Err(error) => faults.push(format!("interface {}: {error:#}", nic.name)),
                 }
             }
         }
         faults.extend(first_leases(waiting).await);
-        self.write_resolv_conf()?;
         Ok(faults)
     }
 
-    async fn configure(
-        self: &Rc<Self>,
-        nic: &Nic,
+    async fn find_or_make(
+        &self,
         wanted: &NicPlan,
-    ) -> Result<Option<tokio::sync::oneshot::Receiver<()>>> {
+        nics: &[Nic],
+        taken: &[u32],
+        known: &BTreeMap<String, Nic>,
+    ) -> Result<Vec<Nic>> {
+        if wanted.kind == LinkKind::Hardware {
+            let free = nics.iter().filter(|nic| !taken.contains(&nic.index) && matches(wanted, nic));
+            return Ok(free.cloned().collect());
+        }
+        let nic = made::make(&self.links, wanted, known).await?;
+        self.made.borrow_mut().retain(|other| other.name != nic.name);
+        self.made.borrow_mut().push(nic.clone());
+        Ok(vec![nic])
+    }
+
+    /// The ends at which the first leases are heard of come back.
+    async fn configure(self: &Rc<Self>, nic: &Nic, wanted: &NicPlan) -> Result<Vec<FirstLease>> {
         let name = match &wanted.set_name {
             Some(name) if *name != nic.name => self.links.rename(nic, name).await.map(|()| name.clone())?,
             _ => nic.name.clone(),
@@ -89,6 +127,7 @@ impl Network {
         if let Some(mtu) = wanted.mtu {
             self.links.set_mtu(nic.index, mtu).await?;
         }
+        links::accept_advertisements(&name, wanted.accept_ra)?;
         self.links.up_index(nic.index).await.with_context(|| format!("cannot set {name} up"))?;
         for address in &wanted.addresses {
             self.links.add_address(nic.index, *address).await?;
@@ -96,14 +135,66 @@ impl Network {
         for route in &wanted.routes {
             self.links.add_route(nic.index, route).await?;
         }
-        if !wanted.dhcp4 || self.clients.borrow().contains_key(&name) {
-            return Ok(None);
+        let nic = Nic { name, ..nic.clone() };
+        let mut waiting = Vec::new();
+        if wanted.dhcp4 {
+            waiting.extend(self.start_dhcp4(&nic, wanted));
+        }
+        if let Some(kind) = wanted.dhcp6 {
+            self.start_dhcp6(&nic, kind, wanted);
+        }
+        if wanted.optional {
+            waiting.clear();
+        }
+        Ok(waiting)
+    }
+
+    fn start_dhcp4(self: &Rc<Self>, nic: &Nic, wanted: &NicPlan) -> Option<FirstLease> {
+        if self.clients.borrow().contains_key(&nic.name) {
+            return None;
         }
         let (tell, first) = tokio::sync::oneshot::channel();
-        let client = dhcp::Client { interface: name.clone(), index: nic.index, mac: nic.mac, plan: wanted.clone() };
+        let client = dhcp::Client { interface: nic.name.clone(), index: nic.index, mac: nic.mac, plan: wanted.clone() };
         let handle = tokio::task::spawn_local(client.run(self.clone(), tell));
-        self.clients.borrow_mut().insert(name, handle);
-        Ok(Some(first))
+        self.clients.borrow_mut().insert(nic.name.clone(), handle);
+        Some((nic.name.clone(), first))
+    }
+
+    /// The boot does not wait for it: it can begin only once the interface has its own link-local address.
+    fn start_dhcp6(self: &Rc<Self>, nic: &Nic, kind: Dhcp6, wanted: &NicPlan) {
+        let key = format!("{}/6", nic.name);
+        if self.clients.borrow().contains_key(&key) {
+            return;
+        }
+        let client = dhcp6::Client { nic: nic.clone(), kind, use_dns: wanted.dhcp_dns };
+        let handle = tokio::task::spawn_local(client.run(self.clone()));
+        self.clients.borrow_mut().insert(key, handle);
+    }
+
+    /// Link-local addresses on cards that have no IPv4 address, so that a server on the link can be asked.
+    /// What comes back is for [`Network::take_back`].
+    pub async fn lend_link_local(&self) -> Result<Vec<(u32, IpNet)>> {
+        let nics = self.links.hardware().await?;
+        for nic in &nics {
+            self.links.up_index(nic.index).await.with_context(|| format!("cannot set {} up", nic.name))?;
+        }
+        let mut lent = Vec::new();
+        // One card only: with this network on several of them the kernel would choose one of its own.
+        if let Some(nic) = links::first_with_carrier(&nics).await {
+            let address = links::link_local_of(nic.mac);
+            self.links.add_address(nic.index, address).await?;
+            lent.push((nic.index, address));
+        }
+        Ok(lent)
+    }
+
+    /// Removes addresses that were lent.
+    pub async fn take_back(&self, lent: Vec<(u32, IpNet)>) {
+        for (index, address) in lent {
+            if let Err(error) = self.links.remove_address(index, address).await {
+                tracing::warn!("the address {address} stays: {error:#}");
+            }
+        }
     }
 
     /// Ends all DHCP clients, so that better metadata can start from a clean network.
@@ -115,12 +206,17 @@ impl Network {
         for nic in self.links.hardware().await? {
             self.links.flush(nic.index).await?;
         }
+        let made = std::mem::take(&mut *self.made.borrow_mut());
+        for nic in made.iter().rev() {
+            self.links.remove_link(&nic.name).await?;
+        }
         Ok(())
     }
 
     /// Addresses of this machine beside loopback and link-local ones, in the order of the interfaces.
     pub async fn addresses(&self) -> Result<Vec<IpAddr>> {
-        self.links.addresses().await
+        let made: Vec<u32> = self.made.borrow().iter().map(|nic| nic.index).collect();
+        self.links.addresses(&made).await
     }
 
     /// Netlink for others.
@@ -129,8 +225,8 @@ impl Network {
     }
 
     fn set_dhcp_dns(&self, interface: &str, servers: Vec<IpAddr>) -> Result<()> {
-        let old = self.dhcp_dns.borrow_mut().insert(interface.to_owned(), servers.clone());
-        if old.as_ref() == Some(&servers) { Ok(()) } else { self.write_resolv_conf() }
+        let old = self.dhcp_dns.borrow_mut().insert(interface.to_owned(), servers.clone()).unwrap_or_default();
+        if old == servers { Ok(()) } else { self.write_resolv_conf() }
     }
 
     fn write_resolv_conf(&self) -> Result<()> {
@@ -145,7 +241,7 @@ impl Network {
 }
 
 /// Waits for the first answer of a DHCP server, and a little for those of the other interfaces.
-async fn first_leases(waiting: Vec<(String, tokio::sync::oneshot::Receiver<()>)>) -> Vec<String> {
+async fn first_leases(waiting: Vec<FirstLease>) -> Vec<String> {
     let mut deadline = tokio::time::Instant::now() + FIRST_LEASE;
     let mut silent: Vec<String> = waiting.iter().map(|(name, _)| name.clone()).collect();
     let mut leases: futures::stream::FuturesUnordered<_> =
@@ -160,11 +256,13 @@ async fn first_leases(waiting: Vec<(String, tokio::sync::oneshot::Receiver<()>)>
 }
 
 fn matches(wanted: &NicPlan, nic: &Nic) -> bool {
-    match (&wanted.mac, &wanted.name) {
-        (Some(mac), _) => *mac == nic.mac_text(),
-        (None, Some(pattern)) => glob(pattern, &nic.name),
-        (None, None) => false,
-    }
+    let by_driver = wanted.driver.as_ref().is_none_or(|driver| glob(driver, &links::driver_of(&nic.name)));
+    by_driver
+        && match (&wanted.mac, &wanted.name) {
+            (Some(mac), _) => glob(mac, &nic.mac_text()),
+            (None, Some(pattern)) => glob(pattern, &nic.name),
+            (None, None) => false,
+        }
 }
 
 /// A pattern in which `*` stands for anything.
@@ -189,23 +287,4 @@ fn list(nics: &[Nic]) -> String {
         return "none; give the machine a network interface".to_owned();
     }
     nics.iter().map(|nic| format!("{} ({})", nic.name, nic.mac_text())).collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_matched_by_pattern() {
-        for (pattern, name, wanted) in [
-            ("eth0", "eth0", true),
-            ("eth*", "eth7", true),
-            ("en*s0", "enp1s0", true),
-            ("en*s0", "enp1s1", false),
-            ("*", "x", true),
-            ("a", "ab", false),
-        ] {
-            assert_eq!(glob(pattern, name), wanted, "{pattern} {name}");
-        }
-    }
 }

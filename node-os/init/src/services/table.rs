@@ -201,6 +201,7 @@ mod tests {
             name: "n".into(),
             role,
             addresses: vec!["10.77.0.11".parse().unwrap()],
+            external_addresses: vec![],
             api_endpoints: vec!["10.77.0.10:6443".into()],
             labels: Default::default(),
             taints: vec![],

@@ -102,6 +102,14 @@ pub struct Look {
     pub now: Timestamp,
 }
 
+/// InternalIP, ExternalIP, Hostname, in the order in which upstream lists them.
+fn addresses(options: &Options) -> Vec<NodeAddress> {
+    let of = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
+    let internal = options.node_ips.iter().map(|ip| of("InternalIP", ip.to_string()));
+    let external = options.external_ips.iter().map(|ip| of("ExternalIP", ip.to_string()));
+    internal.chain(external).chain([of("Hostname", options.node_name.clone())]).collect()
+}
+
 /// The status; conditions keep their transition times where they do not change.
 pub fn status(
     options: &Options,
@@ -111,9 +119,7 @@ pub fn status(
     look: Look,
     old: Option<&NodeStatus>,
 ) -> NodeStatus {
-    let mut addresses: Vec<NodeAddress> =
-        options.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() }).collect();
-    addresses.push(NodeAddress { type_: "Hostname".into(), address: options.node_name.clone() });
+    let addresses = addresses(options);
     let no_runtime = options.runtime.is_none();
     NodeStatus {
         addresses: Some(addresses),
@@ -242,6 +248,14 @@ mod tests {
         let kept = (1 << 30) - (128 << 20) - (1 << 30) / 20;
         assert_eq!(quantity::value(&allocatable["memory"]), kept);
         assert_eq!(allocatable["pods"].0, "110");
+    }
+
+    #[test]
+    fn addresses_are_told_by_kind() {
+        let mut options = options(&["--node-ip=10.77.0.11"]);
+        options.external_ips = vec!["203.0.113.9".parse().unwrap()];
+        let shown: Vec<String> = addresses(&options).iter().map(|a| format!("{}={}", a.type_, a.address)).collect();
+        assert_eq!(shown, ["InternalIP=10.77.0.11", "ExternalIP=203.0.113.9", "Hostname=w1"]);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! `h` is the host name, `i` the instance id, `s` a URL below which the documents lie.
 //! <https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html>
 
-use super::{Found, Platform, Source, parse_meta_data};
+use super::http::Service;
+use super::nocloud::Documents;
+use super::{Found, Platform, Reach, Source, SourceError, UserDataLimit};
 
 /// The source.
 pub(super) struct KernelLine;
@@ -19,30 +21,41 @@ impl Source for KernelLine {
         "nocloud-line"
     }
 
-    fn needs_network(&self, platform: &dyn Platform) -> bool {
+    /// A line without a URL only gives a name to what a drive says.
+    fn detect(&self, platform: &dyn Platform) -> bool {
         find(platform).is_some_and(|line| line.seed_from.is_some())
     }
 
-    fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, String> {
+    fn reach(&self, _platform: &dyn Platform) -> &'static [Reach] {
+        &[Reach::Dhcp]
+    }
+
+    fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, SourceError> {
         let Some(line) = find(platform) else { return Ok(None) };
-        let mut found = Found { source: self.name().to_owned(), ..Found::default() };
-        if let Some(base) = &line.seed_from {
-            if !base.starts_with("http://") {
-                return Err(format!("the metadata URL {base:?} in ds=nocloud does not begin with http://"));
-            }
-            let page = |name: &str| {
-                platform.get(&format!("{base}{name}"), &[]).map_err(|error| format!("{base}{name}: {error}"))
-            };
-            let meta = page("meta-data")?.unwrap_or_default();
-            (found.instance_id, found.hostname) = parse_meta_data(&meta)?;
-            found.user_data = page("user-data")?;
-            found.network_config = page("network-config")?.map(|body| String::from_utf8_lossy(&body).into_owned());
+        let Some(base) = line.seed_from else { return Ok(None) };
+        if !base.starts_with("http://") {
+            let why = format!("the metadata URL {base:?} in ds=nocloud does not begin with http://");
+            return Err(SourceError::Unusable(why));
         }
+        // The name of a document follows the URL as it is: with a slash at its end, or with `?file=`.
+        let service = Service::new(platform, &base);
+        let documents = Documents {
+            meta_data: service.get("meta-data")?,
+            user_data: service.get("user-data")?,
+            network_config: service.get("network-config")?,
+        };
+        if documents.meta_data.is_none() && documents.user_data.is_none() {
+            return Err(SourceError::Absent(format!("{base} in ds=nocloud has neither meta-data nor user-data")));
+        }
+        let mut found = documents.into_found(self.name())?;
         // The line stands above what it points to.
         found.hostname = line.hostname.or(found.hostname);
         found.instance_id = line.instance_id.or(found.instance_id);
-        // A line without a URL only gives a name to what a drive says.
-        Ok(found.user_data.is_some().then_some(found))
+        Ok(Some(found))
+    }
+
+    fn user_data_limit(&self) -> Option<UserDataLimit> {
+        None
     }
 }
 
@@ -88,37 +101,4 @@ fn with_dmi(mut line: Line, platform: &dyn Platform) -> Line {
         }
     }
     line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::fake::FakePlatform;
-    use super::*;
-
-    #[test]
-    fn a_line_with_a_url_fetches_the_documents() {
-        let mut platform = FakePlatform {
-            line: "quiet ds=nocloud;h=w1;s=http://10.0.2.2/__dmi.product-uuid__/",
-            ..FakePlatform::default()
-        };
-        platform.dmi.insert("product_uuid", "u1");
-        platform.pages.insert("http://10.0.2.2/u1/user-data", "#cloud-config");
-        platform.pages.insert("http://10.0.2.2/u1/meta-data", "instance-id: 5\nlocal-hostname: other");
-        assert!(KernelLine.needs_network(&platform));
-        let found = KernelLine.read(&platform).unwrap().unwrap();
-        assert_eq!(found.hostname.as_deref(), Some("w1"));
-        assert_eq!(found.instance_id.as_deref(), Some("5"));
-        assert_eq!(found.user_data.as_deref(), Some(&b"#cloud-config"[..]));
-    }
-
-    #[test]
-    fn the_serial_number_counts_too_and_other_words_do_not() {
-        let mut platform = FakePlatform::default();
-        assert_eq!(KernelLine.read(&platform).unwrap(), None);
-        platform.dmi.insert("product_serial", "ds=nocloud-net;s=ftp://x/");
-        assert!(KernelLine.read(&platform).unwrap_err().contains("http://"));
-        platform.dmi.insert("product_serial", "ds=nocloud;i=9");
-        assert_eq!(overrides(&platform).1.as_deref(), Some("9"));
-        assert_eq!(KernelLine.read(&platform).unwrap(), None);
-    }
 }

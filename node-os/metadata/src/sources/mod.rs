@@ -1,101 +1,151 @@
 //! Data sources: where a platform keeps what it knows of a machine. One file per source.
 //!
-//! A source reads through [`Platform`] only, so that it is tested without a machine.
-//! To add one: write its file with a `pub struct` that implements [`Source`], and name it in [`all`],
-//! in the order in which sources are asked.
+//! A source reads through [`Platform`] only: it says what to fetch and what the answers mean, and whoever implements
+//! [`Platform`] does the I/O, with its patience. So a source is tested without a machine and without a network.
+//!
+//! To add one:
+//! 1. its file here, with a `pub(super) struct` that implements [`Source`], and its line in [`all`], in the order in
+//!    which sources are asked (what needs no network first);
+//! 2. recorded answers and what is expected of them in `tests/fixtures/NAME/`;
+//! 3. its row in `docs/platforms.md` (a test compares the table with [`all`]).
 
+mod azure;
+mod azure_ready;
+mod config_drive;
+mod digitalocean;
+mod ec2;
+mod exoscale;
+mod fw_cfg;
+mod gcp;
+mod hetzner;
+mod http;
 mod kernel_line;
+mod linode;
+mod nocloud;
 mod nocloud_drive;
+mod openstack;
+mod openstack_documents;
+mod oracle;
+mod platform;
+mod scaleway;
+mod upcloud;
+mod vmware;
+mod vultr;
 
-use crate::ReadAt;
+pub use platform::{Answer, Method, Platform, Reach, Request, SourceError};
 
-/// What a machine offers to sources.
-pub trait Platform {
-    /// A value of `/sys/class/dmi/id`, e.g. `product_serial`.
-    fn dmi(&self, name: &str) -> Option<String>;
-    /// The kernel's command line.
-    fn kernel_line(&self) -> String;
-    /// Block devices that may hold a drive with metadata: name, and a reader.
-    fn devices(&self) -> Vec<(String, Box<dyn ReadAt>)>;
-    /// The body of a successful HTTP GET; `Ok(None)` when the server says that there is no such thing.
-    fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Option<Vec<u8>>, String>;
+use crate::network_config::NetworkPlan;
+use serde::Serialize;
+use std::net::IpAddr;
+
+/// A place where metadata may be.
+pub trait Source: Send + Sync {
+    /// Its name, as `node.json`, the console, `kimg seed --for` and `docs/platforms.md` show it.
+    fn name(&self) -> &'static str;
+    /// Whether this machine may have it, by DMI and the kernel's line: costs no time and never asks the network.
+    fn detect(&self, platform: &dyn Platform) -> bool;
+    /// Ways to its server, the best first; none when it needs no network.
+    fn reach(&self, platform: &dyn Platform) -> &'static [Reach];
+    /// What it says; `Ok(None)`: it is not on this machine.
+    fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, SourceError>;
+    /// The most bytes of user-data that the provider takes; `None` where no source for a figure was found.
+    fn user_data_limit(&self) -> Option<UserDataLimit>;
+    /// Tells the platform that this machine has come up, where it must be told; the others have nothing to do.
+    fn report_ready(&self, platform: &dyn Platform) -> Result<(), SourceError> {
+        let _ = platform;
+        Ok(())
+    }
+}
+
+/// A provider's limit of user-data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserDataLimit {
+    /// Bytes.
+    pub bytes: usize,
+    /// They are counted after base64.
+    pub as_base64: bool,
 }
 
 /// What a source found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Found {
     /// The source's name.
     pub source: String,
     /// Changes when the machine is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
     /// Host name that the platform gave.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// User-data as it came.
+    #[serde(skip)]
     pub user_data: Option<Vec<u8>>,
-    /// Network configuration, YAML or JSON text.
-    pub network_config: Option<String>,
-    /// `spec.providerID` of the Node.
+    /// What the network is to be; `None`: DHCP everywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkPlan>,
+    /// `spec.providerID` of the Node, in the form of the provider's own controllers.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub provider_id: Option<String>,
+    /// The label `topology.kubernetes.io/region`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The label `topology.kubernetes.io/zone`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// The label `node.kubernetes.io/instance-type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
+    /// Addresses under which the machine is reached from outside, whether it knows of them or not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub external_addresses: Vec<IpAddr>,
 }
 
-/// A place where metadata may be.
-pub trait Source: Send {
-    /// Its name, as `node.json` and the console show it.
-    fn name(&self) -> &'static str;
-    /// True when it can be asked only after an address was taken by DHCP.
-    fn needs_network(&self, platform: &dyn Platform) -> bool;
-    /// `Ok(None)`: not on this platform. `Err`: it is there and unreadable, with a sentence.
-    fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, String>;
+impl Found {
+    fn of(source: &dyn Source) -> Found {
+        Found { source: source.name().to_owned(), ..Found::default() }
+    }
 }
 
 /// All sources in the order in which they are asked.
 pub fn all() -> Vec<Box<dyn Source>> {
-    vec![Box::new(kernel_line::KernelLine), Box::new(nocloud_drive::NoCloudDrive)]
+    vec![
+        Box::new(kernel_line::KernelLine),
+        Box::new(fw_cfg::FwCfg),
+        Box::new(nocloud_drive::NoCloudDrive),
+        Box::new(config_drive::ConfigDrive),
+        Box::new(vmware::VMware),
+        Box::new(digitalocean::DigitalOcean),
+        Box::new(linode::Linode),
+        Box::new(hetzner::Hetzner),
+        Box::new(vultr::Vultr),
+        Box::new(scaleway::Scaleway),
+        Box::new(upcloud::UpCloud),
+        Box::new(exoscale::Exoscale),
+        Box::new(oracle::Oracle),
+        Box::new(azure::Azure),
+        Box::new(gcp::Gcp),
+        Box::new(ec2::Ec2),
+        Box::new(openstack::OpenStack),
+    ]
 }
 
-/// `meta-data` of NoCloud: YAML with an id and a host name.
-fn parse_meta_data(bytes: &[u8]) -> Result<(Option<String>, Option<String>), String> {
-    #[derive(serde::Deserialize, Default)]
-    #[serde(rename_all = "kebab-case", default)]
-    struct MetaData {
-        instance_id: Option<crate::userdata::Scalar>,
-        local_hostname: Option<String>,
-        hostname: Option<String>,
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| "meta-data is not UTF-8".to_owned())?;
-    if text.trim().is_empty() {
-        return Ok((None, None));
-    }
-    let parsed: MetaData = serde_yaml_ng::from_str(text).map_err(|error| format!("meta-data is wrong: {error}"))?;
-    Ok((parsed.instance_id.map(|id| id.to_string()), parsed.local_hostname.or(parsed.hostname)))
+/// The source of that name.
+pub fn by_name(name: &str) -> Option<Box<dyn Source>> {
+    all().into_iter().find(|source| source.name() == name)
 }
 
-#[cfg(test)]
-pub(crate) mod fake {
-    use super::*;
-    use std::collections::BTreeMap;
-
-    /// A machine made of tables.
-    #[derive(Default)]
-    pub(crate) struct FakePlatform {
-        pub(crate) dmi: BTreeMap<&'static str, &'static str>,
-        pub(crate) line: &'static str,
-        pub(crate) devices: Vec<(&'static str, Vec<u8>)>,
-        pub(crate) pages: BTreeMap<&'static str, &'static str>,
-    }
-
-    impl Platform for FakePlatform {
-        fn dmi(&self, name: &str) -> Option<String> {
-            self.dmi.get(name).map(|value| (*value).to_owned())
-        }
-        fn kernel_line(&self) -> String {
-            self.line.to_owned()
-        }
-        fn devices(&self) -> Vec<(String, Box<dyn ReadAt>)> {
-            self.devices.iter().map(|(name, bytes)| ((*name).to_owned(), Box::new(bytes.clone()) as _)).collect()
-        }
-        fn get(&self, url: &str, _headers: &[(&str, &str)]) -> Result<Option<Vec<u8>>, String> {
-            Ok(self.pages.get(url).map(|body| body.as_bytes().to_vec()))
+/// An address list of which the unusable ones are left out: they only label the node.
+fn addresses<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<IpAddr> {
+    let mut list: Vec<IpAddr> = Vec::new();
+    for text in texts {
+        let bare = text.split('/').next().unwrap_or_default().trim();
+        if let Ok(address) = bare.parse::<IpAddr>()
+            && !address.is_unspecified()
+            && !list.contains(&address)
+        {
+            list.push(address);
         }
     }
+    list
 }
