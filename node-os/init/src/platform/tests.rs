@@ -99,13 +99,13 @@ fn get(url: &str) -> Request {
 
 /// A machine of one provider whose metadata server is the test's.
 struct Vm {
-    vendor: &'static str,
+    dmi: (&'static str, &'static str),
     client: Client,
 }
 
 impl Platform for Vm {
     fn dmi(&self, name: &str) -> Option<String> {
-        (name == "sys_vendor").then(|| self.vendor.to_owned())
+        (name == self.dmi.0).then(|| self.dmi.1.to_owned())
     }
     fn kernel_line(&self) -> String {
         String::new()
@@ -125,7 +125,7 @@ impl Platform for Vm {
 }
 
 fn read(vendor: &'static str, server: &Server) -> Result<Option<Found>, SourceError> {
-    let vm = Vm { vendor, client: client(server.address) };
+    let vm = Vm { dmi: ("sys_vendor", vendor), client: client(server.address) };
     let source = sources::all().into_iter().find(|source| source.detect(&vm) && !source.reach(&vm).is_empty()).unwrap();
     source.read(&vm)
 }
@@ -278,6 +278,33 @@ fn hetzner_says_what_it_knows_after_a_slow_second() {
     }));
     let found = read("Hetzner", &server).unwrap().unwrap();
     assert_eq!((found.provider_id.as_deref(), found.user_data), (Some("hcloud://9"), None));
+}
+
+#[test]
+fn azure_hears_that_the_machine_has_come_up() {
+    let server = Server::start(Box::new(|asked, stream| match asked.line.as_str() {
+        // The wire server is not always ready when the machine is.
+        _ if asked.before == 0 => answer(stream, 410, "", ""),
+        "GET /machine/?comp=goalstate HTTP/1.1" => {
+            answer(
+                stream,
+                200,
+                "",
+                "<G><Incarnation>3</Incarnation><ContainerId>c</ContainerId><InstanceId>i</InstanceId></G>",
+            );
+        }
+        "POST /machine?comp=health HTTP/1.1" if asked.body.contains("<State>Ready</State>") => {
+            answer(stream, 200, "", "")
+        }
+        _ => answer(stream, 400, "", ""),
+    }));
+    let vm = Vm { dmi: ("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77"), client: client(server.address) };
+    let here: Vec<_> = sources::all().into_iter().filter(|source| source.detect(&vm)).collect();
+    for source in here {
+        source.report_ready(&vm).unwrap_or_else(|error| panic!("{}: {error}", source.name()));
+    }
+    let last = server.asked.lock().unwrap().last().cloned().unwrap();
+    assert!(last.has("x-ms-version: 2012-11-30") && last.body.contains("<GoalStateIncarnation>3<"), "{last:?}");
 }
 
 #[test]
