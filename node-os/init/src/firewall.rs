@@ -45,7 +45,6 @@ const WEB_PORTS: [u16; 2] = [80, 443];
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 const DHCP6_CLIENT: u16 = 546;
-const DHCP6_SERVER: u16 = 547;
 const NODE_PORTS: (u16, u16) = (30000, 32767);
 
 /// Puts the rules in force, in one transaction. `cluster` is known from CONFIG before any interface is up.
@@ -119,15 +118,18 @@ fn input(batch: &mut Batch, role: Role) {
     for protocol in [ICMP, ICMPV6] {
         rule(batch, "input", &[&Expr::l4proto(protocol)], accept());
     }
-    let from_port = |number: u16| {
-        [
-            Expr::Payload { base: PayloadBase::Transport, offset: 0, len: 2, into: Reg(0) },
-            Expr::Cmp(Reg(0), CmpOp::Eq, number.to_be_bytes().to_vec()),
-        ]
-    };
-    for (client, server) in [(DHCP_CLIENT, DHCP_SERVER), (DHCP6_CLIENT, DHCP6_SERVER)] {
-        rule(batch, "input", &[&port(UDP, client), &from_port(server)], accept());
-    }
+    let from_dhcp_server = [
+        Expr::Payload { base: PayloadBase::Transport, offset: 0, len: 2, into: Reg(0) },
+        Expr::Cmp(Reg(0), CmpOp::Eq, DHCP_SERVER.to_be_bytes().to_vec()),
+    ];
+    rule(batch, "input", &[&port(UDP, DHCP_CLIENT), &from_dhcp_server], accept());
+    // Servers and relays of DHCPv6 may answer from any port, and only over the link: from fe80::/10.
+    let from_the_link = [
+        Expr::Payload { base: PayloadBase::Network, offset: 8, len: 2, into: Reg(0) },
+        Expr::Bitwise { reg: Reg(0), mask: vec![0xff, 0xc0], xor: vec![0; 2] },
+        Expr::Cmp(Reg(0), CmpOp::Eq, vec![0xfe, 0x80]),
+    ];
+    rule(batch, "input", &[&Expr::nfproto(IPV6), &port(UDP, DHCP6_CLIENT), &from_the_link], accept());
     rule(batch, "input", &[&port(TCP, node_api::PORT)], accept());
     match role {
         Role::Master => rule(batch, "input", &[&port(TCP, API_PORT)], accept()),
