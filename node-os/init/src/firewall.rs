@@ -208,3 +208,46 @@ fn output(batch: &mut Batch, pods_cgroup: u64) {
         rule(batch, "output", &[&what, &from_pod], Verdict::Drop);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node_metadata::StoreEngine;
+
+    fn cluster(role: Role, overlay: Overlay) -> Cluster {
+        Cluster {
+            name: "demo".into(),
+            role,
+            domain: "cluster.local".into(),
+            api_names: vec![],
+            api_addresses: vec![],
+            pod_cidr: "10.200.0.0/16".parse().unwrap(),
+            service_cidr: "10.32.0.0/24".parse().unwrap(),
+            dns_address: "10.32.0.10".parse().unwrap(),
+            overlay,
+            store: StoreEngine::Embedded,
+            ntp_servers: vec![],
+            nodes: vec![],
+            build: Default::default(),
+        }
+    }
+
+    /// A rule that the kernel refuses would keep every node from its network.
+    #[test]
+    fn the_kernel_takes_the_rules() {
+        for (role, overlay) in [(Role::Master, Overlay::Vxlan), (Role::Worker, Overlay::HostGw)] {
+            let thread = std::thread::spawn(move || {
+                if let Err(error) = node_sys::netns::isolate_thread() {
+                    return println!("skipped: a network namespace cannot be made: {error}");
+                }
+                let mut probe = Batch::new(Family::Inet, "probe");
+                probe.replace_table();
+                if let Err(error) = probe.commit() {
+                    return println!("skipped: this kernel has no nf_tables: {error}");
+                }
+                rules(&cluster(role, overlay), 1).commit().unwrap();
+            });
+            thread.join().unwrap();
+        }
+    }
+}

@@ -185,18 +185,31 @@ impl Search {
             ways.retain(|way| *way != Reach::Dhcp);
         }
         for way in ways {
-            let lent = match way {
+            outcome = match way {
                 Reach::Dhcp => {
                     self.get_some_address().await?;
-                    Vec::new()
+                    self.read(source).await?
                 }
-                Reach::LinkLocal => self.network.lend_link_local().await?,
+                Reach::LinkLocal => self.ask_on_each_link(source).await?,
             };
-            outcome = self.read(source).await?;
-            self.network.take_back(lent).await;
             if !matches!(outcome, Err(SourceError::Absent(_))) {
                 break;
             }
+        }
+        Ok(outcome)
+    }
+
+    async fn ask_on_each_link(&self, source: &Arc<dyn Source>) -> Result<Outcome> {
+        let mut outcome: Outcome = Err(SourceError::Absent("the machine has no network interface".to_owned()));
+        let mut number = 0;
+        while let Some(lent) = self.network.lend_link_local(number).await? {
+            let read = self.read(source).await;
+            self.network.take_back(lent).await;
+            outcome = read?;
+            if !matches!(outcome, Err(SourceError::Absent(_))) {
+                break;
+            }
+            number += 1;
         }
         Ok(outcome)
     }

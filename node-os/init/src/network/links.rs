@@ -123,14 +123,14 @@ impl Links {
         Ok(())
     }
 
-    /// Addresses of cards and of `more` interfaces beside link-local ones, in the order of the interfaces.
+    /// Addresses of cards and of `more` interfaces beside IPv6's link-local ones, in the order of the interfaces.
     pub async fn addresses(&self, more: &[u32]) -> Result<Vec<IpAddr>> {
         let nics = self.hardware().await?;
         let by_index = self.addresses_by_index().await?;
         let indices =
             nics.iter().map(|nic| nic.index).filter(|index| !more.contains(index)).chain(more.iter().copied());
         let own = indices.filter_map(|index| by_index.get(&index)).flatten().map(IpNet::addr);
-        Ok(own.filter(|ip| !is_link_local(*ip)).collect())
+        Ok(own.filter(|ip| !matches!(ip, IpAddr::V6(six) if six.is_unicast_link_local())).collect())
     }
 
     /// The interface of that name, of whatever kind.
@@ -263,13 +263,6 @@ fn route_message(index: u32, route: &RoutePlan) -> Result<RouteMessage> {
     Ok(if route.on_link { message.onlink().build() } else { message.build() })
 }
 
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(four) => four.is_link_local(),
-        IpAddr::V6(six) => six.is_unicast_link_local(),
-    }
-}
-
 /// A link-local address that follows from the hardware address (RFC 3927: 169.254.1.0 to 169.254.254.255).
 pub(super) fn link_local_of(mac: [u8; 6]) -> IpNet {
     let [.., fifth, last] = mac;
@@ -289,22 +282,18 @@ pub(super) fn accept_advertisements(name: &str, wanted: Option<bool>) -> Result<
     }
 }
 
-/// The first card that has a carrier, which is waited for a moment; else the first card.
-pub(super) async fn first_with_carrier(nics: &[Nic]) -> Option<&Nic> {
-    let has_carrier = |nic: &&Nic| {
+/// Waits until a card has a carrier, for a moment.
+pub(super) async fn wait_for_carrier(nics: &[Nic]) {
+    let has_carrier = |nic: &Nic| {
         std::fs::read_to_string(format!("/sys/class/net/{}/carrier", nic.name)).is_ok_and(|text| text.trim() == "1")
     };
-    let first = nics.first()?;
     let look = async {
-        loop {
-            if let Some(nic) = nics.iter().find(has_carrier) {
-                return nic;
-            }
+        while !nics.is_empty() && !nics.iter().any(has_carrier) {
             tokio::time::sleep(LOOK).await;
         }
     };
-    // Without one the server is not reached, and that is said then.
-    Some(tokio::time::timeout(CARRIER, look).await.unwrap_or(first))
+    // Without one no server is reached, and that is said then.
+    let _ = tokio::time::timeout(CARRIER, look).await;
 }
 
 /// The kernel driver of a card, empty when it has none.

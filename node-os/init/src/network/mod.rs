@@ -28,6 +28,9 @@ const FIRST_LEASE: Duration = Duration::from_secs(15);
 /// How long the other interfaces' answers are waited for after the first.
 const OTHER_LEASES: Duration = Duration::from_secs(3);
 
+/// Metadata servers are on the link of one of the first cards.
+const MOST_CARDS: usize = 4;
+
 /// An interface whose first lease is waited for, and the end at which it is heard of.
 type FirstLease = (String, tokio::sync::oneshot::Receiver<()>);
 
@@ -171,29 +174,27 @@ impl Network {
         self.clients.borrow_mut().insert(key, handle);
     }
 
-    /// Link-local addresses on cards that have no IPv4 address, so that a server on the link can be asked.
+    /// A link-local address on the card of that number, so that a server on its link can be asked; `None` when there
+    /// are not so many. One card at a time: with this network on several of them the kernel would choose one of its own.
     /// What comes back is for [`Network::take_back`].
-    pub async fn lend_link_local(&self) -> Result<Vec<(u32, IpNet)>> {
+    pub async fn lend_link_local(&self, number: usize) -> Result<Option<(u32, IpNet)>> {
         let nics = self.links.hardware().await?;
-        for nic in &nics {
-            self.links.up_index(nic.index).await.with_context(|| format!("cannot set {} up", nic.name))?;
+        if number == 0 {
+            for nic in &nics {
+                self.links.up_index(nic.index).await.with_context(|| format!("cannot set {} up", nic.name))?;
+            }
+            links::wait_for_carrier(&nics).await;
         }
-        let mut lent = Vec::new();
-        // One card only: with this network on several of them the kernel would choose one of its own.
-        if let Some(nic) = links::first_with_carrier(&nics).await {
-            let address = links::link_local_of(nic.mac);
-            self.links.add_address(nic.index, address).await?;
-            lent.push((nic.index, address));
-        }
-        Ok(lent)
+        let Some(nic) = nics.get(number).filter(|_| number < MOST_CARDS) else { return Ok(None) };
+        let address = links::link_local_of(nic.mac);
+        self.links.add_address(nic.index, address).await?;
+        Ok(Some((nic.index, address)))
     }
 
-    /// Removes addresses that were lent.
-    pub async fn take_back(&self, lent: Vec<(u32, IpNet)>) {
-        for (index, address) in lent {
-            if let Err(error) = self.links.remove_address(index, address).await {
-                tracing::warn!("the address {address} stays: {error:#}");
-            }
+    /// Removes an address that was lent.
+    pub async fn take_back(&self, (index, address): (u32, IpNet)) {
+        if let Err(error) = self.links.remove_address(index, address).await {
+            tracing::warn!("the address {address} stays: {error:#}");
         }
     }
 

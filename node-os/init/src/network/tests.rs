@@ -3,7 +3,6 @@
 
 use super::links::{Links, Nic};
 use super::*;
-use futures::TryStreamExt;
 use node_metadata::network_config;
 use rtnetlink::{LinkUnspec, LinkVeth};
 use std::future::Future;
@@ -173,17 +172,21 @@ bridges: {br0: {interfaces: [gone]}}
 }
 
 #[test]
-fn link_local_addresses_are_lent_and_do_not_count() {
+fn link_local_addresses_are_lent_to_one_card_at_a_time() {
     isolated(|| async {
         let network = network().await;
         cable(&network.links, "c0", "p0").await;
-        let lent = network.lend_link_local().await.unwrap();
-        assert_eq!(lent.len(), 1);
-        assert!(lent[0].1.to_string().starts_with("169.254."), "{lent:?}");
-        assert!(network.addresses().await.unwrap().is_empty());
-        network.take_back(lent).await;
-        let left: Vec<_> = network.links.handle.address().get().execute().try_collect::<Vec<_>>().await.unwrap();
-        assert!(!format!("{left:?}").contains("169.254."), "{left:?}");
+        let mut seen = Vec::new();
+        while let Some(lent) = network.lend_link_local(seen.len()).await.unwrap() {
+            let own = network.addresses().await.unwrap();
+            assert_eq!(own, [lent.1.addr()]);
+            assert!(lent.1.to_string().starts_with("169.254.") && lent.1.prefix_len() == 16, "{lent:?}");
+            network.take_back(lent).await;
+            assert!(network.addresses().await.unwrap().is_empty());
+            seen.push(lent.0);
+        }
+        seen.dedup();
+        assert_eq!(seen.len(), 2, "both ends of the cable are cards here");
     });
 }
 
