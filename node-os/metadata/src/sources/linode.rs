@@ -56,7 +56,7 @@ impl Source for Linode {
     }
 
     fn reach(&self, _platform: &dyn Platform) -> &'static [Reach] {
-        &[Reach::Dhcp, Reach::LinkLocal]
+        &[Reach::Dhcp]
     }
 
     fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, SourceError> {

@@ -51,7 +51,7 @@ impl Source for Oracle {
     }
 
     fn reach(&self, _platform: &dyn Platform) -> &'static [Reach] {
-        &[Reach::Dhcp, Reach::LinkLocal]
+        &[Reach::Dhcp]
     }
 
     fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, SourceError> {

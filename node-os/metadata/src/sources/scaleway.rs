@@ -48,7 +48,7 @@ impl Source for Scaleway {
     }
 
     fn reach(&self, _platform: &dyn Platform) -> &'static [Reach] {
-        &[Reach::Dhcp, Reach::LinkLocal]
+        &[Reach::Dhcp]
     }
 
     fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, SourceError> {
