@@ -326,10 +326,8 @@ fn no_metadata(absent: &[String]) -> String {
 }
 
 fn report(platform: &Platform) -> std::result::Result<(), String> {
-    let here = sources::all().into_iter().filter(|source| source.detect(platform));
-    here.map(|source| source.report_ready(platform))
-        .collect::<std::result::Result<(), _>>()
-        .map_err(|error| error.to_string())
+    let mut here = sources::all().into_iter().filter(|source| source.detect(platform));
+    here.try_for_each(|source| source.report_ready(platform)).map_err(|error| error.to_string())
 }
 
 /// Drives at controllers that are slow to probe.

@@ -37,7 +37,7 @@ impl<'a> Service<'a> {
         self
     }
 
-    pub(super) fn from_low_port(mut self) -> Service<'a> {
+    pub(super) fn with_low_port(mut self) -> Service<'a> {
         self.low_port = true;
         self
     }

@@ -68,7 +68,7 @@ impl Scaleway {
         let outside = conf.public_ip.iter().chain(&conf.public_ips_v4).chain(&conf.public_ips_v6);
         let external_addresses = addresses(outside.filter_map(|ip| ip.address.as_deref()));
         // Only an administrator of the machine may read it, which a low port shows.
-        let user_data = service.from_low_port().get("/user_data/cloud-init")?.filter(|raw| !raw.is_empty());
+        let user_data = service.with_low_port().get("/user_data/cloud-init")?.filter(|raw| !raw.is_empty());
         Ok(Found {
             provider_id: zone.as_ref().map(|zone| format!("scaleway://instance/{zone}/{}", conf.id)),
             instance_id: Some(conf.id),
