@@ -220,8 +220,10 @@ async fn open(address: SocketAddr, low_port: bool) -> std::io::Result<TcpStream>
 
 async fn exchange(stream: TcpStream, host: &str, path: &str, request: &Request) -> Result<Answer, Trouble> {
     let broken = |error: &dyn std::fmt::Display| Trouble::Broken(format!("the answer is no HTTP ({error})"));
+    // Header names have no case, but not every metadata server knows that.
+    let mut http = hyper::client::conn::http1::Builder::new();
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        http.title_case_headers(true).handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     // It ends with the stream.
     let driver = tokio::spawn(connection);
     let mut message = http::Request::builder()
