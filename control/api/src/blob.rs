@@ -4,11 +4,6 @@
 /// The tables.
 static TABLES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tables.bin"));
 
-/// All of it, to tell one build's tables from another's.
-pub fn bytes() -> &'static [u8] {
-    TABLES
-}
-
 fn word(at: usize) -> usize {
     TABLES.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, |b| u32::from_le_bytes(b) as usize)
 }

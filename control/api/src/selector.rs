@@ -96,6 +96,7 @@ impl Labels {
                 e["values"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(String::from)).collect();
             out.push(Requirement { key: e["key"].as_str().unwrap_or("").into(), op, values });
         }
+        out.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(Some(Labels(out)))
     }
 
@@ -123,9 +124,14 @@ impl Labels {
         self.0.is_empty()
     }
 
+    /// Whether labels, looked up by `get`, match.
+    pub fn matches_by<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.0.iter().all(|r| r.matches(get(&r.key)))
+    }
+
     /// Whether these labels match.
     pub fn matches(&self, labels: Option<&Map<String, Value>>) -> bool {
-        self.0.iter().all(|r| r.matches(labels.and_then(|l| l.get(&r.key)).and_then(Value::as_str)))
+        self.matches_by(|key| labels.and_then(|l| l.get(key)).and_then(Value::as_str))
     }
 
     /// Whether an object's labels match.
@@ -261,19 +267,19 @@ impl Fields {
         self.0.iter().find(|t| t.equal && t.field == field).map(|t| t.value.as_str())
     }
 
-    /// Refuses fields that the kind does not offer.
-    pub fn check(&self, kind: &Kind) -> Result<(), String> {
-        for t in &self.0 {
-            if !supported(kind, &t.field) {
-                return Err(format!("field label not supported: {}", t.field));
-            }
+    /// Refuses fields that the kind does not offer, and calls the others by the names under
+    /// which [`offered`] has them.
+    pub fn check(mut self, kind: &Kind) -> Result<Fields, String> {
+        for term in &mut self.0 {
+            let known = canonical(kind, &term.field);
+            term.field = known.ok_or_else(|| format!("field label not supported: {}", term.field))?;
         }
-        Ok(())
+        Ok(self)
     }
 
     /// Whether an object matches.
-    pub fn matches(&self, kind: &Kind, o: &Value) -> bool {
-        self.0.iter().all(|t| (field_value(kind, o, &t.field) == t.value) == t.equal)
+    pub fn matches(&self, o: &Value) -> bool {
+        self.0.iter().all(|t| (field_value(o, &t.field) == t.value) == t.equal)
     }
 }
 
@@ -318,9 +324,10 @@ fn unescape(s: &str) -> String {
     out
 }
 
-/// The fields beyond `metadata.name` and `metadata.namespace`.
-fn extra_fields(kind: &Kind) -> &'static [&'static str] {
-    match (kind.group.as_ref(), kind.plural.as_ref()) {
+/// The fields beyond `metadata.name` and `metadata.namespace` that selectors may name, of a
+/// resource as it is stored.
+pub fn offered(group: &str, plural: &str) -> &'static [&'static str] {
+    match (group, plural) {
         ("", "pods") => &[
             "spec.nodeName",
             "spec.restartPolicy",
@@ -332,7 +339,7 @@ fn extra_fields(kind: &Kind) -> &'static [&'static str] {
             "status.podIPs",
             "status.nominatedNodeName",
         ],
-        ("" | "events.k8s.io", "events") => &[
+        ("", "events") => &[
             "involvedObject.kind",
             "involvedObject.namespace",
             "involvedObject.name",
@@ -340,90 +347,65 @@ fn extra_fields(kind: &Kind) -> &'static [&'static str] {
             "involvedObject.apiVersion",
             "involvedObject.resourceVersion",
             "involvedObject.fieldPath",
-            "regarding.kind",
-            "regarding.namespace",
-            "regarding.name",
-            "regarding.uid",
-            "regarding.apiVersion",
-            "regarding.resourceVersion",
-            "regarding.fieldPath",
             "reason",
             "reportingComponent",
-            "reportingController",
             "source",
             "type",
         ],
         ("", "nodes") => &["spec.unschedulable"],
         ("", "secrets") => &["type"],
-        ("", "namespaces") => &["status.phase"],
+        ("", "namespaces") => &["status.phase", "name"],
         ("", "replicationcontrollers") | ("apps", "replicasets") => &["status.replicas"],
         ("", "services") => &["spec.clusterIP", "spec.type"],
         ("batch", "jobs") => &["status.successful"],
         ("certificates.k8s.io", "certificatesigningrequests") => &["spec.signerName"],
-        ("networking.k8s.io", "ipaddresses") => &["spec.parentRef.group", "spec.parentRef.resource"],
         ("resource.k8s.io", "resourceslices") => &["spec.nodeName", "spec.driver"],
         _ => &[],
     }
 }
 
-fn supported(kind: &Kind, field: &str) -> bool {
-    field == "metadata.name"
-        || (field == "metadata.namespace" && (kind.namespaced || !kind.is_custom()))
-        || extra_fields(kind).contains(&field)
-        || kind.custom.as_ref().is_some_and(|c| c.selectable.iter().any(|s| s.trim_start_matches('.') == field))
+/// The stored resource's name for a field of `kind`, if selectors may name it.
+fn canonical(kind: &Kind, field: &str) -> Option<String> {
+    if field == "metadata.name" || (field == "metadata.namespace" && (kind.namespaced || !kind.is_custom())) {
+        return Some(field.to_string());
+    }
+    if let Some(custom) = &kind.custom {
+        return custom.selectable.iter().any(|s| s.trim_start_matches('.') == field).then(|| field.to_string());
+    }
+    let name = match (kind.group.as_ref(), field.split_once('.')) {
+        // The newer group has other names for some fields of events.
+        ("events.k8s.io", Some(("regarding", rest))) => format!("involvedObject.{rest}"),
+        ("events.k8s.io", Some(_)) => return None,
+        ("events.k8s.io", None) if field == "reportingController" => "reportingComponent".into(),
+        ("events.k8s.io", None) if !matches!(field, "reason" | "type") => return None,
+        // What the field was called before v1.
+        ("", _) if kind.plural == "pods" && field == "spec.host" => "spec.nodeName".into(),
+        _ => field.to_string(),
+    };
+    let stored = kind.storage();
+    offered(&stored.group, &stored.plural).contains(&name.as_str()).then_some(name)
 }
 
 /// The value of a selectable field as text.
-pub fn field_value(kind: &Kind, o: &Value, field: &str) -> String {
-    let get = |path: &str| {
-        let v = path.split('.').fold(o, |v, p| &v[p]);
-        match v {
-            Value::String(s) => s.clone(),
-            Value::Null => String::new(),
-            v => v.to_string(),
-        }
+pub fn field_value(o: &Value, field: &str) -> String {
+    let get = |path: &str| match path.split('.').fold(o, |v, p| &v[p]) {
+        Value::String(s) => s.clone(),
+        Value::Null => String::new(),
+        v => v.to_string(),
     };
+    let or = |v: String, other: &dyn Fn() -> String| if v.is_empty() { other() } else { v };
     match field {
-        "spec.hostNetwork" | "spec.unschedulable" => {
-            if get(field) == "true" {
-                "true".into()
-            } else {
-                "false".into()
-            }
+        "name" => get("metadata.name"),
+        "spec.hostNetwork" | "spec.unschedulable" => or(get(field), &|| "false".into()),
+        "status.podIPs" => {
+            let ips = o["status"]["podIPs"].as_array().into_iter().flatten();
+            ips.filter_map(|i| i["ip"].as_str()).collect::<Vec<_>>().join(",")
         }
-        "status.podIPs" => o["status"]["podIPs"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|i| i["ip"].as_str())
-            .collect::<Vec<_>>()
-            .join(","),
-        "status.replicas" | "status.successful" => {
-            let v = get(if field == "status.successful" { "status.succeeded" } else { field });
-            if v.is_empty() { "0".into() } else { v }
-        }
-        "source" => {
-            let s = get("source.component");
-            if s.is_empty() { get("reportingComponent") } else { s }
-        }
-        _ if kind.plural == "events" => event_field(o, field, &get),
+        "status.replicas" => or(get(field), &|| "0".into()),
+        "status.successful" => or(get("status.succeeded"), &|| "0".into()),
+        "source" => or(get("source.component"), &|| get("reportingComponent")),
+        "reportingComponent" => or(get(field), &|| get("source.component")),
         _ => get(field),
-    }
-}
-
-/// Events have two spellings of the same fields.
-fn event_field(o: &Value, field: &str, get: &dyn Fn(&str) -> String) -> String {
-    let other = |from: &str, to: &str| field.strip_prefix(from).map(|rest| format!("{to}{rest}"));
-    let v = get(field);
-    if !v.is_empty() || o.is_null() {
-        return v;
-    }
-    match field {
-        "reportingController" => get("reportingComponent"),
-        "reportingComponent" => get("reportingController"),
-        _ => other("regarding.", "involvedObject.")
-            .or_else(|| other("involvedObject.", "regarding."))
-            .map_or(v, |f| get(&f)),
     }
 }
 
@@ -471,16 +453,17 @@ mod tests {
     #[test]
     fn fields_match() {
         let pods = crate::kinds::find("", "v1", "pods").unwrap();
-        let p = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n"}, "status": {"phase": "Running"}});
+        let p = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n"}, "status": {"phase": "Running", "podIPs": [{"ip": "1.2.3.4"}, {"ip": "::1"}]}});
         for (s, want) in [
             ("metadata.name=a", true),
             ("spec.nodeName!=n", false),
+            ("spec.host=n", true),
             ("status.phase=Running,spec.nodeName=n", true),
             ("spec.hostNetwork=false", true),
+            ("status.podIPs=1.2.3.4\\,::1", true),
         ] {
-            let f = Fields::parse(s).unwrap();
-            f.check(pods).unwrap();
-            assert_eq!(f.matches(pods, &p), want, "{s}");
+            let f = Fields::parse(s).unwrap().check(pods).unwrap();
+            assert_eq!(f.matches(&p), want, "{s}");
         }
         assert_eq!(
             Fields::parse("spec.foo=1").unwrap().check(pods).unwrap_err(),
@@ -488,5 +471,24 @@ mod tests {
         );
         assert_eq!(Fields::parse("metadata.name=a").unwrap().exact("metadata.name"), Some("a"));
         assert!(Fields::parse("x").is_err());
+    }
+
+    #[test]
+    fn events_have_two_spellings() {
+        let e = json!({"involvedObject": {"name": "p"}, "source": {"component": "c"}, "type": "Normal"});
+        let (core, newer) = (
+            crate::kinds::find("", "v1", "events").unwrap(),
+            crate::kinds::find("events.k8s.io", "v1", "events").unwrap(),
+        );
+        for (kind, s, want) in [
+            (core, "involvedObject.name=p,source=c", Some(true)),
+            (core, "regarding.name=p", None),
+            (newer, "regarding.name=p,reportingController=c,type!=Warning", Some(true)),
+            (newer, "regarding.name=q", Some(false)),
+            (newer, "involvedObject.name=p", None),
+            (newer, "source=c", None),
+        ] {
+            assert_eq!(Fields::parse(s).unwrap().check(kind).ok().map(|f| f.matches(&e)), want, "{s}");
+        }
     }
 }

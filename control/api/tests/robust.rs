@@ -87,7 +87,7 @@ fn odd_objects() {
             api::defaults::apply(kind, &mut raw);
             for f in ["metadata.name", "metadata.namespace", "status.phase", "spec.nodeName", "source", "status.podIPs"]
             {
-                api::selector::field_value(kind, &o, f);
+                api::selector::field_value(&o, f);
             }
             // As a body.
             let Ok(decoded) = api::codec::decode(o.to_string().as_bytes(), "application/json", kind.schema(), true)
@@ -178,7 +178,7 @@ fn odd_texts() {
         let _ = api::time::parse(t);
         let _ = api::time::parse_duration(t).map(api::time::format_duration);
         let _ = api::table::parse_json_path(t);
-        let _ = api::codec::negotiate(t, &[api::codec::Format::Json], true);
+        let _ = api::codec::negotiate(t, &api::codec::Offer::PLAIN);
         let _ = api::codec::parse_json(t.as_bytes());
         let _ = api::codec::parse_yaml(t.as_bytes());
         for f in [

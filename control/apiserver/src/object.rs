@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -30,6 +31,8 @@ pub struct Object {
     pub json: Bytes,
     /// Where in `json` the revision stands, as `(start, length)`.
     stamp: (u32, u32),
+    /// Bytes of the object's protobuf message, once known: lists tell their size first.
+    message_size: AtomicU32,
 }
 
 #[derive(Deserialize)]
@@ -66,9 +69,20 @@ impl Object {
         let fields = if shape.is_empty() {
             Box::default()
         } else {
-            crate::fields::values(shape, &serde_json::from_slice(&json)?)
+            let whole: Value = serde_json::from_slice(&json)?;
+            shape.iter().map(|field| api::selector::field_value(&whole, field).into()).collect()
         };
-        Ok(Arc::new(Object { name, namespace, uid, revision, labels, fields, json, stamp }))
+        Ok(Arc::new(Object {
+            name,
+            namespace,
+            uid,
+            revision,
+            labels,
+            fields,
+            json,
+            stamp,
+            message_size: AtomicU32::new(0),
+        }))
     }
 
     /// The same object with another revision.
@@ -90,6 +104,7 @@ impl Object {
             fields: self.fields.clone(),
             json: Bytes::from(json),
             stamp: (self.stamp.0, digits.len() as u32),
+            message_size: AtomicU32::new(0),
         })
     }
 
@@ -107,6 +122,16 @@ impl Object {
     /// A typed view of the parts that `T` names.
     pub fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(&self.json)
+    }
+
+    /// The size of the object's protobuf message, if somebody has measured it.
+    pub fn message_size(&self) -> Option<usize> {
+        Some(self.message_size.load(Ordering::Relaxed) as usize).filter(|size| *size > 0)
+    }
+
+    /// Remembers the size of the object's protobuf message.
+    pub fn set_message_size(&self, size: usize) {
+        self.message_size.store(u32::try_from(size).unwrap_or(0), Ordering::Relaxed);
     }
 
     /// The value of label `key`.

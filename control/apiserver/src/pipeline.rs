@@ -3,8 +3,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use api::codec::{Format, Offer};
 use bytes::Bytes;
+use http::header::ACCEPT;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -12,13 +15,14 @@ use hyper::body::Incoming;
 use rustls_pki_types::CertificateDer;
 
 use crate::authz::Decision;
+use crate::compress;
 use crate::error::{ApiError, Result};
 use crate::handlers;
 use crate::request::RequestInfo;
 use crate::state::AppState;
 
 /// Longest time of a request that is not long-running.
-const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Body of every answer.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -41,9 +45,10 @@ pub struct Connection {
 pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or(""));
+    let wants = Wants::of(&parts.headers);
     let user = match state.authn.authenticate(&state, &connection, &parts).await {
         Ok(user) => user,
-        Err(error) => return failure(&error),
+        Err(error) => return wants.failure(&error),
     };
     let head = parts.method == http::Method::HEAD;
     let begun = std::time::Instant::now();
@@ -51,16 +56,19 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     let id = record.id.clone();
     let answer = match authorized(&state, &user, &info).await {
         Ok(()) => {
-            limited(&state, &info, handlers::handle(&state, &info, &user, Request::from_parts(parts, body))).await
+            let work = handlers::handle(&state, &info, &user, Request::from_parts(parts, body));
+            limited(&state, &info, &user, work).await
         }
         Err(error) => Err(error),
     };
-    let mut response = answer.unwrap_or_else(|error| failure(&error));
+    let mut response = answer.unwrap_or_else(|error| wants.failure(&error));
     let code = response.status().as_u16();
     state.audit.finish(record, code);
     state.metrics.count(&info, code, begun.elapsed());
     if head {
         response = without_body(response);
+    } else if wants.gzip && !info.is_long_running() {
+        response = compress::compress(response);
     }
     if let Ok(value) = id.parse() {
         response.headers_mut().insert("audit-id", value);
@@ -68,25 +76,68 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     response
 }
 
-/// Bounds how many requests run at one time, and how long; long-running ones are free.
+/// How a client wants its answers.
+struct Wants {
+    /// The form of failures.
+    format: Format,
+    gzip: bool,
+}
+
+impl Wants {
+    fn of(headers: &http::HeaderMap) -> Wants {
+        let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
+        let format = api::codec::negotiate(&accept.join(","), &Offer::PLAIN).map_or(Format::Json, |a| a.format);
+        Wants { format, gzip: compress::is_asked(headers) }
+    }
+
+    fn failure(&self, error: &ApiError) -> Response<Body> {
+        let mut response = failure(error);
+        if self.format != Format::Json
+            && let Ok(bytes) = api::codec::encode(&error.to_value(), self.format, None)
+        {
+            *response.body_mut() = full(bytes);
+            let media_type = http::HeaderValue::from_static(self.format.media_type());
+            response.headers_mut().insert(http::header::CONTENT_TYPE, media_type);
+        }
+        response
+    }
+}
+
+/// How long a request may take: what it asks for, but not longer than others.
+fn time_limit(info: &RequestInfo) -> Result<Duration> {
+    let Some(asked) = info.query.get("timeout").filter(|v| !v.is_empty()) else {
+        return Ok(REQUEST_TIMEOUT);
+    };
+    let nanos = api::time::parse_duration(asked).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| {
+        ApiError::bad_request(format!("invalid timeout specified in the request URL: {asked:?} is no duration"))
+    })?;
+    // Zero asks for no limit, and gets that of all.
+    Ok(Some(Duration::from_nanos(nanos)).filter(|d| !d.is_zero()).map_or(REQUEST_TIMEOUT, |d| d.min(REQUEST_TIMEOUT)))
+}
+
+/// Bounds how many requests run at one time, and how long; long-running ones are free, and
+/// those who repair the cluster always get a place.
 async fn limited(
     state: &AppState,
     info: &RequestInfo,
+    user: &crate::UserInfo,
     work: impl Future<Output = Result<Response<Body>>>,
 ) -> Result<Response<Body>> {
     if info.is_long_running() || !info.is_resource {
         return work.await;
     }
+    let limit = time_limit(info)?;
     let places = if info.verb.is_read() { &state.places.0 } else { &state.places.1 };
-    let Ok(_place) = places.try_acquire() else {
+    let place = places.try_acquire();
+    if place.is_err() && !user.in_group("system:masters") {
         return Err(ApiError::too_many_requests(
             "The server has received too many requests and has asked us to try again later",
             1,
         ));
-    };
-    match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+    }
+    match tokio::time::timeout(limit, work).await {
         Ok(answer) => answer,
-        Err(_) => Err(ApiError::timeout("the server was unable to return a response in the time allotted")),
+        Err(_) => Err(ApiError::timeout("Timeout: request did not complete within the allotted timeout")),
     }
 }
 

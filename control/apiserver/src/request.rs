@@ -97,10 +97,10 @@ impl Query {
         self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
     }
 
-    /// A boolean parameter: absent and unreadable are false, as upstream's conversion has it;
-    /// present without a value is true.
+    /// A boolean parameter, as upstream's conversion reads it: false when it is absent, `0` or
+    /// `false`, else true.
     pub fn flag(&self, name: &str) -> bool {
-        matches!(self.get(name), Some("" | "true" | "1" | "True" | "TRUE" | "t" | "T"))
+        self.get(name).is_some_and(|v| v != "0" && !v.eq_ignore_ascii_case("false"))
     }
 
     /// All pairs.

@@ -21,6 +21,9 @@ use crate::{bootstrap, notify, server};
 /// How often the certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(60);
 
+/// How often what is too old is looked for in the watch caches.
+const HISTORY_CHECK: Duration = Duration::from_secs(30);
+
 /// Runs the API server; `args` begin with the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     if args.get(1).is_some_and(|a| a == "store") {
@@ -105,6 +108,7 @@ impl Server {
         tokio::spawn(watch_certificate(state.clone(), renew));
         tokio::spawn(serve_socket(state.clone(), socket));
         tokio::spawn(crate::encryption::follow(state.clone(), sealed));
+        tokio::spawn(forget_the_past(state.clone()));
         let serving = tokio::spawn(server::serve(state.clone(), listener, renewed, stopped));
         state.set_ready();
         Ok(Server { state, address, serving, stop })
@@ -147,6 +151,17 @@ async fn serve_socket(state: Arc<AppState>, socket: Option<impl Future<Output = 
     tokio::select! {
         () = socket => {}
         _ = stopping.wait_for(|s| *s) => {}
+    }
+}
+
+/// Lets the watch caches forget what is too old.
+async fn forget_the_past(state: Arc<AppState>) {
+    let mut stopping = state.stopping();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(HISTORY_CHECK) => state.registry.age(),
+            _ = stopping.wait_for(|s| *s) => return,
+        }
     }
 }
 

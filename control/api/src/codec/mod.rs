@@ -7,8 +7,9 @@
 mod accept;
 mod json;
 mod typed;
+mod yaml;
 
-pub use accept::{Accept, Format, Transform, negotiate, negotiate_watch};
+pub use accept::{Accept, Format, Offer, Transform, choose, negotiate, negotiate_watch};
 pub use json::{Parsed, parse_json, parse_yaml};
 pub use typed::{Strictness, check_types, normalize};
 
@@ -48,7 +49,11 @@ pub fn decode(body: &[u8], content_type: &str, schema: &Schema, protobuf: bool) 
     let supported: &[&str] = if protobuf { &[JSON, YAML, PROTOBUF] } else { &[JSON, YAML] };
     match body_format(content_type) {
         Some(Format::Json) => finish(parse_json(body).map_err(Status::bad_request)?, schema),
-        Some(Format::Yaml) => finish(parse_yaml(body).map_err(Status::bad_request)?, schema),
+        Some(Format::Yaml) => {
+            let mut parsed = parse_yaml(body).map_err(Status::bad_request)?;
+            typed::read_octals(&mut parsed.value, schema);
+            finish(parsed, schema)
+        }
         Some(Format::Protobuf) if protobuf => {
             let object =
                 crate::protobuf::decode_object(body, Some(schema)).map_err(|e| Status::bad_request(e.to_string()))?;
@@ -79,7 +84,7 @@ fn finish(parsed: Parsed, schema: &Schema) -> Result<Decoded, Status> {
 pub fn encode(object: &Value, format: Format, schema: Option<&Schema>) -> Result<Vec<u8>, Status> {
     match format {
         Format::Json => serde_json::to_vec(object).map_err(Status::internal),
-        Format::Yaml => serde_yaml_ng::to_string(object).map(String::into_bytes).map_err(Status::internal),
+        Format::Yaml => Ok(yaml::write(object)),
         Format::Protobuf => Ok(crate::protobuf::encode_object(object, schema)),
     }
 }

@@ -38,6 +38,31 @@ pub fn check_types(value: &mut Value, schema: &Schema) -> Result<(), String> {
     Walk { unknown: &mut unknown, path: String::new(), prune: false }.node(value, schema)
 }
 
+/// Numbers like `0644`, as file modes stand in manifests: an older YAML's octal numbers, which
+/// the reader leaves as texts.
+pub fn read_octals(value: &mut Value, schema: &Schema) {
+    match value {
+        Value::String(s) if matches!(schema.ty, Ty::Int32 | Ty::Int64) && s.len() > 1 && s.starts_with('0') => {
+            if let Ok(number) = i64::from_str_radix(s, 8) {
+                *value = number.into();
+            }
+        }
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                if let Some(child) = schema.child(key) {
+                    read_octals(value, child);
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let Some(item) = schema.item() {
+                items.iter_mut().for_each(|v| read_octals(v, item));
+            }
+        }
+        _ => {}
+    }
+}
+
 struct Walk<'a> {
     unknown: &'a mut Vec<String>,
     path: String,

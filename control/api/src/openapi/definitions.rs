@@ -244,14 +244,9 @@ pub fn custom(k: &Kind, style: Style) -> Vec<(String, Value)> {
     if opaque {
         v = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     }
+    embedded(&mut v, style);
     let text = |d: &str| json!({"type": "string", "description": d});
-    if !v["properties"].is_object() {
-        v["properties"] = json!({});
-    }
-    v["properties"]["apiVersion"] = text("The group and version of this object's schema.");
-    v["properties"]["kind"] = text("The kind of this object.");
-    let meta = style.reference(&format!("{META}ObjectMeta"));
-    v["properties"]["metadata"] = if style == Style::V3 { json!({"allOf": [meta]}) } else { meta };
+    add_type(&mut v, style);
     v["type"] = "object".into();
     let gvk = |kind: &str| json!([{"group": k.group, "version": k.version, "kind": kind}]);
     v["x-kubernetes-group-version-kind"] = gvk(&k.kind);
@@ -265,6 +260,43 @@ pub fn custom(k: &Kind, style: Style) -> Vec<(String, Value)> {
         }
     });
     vec![(custom_name(k, &k.kind), v), (custom_name(k, &k.list_kind), list)]
+}
+
+/// The fields that every object has.
+fn add_type(v: &mut Value, style: Style) {
+    if !v["properties"].is_object() {
+        v["properties"] = json!({});
+    }
+    for (field, what) in
+        [("apiVersion", "The group and version of this object's schema."), ("kind", "The kind of this object.")]
+    {
+        v["properties"][field] = json!({"type": "string", "description": what});
+    }
+    let meta = style.reference(&format!("{META}ObjectMeta"));
+    v["properties"]["metadata"] = if style == Style::V3 { json!({"allOf": [meta]}) } else { meta };
+}
+
+/// Gives them to the objects inside of an object.
+fn embedded(v: &mut Value, style: Style) {
+    for field in v.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|p| p.values_mut()) {
+        embedded(field, style);
+        let open = style == Style::V2 && field["x-kubernetes-preserve-unknown-fields"] == true;
+        if field["x-kubernetes-embedded-resource"] == true && !open {
+            add_type(field, style);
+            let mut required = field["required"].as_array().cloned().unwrap_or_default();
+            for name in ["kind", "apiVersion"] {
+                if !required.contains(&name.into()) {
+                    required.push(name.into());
+                }
+            }
+            field["required"] = required.into();
+        }
+    }
+    for below in ["items", "additionalProperties"] {
+        if v[below].is_object() {
+            embedded(&mut v[below], style);
+        }
+    }
 }
 
 /// Takes out what v2 cannot say.

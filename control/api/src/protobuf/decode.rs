@@ -129,6 +129,18 @@ fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Resul
 
 /// Plain fields are always on the wire, zero or not; JSON leaves their zeros out.
 fn drop_zero(f: &Field, v: &Value) -> bool {
+    // In these a zero is a value like any other.
+    let any = matches!(
+        f.schema().ty,
+        Ty::Quantity
+            | Ty::Any
+            | Ty::Json
+            | Ty::RawExtension
+            | Ty::FieldsV1
+            | Ty::PropsOrArray
+            | Ty::PropsOrBool
+            | Ty::PropsOrStrings
+    );
     let zero = match v {
         Value::Null => return true,
         Value::Bool(b) => !b,
@@ -136,7 +148,7 @@ fn drop_zero(f: &Field, v: &Value) -> bool {
         Value::String(s) => s.is_empty(),
         _ => false,
     };
-    zero && f.schema().ty != Ty::Quantity && !f.required && !f.optional
+    zero && !any && !f.required && !f.optional
 }
 
 fn repeated(list: &mut Vec<Value>, raw: Raw, item: &Schema, depth: u32) -> Result<(), Error> {

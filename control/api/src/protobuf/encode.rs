@@ -66,7 +66,7 @@ fn field(out: &mut Vec<u8>, f: &Field, value: &Value) {
 }
 
 /// One value of any type under `number`.
-fn single(out: &mut Vec<u8>, number: u32, value: &Value, schema: &Schema) {
+pub(super) fn single(out: &mut Vec<u8>, number: u32, value: &Value, schema: &Schema) {
     match schema.ty {
         Ty::Boolean => varint_field(out, number, u64::from(value.as_bool().unwrap_or(false))),
         Ty::Int32 | Ty::Int64 => varint_field(out, number, value.as_i64().unwrap_or(0) as u64),

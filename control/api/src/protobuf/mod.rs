@@ -5,10 +5,12 @@
 
 mod decode;
 mod encode;
+mod transcode;
 pub mod wire;
 
 pub use decode::{decode_message, decode_object};
 pub use encode::encode_message;
+pub use transcode::encode_json;
 
 use crate::schema::Schema;
 use serde_json::Value;
@@ -83,6 +85,21 @@ fn partial_schema(kind: &str) -> Option<&'static Schema> {
         "PartialObjectMetadataList" => Some(&LIST),
         _ => None,
     }
+}
+
+/// The envelope of a message that follows in pieces: `start` is how it begins, `size` how long
+/// all of it is.
+pub fn wrap_head(api_version: &str, kind: &str, start: &[u8], size: usize) -> Vec<u8> {
+    let mut meta = Vec::with_capacity(32);
+    string_field(&mut meta, 1, api_version);
+    string_field(&mut meta, 2, kind);
+    let mut out = Vec::with_capacity(start.len() + meta.len() + 16);
+    out.extend_from_slice(MAGIC);
+    bytes_field(&mut out, 1, &meta);
+    wire::key(&mut out, 2, 2);
+    wire::varint(&mut out, size as u64);
+    out.extend_from_slice(start);
+    out
 }
 
 /// Puts a message into its envelope.

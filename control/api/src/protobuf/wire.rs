@@ -29,6 +29,12 @@ pub fn bytes_field(out: &mut Vec<u8>, number: u32, v: &[u8]) {
     out.extend_from_slice(v);
 }
 
+/// Bytes that a field of `length` bytes takes.
+pub fn bytes_field_size(number: u32, length: usize) -> usize {
+    let varint_size = |v: u64| (64 - (v | 1).leading_zeros() as usize).div_ceil(7);
+    varint_size(u64::from(number) << 3) + varint_size(length as u64) + length
+}
+
 /// Appends a text field.
 pub fn string_field(out: &mut Vec<u8>, number: u32, v: &str) {
     bytes_field(out, number, v.as_bytes());
@@ -108,5 +114,19 @@ impl<'a> Fields<'a> {
         let (a, b) = self.0.split_at(n);
         self.0 = b;
         Ok(a)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (number, length) in [(1, 0), (2, 1), (15, 127), (16, 128), (2, 16_383), (2, 16_384), (2000, 3_000_000)] {
+            let mut out = Vec::new();
+            bytes_field(&mut out, number, &vec![0; length]);
+            assert_eq!(bytes_field_size(number, length), out.len(), "{number} {length}");
+        }
     }
 }

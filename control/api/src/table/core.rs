@@ -1,9 +1,12 @@
 //! Rows of the core and apps and batch groups.
 
-use super::{age, containers, int_at, list_at, map_text, or, selector_text, since, str_at, text};
+use super::{
+    age, balancer_addresses, containers, first_three, int_at, list_at, map_text, or, selector_text, since, str_at,
+    text, with_group,
+};
 use crate::kinds::Kind;
 use crate::meta;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
     let name = || Value::from(meta::name(o));
@@ -52,7 +55,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
                 age(o, now),
                 c.into(),
                 i.into(),
-                selector_text(&spec["selector"]).into(),
+                plain_selector(&spec["selector"]).into(),
             ]
         }
         ("apps", "StatefulSet") => {
@@ -85,13 +88,8 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         ("apps", "ControllerRevision") => {
             let owner = meta::owners(o).iter().find(|r| r["controller"] == true);
             let controller = owner.map_or("<none>".to_string(), |r| {
-                let (g, _) = crate::kinds::split_api_version(str_at(r, "apiVersion"));
-                let k = str_at(r, "kind").to_lowercase();
-                if g.is_empty() {
-                    format!("{k}/{}", str_at(r, "name"))
-                } else {
-                    format!("{k}.{g}/{}", str_at(r, "name"))
-                }
+                let (group, _) = crate::kinds::split_api_version(str_at(r, "apiVersion"));
+                format!("{}/{}", with_group(str_at(r, "kind"), group), str_at(r, "name"))
             });
             vec![name(), controller.into(), int_at(o, "revision").into(), age(o, now)]
         }
@@ -103,7 +101,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
                 name(),
                 str_at(spec, "schedule").into(),
                 or(str_at(spec, "timeZone"), "<none>").into(),
-                if spec["suspend"] == true { "True" } else { "False" }.into(),
+                spec["suspend"].as_bool().map_or("<unset>", |s| if s { "True" } else { "False" }).into(),
                 list_at(status, "active").len().into(),
                 if last.is_null() { "<none>".into() } else { since(last, now) },
                 age(o, now),
@@ -114,6 +112,14 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         }
         _ => return None,
     })
+}
+
+/// A deployment's selector, which is empty where others say `<none>`.
+fn plain_selector(v: &Value) -> String {
+    match crate::selector::Labels::from_value(v) {
+        Ok(selector) => selector.map(|s| s.to_string()).unwrap_or_default(),
+        Err(_) => "<invalid>".into(),
+    }
 }
 
 fn count(v: &Value) -> usize {
@@ -168,12 +174,9 @@ fn service(o: &Value, now: i64) -> Vec<Value> {
     let external = match ty {
         "ClusterIP" | "NodePort" => or(&join("externalIPs"), "<none>").to_string(),
         "LoadBalancer" => {
-            let mut ips: Vec<&str> = list_at(&o["status"]["loadBalancer"], "ingress")
-                .iter()
-                .map(|i| or(str_at(i, "ip"), str_at(i, "hostname")))
-                .collect();
-            ips.extend(list_at(spec, "externalIPs").iter().filter_map(Value::as_str));
-            or(&ips.join(","), "<pending>").to_string()
+            let all = [balancer_addresses(&o["status"]), join("externalIPs")];
+            let given: Vec<&str> = all.iter().map(String::as_str).filter(|s| !s.is_empty()).collect();
+            or(&given.join(","), "<pending>").to_string()
         }
         "ExternalName" => str_at(spec, "externalName").to_string(),
         _ => "<unknown>".into(),
@@ -197,50 +200,48 @@ fn service(o: &Value, now: i64) -> Vec<Value> {
 }
 
 fn endpoints(o: &Value) -> String {
-    let subsets = list_at(o, "subsets");
-    let (mut list, mut more, mut total) = (Vec::new(), false, 0);
-    for s in subsets {
-        let ports = list_at(s, "ports");
-        for a in list_at(s, "addresses") {
-            let ip = str_at(a, "ip");
-            let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_string() };
-            if ports.is_empty() {
-                total += 1;
-                if list.len() < 3 { list.push(str_at(a, "ip").to_string()) } else { more = true }
-            }
-            for p in ports {
-                total += 1;
-                if list.len() < 3 { list.push(format!("{ip}:{}", int_at(p, "port"))) } else { more = true }
-            }
+    let mut list = Vec::new();
+    for subset in list_at(o, "subsets") {
+        let addresses: Vec<&str> = list_at(subset, "addresses").iter().map(|a| str_at(a, "ip")).collect();
+        let ports = list_at(subset, "ports");
+        if ports.is_empty() {
+            list.extend(addresses.iter().map(|ip| ip.to_string()));
+        }
+        for port in ports.iter().map(|p| int_at(p, "port")) {
+            list.extend(addresses.iter().map(|ip| match ip.contains(':') {
+                true => format!("[{ip}]:{port}"),
+                false => format!("{ip}:{port}"),
+            }));
         }
     }
-    let text = list.join(",");
-    if more { format!("{text} + {} more...", total - list.len()) } else { or(&text, "<none>").to_string() }
+    if list_at(o, "subsets").is_empty() { "<none>".into() } else { first_three(&list, list.len()) }
 }
 
+/// Events of both groups: the newer one has other names for some fields.
 fn event(o: &Value, now: i64) -> Vec<Value> {
     let involved = if o["involvedObject"].is_object() { &o["involvedObject"] } else { &o["regarding"] };
-    let pick = |names: &[&str]| names.iter().map(|n| o[*n].clone()).find(|v| v.is_string()).unwrap_or(Value::Null);
-    let event_time = &o["eventTime"];
+    let pick = |names: &[&str]| names.iter().map(|n| &o[*n]).find(|v| v.is_string()).cloned().unwrap_or(Value::Null);
     let first = pick(&["firstTimestamp", "deprecatedFirstTimestamp", "eventTime"]);
-    let mut last = pick(&["lastTimestamp", "deprecatedLastTimestamp"]);
-    let mut count = o["count"].as_i64().or(o["deprecatedCount"].as_i64()).unwrap_or(0);
+    let (mut last, mut count) =
+        (pick(&["lastTimestamp", "deprecatedLastTimestamp"]), o["count"].as_i64().or(o["deprecatedCount"].as_i64()));
+    if last.is_null() {
+        last = first.clone();
+    }
     if o["series"].is_object() {
         last = o["series"]["lastObservedTime"].clone();
-        count = int_at(&o["series"], "count");
-    } else if count == 0 {
-        count = 1;
+        count = Some(int_at(&o["series"], "count"));
+    } else if count.is_none_or(|c| c == 0) {
+        count = Some(1);
     }
-    if last.is_null() {
-        last = if event_time.is_null() { first.clone() } else { event_time.clone() };
+    let mut target = str_at(involved, "kind").to_lowercase();
+    if !str_at(involved, "name").is_empty() {
+        target = format!("{target}/{}", str_at(involved, "name"));
     }
-    let target = format!("{}/{}", str_at(involved, "kind").to_lowercase(), str_at(involved, "name"));
     let source = if o["source"].is_object() { &o["source"] } else { &o["deprecatedSource"] };
     let component =
         or(str_at(source, "component"), or(str_at(o, "reportingComponent"), str_at(o, "reportingController")));
     let host = or(str_at(source, "host"), str_at(o, "reportingInstance"));
-    let from =
-        if host.is_empty() || host == component { component.to_string() } else { format!("{component}, {host}") };
+    let from = if host.is_empty() { component.to_string() } else { format!("{component}, {host}") };
     let message = or(str_at(o, "message"), str_at(o, "note")).trim().to_string();
     vec![
         since(&last, now),
@@ -286,7 +287,7 @@ fn volume(o: &Value, now: i64) -> Vec<Value> {
     );
     vec![
         meta::name(o).into(),
-        text_or(&spec["capacity"]["storage"], "").into(),
+        text_or(&spec["capacity"]["storage"], "0").into(),
         access_modes(&spec["accessModes"]).into(),
         str_at(spec, "persistentVolumeReclaimPolicy").into(),
         phase.into(),
@@ -311,7 +312,7 @@ fn claim(o: &Value, now: i64) -> Vec<Value> {
     }
     let bound = !str_at(spec, "volumeName").is_empty();
     let (capacity, modes) = if bound {
-        (text_or(&status["capacity"]["storage"], ""), access_modes(&status["accessModes"]))
+        (text_or(&status["capacity"]["storage"], "0"), access_modes(&status["accessModes"]))
     } else {
         Default::default()
     };
@@ -337,19 +338,17 @@ fn quota(o: &Value, now: i64) -> Vec<Value> {
     let (mut requests, mut limits) = (Vec::new(), Vec::new());
     for (k, v) in hard.as_object().into_iter().flatten() {
         let part = format!("{k}: {}/{}", text_or(&used[k], "0"), text(v));
-        if k.starts_with("limits") { limits.push(part) } else { requests.push(part) }
+        if k.starts_with("limits.") { limits.push(part) } else { requests.push(part) }
     }
     vec![meta::name(o).into(), requests.join(", ").into(), limits.join(", ").into(), age(o, now)]
 }
 
 fn component_status(o: &Value) -> Vec<Value> {
-    let c = list_at(o, "conditions").iter().find(|c| c["type"] == "Healthy").cloned().unwrap_or(json!({}));
-    let state = match c["status"].as_str() {
-        Some("True") => "Healthy",
-        Some("False") => "Unhealthy",
-        _ => "Unknown",
+    let (state, condition) = match list_at(o, "conditions").iter().find(|c| c["type"] == "Healthy") {
+        Some(c) => (if c["status"] == "True" { "Healthy" } else { "Unhealthy" }, c),
+        None => ("Unknown", &Value::Null),
     };
-    vec![meta::name(o).into(), state.into(), str_at(&c, "message").into(), str_at(&c, "error").into()]
+    vec![meta::name(o).into(), state.into(), str_at(condition, "message").into(), str_at(condition, "error").into()]
 }
 
 fn job(o: &Value, now: i64) -> Vec<Value> {
@@ -366,7 +365,9 @@ fn job(o: &Value, now: i64) -> Vec<Value> {
         (Some(s), None) => crate::time::human(now - s),
         (Some(s), Some(e)) => crate::time::human(e - s),
     };
-    let has = |ty: &str| list_at(status, "conditions").iter().any(|c| c["type"] == ty && c["status"] == "True");
+    let has = |ty: &str| {
+        list_at(status, "conditions").iter().find(|c| c["type"] == ty).is_some_and(|c| c["status"] == "True")
+    };
     let state = if has("Complete") {
         "Complete"
     } else if has("Failed") {

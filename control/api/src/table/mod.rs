@@ -77,6 +77,20 @@ pub fn cells(kind: &Kind, o: &Value, now: i64) -> Vec<Value> {
 
 /// One row.
 pub fn row(kind: &Kind, o: &Value, include: Include, version: &str, now: i64) -> Value {
+    let mut row = row_of(cells(kind, o, now), o, include, version);
+    if kind.plural == "pods" && kind.group.is_empty() {
+        let message = match o["status"]["phase"].as_str() {
+            Some("Failed") => "The pod failed.",
+            Some("Succeeded") => "The pod has completed successfully.",
+            _ => return row,
+        };
+        let phase = &o["status"]["phase"];
+        row["conditions"] = json!([{"type": "Completed", "status": "True", "reason": phase, "message": message}]);
+    }
+    row
+}
+
+fn row_of(cells: Vec<Value>, o: &Value, include: Include, version: &str) -> Value {
     let object = match include {
         Include::None => Value::Null,
         Include::Metadata => {
@@ -84,19 +98,26 @@ pub fn row(kind: &Kind, o: &Value, include: Include, version: &str, now: i64) ->
         }
         Include::Object => o.clone(),
     };
-    let mut row = json!({"cells": cells(kind, o, now)});
-    if kind.plural == "jobs" || kind.plural == "pods" {
-        let done = matches!(o["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-        if done && kind.plural == "pods" {
-            let phase = o["status"]["phase"].as_str().unwrap_or("");
-            let message = if phase == "Failed" { "The pod failed." } else { "The pod has completed successfully." };
-            row["conditions"] = json!([{"type": "Completed", "status": "True", "reason": phase, "message": message}]);
-        }
-    }
-    if !object.is_null() {
-        row["object"] = object;
-    }
-    row
+    json!({"cells": cells, "object": object})
+}
+
+/// The table of a Scale, which is no resource of its own.
+pub fn of_scale(o: &Value, metadata: Value, include: Include, version: &str, now: i64) -> Value {
+    let column = |name: &str, ty: &str, format: &str, description: &str| json!({"name": name, "type": ty, "format": format, "description": description, "priority": 0});
+    let columns = json!([
+        column("Name", "string", "name", NAME_HELP),
+        column("Desired", "integer", "", "How many replicas are wanted."),
+        column("Available", "integer", "", "How many replicas there are."),
+        column("Age", "string", "", AGE_HELP),
+    ]);
+    let cells = vec![
+        meta::name(o).into(),
+        int_at(&o["spec"], "replicas").into(),
+        int_at(&o["status"], "replicas").into(),
+        age(o, now),
+    ];
+    let rows = [row_of(cells, o, include, version)];
+    json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata, "columnDefinitions": columns, "rows": rows})
 }
 
 /// A table of these objects. `list_meta` is the list's metadata; watches leave
@@ -179,8 +200,32 @@ fn map_text(v: &Value) -> String {
 fn selector_text(v: &Value) -> String {
     match crate::selector::Labels::from_value(v) {
         Ok(Some(s)) => or(&s.to_string(), "<none>").to_string(),
-        _ => "<none>".into(),
+        Ok(None) => "<none>".into(),
+        Err(_) => "<error>".into(),
     }
+}
+
+/// `list` joined, but no more than three of `total`.
+fn first_three(list: &[String], total: usize) -> String {
+    if total > 3 && list.len() > 2 {
+        format!("{} + {} more...", list[..3].join(","), total - 3)
+    } else {
+        list.join(",")
+    }
+}
+
+/// Addresses of a load balancer, each once, in order.
+fn balancer_addresses(status: &Value) -> String {
+    let ingress = list_at(&status["loadBalancer"], "ingress").iter();
+    let addresses: std::collections::BTreeSet<&str> =
+        ingress.map(|i| or(str_at(i, "ip"), str_at(i, "hostname"))).filter(|a| !a.is_empty()).collect();
+    addresses.into_iter().collect::<Vec<_>>().join(",")
+}
+
+/// `kind.group` or `resource.group`, in lower case.
+fn with_group(name: &str, group: &str) -> String {
+    let dot = if group.is_empty() { "" } else { "." };
+    format!("{name}{dot}{group}").to_lowercase()
 }
 
 /// Names and images of a pod template's containers.

@@ -1,6 +1,6 @@
 //! Rows of the other groups.
 
-use super::{age, int_at, list_at, or, selector_text, str_at, text};
+use super::{age, balancer_addresses, first_three, int_at, list_at, or, selector_text, str_at, text, with_group};
 use crate::kinds::Kind;
 use crate::meta;
 use serde_json::Value;
@@ -26,9 +26,11 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         "NetworkPolicy" => vec![name(), selector_text(&spec["podSelector"]).into(), age(o, now)],
         "IPAddress" => {
             let p = &spec["parentRef"];
-            let parts: Vec<&str> =
-                ["resource", "namespace", "name"].iter().map(|k| str_at(p, k)).filter(|s| !s.is_empty()).collect();
-            vec![name(), parts.join("/").into()]
+            let mut parent = with_group(str_at(p, "resource"), str_at(p, "group"));
+            for part in ["namespace", "name"].map(|k| str_at(p, k)).iter().filter(|s| !s.is_empty()) {
+                parent = format!("{parent}/{part}");
+            }
+            vec![name(), if p.is_object() { parent.into() } else { "<none>".into() }]
         }
         "ServiceCIDR" => vec![name(), strings(spec, "cidrs").join(",").into(), age(o, now)],
         "PodDisruptionBudget" => {
@@ -66,6 +68,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
         "CSIDriver" => {
             let modes = strings(spec, "volumeLifecycleModes").join(",");
             let audiences: Vec<&str> = list_at(spec, "tokenRequests").iter().map(|t| str_at(t, "audience")).collect();
+            let audiences = if spec["tokenRequests"].is_array() { audiences.join(",") } else { "<unset>".into() };
             let mut cells = vec![
                 name(),
                 (spec["attachRequired"] != false).into(),
@@ -73,16 +76,15 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
                 (spec["storageCapacity"] == true).into(),
             ];
             cells.extend([
-                or(&audiences.join(","), "<unset>").into(),
+                audiences.into(),
                 (spec["requiresRepublish"] == true).into(),
                 or(&modes, "<none>").into(),
                 age(o, now),
             ]);
-            // The table of columns says how many of them are shown.
             cells
         }
         "CSIStorageCapacity" => {
-            vec![name(), str_at(o, "storageClassName").into(), o["capacity"].as_str().unwrap_or("").into()]
+            vec![name(), str_at(o, "storageClassName").into(), o["capacity"].as_str().unwrap_or("<unset>").into()]
         }
         "VolumeAttachment" => vec![
             name(),
@@ -92,7 +94,13 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             (status["attached"] == true).into(),
             age(o, now),
         ],
-        "VolumeAttributesClass" => vec![name(), str_at(o, "driverName").into(), age(o, now)],
+        "VolumeAttributesClass" => {
+            let default = ["volumeattributesclass.alpha.kubernetes.io/is-default-class"]
+                .iter()
+                .any(|a| meta::annotation(o, a) == Some("true"));
+            let shown = format!("{}{}", meta::name(o), if default { " (default)" } else { "" });
+            vec![shown.into(), str_at(o, "driverName").into(), age(o, now)]
+        }
         "PriorityClass" => vec![
             name(),
             int_at(o, "value").into(),
@@ -112,13 +120,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             vec![name(), list_at(spec, "mutations").len().into(), param_kind(spec).into(), age(o, now)]
         }
         "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => {
-            let p = &spec["paramRef"];
-            let param = match (str_at(p, "namespace"), str_at(p, "name")) {
-                _ if !p.is_object() => "<unset>".to_string(),
-                ("", n) => or(n, "*").to_string(),
-                (ns, n) => format!("{ns}/{}", or(n, "*")),
-            };
-            vec![name(), str_at(spec, "policyName").into(), param.into(), age(o, now)]
+            vec![name(), str_at(spec, "policyName").into(), param_ref(&spec["paramRef"]).into(), age(o, now)]
         }
         "FlowSchema" => {
             let missing = list_at(status, "conditions")
@@ -135,7 +137,7 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             ]
         }
         "PriorityLevelConfiguration" => {
-            let l = if spec["limited"].is_object() { &spec["limited"] } else { &spec["exempt"] };
+            let l = &spec["limited"];
             let q = &l["limitResponse"]["queuing"];
             let of = |v: &Value| {
                 if v.is_null() { Value::from("<none>") } else { v.clone() }
@@ -157,11 +159,11 @@ pub(super) fn cells(kind: &Kind, o: &Value, now: i64) -> Option<Vec<Value>> {
             }
             if status["allocation"].is_object() {
                 states.push("allocated");
+                if !list_at(status, "reservedFor").is_empty() {
+                    states.push("reserved");
+                }
             } else if states.is_empty() {
                 states.push("pending");
-            }
-            if !list_at(status, "reservedFor").is_empty() {
-                states.push("reserved");
             }
             vec![name(), states.join(",").into(), age(o, now)]
         }
@@ -210,38 +212,67 @@ fn param_kind(spec: &Value) -> String {
     if p.is_object() { format!("{}/{}", str_at(p, "apiVersion"), str_at(p, "kind")) } else { "<unset>".into() }
 }
 
-fn first_three(list: &[String]) -> String {
-    if list.len() > 3 { format!("{} + {} more...", list[..3].join(","), list.len() - 3) } else { list.join(",") }
+/// What a binding's parameters are called: by name in a namespace or in any, or chosen by labels.
+fn param_ref(p: &Value) -> String {
+    match (str_at(p, "namespace"), str_at(p, "name")) {
+        (_, "") if p["selector"].is_object() => go_selector(&p["selector"]),
+        (_, "") => "<unset>".into(),
+        ("", name) => format!("*/{name}"),
+        (namespace, name) => format!("{namespace}/{name}"),
+    }
+}
+
+/// A label selector as Go's generated code writes it.
+fn go_selector(v: &Value) -> String {
+    let labels: String =
+        v["matchLabels"].as_object().into_iter().flatten().map(|(k, v)| format!("{k}: {},", text(v))).collect();
+    let expressions: String = list_at(v, "matchExpressions")
+        .iter()
+        .map(|e| {
+            let values = strings(e, "values").join(" ");
+            format!(
+                "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},",
+                str_at(e, "key"),
+                str_at(e, "operator")
+            )
+        })
+        .collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
+    )
 }
 
 fn endpoint_slice(o: &Value, now: i64) -> Vec<Value> {
-    let ports: Vec<String> =
-        list_at(o, "ports").iter().map(|p| p["port"].as_i64().map_or("*".into(), |n| n.to_string())).collect();
+    let port = |p: &Value| match (p["port"].as_i64(), p["name"].as_str()) {
+        (Some(number), _) => number.to_string(),
+        (None, Some(name)) => name.to_string(),
+        (None, None) => "*".to_string(),
+    };
+    let ports: Vec<String> = list_at(o, "ports").iter().map(port).collect();
     let addresses: Vec<String> =
         list_at(o, "endpoints").iter().flat_map(|e| strings(e, "addresses")).map(String::from).collect();
     vec![
         meta::name(o).into(),
         str_at(o, "addressType").into(),
-        or(&first_three(&ports), "<unset>").into(),
-        or(&first_three(&addresses), "<unset>").into(),
+        or(&first_three(&ports, ports.len()), "<unset>").into(),
+        or(&first_three(&addresses, addresses.len()), "<unset>").into(),
         age(o, now),
     ]
 }
 
 fn ingress(o: &Value, now: i64) -> Vec<Value> {
     let spec = &o["spec"];
-    let hosts: Vec<String> =
-        list_at(spec, "rules").iter().map(|r| str_at(r, "host").to_string()).filter(|h| !h.is_empty()).collect();
-    let addresses: Vec<&str> = list_at(&o["status"]["loadBalancer"], "ingress")
-        .iter()
-        .map(|i| or(str_at(i, "ip"), str_at(i, "hostname")))
-        .collect();
+    let rules = list_at(spec, "rules");
+    let hosts: Vec<String> = rules.iter().map(|r| str_at(r, "host").to_string()).filter(|h| !h.is_empty()).collect();
+    // What is more than three are rules, with or without a host, after the third host.
+    let third = rules.iter().enumerate().filter(|(_, r)| !str_at(r, "host").is_empty()).nth(2).map(|(i, _)| i);
+    let total = if third.is_some_and(|i| i + 1 < rules.len()) { rules.len() } else { hosts.len().min(3) };
     let ports = if list_at(spec, "tls").is_empty() { "80" } else { "80, 443" };
     vec![
         meta::name(o).into(),
         or(str_at(spec, "ingressClassName"), "<none>").into(),
-        or(&first_three(&hosts), "*").into(),
-        addresses.join(",").into(),
+        or(&first_three(&hosts, total), "*").into(),
+        balancer_addresses(&o["status"]).into(),
         ports.into(),
         age(o, now),
     ]
@@ -321,32 +352,48 @@ fn cpu_v1(o: &Value) -> String {
 
 fn metrics(o: &Value) -> String {
     let current = list_at(&o["status"], "currentMetrics");
-    let mut list = Vec::new();
-    for (i, m) in list_at(&o["spec"], "metrics").iter().enumerate() {
-        let key = match str_at(m, "type") {
-            "Resource" => "resource",
-            "ContainerResource" => "containerResource",
-            "Pods" => "pods",
-            "Object" => "object",
-            "External" => "external",
-            _ => continue,
-        };
-        let now = &current.get(i).unwrap_or(&Value::Null)[key]["current"];
-        let goal = &m[key]["target"];
-        let prefix = if key.ends_with("esource") { format!("{}: ", str_at(&m[key], "name")) } else { String::new() };
-        let text = if goal["averageUtilization"].is_i64() {
-            let c = now["averageUtilization"].as_i64().map_or("<unknown>".to_string(), |n| format!("{n}%"));
-            format!("{prefix}{c}/{}%", int_at(goal, "averageUtilization"))
-        } else if goal["averageValue"].is_string() {
-            format!("{prefix}{}/{} (avg)", or(str_at(now, "averageValue"), "<unknown>"), str_at(goal, "averageValue"))
-                .replace(" (avg)", if matches!(key, "object" | "external") { " (avg)" } else { "" })
-        } else {
-            format!("{prefix}{}/{}", or(str_at(now, "value"), "<unknown>"), str_at(goal, "value"))
-        };
-        list.push(text);
+    let list: Vec<String> = list_at(&o["spec"], "metrics")
+        .iter()
+        .enumerate()
+        .map(|(i, m)| metric(m, current.get(i).unwrap_or(&Value::Null)))
+        .collect();
+    match list.len() {
+        0 => "<none>".into(),
+        1 | 2 => list.join(", "),
+        n => format!("{} + {} more...", list[..2].join(", "), n - 2),
     }
-    let more = list.len().saturating_sub(2);
-    list.truncate(2);
-    let text = list.join(", ");
-    if more > 0 { format!("{text} + {more} more...") } else { or(&text, "<none>").to_string() }
+}
+
+/// `current/target` of one metric.
+fn metric(spec: &Value, status: &Value) -> String {
+    let (key, resource) = match str_at(spec, "type") {
+        "Resource" => ("resource", true),
+        "ContainerResource" => ("containerResource", true),
+        "Pods" => ("pods", false),
+        "Object" => ("object", false),
+        "External" => ("external", false),
+        _ => return "<unknown type>".into(),
+    };
+    let (now, goal) = (&status[key]["current"], &spec[key]["target"]);
+    let shown = |v: &Value| if v.is_null() { "<unknown>".to_string() } else { text(v) };
+    let percent = |v: &Value, other: &str| v.as_i64().map_or(other.to_string(), |n| format!("{n}%"));
+    let average = !goal["averageValue"].is_null();
+    if resource {
+        let name = str_at(&spec[key], "name");
+        return if average {
+            format!("{name}: {}/{}", shown(&now["averageValue"]), text(&goal["averageValue"]))
+        } else {
+            let utilization = "averageUtilization";
+            format!("{name}: {}/{}", percent(&now[utilization], "<unknown>"), percent(&goal[utilization], "<auto>"))
+        };
+    }
+    match (key, average) {
+        ("pods", _) => format!("{}/{}", shown(&now["averageValue"]), text_or_zero(&goal["averageValue"])),
+        (_, true) => format!("{}/{} (avg)", shown(&now["averageValue"]), text(&goal["averageValue"])),
+        _ => format!("{}/{}", shown(&now["value"]), text_or_zero(&goal["value"])),
+    }
+}
+
+fn text_or_zero(v: &Value) -> String {
+    if v.is_null() { "0".into() } else { text(v) }
 }

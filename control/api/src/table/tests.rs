@@ -90,3 +90,14 @@ fn tables() {
     assert_eq!(t["rows"][0]["object"]["kind"], "PartialObjectMetadata");
     assert_eq!(t["columnDefinitions"].as_array().unwrap().len(), 3);
 }
+
+/// What upstream's printers make of the objects in `cells.jsonl`, at 2026-01-02T03:04:05Z.
+#[test]
+fn cells_are_upstreams() {
+    for line in include_str!("cells.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let of: Vec<&str> = case["of"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
+        let cells = text_cells(of[0], of[1], of[2], case["object"].clone());
+        assert_eq!(json!(cells), case["cells"], "{line}");
+    }
+}

@@ -216,5 +216,5 @@ pub(super) async fn delete_collection(scope: &Scope<'_>, content_type: &str, bod
             done => drop(done?),
         }
     }
-    list::answer(scope, page)
+    list::answer(scope, page).await
 }

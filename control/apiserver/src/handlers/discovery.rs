@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
-use api::codec::{Format, Transform};
+use api::codec::{Offer, Transform};
 use api::kinds::Kind;
 use http::{HeaderMap, HeaderValue, Response};
 
-use super::plain::{accept, known, tagged};
+use super::plain::{accept, tagged, tagged_body};
+use crate::compress;
 use crate::error::{ApiError, Result};
+use crate::openapi;
 use crate::pipeline::Body;
 use crate::request::RequestInfo;
 use crate::state::AppState;
 
-const FORMATS: &[Format] = &[Format::Json, Format::Yaml, Format::Protobuf];
-
 /// `/api`, `/apis`, `/apis/GROUP`, `/api/v1`, `/apis/GROUP/VERSION`.
 pub(super) fn handle(state: &Arc<AppState>, parts: &[&str], headers: &HeaderMap) -> Result<Response<Body>> {
-    let chosen = api::codec::negotiate(&accept(headers), FORMATS, false).ok_or_else(|| {
+    let offer = Offer { discovery: matches!(parts, ["api" | "apis"]), ..Offer::PLAIN };
+    let chosen = api::codec::negotiate(&accept(headers), &offer).ok_or_else(|| {
         ApiError::not_acceptable(
             "only application/json, application/yaml and application/vnd.kubernetes.protobuf are served",
         )
@@ -44,8 +45,11 @@ fn address(state: &AppState) -> String {
     std::net::SocketAddr::new(ip, state.config.secure_port).to_string()
 }
 
-/// `/openapi/v2`, `/openapi/v3` and below.  Documents are written when they are asked for and
-/// not kept: clients keep them by their hash.
+/// The media type of the v2 document in protobuf; clients also spell it with an `@`.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+const V2_PROTOBUF_AT: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// `/openapi/v2`, `/openapi/v3` and below.
 pub(super) fn openapi(
     state: &Arc<AppState>,
     info: &RequestInfo,
@@ -54,14 +58,31 @@ pub(super) fn openapi(
 ) -> Result<Response<Body>> {
     let kinds = state.kinds();
     let all = kinds.kinds();
+    let chosen = |offered: &[&'static str]| {
+        api::codec::choose(&accept(headers), offered).ok_or_else(|| {
+            ApiError::not_acceptable(format!("only the following media types are accepted: {}", offered.join(", ")))
+        })
+    };
     match parts {
-        ["openapi", "v2"] => Ok(v2(all, headers)),
+        ["openapi", "v2"] => {
+            let protobuf = chosen(&["application/json", V2_PROTOBUF_AT, V2_PROTOBUF])? != "application/json";
+            let content_type = if protobuf { V2_PROTOBUF } else { "application/json" };
+            let document = openapi::v2(all, protobuf);
+            Ok(large(tagged_body(headers, content_type, &document.hash.clone(), || document.into_body())))
+        }
         ["openapi", "v3"] => {
-            let index = api::openapi::v3_index(all, crate::GIT_VERSION).to_string();
+            chosen(&["application/json"])?;
+            let index = openapi::v3_index(all).to_string();
             Ok(tagged(headers, "application/json", &etag(index.as_bytes()), index))
         }
-        ["openapi", "v3", "api", version] => v3(all, "", version, info, headers),
-        ["openapi", "v3", "apis", group, version] => v3(all, group, version, info, headers),
+        ["openapi", "v3", "api", version] => {
+            chosen(&["application/json"])?;
+            v3(all, "", version, info, headers)
+        }
+        ["openapi", "v3", "apis", group, version] => {
+            chosen(&["application/json"])?;
+            v3(all, group, version, info, headers)
+        }
         _ => Err(ApiError::no_such_path()),
     }
 }
@@ -73,57 +94,33 @@ fn v3(
     info: &RequestInfo,
     headers: &HeaderMap,
 ) -> Result<Response<Body>> {
-    let hash = api::openapi::hash(all, group, version, crate::GIT_VERSION);
-    match info.query.get("hash") {
-        Some(asked) if asked != hash => {
-            let mut redirect = super::respond::answer(301, "text/plain", crate::pipeline::full(""));
-            if let Ok(value) = HeaderValue::from_str(&format!("{}?hash={hash}", info.path)) {
-                redirect.headers_mut().insert(http::header::LOCATION, value);
-            }
-            return Ok(redirect);
+    let hash = openapi::v3_hash(all, group, version).ok_or_else(ApiError::no_such_path)?;
+    let asked = info.query.get("hash");
+    if asked.is_some_and(|asked| asked != hash) {
+        let mut redirect = super::respond::answer(301, "text/plain", crate::pipeline::full(""));
+        if let Ok(value) = HeaderValue::from_str(&format!("{}?hash={hash}", info.path)) {
+            redirect.headers_mut().insert(http::header::LOCATION, value);
         }
-        _ => {}
+        return Ok(redirect);
     }
-    if known(headers, &hash) {
-        return Ok(tagged(headers, "application/json", &hash, ""));
-    }
-    let document = api::openapi::v3(all, group, version, crate::GIT_VERSION).ok_or_else(ApiError::no_such_path)?;
-    let mut answer = tagged(headers, "application/json", &hash, document);
-    if info.query.get("hash").is_some() {
+    let document = openapi::v3(all, group, version).ok_or_else(ApiError::no_such_path)?;
+    let mut answer = tagged_body(headers, "application/json", &hash, || document.into_body());
+    if asked.is_some() {
         answer
             .headers_mut()
             .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("public, immutable, max-age=31536000"));
     }
-    Ok(answer)
+    Ok(large(answer))
 }
 
-/// JSON for people; the protobuf form is the only one that client libraries ask for, under
-/// two spellings.
-fn v2(all: &[Arc<Kind>], headers: &HeaderMap) -> Response<Body> {
-    const TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-    let wanted = accept(headers);
-    let protobuf = wanted.contains("application/com.github.proto-openapi.spec.v2");
-    let hashes: String = api::discovery::groups(all)
-        .iter()
-        .flat_map(|(group, versions)| {
-            versions.iter().map(move |version| api::openapi::hash(all, group, version, crate::GIT_VERSION))
-        })
-        .collect();
-    let tag = etag(format!("{protobuf}{hashes}").as_bytes());
-    let content_type = if protobuf { TYPE } else { "application/json" };
-    if known(headers, &tag) {
-        return tagged(headers, content_type, &tag, "");
+fn large(mut answer: Response<Body>) -> Response<Body> {
+    if answer.status() == http::StatusCode::OK {
+        answer.extensions_mut().insert(compress::Large);
     }
-    let document = if protobuf {
-        api::openapi::v2_protobuf(all, crate::GIT_VERSION)
-    } else {
-        api::openapi::v2_json(all, crate::GIT_VERSION)
-    };
-    tagged(headers, content_type, &tag, document)
+    answer
 }
 
 /// The ETag of a document, without quotes.
 fn etag(document: &[u8]) -> String {
-    use sha2::Digest as _;
-    hex::encode_upper(sha2::Sha256::digest(document))
+    api::openapi::hash(&[document])
 }

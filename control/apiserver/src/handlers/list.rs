@@ -1,28 +1,21 @@
-//! Lists: filtered and paged from memory, encoded item by item as they go out.
+//! Lists: filtered and paged from memory.
 
 use std::sync::Arc;
 
 use api::codec::Transform;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::{Bytes, BytesMut};
-use futures::stream;
 use http::Response;
-use http_body::Frame;
-use http_body_util::{BodyExt, StreamBody};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Scope, respond};
+use super::{Scope, items, respond};
+use crate::compress;
 use crate::error::{ApiError, Cause, Result};
-use crate::fields;
 use crate::object::Object;
 use crate::pipeline::Body;
 use crate::request::Query;
-use crate::selector::{FieldSelector, Filter, LabelSelector};
-
-/// Bytes that go out in one piece.
-const PIECE: usize = 64 << 10;
+use crate::selector::Filter;
 
 /// What a continue token says.
 #[derive(Serialize, Deserialize)]
@@ -47,20 +40,10 @@ fn decode_token(text: &str) -> Result<Token> {
 
 /// The selectors of a request.
 pub(super) fn filter(scope: &Scope<'_>) -> Result<Filter> {
-    let query = &scope.info.query;
-    let shape = fields::shape(&scope.stored.group, &scope.stored.plural);
-    let custom = scope.kind.custom.as_ref().map(|c| c.selectable.clone()).unwrap_or_default();
-    let mut text = query.get("fieldSelector").unwrap_or("").to_string();
-    // events.k8s.io calls the object that an event is about otherwise.
-    if scope.kind.group == "events.k8s.io" {
-        text = text.replace("regarding.", "involvedObject.").replace("reportingController", "reportingComponent");
-    }
-    let mut fields = FieldSelector::parse(&text, shape, &custom)?;
+    let text = |name| scope.info.query.get(name).unwrap_or("");
+    let filter = Filter::parse(&scope.kind, &scope.stored, text("labelSelector"), text("fieldSelector"))?;
     // A watch or list of one name, as some clients write it.
-    if !scope.info.name.is_empty() {
-        fields.0.push(("metadata.name".into(), scope.info.name.clone(), true));
-    }
-    Ok(Filter { labels: LabelSelector::parse(query.get("labelSelector").unwrap_or(""))?, fields, shape, custom })
+    Ok(if scope.info.name.is_empty() { filter } else { filter.named(&scope.info.name) })
 }
 
 /// One page.
@@ -75,56 +58,66 @@ fn check_versions(query: &Query) -> Result<()> {
     let get = |name| query.get(name).filter(|v| !v.is_empty());
     let (version, matching) = (get("resourceVersion"), get("resourceVersionMatch"));
     let mut causes = Vec::new();
-    if query.get("sendInitialEvents").is_some() {
-        causes.push(Cause::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
-    }
     if let Some(matching) = matching {
+        if version.is_none() {
+            causes.push(Cause::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ));
+        }
         if get("continue").is_some() {
             causes.push(Cause::forbidden(
                 "resourceVersionMatch",
                 "resourceVersionMatch is forbidden when continue is provided",
-            ));
-        } else if version.is_none() {
-            causes.push(Cause::forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden unless resourceVersion is provided",
             ));
         }
         match matching {
             "Exact" if version == Some("0") => {
                 causes.push(Cause::forbidden(
                     "resourceVersionMatch",
-                    "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
+                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
                 ));
             }
             "Exact" | "NotOlderThan" => {}
             other => {
-                causes.push(Cause::not_supported("resourceVersionMatch", &other.into(), &["Exact", "NotOlderThan"]))
+                causes.push(Cause::not_supported("resourceVersionMatch", &other.into(), &["Exact", "NotOlderThan", ""]))
             }
         }
     }
+    if query.get("sendInitialEvents").is_some() {
+        causes.push(Cause::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+    }
     if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", causes)) }
+}
+
+/// A parameter that is a whole number; absent and empty are the same.
+pub(super) fn number(query: &Query, name: &str) -> Result<Option<u64>> {
+    match query.get(name).filter(|v| !v.is_empty()) {
+        None => Ok(None),
+        Some(v) => v
+            .parse::<u64>()
+            .map(Some)
+            .map_err(|_| ApiError::bad_request(format!("{name}: Invalid value: {v:?}: must be a number"))),
+    }
 }
 
 /// Reads one page, as the query wants it.
 pub(super) async fn page(scope: &Scope<'_>, filter: &Filter) -> Result<Page> {
     let query = &scope.info.query;
     check_versions(query)?;
-    let number = |name: &str| match query.get(name).filter(|v| !v.is_empty()) {
-        None => Ok(None),
-        Some(v) => v
-            .parse::<u64>()
-            .map(Some)
-            .map_err(|_| ApiError::bad_request(format!("{name}: Invalid value: {v:?}: must be a number"))),
-    };
-    let limit = number("limit")?.unwrap_or(0) as usize;
+    let limit = number(query, "limit")?.unwrap_or(0) as usize;
     let cache = scope.store().cache();
     let namespace = scope.collection();
     let (candidates, revision) = match query.get("continue").filter(|c| !c.is_empty()) {
         Some(text) => {
+            if query.get("resourceVersion").is_some_and(|v| !matches!(v, "" | "0")) {
+                return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+            }
             let token = decode_token(text)?;
             if token.rv < 0 {
                 cache.list_after(namespace, &token.start)
+            } else if token.rv == 0 || token.rv as u64 > cache.revision() {
+                return Err(ApiError::bad_request("continue key is not valid: no list had this resource version"));
             } else {
                 let revision = token.rv as u64;
                 let objects =
@@ -133,7 +126,7 @@ pub(super) async fn page(scope: &Scope<'_>, filter: &Filter) -> Result<Page> {
             }
         }
         None => {
-            let wanted = number("resourceVersion")?.unwrap_or(0);
+            let wanted = number(query, "resourceVersion")?.unwrap_or(0);
             cache.wait(wanted).await?;
             let exact = match query.get("resourceVersionMatch") {
                 Some("Exact") => true,
@@ -186,88 +179,43 @@ impl Page {
 
 /// GET of a collection.
 pub(super) async fn list(scope: &Scope<'_>) -> Result<Response<Body>> {
+    items::check_shape(&scope.accept, true)?;
     let filter = filter(scope)?;
     let page = page(scope, &filter).await?;
-    answer(scope, page)
+    answer(scope, page).await
 }
 
 /// Answers with a page, as negotiated.
-pub(super) fn answer(scope: &Scope<'_>, page: Page) -> Result<Response<Body>> {
-    if respond::as_stored(scope) {
-        return Ok(respond::answer(200, "application/json", stream_json(scope, page)));
+pub(super) async fn answer(scope: &Scope<'_>, mut page: Page) -> Result<Response<Body>> {
+    let form = items::Form::of(scope)?;
+    if matches!(scope.accept.transform, Transform::Table(_)) && scope.kind.plural == "flowschemas" {
+        // Printed in the order in which they are matched.
+        page.objects.sort_by_cached_key(|o| o.value()["spec"]["matchingPrecedence"].as_i64());
     }
-    let values = page.objects.iter().map(|o| respond::served(scope, o)).collect();
-    answer_values(scope, page.metadata(), values)
+    let metadata = page.metadata();
+    let size: usize = page.objects.iter().map(|o| o.json.len()).sum();
+    let body = items::list(form, &metadata, page.objects).await;
+    let mut response = respond::answer(200, &scope.accept.content_type(), body);
+    if size >= compress::WORTH {
+        response.extensions_mut().insert(compress::Large);
+    }
+    Ok(response)
 }
 
 /// Answers with objects that are in no store.
 pub(super) fn made(scope: &Scope<'_>, values: Vec<Value>) -> Result<Response<Body>> {
-    answer_values(scope, json!({"resourceVersion": ""}), values)
-}
-
-fn answer_values(scope: &Scope<'_>, metadata: Value, values: Vec<Value>) -> Result<Response<Body>> {
-    let (list, content_type) = match &scope.accept.transform {
-        Transform::Table(version) => (crate::table::of(scope, &values, version, metadata), scope.accept.content_type()),
+    items::check_shape(&scope.accept, true)?;
+    let metadata = json!({"resourceVersion": ""});
+    let list = match &scope.accept.transform {
+        Transform::Table(version) => crate::table::of(scope, &values, version, metadata)?,
         Transform::Partial(version) | Transform::PartialList(version) => {
             let items: Vec<Value> = values.iter().map(|v| respond::partial(v, version)).collect();
-            let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata, "items": items});
-            (list, scope.accept.content_type())
+            json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata, "items": items})
         }
         _ => {
-            let list = json!({"kind": scope.kind.list_kind, "apiVersion": scope.kind.api_version(), "metadata": metadata, "items": values});
-            (list, scope.accept.format.media_type().to_string())
+            json!({"kind": scope.kind.list_kind, "apiVersion": scope.kind.api_version(), "metadata": metadata, "items": values})
         }
     };
     let bytes = respond::encode(scope, &list)?;
-    Ok(respond::answer(200, &content_type, crate::pipeline::full(bytes)))
-}
-
-/// The envelope, and between its halves the stored bytes; at no time is more than a piece
-/// in memory twice.
-fn stream_json(scope: &Scope<'_>, page: Page) -> Body {
-    let head = format!(
-        "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
-        Value::from(scope.kind.list_kind.as_ref()),
-        Value::from(scope.kind.api_version()),
-        page.metadata()
-    );
-    let total: usize = page.objects.iter().map(|o| o.json.len() + 1).sum();
-    let objects = page.objects;
-    if total <= PIECE {
-        let mut out = BytesMut::with_capacity(head.len() + total + 4);
-        out.extend_from_slice(head.as_bytes());
-        fill(&mut out, &objects, 0, usize::MAX);
-        out.extend_from_slice(b"]}\n");
-        return crate::pipeline::full(out.freeze());
-    }
-    // (next object, first piece?)
-    let start = (0usize, Some(head), objects, false);
-    let pieces = stream::unfold(start, |(at, head, objects, ended)| async move {
-        if ended {
-            return None;
-        }
-        let mut out = BytesMut::with_capacity(PIECE + PIECE / 4);
-        if let Some(head) = head {
-            out.extend_from_slice(head.as_bytes());
-        }
-        let at = fill(&mut out, &objects, at, PIECE);
-        let ended = at == objects.len();
-        if ended {
-            out.extend_from_slice(b"]}\n");
-        }
-        let piece: Result<Frame<Bytes>, std::io::Error> = Ok(Frame::data(out.freeze()));
-        Some((piece, (at, None, objects, ended)))
-    });
-    StreamBody::new(pieces).boxed_unsync()
-}
-
-fn fill(out: &mut BytesMut, objects: &[Arc<Object>], mut at: usize, most: usize) -> usize {
-    while at < objects.len() && out.len() < most {
-        if at > 0 {
-            out.extend_from_slice(b",");
-        }
-        out.extend_from_slice(&objects[at].json);
-        at += 1;
-    }
-    at
+    Ok(respond::answer(200, &scope.accept.content_type(), crate::pipeline::full(bytes)))
 }

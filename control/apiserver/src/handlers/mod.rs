@@ -4,6 +4,7 @@ mod apply;
 mod change;
 mod delete;
 mod discovery;
+mod items;
 mod list;
 mod patch;
 mod plain;
@@ -27,6 +28,7 @@ use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
 use crate::{authn, authz, strategy, streaming};
 
+pub(crate) use respond::include;
 pub(crate) use scope::Scope;
 pub(crate) use write::now;
 
@@ -100,7 +102,7 @@ async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> 
     match (scope.info.group.as_str(), scope.info.verb) {
         ("authentication.k8s.io" | "authorization.k8s.io", _) => review(scope, content_type, body).await,
         ("", Verb::Get | Verb::List) if scope.info.resource == "componentstatuses" => component_statuses(scope).await,
-        (_, Verb::Get) => read::get(scope),
+        (_, Verb::Get) => read::get(scope).await,
         (_, Verb::List) => list::list(scope).await,
         (_, Verb::Watch) => watch::watch(scope).await,
         (_, Verb::Create) if scope.info.group.is_empty() && scope.info.resource == "bindings" => {

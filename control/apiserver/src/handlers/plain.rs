@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::header::{ACCEPT, CACHE_CONTROL, ETAG, IF_NONE_MATCH};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response};
 use serde_json::{Value, json};
 
 use super::{discovery, respond};
@@ -116,7 +116,7 @@ fn health(state: &AppState, info: &RequestInfo, endpoint: &str, rest: &[&str]) -
 }
 
 /// Whether the client has the document with this ETag.
-pub(super) fn known(headers: &HeaderMap, etag: &str) -> bool {
+fn known(headers: &HeaderMap, etag: &str) -> bool {
     let quoted = format!("\"{etag}\"");
     headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).is_some_and(|v| v.split(',').any(|t| t.trim() == quoted))
 }
@@ -128,17 +128,22 @@ pub(super) fn tagged(
     etag: &str,
     body: impl Into<bytes::Bytes>,
 ) -> Response<Body> {
-    let quoted = format!("\"{etag}\"");
-    let known = known(headers, etag);
-    let mut response = if known {
+    tagged_body(headers, content_type, etag, || full(body))
+}
+
+/// [`tagged`] of a body that is made only when it is wanted.
+pub(super) fn tagged_body(
+    headers: &HeaderMap,
+    content_type: &str,
+    etag: &str,
+    body: impl FnOnce() -> Body,
+) -> Response<Body> {
+    let mut response = if known(headers, etag) {
         respond::answer(304, content_type, full(""))
     } else {
-        respond::answer(200, content_type, full(body))
+        respond::answer(200, content_type, body())
     };
-    if known {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-    }
-    if let Ok(value) = HeaderValue::from_str(&quoted) {
+    if let Ok(value) = HeaderValue::from_str(&format!("\"{etag}\"")) {
         response.headers_mut().insert(ETAG, value);
     }
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public"));

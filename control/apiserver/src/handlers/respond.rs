@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use api::codec::{Accept, Format, Transform};
+use api::table::Include;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::Value;
 
-use super::Scope;
+use super::{Scope, items};
 use crate::error::{ApiError, Result};
 use crate::object::Object;
 use crate::pipeline::{Body, full};
 
 /// Whether stored bytes can go out as they are.
-pub(super) fn as_stored(scope: &Scope<'_>) -> bool {
+fn as_stored(scope: &Scope<'_>) -> bool {
     plain_json(&scope.accept) && !scope.accept.pretty && served_as_stored(scope)
 }
 
@@ -42,7 +43,7 @@ pub(super) fn has_defaults(schema: &api::schema::Schema) -> bool {
 }
 
 /// A stored object in the request's version.
-pub(super) fn served(scope: &Scope<'_>, object: &Object) -> Value {
+fn served(scope: &Scope<'_>, object: &Object) -> Value {
     let mut value = object.value();
     if !served_as_stored(scope) {
         crate::versions::serve(&mut value, &scope.kind);
@@ -60,20 +61,28 @@ pub(super) fn object(scope: &Scope<'_>, code: u16, object: &Arc<Object>) -> Resu
 
 /// Answers with an object in the request's version.
 pub(super) fn value(scope: &Scope<'_>, code: u16, value: Value) -> Result<Response<Body>> {
-    let accept = &scope.accept;
-    let (value, content_type) = match &accept.transform {
-        Transform::Table(version) if scope.kind.has_verb("list") => {
+    items::check_shape(&scope.accept, false)?;
+    let value = match &scope.accept.transform {
+        Transform::Table(version) => {
             let metadata = serde_json::json!({"resourceVersion": value["metadata"]["resourceVersion"]});
-            (crate::table::of(scope, std::slice::from_ref(&value), version, metadata), accept.content_type())
+            crate::table::of(scope, std::slice::from_ref(&value), version, metadata)?
         }
-        Transform::Partial(version) => (partial(&value, version), accept.content_type()),
-        Transform::PartialList(_) => {
-            return Err(ApiError::not_acceptable("one object cannot be shown as PartialObjectMetadataList"));
-        }
-        _ => (value, accept.format.media_type().to_string()),
+        Transform::Partial(version) => partial(&value, version),
+        _ => value,
     };
     let bytes = encode(scope, &value)?;
-    Ok(answer(code, &content_type, full(bytes)))
+    Ok(answer(code, &scope.accept.content_type(), full(bytes)))
+}
+
+/// How much of its object a row of a table is to carry.
+pub(crate) fn include(scope: &Scope<'_>) -> Result<Include> {
+    let asked = scope.info.query.get("includeObject").unwrap_or("");
+    Include::parse(asked).ok_or_else(|| {
+        let known = "supported values: \"\", \"Metadata\", \"None\", \"Object\"";
+        ApiError::bad_request(format!(
+            "Unable to convert to Table as requested: includeObject: Unsupported value: {asked:?}: {known}"
+        ))
+    })
 }
 
 /// PartialObjectMetadata of an object.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use api::codec::{Accept, Format};
+use api::codec::{Accept, Offer};
 use api::kinds::Kind;
 use http::{HeaderMap, HeaderValue, Response};
 
@@ -182,17 +182,25 @@ fn accept(info: &RequestInfo, headers: &HeaderMap, kind: &Kind) -> Result<Accept
     // Several headers are one list.
     let given: Vec<&str> = headers.get_all(http::header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
     let header = given.join(",");
-    let protobuf = kind.has_protobuf();
+    let agent = headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let plain = matches!(info.subresource.as_str(), "" | "status" | "scale");
+    let shown = plain && (kind.has_verb("get") || kind.has_verb("list"));
+    let offer = Offer { protobuf: kind.has_protobuf(), tables: shown, partial: shown, discovery: false };
     let chosen = if info.verb == Verb::Watch {
-        api::codec::negotiate_watch(&header, protobuf)
+        api::codec::negotiate_watch(&header, &offer)
     } else {
-        let formats: &[Format] =
-            if protobuf { &[Format::Json, Format::Yaml, Format::Protobuf] } else { &[Format::Json, Format::Yaml] };
-        api::codec::negotiate(&header, formats, true)
+        api::codec::negotiate(&header, &offer)
     };
     let mut accept = chosen.ok_or_else(|| {
-        ApiError::not_acceptable("only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf")
+        let protobuf = if offer.protobuf { ", application/vnd.kubernetes.protobuf" } else { "" };
+        ApiError::not_acceptable(format!(
+            "only the following media types are accepted: application/json, application/yaml{protobuf}"
+        ))
     })?;
-    accept.pretty |= info.query.flag("pretty");
+    accept.pretty = match info.query.get("pretty") {
+        Some(_) => info.query.flag("pretty"),
+        // Who looks with their own eyes.
+        None => accept.pretty || ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| agent.starts_with(a)),
+    };
     Ok(accept)
 }

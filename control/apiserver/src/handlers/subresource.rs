@@ -1,7 +1,7 @@
 //! Subresources that are not just `status`: scale, binding, eviction, token, finalize,
 //! approval, ephemeralcontainers, resize.
 
-use api::codec::Accept;
+use api::codec::Transform;
 use api::meta;
 use api::patch::APPLY_PATCH;
 use bytes::Bytes;
@@ -50,7 +50,7 @@ pub(super) async fn handle(scope: &Scope<'_>, content_type: &str, body: Bytes) -
 async fn part(scope: &Scope<'_>, content_type: &str, body: Bytes, take: Part) -> Result<Response<Body>> {
     let manager = scope.manager()?;
     let written = match scope.info.verb {
-        Verb::Get => return read::get(scope),
+        Verb::Get => return read::get(scope).await,
         Verb::Update => {
             let mut object = write::decode(scope, content_type, &body, scope.kind.schema())?;
             write::check_body(scope, &mut object)?;
@@ -131,9 +131,13 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
 
 /// Answers with an object of another kind than the resource's.
 fn plain(scope: &Scope<'_>, code: u16, value: &Value) -> Result<Response<Body>> {
-    let Accept { format, pretty, .. } = scope.accept;
-    let bytes = if pretty { api::codec::pretty(value) } else { api::codec::encode(value, format, None)? };
-    Ok(respond::answer(code, format.media_type(), crate::pipeline::full(bytes)))
+    let value = match &scope.accept.transform {
+        Transform::Table(version) => crate::table::of_scale(scope, value, version)?,
+        Transform::Partial(version) => respond::partial(value, version),
+        _ => value.clone(),
+    };
+    let bytes = respond::encode(scope, &value)?;
+    Ok(respond::answer(code, &scope.accept.content_type(), crate::pipeline::full(bytes)))
 }
 
 fn success(code: u16) -> Value {

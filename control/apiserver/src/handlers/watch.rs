@@ -5,10 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use api::codec::{Accept, Format, Transform};
-use api::kinds::Kind;
-use api::table::Include;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream;
 use http::Response;
 use http_body::Frame;
@@ -17,16 +14,20 @@ use rand::Rng;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::items::Form;
 use super::{Scope, list, respond};
 use crate::error::{ApiError, Cause, Result};
 use crate::object::Object;
 use crate::pipeline::Body;
 use crate::registry::{Event, EventKind, Watch};
+use crate::request::Query;
 use crate::selector::Filter;
 use crate::state::AppState;
 
 /// Shortest life of a watch that names none; the longest is twice as long.
 const LIFE: u64 = 1800;
+/// Longest life that a client can ask for.
+const LONGEST: u64 = 24 * 3600;
 /// How often a bookmark is sent.
 const BOOKMARK: Duration = Duration::from_secs(60);
 /// A last bookmark is sent this long before the end.
@@ -41,42 +42,42 @@ enum Start {
     State(u64, bool),
 }
 
+/// What is wrong with the version parameters of a watch.
+fn check_versions(query: &Query) -> Result<()> {
+    let get = |name| query.get(name).filter(|v| !v.is_empty());
+    let mut causes = Vec::new();
+    let mut forbid = |field, detail| causes.push(Cause::forbidden(field, detail));
+    let (initial, matching) = (get("sendInitialEvents").is_some(), get("resourceVersionMatch"));
+    if initial && matching != Some("NotOlderThan") {
+        forbid("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+    }
+    if let Some(matching) = matching {
+        if !initial {
+            forbid(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
+        }
+        if get("continue").is_some() {
+            forbid("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided");
+        }
+        if matching != "NotOlderThan" {
+            causes.push(Cause::not_supported("resourceVersionMatch", &matching.into(), &["NotOlderThan"]));
+        }
+    }
+    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", causes)) }
+}
+
 fn start(scope: &Scope<'_>) -> Result<Start> {
     let query = &scope.info.query;
-    let get = |name| query.get(name).filter(|v| !v.is_empty());
-    let version =
-        match get("resourceVersion") {
-            None => None,
-            Some(v) => Some(v.parse::<u64>().map_err(|_| {
-                ApiError::bad_request(format!("resourceVersion: Invalid value: {v:?}: must be a number"))
-            })?),
-        };
-    let matching = get("resourceVersionMatch");
-    let mut causes = Vec::new();
-    let initial = get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
-    match (initial, matching) {
-        (Some(_), Some("NotOlderThan")) => {}
-        (Some(_), _) => causes.push(Cause::forbidden(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        )),
-        (None, Some(_)) => causes.push(Cause::forbidden(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        )),
-        (None, None) => {}
-    }
-    if initial == Some(true) && !query.flag("allowWatchBookmarks") {
-        causes.push(Cause::forbidden("allowWatchBookmarks", "sendInitialEvents requires allowWatchBookmarks"));
-    }
-    if !causes.is_empty() {
-        return Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", causes));
-    }
-    Ok(match (initial, version) {
-        (Some(true), version) => Start::State(version.unwrap_or(0), true),
-        (Some(false), None | Some(0)) => Start::After(scope.store().cache().revision()),
-        (_, Some(version)) if version > 0 => Start::After(version),
-        _ => Start::State(0, false),
+    check_versions(query)?;
+    let version = list::number(query, "resourceVersion")?.unwrap_or(0);
+    let initial = query.get("sendInitialEvents").filter(|v| !v.is_empty()).map(|_| query.flag("sendInitialEvents"));
+    Ok(match initial {
+        Some(true) => Start::State(version, query.flag("allowWatchBookmarks")),
+        Some(false) if version == 0 => Start::After(scope.store().cache().revision()),
+        None if version == 0 => Start::State(0, false),
+        _ => Start::After(version),
     })
 }
 
@@ -84,18 +85,12 @@ fn start(scope: &Scope<'_>) -> Result<Start> {
 pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
     let filter = list::filter(scope)?;
     let query = &scope.info.query;
-    let seconds = match query.get("timeoutSeconds").and_then(|s| s.parse::<u64>().ok()).filter(|s| *s > 0) {
-        Some(seconds) => seconds,
-        None => rand::rng().random_range(LIFE..2 * LIFE),
+    let seconds = match list::number(query, "timeoutSeconds")? {
+        Some(seconds) if seconds > 0 => seconds.min(LONGEST),
+        _ => rand::rng().random_range(LIFE..2 * LIFE),
     };
     let cache = scope.store().cache();
-    let mut encoder = Encoder {
-        kind: scope.kind.clone(),
-        as_stored: respond::served_as_stored(scope),
-        accept: scope.accept.clone(),
-        include: Include::parse(query.get("includeObject").unwrap_or("")).unwrap_or_default(),
-        first: true,
-    };
+    let mut encoder = Encoder { form: Form::of(scope)?, first: true };
     let mut ready = VecDeque::new();
     let watch = match start(scope)? {
         Start::After(revision) => {
@@ -118,9 +113,9 @@ pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
     };
     let now = Instant::now();
     let end = now + Duration::from_secs(seconds);
-    let content_type = encoder.content_type();
+    let content_type = encoder.form.watch_content_type();
     let follower = Follower {
-        namespace: scope.collection().map(|n| format!("{n}/")),
+        namespace: scope.collection().map(Box::from),
         bookmarks: query.flag("allowWatchBookmarks").then_some(now + BOOKMARK),
         stop: scope.state.stopping(),
         _counted: Counted::new(scope.state),
@@ -140,9 +135,9 @@ pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
 }
 
 fn stream_of_error(encoder: &mut Encoder, error: &ApiError) -> Response<Body> {
-    let mut out = BytesMut::new();
+    let mut out = Vec::new();
     encoder.error(&mut out, error);
-    respond::answer(200, &encoder.content_type(), crate::pipeline::full(out.freeze()))
+    respond::answer(200, &encoder.form.watch_content_type(), crate::pipeline::full(out))
 }
 
 enum Item {
@@ -162,7 +157,7 @@ enum Happened {
 struct Follower {
     watch: Watch,
     filter: Filter,
-    namespace: Option<String>,
+    namespace: Option<Box<str>>,
     encoder: Encoder,
     ready: VecDeque<Item>,
     /// When the next bookmark is due, for those who want some.
@@ -196,7 +191,7 @@ const PIECE: usize = 32 << 10;
 impl Follower {
     /// The next piece of the stream; None: the end.
     async fn next(&mut self) -> Option<Bytes> {
-        let mut out = BytesMut::new();
+        let mut out = Vec::new();
         while out.len() < PIECE {
             match self.ready.pop_front() {
                 Some(Item::Added(object)) => self.encoder.event(&mut out, "ADDED", &object),
@@ -210,10 +205,10 @@ impl Follower {
             }
             self.wait(&mut out).await;
         }
-        Some(out.freeze())
+        Some(out.into())
     }
 
-    async fn wait(&mut self, out: &mut BytesMut) {
+    async fn wait(&mut self, out: &mut Vec<u8>) {
         let last = self.end - LAST_BOOKMARK.min(self.end.saturating_duration_since(Instant::now()));
         let mark = self.bookmarks.filter(|_| !self.last_sent).map(|due| due.min(last));
         let happened = tokio::select! {
@@ -238,20 +233,30 @@ impl Follower {
         }
     }
 
-    fn mark(&mut self, out: &mut BytesMut) {
+    fn mark(&mut self, out: &mut Vec<u8>) {
         let now = Instant::now();
         self.last_sent = now + LAST_BOOKMARK >= self.end;
         self.bookmarks = Some(now + BOOKMARK);
-        // Everything up to here was sent: `next` hands out what is there before it waits.
-        self.encoder.bookmark(out, self.watch.position(), false);
+        // What is there comes before, and a look for it brings the position up to the store's,
+        // so that a watch of what never changes learns the newest revision, too.
+        match self.watch.ready() {
+            Ok(events) => {
+                events.iter().for_each(|event| self.send(out, event));
+                self.encoder.bookmark(out, self.watch.position(), false);
+            }
+            Err(error) => {
+                self.encoder.error(out, &error);
+                self.over = true;
+            }
+        }
     }
 
     fn in_namespace(&self, event: &Event) -> bool {
-        self.namespace.as_ref().is_none_or(|n| *event.object.namespace == n[..n.len() - 1])
+        self.namespace.as_ref().is_none_or(|n| event.object.namespace == *n)
     }
 
     /// With a selector, what enters it is new and what leaves it is gone.
-    fn send(&mut self, out: &mut BytesMut, event: &Event) {
+    fn send(&mut self, out: &mut Vec<u8>, event: &Event) {
         if !self.in_namespace(event) {
             return;
         }
@@ -260,12 +265,10 @@ impl Follower {
         match (was, is) {
             (false, true) => self.encoder.event(out, "ADDED", &event.object),
             (true, true) => self.encoder.event(out, "MODIFIED", &event.object),
-            (true, false) if event.kind == EventKind::Deleted => self.encoder.event(out, "DELETED", &event.object),
             (true, false) => {
                 // The last state that was wanted, at the revision of its leaving.
-                if let Some(previous) = &event.previous {
-                    self.encoder.event(out, "DELETED", &previous.restamped(event.revision));
-                }
+                let last = event.previous.as_ref().unwrap_or(&event.object);
+                self.encoder.event(out, "DELETED", &last.restamped(event.revision));
             }
             (false, false) => {}
         }
@@ -274,76 +277,50 @@ impl Follower {
 
 /// Writes events in the form that was negotiated.
 struct Encoder {
-    kind: Arc<Kind>,
-    /// Whether stored bytes can go out as they are.
-    as_stored: bool,
-    accept: Accept,
-    include: Include,
+    form: Form,
     /// Whether the next event is the first: tables name their columns there only.
     first: bool,
 }
 
 impl Encoder {
-    fn content_type(&self) -> String {
-        self.accept.watch_content_type()
-    }
-
-    fn event(&mut self, out: &mut BytesMut, kind: &str, object: &Object) {
-        if respond::plain_json(&self.accept) && self.as_stored {
+    fn event(&mut self, out: &mut Vec<u8>, kind: &str, object: &Object) {
+        if self.form.is_stored_json() {
             out.reserve(object.json.len() + 40);
-            out.put_slice(b"{\"type\":\"");
-            out.put_slice(kind.as_bytes());
-            out.put_slice(b"\",\"object\":");
-            out.put_slice(&object.json);
-            out.put_slice(b"}\n");
-            return;
+            json_event(out, kind, &object.json);
+        } else if let Some(object) = self.form.enveloped(object) {
+            out.extend_from_slice(&api::protobuf::watch_frame(kind, &object));
+        } else {
+            let value = self.form.whole(object, std::mem::take(&mut self.first));
+            self.put(out, kind, &value);
         }
-        let mut value = object.value();
-        if !self.as_stored {
-            crate::versions::serve(&mut value, &self.kind);
-        }
-        self.write(out, kind, value);
     }
 
-    /// Transforms, then writes.
-    fn write(&mut self, out: &mut BytesMut, kind: &str, value: Value) {
-        let value = match &self.accept.transform {
-            Transform::Table(version) => crate::table::of_event(&self.kind, &value, version, self.include, self.first),
-            Transform::Partial(version) | Transform::PartialList(version) => respond::partial(&value, version),
-            _ => value,
-        };
-        self.first = false;
-        self.put(out, kind, &value);
-    }
-
-    fn put(&self, out: &mut BytesMut, kind: &str, value: &Value) {
-        if self.accept.format == Format::Protobuf {
+    fn put(&self, out: &mut Vec<u8>, kind: &str, value: &Value) {
+        if self.form.is_protobuf() {
             let object = api::protobuf::encode_object(value, None);
-            out.put_slice(&api::protobuf::watch_frame(kind, &object));
-            return;
+            out.extend_from_slice(&api::protobuf::watch_frame(kind, &object));
+        } else {
+            json_event(out, kind, value.to_string().as_bytes());
         }
-        out.put_slice(b"{\"type\":\"");
-        out.put_slice(kind.as_bytes());
-        out.put_slice(b"\",\"object\":");
-        out.put_slice(value.to_string().as_bytes());
-        out.put_slice(b"}\n");
     }
 
-    fn bookmark(&mut self, out: &mut BytesMut, revision: u64, initial: bool) {
+    fn bookmark(&mut self, out: &mut Vec<u8>, revision: u64, initial: bool) {
         let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let value = json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata});
-        match &self.accept.transform {
-            Transform::Table(version) => {
-                self.put(out, "BOOKMARK", &crate::table::of_bookmark(&self.kind, &value, version))
-            }
-            _ => self.write(out, "BOOKMARK", value),
-        }
+        let value = self.form.bookmark(metadata, std::mem::take(&mut self.first));
+        self.put(out, "BOOKMARK", &value);
     }
 
-    fn error(&mut self, out: &mut BytesMut, error: &ApiError) {
+    fn error(&mut self, out: &mut Vec<u8>, error: &ApiError) {
         self.put(out, "ERROR", &error.to_value());
+    }
+}
+
+/// One event: a line without an end of line in it.
+fn json_event(out: &mut Vec<u8>, kind: &str, object: &[u8]) {
+    for part in [b"{\"type\":\"", kind.as_bytes(), b"\",\"object\":", object, b"}\n"] {
+        out.extend_from_slice(part);
     }
 }

@@ -19,12 +19,19 @@ use crate::object::{Object, Shape};
 
 /// How long changes are kept: pages of one list and resumed watches live as long.
 const KEEP: Duration = Duration::from_secs(300);
+/// Changes younger than this may take more memory: clients count on them.
+const FRESH: Duration = Duration::from_secs(75);
 /// Changes kept however old they are.
-const KEEP_AT_LEAST: usize = 64;
-/// Changes kept at most.
-const KEEP_AT_MOST: usize = 20_000;
-/// Changes handed to a watcher at once.
+const KEEP_AT_LEAST: usize = 16;
+/// Bytes of fresh changes kept at most, if the objects themselves are not more.
+const FRESH_BYTES: usize = 32 << 20;
+/// Bytes of older changes kept at most, if a quarter of the objects is not more.
+const KEPT_BYTES: usize = 4 << 20;
+/// What a change takes beside the bytes of its object.
+const CHANGE_BYTES: usize = 512;
+/// Changes handed to a watcher at once, and bytes of their objects, about.
 const BURST: usize = 256;
+const BURST_BYTES: usize = 64 << 10;
 /// How long a read waits for a revision that the cache has not seen.
 const WAIT: Duration = Duration::from_secs(3);
 
@@ -36,23 +43,40 @@ pub enum EventKind {
     Deleted,
 }
 
-/// One change.  On deletion `object` is the last state, at the revision of the deletion.
+/// One change.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub kind: EventKind,
     pub revision: u64,
+    /// The new state; on deletion the last one, still at its own revision.
     pub object: Arc<Object>,
     /// The state before, if there was one.
     pub previous: Option<Arc<Object>>,
     at: Instant,
 }
 
+impl Event {
+    /// The bytes that are kept for this change alone.
+    fn bytes(&self) -> usize {
+        CHANGE_BYTES + self.previous.as_ref().map_or(0, |p| p.json.len())
+    }
+}
+
 #[derive(Default)]
 struct Inner {
     objects: BTreeMap<Box<str>, Arc<Object>>,
+    /// Bytes of `objects`.
+    live: usize,
     history: VecDeque<Event>,
+    /// Bytes of `history`.
+    kept: usize,
     /// All changes after this revision are in `history`.
     oldest: u64,
+    /// Pictures of the time before this revision are no longer given, though there may have
+    /// been no change since.
+    compacted: u64,
+    /// Which revision was the newest when.
+    marks: VecDeque<(Instant, u64)>,
 }
 
 /// The cache; filled by the store, read by all.
@@ -82,7 +106,10 @@ impl Observer for Cache {
         inner.history.clear();
         for entry in entries {
             match Object::decode(entry.value, entry.revision, self.shape) {
-                Ok(object) => drop(inner.objects.insert(entry.key[self.prefix.len()..].into(), object)),
+                Ok(object) => {
+                    inner.live += object.json.len();
+                    inner.objects.insert(entry.key[self.prefix.len()..].into(), object);
+                }
                 Err(error) => {
                     tracing::error!("{} is left out, as it cannot be read: {error}", entry.key)
                 }
@@ -99,7 +126,7 @@ impl Observer for Cache {
             for change in changes {
                 self.take(&mut inner, change);
             }
-            inner.trim();
+            inner.trim(Instant::now());
             // Under the lock, so that a picture and its revision always belong together.
             self.revision.store(revision, Ordering::Release);
             drop(inner);
@@ -111,16 +138,43 @@ impl Observer for Cache {
 }
 
 impl Inner {
-    fn trim(&mut self) {
-        let now = Instant::now();
-        while let Some(front) = self.history.front() {
-            let old = self.history.len() > KEEP_AT_LEAST && now.duration_since(front.at) > KEEP;
-            if !old && self.history.len() <= KEEP_AT_MOST {
+    fn put(&mut self, key: &str, object: &Arc<Object>) {
+        self.live += object.json.len();
+        if let Some(old) = self.objects.insert(key.into(), object.clone()) {
+            self.live -= old.json.len();
+        }
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some(old) = self.objects.remove(key) {
+            self.live -= old.json.len();
+        }
+    }
+
+    fn trim(&mut self, now: Instant) {
+        while self.history.len() > KEEP_AT_LEAST
+            && let Some(front) = self.history.front()
+        {
+            let age = now.saturating_duration_since(front.at);
+            let most = if age <= FRESH { FRESH_BYTES.max(self.live) } else { KEPT_BYTES.max(self.live / 4) };
+            if age <= KEEP && self.kept <= most {
                 return;
             }
             self.oldest = front.revision;
+            self.kept -= front.bytes();
             self.history.pop_front();
         }
+    }
+
+    /// Lets pictures of the past go when their time is over.
+    fn age(&mut self, now: Instant, revision: u64) {
+        while let Some((at, was)) = self.marks.front()
+            && now.saturating_duration_since(*at) > KEEP
+        {
+            self.compacted = *was;
+            self.marks.pop_front();
+        }
+        self.marks.push_back((now, revision));
     }
 }
 
@@ -148,7 +202,7 @@ impl Cache {
         let (kind, object) = match &change.value {
             Some(value) => match Object::decode(value.clone(), change.revision, self.shape) {
                 Ok(object) => {
-                    inner.objects.insert(key.into(), object.clone());
+                    inner.put(key, &object);
                     let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
                     (kind, object)
                 }
@@ -158,12 +212,22 @@ impl Cache {
                 }
             },
             None => {
-                inner.objects.remove(key);
+                inner.remove(key);
                 let Some(last) = &previous else { return };
-                (EventKind::Deleted, last.restamped(change.revision))
+                (EventKind::Deleted, last.clone())
             }
         };
-        inner.history.push_back(Event { kind, revision: change.revision, object, previous, at: Instant::now() });
+        let event = Event { kind, revision: change.revision, object, previous, at: Instant::now() };
+        inner.kept += event.bytes();
+        inner.history.push_back(event);
+    }
+
+    /// Forgets what is too old; to be called from time to time.
+    pub fn age(&self, now: Instant) {
+        let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
+        inner.trim(now);
+        let revision = self.revision();
+        inner.age(now, revision);
     }
 
     /// The store's revision that this reflects.
@@ -210,11 +274,9 @@ impl Cache {
     /// The objects as they were at `revision`, after `key`.
     pub fn list_at(&self, namespace: Option<&str>, after: &str, revision: u64) -> Result<Vec<Arc<Object>>> {
         let inner = self.read();
-        if revision < inner.oldest {
-            return Err(ApiError::expired(format!(
-                "The provided resource version is too old: {revision} ({})",
-                inner.oldest
-            )));
+        let oldest = inner.oldest.max(inner.compacted);
+        if revision < oldest {
+            return Err(ApiError::expired(format!("The provided resource version is too old: {revision} ({oldest})")));
         }
         let newer = inner.history.partition_point(|e| e.revision <= revision);
         if newer == inner.history.len() {
@@ -239,7 +301,8 @@ impl Cache {
         while self.revision() < revision {
             if Instant::now() > deadline {
                 let now = self.revision();
-                let mut error = ApiError::timeout(format!("Too large resource version: {revision}, current: {now}"));
+                let mut error =
+                    ApiError::timeout(format!("Timeout: Too large resource version: {revision}, current: {now}"));
                 error.retry_after = Some(1);
                 return Err(error.with_cause("ResourceVersionTooLarge", "Too large resource version", ""));
             }
@@ -335,7 +398,12 @@ impl Watch {
             return Err(too_old(self.position, inner.oldest));
         }
         let from = inner.history.partition_point(|e| e.revision <= self.position);
-        let events: Vec<Event> = inner.history.range(from..).take(BURST).cloned().collect();
+        let mut bytes = 0;
+        let small = |event: &&Event| {
+            bytes += event.object.json.len();
+            bytes <= BURST_BYTES || bytes == event.object.json.len()
+        };
+        let events: Vec<Event> = inner.history.range(from..).take(BURST).take_while(small).cloned().collect();
         let all = from + events.len() == inner.history.len();
         // Read under the lock: the store shows changes under it before the revision goes on.
         let newest = if all { self.cache.revision() } else { 0 };
@@ -356,5 +424,109 @@ impl Watch {
                 _ = self.ended.changed() => return Ok(Vec::new()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> Cache {
+        Cache {
+            prefix: "/core/pods/".into(),
+            shape: &[],
+            inner: RwLock::default(),
+            revision: AtomicU64::new(0),
+            changed: watch::Sender::new(0),
+            ended: watch::Sender::new(()),
+        }
+    }
+
+    fn change(revision: u64, name: &str, value: Option<usize>) -> Change {
+        let object = |size| {
+            let pad = "x".repeat(size);
+            format!(r#"{{"metadata":{{"name":"{name}","resourceVersion":"{revision}"}},"pad":"{pad}"}}"#)
+        };
+        Change { key: format!("/core/pods/{name}").into(), revision, value: value.map(|size| object(size).into()) }
+    }
+
+    fn names(objects: Vec<Arc<Object>>) -> Vec<String> {
+        objects.iter().map(|o| format!("{}@{}", o.name, o.revision)).collect()
+    }
+
+    #[test]
+    fn pictures_of_the_past() {
+        let cache = cache();
+        cache.load(Vec::new(), 10);
+        for (i, (name, value)) in
+            [("a", Some(1)), ("b", Some(1)), ("a", Some(2)), ("b", None), ("c", Some(1))].into_iter().enumerate()
+        {
+            let revision = 11 + i as u64;
+            cache.apply(&[change(revision, name, value)], revision);
+        }
+        for (revision, wanted) in
+            [(11, vec!["a@11"]), (12, vec!["a@11", "b@12"]), (13, vec!["a@13", "b@12"]), (15, vec!["a@13", "c@15"])]
+        {
+            assert_eq!(names(cache.list_at(None, "", revision).unwrap()), wanted, "{revision}");
+        }
+        assert_eq!(names(cache.list_at(None, "a", 12).unwrap()), ["b@12"]);
+        assert_eq!(cache.list_at(None, "", 9).unwrap_err().code, 410);
+    }
+
+    #[test]
+    fn the_past_ends_in_time_though_nothing_changes() {
+        let cache = Arc::new(cache());
+        cache.load(Vec::new(), 10);
+        cache.apply(&[change(11, "a", Some(1))], 11);
+        let start = Instant::now();
+        cache.age(start);
+        // Another resource's changes.
+        cache.apply(&[], 40);
+        cache.age(start + KEEP);
+        assert!(cache.list_at(None, "", 11).is_ok());
+        cache.age(start + KEEP + KEEP + Duration::from_secs(1));
+        assert_eq!(cache.list_at(None, "", 11).unwrap_err().code, 410, "a picture of more than five minutes ago");
+        assert!(cache.watch(11).is_ok(), "no change is missing");
+        assert!(cache.list_at(None, "", 40).is_ok());
+    }
+
+    #[test]
+    fn history_is_bounded_by_bytes_and_age() {
+        let cache = cache();
+        cache.load(Vec::new(), 0);
+        for revision in 1..=400 {
+            cache.apply(&[change(revision, "a", Some(200 << 10))], revision);
+        }
+        let kept = |cache: &Cache| (cache.read().kept, cache.read().history.len());
+        assert!(kept(&cache).0 <= FRESH_BYTES && kept(&cache).1 > KEEP_AT_LEAST, "{:?}", kept(&cache));
+        let start = Instant::now();
+        cache.age(start + FRESH + Duration::from_secs(1));
+        assert!(kept(&cache).0 <= KEPT_BYTES && kept(&cache).1 >= KEEP_AT_LEAST, "{:?}", kept(&cache));
+        assert_eq!(cache.read().live, cache.get("", "a").unwrap().json.len());
+    }
+
+    #[tokio::test]
+    async fn watchers_get_pieces_and_are_told_what_is_gone() {
+        let cache = Arc::new(cache());
+        cache.load(Vec::new(), 0);
+        let mut slow = cache.watch(0).unwrap();
+        for revision in 1..=10 {
+            cache.apply(&[change(revision, "a", Some(40 << 10))], revision);
+        }
+        let mut seen = 0;
+        while seen < 10 {
+            let events = slow.next().await.unwrap();
+            assert!(events.len() <= 2, "a piece is small");
+            seen += events.len() as u64;
+            assert_eq!(slow.position(), seen);
+        }
+        cache.apply(&[], 20);
+        assert!(slow.ready().unwrap().is_empty());
+        assert_eq!(slow.position(), 20, "an idle watch learns the newest revision");
+        let mut left_behind = cache.watch(10).unwrap();
+        for revision in 21..=1000 {
+            cache.apply(&[change(revision, "a", Some(200 << 10))], revision);
+        }
+        assert_eq!(left_behind.next().await.unwrap_err().code, 410);
     }
 }

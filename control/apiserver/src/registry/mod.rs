@@ -60,6 +60,13 @@ impl Registry {
         counts
     }
 
+    /// Lets all caches forget what is too old; to be called from time to time.
+    pub fn age(&self) {
+        let caches: Vec<Arc<Cache>> = self.caches.read().unwrap_or_else(|e| e.into_inner()).values().cloned().collect();
+        let now = std::time::Instant::now();
+        caches.iter().for_each(|cache| cache.age(now));
+    }
+
     /// The store's newest revision.
     pub fn revision(&self) -> u64 {
         self.store.revision()
@@ -85,7 +92,7 @@ impl Registry {
         caches
             .entry(key)
             .or_insert_with(|| {
-                Cache::attach(&self.store, &prefix(group, resource), crate::fields::shape(group, resource))
+                Cache::attach(&self.store, &prefix(group, resource), api::selector::offered(group, resource))
             })
             .clone()
     }

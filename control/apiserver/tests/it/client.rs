@@ -85,6 +85,11 @@ impl Answer {
 
 impl Cluster {
     pub async fn start() -> Cluster {
+        Cluster::start_with(|_| ()).await
+    }
+
+    /// A server with other settings.
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let (ca_pem, issuer) = ca();
         let (server_crt, server_key) = leaf(&issuer, "kube-apiserver", None, &["127.0.0.1", "localhost"]);
@@ -103,7 +108,7 @@ impl Cluster {
             .with_client_auth_cert(chain, key)
             .unwrap();
         let mut cluster = Cluster { server: None, dir, tls: Arc::new(tls), port: 0 };
-        cluster.begin().await;
+        cluster.begin_with(change).await;
         cluster
     }
 
@@ -182,6 +187,30 @@ impl Cluster {
         let response = self.raw(method, path, headers, body).await;
         let (code, headers) = (response.status().as_u16(), response.headers().clone());
         Answer { code, headers, body: response.into_body().collect().await.unwrap().to_bytes() }
+    }
+
+    /// What the administrator is answered in the name of somebody else.
+    pub async fn send_as(&self, user: &str, method: &str, path: &str) -> Answer {
+        self.send_with(method, path, &[("impersonate-user", user)], "").await
+    }
+
+    /// GET over HTTP/2.
+    pub async fn get_h2(&self, path: &str) -> (u16, Bytes) {
+        let mut tls = (*self.tls).clone();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request =
+            http::Request::builder().uri(format!("https://localhost{path}")).body(Full::new(Bytes::new())).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let code = response.status().as_u16();
+        (code, response.into_body().collect().await.unwrap().to_bytes())
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -28,7 +28,7 @@ fn child() {
     });
 }
 
-async fn spawn(cluster: &mut Cluster) -> Child {
+pub async fn spawn(cluster: &mut Cluster) -> Child {
     let port = cluster.dir().join("port");
     drop(std::fs::remove_file(&port));
     let mut child = Command::new(std::env::current_exe().unwrap())
