@@ -250,6 +250,10 @@ pub fn custom(k: &Kind, style: Style) -> Vec<(String, Value)> {
     v["type"] = "object".into();
     let gvk = |kind: &str| json!([{"group": k.group, "version": k.version, "kind": kind}]);
     v["x-kubernetes-group-version-kind"] = gvk(&k.kind);
+    if !c.selectable.is_empty() {
+        let path = |s: &String| json!({"fieldPath": s.trim_start_matches('.')});
+        v["x-kubernetes-selectable-fields"] = c.selectable.iter().map(path).collect();
+    }
     let list = json!({
         "type": "object", "required": ["items"], "x-kubernetes-group-version-kind": gvk(&k.list_kind),
         "description": format!("A list of {} ({}).", k.kind, api_version(&k.group, &k.version)),

@@ -101,9 +101,8 @@ impl std::fmt::Debug for Cache {
 impl Observer for Cache {
     fn load(&self, entries: Vec<Entry>, revision: u64) {
         let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
-        // On a later load, changes were missed: who is behind must list anew.
-        inner.objects.clear();
-        inner.history.clear();
+        // On a later load changes were missed: who is behind must list anew.
+        *inner = Inner::default();
         for entry in entries {
             match Object::decode(entry.value, entry.revision, self.shape) {
                 Ok(object) => {

@@ -18,6 +18,7 @@ pub struct Cluster {
     pub server: Option<Server>,
     dir: TempDir,
     tls: Arc<rustls::ClientConfig>,
+    stranger: Arc<rustls::ClientConfig>,
     port: u16,
 }
 
@@ -99,6 +100,11 @@ impl Cluster {
         }
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
+        let stranger = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
         let chain = vec![CertificateDer::from_pem_slice(admin_crt.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(admin_key.as_bytes()).unwrap();
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -107,7 +113,7 @@ impl Cluster {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .unwrap();
-        let mut cluster = Cluster { server: None, dir, tls: Arc::new(tls), port: 0 };
+        let mut cluster = Cluster { server: None, dir, tls: Arc::new(tls), stranger: Arc::new(stranger), port: 0 };
         cluster.begin_with(change).await;
         cluster
     }
@@ -159,8 +165,19 @@ impl Cluster {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> std::io::Result<http::Response<Incoming>> {
+        self.try_raw_as(&self.tls, method, path, headers, body).await
+    }
+
+    async fn try_raw_as(
+        &self,
+        tls: &Arc<rustls::ClientConfig>,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> std::io::Result<http::Response<Incoming>> {
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await?;
-        let stream = tokio_rustls::TlsConnector::from(self.tls.clone())
+        let stream = tokio_rustls::TlsConnector::from(tls.clone())
             .connect(ServerName::try_from("127.0.0.1").unwrap(), stream)
             .await?;
         let (mut sender, connection) =
@@ -185,6 +202,13 @@ impl Cluster {
         body: impl Into<Bytes>,
     ) -> Answer {
         let response = self.raw(method, path, headers, body).await;
+        let (code, headers) = (response.status().as_u16(), response.headers().clone());
+        Answer { code, headers, body: response.into_body().collect().await.unwrap().to_bytes() }
+    }
+
+    /// What somebody without a certificate is answered.
+    pub async fn get_as_stranger(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let response = self.try_raw_as(&self.stranger, "GET", path, headers, "").await.unwrap();
         let (code, headers) = (response.status().as_u16(), response.headers().clone());
         Answer { code, headers, body: response.into_body().collect().await.unwrap().to_bytes() }
     }

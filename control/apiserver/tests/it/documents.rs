@@ -262,6 +262,8 @@ async fn custom_kinds_are_spliced_in_at_once() {
         (&spec["size"]["description"], &spec["any"]["anyOf"][0]["type"]),
         (&json!("How many."), &json!("integer"))
     );
+    let selectable = &v3["components"]["schemas"]["com.example.v1.Bar"]["x-kubernetes-selectable-fields"];
+    assert_eq!(*selectable, json!([{"fieldPath": "spec.size"}]));
     let patch = &v3["paths"]["/apis/example.com/v1/namespaces/{namespace}/bars/{name}"]["patch"];
     assert!(patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_none());
     cluster.delete(&format!("{CRDS}/bars.example.com")).await.expect(200);
