@@ -246,6 +246,8 @@ struct Rest {
     form: Form,
     objects: Vec<Arc<Object>>,
     at: usize,
+    /// About how many bytes all of it is.
+    size: usize,
     head: Vec<u8>,
     between: &'static [u8],
     tail: &'static [u8],
@@ -256,6 +258,7 @@ impl Rest {
     /// The next piece; the items' bytes are made now.
     fn piece(&mut self, most: usize) -> Vec<u8> {
         let mut out = std::mem::take(&mut self.head);
+        out.reserve(self.size.min(PIECE) + PIECE / 8);
         while self.at < self.objects.len() && out.len() < most {
             if self.at > 0 {
                 out.extend_from_slice(self.between);
@@ -279,7 +282,7 @@ pub(super) async fn list(form: Form, metadata: &Value, objects: Vec<Arc<Object>>
         form.frame(metadata, objects.is_empty())
     };
     let size: usize = objects.iter().map(|o| o.json.len()).sum();
-    let mut rest = Rest { form, objects, at: 0, head, between, tail, ended: false };
+    let mut rest = Rest { form, objects, at: 0, size, head, between, tail, ended: false };
     if size <= PIECE {
         return crate::pipeline::full(rest.piece(usize::MAX));
     }
