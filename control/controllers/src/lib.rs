@@ -11,6 +11,7 @@ mod quota;
 mod runner;
 mod settings;
 
+mod account_tokens;
 mod addons;
 mod aggregation;
 mod certificates;
@@ -96,6 +97,7 @@ fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {
     nodes::start(context).context("starting the node controllers")?;
     certificates::start(context).context("starting the certificate controllers")?;
     service_accounts::start(context).context("starting the service account controllers")?;
+    account_tokens::start(context).context("starting the service account token controller")?;
     namespaces::start(context);
     endpoints::start(context);
     workloads::start(context);
