@@ -5,9 +5,11 @@ use anyhow::{Context, ensure};
 use qemu_tests::cluster::condition;
 use qemu_tests::pods::{TOOLBOX, toolbox};
 use qemu_tests::{Cluster, Kubectl, Result, wait};
+use serde_json::json;
 
 pub(crate) const TESTS: &[super::Test] = &[
     ("a_service_account_without_rights_is_refused", without_rights),
+    ("a_token_secret_is_filled_and_ends_with_its_account", token_secret),
     ("a_node_may_only_what_concerns_itself", node_restriction),
     ("a_node_listens_on_documented_ports_only", sockets),
     ("pods_reach_neither_metadata_nor_node_api", closed_addresses),
@@ -18,6 +20,35 @@ fn without_rights(cluster: &Cluster) -> Result {
     let expected = r#"pods is forbidden: User "system:serviceaccount:default:default" cannot list resource "pods" in API group "" in the namespace "default""#;
     ensure!(out.err.contains(expected), "refused with: {}", out.err);
     Ok(())
+}
+
+/// Asked by TokenReview, as webhooks and dashboards ask.
+fn token_secret(cluster: &Cluster) -> Result {
+    cluster.namespace("tokens")?;
+    cluster.k(&["-n", "tokens", "create", "serviceaccount", "robot"])?;
+    cluster.apply(
+        "{apiVersion: v1, kind: Secret, metadata: {name: robot, namespace: tokens, \
+         annotations: {kubernetes.io/service-account.name: robot}}, type: kubernetes.io/service-account-token}",
+    )?;
+    let token = wait::until("the Secret to be filled", wait::scale(20), || {
+        let template = "go-template={{with .data}}{{and (index . \"ca.crt\") .namespace (base64decode .token)}}{{end}}";
+        let text = cluster.k(&["-n", "tokens", "get", "secret", "robot", "-o", template])?;
+        Ok(text.contains('.').then_some(text))
+    })?;
+    let review = || -> Result<serde_json::Value> {
+        let object = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
+        let said =
+            cluster.kubectl_of(Kubectl::V1_32, &["create", "-o", "json", "-f", "-"], Some(&object.to_string()))?;
+        Ok(serde_json::from_str(&said.success()?)?)
+    };
+    let user = review()?["status"]["user"]["username"].clone();
+    ensure!(user == "system:serviceaccount:tokens:robot", "the token is {user}'s");
+    cluster.k(&["-n", "tokens", "delete", "serviceaccount", "robot"])?;
+    wait::until("the Secret to go with its account", wait::scale(20), || {
+        Ok((!cluster.kubectl(&["-n", "tokens", "get", "secret", "robot"])?.ok).then_some(()))
+    })?;
+    ensure!(review()?["status"]["authenticated"] != true, "the token outlives its account");
+    cluster.k(&["delete", "namespace", "tokens", "--wait=false"]).map(|_| ())
 }
 
 /// As the kubelet of worker-1 would ask, by impersonation (which keeps the Node authorizer and NodeRestriction in the way).
