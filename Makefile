@@ -50,6 +50,7 @@ test: build
 	@cargo test --workspace --test tidy
 	@cargo test --release --workspace --test reproducible --test formats -- --include-ignored
 	@cargo test --release --workspace --test cluster
+	@cargo test --release --workspace --test overlay
 
 test-long: build
 	@cargo build --release --quiet --workspace --bin long
