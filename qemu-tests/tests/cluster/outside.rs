@@ -81,7 +81,7 @@ fn udp_ports(cluster: &Cluster) -> Result {
         ensure!(found.is_empty(), "{node} answers a stranger by UDP: {found:?}");
     }
     let unused = (32_000, vec![0; 8]);
-    let found = stranger.udp(WORKERS[0], &[unused.clone()])?;
+    let found = stranger.udp(WORKERS[0], std::slice::from_ref(&unused))?;
     ensure!(
         found.get(&32_000) == Some(&Answer::Refused),
         "a worker says nothing about a NodePort of nobody's: {found:?}"
