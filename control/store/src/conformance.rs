@@ -238,9 +238,12 @@ async fn observers_miss_nothing(store: Arc<dyn Store>) {
 }
 
 async fn keys_expire(store: Arc<dyn Store>) {
-    store.put("/e/1", value("x"), Expect::Any, Some(1)).await.expect("put");
+    store.put("/e/1", value("x"), Expect::Any, Some(2)).await.expect("put");
     let stays = store.put("/e/2", value("x"), Expect::Any, Some(1)).await.expect("put");
     store.put("/e/2", value("y"), Expect::At(stays), None).await.expect("a write without a time");
+    let entry = |found: Option<Entry>| found.expect("there");
+    assert!(entry(store.get("/e/1").await.expect("get")).expires > 0, "it is known when a key goes");
+    assert_eq!(entry(store.get("/e/2").await.expect("get")).expires, 0);
     let mut changes = store.watch("/e/", store.revision()).expect("watch");
     let gone = tokio::time::timeout(Duration::from_secs(20), changes.recv()).await.expect("in time").expect("a change");
     assert_eq!((&*gone.key, gone.value.is_none()), ("/e/1", true), "a key goes by itself");

@@ -169,7 +169,7 @@ async fn copy(from: &Place, to: &Place) -> anyhow::Result<String> {
     let raised = to.write(&entries, revision).await?;
     let (copied, _) = to.read().await?;
     let known = |e: &store::Entry| (e.key.clone(), e.value.clone(), e.revision, e.created);
-    // Keys with a time may have gone in between.
+    // Keys that expire may have gone in between.
     let lasting = |entries: &[store::Entry]| entries.iter().filter(|e| e.expires == 0).map(known).collect::<Vec<_>>();
     if lasting(&entries) != lasting(&copied) {
         bail!("the copy in {to} is not what {from} holds; start no server on it, and migrate again");

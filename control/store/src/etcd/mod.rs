@@ -209,7 +209,8 @@ impl Inner {
             return Err(StoreError::TooLarge { size });
         }
         let mirror = &self.mirror;
-        let bytes = value::encode(&value);
+        let expires = ttl_seconds.map_or(0, |ttl| crate::unix_now() + ttl);
+        let bytes = value::encode(&value, expires);
         for last in [false, true] {
             let lease = match ttl_seconds {
                 Some(ttl) => self.leases.for_ttl(&mirror.client, ttl).await?,
@@ -335,9 +336,7 @@ impl Store for Etcd {
     fn snapshot<'a>(&'a self, to: PathBuf) -> BoxFuture<'a, Result<u64>> {
         async move {
             self.fresh().await?;
-            let mirror = &self.inner.mirror;
-            // From etcd itself: memory does not know when keys go.
-            let (entries, revision) = picture::read(&mirror.client, &mirror.layout, &mirror.found).await?;
+            let (entries, revision) = self.inner.mirror.shared.read().range("", "", 0);
             let write = move || crate::write_picture_file(&to, &entries, revision);
             let written = tokio::task::spawn_blocking(write);
             written.await.unwrap_or_else(|e| Err(StoreError::Failed(e.to_string())))

@@ -1,7 +1,5 @@
 //! Whole stores out of etcd and into it: snapshot, restore, migration.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 
 use super::client::{Again, Client};
@@ -9,8 +7,7 @@ use super::lease::Leases;
 use super::mirror::pages;
 use super::root::{self, Found, Layout, Root, after_prefix};
 use super::wire::{
-    self, DeleteRangeRequest, DeleteRangeResponse, Headed, KeyValue, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
-    PutRequest, Request, TxnRequest, TxnResponse,
+    self, DeleteRangeRequest, DeleteRangeResponse, Headed, KeyValue, PutRequest, Request, TxnRequest, TxnResponse,
 };
 use super::{EtcdOptions, value};
 use crate::embedded::beyond;
@@ -26,7 +23,14 @@ const TTL_STEP: u64 = 30;
 pub async fn read_etcd(options: &EtcdOptions) -> Result<(Vec<Entry>, u64)> {
     let (client, layout) = (Client::new(&options.members)?, Layout::new(&options.prefix)?);
     let found = existing(&client, &layout).await?;
-    read(&client, &layout, &found).await
+    let objects = layout.objects(found.root.generation);
+    let mut entries = Vec::new();
+    let revision = pages(&client, &format!("{objects}/"), |kv| {
+        entries.push(entry(kv, &objects, found.root.base)?);
+        Ok(())
+    })
+    .await?;
+    Ok((entries, found.root.base + revision.max(0) as u64))
 }
 
 async fn existing(client: &Client, layout: &Layout) -> Result<Found> {
@@ -38,34 +42,13 @@ async fn existing(client: &Client, layout: &Layout) -> Result<Found> {
     })
 }
 
-pub(crate) async fn read(client: &Client, layout: &Layout, found: &Found) -> Result<(Vec<Entry>, u64)> {
-    let objects = layout.objects(found.root.generation);
-    let mut entries = Vec::new();
-    let mut leases: HashMap<i64, Vec<usize>> = HashMap::new();
-    let revision = pages(client, &format!("{objects}/"), |kv| {
-        if kv.lease != 0 {
-            leases.entry(kv.lease).or_default().push(entries.len());
-        }
-        entries.push(entry(kv, &objects, found.root.base)?);
-        Ok(())
-    })
-    .await?;
-    for (id, places) in leases {
-        let request = LeaseTimeToLiveRequest { id };
-        let answer: LeaseTimeToLiveResponse = client.call(wire::LEASE_TIME_TO_LIVE, request, Again::Yes).await?;
-        let expires = crate::unix_now() + answer.ttl.max(0) as u64;
-        places.into_iter().for_each(|place| entries[place].expires = expires);
-    }
-    Ok((entries, found.root.base + revision.max(0) as u64))
-}
-
 /// A key and value of etcd, as the store has it; `objects` stands before its keys.
 pub(crate) fn entry(kv: &KeyValue, objects: &str, base: u64) -> Result<Entry> {
     let name = std::str::from_utf8(&kv.key).ok().and_then(|k| k.strip_prefix(objects)).unwrap_or_default();
     let own = (base + kv.mod_revision.max(0) as u64, base + kv.create_revision.max(0) as u64);
     let read = value::decode(name, &kv.value, own.0)?;
     let (revision, created) = read.carried.unwrap_or(own);
-    Ok(Entry { key: name.into(), value: read.value, revision, created, expires: 0 })
+    Ok(Entry { key: name.into(), value: read.value, revision, created, expires: read.expires })
 }
 
 /// Puts entries in the place of the store in etcd, at a revision beyond `revision` and any
@@ -164,5 +147,5 @@ async fn compare(client: &Client, objects: &str, entries: &[Entry]) -> Result<()
 
 /// Whether two entries are the same object at the same revision.
 pub(crate) fn same(a: &Entry, b: &Entry) -> bool {
-    (&a.key, &a.value, a.revision, a.created) == (&b.key, &b.value, b.revision, b.created)
+    (&a.key, &a.value, a.revision, a.created, a.expires) == (&b.key, &b.value, b.revision, b.created, b.expires)
 }

@@ -321,13 +321,9 @@ async fn no_member_is_a_sentence() {
     assert!(error.contains(&etcd.endpoints()[0]) && error.contains("refused"), "{error}");
 }
 
-fn times_apart(entries: &[Entry]) -> Vec<Entry> {
-    entries.iter().map(|e| Entry { expires: 0, ..e.clone() }).collect()
-}
-
 fn assert_same(a: &[Entry], b: &[Entry]) {
     assert_eq!(a.len(), b.len());
-    for (a, b) in times_apart(a).iter().zip(&times_apart(b)) {
+    for (a, b) in a.iter().zip(b) {
         assert!(picture::same(a, b), "{a:?} {b:?}");
     }
 }
@@ -355,8 +351,7 @@ async fn moves_from_embedded_to_etcd_and_back() {
     assert!(raised > given_out);
     let (read, _) = read_etcd(&settings).await.unwrap();
     assert_same(&entries, &read);
-    let timed = |entries: &[Entry]| entries.iter().find(|e| &*e.key == "/k/timed").unwrap().expires;
-    assert!(timed(&read).abs_diff(timed(&entries)) < 100, "{} {}", timed(&read), timed(&entries));
+    assert!(read.iter().any(|e| e.expires > 0), "times are kept");
     let store = open(&etcd, "/r").await;
     assert_same(&before, &store.range("", "", 0).await.unwrap().0);
     assert!(store.revision() > given_out);

@@ -14,7 +14,6 @@ pub(crate) const TXN: &str = "/etcdserverpb.KV/Txn";
 pub(crate) const COMPACT: &str = "/etcdserverpb.KV/Compact";
 pub(crate) const WATCH: &str = "/etcdserverpb.Watch/Watch";
 pub(crate) const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
-pub(crate) const LEASE_TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
 pub(crate) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 pub(crate) const DEFRAGMENT: &str = "/etcdserverpb.Maintenance/Defragment";
 pub(crate) const HASH_KV: &str = "/etcdserverpb.Maintenance/HashKV";
@@ -289,21 +288,6 @@ pub(crate) struct LeaseGrantResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct LeaseTimeToLiveRequest {
-    #[prost(int64, tag = "1")]
-    pub(crate) id: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct LeaseTimeToLiveResponse {
-    #[prost(message, optional, tag = "1")]
-    pub(crate) header: Option<Header>,
-    /// Seconds left; negative: the lease is gone.
-    #[prost(int64, tag = "3")]
-    pub(crate) ttl: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
 pub(crate) struct StatusRequest {}
 
 #[derive(Clone, PartialEq, Message)]
@@ -368,7 +352,6 @@ headed!(
     CompactionResponse,
     WatchResponse,
     LeaseGrantResponse,
-    LeaseTimeToLiveResponse,
     StatusResponse,
     HashKvResponse
 );
