@@ -35,33 +35,50 @@ const DM_DEV_SUSPEND: u32 = 6;
 const DM_TABLE_LOAD: u32 = 9;
 const READ_ONLY_FLAG: u32 = 1;
 /// Flags that make the kernel halt rather than hand out a changed block.
-const ON_CORRUPTION: &str = "1 panic_on_corruption";
+const PANIC: &str = " 1 panic_on_corruption";
 
 /// Sets up the device read-only and gives its number as (major, minor); it is `/dev/dm-MINOR`.
+/// Reading a changed block fails.
 pub fn open(verity: &Verity<'_>) -> io::Result<(u32, u32)> {
-    let control = OpenOptions::new().read(true).write(true).open(CONTROL).map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot open {CONTROL} (is the module dm-mod loaded?): {error}"))
-    })?;
+    let control = control()?;
     let mut buffer = message(verity.name, 0, None)?;
     call(&control, DM_DEV_CREATE, &mut buffer, "create the verity device")?;
     let device = read_device(&buffer);
-    let mut buffer = message(verity.name, READ_ONLY_FLAG, Some((verity_sectors(verity), &table(verity))))?;
-    call(&control, DM_TABLE_LOAD, &mut buffer, "load the verity table")?;
-    let mut buffer = message(verity.name, 0, None)?;
-    call(&control, DM_DEV_SUSPEND, &mut buffer, "activate the verity device")?;
+    activate(&control, verity, "")?;
     Ok(device)
+}
+
+/// From now on the kernel halts when it reads a changed block of the open device: a program of which a part
+/// cannot be read would go on in some way or other.
+pub fn halt_on_corruption(verity: &Verity<'_>) -> io::Result<()> {
+    activate(&control()?, verity, PANIC)
+}
+
+fn control() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(CONTROL).map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot open {CONTROL} (is the module dm-mod loaded?): {error}"))
+    })
+}
+
+/// Puts a table in the place of the one that the device has, if any.
+fn activate(control: &File, verity: &Verity<'_>, on_corruption: &str) -> io::Result<()> {
+    let table = table(verity, on_corruption);
+    let mut buffer = message(verity.name, READ_ONLY_FLAG, Some((verity_sectors(verity), &table)))?;
+    call(control, DM_TABLE_LOAD, &mut buffer, "load the verity table")?;
+    let mut buffer = message(verity.name, 0, None)?;
+    call(control, DM_DEV_SUSPEND, &mut buffer, "activate the verity device")
 }
 
 fn verity_sectors(verity: &Verity<'_>) -> u64 {
     verity.data_blocks.saturating_mul(u64::from(verity.block_size) / 512)
 }
 
-fn table(verity: &Verity<'_>) -> String {
+fn table(verity: &Verity<'_>, on_corruption: &str) -> String {
     let Verity { data_device, hash_device, block_size, data_blocks, hash_start, algorithm, root_digest, salt, .. } =
         verity;
     format!(
         "1 {data_device} {hash_device} {block_size} {block_size} {data_blocks} {hash_start} \
-         {algorithm} {root_digest} {salt} {ON_CORRUPTION}"
+         {algorithm} {root_digest} {salt}{on_corruption}"
     )
 }
 
@@ -130,7 +147,8 @@ mod tests {
             root_digest: "ab",
             salt: "-",
         };
-        assert_eq!(table(&verity), "1 254:3 254:4 4096 4096 10 1 sha256 ab - 1 panic_on_corruption");
+        assert_eq!(table(&verity, ""), "1 254:3 254:4 4096 4096 10 1 sha256 ab -");
+        assert_eq!(table(&verity, PANIC), "1 254:3 254:4 4096 4096 10 1 sha256 ab - 1 panic_on_corruption");
         assert_eq!(verity_sectors(&verity), 80);
         let bytes = message("root", 1, Some((80, "x"))).unwrap();
         assert_eq!(&bytes[48..52], b"root");

@@ -81,8 +81,9 @@ fn mount_kernel_file_systems() -> Result<()> {
 
 /// Writes a line to the kernel log, which shows it on every console. The level is syslog's.
 fn say(level: u8, text: &str) {
-    let written =
-        OpenOptions::new().write(true).open("/dev/kmsg").and_then(|mut log| writeln!(log, "<{level}>kimg: {text}"));
+    // One write is one record; in pieces the level would be lost, and with it the sentence on the console.
+    let record = format!("<{level}>kimg: {text}\n");
+    let written = OpenOptions::new().write(true).open("/dev/kmsg").and_then(|mut log| log.write_all(record.as_bytes()));
     if written.is_err() {
         // Before /dev is mounted there is only the console that the kernel opened for us.
         let _ = writeln!(std::io::stderr(), "kimg: {text}");

@@ -102,7 +102,7 @@ pub(super) fn open(root: &Root, hash: &RootHash, target: &Path) -> Result<()> {
         .and_then(|file| file.read_exact_at(&mut bytes, 0))
         .with_context(|| format!("cannot read the verity partition {}", device.display()))?;
     let superblock = superblock::parse(&bytes)?;
-    let (_, minor) = node_sys::verity::open(&Verity {
+    let verity = Verity {
         name: "root",
         data_device: &root.disk.partition_device_number(root.data)?,
         hash_device: &root.disk.partition_device_number(root.hashes)?,
@@ -112,9 +112,12 @@ pub(super) fn open(root: &Root, hash: &RootHash, target: &Path) -> Result<()> {
         algorithm: &superblock.algorithm,
         root_digest: &hash.hex,
         salt: &superblock.salt,
-    })?;
+    };
+    let (_, minor) = node_sys::verity::open(&verity)?;
     let verified = PathBuf::from(format!("/dev/dm-{minor}"));
     let read_only = Options { read_only: true, ..Options::PLAIN };
     mount(&verified.to_string_lossy(), target, "squashfs", read_only, "")
-        .context("the verified root cannot be mounted; the image is damaged, write it to the disk again")
+        .context("the verified root cannot be mounted; the image is damaged, write it to the disk again")?;
+    // Only now: a halted kernel could not have said the sentence above.
+    Ok(node_sys::verity::halt_on_corruption(&verity)?)
 }
