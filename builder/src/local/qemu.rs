@@ -27,10 +27,57 @@ pub struct VmSpec {
     pub accel: Accel,
     /// UEFI firmware: code, and the VM's own copy of the variables.
     pub uefi: Option<(PathBuf, PathBuf)>,
+    /// How disk and seed are attached.
+    pub bus: Bus,
+    /// Where the disk's bytes are.
+    pub disk: Disk,
+    /// More raw disks, which the VM sees before its own.
+    pub earlier_disks: Vec<PathBuf>,
     /// Hardware addresses: switch, user network.
     pub macs: [String; 2],
     /// `(port on 127.0.0.1, port in the VM)`.
     pub forwards: Vec<(u16, u16)>,
+}
+
+/// The bus that disks are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bus {
+    /// virtio-blk, as DigitalOcean and Vultr have it.
+    #[default]
+    VirtioBlk,
+    /// virtio-scsi, as Hetzner and Linode have it.
+    VirtioScsi,
+    /// NVMe, as AWS has it.
+    Nvme,
+    /// SATA by AHCI.
+    Sata,
+}
+
+impl Bus {
+    /// What the bus itself takes; q35 has SATA on board.
+    fn controller(self) -> Option<&'static str> {
+        (self == Bus::VirtioScsi).then_some("virtio-scsi-pci,id=scsi")
+    }
+
+    /// The device of the drive `id`, which is disk number `index` on this bus.
+    fn device(self, id: &str, index: usize) -> String {
+        match self {
+            Bus::VirtioBlk => format!("virtio-blk-pci,drive={id}"),
+            Bus::VirtioScsi => format!("scsi-hd,drive={id},bus=scsi.0,scsi-id={index}"),
+            Bus::Nvme => format!("nvme,drive={id},serial={id}"),
+            Bus::Sata => format!("ide-hd,drive={id},bus=ide.{index}"),
+        }
+    }
+}
+
+/// Where a disk's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Disk {
+    /// In `NODE/disk.raw`.
+    #[default]
+    File,
+    /// Behind the NBD server at this unix socket, export `disk`.
+    Nbd(PathBuf),
 }
 
 /// QEMU's arguments.
@@ -60,10 +107,9 @@ pub fn arguments(vm: &VmSpec) -> Vec<String> {
         add("-drive", format!("if=pflash,format=raw,readonly=on,file={}", code.display()));
         add("-drive", format!("if=pflash,format=raw,file={}", variables.display()));
     }
-    add("-drive", format!("if=none,id=disk,format=raw,cache=writeback,discard=unmap,file={node}/disk.raw"));
-    add("-device", "virtio-blk-pci,drive=disk,bootindex=0".into());
-    add("-drive", format!("if=none,id=seed,format=raw,readonly=on,file={node}/seed.img"));
-    add("-device", "virtio-blk-pci,drive=seed".into());
+    for (option, value) in disks(vm) {
+        add(option, value);
+    }
     add("-smbios", "type=1,serial=ds=nocloud".into());
     add("-netdev", format!("dgram,id=lan,local.type=unix,local.path={node}.vm,remote.type=unix,remote.path={node}.sw"));
     add("-device", format!("virtio-net-pci,netdev=lan,romfile=,mac={}", vm.macs[0]));
@@ -82,6 +128,30 @@ pub fn arguments(vm: &VmSpec) -> Vec<String> {
         args.push(flag.to_string());
     }
     args
+}
+
+/// The disks in the order in which the VM sees them, on one bus, so that no other disk driver is needed.
+fn disks(vm: &VmSpec) -> Vec<(&'static str, String)> {
+    let (node, bus) = (&vm.node, vm.bus);
+    let mut out: Vec<_> = bus.controller().map(|c| ("-device", c.to_string())).into_iter().collect();
+    for (index, path) in vm.earlier_disks.iter().enumerate() {
+        out.push(("-drive", format!("if=none,id=other{index},format=raw,file={}", path.display())));
+        out.push(("-device", bus.device(&format!("other{index}"), index)));
+    }
+    let own = vm.earlier_disks.len();
+    let place = match &vm.disk {
+        Disk::File => format!("file={node}/disk.raw"),
+        Disk::Nbd(socket) => {
+            format!("file.driver=nbd,file.server.type=unix,file.server.path={},file.export=disk", socket.display())
+        }
+    };
+    out.push(("-drive", format!("if=none,id=disk,format=raw,cache=writeback,discard=unmap,{place}")));
+    out.push(("-device", format!("{},bootindex=0", bus.device("disk", own))));
+    // A SATA disk cannot be read-only, but its file can: what the VM would write goes nowhere.
+    let guard = if bus == Bus::Sata { "snapshot=on" } else { "readonly=on" };
+    out.push(("-drive", format!("if=none,id=seed,format=raw,{guard},file={node}/seed.img")));
+    out.push(("-device", bus.device("seed", own + 1)));
+    out
 }
 
 /// Starts a VM in the background.
@@ -161,6 +231,16 @@ pub fn uefi_firmware() -> Result<(PathBuf, PathBuf)> {
         .context("there is no UEFI firmware (OVMF) on this machine; `kimg doctor` prints the command that brings it")
 }
 
+/// The firmware, and this VM's own copy of its variables: made where there is none.
+pub fn uefi_of(run_dir: &Path, node: &str) -> Result<(PathBuf, PathBuf)> {
+    let (code, variables) = uefi_firmware()?;
+    let own = Path::new(node).join("efi-variables.fd");
+    if !run_dir.join(&own).exists() {
+        std::fs::copy(&variables, run_dir.join(&own)).with_context(|| format!("copying {}", variables.display()))?;
+    }
+    Ok((code, own))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +253,9 @@ mod tests {
             cpus: 1,
             accel,
             uefi: None,
+            bus: Bus::VirtioBlk,
+            disk: Disk::File,
+            earlier_disks: Vec::new(),
             macs: ["52:54:00:00:00:01".into(), "52:54:00:00:00:02".into()],
             forwards: vec![(40001, 6443), (40002, 10270)],
         }
@@ -190,5 +273,29 @@ mod tests {
             assert!(line.contains(part), "{part} in {line}");
         }
         assert!(arguments(&vm(Accel::Kvm)).join(" ").contains("-accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn all_disks_are_on_the_vms_bus() {
+        let cases = [
+            (Bus::VirtioBlk, "-device virtio-blk-pci,drive=other0", "-device virtio-blk-pci,drive=disk,bootindex=0"),
+            (
+                Bus::VirtioScsi,
+                "-device virtio-scsi-pci,id=scsi",
+                "-device scsi-hd,drive=disk,bus=scsi.0,scsi-id=1,bootindex=0",
+            ),
+            (Bus::Nvme, "-device nvme,drive=seed,serial=seed", "-device nvme,drive=disk,serial=disk,bootindex=0"),
+            (Bus::Sata, "snapshot=on,file=m/seed.img", "-device ide-hd,drive=disk,bus=ide.1,bootindex=0"),
+        ];
+        for (bus, one, other) in cases {
+            let spec = VmSpec { bus, earlier_disks: vec!["second.raw".into()], ..vm(Accel::Tcg) };
+            let line = arguments(&spec).join(" ");
+            for part in [one, other] {
+                assert!(line.contains(part), "{part} in {line}");
+            }
+            assert_eq!(line.contains("virtio-blk-pci"), bus == Bus::VirtioBlk, "{line}");
+        }
+        let served = VmSpec { disk: Disk::Nbd("m.nbd".into()), ..vm(Accel::Tcg) };
+        assert!(arguments(&served).join(" ").contains("file.server.path=m.nbd,file.export=disk"));
     }
 }

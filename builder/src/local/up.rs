@@ -1,7 +1,7 @@
 //! `kimg up`: from built images to a cluster whose nodes are all Ready. What already is so is left alone.
 
 use super::accel::{self, Accel};
-use super::qemu::{self, VmSpec};
+use super::qemu::{self, Bus, Disk, VmSpec};
 use super::state::{self, State, Vm};
 use super::{console, disk, switch};
 use crate::client::kube::{self, NodeState};
@@ -11,8 +11,8 @@ use crate::config::{NodeSettings, Settings, VmSize};
 use crate::pki::kubeconfig::{kubeconfig, server_url};
 use crate::pki::{Authority, Secrets, Subject, issue, secrets};
 use crate::progress::Progress;
+use crate::seed;
 use crate::seed::token::{BootstrapToken, LIFE};
-use crate::seed::{self, Interface};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use node_api::{NodeStatus, path};
@@ -244,19 +244,8 @@ impl Starter<'_> {
     }
 
     fn write_seed(&self, node: &NodeSettings, vm: &Vm, dir: &Path) -> Result<()> {
-        let name = &node.entry.name;
         let token = vm.token.as_deref().and_then(BootstrapToken::parse);
-        let user_data = seed::user_data(self.settings, node, token.as_ref(), self.secrets)?;
-        let prefix = self.settings.local.network.prefix_len();
-        let interfaces = [
-            Interface {
-                name: "lan".into(),
-                mac: seed::mac(&self.settings.name, name, 0),
-                address: Some(format!("{}/{prefix}", node.local_address)),
-            },
-            Interface { name: "nat".into(), mac: seed::mac(&self.settings.name, name, 1), address: None },
-        ];
-        let volume = seed::drive(self.settings, name, &user_data, &interfaces)?;
+        let volume = seed::local_drive(self.settings, node, token.as_ref(), self.secrets)?;
         secrets::write_private(&dir.join("seed.img"), &volume)
     }
 
@@ -265,16 +254,7 @@ impl Starter<'_> {
         let mut forwards = vec![(vm.node_port, node_api::PORT)];
         forwards.extend(vm.api_port.map(|port| (port, 6443)));
         forwards.extend(vm.node_ports.iter().map(|(guest, host)| (*host, *guest)));
-        let uefi = if self.settings.local.uefi {
-            let (code, variables) = qemu::uefi_firmware()?;
-            let own = self.run_dir.join(name).join("efi-variables.fd");
-            if !own.exists() {
-                std::fs::copy(&variables, &own).with_context(|| format!("copying {}", variables.display()))?;
-            }
-            Some((code, PathBuf::from(name).join("efi-variables.fd")))
-        } else {
-            None
-        };
+        let uefi = if self.settings.local.uefi { Some(qemu::uefi_of(self.run_dir, name)?) } else { None };
         Ok(VmSpec {
             title: format!("kimg-{}-{name}", self.settings.name),
             node: name.clone(),
@@ -282,6 +262,9 @@ impl Starter<'_> {
             cpus: size.cpus,
             accel: self.accel,
             uefi,
+            bus: Bus::default(),
+            disk: Disk::default(),
+            earlier_disks: Vec::new(),
             macs: [seed::mac(&self.settings.name, name, 0), seed::mac(&self.settings.name, name, 1)],
             forwards,
         })

@@ -106,6 +106,26 @@ pub fn drive(settings: &Settings, node: &str, user_data: &str, interfaces: &[Int
     fat::volume(LABEL, &files)
 }
 
+/// The drive of a VM on this machine: its first interface is on the switch, its second behind QEMU's NAT.
+pub fn local_drive(
+    settings: &Settings,
+    node: &NodeSettings,
+    token: Option<&BootstrapToken>,
+    secrets: &Secrets,
+) -> Result<Vec<u8>> {
+    let name = &node.entry.name;
+    let prefix = settings.local.network.prefix_len();
+    let interfaces = [
+        Interface {
+            name: "lan".into(),
+            mac: mac(&settings.name, name, 0),
+            address: Some(format!("{}/{prefix}", node.local_address)),
+        },
+        Interface { name: "nat".into(), mac: mac(&settings.name, name, 1), address: None },
+    ];
+    drive(settings, name, &user_data(settings, node, token, secrets)?, &interfaces)
+}
+
 /// A locally administered hardware address that follows from cluster, node and interface.
 pub fn mac(cluster: &str, node: &str, interface: u8) -> String {
     let digest = Sha256::digest(format!("{cluster}/{node}/{interface}"));
