@@ -1,11 +1,14 @@
 //! The harness of the tests that boot real images: a cluster of VMs as a user has it,
 //! driven by `kimg` and real kubectl, with failure bundles.
 //!
-//! What a test needs is asked of [`Cluster`]; waiting is done with [`wait::until`], never by sleeping a fixed time.
+//! What a test needs is asked of [`Cluster`], or of a [`Machine`] where one VM is enough; waiting is done with [`wait::until`], never by sleeping a fixed time.
 
 pub mod bundle;
 pub mod cluster;
 pub mod guest;
+pub mod load;
+pub mod machine;
+pub mod nbd;
 pub mod pods;
 pub mod stranger;
 pub mod suite;
@@ -13,6 +16,7 @@ pub mod tools;
 pub mod wait;
 
 pub use cluster::{Cluster, Output};
+pub use machine::{Bench, Machine};
 pub use tools::Kubectl;
 
 /// What a test returns: `Err` with a sentence is a failure.

@@ -19,6 +19,9 @@ const PARTS: &[(&str, &[&str])] = &[
     ("formats", &["test", "--release", "--workspace", "--test", "formats", "--", "--include-ignored"]),
     ("cluster", &["test", "--release", "--workspace", "--test", "cluster", "--", "--include-ignored"]),
     ("overlay", &["test", "--release", "--workspace", "--test", "overlay"]),
+    ("boots", &["test", "--release", "--workspace", "--test", "boots", "--", "--include-ignored", "boot::"]),
+    ("plug", &["test", "--release", "--workspace", "--test", "boots", "--", "--include-ignored", "plug::"]),
+    ("memory", &["test", "--release", "--workspace", "--test", "boots", "--", "--ignored", "memory::"]),
 ];
 
 fn main() -> Result<ExitCode> {

@@ -1,0 +1,414 @@
+//! One VM alone, made straight from an image: for tests about firmware, buses, disks and power,
+//! where a whole cluster would only be slower. The clusters of VMs are [`crate::Cluster`]'s.
+
+use crate::cluster::run_in;
+use crate::nbd::Server;
+use crate::{tools, wait};
+use anyhow::{Context, Result, bail};
+use kimg::client::node::NodeClient;
+use kimg::client::{Https, block_on, kube, tls};
+use kimg::config::{self, NodeSettings, Settings};
+use kimg::image::build::output_dir;
+use kimg::local::qemu::{self, Bus, Disk, VmSpec};
+use kimg::local::{Accel, accel, console, disk, qmp, state};
+use kimg::pki::{Authority, Secrets, issue, secrets};
+use kimg::seed::{self, token::BootstrapToken};
+use node_api::{NodeStatus, path};
+use node_metadata::Role;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// What starts a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS.
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// The built images of a cluster and its keys: what machines are made from.
+#[derive(Debug)]
+pub struct Bench {
+    settings: Settings,
+    secrets: Secrets,
+    accel: Accel,
+}
+
+impl Bench {
+    /// Makes the folder with this `cluster.toml` and builds both images.
+    ///
+    /// # Errors
+    /// `kimg build` failed; the error holds what it said.
+    pub fn build(dir: &Path, cluster_toml: &str) -> Result<Bench> {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        std::fs::write(dir.join(config::FILE_NAME), cluster_toml).context("writing cluster.toml")?;
+        run_in(dir, tools::kimg(), &["build", "all", "--format", "raw"], None)?.success().context("kimg build")?;
+        let settings = config::load(dir)?;
+        let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+        let image = output_dir(&settings, Role::Master).join("disk.raw");
+        let accel = accel::choose(settings.local.accel.as_deref(), &image)?;
+        Ok(Bench { settings, secrets, accel })
+    }
+
+    /// The raw image of a node.
+    ///
+    /// # Errors
+    /// `cluster.toml` has no such node.
+    pub fn image(&self, node: &str) -> Result<PathBuf> {
+        Ok(output_dir(&self.settings, self.settings.node(node)?.entry.role).join("disk.raw"))
+    }
+
+    /// Makes the machine `name`, a `node` with a fresh disk, for as long as `run` takes. Where that fails, its
+    /// folder keeps what the node can still say.
+    ///
+    /// # Errors
+    /// The machine cannot be made, or what `run` returned.
+    pub fn with<T>(&self, name: &str, node: &str, run: impl FnOnce(&mut Machine<'_>) -> Result<T>) -> Result<T> {
+        let mut machine = self.machine(name, node)?;
+        let result = run(&mut machine);
+        match result {
+            Ok(value) => {
+                machine.kill()?;
+                machine.remove_disks()?;
+                Ok(value)
+            }
+            Err(error) => {
+                let dir = machine.dir.clone();
+                machine.keep_what_it_says();
+                Err(error.context(format!("machine {name} (console and logs: {})", dir.display())))
+            }
+        }
+    }
+
+    fn machine(&self, name: &str, node: &str) -> Result<Machine<'_>> {
+        let dir = self.settings.dir.join("machines").join(name);
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+        }
+        let node = self.settings.node(node)?;
+        let own = dir.join(&node.entry.name);
+        std::fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
+        let size = match node.entry.role {
+            Role::Master => self.settings.local.master,
+            Role::Worker => self.settings.local.worker,
+        };
+        let token = (node.entry.role == Role::Worker).then(BootstrapToken::random);
+        let drive = seed::local_drive(&self.settings, node, token.as_ref(), &self.secrets)?;
+        secrets::write_private(&own.join("seed.img"), &drive)?;
+        let (node_port, api_port) = (state::free_port(None)?, state::free_port(None)?);
+        let mut machine = Machine {
+            bench: self,
+            node,
+            spec: VmSpec {
+                title: format!("kimg-tests-{name}"),
+                node: node.entry.name.clone(),
+                memory_mib: size.memory_mib,
+                cpus: size.cpus,
+                accel: self.accel,
+                uefi: None,
+                bus: Bus::default(),
+                disk: Disk::File,
+                earlier_disks: Vec::new(),
+                macs: [0, 1].map(|n| seed::mac(&self.settings.name, &node.entry.name, n)),
+                forwards: vec![(node_port, node_api::PORT), (api_port, 6443)],
+            },
+            dir,
+            disk_mib: size.disk_mib,
+            node_port,
+            api_port,
+            process: None,
+            server: None,
+            console_start: 0,
+        };
+        let image = self.image(&node.entry.name)?;
+        machine.take_disk(&image)?;
+        Ok(machine)
+    }
+}
+
+/// A VM of a [`Bench`]. It ends with this value.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    bench: &'a Bench,
+    node: &'a NodeSettings,
+    spec: VmSpec,
+    dir: PathBuf,
+    disk_mib: u32,
+    node_port: u16,
+    api_port: u16,
+    process: Option<Child>,
+    /// The disk's server, while it is not a file.
+    server: Option<Server>,
+    /// Where the console of this boot begins in the log.
+    console_start: usize,
+}
+
+impl Machine<'_> {
+    /// Firmware and bus from the next start on.
+    ///
+    /// # Errors
+    /// There is no OVMF on this host.
+    pub fn attach_by(&mut self, firmware: Firmware, bus: Bus) -> Result<()> {
+        self.spec.uefi = match firmware {
+            Firmware::Bios => None,
+            Firmware::Uefi => Some(qemu::uefi_of(&self.dir, &self.spec.node)?),
+        };
+        self.spec.bus = bus;
+        Ok(())
+    }
+
+    /// Memory from the next start on.
+    pub fn set_memory(&mut self, mib: u32) {
+        self.spec.memory_mib = mib;
+    }
+
+    /// Its disk, while that is a file.
+    pub fn disk(&self) -> PathBuf {
+        self.dir.join(&self.spec.node).join("disk.raw")
+    }
+
+    /// Makes its disk a copy of another one, grown to the VM's size.
+    ///
+    /// # Errors
+    /// It cannot be copied.
+    pub fn take_disk(&mut self, from: &Path) -> Result<()> {
+        disk::copy(from, &self.disk(), self.disk_mib, |_| ())
+    }
+
+    /// Attaches a copy of another disk, which the VM sees before its own. The copy's file.
+    ///
+    /// # Errors
+    /// It cannot be copied.
+    pub fn attach_earlier(&mut self, from: &Path) -> Result<PathBuf> {
+        let name = Path::new(&self.spec.node).join(format!("earlier-{}.raw", self.spec.earlier_disks.len()));
+        let file = self.dir.join(&name);
+        disk::copy(from, &file, self.disk_mib, |_| ())?;
+        self.spec.earlier_disks.push(name);
+        Ok(file)
+    }
+
+    /// Puts the disk behind a block server whose plug can be pulled, from the next start on.
+    ///
+    /// # Errors
+    /// The server cannot be started.
+    pub fn serve_disk(&mut self) -> Result<()> {
+        let socket = Path::new(&self.spec.node).join("disk.nbd");
+        self.server = None;
+        self.server = Some(Server::start(&self.disk(), &self.dir.join(&socket))?);
+        self.spec.disk = Disk::Nbd(socket);
+        Ok(())
+    }
+
+    /// The disk's server.
+    ///
+    /// # Errors
+    /// The disk is a file.
+    pub fn server(&self) -> Result<&Server> {
+        self.server.as_ref().context("this machine's disk has no server")
+    }
+
+    /// Cuts the power: `pull` takes it off the disk first, then QEMU ends without a chance to do anything.
+    ///
+    /// # Errors
+    /// The disk has no server, or what `pull` returned.
+    pub fn pull_plug<T>(&mut self, pull: impl FnOnce(Server) -> Result<T>) -> Result<T> {
+        let server = self.server.take().context("this machine's disk has no server")?;
+        let outcome = pull(server)?;
+        self.kill()?;
+        Ok(outcome)
+    }
+
+    /// Switches the VM on.
+    ///
+    /// # Errors
+    /// QEMU cannot be started.
+    pub fn start(&mut self) -> Result<()> {
+        if self.process.is_some() {
+            bail!("{} runs already", self.spec.title);
+        }
+        self.console_start = self.whole_console().len();
+        let log = self.dir.join(&self.spec.node).join("qemu.log");
+        let out = std::fs::File::create(&log).with_context(|| format!("making {}", log.display()))?;
+        let process = Command::new(qemu::PROGRAM)
+            .args(qemu::arguments(&self.spec))
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().context("sharing qemu.log")?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("running {}", qemu::PROGRAM))?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Ends QEMU as it stands. One that does not run is no error.
+    ///
+    /// # Errors
+    /// It cannot be ended.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill().context("ending QEMU")?;
+            process.wait().context("waiting for QEMU's end")?;
+        }
+        Ok(())
+    }
+
+    /// Presses the power button and waits until the node has powered off.
+    ///
+    /// # Errors
+    /// QEMU still runs after a while.
+    pub fn power_off(&mut self) -> Result<()> {
+        qmp::execute(&self.dir.join(&self.spec.node), "qmp.sock", "system_powerdown", None)?;
+        wait::until("the machine to power off", wait::scale(30), || Ok(self.has_ended()?.then_some(())))?;
+        self.process = None;
+        Ok(())
+    }
+
+    fn has_ended(&mut self) -> Result<bool> {
+        match &mut self.process {
+            Some(process) => Ok(process.try_wait().context("looking after QEMU")?.is_some()),
+            None => Ok(true),
+        }
+    }
+
+    /// Waits until `ask` has an answer; not longer than QEMU runs.
+    ///
+    /// # Errors
+    /// The time is over or QEMU has ended.
+    pub fn until<T>(&mut self, what: &str, seconds: u64, mut ask: impl FnMut(&Self) -> Result<Option<T>>) -> Result<T> {
+        wait::until(what, wait::scale(seconds), || {
+            if self.has_ended()? {
+                let log = self.dir.join(&self.spec.node).join("qemu.log");
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                return Ok(Some(Err(anyhow::anyhow!("QEMU ended while the test waited for {what}: {}", said.trim()))));
+            }
+            Ok(ask(self)?.map(Ok))
+        })?
+    }
+
+    /// What the console has said since the last start, without control sequences.
+    pub fn console(&self) -> String {
+        self.whole_console().split_off(self.console_start)
+    }
+
+    fn console_file(&self) -> PathBuf {
+        self.dir.join(&self.spec.node).join("console.log")
+    }
+
+    fn whole_console(&self) -> String {
+        console::tail(&self.console_file(), u64::MAX)
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(&NodeClient) -> Result<T>) -> Result<T> {
+        let fingerprint = console::fingerprint(&self.console_file());
+        let target = format!("127.0.0.1:{}", self.node_port);
+        question(&NodeClient::new(&self.bench.secrets, &self.node.entry.name, target, fingerprint.as_deref())?)
+    }
+
+    /// Asks its node API.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn node<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.ask(|client| {
+            block_on(async {
+                let asked = client.get(path);
+                tokio::time::timeout(PATIENCE, asked).await.context("the node API took too long")?
+            })
+        })
+    }
+
+    /// Asks its node API for text.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn node_text(&self, path: &str) -> Result<String> {
+        let mut text = Vec::new();
+        self.ask(|client| {
+            block_on(client.text(path, |piece| {
+                text.extend_from_slice(piece);
+                Ok(())
+            }))
+        })?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Waits until the node has come as far as its services, and (a master) runs; the status then.
+    ///
+    /// # Errors
+    /// Not in time; the error ends with the console's last lines.
+    pub fn booted(&mut self) -> Result<NodeStatus> {
+        let master = self.node.entry.role == Role::Master;
+        let waited = self.until("the node to boot", 60, |machine| {
+            let status: NodeStatus = machine.node(path::STATUS)?;
+            let there = if master { status.running } else { status.stage == "services" };
+            if !there {
+                bail!("stage {}, waits for {}: {}", status.stage, status.waits_for, status.why);
+            }
+            Ok(Some(status))
+        });
+        waited.with_context(|| format!("the console says:\n{}", self.last_lines()))
+    }
+
+    /// The last lines of its console.
+    pub fn last_lines(&self) -> String {
+        console::last_lines(&self.console_file(), 12).join("\n")
+    }
+
+    /// A client of its API server with the administrator's rights.
+    ///
+    /// # Errors
+    /// The keys cannot be read.
+    pub fn api(&self) -> Result<Https> {
+        let ca = self.bench.secrets.read(&Authority::Cluster.certificate_file())?;
+        let tls = tls::config(&ca, &issue::admin(&self.bench.secrets)?, None)?;
+        Ok(Https { target: format!("127.0.0.1:{}", self.api_port), server_name: "127.0.0.1".into(), tls })
+    }
+
+    /// Waits until its API server is ready.
+    ///
+    /// # Errors
+    /// Not in time; the error ends with the console's last lines.
+    pub fn api_ready(&mut self) -> Result<Https> {
+        let api = self.api()?;
+        let waited = self.until("the API server", 60, |_| block_on(kube::ready(&api)).map(Some));
+        waited.with_context(|| format!("the console says:\n{}", self.last_lines()))?;
+        Ok(api)
+    }
+
+    fn keep_what_it_says(&mut self) {
+        let mut all = vec![("kernel", path::DMESG.to_owned()), ("services", path::SERVICES.to_owned())];
+        let services: Vec<node_api::Service> = self.node(path::SERVICES).unwrap_or_default();
+        all.extend(services.iter().map(|s| (s.name.as_str(), format!("{}/{}", path::LOGS, s.name))));
+        for (name, path) in all {
+            // A machine that says nothing any more is often what the test has found.
+            let said = self.node_text(&path).unwrap_or_else(|error| format!("{error:#}\n"));
+            if let Err(error) = std::fs::write(self.dir.join(format!("{name}.log")), said) {
+                eprintln!("the log of {name} could not be kept: {error}");
+            }
+        }
+    }
+
+    fn remove_disks(&mut self) -> Result<()> {
+        self.server = None;
+        let files = self.spec.earlier_disks.iter().map(|d| self.dir.join(d)).chain([self.disk()]);
+        for file in files {
+            std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// How long one answer of a node API may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("{}: {error:#}", self.spec.title);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Tests on single VMs: every firmware and bus, damaged and doubled disks, pulled plugs; and one cluster with
+//! little memory. One VM or cluster at a time. Flags are cargo test's own (a filter, `--list`, …).
+//!
+//! The name's first word is the part of the long set: `boot`, `plug`, `memory`. A failed test leaves consoles and
+//! logs in `target/qemu-tests/boots/machines/NAME/`, or a bundle in `target/qemu-tests/failures/`.
+
+mod boot;
+mod disks;
+mod memory;
+mod plug;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use qemu_tests::{Bench, Result, tools};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// A test, and in which set it is.
+struct Test {
+    name: String,
+    /// Only in the long set: `cargo test` counts it as ignored.
+    long: bool,
+    run: Box<dyn FnOnce(&Bench) -> Result + Send>,
+}
+
+impl Test {
+    fn new(name: impl Into<String>, long: bool, run: impl FnOnce(&Bench) -> Result + Send + 'static) -> Test {
+        Test { name: name.into(), long, run: Box::new(run) }
+    }
+}
+
+fn root() -> PathBuf {
+    tools::workspace().join("target/qemu-tests")
+}
+
+/// The worker's root is the one of the shared cluster, so that it is built once.
+const CLUSTER: &str = r#"name = "boots"
+secrets = "plain"
+
+[[nodes]]
+name = "master-1"
+role = "master"
+addresses = ["10.77.0.10"]
+
+[[nodes]]
+name = "worker-1"
+role = "worker"
+addresses = ["10.77.0.11"]
+
+[image.worker]
+images = ["../../../images/examples/toolbox", "../../../images/examples/web"]
+
+[local]
+worker = { disk = 2048 }
+"#;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two cores carry no more, and a time-out would mean nothing.
+    arguments.test_threads = Some(1);
+    let bench: Arc<OnceLock<std::result::Result<Bench, String>>> = Arc::default();
+    let tests = [boot::tests(), disks::tests(), plug::tests(), memory::tests()].into_iter().flatten();
+    let trials = tests
+        .map(|test| {
+            let bench = bench.clone();
+            Trial::test(test.name, move || {
+                let built = bench.get_or_init(|| {
+                    Bench::build(&root().join("boots"), CLUSTER)
+                        .map_err(|error| format!("the images cannot be built: {error:#}"))
+                });
+                let bench = built.as_ref().map_err(|error| Failed::from(error.as_str()))?;
+                let start = Instant::now();
+                let result = (test.run)(bench);
+                eprint!("{:.1} s ", start.elapsed().as_secs_f64());
+                result.map_err(|error| {
+                    // Said at once: the summary comes only after the last test.
+                    eprintln!("{error:#}");
+                    Failed::from(format!("{error:#}"))
+                })
+            })
+            .with_ignored_flag(test.long)
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
