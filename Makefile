@@ -48,8 +48,8 @@ test: build
 	@$(RELEASE)/fetch-tools
 	@cargo test --workspace --exclude qemu-tests
 	@cargo test --workspace --test tidy
+	@cargo test --workspace --lib --quiet -- load:: nbd:: stranger::
 	@cargo test --release --workspace --test reproducible --test formats -- --include-ignored
-	@cargo test --release -p qemu-tests --lib
 	@cargo test --release --workspace --test boots
 	@cargo test --release --workspace --test cluster
 	@cargo test --release --workspace --test overlay

@@ -4,7 +4,7 @@
 
 use crate::{Cluster, Output};
 use anyhow::{Context, Result, bail, ensure};
-use kimg::local::qemu::{self, VmSpec};
+use kimg::local::qemu::{self, Bus, Disk, VmSpec};
 use kimg::local::state::State;
 use kimg::local::{Accel, console, disk, process::Process, state, switch};
 use kimg::seed::{self, Interface};
@@ -71,6 +71,9 @@ impl Guest {
             cpus: 1,
             accel,
             uefi: None,
+            bus: Bus::default(),
+            disk: Disk::default(),
+            earlier_disks: Vec::new(),
             macs,
             forwards: vec![(node_port, 10270)],
         };

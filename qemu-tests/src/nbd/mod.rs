@@ -14,17 +14,24 @@ pub use disk::{Flushes, Loss};
 
 use anyhow::{Context, Result};
 use disk::Disk;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use wire::{Command, Request};
 
 /// `EIO` and `EINVAL` of the protocol.
 const IO_ERROR: u32 = 5;
 const INVALID: u32 = 22;
+
+/// The plug is pulled within so many requests, or when none has come for so long.
+const REQUESTS: usize = 60;
+const IDLE: Duration = Duration::from_secs(2);
 
 /// A disk that is served until its plug is pulled or the server is dropped.
 #[derive(Debug)]
@@ -36,14 +43,21 @@ pub struct Server {
 
 #[derive(Debug)]
 struct Shared {
-    /// None once the plug is out.
-    disk: Mutex<Option<Disk>>,
+    power: Mutex<Power>,
     connections: Mutex<Vec<UnixStream>>,
 }
 
+#[derive(Debug)]
+struct Power {
+    /// None once the plug is out.
+    disk: Option<Disk>,
+    /// How many more requests are answered, once the plug is being pulled.
+    requests_left: Option<usize>,
+}
+
 impl Shared {
-    fn disk(&self) -> MutexGuard<'_, Option<Disk>> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn power(&self) -> MutexGuard<'_, Power> {
+        self.power.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn connections(&self) -> MutexGuard<'_, Vec<UnixStream>> {
@@ -67,7 +81,8 @@ impl Server {
             _ => {}
         }
         let listener = bind(socket).with_context(|| format!("making {}", socket.display()))?;
-        let shared = Arc::new(Shared { disk: Mutex::new(Some(disk)), connections: Mutex::default() });
+        let power = Mutex::new(Power { disk: Some(disk), requests_left: None });
+        let shared = Arc::new(Shared { power, connections: Mutex::default() });
         let thread = std::thread::spawn({
             let shared = shared.clone();
             move || accept(&listener, &shared)
@@ -77,17 +92,24 @@ impl Server {
 
     /// What flushes do from now on.
     pub fn set_flushes(&self, flushes: Flushes) {
-        if let Some(disk) = self.shared.disk().as_mut() {
+        if let Some(disk) = self.shared.power().disk.as_mut() {
             disk.set_flushes(flushes);
         }
     }
 
-    /// Pulls the plug: no answer leaves from now on, and of what was not flushed a random part is lost.
+    /// Pulls the plug in front of one of the next requests: no answer leaves from then on, and of what was not
+    /// flushed a random part is lost. A moment would mostly be one at which the disk has nothing to do.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn plug(self, seed: u64) -> Result<Loss> {
-        self.cut(|disk| disk.lose_power(seed))
+        let mut dice = StdRng::seed_from_u64(seed);
+        self.shared.power().requests_left = Some(dice.random_range(0..REQUESTS));
+        let end = Instant::now() + IDLE;
+        while self.shared.power().requests_left != Some(0) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.cut(|disk| disk.lose_power(dice.random()))
     }
 
     /// Pulls the plug of a disk that has written nothing since the last flush that it did.
@@ -99,7 +121,7 @@ impl Server {
     }
 
     fn cut(self, lose: impl FnOnce(&mut Disk) -> io::Result<Loss>) -> Result<Loss> {
-        let mut disk = self.shared.disk().take().context("the plug is out already")?;
+        let mut disk = self.shared.power().disk.take().context("the plug is out already")?;
         self.hang_up();
         lose(&mut disk).context("writing what survives of the disk")
     }
@@ -114,7 +136,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let left = self.shared.disk().take();
+        let left = self.shared.power().disk.take();
         self.hang_up();
         // Wakes the thread that accepts; it ends when it sees that there is no disk any more.
         if connect(&self.socket).is_ok()
@@ -149,7 +171,7 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
 
 fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
     for stream in listener.incoming() {
-        if shared.disk().is_none() {
+        if shared.power().disk.is_none() {
             return;
         }
         let stream = match stream {
@@ -170,7 +192,7 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
         std::thread::spawn(move || {
             // An end of the connection is how every client and every pulled plug ends it.
             if let Err(error) = serve(stream, &shared)
-                && shared.disk().is_some()
+                && shared.power().disk.is_some()
                 && error.kind() != io::ErrorKind::UnexpectedEof
             {
                 eprintln!("the block server's client failed: {error}");
@@ -180,7 +202,7 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
 }
 
 fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
-    let Some(size) = shared.disk().as_ref().map(Disk::size) else { return Ok(()) };
+    let Some(size) = shared.power().disk.as_ref().map(Disk::size) else { return Ok(()) };
     if !wire::negotiate(&mut stream, size)? {
         return Ok(());
     }
@@ -190,8 +212,13 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
             return Ok(());
         }
         // Held until the answer is sent: pulling the plug waits for it, and then nothing follows.
-        let mut guard = shared.disk();
-        let Some(disk) = guard.as_mut() else { return Ok(()) };
+        let mut power = shared.power();
+        match &mut power.requests_left {
+            Some(0) => return Ok(()),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        let Some(disk) = power.disk.as_mut() else { return Ok(()) };
         let cookie = request.cookie;
         match answer(disk, request) {
             Ok(data) => wire::write_reply(&mut stream, cookie, 0, &data)?,

@@ -68,6 +68,26 @@ fn the_plug_loses_only_what_was_not_flushed() {
 }
 
 #[test]
+fn the_plug_is_pulled_between_requests() {
+    for seed in 0..8 {
+        let (dir, file, server) = served();
+        let writer = std::thread::spawn({
+            let dir = dir.path().to_owned();
+            // More than will ever be answered.
+            move || qemu_io(&dir, &["write -f -P 5 0 64k"; 3000])
+        });
+        while server.shared.connections().is_empty() {
+            std::thread::yield_now();
+        }
+        server.plug(seed).expect("pulled");
+        let (ok, _) = writer.join().expect("qemu-io ran");
+        assert!(!ok, "seed {seed}: all requests were answered");
+        let written = std::fs::read(&file).expect("the disk")[0];
+        assert!(written == 0 || written == 5);
+    }
+}
+
+#[test]
 fn an_orderly_end_loses_nothing() {
     let (dir, file, server) = served();
     qemu_io(dir.path(), &["write -P 7 3M 64k"]);
