@@ -9,7 +9,7 @@ DEMO := demo
 PROGRAMS := kimg kimg-node kimg-control kimg-stage1 example-web
 PART ?=
 
-.PHONY: help build packages up down figures check test test-long clean
+.PHONY: help build packages up down figures bench check test test-long clean
 
 help:
 	@echo 'make up         build both images, boot three VMs, write $(DEMO)/kubeconfig'
@@ -18,6 +18,7 @@ help:
 	@echo 'make test       everything that fits into CI, with VMs'
 	@echo 'make test-long  everything, by parts (PART=name), resumable, into target/long.json'
 	@echo 'make figures    sizes, times and memory, into target/figures.json'
+	@echo 'make bench      rates and memory of the API server, into target/bench.json'
 
 build: packages
 	@cargo build --release --quiet --workspace $(PROGRAMS:%=--bin %)
@@ -37,6 +38,10 @@ figures: build
 	@cargo build --release --quiet --workspace --bin figures
 	@$(RELEASE)/figures
 
+bench: build
+	@cargo build --release --quiet --workspace --bin bench
+	@$(RELEASE)/bench
+
 check:
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --quiet -- -D warnings
@@ -51,6 +56,7 @@ test: build
 	@cargo test --workspace --lib --quiet -- load:: nbd:: stranger::
 	@cargo test --release --workspace --test reproducible --test formats -- --include-ignored
 	@cargo test --release --workspace --test boots
+	@cargo test --release --workspace --test clients
 	@cargo test --release --workspace --test cluster
 	@cargo test --release --workspace --test overlay
 

@@ -1,8 +1,9 @@
 //! The harness of the tests that boot real images: a cluster of VMs as a user has it,
-//! driven by `kimg` and real kubectl, with failure bundles.
+//! driven by `kimg` and real kubectl, with failure bundles. [`apiserver`] is the API server alone.
 //!
 //! What a test needs is asked of [`Cluster`], or of a [`Machine`] where one VM is enough; waiting is done with [`wait::until`], never by sleeping a fixed time.
 
+pub mod apiserver;
 pub mod bundle;
 pub mod cluster;
 pub mod guest;

@@ -8,7 +8,7 @@ pub mod release;
 pub mod resolve;
 pub mod version;
 
-pub use program::fetch_program;
+pub use program::{fetch_program, fetch_tree};
 
 use crate::cache::download::{self, Missing, Store};
 use crate::lock::{Lock, LockedPackage};

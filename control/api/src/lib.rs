@@ -22,6 +22,7 @@
 pub mod apply;
 mod blob;
 pub mod codec;
+pub mod continuation;
 pub mod convert;
 pub mod crd;
 pub mod defaults;

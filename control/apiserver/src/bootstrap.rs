@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use futures::future::try_join_all;
 use serde_json::{Value, json};
 
 use crate::error::Result;
@@ -13,32 +14,44 @@ use crate::state::AppState;
 
 /// Makes what is missing; does nothing to what is there.
 pub async fn run(state: &Arc<AppState>) -> anyhow::Result<()> {
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        let namespace = json!({
-            "kind": "Namespace", "apiVersion": "v1",
-            "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
-            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
-        });
-        ensure(state, "", "namespaces", namespace).await.with_context(|| format!("making the namespace {name}"))?;
-    }
-    crate::authz::bootstrap::reconcile(&state.registry).await.context("making the default roles")?;
-    for (name, value) in [("system-node-critical", 2_000_001_000i64), ("system-cluster-critical", 2_000_000_000)] {
-        let class = json!({
-            "kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": name},
-            "value": value, "preemptionPolicy": "PreemptLowerPriority",
-            "description": "Used for system critical pods that must not be moved from their current node.",
-        });
-        ensure(state, "scheduling.k8s.io", "priorityclasses", class)
-            .await
-            .context("making the system priority classes")?;
-    }
+    let names = ["default", "kube-system", "kube-public", "kube-node-lease"];
+    try_join_all(names.map(|name| namespace(state, name))).await?;
+    // What does not wait for each other is made durable together.
+    tokio::try_join!(
+        async { crate::authz::bootstrap::reconcile(&state.registry).await.context("making the default roles") },
+        priority_class(state, "system-node-critical", 2_000_001_000),
+        priority_class(state, "system-cluster-critical", 2_000_000_000),
+        service_range(state),
+        async { own_service(state).await.context("making the Service kubernetes") },
+    )
+    .map(drop)
+}
+
+async fn namespace(state: &AppState, name: &str) -> anyhow::Result<()> {
+    let namespace = json!({
+        "kind": "Namespace", "apiVersion": "v1",
+        "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
+    });
+    ensure(state, "", "namespaces", namespace).await.with_context(|| format!("making the namespace {name}"))
+}
+
+async fn priority_class(state: &AppState, name: &str, value: i64) -> anyhow::Result<()> {
+    let class = json!({
+        "kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": name},
+        "value": value, "preemptionPolicy": "PreemptLowerPriority",
+        "description": "Used for system critical pods that must not be moved from their current node.",
+    });
+    ensure(state, "scheduling.k8s.io", "priorityclasses", class).await.context("making the system priority classes")
+}
+
+async fn service_range(state: &AppState) -> anyhow::Result<()> {
     let range = json!({
         "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": [state.config.service_cluster_ip_range]},
         "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": now()}]},
     });
-    ensure(state, "networking.k8s.io", "servicecidrs", range).await.context("making the ServiceCIDR kubernetes")?;
-    own_service(state).await.context("making the Service kubernetes")
+    ensure(state, "networking.k8s.io", "servicecidrs", range).await.context("making the ServiceCIDR kubernetes")
 }
 
 fn now() -> String {

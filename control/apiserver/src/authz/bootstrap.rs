@@ -83,11 +83,13 @@ fn subject(short: &Value) -> Value {
 
 /// Creates and repairs the default roles and bindings.  The namespaces must exist.
 pub async fn reconcile(registry: &Registry) -> anyhow::Result<()> {
-    for (gr, want) in objects()? {
+    // All at once, so that the store makes them durable together: one by one, the first start
+    // would wait for the disk as often as there are roles.
+    let all = objects()?.into_iter().map(|(gr, want)| async move {
         let name = name_of(&want).to_string();
-        one(registry, gr, want).await.with_context(|| format!("default {} {name:?}", gr.1))?;
-    }
-    Ok(())
+        one(registry, gr, want).await.with_context(|| format!("default {} {name:?}", gr.1))
+    });
+    futures::future::try_join_all(all).await.map(drop)
 }
 
 async fn one(registry: &Registry, gr: Gr, mut want: Value) -> Result<()> {

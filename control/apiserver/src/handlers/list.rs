@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use api::codec::Transform;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use api::continuation::Continuation;
 use http::Response;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Scope, items, respond};
@@ -17,25 +15,12 @@ use crate::pipeline::Body;
 use crate::request::Query;
 use crate::selector::Filter;
 
-/// What a continue token says.
-#[derive(Serialize, Deserialize)]
-struct Token {
-    v: String,
-    /// Revision of the picture; -1: the newest, whatever it is.
-    rv: i64,
-    /// The last key of the page before.
-    start: String,
+fn encode_token(revision: i64, start: &str) -> String {
+    Continuation { revision, start: start.into() }.write()
 }
 
-fn encode_token(rv: i64, start: &str) -> String {
-    let token = Token { v: "meta.k8s.io/v1".into(), rv, start: start.into() };
-    URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
-}
-
-fn decode_token(text: &str) -> Result<Token> {
-    let bad = |why: String| ApiError::bad_request(format!("continue key is not valid: {why}"));
-    let raw = URL_SAFE_NO_PAD.decode(text).map_err(|e| bad(e.to_string()))?;
-    serde_json::from_slice(&raw).map_err(|e| bad(e.to_string()))
+fn decode_token(text: &str) -> Result<Continuation> {
+    Continuation::read(text).map_err(|why| ApiError::bad_request(format!("continue key is not valid: {why}")))
 }
 
 /// The selectors of a request.
@@ -114,12 +99,12 @@ pub(super) async fn page(scope: &Scope<'_>, filter: &Filter) -> Result<Page> {
                 return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
             }
             let token = decode_token(text)?;
-            if token.rv < 0 {
+            if token.revision < 0 {
                 cache.list_after(namespace, &token.start)
-            } else if token.rv == 0 || token.rv as u64 > cache.revision() {
+            } else if token.revision == 0 || token.revision as u64 > cache.revision() {
                 return Err(ApiError::bad_request("continue key is not valid: no list had this resource version"));
             } else {
-                let revision = token.rv as u64;
+                let revision = token.revision as u64;
                 let objects =
                     cache.list_at(namespace, &token.start, revision).map_err(|_| expired_page(&token.start))?;
                 (objects, revision)
