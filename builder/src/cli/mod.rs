@@ -8,6 +8,7 @@ mod init;
 mod node;
 mod pki;
 mod seed;
+mod store;
 mod vm;
 
 use crate::config::{self, ConfigError, Settings};
@@ -55,6 +56,8 @@ enum Command {
     Status(vm::StatusArgs),
     /// Ask a node: services, logs, pods, network, …
     Node(node::NodeArgs),
+    /// The store of a master: snapshot, restore, integrity check
+    Store(store::StoreArgs),
     /// What this machine lacks, and the command that brings it
     Doctor(image::DoctorArgs),
     /// The network between the VMs; `kimg up` starts it
@@ -127,6 +130,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Down(args) => vm::down(&args, &settings()?)?,
         Command::Status(args) => return vm::show_status(&args, &settings()?),
         Command::Node(args) => node::run(&args, &settings()?)?,
+        Command::Store(args) => store::run(&args, &settings()?)?,
         Command::Doctor(args) => return image::doctor(&args, &dir),
         Command::Switch(args) => vm::switch(&args, &settings()?)?,
         Command::Launch { command } => crate::local::qemu::launch(&command)?,

@@ -89,12 +89,29 @@ impl Https {
         Ok(Answer { status, body: Bytes::new() })
     }
 
+    /// POSTs bytes, and reads the whole answer; takes as long as it takes.
+    pub async fn post_bytes(&self, path: &str, body: Bytes) -> Result<Answer> {
+        let response = self.exchange(Method::POST, path, "application/octet-stream", body).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await;
+        let body = body.with_context(|| format!("reading the answer of {}", self.target))?.to_bytes();
+        Ok(Answer { status, body })
+    }
+
     async fn open(
         &self,
         method: Method,
         path: &str,
         body: Option<&serde_json::Value>,
     ) -> Result<http::Response<Incoming>> {
+        let (kind, bytes) = match body {
+            Some(json) => ("application/json", serde_json::to_vec(json).context("writing a request")?),
+            None => ("", Vec::new()),
+        };
+        self.exchange(method, path, kind, Bytes::from(bytes)).await
+    }
+
+    async fn exchange(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<http::Response<Incoming>> {
         let connection = async {
             let stream =
                 TcpStream::connect(&self.target).await.with_context(|| format!("connecting to {}", self.target))?;
@@ -119,14 +136,10 @@ impl Https {
             .header("host", &self.target)
             .header("accept", "application/json")
             .header("user-agent", concat!("kimg/", env!("CARGO_PKG_VERSION")));
-        let bytes = match body {
-            Some(json) => {
-                request = request.header("content-type", "application/json");
-                serde_json::to_vec(json).context("writing a request")?
-            }
-            None => Vec::new(),
-        };
-        let request = request.body(Full::new(Bytes::from(bytes))).context("writing a request")?;
+        if !kind.is_empty() {
+            request = request.header("content-type", kind);
+        }
+        let request = request.body(Full::new(body)).context("writing a request")?;
         sender.send_request(request).await.with_context(|| format!("asking {}", self.target))
     }
 }

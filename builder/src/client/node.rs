@@ -36,7 +36,13 @@ impl NodeClient {
         self.json(&answer)
     }
 
-    /// GET of text, piece by piece.
+    /// POST of bytes with a JSON answer.
+    pub async fn post_bytes<T: DeserializeOwned>(&self, path: &str, body: Vec<u8>) -> Result<T> {
+        let answer = self.asked(self.https.post_bytes(path, body.into()).await)?;
+        self.json(&answer)
+    }
+
+    /// GET of text or bytes, piece by piece.
     pub async fn text(&self, path: &str, sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         self.asked(self.https.stream(path, sink).await).map(|_| ())
     }

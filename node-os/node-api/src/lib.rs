@@ -53,4 +53,10 @@ pub mod path {
     pub const RESTART_SUFFIX: &str = "/restart";
     /// POST, body `{"key": "BASE64"}`: opens the sealed secrets of a master that waits for its key.
     pub const UNSEAL: &str = "/v1/unseal";
+    /// GET, bytes: a snapshot of this master's store, made while it runs.
+    pub const STORE_SNAPSHOT: &str = "/v1/store/snapshot";
+    /// GET, text: what the integrity check of this master's store found.
+    pub const STORE_CHECK: &str = "/v1/store/check";
+    /// POST, body a snapshot: it takes the store's place; answers [`crate::Done`].
+    pub const STORE_RESTORE: &str = "/v1/store/restore";
 }

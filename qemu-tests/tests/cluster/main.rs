@@ -9,6 +9,7 @@ mod nodes;
 mod outside;
 mod resilience;
 mod security;
+mod store;
 mod volumes;
 
 use qemu_tests::suite::{self, Suite, Test};
@@ -25,13 +26,15 @@ fn tests() -> Vec<Test> {
         outside::TESTS,
         joining::TESTS,
         security::TESTS,
+        store::TESTS,
         resilience::TESTS,
     ]
     .concat()
 }
 
 /// Tests of the long set: `cargo test` counts them as ignored, `make test-long PART=cluster` runs them.
-const LONG: &[&str] = &["every_service_may_be_killed", "every_vm_may_be_rebooted"];
+const LONG: &[&str] =
+    &["every_service_may_be_killed", "every_vm_may_be_rebooted", "the_store_is_snapshot_checked_and_restored"];
 
 /// Three nodes as the demo has them.
 const CLUSTER: &str = r#"name = "shared"

@@ -4,6 +4,7 @@ pub mod certificates;
 mod kubelet;
 pub mod proc;
 mod server;
+mod store;
 mod streams;
 mod tls;
 

@@ -1,6 +1,6 @@
 //! Requests and their answers.
 
-use super::{certificates, kubelet, proc, streams, tls::Tls};
+use super::{certificates, kubelet, proc, store, streams, tls::Tls};
 use crate::machine::{Command, Shared};
 use crate::network::Network;
 use anyhow::{Context, Result};
@@ -123,6 +123,8 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, path::PROCESSES) => Ok(json(&proc::processes())),
         (&Method::GET, path::DMESG) => streams::kernel_log(&query),
         (&Method::GET, other) if other.starts_with(path::LOGS) => streams::log(context, other, &query),
+        (&Method::GET, path::STORE_SNAPSHOT) => store::ask("/snapshot").await,
+        (&Method::GET, path::STORE_CHECK) => store::ask("/check").await,
         // The key may be the very thing that a node waits for; nothing else is changed before it has joined.
         (&Method::POST, path::UNSEAL) => unseal(machine, request).await,
         (&Method::POST, _) if !machine.has_joined() => Err(Refusal(
@@ -130,6 +132,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
             "this node has not joined the cluster: until then its API only shows; end or restart the machine from outside"
                 .to_owned(),
         )),
+        (&Method::POST, path::STORE_RESTORE) => store::restore(context, request).await,
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
         (&Method::POST, path::POWEROFF) => {
             Ok(end(machine, Ending::PowerOff, "the node stops its services and powers off"))

@@ -105,6 +105,7 @@ fn apiserver(facts: Facts<'_>) -> Vec<String> {
         format!("--proxy-client-cert-file={MASTER_PKI}/front-proxy-client.crt"),
         format!("--proxy-client-key-file={MASTER_PKI}/front-proxy-client.key"),
         "--store-dir=/var/lib/kimg/store".to_owned(),
+        "--store-socket=/run/kimg/kube-apiserver.sock".to_owned(),
         format!("--encryption-key-file={SECRETS}/encryption.key"),
     ];
     arguments.extend(node.addresses.first().map(|address| format!("--advertise-address={address}")));

@@ -1,0 +1,149 @@
+//! `kimg store …`: asks a master's node API, which asks its API server.  Nothing here opens a store.
+
+use super::UsageError;
+use crate::client::block_on;
+use crate::client::node::NodeClient;
+use crate::config::Settings;
+use crate::node::Target;
+use anyhow::{Context, Result};
+use node_api::{Done, path};
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Every snapshot begins so.
+const MAGIC: &[u8] = b"KIMG-STORE-LOG-";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StoreArgs {
+    /// Master of cluster.toml [default: the first one]
+    #[arg(long, short, global = true)]
+    node: Option<String>,
+    /// Address of the node, where it is not the one in cluster.toml
+    #[arg(long, global = true)]
+    address: Option<String>,
+    #[command(subcommand)]
+    command: StoreCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum StoreCommand {
+    /// Write a snapshot of the running store to a file; Secrets stay encrypted in it
+    Snapshot {
+        /// File to write; it must not exist
+        file: PathBuf,
+    },
+    /// Put a snapshot in the place of the store: what was written after it is lost
+    Restore {
+        /// Snapshot of this cluster, of the embedded store or of etcd
+        file: PathBuf,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Read the whole store through, and compare it with what the API server has in memory
+    Check,
+}
+
+pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
+    if let Some(name) = &args.node
+        && args.address.is_none()
+    {
+        settings.node(name).map_err(|error| UsageError(error.to_string()))?;
+    }
+    let target = Target { node: args.node.clone(), address: args.address.clone(), fingerprint: None };
+    match &args.command {
+        StoreCommand::Snapshot { file } => {
+            if file.exists() {
+                return Err(UsageError(format!("{} exists; give another name", file.display())).into());
+            }
+            let size = block_on(snapshot(&target.client(settings)?, file))?;
+            println!("{}: {size} bytes", file.display());
+        }
+        StoreCommand::Restore { file, yes } => {
+            let bytes = read_snapshot(file)?;
+            if !yes && !agreed(file)? {
+                return Err(UsageError("nothing was changed; --yes says yes in advance".into()).into());
+            }
+            let client = target.client(settings)?;
+            let done: Done = block_on(client.post_bytes(path::STORE_RESTORE, bytes))?;
+            println!("{}", done.message);
+        }
+        StoreCommand::Check => {
+            let client = target.client(settings)?;
+            let mut text = Vec::new();
+            block_on(client.text(path::STORE_CHECK, |piece| {
+                text.extend_from_slice(piece);
+                Ok(())
+            }))?;
+            println!("{}", String::from_utf8_lossy(&text));
+        }
+    }
+    Ok(())
+}
+
+/// Takes a snapshot over; the file has its name only when it is whole.
+async fn snapshot(client: &NodeClient, file: &Path) -> Result<u64> {
+    let part = file.with_added_extension("part");
+    let mut options = OpenOptions::new();
+    // Not everything in it is encrypted.
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut out = options.open(&part).with_context(|| format!("creating {}", part.display()))?;
+    let taken = take(client, &mut out, &part).await.and_then(|size| {
+        std::fs::rename(&part, file).with_context(|| format!("naming {}", file.display()))?;
+        Ok(size)
+    });
+    if taken.is_err() {
+        // The sentence about the failure says more than one about what is left.
+        drop(std::fs::remove_file(&part));
+    }
+    taken
+}
+
+async fn take(client: &NodeClient, out: &mut File, part: &Path) -> Result<u64> {
+    let mut size = 0;
+    let writing = || format!("writing {}", part.display());
+    client
+        .text(path::STORE_SNAPSHOT, |piece| {
+            size += piece.len() as u64;
+            out.write_all(piece).with_context(writing)
+        })
+        .await?;
+    out.sync_all().with_context(writing)?;
+    Ok(size)
+}
+
+fn read_snapshot(file: &Path) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(file).map_err(|e| UsageError(format!("reading {}: {e}", file.display())))?;
+    if !bytes.starts_with(MAGIC) {
+        return Err(UsageError(format!("{} is no snapshot of a store", file.display())).into());
+    }
+    Ok(bytes)
+}
+
+fn agreed(file: &Path) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    eprint!("{} takes the place of everything in the cluster's store. Go on? [y/N] ", file.display());
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
+    Ok(answer.trim() == "y")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_snapshots_are_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x");
+        assert!(read_snapshot(&file).unwrap_err().is::<UsageError>());
+        std::fs::write(&file, "something else").unwrap();
+        assert!(read_snapshot(&file).unwrap_err().to_string().contains("no snapshot"));
+        std::fs::write(&file, "KIMG-STORE-LOG-2…").unwrap();
+        assert!(read_snapshot(&file).is_ok());
+    }
+}

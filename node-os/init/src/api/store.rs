@@ -1,0 +1,135 @@
+//! The store of a master: its API server makes snapshots and checks, on its local socket; a
+//! snapshot to be restored is laid where the API server takes it in when it starts.
+
+use super::server::{Body, Refusal, Serving, json, typed};
+use crate::machine::Command;
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::TokioIo;
+use node_api::Done;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+const SOCKET: &str = "/run/kimg/kube-apiserver.sock";
+const DIR: &str = "/var/lib/kimg/store";
+/// Names that the API server knows.
+const PENDING: &str = "restore.pending";
+const REFUSED: &str = "restore.refused";
+/// Every snapshot begins so.
+const MAGIC: &[u8] = b"KIMG-STORE-LOG-";
+/// How long the API server may take to end, to start, and to restore.
+const PATIENCE: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A snapshot, or the text of a check: what the API server answers is passed on.
+pub(super) async fn ask(path: &'static str) -> Result<Response<Body>, Refusal> {
+    let unavailable = |error: anyhow::Error| {
+        let why = format!("the API server of this node does not answer: {error:#}");
+        Refusal(StatusCode::SERVICE_UNAVAILABLE, why)
+    };
+    let response = fetch(path).await.map_err(unavailable)?;
+    let (parts, body) = response.into_parts();
+    if !parts.status.is_success() {
+        let why = body.collect().await.map_err(|error| unavailable(error.into()))?.to_bytes();
+        return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, String::from_utf8_lossy(&why).into_owned()));
+    }
+    // A body that ends too early is less than the length says, and the client sees that.
+    let pieces = body
+        .into_data_stream()
+        .scan((), |(), piece| std::future::ready(piece.ok().map(|p| Ok::<_, Infallible>(Frame::data(p)))));
+    let mut response = typed("application/octet-stream", StreamBody::new(pieces.boxed()).boxed_unsync());
+    if let Some(length) = parts.headers.get(http::header::CONTENT_LENGTH) {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, length.clone());
+    }
+    Ok(response)
+}
+
+async fn fetch(path: &str) -> Result<Response<Incoming>> {
+    let stream = UnixStream::connect(SOCKET).await.with_context(|| format!("connecting to {SOCKET}"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::task::spawn_local(connection);
+    let request = Request::get(path).header("host", "store").body(Empty::<Bytes>::new())?;
+    Ok(sender.send_request(request).await?)
+}
+
+/// Takes a snapshot, and has the API server start anew with it.
+pub(super) async fn restore(serving: &Serving, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let known = serving.machine.services().into_iter().any(|service| service.name == "kube-apiserver");
+    if !known {
+        return Err(Refusal(StatusCode::NOT_FOUND, "this node is no master: it has no store".into()));
+    }
+    let dir = Path::new(DIR);
+    let part = dir.join("restore.part");
+    if let Err(refusal) = receive(dir, &part, request.into_body()).await {
+        // The sentence about the failure says more than one about what is left.
+        drop(std::fs::remove_file(&part));
+        return Err(refusal);
+    }
+    let (pending, refused) = (dir.join(PENDING), dir.join(REFUSED));
+    remove(&refused)?;
+    std::fs::rename(&part, &pending).with_context(|| format!("cannot name {}", pending.display()))?;
+    sync(dir.to_owned()).await?;
+    serving.machine.command(Command::Restart("kube-apiserver".to_owned()));
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while pending.exists() {
+            tokio::time::sleep(LOOK).await;
+        }
+    });
+    if waited.await.is_err() {
+        let why = "the API server has not taken the snapshot in yet; `kimg node logs kube-apiserver` says why";
+        return Err(Refusal(StatusCode::GATEWAY_TIMEOUT, why.into()));
+    }
+    if refused.exists() {
+        remove(&refused)?;
+        let why = "the snapshot is damaged, and nothing was changed; `kimg node logs kube-apiserver` says where";
+        return Err(Refusal(StatusCode::BAD_REQUEST, why.into()));
+    }
+    Ok(json(&Done { message: "the snapshot was restored; clients list everything anew".into() }))
+}
+
+/// Writes the body to a file, and makes it durable.
+async fn receive(dir: &Path, part: &Path, mut body: Incoming) -> Result<(), Refusal> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let mut file = File::create(part).with_context(|| format!("cannot create {}", part.display()))?;
+    let mut head = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| Refusal(StatusCode::BAD_REQUEST, format!("the snapshot was cut off: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if head.len() < MAGIC.len() {
+            head.extend_from_slice(&data);
+            if !head.starts_with(MAGIC) && head.len() >= MAGIC.len() {
+                return Err(Refusal(StatusCode::BAD_REQUEST, "this is no snapshot of a store".into()));
+            }
+        }
+        file.write_all(&data).with_context(|| format!("cannot write {}", part.display()))?;
+    }
+    if !head.starts_with(MAGIC) {
+        return Err(Refusal(StatusCode::BAD_REQUEST, "this is no snapshot of a store".into()));
+    }
+    Ok(sync(part.to_owned()).await?)
+}
+
+/// PID 1 has one thread, which must not wait for a disk.
+async fn sync(path: PathBuf) -> Result<()> {
+    let synced = tokio::task::spawn_blocking(move || {
+        File::open(&path).and_then(|f| f.sync_all()).with_context(|| format!("cannot make {} durable", path.display()))
+    });
+    synced.await.context("waiting for the disk")?
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
