@@ -2,6 +2,8 @@
 //! that is slow in the machine's first seconds or has too much to do is asked again.
 
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use node_metadata::sources::{Answer, Request, SourceError};
@@ -25,7 +27,7 @@ pub struct Patience {
     pub connect: Duration,
     /// For an answer.
     pub answer: Duration,
-    /// How often a server that does not answer at all is asked.
+    /// How often a server that refuses, or that answers nonsense, is asked; one that says nothing is asked twice.
     pub attempts: u32,
     /// How long a server that says that it has too much to do is asked again.
     pub busy: Duration,
@@ -56,8 +58,10 @@ pub struct Client {
 enum Trouble {
     /// There is no way to the server.
     Unreachable(String),
-    /// Nobody answers.
+    /// The other side refuses, or the connection ends.
     Silent(String),
+    /// Nobody says anything, for as long as it was waited for.
+    Timeout(String),
     /// It asks for patience, of this length if it says so.
     Busy(u16, Option<Duration>),
     /// What comes is no answer.
@@ -95,22 +99,24 @@ impl Client {
         let stream = self.connect(host, request.low_port).await?;
         match timeout(self.patience.answer, exchange(stream, host, path, request)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Trouble::Silent(format!("no answer within {} s", self.patience.answer.as_secs()))),
+            Err(_) => Err(Trouble::Timeout(format!("no answer within {} s", self.patience.answer.as_secs()))),
         }
     }
 
-    /// The first of the host's addresses at which somebody is.
+    /// The first of the host's addresses at which somebody is; all are tried at once.
     async fn connect(&self, host: &str, low_port: bool) -> Result<TcpStream, Trouble> {
         let addresses = match self.connect_to {
             Some(address) => vec![address],
             None => addresses(host).await?,
         };
         let mut last = Trouble::Unreachable(format!("{host} has no address"));
-        for address in addresses {
-            match timeout(self.patience.connect, open(address, low_port)).await {
+        let tries = addresses.into_iter().map(|address| timeout(self.patience.connect, open(address, low_port)));
+        let mut tries: FuturesUnordered<_> = tries.collect();
+        while let Some(outcome) = tries.next().await {
+            match outcome {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => last = trouble_of(&error),
-                Err(_) => last = Trouble::Silent("nobody takes the connection".to_owned()),
+                Err(_) => last = Trouble::Timeout("nobody takes the connection".to_owned()),
             }
         }
         Err(last)
@@ -125,6 +131,8 @@ fn pause(trouble: &Trouble, attempt: u32, elapsed: Duration, patience: Patience)
         Trouble::Silent(_) | Trouble::Broken(_) => {
             (attempt < patience.attempts).then(|| growing(Duration::from_millis(250)))
         }
+        // It has cost its time already: once more, in case a first packet was lost.
+        Trouble::Timeout(_) => (attempt < patience.attempts.min(2)).then_some(Duration::ZERO),
         Trouble::Busy(_, wanted) => {
             let pause = wanted.unwrap_or_else(|| growing(Duration::from_millis(500))).min(Duration::from_secs(8));
             (elapsed + pause <= patience.busy).then_some(pause)
@@ -134,7 +142,9 @@ fn pause(trouble: &Trouble, attempt: u32, elapsed: Duration, patience: Patience)
 
 fn final_error(trouble: Trouble, url: &str) -> SourceError {
     match trouble {
-        Trouble::Unreachable(why) | Trouble::Silent(why) => SourceError::Absent(format!("{url}: {why}")),
+        Trouble::Unreachable(why) | Trouble::Silent(why) | Trouble::Timeout(why) => {
+            SourceError::Absent(format!("{url}: {why}"))
+        }
         Trouble::Busy(status, _) => SourceError::Refused { url: url.to_owned(), status },
         Trouble::Broken(why) => SourceError::Unusable(format!("{url}: {why}")),
     }
