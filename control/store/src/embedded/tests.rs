@@ -1,6 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
 use super::*;
 use crate::{FaultDisk, Pull, conformance};
 
@@ -175,6 +178,74 @@ fn missing_and_doubled_records_are_damage() {
             assert!(error.contains("store.log is damaged"), "record at {from}: {error}");
         }
     }
+}
+
+/// Some damage, as disks and people do it.
+fn damage(data: &mut Vec<u8>, rng: &mut StdRng) {
+    let at = rng.random_range(0..data.len());
+    let to = (at + rng.random_range(1..1500)).min(data.len());
+    match rng.random_range(0..6) {
+        0 => data[at] ^= 1 << rng.random_range(0..8),
+        1 => data.truncate(at),
+        2 => data[at..to].fill(0),
+        3 => rng.fill(&mut data[at..to]),
+        4 => drop(data.drain(at..to)),
+        _ => {
+            let copy = data[at..to].to_vec();
+            data.splice(at..at, copy);
+        }
+    }
+}
+
+#[test]
+fn whatever_happens_to_a_log_only_what_was_once_true_is_served() {
+    let disk = FaultDisk::new();
+    let mut truths = std::collections::HashMap::new();
+    let picture = |store: &Embedded| {
+        let (entries, revision) = run(store.range("", "", 0)).unwrap();
+        (revision, entries.into_iter().map(|e| (e.key.to_string(), e.value, e.revision)).collect::<Vec<_>>())
+    };
+    {
+        let options = Options { min_log_bytes: 8 << 10, ..Options::default() };
+        let store = Embedded::open(Arc::new(disk.clone()), options).unwrap();
+        for i in 0..150u32 {
+            truths.extend([picture(&store)]);
+            let key = format!("/k/{}", i % 7);
+            let gone = i % 13 == 12 && run(store.delete(&key, Expect::Any)).is_ok();
+            if !gone {
+                let value = vec![b'a' + (i % 26) as u8; 40 + i as usize];
+                run(store.put(&key, Stamped::plain(value), Expect::Any, None)).unwrap();
+            }
+        }
+        truths.extend([picture(&store)]);
+    }
+    let whole = content(&disk);
+    let mut rng = StdRng::seed_from_u64(1);
+    let (mut refused, mut served) = (0, 0);
+    for round in 0..1500 {
+        let mut data = whole.clone();
+        for _ in 0..rng.random_range(1..4) {
+            damage(&mut data, &mut rng);
+            if data.is_empty() {
+                break;
+            }
+        }
+        let copy = disk.plug(0);
+        copy.change(LOG, |d| *d = data);
+        match Embedded::open(Arc::new(copy), Options::default()) {
+            Err(StoreError::Damaged { file, .. }) => {
+                assert_eq!(file, LOG);
+                refused += 1;
+            }
+            Err(error) => panic!("round {round}: {error}"),
+            Ok(store) => {
+                let (revision, entries) = picture(&store);
+                assert_eq!(truths.get(&revision), Some(&entries), "round {round}: revision {revision}");
+                served += 1;
+            }
+        }
+    }
+    assert!(refused > 500 && served > 50, "{refused} refused, {served} served");
 }
 
 #[test]
