@@ -108,6 +108,30 @@ fn write_until_it_fails(disk: &FaultDisk, calls: u64) -> Vec<(String, u64)> {
 }
 
 #[test]
+fn what_a_killed_process_left_is_durable_once_it_is_served() {
+    // The next process finds writes, or a name of the log, that were never synced.  What it then
+    // shows and answers must not go with the plug.
+    for (point, nth) in [(crate::Point::CommitSync, 30), (crate::Point::CompactionName, 1)] {
+        let disk = FaultDisk::new();
+        {
+            let store = Embedded::open(Arc::new(disk.clone()), small()).unwrap();
+            disk.pull_at(Pull::At(point, nth));
+            let value = || Stamped::plain(vec![b'x'; 200]);
+            while run(store.put("/k/1", value(), Expect::Any, None)).is_ok() {}
+        }
+        let disk = disk.kill();
+        let store = Embedded::open(Arc::new(disk.clone()), Options::default()).unwrap();
+        let seen = run(store.get("/k/1")).unwrap().unwrap().revision;
+        let written = run(store.put("/k/2", Stamped::plain("x"), Expect::Any, None)).unwrap();
+        for seed in 0..30 {
+            let store = Embedded::open(Arc::new(disk.plug(seed)), Options::default()).unwrap();
+            let at = |key| run(store.get(key)).unwrap().map(|e| e.revision);
+            assert_eq!((at("/k/1"), at("/k/2")), (Some(seen), Some(written)), "{point:?}, seed {seed}");
+        }
+    }
+}
+
+#[test]
 fn a_disk_that_lies_about_syncs_loses_writes() {
     let lost = (0..40).any(|seed| {
         let disk = FaultDisk::new();

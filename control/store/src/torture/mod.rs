@@ -145,6 +145,8 @@ fn choose_cut(rng: &mut StdRng, point: Option<Point>) -> Cut {
             let (point, _) = Point::ALL[rng.random_range(0..Point::ALL.len())];
             Cut::At(point, rng.random_range(1..=often(point)))
         }
+        // A short life shows what the one before has left half done.
+        None if rng.random_bool(0.3) => Cut::Moment(rng.random_range(1..30)),
         None => Cut::Moment(rng.random_range(1..400)),
     }
 }

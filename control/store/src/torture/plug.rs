@@ -72,7 +72,7 @@ pub(super) fn run(seed: u64, point: Option<Point>, no_sync: bool) -> Outcome {
             outcome.cuts.push(Cut::Moment(0));
         }
         outcome.events.push(Event::Crash);
-        disk = if !no_sync && rng.random_bool(0.3) { disk.kill() } else { disk.plug(rng.random()) };
+        disk = if !no_sync && rng.random_bool(0.4) { disk.kill() } else { disk.plug(rng.random()) };
         if no_sync {
             // What is lost is to be seen in the store itself.
             continue;
