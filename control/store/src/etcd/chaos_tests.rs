@@ -40,12 +40,19 @@ fn cut(wires: &[Wire], cut: bool) {
     }
 }
 
-/// One fault after the other, a majority always up, until told to end; gives how many.
-async fn faults(mut etcd: test_etcd::Etcd, wires: Vec<Vec<Wire>>, ended: &AtomicBool, count: &AtomicU64) {
+/// One fault after the other, with three members a majority always up, until told to end;
+/// counts them.
+async fn faults(
+    mut etcd: test_etcd::Etcd,
+    members: usize,
+    wires: Vec<Vec<Wire>>,
+    ended: &AtomicBool,
+    count: &AtomicU64,
+) {
     let pause = || tokio::time::sleep(MOMENT);
     while !ended.load(Ordering::Acquire) {
         let round = count.fetch_add(1, Ordering::AcqRel) as usize;
-        let place = round / 3 % 3;
+        let place = round / 3 % members;
         match round % 3 {
             0 => {
                 etcd.kill(place);
@@ -68,22 +75,34 @@ async fn faults(mut etcd: test_etcd::Etcd, wires: Vec<Vec<Wire>>, ended: &Atomic
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn histories_are_linearizable_while_members_are_killed_stopped_and_cut_off() {
-    let etcd = test_etcd::Etcd::start(3);
+/// Two servers under load on a cluster that is disturbed; gives what their history had in it.
+async fn history(members: usize, operations: usize) -> crate::torture::Tally {
+    let etcd = test_etcd::Etcd::start(members);
     let (first, near) = server(&etcd).await;
     let (second, far) = server(&etcd).await;
     let (ended, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let memory = Arc::new(Memory::new(|| false));
     let work = async {
-        let done = run_load(&[first, second], &load(500), memory.clone()).await;
+        let done = run_load(&[first, second], &load(operations), memory.clone()).await;
         ended.store(true, Ordering::Release);
         done
     };
-    let (done, ()) = tokio::join!(work, faults(etcd, vec![near, far], &ended, &count));
+    let (done, ()) = tokio::join!(work, faults(etcd, members, vec![near, far], &ended, &count));
     done.unwrap_or_else(|what| panic!("{what}"));
     let tally = check(&memory.take()).unwrap_or_else(|what| panic!("{what}"));
     eprintln!("{tally:?}, {} faults", count.load(Ordering::Relaxed));
     assert!(count.load(Ordering::Relaxed) >= 3, "each kind of fault was met");
-    assert!(tally.acknowledged > 300 && tally.seen > 1000 && tally.unknown > 0, "{tally:?}");
+    tally
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_are_linearizable_while_members_are_killed_stopped_and_cut_off() {
+    let tally = history(3, 1200).await;
+    assert!(tally.acknowledged > 500 && tally.seen > 2000 && tally.unknown > 0, "{tally:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_are_linearizable_while_the_only_member_is_killed_stopped_and_cut_off() {
+    let tally = history(1, 600).await;
+    assert!(tally.acknowledged > 200 && tally.unknown > 0, "{tally:?}");
 }
