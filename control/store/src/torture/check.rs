@@ -84,7 +84,9 @@ impl Facts {
                 }
                 Event::Opened { revision } => {
                     if *revision < newest {
-                        let lost = facts.writes.last_key_value().map(|(r, w)| w.describe(*r));
+                        let gone = || facts.writes.range(revision + 1..).rev();
+                        let lost = gone().find(|(_, w)| w.answered).or_else(|| gone().next());
+                        let lost = lost.map(|(r, w)| w.describe(*r));
                         let lost = lost.map_or(String::new(), |w| format!(": {w} is lost"));
                         return Err(format!("the store's revision went back from {newest} to {revision}{lost}"));
                     }
