@@ -67,7 +67,7 @@ fn what_is_sealed_is_nowhere_plain() {
     run(async {
         let store = Sealed::open(engine(&disk), single()).await.unwrap();
         assert!(store.get("/core/secrets/a/b").await.unwrap().unwrap().value.starts_with(b"hush-hush"));
-        assert_eq!(store.usage().into_iter().map(|(_, n)| n).collect::<Vec<_>>(), [1]);
+        assert_eq!(store.usage().into_values().collect::<Vec<_>>(), [1]);
         store.close();
         for wrong in [Keyring::default(), Keyring::single(Key::from_file(&[8; 32]).unwrap(), "/core/secrets/")] {
             let error = Sealed::open(engine(&disk), wrong).await.unwrap_err().to_string();
