@@ -77,7 +77,7 @@ pub enum Event {
         watcher: u64,
         revision: u64,
     },
-    /// What a snapshot was found to hold.
+    /// What a snapshot was found to hold, or an observer was given.
     Snapshot {
         op: u64,
         entries: Vec<Listed>,
@@ -202,6 +202,11 @@ impl FromStr for Event {
                 let revision = words.number()?;
                 Event::Return { op, answer: Answer::Listed { entries: words.entries()?, revision } }
             }
+            "held" => {
+                let op = words.number()?;
+                let revision = words.number()?;
+                Event::Snapshot { op, entries: words.entries()?, revision }
+            }
             "opened" => Event::Opened { revision: words.number()? },
             "crash" => Event::Crash,
             "watching" => Event::Watching { watcher: words.number()?, prefix: words.text()?, after: words.number()? },
@@ -281,6 +286,7 @@ mod tests {
             "found 3 v1 18",
             "found 3 -",
             "listed 4 18 2 /t/a v1 18 /t/b v0 3",
+            "held 5 18 1 /t/a v1 18",
             "opened 18",
             "crash",
             "watching 1 /t/ 18",

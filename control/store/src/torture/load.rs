@@ -191,9 +191,9 @@ impl Following {
 
 impl Observer for Following {
     fn load(&self, entries: Vec<Entry>, revision: u64) {
+        // A picture of its revision, which may be behind what others have seen by now.
         let op = self.ops.fetch_add(1, Ordering::Relaxed);
-        self.recorder.record(Event::Call { op, call: Call::List { prefix: PREFIX.into() } });
-        self.recorder.record(Event::Return { op, answer: Answer::Listed { entries: listed(&entries), revision } });
+        self.recorder.record(snapshot_event(op, &entries, revision));
         self.recorder.record(Event::Watching { watcher: self.watcher, prefix: PREFIX.into(), after: revision });
     }
 
