@@ -147,23 +147,12 @@ impl Kind {
     pub fn allows_unconditional_update(&self) -> bool {
         !self.is_custom()
             && !matches!(
-                self.plural.as_ref(),
-                "leases"
-                    | "endpointslices"
-                    | "apiservices"
-                    | "customresourcedefinitions"
-                    | "priorityclasses"
-                    | "runtimeclasses"
-                    | "validatingwebhookconfigurations"
-                    | "mutatingwebhookconfigurations"
-                    | "validatingadmissionpolicies"
-                    | "validatingadmissionpolicybindings"
-                    | "csistoragecapacities"
-                    | "ipaddresses"
-                    | "servicecidrs"
-                    | "poddisruptionbudgets"
+                (self.group.as_ref(), self.plural.as_ref()),
+                ("coordination.k8s.io", _)
+                    | ("apiregistration.k8s.io" | "apiextensions.k8s.io" | "admissionregistration.k8s.io", _)
+                    | ("node.k8s.io" | "policy", _)
+                    | ("storage.k8s.io", "volumeattachments" | "csinodes" | "csidrivers" | "csistoragecapacities")
             )
-            && self.group != "resource.k8s.io"
     }
 
     /// Whether PUT to a missing name creates it.

@@ -52,6 +52,53 @@ pub fn dns1123_subdomain(s: &str) -> Vec<String> {
     out
 }
 
+/// RFC 1123 subdomain, or one below `*.`.
+pub fn wildcard_subdomain(s: &str) -> Vec<String> {
+    let mut out = dns1123_subdomain(s.strip_prefix("*.").unwrap_or(s));
+    out.retain(|e| e != SUBDOMAIN);
+    if !s.strip_prefix("*.").is_some_and(|rest| rest.split('.').all(lower_label)) {
+        out.push("a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')".into());
+    }
+    out
+}
+
+/// RFC 1123 subdomain whose labels may have underscores (DNS search paths).
+pub fn dns1123_subdomain_with_underscore(s: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    if s.len() > 253 {
+        out.push(too_long(253));
+    }
+    let edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
+    let label = |l: &str| {
+        let b = l.as_bytes();
+        !b.is_empty() && edge(b[0]) && edge(b[b.len() - 1]) && b.iter().all(|c| edge(*c) || *c == b'-')
+    };
+    if !s.split('.').all(label) {
+        out.push("a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?(\\.[a-z0-9_]([-a-z0-9_]*[a-z0-9_])?)*')".into());
+    }
+    out
+}
+
+/// `domain/path`, as controllers name themselves.
+pub fn domain_prefixed_path(s: &str) -> Vec<String> {
+    let bad = || vec!["must be a domain-prefixed path (such as \"acme.io/foo\")".to_string()];
+    let Some((host, path)) = s.split_once('/') else { return bad() };
+    if host.is_empty() || path.is_empty() {
+        return bad();
+    }
+    let mut out = dns1123_subdomain(host);
+    let plain = |c: u8| c.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&c);
+    if !path.bytes().all(plain) {
+        out.push("Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')".into());
+    }
+    out
+}
+
+/// Whether a text is a whole percentage.
+pub fn is_percent(s: &str) -> bool {
+    s.strip_suffix('%').is_some_and(|p| !p.is_empty() && p.bytes().all(|c| c.is_ascii_digit()))
+}
+
 /// RFC 1035 label.
 pub fn dns1035_label(s: &str) -> Vec<String> {
     let mut out = Vec::new();
@@ -166,7 +213,7 @@ pub fn object_name(group: &str, plural: &str, name: &str, prefix: bool) -> Vec<S
     };
     match (group, plural) {
         ("", "namespaces") => dns1123_label(name),
-        ("", "services") => dns1123_label(name),
+        ("", "services") | ("apps", "statefulsets") => dns1123_label(name),
         ("rbac.authorization.k8s.io", _) => path_segment(name),
         ("certificates.k8s.io" | "apiregistration.k8s.io", _) => path_segment(name),
         ("networking.k8s.io", "ipaddresses") => match name.parse::<std::net::IpAddr>() {

@@ -334,6 +334,8 @@ pub enum ErrorKind {
     Required,
     Duplicate,
     Invalid,
+    /// `Invalid value` that does not show the value.
+    InvalidHidden,
     NotSupported,
     Forbidden,
     TooLong,
@@ -349,7 +351,7 @@ impl ErrorKind {
             ErrorKind::NotFound => "FieldValueNotFound",
             ErrorKind::Required => "FieldValueRequired",
             ErrorKind::Duplicate => "FieldValueDuplicate",
-            ErrorKind::Invalid => "FieldValueInvalid",
+            ErrorKind::Invalid | ErrorKind::InvalidHidden => "FieldValueInvalid",
             ErrorKind::NotSupported => "FieldValueNotSupported",
             ErrorKind::Forbidden => "FieldValueForbidden",
             ErrorKind::TooLong => "FieldValueTooLong",
@@ -364,7 +366,7 @@ impl ErrorKind {
             ErrorKind::NotFound => "Not found",
             ErrorKind::Required => "Required value",
             ErrorKind::Duplicate => "Duplicate value",
-            ErrorKind::Invalid | ErrorKind::TypeInvalid => "Invalid value",
+            ErrorKind::Invalid | ErrorKind::InvalidHidden | ErrorKind::TypeInvalid => "Invalid value",
             ErrorKind::NotSupported => "Unsupported value",
             ErrorKind::Forbidden => "Forbidden",
             ErrorKind::TooLong => "Too long",
@@ -433,9 +435,13 @@ impl FieldError {
     /// The text without the field's name.
     pub fn body(&self) -> String {
         let mut s = match self.kind {
-            ErrorKind::Required | ErrorKind::Forbidden | ErrorKind::TooLong | ErrorKind::Internal => {
-                self.kind.text().to_string()
-            }
+            ErrorKind::Required
+            | ErrorKind::Forbidden
+            | ErrorKind::TooLong
+            | ErrorKind::Internal
+            | ErrorKind::InvalidHidden => self.kind.text().to_string(),
+            // Clients know a value that is not set by this word in quotes.
+            _ if self.value.is_null() => format!("{}: \"null\"", self.kind.text()),
             _ => format!("{}: {}", self.kind.text(), self.value),
         };
         if !self.detail.is_empty() {

@@ -196,10 +196,12 @@ pub fn apply(
     Ok(out)
 }
 
-fn describe(o: &Value) -> String {
+/// An object as errors of apply name it.
+pub fn describe(o: &Value) -> String {
     let ns = meta::namespace(o);
     let name = if ns.is_empty() { format!("/{}", meta::name(o)) } else { format!("{ns}/{}", meta::name(o)) };
-    format!("{name}; {}, Kind={}", meta::api_version(o), meta::kind(o))
+    let (group, version) = crate::kinds::split_api_version(meta::api_version(o));
+    format!("{name}; {group}/{version}, Kind={}", meta::kind(o))
 }
 
 fn drop_nulls(v: &mut Value) {

@@ -154,8 +154,7 @@ fn volume(o: &mut Value) {
     with(o, "spec", |s| {
         set_text(s, "persistentVolumeReclaimPolicy", "Retain");
         set(s, "volumeMode", "Filesystem".into());
-        with_existing(s, &["hostPath"], |h| set(h, "type", "".into()));
-        with_existing(s, &["iscsi"], |i| set_text(i, "iscsiInterface", "default"));
+        pods::source(s);
     });
 }
 
@@ -187,7 +186,14 @@ fn service(o: &mut Value) {
             set(s, "allocateLoadBalancerNodePorts", true.into());
         }
     });
-    with(o, "status", |s| set(s, "loadBalancer", json!({})));
+    with(o, "status", |s| {
+        set(s, "loadBalancer", json!({}));
+        each_at(s, &["loadBalancer", "ingress"], |i| {
+            if i["ip"].as_str().is_some_and(|ip| !ip.is_empty()) {
+                set(i, "ipMode", "VIP".into());
+            }
+        });
+    });
 }
 
 fn limit_range_item(item: &mut Value) {
@@ -239,13 +245,16 @@ fn csi_driver(o: &mut Value) {
 }
 
 fn resource_claim_spec(s: &mut Value) {
+    let request = |e: &mut Value| {
+        set_text(e, "allocationMode", "ExactCount");
+        if e["allocationMode"] == "ExactCount" {
+            set_nonzero(e, "count", 1);
+        }
+        each_at(e, &["tolerations"], |t| set_text(t, "operator", "Equal"));
+    };
     each_at(s, &["devices", "requests"], |r| {
-        with_existing(r, &["exactly"], |e| {
-            set_text(e, "allocationMode", "ExactCount");
-            if e["allocationMode"] == "ExactCount" {
-                set_nonzero(e, "count", 1);
-            }
-        });
+        with_existing(r, &["exactly"], request);
+        each_at(r, &["firstAvailable"], request);
     });
 }
 

@@ -1,7 +1,9 @@
 //! Defaults of pods and of the pod templates inside other kinds.
 
 use super::{each_at, set, set_nonzero, set_text, with, with_existing};
+use crate::quantity::Quantity;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// A Pod.
 pub(super) fn pod(o: &mut Value) {
@@ -10,7 +12,13 @@ pub(super) fn pod(o: &mut Value) {
         for list in ["containers", "initContainers"] {
             each_at(s, &[list], requests_from_limits);
         }
+        requests_of_pod(s);
         set(s, "enableServiceLinks", true.into());
+        if s["hostNetwork"] == true {
+            for list in ["containers", "initContainers"] {
+                each_at(s, &[list], |c| each_at(c, &["ports"], host_port));
+            }
+        }
         spec(s);
     });
     with(o, "status", |s| set_text(s, "phase", "Pending"));
@@ -44,16 +52,40 @@ fn spec(s: &mut Value) {
     if !name.is_empty() {
         s["serviceAccount"] = name.into();
     }
-    let host_network = s["hostNetwork"] == true;
     for list in ["containers", "initContainers", "ephemeralContainers"] {
-        each_at(s, &[list], |c| {
-            container(c);
-            if host_network && list != "ephemeralContainers" {
-                each_at(c, &["ports"], host_port);
-            }
-        });
+        each_at(s, &[list], container);
     }
     each_at(s, &["volumes"], volume);
+}
+
+/// Requests of the whole pod, where it has limits: what its containers ask for, or the limits.
+fn requests_of_pod(s: &mut Value) {
+    let Some(limits) = s["resources"]["limits"].as_object().cloned().filter(|l| !l.is_empty()) else {
+        return;
+    };
+    let supported = |k: &str| matches!(k, "cpu" | "memory") || k.starts_with("hugepages-");
+    let amount = |v: &Value| v.as_str().and_then(Quantity::parse);
+    let mut sums: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for c in s["containers"].as_array().into_iter().flatten() {
+        for (k, v) in c["resources"]["requests"].as_object().into_iter().flatten().filter(|(k, _)| supported(k)) {
+            sums.entry(k.clone()).or_default().push(v.clone());
+        }
+    }
+    with(s, "resources", |r| {
+        with(r, "requests", |q| {
+            for (k, all) in sums {
+                let sum = match all.as_slice() {
+                    [one] => Some(one.clone()),
+                    more => {
+                        let all: Option<Vec<Quantity>> = more.iter().map(amount).collect();
+                        all.and_then(|a| a.into_iter().reduce(|x, y| x.plus(&y))).map(|q| q.to_string().into())
+                    }
+                };
+                sum.into_iter().for_each(|sum| set(q, &k, sum));
+            }
+            limits.into_iter().filter(|(k, _)| supported(k)).for_each(|(k, v)| set(q, &k, v));
+        });
+    });
 }
 
 fn host_port(p: &mut Value) {
@@ -108,8 +140,7 @@ fn volume(v: &mut Value) {
     for source in ["secret", "configMap", "downwardAPI", "projected"] {
         with_existing(v, &[source], |s| set(s, "defaultMode", 420.into()));
     }
-    with_existing(v, &["hostPath"], |h| set(h, "type", "".into()));
-    with_existing(v, &["iscsi"], |i| set_text(i, "iscsiInterface", "default"));
+    source(v);
     with_existing(v, &["ephemeral", "volumeClaimTemplate", "spec"], |s| set(s, "volumeMode", "Filesystem".into()));
     with_existing(v, &["image"], |i| {
         let policy = if latest(i["reference"].as_str().unwrap_or("")) { "Always" } else { "IfNotPresent" };
@@ -120,6 +151,27 @@ fn volume(v: &mut Value) {
     each_at(v, &["projected", "sources"], |s| {
         each_at(s, &["downwardAPI", "items"], field_ref);
         with_existing(s, &["serviceAccountToken"], |t| set(t, "expirationSeconds", 3600.into()));
+    });
+}
+
+/// Sources that pods and persistent volumes have in common.
+pub(super) fn source(v: &mut Value) {
+    with_existing(v, &["hostPath"], |h| set(h, "type", "".into()));
+    with_existing(v, &["iscsi"], |i| set_text(i, "iscsiInterface", "default"));
+    with_existing(v, &["rbd"], |r| {
+        set_text(r, "pool", "rbd");
+        set_text(r, "user", "admin");
+        set_text(r, "keyring", "/etc/ceph/keyring");
+    });
+    with_existing(v, &["scaleIO"], |s| {
+        set_text(s, "storageMode", "ThinProvisioned");
+        set_text(s, "fsType", "xfs");
+    });
+    with_existing(v, &["azureDisk"], |a| {
+        set(a, "cachingMode", "ReadWrite".into());
+        set(a, "kind", "Shared".into());
+        set(a, "fsType", "ext4".into());
+        set(a, "readOnly", false.into());
     });
 }
 

@@ -37,3 +37,9 @@ pub fn apply(content_type: &str, object: &Value, body: &[u8], schema: Option<&Sc
         _ => Err(Status::unsupported_media_type(content_type, &[JSON_PATCH, MERGE_PATCH, APPLY_PATCH])),
     }
 }
+
+/// Fields that a patch's body names twice.
+pub fn duplicates(body: &[u8]) -> Vec<String> {
+    let parsed = crate::codec::parse_json(body);
+    parsed.map(|p| p.duplicates).unwrap_or_default().into_iter().map(|d| format!("duplicate field \"{d}\"")).collect()
+}

@@ -125,10 +125,9 @@ fn merge_list(
             out
         }
     };
-    Ok(match order {
-        Some(order) => reorder(merged, order, f.merge_key, Some(&before)),
-        None => merged,
-    })
+    // Without an order the patch's own items are one: what is new comes first.
+    let order = order.map_or(new, Vec::as_slice);
+    Ok(reorder(merged, order, f.merge_key, Some(&before)))
 }
 
 fn strip(v: &Value) -> Value {
@@ -218,7 +217,12 @@ mod tests {
                 "/spec/containers",
                 json!([{"name": "c"}, {"name": "b", "image": "2"}, {"name": "a", "image": "1", "args": ["x"]}]),
             ),
-            (json!({"metadata": {"finalizers": ["b", "a"]}}), "/metadata/finalizers", json!(["a", "b"])),
+            (json!({"metadata": {"finalizers": ["b", "a"]}}), "/metadata/finalizers", json!(["b", "a"])),
+            (
+                json!({"spec": {"containers": [{"name": "n"}]}}),
+                "/spec/containers",
+                json!([{"name": "n"}, {"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "2"}]),
+            ),
             (
                 json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"]}}),
                 "/metadata/finalizers",

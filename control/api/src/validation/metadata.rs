@@ -6,6 +6,10 @@ use crate::names;
 use crate::status::FieldError;
 use serde_json::Value;
 
+/// Finalizers that need no domain.
+pub(super) const PLAIN_FINALIZERS: &[&str] = &["kubernetes", "orphan", "foregroundDeletion"];
+pub(super) const NOT_A_FINALIZER: &str = "name is neither a standard finalizer name nor is it fully qualified";
+
 /// Everything wrong with an object's metadata.
 pub fn metadata(kind: &Kind, o: &Value) -> Vec<FieldError> {
     let mut out = Vec::new();
@@ -46,50 +50,75 @@ pub fn metadata(kind: &Kind, o: &Value) -> Vec<FieldError> {
     if let Some(a) = m["annotations"].as_object() {
         out.extend(names::annotations(a, "metadata.annotations"));
     }
+    if m["generation"].as_i64().is_some_and(|n| n < 0) {
+        let detail = "must be greater than or equal to 0";
+        out.push(FieldError::invalid("metadata.generation", m["generation"].clone(), detail));
+    }
     owners(o, &mut out);
-    for f in meta::finalizers(o) {
-        for e in names::qualified_name(f) {
-            out.push(FieldError::invalid("metadata.finalizers", f, e));
-        }
+    finalizers(kind, o, &mut out);
+    out
+}
+
+fn finalizers(kind: &Kind, o: &Value, out: &mut Vec<FieldError>) {
+    const AT: &str = "metadata.finalizers";
+    let all = meta::finalizers(o);
+    for f in &all {
+        out.extend(names::qualified_name(f).into_iter().map(|e| FieldError::invalid(AT, *f, e)));
+    }
+    if all.contains(&"orphan") && all.contains(&"foregroundDeletion") {
+        let detail = "finalizer orphan and foregroundDeletion cannot be both set";
+        out.push(FieldError::invalid(AT, all.clone(), detail));
+    }
+    let loose = |f: &str| !f.contains('/') && !PLAIN_FINALIZERS.contains(&f);
+    for (i, f) in all.iter().enumerate().filter(|(_, f)| !kind.is_custom() && loose(f)) {
+        out.push(FieldError::invalid(format!("{AT}[{i}]"), *f, NOT_A_FINALIZER));
+    }
+}
+
+/// What is wrong with the name of a field manager.
+pub fn manager(at: &str, name: &str) -> Vec<FieldError> {
+    let mut out = Vec::new();
+    if name.len() > 128 {
+        out.push(FieldError::too_long(at, 128));
+    }
+    if name.chars().any(|c| c.is_control() || c.is_whitespace() && c != ' ') {
+        out.push(FieldError::invalid(at, name, "should only contain printable characters"));
     }
     out
 }
 
+/// The paths name no index: so clients know them.
 fn owners(o: &Value, out: &mut Vec<FieldError>) {
-    let mut controller: Option<&Value> = None;
-    for (i, r) in meta::owners(o).iter().enumerate() {
-        let at = format!("metadata.ownerReferences[{i}]");
-        let (group, version) = crate::kinds::split_api_version(r["apiVersion"].as_str().unwrap_or(""));
+    const AT: &str = "metadata.ownerReferences";
+    let mut first: Option<String> = None;
+    for r in meta::owners(o) {
+        let text = |field: &str| r[field].as_str().unwrap_or("");
+        let (group, version) = crate::kinds::split_api_version(text("apiVersion"));
         if version.is_empty() {
-            out.push(FieldError::invalid(
-                format!("{at}.apiVersion"),
-                r["apiVersion"].clone(),
-                "version must not be empty",
-            ));
+            let at = format!("{AT}.apiVersion");
+            out.push(FieldError::invalid(at, text("apiVersion"), "version must not be empty"));
         }
         for k in ["kind", "name", "uid"] {
-            if r[k].as_str().unwrap_or("").is_empty() {
-                out.push(FieldError::invalid(format!("{at}.{k}"), r[k].clone(), "must not be empty"));
+            if text(k).is_empty() {
+                out.push(FieldError::invalid(format!("{AT}.{k}"), "", "must not be empty"));
             }
         }
-        if group.is_empty() && r["kind"] == "Event" {
-            out.push(FieldError::invalid(at.clone(), r.clone(), "Event is disallowed from being an owner"));
+        if group.is_empty() && version == "v1" && text("kind") == "Event" {
+            let detail = "/v1, Kind=Event is disallowed from being an owner";
+            out.push(FieldError::invalid(AT, r.clone(), detail));
         }
-        if r["controller"] == true {
-            if let Some(first) = controller {
-                let name = |v: &Value| v["name"].as_str().unwrap_or("").to_string();
+        if r["controller"] != true {
+            continue;
+        }
+        let name = format!("{}/{}", text("kind"), text("name"));
+        match &first {
+            None => first = Some(name),
+            Some(first) => {
                 let detail = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {} and {}",
-                    name(first),
-                    name(r)
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
                 );
-                out.push(FieldError::invalid(
-                    "metadata.ownerReferences",
-                    o["metadata"]["ownerReferences"].clone(),
-                    detail,
-                ));
+                out.push(FieldError::invalid(AT, o["metadata"]["ownerReferences"].clone(), detail));
             }
-            controller = Some(r);
         }
     }
 }
@@ -97,7 +126,7 @@ fn owners(o: &Value, out: &mut Vec<FieldError>) {
 /// Everything wrong with a change of metadata.
 pub fn metadata_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut out = metadata(kind, new);
-    for f in ["name", "namespace", "uid", "creationTimestamp"] {
+    for f in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         if new["metadata"][f] != old["metadata"][f] {
             out.push(FieldError::invalid(format!("metadata.{f}"), new["metadata"][f].clone(), "field is immutable"));
         }

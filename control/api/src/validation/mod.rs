@@ -1,82 +1,92 @@
-//! What is wrong with an object: its metadata, and the rules of kinds. Kinds that
-//! have a strategy of their own in the API server (pods, services, workloads,
-//! claims, roles) keep their rules there.
+//! What is wrong with an object: its metadata, and the rules of its kind.
+//!
+//! Every built-in kind has its rules in the file of its group, as plain functions over
+//! [`at::At`] (a value that knows its path) that add to [`at::Errors`]; `rules.rs` says
+//! which of them run for which kind and part. Custom resources go by their schema.
 
+mod admission;
+mod apps;
+mod at;
+mod autoscaling;
+mod batch;
+mod certificates;
+mod cluster;
+mod coordination;
+mod core;
+mod cron;
+mod customs;
+mod discovery;
+mod flow;
 mod metadata;
-mod others;
+mod networking;
+mod pod;
+mod policy;
+mod rbac;
+mod resources;
+mod rules;
+mod selectors;
+mod storage;
 
-pub use metadata::{metadata, metadata_update};
+pub use metadata::{manager, metadata, metadata_update};
 
 use crate::kinds::Kind;
-use crate::schema::{Schema, Ty};
 use crate::status::FieldError;
+use at::{At, Errors};
 use serde_json::Value;
 
-/// Everything wrong with a new object (also run on the new state of an update).
+/// A write whose result is to be judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    pub kind: &'a Kind,
+    /// The group that the request named, where a kind is served by two of them.
+    pub group: &'a str,
+    /// `""`, `status`, or another part that is written on its own.
+    pub part: &'a str,
+    /// What is there already.
+    pub old: Option<&'a Value>,
+}
+
+impl<'a> Write<'a> {
+    /// A write of a whole object.
+    pub fn of(kind: &'a Kind, old: Option<&'a Value>) -> Write<'a> {
+        Write { kind, group: &kind.group, part: "", old }
+    }
+
+    /// Everything wrong with the object as it would be.
+    pub fn faults(&self, new: &Value) -> Vec<FieldError> {
+        let mut out = match self.old {
+            None => metadata(self.kind, new),
+            Some(old) => metadata_update(self.kind, new, old),
+        };
+        if self.kind.is_custom() {
+            out.extend(customs::faults(self.kind, new, self.old));
+            return out;
+        }
+        let mut e = Errors(out);
+        let at = At::root(new);
+        match self.old {
+            None => rules::create(&mut e, self.kind, self.group, &at),
+            Some(old) => rules::update(&mut e, self, &at, &At::root(old)),
+        }
+        e.0
+    }
+}
+
+/// Everything wrong with a new object.
 pub fn create(kind: &Kind, o: &Value) -> Vec<FieldError> {
-    let mut out = metadata(kind, o);
-    out.extend(rules(kind, o));
-    out
+    Write::of(kind, None).faults(o)
 }
 
 /// Everything wrong with a change; the new state's own errors included.
 pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut out = metadata_update(kind, new, old);
-    let mut own = rules(kind, new);
-    if kind.is_custom() && !own.is_empty() {
-        // What was wrong before and did not change is let through.
-        let before = crate::crd::validate(old, kind.schema(), "");
-        own.retain(|e| !before.contains(e) || !unchanged(new, old, &e.field));
-    }
-    out.extend(own);
-    out.extend(others::update(kind, new, old));
-    out
+    Write::of(kind, Some(old)).faults(new)
 }
 
-fn rules(kind: &Kind, o: &Value) -> Vec<FieldError> {
-    if kind.is_custom() {
-        return crate::crd::validate(o, kind.schema(), "");
-    }
-    let mut out = Vec::new();
-    if others::wants_required(kind) {
-        for f in &kind.schema().fields {
-            if !matches!(f.name.as_ref(), "metadata" | "status" | "apiVersion" | "kind") {
-                field(&o[f.name.as_ref()], f.schema(), f.required, &f.name, &mut out);
-            }
-        }
-    }
-    out.extend(others::create(kind, o));
-    out
-}
-
-/// Texts that the schema requires must be there and not be empty.
-fn field(v: &Value, schema: &Schema, required: bool, path: &str, out: &mut Vec<FieldError>) {
-    match (schema.ty, v) {
-        (Ty::String, v) if required && v.as_str().unwrap_or("").is_empty() => out.push(FieldError::required(path, "")),
-        (Ty::Object, Value::Object(m)) if !schema.is_map() => {
-            for f in &schema.fields {
-                field(
-                    m.get(f.name.as_ref()).unwrap_or(&Value::Null),
-                    f.schema(),
-                    f.required,
-                    &format!("{path}.{}", f.name),
-                    out,
-                );
-            }
-        }
-        (Ty::Array, Value::Array(items)) => {
-            if let Some(item) = schema.item() {
-                items.iter().enumerate().for_each(|(i, x)| field(x, item, false, &format!("{path}[{i}]"), out));
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Whether the value at a field's path is the same in both.
-fn unchanged(a: &Value, b: &Value, path: &str) -> bool {
-    let pointer: String = path.replace('[', ".").replace(']', "").split('.').map(|p| format!("/{p}")).collect();
-    a.pointer(&pointer) == b.pointer(&pointer)
+/// What is wrong with a Binding.
+pub fn binding(o: &Value) -> Vec<FieldError> {
+    let mut e = Errors(Vec::new());
+    core::binding(&mut e, &At::root(o));
+    e.0
 }
 
 #[cfg(test)]

@@ -1,0 +1,224 @@
+//! Where a pod may run.
+
+use super::selectors::{label_name, label_selector, node_selector, node_term};
+use crate::names;
+use crate::status::FieldError;
+use crate::validation::at::{At, Errors};
+
+const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
+
+/// Tolerations of a list.
+pub(crate) fn tolerations(e: &mut Errors, at: &At) {
+    for t in at.items() {
+        let (key, operator, value, effect) = (t.get("key"), t.get("operator"), t.get("value"), t.get("effect"));
+        if !key.is_empty() {
+            label_name(e, &key);
+        }
+        if key.is_empty() && operator.text() != "Exists" {
+            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            e.invalid_as(&operator, operator.text(), detail);
+        }
+        if t.get("tolerationSeconds").is_set() && effect.text() != "NoExecute" {
+            e.invalid_as(&effect, effect.text(), "effect must be 'NoExecute' when `tolerationSeconds` is set");
+        }
+        match operator.text() {
+            "" | "Equal" => {
+                let texts = names::label_value(value.text());
+                if !texts.is_empty() {
+                    e.invalid_as(&operator, value.text(), texts.join(";"));
+                }
+            }
+            "Exists" => {
+                if !value.is_empty() {
+                    e.invalid_as(&operator, value.text(), "value must be empty when `operator` is 'Exists'");
+                }
+            }
+            _ => e.not_supported(&operator, &["Equal", "Exists"]),
+        }
+        e.one_of(&effect, EFFECTS);
+    }
+}
+
+/// Taints of a list.
+pub(crate) fn taints(e: &mut Errors, at: &At) {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for t in at.items() {
+        label_name(e, &t.get("key"));
+        let texts = names::label_value(t.get("value").text());
+        if !texts.is_empty() {
+            e.invalid(&t.get("value"), texts.join(";"));
+        }
+        e.need_one_of(&t.get("effect"), EFFECTS);
+        let pair = (t.get("effect").text(), t.get("key").text());
+        if seen.contains(&pair) {
+            let mut error = FieldError::duplicate(t.path(), t.value.clone());
+            error.detail = "taints must be unique by key and effect pair".into();
+            e.0.push(error);
+        } else {
+            seen.push(pair);
+        }
+    }
+}
+
+/// `affinity`.
+pub(super) fn affinity(e: &mut Errors, at: &At) {
+    let node = at.get("nodeAffinity");
+    let required = node.get("requiredDuringSchedulingIgnoredDuringExecution");
+    if required.is_set() {
+        node_selector(e, &required);
+    }
+    for term in node.get("preferredDuringSchedulingIgnoredDuringExecution").items() {
+        weight(e, &term.get("weight"));
+        node_term(e, &term.get("preference"), false);
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let pods = at.get(kind);
+        for term in pods.get("requiredDuringSchedulingIgnoredDuringExecution").items() {
+            pod_term(e, &term);
+        }
+        for term in pods.get("preferredDuringSchedulingIgnoredDuringExecution").items() {
+            weight(e, &term.get("weight"));
+            pod_term(e, &term.get("podAffinityTerm"));
+        }
+    }
+}
+
+fn weight(e: &mut Errors, at: &At) {
+    let n = at.int().unwrap_or(0);
+    if !(1..=100).contains(&n) {
+        e.invalid_as(at, n, "must be in the range 1-100");
+    }
+}
+
+fn pod_term(e: &mut Errors, term: &At) {
+    label_selector(e, &term.get("labelSelector"));
+    label_selector(e, &term.get("namespaceSelector"));
+    for name in term.get("namespaces").items() {
+        let shown = term.named("namespace", name.value);
+        e.dns_label(&shown);
+    }
+    let selector = term.get("labelSelector");
+    for field in ["matchLabelKeys", "mismatchLabelKeys"] {
+        let keys = term.get(field);
+        if !keys.is_empty() && !selector.is_set() {
+            e.forbidden(&keys, "must not be specified when labelSelector is not set");
+        } else {
+            keys.items().for_each(|k| label_name(e, &k));
+        }
+    }
+    let mismatch = term.get("mismatchLabelKeys");
+    for key in term.get("matchLabelKeys").items() {
+        if mismatch.items().any(|m| m.text() == key.text()) {
+            e.invalid(&key, "exists in both matchLabelKeys and mismatchLabelKeys");
+        }
+    }
+    let topology = term.get("topologyKey");
+    if topology.is_empty() {
+        e.required(&topology, "can not be empty");
+    }
+    label_name(e, &topology);
+}
+
+/// `schedulingGates`.
+pub(super) fn gates(e: &mut Errors, at: &At) {
+    let mut seen: Vec<&str> = Vec::new();
+    for gate in at.items() {
+        let name = gate.get("name").text();
+        names::qualified_name(name).into_iter().for_each(|t| e.invalid_as(&gate, name, t));
+        if seen.contains(&name) {
+            e.duplicate_as(&gate, name);
+        }
+        seen.push(name);
+    }
+}
+
+/// `topologySpreadConstraints`.
+pub(super) fn spread(e: &mut Errors, at: &At) {
+    for (i, c) in at.items().enumerate() {
+        let (skew, key, action) = (c.get("maxSkew"), c.get("topologyKey"), c.get("whenUnsatisfiable"));
+        if skew.int().unwrap_or(0) <= 0 {
+            e.invalid_as(&skew, skew.int().unwrap_or(0), "must be greater than zero");
+        }
+        if key.is_empty() {
+            e.required(&key, "can not be empty");
+        }
+        if !["DoNotSchedule", "ScheduleAnyway"].contains(&action.text()) {
+            e.not_supported(&action, &["DoNotSchedule", "ScheduleAnyway"]);
+        }
+        let again = at
+            .items()
+            .skip(i + 1)
+            .any(|o| o.get("topologyKey").text() == key.text() && o.get("whenUnsatisfiable").text() == action.text());
+        if again {
+            let pair = format!("{{{}, {}}}", key.text(), action.text());
+            e.duplicate_as(&c.named("{topologyKey, whenUnsatisfiable}", c.value), pair);
+        }
+        let domains = c.get("minDomains");
+        if domains.int().is_some_and(|n| n <= 0) {
+            e.invalid(&domains, "must be greater than zero");
+        }
+        if domains.is_set() && action.text() != "DoNotSchedule" {
+            let detail = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {}", action.text());
+            e.invalid(&domains, detail);
+        }
+        for field in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+            if c.get(field).is_set() && !["Honor", "Ignore"].contains(&c.get(field).text()) {
+                e.not_supported(&c.get(field), &["Honor", "Ignore"]);
+            }
+        }
+        spread_keys(e, &c);
+        label_selector(e, &c.get("labelSelector"));
+    }
+}
+
+fn spread_keys(e: &mut Errors, c: &At) {
+    let (keys, selector) = (c.get("matchLabelKeys"), c.get("labelSelector"));
+    if keys.is_empty() {
+        return;
+    }
+    if !selector.is_set() {
+        e.forbidden(&keys, "must not be specified when labelSelector is not set");
+    }
+    let expressions = selector.get("matchExpressions");
+    for key in keys.items() {
+        label_name(e, &key);
+        // What the server itself adds for a key is no repetition.
+        if selector.get("matchLabels").value.get(key.text()).is_some()
+            || expressions.items().any(|x| x.get("key").text() == key.text())
+        {
+            e.invalid(&key, "exists in both matchLabelKeys and labelSelector");
+        }
+    }
+}
+
+/// `resourceClaims`.
+pub(super) fn resource_claims(e: &mut Errors, at: &At) {
+    let mut seen: Vec<&str> = Vec::new();
+    for c in at.items() {
+        let name = c.get("name");
+        if name.is_empty() {
+            e.required(&name, "");
+        } else if seen.contains(&name.text()) {
+            e.duplicate(&name);
+        } else {
+            e.dns_label(&name);
+            seen.push(name.text());
+        }
+        let (claim, template) = (c.get("resourceClaimName"), c.get("resourceClaimTemplateName"));
+        match (claim.is_set(), template.is_set()) {
+            (true, true) => {
+                let detail = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
+                e.invalid(&c, detail);
+            }
+            (false, false) => {
+                e.invalid(&c, "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`");
+            }
+            _ => {}
+        }
+        for at in [claim, template] {
+            if at.is_set() {
+                e.dns_subdomain(&at);
+            }
+        }
+    }
+}

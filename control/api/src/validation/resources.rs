@@ -1,0 +1,197 @@
+//! Names and amounts of resources.
+
+use super::at::{At, Errors};
+use crate::names;
+use crate::quantity::Quantity;
+
+/// Resources that a quota counts.
+const QUOTA: &[&str] = &[
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.storage",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "persistentvolumeclaims",
+    "configmaps",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
+const COUNTED: &[&str] = &[
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
+pub(crate) fn is_huge_page(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+fn is_extended(name: &str) -> bool {
+    !is_native(name) && !name.starts_with("requests.") && names::qualified_name(&format!("requests.{name}")).is_empty()
+}
+
+fn overcommits(name: &str) -> bool {
+    is_native(name) && !is_huge_page(name)
+}
+
+pub(crate) fn is_quota_resource(name: &str) -> bool {
+    QUOTA.contains(&name) || is_huge_page(name) || name.starts_with("requests.hugepages-")
+}
+
+fn is_standard(name: &str) -> bool {
+    QUOTA.contains(&name) || name == "storage" || is_huge_page(name) || name.starts_with("requests.hugepages-")
+}
+
+/// A resource's name; errors are about `at`, whatever its value.
+pub(crate) fn name(e: &mut Errors, at: &At, name: &str) -> bool {
+    let texts = names::qualified_name(name);
+    if texts.is_empty() {
+        if !name.contains('/') && !is_standard(name) {
+            e.invalid_as(at, name, "must be a standard resource type or fully qualified");
+            return false;
+        }
+        return true;
+    }
+    texts.into_iter().for_each(|t| e.invalid_as(at, name, t));
+    false
+}
+
+/// A name of something that containers ask for.
+pub(crate) fn container_name(e: &mut Errors, at: &At, resource: &str) {
+    name(e, at, resource);
+    if !resource.contains('/') {
+        if !matches!(resource, "cpu" | "memory" | "ephemeral-storage") && !is_huge_page(resource) {
+            e.invalid_as(at, resource, "must be a standard resource for containers");
+        }
+    } else if !is_native(resource) && !is_extended(resource) {
+        e.invalid_as(at, resource, "doesn't follow extended resource name standard");
+    }
+}
+
+/// A name that a quota may hold.
+pub(crate) fn quota_name(e: &mut Errors, at: &At, resource: &str) {
+    name(e, at, resource);
+    if !resource.contains('/') && !is_quota_resource(resource) {
+        e.invalid_as(at, resource, "must be a standard resource for quota");
+    }
+}
+
+/// An amount of a resource.
+pub(crate) fn amount(e: &mut Errors, at: &At, resource: &str) {
+    let Some(q) = at.quantity() else { return };
+    if q.sign() < 0 {
+        e.invalid_as(at, q.to_string(), "must be greater than or equal to 0");
+    }
+    if (COUNTED.contains(&resource) || is_extended(resource)) && q.milli() % 1000 != 0 {
+        e.invalid_as(at, q.to_string(), "must be an integer");
+    }
+}
+
+fn huge_page_amount(e: &mut Errors, at: &At, resource: &str) {
+    let size = resource.strip_prefix("hugepages-").and_then(Quantity::parse).map_or(0, |q| q.value());
+    let Some(q) = at.quantity() else { return };
+    if size <= 0 || q.value() <= 0 || q.value() % size != 0 {
+        e.invalid_as(at, q.to_string(), format!("{q} is not positive integer multiple of {resource}"));
+    }
+}
+
+/// Resource requirements of a container (or, with `pod_level`, of a pod).
+pub(crate) fn requirements(e: &mut Errors, at: &At, claims: &[&str], pod_level: bool) {
+    let (limits, requests) = (at.get("limits"), at.get("requests"));
+    let named = |e: &mut Errors, at: &At, resource: &str| {
+        if !pod_level {
+            return container_name(e, at, resource);
+        }
+        if name(e, at, resource) && !matches!(resource, "cpu" | "memory") && !is_huge_page(resource) {
+            e.0.push(crate::status::FieldError::not_supported(at.path(), resource, &["cpu", "memory"]));
+        }
+    };
+    let (mut huge, mut plain) = (false, false);
+    for list in [&limits, &requests] {
+        for (resource, value) in list.entries() {
+            named(e, &value, resource);
+            amount(e, &value, resource);
+            huge |= is_huge_page(resource);
+            plain |= matches!(resource, "cpu" | "memory");
+            if std::ptr::eq(list, &requests) {
+                within_limit(e, &value, resource, &limits, &requests);
+            }
+            if is_huge_page(resource) {
+                huge_page_amount(e, &value, resource);
+            }
+        }
+    }
+    if huge && !plain {
+        e.forbidden(at, "HugePages require cpu or memory");
+    }
+    claim_names(e, &at.get("claims"), claims);
+}
+
+fn within_limit(e: &mut Errors, request: &At, resource: &str, limits: &At, requests: &At) {
+    let limit = limits.key(resource);
+    let (Some(q), limit) = (request.quantity(), limit.quantity()) else { return };
+    match limit {
+        Some(limit) if q != limit && !overcommits(resource) => {
+            e.invalid_as(requests, q.to_string(), format!("must be equal to {resource} limit of {limit}"));
+        }
+        Some(limit) if q > limit => {
+            e.invalid_as(requests, q.to_string(), format!("must be less than or equal to {resource} limit of {limit}"));
+        }
+        None if !overcommits(resource) => e.required(limits, "Limit must be set for non overcommitable resources"),
+        _ => {}
+    }
+}
+
+fn claim_names(e: &mut Errors, at: &At, known: &[&str]) {
+    let mut seen: Vec<(String, String)> = Vec::new();
+    for claim in at.items() {
+        let (name, request) = (claim.get("name").text(), claim.get("request"));
+        if name.is_empty() {
+            e.required(&claim, "");
+            continue;
+        }
+        if !request.is_empty() {
+            e.dns_label(&request);
+        }
+        let key = (name.to_string(), request.text().to_string());
+        let clash = seen.iter().any(|(n, r)| *n == key.0 && (*r == key.1 || r.is_empty() || key.1.is_empty()));
+        if clash {
+            let text = if key.1.is_empty() { key.0.clone() } else { format!("{}/{}", key.0, key.1) };
+            e.duplicate_as(&claim, text);
+        }
+        seen.push(key);
+        if !known.contains(&name) {
+            let mut error = crate::status::FieldError::not_found(claim.path(), name);
+            error.detail = "must be one of the names in pod.spec.resourceClaims".into();
+            if known.is_empty() {
+                error.detail.push_str(" which is empty");
+            } else {
+                let mut sorted = known.to_vec();
+                sorted.sort_unstable();
+                error.detail.push_str(&format!(": {}", sorted.join(", ")));
+            }
+            e.0.push(error);
+        }
+    }
+}

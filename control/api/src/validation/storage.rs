@@ -1,0 +1,230 @@
+//! Storage classes, attachments, CSI drivers, nodes and capacities.
+
+use super::at::{At, Errors, IMMUTABLE, same};
+use super::selectors::{label_name, label_selector};
+use super::{core, pod};
+use crate::names;
+
+fn driver(e: &mut Errors, at: &At) {
+    if e.need(at) {
+        let lower = at.text().to_lowercase();
+        names::qualified_name(&lower).into_iter().for_each(|t| e.invalid_as(at, lower.as_str(), t));
+    }
+}
+
+fn parameters(e: &mut Errors, at: &At, needed: bool) {
+    if at.len() > 512 {
+        return e.too_long(at, 512);
+    }
+    let mut size = 0;
+    for (key, value) in at.entries() {
+        if key.is_empty() {
+            e.invalid_as(at, key, "field can not be empty.");
+        }
+        size += key.len() + value.text().len();
+    }
+    if size > 256 * 1024 {
+        e.too_long(at, 256 * 1024);
+    }
+    if needed && at.is_empty() {
+        e.required(at, "must contain at least one key/value pair");
+    }
+}
+
+/// A storage class.
+pub(crate) fn class(e: &mut Errors, o: &At) {
+    driver(e, &o.get("provisioner"));
+    parameters(e, &o.get("parameters"), false);
+    e.one_of(&o.get("reclaimPolicy"), &["Delete", "Retain"]);
+    e.need_one_of(&o.get("volumeBindingMode"), &["Immediate", "WaitForFirstConsumer"]);
+    for term in o.get("allowedTopologies").items() {
+        let mut keys: Vec<&str> = Vec::new();
+        for x in term.get("matchLabelExpressions").items() {
+            let values = x.get("values");
+            e.need(&values);
+            for (i, v) in values.items().enumerate() {
+                if values.items().take(i).any(|w| w.value == v.value) {
+                    e.duplicate(&v);
+                }
+            }
+            label_name(e, &x.get("key"));
+            if keys.contains(&x.get("key").text()) {
+                e.duplicate(&x.get("key"));
+            }
+            keys.push(x.get("key").text());
+        }
+    }
+}
+
+/// A changed storage class.
+pub(crate) fn class_update(e: &mut Errors, new: &At, old: &At) {
+    for field in ["parameters", "provisioner", "reclaimPolicy"] {
+        if !same(new.get(field).value, old.get(field).value) {
+            e.forbidden(&new.get(field), format!("updates to {field} are forbidden."));
+        }
+    }
+    e.fixed(&new.get("volumeBindingMode"), old.get("volumeBindingMode").value);
+}
+
+/// A volume attachment.
+pub(crate) fn attachment(e: &mut Errors, o: &At) {
+    let spec = o.get("spec");
+    e.need(&spec.get("attacher"));
+    let source = spec.get("source");
+    let (inline, name) = (source.get("inlineVolumeSpec"), source.get("persistentVolumeName"));
+    let detail = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
+    match (inline.is_set(), name.is_set()) {
+        (false, false) => e.required(&source, detail),
+        (true, true) => e.forbidden(&source, detail),
+        (false, true) if name.is_empty() => e.required(&name, "must specify non empty persistentVolumeName"),
+        (false, true) => {}
+        (true, false) => core::volume_spec(e, &inline, true),
+    }
+    e.all(&spec.get("nodeName"), names::dns1123_subdomain(spec.get("nodeName").text()));
+}
+
+/// What only a new attachment must fulfil.
+pub(crate) fn new_attachment(e: &mut Errors, o: &At) {
+    attachment(e, o);
+    let attacher = o.get("spec.attacher");
+    pod::driver_name(e, &attacher);
+    let name = o.get("spec.source.persistentVolumeName");
+    if name.is_set() {
+        e.dns_subdomain(&name);
+    }
+}
+
+/// A changed attachment.
+pub(crate) fn attachment_update(e: &mut Errors, new: &At, old: &At) {
+    attachment(e, new);
+    e.fixed(&new.get("spec"), old.get("spec").value);
+}
+
+/// A CSINode.
+pub(crate) fn csi_node(e: &mut Errors, o: &At) {
+    let mut seen: Vec<&str> = Vec::new();
+    for d in o.get("spec.drivers").items() {
+        let name = d.get("name");
+        pod::driver_name(e, &name);
+        let id = d.get("nodeID");
+        e.need(&id);
+        if id.text().len() > 256 {
+            e.invalid(&id, "must be 256 characters or less");
+        }
+        e.non_negative(&d.get("allocatable.count"));
+        if seen.contains(&name.text()) {
+            e.duplicate(&name);
+        }
+        seen.push(name.text());
+        let mut keys: Vec<&str> = Vec::new();
+        for key in d.get("topologyKeys").items() {
+            if key.is_empty() {
+                e.required(&d, "");
+            }
+            if keys.contains(&key.text()) {
+                e.duplicate_as(&d, key.text());
+            }
+            keys.push(key.text());
+            names::qualified_name(key.text()).into_iter().for_each(|t| e.invalid_as(&d, key.text(), t));
+        }
+    }
+}
+
+/// A changed CSINode: what a driver says of the node stays.
+pub(crate) fn csi_node_update(e: &mut Errors, new: &At, old: &At) {
+    csi_node(e, new);
+    let bare = |d: &At| {
+        let mut d = d.value.clone();
+        if let Some(m) = d.as_object_mut() {
+            m.remove("allocatable");
+        }
+        d
+    };
+    for was in old.get("spec.drivers").items() {
+        for is in new.get("spec.drivers").items() {
+            if is.get("name").text() == was.get("name").text() && !same(&bare(&is), &bare(&was)) {
+                e.invalid_as(&new.get("spec.drivers"), is.value.clone(), IMMUTABLE);
+            }
+        }
+    }
+}
+
+/// A CSIDriver.
+pub(crate) fn csi_driver(e: &mut Errors, o: &At) {
+    let spec = o.get("spec");
+    for (field, shown) in [
+        ("attachRequired", "attachedRequired"),
+        ("podInfoOnMount", "podInfoOnMount"),
+        ("storageCapacity", "storageCapacity"),
+    ] {
+        let at = spec.named(shown, spec.get(field).value);
+        if !at.is_set() {
+            e.required(&at, "");
+        }
+    }
+    e.one_of(&spec.get("fsGroupPolicy"), &["File", "None", "ReadWriteOnceWithFSType"]);
+    let mut seen: Vec<&str> = Vec::new();
+    for t in spec.get("tokenRequests").items() {
+        let audience = t.get("audience");
+        if seen.contains(&audience.text()) {
+            e.duplicate(&audience);
+            continue;
+        }
+        seen.push(audience.text());
+        let seconds = t.get("expirationSeconds");
+        if seconds.int().is_some_and(|n| n < 600) {
+            e.invalid(&seconds, "may not specify a duration less than 10 minutes");
+        }
+        if seconds.int().is_some_and(|n| n > 1 << 32) {
+            e.invalid(&seconds, "may not specify a duration larger than 2^32 seconds");
+        }
+    }
+    let modes = spec.get("volumeLifecycleModes");
+    for mode in modes.items().filter(|m| !["Persistent", "Ephemeral"].contains(&m.text())) {
+        e.0.push(crate::status::FieldError::not_supported(modes.path(), mode.text(), &["Persistent", "Ephemeral"]));
+    }
+    let period = spec.get("nodeAllocatableUpdatePeriodSeconds");
+    if period.int().is_some_and(|n| n < 10) {
+        e.invalid(&period, "must be greater than or equal to 10 seconds");
+    }
+}
+
+/// A changed CSIDriver.
+pub(crate) fn csi_driver_update(e: &mut Errors, new: &At, old: &At) {
+    csi_driver(e, new);
+    let (spec, was) = (new.get("spec"), old.get("spec"));
+    e.fixed(&spec.named("attachedRequired", spec.get("attachRequired").value), was.get("attachRequired").value);
+    e.fixed(&spec.get("volumeLifecycleModes"), was.get("volumeLifecycleModes").value);
+}
+
+/// A CSIStorageCapacity.
+pub(crate) fn capacity(e: &mut Errors, o: &At) {
+    label_selector(e, &o.get("nodeTopology"));
+    e.all(&o.get("storageClassName"), names::dns1123_subdomain(o.get("storageClassName").text()));
+    if let Some(q) = o.get("capacity").quantity().filter(|q| q.sign() < 0) {
+        e.invalid_as(&o.get("capacity"), q.to_string(), "must be greater than or equal to 0");
+    }
+}
+
+/// A changed CSIStorageCapacity.
+pub(crate) fn capacity_update(e: &mut Errors, new: &At, old: &At) {
+    for field in ["nodeTopology", "storageClassName"] {
+        e.fixed(&new.get(field), old.get(field).value);
+    }
+}
+
+/// A VolumeAttributesClass.
+pub(crate) fn attributes_class(e: &mut Errors, o: &At) {
+    driver(e, &o.get("driverName"));
+    parameters(e, &o.get("parameters"), true);
+}
+
+/// A changed VolumeAttributesClass.
+pub(crate) fn attributes_class_update(e: &mut Errors, new: &At, old: &At) {
+    for field in ["driverName", "parameters"] {
+        if !same(new.get(field).value, old.get(field).value) {
+            e.forbidden(&new.get(field), format!("updates to {field} are forbidden."));
+        }
+    }
+    attributes_class(e, new);
+}
