@@ -15,13 +15,15 @@ pub(crate) fn defaults(kind: &Kind, object: &mut Value) {
     }
 }
 
-/// What is wrong with an object by its schema and by the rules of all objects.
-pub(crate) fn validate(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Cause> {
-    let errors = match old {
-        None => api::validation::create(kind, new),
-        Some(old) => api::validation::update(kind, new, old),
+/// What is wrong with an object by the rules of its kind.
+pub(crate) fn validate(scope: &Scope<'_>, new: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let write = api::validation::Write {
+        kind: &scope.stored,
+        group: &scope.info.group,
+        part: if old.is_some() { &scope.info.subresource } else { "" },
+        old,
     };
-    errors.into_iter().map(Cause::from).collect()
+    write.faults(new).into_iter().map(Cause::from).collect()
 }
 
 /// Who writes, for the record of field managers.

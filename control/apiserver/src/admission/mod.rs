@@ -133,7 +133,7 @@ impl Admission {
             pods::default_tolerations(new);
             pods::runtime_class(&at, new)?;
             // What the plugins added may change the class.
-            new["status"]["qosClass"] = crate::strategy::pod::qos_class(new).into();
+            new["status"]["qosClass"] = api::qos::class(new).into();
         }
         if at.operation == Operation::Create {
             pods::taint_new_node(&at, new);

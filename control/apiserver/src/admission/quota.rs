@@ -211,7 +211,7 @@ fn in_scope(quota: &Value, at: &Attributes<'_>, object: &Value) -> bool {
 }
 
 fn scope_holds(scope: &str, operator: &str, values: &[String], pod: &Value) -> bool {
-    let best_effort = crate::strategy::pod::qos_class(pod) == "BestEffort";
+    let best_effort = api::qos::class(pod) == "BestEffort";
     let terminating = pod["spec"]["activeDeadlineSeconds"].is_i64();
     match scope {
         "Terminating" => terminating,

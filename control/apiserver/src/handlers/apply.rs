@@ -7,14 +7,14 @@ use serde_json::Value;
 use super::change::{self, Track};
 use super::write::{self, Written};
 use super::{Scope, respond};
-use crate::error::{ApiError, Cause, Result};
+use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
 use crate::shape;
 
 /// PATCH with the apply content type: merges what the manager wants into the object, and
 /// makes the object when there is none.
 pub(super) async fn apply(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Response<Body>> {
-    let manager = manager(scope)?;
+    let manager = scope.manager()?;
     let config = config(scope, content_type, body)?;
     let force = scope.info.query.flag("force");
     let name = scope.info.name.as_str();
@@ -52,20 +52,13 @@ fn finish(scope: &Scope<'_>, written: Written) -> Result<Response<Body>> {
     write::finish(scope, 200, written)
 }
 
-fn manager(scope: &Scope<'_>) -> Result<String> {
-    if scope.info.query.get("fieldManager").is_none_or(str::is_empty) {
-        let cause = Cause::required("fieldManager", "is required for apply patch");
-        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]));
-    }
-    scope.manager()
-}
-
 /// The configuration, in the storage version, with nothing added to it: what is in it is
 /// what the manager owns afterwards.
-fn config(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Value> {
+pub(super) fn config(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Value> {
     let decoded = api::codec::decode(body, content_type, scope.kind.schema(), false)?;
-    write::field_validation(scope, &decoded.strict)?;
     let mut config = decoded.object;
+    let (unknown, twice): (Vec<_>, Vec<_>) = decoded.strict.into_iter().partition(|s| s.starts_with("unknown"));
+    write::field_validation(scope, &twice)?;
     if meta::api_version(&config).is_empty() || meta::kind(&config).is_empty() {
         return Err(ApiError::bad_request("apply configuration must have apiVersion and kind"));
     }
@@ -84,13 +77,30 @@ fn config(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Value> {
         }
         _ => {}
     }
+    if let Some(field) = unknown.first().and_then(|s| s.split('"').nth(1)) {
+        // Nobody can own what the schema does not know.
+        return Err(ApiError::new(
+            500,
+            "InternalError",
+            format!(
+                "failed to create typed patch object ({}): .{field}: field not declared in schema",
+                api::apply::describe(&config)
+            ),
+        ));
+    }
     if !respond::same_version(scope) {
         crate::versions::convert(&mut config, &scope.stored);
     }
     Ok(config)
 }
 
-fn applied(scope: &Scope<'_>, old: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value> {
+pub(super) fn applied(
+    scope: &Scope<'_>,
+    old: Option<&Value>,
+    config: &Value,
+    manager: &str,
+    force: bool,
+) -> Result<Value> {
     let now = write::now();
     let write = shape::writer(scope, manager, &now);
     let mut new = api::apply::apply(old, config, scope.stored.schema(), write, force)?;

@@ -90,9 +90,10 @@ pub(super) async fn change_part(
     scope: &Scope<'_>,
     name: &str,
     manager: &str,
+    track: Track,
     make: impl FnMut(&Value) -> Result<Value>,
 ) -> Result<Written> {
-    change_as(scope, name, manager, Track::Update, Half::Both, make).await
+    change_as(scope, name, manager, track, Half::Both, make).await
 }
 
 /// Which half of an object a request is about.
@@ -184,18 +185,11 @@ impl Turn<'_> {
 
     /// From admission to the store; None: a dry run ends before it.
     async fn admit(&self, new: &mut Value) -> Result<Option<Written>> {
-        let (scope, old, context) = (self.scope, self.old, self.scope.context());
+        let (scope, old) = (self.scope, self.old);
         let at = attributes(scope, Operation::Update, self.name);
         mutate(scope, at, new, Some(old)).await?;
         shape::defaults(&scope.stored, new);
-        let mut causes = shape::validate(&scope.stored, new, Some(old));
-        match self.half {
-            Half::Status => causes.extend(scope.strategy.validate_status_update(context, new, old)),
-            _ => {
-                causes.extend(scope.strategy.validate(context, new));
-                causes.extend(scope.strategy.validate_update(context, new, old));
-            }
-        }
+        let causes = shape::validate(scope, new, Some(old));
         refuse(scope, self.name, causes)?;
         generation(scope, new, old);
         if self.track == Track::Update {
@@ -222,33 +216,48 @@ fn carry_over(scope: &Scope<'_>, name: &str, half: Half, old: &Value, new: &mut 
         Half::Main => put_status(new, old.get("status").cloned()),
         Half::Status => {
             let status = new.get("status").cloned();
-            let fields = new["metadata"].get("managedFields").cloned();
+            let metadata = new["metadata"].take();
             *new = old.clone();
             put_status(new, status);
-            // Of the metadata only the managers can change with a status.
-            if let Some(fields) = fields {
-                meta::set_value(new, "managedFields", fields);
+            for field in metadata_of_status(&scope.stored) {
+                match metadata.get(*field).filter(|v| !v.is_null()) {
+                    Some(value) => meta::set_value(new, field, value.clone()),
+                    None => drop(meta::remove(new, field)),
+                }
             }
         }
     }
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "resourceVersion",
-        "generation",
-        "namespace",
-        "name",
-        "generateName",
-    ] {
+    for field in ["uid", "resourceVersion", "generation", "namespace", "name"] {
         match old["metadata"].get(field) {
             Some(value) => meta::set_value(new, field, value.clone()),
             None => drop(meta::remove(new, field)),
         }
     }
+    // What a client may leave out, but not change: the rules of metadata say so.
+    if new["metadata"]["creationTimestamp"].is_null() {
+        meta::set_value(new, "creationTimestamp", old["metadata"]["creationTimestamp"].clone());
+    }
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        match old["metadata"].get(field) {
+            Some(value) => meta::set_value(new, field, value.clone()),
+            None if new["metadata"][field].is_null() => drop(meta::remove(new, field)),
+            None => {}
+        }
+    }
     meta::remove(new, "selfLink");
-    finalizers(scope, name, old, new)
+    Ok(())
+}
+
+/// The metadata that a write of the status may change.
+fn metadata_of_status(kind: &api::kinds::Kind) -> &'static [&'static str] {
+    match (kind.group.as_ref(), kind.plural.as_ref()) {
+        _ if kind.is_custom() => &["managedFields"],
+        ("apiextensions.k8s.io" | "flowcontrol.apiserver.k8s.io" | "apiregistration.k8s.io" | "resource.k8s.io", _)
+        | (_, "volumeattachments") => &["managedFields"],
+        ("", "pods") => &["managedFields", "labels", "annotations", "finalizers"],
+        ("apps", "deployments") => &["managedFields", "annotations", "finalizers", "ownerReferences"],
+        _ => &["managedFields", "labels", "annotations", "finalizers", "ownerReferences"],
+    }
 }
 
 fn put_status(object: &mut Value, status: Option<Value>) {
@@ -259,32 +268,19 @@ fn put_status(object: &mut Value, status: Option<Value>) {
     }
 }
 
-/// What is being deleted takes no new finalizers.
-fn finalizers(scope: &Scope<'_>, name: &str, old: &Value, new: &Value) -> Result<()> {
-    if meta::deletion_timestamp(old).is_none() {
-        return Ok(());
-    }
-    let had = meta::finalizers(old);
-    let added: Vec<&str> = meta::finalizers(new).into_iter().filter(|f| !had.contains(f)).collect();
-    if added.is_empty() {
-        return Ok(());
-    }
-    let detail =
-        format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}");
-    Err(ApiError::invalid(
-        &scope.kind.group,
-        &scope.kind.kind,
-        name,
-        vec![Cause::forbidden("metadata.finalizers", &detail)],
-    ))
-}
-
 fn generation(scope: &Scope<'_>, new: &mut Value, old: &Value) {
     if scope.on_status() {
         return;
     }
-    let differs = || !meta::spec_equal(new, old, scope.stored.has_status());
-    if scope.strategy.bumps_generation(new, old).unwrap_or_else(|| counts_generations(scope) && differs()) {
+    let at = (scope.stored.group.as_ref(), scope.stored.plural.as_ref());
+    let differs = match at {
+        // Nothing of it that may change counts.
+        ("scheduling.k8s.io", "priorityclasses") => false,
+        ("apps", "deployments") if new["metadata"]["annotations"] != old["metadata"]["annotations"] => true,
+        ("discovery.k8s.io", _) if new["metadata"]["labels"] != old["metadata"]["labels"] => true,
+        _ => !meta::spec_equal(new, old, scope.stored.has_status()),
+    };
+    if scope.strategy.bumps_generation(new, old).unwrap_or_else(|| counts_generations(scope) && differs) {
         meta::set_value(new, "generation", (meta::generation(old) + 1).into());
     }
 }

@@ -43,16 +43,24 @@ pub(super) fn options(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Res
             })?),
             (None, None) => None,
         };
+    let refuse = |cause| ApiError::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause]);
     let mut policy = text("propagationPolicy");
     let orphan = given["orphanDependents"]
         .as_bool()
         .or_else(|| query.get("orphanDependents").map(|_| query.flag("orphanDependents")));
+    if let (Some(policy), Some(_)) = (&policy, orphan) {
+        let detail = "orphanDependents and deletionPropagation cannot be both set";
+        return Err(refuse(Cause::invalid("propagationPolicy", &policy.as_str().into(), detail)));
+    }
     if let (None, Some(orphan)) = (&policy, orphan) {
         policy = Some(if orphan { "Orphan" } else { "Background" }.to_string());
     }
     if let Some(policy) = policy.as_deref().filter(|p| !matches!(*p, "Orphan" | "Background" | "Foreground")) {
-        let cause = Cause::not_supported("propagationPolicy", &policy.into(), &["Foreground", "Background", "Orphan"]);
-        return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause]));
+        let known = ["Foreground", "Background", "Orphan", "nil"];
+        return Err(refuse(Cause::not_supported("propagationPolicy", &policy.into(), &known)));
+    }
+    if given["dryRun"].as_array().is_some_and(|all| all.iter().any(|v| v != "All")) {
+        return Err(refuse(Cause::not_supported("dryRun", &given["dryRun"], &["All"])));
     }
     let dry_run = scope.dry_run || given["dryRun"].as_array().is_some_and(|all| all.iter().any(|v| v == "All"));
     let condition = |field: &str| given["preconditions"][field].as_str().map(str::to_string);

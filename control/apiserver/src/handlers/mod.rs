@@ -6,6 +6,7 @@ mod delete;
 mod discovery;
 mod items;
 mod list;
+mod options;
 mod patch;
 mod plain;
 mod read;
@@ -95,6 +96,7 @@ async fn collect(mut body: Incoming) -> Result<Bytes> {
 
 async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> Result<Response<Body>> {
     let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    options::check(scope, content_type)?;
     if !scope.info.subresource.is_empty() && scope.info.subresource != "status" {
         return subresource::handle(scope, content_type, body).await;
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::change::{self, Track};
 use super::{Scope, respond, write};
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, Cause, Result};
 use crate::pipeline::Body;
 
 /// Answers a PATCH.
@@ -28,10 +28,6 @@ pub(super) async fn patch(scope: &Scope<'_>, content_type: &str, body: Bytes) ->
             )));
         }
     }
-    if scope.info.query.get("force").is_some_and(|v| !v.is_empty()) {
-        let cause = crate::error::Cause::forbidden("force", "may not be specified for non-apply patch");
-        return Err(ApiError::invalid("meta.k8s.io", "PatchOptions", "", vec![cause]));
-    }
     let manager = scope.manager()?;
     let written =
         change::change(scope, &scope.info.name, &manager, Track::Update, |old| patched(scope, main, old, &body))
@@ -47,25 +43,32 @@ fn patched(scope: &Scope<'_>, content_type: &str, old: &Value, body: &[u8]) -> R
     }
     let schema = (!scope.kind.is_custom()).then(|| scope.kind.schema());
     let patched = api::patch::apply(content_type, &current, body, schema)?;
-    let mut new = checked(scope, patched)?;
+    let mut new = checked(scope, patched, api::patch::duplicates(body))?;
     write::to_storage(scope, &mut new);
     Ok(new)
 }
 
 /// A patch can write anything anywhere: the result is read again as a body would be.
-pub(super) fn checked(scope: &Scope<'_>, object: Value) -> Result<Value> {
+/// `duplicates` is what the patch itself named twice.
+pub(super) fn checked(scope: &Scope<'_>, object: Value, duplicates: Vec<String>) -> Result<Value> {
     let text = serde_json::to_vec(&object).map_err(ApiError::internal)?;
-    let mut new = write::decode(scope, "application/json", &text, scope.kind.schema()).map_err(|mut error| {
-        // What a patch makes of an object is not a malformed request.
-        if error.code == 400 && !error.message.starts_with("strict") {
-            error.code = 422;
-            error.reason = "Invalid".into();
-        }
-        error
-    })?;
+    // What a patch makes of an object is not a malformed request.
+    let refuse = |detail: &str| {
+        let value = String::from_utf8_lossy(&text).into_owned().into();
+        ApiError::invalid("", "", "", vec![Cause::invalid("patch", &value, detail)])
+    };
+    let decoded = api::codec::decode(&text, "application/json", scope.kind.schema(), false)
+        .map_err(|status| refuse(&status.message))?;
+    let strict: Vec<String> = duplicates.into_iter().chain(decoded.strict).collect();
+    write::field_validation(scope, &strict).map_err(|error| refuse(&error.message))?;
+    let mut new = decoded.object;
     write::check_body(scope, &mut new)?;
     if api::meta::name(&new) != scope.info.name {
-        return Err(ApiError::bad_request("the name of the object may not be changed by a patch"));
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            api::meta::name(&new),
+            scope.info.name
+        )));
     }
     Ok(new)
 }

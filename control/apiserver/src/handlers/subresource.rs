@@ -8,8 +8,9 @@ use bytes::Bytes;
 use http::Response;
 use serde_json::{Value, json};
 
+use super::change::Track;
 use super::write::{self, Written};
-use super::{Scope, change, delete, patch, read, respond};
+use super::{Scope, apply, change, delete, patch, read, respond};
 use crate::admission::Operation;
 use crate::authn;
 use crate::error::{ApiError, Result};
@@ -54,17 +55,26 @@ async fn part(scope: &Scope<'_>, content_type: &str, body: Bytes, take: Part) ->
         Verb::Update => {
             let mut object = write::decode(scope, content_type, &body, scope.kind.schema())?;
             write::check_body(scope, &mut object)?;
-            change::change_part(scope, &scope.info.name, &manager, |old| taken(take, &object, old)).await?
+            change::change_part(scope, &scope.info.name, &manager, Track::Update, |old| taken(take, &object, old))
+                .await?
         }
         Verb::Patch if !content_type.starts_with(APPLY_PATCH) => {
-            change::change_part(scope, &scope.info.name, &manager, |old| {
+            change::change_part(scope, &scope.info.name, &manager, Track::Update, |old| {
                 let patched = api::patch::apply(content_type, old, &body, Some(scope.kind.schema()))?;
-                taken(take, &patch::checked(scope, patched)?, old)
+                taken(take, &patch::checked(scope, patched, api::patch::duplicates(&body))?, old)
             })
             .await?
         }
         Verb::Patch => {
-            return Err(ApiError::unsupported_media_type("this subresource takes no apply patch"));
+            let config = apply::config(scope, content_type, &body)?;
+            let force = scope.info.query.flag("force");
+            change::change_part(scope, &scope.info.name, &manager, Track::Done, |old| {
+                let sent = apply::applied(scope, Some(old), &config, &manager, force)?;
+                let mut new = taken(take, &sent, old)?;
+                meta::set_value(&mut new, "managedFields", sent["metadata"]["managedFields"].clone());
+                Ok(new)
+            })
+            .await?
         }
         _ => {
             return Err(ApiError::method_not_allowed(
@@ -102,7 +112,7 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
         Verb::Update => Some(write::decode_any(scope, content_type, &body, schema)?),
         _ => None,
     };
-    let written = change::change_part(scope, name, &manager, |old| {
+    let written = change::change_part(scope, name, &manager, Track::Update, |old| {
         let scale = match &put {
             Some(scale) => scale.clone(),
             None if content_type.starts_with(APPLY_PATCH) => {

@@ -47,18 +47,10 @@ pub(super) fn field_validation(scope: &Scope<'_>, strict: &[String]) -> Result<(
         "Strict" if !strict.is_empty() => {
             Err(ApiError::bad_request(format!("strict decoding error: {}", strict.join(", "))))
         }
-        "" | "Warn" | "Strict" => {
-            for text in strict.iter().take(10) {
-                scope.warn(text.clone());
-            }
+        _ => {
+            strict.iter().for_each(|text| scope.warn(text.clone()));
             Ok(())
         }
-        other => Err(ApiError::invalid(
-            "meta.k8s.io",
-            "CreateOptions",
-            "",
-            vec![Cause::not_supported("fieldValidation", &other.into(), &["Ignore", "Strict", "Warn"])],
-        )),
     }
 }
 
@@ -178,7 +170,7 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
         let at = attributes(scope, Operation::Create, &name);
         mutate(scope, at, &mut object, None).await?;
         shape::defaults(&scope.stored, &mut object);
-        let mut causes = shape::validate(&scope.stored, &object, None);
+        let mut causes = shape::validate(scope, &object, None);
         causes.extend(scope.strategy.validate(context, &object));
         refuse(scope, &name, causes)?;
         if track {
@@ -245,18 +237,20 @@ fn new_metadata(scope: &Scope<'_>, object: &mut Value) {
 /// Whether objects of the kind have a generation.
 pub(super) fn counts_generations(scope: &Scope<'_>) -> bool {
     let kind = &scope.stored;
+    let plural = kind.plural.as_ref();
     match kind.group.as_ref() {
-        "" => matches!(kind.plural.as_ref(), "pods" | "replicationcontrollers"),
-        "networking.k8s.io" => kind.plural != "ipaddresses" && kind.plural != "servicecidrs",
-        "resource.k8s.io" => kind.plural == "resourceslices",
-        "rbac.authorization.k8s.io"
-        | "coordination.k8s.io"
-        | "storage.k8s.io"
-        | "events.k8s.io"
-        | "certificates.k8s.io"
-        | "autoscaling" => false,
-        "node.k8s.io" | "apiregistration.k8s.io" => false,
-        _ => true,
+        "" => matches!(plural, "pods" | "replicationcontrollers" | "podtemplates"),
+        "apps" => plural != "controllerrevisions",
+        "networking.k8s.io" => !matches!(plural, "ipaddresses" | "servicecidrs"),
+        "resource.k8s.io" => plural == "resourceslices",
+        "admissionregistration.k8s.io"
+        | "apiextensions.k8s.io"
+        | "batch"
+        | "discovery.k8s.io"
+        | "flowcontrol.apiserver.k8s.io"
+        | "policy"
+        | "scheduling.k8s.io" => true,
+        _ => kind.is_custom(),
     }
 }
 

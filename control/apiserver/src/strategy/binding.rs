@@ -12,13 +12,9 @@ use crate::state::AppState;
 /// Puts the pod on the node that the Binding names; `dry_run` only checks.
 pub async fn bind(state: &Arc<AppState>, namespace: &str, name: &str, binding: &Value, dry_run: bool) -> Result<()> {
     let node = str_at(binding, "/target/name").to_string();
-    let kind = str_at(binding, "/target/kind");
-    if !matches!(kind, "" | "Node") {
-        let cause = Cause::not_supported("target.kind", &json!(kind), &["Node", "<empty>"]);
-        return Err(ApiError::invalid("", "Binding", name, vec![cause]));
-    }
-    if node.is_empty() {
-        return Err(ApiError::invalid("", "Binding", name, vec![Cause::required("target.name", "")]));
+    let faults = api::validation::binding(binding);
+    if !faults.is_empty() {
+        return Err(ApiError::invalid("", "Binding", name, faults.into_iter().map(Cause::from).collect()));
     }
     let uid = str_at(binding, "/metadata/uid").to_string();
     let annotations = binding["metadata"]["annotations"].clone();

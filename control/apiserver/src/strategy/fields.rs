@@ -29,6 +29,13 @@ pub fn copy(to: &mut Value, from: &Value, path: &[&str]) {
     };
 }
 
+/// Puts the metadata that clients write as it is in `from`.
+pub fn copy_metadata(to: &mut Value, from: &Value) {
+    for field in ["labels", "annotations", "finalizers", "ownerReferences", "managedFields"] {
+        copy(to, from, &["metadata", field]);
+    }
+}
+
 /// The list at `path` to be changed, empty when there is none.
 pub fn items_mut<'a>(value: &'a mut Value, path: &[&str]) -> &'a mut [Value] {
     let mut at = value;

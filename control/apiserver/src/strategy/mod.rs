@@ -22,7 +22,6 @@ pub mod core;
 pub mod eviction;
 pub mod fields;
 pub mod pod;
-pub mod pod_spec;
 pub mod scale;
 pub mod service;
 pub mod workload;
@@ -75,19 +74,9 @@ pub trait Strategy: Send + Sync {
         Ok(())
     }
 
-    /// After admission: what is wrong with a new object, beyond the schema.
+    /// After admission: what only the server can find wrong with a new object; the rules of
+    /// the kinds are [`api::validation`]'s.
     fn validate(&self, _ctx: Context<'_>, _new: &Value) -> Vec<Cause> {
-        Vec::new()
-    }
-
-    /// After admission: what is wrong with a change (immutable fields).  [`Strategy::validate`]
-    /// runs too.
-    fn validate_update(&self, _ctx: Context<'_>, _new: &Value, _old: &Value) -> Vec<Cause> {
-        Vec::new()
-    }
-
-    /// After admission: what is wrong with a changed status.
-    fn validate_status_update(&self, _ctx: Context<'_>, _new: &Value, _old: &Value) -> Vec<Cause> {
         Vec::new()
     }
 
@@ -150,10 +139,8 @@ pub fn for_kind(group: &str, resource: &str) -> &'static dyn Strategy {
     match (group, resource) {
         ("", "pods") => &pod::Pod,
         ("", "services") => &service::Service,
-        ("", "nodes") => &core::Node,
         ("", "namespaces") => &core::Namespace,
         ("", "secrets") => &core::Secret,
-        ("", "configmaps") => &core::ConfigMap,
         ("", "persistentvolumes") => &cluster::Volume,
         ("", "persistentvolumeclaims") => &cluster::Claim,
         ("", "replicationcontrollers") => &workload::ReplicationController,

@@ -33,22 +33,6 @@ impl Strategy for Service {
         self.allocate(ctx, new)
     }
 
-    fn validate(&self, _ctx: Context<'_>, new: &Value) -> Vec<Cause> {
-        validate(new)
-    }
-
-    fn validate_update(&self, _ctx: Context<'_>, new: &Value, old: &Value) -> Vec<Cause> {
-        let external = |s: &Value| str_at(s, "/spec/type") == "ExternalName";
-        if external(new) || external(old) {
-            return Vec::new();
-        }
-        let (is, was) = (str_at(new, "/spec/clusterIP"), str_at(old, "/spec/clusterIP"));
-        if !was.is_empty() && is != was {
-            return vec![Cause::invalid("spec.clusterIPs[0]", &new["spec"]["clusterIPs"], "may not change once set")];
-        }
-        Vec::new()
-    }
-
     fn after_delete(&self, ctx: Context<'_>, old: &Value) {
         allocator(&ctx).release(&owner(old), None);
     }
@@ -317,54 +301,6 @@ fn node_ports(ctx: Context<'_>, new: &mut Value) -> Result<()> {
     Ok(())
 }
 
-fn validate(new: &Value) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    let kind = str_at(new, "/spec/type");
-    if !matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName") {
-        causes.push(Cause::not_supported(
-            "spec.type",
-            &json!(kind),
-            &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
-        ));
-    }
-    if kind == "ExternalName" && str_at(new, "/spec/externalName").is_empty() {
-        causes.push(Cause::required("spec.externalName", ""));
-    }
-    let ports = items_at(new, "/spec/ports");
-    let headless = str_at(new, "/spec/clusterIP") == "None";
-    if ports.is_empty() && kind != "ExternalName" && !headless {
-        causes.push(Cause::required("spec.ports", ""));
-    }
-    let mut names = std::collections::HashSet::new();
-    let mut numbers = std::collections::HashSet::new();
-    for (i, port) in ports.iter().enumerate() {
-        let at = format!("spec.ports[{i}]");
-        let name = str_at(port, "/name");
-        if name.is_empty() && ports.len() > 1 {
-            causes.push(Cause::required(&format!("{at}.name"), ""));
-        }
-        if !name.is_empty() {
-            let field = format!("{at}.name");
-            causes
-                .extend(api::names::dns1123_label(name).into_iter().map(|e| Cause::invalid(&field, &json!(name), &e)));
-            if !names.insert(name) {
-                causes.push(Cause::duplicate(&field, &json!(name)));
-            }
-        }
-        if !port["port"].as_i64().is_some_and(|p| (1..=65535).contains(&p)) {
-            causes.push(Cause::invalid(&format!("{at}.port"), &port["port"], "must be between 1 and 65535, inclusive"));
-        }
-        if !numbers.insert((port["port"].as_i64(), str_at(port, "/protocol"))) {
-            causes.push(Cause::duplicate(&at, port));
-        }
-    }
-    if headless && matches!(kind, "NodePort" | "LoadBalancer") {
-        let detail = format!("may not be set to 'None' for {kind} services");
-        causes.push(Cause::invalid("spec.clusterIPs[0]", &json!("None"), &detail));
-    }
-    causes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,20 +327,5 @@ mod tests {
         external["spec"]["type"] = json!("ExternalName");
         keep_allocated(&mut external, &old);
         assert!(external["spec"].get("clusterIP").is_none());
-    }
-
-    #[test]
-    fn wrong_services() {
-        let table = [
-            (json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80}]}}), ""),
-            (json!({"spec": {"type": "ClusterIP", "ports": []}}), "spec.ports"),
-            (json!({"spec": {"type": "ClusterIP", "clusterIP": "None"}}), ""),
-            (json!({"spec": {"type": "ExternalName"}}), "spec.externalName"),
-            (json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80}, {"port": 81}]}}), "spec.ports[0].name"),
-            (json!({"spec": {"type": "ClusterIP", "ports": [{"port": 0}]}}), "spec.ports[0].port"),
-        ];
-        for (service, field) in table {
-            assert_eq!(validate(&service).first().map(|c| c.field.as_str()).unwrap_or_default(), field, "{service}");
-        }
     }
 }

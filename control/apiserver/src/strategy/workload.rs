@@ -2,103 +2,26 @@
 
 use serde_json::{Value, json};
 
-use super::fields::{self, items_at, str_at};
-use super::pod_spec::{self, Known};
+use super::fields::{self, str_at};
 use super::{Context, Strategy};
-use crate::authz::rbac::selector_matches;
-use crate::error::{Cause, Result};
+use crate::error::Result;
 
-/// Strategy of the kinds that hold pods up: what differs is data.
+/// Strategy of the kinds that hold pods up: what their status begins as.
 #[derive(Debug)]
-pub struct Workload {
-    /// What the status begins as.
-    pub status: &'static str,
-    /// Fields of a stateful set's spec that may change; empty: all but the selector.
-    pub mutable: &'static [&'static str],
-}
+pub struct Workload(&'static str);
 
-/// The initial statuses and update rules.
-pub const DEPLOYMENT: Workload = Workload { status: "{}", mutable: &[] };
-pub const REPLICA_SET: Workload = Workload { status: r#"{"replicas":0}"#, mutable: &[] };
-pub const DAEMON_SET: Workload = Workload {
-    status: r#"{"currentNumberScheduled":0,"numberMisscheduled":0,"desiredNumberScheduled":0,"numberReady":0}"#,
-    mutable: &[],
-};
-pub const STATEFUL_SET: Workload = Workload {
-    status: r#"{"replicas":0,"availableReplicas":0}"#,
-    mutable: &[
-        "replicas",
-        "ordinals",
-        "template",
-        "updateStrategy",
-        "revisionHistoryLimit",
-        "persistentVolumeClaimRetentionPolicy",
-        "minReadySeconds",
-    ],
-};
-
-const STATEFUL_SET_MESSAGE: &str = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+/// The initial statuses.
+pub const DEPLOYMENT: Workload = Workload("{}");
+pub const REPLICA_SET: Workload = Workload(r#"{"replicas":0}"#);
+pub const DAEMON_SET: Workload =
+    Workload(r#"{"currentNumberScheduled":0,"numberMisscheduled":0,"desiredNumberScheduled":0,"numberReady":0}"#);
+pub const STATEFUL_SET: Workload = Workload(r#"{"replicas":0,"availableReplicas":0}"#);
 
 impl Strategy for Workload {
     fn prepare_for_create(&self, _ctx: Context<'_>, new: &mut Value) -> Result<()> {
-        new["status"] = serde_json::from_str(self.status).unwrap_or_else(|_| json!({}));
+        new["status"] = serde_json::from_str(self.0).unwrap_or_else(|_| json!({}));
         Ok(())
     }
-
-    fn validate(&self, _ctx: Context<'_>, new: &Value) -> Vec<Cause> {
-        let mut causes = selector_causes(new, str_at(new, "/kind") == "ReplicationController");
-        if new["spec"]["replicas"].as_i64().is_some_and(|n| n < 0) {
-            causes.push(Cause::invalid(
-                "spec.replicas",
-                &new["spec"]["replicas"],
-                "must be greater than or equal to 0",
-            ));
-        }
-        let templates = new["spec"]["volumeClaimTemplates"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let claims = templates.iter().map(|t| str_at(t, "/metadata/name")).filter(|n| !n.is_empty()).collect();
-        let known = Known { claims, restart_policies: &["Always"] };
-        causes.extend(pod_spec::validate(&new["spec"]["template"]["spec"], "spec.template.spec", &known));
-        causes
-    }
-
-    fn validate_update(&self, _ctx: Context<'_>, new: &Value, old: &Value) -> Vec<Cause> {
-        if !self.mutable.is_empty() {
-            let frozen = |o: &Value| {
-                let mut spec = o["spec"].as_object().cloned().unwrap_or_default();
-                spec.retain(|k, v| !self.mutable.contains(&k.as_str()) && !v.is_null());
-                spec
-            };
-            let equal = frozen(new) == frozen(old);
-            return if equal { Vec::new() } else { vec![Cause::forbidden("spec", STATEFUL_SET_MESSAGE)] };
-        }
-        if str_at(new, "/kind") != "ReplicationController" && !fields::same(new, old, "/spec/selector") {
-            return vec![Cause::invalid("spec.selector", &new["spec"]["selector"], "field is immutable")];
-        }
-        Vec::new()
-    }
-}
-
-fn selector_causes(new: &Value, plain: bool) -> Vec<Cause> {
-    let selector =
-        if plain { json!({"matchLabels": new["spec"]["selector"]}) } else { new["spec"]["selector"].clone() };
-    let empty = selector["matchLabels"].as_object().is_none_or(|m| m.is_empty())
-        && items_at(&selector, "/matchExpressions").is_empty();
-    if empty {
-        return match (plain, new["spec"]["selector"].is_null()) {
-            (true, _) | (_, true) => vec![Cause::required("spec.selector", "")],
-            _ => vec![Cause::invalid(
-                "spec.selector",
-                &new["spec"]["selector"],
-                "empty selector is invalid for deployment",
-            )],
-        };
-    }
-    let template = &new["spec"]["template"];
-    if selector_matches(&selector, template) {
-        return Vec::new();
-    }
-    let detail = "`selector` does not match template `labels`";
-    vec![Cause::invalid("spec.template.metadata.labels", &template["metadata"]["labels"], detail)]
 }
 
 /// Strategy of replication controllers: an empty selector is the template's labels.
@@ -117,10 +40,6 @@ impl Strategy for ReplicationController {
             }
         }
         REPLICA_SET.prepare_for_create(ctx, new)
-    }
-
-    fn validate(&self, ctx: Context<'_>, new: &Value) -> Vec<Cause> {
-        REPLICA_SET.validate(ctx, new)
     }
 
     fn default_propagation(&self) -> &'static str {
@@ -148,57 +67,6 @@ impl Strategy for Job {
             fields::copy(new, old, &["spec", "selector"]);
         }
         Ok(())
-    }
-
-    fn validate(&self, _ctx: Context<'_>, new: &Value) -> Vec<Cause> {
-        let mut causes = Vec::new();
-        for field in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"]
-        {
-            if new["spec"][field].as_i64().is_some_and(|n| n < 0) {
-                causes.push(Cause::invalid(
-                    &format!("spec.{field}"),
-                    &new["spec"][field],
-                    "must be greater than or equal to 0",
-                ));
-            }
-        }
-        let template = &new["spec"]["template"]["spec"];
-        let policy = str_at(template, "/restartPolicy");
-        if !matches!(policy, "OnFailure" | "Never") {
-            let detail = json!(policy);
-            causes.push(match policy {
-                "" => Cause::required("spec.template.spec.restartPolicy", "valid values: \"OnFailure\", \"Never\""),
-                _ => Cause::not_supported("spec.template.spec.restartPolicy", &detail, &["OnFailure", "Never"]),
-            });
-        } else {
-            causes.extend(pod_spec::validate(template, "spec.template.spec", &Known::default()));
-        }
-        if str_at(new, "/spec/completionMode") == "Indexed" && new["spec"]["completions"].is_null() {
-            causes.push(Cause::required("spec.completions", "when completion mode is Indexed"));
-        }
-        causes
-    }
-
-    fn validate_update(&self, _ctx: Context<'_>, new: &Value, old: &Value) -> Vec<Cause> {
-        let mut causes = Vec::new();
-        let mut fixed = |field: &str| {
-            if !fields::same(new, old, &format!("/spec/{field}")) {
-                causes.push(Cause::invalid(&format!("spec.{field}"), &new["spec"][field], "field is immutable"));
-            }
-        };
-        fixed("selector");
-        fixed("completionMode");
-        fixed("podFailurePolicy");
-        fixed("backoffLimitPerIndex");
-        if str_at(old, "/spec/completionMode") != "Indexed" {
-            fixed("completions");
-        }
-        // A job that has not started yet may still choose its nodes.
-        let unstarted = old["spec"]["suspend"] == json!(true) && str_at(old, "/status/startTime").is_empty();
-        if !unstarted {
-            fixed("template");
-        }
-        causes
     }
 
     fn default_propagation(&self) -> &'static str {
@@ -243,26 +111,6 @@ impl Strategy for CronJob {
         new["status"] = json!({});
         Ok(())
     }
-
-    fn validate(&self, _ctx: Context<'_>, new: &Value) -> Vec<Cause> {
-        let mut causes = Vec::new();
-        let schedule = str_at(new, "/spec/schedule");
-        let parts = schedule.split_whitespace().count();
-        if schedule.is_empty() {
-            causes.push(Cause::required("spec.schedule", ""));
-        } else if !(schedule.starts_with('@') || parts == 5) {
-            let detail = format!("expected exactly 5 fields, found {parts}: [{schedule}]");
-            causes.push(Cause::invalid("spec.schedule", &json!(schedule), &detail));
-        }
-        let template = &new["spec"]["jobTemplate"]["spec"]["template"]["spec"];
-        let policy = str_at(template, "/restartPolicy");
-        let at = "spec.jobTemplate.spec.template.spec";
-        if !matches!(policy, "OnFailure" | "Never") {
-            causes.push(Cause::not_supported(&format!("{at}.restartPolicy"), &json!(policy), &["OnFailure", "Never"]));
-        }
-        causes.extend(pod_spec::validate(template, at, &Known::default()));
-        causes
-    }
 }
 
 #[cfg(test)]
@@ -280,27 +128,5 @@ mod tests {
         let mut same = manual.clone();
         generate_selector(&mut same);
         assert_eq!(same, manual);
-    }
-
-    #[test]
-    fn selectors_match_their_template() {
-        let table = [
-            (
-                json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}}}}),
-                "",
-            ),
-            (
-                json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "c"}}}}}),
-                "spec.template.metadata.labels",
-            ),
-            (json!({"spec": {"template": {}}}), "spec.selector"),
-        ];
-        for (object, field) in table {
-            assert_eq!(
-                selector_causes(&object, false).first().map(|c| c.field.as_str()).unwrap_or_default(),
-                field,
-                "{object}"
-            );
-        }
     }
 }

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use crate::client::Cluster;
 
-const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-const FOOS: &str = "/apis/example.com/v1/namespaces/default/foos";
+pub const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+pub const FOOS: &str = "/apis/example.com/v1/namespaces/default/foos";
 
-fn crd() -> Value {
+pub fn crd() -> Value {
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
         "size": {"type": "integer", "minimum": 1, "default": 3}, "colour": {"type": "string"}}}, "status": {"type": "object", "properties": {"ready": {"type": "boolean"}}}}});
     json!({"kind": "CustomResourceDefinition", "apiVersion": "apiextensions.k8s.io/v1", "metadata": {"name": "foos.example.com"},
@@ -16,11 +16,11 @@ fn crd() -> Value {
                 "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}]}]}})
 }
 
-fn foo(name: &str, spec: Value) -> Value {
+pub fn foo(name: &str, spec: Value) -> Value {
     json!({"kind": "Foo", "apiVersion": "example.com/v1", "metadata": {"name": name}, "spec": spec})
 }
 
-async fn established(cluster: &Cluster) {
+pub async fn established(cluster: &Cluster) {
     let mut events = cluster.watch(&format!("{CRDS}?watch=1&fieldSelector=metadata.name%3Dfoos.example.com")).await;
     loop {
         let (_, crd) = events.next().await.unwrap();

@@ -13,3 +13,4 @@ mod memory;
 mod objects;
 mod reads;
 mod watches;
+mod writes;
