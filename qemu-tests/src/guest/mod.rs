@@ -1,6 +1,6 @@
 //! A machine beside the cluster's own: a VM with the cluster's worker image on a spare place of the switch.
 //! As at a provider, a metadata server at 169.254.169.254 tells it who it is; the test writes what that server
-//! says, at any time.
+//! says, at any time, and may say in the firmware which provider it is.
 
 use crate::{Cluster, Output};
 use anyhow::{Context, Result, bail, ensure};
@@ -38,30 +38,60 @@ impl Guest {
     /// There is no image or no such place, or QEMU does not start.
     pub fn boot(cluster: &Cluster, spare: u8, address: Ipv4Addr, user_data: &str) -> Result<Guest> {
         let settings = kimg::config::load(&cluster.dir)?;
+        let prefix = settings.local.network.prefix_len();
+        let [lan, nat] = Guest::macs(cluster, spare)?;
+        let interfaces = [
+            Interface { name: "lan".into(), mac: lan, address: Some(format!("{address}/{prefix}")) },
+            Interface { name: "nat".into(), mac: nat, address: None },
+        ];
+        let documents = [
+            ("network-config", seed::network_config(&interfaces)),
+            ("meta-data", "instance-id: guest\n".to_owned()),
+            ("user-data", user_data.to_owned()),
+        ];
+        Guest::boot_as(cluster, spare, "serial=ds=nocloud;s=http://169.254.169.254/latest/", &documents)
+    }
+
+    /// Hardware addresses of its interface on the switch and of the one on which the metadata server is.
+    ///
+    /// # Errors
+    /// The cluster's settings cannot be read.
+    pub fn macs(cluster: &Cluster, spare: u8) -> Result<[String; 2]> {
+        let settings = kimg::config::load(&cluster.dir)?;
+        let name = switch::spare(spare);
+        Ok([seed::mac(&settings.name, &name, 0), seed::mac(&settings.name, &name, 1)])
+    }
+
+    /// Boots a machine whose firmware says `smbios` (QEMU's words for SMBIOS type 1), with these documents on its
+    /// metadata server, each by its path or by the last part of it.
+    ///
+    /// # Errors
+    /// As [`Guest::boot`].
+    pub fn boot_as(cluster: &Cluster, spare: u8, smbios: &str, documents: &[(&str, String)]) -> Result<Guest> {
+        let settings = kimg::config::load(&cluster.dir)?;
         let run = settings.run_dir();
         let name = switch::spare(spare);
         let dir = run.join(&name);
         end_leftover(&dir)?;
-        std::fs::create_dir_all(dir.join("documents")).with_context(|| format!("making {}", dir.display()))?;
+        let folder = dir.join("documents");
+        for stale in [&folder, &dir.join("requests"), &dir.join("console.log")] {
+            // What is not there is no fault; what cannot be removed shows when it is written.
+            let _ = if stale.is_dir() { std::fs::remove_dir_all(stale) } else { std::fs::remove_file(stale) };
+        }
+        std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let image = kimg::image::build::output_dir(&settings, Role::Worker).join("disk.raw");
         disk::copy(&image, &dir.join("disk.raw"), DISK_MIB, |_| ())?;
         // A drive without a label: nothing is to be found there.
         std::fs::write(dir.join("seed.img"), vec![0; 1 << 20]).context("making an empty drive")?;
         std::fs::write(dir.join("server.sh"), SERVER).context("writing the metadata server")?;
-
-        let macs = [seed::mac(&settings.name, &name, 0), seed::mac(&settings.name, &name, 1)];
-        let prefix = settings.local.network.prefix_len();
-        let interfaces = [
-            Interface { name: "lan".into(), mac: macs[0].clone(), address: Some(format!("{address}/{prefix}")) },
-            Interface { name: "nat".into(), mac: macs[1].clone(), address: None },
-        ];
-        let network = seed::network_config(&interfaces);
-        for (file, text) in
-            [("network-config", network.as_str()), ("meta-data", "instance-id: guest\n"), ("user-data", user_data)]
-        {
-            std::fs::write(dir.join("documents").join(file), text).with_context(|| format!("writing {file}"))?;
+        for (path, text) in documents {
+            let file = folder.join(path.trim_start_matches('/'));
+            let parent = file.parent().context("a document's path")?;
+            std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+            std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
         }
 
+        let macs = Guest::macs(cluster, spare)?;
         let node_port = state::free_port(None)?;
         let accel = if State::load(&run)?.accel == "kvm" { Accel::Kvm } else { Accel::Tcg };
         let spec = VmSpec {
@@ -79,7 +109,7 @@ impl Guest {
         };
         let log = std::fs::File::create(dir.join("qemu.log")).context("making qemu.log")?;
         let qemu = Command::new(qemu::PROGRAM)
-            .args(with_metadata_server(qemu::arguments(&spec), &name)?)
+            .args(with_metadata_server(qemu::arguments(&spec), &name, smbios)?)
             .current_dir(&run)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("sharing qemu.log")?)
@@ -177,15 +207,16 @@ fn title(cluster: &str, name: &str) -> String {
     format!("kimg-{cluster}-{name}")
 }
 
-/// The user network becomes the one in which the metadata address lies; the machine's serial number says where to ask.
-fn with_metadata_server(mut arguments: Vec<String>, name: &str) -> Result<Vec<String>> {
+/// The user network becomes the one in which the metadata address lies; the firmware says where to ask, or who made
+/// the machine.
+fn with_metadata_server(mut arguments: Vec<String>, name: &str, smbios: &str) -> Result<Vec<String>> {
     let mut change = |old: &str, new: String| {
         let found = arguments.iter_mut().find(|argument| argument.contains(old));
         let found = found.with_context(|| format!("QEMU's arguments do not hold {old}"))?;
         *found = found.replace(old, &new);
         anyhow::Ok(())
     };
-    change("serial=ds=nocloud", "serial=ds=nocloud;s=http://169.254.169.254/latest/".to_owned())?;
+    change("serial=ds=nocloud", smbios.to_owned())?;
     let server = format!("guestfwd=tcp:169.254.169.254:80-cmd:/bin/sh {name}/server.sh");
     change("user,id=nat", format!("user,id=nat,net=169.254.169.0/24,{server}"))?;
     Ok(arguments)

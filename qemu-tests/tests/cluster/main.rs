@@ -7,6 +7,7 @@ mod kubectl;
 mod network;
 mod nodes;
 mod outside;
+mod platforms;
 mod resilience;
 mod security;
 mod store;
@@ -25,6 +26,7 @@ fn tests() -> Vec<Test> {
         kubectl::TESTS,
         outside::TESTS,
         joining::TESTS,
+        platforms::TESTS,
         security::TESTS,
         store::TESTS,
         resilience::TESTS,
@@ -33,8 +35,14 @@ fn tests() -> Vec<Test> {
 }
 
 /// Tests of the long set: `cargo test` counts them as ignored, `make test-long PART=cluster` runs them.
-const LONG: &[&str] =
-    &["every_service_may_be_killed", "every_vm_may_be_rebooted", "the_store_is_snapshot_checked_and_restored"];
+const LONG: &[&str] = &[
+    "every_service_may_be_killed",
+    "every_vm_may_be_rebooted",
+    "the_store_is_snapshot_checked_and_restored",
+    "a_hetzner_server_wakes_up_and_joins",
+    "a_droplet_wakes_up_and_joins",
+    "an_ec2_instance_wakes_up_and_joins",
+];
 
 /// Three nodes as the demo has them.
 const CLUSTER: &str = r#"name = "shared"
