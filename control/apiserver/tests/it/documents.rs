@@ -174,7 +174,7 @@ async fn openapi_v3() {
 }
 
 /// The members of one field of a protobuf message, by name.
-fn named<'a>(message: &'a [u8], number: u32) -> Vec<(String, &'a [u8])> {
+fn named(message: &[u8], number: u32) -> Vec<(String, &[u8])> {
     let mut fields = Fields(message);
     let mut out = Vec::new();
     while let Some((n, raw)) = fields.field().unwrap() {

@@ -24,13 +24,15 @@ async fn accepted(cluster: &Cluster, path: &str, accept: &str) -> Answer {
     cluster.send_with("GET", path, &[("accept", accept)], "").await
 }
 
+/// Version, match, limit: the names, or the code of the failure.
+type Case = (&'static str, &'static str, &'static str, Result<&'static [&'static str], u16>);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_versions_mean() {
     let cluster = Cluster::start().await;
     let first = version(&cluster.post(MAPS, map("a")).await.expect(201));
     cluster.post(MAPS, map("b")).await.expect(201);
-    // version, match, limit: the names, or the code of the failure.
-    let table: [(&str, &str, &str, Result<&[&str], u16>); 13] = [
+    let table: [Case; 13] = [
         ("", "", "", Ok(&["a", "b"])),
         ("0", "", "", Ok(&["a", "b"])),
         ("N", "", "", Ok(&["a", "b"])),
