@@ -145,8 +145,10 @@ fn custom_cell(c: &Column, o: &Value, now: i64) -> Value {
         return Value::Null;
     };
     match (c.ty.as_ref(), v) {
+        ("date", Value::String(s)) if crate::time::parse(s).is_none() => "<invalid>".into(),
         ("date", Value::String(s)) => crate::time::age(s, now).into(),
-        ("integer", v) => v.as_i64().map_or(Value::Null, Value::from),
+        ("date", _) => Value::Null,
+        ("integer", v) => v.as_i64().or(v.as_f64().map(|f| f as i64)).map_or(Value::Null, Value::from),
         ("number", v) => v.as_f64().map_or(Value::Null, Value::from),
         ("boolean", v) => v.as_bool().map_or(Value::Null, Value::from),
         (_, _) if found.len() > 1 => {

@@ -101,3 +101,32 @@ fn cells_are_upstreams() {
         assert_eq!(json!(cells), case["cells"], "{line}");
     }
 }
+
+#[test]
+fn cells_of_custom_columns() {
+    let column = |ty: &'static str, path: &'static str| Column {
+        name: "C".into(),
+        ty: ty.into(),
+        format: "".into(),
+        priority: 0,
+        description: "".into(),
+        path: path.into(),
+    };
+    let o = json!({"a": 3.0, "b": 1.5, "c": true, "d": crate::time::format(NOW - 7200), "e": "never", "f": {"g": [1]}, "h": "text", "n": null});
+    for (ty, path, wanted) in [
+        ("integer", ".a", json!(3)),
+        ("number", ".b", json!(1.5)),
+        ("boolean", ".c", json!(true)),
+        ("boolean", ".h", Value::Null),
+        ("date", ".d", json!("120m")),
+        ("date", ".e", json!("<invalid>")),
+        ("date", ".a", Value::Null),
+        ("string", ".h", json!("text")),
+        ("string", ".c", json!("true")),
+        ("string", ".f.g", json!("[1]")),
+        ("string", ".n", Value::Null),
+        ("string", ".none", Value::Null),
+    ] {
+        assert_eq!(custom_cell(&column(ty, path), &o, NOW), wanted, "{ty} {path}");
+    }
+}
