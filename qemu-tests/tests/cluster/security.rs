@@ -26,10 +26,11 @@ fn without_rights(cluster: &Cluster) -> Result {
 fn token_secret(cluster: &Cluster) -> Result {
     cluster.namespace("tokens")?;
     cluster.k(&["-n", "tokens", "create", "serviceaccount", "robot"])?;
-    cluster.apply(
-        "{apiVersion: v1, kind: Secret, metadata: {name: robot, namespace: tokens, \
-         annotations: {kubernetes.io/service-account.name: robot}}, type: kubernetes.io/service-account-token}",
-    )?;
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+        "metadata": {"name": "robot", "namespace": "tokens", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+    });
+    cluster.apply(&secret.to_string())?;
     let token = wait::until("the Secret to be filled", wait::scale(20), || {
         let template = "go-template={{with .data}}{{and (index . \"ca.crt\") .namespace (base64decode .token)}}{{end}}";
         let text = cluster.k(&["-n", "tokens", "get", "secret", "robot", "-o", template])?;
