@@ -13,12 +13,28 @@ pub(crate) use pods::pod_template;
 
 /// Applies the defaults of the kind.
 pub fn apply(kind: &Kind, object: &mut Value) {
+    leave_out_empty(object);
     if kind.is_custom() {
         crate::crd::default_object(object, kind.schema());
         return;
     }
     if object.is_object() {
         by_kind(kind, object);
+    }
+}
+
+/// Empty lists and maps of ObjectMeta are no fields: upstream's type does not encode them.
+fn leave_out_empty(object: &mut Value) {
+    let Some(Value::Object(metadata)) = object.get_mut("metadata") else { return };
+    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        let empty = match metadata.get(field) {
+            Some(Value::Object(map)) => map.is_empty(),
+            Some(Value::Array(list)) => list.is_empty(),
+            _ => false,
+        };
+        if empty {
+            metadata.remove(field);
+        }
     }
 }
 
