@@ -233,8 +233,9 @@ fn carry_over(scope: &Scope<'_>, name: &str, half: Half, old: &Value, new: &mut 
             None => drop(meta::remove(new, field)),
         }
     }
-    // What a client may leave out, but not change: the rules of metadata say so.
-    if new["metadata"]["creationTimestamp"].is_null() {
+    // What a client may leave out or spell in its own way, but not change: the rules of metadata say so.
+    let second = |o: &Value| api::time::parse(meta::field(o, "creationTimestamp")).map(|time| time.seconds);
+    if new["metadata"]["creationTimestamp"].is_null() || second(new) == second(old) {
         meta::set_value(new, "creationTimestamp", old["metadata"]["creationTimestamp"].clone());
     }
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {

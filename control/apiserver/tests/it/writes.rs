@@ -188,6 +188,13 @@ async fn puts() {
     let mut other = changed.clone();
     other["metadata"]["uid"] = "00000000-0000-0000-0000-000000000000".into();
     assert_eq!(cluster.put(&format!("{MAPS}/a"), &other).await.failure(), (409, "Conflict".into()));
+    // As clients that keep times as times spell it.
+    let mut spelled = changed.clone();
+    let time = spelled["metadata"]["creationTimestamp"].as_str().expect("time").replace('Z', "+00:00");
+    spelled["metadata"]["creationTimestamp"] = time.into();
+    spelled["metadata"].as_object_mut().expect("metadata").remove("resourceVersion");
+    let same = cluster.put(&format!("{MAPS}/a"), &spelled).await.expect(200);
+    assert_eq!(same["metadata"]["creationTimestamp"], changed["metadata"]["creationTimestamp"]);
     let mut younger = changed.clone();
     younger["metadata"]["creationTimestamp"] = "2030-01-01T00:00:00Z".into();
     let refused = cluster.put(&format!("{MAPS}/a"), &younger).await.expect(422);
