@@ -12,10 +12,23 @@ pub struct Parsed {
     pub duplicates: Vec<String>,
 }
 
-#[derive(Default)]
 struct Context {
     path: String,
     duplicates: Vec<String>,
+    /// Bytes of texts and keys that may still come: aliases of YAML repeat them.
+    room: usize,
+}
+
+impl Context {
+    fn new(room: usize) -> Context {
+        Context { path: String::new(), duplicates: Vec::new(), room }
+    }
+
+    fn take<E: Error>(&mut self, text: &str) -> Result<(), E> {
+        let left = self.room.checked_sub(text.len());
+        self.room = left.ok_or_else(|| E::custom("its aliases repeat more than twice what it holds"))?;
+        Ok(())
+    }
 }
 
 struct Seed<'a>(&'a mut Context);
@@ -51,11 +64,13 @@ impl<'de> Visitor<'de> for Seed<'_> {
         Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("numbers must be finite"))
     }
 
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+    fn visit_str<E: Error>(self, v: &str) -> Result<Value, E> {
+        self.0.take(v)?;
         Ok(v.into())
     }
 
-    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+    fn visit_string<E: Error>(self, v: String) -> Result<Value, E> {
+        self.0.take(&v)?;
         Ok(v.into())
     }
 
@@ -89,6 +104,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut out = Map::new();
         let len = self.0.path.len();
         while let Some(key) = map.next_key::<String>()? {
+            self.0.take(&key)?;
             if len > 0 {
                 self.0.path.push('.');
             }
@@ -107,9 +123,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 }
 
+/// What aliases may add to a small document, bytes.
+const ALIAS_ROOM: usize = 64 << 10;
+
 /// Parses JSON.
 pub fn parse_json(body: &[u8]) -> Result<Parsed, String> {
-    let mut context = Context::default();
+    let mut context = Context::new(usize::MAX);
     let mut de = serde_json::Deserializer::from_slice(body);
     let value = Seed(&mut context)
         .deserialize(&mut de)
@@ -125,7 +144,7 @@ pub fn parse_yaml(body: &[u8]) -> Result<Parsed, String> {
     {
         return Ok(parsed);
     }
-    let mut context = Context::default();
+    let mut context = Context::new(2 * body.len() + ALIAS_ROOM);
     let mut documents = serde_yaml_ng::Deserializer::from_slice(body);
     let Some(de) = documents.next() else {
         return Err("error converting YAML to JSON: the body is empty".into());
@@ -153,5 +172,15 @@ mod tests {
         let p = parse_yaml(b"a: 1\nb:\n- c: 'x'\n  d: true\n").unwrap();
         assert_eq!(p.value, json!({"a": 1, "b": [{"c": "x", "d": true}]}));
         assert_eq!(parse_yaml(b" {\"a\":1}").unwrap().value, json!({"a": 1}));
+    }
+
+    #[test]
+    fn aliases_do_not_multiply_a_body() {
+        let p = parse_yaml(b"a: &x {b: c}\nd: *x\n").unwrap();
+        assert_eq!(p.value, json!({"a": {"b": "c"}, "d": {"b": "c"}}));
+        let text = "x".repeat(100_000);
+        let many: String = (0..100).map(|n| format!("k{n}: *a\n")).collect();
+        let error = parse_yaml(format!("a: &a {text}\n{many}").as_bytes()).unwrap_err();
+        assert!(error.ends_with("its aliases repeat more than twice what it holds"), "{error}");
     }
 }
