@@ -181,6 +181,6 @@ mod tests {
         let text = "x".repeat(100_000);
         let many: String = (0..100).map(|n| format!("k{n}: *a\n")).collect();
         let error = parse_yaml(format!("a: &a {text}\n{many}").as_bytes()).unwrap_err();
-        assert!(error.ends_with("its aliases repeat more than twice what it holds"), "{error}");
+        assert!(error.contains("its aliases repeat more than twice what it holds"), "{error}");
     }
 }
