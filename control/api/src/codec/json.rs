@@ -126,6 +126,25 @@ impl<'de> Visitor<'de> for Seed<'_> {
 /// What aliases may add to a small document, bytes.
 const ALIAS_ROOM: usize = 64 << 10;
 
+/// The reader's work grows with the depth of flow collections for each token; its own limit comes only afterwards.
+const MAX_FLOW_DEPTH: usize = 500;
+
+/// No document nests its flow collections deeper than this. What closes one is trusted only
+/// before the first character that could hide it: in a quoted text, a comment or a tag.
+fn flow_depth_bound(body: &[u8]) -> usize {
+    let (mut depth, mut most, mut hidden) = (0usize, 0, false);
+    for byte in body {
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if !hidden => depth = depth.saturating_sub(1),
+            b'"' | b'\'' | b'#' | b'!' => hidden = true,
+            _ => {}
+        }
+        most = most.max(depth);
+    }
+    most
+}
+
 /// Parses JSON.
 pub fn parse_json(body: &[u8]) -> Result<Parsed, String> {
     let mut context = Context::new(usize::MAX);
@@ -143,6 +162,11 @@ pub fn parse_yaml(body: &[u8]) -> Result<Parsed, String> {
         && let Ok(parsed) = parse_json(body)
     {
         return Ok(parsed);
+    }
+    if flow_depth_bound(body) > MAX_FLOW_DEPTH {
+        return Err(
+            "error converting YAML to JSON: it has too many braces and brackets for YAML; send it as JSON".into()
+        );
     }
     let mut context = Context::new(2 * body.len() + ALIAS_ROOM);
     let mut documents = serde_yaml_ng::Deserializer::from_slice(body);
@@ -172,6 +196,16 @@ mod tests {
         let p = parse_yaml(b"a: 1\nb:\n- c: 'x'\n  d: true\n").unwrap();
         assert_eq!(p.value, json!({"a": 1, "b": [{"c": "x", "d": true}]}));
         assert_eq!(parse_yaml(b" {\"a\":1}").unwrap().value, json!({"a": 1}));
+    }
+
+    #[test]
+    fn depth_is_refused_before_it_is_read() {
+        for level in ["{a: ", "[", "{a: # }\n", "{\"\n}\n\": ", "[!<]> "] {
+            let error = parse_yaml(level.repeat(20_000).as_bytes()).unwrap_err();
+            assert!(error.ends_with("send it as JSON"), "{level}: {error}");
+        }
+        let many = "- {a: [1]}\n".repeat(2000);
+        assert_eq!(parse_yaml(many.as_bytes()).unwrap().value.as_array().unwrap().len(), 2000);
     }
 
     #[test]
