@@ -38,14 +38,19 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Makes the folder with this `cluster.toml` and builds both images.
+    /// Makes the folder with this `cluster.toml` and builds both images, from other programs than those beside
+    /// `kimg` where `components` names their folder.
     ///
     /// # Errors
     /// `kimg build` failed; the error holds what it said.
-    pub fn build(dir: &Path, cluster_toml: &str) -> Result<Bench> {
+    pub fn build(dir: &Path, cluster_toml: &str, components: Option<&Path>) -> Result<Bench> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         std::fs::write(dir.join(config::FILE_NAME), cluster_toml).context("writing cluster.toml")?;
-        run_in(dir, tools::kimg(), &["build", "all", "--format", "raw"], None)?.success().context("kimg build")?;
+        let mut arguments = vec!["build", "all", "--format", "raw"];
+        if let Some(folder) = components {
+            arguments.extend(["--components", folder.to_str().context("a folder's name that is not UTF-8")?]);
+        }
+        run_in(dir, tools::kimg(), &arguments, None)?.success().context("kimg build")?;
         let settings = config::load(dir)?;
         let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
         let image = output_dir(&settings, Role::Master).join("disk.raw");

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
             let bench = bench.clone();
             Trial::test(test.name, move || {
                 let built = bench.get_or_init(|| {
-                    Bench::build(&root().join("boots"), CLUSTER)
+                    Bench::build(&root().join("boots"), CLUSTER, None)
                         .map_err(|error| format!("the images cannot be built: {error:#}"))
                 });
                 let bench = built.as_ref().map_err(|error| Failed::from(error.as_str()))?;
