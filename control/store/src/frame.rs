@@ -13,8 +13,8 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use crc32fast::hash as crc32;
 
-use crate::crc::crc32;
 use crate::{Entry, Result, StoreError};
 
 /// First bytes of every file.

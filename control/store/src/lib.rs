@@ -7,7 +7,6 @@
 
 #[cfg(test)]
 mod conformance;
-mod crc;
 mod embedded;
 mod etcd;
 mod fault;
@@ -47,6 +46,9 @@ pub enum StoreError {
     /// The value is too large.
     #[error("the value has {size} bytes; at most {MAX_VALUE} fit")]
     TooLarge { size: usize },
+    /// The value is larger than this etcd takes.
+    #[error("{key} has {size} bytes, more than etcd takes in one request; raise etcd's --max-request-bytes")]
+    TooLargeForEtcd { key: String, size: usize },
     /// A write failed earlier, so nothing more can be promised; restart the server.
     #[error("the store takes no more writes after an error: {0}")]
     Failed(String),

@@ -16,6 +16,8 @@ use tempfile::TempDir;
 pub struct Etcd {
     dir: TempDir,
     members: Vec<Member>,
+    /// Flags of every member, besides its own.
+    flags: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -32,6 +34,14 @@ impl Etcd {
     /// # Panics
     /// etcd cannot be had or started; the message says why.
     pub fn start(members: usize) -> Etcd {
+        Etcd::start_with(members, &[])
+    }
+
+    /// [`Etcd::start`], with more flags.
+    ///
+    /// # Panics
+    /// etcd cannot be had or started; the message says why.
+    pub fn start_with(members: usize, flags: &[&str]) -> Etcd {
         let dir = tempfile::tempdir().expect("a temporary folder");
         certificates(dir.path());
         // All at once, so that no port is given twice.
@@ -41,7 +51,7 @@ impl Etcd {
         drop(sockets);
         let members =
             ports.chunks(2).map(|p| Member { client_port: p[0], peer_port: p[1], process: None }).collect::<Vec<_>>();
-        let mut etcd = Etcd { dir, members };
+        let mut etcd = Etcd { dir, members, flags: flags.iter().map(ToString::to_string).collect() };
         for place in 0..etcd.members.len() {
             etcd.restart(place);
         }
@@ -84,6 +94,7 @@ impl Etcd {
             // Killing a process loses nothing that it gave to the kernel; etcd's own promise
             // about power cuts is not under test here.
             .args(["--unsafe-no-fsync", "--log-level", "warn"])
+            .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -255,7 +255,7 @@ fn names(object: &Value) -> (&str, &str) {
 
 fn store_error(error: StoreError) -> ApiError {
     match error {
-        StoreError::TooLarge { .. } => ApiError::too_large(error.to_string()),
+        StoreError::TooLarge { .. } | StoreError::TooLargeForEtcd { .. } => ApiError::too_large(error.to_string()),
         // The write may have been done, which is what this reason says.
         StoreError::Unavailable(_) => ApiError::timeout(error.to_string()),
         other => ApiError::internal(other),

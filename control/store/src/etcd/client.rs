@@ -59,6 +59,18 @@ pub(crate) enum CallError {
     Unavailable(String),
 }
 
+impl CallError {
+    /// Whether the request has more bytes than etcd takes (`--max-request-bytes`), or than its gRPC
+    /// server lets in, which is half a MiB more.
+    pub(crate) fn is_too_large(&self) -> bool {
+        match self {
+            CallError::Refused { code: Code::InvalidArgument, message } => message.contains("request is too large"),
+            CallError::Refused { code: Code::ResourceExhausted, message } => message.contains("larger than max"),
+            _ => false,
+        }
+    }
+}
+
 impl From<CallError> for StoreError {
     fn from(error: CallError) -> StoreError {
         match error {

@@ -177,6 +177,7 @@ impl Inner {
         if self.closed.load(Ordering::Acquire) {
             return Err(StoreError::Failed("the store was closed".into()));
         }
+        let size = if let Request::Put(put) = &change { put.value.len() } else { 0 };
         let inner_key = mirror.key(key);
         let mut compare = vec![Compare::written_at(mirror.layout.root(), mirror.found.written)];
         match expect {
@@ -189,7 +190,8 @@ impl Inner {
         }
         let root = RangeRequest { key: mirror.layout.root(), keys_only: true, ..RangeRequest::default() };
         let request = TxnRequest { compare, success: vec![change.into()], failure: vec![Request::Range(root).into()] };
-        let answer: TxnResponse = mirror.client.call(wire::TXN, request, Again::No).await.map_err(refused)?;
+        let answer: TxnResponse =
+            mirror.client.call(wire::TXN, request, Again::No).await.map_err(|error| refused(key, size, error))?;
         if answer.succeeded {
             return Ok(answer);
         }
@@ -225,9 +227,6 @@ impl Inner {
                 Err(StoreError::Failed(what)) if what.contains("requested lease not found") && !last => {
                     self.leases.forget(lease).await;
                 }
-                Err(StoreError::Failed(what)) if what.contains("request is too large") => {
-                    return Err(StoreError::TooLarge { size });
-                }
                 Err(error) => return Err(error),
             }
         }
@@ -247,8 +246,9 @@ impl Inner {
 }
 
 /// etcd's "no" to one write is no failure of the store.
-fn refused(error: CallError) -> StoreError {
+fn refused(key: &str, size: usize, error: CallError) -> StoreError {
     match error {
+        error if error.is_too_large() => StoreError::TooLargeForEtcd { key: key.into(), size },
         CallError::Refused { message, .. } if message.contains("database space exceeded") => StoreError::Unavailable(
             "its database is full; compact and defragment it, then disarm its alarm (etcdctl alarm disarm)".into(),
         ),

@@ -123,10 +123,15 @@ async fn put(client: &Client, puts: Vec<PutRequest>) -> Result<()> {
     if puts.is_empty() {
         return Ok(());
     }
+    let largest = puts.iter().max_by_key(|p| p.value.len());
+    let largest = largest.map(|p| (String::from_utf8_lossy(&p.key).into_owned(), p.value.len()));
     let success = puts.into_iter().map(|p| Request::Put(p).into()).collect();
     let request = TxnRequest { compare: Vec::new(), success, failure: Vec::new() };
-    client.call::<_, TxnResponse>(wire::TXN, request, Again::Yes).await?;
-    Ok(())
+    let done = client.call::<_, TxnResponse>(wire::TXN, request, Again::Yes).await;
+    done.map(drop).map_err(|error| match largest {
+        Some((key, size)) if error.is_too_large() => StoreError::TooLargeForEtcd { key, size },
+        _ => error.into(),
+    })
 }
 
 /// Reads what was written, and compares each entry with what was to be written.

@@ -54,6 +54,32 @@ async fn scrubbed_values_are_gone_from_the_database() {
     assert_eq!(store.get("/k").await.unwrap().unwrap().value, "new");
 }
 
+/// etcd's default limit is a MiB and a half; its gRPC server lets half a MiB more in.
+#[tokio::test]
+async fn what_etcd_finds_too_large_is_said_and_nothing_else_suffers() {
+    let etcd = test_etcd::Etcd::start(1);
+    let store = open(&etcd, "/r").await;
+    for size in [1_600_000, crate::MAX_VALUE] {
+        let refused = store.put("/k", Stamped::plain(vec![0; size]), Expect::Any, None).await.unwrap_err();
+        assert!(matches!(refused, StoreError::TooLargeForEtcd { .. }), "{size}: {refused}");
+        assert!(refused.to_string().contains("--max-request-bytes"), "{refused}");
+        let entry = |key: &str, size| Entry {
+            key: key.into(),
+            value: vec![0; size].into(),
+            revision: 1,
+            created: 1,
+            expires: 0,
+        };
+        let entries = [entry("/a", 1), entry("/b", size)];
+        let refused = write_etcd(&options(&etcd, "/restored"), &entries, 1).await.unwrap_err().to_string();
+        assert!(refused.contains("/b has") && refused.contains("--max-request-bytes"), "{refused}");
+    }
+    put(&store, "/k").await;
+    let roomy = test_etcd::Etcd::start_with(1, &["--max-request-bytes=4194304"]);
+    let store = open(&roomy, "/r").await;
+    store.put("/k", Stamped::plain(vec![0; crate::MAX_VALUE]), Expect::Any, None).await.unwrap();
+}
+
 async fn put(store: &Arc<dyn Store>, key: &str) -> u64 {
     let value = Stamped { bytes: b"<>".to_vec(), stamp_at: 1 };
     store.put(key, value, Expect::Any, None).await.unwrap()
