@@ -386,6 +386,18 @@ fn canonical(kind: &Kind, field: &str) -> Option<String> {
     offered(&stored.group, &stored.plural).contains(&name.as_str()).then_some(name)
 }
 
+/// The paths that [`field_value`] looks at for a field: enough of an object to be given to it.
+pub fn field_paths(field: &'static str) -> impl Iterator<Item = &'static str> {
+    let (own, other) = match field {
+        "name" => ("metadata.name", None),
+        "status.successful" => ("status.succeeded", None),
+        "source" => ("source.component", Some("reportingComponent")),
+        "reportingComponent" => (field, Some("source.component")),
+        _ => (field, None),
+    };
+    std::iter::once(own).chain(other)
+}
+
 /// The value of a selectable field as text.
 pub fn field_value(o: &Value, field: &str) -> String {
     let get = |path: &str| match path.split('.').fold(o, |v, p| &v[p]) {

@@ -22,6 +22,7 @@ mod notify;
 pub mod object;
 mod offline;
 mod openapi;
+mod pick;
 pub mod pipeline;
 pub mod registry;
 pub mod request;

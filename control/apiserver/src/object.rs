@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use crate::pick::{Key, Pick};
 
 /// Labels, sorted by key.
 pub type Labels = Box<[(Box<str>, Box<str>)]>;
@@ -35,10 +38,45 @@ pub struct Object {
     message_size: AtomicU32,
 }
 
-#[derive(Deserialize)]
-struct Light<'a> {
-    #[serde(borrow)]
-    metadata: LightMeta<'a>,
+/// An object's metadata, and those of its fields that selectors may name.
+struct Light<'de> {
+    metadata: LightMeta<'de>,
+    picked: Map<String, Value>,
+}
+
+struct LightVisitor<'a>(Pick<'a>);
+
+impl<'de> Visitor<'de> for LightVisitor<'_> {
+    type Value = Light<'de>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object with metadata")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Light<'de>, A::Error> {
+        let (mut metadata, mut picked) = (None, Map::new());
+        while let Some(Key(key)) = map.next_key()? {
+            if key == "metadata" {
+                metadata = Some(map.next_value()?);
+            } else {
+                self.0.take(&key, &mut map, &mut picked)?;
+            }
+        }
+        let metadata = metadata.ok_or_else(|| <A::Error as serde::de::Error>::missing_field("metadata"))?;
+        Ok(Light { metadata, picked })
+    }
+}
+
+/// Reads what the cache needs, in one pass, and makes nothing else.
+fn light<'de>(json: &'de [u8], shape: Shape) -> Result<Light<'de>, serde_json::Error> {
+    let paths: Vec<&str> = shape.iter().flat_map(|field| api::selector::field_paths(field)).collect();
+    let mut from = serde_json::Deserializer::from_slice(json);
+    let mut light = from.deserialize_map(LightVisitor(Pick(&paths)))?;
+    from.end()?;
+    if paths.contains(&"metadata.name") {
+        light.picked.insert("metadata".into(), serde_json::json!({"name": light.metadata.name}));
+    }
+    Ok(light)
 }
 
 #[derive(Deserialize)]
@@ -59,19 +97,14 @@ struct LightMeta<'a> {
 impl Object {
     /// Reads the light part of an encoded object.
     pub fn decode(json: Bytes, revision: u64, shape: Shape) -> Result<Arc<Object>, serde_json::Error> {
-        let light: Light<'_> = serde_json::from_slice(&json)?;
-        let meta = light.metadata;
+        let Light { metadata: meta, picked } = light(&json, shape)?;
         let start = (meta.resource_version.as_ptr() as usize).wrapping_sub(json.as_ptr() as usize);
         let stamp = if start < json.len() { (start as u32, meta.resource_version.len() as u32) } else { (0, 0) };
         let labels = meta.labels.unwrap_or_default().into_iter().collect();
         let (name, namespace, uid) =
             (meta.name.as_ref().into(), meta.namespace.as_ref().into(), meta.uid.as_ref().into());
-        let fields = if shape.is_empty() {
-            Box::default()
-        } else {
-            let whole: Value = serde_json::from_slice(&json)?;
-            shape.iter().map(|field| api::selector::field_value(&whole, field).into()).collect()
-        };
+        let picked = Value::Object(picked);
+        let fields = shape.iter().map(|field| api::selector::field_value(&picked, field).into()).collect();
         Ok(Arc::new(Object {
             name,
             namespace,
@@ -153,5 +186,36 @@ mod tests {
         assert_eq!(later.value()["metadata"]["resourceVersion"], "12345");
         assert_eq!(later.value()["data"]["resourceVersion"], "1");
         assert_eq!(later.restamped(1).value()["metadata"]["resourceVersion"], "1");
+        assert!(Object::decode(Bytes::from_static(b"{}"), 1, &[]).is_err(), "no metadata");
+        assert!(Object::decode(Bytes::from_static(b"{\"metadata\":{}}x"), 1, &[]).is_err(), "something follows");
+    }
+
+    #[test]
+    fn fields_are_those_of_the_whole_object() {
+        let whole = serde_json::json!({
+            "metadata": {"name": "n"}, "type": "T", "reason": null, "source": {"component": "c"},
+            "involvedObject": {"kind": "Pod", "name": "p", "uid": "u"},
+            "spec": {"nodeName": "n1", "hostNetwork": true, "unschedulable": true, "clusterIP": "10.0.0.1", "type": "X",
+                "containers": [{"spec": {"nodeName": "n2"}}], "signerName": "s", "driver": "d"},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.1.0.1"}, {"ip": "::1"}], "replicas": 3, "succeeded": 2},
+        });
+        for (group, resource) in [
+            ("", "pods"),
+            ("", "events"),
+            ("", "nodes"),
+            ("", "secrets"),
+            ("", "namespaces"),
+            ("", "services"),
+            ("apps", "replicasets"),
+            ("batch", "jobs"),
+            ("certificates.k8s.io", "certificatesigningrequests"),
+            ("resource.k8s.io", "resourceslices"),
+        ] {
+            let shape = api::selector::offered(group, resource);
+            let object = Object::decode(whole.to_string().into(), 1, shape).unwrap();
+            let of_whole: Vec<String> = shape.iter().map(|f| api::selector::field_value(&whole, f)).collect();
+            assert!(!shape.is_empty() && of_whole.iter().any(|v| !v.is_empty()));
+            assert_eq!(object.fields.iter().map(|f| f.to_string()).collect::<Vec<_>>(), of_whole, "{resource}");
+        }
     }
 }

@@ -135,7 +135,9 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%remote, "no TCP_NODELAY: {error}");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+    // What a connection needs for a moment is boxed, so that it does not take its memory for good: a
+    // thousand watches on connections of their own are a thousand times that.
+    let stream = match Box::pin(tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%remote, "TLS handshake failed: {error}"),
         Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
@@ -145,13 +147,13 @@ async fn connection(
     let connection = Arc::new(Connection { remote, peer_certificates });
     let service = service_fn(move |request| {
         let (state, connection) = (state.clone(), connection.clone());
-        async move {
+        Box::pin(async move {
             let answer = AssertUnwindSafe(pipeline::serve(state, connection, request)).catch_unwind().await;
             Ok::<_, std::convert::Infallible>(answer.unwrap_or_else(|_| {
                 tracing::error!("a request's handler panicked");
                 pipeline::failure(&ApiError::internal("the request could not be handled"))
             }))
-        }
+        })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
@@ -161,8 +163,7 @@ async fn connection(
         .max_concurrent_streams(250)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(serving);
+    let mut serving = Box::pin(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
         ended = serving.as_mut() => {
             if let Err(error) = ended {
