@@ -91,7 +91,7 @@ impl Server {
     pub async fn start(mut config: Config) -> anyhow::Result<Server> {
         notify::send("STATUS=opening the store");
         let tls = server::tls(&config)?;
-        let place = Place::new(&config.store_dir, &config.etcd);
+        let place = Place::of_server(&config.store_dir, &config.etcd).await?;
         let engine = place.open().await?;
         let sealed = Arc::new(Sealed::open(engine.clone(), crate::encryption::keyring(&config)?).await?);
         let socket = config.store_socket.as_deref().map(|path| storage::serve(path, place, engine)).transpose()?;

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use store::Store;
 
+use super::migrate::{self, Engine};
 use super::{EtcdFlags, Place, check, socket};
 
 /// Where the store is.
@@ -20,13 +21,13 @@ pub(crate) struct PlaceFlags {
 }
 
 impl PlaceFlags {
-    fn place(&self) -> Place {
+    fn place(&self) -> anyhow::Result<Place> {
         Place::new(&self.store_dir, &self.etcd)
     }
 
     /// Opens the engine of a store that exists.
     pub(crate) async fn engine(&self) -> anyhow::Result<Arc<dyn Store>> {
-        existing(&self.place()).await
+        migrate::existing(&self.place()?).await
     }
 }
 
@@ -58,13 +59,6 @@ pub(crate) struct RestoreArgs {
     place: PlaceFlags,
 }
 
-/// The two engines.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Engine {
-    Embedded,
-    Etcd,
-}
-
 #[derive(Args, Debug)]
 pub(crate) struct MigrateArgs {
     /// Where to.
@@ -72,13 +66,6 @@ pub(crate) struct MigrateArgs {
     to: Engine,
     #[command(flatten)]
     place: PlaceFlags,
-}
-
-async fn existing(place: &Place) -> anyhow::Result<Arc<dyn Store>> {
-    if place.etcd.is_none() && !place.log().exists() {
-        bail!("there is no store in {}", place.dir.display());
-    }
-    place.engine().await
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -90,7 +77,7 @@ pub(crate) fn check(args: &CheckArgs) -> anyhow::Result<String> {
     block_on(async {
         match &args.store_socket {
             Some(socket) => socket::ask_check(socket).await,
-            None => check::offline(&args.place.place()).await,
+            None => check::offline(&args.place.place()?).await,
         }
     })
 }
@@ -100,7 +87,7 @@ pub(crate) fn snapshot(args: &SnapshotArgs) -> anyhow::Result<String> {
         match &args.store_socket {
             Some(socket) => from_server(socket, &args.file).await,
             None => {
-                let (entries, revision) = args.place.place().read().await?;
+                let (entries, revision) = args.place.place()?.read().await?;
                 Ok(store::write_picture_file(&args.file, &entries, revision)?)
             }
         }
@@ -131,48 +118,15 @@ async fn from_server(socket: &Path, file: &Path) -> anyhow::Result<u64> {
 }
 
 pub(crate) fn restore(args: &RestoreArgs) -> anyhow::Result<String> {
-    let place = args.place.place();
+    let place = args.place.place()?;
     let (entries, revision) = store::read_picture(&args.snapshot)?;
     let raised = block_on(async { Ok(place.write(&entries, revision).await?) })?;
     Ok(format!("{}: {} keys restored into {place}, at revision {raised}", args.snapshot.display(), entries.len()))
 }
 
 pub(crate) fn migrate(args: &MigrateArgs) -> anyhow::Result<String> {
-    let Some(options) = args.place.place().etcd else { bail!("say where etcd is (--etcd-servers)") };
-    let embedded = Place { dir: args.place.store_dir.clone(), etcd: None };
-    let etcd = Place { dir: args.place.store_dir.clone(), etcd: Some(options.clone()) };
-    block_on(async {
-        match args.to {
-            Engine::Etcd => {
-                // Held until the end, so that no server writes what would be lost.
-                let engine = existing(&embedded).await?;
-                let moved = copy(&embedded, &etcd).await;
-                tokio::task::spawn_blocking(move || engine.close()).await?;
-                moved
-            }
-            Engine::Embedded => {
-                // From here on no server writes to etcd any more.
-                store::retire_etcd(&options, Some(&embedded.to_string())).await?;
-                let moved = copy(&etcd, &embedded).await;
-                if moved.is_err() {
-                    store::retire_etcd(&options, None).await.context("giving etcd's store back")?;
-                }
-                moved
-            }
-        }
-    })
-}
-
-/// Copies all objects, reads the copy, and compares each with the original.
-async fn copy(from: &Place, to: &Place) -> anyhow::Result<String> {
-    let (entries, revision) = from.read().await?;
-    let raised = to.write(&entries, revision).await?;
-    let (copied, _) = to.read().await?;
-    let known = |e: &store::Entry| (e.key.clone(), e.value.clone(), e.revision, e.created);
-    // Keys that expire may have gone in between.
-    let lasting = |entries: &[store::Entry]| entries.iter().filter(|e| e.expires == 0).map(known).collect::<Vec<_>>();
-    if lasting(&entries) != lasting(&copied) {
-        bail!("the copy in {to} is not what {from} holds; start no server on it, and migrate again");
-    }
-    Ok(format!("{} keys moved from {from} to {to} and compared; the store goes on at revision {raised}", entries.len()))
+    let PlaceFlags { store_dir, etcd } = &args.place;
+    let Some(options) = etcd.options() else { bail!("say where etcd is (--etcd-servers)") };
+    migrate::check(store_dir, args.to)?;
+    block_on(async { migrate::migrate(store_dir, &options, args.to).await? })
 }

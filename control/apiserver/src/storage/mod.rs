@@ -5,6 +5,7 @@
 
 mod check;
 pub(crate) mod commands;
+mod migrate;
 mod socket;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,23 @@ pub struct EtcdFlags {
     pub etcd_compaction_interval: Duration,
 }
 
+impl EtcdFlags {
+    /// None: no servers are given.
+    fn options(&self) -> Option<EtcdOptions> {
+        (!self.etcd_servers.is_empty()).then(|| EtcdOptions {
+            members: Members {
+                endpoints: self.etcd_servers.clone(),
+                ca_file: self.etcd_cafile.clone(),
+                cert_file: self.etcd_certfile.clone(),
+                key_file: self.etcd_keyfile.clone(),
+            },
+            prefix: self.etcd_prefix.clone(),
+            compaction_interval: self.etcd_compaction_interval,
+            ..EtcdOptions::default()
+        })
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let nanos = api::time::parse_duration(text).ok_or("not a duration; write it as 5m0s")?;
     u64::try_from(nanos).map(Duration::from_nanos).map_err(|_| "it must not be negative".into())
@@ -66,20 +84,15 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// As the flags say.
-    pub(crate) fn new(dir: &Path, flags: &EtcdFlags) -> Place {
-        let etcd = (!flags.etcd_servers.is_empty()).then(|| EtcdOptions {
-            members: Members {
-                endpoints: flags.etcd_servers.clone(),
-                ca_file: flags.etcd_cafile.clone(),
-                cert_file: flags.etcd_certfile.clone(),
-                key_file: flags.etcd_keyfile.clone(),
-            },
-            prefix: flags.etcd_prefix.clone(),
-            compaction_interval: flags.etcd_compaction_interval,
-            ..EtcdOptions::default()
-        });
-        Place { dir: dir.to_path_buf(), etcd }
+    /// Where the store in `dir` or in etcd is; see [`migrate`].
+    pub(crate) fn new(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<Place> {
+        migrate::place(dir, flags)
+    }
+
+    /// The same, after a migration that waits was done.
+    pub(crate) async fn of_server(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<Place> {
+        migrate::pending(dir, flags).await?;
+        Place::new(dir, flags)
     }
 
     /// The embedded store's log.

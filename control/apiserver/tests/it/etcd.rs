@@ -192,6 +192,10 @@ async fn a_cluster_moves_to_etcd_and_back() {
     let said = done(migrate("etcd"));
     assert!(said.contains("compared"), "{said}");
     done(store(&["check"], &flags));
+    let again = migrate("etcd");
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("already"), "{again:?}");
+    let left_behind = Server::start(settings(&cluster, &[])).await.unwrap_err().to_string();
+    assert!(left_behind.contains("was moved to etcd"), "{left_behind}");
 
     begin(&mut cluster, &flags).await;
     assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), made, "objects keep their versions");
@@ -205,11 +209,60 @@ async fn a_cluster_moves_to_etcd_and_back() {
     done(migrate("embedded"));
     assert_eq!(cluster.post(MAPS, map("late", "1")).await.code, 500);
     cluster.end().await;
-    let error = Server::start(settings(&cluster, &flags)).await.unwrap_err().to_string();
+    let elsewhere = Config { store_dir: cluster.dir().join("elsewhere"), ..settings(&cluster, &flags) };
+    let error = Server::start(elsewhere).await.unwrap_err().to_string();
     assert!(error.contains("was moved"), "{error}");
-    cluster.begin().await;
-    assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), changed);
-    assert_eq!(cluster.get(&format!("{MAPS}/late")).await.code, 404);
+    for flags in [&[][..], &flags] {
+        begin(&mut cluster, flags).await;
+        assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), changed);
+        assert_eq!(cluster.get(&format!("{MAPS}/late")).await.code, 404);
+        cluster.end().await;
+    }
+}
+
+/// As the node API asks for it: by a file that the next start finds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_moves_when_it_starts() {
+    let etcd = test_etcd::Etcd::start(1);
+    let flags = flags(&etcd);
+    let mut cluster = start(&flags).await;
+    let store = cluster.dir().join("store");
+    let mut kept = cluster.post(MAPS, map("kept", "0")).await.expect(201);
+    for (round, to) in ["embedded", "etcd", "embedded"].into_iter().enumerate() {
+        std::fs::create_dir_all(&store).unwrap();
+        std::fs::write(store.join("migrate.pending"), to).unwrap();
+        cluster.end().await;
+        begin(&mut cluster, &flags).await;
+        let said = std::fs::read_to_string(store.join("migrate.done")).unwrap();
+        assert!(said.contains("compared") && !store.join("migrate.pending").exists(), "{said}");
+        assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), kept, "{to}");
+        kept["data"]["x"] = (round + 1).to_string().into();
+        kept = cluster.put(&format!("{MAPS}/kept"), &kept).await.expect(200);
+    }
+
+    // What fails changes nothing: the server goes on with the engine that it had.
+    let nowhere = ["--etcd-servers=http://127.0.0.1:1".to_string()];
+    std::fs::write(store.join("migrate.pending"), "etcd").unwrap();
+    cluster.end().await;
+    begin(&mut cluster, &nowhere).await;
+    let why = std::fs::read_to_string(store.join("migrate.refused")).unwrap();
+    assert!(why.contains("127.0.0.1:1") && !store.join("migrate.done").exists(), "{why}");
+    assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), kept);
+    cluster.end().await;
+}
+
+/// etcd's default limit is below the API server's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_etcd_finds_too_large_is_a_413() {
+    let etcd = test_etcd::Etcd::start(1);
+    let mut cluster = start(&flags(&etcd)).await;
+    let mut role =
+        json!({"kind": "ClusterRole", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "r"}});
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let names: Vec<String> = (0..1_700_000 / 100).map(|i| format!("{i:0>97}")).collect();
+    role["rules"] = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": names}]);
+    assert_eq!(cluster.post(roles, role).await.failure(), (413, "RequestEntityTooLarge".into()));
+    cluster.post(MAPS, map("small", "1")).await.expect(201);
     cluster.end().await;
 }
 
