@@ -42,8 +42,24 @@ enum StoreCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Move everything from the embedded store to etcd, or back, and compare it object by object.
+    /// The master's image must carry etcd (`store = "etcd"`); meanwhile the API does not answer
+    Migrate {
+        /// Where to
+        #[arg(long)]
+        to: Engine,
+    },
     /// Read the whole store through, and compare it with what the API server has in memory
     Check,
+}
+
+/// The engines of the store.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Engine {
+    /// One log of the API server's own
+    Embedded,
+    /// etcd on the master
+    Etcd,
 }
 
 pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
@@ -68,6 +84,15 @@ pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
             }
             let client = target.client(settings)?;
             let done: Done = block_on(client.post_bytes(path::STORE_RESTORE, bytes))?;
+            println!("{}", done.message);
+        }
+        StoreCommand::Migrate { to } => {
+            let to = match to {
+                Engine::Embedded => node_api::StoreEngine::Embedded,
+                Engine::Etcd => node_api::StoreEngine::Etcd,
+            };
+            let body = serde_json::to_value(node_api::Migrate { to }).context("writing the request")?;
+            let done: Done = block_on(target.client(settings)?.post(path::STORE_MIGRATE, Some(&body)))?;
             println!("{}", done.message);
         }
         StoreCommand::Check => {

@@ -54,13 +54,13 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<Settings, Fault> {
         &[("embedded", StoreEngine::Embedded), ("etcd", StoreEngine::Etcd)],
         StoreEngine::Embedded,
     )?;
-    let masters = nodes.iter().filter(|n| n.entry.role == Role::Master).count();
-    if masters > 1 && store == StoreEngine::Embedded {
-        return Err(optional_fault(
-            &f.store,
-            "store",
-            &format!("the embedded store serves one master and there are {masters}; keep one master"),
-        ));
+    let mut masters = f.nodes.iter().filter(|n| n.get_ref().role.get_ref() == "master");
+    if let Some(second) = masters.nth(1) {
+        return Err(Fault {
+            span: Some(second.span()),
+            field: "nodes".into(),
+            message: "a cluster has one master, and this would be another; keep one".into(),
+        });
     }
     Ok(Settings {
         dir: dir.to_path_buf(),

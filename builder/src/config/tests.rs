@@ -64,7 +64,7 @@ fn node_errors() {
         (r#"{ name = "a", role = "master", addresses = ["10.200.0.4"] }"#, "lies inside pod-cidr"),
         (r#"{ name = "a", role = "master", taints = ["x"] }"#, "nodes.taints: `x` is no taint"),
         (r#"{ name = "a", role = "master", reserved = { memory = "lots" } }"#, "nodes.reserved.memory: `lots`"),
-        (r#"{ name = "a", role = "master" }, { name = "b", role = "master" }"#, "embedded store serves one master"),
+        (r#"{ name = "a", role = "master" }, { name = "b", role = "master" }"#, "a cluster has one master"),
     ];
     for (nodes, expected) in cases {
         let text = format!("name = \"demo\"\nnodes = [{nodes}]\n");

@@ -162,7 +162,7 @@ impl<'a> Workshop<'a> {
     }
 
     fn plan(&self, role: Role) -> Result<Plan> {
-        let recipe = recipe::of(role)?;
+        let recipe = recipe::of(role, self.settings.store)?;
         let mut names: Vec<&str> = recipe.components.iter().map(|c| c.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -211,7 +211,6 @@ impl<'a> Workshop<'a> {
 
     fn ingredients<'p>(&'p self, plan: &'p Plan) -> Ingredients<'p> {
         Ingredients {
-            role: plan.role,
             recipe: &plan.recipe,
             lock: &self.lock,
             components: &self.components,

@@ -2,11 +2,12 @@
 
 use crate::packages::resolve::Wish;
 use anyhow::{Context, Result};
-use node_metadata::Role;
+use node_metadata::{Role, StoreEngine};
 use serde::Deserialize;
 
 const BASE: &str = include_str!("../../../images/base.toml");
 const MASTER: &str = include_str!("../../../images/master.toml");
+const ETCD: &str = include_str!("../../../images/etcd.toml");
 const WORKER: &str = include_str!("../../../images/worker.toml");
 const BOOT: &str = include_str!("../../../images/boot.toml");
 const TOOLS: &str = include_str!("../../../images/tools.toml");
@@ -42,6 +43,9 @@ pub struct Recipe {
     /// Whether the pause image is baked in.
     #[serde(default)]
     pub pause_image: bool,
+    /// The text that all of this was read from, for the hash of the inputs.
+    #[serde(skip)]
+    pub text: String,
 }
 
 /// A package and the files to take from it.
@@ -149,23 +153,30 @@ pub struct Tools {
     pub packages: Vec<PackageRecipe>,
 }
 
-/// The recipe of a role: what both have, and its own.
-pub fn of(role: Role) -> Result<Recipe> {
-    let mut recipe: Recipe = parse("base", BASE)?;
-    let (name, text) = match role {
-        Role::Master => ("master", MASTER),
-        Role::Worker => ("worker", WORKER),
-    };
-    let own: Recipe = parse(name, text)?;
-    recipe.packages.extend(own.packages);
-    recipe.components.extend(own.components);
-    recipe.files.extend(own.files);
-    recipe.links.extend(own.links);
-    recipe.directories.extend(own.directories);
-    recipe.bundles.extend(own.bundles);
-    recipe.modules.extend(own.modules);
-    recipe.kernel_args.extend(own.kernel_args);
-    recipe.pause_image |= own.pause_image;
+/// The recipe of a role: what both have, its own, and on masters the store's.
+pub fn of(role: Role, store: StoreEngine) -> Result<Recipe> {
+    let mut parts = vec![("base", BASE)];
+    match role {
+        Role::Master => parts.push(("master", MASTER)),
+        Role::Worker => parts.push(("worker", WORKER)),
+    }
+    if (role, store) == (Role::Master, StoreEngine::Etcd) {
+        parts.push(("etcd", ETCD));
+    }
+    let mut recipe = Recipe::default();
+    for (name, text) in &parts {
+        let own: Recipe = parse(name, text)?;
+        recipe.packages.extend(own.packages);
+        recipe.components.extend(own.components);
+        recipe.files.extend(own.files);
+        recipe.links.extend(own.links);
+        recipe.directories.extend(own.directories);
+        recipe.bundles.extend(own.bundles);
+        recipe.modules.extend(own.modules);
+        recipe.kernel_args.extend(own.kernel_args);
+        recipe.pause_image |= own.pause_image;
+    }
+    recipe.text = parts.iter().map(|(_, text)| *text).collect::<Vec<_>>().join("\n");
     Ok(recipe)
 }
 
@@ -179,25 +190,16 @@ pub fn tools() -> Result<Tools> {
     parse("tools", TOOLS)
 }
 
-/// The text of all recipes of a role, for the hash of the inputs.
-pub fn text_of(role: Role) -> String {
-    let own = match role {
-        Role::Master => MASTER,
-        Role::Worker => WORKER,
-    };
-    [BASE, own].join("\n")
-}
-
 fn parse<T: for<'a> Deserialize<'a>>(name: &str, text: &str) -> Result<T> {
     toml::from_str(text).with_context(|| format!("reading the recipe images/{name}.toml"))
 }
 
-/// All packages that any recipe names.
+/// All packages that any recipe names, so that a lock serves whatever `cluster.toml` chooses.
 pub fn all_wishes() -> Result<Vec<Wish>> {
     let mut packages = tools()?.packages;
     packages.push(boot()?.kernel);
     for role in [Role::Master, Role::Worker] {
-        packages.extend(of(role)?.packages);
+        packages.extend(of(role, StoreEngine::Etcd)?.packages);
     }
     Ok(packages.into_iter().map(|p| Wish { name: p.name, follow: p.follow }).collect())
 }
@@ -209,11 +211,14 @@ mod tests {
     #[test]
     fn all_recipes_can_be_read() {
         for role in [Role::Master, Role::Worker] {
-            let recipe = of(role).unwrap();
+            let recipe = of(role, StoreEngine::Embedded).unwrap();
             assert!(recipe.components.iter().any(|c| c.name == "kimg-node"));
             assert!(recipe.links.iter().all(|l| l.path.starts_with('/')));
         }
+        let etcd_in = |role, store| of(role, store).unwrap().packages.iter().any(|p| p.name == "etcd-server");
+        assert!(etcd_in(Role::Master, StoreEngine::Etcd) && !etcd_in(Role::Master, StoreEngine::Embedded));
+        assert!(!etcd_in(Role::Worker, StoreEngine::Etcd));
         assert!(!boot().unwrap().first.is_empty());
-        assert!(!all_wishes().unwrap().is_empty());
+        assert!(all_wishes().unwrap().iter().any(|wish| wish.name == "etcd-server"), "whatever is chosen");
     }
 }

@@ -1,17 +1,16 @@
 //! The root file system of a role as a tree.
 
 use super::components::{Component, Components};
+use super::glob;
 use super::modules::{self, Kernel};
 use super::recipe::Recipe;
 use super::tree::Tree;
 use super::unpack::Packages;
-use super::{glob, recipe};
 use crate::cache::hash;
 use crate::lock::Lock;
 use crate::oci;
 use crate::packages::deb;
 use anyhow::{Context, Result, bail};
-use node_metadata::Role;
 use std::path::PathBuf;
 
 /// Where baked container images lie.
@@ -20,9 +19,7 @@ const IMAGES: &str = "/usr/share/kimg/images";
 /// What the root of a role is made of.
 #[derive(Debug)]
 pub struct Ingredients<'a> {
-    /// Role.
-    pub role: Role,
-    /// Its recipe.
+    /// The role's recipe.
     pub recipe: &'a Recipe,
     /// Locked packages.
     pub lock: &'a Lock,
@@ -52,7 +49,7 @@ impl Ingredients<'_> {
     pub fn inputs(&self, kernel_sha256: &str) -> Result<hash::Inputs> {
         let mut inputs = hash::Inputs::new("root")
             .with("version", env!("CARGO_PKG_VERSION"))
-            .with("recipe", recipe::text_of(self.role))
+            .with("recipe", &self.recipe.text)
             .with("kernel", kernel_sha256);
         let names: Vec<&str> = self.recipe.packages.iter().map(|p| p.name.as_str()).collect();
         for package in self.lock.closure(&names)? {

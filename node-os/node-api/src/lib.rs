@@ -59,4 +59,6 @@ pub mod path {
     pub const STORE_CHECK: &str = "/v1/store/check";
     /// POST, body a snapshot: it takes the store's place; answers [`crate::Done`].
     pub const STORE_RESTORE: &str = "/v1/store/restore";
+    /// POST, body [`crate::Migrate`]: moves the store to the other engine; answers [`crate::Done`].
+    pub const STORE_MIGRATE: &str = "/v1/store/migrate";
 }

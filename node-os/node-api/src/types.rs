@@ -59,6 +59,24 @@ pub struct NodeStatus {
     pub memory_available: u64,
 }
 
+/// What holds the API objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreEngine {
+    /// One append-only log of the API server's own.
+    Embedded,
+    /// etcd on the same master, which only an image with `store = "etcd"` carries.
+    Etcd,
+}
+
+/// Where the store is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// The engine that has it from then on.
+    pub to: StoreEngine,
+}
+
 /// What a service does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -21,6 +21,7 @@ const PARTS: &[(&str, &[&str])] = &[
     ("fuzz", &["test", "--workspace", "--test", "fuzz", "--", "--ignored", "--nocapture"]),
     ("cluster", &["test", "--release", "--workspace", "--test", "cluster", "--", "--include-ignored"]),
     ("overlay", &["test", "--release", "--workspace", "--test", "overlay"]),
+    ("etcd", &["test", "--release", "--workspace", "--test", "etcd", "--", "--include-ignored"]),
     ("boots", &["test", "--release", "--workspace", "--test", "boots", "--", "--include-ignored", "boot::"]),
     ("plug", &["test", "--release", "--workspace", "--test", "boots", "--", "--include-ignored", "plug::"]),
     ("memory", &["test", "--release", "--workspace", "--test", "boots", "--", "--ignored", "memory::"]),

@@ -24,6 +24,9 @@ fn snapshot_and_restore(cluster: &Cluster) -> Result {
     let checked = cluster.kimg(&["store", "check"])?.success()?;
     ensure!(checked.contains("compared with the server's memory"), "{checked}");
 
+    let no_etcd = cluster.kimg(&["store", "migrate", "--to", "etcd"])?;
+    ensure!(!no_etcd.ok && no_etcd.all().contains("store = \"etcd\""), "an image without etcd: {}", no_etcd.all());
+
     cluster.k(&["-n", "default", "create", "configmap", "after-snapshot"])?;
     let damaged = dir.path().join("damaged").display().to_string();
     let mut wrong = bytes.clone();

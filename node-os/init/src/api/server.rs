@@ -133,6 +133,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
                 .to_owned(),
         )),
         (&Method::POST, path::STORE_RESTORE) => store::restore(context, request).await,
+        (&Method::POST, path::STORE_MIGRATE) => store::migrate(context, body(request).await?).await,
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
         (&Method::POST, path::POWEROFF) => {
             Ok(end(machine, Ending::PowerOff, "the node stops its services and powers off"))
@@ -201,15 +202,20 @@ fn restart(machine: &Shared, target: &str) -> Result<Response<Body>, Refusal> {
     }
 }
 
-async fn unseal(machine: &Shared, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+/// A request's body, which is small.
+async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
     let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, why);
     let body = Limited::new(request.into_body(), MOST_REQUEST_BYTES)
         .collect()
         .await
         .map_err(|error| bad(format!("the request is unreadable: {error}")))?;
-    let unseal: Unseal =
-        serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(format!("the request is wrong: {error}")))?;
-    node_metadata::SealKey::from_base64(&unseal.key).map_err(|error| bad(error.to_string()))?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(format!("the request is wrong: {error}")))
+}
+
+async fn unseal(machine: &Shared, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let unseal: Unseal = body(request).await?;
+    node_metadata::SealKey::from_base64(&unseal.key)
+        .map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
     machine.command(Command::Unseal(unseal.key));
     Ok(json(&Done { message: "the node tries the key".to_owned() }))
 }

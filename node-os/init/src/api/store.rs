@@ -1,5 +1,6 @@
 //! The store of a master: its API server makes snapshots and checks, on its local socket; a
-//! snapshot to be restored is laid where the API server takes it in when it starts.
+//! snapshot to be restored, or the wish to move the store to the other engine, is laid where the API
+//! server takes it in when it starts.
 
 use super::server::{Body, Refusal, Serving, json, typed};
 use crate::machine::Command;
@@ -10,7 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
-use node_api::Done;
+use node_api::{Done, Migrate, StoreEngine};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
@@ -23,6 +24,9 @@ const DIR: &str = "/var/lib/kimg/store";
 /// Names that the API server knows.
 const PENDING: &str = "restore.pending";
 const REFUSED: &str = "restore.refused";
+const MIGRATE_PENDING: &str = "migrate.pending";
+const MIGRATE_DONE: &str = "migrate.done";
+const MIGRATE_REFUSED: &str = "migrate.refused";
 /// Every snapshot begins so.
 const MAGIC: &[u8] = b"KIMG-STORE-LOG-";
 /// How long the API server may take to end, to start, and to restore.
@@ -62,10 +66,7 @@ async fn fetch(path: &str) -> Result<Response<Incoming>> {
 
 /// Takes a snapshot, and has the API server start anew with it.
 pub(super) async fn restore(serving: &Serving, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-    let known = serving.machine.services().into_iter().any(|service| service.name == "kube-apiserver");
-    if !known {
-        return Err(Refusal(StatusCode::NOT_FOUND, "this node is no master: it has no store".into()));
-    }
+    master(serving)?;
     let dir = Path::new(DIR);
     let part = dir.join("restore.part");
     if let Err(refusal) = receive(dir, &part, request.into_body()).await {
@@ -73,9 +74,67 @@ pub(super) async fn restore(serving: &Serving, request: Request<Incoming>) -> Re
         drop(std::fs::remove_file(&part));
         return Err(refusal);
     }
-    let (pending, refused) = (dir.join(PENDING), dir.join(REFUSED));
+    let refused = dir.join(REFUSED);
     remove(&refused)?;
-    std::fs::rename(&part, &pending).with_context(|| format!("cannot name {}", pending.display()))?;
+    lay(serving, &part, PENDING).await?;
+    if refused.exists() {
+        remove(&refused)?;
+        let why = "the snapshot is damaged, and nothing was changed; `kimg node logs kube-apiserver` says where";
+        return Err(Refusal(StatusCode::BAD_REQUEST, why.into()));
+    }
+    Ok(json(&Done { message: "the snapshot was restored; clients list everything anew".into() }))
+}
+
+/// Has the API server start anew, move everything to the other engine, and compare it.
+pub(super) async fn migrate(serving: &Serving, wanted: Migrate) -> Result<Response<Body>, Refusal> {
+    let services = master(serving)?;
+    let to = match wanted.to {
+        StoreEngine::Embedded => "embedded",
+        StoreEngine::Etcd => "etcd",
+    };
+    if !services.iter().any(|service| service.name == "etcd") {
+        let why = match wanted.to {
+            StoreEngine::Embedded => "the store is embedded already: this master's image has no etcd",
+            StoreEngine::Etcd => {
+                "this master's image has no etcd; say store = \"etcd\" in cluster.toml, build the image, and restore a \
+                 snapshot of this store there"
+            }
+        };
+        return Err(Refusal(StatusCode::CONFLICT, why.into()));
+    }
+    let dir = Path::new(DIR);
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let (done, refused) = (dir.join(MIGRATE_DONE), dir.join(MIGRATE_REFUSED));
+    remove(&done)?;
+    remove(&refused)?;
+    let part = dir.join("migrate.part");
+    std::fs::write(&part, to).with_context(|| format!("cannot write {}", part.display()))?;
+    sync(part.clone()).await?;
+    lay(serving, &part, MIGRATE_PENDING).await?;
+    match (std::fs::read_to_string(&done), std::fs::read_to_string(&refused)) {
+        (Ok(said), _) => Ok(json(&Done { message: said.trim().to_owned() })),
+        (_, Ok(why)) => Err(Refusal(StatusCode::CONFLICT, format!("nothing was changed: {}", why.trim()))),
+        (Err(error), Err(_)) => {
+            Err(anyhow::Error::new(error).context("the API server does not say what came of it").into())
+        }
+    }
+}
+
+/// The services of this node, if it is a master.
+fn master(serving: &Serving) -> Result<Vec<node_api::Service>, Refusal> {
+    let services = serving.machine.services();
+    if !services.iter().any(|service| service.name == "kube-apiserver") {
+        return Err(Refusal(StatusCode::NOT_FOUND, "this node is no master: it has no store".into()));
+    }
+    Ok(services)
+}
+
+/// Gives `part`, which is durable, the name that the API server looks for when it starts, starts it
+/// anew, and waits until it has taken the file.
+async fn lay(serving: &Serving, part: &Path, name: &str) -> Result<(), Refusal> {
+    let dir = Path::new(DIR);
+    let pending = dir.join(name);
+    std::fs::rename(part, &pending).with_context(|| format!("cannot name {}", pending.display()))?;
     sync(dir.to_owned()).await?;
     serving.machine.command(Command::Restart("kube-apiserver".to_owned()));
     let waited = tokio::time::timeout(PATIENCE, async {
@@ -83,16 +142,10 @@ pub(super) async fn restore(serving: &Serving, request: Request<Incoming>) -> Re
             tokio::time::sleep(LOOK).await;
         }
     });
-    if waited.await.is_err() {
-        let why = "the API server has not taken the snapshot in yet; `kimg node logs kube-apiserver` says why";
-        return Err(Refusal(StatusCode::GATEWAY_TIMEOUT, why.into()));
-    }
-    if refused.exists() {
-        remove(&refused)?;
-        let why = "the snapshot is damaged, and nothing was changed; `kimg node logs kube-apiserver` says where";
-        return Err(Refusal(StatusCode::BAD_REQUEST, why.into()));
-    }
-    Ok(json(&Done { message: "the snapshot was restored; clients list everything anew".into() }))
+    waited.await.map_err(|_| {
+        let why = format!("the API server has not taken {name} in yet; `kimg node logs kube-apiserver` says why");
+        Refusal(StatusCode::GATEWAY_TIMEOUT, why)
+    })
 }
 
 /// Writes the body to a file, and makes it durable.

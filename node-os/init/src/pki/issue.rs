@@ -21,6 +21,8 @@ pub(super) enum Usage {
     Server,
     /// A client's.
     Client,
+    /// Of one that is both.
+    Both,
 }
 
 /// What a certificate says.
@@ -84,10 +86,11 @@ pub(super) fn parameters(leaf: &Leaf) -> Result<CertificateParams> {
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![match leaf.usage {
-        Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
-        Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
-    }];
+    params.extended_key_usages = match leaf.usage {
+        Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Usage::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+    };
     for name in &leaf.names {
         let name = name.as_str().try_into().with_context(|| format!("{name:?} cannot stand in a certificate"))?;
         params.subject_alt_names.push(SanType::DnsName(name));

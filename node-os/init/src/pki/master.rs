@@ -4,7 +4,7 @@
 use super::issue::{Authority, Leaf, Usage};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use node_metadata::{Cluster, Node};
+use node_metadata::{Cluster, Node, StoreEngine};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -57,10 +57,15 @@ fn make(folders: &Folders, cluster: &Cluster, node: &Node) -> Result<usize> {
     let authority = |name: &str| {
         Authority::read(&folders.authorities.join(format!("{name}.crt")), &folders.secrets.join(format!("{name}.key")))
     };
-    let (cluster_ca, front_proxy) = (authority("cluster-ca")?, authority("front-proxy-ca")?);
+    let (cluster_ca, front_proxy, etcd) =
+        (authority("cluster-ca")?, authority("front-proxy-ca")?, authority("etcd-ca")?);
     let leaves = leaves(cluster, node);
     for (file, leaf) in &leaves {
-        let signer = if *file == "front-proxy-client" { &front_proxy } else { &cluster_ca };
+        let signer = match *file {
+            "front-proxy-client" => &front_proxy,
+            "etcd" | "apiserver-etcd-client" => &etcd,
+            _ => &cluster_ca,
+        };
         let (certificate, key) = signer.issue(leaf)?;
         super::write(&folders.leaves.join(format!("{file}.key")), key.as_bytes(), 0o600)?;
         super::write(&folders.leaves.join(format!("{file}.crt")), certificate.as_bytes(), 0o644)?;
@@ -89,7 +94,7 @@ fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
     };
     let node_user = format!("system:node:{}", node.name);
     let own_names = vec![node.name.clone()];
-    vec![
+    let mut leaves = vec![
         ("apiserver", server("kube-apiserver", None, api_names(cluster, node), api_addresses(cluster, node))),
         ("kubelet-server", server(&node_user, Some("system:nodes"), own_names.clone(), node.addresses.clone())),
         ("node-api", server(&format!("kimg:node-api:{}", node.name), None, own_names, node.addresses.clone())),
@@ -100,7 +105,14 @@ fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
         ("overlay", client("kimg:overlay", None)),
         ("kube-controller-manager", client("system:kube-controller-manager", None)),
         ("kube-scheduler", client("system:kube-scheduler", None)),
-    ]
+    ];
+    if cluster.store == StoreEngine::Etcd {
+        // A member shows its certificate to other members, too.
+        let loopback = server("etcd", None, vec!["localhost".to_owned()], vec![Ipv4Addr::LOCALHOST.into()]);
+        leaves.push(("etcd", Leaf { usage: Usage::Both, ..loopback }));
+        leaves.push(("apiserver-etcd-client", client("kube-apiserver-etcd-client", None)));
+    }
+    leaves
 }
 
 fn api_names(cluster: &Cluster, node: &Node) -> Vec<String> {
@@ -164,7 +176,7 @@ mod tests {
             leaves: base.join("pki"),
             kubeconfigs: base.join("kubeconfig"),
         };
-        for name in ["cluster-ca", "front-proxy-ca"] {
+        for name in ["cluster-ca", "front-proxy-ca", "etcd-ca"] {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new(vec![]).unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -183,6 +195,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(make(&folders, &cluster, &node).unwrap(), 10);
+        assert!(!folders.leaves.join("etcd.crt").exists(), "of the other engine");
         let pem = std::fs::read(folders.leaves.join("apiserver.crt")).unwrap();
         let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
         let certificate = block.parse_x509().unwrap();
@@ -199,6 +212,15 @@ mod tests {
             assert!(text.contains(wanted), "{wanted} is missing in {text}");
         }
         assert!(std::fs::read_to_string(folders.kubeconfigs.join("kubelet.conf")).unwrap().contains("kubelet.key"));
+        let cluster = Cluster { store: StoreEngine::Etcd, ..cluster };
+        assert_eq!(make(&folders, &cluster, &node).unwrap(), 12);
+        for (file, server) in [("etcd", true), ("apiserver-etcd-client", false)] {
+            let pem = std::fs::read(folders.leaves.join(format!("{file}.crt"))).unwrap();
+            let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
+            let certificate = block.parse_x509().unwrap();
+            let usage = certificate.extended_key_usage().unwrap().unwrap().value;
+            assert_eq!((usage.client_auth, usage.server_auth), (true, server), "{file}");
+        }
         std::fs::remove_dir_all(base).unwrap();
     }
 }

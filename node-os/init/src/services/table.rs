@@ -1,7 +1,7 @@
 //! Which services a node runs, with their command lines. Pure.
 
 use super::{Kind, Spec};
-use node_metadata::{Cluster, Node, Overlay, Role};
+use node_metadata::{Cluster, Node, Overlay, Role, StoreEngine};
 
 const PKI: &str = "/run/kimg/config/pki";
 const SECRETS: &str = "/run/kimg/secrets";
@@ -10,6 +10,8 @@ const KUBECONFIG: &str = "/run/kimg/kubeconfig";
 const CONTROL: &str = "/usr/bin/kimg-control";
 const NODE: &str = "/usr/bin/kimg-node";
 const CONTAINERD: &str = "/usr/bin/containerd";
+const ETCD: &str = "https://127.0.0.1:2379";
+const ETCD_PEER: &str = "https://127.0.0.1:2380";
 const MANIFESTS: &str = "/run/kimg/config/manifests";
 
 /// Facts of a node that command lines hold.
@@ -31,15 +33,57 @@ pub fn services(facts: Facts<'_>) -> Vec<Spec> {
 
 fn master(facts: Facts<'_>) -> Vec<Spec> {
     let api: &[&'static str] = &["kube-apiserver"];
-    vec![
-        task("master-pki", &[]),
-        Spec { oom_score: -950, grace_s: 10, ..service("kube-apiserver", CONTROL, &["master-pki"], apiserver(facts)) },
+    let (store, store_needs): (Vec<Spec>, &[&'static str]) = match facts.cluster.store {
+        StoreEngine::Embedded => (Vec::new(), &["master-pki"]),
+        StoreEngine::Etcd => (vec![etcd(facts)], &["master-pki", "etcd"]),
+    };
+    let servers = vec![
+        Spec { oom_score: -950, grace_s: 10, ..service("kube-apiserver", CONTROL, store_needs, apiserver(facts)) },
         service("kube-controller-manager", CONTROL, api, controller_manager(facts)),
         service("kube-scheduler", CONTROL, api, vec![kubeconfig("kube-scheduler")]),
         Spec { grace_s: 20, ..service("kubelet", NODE, api, kubelet(facts)) },
         service("overlay", NODE, api, overlay(facts)),
         service("kube-proxy", NODE, api, proxy(facts)),
-    ]
+    ];
+    std::iter::once(task("master-pki", &[])).chain(store).chain(servers).collect()
+}
+
+/// One member, that only this machine's API server talks to.
+fn etcd(facts: Facts<'_>) -> Spec {
+    let tls = |prefix: &str| {
+        [
+            format!("--{prefix}cert-file={MASTER_PKI}/etcd.crt"),
+            format!("--{prefix}key-file={MASTER_PKI}/etcd.key"),
+            format!("--{prefix}trusted-ca-file={PKI}/etcd-ca.crt"),
+            format!("--{prefix}client-cert-auth=true"),
+        ]
+    };
+    let own = [
+        format!("--name={}", facts.node.name),
+        "--data-dir=/var/lib/kimg/etcd".to_owned(),
+        format!("--listen-client-urls={ETCD}"),
+        format!("--advertise-client-urls={ETCD}"),
+        format!("--listen-peer-urls={ETCD_PEER}"),
+        format!("--initial-advertise-peer-urls={ETCD_PEER}"),
+        format!("--initial-cluster={}={ETCD_PEER}", facts.node.name),
+        // The API server stores values of 3 MiB, and what stands around them takes a little more.
+        format!("--max-request-bytes={}", 4 << 20),
+        // What is below fits on a STATE of 2 GiB: the database, and the log that etcd keeps twice.
+        format!("--quota-backend-bytes={}", 1 << 30),
+        "--max-wals=2".to_owned(),
+        "--max-snapshots=2".to_owned(),
+        // etcd has in memory all changes since its last snapshot, 100 000 unless told otherwise.
+        "--snapshot-count=5000".to_owned(),
+        // Nobody asks by HTTP and JSON.
+        "--enable-grpc-gateway=false".to_owned(),
+        "--log-level=warn".to_owned(),
+    ];
+    let arguments = own.into_iter().chain(tls("")).chain(tls("peer-")).collect();
+    Spec {
+        oom_score: -950,
+        environment: vec![("GOGC".to_owned(), "50".to_owned())],
+        ..service("etcd", "/usr/bin/etcd", &["master-pki"], arguments)
+    }
 }
 
 fn worker(facts: Facts<'_>) -> Vec<Spec> {
@@ -108,6 +152,14 @@ fn apiserver(facts: Facts<'_>) -> Vec<String> {
         "--store-socket=/run/kimg/kube-apiserver.sock".to_owned(),
         format!("--encryption-key-file={SECRETS}/encryption.key"),
     ];
+    if cluster.store == StoreEngine::Etcd {
+        arguments.extend([
+            format!("--etcd-servers={ETCD}"),
+            format!("--etcd-cafile={PKI}/etcd-ca.crt"),
+            format!("--etcd-certfile={MASTER_PKI}/apiserver-etcd-client.crt"),
+            format!("--etcd-keyfile={MASTER_PKI}/apiserver-etcd-client.key"),
+        ]);
+    }
     arguments.extend(node.addresses.first().map(|address| format!("--advertise-address={address}")));
     arguments
 }
@@ -179,7 +231,6 @@ fn dns(facts: Facts<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use node_metadata::StoreEngine;
     use std::collections::BTreeSet;
 
     fn facts(role: Role) -> (Cluster, Node) {
@@ -215,8 +266,12 @@ mod tests {
 
     #[test]
     fn every_need_is_a_service_before_it() {
-        for role in [Role::Master, Role::Worker] {
+        let engines = [StoreEngine::Embedded, StoreEngine::Etcd];
+        for (role, store) in
+            [Role::Master, Role::Worker].into_iter().flat_map(|role| engines.map(|store| (role, store)))
+        {
             let (cluster, node) = facts(role);
+            let cluster = Cluster { store, ..cluster };
             let mut seen = BTreeSet::new();
             for spec in services(Facts { cluster: &cluster, node: &node }) {
                 for need in &spec.needs {
@@ -225,6 +280,7 @@ mod tests {
                 assert!(seen.insert(spec.name));
                 assert_eq!(spec.command[0], spec.name, "the first argument names the component");
             }
+            assert_eq!(seen.contains("etcd"), role == Role::Master && store == StoreEngine::Etcd);
         }
     }
 }
