@@ -20,8 +20,10 @@ help:
 	@echo 'make figures    sizes, times and memory, into target/figures.json'
 	@echo 'make bench      rates and memory of the API server, into target/bench.json'
 
+# Cargo's own lines stay: the first time it takes minutes.
 build: packages
-	@cargo build --release --quiet --workspace $(PROGRAMS:%=--bin %)
+	@echo 'kimg and the programs of the images: compiling what has changed'
+	@cargo build --release --workspace $(PROGRAMS:%=--bin %)
 	@mkdir -p target/release && ln -sfn ../../$(RELEASE)/kimg $(KIMG)
 
 packages:
@@ -29,6 +31,7 @@ packages:
 
 up: build
 	@test -f $(DEMO)/cluster.toml || $(KIMG) init $(DEMO)
+	@$(KIMG) doctor --kubectl >/dev/null || echo 'going on without kubectl' >&2
 	@$(KIMG) --dir $(DEMO) up
 
 down:

@@ -24,10 +24,11 @@ const NEEDS: [Need; 4] = [
     },
     Need {
         what: "kubectl",
-        why: "talks to the cluster",
+        why: "talks to the cluster; `kimg doctor --kubectl` fetches Debian's",
         required: true,
-        packages: ["kubernetes-client", "kubernetes1.32-client", "kubectl", "kubernetes-cli"],
-        found: || in_path("kubectl"),
+        // Its package has another name in each Debian release, and an old one is too old.
+        packages: ["", "kubernetes1.32-client", "kubectl", "kubernetes-cli"],
+        found: || crate::kubectl::find().is_some(),
     },
     Need {
         what: "qemu-img",
@@ -80,7 +81,7 @@ pub fn examine(image: Option<&std::path::Path>) -> Findings {
     lines.push(kvm_line(image));
     lines.push(memory_line());
     let manager = MANAGERS.iter().position(|(program, _)| in_path(program));
-    let command = (!missing.is_empty()).then(|| install_command(&missing, manager));
+    let command = install_command(&missing, manager);
     Findings { lines, command, fit: !missing.iter().any(|n| n.required) }
 }
 
@@ -122,17 +123,20 @@ fn memory_line() -> String {
     }
 }
 
-fn install_command(missing: &[&Need], manager: Option<usize>) -> String {
+/// None where nothing is missing that a package brings.
+fn install_command(missing: &[&Need], manager: Option<usize>) -> Option<String> {
+    let names: Vec<&str> = missing.iter().map(|n| n.what).collect();
     let Some(index) = manager else {
-        let names: Vec<&str> = missing.iter().map(|n| n.what).collect();
-        return format!("install {} with this system's package manager", names.join(", "));
+        let names = names.join(", ");
+        return (!names.is_empty()).then(|| format!("install {names} with this system's package manager"));
     };
-    let mut packages: Vec<&str> = missing.iter().map(|n| n.packages[index]).collect();
+    let mut packages: Vec<&str> = missing.iter().map(|n| n.packages[index]).filter(|name| !name.is_empty()).collect();
     packages.dedup();
-    format!("{} {}", MANAGERS[index].1, packages.join(" "))
+    (!packages.is_empty()).then(|| format!("{} {}", MANAGERS[index].1, packages.join(" ")))
 }
 
-fn in_path(program: &str) -> bool {
+/// Whether a program can be run by its name.
+pub fn in_path(program: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     // Administrators' folders are not in every user's PATH.
     std::env::split_paths(&paths)
@@ -147,12 +151,16 @@ mod tests {
     #[test]
     fn one_command_brings_what_is_missing() {
         let all: Vec<&Need> = NEEDS.iter().collect();
+        let command = |missing: &[&Need], manager| install_command(missing, manager).unwrap_or_default();
         assert_eq!(
-            install_command(&all, Some(0)),
-            "sudo apt-get install --no-install-recommends -y qemu-system-x86 kubernetes-client qemu-utils ovmf"
+            command(&all, Some(0)),
+            "sudo apt-get install --no-install-recommends -y qemu-system-x86 qemu-utils ovmf"
         );
-        assert_eq!(install_command(&all[2..], Some(3)), "brew install qemu");
-        assert!(install_command(&all[..1], None).contains("qemu-system-x86_64"));
+        assert_eq!(command(&all[2..], Some(3)), "brew install qemu");
+        assert!(command(&all[..1], None).contains("qemu-system-x86_64"));
+        // kubectl alone needs no package.
+        assert_eq!(install_command(&all[1..2], Some(0)), None);
+        assert_eq!(install_command(&[], None), None);
     }
 
     #[test]

@@ -7,6 +7,8 @@ pub mod config;
 pub mod disk;
 pub mod doctor;
 pub mod image;
+pub mod input;
+pub mod kubectl;
 pub mod local;
 pub mod lock;
 pub mod manifests;

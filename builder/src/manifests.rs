@@ -3,7 +3,8 @@
 //! A `{{key}}` in a built-in manifest is replaced by a setting; files that the cluster adds are taken as they are.
 
 use crate::config::Settings;
-use anyhow::{Context, Result, bail};
+use crate::input;
+use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
 /// `(file name, text)`, applied in this order of names.
@@ -26,12 +27,10 @@ pub fn render(settings: &Settings) -> Result<BTreeMap<String, String>> {
         files.insert(name.to_string(), fill(name, template, &values)?);
     }
     for path in &settings.manifests {
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let text = input::text(path, input::SMALL)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // After the built-in ones, so that a cluster's manifests can build on them.
-        if files.insert(format!("90-{name}"), text).is_some() {
-            bail!("two manifests of cluster.toml are called {name}; rename one of them");
-        }
+        files.insert(format!("90-{name}"), text);
     }
     Ok(files)
 }

@@ -5,6 +5,7 @@ use crate::doctor;
 use crate::image::build::{self, Options};
 use crate::image::cmd::{self, BuildArgs, InspectArgs, LockArgs, Target};
 use crate::image::output::Format;
+use crate::kubectl;
 use crate::local::accel::{self, Kvm};
 use crate::local::up::ImageFile;
 use crate::progress::Progress;
@@ -40,8 +41,7 @@ pub(super) fn run_build(command: &BuildCommand, settings: &dyn Fn() -> Result<Se
 }
 
 pub(super) fn inspect(args: &InspectArgs, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
-    // An image can be looked at without its cluster.
-    cmd::inspect(args, settings().ok().as_ref())
+    cmd::inspect(args, settings)
 }
 
 /// The images of the roles that the cluster has, built where they are missing or out of date.
@@ -53,9 +53,12 @@ pub(super) fn ensure_images(
     let roles: Vec<Role> =
         [Role::Master, Role::Worker].into_iter().filter(|r| settings.nodes_of(*r).next().is_some()).collect();
     let options = Options { components: components.map(Path::to_path_buf), formats: vec![Format::Raw] };
+    progress.line("images: making what is missing or out of date");
     build::build(settings, &roles, &options, progress)?
         .into_iter()
         .map(|built| {
+            let state = if built.changed { "built" } else { "up to date" };
+            progress.line(&format!("{} image: {state}", built.manifest.role));
             let name = Format::Raw.file();
             let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
             Ok((built.manifest.role, ImageFile { path: built.dir.join(name), id: sum.sha256.clone() }))
@@ -68,12 +71,20 @@ pub(super) struct DoctorArgs {
     /// Print only how VMs run here: kvm or tcg
     #[arg(long)]
     accel: bool,
+    /// Fetch Debian's kubectl where this machine has none, and print which one to use
+    #[arg(long, conflicts_with = "accel")]
+    kubectl: bool,
 }
 
 /// Exit code 1 when something that is needed is missing.
 pub(super) fn doctor(args: &DoctorArgs, dir: &Path) -> Result<ExitCode> {
-    let image = config::load(dir)
-        .ok()
+    if args.kubectl {
+        println!("{}", super::shown(&kubectl::ensure(&Progress::new())?));
+        return Ok(ExitCode::SUCCESS);
+    }
+    // A machine can be looked at before there is a cluster.
+    let settings = if dir.join(config::FILE_NAME).exists() { Some(config::load(dir)?) } else { None };
+    let image = settings
         .map(|settings| build::output_dir(&settings, Role::Master).join(Format::Raw.file()))
         .filter(|path| path.is_file());
     if args.accel {
@@ -92,9 +103,10 @@ pub(super) fn doctor(args: &DoctorArgs, dir: &Path) -> Result<ExitCode> {
     if let Some(command) = &found.command {
         println!("\n{command}");
     }
-    super::next(match (&found.command, found.fit) {
-        (Some(_), false) => "run the command above",
-        _ => "kimg init demo",
+    super::next(&match (&found.command, found.fit) {
+        (Some(_), false) => "run the command above".to_string(),
+        (None, false) => format!("{} doctor --kubectl", super::program()),
+        _ => format!("{} init demo", super::program()),
     });
     Ok(if found.fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

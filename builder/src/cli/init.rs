@@ -2,6 +2,7 @@
 
 use super::next;
 use crate::config::FILE_NAME;
+use crate::input;
 use crate::pki::Secrets;
 use anyhow::{Context, Result};
 use std::io::Write;
@@ -21,12 +22,12 @@ pub(super) struct InitArgs {
 pub(super) fn run(args: &InitArgs) -> Result<()> {
     let dir = &args.directory;
     let path = dir.join(FILE_NAME);
+    // The nearest place above that exists: a folder is made below it, and below nothing else.
+    if let Some(file) = dir.ancestors().find(|place| place.exists()).filter(|place| !place.is_dir()) {
+        return input::bad(format!("{} is no folder; name a folder, or a new name for one", file.display()));
+    }
     if path.exists() {
-        return Err(super::UsageError(format!(
-            "{} exists and stays as it is; edit it, or name another folder",
-            path.display()
-        ))
-        .into());
+        return input::bad(format!("{} exists and stays as it is; edit it, or name another folder", path.display()));
     }
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let name = cluster_name(dir);
@@ -38,7 +39,7 @@ pub(super) fn run(args: &InitArgs) -> Result<()> {
     let mut file = std::fs::File::create_new(&path).with_context(|| format!("making {}", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
     println!("{}: cluster `{name}`, 1 master and 2 workers", path.display());
-    next(&format!("cd {} && kimg up", dir.display()));
+    next(&format!("{} --dir {} up", super::program(), dir.display()));
     Ok(())
 }
 
@@ -70,11 +71,7 @@ fn cluster_name(dir: &Path) -> String {
 
 /// Adds what must not be committed to a `.gitignore`, keeping what stands in it.
 fn ignore(path: &Path) -> Result<()> {
-    let before = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-    };
+    let before = if path.exists() { input::text(path, input::SMALL)? } else { String::new() };
     let missing: Vec<&str> = IGNORED.lines().filter(|line| !before.lines().any(|have| have.trim() == *line)).collect();
     let mut text = before;
     if !text.is_empty() && !text.ends_with('\n') {
@@ -136,5 +133,9 @@ mod tests {
         assert_eq!(ignored.matches("/build/").count(), 1);
         assert!(ignored.contains("\n/secrets/\n"));
         assert!(run(&InitArgs { directory: dir.path().to_path_buf() }).is_err());
+        for place in [dir.path().join(".gitignore"), dir.path().join("cluster.toml/below")] {
+            let error = run(&InitArgs { directory: place }).expect_err("a file");
+            assert!(error.is::<input::BadInput>() && error.to_string().contains("is no folder"), "{error}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The command line: one file for each group of commands, this one for the tree and the exit code.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong arguments or a faulty `cluster.toml`.
+//! Exit codes: 0 done, 1 failed, 2 wrong arguments or a faulty file of the user's, 130 ended by Ctrl-C.
 //! Results go to standard output, progress and hints to standard error.
 
 mod image;
@@ -12,11 +12,13 @@ mod store;
 mod vm;
 
 use crate::config::{self, ConfigError, Settings};
-use anyhow::Result;
+use crate::input::BadInput;
+use crate::local::up::Interrupted;
+use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// A Kubernetes cluster as two disk images.
@@ -77,11 +79,6 @@ enum Command {
     },
 }
 
-/// A mistake in what was typed: exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct UsageError(pub String);
-
 /// Runs `kimg` with the given arguments.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     end_quietly_when_nobody_reads();
@@ -96,10 +93,20 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("kimg: {}", report(&error));
-            let faulty_input = error.chain().any(|e| e.is::<UsageError>() || e.is::<ConfigError>());
-            ExitCode::from(if faulty_input { 2 } else { 1 })
+            // Where nobody reads it, the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "kimg: {}", report(&error));
+            ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|e| e.is::<BadInput>() || e.is::<ConfigError>()) {
+        2
+    } else if error.chain().any(|e| e.is::<Interrupted>()) {
+        130
+    } else {
+        1
     }
 }
 
@@ -135,10 +142,21 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Switch(args) => vm::switch(&args, &settings()?)?,
         Command::Launch { command } => crate::local::qemu::launch(&command)?,
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "kimg", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "kimg", &mut script);
+            write_out(&script)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Output that nobody reads any more (`| head`) ends the command and is no failure.
+fn write_out(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.context("writing to standard output"),
+    }
 }
 
 /// The chain of causes in one line, no part twice.
@@ -159,7 +177,30 @@ fn report(error: &anyhow::Error) -> String {
 /// What to type next; on a terminal only, so that scripts see nothing of it.
 pub(crate) fn next(hint: &str) {
     if std::io::stderr().is_terminal() {
-        eprintln!("\nNext: {hint}");
+        // A hint that nobody reads is no failure.
+        let _ = writeln!(std::io::stderr(), "\nNext: {hint}");
+    }
+}
+
+/// `kimg` as it was called here, for hints: by its path where it is not in PATH.
+pub(crate) fn program() -> String {
+    match std::env::args_os().next().map(PathBuf::from) {
+        Some(path) if path.parent().is_some_and(|folder| !folder.as_os_str().is_empty()) => shown(&path),
+        _ => "kimg".to_string(),
+    }
+}
+
+/// A path as it can be typed here: relative where it lies below the current folder.
+pub(crate) fn shown(path: &Path) -> String {
+    let below = std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok().map(Path::to_path_buf));
+    let text = match below {
+        Some(below) if !below.as_os_str().is_empty() => below.display().to_string(),
+        _ => path.display().to_string(),
+    };
+    if text.chars().all(|c| c.is_alphanumeric() || "/._-+=@%,:".contains(c)) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
     }
 }
 
@@ -167,7 +208,7 @@ pub(crate) fn next(hint: &str) {
 pub(crate) fn dir_flag(settings: &Settings) -> String {
     match std::env::current_dir() {
         Ok(here) if here == settings.dir => String::new(),
-        _ => format!(" --dir {}", settings.dir.display()),
+        _ => format!(" --dir {}", shown(&settings.dir)),
     }
 }
 
@@ -184,5 +225,22 @@ mod tests {
     fn a_cause_is_not_said_twice() {
         let error = anyhow::anyhow!("no room").context("writing x: no room");
         assert_eq!(report(&error), "writing x: no room");
+    }
+
+    #[test]
+    fn exit_codes_tell_mistakes_from_failures() {
+        let wrong: anyhow::Error = BadInput("x".into()).into();
+        assert_eq!(exit_code(&wrong.context("building the master image")), 2);
+        assert_eq!(exit_code(&anyhow::Error::from(Interrupted("x".into()))), 130);
+        assert_eq!(exit_code(&anyhow::anyhow!("no room")), 1);
+    }
+
+    #[test]
+    fn paths_are_shown_as_they_can_be_typed() {
+        let here = std::env::current_dir().expect("folder");
+        assert_eq!(shown(&here.join("demo/kubeconfig")), "demo/kubeconfig");
+        assert_eq!(shown(Path::new("/elsewhere")), "/elsewhere");
+        assert_eq!(shown(Path::new("/my cluster")), "'/my cluster'");
+        assert_eq!(shown(&here), here.display().to_string());
     }
 }

@@ -1,16 +1,16 @@
 //! `kimg node …`.
 
-use super::UsageError;
+use super::write_out;
 use crate::client::block_on;
 use crate::client::node::NodeClient;
-use crate::config::Settings;
+use crate::config::{SecretsForm, Settings};
+use crate::input::{self, BadInput};
 use crate::node::print::{Row, table};
 use crate::node::{Target, chart, print};
 use anyhow::{Context, Result};
 use node_api::{BootTimeline, Done, NodeStatus, path};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
@@ -99,7 +99,15 @@ pub(super) fn run(args: &NodeArgs, settings: &Settings) -> Result<()> {
     if let Some(name) = &args.node
         && args.address.is_none()
     {
-        settings.node(name).map_err(|error| UsageError(error.to_string()))?;
+        settings.node(name)?;
+    }
+    if matches!(args.command, NodeCommand::Unseal) && settings.secrets == SecretsForm::Plain {
+        return input::bad(
+            "cluster.toml says secrets = \"plain\": the master's image carries its keys in clear, and nothing is sealed",
+        );
+    }
+    if let NodeCommand::BootChart { output: Some(path) } = &args.command {
+        input::writable_place(path)?;
     }
     let target =
         Target { node: args.node.clone(), address: args.address.clone(), fingerprint: args.fingerprint.clone() };
@@ -123,7 +131,7 @@ async fn ask(args: &NodeArgs, settings: &Settings, client: &NodeClient) -> Resul
                     client.text(&path, write_out).await
                 }
                 None if *follow => {
-                    Err(UsageError("name the service to follow; `kimg node services` lists them".into()).into())
+                    Err(BadInput("name the service to follow; `kimg node services` lists them".into()).into())
                 }
                 None => all_logs(client, &tail).await,
             }
@@ -198,18 +206,9 @@ fn segment(name: &str) -> Result<&str> {
     if !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
         return Ok(name);
     }
-    Err(UsageError(format!("`{name}` is no service; `kimg node services` lists them")).into())
+    Err(BadInput(format!("`{name}` is no service; `kimg node services` lists them")).into())
 }
 
 fn print_json(value: &impl Serialize) -> Result<()> {
     write_out(format!("{}\n", serde_json::to_string_pretty(value).context("writing JSON")?).as_bytes())
-}
-
-/// Output that nobody reads any more (`| head`) ends the command and is no failure.
-fn write_out(bytes: &[u8]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        result => result.context("writing to standard output"),
-    }
 }

@@ -1,7 +1,8 @@
 //! `kimg pki` and `kimg kubeconfig`.
 
-use super::{UsageError, dir_flag, next};
+use super::{dir_flag, next, program};
 use crate::config::Settings;
+use crate::input;
 use crate::pki::kubeconfig::{kubeconfig as document, server_url};
 use crate::pki::{Authority, Secrets, Subject, issue, secrets, show};
 use anyhow::{Context, Result};
@@ -21,10 +22,9 @@ pub(super) enum PkiCommand {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ShowArgs {
-    /// PEM files or kubeconfigs
-    #[arg(required_unless_present = "all")]
+    /// PEM files or kubeconfigs [default: a table of the cluster's certificates]
     files: Vec<PathBuf>,
-    /// All certificates of the cluster's secrets/
+    /// All certificates of the cluster's secrets/ in full
     #[arg(long, conflicts_with = "files")]
     all: bool,
     /// As JSON, with the field names of cfssl-certinfo
@@ -70,7 +70,7 @@ pub(super) fn run(command: PkiCommand, settings: &dyn Fn() -> Result<Settings>) 
             let dir = settings.secrets_dir();
             Secrets::ensure(&dir, &settings.name)?;
             println!("{}", dir.display());
-            next(&format!("kimg pki show --all{}", dir_flag(&settings)));
+            next(&format!("{} pki show{}", program(), dir_flag(&settings)));
             Ok(())
         }
         PkiCommand::Show(args) => show_certificates(&args, settings),
@@ -79,31 +79,34 @@ pub(super) fn run(command: PkiCommand, settings: &dyn Fn() -> Result<Settings>) 
 }
 
 fn show_certificates(args: &ShowArgs, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
-    let files = if args.all { certificate_files(&settings()?)? } else { args.files.clone() };
+    let files = if args.files.is_empty() { certificate_files(&settings()?)? } else { args.files.clone() };
     let mut all = Vec::new();
     for file in files {
-        let found = show::read(&file)?;
-        if !args.json {
-            for info in &found {
-                println!("{}\n{}\n", file.display(), show::text(info));
-            }
-        }
-        all.extend(found);
+        all.extend(show::read(&file)?.into_iter().map(|info| (super::shown(&file), info)));
     }
     if args.json {
-        let json = match all.as_slice() {
+        let infos: Vec<&show::Info> = all.iter().map(|(_, info)| info).collect();
+        let json = match infos.as_slice() {
             [one] => serde_json::to_string_pretty(one)?,
             many => serde_json::to_string_pretty(many)?,
         };
         println!("{json}");
+    } else if args.files.is_empty() && !args.all {
+        print!("{}", show::table(&all));
+    } else {
+        for (file, info) in &all {
+            println!("{file}\n{}\n", show::text(info));
+        }
     }
     Ok(())
 }
 
 fn certificate_files(settings: &Settings) -> Result<Vec<PathBuf>> {
     let dir = settings.secrets_dir();
-    let entries = std::fs::read_dir(&dir)
-        .with_context(|| format!("reading {}; make the keys with `kimg pki init`", dir.display()))?;
+    if !dir.exists() {
+        return input::bad(format!("there is no {} yet; make the keys with `kimg pki init`", dir.display()));
+    }
+    let entries = std::fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
     let mut files: Vec<PathBuf> = entries
         .filter_map(|entry| entry.ok().map(|e| e.path()))
         .filter(|path| path.extension().is_some_and(|e| e == "crt"))
@@ -114,12 +117,11 @@ fn certificate_files(settings: &Settings) -> Result<Vec<PathBuf>> {
 
 fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
     if args.groups.iter().any(|g| g == "system:masters") {
-        return Err(UsageError(
-            "a certificate for system:masters passes every authorisation; `kimg kubeconfig --break-glass` makes one for four hours"
-                .into(),
-        )
-        .into());
+        return input::bad(
+            "a certificate for system:masters passes every authorisation; `kimg kubeconfig --break-glass` makes one for four hours",
+        );
     }
+    input::writable_place(&args.output)?;
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let subject = Subject { user: args.user.clone(), groups: args.groups.clone() };
     let client = issue::issue(&secrets, Authority::Cluster, &subject, Duration::days(args.days.into()))?;
@@ -135,11 +137,14 @@ fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
     secrets::write_private(&key, client.key.as_bytes())?;
     secrets::write_private(&certificate, client.certificate.as_bytes())?;
     println!("{}\n{}", certificate.display(), key.display());
-    next(&format!("kimg pki show {}", certificate.display()));
+    next(&format!("{} pki show {}", program(), certificate.display()));
     Ok(())
 }
 
 pub(super) fn kubeconfig(args: &KubeconfigArgs, settings: &Settings) -> Result<()> {
+    if let Some(path) = &args.output {
+        input::writable_place(path)?;
+    }
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let (user, client) = if args.break_glass {
         let subject = Subject::break_glass();
@@ -168,7 +173,7 @@ fn server(settings: &Settings, told: Option<&str>) -> Result<String> {
         if url.starts_with("https://") {
             return Ok(url.to_string());
         }
-        return Err(UsageError(format!("--server {url}: write it as https://HOST:6443")).into());
+        return input::bad(format!("--server {url}: write it as https://HOST:6443"));
     }
     if let Some(port) = crate::local::state::api_port(settings) {
         return Ok(server_url("127.0.0.1", port));

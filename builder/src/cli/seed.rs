@@ -1,8 +1,9 @@
 //! `kimg seed NODE`.
 
-use super::{UsageError, dir_flag, next};
+use super::{dir_flag, next, program};
 use crate::client::{block_on, kube};
 use crate::config::Settings;
+use crate::input;
 use crate::local::state;
 use crate::pki::{Secrets, secrets};
 use crate::seed::token::{BootstrapToken, LIFE};
@@ -37,7 +38,10 @@ pub(super) struct SeedArgs {
 }
 
 pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
-    let node = settings.node(&args.node).map_err(|error| UsageError(error.to_string()))?;
+    let node = settings.node(&args.node)?;
+    if let Some(path) = &args.drive {
+        input::writable_place(path)?;
+    }
     let interfaces =
         args.interfaces.iter().enumerate().map(|(number, text)| interface(number, text)).collect::<Result<Vec<_>>>()?;
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
@@ -45,7 +49,7 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
     let user_data = seed::user_data(settings, node, token.as_ref(), &secrets)?;
     // Before the token goes to the API server: what is refused here leaves nothing behind.
     if let Some(provider) = &args.provider {
-        let sentence = seed::check_for(provider, &user_data).map_err(|error| UsageError(error.to_string()))?;
+        let sentence = seed::check_for(provider, &user_data)?;
         eprintln!("user-data: {sentence}");
     }
     if let Some(token) = &token {
@@ -69,8 +73,9 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
         None => {
             print!("{user_data}");
             next(&format!(
-                "give this to {} as its user-data, then: kimg status{}",
+                "give this to {} as its user-data, then: {} status{}",
                 node.entry.name,
+                program(),
                 dir_flag(settings)
             ));
         }
@@ -87,9 +92,7 @@ fn interface(number: usize, text: &str) -> Result<Interface> {
     let mac_ok = octets.len() == 6 && octets.iter().all(|o| o.len() == 2 && u8::from_str_radix(o, 16).is_ok());
     let address_ok = address.is_none_or(|a| a.contains('/') && a.parse::<ipnet::IpNet>().is_ok());
     if !mac_ok || !address_ok {
-        return Err(
-            UsageError(format!("--mac {text}: write 52:54:00:12:34:56, or 52:54:00:12:34:56=10.0.0.5/24")).into()
-        );
+        return input::bad(format!("--mac {text}: write 52:54:00:12:34:56, or 52:54:00:12:34:56=10.0.0.5/24"));
     }
     Ok(Interface { name: format!("nic{number}"), mac: mac.to_lowercase(), address: address.map(str::to_string) })
 }

@@ -1,19 +1,22 @@
 //! `kimg store …`: asks a master's node API, which asks its API server.  Nothing here opens a store.
 
-use super::UsageError;
 use crate::client::block_on;
 use crate::client::node::NodeClient;
 use crate::config::Settings;
+use crate::input;
 use crate::node::Target;
 use anyhow::{Context, Result};
 use node_api::{Done, path};
+use node_metadata::Role;
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Every snapshot begins so.
 const MAGIC: &[u8] = b"KIMG-STORE-LOG-";
+/// More than any store that its master can hold in memory.
+const MOST_BYTES: u64 = 8 << 30;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StoreArgs {
@@ -66,21 +69,25 @@ pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
     if let Some(name) = &args.node
         && args.address.is_none()
     {
-        settings.node(name).map_err(|error| UsageError(error.to_string()))?;
+        let node = settings.node(name)?;
+        if node.entry.role != Role::Master {
+            return input::bad(format!("{name} is a worker and has no store; name a master, or leave --node out"));
+        }
     }
     let target = Target { node: args.node.clone(), address: args.address.clone(), fingerprint: None };
     match &args.command {
         StoreCommand::Snapshot { file } => {
             if file.exists() {
-                return Err(UsageError(format!("{} exists; give another name", file.display())).into());
+                return input::bad(format!("{} exists; give another name", file.display()));
             }
+            input::writable_place(file)?;
             let size = block_on(snapshot(&target.client(settings)?, file))?;
             println!("{}: {size} bytes", file.display());
         }
         StoreCommand::Restore { file, yes } => {
             let bytes = read_snapshot(file)?;
             if !yes && !agreed(file)? {
-                return Err(UsageError("nothing was changed; --yes says yes in advance".into()).into());
+                return input::bad("nothing was changed; --yes says yes in advance");
             }
             let client = target.client(settings)?;
             let done: Done = block_on(client.post_bytes(path::STORE_RESTORE, bytes))?;
@@ -140,11 +147,16 @@ async fn take(client: &NodeClient, out: &mut File, part: &Path) -> Result<u64> {
 }
 
 fn read_snapshot(file: &Path) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(file).map_err(|e| UsageError(format!("reading {}: {e}", file.display())))?;
-    if !bytes.starts_with(MAGIC) {
-        return Err(UsageError(format!("{} is no snapshot of a store", file.display())).into());
+    // Its beginning first: what is no snapshot is not read in full.
+    let mut begin = Vec::new();
+    input::open(file)?
+        .take(MAGIC.len() as u64)
+        .read_to_end(&mut begin)
+        .with_context(|| format!("reading {}", file.display()))?;
+    if begin != MAGIC {
+        return input::bad(format!("{} is no snapshot of a store", file.display()));
     }
-    Ok(bytes)
+    input::bytes(file, MOST_BYTES)
 }
 
 fn agreed(file: &Path) -> Result<bool> {
@@ -165,7 +177,7 @@ mod tests {
     fn only_snapshots_are_sent() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x");
-        assert!(read_snapshot(&file).unwrap_err().is::<UsageError>());
+        assert!(read_snapshot(&file).unwrap_err().is::<input::BadInput>());
         std::fs::write(&file, "something else").unwrap();
         assert!(read_snapshot(&file).unwrap_err().to_string().contains("no snapshot"));
         std::fs::write(&file, "KIMG-STORE-LOG-2…").unwrap();

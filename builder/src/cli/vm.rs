@@ -1,7 +1,8 @@
 //! `kimg up`, `down`, `status`, and the hidden switch process.
 
-use super::{dir_flag, next};
+use super::{dir_flag, next, program, shown};
 use crate::config::Settings;
+use crate::kubectl;
 use crate::local::{self, status};
 use crate::progress::Progress;
 use crate::switch::Rules;
@@ -31,6 +32,10 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
+    // Before images are built for VMs that could not run.
+    if let Some(fault) = &settings.local.fault {
+        return Err(fault.clone().into());
+    }
     let progress = Progress::new();
     let images = super::image::ensure_images(settings, args.components.as_deref(), &progress)?;
     let up = local::up::up(settings, &images, &progress)?;
@@ -45,16 +50,22 @@ pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
         None => println!("cluster {}: all nodes were running and are Ready", settings.name),
     }
     for (guest, host) in &up.node_ports {
-        println!("NodePort {guest}: http://127.0.0.1:{host}/");
+        let why = if guest == host { String::new() } else { format!(" (port {guest} of this machine is taken)") };
+        println!("NodePort {guest}: http://127.0.0.1:{host}/{why}");
     }
     if !up.outdated.is_empty() {
         println!(
-            "run an older image than the built one: {} (`kimg down` and `kimg up` start them from the new one, with their data)",
+            "run an older image than the built one: {} (`down` and `up` start them from the new one, with their data)",
             up.outdated.join(", ")
         );
     }
-    println!("kubeconfig: {}", up.kubeconfig.display());
-    next(&format!("kubectl --kubeconfig {} get nodes -o wide", up.kubeconfig.display()));
+    let found = kubectl::find();
+    let program = found.as_deref().map_or("kubectl".to_string(), shown);
+    println!("use it:  {program} --kubeconfig {} get nodes -o wide", shown(&up.kubeconfig));
+    if found.is_none() {
+        println!("         this machine has no kubectl; `{} doctor --kubectl` fetches Debian's", super::program());
+    }
+    println!("end it:  {} down{}", super::program(), dir_flag(settings));
     Ok(())
 }
 
@@ -75,7 +86,7 @@ pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
     if done.deleted {
         println!("their disks are removed");
     }
-    next(&format!("kimg up{}", dir_flag(settings)));
+    next(&format!("{} up{}", program(), dir_flag(settings)));
     Ok(())
 }
 
@@ -85,13 +96,15 @@ pub(super) fn show_status(args: &StatusArgs, settings: &Settings) -> Result<Exit
         println!("{}", serde_json::to_string_pretty(&found).context("writing JSON")?);
     } else {
         print!("{}", status::table(&found));
-        if let Some(error) = &found.api_error {
-            println!("\nThe API server does not answer: {error}");
+        match &found.api_error {
+            Some(why) if found.stopped => println!("\n{why}"),
+            Some(error) => println!("\nThe API server does not answer: {error}"),
+            None => {}
         }
     }
     let any_runs = found.nodes.iter().any(|n| n.vm == "running");
-    let hint = if any_runs { "kimg node --node NAME services" } else { "kimg up" };
-    next(&format!("{hint}{}", dir_flag(settings)));
+    let hint = if any_runs { "node --node NAME services" } else { "up" };
+    next(&format!("{} {hint}{}", program(), dir_flag(settings)));
     let all_ready = found.nodes.iter().all(|n| n.status == "Ready");
     Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -126,7 +139,7 @@ pub(super) fn switch(args: &SwitchArgs, settings: &Settings) -> Result<()> {
         settings.nodes.iter().map(|n| n.entry.name.clone()).collect()
     } else {
         for name in &args.set {
-            settings.node(name).map_err(|error| super::UsageError(error.to_string()))?;
+            settings.node(name)?;
         }
         args.set.clone()
     };

@@ -1,9 +1,10 @@
 //! Client of the node API.
 
 use super::{Answer, Https, tls};
+use crate::input;
 use crate::pki::{Authority, Secrets, issue};
 use anyhow::{Context, Result, bail};
-use http::Method;
+use http::{Method, StatusCode};
 use node_api::ApiError;
 use serde::de::DeserializeOwned;
 
@@ -61,6 +62,10 @@ impl NodeClient {
             |_| format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)),
             |error| error.error,
         );
+        // What was asked for is not there, or not as it must be: the node says what there is.
+        if [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST].contains(&answer.status) {
+            return input::bad(format!("node {}: {message}", self.node));
+        }
         bail!("node {}: {message}", self.node)
     }
 

@@ -1,5 +1,6 @@
 //! Whom `kimg` trusts, and the certificate it shows.
 
+use crate::input::BadInput;
 use crate::pki::ClientCertificate;
 use anyhow::{Context, Result};
 use rustls::client::WebPkiServerVerifier;
@@ -40,10 +41,9 @@ pub fn config(ca: &str, client: &ClientCertificate, fingerprint: Option<&str>) -
 
 fn parse_fingerprint(text: &str) -> Result<[u8; 32]> {
     let plain: String = text.trim().trim_start_matches("SHA256:").chars().filter(|c| *c != ':').collect();
-    hex::decode(&plain)
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .with_context(|| format!("`{text}` is no SHA-256 fingerprint; copy the 64 hex digits from the node's console"))
+    hex::decode(&plain).ok().and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+        BadInput(format!("`{text}` is no SHA-256 fingerprint; copy the 64 hex digits from the node's console")).into()
+    })
 }
 
 #[derive(Debug)]

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 /// A fault found in `cluster.toml`.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{}{}: {}{message}", file.display(), position(*.line, *.column), field_prefix(.field))]
 pub struct ConfigError {
     /// The file.
@@ -39,29 +41,93 @@ impl ConfigError {
         ConfigError { file: file.to_path_buf(), line, column, field: field.to_string(), message: message.to_string() }
     }
 
-    /// The parser's error, with the nearest known key where a key is unknown.
+    /// The parser's error in kimg's words: which field, what it must be, the nearest known key where one is unknown.
     pub fn from_toml(file: &Path, text: &str, error: &toml::de::Error) -> Self {
         let message = error.message();
-        let (field, message) = match unknown_field(message) {
-            Some((unknown, known)) => (unknown.to_string(), unknown_key_sentence(unknown, &known)),
-            None => (String::new(), format!("{message}{}", way_out(message))),
+        let Ok(document) = DeTable::parse(text) else {
+            let way_out = if message.contains("duplicate key") { "; remove one of the two" } else { "" };
+            return ConfigError::at(file, text, error.span(), "", &format!("not valid TOML: {message}{way_out}"));
+        };
+        let mut field = error.span().map(|span| field_at(document.get_ref(), span.start)).unwrap_or_default();
+        let message = if let Some((unknown, known)) = unknown_field(message) {
+            // Where the parser points to the table, the key is not part of the path yet.
+            if field.rsplit('.').next() != Some(unknown) {
+                field = join(&field, unknown);
+            }
+            unknown_key_sentence(unknown, &known)
+        } else if let Some(missing) = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+            field = join(&field, missing);
+            format!("missing; {}", missing_sentence(missing))
+        } else {
+            type_sentence(message)
         };
         ConfigError::at(file, text, error.span(), &field, &message)
     }
 }
 
-fn way_out(message: &str) -> &'static str {
-    if message.contains("missing field `name`") {
-        "; every cluster and every node needs a name, e.g. name = \"demo\""
-    } else if message.contains("missing field `role`") {
-        "; say role = \"master\" or role = \"worker\""
-    } else if message.contains("missing field `nodes`") {
-        "; list the nodes, e.g. nodes = [{ name = \"master-1\", role = \"master\" }]"
-    } else if message.contains("duplicate key") {
-        "; remove one of the two"
-    } else {
-        ""
+fn join(prefix: &str, key: &str) -> String {
+    if prefix.is_empty() { key.to_string() } else { format!("{prefix}.{key}") }
+}
+
+/// The dotted path of the key or value at a byte of the text; the smallest one that covers it.
+fn field_at(document: &DeTable<'_>, offset: usize) -> String {
+    let mut best = (usize::MAX, String::new());
+    look_in_table(document, "", offset, &mut best);
+    best.1
+}
+
+fn look_in_table(table: &DeTable<'_>, prefix: &str, offset: usize, best: &mut (usize, String)) {
+    for (key, value) in table {
+        let path = join(prefix, key.get_ref());
+        consider(key.span(), &path, offset, best);
+        look_in_value(value, &path, offset, best);
     }
+}
+
+fn look_in_value(value: &Spanned<DeValue<'_>>, path: &str, offset: usize, best: &mut (usize, String)) {
+    consider(value.span(), path, offset, best);
+    match value.get_ref() {
+        DeValue::Table(table) => look_in_table(table, path, offset, best),
+        DeValue::Array(list) => list.iter().for_each(|item| look_in_value(item, path, offset, best)),
+        _ => {}
+    }
+}
+
+fn consider(span: Range<usize>, path: &str, offset: usize, best: &mut (usize, String)) {
+    if span.contains(&offset) && span.len() < best.0 {
+        *best = (span.len(), path.to_string());
+    }
+}
+
+fn missing_sentence(field: &str) -> &'static str {
+    match field {
+        "name" => "give one, e.g. name = \"demo\"",
+        "role" => "say role = \"master\" or role = \"worker\"",
+        "nodes" => "list the nodes, e.g. nodes = [{ name = \"master-1\", role = \"master\" }]",
+        _ => "add it",
+    }
+}
+
+/// serde's "invalid type: integer `5`, expected a string" as a sentence about the file.
+fn type_sentence(message: &str) -> String {
+    let (found, wanted) = message.split_once(", expected ").unwrap_or((message, ""));
+    let found = found.strip_prefix("invalid type: ").unwrap_or(found);
+    let found = match found.split([' ', '`']).next() {
+        Some("string") => "a string",
+        Some("integer" | "floating") => "a number",
+        Some("boolean") => "true or false",
+        Some("sequence") => "a list",
+        Some("map") => "a table",
+        _ => "this",
+    };
+    let wanted = match wanted {
+        "a string" | "path string" => "a string in quotes, e.g. \"demo\"",
+        "i64" | "an integer" => "a whole number without quotes, e.g. 512",
+        "a boolean" => "true or false",
+        "a sequence" => "a list, e.g. [\"a\", \"b\"]",
+        _ => "a table, e.g. { key = \"value\" }",
+    };
+    format!("must be {wanted}, not {found}")
 }
 
 fn unknown_key_sentence(unknown: &str, known: &[&str]) -> String {
@@ -85,25 +151,29 @@ pub fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     candidates
         .iter()
         .map(|candidate| (edit_distance(word, candidate), *candidate))
-        .min()
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().max(word.len()) / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, candidate)| *distance <= (candidate.chars().count().max(word.chars().count()) / 3).max(1))
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein distance, case ignored.
+/// How many letters must be changed, added, removed or swapped with their neighbour; case ignored.
 fn edit_distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.to_lowercase().chars().collect();
     let b: Vec<char> = b.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.to_lowercase().chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let mut least = (rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1])).min(rows[i - 1][j] + 1);
+            least = least.min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(least);
         }
+        rows.push(row);
     }
-    row[b.len()]
+    rows[a.len()][b.len()]
 }
 
 fn line_column(text: &str, offset: usize) -> (usize, usize) {

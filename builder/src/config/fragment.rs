@@ -30,7 +30,7 @@ pub struct Fragment {
     /// `embedded` (default) or `etcd`.
     pub store: Option<Spanned<String>>,
     /// NTP servers; default Debian's pool.
-    pub ntp_servers: Option<Vec<String>>,
+    pub ntp_servers: Option<Vec<Spanned<String>>>,
     /// How masters carry their keys: `sealed` (default) or `plain` (local VMs only).
     pub secrets: Option<Spanned<String>>,
     /// More add-on manifests (files relative to the cluster's folder).
@@ -95,7 +95,7 @@ pub struct ImageFragment {
     pub kernel_args: Vec<Spanned<String>>,
     /// More kernel modules (with their dependencies).
     #[serde(default)]
-    pub modules: Vec<String>,
+    pub modules: Vec<Spanned<String>>,
     /// OCI archives baked into the image (files relative to the cluster's folder).
     #[serde(default)]
     pub images: Vec<Spanned<PathBuf>>,
@@ -114,7 +114,7 @@ pub struct NodeFragment {
     pub addresses: Vec<Spanned<String>>,
     /// Labels of the Node object.
     #[serde(default)]
-    pub labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Taints, `key[=value]:Effect`.
     #[serde(default)]
     pub taints: Vec<Spanned<String>>,

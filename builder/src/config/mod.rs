@@ -12,6 +12,7 @@ pub mod settings;
 pub use error::{ConfigError, nearest};
 pub use settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
 
+use crate::input;
 use anyhow::Context;
 use std::path::Path;
 
@@ -21,18 +22,13 @@ pub const FILE_NAME: &str = "cluster.toml";
 /// Reads and validates `DIR/cluster.toml`.
 pub fn load(dir: &Path) -> anyhow::Result<Settings> {
     let path = dir.join(FILE_NAME);
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        let hint = if error.kind() == std::io::ErrorKind::NotFound {
-            format!(
-                "there is no {FILE_NAME} in {}: make one with `kimg init {}`, or name another folder with --dir",
-                dir.display(),
-                dir.display()
-            )
-        } else {
-            format!("{} cannot be read: {error}", path.display())
-        };
-        anyhow::Error::new(ConfigError::whole_file(&path, hint))
-    })?;
+    if !path.exists() {
+        let shown = dir.display();
+        let hint =
+            format!("there is no such file: make one with `kimg init {shown}`, or name another folder with --dir");
+        return Err(ConfigError::whole_file(&path, hint).into());
+    }
+    let text = input::text(&path, input::SMALL)?;
     let dir = dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))?;
     Ok(parse(&path, &text, &dir)?)
 }
@@ -41,8 +37,14 @@ pub fn load(dir: &Path) -> anyhow::Result<Settings> {
 pub fn parse(path: &Path, text: &str, dir: &Path) -> Result<Settings, ConfigError> {
     let fragment: fragment::Fragment =
         toml::from_str(text).map_err(|error| ConfigError::from_toml(path, text, &error))?;
-    resolve::resolve(fragment, dir)
-        .map_err(|fault| ConfigError::at(path, text, fault.span, &fault.field, &fault.message))
+    let place = |fault: resolve::Fault| ConfigError::at(path, text, fault.span, &fault.field, &fault.message);
+    let (mut settings, local) = resolve::resolve(fragment, dir).map_err(place)?;
+    settings.local.fault = local.map(place);
+    // Images with their keys in clear are for local VMs only: what does not run there runs nowhere.
+    match (&settings.local.fault, settings.secrets) {
+        (Some(fault), SecretsForm::Plain) => Err(fault.clone()),
+        _ => Ok(settings),
+    }
 }
 
 #[cfg(test)]

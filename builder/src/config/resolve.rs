@@ -3,8 +3,9 @@
 use super::fragment::{Fragment, ImageFragment, LocalFragment, NodeFragment, VmFragment};
 use super::settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
 use ipnet::IpNet;
+use node_metadata::merge::{is_label_value, is_qualified};
 use node_metadata::{NodeEntry, Overlay, Reserved, Role, StoreEngine};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -22,8 +23,9 @@ fn fault<T>(at: &Spanned<T>, field: &str, message: impl Into<String>) -> Fault {
     Fault { span: Some(at.span()), field: field.to_string(), message: message.into() }
 }
 
-/// Validates a fragment and fills in the defaults.
-pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<Settings, Fault> {
+/// Validates a fragment and fills in the defaults. The second part is what keeps the cluster from running as VMs on
+/// this machine, where it may still run elsewhere.
+pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault>), Fault> {
     if let Some(version) = &f.version
         && *version.get_ref() != 1
     {
@@ -62,7 +64,9 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<Settings, Fault> {
             message: "a cluster has one master, and this would be another; keep one".into(),
         });
     }
-    Ok(Settings {
+    let local = resolve_local(&f.local, network)?;
+    let local_fault = check_local(&f, &nodes, [pod_cidr, service_cidr], &local).err();
+    let settings = Settings {
         dir: dir.to_path_buf(),
         name: f.name.get_ref().clone(),
         domain,
@@ -77,14 +81,14 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<Settings, Fault> {
             Overlay::Vxlan,
         )?,
         store,
-        ntp_servers: f.ntp_servers.unwrap_or_else(|| (0..2).map(|i| format!("{i}.debian.pool.ntp.org")).collect()),
+        ntp_servers: ntp_servers(f.ntp_servers)?,
         secrets: choice(
             &f.secrets,
             "secrets",
             &[("plain", SecretsForm::Plain), ("sealed", SecretsForm::Sealed)],
             SecretsForm::Sealed,
         )?,
-        manifests: files(dir, &f.manifests, "manifests")?,
+        manifests: manifests(dir, &f.manifests)?,
         api: resolve_api(&f.api)?,
         packages: Packages {
             mirror: url(f.packages.mirror, "packages.mirror")?,
@@ -93,8 +97,9 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<Settings, Fault> {
         master_image: image_options(dir, f.image.master, "image.master")?,
         worker_image: image_options(dir, f.image.worker, "image.worker")?,
         nodes,
-        local: resolve_local(&f.local, network)?,
-    })
+        local,
+    };
+    Ok((settings, local_fault))
 }
 
 fn optional_fault<T>(at: &Option<Spanned<T>>, field: &str, message: &str) -> Fault {
@@ -134,9 +139,13 @@ fn dns_label(text: &Spanned<String>, field: &str) -> Result<(), Fault> {
     Err(fault(text, field, message))
 }
 
+fn is_dns_name(name: &str) -> bool {
+    name.len() <= 253 && !name.is_empty() && name.split('.').all(is_dns_label)
+}
+
 fn dns_name(text: &Spanned<String>, field: &str) -> Result<(), Fault> {
     let name = text.get_ref();
-    if name.len() <= 253 && !name.is_empty() && name.split('.').all(is_dns_label) {
+    if is_dns_name(name) {
         return Ok(());
     }
     let message = format!("`{name}` is no DNS name; write labels of lower-case letters and digits joined by dots");
@@ -164,11 +173,17 @@ fn overlap(a: IpNet, b: IpNet) -> bool {
 }
 
 fn check_cidrs(f: &Fragment, pods: IpNet, services: IpNet, local: IpNet) -> Result<(), Fault> {
-    let size = pods.max_prefix_len() - pods.prefix_len();
-    if pods.prefix_len() > 24 || size < 8 {
-        let message = format!("{pods} holds no /24 for each node; write a range of /16 to /22");
-        return Err(optional_fault(&f.pod_cidr, "pod-cidr", &message));
+    for (field, range, at, example) in
+        [("pod-cidr", pods, &f.pod_cidr, "10.200.0.0/16"), ("service-cidr", services, &f.service_cidr, "10.32.0.0/24")]
+    {
+        if range.addr().is_ipv6() {
+            let message = format!(
+                "{range} is IPv6; pods and services have IPv4 addresses, so write an IPv4 range, e.g. {example}"
+            );
+            return Err(optional_fault(at, field, &message));
+        }
     }
+    check_room(f, pods)?;
     if services.max_prefix_len() - services.prefix_len() < 4 {
         let message = format!("{services} is too small for services; write /28 or wider");
         return Err(optional_fault(&f.service_cidr, "service-cidr", &message));
@@ -188,6 +203,31 @@ fn check_cidrs(f: &Fragment, pods: IpNet, services: IpNet, local: IpNet) -> Resu
         }
     }
     Ok(())
+}
+
+/// Prefix of the part of the pod CIDR that each node takes: the controller-manager's --node-cidr-mask-size.
+const NODE_PREFIX: u8 = 24;
+
+fn check_room(f: &Fragment, pods: IpNet) -> Result<(), Fault> {
+    let nodes = f.nodes.len();
+    let room = NODE_PREFIX.checked_sub(pods.prefix_len()).map_or(0, |bits| 1usize << bits);
+    if nodes <= room {
+        return Ok(());
+    }
+    let bits = u8::try_from(nodes.next_power_of_two().trailing_zeros()).unwrap_or(NODE_PREFIX);
+    let message = format!(
+        "{pods} has room for {room} nodes, as each takes a /{NODE_PREFIX}, and there are {nodes}; write a /{} or wider",
+        NODE_PREFIX.saturating_sub(bits)
+    );
+    match &f.pod_cidr {
+        Some(written) => Err(fault(written, "pod-cidr", message)),
+        // A default is not to blame: the nodes are too many for it.
+        None => Err(Fault {
+            span: f.nodes.get(room).map(Spanned::span),
+            field: "nodes".into(),
+            message: format!("pod-cidr {message}"),
+        }),
+    }
 }
 
 fn dns_address(f: &Fragment, services: IpNet) -> Result<IpAddr, Fault> {
@@ -236,20 +276,46 @@ fn url(written: Option<Spanned<String>>, field: &str) -> Result<Option<String>, 
     Err(fault(&written, field, format!("`{value}` is no URL; it begins with http://, https:// or file://")))
 }
 
-fn files(dir: &Path, paths: &[Spanned<PathBuf>], field: &str) -> Result<Vec<PathBuf>, Fault> {
-    paths
-        .iter()
-        .map(|path| {
-            let full = dir.join(path.get_ref());
-            if full.is_file() || full.join("image.toml").is_file() {
-                Ok(full)
-            } else {
-                let message =
-                    format!("there is no file {}; paths are relative to the cluster's folder", full.display());
-                Err(fault(path, field, message))
-            }
-        })
-        .collect()
+/// Regular files relative to the cluster's folder, and where `folders` is true also folders with an `image.toml`.
+fn files(dir: &Path, paths: &[Spanned<PathBuf>], field: &str, folders: bool) -> Result<Vec<PathBuf>, Fault> {
+    let mut names = BTreeSet::new();
+    let mut found = Vec::new();
+    for path in paths {
+        let full = dir.join(path.get_ref());
+        if !full.is_file() && !(folders && full.join("image.toml").is_file()) {
+            let more = if folders { " (nor a folder with an image.toml)" } else { "" };
+            let message =
+                format!("there is no file {}{more}; paths are relative to the cluster's folder", full.display());
+            return Err(fault(path, field, message));
+        }
+        // In the image they lie beside each other.
+        if full.is_file() && !names.insert(full.file_name().map(ToOwned::to_owned)) {
+            let message = format!("two files are called {}; rename one of them", full.display());
+            return Err(fault(path, field, message));
+        }
+        found.push(full);
+    }
+    Ok(found)
+}
+
+fn manifests(dir: &Path, paths: &[Spanned<PathBuf>]) -> Result<Vec<PathBuf>, Fault> {
+    files(dir, paths, "manifests", false)
+}
+
+fn ntp_servers(written: Option<Vec<Spanned<String>>>) -> Result<Vec<String>, Fault> {
+    let Some(written) = written else {
+        return Ok((0..2).map(|i| format!("{i}.debian.pool.ntp.org")).collect());
+    };
+    for server in &written {
+        let text = server.get_ref();
+        if text.parse::<IpAddr>().is_err() && !is_dns_name(&text.to_lowercase()) {
+            let message = format!(
+                "`{text}` is no time server; write a host name or an address, without a port, e.g. 0.debian.pool.ntp.org"
+            );
+            return Err(fault(server, "ntp-servers", message));
+        }
+    }
+    Ok(written.into_iter().map(Spanned::into_inner).collect())
 }
 
 fn resolve_api(f: &super::fragment::ApiFragment) -> Result<Api, Fault> {
@@ -269,10 +335,17 @@ fn image_options(dir: &Path, f: ImageFragment, field: &str) -> Result<ImageOptio
             return Err(fault(word, &format!("{field}.kernel-args"), message));
         }
     }
+    for module in &f.modules {
+        let name = module.get_ref();
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
+            let message = format!("`{name}` is no kernel module; write its name alone, e.g. \"dm-crypt\"");
+            return Err(fault(module, &format!("{field}.modules"), message));
+        }
+    }
     Ok(ImageOptions {
         kernel_args: f.kernel_args.into_iter().map(Spanned::into_inner).collect(),
-        modules: f.modules,
-        images: files(dir, &f.images, &format!("{field}.images"))?,
+        modules: f.modules.into_iter().map(Spanned::into_inner).collect(),
+        images: files(dir, &f.images, &format!("{field}.images"), true)?,
     })
 }
 
@@ -289,6 +362,13 @@ fn resolve_nodes(fragments: &[Spanned<NodeFragment>], network: ipnet::Ipv4Net) -
         }
         for written in &node.addresses {
             let address = address(written, "nodes.addresses")?;
+            if address == network.network() || address == network.broadcast() {
+                let message = format!(
+                    "{address} is the network's own or the broadcast address of local.network {network}; give {} another",
+                    node.name.get_ref()
+                );
+                return Err(fault(written, "nodes.addresses", message));
+            }
             if let Some(owner) = owners.insert(address, node.name.get_ref().clone()) {
                 let message = format!("{address} is already {owner}'s; give each node its own");
                 return Err(fault(written, "nodes.addresses", message));
@@ -339,25 +419,25 @@ fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {
         &[("master", Role::Master), ("worker", Role::Worker)],
         Role::Worker,
     )?;
+    for (key, value) in &node.labels {
+        check_label(key, value, role)?;
+    }
     for taint in &node.taints {
         check_taint(taint)?;
     }
     let quantity = |q: &Option<Spanned<String>>, field: &str| -> Result<Option<String>, Fault> {
         let Some(q) = q else { return Ok(None) };
         let text = q.get_ref();
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = &text[digits.len()..];
-        let known = ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"];
-        if digits.parse::<f64>().is_ok_and(|n| n >= 0.0) && known.contains(&unit) {
-            return Ok(Some(text.clone()));
+        match quantity(text) {
+            Some(_) => Ok(Some(text.clone())),
+            None => Err(fault(q, field, format!("`{text}` is no quantity; write e.g. \"100m\" or \"128Mi\""))),
         }
-        Err(fault(q, field, format!("`{text}` is no quantity; write e.g. \"100m\" or \"128Mi\"")))
     };
     Ok(NodeEntry {
         name: node.name.get_ref().clone(),
         role,
         addresses: node.addresses.iter().map(|a| address(a, "nodes.addresses")).collect::<Result<_, _>>()?,
-        labels: node.labels.clone(),
+        labels: node.labels.iter().map(|(k, v)| (k.get_ref().clone(), v.get_ref().clone())).collect(),
         taints: node.taints.iter().map(|t| t.get_ref().clone()).collect(),
         reserved: Reserved {
             cpu: quantity(&node.reserved.cpu, "nodes.reserved.cpu")?,
@@ -367,17 +447,138 @@ fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {
     })
 }
 
+/// The value of a Kubernetes quantity in its base unit (cores, bytes).
+fn quantity(text: &str) -> Option<f64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" => 1.0,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "Ki" => 1024.0,
+        "Mi" => 1024f64.powi(2),
+        "Gi" => 1024f64.powi(3),
+        "Ti" => 1024f64.powi(4),
+        _ => return None,
+    };
+    digits.parse::<f64>().ok().filter(|n| *n >= 0.0 && n.is_finite()).map(|n| n * factor)
+}
+
+const KEY_FORM: &str = "a key is letters, digits, `-`, `_` and `.`, at most 63, beginning and ending with a letter or \
+                        digit, and may have a DNS name and `/` in front, e.g. disk or example.org/disk";
+const VALUE_FORM: &str = "a value is empty, or letters, digits, `-`, `_` and `.`, at most 63, beginning and ending with \
+                          a letter or digit";
+
+fn check_label(key: &Spanned<String>, value: &Spanned<String>, role: Role) -> Result<(), Fault> {
+    let field = "nodes.labels";
+    if !is_qualified(key.get_ref()) {
+        return Err(fault(key, field, format!("`{}` is no label; {KEY_FORM}", key.get_ref())));
+    }
+    if !is_label_value(value.get_ref()) {
+        return Err(fault(value, field, format!("`{}` is no label's value; {VALUE_FORM}", value.get_ref())));
+    }
+    if !kubelet_may_set(key.get_ref(), role) {
+        let message = format!(
+            "a node may not give itself the label {} (the API server refuses it, and the node would never join); \
+             set it with kubectl label, or use a name of your own",
+            key.get_ref()
+        );
+        return Err(fault(key, field, message));
+    }
+    Ok(())
+}
+
+/// The rule of the API server's NodeRestriction: kubernetes.io and k8s.io are kept, but for a few.
+fn kubelet_may_set(key: &str, role: Role) -> bool {
+    const ALLOWED: [&str; 12] = [
+        "kubernetes.io/hostname",
+        "kubernetes.io/arch",
+        "kubernetes.io/os",
+        "beta.kubernetes.io/arch",
+        "beta.kubernetes.io/os",
+        "beta.kubernetes.io/instance-type",
+        "failure-domain.beta.kubernetes.io/region",
+        "failure-domain.beta.kubernetes.io/zone",
+        "topology.kubernetes.io/region",
+        "topology.kubernetes.io/zone",
+        "node-role.kubernetes.io/worker",
+        "node-role.kubernetes.io/control-plane",
+    ];
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let under = |zone: &str| domain == zone || domain.ends_with(&format!(".{zone}"));
+    if under("node-restriction.kubernetes.io")
+        || (role == Role::Worker && key == "node-role.kubernetes.io/control-plane")
+    {
+        return false;
+    }
+    !(under("kubernetes.io") || under("k8s.io"))
+        || ALLOWED.contains(&key)
+        || under("kubelet.kubernetes.io")
+        || under("node.kubernetes.io")
+}
+
 fn check_taint(taint: &Spanned<String>) -> Result<(), Fault> {
     let text = taint.get_ref();
     let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-    let ok = text
-        .rsplit_once(':')
-        .is_some_and(|(key, effect)| !key.is_empty() && !key.starts_with('=') && effects.contains(&effect));
-    if ok {
-        return Ok(());
+    let Some((pair, _)) = text.rsplit_once(':').filter(|(_, effect)| effects.contains(effect)) else {
+        let message = format!("`{text}` is no taint; write key=value:Effect with the effect {}", effects.join(", "));
+        return Err(fault(taint, "nodes.taints", message));
+    };
+    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    if !is_qualified(key) {
+        return Err(fault(taint, "nodes.taints", format!("`{text}`: `{key}` is no taint's key; {KEY_FORM}")));
     }
-    let message = format!("`{text}` is no taint; write key=value:Effect with the effect {}", effects.join(", "));
-    Err(fault(taint, "nodes.taints", message))
+    if !is_label_value(value) {
+        return Err(fault(taint, "nodes.taints", format!("`{text}`: `{value}` is no taint's value; {VALUE_FORM}")));
+    }
+    Ok(())
+}
+
+/// The network behind QEMU's NAT, which every local VM's second interface is in.
+const NAT: ipnet::Ipv4Net = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24);
+
+/// What VMs on this machine need besides: each node's first address is its VM's, and its memory suffices.
+fn check_local(f: &Fragment, nodes: &[NodeSettings], ranges: [IpNet; 2], local: &Local) -> Result<(), Fault> {
+    for (spanned, node) in f.nodes.iter().zip(nodes) {
+        let written = spanned.get_ref();
+        let name = &node.entry.name;
+        if let Some(first) = written.addresses.first()
+            && node.entry.addresses.first() != Some(&IpAddr::V4(node.local_address))
+        {
+            let message = format!(
+                "{name}'s first address {} lies outside local.network {}, and its VM would not have it; \
+                 write one of that network, or leave it out",
+                first.get_ref(),
+                local.network
+            );
+            return Err(fault(first, "nodes.addresses", message));
+        }
+        let size = if node.entry.role == Role::Master { local.master } else { local.worker };
+        let memory = f64::from(size.memory_mib) * 1024.0 * 1024.0;
+        if let Some(reserved) = &written.reserved.memory
+            && quantity(reserved.get_ref()).is_some_and(|bytes| bytes >= memory)
+        {
+            let message = format!(
+                "{} is all of the {} MiB that {name} has, and no pod would run there; reserve less, or raise \
+                 local.{}.memory",
+                reserved.get_ref(),
+                size.memory_mib,
+                node.entry.role
+            );
+            return Err(fault(reserved, "nodes.reserved.memory", message));
+        }
+    }
+    let written = [("pod-cidr", &f.pod_cidr, ranges[0]), ("service-cidr", &f.service_cidr, ranges[1])];
+    for (field, at, range) in written.into_iter().chain([("local.network", &f.local.network, IpNet::V4(local.network))])
+    {
+        if overlap(range, IpNet::V4(NAT)) {
+            let message = format!("{range} overlaps {NAT}, which QEMU gives its VMs; choose another range");
+            return Err(optional_fault(at, field, &message));
+        }
+    }
+    Ok(())
 }
 
 fn check_nodes_outside(f: &Fragment, nodes: &[NodeSettings], pods: IpNet, services: IpNet) -> Result<(), Fault> {
@@ -425,6 +626,7 @@ fn resolve_local(f: &LocalFragment, network: ipnet::Ipv4Net) -> Result<Local, Fa
         node_ports,
         master: vm_size(&f.master, "local.master", VmSize { memory_mib: 512, cpus: 1, disk_mib: 2048 })?,
         worker: vm_size(&f.worker, "local.worker", VmSize { memory_mib: 768, cpus: 1, disk_mib: 8192 })?,
+        fault: None,
     })
 }
 

@@ -1,5 +1,7 @@
 //! The settings of a cluster: everything that `cluster.toml` says or implies.
 
+use super::error::ConfigError;
+use crate::input::BadInput;
 use ipnet::IpNet;
 use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, Role, StoreEngine};
 use std::net::{IpAddr, Ipv4Addr};
@@ -119,6 +121,8 @@ pub struct Local {
     pub master: VmSize,
     /// Worker VMs.
     pub worker: VmSize,
+    /// Why the cluster cannot run as VMs on this machine, though it may run elsewhere.
+    pub fault: Option<ConfigError>,
 }
 
 /// Size of a VM.
@@ -146,7 +150,7 @@ impl Settings {
         self.nodes.iter().filter(move |n| n.entry.role == role)
     }
 
-    /// A node by name; the error lists the known ones.
+    /// A node by name; the error ([`BadInput`]) lists the known ones.
     pub fn node(&self, name: &str) -> anyhow::Result<&NodeSettings> {
         self.nodes.iter().find(|n| n.entry.name == name).ok_or_else(|| {
             let names: Vec<&str> = self.nodes.iter().map(|n| n.entry.name.as_str()).collect();
@@ -154,7 +158,7 @@ impl Settings {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => format!("known are: {}", names.join(", ")),
             };
-            anyhow::anyhow!("cluster {} has no node {name}; {hint}", self.name)
+            BadInput(format!("cluster {} has no node {name}; {hint}", self.name)).into()
         })
     }
 

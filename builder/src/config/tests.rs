@@ -39,7 +39,26 @@ fn errors_name_line_field_and_way_out() {
         ("[local.master]\nmemory = 12\n", ":4:10: local.master.memory: 12 is out of range"),
         ("[image.worker]\nimages = [\"x.tar\"]\n", ":4:11: image.worker.images: there is no file"),
         ("version = 2\n", "version: this kimg reads version 1 only"),
-        ("x = = 1\n", "cluster.toml:3:"),
+        ("x = = 1\n", "cluster.toml:3:5: not valid TOML: "),
+        ("domain = \"a\"\ndomain = \"b\"\n", "cluster.toml:4:1: not valid TOML: duplicate key; remove one"),
+        ("pod-cidr = \"fd00::/48\"\n", "pod-cidr: fd00::/48 is IPv6; pods and services have IPv4 addresses"),
+        ("service-cidr = \"fd00::/112\"\n", "service-cidr: fd00::/112 is IPv6"),
+        ("pod-cidr = \"10.200.0.0/25\"\n", "pod-cidr: 10.200.0.0/25 has room for 0 nodes"),
+        ("ntp-servers = [\"a.example\", \"a.example:123\"]\n", ":3:29: ntp-servers: `a.example:123` is no time server"),
+        ("ntp-servers = [\"\"]\n", "ntp-servers: `` is no time server"),
+        ("manifests = [\"/dev/null\"]\n", "manifests: there is no file /dev/null"),
+        ("[image.worker]\nmodules = [\"a b\"]\n", ":4:12: image.worker.modules: `a b` is no kernel module"),
+        ("nmae = \"x\"\n", "nmae: unknown key; did you mean `name`?"),
+        ("foo = 1\n", "foo: unknown key; known here: version, name"),
+        ("[local]\nnetwrok = \"x\"\n", ":4:1: local.netwrok: unknown key; did you mean `network`?"),
+        ("domain = 5\n", ":3:10: domain: must be a string in quotes, e.g. \"demo\", not a number"),
+        ("manifests = \"a.yaml\"\n", "manifests: must be a list, e.g. [\"a\", \"b\"], not a string"),
+        ("manifests = [1]\n", ":3:14: manifests: must be a string"),
+        ("local = true\n", "local: must be a table, e.g. { key = \"value\" }, not true or false"),
+        ("[local]\ncheck-source = \"no\"\n", "local.check-source: must be true or false, not a string"),
+        ("[local.master]\nmemory = \"512\"\n", ":4:10: local.master.memory: must be a whole number without quotes"),
+        ("version = 1.5\n", "version: must be a whole number without quotes, e.g. 512, not a number"),
+        ("[api]\nnames = { a = 1 }\n", "api.names: must be a list"),
     ];
     for (line, expected) in cases {
         let text = format!("name = \"demo\"\n{nodes}{line}");
@@ -59,10 +78,24 @@ fn node_errors() {
         ),
         (r#"{ name = "A_b", role = "master" }"#, "nodes.name: `A_b` is no name"),
         (r#"{ name = "a", role = "boss" }"#, "write \"master\" or \"worker\""),
-        (r#"{ name = "a", rule = "master" }"#, "rule: unknown key; did you mean `role`?"),
-        (r#"{ name = "a" }"#, "missing field `role`; say role"),
+        (r#"{ name = "a", rule = "master" }"#, "nodes.rule: unknown key; did you mean `role`?"),
+        (r#"{ nmae = "a", role = "master" }"#, "nodes.nmae: unknown key; did you mean `name`?"),
+        (r#"{ name = "a" }"#, "nodes.role: missing; say role"),
+        (r#"{ name = 7, role = "master" }"#, "cluster.toml:2:19: nodes.name: must be a string"),
+        (r#""a""#, "nodes: must be a table"),
         (r#"{ name = "a", role = "master", addresses = ["10.200.0.4"] }"#, "lies inside pod-cidr"),
         (r#"{ name = "a", role = "master", taints = ["x"] }"#, "nodes.taints: `x` is no taint"),
+        (r#"{ name = "a", role = "master", taints = ["a b=c:NoSchedule"] }"#, "`a b` is no taint's key"),
+        (r#"{ name = "a", role = "master", taints = ["a=-:NoSchedule"] }"#, "`-` is no taint's value"),
+        (r#"{ name = "a", role = "master", labels = { "a/" = "x" } }"#, ":2:52: nodes.labels: `a/` is no label"),
+        (r#"{ name = "a", role = "master", labels = { disk = "a b" } }"#, "nodes.labels: `a b` is no label's value"),
+        (r#"{ name = "a", role = "master", labels = { disk = 1 } }"#, "nodes.labels.disk: must be a string"),
+        (
+            r#"{ name = "a", role = "master", labels = { "node-role.kubernetes.io/db" = "" } }"#,
+            "a node may not give itself the label node-role.kubernetes.io/db",
+        ),
+        (r#"{ name = "a", role = "master", addresses = ["10.77.0.0"] }"#, "10.77.0.0 is the network's own"),
+        (r#"{ name = "a", role = "master", addresses = ["10.77.0.255"] }"#, "or the broadcast address"),
         (r#"{ name = "a", role = "master", reserved = { memory = "lots" } }"#, "nodes.reserved.memory: `lots`"),
         (r#"{ name = "a", role = "master" }, { name = "b", role = "master" }"#, "a cluster has one master"),
     ];
@@ -73,8 +106,70 @@ fn node_errors() {
     }
 }
 
+/// A cluster of `count` workers and a master.
+fn cluster_of(count: usize, more: &str) -> Result<Settings, ConfigError> {
+    let workers: String = (0..count).map(|n| format!(", {{ name = \"w{n}\", role = \"worker\" }}")).collect();
+    settings(&format!("name = \"demo\"\n{more}\nnodes = [{{ name = \"m\", role = \"master\" }}{workers}]\n"))
+}
+
+#[test]
+fn each_node_needs_a_part_of_the_pod_cidr() {
+    cluster_of(2, "pod-cidr = \"10.200.0.0/22\"").expect("three of four");
+    cluster_of(3, "pod-cidr = \"10.200.0.0/22\"").expect("four of four");
+    let error = cluster_of(2, "pod-cidr = \"10.200.0.0/24\"").expect_err("one of three").to_string();
+    let said = ":2:12: pod-cidr: 10.200.0.0/24 has room for 1 nodes, as each takes a /24, and there are 3; write a /22";
+    assert!(error.contains(said), "{error}");
+    let wide = "[local]\nnetwork = \"10.64.0.0/16\"\n";
+    let nodes: String = (0..256).map(|n| format!("[[nodes]]\nname = \"w{n}\"\nrole = \"worker\"\n")).collect();
+    let text = format!("name = \"demo\"\n[[nodes]]\nname = \"m\"\nrole = \"master\"\n{nodes}{wide}");
+    let error = settings(&text).expect_err("too many for the default").to_string();
+    assert!(error.contains("nodes: pod-cidr 10.200.0.0/16 has room for 256 nodes"), "{error}");
+}
+
+/// What only local VMs cannot do is an error at once where the images are for local VMs only, else for `kimg up`.
+#[test]
+fn what_local_vms_need() {
+    let cases = [
+        (
+            r#"{ name = "a", role = "master", addresses = ["10.88.0.10"] }"#,
+            "",
+            "lies outside local.network 10.77.0.0/24",
+        ),
+        (
+            r#"{ name = "a", role = "master", reserved = { memory = "1Gi" } }"#,
+            "",
+            "1Gi is all of the 512 MiB that a has",
+        ),
+        (
+            r#"{ name = "a", role = "master" }"#,
+            "service-cidr = \"10.0.2.0/24\"\n",
+            "service-cidr: 10.0.2.0/24 overlaps 10.0.2.0/24",
+        ),
+    ];
+    for (nodes, more, expected) in cases {
+        let text = |form: &str| format!("name = \"demo\"\nsecrets = \"{form}\"\n{more}nodes = [{nodes}]\n");
+        let fault =
+            settings(&text("sealed")).expect("may run elsewhere").local.fault.expect("but not here").to_string();
+        let error = settings(&text("plain")).expect_err("runs nowhere").to_string();
+        assert!(fault.contains(expected) && error == fault, "{fault}");
+        assert!(fault.starts_with("cluster.toml:"), "{fault}");
+    }
+    let larger =
+        "nodes = [{ name = \"a\", role = \"master\", reserved = { memory = \"1Gi\" } }]\nlocal.master.memory = 2048\n";
+    assert!(settings(&format!("name = \"demo\"\n{larger}")).expect("valid").local.fault.is_none());
+}
+
+#[test]
+fn a_key_is_guessed_only_where_it_is_near() {
+    let known = ["image", "name", "local"];
+    assert_eq!(nearest("nmae", &known), Some("name"));
+    assert_eq!(nearest("imgae", &known), Some("image"));
+    assert_eq!(nearest("nope", &known), None);
+}
+
 #[test]
 fn a_missing_file_says_what_to_do() {
     let error = load(Path::new("/nowhere")).expect_err("missing").to_string();
     assert!(error.contains("kimg init"), "{error}");
+    assert_eq!(error.matches("/nowhere/cluster.toml").count(), 1, "{error}");
 }

@@ -13,6 +13,7 @@ use crate::cache::lockfile::BuildLock;
 use crate::cache::{self, steps::Steps};
 use crate::config::{SecretsForm, Settings};
 use crate::disk;
+use crate::input;
 use crate::lock::{Lock, LockedPackage};
 use crate::oci::{self, source};
 use crate::packages::{self, Mirrors};
@@ -322,6 +323,7 @@ impl<'a> Workshop<'a> {
     fn root(&self, plan: &Plan) -> Result<PathBuf> {
         self.steps.result("root", &plan.root_key, |out| {
             let kernel = self.kernel()?;
+            self.check_modules(plan.role, &kernel)?;
             let bar = self.progress.step(&format!("{}: assembling the root", plan.role));
             let tree = self.ingredients(plan).assemble(&kernel)?;
             bar.set_message(format!("{}: packing the root ({} MiB)", plan.role, tree.content_size() >> 20));
@@ -329,6 +331,21 @@ impl<'a> Workshop<'a> {
             bar.finish_and_clear();
             Ok(())
         })
+    }
+
+    /// Modules that `cluster.toml` names and the kernel has not. Before the kernel is unpacked nobody knows.
+    fn check_modules(&self, role: Role, kernel: &Kernel) -> Result<()> {
+        match self.settings.image(role).modules.iter().find(|name| !kernel.has(name)) {
+            None => Ok(()),
+            Some(name) => input::bad(format!(
+                "{}: image.{role}.modules: the kernel {} has no module `{name}`; {}",
+                self.settings.dir.join(crate::config::FILE_NAME).display(),
+                kernel.version,
+                kernel
+                    .similar(name)
+                    .map_or("correct the name, or remove it".into(), |near| format!("did you mean `{near}`?"))
+            )),
+        }
     }
 
     fn command_line(&self, plan: &Plan, root_hash: &[u8; 32]) -> String {

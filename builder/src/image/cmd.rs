@@ -2,12 +2,13 @@
 
 use super::build::{self, Options};
 use super::output::Format;
+use crate::cli::{dir_flag, next, program};
 use crate::config::Settings;
+use crate::input;
 use crate::lock::{self, Lock};
 use crate::progress::Progress;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use node_metadata::Role;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -34,7 +35,7 @@ pub fn lock(args: &LockArgs, settings: &Settings) -> Result<()> {
     new.write(&settings.dir)?;
     let size: u64 = new.packages.iter().map(|p| p.size).sum();
     println!("{}: {} packages, {}", lock::FILE, new.packages.len(), mib(size));
-    next("build all", settings);
+    next(&format!("{} build all{}", program(), dir_flag(settings)));
     Ok(())
 }
 
@@ -90,7 +91,7 @@ pub fn build(target: Target, args: &BuildArgs, settings: &Settings) -> Result<()
     if let Some(first) = built.first() {
         println!("components from {}; {:.1} s", first.components_dir.display(), started.elapsed().as_secs_f32());
     }
-    next("up", settings);
+    next(&format!("{} up{}", program(), dir_flag(settings)));
     Ok(())
 }
 
@@ -104,20 +105,19 @@ pub struct InspectArgs {
     json: bool,
 }
 
-/// Shows what is in an image.
-pub fn inspect(args: &InspectArgs, cluster: Option<&Settings>) -> Result<()> {
+/// Shows what is in an image. `cluster` is looked for only where the name of a role is given.
+pub fn inspect(args: &InspectArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<()> {
     let mut path = args.image.clone();
     if !path.exists()
-        && let Some(settings) = cluster
         && let Some(role) = [Role::Master, Role::Worker].into_iter().find(|r| path.as_os_str() == r.as_str())
     {
-        path = build::output_dir(settings, role);
+        path = build::output_dir(&cluster()?, role);
     }
     if path.is_dir() {
         path = path.join(Format::Raw.file());
     }
     if !path.exists() {
-        bail!("there is no {}; build it with `kimg build`", path.display());
+        return input::bad(format!("there is no {}; build it with `kimg build`", path.display()));
     }
     let report = super::inspect::inspect(&path)?;
     if args.json {
@@ -126,15 +126,6 @@ pub fn inspect(args: &InspectArgs, cluster: Option<&Settings>) -> Result<()> {
         print!("{}", report.to_text());
     }
     Ok(())
-}
-
-/// What to type next, on a terminal only.
-fn next(command: &str, settings: &Settings) {
-    if std::io::stderr().is_terminal() {
-        let here = std::env::current_dir().is_ok_and(|here| here == settings.dir);
-        let dir = if here { String::new() } else { format!(" --dir {}", settings.dir.display()) };
-        eprintln!("\nNext: kimg{dir} {command}");
-    }
 }
 
 /// Bytes as people read them.

@@ -1,6 +1,7 @@
 //! The workspace's own executables: where they are, and which build they are.
 
 use crate::cache::hash;
+use crate::input;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -37,7 +38,10 @@ impl Components {
         let found = |dir: &Path| Components { dir: dir.to_path_buf(), memory: memory.to_path_buf() };
         if let Some(dir) = given {
             if !dir.join(MARK).is_file() {
-                bail!("{} holds no {MARK}; build the components with `cargo build --release`", dir.display());
+                let shown = dir.display();
+                return input::bad(format!(
+                    "{shown} holds no {MARK}; build the components with `cargo build --release`"
+                ));
             }
             return Ok(found(dir));
         }

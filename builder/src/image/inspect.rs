@@ -4,6 +4,7 @@ use super::manifest::Manifest;
 use super::verity;
 use crate::cache::hash;
 use crate::disk::{config_part, gpt};
+use crate::input;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -69,18 +70,32 @@ pub struct CertificateReport {
     pub fingerprint: String,
 }
 
+/// The most that the CONFIG partition may have: it is read whole.
+const MOST_CONFIG: u64 = 64 << 20;
+/// The most of a compressed image that is unpacked on the way to CONFIG: a false partition table may name any place.
+const MOST_UNPACKED: u64 = 64 << 30;
+
 /// Reads an image; compressed ones are read as a stream, front to back.
+///
+/// # Errors
+/// [`input::BadInput`] when the file is no image of kimg, or a damaged one.
 pub fn inspect(path: &Path) -> Result<Report> {
-    let mut disk = Disk::open(path)?;
-    let table = gpt::Table::parse(&disk.read(0, 34 * 512)?).with_context(|| format!("reading {}", path.display()))?;
-    let partition =
-        |name: &str| table.partition(name).with_context(|| format!("{} has no partition '{name}'", path.display()));
+    let disk = Disk::open(path)?;
+    // The file is what was typed, so whatever does not hold of it is a mistake in the input. The outermost sentence is
+    // ours; what libraries say below it helps nobody.
+    read(path, disk).or_else(|error| input::bad(format!("{} is no readable image of kimg: {error}", path.display())))
+}
+
+fn read(path: &Path, mut disk: Disk) -> Result<Report> {
+    let table = gpt::Table::parse(&disk.read(0, 34 * 512)?)?;
+    let partition = |name: &str| table.partition(name).with_context(|| format!("it has no partition '{name}'"));
     let root_hash = format!("{}{}", partition("root")?.id, partition("verity")?.id).replace('-', "");
     // In the order in which they lie, since a stream cannot go back.
-    let verity_start = partition("verity")?.first * gpt::SECTOR;
-    let top = disk.read(verity_start, 2 * verity::BLOCK)?;
+    let top = disk.read(offset_of(partition("verity")?)?, 2 * verity::BLOCK)?;
     let config = partition("config")?;
-    let config = disk.read(config.first * gpt::SECTOR, usize::try_from(config.sectors * gpt::SECTOR)?)?;
+    let size = config.sectors.checked_mul(gpt::SECTOR).filter(|size| *size <= MOST_CONFIG);
+    let size = size.context("its partition 'config' is larger than kimg makes it")?;
+    let config = disk.read(offset_of(config)?, usize::try_from(size)?)?;
     let files = config_part::decode(&config)?;
     let manifest = path.parent().and_then(Manifest::read).filter(|m| m.root_hash == root_hash);
 
@@ -93,8 +108,8 @@ pub fn inspect(path: &Path) -> Result<Report> {
                 number: n + 1,
                 name: p.name.clone(),
                 id: p.id.to_string(),
-                offset: p.first * gpt::SECTOR,
-                size: p.sectors * gpt::SECTOR,
+                offset: p.first.saturating_mul(gpt::SECTOR),
+                size: p.sectors.saturating_mul(gpt::SECTOR),
             })
             .collect(),
         hash_tree_matches: hex::encode(verity::top_hash(&top)?) == root_hash,
@@ -127,6 +142,11 @@ pub fn inspect(path: &Path) -> Result<Report> {
         report.files = manifest.files.into_iter().map(|(name, sum)| (name, sum.size)).collect();
     }
     Ok(report)
+}
+
+fn offset_of(partition: &gpt::Partition) -> Result<u64> {
+    let offset = partition.first.checked_mul(gpt::SECTOR).filter(|offset| *offset <= MOST_UNPACKED);
+    offset.with_context(|| format!("its partition '{}' lies further out than kimg puts it", partition.name))
 }
 
 fn certificates(file: &str, pem: &[u8]) -> Result<Vec<CertificateReport>> {
@@ -209,7 +229,7 @@ enum Disk {
 
 impl Disk {
     fn open(path: &Path) -> Result<Disk> {
-        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        let file = input::open(path)?;
         Ok(match path.extension().and_then(|e| e.to_str()) {
             Some("zst") => {
                 let mut decoder = zstd::stream::read::Decoder::new(file)?;
@@ -225,17 +245,61 @@ impl Disk {
         let mut bytes = vec![0; length];
         match self {
             Disk::Plain(file) => {
-                file.seek(SeekFrom::Start(offset))?;
-                file.read_exact(&mut bytes)
+                file.seek(SeekFrom::Start(offset))
+                    .and_then(|_| file.read_exact(&mut bytes))
+                    .context("it is cut short")?;
             }
             Disk::Stream { reader, at } => {
                 let skip = offset.checked_sub(*at).context("a compressed image cannot be read backwards")?;
-                std::io::copy(&mut reader.take(skip), &mut std::io::sink())?;
+                std::io::copy(&mut reader.take(skip), &mut std::io::sink())
+                    .and_then(|_| reader.read_exact(&mut bytes))
+                    .context("it is cut short, or not packed as its name says")?;
                 *at = offset + length as u64;
-                reader.read_exact(&mut bytes)
             }
         }
-        .context("the image is cut short")?;
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(name: &str, content: &[u8]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(name);
+        std::fs::write(&file, content).unwrap();
+        let error = inspect(&file).unwrap_err();
+        assert!(error.is::<input::BadInput>(), "{error:?}");
+        error.to_string()
+    }
+
+    #[test]
+    fn what_is_no_image_is_a_mistake() {
+        assert!(refused("README.md", b"# kimg\n").contains("it is cut short"));
+        assert!(refused("big", &[7; 64 * 1024]).contains("no GUID partition table"));
+        assert!(refused("disk.raw.zst", b"# kimg\n").contains("not packed as its name says"));
+        assert!(inspect(Path::new("/dev/null")).unwrap_err().to_string().contains("is a device"));
+    }
+
+    #[test]
+    fn a_false_partition_table_takes_no_memory() {
+        let part = |name: &str, first, sectors| gpt::Partition {
+            name: name.into(),
+            kind: gpt::types::LINUX,
+            id: gpt::Guid::derived(name),
+            first,
+            sectors,
+        };
+        for (config, said) in [((1 << 40, 1), "lies further out"), ((64, 1 << 50), "is larger than")] {
+            let table = gpt::Table {
+                disk: gpt::Guid::derived("disk"),
+                partitions: vec![part("root", 34, 1), part("verity", 35, 16), part("config", config.0, config.1)],
+                sectors: 4096,
+            };
+            let mut bytes = table.head(&[]);
+            bytes.resize(64 * 1024, 0);
+            assert!(refused("disk.raw", &bytes).contains(said));
+        }
     }
 }

@@ -80,6 +80,18 @@ impl Kernel {
         self.builtin.lines().any(|line| name_of(line) == name)
     }
 
+    /// Whether it has this module, built in or as a file.
+    pub fn has(&self, name: &str) -> bool {
+        let name = normal(name);
+        self.files.contains_key(&name) || self.is_builtin(&name)
+    }
+
+    /// The module whose name is nearest to one that it has not.
+    pub fn similar(&self, name: &str) -> Option<&str> {
+        let known: Vec<&str> = self.files.keys().map(String::as_str).collect();
+        crate::config::nearest(&normal(name), &known)
+    }
+
     fn read(&self, name: &str) -> Result<Module> {
         let (path, data) =
             self.files.get(name).with_context(|| format!("the kernel {} has no module {name}", self.version))?;
@@ -106,14 +118,10 @@ impl Kernel {
         let mut found: BTreeMap<String, Module> = BTreeMap::new();
         let mut queue: Vec<String> = Vec::new();
         for name in names {
-            let name = normal(name);
-            if !self.files.contains_key(&name) && !self.is_builtin(&name) {
-                bail!(
-                    "the kernel {} has no module '{name}'; correct the name in images/*.toml or cluster.toml",
-                    self.version
-                );
+            if !self.has(name) {
+                bail!("the kernel {} has no module '{name}'; correct the name in images/*.toml", self.version);
             }
-            queue.push(name);
+            queue.push(normal(name));
         }
         while let Some(name) = queue.pop() {
             if found.contains_key(&name) || !self.files.contains_key(&name) {
@@ -228,6 +236,15 @@ mod tests {
             panic!("no index")
         };
         assert!(String::from_utf8_lossy(dep).contains("kernel/sd_mod.ko: kernel/scsi_mod.ko kernel/scsi_common.ko\n"));
+    }
+
+    #[test]
+    fn a_module_is_known_as_a_file_or_built_in() {
+        let files = [("dm_crypt".to_string(), ("kernel/dm-crypt.ko".to_string(), Arc::from(*b"x")))].into();
+        let kernel = Kernel { files, builtin: "kernel/fs/ext4.ko\n".into(), ..Kernel::default() };
+        assert!(kernel.has("dm-crypt") && kernel.has("ext4") && !kernel.has("dm-crpyt"));
+        assert_eq!(kernel.similar("dm-crpyt"), Some("dm_crypt"));
+        assert_eq!(kernel.similar("nothing"), None);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub struct Down {
 
 /// Ends all VMs of the cluster and the switch; with `delete`, removes their disks too.
 pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Down> {
+    if !settings.run_dir().exists() {
+        return Ok(Down::default());
+    }
     let (run_dir, _lock) = state::lock(settings)?;
     let mut state = State::load(&run_dir)?;
     let secrets = Secrets::open(&settings.secrets_dir());

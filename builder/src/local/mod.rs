@@ -18,6 +18,7 @@ pub mod accel;
 pub mod console;
 pub mod disk;
 pub mod down;
+pub mod interrupt;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

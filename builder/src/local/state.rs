@@ -2,7 +2,8 @@
 
 use super::process::Process;
 use crate::client::{Https, tls};
-use crate::config::Settings;
+use crate::config::{SecretsForm, Settings};
+use crate::input::{self, BadInput};
 use crate::pki::{Authority, Secrets, issue, secrets};
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
@@ -11,6 +12,9 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+
+/// A VM takes a few hundred bytes.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// Everything that runs, or ran and may run again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,13 +62,17 @@ impl State {
     /// Reads the state; a cluster that never ran has none.
     pub fn load(run_dir: &Path) -> Result<State> {
         let path = run_dir.join("state.json");
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(State::default()),
-            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-        };
-        serde_json::from_slice(&text)
-            .with_context(|| format!("reading {}; end leftover VMs by hand and remove the folder", path.display()))
+        if !path.exists() {
+            return Ok(State::default());
+        }
+        let text = input::bytes(&path, MOST_BYTES)?;
+        serde_json::from_slice(&text).or_else(|_| {
+            input::bad(format!(
+                "{} is not as kimg writes it; end leftover VMs by hand and remove the folder {}",
+                path.display(),
+                run_dir.display()
+            ))
+        })
     }
 
     /// Writes the state.
@@ -99,12 +107,32 @@ pub fn api_port(settings: &Settings) -> Option<u16> {
     state.vms.values().find(|vm| vm.running() && vm.api_port.is_some())?.api_port
 }
 
+/// Why nothing answers where the cluster's VMs belong on this machine and do not run, with the way out: of one node's
+/// VM, or of the masters'. None where one runs, and where the machines are elsewhere.
+pub fn stopped(settings: &Settings, state: &State, node: Option<&str>) -> Option<String> {
+    let asked = |name: &String, vm: &Vm| node.map_or(vm.role == Role::Master, |node| node == name);
+    let vms: Vec<&Vm> = state.vms.iter().filter(|(name, vm)| asked(name, vm)).map(|(_, vm)| vm).collect();
+    // Images with their keys in clear are for local VMs only.
+    let local = !vms.is_empty() || settings.secrets == SecretsForm::Plain;
+    if !local || vms.iter().any(|vm| vm.running()) {
+        return None;
+    }
+    let up = format!("`kimg up{}`", crate::cli::dir_flag(settings));
+    Some(match node {
+        Some(node) if state.vms.values().any(Vm::running) => format!("the VM {node} does not run; start it with {up}"),
+        _ => format!("the VMs of cluster {} do not run; start them with {up}", settings.name),
+    })
+}
+
 /// A client of the API server with the administrator's certificate: the URL told, the local master, or the masters' address.
 pub fn api_client(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> Result<Https> {
     let (host, port) = match (url, api_port(settings)) {
         (Some(url), _) => parse_url(url)?,
         (None, Some(port)) => ("127.0.0.1".to_string(), port),
         (None, None) => {
+            if let Some(why) = stopped(settings, &State::load(&settings.run_dir())?, None) {
+                bail!(why);
+            }
             let host = settings.api.names.first().cloned();
             let address = settings.api_addresses().first().map(ToString::to_string);
             let host = host.or(address).context("cluster.toml names no address of the API; use --server")?;
@@ -121,7 +149,8 @@ fn parse_url(url: &str) -> Result<(String, u16)> {
     let rest = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
     let (host, port) = match rest.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {
-            (host, port.parse().with_context(|| format!("{url} names no port"))?)
+            let wrong = || BadInput(format!("{url} is no URL of an API server; write it as https://HOST:6443"));
+            (host, port.parse().map_err(|_| wrong())?)
         }
         _ => (rest, 6443),
     };
@@ -155,6 +184,37 @@ mod tests {
             assert_eq!(parse_url(url).expect(url), (host.to_string(), port));
         }
         assert!(parse_url("https://host:x").is_err());
+    }
+
+    #[test]
+    fn stopped_vms_are_the_reason() {
+        let settings = |secrets: &str| {
+            let text =
+                format!("name = \"demo\"\nsecrets = \"{secrets}\"\nnodes = [{{ name = \"m\", role = \"master\" }}]\n");
+            crate::config::parse(Path::new("c"), &text, Path::new("/nowhere")).expect("valid")
+        };
+        let none = State::default();
+        let why = stopped(&settings("plain"), &none, Some("m")).expect("stopped");
+        assert_eq!(why, "the VMs of cluster demo do not run; start them with `kimg up --dir /nowhere`");
+        // Machines elsewhere are asked.
+        assert_eq!(stopped(&settings("sealed"), &none, None), None);
+        let mut vm = Vm {
+            role: Role::Master,
+            process: None,
+            api_port: Some(1),
+            node_port: 1,
+            node_ports: BTreeMap::new(),
+            token: None,
+            image: String::new(),
+        };
+        let mut state = State { vms: BTreeMap::from([("m".into(), vm.clone())]), ..State::default() };
+        assert!(stopped(&settings("sealed"), &state, None).is_some());
+        vm.process = Process::find(std::process::id() as i32);
+        state.vms.insert("other".into(), vm.clone());
+        let why = stopped(&settings("sealed"), &state, Some("m")).expect("stopped");
+        assert!(why.starts_with("the VM m does not run"), "{why}");
+        state.vms.insert("m".into(), vm);
+        assert_eq!(stopped(&settings("plain"), &state, Some("m")), None);
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct Status {
     pub accel: String,
     /// Why the API server could not be asked; nothing when it answered.
     pub api_error: Option<String>,
+    /// The reason is that the VMs do not run.
+    #[serde(skip)]
+    pub stopped: bool,
     /// `127.0.0.1:PORT` of the local master's API server.
     pub api: Option<String>,
     /// NodePort to port on 127.0.0.1.
@@ -54,11 +57,18 @@ pub struct Status {
 /// Looks at VMs and API server.
 pub fn status(settings: &Settings) -> Result<Status> {
     let state = State::load(&settings.run_dir())?;
-    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
-    let api = state::api_client(settings, &secrets, None)?;
-    let (known, api_error) = match block_on(kube::nodes(&api)) {
-        Ok(nodes) => (Some(nodes), None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+    let stopped = state::stopped(settings, &state, None);
+    let (known, api_error) = match &stopped {
+        // Not even keys are needed to know that.
+        Some(why) => (None, Some(why.clone())),
+        None => {
+            let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+            let api = state::api_client(settings, &secrets, None)?;
+            match block_on(kube::nodes(&api)) {
+                Ok(nodes) => (Some(nodes), None),
+                Err(error) => (None, Some(format!("{error:#}"))),
+            }
+        }
     };
     let mut names: Vec<(String, String, String)> = settings
         .nodes
@@ -81,6 +91,7 @@ pub fn status(settings: &Settings) -> Result<Status> {
         node_ports: running().flat_map(|vm| vm.node_ports.clone()).collect(),
         accel: state.accel,
         api_error,
+        stopped: stopped.is_some(),
         nodes,
     })
 }

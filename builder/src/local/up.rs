@@ -1,6 +1,7 @@
 //! `kimg up`: from built images to a cluster whose nodes are all Ready. What already is so is left alone.
 
 use super::accel::{self, Accel};
+use super::interrupt::Interrupt;
 use super::qemu::{self, Bus, Disk, VmSpec};
 use super::state::{self, State, Vm};
 use super::{console, disk, switch};
@@ -10,13 +11,13 @@ use crate::client::{Https, block_on};
 use crate::config::{NodeSettings, Settings, VmSize};
 use crate::pki::kubeconfig::{kubeconfig, server_url};
 use crate::pki::{Authority, Secrets, Subject, issue, secrets};
-use crate::progress::Progress;
+use crate::progress::{Progress, Step};
 use crate::seed;
 use crate::seed::token::{BootstrapToken, LIFE};
 use anyhow::{Context, Result, bail};
-use indicatif::ProgressBar;
 use node_api::{NodeStatus, path};
 use node_metadata::Role;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -51,15 +52,24 @@ pub struct Up {
 /// How long all nodes may take to be Ready with KVM; see [`Accel::patience`].
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(400);
+/// How often a line says that it still waits, where there are no bars.
+const SAY: Duration = Duration::from_secs(20);
 
 /// Starts what does not run and waits until all nodes are Ready.
+///
+/// # Errors
+/// [`Interrupted`] after Ctrl-C; what speaks against local VMs, as [`crate::config::ConfigError`]; and all that keeps a
+/// VM from starting or a node from being Ready.
 pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Progress) -> Result<Up> {
     let (run_dir, _lock) = state::lock(settings)?;
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let mut state = State::load(&run_dir)?;
     let accel = choose_accel(settings, images, &state, progress)?;
     state.accel = accel.as_str().to_string();
-    switch::ensure(&run_dir, settings, &mut state)?;
+    let interrupt = Interrupt::watch()?;
+    interrupt.busy(true);
+    switch::ensure(&run_dir, settings, &mut state)
+        .map_err(|error| if interrupt.asked() { interrupted(settings, &state).into() } else { error })?;
     state.save(&run_dir)?;
     let state = Mutex::new(state);
     let started: BTreeSet<String> = {
@@ -68,10 +78,14 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
         settings.nodes.iter().map(|n| n.entry.name.clone()).filter(|name| !runs(name)).collect()
     };
     let start = Instant::now();
-    let bars: BTreeMap<String, ProgressBar> =
-        settings.nodes.iter().map(|n| (n.entry.name.clone(), progress.step(&n.entry.name))).collect();
-    let starter = Starter { settings, secrets: &secrets, images, accel, run_dir: &run_dir, state: &state };
-    std::thread::scope(|scope| -> Result<()> {
+    let bars: BTreeMap<String, Step> = settings
+        .nodes
+        .iter()
+        .map(|n| (n.entry.name.clone(), progress.step(&format!("{}: looking at its VM", n.entry.name))))
+        .collect();
+    let starter =
+        Starter { settings, secrets: &secrets, images, accel, run_dir: &run_dir, state: &state, interrupt: &interrupt };
+    let all_started = std::thread::scope(|scope| -> Result<()> {
         let threads: Vec<_> = settings
             .nodes
             .iter()
@@ -86,9 +100,17 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
             .map(|t| t.join().unwrap_or_else(|_| bail!("a thread that started a VM failed")))
             .collect();
         results.into_iter().collect()
-    })?;
+    });
+    interrupt.busy(false);
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if interrupt.asked() {
+        // A VM that did not start says less: the same Ctrl-C may have ended it before it left the terminal's session.
+        return Err(interrupted(settings, &state).into());
+    }
+    all_started?;
     let kubeconfig = write_kubeconfig(settings, &secrets)?;
+    let limit = READY_LIMIT * accel.patience();
+    progress.line(&format!("waiting until all nodes are Ready, up to {} s", limit.as_secs()));
     let waiter = Waiter {
         settings,
         secrets: &secrets,
@@ -96,13 +118,37 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
         state: &state,
         bars: &bars,
         started: &started,
-        end: Instant::now() + READY_LIMIT * accel.patience(),
+        progress,
+        said: Cell::new(Instant::now()),
+        end: Instant::now() + limit,
     };
     let api = state::api_client(settings, &secrets, None)?;
-    let nodes = block_on(waiter.all_ready(&api))?;
+    let nodes = block_on(async {
+        tokio::select! {
+            nodes = waiter.all_ready(&api) => nodes,
+            () = interrupt.wait() => Err(interrupted(settings, &state).into()),
+        }
+    })?;
     let outdated = outdated(&state, images);
     let node_ports = state.vms.values().flat_map(|vm| vm.node_ports.clone()).collect();
     Ok(Up { kubeconfig, accel, nodes, node_ports, outdated, boot_time: (!started.is_empty()).then(|| start.elapsed()) })
+}
+
+/// Ctrl-C while the cluster was on its way; nothing is half made, and the next `up` goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Interrupted(pub String);
+
+fn interrupted(settings: &Settings, state: &State) -> Interrupted {
+    let dir = crate::cli::dir_flag(settings);
+    let running: Vec<&str> = state.vms.iter().filter(|(_, vm)| vm.running()).map(|(name, _)| name.as_str()).collect();
+    Interrupted(match running.as_slice() {
+        [] => format!("interrupted before a VM was started; `kimg up{dir}` goes on"),
+        names => format!(
+            "interrupted; the VMs go on running ({}): `kimg up{dir}` waits for them again, `kimg down{dir}` ends them",
+            names.join(", ")
+        ),
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -143,10 +189,11 @@ struct Starter<'a> {
     accel: Accel,
     run_dir: &'a Path,
     state: &'a Mutex<State>,
+    interrupt: &'a Interrupt,
 }
 
 impl Starter<'_> {
-    fn ensure(&self, node: &NodeSettings, bar: &ProgressBar) -> Result<()> {
+    fn ensure(&self, node: &NodeSettings, bar: &Step) -> Result<()> {
         let name = &node.entry.name;
         let known = lock(self.state).vms.get(name).cloned();
         if known.as_ref().is_some_and(Vm::running) {
@@ -171,6 +218,9 @@ impl Starter<'_> {
             disk::remove_leftovers(&dir)?;
             disk::replace_image(&image.path, &disk_file)
                 .with_context(|| format!("{name} cannot take the new image; `kimg down --delete` removes its disk"))?;
+        }
+        if self.interrupt.asked() {
+            return Ok(());
         }
         let mut vm = self.plan(node, known, image)?;
         self.write_seed(node, &vm, &dir)?;
@@ -288,7 +338,10 @@ struct Waiter<'a> {
     secrets: &'a Secrets,
     run_dir: &'a Path,
     state: &'a State,
-    bars: &'a BTreeMap<String, ProgressBar>,
+    bars: &'a BTreeMap<String, Step>,
+    progress: &'a Progress,
+    /// When the last line about waiting was written.
+    said: Cell<Instant>,
     /// VMs that were started now: what the API server knows of them may be from before.
     started: &'a BTreeSet<String>,
     end: Instant,
@@ -376,6 +429,13 @@ impl Waiter<'_> {
     }
 
     fn show(&self, nodes: &[NodeState], confirmed: &BTreeSet<String>) {
+        if self.said.get().elapsed() > SAY {
+            let missing: Vec<&str> =
+                self.bars.keys().filter(|name| !confirmed.contains(*name)).map(String::as_str).collect();
+            let left = self.end.saturating_duration_since(Instant::now()).as_secs();
+            self.progress.line(&format!("waiting for {}, {left} s at most", missing.join(", ")));
+            self.said.set(Instant::now());
+        }
         for (name, bar) in self.bars {
             if bar.is_finished() {
                 continue;
@@ -385,7 +445,7 @@ impl Waiter<'_> {
                 Some(node) if !node.ready => bar.set_message(format!("{name}: joined, not ready: {}", node.reason)),
                 _ => {
                     let line = console::last_lines(&self.console(name), 1).pop().unwrap_or_default();
-                    bar.set_message(format!("{name}: {line}"));
+                    bar.detail(format!("{name}: {line}"));
                 }
             }
         }
@@ -426,5 +486,32 @@ impl Waiter<'_> {
             return "  (nothing on its console yet)".into();
         }
         lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::process::Process;
+
+    #[test]
+    fn an_interruption_says_what_goes_on() {
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n";
+        let settings = crate::config::parse(Path::new("c"), text, Path::new("/nowhere")).expect("valid");
+        let mut state = State::default();
+        let said = interrupted(&settings, &state).to_string();
+        assert_eq!(said, "interrupted before a VM was started; `kimg up --dir /nowhere` goes on");
+        let vm = Vm {
+            role: Role::Master,
+            process: Process::find(std::process::id() as i32),
+            api_port: None,
+            node_port: 1,
+            node_ports: BTreeMap::new(),
+            token: None,
+            image: String::new(),
+        };
+        state.vms.insert("m".into(), vm);
+        let said = interrupted(&settings, &state).to_string();
+        assert!(said.contains("go on running (m)") && said.contains("`kimg down --dir /nowhere` ends them"), "{said}");
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::cache;
 use crate::image::recipe;
+use crate::input::{self, BadInput};
 use crate::packages::{self, Mirrors, resolve};
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,6 +13,8 @@ use std::path::Path;
 /// File name, in the cluster directory.
 pub const FILE: &str = "kimg.lock";
 const VERSION: u32 = 1;
+/// A few hundred packages take some tens of KiB.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// The lock file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,17 +56,23 @@ impl Lock {
     /// Reads `kimg.lock` of a cluster directory.
     pub fn read(dir: &Path) -> Result<Lock> {
         let path = dir.join(FILE);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                bail!("there is no {}; make it with `kimg lock`", path.display())
-            }
-            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-        };
-        let lock: Lock = toml::from_str(&text)
-            .with_context(|| format!("reading {}; make it again with `kimg lock`", path.display()))?;
+        if !path.exists() {
+            return input::bad(format!("there is no {}; make it with `kimg lock`", path.display()));
+        }
+        let text = input::text(&path, MOST_BYTES)?;
+        let lock: Lock = toml::from_str(&text).or_else(|error| {
+            let line =
+                error.span().and_then(|at| text.get(..at.start)).map_or(1, |before| before.matches('\n').count() + 1);
+            input::bad(format!(
+                "{}:{line} is not as `kimg lock` writes it; make it again with `kimg lock`",
+                path.display()
+            ))
+        })?;
         if lock.version != VERSION || lock.release != packages::RELEASE {
-            bail!("{} is of another version of kimg; make it again with `kimg lock`", path.display());
+            return input::bad(format!(
+                "{} is of another version of kimg; make it again with `kimg lock`",
+                path.display()
+            ));
         }
         Ok(lock)
     }
@@ -80,10 +89,9 @@ impl Lock {
 
     /// The package of this name.
     pub fn package(&self, name: &str) -> Result<&LockedPackage> {
-        self.packages
-            .iter()
-            .find(|p| p.name == name)
-            .with_context(|| format!("{FILE} has no package {name}; bring it up to date with `kimg lock`"))
+        self.packages.iter().find(|p| p.name == name).ok_or_else(|| {
+            BadInput(format!("{FILE} has no package {name}; bring it up to date with `kimg lock`")).into()
+        })
     }
 
     /// These packages and all that come along with them, sorted by name.
@@ -180,6 +188,9 @@ mod tests {
     fn a_missing_lock_file_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         assert!(Lock::read(dir.path()).unwrap_err().to_string().contains("`kimg lock`"));
+        std::fs::write(dir.path().join(FILE), "version = 1\ngarbage\n").unwrap();
+        let error = Lock::read(dir.path()).unwrap_err();
+        assert!(error.is::<BadInput>() && error.to_string().contains("kimg.lock:2 is not as"), "{error}");
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use crate::client::node::NodeClient;
 use crate::config::Settings;
 use crate::local::console;
-use crate::local::state::State;
+use crate::local::state::{self, State};
 use crate::pki::Secrets;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 
 /// A node as the user named it.
@@ -22,7 +22,6 @@ pub struct Target {
 impl Target {
     /// A client: the local VM's forwarded port where it runs here, else the node's address.
     pub fn client(&self, settings: &Settings) -> Result<NodeClient> {
-        let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
         let name = match &self.node {
             Some(name) => name.clone(),
             None => settings
@@ -32,6 +31,9 @@ impl Target {
                 .context("cluster.toml names no master; use --node")?,
         };
         let state = State::load(&settings.run_dir())?;
+        if let (None, Some(why)) = (&self.address, state::stopped(settings, &state, Some(&name))) {
+            bail!(why);
+        }
         let vm = state.vms.get(&name).filter(|vm| vm.running());
         let address = match (&self.address, vm) {
             (Some(address), _) => with_port(address),
@@ -47,6 +49,7 @@ impl Target {
             .fingerprint
             .clone()
             .or_else(|| vm.and_then(|_| console::fingerprint(&settings.run_dir().join(&name).join("console.log"))));
+        let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
         NodeClient::new(&secrets, &name, address, fingerprint.as_deref())
     }
 }

@@ -7,10 +7,11 @@ use crate::config::Settings;
 use crate::image::build;
 use crate::image::cmd::mib;
 use crate::image::components::Components;
+use crate::input;
 use crate::lock::Lock;
 use crate::packages::Mirrors;
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::path::PathBuf;
 
 /// `kimg build image`
@@ -57,7 +58,7 @@ pub struct ImageArgs {
 /// Makes the archive. `cluster` is looked for only where a recipe takes packages.
 pub fn run(args: &ImageArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<()> {
     if !args.source.exists() {
-        bail!("there is no {}", args.source.display());
+        return input::bad(format!("there is no {}", args.source.display()));
     }
     let overrides = Overrides {
         name: args.name.clone(),

@@ -6,9 +6,10 @@ pub mod source;
 
 use crate::cache::hash;
 use crate::image::tree::Tree;
-use anyhow::{Context, Result, bail};
+use crate::input::{self, BadInput};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// The sandbox image that containerd is configured with.
@@ -118,7 +119,9 @@ fn config_json(config: &Config) -> Result<Value> {
     }
     let mut labels = serde_json::Map::new();
     for label in &config.labels {
-        let (key, value) = label.split_once('=').with_context(|| format!("the label '{label}' is not KEY=VALUE"))?;
+        let Some((key, value)) = label.split_once('=') else {
+            return input::bad(format!("the label '{label}' is not KEY=VALUE"));
+        };
         labels.insert(key.into(), json!(value));
     }
     if !labels.is_empty() {
@@ -131,7 +134,7 @@ fn config_json(config: &Config) -> Result<Value> {
 pub fn full_reference(reference: &str) -> Result<String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
     if reference.is_empty() || !reference.chars().all(fine) || reference.contains('@') {
-        bail!("'{reference}' is no image name; write NAME:TAG, e.g. registry.example.com/web:1");
+        return input::bad(format!("'{reference}' is no image name; write NAME:TAG, e.g. registry.example.com/web:1"));
     }
     let (first, rest) = reference.split_once('/').unwrap_or(("", reference));
     let has_domain = first.contains(['.', ':']) || first == "localhost";
@@ -155,14 +158,16 @@ pub fn pause_archive() -> Result<Vec<u8>> {
 
 /// Image references in an archive, from its index.
 pub fn references(archive: &Path) -> Result<Vec<String>> {
-    let file = std::fs::File::open(archive).with_context(|| format!("opening {}", archive.display()))?;
-    let mut tar = tar::Archive::new(file);
-    for entry in tar.entries().with_context(|| format!("reading {}", archive.display()))? {
-        let entry = entry.with_context(|| format!("reading {}", archive.display()))?;
+    let no_archive = || {
+        let shown = archive.display();
+        BadInput(format!("{shown} is no OCI archive (a tar with an index.json); make one with `kimg build image`"))
+    };
+    let mut tar = tar::Archive::new(input::open(archive)?);
+    for entry in tar.entries().map_err(|_| no_archive())? {
+        let entry = entry.map_err(|_| no_archive())?;
         let path = entry.path()?.to_string_lossy().trim_start_matches("./").to_string();
         if path == "index.json" {
-            let index: Value = serde_json::from_reader(entry)
-                .with_context(|| format!("reading index.json of {}", archive.display()))?;
+            let index: Value = serde_json::from_reader(entry.take(input::SMALL)).map_err(|_| no_archive())?;
             let names = index["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
             return Ok(names
                 .iter()
@@ -170,7 +175,7 @@ pub fn references(archive: &Path) -> Result<Vec<String>> {
                 .collect());
         }
     }
-    bail!("{} is no OCI archive: it has no index.json; make one with `kimg build image`", archive.display())
+    Err(no_archive().into())
 }
 
 /// Reads a folder as an image's root. Owners become root; modes become 0644 or 0755, so that the umask under
@@ -183,7 +188,9 @@ pub fn tree_of_folder(folder: &Path) -> Result<Tree> {
 
 fn add_folder(tree: &mut Tree, folder: &Path, prefix: &str) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+    let entries = std::fs::read_dir(folder)
+        .map_err(|error| BadInput(format!("the folder {} cannot be read: {error}", folder.display())))?;
+    for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_str().with_context(|| format!("{} is not UTF-8", entry.path().display()))?;
@@ -200,7 +207,8 @@ fn add_folder(tree: &mut Tree, folder: &Path, prefix: &str) -> Result<()> {
             let data = std::fs::read(entry.path()).with_context(|| format!("reading {}", entry.path().display()))?;
             tree.file(&path, mode, data)?;
         } else {
-            bail!("{} is neither file, folder nor link and cannot go into an image", entry.path().display());
+            let shown = entry.path().display().to_string();
+            return input::bad(format!("{shown} is neither file, folder nor link and cannot go into an image"));
         }
     }
     Ok(())

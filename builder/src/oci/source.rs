@@ -2,21 +2,25 @@
 //! or an archive that exists already.
 
 use super::Config;
+use crate::config::ConfigError;
 use crate::image::components::Components;
 use crate::image::elf;
 use crate::image::recipe::{ComponentRecipe, DirectoryRecipe, FileRecipe, LinkRecipe, PackageRecipe};
 use crate::image::tree::Tree;
 use crate::image::unpack::Packages;
+use crate::input;
 use crate::lock::Lock;
 use crate::packages::resolve::Wish;
 use crate::packages::{self, Mirrors};
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::path::Path;
 
 /// The recipe's file name.
 pub const RECIPE: &str = "image.toml";
+/// The most that a program alone may have, in bytes.
+const MOST_PROGRAM: u64 = 2 << 30;
 /// The example whose packages stand in every lock file.
 const TOOLBOX: &str = include_str!("../../../images/examples/toolbox/image.toml");
 
@@ -80,17 +84,16 @@ struct AppletRecipe {
 }
 
 impl ImageRecipe {
-    fn parse(text: &str) -> Result<ImageRecipe> {
-        toml::from_str(text).context("reading the image's recipe")
-    }
-
     /// Reads the recipe of a folder, if it has one.
     pub fn read(folder: &Path) -> Result<Option<ImageRecipe>> {
         let path = folder.join(RECIPE);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(Self::parse(&text).with_context(|| format!("in {}", path.display()))?)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = input::text(&path, input::SMALL)?;
+        match toml::from_str(&text) {
+            Ok(recipe) => Ok(Some(recipe)),
+            Err(error) => Err(ConfigError::from_toml(&path, &text, &error).into()),
         }
     }
 
@@ -146,7 +149,8 @@ impl ImageRecipe {
 
 /// The packages that the recipes among these sources name, and those of the shipped example.
 pub fn wishes<'p>(sources: impl IntoIterator<Item = &'p Path>) -> Result<Vec<Wish>> {
-    let mut all: Vec<Wish> = ImageRecipe::parse(TOOLBOX)?.wishes().collect();
+    let mut all: Vec<Wish> =
+        toml::from_str::<ImageRecipe>(TOOLBOX).context("reading the shipped recipe")?.wishes().collect();
     for source in sources {
         if source.is_dir()
             && let Some(recipe) = ImageRecipe::read(source)?
@@ -215,9 +219,10 @@ pub fn make(source: &Path, overrides: &Overrides, surroundings: &Surroundings<'_
         (tree, config, None)
     };
     let (tree, config, name) = made;
-    let name = overrides.name.clone().or(name).with_context(|| {
-        format!("the image needs a name: --name NAME:TAG, or `name` in {}", source.join(RECIPE).display())
-    })?;
+    let Some(name) = overrides.name.clone().or(name) else {
+        let recipe = source.join(RECIPE);
+        return input::bad(format!("the image needs a name: --name NAME:TAG, or `name` in {}", recipe.display()));
+    };
     let config = merged(config, &overrides.config);
     let archive = super::archive(&name, &tree, &config, overrides.gzip)
         .with_context(|| format!("making an image of {}", source.display()))?;
@@ -226,17 +231,17 @@ pub fn make(source: &Path, overrides: &Overrides, surroundings: &Surroundings<'_
 
 /// A single static program: `/NAME` is the whole image.
 fn program(source: &Path) -> Result<(Tree, Config)> {
-    let bytes = std::fs::read(source).with_context(|| format!("reading {}", source.display()))?;
+    let bytes = input::bytes(source, MOST_PROGRAM)?;
     if !elf::is_elf(&bytes) {
-        bail!("{} is neither a folder nor a program", source.display());
+        return input::bad(format!("{} is neither a folder nor a program", source.display()));
     }
-    let needs = elf::needs(&bytes).with_context(|| format!("reading {}", source.display()))?;
+    let needs = elf::needs(&bytes).or_else(|_| input::bad(format!("{} is a damaged program", source.display())))?;
     if needs.interpreter.is_some() || !needs.libraries.is_empty() {
-        bail!(
+        return input::bad(format!(
             "{} needs shared libraries ({}), and the image would have none; link it statically, or name a folder that holds all it needs",
             source.display(),
             needs.libraries.join(", ")
-        );
+        ));
     }
     let name = source.file_name().and_then(|n| n.to_str()).context("the program's name is not UTF-8")?;
     let mut tree = Tree::default();
@@ -265,6 +270,7 @@ fn merged(mut config: Config, over: &Config) -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::bail;
 
     fn nothing<R>(_: &str, run: impl FnOnce(&Surroundings<'_>) -> R) -> R {
         run(&Surroundings {

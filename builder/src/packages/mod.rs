@@ -151,6 +151,8 @@ pub fn fetch(lock: &Lock, names: &[&str], mirrors: &Mirrors, progress: &Progress
     if missing.is_empty() {
         return Ok(());
     }
+    let size: u64 = missing.iter().map(|package| package.size).sum();
+    progress.line(&format!("fetching {} packages, {} MiB", missing.len(), size.div_ceil(1 << 20)));
     let client = download::client();
     let next = AtomicUsize::new(0);
     let results: Vec<Result<()>> = std::thread::scope(|scope| {

@@ -53,8 +53,7 @@ impl Authority {
     pub fn issuer(self, secrets: &Secrets) -> Result<Issuer<'static, KeyPair>> {
         let key = secrets.key(&self.key_file())?;
         let pem = secrets.read(&self.certificate_file())?;
-        Issuer::from_ca_cert_pem(&pem, key)
-            .with_context(|| format!("reading {}", secrets.path(&self.certificate_file()).display()))
+        Issuer::from_ca_cert_pem(&pem, key).or_else(|_| secrets.damaged(&self.certificate_file(), "certificate"))
     }
 
     /// Makes key and certificate where they are missing. The key comes first, so that an

@@ -1,7 +1,8 @@
 //! The `secrets/` folder: files appear whole or not at all, with mode 0600, and are never overwritten by `ensure`.
 
 use super::authority::Authority;
-use anyhow::{Context, Result, bail};
+use crate::input;
+use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use node_metadata::SealKey;
@@ -35,11 +36,11 @@ impl Secrets {
             .with_context(|| format!("making {}", dir.display()))?;
         let mode = std::fs::metadata(dir)?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
-            bail!(
+            return input::bad(format!(
                 "{} can be entered by others (mode {mode:o}); it holds the cluster's private keys: run `chmod 700 {}`",
                 dir.display(),
                 dir.display()
-            );
+            ));
         }
         let secrets = Secrets::open(dir);
         let _lock = secrets.lock()?;
@@ -64,10 +65,8 @@ impl Secrets {
 
     /// Reads a file as text.
     pub fn read(&self, name: &str) -> Result<String> {
-        let path = self.path(name);
-        std::fs::read_to_string(&path).with_context(|| {
-            format!("reading {} (the cluster's secrets; restore them from your backup)", path.display())
-        })
+        input::text(&self.path(name), input::SMALL)
+            .or_else(|error| input::bad(format!("{error} (the cluster's secrets; restore them from your backup)")))
     }
 
     /// Writes a file, replacing an older one in one step.
@@ -77,14 +76,21 @@ impl Secrets {
 
     /// Reads a private key.
     pub fn key(&self, name: &str) -> Result<KeyPair> {
-        KeyPair::from_pem(&self.read(name)?)
-            .with_context(|| format!("reading the private key {}", self.path(name).display()))
+        KeyPair::from_pem(&self.read(name)?).or_else(|_| self.damaged(name, "private key"))
     }
 
     /// The key that masters' secrets are sealed to.
     pub fn seal_key(&self) -> Result<SealKey> {
-        SealKey::from_base64(&self.read("seal.key")?)
-            .with_context(|| format!("reading {}", self.path("seal.key").display()))
+        SealKey::from_base64(&self.read("seal.key")?).or_else(|_| self.damaged("seal.key", "seal key"))
+    }
+
+    /// Fails: a file that kimg once wrote is not what it was. What a parser says of it stays away from logs.
+    pub fn damaged<T>(&self, name: &str, what: &str) -> Result<T> {
+        let path = self.path(name);
+        input::bad(format!(
+            "{} holds no readable {what}; restore the cluster's secrets from your backup",
+            path.display()
+        ))
     }
 
     fn ensure_service_account_key(&self) -> Result<()> {

@@ -1,6 +1,7 @@
 //! `kimg pki show`: what stands in a certificate, as text or as cfssl-certinfo's JSON.
 
-use anyhow::{Context, Result, bail};
+use crate::input;
+use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
@@ -59,15 +60,18 @@ pub struct Info {
 
 /// All certificates of a PEM file or a kubeconfig.
 pub fn read(path: &Path) -> Result<Vec<Info>> {
-    let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    let mut found = certificates_of_pem(&text)?;
-    if found.is_empty() {
-        for block in embedded(&String::from_utf8_lossy(&text)) {
-            found.extend(certificates_of_pem(&block)?);
-        }
+    let text = input::bytes(path, input::SMALL)?;
+    let blocks = std::iter::once(text.clone()).chain(embedded(&String::from_utf8_lossy(&text)));
+    let mut found = Vec::new();
+    for block in blocks {
+        let Some(more) = certificates_of_pem(&block) else {
+            return input::bad(format!("{} holds a damaged certificate", path.display()));
+        };
+        found.extend(more);
     }
     if found.is_empty() {
-        bail!("{} holds no certificate; name a PEM file (-----BEGIN CERTIFICATE-----) or a kubeconfig", path.display());
+        let what = "name a PEM file (-----BEGIN CERTIFICATE-----) or a kubeconfig";
+        return input::bad(format!("{} holds no certificate; {what}", path.display()));
     }
     Ok(found)
 }
@@ -81,16 +85,22 @@ fn embedded(text: &str) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn certificates_of_pem(bytes: &[u8]) -> Result<Vec<Info>> {
+/// None where one cannot be read.
+fn certificates_of_pem(bytes: &[u8]) -> Option<Vec<Info>> {
     let mut found = Vec::new();
+    // Without a BEGIN the reader has no blocks; what it cannot read after one is damaged.
     for pem in Pem::iter_from_buffer(bytes) {
-        let Ok(pem) = pem else { break };
+        let pem = match pem {
+            Ok(pem) => pem,
+            Err(_) if !bytes.windows(11).any(|part| part == b"-----BEGIN ") => break,
+            Err(_) => return None,
+        };
         if pem.label == "CERTIFICATE" {
-            let certificate = pem.parse_x509().context("reading a certificate")?;
+            let certificate = pem.parse_x509().ok()?;
             found.push(info(&certificate, &pem.contents));
         }
     }
-    Ok(found)
+    Some(found)
 }
 
 fn info(certificate: &X509Certificate<'_>, der: &[u8]) -> Info {
@@ -195,18 +205,33 @@ fn pem_text(der: &[u8]) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
+/// Certificates as a table, each with the file that it stands in.
+pub fn table(found: &[(String, Info)]) -> String {
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .map(|(file, info)| {
+            let cells = [file, &info.subject.full, &info.not_before, &info.not_after, &left(info)];
+            cells.map(ToString::to_string).to_vec()
+        })
+        .collect();
+    crate::table::render(&["FILE", "SUBJECT", "NOT BEFORE", "NOT AFTER", "LEFT"], &rows)
+}
+
+fn left(info: &Info) -> String {
+    match info.days_left {
+        days if days < 0 => "EXPIRED".to_string(),
+        0 => "less than a day".to_string(),
+        days => format!("{days} days"),
+    }
+}
+
 /// The readable form.
 pub fn text(info: &Info) -> String {
-    let left = match info.days_left {
-        days if days < 0 => "EXPIRED".to_string(),
-        0 => "less than a day left".to_string(),
-        days => format!("{days} days left"),
-    };
     let mut lines = vec![
         format!("  subject     {}", info.subject.full),
         format!("  issuer      {}", info.issuer.full),
         format!("  serial      {}", info.serial_number),
-        format!("  valid       {} to {} ({left})", info.not_before, info.not_after),
+        format!("  valid       {} to {} (left: {})", info.not_before, info.not_after, left(info)),
         format!("  usage       {}{}", info.usages.join(", "), if info.is_ca { " (authority)" } else { "" }),
         format!("  signature   {}", info.sigalg),
     ];
@@ -214,4 +239,35 @@ pub fn text(info: &Info) -> String {
         lines.push(format!("  names       {}", info.sans.join(", ")));
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_without_a_readable_certificate_are_mistakes() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.crt");
+        let cases = [
+            ("# Notes\n", "holds no certificate"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "a damaged certificate"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n", "a damaged certificate"),
+        ];
+        for (text, said) in cases {
+            std::fs::write(&file, text).unwrap();
+            let error = read(&file).unwrap_err();
+            assert!(error.is::<input::BadInput>() && error.to_string().contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_clusters_certificates_make_a_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("secrets");
+        crate::pki::Secrets::ensure(&place, "demo").unwrap();
+        let info = read(&place.join("cluster-ca.crt")).unwrap().remove(0);
+        let text = table(&[("cluster-ca.crt".into(), info)]);
+        assert!(text.contains("CN=demo cluster-ca") && text.contains(" days"), "{text}");
+    }
 }

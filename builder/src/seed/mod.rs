@@ -4,8 +4,9 @@ pub mod fat;
 pub mod token;
 
 use crate::config::{NodeSettings, SecretsForm, Settings};
+use crate::input;
 use crate::pki::Secrets;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use node_metadata::Role;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
@@ -47,11 +48,11 @@ pub fn user_data(
         let _ = writeln!(text, "  seal-key: {}", secrets.seal_key()?.to_base64());
     }
     if text.len() > USER_DATA_LIMIT {
-        bail!(
-            "the user-data of {} is {} bytes and must not be over {USER_DATA_LIMIT}; give it fewer addresses",
+        return input::bad(format!(
+            "the user-data of {} is {} bytes and must not be over {USER_DATA_LIMIT}; give it fewer addresses in cluster.toml",
             node.entry.name,
             text.len()
-        );
+        ));
     }
     Ok(text)
 }
@@ -61,7 +62,7 @@ pub fn user_data(
 pub fn check_for(provider: &str, user_data: &str) -> Result<String> {
     let Some(source) = node_metadata::sources::by_name(provider) else {
         let known: Vec<&str> = node_metadata::sources::all().iter().map(|source| source.name()).collect();
-        bail!("{provider:?} is no provider; known are {}", known.join(", "));
+        return input::bad(format!("{provider:?} is no provider; known are {}", known.join(", ")));
     };
     let Some(limit) = source.user_data_limit() else {
         return Ok(format!("{} bytes; {provider} publishes no limit that kimg knows", user_data.len()));
@@ -70,7 +71,10 @@ pub fn check_for(provider: &str, user_data: &str) -> Result<String> {
     let size = if limit.as_base64 { user_data.len().div_ceil(3) * 4 } else { user_data.len() };
     let form = if limit.as_base64 { " as base64" } else { "" };
     if size > limit.bytes {
-        bail!("the user-data has {size} bytes{form}, and {provider} takes at most {}; shorten it", limit.bytes);
+        let most = limit.bytes;
+        return input::bad(format!(
+            "the user-data has {size} bytes{form}, and {provider} takes at most {most}; shorten it"
+        ));
     }
     Ok(format!("{size} of the {} bytes{form} that {provider} takes", limit.bytes))
 }

@@ -264,7 +264,8 @@ fn is_token(token: &str) -> bool {
     token.split_once('.').is_some_and(|(id, secret)| good(id, 6) && good(secret, 16))
 }
 
-fn is_qualified(key: &str) -> bool {
+/// Whether a text is a key of labels and taints: a name, or DNS name/name.
+pub fn is_qualified(key: &str) -> bool {
     let (prefix, name) = match key.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, key),
@@ -273,7 +274,8 @@ fn is_qualified(key: &str) -> bool {
     prefix_good && !name.is_empty() && is_label_value(name)
 }
 
-fn is_label_value(value: &str) -> bool {
+/// Whether a text may be the value of a label or taint; an empty one may.
+pub fn is_label_value(value: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let ends = |byte: Option<u8>| byte.is_none_or(|byte| byte.is_ascii_alphanumeric());
     value.len() <= 63 && value.bytes().all(inner) && ends(value.bytes().next()) && ends(value.bytes().last())

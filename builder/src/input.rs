@@ -1,0 +1,130 @@
+//! What people give kimg: arguments, and files of theirs. A mistake in them ends in exit code 2.
+
+use anyhow::Result;
+use std::fs::{File, FileType};
+use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+/// The most that a file which people write, a key or a certificate may hold, in bytes.
+pub const SMALL: u64 = 1 << 20;
+
+/// A mistake in what was typed, or in a file that kimg was given: exit code 2, and nothing was changed.
+/// The sentence says what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
+
+/// Fails with [`BadInput`].
+pub fn bad<T>(message: impl Into<String>) -> Result<T> {
+    Err(BadInput(message.into()).into())
+}
+
+/// Opens a file to read it. Only regular files: a pipe or a device may never end, or never begin.
+///
+/// # Errors
+/// [`BadInput`] when there is none, it is something else, or it cannot be opened.
+pub fn open(path: &Path) -> Result<File> {
+    let shown = path.display();
+    let unreadable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => BadInput(format!("there is no {shown}")),
+        _ => BadInput(format!("{shown} cannot be read: {error}")),
+    };
+    // Looked at before it is opened: opening a pipe waits for its other end, and opening a device may do something.
+    let kind = std::fs::metadata(path).map_err(unreadable)?.file_type();
+    if !kind.is_file() {
+        return bad(format!("{shown} is {}; name a regular file", name_of(kind)));
+    }
+    Ok(File::open(path).map_err(unreadable)?)
+}
+
+/// Reads a file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`open`]; and when the file is longer.
+pub fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let mut read = Vec::new();
+    open(path)?
+        .take(limit + 1)
+        .read_to_end(&mut read)
+        .map_err(|error| BadInput(format!("{} cannot be read: {error}", path.display())))?;
+    if read.len() as u64 > limit {
+        return bad(format!("{} is longer than the {} KiB that such a file may have", path.display(), limit / 1024));
+    }
+    Ok(read)
+}
+
+/// Reads a text of at most `limit` bytes.
+///
+/// # Errors
+/// As [`bytes`]; and when it is not UTF-8.
+pub fn text(path: &Path, limit: u64) -> Result<String> {
+    let bytes = bytes(path, limit)?;
+    String::from_utf8(bytes).or_else(|_| bad(format!("{} is no text (UTF-8)", path.display())))
+}
+
+/// Checks that a file can be written there: its folder exists.
+///
+/// # Errors
+/// [`BadInput`] when there is no such folder.
+pub fn writable_place(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            bad(format!("there is no folder {} to write {} to", folder.display(), path.display()))
+        }
+        _ if path.is_dir() => bad(format!("{} is a folder; name a file", path.display())),
+        _ => Ok(()),
+    }
+}
+
+fn name_of(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_block_device() || kind.is_char_device() {
+        "a device"
+    } else {
+        "no file"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_of_a_bounded_size_are_read() {
+        let dir = tempfile::tempdir().expect("dir");
+        let said = |path: &Path| {
+            let error = text(path, 4).expect_err("refused");
+            assert!(error.is::<BadInput>());
+            error.to_string()
+        };
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).expect("pipe");
+        assert!(said(&pipe).contains("is a pipe"));
+        assert!(said(dir.path()).contains("is a folder"));
+        assert!(said(Path::new("/dev/zero")).contains("is a device"));
+        assert!(said(&dir.path().join("nosuch")).contains("there is no"));
+        let file = dir.path().join("file");
+        std::fs::write(&file, "12345").expect("file");
+        assert!(said(&file).contains("is longer than"));
+        assert!(said(&file.join("x")).contains("there is no"));
+        std::fs::write(&file, [0xff]).expect("file");
+        assert!(said(&file).contains("is no text"));
+        std::fs::write(&file, "1234").expect("file");
+        assert_eq!(text(&file, 4).expect("text"), "1234");
+    }
+
+    #[test]
+    fn a_file_needs_a_folder() {
+        let dir = tempfile::tempdir().expect("dir");
+        assert!(writable_place(&dir.path().join("x")).is_ok());
+        assert!(writable_place(Path::new("x")).is_ok());
+        assert!(writable_place(&dir.path().join("a/x")).is_err());
+        assert!(writable_place(dir.path()).is_err());
+    }
+}

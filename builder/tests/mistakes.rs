@@ -1,0 +1,166 @@
+//! What a user may type wrong, through the program itself: exit code 2, a sentence, nothing made, no panic, no wait.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn kimg(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kimg"))
+        .current_dir(dir)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("kimg runs")
+}
+
+/// The error of a command that must end with this code.
+fn ends_with(code: i32, dir: &Path, args: &[&str]) -> String {
+    let output = kimg(dir, args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}{}", String::from_utf8_lossy(&output.stdout));
+    assert!(!said.contains("panicked") && !said.contains("os error 17"), "{args:?}: {said}");
+    said
+}
+
+/// A folder with a cluster and its keys.
+fn cluster() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("dir");
+    ends_with(0, dir.path(), &["init", "."]);
+    dir
+}
+
+fn pipe(path: &Path) {
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, 0o600.into()).expect("pipe");
+}
+
+#[test]
+fn each_mistake_is_told_and_ends_with_2() {
+    let cluster = cluster();
+    let dir = cluster.path();
+    std::fs::write(dir.join("notes.md"), "# Notes\n").expect("file");
+    std::fs::write(dir.join("kimg.lock"), "version = 1\ngarbage").expect("file");
+    pipe(&dir.join("pipe"));
+    let cases: [(&[&str], &str); 22] = [
+        (&["inspect", "nosuch"], "there is no nosuch"),
+        (&["inspect", "notes.md"], "notes.md is no readable image"),
+        (&["inspect", "pipe"], "pipe is a pipe"),
+        (&["inspect", "/dev/zero"], "/dev/zero is a device"),
+        (&["init", "notes.md"], "notes.md is no folder"),
+        (&["init", "."], "exists and stays as it is"),
+        (&["pki", "show", "notes.md"], "notes.md holds no certificate"),
+        (&["pki", "show", "pipe"], "pipe is a pipe"),
+        (&["pki", "show", "secrets"], "secrets is a folder"),
+        (&["pki", "issue", "u", "--output", "nosuch/u"], "there is no folder nosuch"),
+        (&["kubeconfig", "--output", "nosuch/x"], "there is no folder nosuch"),
+        (&["node", "--node", "worker-9", "status"], "has no node worker-9; did you mean `worker-1`?"),
+        (&["node", "restart", "a b"], "the VMs of cluster"),
+        (&["node", "unseal"], "nothing is sealed"),
+        (&["store", "--node", "worker-1", "check"], "worker-1 is a worker and has no store"),
+        (&["store", "restore", "--yes", "notes.md"], "notes.md is no snapshot"),
+        (&["store", "restore", "--yes", "pipe"], "pipe is a pipe"),
+        (&["seed", "nobody"], "has no node nobody"),
+        (&["build", "image", "nosuch"], "there is no nosuch"),
+        (&["build", "image", "notes.md", "--name", "x"], "neither a folder nor a program"),
+        (&["build", "image", "pipe", "--name", "x"], "pipe is a pipe"),
+        (&["build", "all"], "kimg.lock:2 is not as `kimg lock` writes it"),
+    ];
+    for (args, said) in cases {
+        // Whether the VMs run is looked at before what is asked of them: not a mistake, but a failure.
+        let code = if said.starts_with("the VMs") { 1 } else { 2 };
+        let error = ends_with(code, dir, args);
+        assert!(error.contains(said), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn a_faulty_cluster_toml_is_told_by_every_command() {
+    let cluster = cluster();
+    let dir = cluster.path();
+    let path = dir.join("cluster.toml");
+    let commands: [&[&str]; 9] = [
+        &["status"],
+        &["up"],
+        &["down"],
+        &["build", "all"],
+        &["lock"],
+        &["node", "status"],
+        &["seed", "worker-1"],
+        &["kubeconfig"],
+        &["doctor"],
+    ];
+    let text = std::fs::read_to_string(&path).expect("example");
+    std::fs::write(&path, text.replace("#pod-cidr = \"10.200.0.0/16\"", "pod-cidr = \"10.200.0.0/24\"")).expect("file");
+    for command in commands {
+        let error = ends_with(2, dir, command);
+        assert!(error.contains("pod-cidr: 10.200.0.0/24 has room for 1 nodes"), "{command:?}: {error}");
+        assert_eq!(error.matches("cluster.toml").count(), 1, "{error}");
+    }
+    std::fs::remove_file(&path).expect("removed");
+    pipe(&path);
+    for command in commands {
+        let error = ends_with(2, dir, command);
+        assert!(error.contains("cluster.toml is a pipe"), "{command:?}: {error}");
+    }
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::create_dir(&path).expect("folder");
+    assert!(ends_with(2, dir, &["status"]).contains("cluster.toml is a folder"));
+    std::fs::remove_dir(&path).expect("removed");
+    std::fs::write(&path, vec![b'#'; 2 << 20]).expect("file");
+    assert!(ends_with(2, dir, &["status"]).contains("cluster.toml is longer than"));
+    assert!(!dir.join("run").exists());
+}
+
+#[test]
+fn stopped_vms_are_named_and_nothing_is_made() {
+    let cluster = cluster();
+    let dir = cluster.path();
+    std::fs::remove_dir_all(dir.join("secrets")).expect("removed");
+    let status = kimg(dir, &["status"]);
+    let text = String::from_utf8_lossy(&status.stdout);
+    assert!(text.contains("do not run; start them with `kimg up`"), "{text}");
+    assert!(ends_with(0, dir, &["down"]).is_empty());
+    for args in [&["node", "status"] as &[&str], &["store", "check"]] {
+        let error = ends_with(1, dir, args);
+        assert!(error.contains("do not run; start them with `kimg up`"), "{args:?}: {error}");
+    }
+    assert!(!dir.join("run").exists() && !dir.join("secrets").exists());
+    let error = ends_with(1, dir, &["seed", "worker-1"]);
+    assert!(error.contains("do not run; start them with `kimg up`"), "{error}");
+}
+
+#[test]
+fn certificates_are_listed_without_a_file() {
+    let cluster = cluster();
+    let output = kimg(cluster.path(), &["pki", "show"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success());
+    assert_eq!(text.lines().count(), 5, "{text}");
+    assert!(text.starts_with("FILE") && text.contains("secrets/etcd-ca.crt"), "{text}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_fault() {
+    let cluster = cluster();
+    for args in [&["pki", "show", "--all"] as &[&str], &["completion", "bash"], &["--help"], &["status"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kimg"))
+            .current_dir(cluster.path())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kimg runs");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("panicked") && !said.contains("Broken pipe"), "{args:?}: {said}");
+        assert!(output.status.code().is_some_and(|code| code < 2), "{args:?}: {:?}", output.status);
+    }
+    // Both streams closed, and an error to tell: the exit code still does.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kimg"))
+        .current_dir(cluster.path())
+        .args(["inspect", "nosuch"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kimg runs");
+    drop(child.stderr.take());
+    assert_eq!(child.wait().expect("ends").code(), Some(2));
+}
