@@ -85,6 +85,11 @@ pub(super) fn place(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<Place> {
              shall be the store again, remove {dir}/{ENGINE}",
             dir = dir.display()
         ),
+        (None, Some(_)) if Place { dir: dir.to_path_buf(), etcd: None }.log().exists() => bail!(
+            "{dir} holds an embedded store that was never moved to etcd: move it (`kimg store migrate --to etcd`, or \
+             `kube-apiserver store migrate --to etcd` while no server runs)",
+            dir = dir.display()
+        ),
         (_, etcd) => etcd,
     };
     Ok(Place { dir: dir.to_path_buf(), etcd })
@@ -201,6 +206,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let in_etcd = |servers: &[&str]| place(dir.path(), &flags(servers)).map(|p| p.etcd.is_some());
         assert!(!in_etcd(&[]).unwrap() && in_etcd(&["https://a"]).unwrap(), "as the flags say");
+        let log = Place { dir: dir.path().to_path_buf(), etcd: None }.log();
+        std::fs::write(&log, "").unwrap();
+        assert!(in_etcd(&["https://a"]).unwrap_err().to_string().contains("never moved"), "nothing is left unseen");
+        assert!(!in_etcd(&[]).unwrap());
         write(dir.path(), ENGINE, "embedded").unwrap();
         assert!(!in_etcd(&[]).unwrap() && !in_etcd(&["https://a"]).unwrap());
         assert!(check(dir.path(), Engine::Embedded).is_err() && check(dir.path(), Engine::Etcd).is_ok());
