@@ -4,29 +4,19 @@
 //! Open to this cluster's nodes: everything; overlay fills the sets `node_v4` and `node_v6` from Node objects.
 //! Strangers reach no service by its cluster address, and masters answer on no NodePort.
 //! Pods, with the host's network or their own, reach neither the node API nor the metadata address, not by way
-//! of a service either.
+//! of a service either, nor by what the node's services fetch for them: of this node only init opens connections to
+//! a metadata server.
 
 use anyhow::{Context, Result};
+use node_metadata::sources::{SERVERS_V4, SERVERS_V6, WIRE_SERVER};
 use node_metadata::{Cluster, Overlay, Role};
 use node_sys::nft::{
     Batch, CmpOp, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types,
 };
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 
 const TABLE: &str = "kimg-host";
-/// Where providers have their metadata servers: the usual address, and Scaleway's.
-const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(169, 254, 42, 42)];
-/// The same in IPv6: EC2, Linode, Oracle, Scaleway, and those on the link (Hetzner, OpenStack).
-const METADATA_V6: [Ipv6Addr; 5] = [
-    Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254),
-    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),
-    Ipv6Addr::new(0xfd00, 0x00c1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
-    Ipv6Addr::new(0xfd00, 0x0042, 0, 0, 0, 0, 0, 0x42),
-    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
-];
-/// Azure's server for its agents; it answers DNS too, which pods may ask for (UDP).
-const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 /// Host side of each pod's link: `podHASH`.
 const POD_LINKS: &[u8] = b"pod";
 const TUNNEL: &str = "kimg.vxlan";
@@ -42,6 +32,7 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const API_PORT: u16 = 6443;
 const WEB_PORTS: [u16; 2] = [80, 443];
+const DNS: u16 = 53;
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 const DHCP6_CLIENT: u16 = 546;
@@ -49,11 +40,22 @@ const NODE_PORTS: (u16, u16) = (30000, 32767);
 
 /// Puts the rules in force, in one transaction. `cluster` is known from CONFIG before any interface is up.
 pub fn close(cluster: &Cluster) -> Result<()> {
-    let pods = std::fs::metadata(crate::mounts::PODS_CGROUP).context("the control group of the pods is missing")?.ino();
-    rules(cluster, pods).commit().context("cannot close the host firewall")
+    let id = |path: &str| -> Result<u64> {
+        Ok(std::fs::metadata(path).with_context(|| format!("the control group {path} is missing"))?.ino())
+    };
+    let groups = Groups { pods: id(crate::mounts::PODS_CGROUP)?, init: id(crate::mounts::INIT_CGROUP)? };
+    rules(cluster, &groups).commit().context("cannot close the host firewall")
 }
 
-fn rules(cluster: &Cluster, pods_cgroup: u64) -> Batch {
+/// Ids of control groups, by which a socket's owner is told.
+struct Groups {
+    /// Of all pods, one level below the root.
+    pods: u64,
+    /// Of init itself, two levels below the root.
+    init: u64,
+}
+
+fn rules(cluster: &Cluster, groups: &Groups) -> Batch {
     let mut batch = Batch::new(Family::Inet, TABLE);
     batch.replace_table();
     for (name, key_type, key_len) in [("node_v4", types::IPV4, 4), ("node_v6", types::IPV6, 16)] {
@@ -63,7 +65,7 @@ fn rules(cluster: &Cluster, pods_cgroup: u64) -> Batch {
     prerouting(&mut batch, cluster);
     input(&mut batch, cluster.role);
     forward(&mut batch, cluster);
-    output(&mut batch, pods_cgroup);
+    output(&mut batch, groups);
     batch
 }
 
@@ -169,15 +171,22 @@ fn from_nodes(batch: &mut Batch, chain: &str) {
 
 /// What no pod may reach: the metadata addresses and every node's API.
 fn forbidden_to_pods() -> Vec<Vec<Expr>> {
-    let to_v4 = |address| Expr::in_prefix4(Expr::load_daddr4(Reg(0)), address, 32, CmpOp::Eq);
-    let to_v6 = |address: &Ipv6Addr| {
+    let wire_server = [&Expr::l4proto(TCP)[..], &to_v4(WIRE_SERVER)[..]].concat();
+    metadata_servers().chain([wire_server, port(TCP, node_api::PORT)]).collect()
+}
+
+fn metadata_servers() -> impl Iterator<Item = Vec<Expr>> {
+    let v6 = SERVERS_V6.iter().map(|address| {
         let load = Expr::Payload { base: PayloadBase::Network, offset: 24, len: 16, into: Reg(0) };
-        [load, Expr::Cmp(Reg(0), CmpOp::Eq, address.octets().to_vec())]
-    };
-    let v4 = METADATA_V4.iter().map(|address| [&Expr::nfproto(IPV4)[..], &to_v4(*address)[..]].concat());
-    let v6 = METADATA_V6.iter().map(|address| [&Expr::nfproto(IPV6)[..], &to_v6(address)[..]].concat());
-    let wire_server = [&Expr::nfproto(IPV4)[..], &Expr::l4proto(TCP)[..], &to_v4(WIRE_SERVER)[..]].concat();
-    v4.chain(v6).chain([wire_server, port(TCP, node_api::PORT)]).collect()
+        let is_it = [load, Expr::Cmp(Reg(0), CmpOp::Eq, address.octets().to_vec())];
+        [&Expr::nfproto(IPV6)[..], &is_it[..]].concat()
+    });
+    SERVERS_V4.into_iter().map(to_v4).chain(v6)
+}
+
+fn to_v4(address: Ipv4Addr) -> Vec<Expr> {
+    let is_it = Expr::in_prefix4(Expr::load_daddr4(Reg(0)), address, 32, CmpOp::Eq);
+    [&Expr::nfproto(IPV4)[..], &is_it[..]].concat()
 }
 
 fn forward(batch: &mut Batch, cluster: &Cluster) {
@@ -197,15 +206,20 @@ fn forward(batch: &mut Batch, cluster: &Cluster) {
     }
 }
 
-/// Pods with the host's network: told by the control group of the socket.
-fn output(batch: &mut Batch, pods_cgroup: u64) {
+/// Pods with the host's network are told by the control group of the socket. The node's services, which act for pods
+/// too (probes, hooks, images, webhooks), open no connection to a metadata server but for DNS, which some give.
+fn output(batch: &mut Batch, groups: &Groups) {
     chain(batch, "output", HookPoint::Output, false);
-    let from_pod = [
-        Expr::SocketCgroup { level: 1, into: Reg(8) },
-        Expr::Cmp(Reg(8), CmpOp::Eq, pods_cgroup.to_ne_bytes().to_vec()),
-    ];
+    let of_group = |level: u32, id: u64| {
+        [Expr::SocketCgroup { level, into: Reg(8) }, Expr::Cmp(Reg(8), CmpOp::Eq, id.to_ne_bytes().to_vec())]
+    };
     for what in forbidden_to_pods() {
-        rule(batch, "output", &[&what, &from_pod], Verdict::Drop);
+        rule(batch, "output", &[&what, &of_group(1, groups.pods)], Verdict::Drop);
+    }
+    rule(batch, "output", &[&of_group(2, groups.init)], Verdict::Accept);
+    let no_dns = [Expr::load_dport(Reg(0)), Expr::Cmp(Reg(0), CmpOp::Ne, DNS.to_be_bytes().to_vec())];
+    for what in metadata_servers().chain([to_v4(WIRE_SERVER)]) {
+        batch.add_rule("output", &[&what[..], &Expr::l4proto(TCP)[..], &no_dns[..], &[Expr::RejectAdmin]].concat());
     }
 }
 
@@ -245,7 +259,7 @@ mod tests {
                 if let Err(error) = probe.commit() {
                     return println!("skipped: this kernel has no nf_tables: {error}");
                 }
-                rules(&cluster(role, overlay), 1).commit().unwrap();
+                rules(&cluster(role, overlay), &Groups { pods: 1, init: 2 }).commit().unwrap();
             });
             thread.join().unwrap();
         }

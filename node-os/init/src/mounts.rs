@@ -10,6 +10,8 @@ use std::path::Path;
 pub const CGROUPS: &str = "/sys/fs/cgroup";
 /// Folder of the services' control groups.
 pub const SERVICES_CGROUP: &str = "/sys/fs/cgroup/kimg";
+/// The control group of init itself, which the firewall's rules name.
+pub const INIT_CGROUP: &str = "/sys/fs/cgroup/kimg/init";
 /// The control group of all pods; made here, because the firewall's rules name it.
 pub const PODS_CGROUP: &str = "/sys/fs/cgroup/kubepods";
 const CONTROLLERS: &str = "+cpu +memory +pids +io +cpuset +hugetlb";
@@ -72,8 +74,8 @@ fn control_groups() -> Result<()> {
         fs::create_dir_all(path).with_context(|| format!("cannot make the control group {path}"))?;
         enable_controllers(path);
     }
-    let own = format!("{SERVICES_CGROUP}/init");
-    fs::create_dir_all(&own).with_context(|| format!("cannot make the control group {own}"))?;
+    let own = INIT_CGROUP;
+    fs::create_dir_all(own).with_context(|| format!("cannot make the control group {own}"))?;
     fs::write(format!("{own}/cgroup.procs"), "1").with_context(|| format!("cannot enter the control group {own}"))
 }
 

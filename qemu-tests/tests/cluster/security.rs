@@ -72,8 +72,8 @@ fn node_restriction(cluster: &Cluster) -> Result {
     cluster.k(&["-n", "default", "delete", "secret", "foreign"]).map(|_| ())
 }
 
-/// On a node whose metadata server answers: it came from there. A pod that leaves the pods' control group by force
-/// shows that nothing else stands in the way.
+/// On a node whose metadata server answers: it came from there. A pod that enters init's control group by force shows
+/// that nothing else stands in the way; the kubelet's is not let through, and asks for no pod.
 fn closed_addresses(cluster: &Cluster) -> Result {
     let token = joining::token(cluster, GUEST, 600)?;
     let guest = joining::machine(cluster, &joining::good_user_data(GUEST, &token))?;
@@ -113,7 +113,7 @@ fn closed_addresses(cluster: &Cluster) -> Result {
             Ok((reached(cluster, pod, "", &allowed)? == allowed).then_some(()))
         })?;
     }
-    let escape = "echo 0 > /machine/cgroup.procs || exit 1; ";
+    let escape = "echo 0 > /machine/kimg/init/cgroup.procs || exit 1; ";
     let by_machine = reached(cluster, "breaker", escape, &forbidden)?;
     ensure!(by_machine == forbidden, "the machine itself reaches only {by_machine:?}");
     let said = format!("{escape}wget -q -T 5 -O - http://169.254.169.254/latest/user-data");
@@ -125,6 +125,19 @@ fn closed_addresses(cluster: &Cluster) -> Result {
         ensure!(found.is_empty(), "pod {pod} reaches {found:?}");
     }
     metadata_is_no_endpoint(cluster)?;
+    let by_kubelet = "echo 0 > /machine/kimg/kubelet/cgroup.procs || exit 1; ";
+    let found = reached(cluster, "breaker", by_kubelet, &forbidden[..1])?;
+    ensure!(found.is_empty(), "the kubelet's control group reaches {found:?}");
+    apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: prober}}\nspec:\n  nodeName: {GUEST}\n  containers:\n  - name: c\n    \
+         image: {TOOLBOX}\n    command: [sleep, 1d]\n    readinessProbe: {{periodSeconds: 1, httpGet: \
+         {{host: 169.254.169.254, port: 80, path: /by-probe}}}}\n"
+    ))?;
+    wait::until("the event of the refused probe", wait::scale(30), || {
+        let events = cluster.k(&["-n", "closed", "get", "events", "-o", "jsonpath={.items[*].message}"])?;
+        Ok(events.contains("169.254.169.254 is a metadata server").then_some(()))
+    })?;
+    ensure!(!guest.requests().iter().any(|path| path == "/by-probe"), "the kubelet asked the metadata server");
     cluster.kimg(&["node", "--node", "worker-1", "status"])?.success().context("the operator is refused too")?;
 
     cluster.k(&["delete", "namespace", "closed"])?;

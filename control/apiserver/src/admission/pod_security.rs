@@ -68,7 +68,10 @@ pub fn check(at: &Attributes<'_>, new: &Value, old: Option<&Value>, warnings: &m
     let describe = |mode: &str| {
         let level = label(mode).filter(|l| matches!(*l, "baseline" | "restricted"))?;
         let version = label(&format!("{mode}-version")).unwrap_or("latest").to_string();
-        let found = violations(&pod["spec"], level == "restricted");
+        let mut found = violations(&pod["spec"], level == "restricted");
+        if knows_probe_hosts(&version) {
+            found.extend(probe_hosts(&pod["spec"]));
+        }
         (!found.is_empty()).then(|| format!("violate PodSecurity \"{level}:{version}\": {}", found.join(", ")))
     };
     if pointer.is_empty()
@@ -194,6 +197,28 @@ fn baseline(spec: &Value, out: &mut Vec<String>) {
     }
 }
 
+/// The standards have this rule since v1.34; what is no version is the latest.
+fn knows_probe_hosts(version: &str) -> bool {
+    version.strip_prefix("v1.").and_then(|minor| minor.parse::<u32>().ok()).is_none_or(|minor| minor >= 34)
+}
+
+/// A probe or hook with a host has the kubelet ask for the pod whatever the node reaches.
+fn probe_hosts(spec: &Value) -> Option<String> {
+    const HANDLERS: [&str; 5] =
+        ["/livenessProbe", "/readinessProbe", "/startupProbe", "/lifecycle/postStart", "/lifecycle/preStop"];
+    let hosts_of = |container: &Value| -> Vec<String> {
+        let handlers = HANDLERS.iter().filter_map(|path| container.pointer(path));
+        let hosts = handlers.flat_map(|h| [str_at(h, "/httpGet/host"), str_at(h, "/tcpSocket/host")]);
+        hosts.filter(|host| !host.is_empty()).map(|host| format!("{host:?}")).collect()
+    };
+    let names = containers_where(spec, |c| !hosts_of(c).is_empty());
+    let hosts: std::collections::BTreeSet<String> = each_container(spec).flat_map(|(_, c)| hosts_of(c)).collect();
+    let (verb, plural) = (if names.len() > 1 { "use" } else { "uses" }, if hosts.len() > 1 { "s" } else { "" });
+    let list = hosts.into_iter().collect::<Vec<_>>().join(", ");
+    let rest = format!("{verb} probe or lifecycle host{plural} {list}");
+    (!names.is_empty()).then(|| format!("probe or lifecycle host ({})", named(&names, &rest)))
+}
+
 fn restrict(spec: &Value, out: &mut Vec<String>) {
     let bad_volumes: Vec<String> = items_at(spec, "/volumes")
         .iter()
@@ -266,5 +291,24 @@ mod tests {
         let good = json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{"name": "a", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]});
         assert!(violations(&good, true).is_empty(), "{:?}", violations(&good, true));
+    }
+
+    #[test]
+    fn probes_and_hooks_name_no_host() {
+        let spec = json!({"containers": [
+            {"name": "a", "livenessProbe": {"httpGet": {"port": 80, "host": "169.254.169.254"}}},
+            {"name": "b", "lifecycle": {"preStop": {"tcpSocket": {"port": 80, "host": "10.0.0.1"}}}},
+            {"name": "c", "readinessProbe": {"httpGet": {"port": 80, "host": ""}}},
+        ]});
+        assert_eq!(
+            probe_hosts(&spec).unwrap(),
+            "probe or lifecycle host (containers \"a\", \"b\" use probe or lifecycle hosts \"10.0.0.1\", \"169.254.169.254\")"
+        );
+        assert_eq!(
+            probe_hosts(&json!({"containers": [{"name": "a", "startupProbe": {"tcpSocket": {"port": 1}}}]})),
+            None
+        );
+        let versions = [("latest", true), ("v1.36", true), ("v1.34", true), ("v1.33", false)];
+        assert!(versions.iter().all(|(version, known)| knows_probe_hosts(version) == *known));
     }
 }

@@ -6,7 +6,6 @@ use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::net::IpAddr;
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// Where network probes go by default, and the container that names its ports.
 #[derive(Debug, Clone)]
@@ -95,7 +94,7 @@ pub async fn http_get(get: &HTTPGetAction, target: &Target, agent: &str) -> Resu
 }
 
 async fn tcp_connect(host: String, port: u16) -> Result<(), String> {
-    TcpStream::connect((host.as_str(), port)).await.map(|_| ()).map_err(|e| format!("dial tcp {host}:{port}: {e}"))
+    super::dial::connect(&host, port).await.map(|_| ()).map_err(|e| format!("dial tcp {host}:{port}: {e}"))
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -8,7 +8,6 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use std::sync::{Arc, LazyLock};
-use tokio::net::TcpStream;
 
 const REDIRECTS: usize = 10;
 
@@ -55,7 +54,7 @@ async fn one(
     let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let scheme = if tls { "https" } else { "http" };
     let fail = |what: String| format!("Get \"{scheme}://{shown}{path}\": {what}");
-    let stream = TcpStream::connect((host, port)).await.map_err(|e| fail(format!("dial tcp {shown}: connect: {e}")))?;
+    let stream = super::dial::connect(host, port).await.map_err(|e| fail(format!("dial tcp {shown}: {e}")))?;
     let request = request(path, &shown, headers, agent).map_err(|e| fail(e.to_string()))?;
     if tls {
         let name = ServerName::try_from(host.to_string()).map_err(|e| fail(e.to_string()))?;

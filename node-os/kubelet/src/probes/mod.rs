@@ -2,6 +2,7 @@
 //! and wakes the pod's worker when the verdict changes.
 
 pub mod attempt;
+mod dial;
 pub mod http;
 
 use crate::cri::Cri;

@@ -28,11 +28,13 @@ mod openstack_documents;
 mod oracle;
 mod platform;
 mod scaleway;
+mod servers;
 mod upcloud;
 mod vmware;
 mod vultr;
 
 pub use platform::{Answer, Method, Platform, Reach, Request, SourceError};
+pub use servers::{SERVERS_V4, SERVERS_V6, WIRE_SERVER, is_server};
 
 use crate::network_config::NetworkPlan;
 use serde::Serialize;
