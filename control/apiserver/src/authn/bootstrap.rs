@@ -20,8 +20,9 @@ pub fn parse(token: &str) -> Option<(&str, &str)> {
 /// The user `system:bootstrap:ID`, when the token's Secret exists, is in date and allows authentication.
 pub fn authenticate(view: &dyn ClusterView, id: &str, secret: &str, now: i64) -> Result<UserInfo, AuthnError> {
     let refused = |why: &str| AuthnError::refused(format!("bootstrap token {id:?} {why}"));
-    let object =
-        view.get(SECRETS, "kube-system", &format!("bootstrap-token-{id}")).ok_or_else(|| refused("is unknown"))?;
+    let object = view
+        .get(SECRETS, "kube-system", &format!("bootstrap-token-{id}"))
+        .ok_or_else(|| AuthnError::not_known_yet(format!("bootstrap token {id:?} is unknown")))?;
     if str_at(&object, "/type") != SECRET_TYPE || object.pointer("/metadata/deletionTimestamp").is_some() {
         return Err(refused("is unknown"));
     }

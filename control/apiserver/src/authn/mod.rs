@@ -44,13 +44,22 @@ const PEER_CACHE: usize = 1024;
 
 /// Why a credential was refused; the client learns only that it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct AuthnError(String);
+#[error("{why}")]
+pub struct AuthnError {
+    why: String,
+    /// Happens in a healthy cluster too.
+    usual: bool,
+}
 
 impl AuthnError {
     /// A refusal with its reason, for the log and for TokenReview.
     pub fn refused(why: impl Into<String>) -> Self {
-        Self(why.into())
+        Self { why: why.into(), usual: false }
+    }
+
+    /// A refusal that a healthy cluster sees: a node may ask before the Secret of its token is there.
+    pub fn not_known_yet(why: impl Into<String>) -> Self {
+        Self { why: why.into(), usual: true }
     }
 }
 
@@ -107,7 +116,12 @@ impl Authn {
     ) -> Result<UserInfo> {
         let user =
             self.identify(&state.registry, &connection.peer_certificates, &parts.headers, now()).map_err(|e| {
-                tracing::info!(remote = %connection.remote, path = parts.uri.path(), "request refused: {e}");
+                let (remote, path) = (&connection.remote, parts.uri.path());
+                if e.usual {
+                    tracing::debug!(%remote, path, "request refused: {e}");
+                } else {
+                    tracing::info!(%remote, path, "request refused: {e}");
+                }
                 ApiError::unauthorized()
             })?;
         let Some(wish) = impersonation::wish(&parts.headers)? else { return Ok(user) };

@@ -80,6 +80,9 @@ impl Pair {
     /// What the certificate says.
     pub fn leaf(&self) -> Result<Leaf, String> {
         let path = self.certificate.display();
+        if !self.certificate.exists() {
+            return Err("there is none yet".into());
+        }
         let der = CertificateDer::from_pem_file(&self.certificate).map_err(|e| format!("{path}: {e}"))?;
         read_leaf(&der).map_err(|e| format!("{path}: {e}"))
     }

@@ -14,7 +14,7 @@ use clap::Parser;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Signers of the cluster.
 pub const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
@@ -111,18 +111,25 @@ impl Options {
 /// Between two tries: soon at first, so that a token that comes late does not wait.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+/// For so long a cluster that comes up may keep a node waiting.
+const USUAL: Duration = Duration::from_secs(30);
 
 /// Fetches what is missing, until all is there.
 pub async fn run(options: Options) -> Result<()> {
     files::make_private(&options.pki_dir)?;
+    let begin = Instant::now();
     let mut delay = FIRST_RETRY;
-    let mut told = String::new();
+    let (mut told, mut warned) = (String::new(), String::new());
     while let Err(error) = try_join(&options).await {
         let sentence = format!("{error:#}");
         if sentence != told {
-            tracing::warn!("{sentence}");
             node_sys::notify::status(&sentence);
-            told = sentence;
+            told.clone_from(&sentence);
+        }
+        // Nodes and masters start together, and the token may be made last: only what lasts is a fault.
+        if begin.elapsed() >= USUAL && sentence != warned {
+            tracing::warn!("{sentence}");
+            warned = sentence;
         }
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(LAST_RETRY);

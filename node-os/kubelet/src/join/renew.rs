@@ -11,6 +11,7 @@ use std::time::Duration;
 const PERIOD: Duration = Duration::from_secs(600);
 const EAGER: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(30);
+const USUAL_FAILURES: u32 = 3;
 
 /// Renews until the kubelet ends.
 pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
@@ -22,12 +23,17 @@ pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
         let mut fine = true;
         for (component, wish) in wishes(&options) {
             if let Some(reason) = due(&options, component, &wish) {
-                tracing::info!("certificate of {component}: {reason}");
+                tracing::info!("asking for a certificate of {component}: {reason}");
                 match request::obtain(&kubelet.api, &options.pair(component), &wish).await {
                     Ok(()) => tracing::info!("certificate of {component} is new"),
                     Err(error) => {
                         fine = false;
-                        tracing::warn!("certificate of {component}: {error}");
+                        // A node that has just joined is not known to everybody at once.
+                        if failures < USUAL_FAILURES {
+                            tracing::debug!("certificate of {component}: {error}; trying again");
+                        } else {
+                            tracing::warn!("certificate of {component}: {error}");
+                        }
                     }
                 }
             }
