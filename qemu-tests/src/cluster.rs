@@ -45,6 +45,23 @@ impl Output {
     }
 }
 
+/// A `cluster.toml` as the demo has it: a master and so many workers, whose image holds the examples.
+/// `general` are lines of the beginning, `local` those of the section `[local]`.
+pub fn settings(name: &str, workers: u8, general: &str, local: &str) -> String {
+    let node = |role: &str, number: u8, address: u8, more: &str| {
+        format!(
+            "[[nodes]]\nname = \"{role}-{number}\"\nrole = \"{role}\"\naddresses = [\"10.77.0.{address}\"]\n{more}\n"
+        )
+    };
+    let workers =
+        (1..=workers).map(|n| node("worker", n, 10 + n, if n == 1 { "labels = { disk = \"ssd\" }\n" } else { "" }));
+    let nodes: String = std::iter::once(node("master", 1, 10, "")).chain(workers).collect();
+    format!(
+        "name = \"{name}\"\nsecrets = \"plain\"\n{general}\n\n{nodes}[image.worker]\n\
+         images = [\"../../../images/examples/toolbox\", \"../../../images/examples/web\"]\n\n[local]\n{local}\n"
+    )
+}
+
 /// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {

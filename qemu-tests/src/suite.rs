@@ -19,7 +19,7 @@ pub struct Suite {
     /// Name of the cluster's folder.
     pub name: &'static str,
     /// Its `cluster.toml`.
-    pub cluster: &'static str,
+    pub cluster: String,
     /// In the order in which they run.
     pub tests: Vec<Test>,
     /// Those of the long set: `cargo test` counts them as ignored, `make test-long` runs them.
@@ -42,7 +42,7 @@ struct Shared {
 impl Shared {
     fn get(&self, suite: &Suite) -> std::result::Result<&Cluster, Failed> {
         let up = || {
-            Cluster::up(&root().join(suite.name), suite.cluster)
+            Cluster::up(&root().join(suite.name), &suite.cluster)
                 .map_err(|e| format!("the cluster does not come up: {e:#}"))
         };
         self.cluster.get_or_init(up).as_ref().map_err(|e| Failed::from(e.as_str()))

@@ -10,6 +10,7 @@ mod memory;
 mod plug;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use qemu_tests::cluster::settings;
 use qemu_tests::{Bench, Result, tools};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,27 +35,6 @@ fn root() -> PathBuf {
     tools::workspace().join("target/qemu-tests")
 }
 
-/// The worker's root is the one of the shared cluster, so that it is built once.
-const CLUSTER: &str = r#"name = "boots"
-secrets = "plain"
-
-[[nodes]]
-name = "master-1"
-role = "master"
-addresses = ["10.77.0.10"]
-
-[[nodes]]
-name = "worker-1"
-role = "worker"
-addresses = ["10.77.0.11"]
-
-[image.worker]
-images = ["../../../images/examples/toolbox", "../../../images/examples/web"]
-
-[local]
-worker = { disk = 2048 }
-"#;
-
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two cores carry no more, and a time-out would mean nothing.
@@ -66,7 +46,8 @@ fn main() -> ExitCode {
             let bench = bench.clone();
             Trial::test(test.name, move || {
                 let built = bench.get_or_init(|| {
-                    Bench::build(&root().join("boots"), CLUSTER, None)
+                    // The worker's root is the one of the shared cluster, so that it is built once.
+                    Bench::build(&root().join("boots"), &settings("boots", 1, "", "worker = { disk = 2048 }"), None)
                         .map_err(|error| format!("the images cannot be built: {error:#}"))
                 });
                 let bench = built.as_ref().map_err(|error| Failed::from(error.as_str()))?;

@@ -2,36 +2,13 @@
 
 use crate::Test;
 use anyhow::{Context, ensure};
-use qemu_tests::cluster::condition;
+use qemu_tests::cluster::{condition, settings};
 use qemu_tests::{Cluster, Result, bundle, tools, wait};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-const CLUSTER: &str = r#"name = "memory"
-secrets = "plain"
-
-[[nodes]]
-name = "master-1"
-role = "master"
-addresses = ["10.77.0.10"]
-
-[[nodes]]
-name = "worker-1"
-role = "worker"
-addresses = ["10.77.0.11"]
-
-[[nodes]]
-name = "worker-2"
-role = "worker"
-addresses = ["10.77.0.12"]
-
-[image.worker]
-images = ["../../../images/examples/toolbox", "../../../images/examples/web"]
-
-[local]
-master = { memory = 256 }
-worker = { memory = 384 }
-"#;
+/// MiB of the machines, as lines of `[local]`.
+const MEMORY: &str = "master = { memory = 256 }\nworker = { memory = 384 }";
 
 /// What a kernel says when it has run out of memory.
 const OUT_OF_MEMORY: &[&str] = &["Out of memory", "oom-kill", "oom_reaper", "invoked oom-killer"];
@@ -48,7 +25,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 fn runs_for(name: &str, length: Duration) -> Result {
     let dir = crate::root().join("memory");
-    let result = Cluster::up(&dir, CLUSTER).and_then(|cluster| {
+    let result = Cluster::up(&dir, &settings("memory", 2, "", MEMORY)).and_then(|cluster| {
         example(&cluster)?;
         stays_ready(&cluster, length)?;
         memory_sufficed(&cluster)

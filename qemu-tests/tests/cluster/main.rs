@@ -13,6 +13,7 @@ mod security;
 mod store;
 mod volumes;
 
+use qemu_tests::cluster::settings;
 use qemu_tests::suite::{self, Suite, Test};
 use std::process::ExitCode;
 
@@ -44,34 +45,7 @@ const LONG: &[&str] = &[
     "an_ec2_instance_wakes_up_and_joins",
 ];
 
-/// Three nodes as the demo has them.
-const CLUSTER: &str = r#"name = "shared"
-secrets = "plain"
-
-[[nodes]]
-name = "master-1"
-role = "master"
-addresses = ["10.77.0.10"]
-
-[[nodes]]
-name = "worker-1"
-role = "worker"
-addresses = ["10.77.0.11"]
-labels = { disk = "ssd" }
-
-[[nodes]]
-name = "worker-2"
-role = "worker"
-addresses = ["10.77.0.12"]
-
-[image.worker]
-images = ["../../../images/examples/toolbox", "../../../images/examples/web"]
-
-[local]
-node-ports = [30080]
-spare-ports = 2
-"#;
-
 fn main() -> ExitCode {
-    suite::main(Suite { name: "shared", cluster: CLUSTER, tests: tests(), long: LONG, end: joining::end })
+    let cluster = settings("shared", 2, "", "node-ports = [30080]\nspare-ports = 2");
+    suite::main(Suite { name: "shared", cluster, tests: tests(), long: LONG, end: joining::end })
 }

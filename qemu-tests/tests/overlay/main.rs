@@ -3,39 +3,18 @@
 //! the shared one.
 
 use anyhow::ensure;
+use qemu_tests::cluster::settings;
 use qemu_tests::suite::{self, Suite};
 use qemu_tests::{Cluster, Result, pods, wait};
 use std::process::ExitCode;
-
-const CLUSTER: &str = r#"name = "hostgw"
-secrets = "plain"
-overlay = "host-gw"
-
-[[nodes]]
-name = "master-1"
-role = "master"
-addresses = ["10.77.0.10"]
-
-[[nodes]]
-name = "worker-1"
-role = "worker"
-addresses = ["10.77.0.11"]
-
-[[nodes]]
-name = "worker-2"
-role = "worker"
-addresses = ["10.77.0.12"]
-
-[image.worker]
-images = ["../../../images/examples/toolbox", "../../../images/examples/web"]
-"#;
 
 fn main() -> ExitCode {
     let tests: Vec<suite::Test> = vec![
         ("host_gw_needs_no_tunnel_on_an_honest_network", honest),
         ("host_gw_fails_where_the_network_drops_foreign_sources", provider),
     ];
-    suite::main(Suite { name: "hostgw", cluster: CLUSTER, tests, long: &[], end: || () })
+    let cluster = settings("hostgw", 2, "overlay = \"host-gw\"", "");
+    suite::main(Suite { name: "hostgw", cluster, tests, long: &[], end: || () })
 }
 
 fn honest(cluster: &Cluster) -> Result {
