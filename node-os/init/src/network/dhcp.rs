@@ -33,22 +33,12 @@ impl Client {
     /// Runs for ever; `first` hears of the first lease.
     pub(super) async fn run(self, network: Rc<Network>, first: oneshot::Sender<()>) {
         let mut first = Some(first);
-        let mut last_fault = String::new();
-        loop {
-            if let Err(error) = self.one_lease(&network, &mut first).await {
-                let fault = format!("{error:#}");
-                if fault != last_fault {
-                    tracing::warn!("DHCP on {}: {fault}; trying again", self.interface);
-                    last_fault = fault;
-                }
-                sleep(Duration::from_secs(2)).await;
-            }
-        }
+        again_and_again("DHCP", &self.interface, async || self.one_lease(&network, &mut first).await).await
     }
 
     /// From discovery to the end of the lease.
     async fn one_lease(&self, network: &Rc<Network>, first: &mut Option<oneshot::Sender<()>>) -> Result<()> {
-        let socket = self.socket()?;
+        let socket = open_socket("DHCP", (Ipv4Addr::UNSPECIFIED, CLIENT_PORT).into(), &self.interface)?;
         let mut lease = self.discover(&socket).await?;
         self.take(network, &lease).await?;
         if let Some(first) = first.take() {
@@ -78,14 +68,6 @@ impl Client {
                 }
             }
         }
-    }
-
-    fn socket(&self) -> Result<UdpSocket> {
-        let context = || format!("cannot open a DHCP socket on {}", self.interface);
-        let socket =
-            open_socket(AddressFamily::INET, (Ipv4Addr::UNSPECIFIED, CLIENT_PORT).into()).with_context(context)?;
-        socket.bind_device(Some(self.interface.as_bytes())).with_context(context)?;
-        Ok(socket)
     }
 
     async fn discover(&self, socket: &UdpSocket) -> Result<Answer> {
@@ -182,17 +164,38 @@ impl Client {
     }
 }
 
-/// A UDP socket that shares its port with the clients of other interfaces.
-pub(super) fn open_socket(family: AddressFamily, address: SocketAddr) -> std::io::Result<UdpSocket> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let raw = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
-    sockopt::set_socket_reuseaddr(&raw, true)?;
-    sockopt::set_socket_broadcast(&raw, true)?;
-    if family == AddressFamily::INET6 {
-        sockopt::set_ipv6_v6only(&raw, true)?;
+/// Takes one lease after another, for ever; a fault is told when it is another than the last.
+pub(super) async fn again_and_again(protocol: &str, interface: &str, mut lease: impl AsyncFnMut() -> Result<()>) {
+    let mut last_fault = String::new();
+    loop {
+        if let Err(error) = lease().await {
+            let fault = format!("{error:#}");
+            if fault != last_fault {
+                tracing::warn!("{protocol} on {interface}: {fault}; trying again");
+                last_fault = fault;
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
     }
-    rustix::net::bind(&raw, &address)?;
-    UdpSocket::from_std(std::net::UdpSocket::from(raw))
+}
+
+/// A client's UDP socket on one interface; it shares its port with the clients of the others.
+pub(super) fn open_socket(protocol: &str, address: SocketAddr, interface: &str) -> Result<UdpSocket> {
+    let open = || {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let raw = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+        sockopt::set_socket_reuseaddr(&raw, true)?;
+        sockopt::set_socket_broadcast(&raw, true)?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&raw, true)?;
+        }
+        rustix::net::bind(&raw, &address)?;
+        let socket = UdpSocket::from_std(std::net::UdpSocket::from(raw))?;
+        socket.bind_device(Some(interface.as_bytes()))?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    open().with_context(|| format!("cannot open a {protocol} socket on {interface}"))
 }
 
 pub(super) fn random() -> Result<u32> {

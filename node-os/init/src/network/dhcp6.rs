@@ -1,6 +1,7 @@
 //! A DHCPv6 client for one interface: one address (solicit, request, renew, start over), or DNS servers only. Routes come
 //! from router advertisements, which the kernel takes by itself.
 
+use super::dhcp::{again_and_again, open_socket, random};
 use super::wire6::{self, Answer, Kind, Lease, Query};
 use super::{Network, Nic};
 use anyhow::{Context, Result};
@@ -34,21 +35,11 @@ pub struct Client {
 impl Client {
     /// Runs for ever.
     pub(super) async fn run(self, network: Rc<Network>) {
-        let mut last_fault = String::new();
-        loop {
-            let outcome = match self.kind {
-                Dhcp6::Stateful => self.one_lease(&network).await,
-                Dhcp6::Stateless => self.information(&network).await,
-            };
-            if let Err(error) = outcome {
-                let fault = format!("{error:#}");
-                if fault != last_fault {
-                    tracing::warn!("DHCPv6 on {}: {fault}; trying again", self.nic.name);
-                    last_fault = fault;
-                }
-                sleep(Duration::from_secs(2)).await;
-            }
-        }
+        let lease = async || match self.kind {
+            Dhcp6::Stateful => self.one_lease(&network).await,
+            Dhcp6::Stateless => self.information(&network).await,
+        };
+        again_and_again("DHCPv6", &self.nic.name, lease).await;
     }
 
     async fn information(&self, network: &Rc<Network>) -> Result<()> {
@@ -131,7 +122,7 @@ impl Client {
         until: Option<Instant>,
     ) -> Result<Answer> {
         let begin = Instant::now();
-        let transaction = super::dhcp::random()? & 0x00ff_ffff;
+        let transaction = random()? & 0x00ff_ffff;
         let mut patience = FIRST_PATIENCE;
         while until.is_none_or(|until| Instant::now() < until) {
             let elapsed = u16::try_from(begin.elapsed().as_millis() / 10).unwrap_or(u16::MAX);
@@ -159,12 +150,7 @@ impl Client {
     }
 
     fn socket(&self) -> Result<UdpSocket> {
-        let context = || format!("cannot open a DHCPv6 socket on {}", self.nic.name);
-        let socket =
-            super::dhcp::open_socket(rustix::net::AddressFamily::INET6, (Ipv6Addr::UNSPECIFIED, CLIENT_PORT).into())
-                .with_context(context)?;
-        socket.bind_device(Some(self.nic.name.as_bytes())).with_context(context)?;
-        Ok(socket)
+        open_socket("DHCPv6", (Ipv6Addr::UNSPECIFIED, CLIENT_PORT).into(), &self.nic.name)
     }
 
     fn take_dns(&self, network: &Rc<Network>, answer: &Answer) -> Result<()> {
