@@ -188,4 +188,27 @@ mod tests {
             assert_eq!((mapping.host_port, mapping.container_port, mapping.protocol_number()), (80, 8080, Some(6)));
         }
     }
+
+    /// GC is the command whose input is all of the request: the others have names from the environment beside it.
+    #[test]
+    fn spoiled_configurations_end_in_a_request_or_a_failure() {
+        let good = r#"{"cniVersion": "1.1.0", "name": "kimg", "type": "kimg", "podCIDR": "10.200.1.0/24", "mtu": 1450,
+            "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]},
+            "cni.dev/valid-attachments": [{"containerID": "abc", "ifname": "eth0"}]}"#;
+        let mut dice = test_spoil::Dice::new(3);
+        let read = (0..20_000)
+            .filter(|_| {
+                let bad = test_spoil::text(good, &mut dice);
+                match Request::parse("GC", bad.as_bytes()) {
+                    Ok(_) => true,
+                    Err(failure) => {
+                        assert!(!failure.message().is_empty());
+                        assert!(crate::version_of(bad.as_bytes()).len() <= bad.len().max(5));
+                        false
+                    }
+                }
+            })
+            .count();
+        assert!((100..20_000).contains(&read), "{read} were read");
+    }
 }

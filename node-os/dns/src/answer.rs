@@ -123,16 +123,23 @@ mod tests {
     use k8s_openapi::api::core::v1::Service;
     use serde_json::json;
 
-    fn ask(name: &str, kind: RecordType) -> Step {
+    fn zone() -> Zone {
         let services: Vec<Service> = serde_json::from_value(json!([
             {"metadata": {"name": "web", "namespace": "a"}, "spec": {"clusterIP": "10.32.0.5", "ports": [{"name": "http", "port": 80}]}},
             {"metadata": {"name": "out", "namespace": "a"}, "spec": {"type": "ExternalName", "externalName": "example.com"}}
         ]))
         .expect("services");
-        let zone = Zone::new("cluster.local", services.iter(), [].iter(), ["a"].into_iter());
+        Zone::new("cluster.local", services.iter(), [].iter(), ["a"].into_iter())
+    }
+
+    fn query(name: &str, kind: RecordType) -> Message {
         let mut message = Message::query();
         message.add_query(Query::query(Name::from_str(name).expect("a name"), kind));
-        step(&zone, &message)
+        message
+    }
+
+    fn ask(name: &str, kind: RecordType) -> Step {
+        step(&zone(), &query(name, kind))
     }
 
     fn reply(step: Step) -> Message {
@@ -165,5 +172,36 @@ mod tests {
         assert!(
             matches!(ask("out.a.svc.cluster.local.", RecordType::A), Step::Follow(_, target) if target.to_ascii() == "example.com.")
         );
+    }
+
+    /// What pods send: it is read, answered and written again, or dropped.
+    #[test]
+    fn spoiled_queries_are_answered_or_dropped() {
+        let zone = zone();
+        let mut dice = test_spoil::Dice::new(4);
+        let mut answered = 0;
+        for (name, kind) in [
+            ("web.a.svc.cluster.local.", RecordType::A),
+            ("_http._tcp.web.a.svc.cluster.local.", RecordType::SRV),
+            ("out.a.svc.cluster.local.", RecordType::AAAA),
+            ("5.0.32.10.in-addr.arpa.", RecordType::PTR),
+            ("example.com.", RecordType::ANY),
+        ] {
+            let mut message = query(name, kind);
+            message.edns = Some(hickory_proto::op::Edns::new());
+            let good = message.to_vec().expect("a message");
+            for _ in 0..5000 {
+                let Ok(request) = Message::from_vec(&test_spoil::bytes(&good, &mut dice)) else { continue };
+                let reply = match step(&zone, &request) {
+                    Step::Reply(reply) | Step::Follow(reply, _) => *reply,
+                    Step::Forward => failure(&request, ResponseCode::ServFail),
+                };
+                if let Ok(bytes) = reply.to_vec() {
+                    assert!(bytes.len() < 64 << 10);
+                    answered += 1;
+                }
+            }
+        }
+        assert!((1000..25_000).contains(&answered), "{answered} were answered");
     }
 }

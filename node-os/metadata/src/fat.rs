@@ -295,4 +295,24 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn spoiled_images_end_without_harm() {
+        let good = image();
+        let mut dice = test_spoil::Dice::new(5);
+        let mut read = 0;
+        // Boot sector, allocation table, root directory.
+        for (start, length) in [(0, 64), (512, 64), (512 * 10, 96)] {
+            for _ in 0..1000 {
+                let mut bad = good.clone();
+                let spoiled = test_spoil::bytes(&bad[start..start + length], &mut dice);
+                let end = (start + spoiled.len()).min(bad.len());
+                bad[start..end].copy_from_slice(&spoiled[..end - start]);
+                if let Some(fat) = Fat::open(&bad) {
+                    read += usize::from(matches!(fat.read("user-data", 4096), Ok(Some(_))));
+                }
+            }
+        }
+        assert!((100..3000).contains(&read), "{read} were read");
+    }
 }

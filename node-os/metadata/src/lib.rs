@@ -17,6 +17,9 @@ mod seal;
 pub mod sources;
 pub mod userdata;
 
+/// Stack that the parsers may need: documents may be nested as deep as the parsers allow.
+pub const STACK_BYTES: usize = 2 << 20;
+
 pub use cluster::{BuildInfo, Cluster, NodeEntry, Overlay, Reserved, Role, StoreEngine};
 pub use node::{Node, Taint};
 pub use read_at::ReadAt;

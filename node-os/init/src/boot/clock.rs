@@ -194,4 +194,14 @@ mod tests {
         answer[1] = 0;
         assert!(read_answer(&answer, &cookie).is_err(), "a kiss of death");
     }
+
+    #[test]
+    fn spoiled_answers_do_no_harm() {
+        let mut good = [0u8; 48];
+        good[..2].copy_from_slice(&[0x24, 2]);
+        good[40..44].copy_from_slice(&u32::MAX.to_be_bytes());
+        let mut dice = test_spoil::Dice::new(2);
+        let read = (0..20_000).filter(|_| read_answer(&test_spoil::bytes(&good, &mut dice), &[0; 8]).is_ok()).count();
+        assert!((1000..20_000).contains(&read), "{read} were read");
+    }
 }

@@ -51,7 +51,8 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
-        .thread_stack_size(512 * 1024)
+        // Metadata is parsed on these; only what is used of a stack takes memory.
+        .thread_stack_size(node_metadata::STACK_BYTES)
         .build();
     match runtime {
         Ok(runtime) => {

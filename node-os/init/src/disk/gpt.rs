@@ -333,4 +333,32 @@ mod tests {
         let (offset, length) = entries_range(header, 512).unwrap();
         assert!(Table::parse(header, &bytes[offset as usize..offset as usize + length], 512).is_ok());
     }
+
+    /// Tables with right checksums and wrong content, as somebody makes them who wants to do harm.
+    #[test]
+    fn hostile_tables_do_no_harm() {
+        let mut good = read(&disk(8192)).unwrap();
+        // Few entries: every table is summed up often.
+        good.entries.truncate(4 * 128);
+        put(&mut good.header, ENTRY_COUNT, &4u32.to_le_bytes());
+        let mut dice = test_spoil::Dice::new(6);
+        let mut read = 0;
+        for _ in 0..3000 {
+            let mut entries = test_spoil::bytes(&good.entries[..256], &mut dice);
+            entries.resize(good.entries.len(), 0);
+            let mut header = test_spoil::bytes(&good.header, &mut dice);
+            header.resize(512, 0);
+            let size = (u32_at(&header, 12) as usize).min(512);
+            put(&mut header, ENTRIES_CRC, &crc32(&entries).to_le_bytes());
+            put(&mut header, HEADER_CRC, &[0; 4]);
+            let sum = crc32(&header[..size]);
+            put(&mut header, HEADER_CRC, &sum.to_le_bytes());
+            let Ok(table) = Table::parse(&header, &entries, 512) else { continue };
+            for sectors in [0, 1, 33, 8192, u64::MAX / 512] {
+                let _ = table.grow(2, sectors);
+            }
+            read += table.partitions().len().min(1);
+        }
+        assert!((100..3000).contains(&read), "{read} were read");
+    }
 }

@@ -229,4 +229,20 @@ mod tests {
         }
         assert_eq!(decode(&bytes, 7, MAC), None);
     }
+
+    #[test]
+    fn spoiled_messages_do_no_harm() {
+        let good = answer(&[
+            53, 1, 5, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 2, 2, 6, 8, 10, 0, 2, 3, 10, 0, 2, 4, 26, 2, 5, 220, 51, 4,
+            0, 1, 81, 128, 54, 4, 10, 0, 2, 2, 121, 8, 24, 10, 9, 8, 0, 0, 0, 0, 255,
+        ]);
+        let mut dice = test_spoil::Dice::new(1);
+        let read = (0..50_000)
+            .filter(|_| {
+                let bad = test_spoil::bytes(&good, &mut dice);
+                decode(&bad, 7, MAC).is_some()
+            })
+            .count();
+        assert!((1000..50_000).contains(&read), "{read} were read");
+    }
 }

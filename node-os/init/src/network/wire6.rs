@@ -245,4 +245,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn spoiled_messages_do_no_harm() {
+        let good = reply(&[(ADDRESSES, set("2001:db8::5", 7200)), (DNS_SERVERS, vec![1; 32]), (STATUS, vec![0, 0])]);
+        let mut dice = test_spoil::Dice::new(1);
+        let read = (0..50_000)
+            .filter(|_| {
+                let bad = test_spoil::bytes(&good, &mut dice);
+                decode(&bad, 0x0a_0b_0c, MAC).is_some()
+            })
+            .count();
+        assert!((1000..50_000).contains(&read), "{read} were read");
+    }
 }

@@ -20,6 +20,9 @@ pub(crate) struct Fixture {
     pub(crate) dmi: BTreeMap<String, String>,
     pub(crate) line: String,
     pub(crate) drive: Option<Drive>,
+    /// Instead of the image that the drive's files make.
+    #[serde(skip)]
+    pub(crate) spoiled_image: Option<Vec<u8>>,
     pub(crate) firmware: BTreeMap<String, String>,
     pub(crate) guest_info: BTreeMap<String, String>,
     pub(crate) answers: Vec<Recorded>,
@@ -77,6 +80,13 @@ impl Recorded {
     }
 }
 
+impl Fixture {
+    /// The drive's ISO 9660 image.
+    pub(crate) fn image(&self) -> Option<Vec<u8>> {
+        self.drive.as_ref().map(|drive| crate::iso::image(&drive.label, &drive.files))
+    }
+}
+
 /// All fixtures, by path.
 pub(crate) fn all() -> Vec<Fixture> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
@@ -108,8 +118,8 @@ impl Platform for Fixture {
     fn devices(&self) -> Vec<(String, Box<dyn ReadAt>)> {
         let disk: Box<dyn ReadAt> = Box::new(vec![0u8; 1 << 16]);
         let mut devices = vec![("vdx".to_owned(), disk)];
-        if let Some(drive) = &self.drive {
-            devices.push(("sr0".to_owned(), Box::new(crate::iso::image(&drive.label, &drive.files))));
+        if let Some(image) = self.spoiled_image.clone().or_else(|| self.image()) {
+            devices.push(("sr0".to_owned(), Box::new(image)));
         }
         devices
     }

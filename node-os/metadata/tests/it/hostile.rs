@@ -3,97 +3,28 @@
 use crate::fixture::{self, Fixture};
 use node_metadata::{network_config, sources, userdata};
 use std::time::{Duration, Instant};
+use test_spoil::Dice;
 
 /// Changed copies of each fixture.
 const ROUNDS: u32 = 300;
 /// One reading of spoiled answers takes no longer; the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A small generator of numbers (xorshift), so that a failure comes again.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(bound.max(1)).unwrap()).unwrap()
-    }
-}
-
-/// Values that parsers stumble over.
-const NASTY: [&str; 22] = [
-    "",
-    "null",
-    "-1",
-    "99999999999999999999",
-    "[]",
-    "{}",
-    "[[[[[[[[",
-    "\"",
-    "\\u0000",
-    "\u{0}",
-    "\u{feff}",
-    "\n\n",
-    "../../etc",
-    "::",
-    "255.255.255.255",
-    "0.0.0.0/0",
-    "999.1.1.1",
-    "&a [*a]",
-    "!!binary x",
-    "%25nic]",
-    "\u{1F980}\u{202E}",
-    "a: b: c",
-];
-
-fn spoil(text: &str, dice: &mut Dice) -> String {
-    let mut characters: Vec<char> = text.chars().collect();
-    for _ in 0..=dice.below(3) {
-        let at = dice.below(characters.len() + 1).min(characters.len());
-        match dice.below(6) {
-            0 => characters.truncate(at),
-            1 => {
-                let end = (at + dice.below(12)).min(characters.len());
-                characters.splice(at..end, NASTY[dice.below(NASTY.len())].chars());
-            }
-            2 => {
-                characters.splice(at..at, NASTY[dice.below(NASTY.len())].chars());
-            }
-            3 if at < characters.len() => characters[at] = char::from(u8::try_from(dice.below(127)).unwrap()),
-            4 => {
-                let end = (at + dice.below(40)).min(characters.len());
-                let copy: Vec<char> = characters[at..end].to_vec();
-                characters.splice(at..at, copy);
-            }
-            _ => {
-                let end = (at + dice.below(20)).min(characters.len());
-                characters.drain(at..end);
-            }
-        }
-    }
-    characters.into_iter().collect()
-}
-
 fn spoiled(fixture: &Fixture, dice: &mut Dice) -> Fixture {
     let mut other = fixture.clone();
     for answer in &mut other.answers {
         if dice.below(2) == 0 {
-            answer.body = spoil(&answer.body, dice);
+            answer.body = test_spoil::text(&answer.body, dice);
         }
     }
     let texts = other.dmi.values_mut().chain(other.firmware.values_mut()).chain(other.guest_info.values_mut());
     for text in texts {
         if dice.below(4) == 0 {
-            *text = spoil(text, dice);
+            *text = test_spoil::text(text, dice);
         }
     }
     if let Some(drive) = &mut other.drive {
-        drive.files.values_mut().for_each(|text| *text = spoil(text, dice));
+        drive.files.values_mut().for_each(|text| *text = test_spoil::text(text, dice));
     }
     other
 }
@@ -103,7 +34,7 @@ fn spoiled_answers_end_in_a_finding_or_a_sentence() {
     let (mut findings, mut sentences) = (0, 0);
     for (number, fixture) in fixture::all().iter().enumerate() {
         let source = sources::by_name(&fixture.source).unwrap();
-        let mut dice = Dice(0x9e37_79b9_7f4a_7c15 ^ (u64::try_from(number).unwrap() << 32));
+        let mut dice = Dice::new(u64::try_from(number).unwrap() << 32);
         for _ in 0..ROUNDS {
             let other = spoiled(fixture, &mut dice);
             let begin = Instant::now();
@@ -134,11 +65,11 @@ fn spoiled_network_configurations_end_in_a_plan_or_a_sentence() {
         "ip=10.0.0.5::10.0.0.1:255.255.255.0:w:eth0:none:9.9.9.9 nameserver=[2001:db8::1] ip=[2001:db8::5]::[fe80::1]:64::eth1:off ip=eth2:dhcp:1400:52:54:00:00:00:01",
         r#"{"links": [{"id": "a", "type": "phy", "ethernet_mac_address": "52:54:00:00:00:0a"}, {"id": "b", "type": "bond", "bond_links": ["a"], "bond_mode": "1"}, {"id": "v", "type": "vlan", "vlan_link": "b", "vlan_id": 4}], "networks": [{"link": "v", "type": "ipv4", "ip_address": "10.0.0.5", "netmask": "255.255.255.0", "routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.0.0.1"}]}], "services": [{"type": "dns", "address": "9.9.9.9"}]}"#,
     ];
-    let mut dice = Dice(42);
+    let mut dice = Dice::new(42);
     let mut plans = 0;
     for text in good {
         for _ in 0..2000 {
-            let other = spoil(text, &mut dice);
+            let other = test_spoil::text(text, &mut dice);
             let begin = Instant::now();
             plans += u32::from(network_config::parse(other.as_bytes()).is_ok());
             plans += u32::from(network_config::openstack::parse(other.as_bytes()).is_ok());
@@ -161,4 +92,79 @@ fn unfolding_aliases_is_bounded() {
     let _ = network_config::parse(format!("version: 2\n{text}").as_bytes());
     let _ = userdata::parse(format!("#cloud-config\nkimg: {{}}\n{text}").as_bytes());
     assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+}
+
+/// What init reads documents on has such a stack: a document within the limits must not outgrow it.
+#[test]
+fn deep_documents_fit_into_the_stack() {
+    let thread = std::thread::Builder::new().stack_size(node_metadata::STACK_BYTES).spawn(|| {
+        for (open, close) in [("[", "]"), ("{a: ", "}"), ("&a [", "]"), ("- ", "")] {
+            for depth in [100, 120, 127, 200, 5000] {
+                let deep = format!("{}x{}", open.repeat(depth), close.repeat(depth));
+                let _ = userdata::parse(format!("#cloud-config\nkimg: {deep}\n").as_bytes());
+                let _ = userdata::parse(
+                    format!("#cloud-config\nkimg: {{labels: {{a: {deep}}}, api: {deep}}}\n").as_bytes(),
+                );
+                let _ = network_config::parse(format!("version: 2\nethernets: {deep}\n").as_bytes());
+                let _ = network_config::parse(format!("version: 1\nconfig: {deep}\n").as_bytes());
+            }
+        }
+        for depth in [100, 120, 127, 200, 5000] {
+            let deep = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+            let _ = network_config::openstack::parse(format!(r#"{{"links": {deep}}}"#).as_bytes());
+        }
+    });
+    thread.unwrap().join().unwrap();
+}
+
+/// Drives with documents, bent in every field: directory records, clusters, lengths.
+#[test]
+fn spoiled_drives_end_in_a_finding_or_a_sentence() {
+    let mut dice = Dice::new(7);
+    let (mut findings, mut others) = (0, 0);
+    for mut fixture in fixture::all().into_iter().filter(|fixture| fixture.drive.is_some()) {
+        let source = sources::by_name(&fixture.source).unwrap();
+        let good = fixture.image().unwrap();
+        for _ in 0..1000 {
+            // The descriptors and directories stand before the documents.
+            let mut image = good.clone();
+            let field = [16 * 2048 + dice.below(200), 20 * 2048 + dice.below(image.len() - 20 * 2048)][dice.below(2)];
+            let end = (field + 12).min(image.len());
+            let spoiled = test_spoil::bytes(&image[field..end], &mut dice);
+            image.splice(field..end, spoiled);
+            fixture.spoiled_image = Some(image);
+            match source.read(&fixture) {
+                Ok(Some(_)) => findings += 1,
+                Ok(None) | Err(_) => others += 1,
+            }
+        }
+    }
+    assert!(findings > 100 && others > 100, "{findings} findings, {others} others");
+}
+
+/// User-data in each of its encodings.
+#[test]
+fn spoiled_user_data_ends_in_settings_or_a_sentence() {
+    let plain = "#cloud-config\nhostname: w\nkimg:\n  role: worker\n  node-ip: [10.0.0.5]\n  api: 10.0.0.1\n  \
+                 labels: {a: b, c: 1}\n  taints: ['a=b:NoSchedule']\n  token: abcdef.0123456789abcdef\n";
+    let packed = {
+        use std::io::Write;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(plain.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let encode = |raw: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, raw).into_bytes();
+    let good = [plain.as_bytes().to_vec(), packed.clone(), encode(plain.as_bytes()), encode(&packed)];
+    let mut dice = Dice::new(11);
+    let mut read = 0;
+    for raw in &good {
+        assert!(userdata::parse(raw).is_ok());
+        for _ in 0..2000 {
+            match userdata::parse(&test_spoil::bytes(raw, &mut dice)) {
+                Ok(_) => read += 1,
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+    }
+    assert!((10..8000).contains(&read), "{read} of 8000 were read");
 }
