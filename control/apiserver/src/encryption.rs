@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn refusal(text: &str) -> String {
-        format!("{:#}", parse(text).err().expect("it is refused"))
+        format!("{:#}", parse(text).expect_err("it is refused"))
     }
 
     #[test]

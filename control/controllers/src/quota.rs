@@ -219,7 +219,7 @@ mod tests {
             ..Pod::default()
         };
         let used = pod_usage(&pod);
-        assert_eq!((used["cpu"], used["requests.cpu"], used["limits.memory"]), (200, 200, 2 * 1000 << 20));
+        assert_eq!((used["cpu"], used["requests.cpu"], used["limits.memory"]), (200, 200, (2 * 1000) << 20));
         assert_eq!(show("limits.memory", used["limits.memory"]).0, "2Mi");
     }
 }

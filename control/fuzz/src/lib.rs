@@ -7,8 +7,11 @@ mod documents;
 mod log;
 mod small;
 
+/// What an input goes through.
+pub type Target = fn(&[u8]);
+
 /// Name and function of each target.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("json", documents::json),
     ("yaml", documents::yaml),
     ("protobuf", documents::protobuf),

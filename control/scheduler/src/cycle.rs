@@ -214,7 +214,7 @@ pub fn fit(pod: &PodInfo, node: &NodeInfo) -> Option<Rejection> {
         let of = |list: &Resources| list.others.get(name).copied().unwrap_or(0);
         check(name, *amount, of(has), of(used));
     }
-    (!reasons.is_empty()).then(|| Rejection { plugin: Plugin::NodeResourcesFit, reasons, resolvable })
+    (!reasons.is_empty()).then_some(Rejection { plugin: Plugin::NodeResourcesFit, reasons, resolvable })
 }
 
 /// Scores by preferred rules about other pods, for the scorer.

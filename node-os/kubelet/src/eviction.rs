@@ -32,14 +32,14 @@ pub async fn run(kubelet: Arc<Kubelet>) {
         tokio::time::sleep(PERIOD).await;
         let memory = memory_shortage(&kubelet);
         let mut disk = disk_shortage(&kubelet);
-        if disk.is_some() {
-            if let Some(images) = &kubelet.images {
-                let root = kubelet.options.flags.root_dir.clone();
-                if let Err(error) = crate::images::collect(images, &root, 0, 100 - DISK_PERCENT - 1).await {
-                    tracing::warn!("freeing images: {error}");
-                }
-                disk = disk_shortage(&kubelet);
+        if disk.is_some()
+            && let Some(images) = &kubelet.images
+        {
+            let root = kubelet.options.flags.root_dir.clone();
+            if let Err(error) = crate::images::collect(images, &root, 0, 100 - DISK_PERCENT - 1).await {
+                tracing::warn!("freeing images: {error}");
             }
+            disk = disk_shortage(&kubelet);
         }
         let now = Instant::now();
         let pressure = Pressure {

@@ -146,7 +146,7 @@ mod tests {
         record[10..14].copy_from_slice(&length.to_le_bytes());
         record[32] = name.len() as u8;
         record.extend_from_slice(name);
-        if name.len() % 2 == 0 {
+        if name.len().is_multiple_of(2) {
             record.push(0);
         }
         record.extend_from_slice(system_use);

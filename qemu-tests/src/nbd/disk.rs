@@ -157,7 +157,9 @@ impl Disk {
         let sector = SECTOR as u64;
         let end = offset.checked_add(length).filter(|end| *end <= self.size);
         match end {
-            Some(end) if offset % sector == 0 && length % sector == 0 => Ok(offset / sector..end / sector),
+            Some(end) if offset.is_multiple_of(sector) && length.is_multiple_of(sector) => {
+                Ok(offset / sector..end / sector)
+            }
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("{length} bytes at {offset} are not whole sectors of a disk of {} bytes", self.size),

@@ -511,10 +511,11 @@ fn cron_spec(e: &mut Errors, o: &At, old: Option<&At>) {
     }
     e.non_negative(&spec.get("startingDeadlineSeconds"));
     let was = old.map(|o| o.get("spec.timeZone").value.clone());
-    if zone.is_set() && was.as_ref() != Some(zone.value) {
-        if let Some(text) = cron::time_zone_error(zone.text()) {
-            e.invalid(&zone, text);
-        }
+    if zone.is_set()
+        && was.as_ref() != Some(zone.value)
+        && let Some(text) = cron::time_zone_error(zone.text())
+    {
+        e.invalid(&zone, text);
     }
     e.need_one_of(&spec.get("concurrencyPolicy"), &["Allow", "Forbid", "Replace"]);
     let job = spec.get("jobTemplate.spec");

@@ -52,7 +52,7 @@ fn endpoint(e: &mut Errors, x: &At, kind: &str) {
         let ip = a.text().parse::<IpAddr>().ok();
         match kind {
             "IPv4" | "IPv6" => {
-                if !ip.is_some_and(|ip| ip.is_ipv4() == (kind == "IPv4")) {
+                if ip.is_none_or(|ip| ip.is_ipv4() != (kind == "IPv4")) {
                     e.invalid(&a, format!("must be an {kind} address"));
                 }
                 if ip.is_none() {

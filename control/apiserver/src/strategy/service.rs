@@ -122,11 +122,13 @@ fn keep_allocated(new: &mut Value, old: &Value) {
             }
         }
     }
-    if !has_ip(&is) && has_ip(&was) && fields::same(new, old, "/spec/clusterIP") {
-        if let Some(spec) = fields::map_mut(new, "spec") {
-            for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-                spec.remove(field);
-            }
+    if !has_ip(&is)
+        && has_ip(&was)
+        && fields::same(new, old, "/spec/clusterIP")
+        && let Some(spec) = fields::map_mut(new, "spec")
+    {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            spec.remove(field);
         }
     }
     let has_ports = |t: &str| matches!(t, "NodePort" | "LoadBalancer");
@@ -139,10 +141,12 @@ fn keep_allocated(new: &mut Value, old: &Value) {
         if has_ports(&is) && has_ports(&was) && unset && was_port["nodePort"].is_i64() {
             port["nodePort"] = was_port["nodePort"].clone();
         }
-        if !has_ports(&is) && has_ports(&was) && port["nodePort"] == was_port["nodePort"] {
-            if let Some(map) = port.as_object_mut() {
-                map.remove("nodePort");
-            }
+        if !has_ports(&is)
+            && has_ports(&was)
+            && port["nodePort"] == was_port["nodePort"]
+            && let Some(map) = port.as_object_mut()
+        {
+            map.remove("nodePort");
         }
     }
     if is == "LoadBalancer" && was == "LoadBalancer" && new["spec"].get("healthCheckNodePort").is_none() {

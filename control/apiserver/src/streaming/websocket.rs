@@ -99,10 +99,9 @@ async fn write_frames<W: AsyncWrite + Unpin>(mut write: W, mut queue: mpsc::Rece
         out.clear();
         encode(&mut out, opcode, &data, role);
         let closing = opcode == CLOSE;
-        if write.write_all(&out).await.is_err()
-            || (queue.is_empty() || closing) && write.flush().await.is_err()
-            || closing
-        {
+        let broken =
+            write.write_all(&out).await.is_err() || (queue.is_empty() || closing) && write.flush().await.is_err();
+        if broken || closing {
             break;
         }
     }

@@ -35,11 +35,14 @@ fn address(pod: &Pod, ip: String, service: &Service) -> EndpointAddress {
     }
 }
 
+/// Name, number, protocol and application protocol.
+type Port = (String, i32, String, Option<String>);
+
 fn plan(service: &Service, selected: &[Arc<Pod>]) -> Vec<EndpointSubset> {
     let publish = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses) == Some(true);
     let wants_v6 =
         service.spec.as_ref().and_then(|s| s.ip_families.as_ref()).and_then(|f| f.first()).is_some_and(|f| f == "IPv6");
-    let mut groups: BTreeMap<Vec<(String, i32, String, Option<String>)>, EndpointSubset> = BTreeMap::new();
+    let mut groups: BTreeMap<Vec<Port>, EndpointSubset> = BTreeMap::new();
     for pod in selected.iter().take(MOST) {
         if pods::is_terminating(pod) && !publish {
             continue;

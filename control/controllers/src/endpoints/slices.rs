@@ -285,9 +285,9 @@ mod tests {
         // Nothing new: nothing to do.
         let Action::Create(first) = &actions[0] else { panic!() };
         let first = Arc::new(first.clone());
-        assert_eq!(plan(&service(), &[pod("a", true)], none, &[first.clone()]), []);
+        assert_eq!(plan(&service(), &[pod("a", true)], none, std::slice::from_ref(&first)), []);
         // Readiness changes in place.
-        let actions = plan(&service(), &[pod("a", false)], none, &[first.clone()]);
+        let actions = plan(&service(), &[pod("a", false)], none, std::slice::from_ref(&first));
         let [Action::Update(slice)] = &actions[..] else { panic!("{actions:?}") };
         assert_eq!(slice.endpoints.as_ref().unwrap()[0].conditions.as_ref().unwrap().ready, Some(false));
         // 150 pods need a second slice, and the first pod stays where it was.

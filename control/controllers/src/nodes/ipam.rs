@@ -160,7 +160,9 @@ mod tests {
 
     #[test]
     fn first_free_range_is_given() {
-        let cases: [(&[(&str, u8)], &[&str], &[&str], Option<&[&str]>); 5] = [
+        // Pools, what the node has, what others have, what is given.
+        type Case<'a> = (&'a [(&'a str, u8)], &'a [&'a str], &'a [&'a str], Option<&'a [&'a str]>);
+        let cases: [Case<'_>; 5] = [
             (&[("10.200.0.0/16", 24)], &[], &[], Some(&["10.200.0.0/24"])),
             (&[("10.200.0.0/16", 24)], &[], &["10.200.0.0/24", "10.200.2.0/24"], Some(&["10.200.1.0/24"])),
             (&[("10.200.0.0/24", 25)], &["10.200.0.0/25"], &["10.200.0.128/25"], None),

@@ -241,15 +241,9 @@ mod tests {
     use super::*;
 
     fn node(ready: &str, taints: &[(&str, &str)]) -> Node {
-        let mut node = Node::default();
-        node.status = Some(NodeStatus {
-            conditions: Some(vec![NodeCondition {
-                type_: "Ready".into(),
-                status: ready.into(),
-                ..NodeCondition::default()
-            }]),
-            ..NodeStatus::default()
-        });
+        let ready = NodeCondition { type_: "Ready".into(), status: ready.into(), ..NodeCondition::default() };
+        let status = NodeStatus { conditions: Some(vec![ready]), ..NodeStatus::default() };
+        let mut node = Node { status: Some(status), ..Node::default() };
         node.spec.get_or_insert_default().taints = Some(
             taints
                 .iter()
@@ -261,7 +255,9 @@ mod tests {
 
     #[test]
     fn taints_follow_readiness_and_foreign_ones_stay() {
-        let cases: [(&str, &[(&str, &str)], bool, Option<&[(&str, &str)]>); 5] = [
+        // Readiness, the taints there, whether pods are evicted, the taints wanted.
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], bool, Option<&'a [(&'a str, &'a str)]>);
+        let cases: [Case<'_>; 5] = [
             ("True", &[("a", "NoSchedule")], true, None),
             ("True", &[("a", "NoSchedule"), (NOT_READY, "NoExecute")], true, Some(&[("a", "NoSchedule")])),
             ("False", &[], true, Some(&[(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")])),

@@ -39,15 +39,15 @@ struct DockerConfig {
 impl Credentials {
     /// Adds a pull secret's data; what it holds besides is ignored.
     pub fn add(&mut self, data: &BTreeMap<String, ByteString>) {
-        if let Some(bytes) = data.get(".dockerconfigjson") {
-            if let Ok(config) = serde_json::from_slice::<DockerConfig>(&bytes.0) {
-                self.list.extend(config.auths);
-            }
+        if let Some(bytes) = data.get(".dockerconfigjson")
+            && let Ok(config) = serde_json::from_slice::<DockerConfig>(&bytes.0)
+        {
+            self.list.extend(config.auths);
         }
-        if let Some(bytes) = data.get(".dockercfg") {
-            if let Ok(auths) = serde_json::from_slice::<BTreeMap<String, Entry>>(&bytes.0) {
-                self.list.extend(auths);
-            }
+        if let Some(bytes) = data.get(".dockercfg")
+            && let Ok(auths) = serde_json::from_slice::<BTreeMap<String, Entry>>(&bytes.0)
+        {
+            self.list.extend(auths);
         }
     }
 

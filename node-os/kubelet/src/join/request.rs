@@ -124,10 +124,10 @@ pub async fn client_with_token(server: &str, ca: &Path, token: &str) -> anyhow::
 
 /// The key of the request under way: kept, so that a join that was interrupted asks for the same again.
 fn key_of(pair: &Pair) -> Result<KeyPair, Error> {
-    if let Ok(text) = std::fs::read_to_string(&pair.next_key) {
-        if let Ok(key) = KeyPair::from_pem(&text) {
-            return Ok(key);
-        }
+    if let Ok(text) = std::fs::read_to_string(&pair.next_key)
+        && let Ok(key) = KeyPair::from_pem(&text)
+    {
+        return Ok(key);
     }
     let key = KeyPair::generate().map_err(|e| Error::Local(e.into()))?;
     write_atomically(&pair.next_key, key.serialize_pem().as_bytes(), 0o600).map_err(Error::Local)?;

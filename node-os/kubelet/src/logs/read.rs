@@ -73,10 +73,10 @@ impl Formatter {
         if self.wish.stream.as_deref().is_some_and(|s| s != record.stream) {
             return;
         }
-        if let Some(since) = self.wish.since {
-            if record.time.parse::<Timestamp>().is_ok_and(|t| t < since) {
-                return;
-            }
+        if let Some(since) = self.wish.since
+            && record.time.parse::<Timestamp>().is_ok_and(|t| t < since)
+        {
+            return;
         }
         let before = out.len();
         if self.wish.timestamps && self.at_line_start {

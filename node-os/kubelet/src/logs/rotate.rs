@@ -21,10 +21,10 @@ pub async fn run(kubelet: Arc<Kubelet>, cri: Cri) {
         let Ok(containers) = cri.list_containers(Some(filter)).await else { continue };
         for container in containers {
             let Some(path) = log_path(&kubelet, &container) else { continue };
-            if std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_SIZE) {
-                if let Err(error) = rotate(&cri, &container.id, &path).await {
-                    tracing::warn!("rotating {}: {error}", path.display());
-                }
+            if std::fs::metadata(&path).is_ok_and(|m| m.len() > MAX_SIZE)
+                && let Err(error) = rotate(&cri, &container.id, &path).await
+            {
+                tracing::warn!("rotating {}: {error}", path.display());
             }
         }
     }

@@ -119,10 +119,10 @@ async fn report(kubelet: &Kubelet, api: &Api<Node>, status: &NodeStatus) -> Resu
         // Addresses merge by type, which two InternalIPs share: the list is replaced as a whole.
         if old.addresses == status.addresses {
             object.remove("addresses");
-        } else if let Some(list) = object.get_mut("addresses").and_then(|a| a.as_array_mut()) {
-            if old.addresses.is_some() {
-                list.insert(0, json!({ "$patch": "replace" }));
-            }
+        } else if old.addresses.is_some()
+            && let Some(list) = object.get_mut("addresses").and_then(|a| a.as_array_mut())
+        {
+            list.insert(0, json!({ "$patch": "replace" }));
         }
     }
     let patch = json!({ "status": value });

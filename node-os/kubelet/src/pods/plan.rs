@@ -196,10 +196,8 @@ fn plan_inits(pod: &Pod, seen: &Observed, sandbox: &str, probes: &dyn ProbeResul
             State::Running => {
                 if let Some(kill) = failed_probe(container, Kind::Init, status, probes) {
                     plan.kill.push(kill);
-                } else if !sidecar || !probes.started(&status.id) {
-                    if !begun {
-                        return Inits::Wait;
-                    }
+                } else if !begun && (!sidecar || !probes.started(&status.id)) {
+                    return Inits::Wait;
                 }
                 if !sidecar {
                     return Inits::Wait;
@@ -212,7 +210,7 @@ fn plan_inits(pod: &Pod, seen: &Observed, sandbox: &str, probes: &dyn ProbeResul
                 plan.start.push(start);
             }
         }
-        if !begun && !sidecar || !begun && status.state != State::Running {
+        if !begun && (!sidecar || status.state != State::Running) {
             return Inits::Wait;
         }
     }

@@ -82,7 +82,9 @@ fn a_new_pod_gets_a_sandbox_and_its_containers() {
 #[test]
 fn init_containers_come_one_by_one() {
     let pod = pod("{initContainers: [{name: i}, {name: j}], containers: [{name: a}]}");
-    let cases: &[(&[(&str, State, i32)], &[&str])] = &[
+    // The containers there, and those to be started.
+    type Case<'a> = (&'a [(&'a str, State, i32)], &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
         (&[], &["i"]),
         (&[("i", State::Running, 0)], &[]),
         (&[("i", State::Exited, 0)], &["j"]),

@@ -193,23 +193,24 @@ impl Worker {
         }
         if !self.admitted {
             self.admitted = true;
-            if seen.sandboxes.is_empty() && !spec::is_static(&self.pod) {
-                if let Err(verdict) = self.admit() {
-                    self.reject(verdict);
-                    return Next::Again;
-                }
+            if seen.sandboxes.is_empty()
+                && !spec::is_static(&self.pod)
+                && let Err(verdict) = self.admit()
+            {
+                self.reject(verdict);
+                return Next::Again;
             }
         }
         self.probes.follow(&self.pod, &seen);
         self.forget_waiting(&seen);
-        if let Some(left) = self.deadline_left() {
-            if left.is_zero() {
-                self.verdict = Some(Verdict {
-                    reason: "DeadlineExceeded".into(),
-                    message: "Pod was active on the node longer than the specified deadline".into(),
-                });
-                return Next::Again;
-            }
+        if let Some(left) = self.deadline_left()
+            && left.is_zero()
+        {
+            self.verdict = Some(Verdict {
+                reason: "DeadlineExceeded".into(),
+                message: "Pod was active on the node longer than the specified deadline".into(),
+            });
+            return Next::Again;
         }
         self.report(&seen, false, false);
         if matches!(self.status.phase.as_deref(), Some("Failed" | "Succeeded")) {
@@ -287,12 +288,12 @@ impl Worker {
         if fresh {
             return Ok(());
         }
-        if let Some(cgroups) = &self.kubelet.cgroups {
-            if let Err(error) = cgroups.apply(&self.pod) {
-                return Err(
-                    self.failed("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}"))
-                );
-            }
+        if let Some(cgroups) = &self.kubelet.cgroups
+            && let Err(error) = cgroups.apply(&self.pod)
+        {
+            return Err(
+                self.failed("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}"))
+            );
         }
         let pod_dir = self.kubelet.options.pod_dir(&uid);
         if let Err(error) = volumes::make_directory(&pod_dir) {
@@ -377,15 +378,15 @@ impl Worker {
     }
 
     async fn create_sandbox(&mut self, cri: &Cri, config: PodSandboxConfig) -> Result<(String, Vec<IpAddr>), Duration> {
-        if !spec::host_network(&self.pod) {
-            if let Some(reason) = self.kubelet.node.network_trouble() {
-                if !self.told_of_network {
-                    let text = format!("network is not ready: container runtime network not ready: {reason}");
-                    self.kubelet.events.warning(events::pod_reference(&self.pod, None), "NetworkNotReady", text);
-                    self.told_of_network = true;
-                }
-                return Err(NETWORK_RETRY);
+        if !spec::host_network(&self.pod)
+            && let Some(reason) = self.kubelet.node.network_trouble()
+        {
+            if !self.told_of_network {
+                let text = format!("network is not ready: container runtime network not ready: {reason}");
+                self.kubelet.events.warning(events::pod_reference(&self.pod, None), "NetworkNotReady", text);
+                self.told_of_network = true;
             }
+            return Err(NETWORK_RETRY);
         }
         if let Err(error) = volumes::make_directory(std::path::Path::new(&config.log_directory)) {
             return Err(self.failed("Failed", error));
@@ -728,10 +729,10 @@ impl Worker {
             }
         }
         for sandbox in seen.sandboxes.iter().skip(1).filter(|s| !s.ready) {
-            if !seen.containers.iter().any(|c| c.sandbox == sandbox.id) {
-                if let Err(error) = cri.remove_pod_sandbox(&sandbox.id).await {
-                    tracing::debug!("removing sandbox {}: {error}", sandbox.id);
-                }
+            if !seen.containers.iter().any(|c| c.sandbox == sandbox.id)
+                && let Err(error) = cri.remove_pod_sandbox(&sandbox.id).await
+            {
+                tracing::debug!("removing sandbox {}: {error}", sandbox.id);
             }
         }
     }

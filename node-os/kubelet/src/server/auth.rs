@@ -46,11 +46,14 @@ pub enum Refusal {
     Unavailable(String),
 }
 
+/// Who would do what with which part of the node.
+type Question = (Identity, String, String);
+
 /// Asks the API server.
 pub struct Access {
     api: kube::Client,
     node: String,
-    decisions: Mutex<HashMap<(Identity, String, String), (bool, Instant)>>,
+    decisions: Mutex<HashMap<Question, (bool, Instant)>>,
     tokens: Mutex<HashMap<[u8; 32], (Identity, Instant)>>,
 }
 
@@ -92,10 +95,10 @@ impl Access {
 
     async fn review_token(&self, token: &str) -> Result<Identity, Refusal> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        if let Some((identity, at)) = crate::lock(&self.tokens).get(&digest) {
-            if at.elapsed() < TOKENS {
-                return Ok(identity.clone());
-            }
+        if let Some((identity, at)) = crate::lock(&self.tokens).get(&digest)
+            && at.elapsed() < TOKENS
+        {
+            return Ok(identity.clone());
         }
         let review = TokenReview {
             spec: TokenReviewSpec { token: token.to_string(), ..Default::default() },
@@ -116,10 +119,10 @@ impl Access {
 
     async fn may(&self, identity: &Identity, verb: &str, subresource: &str) -> Result<bool, Refusal> {
         let key = (identity.clone(), verb.to_string(), subresource.to_string());
-        if let Some((allowed, at)) = crate::lock(&self.decisions).get(&key) {
-            if at.elapsed() < if *allowed { ALLOWED } else { DENIED } {
-                return Ok(*allowed);
-            }
+        if let Some((allowed, at)) = crate::lock(&self.decisions).get(&key)
+            && at.elapsed() < if *allowed { ALLOWED } else { DENIED }
+        {
+            return Ok(*allowed);
         }
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {

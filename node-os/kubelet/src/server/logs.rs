@@ -33,7 +33,7 @@ pub async fn answer(kubelet: &Arc<Kubelet>, namespace: &str, pod: &str, containe
     };
     let pod = match find(kubelet, namespace, pod) {
         Ok(pod) => pod,
-        Err(answer) => return answer,
+        Err(answer) => return *answer,
     };
     let Some(cri) = kubelet.cri.clone() else {
         return text(StatusCode::NOT_FOUND, "this node has no container runtime\n");
@@ -204,10 +204,8 @@ async fn watch(
             any = true;
             formatter.add(&tail.line, &mut out);
             tail.line.clear();
-            if formatter.full() || out.len() >= CHUNK {
-                if !flush(&mut out, sender).await || formatter.full() {
-                    return Ok(());
-                }
+            if (formatter.full() || out.len() >= CHUNK) && (!flush(&mut out, sender).await || formatter.full()) {
+                return Ok(());
             }
         }
         if !flush(&mut out, sender).await {
@@ -227,7 +225,7 @@ async fn watch(
         }
         quiet += 1;
         // Asking the runtime at every look would cost more than it tells.
-        if quiet % 5 == 0 {
+        if quiet.is_multiple_of(5) {
             let state = cri.container_status(id).await.map(|s| s.state);
             ended = !matches!(state, Ok(state) if state == crate::cri::ContainerState::Running as i32);
         }

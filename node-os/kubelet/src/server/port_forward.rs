@@ -35,7 +35,7 @@ pub async fn answer(kubelet: Arc<Kubelet>, namespace: &str, pod: &str, request: 
     };
     let pod = match find(&kubelet, namespace, pod) {
         Ok(pod) => pod,
-        Err(answer) => return answer,
+        Err(answer) => return *answer,
     };
     let namespace = match network_namespace(&kubelet, &pod).await {
         Ok(namespace) => namespace,
@@ -155,10 +155,10 @@ async fn forward(mut channels: Channels, namespace: Option<PathBuf>, ports: Vec<
                     if data.is_empty() {
                         // Dropping a write half closes that direction.
                         writers.remove(&index);
-                    } else if let Some(writer) = writers.get_mut(&index) {
-                        if writer.write_all(&data).await.is_err() {
-                            writers.remove(&index);
-                        }
+                    } else if let Some(writer) = writers.get_mut(&index)
+                        && writer.write_all(&data).await.is_err()
+                    {
+                        writers.remove(&index);
                     }
                 }
                 Incoming_::End(channel) => {

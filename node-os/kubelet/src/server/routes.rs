@@ -162,9 +162,10 @@ fn configz(kubelet: &Kubelet) -> Answer {
 }
 
 /// The pod of a request.
-pub fn find(kubelet: &Kubelet, namespace: &str, name: &str) -> Result<Arc<Pod>, Answer> {
+pub fn find(kubelet: &Kubelet, namespace: &str, name: &str) -> Result<Arc<Pod>, Box<Answer>> {
     kubelet.pods.find(namespace, name).ok_or_else(|| {
-        text(StatusCode::NOT_FOUND, format!("pod \"{name}\" not found in namespace \"{namespace}\" on this node\n"))
+        let sentence = format!("pod \"{name}\" not found in namespace \"{namespace}\" on this node\n");
+        Box::new(text(StatusCode::NOT_FOUND, sentence))
     })
 }
 

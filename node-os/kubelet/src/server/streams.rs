@@ -121,7 +121,7 @@ async fn prepare(
     if !(wants.stdin || wants.stdout || wants.stderr) {
         return Err(text(StatusCode::BAD_REQUEST, "you must specify at least 1 of stdin, stdout, stderr\n"));
     }
-    let pod = find(kubelet, namespace, pod)?;
+    let pod = find(kubelet, namespace, pod).map_err(|answer| *answer)?;
     running(kubelet, &pod, container).await
 }
 

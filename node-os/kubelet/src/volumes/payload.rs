@@ -35,10 +35,10 @@ pub fn write(root: &Path, files: &Files) -> io::Result<()> {
         return Err(io::Error::other(format!("{bad:?} is no path within a volume")));
     }
     let old = std::fs::read_link(root.join(DATA)).ok();
-    if let Some(old) = &old {
-        if same(&root.join(old), files)? {
-            return Ok(());
-        }
+    if let Some(old) = &old
+        && same(&root.join(old), files)?
+    {
+        return Ok(());
     }
     let stamp = jiff::Timestamp::now().as_nanosecond();
     let name = format!("..{stamp}");
@@ -96,7 +96,7 @@ fn link_names(root: &Path, files: &Files) -> io::Result<()> {
 
 fn same(directory: &Path, files: &Files) -> io::Result<bool> {
     let mut found = Vec::new();
-    if list(directory, directory, &mut found).is_err() {
+    if list(directory, &mut found).is_err() {
         return Ok(false);
     }
     if found.len() != files.len() {
@@ -112,11 +112,11 @@ fn same(directory: &Path, files: &Files) -> io::Result<bool> {
     Ok(true)
 }
 
-fn list(root: &Path, directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+fn list(directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            list(root, &entry.path(), found)?;
+            list(&entry.path(), found)?;
         } else {
             found.push(entry.path());
         }

@@ -79,10 +79,8 @@ pub(crate) fn secret(e: &mut Errors, o: &At) {
         }
         "kubernetes.io/dockercfg" => docker(e, &data.key(".dockercfg")),
         "kubernetes.io/dockerconfigjson" => docker(e, &data.key(".dockerconfigjson")),
-        "kubernetes.io/basic-auth" => {
-            if !data.key("username").is_set() && !data.key("password").is_set() {
-                need(&["username", "password"]);
-            }
+        "kubernetes.io/basic-auth" if !data.key("username").is_set() && !data.key("password").is_set() => {
+            need(&["username", "password"]);
         }
         "kubernetes.io/ssh-auth" => {
             e.need(&data.key("ssh-privatekey"));

@@ -127,10 +127,11 @@ pub(crate) fn volume_update(e: &mut Errors, new: &At, old: &At) {
     };
     let (mut is, was) = (source(new), source(old));
     // The secret for growing may come later.
-    if was["csi"].is_object() && was["csi"]["controllerExpandSecretRef"].is_null() {
-        if let Some(csi) = is.get_mut("csi").and_then(Value::as_object_mut) {
-            csi.remove("controllerExpandSecretRef");
-        }
+    if was["csi"].is_object()
+        && was["csi"]["controllerExpandSecretRef"].is_null()
+        && let Some(csi) = is.get_mut("csi").and_then(Value::as_object_mut)
+    {
+        csi.remove("controllerExpandSecretRef");
     }
     if !same(&is, &was) {
         e.forbidden(&new.get("spec.persistentvolumesource"), "spec.persistentvolumesource is immutable after creation");

@@ -203,36 +203,19 @@ pub(crate) fn persistent_source(e: &mut Errors, spec: &At) {
 
 fn details(e: &mut Errors, field: &str, at: &At, persistent: bool) {
     match field {
-        "hostPath" => {
-            if e.need(&at.get("path")) {
-                no_backsteps(e, &at.get("path"));
-                let kinds = [
-                    "",
-                    "BlockDevice",
-                    "CharDevice",
-                    "Directory",
-                    "DirectoryOrCreate",
-                    "File",
-                    "FileOrCreate",
-                    "Socket",
-                ];
-                e.one_of(&at.get("type"), &kinds);
-            }
-        }
+        "hostPath" => host_path(e, at),
         "gitRepo" => descending_path(e, &at.get("directory")),
-        "gcePersistentDisk" | "awsElasticBlockStore" => {
-            if at.get("partition").int().is_some_and(|p| !(0..=255).contains(&p)) {
-                e.invalid(&at.get("partition"), "must be between 1 and 255, inclusive");
-            }
+        "gcePersistentDisk" | "awsElasticBlockStore"
+            if at.get("partition").int().is_some_and(|p| !(0..=255).contains(&p)) =>
+        {
+            e.invalid(&at.get("partition"), "must be between 1 and 255, inclusive");
         }
         "secret" | "configMap" => {
             mode(e, &at.get("defaultMode"));
             at.get("items").items().for_each(|k| key_to_path(e, &k));
         }
-        "nfs" => {
-            if !at.get("path").text().starts_with('/') {
-                e.invalid_as(&at.get("path"), at.get("path").text(), "must be an absolute path");
-            }
+        "nfs" if !at.get("path").text().starts_with('/') => {
+            e.invalid_as(&at.get("path"), at.get("path").text(), "must be an absolute path");
         }
         "downwardAPI" => {
             mode(e, &at.get("defaultMode"));
@@ -460,11 +443,20 @@ fn trust_bundle(e: &mut Errors, b: &At) {
     local_path(e, &b.get("path"));
 }
 
+fn host_path(e: &mut Errors, at: &At) {
+    const KINDS: [&str; 8] =
+        ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    if e.need(&at.get("path")) {
+        no_backsteps(e, &at.get("path"));
+        e.one_of(&at.get("type"), &KINDS);
+    }
+}
+
 fn iscsi(e: &mut Errors, at: &At) {
     let bad = |s: &str| {
         let rest = |n: usize, len: usize| s.len() == n + len && s[n..].bytes().all(|c| c.is_ascii_alphanumeric());
         match s.get(..4) {
-            Some("iqn.") => !s[4..].as_bytes().first().is_some_and(u8::is_ascii_digit) || !s.contains(':'),
+            Some("iqn.") => !s.as_bytes().get(4).is_some_and(u8::is_ascii_digit) || !s.contains(':'),
             Some("eui.") => !rest(4, 16),
             Some("naa.") => !rest(4, 32),
             _ => true,

@@ -231,13 +231,13 @@ mod tests {
         let at = |secs| Timestamp::from_second(secs).unwrap();
         let reason = |status: &DeploymentStatus| find(status, PROGRESSING).unwrap().reason.clone().unwrap();
         let sick = set(0);
-        let first = next(&deployment, &[sick.clone()], Some(&sick), at(0));
+        let first = next(&deployment, std::slice::from_ref(&sick), Some(&sick), at(0));
         assert_eq!((reason(&first.status).as_str(), first.look_again_secs), ("ReplicaSetUpdated", Some(61)));
         deployment.status = Some(first.status);
-        let stuck = next(&deployment, &[sick.clone()], Some(&sick), at(61));
+        let stuck = next(&deployment, std::slice::from_ref(&sick), Some(&sick), at(61));
         assert_eq!(reason(&stuck.status), TIMED_OUT);
         let well = set(2);
-        let done = next(&deployment, &[well.clone()], Some(&well), at(30));
+        let done = next(&deployment, std::slice::from_ref(&well), Some(&well), at(30));
         assert_eq!(reason(&done.status), DONE);
         assert_eq!(find(&done.status, AVAILABLE).unwrap().status, "True");
     }

@@ -79,7 +79,7 @@ async fn work(context: &Context, key: &Key) -> Worked {
         return Ok(Outcome::Done);
     }
     let wanted = spec.selector.clone().unwrap_or_default();
-    let mine = claim(&*job, &wanted, &context.caches.pods, |p| plan::is_tracked(p)).await?;
+    let mine = claim(&*job, &wanted, &context.caches.pods, plan::is_tracked).await?;
     let step = plan::plan(&job, &mine, Timestamp::now());
 
     let mut job = job.clone();
