@@ -35,6 +35,11 @@ fn root() -> PathBuf {
     tools::workspace().join("target/qemu-tests")
 }
 
+/// The worker's root is the one of the shared cluster, so that it is built once.
+fn cluster_toml() -> String {
+    settings("boots", 1, "", "worker = { disk = 2048 }")
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two cores carry no more, and a time-out would mean nothing.
@@ -46,8 +51,7 @@ fn main() -> ExitCode {
             let bench = bench.clone();
             Trial::test(test.name, move || {
                 let built = bench.get_or_init(|| {
-                    // The worker's root is the one of the shared cluster, so that it is built once.
-                    Bench::build(&root().join("boots"), &settings("boots", 1, "", "worker = { disk = 2048 }"), None)
+                    Bench::build(&root().join("boots"), &cluster_toml(), None)
                         .map_err(|error| format!("the images cannot be built: {error:#}"))
                 });
                 let bench = built.as_ref().map_err(|error| Failed::from(error.as_str()))?;

@@ -137,7 +137,7 @@ fn lying_disk(bench: &Bench) -> Result {
 
 fn build_without_fsync() -> Result {
     let components = components_without_fsync()?;
-    let bench = Bench::build(&crate::root().join("without-fsync"), crate::CLUSTER, Some(&components))?;
+    let bench = Bench::build(&crate::root().join("without-fsync"), &crate::cluster_toml(), Some(&components))?;
     let mut history = History::default();
     bench.with("plug-without-fsync", NODE, |machine| {
         let api = on_again(machine, &mut history)?;
