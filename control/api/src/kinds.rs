@@ -58,6 +58,8 @@ pub struct Custom {
     pub uid: String,
     pub storage_version: String,
     pub preserve_unknown: bool,
+    /// Whether there are `x-kubernetes-validations` anywhere in the schema.
+    pub has_rules: bool,
     pub scale: Option<ScalePaths>,
     pub selectable: Vec<String>,
     pub deprecated: Option<String>,
@@ -108,6 +110,11 @@ impl Kind {
     /// Whether a CRD defines it.
     pub fn is_custom(&self) -> bool {
         self.custom.is_some()
+    }
+
+    /// Whether its schema holds CEL rules.
+    pub fn has_rules(&self) -> bool {
+        self.custom.as_ref().is_some_and(|custom| custom.has_rules)
     }
 
     /// Whether protobuf carries it.

@@ -63,6 +63,11 @@ impl Quantity {
         Quantity { nano: i128::from(v) * 1_000_000, suffix: Suffix::Decimal }
     }
 
+    /// As near as a float comes.
+    pub fn approximately(&self) -> f64 {
+        self.nano as f64 / NANO as f64
+    }
+
     /// Whole units, rounded up.
     pub fn value(&self) -> i64 {
         ceil(self.nano, NANO)

@@ -109,7 +109,9 @@ pub struct Extra {
     /// The JSONSchemaProps node itself without its children, for value validation.
     pub rules: Option<Value>,
     /// `x-kubernetes-validations`.
-    pub validations: Vec<Value>,
+    pub validations: Vec<crate::crd::Rule>,
+    /// Whether this node or one below it has some.
+    pub rules_below: bool,
 }
 
 /// A field of an object.

@@ -23,7 +23,11 @@ pub(crate) fn validate(scope: &Scope<'_>, new: &Value, old: Option<&Value>) -> V
         part: if old.is_some() { &scope.info.subresource } else { "" },
         old,
     };
-    write.faults(new).into_iter().map(Cause::from).collect()
+    let faults = write.faults(new);
+    if faults.is_empty() && scope.stored.group == "apiextensions.k8s.io" && scope.info.subresource.is_empty() {
+        api::crd::unenforced(new).into_iter().for_each(|text| scope.warn(text));
+    }
+    faults.into_iter().map(Cause::from).collect()
 }
 
 /// Who writes, for the record of field managers.

@@ -81,7 +81,12 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
                     out.push(FieldError::required(format!("{at}.type"), "must not be empty at the root"));
                 }
             }
+            let before = out.len();
             structural(schema, &at, out);
+            // Rules are looked at when the schema itself is sound, as upstream does.
+            if out.len() == before {
+                out.extend(super::cel::check(schema, &at).0);
+            }
         } else {
             out.push(FieldError::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
         }
@@ -103,6 +108,17 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
             "must have exactly one version marked as storage version",
         ));
     }
+}
+
+/// Sentences about rules of a sound CRD that are taken but not enforced.
+pub fn unenforced(crd: &Value) -> Vec<String> {
+    let versions = crd["spec"]["versions"].as_array().into_iter().flatten().enumerate();
+    versions
+        .flat_map(|(i, v)| {
+            let at = format!("spec.versions[{i}].schema.openAPIV3Schema");
+            super::cel::check(&v["schema"]["openAPIV3Schema"], &at).1
+        })
+        .collect()
 }
 
 /// The rules that make a schema structural.

@@ -1,13 +1,21 @@
 //! Custom resources: from a CustomResourceDefinition to kinds with schemas, and
 //! what their objects need: defaults, pruning (by `codec::normalize`), validation.
 
+mod cel;
 mod check;
 mod structural;
 mod values;
 
-pub use check::check;
+pub use cel::Rule;
+pub use check::{check, unenforced};
 pub use structural::schema_of;
 pub use values::validate;
+
+/// What the CEL rules of a custom resource's schema find wrong with an object that is valid but for them.
+pub fn validate_rules(new: &Value, old: Option<&Value>, schema: &Schema) -> Vec<crate::status::FieldError> {
+    let some = schema.extra.as_ref().is_some_and(|extra| extra.rules_below);
+    if some { cel::validate(new, old, schema) } else { Vec::new() }
+}
 
 use crate::kinds::{Column, Custom, Kind, ScalePaths, Subresource};
 use crate::meta;
@@ -88,6 +96,7 @@ fn kind_of_version(crd: &Value, v: &Value) -> Kind {
             uid: meta::uid(crd).into(),
             storage_version: storage_version(crd).into(),
             preserve_unknown,
+            has_rules: has_rules(raw),
             scale,
             selectable: v["selectableFields"]
                 .as_array()
@@ -104,6 +113,16 @@ fn kind_of_version(crd: &Value, v: &Value) -> Kind {
         })),
         schema: Ref::Own(Arc::new(structural::root(raw, preserve_unknown))),
         kind,
+    }
+}
+
+fn has_rules(schema: &Value) -> bool {
+    match schema {
+        Value::Object(map) => {
+            map.iter().any(|(k, v)| k == "x-kubernetes-validations" && v.is_array() || (k != "default" && has_rules(v)))
+        }
+        Value::Array(list) => list.iter().any(has_rules),
+        _ => false,
     }
 }
 

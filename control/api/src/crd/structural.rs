@@ -1,5 +1,6 @@
 //! JSONSchemaProps to `Schema`.
 
+use super::cel::Rule;
 use crate::schema::{Extra, Field, ListType, Ref, Schema, Str, Ty, index_of};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -58,7 +59,8 @@ pub fn schema_of(v: &Value) -> Schema {
         embedded: v["x-kubernetes-embedded-resource"] == true,
         default: v.get("default").cloned(),
         rules: rules(v),
-        validations: v["x-kubernetes-validations"].as_array().cloned().unwrap_or_default(),
+        validations: validations(v),
+        rules_below: false,
     };
     let required: Vec<&str> = v["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     for (name, p) in v["properties"].as_object().into_iter().flatten() {
@@ -86,6 +88,10 @@ pub fn schema_of(v: &Value) -> Schema {
             .filter_map(|k| k.as_str().map(|k| Str::Owned(k.into())))
             .collect();
     }
+    let below = |r: &Ref| r.get().extra.as_ref().is_some_and(|e| e.rules_below);
+    extra.rules_below = !extra.validations.is_empty()
+        || s.items.as_ref().is_some_and(below)
+        || s.fields.iter().any(|f| below(f.reference()));
     if s.ty == Ty::Any {
         extra.preserve_unknown = true;
     }
@@ -96,6 +102,13 @@ pub fn schema_of(v: &Value) -> Schema {
         add_type_and_metadata(&mut s);
     }
     s
+}
+
+/// The rules of a node, and those that its `allOf` adds to it.
+fn validations(v: &Value) -> Vec<Rule> {
+    let all = v["allOf"].as_array().into_iter().flatten();
+    let nodes = std::iter::once(v).chain(all);
+    nodes.filter_map(|v| v["x-kubernetes-validations"].as_array()).flatten().map(Rule::read).collect()
 }
 
 fn any() -> Ref {

@@ -3,7 +3,7 @@
 use super::at::{At, Errors};
 use crate::kinds::Kind;
 use crate::schema::{Schema, Ty};
-use crate::status::FieldError;
+use crate::status::{ErrorKind, FieldError};
 use serde_json::Value;
 
 /// Everything wrong with a custom resource.
@@ -13,6 +13,16 @@ pub(super) fn faults(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<Field
         // What was wrong before and did not change is let through.
         let before = crate::crd::validate(old, kind.schema(), "");
         out.retain(|e| !before.contains(e) || !unchanged(new, old, &e.field));
+    }
+    if kind.has_rules() {
+        use ErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
+        let blocks = |e: &FieldError| matches!(e.kind, NotSupported | Required | TooLong | TooMany | TypeInvalid);
+        if out.iter().any(blocks) {
+            let detail = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            out.push(FieldError::invalid("<nil>", Value::Null, detail));
+        } else {
+            out.extend(crate::crd::validate_rules(new, old, kind.schema()));
+        }
     }
     out
 }

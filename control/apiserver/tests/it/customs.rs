@@ -70,3 +70,51 @@ async fn the_life_of_a_definition() {
     assert!(events.next().await.is_none());
     assert_eq!(cluster.get(FOOS).await.code, 404);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_of_definitions() {
+    let cluster = Cluster::start().await;
+    let mut definition = crd();
+    let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+    let rule = |definition: &mut Value, rule: Value| {
+        definition.pointer_mut(spec).unwrap()["x-kubernetes-validations"] = json!([rule]);
+    };
+    rule(&mut definition, json!({"rule": "self.sise > 1"}));
+    let refused = cluster.post(CRDS, definition.clone()).await.expect(422);
+    let cause = &refused["details"]["causes"][0];
+    assert_eq!(
+        cause["field"],
+        "spec.versions[0].schema.openAPIV3Schema.properties[spec].x-kubernetes-validations[0].rule"
+    );
+    let message = cause["message"].as_str().unwrap();
+    assert!(message.contains("compilation failed: ERROR: <input>:1:5: undefined field 'sise'"), "{message}");
+
+    rule(&mut definition, json!({"rule": "self.colour == 'red' || isSemver(self.colour)"}));
+    let answer = cluster.send("POST", &format!("{CRDS}?dryRun=All"), "application/json", definition.to_string()).await;
+    assert_eq!(answer.code, 201);
+    assert!(
+        answer.headers["warning"]
+            .to_str()
+            .unwrap()
+            .contains("is not enforced: this server does not have the function isSemver")
+    );
+
+    rule(
+        &mut definition,
+        json!({"rule": "self.size <= 5 && (!has(oldSelf.colour) || self.colour == oldSelf.colour)", "message": "too large, or of another colour"}),
+    );
+    let answer = cluster.send("POST", CRDS, "application/json", definition.to_string()).await;
+    assert_eq!((answer.code, answer.headers.get("warning")), (201, None));
+    established(&cluster).await;
+    cluster.post(FOOS, foo("a", json!({"size": 9, "colour": "red"}))).await.expect(201);
+    let path = format!("{FOOS}/a");
+    let failed = "Foo.example.com \"a\" is invalid: spec: Invalid value: \"object\": too large, or of another colour";
+    for patch in [json!({"spec": {"size": 8}}), json!({"spec": {"size": 2, "colour": "blue"}})] {
+        let refused = cluster.patch(&path, "merge-patch+json", patch).await.expect(422);
+        assert_eq!(refused["message"], failed);
+    }
+    let apply = json!({"kind": "Foo", "apiVersion": "example.com/v1", "spec": {"size": 7}});
+    let refused = cluster.patch(&format!("{path}?fieldManager=m&force=true"), "apply-patch+yaml", apply).await;
+    assert_eq!(refused.expect(422)["message"], failed);
+    cluster.patch(&path, "merge-patch+json", json!({"spec": {"size": 5}})).await.expect(200);
+}
