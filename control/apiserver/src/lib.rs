@@ -21,6 +21,7 @@ pub mod metrics;
 mod notify;
 pub mod object;
 mod offline;
+mod offload;
 mod openapi;
 mod pick;
 pub mod pipeline;

@@ -12,6 +12,7 @@ use crate::authn::Authn;
 use crate::authz::Authz;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::offload::Offload;
 use crate::registry::Registry;
 use crate::streaming::Streaming;
 
@@ -33,6 +34,7 @@ pub struct AppState {
     pub audit: Audit,
     pub streaming: Streaming,
     pub metrics: Metrics,
+    pub(crate) offload: Offload,
     /// Places for reading and for writing requests.
     pub places: (Semaphore, Semaphore),
     kinds: RwLock<Arc<Kinds>>,
@@ -58,6 +60,7 @@ impl AppState {
             audit: Audit::new(&config)?,
             streaming: Streaming::new(&config)?,
             metrics: Metrics::default(),
+            offload: Offload::default(),
             places: (
                 Semaphore::new(config.max_requests_inflight),
                 Semaphore::new(config.max_mutating_requests_inflight),

@@ -12,16 +12,30 @@ pub struct Parsed {
     pub duplicates: Vec<String>,
 }
 
+/// The memory that one body's values may take: a body of many tiny maps takes a hundred times its size.
+pub(crate) const MAX_MEMORY: usize = 64 << 20;
+/// A map with one entry, and each entry of a map or list.
+pub(crate) const MAP_MEMORY: usize = 640;
+pub(crate) const ENTRY_MEMORY: usize = 64;
+
 struct Context {
     path: String,
     duplicates: Vec<String>,
     /// Bytes of texts and keys that may still come: aliases of YAML repeat them.
     room: usize,
+    /// Bytes that the values may still take in memory.
+    memory: usize,
 }
 
 impl Context {
     fn new(room: usize) -> Context {
-        Context { path: String::new(), duplicates: Vec::new(), room }
+        Context { path: String::new(), duplicates: Vec::new(), room, memory: MAX_MEMORY }
+    }
+
+    fn grow<E: Error>(&mut self, bytes: usize) -> Result<(), E> {
+        let left = self.memory.checked_sub(bytes);
+        self.memory = left.ok_or_else(|| E::custom("it holds too many maps and values; make it smaller"))?;
+        Ok(())
     }
 
     fn take<E: Error>(&mut self, text: &str) -> Result<(), E> {
@@ -94,7 +108,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
             let next = seq.next_element_seed(Seed(self.0))?;
             self.0.path.truncate(len);
             match next {
-                Some(v) => out.push(v),
+                Some(v) => {
+                    self.0.grow(ENTRY_MEMORY)?;
+                    out.push(v);
+                }
                 None => return Ok(Value::Array(out)),
             }
         }
@@ -105,6 +122,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let len = self.0.path.len();
         while let Some(key) = map.next_key::<String>()? {
             self.0.take(&key)?;
+            self.0.grow(if out.is_empty() { MAP_MEMORY } else { ENTRY_MEMORY })?;
             if len > 0 {
                 self.0.path.push('.');
             }
@@ -146,19 +164,22 @@ fn flow_depth_bound(body: &[u8]) -> usize {
 }
 
 /// Parses JSON.
-pub fn parse_json(body: &[u8]) -> Result<Parsed, String> {
+pub fn parse_json(body: &[u8]) -> Result<Parsed, serde_json::Error> {
     let mut context = Context::new(usize::MAX);
     let mut de = serde_json::Deserializer::from_slice(body);
-    let value = Seed(&mut context)
-        .deserialize(&mut de)
-        .map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?;
-    de.end().map_err(|e| format!("couldn't get version/kind; json parse error: {e}"))?;
+    let value = Seed(&mut context).deserialize(&mut de)?;
+    de.end()?;
     Ok(Parsed { value, duplicates: context.duplicates })
+}
+
+/// Whether a body that may be YAML is JSON by its look: that is read much faster.
+pub fn looks_like_json(body: &[u8]) -> bool {
+    body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
 }
 
 /// Parses YAML (or JSON, which YAML contains).
 pub fn parse_yaml(body: &[u8]) -> Result<Parsed, String> {
-    if body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
+    if looks_like_json(body)
         && let Ok(parsed) = parse_json(body)
     {
         return Ok(parsed);
@@ -206,6 +227,16 @@ mod tests {
         }
         let many = "- {a: [1]}\n".repeat(2000);
         assert_eq!(parse_yaml(many.as_bytes()).unwrap().value.as_array().unwrap().len(), 2000);
+    }
+
+    #[test]
+    fn many_tiny_maps_are_refused() {
+        let many = format!("[{}0]", r#"{"a":1},"#.repeat(200_000));
+        assert!(parse_json(many.as_bytes()).unwrap_err().to_string().contains("too many maps"));
+        let block = "- a: 1\n".repeat(200_000);
+        assert!(parse_yaml(block.as_bytes()).unwrap_err().contains("too many maps"));
+        let fewer = format!("[{}0]", r#"{"a":1},"#.repeat(50_000));
+        assert_eq!(parse_json(fewer.as_bytes()).unwrap().value.as_array().unwrap().len(), 50_001);
     }
 
     #[test]

@@ -10,7 +10,8 @@ mod typed;
 mod yaml;
 
 pub use accept::{Accept, Format, Offer, Transform, choose, negotiate, negotiate_watch};
-pub use json::{Parsed, parse_json, parse_yaml};
+pub(crate) use json::{ENTRY_MEMORY, MAP_MEMORY, MAX_MEMORY};
+pub use json::{Parsed, looks_like_json, parse_json, parse_yaml};
 pub use typed::{Strictness, check_types, normalize};
 
 use crate::schema::Schema;
@@ -48,7 +49,10 @@ pub fn body_format(content_type: &str) -> Option<Format> {
 pub fn decode(body: &[u8], content_type: &str, schema: &Schema, protobuf: bool) -> Result<Decoded, Status> {
     let supported: &[&str] = if protobuf { &[JSON, YAML, PROTOBUF] } else { &[JSON, YAML] };
     match body_format(content_type) {
-        Some(Format::Json) => finish(parse_json(body).map_err(Status::bad_request)?, schema),
+        Some(Format::Json) => {
+            let unreadable = |e| Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"));
+            finish(parse_json(body).map_err(unreadable)?, schema)
+        }
         Some(Format::Yaml) => {
             let mut parsed = parse_yaml(body).map_err(Status::bad_request)?;
             typed::read_octals(&mut parsed.value, schema);
@@ -72,8 +76,10 @@ fn finish(parsed: Parsed, schema: &Schema) -> Result<Decoded, Status> {
     }
     let mut unknown = Vec::new();
     normalize(&mut object, schema, &mut unknown).map_err(|e| {
-        let (kind, version) =
-            (crate::meta::kind(&object), crate::kinds::split_api_version(crate::meta::api_version(&object)).1);
+        let version = crate::kinds::split_api_version(crate::meta::api_version(&object)).1;
+        // A body without a kind is read as the one that is asked for.
+        let asked = schema.name.rsplit('.').next().filter(|name| !name.is_empty()).unwrap_or("object");
+        let kind = Some(crate::meta::kind(&object)).filter(|kind| !kind.is_empty()).unwrap_or(asked);
         Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {e}"))
     })?;
     strict.extend(unknown.into_iter().map(|u| format!("unknown field \"{u}\"")));

@@ -20,7 +20,7 @@ pub const APPLY_PATCH: &str = "application/apply-patch+yaml";
 pub fn apply(content_type: &str, object: &Value, body: &[u8], schema: Option<&Schema>) -> Result<Value, Status> {
     let main = content_type.split(';').next().unwrap_or("").trim();
     let bad = |e: serde_json::Error| Status::bad_request(format!("error decoding patch: {e}"));
-    let patch: Value = serde_json::from_slice(body).map_err(bad)?;
+    let patch = crate::codec::parse_json(body).map_err(bad)?.value;
     match (main, schema) {
         (JSON_PATCH, _) => json::apply(object, &patch),
         (MERGE_PATCH, _) => {

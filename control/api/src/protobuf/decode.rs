@@ -2,14 +2,38 @@
 
 use super::wire::{Fields, Raw};
 use super::{Error, MAGIC};
+use crate::codec::{ENTRY_MEMORY, MAP_MEMORY, MAX_MEMORY};
 use crate::schema::{Field, Schema, Ty};
 use base64::Engine;
 use serde_json::{Map, Value};
+use std::cell::Cell;
 
-const MAX_DEPTH: u32 = 100;
+const MAX_DEPTH: u32 = 64;
+
+/// How deep a message is, and the memory that what is read may still take.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    depth: u32,
+    room: &'a Cell<usize>,
+}
+
+impl At<'_> {
+    fn deeper(self) -> Result<Self, Error> {
+        if self.depth >= MAX_DEPTH { Err(Error::Depth) } else { Ok(At { depth: self.depth + 1, ..self }) }
+    }
+
+    fn take(self, bytes: usize) -> Result<(), Error> {
+        self.room.set(self.room.get().checked_sub(bytes).ok_or(Error::Large)?);
+        Ok(())
+    }
+}
 
 /// Reads a whole body. Without a schema the type in the envelope decides.
 pub fn decode_object(body: &[u8], schema: Option<&Schema>) -> Result<Value, Error> {
+    object(body, schema, At { depth: 0, room: &Cell::new(MAX_MEMORY) })
+}
+
+fn object(body: &[u8], schema: Option<&Schema>, at: At<'_>) -> Result<Value, Error> {
     let mut fields = Fields(body.strip_prefix(MAGIC).ok_or(Error::Magic)?);
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
     while let Some((n, v)) = fields.field()? {
@@ -30,7 +54,8 @@ pub fn decode_object(body: &[u8], schema: Option<&Schema>) -> Result<Value, Erro
     }
     let by_type = super::schema_of(&api_version, &kind);
     let schema = by_type.or(schema).ok_or_else(|| Error::Unknown(format!("{api_version} {kind}")))?;
-    let mut map = decode_message(raw, schema)?;
+    let mut map = Map::new();
+    message(raw, schema, &mut Vec::new(), &mut map, at)?;
     if !api_version.is_empty() {
         map.insert("apiVersion".into(), api_version.into());
     }
@@ -43,7 +68,7 @@ pub fn decode_object(body: &[u8], schema: Option<&Schema>) -> Result<Value, Erro
 /// Reads one message.
 pub fn decode_message(body: &[u8], schema: &Schema) -> Result<Map<String, Value>, Error> {
     let mut map = Map::new();
-    message(body, schema, &mut Vec::new(), &mut map, 0)?;
+    message(body, schema, &mut Vec::new(), &mut map, At { depth: 0, room: &Cell::new(MAX_MEMORY) })?;
     Ok(map)
 }
 
@@ -56,22 +81,19 @@ fn message(
     schema: &Schema,
     path: &mut Vec<u32>,
     out: &mut Map<String, Value>,
-    depth: u32,
+    at: At<'_>,
 ) -> Result<(), Error> {
-    if depth > MAX_DEPTH {
-        return Err(Error::Depth);
-    }
     let mut fields = Fields(body);
     while let Some((n, raw)) = fields.field()? {
         if let Some(f) = schema.fields.iter().find(|f| f.number == n && f.path == *path) {
-            field(f, raw, out, depth)?;
+            field(f, raw, out, at)?;
         } else if schema
             .fields
             .iter()
             .any(|f| f.path.len() > path.len() && f.path[..path.len()] == **path && f.path[path.len()] == n)
         {
             path.push(n);
-            let done = message(raw.bytes(), schema, path, out, depth + 1);
+            let done = message(raw.bytes(), schema, path, out, at.deeper()?);
             path.pop();
             done?;
         }
@@ -79,8 +101,9 @@ fn message(
     Ok(())
 }
 
-fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Result<(), Error> {
+fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, at: At<'_>) -> Result<(), Error> {
     let schema = f.schema();
+    at.take(if out.is_empty() { MAP_MEMORY } else { ENTRY_MEMORY })?;
     match schema.ty {
         Ty::Array => {
             let Some(item) = schema.item() else {
@@ -88,7 +111,7 @@ fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Resul
             };
             let list = out.entry(f.name.to_string()).or_insert_with(|| Value::Array(Vec::new()));
             if let Value::Array(list) = list {
-                repeated(list, raw, item, depth)?;
+                repeated(list, raw, item, at)?;
             }
         }
         Ty::Object if schema.is_map() => {
@@ -100,19 +123,19 @@ fn field(f: &Field, raw: Raw, out: &mut Map<String, Value>, depth: u32) -> Resul
             while let Some((n, r)) = entry.field()? {
                 match n {
                     1 => k = text(r),
-                    2 => v = Some(single(r, item.get(), depth + 1)?),
+                    2 => v = Some(single(r, item.get(), at)?),
                     _ => {}
                 }
             }
             let v = match v {
                 Some(v) => v,
-                None => single(Raw::Bytes(&[]), item.get(), depth + 1)?,
+                None => single(Raw::Bytes(&[]), item.get(), at)?,
             };
             let map = out.entry(f.name.to_string()).or_insert_with(|| Value::Object(Map::new()));
             map[k.as_str()] = v;
         }
         _ => {
-            let v = single(raw, schema, depth + 1)?;
+            let v = single(raw, schema, at)?;
             if !drop_zero(f, &v) {
                 // A message that comes in pieces is merged.
                 match (out.get_mut(f.name.as_ref()), v) {
@@ -151,23 +174,23 @@ fn drop_zero(f: &Field, v: &Value) -> bool {
     zero && !any && !f.required && !f.optional
 }
 
-fn repeated(list: &mut Vec<Value>, raw: Raw, item: &Schema, depth: u32) -> Result<(), Error> {
+fn repeated(list: &mut Vec<Value>, raw: Raw, item: &Schema, at: At<'_>) -> Result<(), Error> {
     if let (Ty::Int32 | Ty::Int64 | Ty::Boolean, Raw::Bytes(b)) = (item.ty, raw) {
         let mut packed = Fields(b);
         while !packed.0.is_empty() {
             let v = packed.varint()?;
-            list.push(single(Raw::Varint(v), item, depth + 1)?);
+            at.take(ENTRY_MEMORY)?;
+            list.push(single(Raw::Varint(v), item, at)?);
         }
         return Ok(());
     }
-    list.push(single(raw, item, depth + 1)?);
+    at.take(ENTRY_MEMORY)?;
+    list.push(single(raw, item, at)?);
     Ok(())
 }
 
-fn single(raw: Raw, schema: &Schema, depth: u32) -> Result<Value, Error> {
-    if depth > MAX_DEPTH {
-        return Err(Error::Depth);
-    }
+fn single(raw: Raw, schema: &Schema, at: At<'_>) -> Result<Value, Error> {
+    let at = at.deeper()?;
     Ok(match schema.ty {
         Ty::Boolean => (raw.number() != 0).into(),
         Ty::Int32 => (raw.number() as i32).into(),
@@ -177,7 +200,7 @@ fn single(raw: Raw, schema: &Schema, depth: u32) -> Result<Value, Error> {
         Ty::Bytes => base64::engine::general_purpose::STANDARD.encode(raw.bytes()).into(),
         Ty::Object => {
             let mut map = Map::new();
-            message(raw.bytes(), schema, &mut Vec::new(), &mut map, depth + 1)?;
+            message(raw.bytes(), schema, &mut Vec::new(), &mut map, at)?;
             Value::Object(map)
         }
         Ty::Array => {
@@ -185,16 +208,16 @@ fn single(raw: Raw, schema: &Schema, depth: u32) -> Result<Value, Error> {
             let mut fields = Fields(raw.bytes());
             while let (Some((n, r)), Some(item)) = (fields.field()?, schema.item()) {
                 if n == 1 {
-                    repeated(&mut list, r, item, depth)?;
+                    repeated(&mut list, r, item, at)?;
                 }
             }
             Value::Array(list)
         }
-        _ => special(raw.bytes(), schema, depth + 1)?,
+        _ => special(raw.bytes(), schema, at)?,
     })
 }
 
-fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
+fn special(body: &[u8], schema: &Schema, at: At<'_>) -> Result<Value, Error> {
     let mut fields = Fields(body);
     let (mut numbers, mut first, mut second, mut third) = ([0u64; 2], None, Vec::new(), String::new());
     while let Some((n, raw)) = fields.field()? {
@@ -208,7 +231,7 @@ fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
     }
     let props = |b: &[u8]| -> Result<Value, Error> {
         let mut map = Map::new();
-        message(b, crate::schema::schema_props(), &mut Vec::new(), &mut map, depth + 1)?;
+        message(b, crate::schema::schema_props(), &mut Vec::new(), &mut map, at)?;
         Ok(Value::Object(map))
     };
     Ok(match schema.ty {
@@ -235,8 +258,8 @@ fn special(body: &[u8], schema: &Schema, depth: u32) -> Result<Value, Error> {
             None => second.into_iter().map(|b| Value::from(String::from_utf8_lossy(b).into_owned())).collect(),
         },
         _ => match first {
-            Some(b) if b.starts_with(MAGIC) => decode_object(b, None)?,
-            Some(b) if !b.is_empty() => serde_json::from_slice(b).unwrap_or(Value::Null),
+            Some(b) if b.starts_with(MAGIC) => object(b, None, at)?,
+            Some(b) if !b.is_empty() => crate::codec::parse_json(b).map_or(Value::Null, |parsed| parsed.value),
             _ => Value::Null,
         },
     })

@@ -30,6 +30,8 @@ pub enum Error {
     WireType(u8),
     #[error("the protobuf message nests too deeply")]
     Depth,
+    #[error("the protobuf message holds too many values; make it smaller")]
+    Large,
     #[error("no protobuf form is known for {0}")]
     Unknown(String),
 }

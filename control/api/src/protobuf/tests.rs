@@ -76,3 +76,27 @@ fn watch_frames_have_a_length() {
     let f = watch_frame("ADDED", b"k8s\0");
     assert_eq!(u32::from_be_bytes(f[..4].try_into().unwrap()) as usize, f.len() - 4);
 }
+
+#[test]
+fn messages_in_messages_have_an_end() {
+    let mut body = wrap("apps/v1", "ControllerRevision", &[]);
+    for _ in 0..1000 {
+        let (mut raw, mut revision) = (Vec::new(), Vec::new());
+        wire::bytes_field(&mut raw, 1, &body);
+        wire::bytes_field(&mut revision, 2, &raw);
+        body = wrap("apps/v1", "ControllerRevision", &revision);
+    }
+    assert!(matches!(decode_object(&body, None), Err(Error::Depth)));
+}
+
+#[test]
+fn many_small_messages_are_refused() {
+    // `ports` of a Service's spec, 1, with a name, 1, of no bytes.
+    let mut spec = Vec::new();
+    for _ in 0..400_000 {
+        wire::bytes_field(&mut spec, 1, &[0x0a, 1, b'a']);
+    }
+    let mut service = Vec::new();
+    wire::bytes_field(&mut service, 2, &spec);
+    assert!(matches!(decode_object(&wrap("v1", "Service", &service), None), Err(Error::Large)));
+}

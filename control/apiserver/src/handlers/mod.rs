@@ -18,12 +18,15 @@ mod write;
 
 use std::sync::Arc;
 
+use api::codec::Format;
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::{ApiError, Result};
+use crate::offload::{LARGE, Weight};
 use crate::pipeline::Body;
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
@@ -53,12 +56,15 @@ pub async fn handle(
         return streaming::handle(state, info, user, request).await;
     }
     let (parts, body) = request.into_parts();
-    let body = if info.verb.is_read() { Bytes::new() } else { collect(body).await? };
+    // The room is given back when the request is answered.
+    let (body, _room) =
+        if info.verb.is_read() { (Bytes::new(), None) } else { collect(state, &parts.headers, body).await? };
     let scope = Scope::new(state, info, user, &parts.headers)?;
     if wants_newest(info) {
         state.registry.fresh().await?;
     }
-    let mut response = dispatch(&scope, &parts.headers, body).await?;
+    let weight = weight(&scope, &parts.headers, &body);
+    let mut response = state.offload.run(weight, dispatch(&scope, &parts.headers, body)).await?;
     scope.add_warnings(&mut response);
     Ok(response)
 }
@@ -70,8 +76,31 @@ fn wants_newest(info: &RequestInfo) -> bool {
     !(info.verb.is_read() && (said("resourceVersion") || said("continue")))
 }
 
-async fn collect(mut body: Incoming) -> Result<Bytes> {
+/// What it will cost to answer.
+fn weight(scope: &Scope<'_>, headers: &http::HeaderMap, body: &Bytes) -> Weight {
+    let (info, kind) = (scope.info, &scope.stored);
+    let about_large = !info.verb.is_read()
+        && (scope.store().get(scope.namespace(), &info.name)).is_some_and(|object| object.json.len() > LARGE);
+    if body.len() > LARGE || about_large {
+        return Weight::Large;
+    }
+    let yaml = api::codec::body_format(content_type(headers)) == Some(Format::Yaml);
+    // Rules of custom resources may be slow, and so may be definitions with many of them.
+    let rules = !info.verb.is_read() && (kind.has_rules() || kind.group == "apiextensions.k8s.io");
+    if rules || yaml && !body.is_empty() && !api::codec::looks_like_json(body) { Weight::Slow } else { Weight::Light }
+}
+
+fn content_type(headers: &http::HeaderMap) -> &str {
+    headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("")
+}
+
+async fn collect(
+    state: &AppState,
+    headers: &http::HeaderMap,
+    mut body: Incoming,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>)> {
     let mut whole = BytesMut::new();
+    let mut room = None;
     let mut seen = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ApiError::bad_request(format!("the request's body was cut off: {error}")))?;
@@ -83,19 +112,22 @@ async fn collect(mut body: Incoming) -> Result<Bytes> {
             break;
         }
         if seen <= BODY_LIMIT {
+            if seen > LARGE && room.is_none() {
+                room = Some(state.offload.room(headers, BODY_LIMIT).await?);
+            }
             whole.extend_from_slice(&data);
         } else {
-            whole = BytesMut::new();
+            (whole, room) = (BytesMut::new(), None);
         }
     }
     if seen > BODY_LIMIT {
         return Err(ApiError::too_large(format!("Request entity too large: limit is {BODY_LIMIT}")));
     }
-    Ok(whole.freeze())
+    Ok((whole.freeze(), room))
 }
 
 async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> Result<Response<Body>> {
-    let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let content_type = content_type(headers);
     options::check(scope, content_type)?;
     if !scope.info.subresource.is_empty() && scope.info.subresource != "status" {
         return subresource::handle(scope, content_type, body).await;

@@ -1,5 +1,6 @@
 //! A real server on loopback with throw-away certificates, driven over TLS.
 
+mod bodies;
 mod client;
 mod commands;
 mod crash;

@@ -1,0 +1,69 @@
+//! Bodies that are meant to keep the server busy.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use serde_json::json;
+
+use crate::client::Cluster;
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// YAML that is slow to read: flow collections as deep as they may be, quotes, comments, and tokens without end.
+fn slow_yaml(size: usize) -> String {
+    let mut text = String::from(
+        "kind: ConfigMap\napiVersion: v1\nmetadata: {name: slow}\ndata:\n  a: &a \"x\"\n  b: # comment\n    ",
+    );
+    text.push_str(&"[".repeat(100));
+    while text.len() < size {
+        text.push_str("'q', \"d\", *a, x, ");
+    }
+    text.push_str(&"]".repeat(100));
+    text.push('\n');
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_are_answered_while_bodies_are_read() {
+    let cluster = Arc::new(Cluster::start().await);
+    let yaml = slow_yaml(400_000);
+    let posts: Vec<_> = (0..4)
+        .map(|_| {
+            let (cluster, yaml) = (cluster.clone(), yaml.clone());
+            tokio::spawn(async move { cluster.send("POST", MAPS, "application/yaml", yaml).await.code })
+        })
+        .collect();
+    let mut answered = 0;
+    while !posts.iter().all(tokio::task::JoinHandle::is_finished) {
+        assert_eq!(cluster.get("/livez").await.code, 200);
+        answered += usize::from(posts.iter().filter(|p| !p.is_finished()).count() > 0);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    for code in join_all(posts).await {
+        assert_eq!(code.unwrap(), 400, "a list is no text");
+    }
+    assert!(answered > 0, "nothing was answered until the last body was read");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_cannot_grow_in_memory() {
+    let cluster = Cluster::start().await;
+    let tiny = format!(r#"{{"kind":"ConfigMap","x":[{}0]}}"#, r#"{"a":1},"#.repeat(300_000));
+    let block = format!("kind: ConfigMap\nx:\n{}", "- a: 1\n".repeat(300_000));
+    for (form, body) in [("application/json", tiny), ("application/yaml", block)] {
+        let refused = cluster.send("POST", MAPS, form, body).await;
+        assert_eq!(refused.failure(), (400, "BadRequest".into()));
+        assert!(String::from_utf8_lossy(&refused.body).contains("too many maps"), "{refused:?}");
+    }
+    cluster.post(MAPS, json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "a"}})).await.expect(201);
+    let patch = format!(r#"{{"x":[{}0]}}"#, r#"{"a":1},"#.repeat(300_000));
+    let refused = cluster.send("PATCH", &format!("{MAPS}/a"), "application/merge-patch+json", patch).await;
+    assert_eq!(refused.code, 400, "{refused:?}");
+    // What is large but not out of bounds is taken, many at a time.
+    let large = "x".repeat(900_000);
+    let all = join_all((0..12).map(|n| {
+        let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": format!("m{n}")}, "data": {"x": large}});
+        cluster.post(MAPS, object)
+    }));
+    assert!(all.await.iter().all(|answer| answer.code == 201));
+}
