@@ -73,8 +73,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let server = Server::start(config).await?;
     notify::send("READY=1\nSTATUS=serving");
     tracing::info!(address = %server.address, version = crate::GIT_VERSION, "serving");
-    server.until(stopping).await;
-    Ok(())
+    server.until(stopping).await
 }
 
 /// A running server.
@@ -114,19 +113,28 @@ impl Server {
         Ok(Server { state, address, serving, stop })
     }
 
-    /// Serves until `stopping` turns true or the store fails, then ends in order.
-    pub async fn until(self, mut stopping: watch::Receiver<bool>) {
+    /// Serves until `stopping` turns true or the store fails, then ends in order; the store's failure is an error.
+    pub async fn until(self, mut stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
         let store = self.state.registry.store().clone();
         let failed = async {
-            while store.failure().is_none() {
+            loop {
+                if let Some(why) = store.failure() {
+                    return why;
+                }
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         };
-        tokio::select! {
-            _ = stopping.wait_for(|s| *s) => {}
-            () = failed => tracing::error!("the store has failed; ending, to be started again"),
-        }
+        let failure = tokio::select! {
+            _ = stopping.wait_for(|s| *s) => None,
+            why = failed => Some(why),
+        };
         self.stop().await;
+        match failure {
+            None => Ok(()),
+            Some(why) => {
+                Err(anyhow::anyhow!("the store has failed, so that the server ends, to be started again: {why}"))
+            }
+        }
     }
 
     /// Ends in order: no new connections, watches end, open requests finish.

@@ -110,7 +110,11 @@ pub struct Admission {
 impl Admission {
     /// Reads settings.
     pub fn new(config: &Config) -> anyhow::Result<Admission> {
-        let services = Allocator::new(&config.service_cluster_ip_range, &config.service_node_port_range);
+        let services = Allocator::new(
+            &config.service_cluster_ip_range,
+            &config.service_node_port_range,
+            !config.etcd.etcd_servers.is_empty(),
+        );
         // A node's name is its host name; without one nobody is beside us.
         let own_node = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string();
         Ok(Admission { services: services.map_err(anyhow::Error::msg)?, own_node })

@@ -16,10 +16,12 @@ use crate::admission::Operation;
 use crate::error::{ApiError, Cause, Result};
 use crate::object::Object;
 use crate::pipeline::Body;
-use crate::shape;
+use crate::{shape, strategy};
 
 /// Tries of a write that somebody else was faster than.
 const TRIES: usize = 8;
+/// How long another server gets to store what it has taken.
+pub(super) const AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// PUT.
 pub(super) async fn update(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
@@ -141,6 +143,7 @@ async fn change_as(
             {
                 continue;
             }
+            Err(error) if strategy::is_taken(&error) && attempt < TRIES => tokio::time::sleep(AGAIN).await,
             done => return done,
         }
     }
@@ -295,10 +298,11 @@ async fn store_change(scope: &Scope<'_>, current: &Arc<Object>, old: &Value, new
     let no_grace = meta::deletion_grace(new).unwrap_or(0) == 0;
     if terminating && no_grace && !delete::is_held(scope, new) && delete::is_held(scope, old) {
         let revision = scope.store().delete(&current.namespace, &current.name, current.revision).await?;
-        scope.strategy.after_delete(scope.context(), new);
+        scope.strategy.after_delete(scope.context(), new).await;
         let mut last = new.clone();
         meta::set_resource_version(&mut last, revision);
         return Ok(Written::Removed(last));
     }
+    scope.strategy.reserve(scope.context(), new, Some(old)).await?;
     scope.store().update(new, current.revision, ttl(scope)).await.map(Written::Stored)
 }

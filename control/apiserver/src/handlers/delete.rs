@@ -146,7 +146,7 @@ async fn remove_once(scope: &Scope<'_>, name: &str, options: &DeleteOptions, cur
     }
     if !options.dry_run {
         scope.store().delete(&current.namespace, &current.name, current.revision).await?;
-        scope.strategy.after_delete(scope.context(), &old);
+        scope.strategy.after_delete(scope.context(), &old).await;
     }
     Ok(Outcome::Gone { uid: current.uid.to_string() })
 }

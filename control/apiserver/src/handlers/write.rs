@@ -12,12 +12,13 @@ use http::Response;
 use rand::Rng;
 use serde_json::Value;
 
+use super::change::AGAIN;
 use super::{Scope, respond};
 use crate::admission::{Attributes, Operation};
 use crate::error::{ApiError, Cause, Result};
 use crate::object::Object;
 use crate::pipeline::Body;
-use crate::shape;
+use crate::{shape, strategy};
 
 /// Suffixes of generated names are made of these, so that no words come out.
 const SUFFIX: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -147,6 +148,7 @@ pub(super) async fn create_object(scope: &Scope<'_>, mut object: Value, manager:
                 error.retry_after = Some(1);
                 return Err(error);
             }
+            Err(error) if strategy::is_taken(&error) && attempt < TRIES => tokio::time::sleep(AGAIN).await,
             done => return done,
         }
     }
@@ -183,6 +185,7 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
         if scope.dry_run {
             return Ok(None);
         }
+        scope.strategy.reserve(context, &object, None).await?;
         scope.store().create(&object, ttl(scope)).await.map(Some)
     }
     .await;

@@ -253,7 +253,8 @@ fn names(object: &Value) -> (&str, &str) {
     (at("namespace"), at("name"))
 }
 
-fn store_error(error: StoreError) -> ApiError {
+/// A failure of the store as clients see it.
+pub(crate) fn store_error(error: StoreError) -> ApiError {
     match error {
         StoreError::TooLarge { .. } | StoreError::TooLargeForEtcd { .. } => ApiError::too_large(error.to_string()),
         // The write may have been done, which is what this reason says.

@@ -3,6 +3,11 @@
 //! The truth is the Service objects themselves. What is reserved for a write
 //! that is still on its way is held here; a look through the objects, at most
 //! once a minute, frees what updates left behind.
+//!
+//! Where several servers share a store, none of them knows what the others have on
+//! their way: then the objects are looked through each time, and right before its
+//! write a Service [claims](claim) what it was given, in the store. A claim lives
+//! longer than a write takes, so that a server either meets it or sees the object.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,12 +16,18 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use serde_json::Value;
+use store::{Expect, Stamped, Store, StoreError};
 
 use super::fields::{items_at, str_at};
 use crate::authn::view::{ClusterView, SERVICES};
 
 /// Reservations younger than this survive a rescan that does not see them.
 const YOUNG: Duration = Duration::from_secs(60);
+
+/// Who has what another server claimed.
+const OTHERS: &str = "";
+/// How long a number that another server claimed is passed over; then its Service is seen, or it was given back.
+const PASSED: Duration = Duration::from_secs(2);
 
 /// An address range, first address and prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +103,8 @@ struct Held {
 pub struct Allocator {
     ranges: Vec<Range>,
     ports: (u16, u16),
+    /// Whether other servers give out of the same ranges.
+    shared: bool,
     held: Mutex<Held>,
 }
 
@@ -114,13 +127,18 @@ pub enum AllocError {
 
 impl Allocator {
     /// `ranges` is one CIDR or two with a comma; `ports` is `30000-32767`.
-    pub fn new(ranges: &str, ports: &str) -> Result<Allocator, String> {
+    pub fn new(ranges: &str, ports: &str, shared: bool) -> Result<Allocator, String> {
         let parsed: Option<Vec<Range>> = ranges.split(',').map(Range::parse).collect();
         let parsed = parsed.ok_or_else(|| format!("--service-cluster-ip-range {ranges:?} is not a CIDR"))?;
         let range = ports.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
         let range = range.filter(|(a, b): &(u16, u16)| a <= b && *a > 0);
         let ports = range.ok_or_else(|| format!("--service-node-port-range {ports:?} is not FIRST-LAST"))?;
-        Ok(Allocator { ranges: parsed, ports, held: Mutex::default() })
+        Ok(Allocator { ranges: parsed, ports, shared, held: Mutex::default() })
+    }
+
+    /// Whether other servers give out of the same ranges.
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// The families of the ranges, first the default one.
@@ -135,7 +153,7 @@ impl Allocator {
 
     fn lock(&self, view: &dyn ClusterView) -> MutexGuard<'_, Held> {
         let mut held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if held.scanned.is_none_or(|t| t.elapsed() > YOUNG) {
+        if self.shared || held.scanned.is_none_or(|t| t.elapsed() > YOUNG) {
             rescan(&mut held, view);
         }
         held
@@ -157,7 +175,7 @@ impl Allocator {
                 return Err(AllocError::IpOutside(ip, format!("{}/{}", range.base, range.prefix)));
             }
             return match held.ips.get(&ip) {
-                Some((by, _)) if by != owner => Err(AllocError::IpTaken),
+                Some((by, _)) if by != owner && by != OTHERS => Err(AllocError::IpTaken),
                 _ => Ok(take(&mut held.ips, ip, owner)),
             };
         }
@@ -178,7 +196,7 @@ impl Allocator {
                 return Err(AllocError::PortOutside(first, last));
             }
             return match held.ports.get(&port) {
-                Some((by, _)) if by != owner => Err(AllocError::PortTaken),
+                Some((by, _)) if by != owner && by != OTHERS => Err(AllocError::PortTaken),
                 _ => Ok(take(&mut held.ports, port, owner)),
             };
         }
@@ -190,12 +208,67 @@ impl Allocator {
         Ok(take(&mut held.ports, found, owner))
     }
 
+    /// Passes over a claimed number for a moment, unless it is asked for by its number.
+    pub fn pass_over(&self, key: &str) {
+        let mut held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = Instant::now();
+        let entry = (OTHERS.to_string(), now.checked_sub(YOUNG - PASSED).unwrap_or(now));
+        let number = key.strip_prefix(CLAIMS).unwrap_or(key);
+        if let Some(ip) = number.strip_prefix("ip/").and_then(|ip| ip.parse().ok()) {
+            held.ips.insert(ip, entry);
+        } else if let Some(port) = number.strip_prefix("port/").and_then(|port| port.parse().ok()) {
+            held.ports.insert(port, entry);
+        }
+    }
+
     /// Gives back what `owner` holds and `keep` (its object, if it still exists) does not use.
     pub fn release(&self, owner: &str, keep: Option<&Value>) {
         let (ips, ports) = keep.map(used).unwrap_or_default();
         let mut held = self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         held.ips.retain(|ip, (by, _)| by != owner || ips.contains(ip));
         held.ports.retain(|port, (by, _)| by != owner || ports.contains(port));
+    }
+}
+
+/// Claims are kept below this, by kind of number.
+const CLAIMS: &str = "/kimg/claims/services/";
+/// Seconds that a claim lives: longer than any request, and than a server may be behind.
+const CLAIM_SECONDS: u64 = 180;
+
+/// The keys of the claims for what a Service uses, and `before` (its old object) did not.
+pub fn claims(service: &Value, before: Option<&Value>) -> Vec<String> {
+    let ((ips, ports), (old_ips, old_ports)) = (used(service), before.map(used).unwrap_or_default());
+    let ips: std::collections::BTreeSet<IpAddr> = ips.into_iter().filter(|ip| !old_ips.contains(ip)).collect();
+    let ports: std::collections::BTreeSet<u16> = ports.into_iter().filter(|p| !old_ports.contains(p)).collect();
+    let ips = ips.into_iter().map(|ip| format!("{CLAIMS}ip/{ip}"));
+    ips.chain(ports.into_iter().map(|port| format!("{CLAIMS}port/{port}"))).collect()
+}
+
+/// Claims one number for `owner`; false: somebody else has it.
+pub async fn claim(store: &dyn Store, key: &str, owner: &str) -> store::Result<bool> {
+    let put = |expect| store.put(key, Stamped::plain(owner), expect, Some(CLAIM_SECONDS));
+    let mut expect = Expect::Absent;
+    for _ in 0..3 {
+        match put(expect).await {
+            Ok(_) => return Ok(true),
+            Err(StoreError::Mismatch) => {}
+            Err(error) => return Err(error),
+        }
+        expect = match store.get(key).await? {
+            Some(entry) if entry.value == owner.as_bytes() => Expect::At(entry.revision),
+            Some(_) => return Ok(false),
+            None => Expect::Absent,
+        };
+    }
+    Ok(false)
+}
+
+/// Gives a claim back, if it is `owner`'s.
+pub async fn unclaim(store: &dyn Store, key: &str, owner: &str) -> store::Result<()> {
+    let Some(entry) = store.get(key).await?.filter(|entry| entry.value == owner.as_bytes()) else { return Ok(()) };
+    match store.delete(key, Expect::At(entry.revision)).await {
+        Ok(_) | Err(StoreError::Mismatch) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -242,7 +315,7 @@ mod tests {
     fn nothing_is_given_twice() {
         let view = FakeView::default();
         view.put(SERVICES, json!({"metadata": {"namespace": "a", "name": "old"}, "spec": {"clusterIP": "10.0.0.3", "ports": [{"nodePort": 30001}]}}));
-        let alloc = Allocator::new("10.0.0.0/29", "30000-30002").expect("allocator");
+        let alloc = Allocator::new("10.0.0.0/29", "30000-30002", false).expect("allocator");
         let mut seen = vec!["10.0.0.3".parse::<IpAddr>().expect("ip")];
         for i in 0..5 {
             let ip = alloc.ip(&view, &format!("a/{i}"), "IPv4", None).expect("free");

@@ -28,9 +28,10 @@ pub mod workload;
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use serde_json::Value;
 
-use crate::error::{Cause, Result};
+use crate::error::{ApiError, Cause, Result};
 use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
 
@@ -41,6 +42,14 @@ pub struct Context<'a> {
     pub info: &'a RequestInfo,
     pub user: &'a UserInfo,
     pub dry_run: bool,
+}
+
+/// Cause of the failure of [`Strategy::reserve`] that a new try may mend.
+pub const TAKEN: &str = "AllocationTaken";
+
+/// Whether another server was faster to allocate something.
+pub fn is_taken(error: &ApiError) -> bool {
+    error.causes.iter().any(|cause| cause.reason == TAKEN)
 }
 
 /// Options of a delete request, from body and query.
@@ -99,8 +108,16 @@ pub trait Strategy: Send + Sync {
         Ok(())
     }
 
+    /// Right before a write: reserve in the store what other servers must not give out meanwhile. An error with the
+    /// cause [`TAKEN`] says that one of them was faster, and the write is made anew.
+    fn reserve<'a>(&'a self, _ctx: Context<'a>, _new: &'a Value, _old: Option<&'a Value>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// After an object is gone from the store: give back what was allocated.
-    fn after_delete(&self, _ctx: Context<'_>, _old: &Value) {}
+    fn after_delete<'a>(&'a self, _ctx: Context<'a>, _old: &'a Value) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 
     /// After a create or update that the store did not take (or a dry run): give back what
     /// `prepare_*` allocated.

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::alloc::{AllocError, Allocator};
+use super::alloc::{self, AllocError, Allocator};
 use super::fields::{self, items_at, str_at};
 use super::{Context, Strategy};
 use crate::error::{ApiError, Cause, Result};
+use crate::registry::store_error;
 
 /// Strategy of services.
 #[derive(Debug)]
@@ -19,6 +21,11 @@ fn allocator<'a>(ctx: &Context<'a>) -> &'a Allocator {
 
 fn owner(service: &Value) -> String {
     format!("{}/{}", fields::namespace(service), fields::name(service))
+}
+
+/// Who claims numbers: this very object, not one of the same name.
+fn claimant(service: &Value) -> String {
+    format!("{}/{}", owner(service), api::meta::uid(service))
 }
 
 impl Strategy for Service {
@@ -33,8 +40,44 @@ impl Strategy for Service {
         self.allocate(ctx, new)
     }
 
-    fn after_delete(&self, ctx: Context<'_>, old: &Value) {
-        allocator(&ctx).release(&owner(old), None);
+    fn reserve<'a>(&'a self, ctx: Context<'a>, new: &'a Value, old: Option<&'a Value>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if !allocator(&ctx).is_shared() {
+                return Ok(());
+            }
+            let (store, claimant) = (ctx.state.registry.store(), claimant(new));
+            let wanted = alloc::claims(new, old);
+            for (i, key) in wanted.iter().enumerate() {
+                if alloc::claim(store.as_ref(), key, &claimant).await.map_err(store_error)? {
+                    continue;
+                }
+                for key in &wanted[..i] {
+                    alloc::unclaim(store.as_ref(), key, &claimant).await.map_err(store_error)?;
+                }
+                allocator(&ctx).pass_over(key);
+                let detail = "an address or port was given to another service; please try again";
+                let error = ApiError::conflict("", "services", fields::name(new), detail);
+                return Err(error.with_cause(super::TAKEN, key.as_str(), ""));
+            }
+            // The claims hold it from now on.
+            allocator(&ctx).release(&owner(new), None);
+            Ok(())
+        })
+    }
+
+    fn after_delete<'a>(&'a self, ctx: Context<'a>, old: &'a Value) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            allocator(&ctx).release(&owner(old), None);
+            if !allocator(&ctx).is_shared() {
+                return;
+            }
+            let store = ctx.state.registry.store();
+            for key in alloc::claims(old, None) {
+                if let Err(error) = alloc::unclaim(store.as_ref(), &key, &claimant(old)).await {
+                    tracing::warn!("{key} is given out again only when its time is over: {error}");
+                }
+            }
+        })
     }
 
     fn abandoned(&self, ctx: Context<'_>, new: &Value, old: Option<&Value>) {

@@ -44,19 +44,23 @@ fn leaf(ca: &Issuer<'static, KeyPair>, name: &str, group: Option<&str>, names: &
     (params.signed_by(&key, ca).unwrap().pem(), key.serialize_pem())
 }
 
-/// The server's settings for a folder of certificates and store.
-pub fn config(dir: &Path) -> Config {
+/// The server's flags for a folder of certificates and store.
+pub fn arguments(dir: &Path, port: u16) -> Vec<String> {
     let path = |name: &str| dir.join(name).display().to_string();
-    let args = [
+    vec![
         "kube-apiserver".to_string(),
         "--bind-address=127.0.0.1".into(),
-        "--secure-port=0".into(),
+        format!("--secure-port={port}"),
         format!("--client-ca-file={}", path("ca.crt")),
         format!("--tls-cert-file={}", path("server.crt")),
         format!("--tls-private-key-file={}", path("server.key")),
         format!("--store-dir={}", path("store")),
-    ];
-    <Config as clap::Parser>::try_parse_from(args).unwrap()
+    ]
+}
+
+/// The server's settings for a folder of certificates and store.
+pub fn config(dir: &Path) -> Config {
+    <Config as clap::Parser>::try_parse_from(arguments(dir, 0)).unwrap()
 }
 
 /// An answer.
@@ -140,6 +144,12 @@ impl Cluster {
     /// Talks to the server at this port from now on.
     pub fn use_port(&mut self, port: u16) {
         self.port = port;
+    }
+
+    /// A client of another server of the same cluster.
+    pub fn at(&self, port: u16) -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        Cluster { server: None, dir, tls: self.tls.clone(), stranger: self.stranger.clone(), port }
     }
 
     /// Ends the server in order.

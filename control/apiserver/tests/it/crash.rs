@@ -7,7 +7,7 @@ use std::time::Duration;
 use kube_apiserver::Server;
 use serde_json::json;
 
-use crate::client::{Cluster, config};
+use crate::client::{Cluster, arguments, config};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const DIR: &str = "KUBE_APISERVER_TEST_DIR";
@@ -89,4 +89,41 @@ async fn what_was_answered_survives_a_kill() {
     for name in all {
         assert_eq!(cluster.get(&format!("{MAPS}/{name}")).await.code, 200, "{name} is lost");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_ends_the_server_with_a_failure() {
+    let mut cluster = Cluster::start().await;
+    cluster.end().await;
+    let log = std::fs::metadata(cluster.dir().join("store").join("store.log")).unwrap().len();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    cluster.use_port(port);
+    // No file may grow beyond a limit, in blocks of 512 bytes: that fails as a full disk does.
+    let mut server = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f $1; shift; exec \"$@\"", "sh", &(log / 512 + 600).to_string()])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "etcd::command", "--nocapture"])
+        .env(crate::etcd::COMMAND, arguments(cluster.dir(), port).join("\n"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    for _ in 0..600 {
+        if cluster.try_raw("GET", "/readyz", &[], "").await.is_ok_and(|answer| answer.status() == 200) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut refused = None;
+    for i in 0..100 {
+        let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": format!("m{i}")}, "data": {"x": "x".repeat(20_000)}});
+        let answer = cluster.post(MAPS, object).await;
+        if answer.code != 201 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    assert_eq!(refused.expect("the disk is full").failure(), (500, "InternalError".into()));
+    let ended = tokio::task::spawn_blocking(move || server.wait().unwrap()).await.unwrap();
+    assert_eq!(ended.code(), Some(1), "{ended}");
 }

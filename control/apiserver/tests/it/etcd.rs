@@ -128,6 +128,63 @@ async fn servers_on_one_etcd_are_one_api() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_on_one_etcd_give_no_address_twice() {
+    const SERVICES: &str = "/api/v1/namespaces/default/services";
+    let etcd = test_etcd::Etcd::start(1);
+    let flags = flags(&etcd);
+    let mut cluster = start(&flags).await;
+    cluster.end().await;
+    let small = |mut config: Config| {
+        // So few that the servers choose the same ones again and again.
+        config.service_cluster_ip_range = "10.32.0.0/26".into();
+        config.service_node_port_range = "30000-30049".into();
+        config
+    };
+    let settings = small(settings(&cluster, &flags));
+    cluster.begin_with(|config| *config = settings.clone()).await;
+    let other = Server::start(settings).await.unwrap();
+    let ports = [cluster.server.as_ref().unwrap().address.port(), other.address.port()];
+    let service = |name: &str, spec: Value| {
+        let mut spec = spec;
+        spec["ports"] = json!([{"port": 80}]);
+        json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": name}, "spec": spec})
+    };
+    let clients = ports.map(|port| cluster.at(port));
+    let writes = (0..44).map(|i| {
+        let (client, body) = (&clients[i % 2], service(&format!("s{i}"), json!({"type": "NodePort"})));
+        async move { client.post(SERVICES, body).await.expect(201) }
+    });
+    let made = futures::future::join_all(writes).await;
+    let mut seen = std::collections::HashSet::new();
+    for service in &made {
+        assert!(seen.insert(service["spec"]["clusterIP"].to_string()), "{service}: an address twice");
+        assert!(seen.insert(service["spec"]["ports"][0]["nodePort"].to_string()), "{service}: a port twice");
+    }
+    // One address that is asked for by number, at both at once.
+    for round in 0..5 {
+        let free = format!(
+            "10.32.0.{}",
+            1 + (0..62).find(|i| !seen.contains(&format!("\"10.32.0.{}\"", i + 1)) && *i > 0).unwrap()
+        );
+        let fixed = |name: String| service(&name, json!({"clusterIP": free}));
+        let (a, b) = tokio::join!(
+            clients[0].post(SERVICES, fixed(format!("a{round}"))),
+            clients[1].post(SERVICES, fixed(format!("b{round}")))
+        );
+        let mut codes = [a.code, b.code];
+        codes.sort();
+        assert_eq!(codes, [201, 422], "{a:?} {b:?}");
+        // What is deleted on one server is free on the other at once.
+        let winner = if a.code == 201 { format!("a{round}") } else { format!("b{round}") };
+        clients[0].delete(&format!("{SERVICES}/{winner}")).await.expect(200);
+        clients[1].post(SERVICES, fixed(format!("c{round}"))).await.expect(201);
+        seen.insert(format!("{free:?}"));
+    }
+    other.stop().await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_not_plain_in_etcd() {
     let etcd = test_etcd::Etcd::start(1);
     let key = tempfile::NamedTempFile::new().unwrap();
@@ -160,7 +217,7 @@ fn store(args: &[&str], etcd: &[String]) -> std::process::Output {
     std::process::Command::new(std::env::current_exe().unwrap()).args(all).env(COMMAND, joined).output().unwrap()
 }
 
-const COMMAND: &str = "KUBE_APISERVER_TEST_COMMAND";
+pub const COMMAND: &str = "KUBE_APISERVER_TEST_COMMAND";
 
 /// The other process: does nothing unless a test here starts it.
 #[test]
