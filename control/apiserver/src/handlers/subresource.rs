@@ -112,15 +112,19 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
         Verb::Update => Some(write::decode_any(scope, content_type, &body, schema)?),
         _ => None,
     };
-    let written = change::change_part(scope, name, &manager, Track::Update, |old| {
+    let applied = match scope.info.verb {
+        Verb::Patch if content_type.starts_with(APPLY_PATCH) => {
+            Some(api::codec::decode(&body, content_type, schema, false)?.object)
+        }
+        _ => None,
+    };
+    let track = if applied.is_some() { Track::Done } else { Track::Update };
+    let written = change::change_part(scope, name, &manager, track, |old| {
+        if let Some(given) = &applied {
+            return apply_scale(scope, old, given, &paths, &manager);
+        }
         let scale = match &put {
             Some(scale) => scale.clone(),
-            None if content_type.starts_with(APPLY_PATCH) => {
-                let given = api::codec::decode(&body, content_type, schema, false)?.object;
-                let mut scale = to_scale(old);
-                api::patch::merge::apply(&mut scale, &given);
-                scale
-            }
             None => {
                 let patched = api::patch::apply(content_type, &to_scale(old), &body, Some(schema))?;
                 let text = serde_json::to_vec(&patched).map_err(ApiError::internal)?;
@@ -137,6 +141,21 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
         Written::WouldBe(object) | Written::Removed(object) => object,
     };
     plain(scope, 200, &to_scale(&object))
+}
+
+/// An applied Scale is an applied object that has nothing but its replica count: so the count's owners are asked
+/// wherever they wrote it, and lose it where that is forced.
+fn apply_scale(scope: &Scope<'_>, old: &Value, given: &Value, paths: &Paths, manager: &str) -> Result<Value> {
+    let mut scale = scale::read(old, paths);
+    api::patch::merge::apply(&mut scale, given);
+    let scaled = scale::write(old, &scale, paths)?;
+    let mut config = json!({"metadata": {"name": scope.info.name, "namespace": scope.namespace()}});
+    meta::set_type(&mut config, &scope.stored.api_version(), &scope.stored.kind);
+    meta::set(&mut config, "resourceVersion", meta::resource_version(given));
+    if given.pointer("/spec/replicas").is_some_and(|v| !v.is_null()) {
+        strategy::fields::copy(&mut config, &scaled, &paths.keys());
+    }
+    apply::applied(scope, Some(old), &config, manager, scope.info.query.flag("force"))
 }
 
 /// Answers with an object of another kind than the resource's.

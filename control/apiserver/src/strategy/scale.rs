@@ -35,6 +35,13 @@ impl Paths {
     }
 }
 
+impl Paths {
+    /// The way to the replica count.
+    pub fn keys(&self) -> Vec<&str> {
+        self.spec.split('/').filter(|key| !key.is_empty()).collect()
+    }
+}
+
 /// The Scale of an object.
 pub fn read(object: &Value, paths: &Paths) -> Value {
     let mut metadata = Map::new();
@@ -74,7 +81,7 @@ pub fn write(object: &Value, scale: &Value, paths: &Paths) -> Result<Value> {
         return Err(ApiError::conflict("autoscaling", "scales", name, "the UID in the Scale is not the object's"));
     }
     let mut out = object.clone();
-    let path: Vec<&str> = paths.spec.split('/').filter(|p| !p.is_empty()).collect();
+    let path = paths.keys();
     let mut source = json!(replicas);
     for key in path.iter().rev() {
         source = json!({*key: source});

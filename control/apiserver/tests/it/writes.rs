@@ -503,6 +503,41 @@ async fn applying() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn owners_of_a_scale() {
+    let cluster = Cluster::start().await;
+    let path = format!("{DEPLOYMENTS}/d");
+    let made = cluster.send("PATCH", &format!("{path}?fieldManager=one"), APPLY, deployment("d").to_string()).await;
+    assert!(entry(&made.expect(201), "one").is_some_and(|e| e.2["f:spec"].get("f:replicas").is_some()));
+    let scale =
+        json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {"name": "d"}, "spec": {"replicas": 4}});
+    let apply = async |manager: &str, extra: &str| {
+        let path = format!("{path}/scale?fieldManager={manager}{extra}");
+        cluster.send("PATCH", &path, APPLY, scale.to_string()).await
+    };
+    let refused = apply("two", "").await.expect(409);
+    assert_eq!(refused["message"], "Apply failed with 1 conflict: conflict with \"one\": .spec.replicas");
+    assert_eq!(apply("two", "&force=true").await.expect(200)["spec"]["replicas"], 4);
+    let now = cluster.get(&path).await.expect(200);
+    assert_eq!(now["spec"]["replicas"], 4);
+    assert!(entry(&now, "one").is_some_and(|e| e.2["f:spec"].get("f:replicas").is_none()), "{now}");
+    let (operation, part, fields) = entry(&now, "two").expect("tracked");
+    assert_eq!((operation.as_str(), part.as_str()), ("Apply", "scale"));
+    assert_eq!(fields, json!({"f:spec": {"f:replicas": {}}}));
+    // Who applies the whole object meets the owner of its scale.
+    let main = cluster.send("PATCH", &format!("{path}?fieldManager=one"), APPLY, deployment("d").to_string()).await;
+    assert_eq!(
+        main.expect(409)["message"],
+        "Apply failed with 1 conflict: conflict with \"two\" with subresource \"scale\": .spec.replicas"
+    );
+    // An update takes it without asking.
+    let patch = json!({"spec": {"replicas": 6}});
+    cluster.patch(&format!("{path}/scale?fieldManager=three"), "merge-patch+json", patch).await.expect(200);
+    let now = cluster.get(&path).await.expect(200);
+    assert!(entry(&now, "two").is_none(), "nothing is left to it: {now}");
+    assert_eq!(entry(&now, "three").map(|e| (e.0, e.1)), Some(("Update".into(), "scale".into())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn managers_of_updates() {
     let cluster = Cluster::start().await;
     // First in time, and by name among those of the same second.
