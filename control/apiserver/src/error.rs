@@ -141,6 +141,10 @@ impl ApiError {
         let message = format!("{verb} is not supported on resources of kind {:?}", qualified(resource, group));
         ApiError::new(405, "MethodNotAllowed", message).about(group, resource, "")
     }
+    /// No handler for the method on that path.
+    pub fn method_not_served() -> ApiError {
+        ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+    }
     pub fn not_acceptable(message: impl Into<String>) -> ApiError {
         ApiError::new(406, "NotAcceptable", message)
     }

@@ -55,6 +55,7 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     let record = state.audit.begin(&state, &info, &user, connection.remote);
     let id = record.id.clone();
     let answer = match authorized(&state, &user, &info).await {
+        Ok(()) if !is_served(&parts.method) => Err(ApiError::method_not_served()),
         Ok(()) => {
             let work = handlers::handle(&state, &info, &user, Request::from_parts(parts, body));
             limited(&state, &info, &user, work).await
@@ -74,6 +75,13 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
         response.headers_mut().insert("audit-id", value);
     }
     response
+}
+
+/// Whether anything is served by this method; HTTP has more, and clients may make up their own.
+fn is_served(method: &http::Method) -> bool {
+    use http::Method;
+    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS]
+        .contains(method)
 }
 
 /// How a client wants its answers.

@@ -45,7 +45,10 @@ pub fn wish(headers: &HeaderMap) -> Result<Option<Wish>> {
     if wish == Wish::default() {
         return Ok(None);
     }
-    Err(ApiError::internal("requested groups, uid or extra without impersonating a user"))
+    let Wish { uid, groups, extra, .. } = &wish;
+    Err(ApiError::bad_request(format!(
+        "requested groups {groups:?}, uid {uid:?}, extra {extra:?} without impersonating a user name"
+    )))
 }
 
 impl Wish {
@@ -105,7 +108,9 @@ mod tests {
     #[test]
     fn wishes() {
         assert_eq!(wish(&headers(&[])).expect("none"), None);
-        assert!(wish(&headers(&[(GROUP, "g")])).is_err());
+        for alone in [(GROUP, "g"), (UID, "u"), ("impersonate-extra-scope", "x")] {
+            assert_eq!(wish(&headers(&[alone])).expect_err("no user").code, 400, "{alone:?}");
+        }
         let by = UserInfo::anonymous();
         let wished = wish(&headers(&[(USER, "system:serviceaccount:a:b"), ("impersonate-extra-scope", "x")]));
         let wished = wished.expect("ok").expect("some");

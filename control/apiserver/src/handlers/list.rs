@@ -86,11 +86,25 @@ pub(super) fn number(query: &Query, name: &str) -> Result<Option<u64>> {
     }
 }
 
+/// The most items of a page; 0 for all, which a negative number means too.
+pub(super) fn limit(query: &Query) -> Result<usize> {
+    let Some(text) = query.get("limit").filter(|v| !v.is_empty()) else { return Ok(0) };
+    match text.parse::<i64>() {
+        Ok(limit) => Ok(usize::try_from(limit).unwrap_or(0)),
+        Err(error) => {
+            use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+            let why =
+                if matches!(error.kind(), NegOverflow | PosOverflow) { "value out of range" } else { "invalid syntax" };
+            Err(ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: {why}")))
+        }
+    }
+}
+
 /// Reads one page, as the query wants it.
 pub(super) async fn page(scope: &Scope<'_>, filter: &Filter) -> Result<Page> {
     let query = &scope.info.query;
     check_versions(query)?;
-    let limit = number(query, "limit")?.unwrap_or(0) as usize;
+    let limit = limit(query)?;
     let cache = scope.store().cache();
     let namespace = scope.collection();
     let (candidates, revision) = match query.get("continue").filter(|c| !c.is_empty()) {

@@ -110,15 +110,7 @@ impl<'a> Scope<'a> {
             Verb::Create => self.info.name.is_empty() || !self.info.subresource.is_empty(),
             _ => true,
         };
-        if known && named {
-            Ok(())
-        } else {
-            Err(ApiError::new(
-                405,
-                "MethodNotAllowed",
-                "the server does not allow this method on the requested resource",
-            ))
-        }
+        if known && named { Ok(()) } else { Err(ApiError::method_not_served()) }
     }
 
     pub(crate) fn not_found(&self) -> ApiError {

@@ -1,5 +1,7 @@
 //! `pods/proxy`, `services/proxy` and `nodes/proxy`: HTTP passed through, upgrades included.
 
+use std::net::IpAddr;
+
 use http::header::{CONNECTION, HeaderValue, LOCATION, UPGRADE};
 use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -48,6 +50,7 @@ pub async fn handle(state: &AppState, info: &RequestInfo, request: Request<Incom
         return redirect(&prefix, request.uri());
     }
     let target = locate(state, info)?;
+    check_address(&target).await?;
     let path = format!("/{}", info.rest);
     let path = match request.uri().query() {
         Some(query) => format!("{path}?{query}"),
@@ -100,6 +103,28 @@ fn locate(state: &AppState, info: &RequestInfo) -> Result<Target> {
             Ok(Target { host, port, tls })
         }
     }
+}
+
+/// Who can write a node's or a pod's status must not reach this server's own ports, or its network's, by it.
+async fn check_address(target: &Target) -> Result<()> {
+    let all: Vec<IpAddr> = match target.host.parse() {
+        Ok(ip) => vec![ip],
+        Err(_) => {
+            let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await;
+            let failed = |e| ApiError::unavailable(format!("error trying to reach {}: {e}", target.authority()));
+            found.map_err(failed)?.map(|address| address.ip()).collect()
+        }
+    };
+    if all.iter().all(|ip| is_allowed(*ip)) { Ok(()) } else { Err(ApiError::bad_request("address not allowed")) }
+}
+
+fn is_allowed(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(local || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
 }
 
 fn pod_port(pod: &Value, asked: &str) -> Result<u16> {
@@ -237,6 +262,29 @@ mod tests {
         assert_eq!(parse_name("https:a:").ok(), Some(Name { https: true, name: "a", port: "" }));
         for bad in ["ftp:a:1", ":", "a:b:c:d"] {
             assert!(parse_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_addresses_of_others() {
+        for good in ["10.0.0.1", "192.0.2.7", "fd00::1", "2001:db8::1"] {
+            assert!(is_allowed(good.parse().expect("ip")), "{good}");
+        }
+        for bad in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+        ] {
+            assert!(!is_allowed(bad.parse().expect("ip")), "{bad}");
         }
     }
 

@@ -151,3 +151,31 @@ async fn health_and_paths() {
     assert!(response.headers().contains_key("content-length"));
     assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn odd_requests() {
+    let cluster = Cluster::start().await;
+    for header in ["impersonate-group", "impersonate-uid", "impersonate-extra-scope"] {
+        let answer = cluster.send_with("GET", MAPS, &[(header, "x")], "").await;
+        assert_eq!(answer.failure(), (400, "BadRequest".into()), "{header}");
+    }
+    for (method, path) in [("CONNECT", "localhost:443"), ("TRACE", MAPS), ("BREW", MAPS), ("BREW", "/version")] {
+        let answer = cluster.send(method, path, "", "").await;
+        assert_eq!(answer.failure(), (405, "MethodNotAllowed".into()), "{method} {path}");
+    }
+    cluster.post(MAPS, map(json!({"name": "a"}))).await.expect(201);
+    assert!(!cluster.get(&format!("{MAPS}?limit=-1")).await.expect(200)["items"].as_array().unwrap().is_empty());
+    for (limit, why) in [("x", "invalid syntax"), ("99999999999999999999", "value out of range")] {
+        let answer = cluster.get(&format!("{MAPS}?limit={limit}")).await.expect(400);
+        assert_eq!(answer["message"], format!("strconv.ParseInt: parsing {limit:?}: {why}"));
+    }
+    // A patch that takes the kind away still says what it was about.
+    let answer = cluster.patch(&format!("{MAPS}/a"), "merge-patch+json", json!({"kind": null, "data": {"x": 1}})).await;
+    let message = answer.expect(422)["message"].as_str().unwrap().to_string();
+    assert!(message.contains("cannot be handled as a ConfigMap"), "{message}");
+    // Very many labels.
+    let labels: serde_json::Map<String, Value> = (0..20_000).map(|i| (format!("l{i}"), "v".into())).collect();
+    let patch = json!({"metadata": {"labels": labels}});
+    cluster.patch(&format!("{MAPS}/a"), "merge-patch+json", patch.clone()).await.expect(200);
+    cluster.patch(&format!("{MAPS}/a"), "strategic-merge-patch+json", patch).await.expect(200);
+}
