@@ -134,6 +134,13 @@ fn reads_texts(name: &str) -> bool {
     )
 }
 
+/// How deep an expression nests.
+pub(super) fn depth(e: &IdedExpr) -> usize {
+    let mut below = 0;
+    for_children(e, &mut |child| below = below.max(depth(child)));
+    below + 1
+}
+
 /// Steps of an expression, but for comprehensions in it, which pay for themselves; and how many read texts.
 pub(super) fn steps(e: &IdedExpr) -> (i64, i64) {
     let mut total = match &e.expr {

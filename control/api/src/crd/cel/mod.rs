@@ -18,11 +18,13 @@ use crate::schema::{ListType, Schema, Ty};
 use crate::status::{ErrorKind, FieldError};
 
 /// Rules longer than this are refused, bytes.
-const MAX_RULE: usize = 32 << 10;
+const MAX_RULE: usize = 10 << 10;
+/// Expressions that nest deeper are refused: others than [`on_deep_stack`] let go of them.
+const MAX_DEPTH: usize = 300;
 /// The longest message that an expression may make, bytes; upstream's limit.
 const MAX_MESSAGE: usize = 5 << 10;
 /// Expressions nest, and so does the interpreter: more than a worker's stack holds.
-const STACK: usize = 64 << 20;
+const STACK: usize = 256 << 20;
 const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
 
@@ -135,6 +137,10 @@ fn compile(text: &str) -> Result<Program, String> {
         });
         format!("compilation failed: {}", each.collect::<Vec<_>>().join("\n"))
     })?;
+    let deep = cost::depth(checked.expression());
+    if deep > MAX_DEPTH {
+        return Err(format!("compilation failed: the expression nests {deep} deep; at most {MAX_DEPTH} is taken"));
+    }
     let mut expression = checked.expression().clone();
     let (steps, texts) = cost::steps(&expression);
     cost::rewrite(&mut expression);
