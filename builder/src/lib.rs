@@ -20,3 +20,4 @@ pub mod progress;
 pub mod seed;
 pub mod switch;
 pub mod table;
+pub mod web;

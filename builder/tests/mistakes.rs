@@ -39,7 +39,7 @@ fn each_mistake_is_told_and_ends_with_2() {
     std::fs::write(dir.join("notes.md"), "# Notes\n").expect("file");
     std::fs::write(dir.join("kimg.lock"), "version = 1\ngarbage").expect("file");
     pipe(&dir.join("pipe"));
-    let cases: [(&[&str], &str); 22] = [
+    let cases: [(&[&str], &str); 26] = [
         (&["inspect", "nosuch"], "there is no nosuch"),
         (&["inspect", "notes.md"], "notes.md is no readable image"),
         (&["inspect", "pipe"], "pipe is a pipe"),
@@ -61,6 +61,10 @@ fn each_mistake_is_told_and_ends_with_2() {
         (&["build", "image", "nosuch"], "there is no nosuch"),
         (&["build", "image", "notes.md", "--name", "x"], "neither a folder nor a program"),
         (&["build", "image", "pipe", "--name", "x"], "pipe is a pipe"),
+        (&["build", "image", "secrets", "--name", "X y"], "'X y' is no image name"),
+        (&["push", "nosuch"], "there is no nosuch"),
+        (&["push", "worker"], "a node image has no name of its own"),
+        (&["pull", "r.example/web:"], "is no image name"),
         (&["build", "all"], "kimg.lock:2 is not as `kimg lock` writes it"),
     ];
     for (args, said) in cases {

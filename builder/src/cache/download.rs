@@ -42,6 +42,9 @@ pub fn get(client: &ureq::Agent, url: &str, limit: u64) -> Result<Vec<u8>> {
     }
 }
 
+/// Asks for a file's bytes from an offset on; gives the status and the body.
+pub type Open<'a> = dyn Fn(u64) -> Result<(u16, Box<dyn Read>)> + 'a;
+
 /// A content-addressed store of files.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -73,6 +76,19 @@ impl Store {
         size: u64,
         bar: &ProgressBar,
     ) -> Result<PathBuf> {
+        self.fetch_by(url, sha256, size, bar, &|from| {
+            let mut request = client.get(url);
+            if from > 0 {
+                request = request.header("range", format!("bytes={from}-"));
+            }
+            let response = request.call().with_context(|| format!("fetching {url}"))?;
+            let (head, body) = response.into_parts();
+            Ok((head.status.as_u16(), Box::new(body.into_with_config().limit(size + 1).reader()) as Box<dyn Read>))
+        })
+    }
+
+    /// Makes sure that the file is there; `open` gives status and body of a request for the bytes from an offset on.
+    pub fn fetch_by(&self, url: &str, sha256: &str, size: u64, bar: &ProgressBar, open: &Open<'_>) -> Result<PathBuf> {
         let path = self.path(sha256);
         if self.has(sha256, size) {
             return Ok(path);
@@ -84,7 +100,7 @@ impl Store {
         let turn = File::create(&lock)
             .and_then(|file| file.lock().map(|()| file))
             .with_context(|| format!("locking {}", partial.display()))?;
-        let fetched = self.fetch_alone(client, url, &partial, sha256, size, bar);
+        let fetched = self.fetch_alone(url, &partial, sha256, size, bar, open);
         drop(turn);
         if fetched.is_ok() {
             // Whoever waited holds the file itself; an empty file that stays does no harm.
@@ -95,12 +111,12 @@ impl Store {
 
     fn fetch_alone(
         &self,
-        client: &ureq::Agent,
         url: &str,
         partial: &Path,
         sha256: &str,
         size: u64,
         bar: &ProgressBar,
+        open: &Open<'_>,
     ) -> Result<PathBuf> {
         let path = self.path(sha256);
         if self.has(sha256, size) {
@@ -108,7 +124,7 @@ impl Store {
         }
         let mut attempt = 1;
         loop {
-            match transfer(client, url, partial, size, bar) {
+            match transfer(url, partial, size, bar, open) {
                 Ok(()) => break,
                 Err(error) if attempt == ATTEMPTS || error.is::<Missing>() => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_secs(1 << attempt)),
@@ -119,7 +135,7 @@ impl Store {
         if found != sha256 {
             fs::remove_file(partial).with_context(|| format!("removing {}", partial.display()))?;
             bail!(
-                "{url} has SHA-256 {found}, and kimg.lock says {sha256}; the mirror or a proxy on the way changes files"
+                "{url} has SHA-256 {found}, and {sha256} was asked for; the server or a proxy on the way changes files"
             );
         }
         fs::rename(partial, &path).with_context(|| format!("storing {}", path.display()))?;
@@ -128,7 +144,7 @@ impl Store {
 }
 
 /// Fetches into `partial`, going on where it ends.
-fn transfer(client: &ureq::Agent, url: &str, partial: &Path, size: u64, bar: &ProgressBar) -> Result<()> {
+fn transfer(url: &str, partial: &Path, size: u64, bar: &ProgressBar, open: &Open<'_>) -> Result<()> {
     let mut file = File::options()
         .create(true)
         .read(true)
@@ -144,12 +160,8 @@ fn transfer(client: &ureq::Agent, url: &str, partial: &Path, size: u64, bar: &Pr
     if have == size {
         return Ok(());
     }
-    let mut request = client.get(url);
-    if have > 0 {
-        request = request.header("range", format!("bytes={have}-"));
-    }
-    let mut response = request.call().with_context(|| format!("fetching {url}"))?;
-    match response.status().as_u16() {
+    let (status, body) = open(have)?;
+    match status {
         206 => {}
         200 => {
             file.set_len(0)?;
@@ -160,7 +172,8 @@ fn transfer(client: &ureq::Agent, url: &str, partial: &Path, size: u64, bar: &Pr
     }
     file.seek(SeekFrom::Start(have))?;
     bar.set_position(have);
-    let mut body = response.body_mut().with_config().limit(size + 1).reader();
+    // One byte too many shows that the file is another.
+    let mut body = body.take(size + 1);
     let mut buffer = vec![0; 1 << 16];
     loop {
         let n = body.read(&mut buffer).with_context(|| format!("reading {url}"))?;
@@ -227,7 +240,7 @@ mod tests {
         let store = Store::new(dir.path());
         let url = server(b"0123456789abcdef", 2);
         let error = store.fetch(&client(), &url, &hash::hex_of(b"x"), 16, &ProgressBar::hidden()).unwrap_err();
-        assert!(error.to_string().contains("kimg.lock says"), "{error}");
+        assert!(error.to_string().contains("was asked for"), "{error}");
         assert!(!store.has(&hash::hex_of(b"x"), 16));
         assert!(!fs::exists(dir.path().join(format!("{}.part", hash::hex_of(b"x")))).unwrap());
     }

@@ -22,10 +22,25 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 /// SHA-256 of a file, read once.
 pub fn hex_of_file(path: &Path) -> Result<String> {
     let mut file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    let mut context = digest::Context::new(&digest::SHA256);
+    hex_of_reader(&mut file).with_context(|| format!("reading {}", path.display()))
+}
+
+/// SHA-512 of a file, read once.
+pub fn sha512_of_file(path: &Path) -> Result<String> {
+    let mut file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    sum_of_reader(&digest::SHA512, &mut file).with_context(|| format!("reading {}", path.display()))
+}
+
+/// SHA-256 of what a reader gives.
+pub fn hex_of_reader(reader: &mut dyn Read) -> Result<String> {
+    sum_of_reader(&digest::SHA256, reader)
+}
+
+fn sum_of_reader(algorithm: &'static digest::Algorithm, reader: &mut dyn Read) -> Result<String> {
+    let mut context = digest::Context::new(algorithm);
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let n = file.read(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
+        let n = reader.read(&mut buffer)?;
         if n == 0 {
             return Ok(hex::encode(context.finish()));
         }

@@ -41,6 +41,10 @@ enum Command {
     /// Build disk images
     #[command(subcommand)]
     Build(image::BuildCommand),
+    /// Push a container image, or a node image, to an OCI registry
+    Push(crate::oci::transfer::PushArgs),
+    /// Fetch an image from an OCI registry
+    Pull(crate::oci::transfer::PullArgs),
     /// Show what is in an image
     Inspect(crate::image::cmd::InspectArgs),
     /// Keys and certificates of the cluster
@@ -103,7 +107,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|e| e.is::<BadInput>() || e.is::<ConfigError>()) {
         2
-    } else if error.chain().any(|e| e.is::<Interrupted>()) {
+    } else if error.chain().any(|e| e.is::<Interrupted>() || e.is::<crate::web::Interrupted>()) {
         130
     } else {
         1
@@ -129,6 +133,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Init(args) => init::run(&args)?,
         Command::Lock(args) => image::lock(&args, &settings()?)?,
         Command::Build(command) => image::run_build(&command, &settings)?,
+        Command::Push(args) => crate::oci::transfer::push(&args, &settings)?,
+        Command::Pull(args) => crate::oci::transfer::pull(&args)?,
         Command::Inspect(args) => image::inspect(&args, &settings)?,
         Command::Pki(command) => pki::run(command, &settings)?,
         Command::Kubeconfig(args) => pki::kubeconfig(&args, &settings()?)?,

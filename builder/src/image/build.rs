@@ -35,7 +35,10 @@ const ROOT_CODE: &[&str] = &[
     include_str!("squashfs.rs"),
     include_str!("verity.rs"),
     include_str!("../packages/deb.rs"),
+    include_str!("../oci/build.rs"),
+    include_str!("../oci/content.rs"),
     include_str!("../oci/mod.rs"),
+    include_str!("../oci/model.rs"),
     include_str!("../oci/pause.rs"),
 ];
 const INITRAMFS_CODE: &[&str] = &[include_str!("initramfs.rs"), include_str!("cpio.rs"), include_str!("modules.rs")];
@@ -198,15 +201,17 @@ impl<'a> Workshop<'a> {
             lock: &|| Ok(self.lock.clone()),
             components: &|| Ok(self.components.clone()),
             mirrors: &mirrors(self.settings),
+            bases: &|name, platform| source::base_from_disk(name, platform),
             progress: self.progress,
         };
         let image = source::make(path, &source::Overrides::default(), &surroundings)?;
-        let sha256 = hash::hex_of(&image.archive);
+        let archive = image.content.to_archive()?;
+        let sha256 = hash::hex_of(&archive);
         let stored = self.steps.result("oci", &sha256, |out| {
-            std::fs::write(out, &image.archive).with_context(|| format!("writing {}", out.display()))
+            std::fs::write(out, &archive).with_context(|| format!("writing {}", out.display()))
         })?;
         let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-        let name = image.name.chars().map(plain).collect::<String>() + ".tar";
+        let name = image.name.to_string().chars().map(plain).collect::<String>() + ".tar";
         Ok(BakedImage { name, path: stored, sha256 })
     }
 

@@ -13,6 +13,21 @@ pub fn is_elf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\x7fELF")
 }
 
+/// The architecture of a program, as Go and container images name it.
+pub fn architecture(bytes: &[u8]) -> Result<&'static str> {
+    if !is_elf(bytes) || bytes.get(5) != Some(&1) {
+        bail!("not a little-endian ELF file");
+    }
+    // e_machine, from the ELF specification's registry.
+    Ok(match u16_at(bytes, 0x12)? {
+        21 => "ppc64le",
+        62 => "amd64",
+        183 => "arm64",
+        243 => "riscv64",
+        other => bail!("it is for a machine with the ELF number {other}, which kimg does not know"),
+    })
+}
+
 /// What a program or library needs to be loaded.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Needs {

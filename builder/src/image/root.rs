@@ -143,7 +143,7 @@ impl Ingredients<'_> {
 
     fn put_images(&self, tree: &mut Tree) -> Result<()> {
         if self.recipe.pause_image {
-            tree.file(&format!("{IMAGES}/pause.tar"), 0o644, oci::pause_archive()?)?;
+            tree.file(&format!("{IMAGES}/pause.tar"), 0o644, oci::pause_content()?.to_archive()?)?;
         }
         for BakedImage { name, path, sha256 } in self.images {
             let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;

@@ -1,7 +1,8 @@
-//! `kimg build image`: an OCI archive from a folder, a recipe or a static program.
+//! `kimg build image`: an OCI archive or layout from a folder, a recipe or a static program.
 
-use super::Config;
+use super::build::Config;
 use super::source::{self, Overrides, Surroundings};
+use super::transfer::{self, RegistryArgs};
 use crate::cache;
 use crate::config::Settings;
 use crate::image::build;
@@ -12,6 +13,7 @@ use crate::lock::Lock;
 use crate::packages::Mirrors;
 use crate::progress::Progress;
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// `kimg build image`
@@ -20,12 +22,21 @@ pub struct ImageArgs {
     /// A folder (with an image.toml, or taken whole) or a static program
     #[arg(value_hint = clap::ValueHint::AnyPath)]
     source: PathBuf,
-    /// Name and tag, e.g. registry.example.com/web:1; default: what image.toml says
+    /// Name and tag, e.g. registry.example.com/web:1; more of them, or more tags (repeat); default: what image.toml says
     #[arg(long, value_name = "NAME")]
-    name: Option<String>,
-    /// The archive to write; default: the image's name with .tar
-    #[arg(long, short, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    name: Vec<String>,
+    /// FILE.tar for an archive, else a new folder with a layout; default: the image's name with .tar
+    #[arg(long, short, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
     output: Option<PathBuf>,
+    /// Image to build on: a name at a registry, or oci:PATH[:TAG], an archive or layout on this machine
+    #[arg(long, value_name = "NAME")]
+    base: Option<String>,
+    /// Where it runs (repeat); default: what image.toml or the program says, else linux/amd64
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Vec<String>,
+    /// KEY=VALUE for the manifest (repeat)
+    #[arg(long, value_name = "KEY=VALUE")]
+    annotation: Vec<String>,
     /// Program to run, and its first arguments (repeat)
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     entrypoint: Vec<String>,
@@ -53,6 +64,8 @@ pub struct ImageArgs {
     /// Folder with the programs that image.toml names
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     components: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 /// Makes the archive. `cluster` is looked for only where a recipe takes packages.
@@ -60,8 +73,19 @@ pub fn run(args: &ImageArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
     if !args.source.exists() {
         return input::bad(format!("there is no {}", args.source.display()));
     }
+    let mut annotations = BTreeMap::new();
+    for text in &args.annotation {
+        let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+        let Some((key, value)) = pair else {
+            return input::bad(format!("the annotation '{text}' is not KEY=VALUE"));
+        };
+        annotations.insert(key.to_string(), value.to_string());
+    }
     let overrides = Overrides {
-        name: args.name.clone(),
+        names: args.name.clone(),
+        base: args.base.clone(),
+        platforms: args.platform.clone(),
+        annotations,
         config: Config {
             entrypoint: args.entrypoint.clone(),
             cmd: args.cmd.clone(),
@@ -89,19 +113,29 @@ pub fn run(args: &ImageArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
         lock: &lock,
         components: &|| Components::find(args.components.as_deref(), &memory),
         mirrors: &mirrors,
+        bases: &|name, platform| transfer::base(name, platform, &args.registry, &progress),
         progress: &progress,
     };
     let image = source::make(&args.source, &overrides, &surroundings)?;
     let output = match &args.output {
         Some(path) => path.clone(),
         None => {
-            let last = image.name.rsplit('/').next().unwrap_or(&image.name);
-            PathBuf::from(format!("{}.tar", last.split(':').next().unwrap_or(last)))
+            let repository = &image.name.repository;
+            PathBuf::from(format!("{}.tar", repository.rsplit('/').next().unwrap_or(repository)))
         }
     };
     // An absolute path has a folder to write a temporary name into.
     let output = std::path::absolute(&output).with_context(|| format!("reading {}", output.display()))?;
-    cache::write_atomic(&output, &image.archive)?;
-    println!("{}: {}, {}", output.display(), image.name, mib(image.archive.len() as u64));
+    let size = if output.extension().is_some_and(|e| e == "tar") {
+        mib(image.content.write_archive(&output)?)
+    } else {
+        image.content.write_folder(&output)?;
+        "a layout".into()
+    };
+    let names: Vec<String> = image.content.names().into_iter().map(|(name, _)| name).collect();
+    println!("{}: {}, {size}", output.display(), names.join(", "));
+    if let Some(entry) = image.content.entries.first() {
+        println!("  {}", entry.digest);
+    }
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! What a container image is made from: a folder with an `image.toml`, a plain folder, a static program,
 //! or an archive that exists already.
 
-use super::Config;
+use super::build::{self, Base, Common, Config, Variant};
+use super::content::Content;
+use super::model::{Descriptor, Index, Platform};
+use super::reference::Reference;
 use crate::config::ConfigError;
 use crate::image::components::Components;
 use crate::image::elf;
@@ -13,8 +16,9 @@ use crate::lock::Lock;
 use crate::packages::resolve::Wish;
 use crate::packages::{self, Mirrors};
 use crate::progress::Progress;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The recipe's file name.
@@ -51,9 +55,54 @@ pub struct ImageRecipe {
     /// `key=value`.
     #[serde(default)]
     pub labels: Vec<String>,
+    /// More names: tags of the same repository, or whole names.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Image to build on: a name at a registry, or `oci:PATH[:TAG]`, a layout or archive on this machine.
+    #[serde(default)]
+    pub base: Option<String>,
+    /// `os/architecture[/variant]`; default: linux/amd64.
+    #[serde(default)]
+    pub platforms: Vec<String>,
+    /// Annotations of the manifest.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// More layers, lowest first.
+    #[serde(default, rename = "layer")]
+    layers: Vec<LayerRecipe>,
     /// Folder beside the recipe whose files go into the image's root.
     #[serde(default)]
     pub root: Option<String>,
+    /// Files from Debian packages.
+    #[serde(default, rename = "package")]
+    packages: Vec<PackageRecipe>,
+    /// Executables from the components' folder.
+    #[serde(default, rename = "component")]
+    components: Vec<ComponentRecipe>,
+    /// Files with fixed content.
+    #[serde(default, rename = "file")]
+    files: Vec<FileRecipe>,
+    /// Links.
+    #[serde(default, rename = "link")]
+    links: Vec<LinkRecipe>,
+    /// Many links to one program.
+    #[serde(default, rename = "applets")]
+    applets: Vec<AppletRecipe>,
+    /// Empty directories.
+    #[serde(default, rename = "directory")]
+    directories: Vec<DirectoryRecipe>,
+}
+
+/// `[[layer]]`: what a layer holds.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct LayerRecipe {
+    /// Only for these platforms.
+    #[serde(default)]
+    platforms: Vec<String>,
+    /// Folder beside the recipe whose files go into the image's root.
+    #[serde(default)]
+    root: Option<String>,
     /// Files from Debian packages.
     #[serde(default, rename = "package")]
     packages: Vec<PackageRecipe>,
@@ -97,8 +146,24 @@ impl ImageRecipe {
         }
     }
 
-    fn wishes(&self) -> impl Iterator<Item = Wish> {
-        self.packages.iter().map(|p| Wish { name: p.name.clone(), follow: p.follow.clone() })
+    /// All layers, lowest first; what stands at the recipe's top is the first of them.
+    fn all_layers(&self) -> Vec<LayerRecipe> {
+        let first = LayerRecipe {
+            platforms: Vec::new(),
+            root: self.root.clone(),
+            packages: self.packages.clone(),
+            components: self.components.clone(),
+            files: self.files.clone(),
+            links: self.links.clone(),
+            applets: self.applets.clone(),
+            directories: self.directories.clone(),
+        };
+        std::iter::once(first).chain(self.layers.iter().cloned()).collect()
+    }
+
+    fn wishes(&self) -> Vec<Wish> {
+        let wish = |p: PackageRecipe| Wish { name: p.name, follow: p.follow };
+        self.all_layers().into_iter().flat_map(|layer| layer.packages).map(wish).collect()
     }
 
     fn config(&self) -> Config {
@@ -113,7 +178,32 @@ impl ImageRecipe {
         }
     }
 
-    fn tree(&self, folder: &Path, surroundings: &Surroundings<'_>) -> Result<Tree> {
+    /// The trees of a platform's layers.
+    fn trees(&self, folder: &Path, platform: &Platform, surroundings: &Surroundings<'_>) -> Result<Vec<Tree>> {
+        let mut trees = Vec::new();
+        for layer in self.all_layers() {
+            if layer.is_for(platform)? {
+                trees.push(layer.tree(folder, platform, surroundings)?);
+            }
+        }
+        trees.retain(|tree| tree.iter().next().is_some());
+        Ok(trees)
+    }
+}
+
+impl LayerRecipe {
+    fn is_for(&self, platform: &Platform) -> Result<bool> {
+        let named = self.platforms.iter().map(|p| p.parse()).collect::<Result<Vec<Platform>>>()?;
+        Ok(named.is_empty() || named.contains(platform))
+    }
+
+    fn tree(&self, folder: &Path, platform: &Platform, surroundings: &Surroundings<'_>) -> Result<Tree> {
+        if *platform != Platform::default() && !(self.packages.is_empty() && self.components.is_empty()) {
+            bail!(
+                "packages and components are for {} only; in a layer for {platform}, take a `root` with its files",
+                Platform::default()
+            );
+        }
         let mut tree = match &self.root {
             Some(root) => super::tree_of_folder(&folder.join(root))?,
             None => Tree::default(),
@@ -149,8 +239,7 @@ impl ImageRecipe {
 
 /// The packages that the recipes among these sources name, and those of the shipped example.
 pub fn wishes<'p>(sources: impl IntoIterator<Item = &'p Path>) -> Result<Vec<Wish>> {
-    let mut all: Vec<Wish> =
-        toml::from_str::<ImageRecipe>(TOOLBOX).context("reading the shipped recipe")?.wishes().collect();
+    let mut all = toml::from_str::<ImageRecipe>(TOOLBOX).context("reading the shipped recipe")?.wishes();
     for source in sources {
         if source.is_dir()
             && let Some(recipe) = ImageRecipe::read(source)?
@@ -169,6 +258,8 @@ pub struct Surroundings<'a> {
     pub components: &'a dyn Fn() -> Result<Components>,
     /// Mirrors to fetch packages from.
     pub mirrors: &'a Mirrors,
+    /// Finds a base image.
+    pub bases: &'a dyn Fn(&str, &Platform) -> Result<Base>,
     /// Progress of fetching.
     pub progress: &'a Progress,
 }
@@ -190,47 +281,164 @@ impl Surroundings<'_> {
 /// An image ready to be written.
 #[derive(Debug)]
 pub struct Image {
-    /// Full reference.
-    pub name: String,
-    /// The OCI archive.
-    pub archive: Vec<u8>,
+    /// Full reference: the first name.
+    pub name: Reference,
+    /// The image.
+    pub content: Content,
 }
 
 /// What the command line says, over what a recipe says.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
-    /// Reference.
-    pub name: Option<String>,
+    /// References, in place of the recipe's.
+    pub names: Vec<String>,
     /// Parts of the configuration; what is empty stays as it is.
     pub config: Config,
+    /// Image to build on.
+    pub base: Option<String>,
+    /// Platforms, in place of the recipe's.
+    pub platforms: Vec<String>,
+    /// More annotations.
+    pub annotations: BTreeMap<String, String>,
     /// Compress the layer, for registries.
     pub gzip: bool,
 }
 
+/// What a source says for itself.
+#[derive(Default)]
+struct Said {
+    names: Vec<String>,
+    config: Config,
+    base: Option<String>,
+    platforms: Vec<String>,
+    annotations: BTreeMap<String, String>,
+}
+
 /// Makes an image from `source`.
 pub fn make(source: &Path, overrides: &Overrides, surroundings: &Surroundings<'_>) -> Result<Image> {
-    let made = if source.is_dir() {
+    type Trees<'a> = Box<dyn Fn(&Platform) -> Result<Vec<Tree>> + 'a>;
+    let (said, trees): (Said, Trees<'_>) = if source.is_dir() {
         match ImageRecipe::read(source)? {
-            Some(recipe) => (recipe.tree(source, surroundings)?, recipe.config(), Some(recipe.name)),
-            None => (super::tree_of_folder(source)?, Config::default(), None),
+            Some(recipe) => {
+                let said = Said {
+                    names: std::iter::once(&recipe.name).chain(&recipe.tags).cloned().collect(),
+                    config: recipe.config(),
+                    base: recipe.base.clone(),
+                    platforms: recipe.platforms.clone(),
+                    annotations: recipe.annotations.clone(),
+                };
+                (said, Box::new(move |platform: &Platform| recipe.trees(source, platform, surroundings)))
+            }
+            None => {
+                let tree = super::tree_of_folder(source)?;
+                (Said::default(), Box::new(move |_: &Platform| Ok(vec![tree.clone()])))
+            }
         }
     } else {
-        let (tree, config) = program(source)?;
-        (tree, config, None)
+        let (tree, config, platform) = program(source)?;
+        let said = Said { config, platforms: vec![platform.to_string()], ..Said::default() };
+        let trees = move |wanted: &Platform| match (wanted.os.as_str(), wanted.architecture == platform.architecture) {
+            ("linux", true) => Ok(vec![tree.clone()]),
+            _ => input::bad(format!("{} is a program for {platform}, not for {wanted}", source.display())),
+        };
+        (said, Box::new(trees))
     };
-    let (tree, config, name) = made;
-    let Some(name) = overrides.name.clone().or(name) else {
+    let given = if overrides.names.is_empty() { &said.names } else { &overrides.names };
+    if given.is_empty() {
         let recipe = source.join(RECIPE);
-        return input::bad(format!("the image needs a name: --name NAME:TAG, or `name` in {}", recipe.display()));
+        let why = format!("the image needs a name: --name NAME:TAG, or `name` in {}", recipe.display());
+        return input::bad(why);
+    }
+    let names = names(given)?;
+    let mut platforms = Vec::new();
+    for text in if overrides.platforms.is_empty() { &said.platforms } else { &overrides.platforms } {
+        let platform: Platform = text.parse()?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    if platforms.is_empty() {
+        platforms.push(Platform::default());
+    }
+    let base = overrides.base.as_ref().or(said.base.as_ref());
+    let mut variants = Vec::new();
+    for platform in platforms {
+        let base = base.map(|name| (surroundings.bases)(name, &platform)).transpose()?;
+        let layers = trees(&platform)?;
+        if layers.is_empty() && base.is_none() {
+            bail!("there is nothing to put into the image for {platform}");
+        }
+        variants.push(Variant { platform, base, layers });
+    }
+    let mut annotations = said.annotations;
+    annotations.extend(overrides.annotations.clone());
+    let config = merged(said.config, &overrides.config);
+    let common = Common { names: names.clone(), config, annotations, gzip: overrides.gzip };
+    let content =
+        build::build(&common, &variants).with_context(|| format!("making an image of {}", source.display()))?;
+    let name = names.into_iter().next().context("an image has a name")?;
+    Ok(Image { name, content })
+}
+
+/// The first is a whole name; the others are that, or tags of the first one's repository.
+fn names(given: &[String]) -> Result<Vec<Reference>> {
+    let first = given.first().context("there is no name")?;
+    let mut names = vec![Reference::parse(first)?];
+    for text in &given[1..] {
+        let name = if text.contains(['/', ':']) { Reference::parse(text)? } else { names[0].with_tag(text)? };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if let Some(pinned) = names.iter().find(|n| n.digest.is_some()) {
+        bail!("the name {pinned} has a digest, and that comes from the image");
+    }
+    Ok(names)
+}
+
+/// How a base on this machine is written.
+pub const ON_DISK: &str = "oci:";
+
+/// A base image that lies on this machine: `oci:PATH[:TAG]`.
+pub fn base_from_disk(name: &str, platform: &Platform) -> Result<Base> {
+    let Some(rest) = name.strip_prefix(ON_DISK) else {
+        bail!(
+            "the base image {name} lies at a registry; an image that goes into a node is built without the network, \
+             so fetch it first: kimg pull {name} --output base.tar, and write base = \"oci:base.tar\""
+        );
     };
-    let config = merged(config, &overrides.config);
-    let archive = super::archive(&name, &tree, &config, overrides.gzip)
-        .with_context(|| format!("making an image of {}", source.display()))?;
-    Ok(Image { name: super::full_reference(&name)?, archive })
+    let (path, tag) = match rest.rsplit_once(':') {
+        Some((path, tag)) if !Path::new(rest).exists() => (path, Some(tag)),
+        _ => (rest, None),
+    };
+    let content = Content::read(Path::new(path))?;
+    let root = content.choose(tag).with_context(|| format!("looking into {path}"))?.clone();
+    choose_platform(&content, &root, None, platform)
+}
+
+/// The manifest of a platform below `root`.
+pub fn choose_platform(
+    content: &Content,
+    root: &Descriptor,
+    name: Option<String>,
+    platform: &Platform,
+) -> Result<Base> {
+    let manifest = if root.is_index() {
+        let index = Index::parse(&content.document(root)?)?;
+        let fitting = index.manifests.iter().find(|m| m.platform.as_ref() == Some(platform));
+        let known = index.manifests.iter().filter_map(|m| Some(m.platform.as_ref()?.to_string()));
+        let known: Vec<String> = known.filter(|p| !p.contains("unknown")).collect();
+        fitting
+            .with_context(|| format!("the base image is not there for {platform}, but for {}", known.join(", ")))?
+            .clone()
+    } else {
+        root.clone()
+    };
+    Ok(Base { name, digest: root.digest.clone(), manifest, content: content.clone() })
 }
 
 /// A single static program: `/NAME` is the whole image.
-fn program(source: &Path) -> Result<(Tree, Config)> {
+fn program(source: &Path) -> Result<(Tree, Config, Platform)> {
     let bytes = input::bytes(source, MOST_PROGRAM)?;
     if !elf::is_elf(&bytes) {
         return input::bad(format!("{} is neither a folder nor a program", source.display()));
@@ -245,9 +453,11 @@ fn program(source: &Path) -> Result<(Tree, Config)> {
     }
     let name = source.file_name().and_then(|n| n.to_str()).context("the program's name is not UTF-8")?;
     let mut tree = Tree::default();
+    let architecture = elf::architecture(&bytes).with_context(|| format!("reading {}", source.display()))?;
+    let platform = Platform { architecture: architecture.into(), ..Platform::default() };
     tree.file(&format!("/{name}"), 0o755, bytes)?;
     tree.dir("/tmp", 0o1777)?;
-    Ok((tree, Config { entrypoint: vec![format!("/{name}")], ..Config::default() }))
+    Ok((tree, Config { entrypoint: vec![format!("/{name}")], ..Config::default() }, platform))
 }
 
 fn merged(mut config: Config, over: &Config) -> Config {
@@ -270,13 +480,13 @@ fn merged(mut config: Config, over: &Config) -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::bail;
 
     fn nothing<R>(_: &str, run: impl FnOnce(&Surroundings<'_>) -> R) -> R {
         run(&Surroundings {
             lock: &|| bail!("no lock"),
             components: &|| bail!("no components"),
             mirrors: &Mirrors::default(),
+            bases: &base_from_disk,
             progress: &Progress::hidden(),
         })
     }
@@ -291,9 +501,9 @@ mod tests {
             assert!(error.contains("--name"), "{error}");
             std::fs::write(dir.path().join(RECIPE), "name = \"a/b:1\"\nroot = \"files\"\ncmd = [\"x\"]\n").unwrap();
             let image = make(dir.path(), &Overrides::default(), around).unwrap();
-            assert_eq!(image.name, "docker.io/a/b:1");
-            let gzip = Overrides { gzip: true, name: Some("other".into()), ..Overrides::default() };
-            assert_eq!(make(dir.path(), &gzip, around).unwrap().name, "docker.io/library/other:latest");
+            assert_eq!(image.name.to_string(), "docker.io/a/b:1");
+            let gzip = Overrides { gzip: true, names: vec!["other".into()], ..Overrides::default() };
+            assert_eq!(make(dir.path(), &gzip, around).unwrap().name.to_string(), "docker.io/library/other:latest");
         });
     }
 
@@ -302,11 +512,59 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pause");
         std::fs::write(&path, super::super::pause::program()).unwrap();
-        let named = Overrides { name: Some("p".into()), ..Overrides::default() };
+        let named = Overrides { names: vec!["p".into()], ..Overrides::default() };
         nothing("", |around| {
             make(&path, &named, around).unwrap();
+            let elsewhere = Overrides { platforms: vec!["linux/arm64".into()], ..named.clone() };
+            let error = make(&path, &elsewhere, around).unwrap_err().to_string();
+            assert!(error.contains("for linux/amd64, not for linux/arm64"), "{error}");
             std::fs::write(&path, "#!/bin/sh").unwrap();
             assert!(make(&path, &named, around).unwrap_err().to_string().contains("neither a folder nor a program"));
+        });
+    }
+
+    #[test]
+    fn a_recipe_has_tags_platforms_layers_and_a_base() {
+        let dir = tempfile::tempdir().unwrap();
+        for (folder, text) in [("common", "c"), ("amd", "x"), ("arm", "y")] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+            std::fs::write(dir.path().join(folder).join(folder), text).unwrap();
+        }
+        let recipe = "name = \"r.example/web:1\"\ntags = [\"latest\", \"other.example/web:2\"]\nroot = \"common\"\n\
+            platforms = [\"linux/amd64\", \"linux/arm64\"]\nannotations = { a = \"b\" }\n\
+            [[layer]]\nroot = \"amd\"\nplatforms = [\"linux/amd64\"]\n\
+            [[layer]]\nroot = \"arm\"\nplatforms = [\"linux/arm64\"]\n";
+        std::fs::write(dir.path().join(RECIPE), recipe).unwrap();
+        nothing("", |around| {
+            let image = make(dir.path(), &Overrides::default(), around).unwrap();
+            let names: Vec<String> = image.content.names().into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names, ["r.example/web:1", "r.example/web:latest", "other.example/web:2"]);
+            let layout = dir.path().join("layout");
+            image.content.write_folder(&layout).unwrap();
+
+            let on_top = dir.path().join("top");
+            std::fs::create_dir(&on_top).unwrap();
+            std::fs::write(on_top.join("file"), "1").unwrap();
+            let base = |tag: &str| Overrides {
+                names: vec!["top:1".into()],
+                base: Some(format!("oci:{}{tag}", layout.display())),
+                platforms: vec!["linux/arm64".into()],
+                ..Overrides::default()
+            };
+            let top = make(&on_top, &base(":latest"), around).unwrap();
+            // Three layers, a configuration and a manifest.
+            assert_eq!(top.content.reach(&top.content.entries[0]).unwrap().len(), 5);
+            let error = format!("{:#}", make(&on_top, &base(":no"), around).unwrap_err());
+            assert!(error.contains("there is no image no here; there are: r.example/web:1"), "{error}");
+            let other = Overrides { platforms: vec!["linux/s390x".into()], ..base("") };
+            let error = format!("{:#}", make(&on_top, &other, around).unwrap_err());
+            assert!(error.contains("but for linux/amd64, linux/arm64"), "{error}");
+        });
+        std::fs::write(dir.path().join(RECIPE), format!("{recipe}[[component]]\nname = \"x\"\npath = \"/x\"\n"))
+            .unwrap();
+        nothing("", |around| {
+            let error = format!("{:#}", make(dir.path(), &Overrides::default(), around).unwrap_err());
+            assert!(error.contains("no components") || error.contains("for linux/amd64 only"), "{error}");
         });
     }
 

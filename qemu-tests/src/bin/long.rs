@@ -17,6 +17,7 @@ const PARTS: &[(&str, &[&str])] = &[
         &["run", "--release", "-p", "kimg-control", "--", "kube-apiserver", "store", "torture", "--runs", "1000"],
     ),
     ("formats", &["test", "--release", "--workspace", "--test", "formats", "--", "--include-ignored"]),
+    ("registry", &["test", "--release", "--workspace", "--test", "registry", "--", "--include-ignored"]),
     ("clients", &["test", "--release", "--workspace", "--test", "clients", "--", "--include-ignored"]),
     ("fuzz", &["test", "--workspace", "--test", "fuzz", "--", "--ignored", "--nocapture"]),
     ("cluster", &["test", "--release", "--workspace", "--test", "cluster", "--", "--include-ignored"]),

@@ -1,0 +1,280 @@
+//! `kimg push` and `kimg pull`: images, and the cluster's node images, to and from registries.
+
+use super::artifact;
+use super::build::{Base, named};
+use super::content::{Blob, Content};
+use super::model::{BASE_NAME, Descriptor, Index, Manifest, Platform};
+use super::reference::Reference;
+use super::registry::{Placed, Registry, credentials};
+use super::source::choose_platform;
+use crate::cache::{self, download::Store};
+use crate::config::Settings;
+use crate::image::build::output_dir;
+use crate::image::cmd::mib;
+use crate::input;
+use crate::progress::Progress;
+use crate::web::{Client, trust};
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use node_metadata::Role;
+use std::path::{Path, PathBuf};
+
+/// How registries are reached.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct RegistryArgs {
+    /// PEM file with authorities to trust besides this machine's
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub ca: Option<PathBuf>,
+    /// HTTP without TLS; to this machine that is the default, unless --ca is given
+    #[arg(long)]
+    pub plain_http: bool,
+}
+
+impl RegistryArgs {
+    /// The registry of a name, with the credentials that this user has for it.
+    ///
+    /// # Errors
+    /// The authorities or the credentials cannot be read.
+    pub fn registry(&self, client: &Client, name: &Reference) -> Result<Registry> {
+        let known = credentials::find(&name.authority, &credentials::environment)?;
+        let plain = self.plain_http || (self.ca.is_none() && trust::is_loopback(&name.authority));
+        Ok(Registry::new(client, &name.authority, known, plain))
+    }
+}
+
+/// `kimg push`
+#[derive(Debug, clap::Args)]
+pub struct PushArgs {
+    /// An OCI archive or layout, or a role of this cluster (master, worker)
+    source: String,
+    /// Names to push it under; default: those that the archive carries
+    names: Vec<String>,
+    /// Which image of the archive, by name or tag
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// Repository of the same registry that may have parts of it already (repeat)
+    #[arg(long, value_name = "REPOSITORY")]
+    mount_from: Vec<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// Pushes an image under all its names.
+pub fn push(args: &PushArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    let client = Client::interruptible(args.registry.ca.as_deref())?;
+    let names = args.names.iter().map(|n| Reference::parse(n)).collect::<Result<Vec<_>>>()?;
+    let role = [Role::Master, Role::Worker].into_iter().find(|r| r.as_str() == args.source);
+    let path = Path::new(&args.source);
+    let content = match role.filter(|_| !path.exists()) {
+        Some(role) if names.is_empty() => {
+            let why =
+                format!("a node image has no name of its own; name one: kimg push {} REGISTRY/NAME:TAG", role.as_str());
+            return input::bad(why);
+        }
+        Some(role) => artifact::of_node_image(&output_dir(&cluster()?, role), &names)?,
+        None if !path.exists() => {
+            return input::bad(format!("there is no {}, and it is no role of a cluster", args.source));
+        }
+        None => Content::read(path)?,
+    };
+    let targets: Vec<(Reference, Descriptor)> = if names.is_empty() {
+        let known = content.names().into_iter().filter(|(name, _)| args.image.as_ref().is_none_or(|i| i == name));
+        known.map(|(name, root)| Ok((Reference::parse(&name)?, root.clone()))).collect::<Result<_>>()?
+    } else {
+        let root = content.choose(args.image.as_deref())?;
+        names.into_iter().map(|name| (name, root.clone())).collect()
+    };
+    if targets.is_empty() {
+        let why = format!("nothing in {} has the name to push; name one behind it", args.source);
+        return input::bad(why);
+    }
+    let progress = Progress::new();
+    for (name, root) in targets {
+        let sent = send(&content, &root, &name, &args.registry.registry(&client, &name)?, &args.mount_from, &progress)?;
+        println!("{name}@{}\n  {sent}", root.digest);
+    }
+    Ok(())
+}
+
+/// Pushes one image under one name: what is needed before what needs it, so that a name never stands for a part.
+///
+/// # Errors
+/// Something here is damaged, or the registry does not take it.
+pub fn send(
+    content: &Content,
+    root: &Descriptor,
+    name: &Reference,
+    registry: &Registry,
+    mount_from: &[String],
+    progress: &Progress,
+) -> Result<String> {
+    if name.digest.is_some() {
+        return input::bad(format!("{name} has a digest, and that comes from the image; push to a tag"));
+    }
+    let parts = content.reach(root)?;
+    let mut from = mount_from.to_vec();
+    for manifest in parts.iter().filter(|d| d.is_manifest()) {
+        let base = Manifest::parse(&content.document(manifest)?)?.annotations.get(BASE_NAME).cloned();
+        from.extend(
+            base.and_then(|b| Reference::parse(&b).ok())
+                .filter(|b| b.authority == name.authority)
+                .map(|b| b.repository),
+        );
+    }
+    from.dedup();
+    let total = parts.iter().map(|d| d.size).sum();
+    let bar = progress.bytes(&name.to_string(), total);
+    let (mut counts, mut bytes) = ([0u32; 3], 0);
+    for part in &parts {
+        if part.is_manifest() || part.is_index() {
+            let target = if part.digest == root.digest { name.target() } else { &part.digest };
+            registry.put_manifest(name, target, part, content.document(part)?)?;
+            bar.inc(part.size);
+            continue;
+        }
+        let blob = content.verify(part)?;
+        let placed = registry
+            .put_blob(name, part, blob, &from, &bar)
+            .with_context(|| format!("pushing {} to {}", part.digest, name.place()))?;
+        counts[placed as usize] += 1;
+        if placed == Placed::Sent {
+            bytes += part.size;
+        }
+    }
+    bar.finish_and_clear();
+    let [there, mounted, sent] = counts;
+    Ok(format!("{sent} parts sent ({}), {there} were there, {mounted} mounted", mib(bytes)))
+}
+
+/// `kimg pull`
+#[derive(Debug, clap::Args)]
+pub struct PullArgs {
+    /// Name of the image, with tag or digest
+    name: String,
+    /// FILE.tar for an archive, else a new folder; default: the image's name with .tar, or as a folder for a node image
+    #[arg(long, short, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
+    output: Option<PathBuf>,
+    /// Only for this platform; default: all that there are
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// Pulls an image.
+pub fn pull(args: &PullArgs) -> Result<()> {
+    let client = Client::interruptible(args.registry.ca.as_deref())?;
+    let name = Reference::parse(&args.name)?;
+    let platform = args.platform.as_ref().map(|p| p.parse::<Platform>()).transpose()?;
+    let (mut content, mut root) =
+        fetch(&name, &args.registry.registry(&client, &name)?, platform.as_ref(), &Progress::new())?;
+    let last = name.repository.rsplit('/').next().unwrap_or(&name.repository);
+    let single = if root.is_manifest() { Some(Manifest::parse(&content.document(&root)?)?) } else { None };
+    if let Some(manifest) = single.as_ref().filter(|manifest| artifact::is_node_image(manifest)) {
+        let output = absolute(args.output.as_deref().unwrap_or(Path::new(last)))?;
+        artifact::write_files(&content, manifest, &output)?;
+        println!("{}: node image {name}@{}", output.display(), root.digest);
+        return Ok(());
+    }
+    if let Some(manifest) = single {
+        // What is no container image says no platform.
+        root.platform = serde_json::from_slice(&content.document(&manifest.config)?).ok();
+    }
+    content.entries = vec![named(&root, &name)];
+    let output = absolute(&args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{last}.tar"))))?;
+    if output.extension().is_some_and(|e| e == "tar") {
+        content.write_archive(&output)?;
+    } else {
+        content.write_folder(&output)?;
+    }
+    println!("{}: {name}@{}", output.display(), root.digest);
+    Ok(())
+}
+
+/// An absolute path has a folder to write a temporary name into.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Fetches an image: all its platforms, or one. What was fetched before is taken from the cache.
+///
+/// # Errors
+/// It is not there, or not what its digests say.
+pub fn fetch(
+    name: &Reference,
+    registry: &Registry,
+    platform: Option<&Platform>,
+    progress: &Progress,
+) -> Result<(Content, Descriptor)> {
+    let mut content = Content::default();
+    let (mut root, bytes) = registry.manifest(name, name.target())?;
+    content.put(&root.media_type, bytes);
+    if let Some(platform) = platform
+        && root.is_index()
+    {
+        root = choose_platform(&content, &root, None, platform)?.manifest;
+        let (_, bytes) = registry.manifest(name, &root.digest)?;
+        content.put(&root.media_type, bytes);
+    }
+    fetch_below(&mut content, &root, name, registry, progress)?;
+    Ok((content, root))
+}
+
+fn fetch_below(
+    content: &mut Content,
+    root: &Descriptor,
+    name: &Reference,
+    registry: &Registry,
+    progress: &Progress,
+) -> Result<()> {
+    if root.is_index() {
+        for manifest in Index::parse(&content.document(root)?)?.manifests {
+            let (found, bytes) = registry.manifest(name, &manifest.digest)?;
+            if found.size != manifest.size {
+                bail!("{} has {} bytes and should have {}", manifest.digest, found.size, manifest.size);
+            }
+            content.put(&manifest.media_type, bytes);
+            fetch_below(content, &manifest, name, registry, progress)?;
+        }
+        return Ok(());
+    }
+    let store = Store::new(&cache::user_dir()?.join("blobs"));
+    let manifest = Manifest::parse(&content.document(root)?)?;
+    for part in std::iter::once(&manifest.config).chain(&manifest.layers) {
+        let bar = progress.bytes(part.digest.get(..19).unwrap_or(&part.digest), part.size);
+        let path = fetch_blob(registry, name, part, &store, &bar)?;
+        bar.finish_and_clear();
+        content.put_blob(&part.digest, Blob::File { path, offset: 0, size: part.size });
+    }
+    Ok(())
+}
+
+fn fetch_blob(
+    registry: &Registry,
+    name: &Reference,
+    part: &Descriptor,
+    store: &Store,
+    bar: &ProgressBar,
+) -> Result<PathBuf> {
+    registry.fetch(name, part, store, bar).with_context(|| format!("pulling {} of {}", part.digest, name.place()))
+}
+
+/// A base image: at a registry, or on this machine.
+///
+/// # Errors
+/// It is not there, or not for this platform.
+pub fn base(name: &str, platform: &Platform, args: &RegistryArgs, progress: &Progress) -> Result<Base> {
+    if name.starts_with(super::source::ON_DISK) {
+        return super::source::base_from_disk(name, platform);
+    }
+    let reference = Reference::parse(name)?;
+    let registry = args.registry(&Client::new(args.ca.as_deref())?, &reference)?;
+    let (top, _) = registry.manifest(&reference, reference.target())?;
+    if reference.digest.is_none() {
+        let pinned = Reference { digest: Some(top.digest.clone()), ..reference.clone() };
+        eprintln!("the base {reference} is {pinned} today; write that to get the same image tomorrow");
+    }
+    let (content, manifest) = fetch(&reference, &registry, Some(platform), progress)?;
+    let named = Reference { digest: None, ..reference };
+    Ok(Base { name: Some(named.to_string()), digest: top.digest, manifest, content })
+}

@@ -1,0 +1,236 @@
+//! The HTTP client of what leaves this machine: registries, providers, object stores.
+//!
+//! One policy for all: what may be repeated is repeated with growing pauses, a server that asks for patience gets
+//! it, and a call whose answer was lost is never simply sent again where that could make a thing twice.
+
+mod request;
+mod retry;
+pub mod trust;
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
+
+pub use request::{Answer, Body, Refused, Request, escape};
+pub use retry::{Clock, Interrupted, SystemClock};
+
+use anyhow::{Context, Result, bail};
+use http::Method;
+use retry::{Pause, Verdict};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a server may think before its answer begins: Glance sums a whole image first.
+const ANSWER_LIMIT: Duration = Duration::from_secs(600);
+/// A longer answer than this is no answer of an API.
+const ANSWER_SIZE: u64 = 32 << 20;
+
+/// Where the calls of a dry run are written.
+type Sink = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// An HTTP client. Clones share their connections.
+#[derive(Clone)]
+pub struct Client {
+    agent: ureq::Agent,
+    clock: Arc<dyn Clock>,
+    dry: Option<Sink>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("dry", &self.dry.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// An answer whose body was sent again and again, and never came.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: the connection failed before the answer came, so whether it was done is not known")]
+pub struct Lost {
+    /// Method and address.
+    pub what: String,
+}
+
+impl Client {
+    /// A client that trusts what this machine trusts, and the authorities in the PEM file `ca`.
+    ///
+    /// # Errors
+    /// `ca` cannot be read or holds no certificate.
+    pub fn new(ca: Option<&Path>) -> Result<Client> {
+        let tls = ureq::tls::TlsConfig::builder().root_certs(trust::roots(ca)?).build();
+        let agent = ureq::Agent::config_builder()
+            .timeout_connect(Some(Duration::from_secs(20)))
+            .timeout_recv_response(Some(ANSWER_LIMIT))
+            .http_status_as_error(false)
+            .max_redirects_will_error(false)
+            // A connection that a server is about to close would lose the next call.
+            .max_idle_age(Duration::from_secs(3))
+            .tls_config(tls)
+            .user_agent(concat!("kimg/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .into();
+        Ok(Client { agent, clock: Arc::new(SystemClock::default()), dry: None })
+    }
+
+    /// A client that Ctrl-C ends in order.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn interruptible(ca: Option<&Path>) -> Result<Client> {
+        Ok(Client::new(ca)?.with_clock(Arc::new(SystemClock::watching()?)))
+    }
+
+    /// The same client by another clock.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Client {
+        self.clock = clock;
+        self
+    }
+
+    /// A client that sends nothing: it writes each call to `sink`, and answers what the call says it would be answered.
+    #[must_use]
+    pub fn dry(mut self, sink: impl Fn(&str) + Send + Sync + 'static) -> Client {
+        self.dry = Some(Arc::new(sink));
+        self
+    }
+
+    /// Whether calls are only written down.
+    pub fn is_dry(&self) -> bool {
+        self.dry.is_some()
+    }
+
+    /// The client for tidying up: an interrupt does not stop it.
+    #[must_use]
+    pub fn for_cleanup(&self) -> Client {
+        Client { clock: self.clock.for_cleanup(), ..self.clone() }
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// Sends a request and reads the whole answer, whatever its status.
+    ///
+    /// # Errors
+    /// No answer in the end, [`Lost`] where the call may have been done, [`Interrupted`].
+    pub fn send(&self, request: &Request) -> Result<Answer> {
+        if let Some(sink) = &self.dry {
+            return request.pretend(&**sink);
+        }
+        self.persist(request, |mut response| {
+            let body = response.body_mut().with_config().limit(ANSWER_SIZE).read_to_vec();
+            let (head, _) = response.into_parts();
+            Ok(Answer::new(request, head.status.as_u16(), head.headers, body?))
+        })
+    }
+
+    /// Sends a request and hands out the answer's body unread. Only the answer's beginning is waited for
+    /// and repeated; a body that breaks off is the reader's to notice.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub fn open(&self, request: &Request) -> Result<(Answer, Box<dyn Read>)> {
+        if self.dry.is_some() {
+            bail!("a dry run reads nothing from {}", request.shown());
+        }
+        self.persist(request, |response| {
+            let (head, body) = response.into_parts();
+            let reader = body.into_with_config().limit(u64::MAX).reader();
+            Ok((
+                Answer::new(request, head.status.as_u16(), head.headers, Vec::new()),
+                Box::new(reader) as Box<dyn Read>,
+            ))
+        })
+    }
+
+    /// Tries until an answer counts or patience ends.
+    fn persist<T>(
+        &self,
+        request: &Request,
+        read: impl Fn(http::Response<ureq::Body>) -> Result<T, ureq::Error>,
+    ) -> Result<T> {
+        let mut pause = Pause::new();
+        loop {
+            self.clock.check()?;
+            let verdict = match self.once(request)? {
+                Ok(response) => {
+                    match retry::judge(response.status().as_u16(), response.headers(), request, &*self.clock) {
+                        Verdict::Counts => match read(response) {
+                            Ok(read) => return Ok(read),
+                            Err(error) => Verdict::of_broken(&error, request),
+                        },
+                        // Patience has an end, and then the last answer is the one to show.
+                        verdict if pause.is_spent(&verdict) => {
+                            return read(response)
+                                .with_context(|| format!("reading the answer to {}", request.shown()));
+                        }
+                        verdict => verdict,
+                    }
+                }
+                Err(error) => Verdict::of_failed(&error, request),
+            };
+            match verdict {
+                Verdict::Counts => {}
+                Verdict::Lost(why) => {
+                    self.clock.check()?;
+                    return Err(anyhow::Error::new(Lost { what: request.shown() }).context(why));
+                }
+                Verdict::Final(why) => bail!("{}: {why}", request.shown()),
+                again => {
+                    if pause.is_spent(&again) {
+                        bail!("{}: {} (tried {} times)", request.shown(), again.why(), pause.tried());
+                    }
+                    let time = pause.next(&again);
+                    tracing::debug!(call = %request.shown(), why = %again.why(), seconds = time.as_secs(), "trying again");
+                    self.clock.sleep(time)?;
+                }
+            }
+        }
+    }
+
+    /// One exchange; the outer error is a fault of the request itself.
+    fn once(&self, request: &Request) -> Result<Result<http::Response<ureq::Body>, ureq::Error>> {
+        let head = request.head()?;
+        Ok(match request.body() {
+            // A PUT or POST of nothing still says that its length is zero.
+            Body::None if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) => {
+                self.agent.run(head.body(&b""[..]).context("making a request")?)
+            }
+            Body::None => self.agent.run(head.body(ureq::SendBody::none()).context("making a request")?),
+            Body::Bytes(bytes) => self.agent.run(head.body(&bytes[..]).context("making a request")?),
+            Body::File(part) => {
+                let mut reader = retry::Watched::new(part.open()?, self.clock.clone());
+                self.agent.run(head.body(ureq::SendBody::from_reader(&mut reader)).context("making a request")?)
+            }
+        })
+    }
+
+    /// Asks every `every` until there is a result, for at most `limit`.
+    ///
+    /// # Errors
+    /// Those of `ask`, and that time is over, with `what` as what was waited for.
+    pub fn poll<T>(
+        &self,
+        what: &str,
+        every: Duration,
+        limit: Duration,
+        mut ask: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
+        let end = self.clock.now() + limit;
+        loop {
+            if let Some(found) = ask()? {
+                return Ok(found);
+            }
+            if self.dry.is_some() {
+                bail!("the dry run does not know how {what} ends");
+            }
+            if self.clock.now() >= end {
+                bail!("{what}: not done after {} minutes", limit.as_secs() / 60);
+            }
+            self.clock.sleep(every)?;
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! What is sent, and what came back. Neither shows a secret when it is printed.
+
+use anyhow::{Context, Result, bail};
+use http::{HeaderMap, Method};
+use indicatif::ProgressBar;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+
+/// A part of a file as a request's body; opened anew for each try.
+#[derive(Debug, Clone)]
+pub struct Part {
+    path: PathBuf,
+    offset: u64,
+    length: u64,
+    bar: ProgressBar,
+}
+
+impl Part {
+    /// Opens it at its beginning; the bar counts from there again.
+    pub(super) fn open(&self) -> Result<impl Read + 'static> {
+        let mut file = File::open(&self.path).with_context(|| format!("opening {}", self.path.display()))?;
+        file.seek(SeekFrom::Start(self.offset)).with_context(|| format!("reading {}", self.path.display()))?;
+        self.bar.set_position(self.offset);
+        Ok(self.bar.wrap_read(file.take(self.length)))
+    }
+}
+
+/// A request's body.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// None.
+    None,
+    /// From memory.
+    Bytes(Vec<u8>),
+    /// From a file.
+    File(Part),
+}
+
+/// A request.
+#[derive(Clone)]
+pub struct Request {
+    method: Method,
+    url: String,
+    headers: Vec<(String, String)>,
+    secrets: Vec<(String, String)>,
+    body: Body,
+    repeatable: bool,
+    hide_query: bool,
+    hide_body: bool,
+    would: Option<(u16, Vec<(String, String)>, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown())
+    }
+}
+
+impl Request {
+    /// A request that may be repeated unless it is a POST or a PATCH.
+    pub fn new(method: Method, url: impl Into<String>) -> Request {
+        let repeatable = method != Method::POST && method != Method::PATCH;
+        Request {
+            method,
+            url: url.into(),
+            headers: Vec::new(),
+            secrets: Vec::new(),
+            body: Body::None,
+            repeatable,
+            hide_query: false,
+            hide_body: false,
+            would: None,
+        }
+    }
+
+    /// GET.
+    pub fn get(url: impl Into<String>) -> Request {
+        Request::new(Method::GET, url)
+    }
+
+    /// POST.
+    pub fn post(url: impl Into<String>) -> Request {
+        Request::new(Method::POST, url)
+    }
+
+    /// PUT.
+    pub fn put(url: impl Into<String>) -> Request {
+        Request::new(Method::PUT, url)
+    }
+
+    /// DELETE.
+    pub fn delete(url: impl Into<String>) -> Request {
+        Request::new(Method::DELETE, url)
+    }
+
+    /// Adds a header that may be shown.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: impl Into<String>) -> Request {
+        self.headers.push((name.to_ascii_lowercase(), value.into()));
+        self
+    }
+
+    /// Adds a header that is never shown.
+    #[must_use]
+    pub fn secret(mut self, name: &str, value: impl Into<String>) -> Request {
+        self.secrets.push((name.to_ascii_lowercase(), value.into()));
+        self
+    }
+
+    /// A JSON body.
+    #[must_use]
+    pub fn json(self, value: &Value) -> Request {
+        self.bytes("application/json", value.to_string())
+    }
+
+    /// A body from memory.
+    #[must_use]
+    pub fn bytes(mut self, kind: &str, bytes: impl Into<Vec<u8>>) -> Request {
+        self.body = Body::Bytes(bytes.into());
+        self.header("content-type", kind)
+    }
+
+    /// A body of `length` bytes of a file from `offset` on, counted on `bar`.
+    #[must_use]
+    pub fn file(
+        mut self,
+        kind: &str,
+        path: impl Into<PathBuf>,
+        offset: u64,
+        length: u64,
+        bar: &ProgressBar,
+    ) -> Request {
+        self.body = Body::File(Part { path: path.into(), offset, length, bar: bar.clone() });
+        self.header("content-type", kind).header("content-length", length.to_string())
+    }
+
+    /// Whether sending it twice is as good as once.
+    #[must_use]
+    pub fn repeatable(mut self, yes: bool) -> Request {
+        self.repeatable = yes;
+        self
+    }
+
+    /// The query, or the body, holds a secret and is not shown.
+    #[must_use]
+    pub fn hiding(mut self, query: bool, body: bool) -> Request {
+        self.hide_query = query;
+        self.hide_body = body;
+        self
+    }
+
+    /// What a dry run takes for the answer.
+    #[must_use]
+    pub fn would(mut self, status: u16, body: &Value) -> Request {
+        self.would =
+            Some((status, Vec::new(), if body.is_null() { Vec::new() } else { body.to_string().into_bytes() }));
+        self
+    }
+
+    /// A header of what a dry run takes for the answer.
+    #[must_use]
+    pub fn would_header(mut self, name: &str, value: &str) -> Request {
+        let answer = self.would.get_or_insert((200, Vec::new(), Vec::new()));
+        answer.1.push((name.into(), value.into()));
+        self
+    }
+
+    /// Method.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Address.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    #[cfg(test)]
+    pub(crate) fn secret_of(&self, name: &str) -> Option<&str> {
+        self.secrets.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(super) fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// Whether it may be sent again after its answer was lost.
+    pub fn is_repeatable(&self) -> bool {
+        self.repeatable
+    }
+
+    pub(super) fn head(&self) -> Result<http::request::Builder> {
+        let mut head = http::Request::builder().method(self.method.clone()).uri(&self.url);
+        for (name, value) in self.headers.iter().chain(&self.secrets) {
+            let mut value = http::HeaderValue::from_str(value).map_err(|_| {
+                anyhow::anyhow!("the header {name} of {} has a character that headers have not", self.shown())
+            })?;
+            value.set_sensitive(self.secrets.iter().any(|(secret, _)| secret == name));
+            head = head.header(name, value);
+        }
+        Ok(head)
+    }
+
+    /// Method and address, for messages.
+    pub fn shown(&self) -> String {
+        let url = match self.url.split_once('?') {
+            Some((path, _)) if self.hide_query => format!("{path}?…"),
+            _ => self.url.clone(),
+        };
+        format!("{} {url}", self.method)
+    }
+
+    /// Writes the call down and gives the answer that it expects.
+    pub(super) fn pretend(&self, sink: &(dyn Fn(&str) + Send + Sync)) -> Result<Answer> {
+        let mut text = self.shown();
+        for (name, value) in &self.headers {
+            if name != "content-length" {
+                text.push_str(&format!("\n  {name}: {value}"));
+            }
+        }
+        for (name, _) in &self.secrets {
+            text.push_str(&format!("\n  {name}: (secret)"));
+        }
+        match &self.body {
+            Body::None => {}
+            Body::Bytes(_) if self.hide_body => text.push_str("\n  (a body with secrets)"),
+            Body::Bytes(bytes) => match std::str::from_utf8(bytes) {
+                Ok(body) => text.push_str(&format!("\n  {body}")),
+                Err(_) => text.push_str(&format!("\n  ({} bytes)", bytes.len())),
+            },
+            Body::File(part) => {
+                text.push_str(&format!("\n  ({} bytes of {} from {})", part.length, part.path.display(), part.offset));
+            }
+        }
+        sink(&text);
+        let Some((status, headers, body)) = &self.would else {
+            bail!("a dry run cannot go on behind {}: its answer decides what comes next", self.shown());
+        };
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(http::HeaderName::from_bytes(name.as_bytes())?, value.parse()?);
+        }
+        Ok(Answer::new(self, *status, map, body.clone()))
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    what: String,
+    /// Status.
+    pub status: u16,
+    /// Header fields.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: Vec<u8>,
+}
+
+/// A server said no.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} was answered with HTTP {status}{}", behind_colon(.said))]
+pub struct Refused {
+    /// Method and address.
+    pub what: String,
+    /// Status.
+    pub status: u16,
+    /// The beginning of the body.
+    pub said: String,
+}
+
+fn behind_colon(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(": {said}") }
+}
+
+impl Answer {
+    pub(super) fn new(request: &Request, status: u16, headers: HeaderMap, body: Vec<u8>) -> Answer {
+        Answer { what: request.shown(), status, headers, body }
+    }
+
+    /// Whether the status begins with 2.
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// The answer if its status is one of these.
+    ///
+    /// # Errors
+    /// [`Refused`] for every other status.
+    pub fn expect(self, statuses: &[u16]) -> Result<Answer> {
+        if statuses.contains(&self.status) { Ok(self) } else { Err(self.refused().into()) }
+    }
+
+    /// This answer as an error.
+    pub fn refused(&self) -> Refused {
+        let text = String::from_utf8_lossy(&self.body);
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let said: String = words.join(" ").chars().take(400).collect();
+        Refused { what: self.what.clone(), status: self.status, said }
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// The body is something else.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_slice(&self.body).with_context(|| format!("the answer to {} is no JSON", self.what))
+    }
+
+    /// A header field.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|v| v.to_str().ok())
+    }
+}
+
+/// Percent-encodes all but unreserved characters, and `/` where `slash` says so (RFC 3986, as SigV4 wants it).
+pub fn escape(text: &str, slash: bool) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            b'/' if !slash => out.push('/'),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}

@@ -1,0 +1,217 @@
+//! When a call is sent again, and after how long.
+
+use super::Request;
+use crate::local::interrupt::Interrupt;
+use anyhow::Result;
+use http::HeaderMap;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Failures in a row after which a call has failed.
+const FAILURES: u32 = 6;
+/// How often a server may ask for patience.
+const PATIENCE: u32 = 12;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A server that wants more patience than this is not waited for.
+const LONGEST_WISH: Duration = Duration::from_secs(15 * 60);
+/// How soon a sleeper notices an interrupt.
+const SLICE: Duration = Duration::from_millis(200);
+
+/// The user interrupted the command.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Time, and whether there is any left.
+pub trait Clock: Send + Sync {
+    /// Now.
+    fn now(&self) -> jiff::Timestamp;
+    /// Waits.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    fn sleep(&self, time: Duration) -> Result<()>;
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    fn check(&self) -> Result<()>;
+    /// A clock that no interrupt stops.
+    fn for_cleanup(&self) -> Arc<dyn Clock>;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Default)]
+pub struct SystemClock {
+    interrupt: Interrupt,
+}
+
+impl SystemClock {
+    /// From now on SIGINT and SIGTERM end the calls by this clock with [`Interrupted`], so that what is temporary can
+    /// be removed; the second one ends the process.
+    ///
+    /// # Errors
+    /// The handlers cannot be set.
+    pub fn watching() -> Result<SystemClock> {
+        let interrupt = Interrupt::watch()?;
+        interrupt.busy(true);
+        Ok(SystemClock { interrupt })
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+
+    fn sleep(&self, time: Duration) -> Result<()> {
+        let mut left = time;
+        while !left.is_zero() {
+            self.check()?;
+            let slice = left.min(SLICE);
+            std::thread::sleep(slice);
+            left -= slice;
+        }
+        self.check()
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.interrupt.asked() { Err(Interrupted.into()) } else { Ok(()) }
+    }
+
+    fn for_cleanup(&self) -> Arc<dyn Clock> {
+        Arc::new(SystemClock::default())
+    }
+}
+
+/// A reader that an interrupt ends.
+pub(super) struct Watched<R> {
+    inner: R,
+    clock: Arc<dyn Clock>,
+}
+
+impl<R> Watched<R> {
+    pub(super) fn new(inner: R, clock: Arc<dyn Clock>) -> Watched<R> {
+        Watched { inner, clock }
+    }
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.clock.check().map_err(io::Error::other)?;
+        self.inner.read(buffer)
+    }
+}
+
+/// What comes of an attempt.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It is the answer.
+    Counts,
+    /// The server wants patience, and says for how long or does not.
+    Patience(Option<Duration>, String),
+    /// It failed and may be tried again.
+    Again(String),
+    /// It failed, and may have been done.
+    Lost(String),
+    /// It will never work.
+    Final(String),
+}
+
+impl Verdict {
+    pub(super) fn why(&self) -> &str {
+        match self {
+            Verdict::Counts => "",
+            Verdict::Patience(_, why) | Verdict::Again(why) | Verdict::Lost(why) | Verdict::Final(why) => why,
+        }
+    }
+
+    /// The exchange did not come as far as an answer.
+    pub(super) fn of_failed(error: &ureq::Error, request: &Request) -> Verdict {
+        use ureq::Error::{
+            BadUri, ConnectProxyFailed, ConnectionFailed, HostNotFound, Http, InvalidProxyUrl, Io, Rustls, Timeout, Tls,
+        };
+        let why = error.to_string();
+        match error {
+            // A certificate does not become better by waiting.
+            Rustls(_) | Tls(_) | BadUri(_) | Http(_) | InvalidProxyUrl => Verdict::Final(why),
+            HostNotFound | ConnectionFailed | ConnectProxyFailed(_) => Verdict::Again(why),
+            Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => Verdict::Again(why),
+            Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => Verdict::Again(why),
+            Io(error) if error.kind() == io::ErrorKind::InvalidData => Verdict::Final(why),
+            _ => Verdict::of_broken(error, request),
+        }
+    }
+
+    /// The connection broke when the request was on its way.
+    pub(super) fn of_broken(error: &ureq::Error, request: &Request) -> Verdict {
+        let why = error.to_string();
+        if request.is_repeatable() { Verdict::Again(why) } else { Verdict::Lost(why) }
+    }
+}
+
+/// What a status means: 429 was not done, and so was 503 with a time at which to come again.
+pub(super) fn judge(status: u16, headers: &HeaderMap, request: &Request, clock: &dyn Clock) -> Verdict {
+    let why = format!("HTTP {status}");
+    match status {
+        429 => Verdict::Patience(wish(headers, clock), why),
+        503 if wish(headers, clock).is_some() => Verdict::Patience(wish(headers, clock), why),
+        408 | 500 | 502 | 503 | 504 if request.is_repeatable() => Verdict::Again(why),
+        _ => Verdict::Counts,
+    }
+}
+
+/// How long the server asks to wait: `Retry-After` in seconds or as a date (RFC 9110), or the Unix time in
+/// `RateLimit-Reset` (DigitalOcean, Hetzner).
+fn wish(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
+    let until = |time: jiff::Timestamp| Duration::try_from(time.duration_since(clock.now())).unwrap_or(Duration::ZERO);
+    if let Some(after) = text("retry-after") {
+        if let Ok(seconds) = after.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        return jiff::fmt::rfc2822::parse(after).ok().map(|date| until(date.timestamp()));
+    }
+    let reset: i64 = text("ratelimit-reset")?.parse().ok()?;
+    jiff::Timestamp::from_second(reset).ok().map(until)
+}
+
+/// The pauses between the attempts of one call.
+#[derive(Debug, Default)]
+pub(super) struct Pause {
+    failures: u32,
+    waits: u32,
+}
+
+impl Pause {
+    pub(super) fn new() -> Pause {
+        Pause::default()
+    }
+
+    pub(super) fn tried(&self) -> u32 {
+        self.failures + self.waits + 1
+    }
+
+    /// Whether this was one time too many.
+    pub(super) fn is_spent(&self, verdict: &Verdict) -> bool {
+        match verdict {
+            Verdict::Patience(Some(time), _) if *time > LONGEST_WISH => true,
+            Verdict::Patience(..) => self.waits + 1 >= PATIENCE,
+            _ => self.failures + 1 >= FAILURES,
+        }
+    }
+
+    /// How long to wait now. A quarter of it is chance, so that many clients do not come back at once.
+    pub(super) fn next(&mut self, verdict: &Verdict) -> Duration {
+        let (count, wish) = match verdict {
+            Verdict::Patience(wish, _) => (&mut self.waits, *wish),
+            _ => (&mut self.failures, None),
+        };
+        let grown = FIRST_PAUSE.saturating_mul(1 << (*count).min(6)).min(LONGEST_PAUSE);
+        *count += 1;
+        let base = wish.map_or(grown, |wish| wish.max(FIRST_PAUSE));
+        base + base.mul_f64(rand::random_range(0.0..0.25))
+    }
+}

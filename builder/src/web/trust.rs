@@ -1,0 +1,72 @@
+//! Whose certificates are believed, and where plain HTTP is good enough.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use ureq::tls::{Certificate, PemItem, RootCerts, parse_pem};
+
+/// Where Debian and its kin keep the machine's authorities.
+const SYSTEM: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// The machine's authorities (`$SSL_CERT_FILE` or the system's bundle), and those in `ca`. A machine without
+/// a bundle gets Mozilla's, which are compiled in.
+pub fn roots(ca: Option<&Path>) -> Result<RootCerts> {
+    let system = match std::env::var_os("SSL_CERT_FILE").filter(|f| !f.is_empty()) {
+        Some(file) => Some(PathBuf::from(file)),
+        None => Some(PathBuf::from(SYSTEM)).filter(|f| f.exists()),
+    };
+    if system.is_none() && ca.is_none() {
+        return Ok(RootCerts::WebPki);
+    }
+    let mut all = Vec::new();
+    for file in [system.as_deref(), ca].into_iter().flatten() {
+        all.extend(certificates(file)?);
+    }
+    Ok(RootCerts::Specific(Arc::new(all)))
+}
+
+fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>> {
+    let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let mut found = Vec::new();
+    for item in parse_pem(&text) {
+        if let PemItem::Certificate(certificate) = item.with_context(|| format!("reading {}", file.display()))? {
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() {
+        bail!("{} holds no certificate in PEM form", file.display());
+    }
+    Ok(found)
+}
+
+/// Whether `host[:port]` is this machine, with which plain HTTP is good enough.
+pub fn is_loopback(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.chars().all(|c| c.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_known() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["registry.example.com", "localhost.example.com:5000", "10.0.0.1:5000", "[2001:db8::1]:5000"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_certificates_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = roots(Some(file.path())).unwrap_err().to_string();
+        assert!(error.contains(&file.path().display().to_string()), "{error}");
+    }
+}

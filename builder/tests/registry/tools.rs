@@ -1,0 +1,71 @@
+//! Programs of Debian that read and serve images, below `target/tools/`.
+
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    Registry,
+    Skopeo,
+    Umoci,
+    Oras,
+}
+
+/// Suite, package, program.
+impl Tool {
+    fn origin(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Tool::Registry => ("bookworm", "docker-registry", "docker-registry"),
+            Tool::Skopeo => ("bookworm", "skopeo", "skopeo"),
+            Tool::Umoci => ("bookworm", "umoci", "umoci"),
+            Tool::Oras => ("trixie", "oras", "oras"),
+        }
+    }
+
+    /// The libraries that it needs besides the C library.
+    fn libraries(self) -> &'static [&'static str] {
+        match self {
+            Tool::Skopeo => &[
+                "libgpgme11",
+                "libassuan0",
+                "libgpg-error0",
+                "libdevmapper1.02.1",
+                "libselinux1",
+                "libudev1",
+                "libpcre2-8-0",
+            ],
+            _ => &[],
+        }
+    }
+
+    fn tree(self) -> PathBuf {
+        let (suite, _, program) = self.origin();
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools").join(format!("{program}-{suite}"))
+    }
+
+    /// The program; fetched and unpacked once.
+    pub fn find(self) -> Result<PathBuf> {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let (suite, package, program) = self.origin();
+        let path = self.tree().join("usr/bin").join(program);
+        let _turn = ONE_AT_A_TIME.lock().map_err(|_| anyhow::anyhow!("fetching failed in another test"))?;
+        if !path.exists() {
+            let packages = [&[package][..], self.libraries()].concat();
+            let wanted = |path: &str| path == format!("/usr/bin/{program}") || path.contains("/lib/");
+            kimg::packages::fetch_tree(suite, &packages, wanted, &self.tree())
+                .with_context(|| format!("{package} cannot be had here"))?;
+        }
+        Ok(path)
+    }
+
+    /// The command with the tool's libraries where the loader finds them.
+    pub fn prepare(self, mut command: Command) -> Result<Command> {
+        if !self.libraries().is_empty() {
+            let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|dir| self.tree().join(dir));
+            command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries)?);
+        }
+        Ok(command)
+    }
+}
