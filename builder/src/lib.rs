@@ -20,4 +20,5 @@ pub mod progress;
 pub mod seed;
 pub mod switch;
 pub mod table;
+pub mod upload;
 pub mod web;

@@ -39,7 +39,7 @@ fn each_mistake_is_told_and_ends_with_2() {
     std::fs::write(dir.join("notes.md"), "# Notes\n").expect("file");
     std::fs::write(dir.join("kimg.lock"), "version = 1\ngarbage").expect("file");
     pipe(&dir.join("pipe"));
-    let cases: [(&[&str], &str); 26] = [
+    let cases: [(&[&str], &str); 29] = [
         (&["inspect", "nosuch"], "there is no nosuch"),
         (&["inspect", "notes.md"], "notes.md is no readable image"),
         (&["inspect", "pipe"], "pipe is a pipe"),
@@ -65,6 +65,9 @@ fn each_mistake_is_told_and_ends_with_2() {
         (&["push", "nosuch"], "there is no nosuch"),
         (&["push", "worker"], "a node image has no name of its own"),
         (&["pull", "r.example/web:"], "is no image name"),
+        (&["upload", "nobody", "--to", "s3"], "'nobody' is no role"),
+        (&["upload", "master", "--to", "s3"], "--bucket is missing"),
+        (&["image", "ls", "--at", "digitalocean"], "--region is missing"),
         (&["build", "all"], "kimg.lock:2 is not as `kimg lock` writes it"),
     ];
     for (args, said) in cases {

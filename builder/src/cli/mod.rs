@@ -45,6 +45,13 @@ enum Command {
     Push(crate::oci::transfer::PushArgs),
     /// Fetch an image from an OCI registry
     Pull(crate::oci::transfer::PullArgs),
+    /// Bring a node image to a provider
+    Upload(crate::upload::cmd::UploadArgs),
+    /// kimg's images at a provider
+    #[command(subcommand)]
+    Image(crate::upload::cmd::ImageCommand),
+    /// Remove what interrupted uploads left at a provider
+    Gc(crate::upload::cmd::GcArgs),
     /// Show what is in an image
     Inspect(crate::image::cmd::InspectArgs),
     /// Keys and certificates of the cluster
@@ -135,6 +142,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Build(command) => image::run_build(&command, &settings)?,
         Command::Push(args) => crate::oci::transfer::push(&args, &settings)?,
         Command::Pull(args) => crate::oci::transfer::pull(&args)?,
+        Command::Upload(args) => crate::upload::cmd::run_upload(&args, &settings()?)?,
+        Command::Image(command) => crate::upload::cmd::run_image(&command)?,
+        Command::Gc(args) => crate::upload::cmd::run_gc(&args)?,
         Command::Inspect(args) => image::inspect(&args, &settings)?,
         Command::Pki(command) => pki::run(command, &settings)?,
         Command::Kubeconfig(args) => pki::kubeconfig(&args, &settings()?)?,

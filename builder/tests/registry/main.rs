@@ -1,9 +1,10 @@
 //! `kimg build image`, `push` and `pull` against Debian's docker-registry, and what skopeo, umoci and oras make of
-//! the results. The programs are fetched once into `target/tools/`; one that cannot be had is skipped with the
+//! the results; and uploads to an S3 server. The programs are fetched once into `target/tools/`; one that cannot be had is skipped with the
 //! reason, and counted as ignored.
 //!
 //! `cargo test --workspace --test registry -- --include-ignored`; `make test` runs it.
 
+mod s3;
 mod server;
 mod tools;
 
@@ -39,7 +40,16 @@ fn main() -> ExitCode {
         // They fetch programs, which `cargo test` alone should not.
         Trial::ignorable_test(*name, run).with_ignored_flag(true)
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let object_store = Trial::ignorable_test("an_image_goes_to_an_s3_server_once", || {
+        if let Err(error) = tools::s3rver() {
+            return Ok(Completion::ignored_with(format!("{error:#}")));
+        }
+        let done =
+            tempfile::tempdir().context("making a folder").and_then(|dir| s3::an_image_goes_there_once(dir.path()));
+        done.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
+    });
+    let trials = trials.chain([object_store.with_ignored_flag(true)]).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// A folder with an image's files in it, and a user with nothing in its home.

@@ -69,3 +69,26 @@ impl Tool {
         Ok(command)
     }
 }
+
+/// s3rver of the JavaScript registry: the program for node; fetched once.
+pub fn s3rver() -> Result<PathBuf> {
+    const VERSION: &str = "s3rver@3.7.1";
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().map_err(|_| anyhow::anyhow!("fetching failed in another test"))?;
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/s3rver");
+    let program = dir.join("node_modules/s3rver/bin/s3rver.js");
+    if !program.exists() {
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let output = Command::new("npm")
+            .args(["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", VERSION])
+            .current_dir(&dir)
+            .output()
+            .context("s3rver cannot be had here: npm does not run")?;
+        anyhow::ensure!(
+            output.status.success() && program.exists(),
+            "s3rver cannot be had here: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(program)
+}

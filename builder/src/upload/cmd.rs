@@ -1,0 +1,219 @@
+//! `kimg upload`, `kimg image ls|rm` and `kimg gc`.
+
+use super::digitalocean::DigitalOcean;
+use super::openstack::OpenStack;
+use super::s3::{Bucket, Store};
+use super::settings::Environment;
+use super::{Local, Provider, State, upload};
+use crate::config::Settings;
+use crate::image::build::output_dir;
+use crate::image::cmd::mib;
+use crate::input;
+use crate::oci::registry::credentials::environment;
+use crate::progress::Progress;
+use crate::table;
+use crate::web::Client;
+use anyhow::{Result, bail};
+use node_metadata::Role;
+use std::path::PathBuf;
+
+/// A provider that takes images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Name {
+    /// Custom images; fetched from --bucket.
+    #[value(name = "digitalocean")]
+    DigitalOcean,
+    /// Glance, by the variables OS_….
+    #[value(name = "openstack")]
+    OpenStack,
+    /// An S3-compatible bucket.
+    #[value(name = "s3")]
+    S3,
+}
+
+/// Where at a provider.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct PlaceArgs {
+    /// Region: of the images, or of the bucket for s3
+    #[arg(long, value_name = "REGION")]
+    region: Option<String>,
+    /// Bucket: for the images with s3, else from which the provider fetches
+    #[arg(long, value_name = "NAME")]
+    bucket: Option<String>,
+    /// How names in the bucket begin
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    prefix: String,
+    /// The bucket's server; default: AWS_ENDPOINT_URL_S3, else AWS' own
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// The bucket's region, where it is another than --region
+    #[arg(long, value_name = "REGION")]
+    bucket_region: Option<String>,
+    /// PEM file with authorities to trust besides this machine's
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    ca: Option<PathBuf>,
+}
+
+/// Opens a provider with the credentials of the environment.
+///
+/// # Errors
+/// Something that it needs is not said.
+pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>) -> Result<Box<dyn Provider>> {
+    let bucket = |region: Option<&str>| -> Result<Bucket> {
+        let Some(name) = &place.bucket else {
+            let why = "--bucket is missing: the images' place with s3, and the shelf from which digitalocean fetches";
+            return input::bad(why);
+        };
+        Bucket::open(client, env, name, &place.prefix, place.endpoint.as_deref(), region)
+    };
+    let own = place.bucket_region.as_deref();
+    Ok(match name {
+        Name::S3 => Box::new(Store::new(bucket(own.or(place.region.as_deref()))?)),
+        Name::DigitalOcean => {
+            let Some(region) = &place.region else {
+                return input::bad("--region is missing, e.g. fra1");
+            };
+            Box::new(DigitalOcean::new(client, env, region, bucket(own)?)?)
+        }
+        Name::OpenStack => Box::new(OpenStack::new(client, env, place.region.as_deref())?),
+    })
+}
+
+/// `kimg upload`
+#[derive(Debug, clap::Args)]
+pub struct UploadArgs {
+    /// Which image: master or worker
+    role: String,
+    /// The provider
+    #[arg(long, value_name = "PROVIDER")]
+    to: Name,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Print the calls and send none
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Uploads an image.
+///
+/// # Errors
+/// It is not there afterwards.
+pub fn run_upload(args: &UploadArgs, settings: &Settings) -> Result<()> {
+    let Some(role) = [Role::Master, Role::Worker].into_iter().find(|r| r.as_str() == args.role) else {
+        return input::bad(format!("'{}' is no role; there are master and worker", args.role));
+    };
+    let ca = args.place.ca.as_deref();
+    let client =
+        if args.dry_run { Client::new(ca)?.dry(|call| println!("{call}\n")) } else { Client::interruptible(ca)? };
+    let provider = open(args.to, &args.place, &client, &environment)?;
+    let image = Local::read(&output_dir(settings, role), provider.format())?;
+    let progress = Progress::new();
+    let bar = progress.bytes(&image.name, image.sum.size);
+    let done = upload(&*provider, &image, &bar);
+    bar.finish_and_clear();
+    let done = done?;
+    if args.dry_run {
+        println!("{}: {} would be sent; nothing was", image.name, mib(image.sum.size));
+    } else if done.reused {
+        println!("{}: was there as {}", image.name, done.id);
+    } else {
+        println!("{}: {} sent, is there as {}", image.name, mib(image.sum.size), done.id);
+    }
+    Ok(())
+}
+
+/// `kimg image`
+#[derive(Debug, clap::Subcommand)]
+pub enum ImageCommand {
+    /// List kimg's images at a provider
+    Ls {
+        /// The provider
+        #[arg(long, value_name = "PROVIDER")]
+        at: Name,
+        #[command(flatten)]
+        place: PlaceArgs,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove an image at a provider
+    Rm {
+        /// Its name or the provider's id for it
+        image: String,
+        /// The provider
+        #[arg(long, value_name = "PROVIDER")]
+        at: Name,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+}
+
+/// Lists or removes images.
+///
+/// # Errors
+/// The provider refuses, or has no such image.
+pub fn run_image(command: &ImageCommand) -> Result<()> {
+    match command {
+        ImageCommand::Ls { at, place, json } => {
+            let images = open(*at, place, &Client::new(place.ca.as_deref())?, &environment)?.list()?;
+            if *json {
+                println!("{}", serde_json::to_string_pretty(&images)?);
+                return Ok(());
+            }
+            let rows: Vec<Vec<String>> = images
+                .into_iter()
+                .map(|image| {
+                    let state = match image.state {
+                        State::Ready => "ready".to_string(),
+                        State::Pending => "pending".to_string(),
+                        State::Broken(why) => format!("broken: {why}"),
+                    };
+                    vec![image.name, image.id, image.created, state]
+                })
+                .collect();
+            print!("{}", table::render(&["NAME", "ID", "CREATED", "STATE"], &rows));
+        }
+        ImageCommand::Rm { image, at, place } => {
+            let provider = open(*at, place, &Client::new(place.ca.as_deref())?, &environment)?;
+            let known = provider.list()?;
+            let fitting: Vec<_> = known.iter().filter(|k| k.name == *image || k.id == *image).collect();
+            match fitting[..] {
+                [only] => provider.delete(&only.id)?,
+                [] => bail!("kimg has put no image {image} there; `kimg image ls` lists what it has"),
+                _ => bail!("several images are called {image}; name the id of one"),
+            }
+            println!("{image}: removed");
+        }
+    }
+    Ok(())
+}
+
+/// `kimg gc`
+#[derive(Debug, clap::Args)]
+pub struct GcArgs {
+    /// The provider
+    #[arg(long, value_name = "PROVIDER")]
+    provider: Name,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Only tell what would be removed
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Removes what interrupted uploads left.
+///
+/// # Errors
+/// Something stays.
+pub fn run_gc(args: &GcArgs) -> Result<()> {
+    let provider = open(args.provider, &args.place, &Client::new(args.place.ca.as_deref())?, &environment)?;
+    let leftovers = provider.leftovers()?;
+    for leftover in &leftovers {
+        if !args.dry_run {
+            provider.discard(leftover)?;
+        }
+        println!("{} {}", leftover.kind, leftover.id);
+    }
+    println!("{} {}", leftovers.len(), if args.dry_run { "would be removed" } else { "removed" });
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! OpenStack: images in Glance, by a token of Keystone (OVH's Public Cloud is this, too).
+//! <https://docs.openstack.org/api-ref/image/v2/>
+//!
+//! The bytes go straight to Glance, which keeps their SHA-512; it is compared before the image counts.
+
+use super::settings::{self, Environment};
+use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt};
+use crate::image::output::Format;
+use crate::input;
+use crate::web::{Answer, Client, Request};
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+const EVERY: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(3600);
+const GIB: u64 = 1 << 30;
+
+/// A project.
+#[derive(Debug)]
+pub struct OpenStack {
+    client: Client,
+    auth_url: String,
+    identity: Identity,
+    region: Option<String>,
+    session: Mutex<Option<Session>>,
+    temporaries: Temporaries,
+}
+
+/// What Keystone is shown.
+struct Identity(Value);
+
+/// A token, and where Glance is.
+#[derive(Clone)]
+struct Session {
+    token: String,
+    glance: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity(…)")
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({})", self.glance)
+    }
+}
+
+impl OpenStack {
+    /// The project of the variables that OpenStack's own client reads (`OS_…`).
+    ///
+    /// # Errors
+    /// One that is needed is missing.
+    pub fn new(client: &Client, env: Environment<'_>, region: Option<&str>) -> Result<OpenStack> {
+        let auth_url = settings::need(env, "OS_AUTH_URL", "the address of Keystone")?;
+        let host = auth_url.strip_prefix("http://").map(|rest| rest.split('/').next().unwrap_or(rest));
+        if host.is_some_and(|host| !crate::web::trust::is_loopback(host)) {
+            return input::bad(format!("OS_AUTH_URL is {auth_url}; a password goes over https:// only"));
+        }
+        let auth_url = auth_url.trim_end_matches('/').trim_end_matches("/v3").to_string();
+        Ok(OpenStack {
+            client: client.clone(),
+            auth_url,
+            identity: Identity(identity(env)?),
+            region: region.map(str::to_string).or_else(|| env("OS_REGION_NAME")),
+            session: Mutex::new(None),
+            temporaries: Temporaries::default(),
+        })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Session>> {
+        self.session.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn log_in(&self, client: &Client) -> Result<Session> {
+        // Twice a token is no harm.
+        let request = Request::post(format!("{}/v3/auth/tokens", self.auth_url))
+            .json(&json!({"auth": self.identity.0}))
+            .hiding(false, true)
+            .repeatable(true);
+        let endpoint = json!({"interface": "public", "region": self.region, "url": "https://GLANCE"});
+        let would = json!({"token": {"catalog": [{"type": "image", "endpoints": [endpoint]}]}});
+        let answer = client.send(&request.would(201, &would).would_header("x-subject-token", "TOKEN"))?;
+        if answer.status == 401 {
+            return Err(
+                anyhow::Error::new(answer.refused()).context("Keystone does not accept the credentials of OS_…")
+            );
+        }
+        let answer = answer.expect(&[201])?;
+        let token = answer.header("x-subject-token").context("Keystone's answer has no token")?.to_string();
+        let glance = self.glance(&answer.json()?["token"]["catalog"])?;
+        Ok(Session { token, glance })
+    }
+
+    fn glance(&self, catalog: &Value) -> Result<String> {
+        let services = catalog.as_array().context("Keystone's answer has no catalogue; is OS_PROJECT_NAME right?")?;
+        let endpoints: Vec<&Value> = services
+            .iter()
+            .filter(|service| service["type"] == "image")
+            .filter_map(|service| service["endpoints"].as_array())
+            .flatten()
+            .filter(|endpoint| endpoint["interface"] == "public")
+            .collect();
+        let region_of = |endpoint: &Value| {
+            endpoint["region"].as_str().or(endpoint["region_id"].as_str()).unwrap_or_default().to_string()
+        };
+        let fitting: Vec<&&Value> =
+            endpoints.iter().filter(|e| self.region.as_ref().is_none_or(|r| region_of(e) == *r)).collect();
+        let url = match fitting[..] {
+            [only] => only["url"].as_str(),
+            _ => {
+                let known: Vec<String> = endpoints.iter().map(|e| region_of(e)).collect();
+                let why = format!("the image service is in the regions {}; say which with --region", known.join(", "));
+                return input::bad(why);
+            }
+        };
+        let url = url.context("the image service has no address")?.trim_end_matches('/');
+        Ok(url.trim_end_matches("/v2").to_string())
+    }
+
+    /// Sends a request to Glance, with a new token when the old one has run out.
+    fn send(&self, client: &Client, make: &dyn Fn(&str) -> Request) -> Result<Answer> {
+        let answer = self.send_once(client, make)?;
+        if answer.status != 401 {
+            return Ok(answer);
+        }
+        *self.held() = None;
+        self.send_once(client, make)
+    }
+
+    fn send_once(&self, client: &Client, make: &dyn Fn(&str) -> Request) -> Result<Answer> {
+        let known = self.held().clone();
+        let session = match known {
+            Some(session) => session,
+            None => self.log_in(client)?,
+        };
+        *self.held() = Some(session.clone());
+        client.send(&make(&session.glance).secret("x-auth-token", session.token))
+    }
+
+    fn images(&self) -> Result<Vec<Value>> {
+        let mut all = Vec::new();
+        let mut next = Some("/v2/images?tag=kimg&limit=100".to_string());
+        while let Some(path) = next {
+            let make = |glance: &str| Request::get(format!("{glance}{path}")).would(200, &json!({"images": []}));
+            let page = self.send(&self.client, &make)?.expect(&[200])?.json()?;
+            all.extend(page["images"].as_array().context("the answer has no list of images")?.iter().cloned());
+            next = page["next"].as_str().map(str::to_string);
+            if next.as_ref().is_some_and(|path| !path.starts_with("/v2/images?")) {
+                bail!("Glance points elsewhere for its next page");
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// What Keystone wants to know: an application credential, or a user and a project.
+fn identity(env: Environment<'_>) -> Result<Value> {
+    if let Some(id) = settings::find(env, "OS_APPLICATION_CREDENTIAL_ID")? {
+        let secret =
+            settings::need(env, "OS_APPLICATION_CREDENTIAL_SECRET", "the secret of the application credential")?;
+        let credential = json!({"id": id, "secret": secret});
+        return Ok(json!({"identity": {"methods": ["application_credential"], "application_credential": credential}}));
+    }
+    let user = settings::need(env, "OS_USERNAME", "the user")?;
+    let password = settings::need(env, "OS_PASSWORD", "the user's password")?;
+    let domain = |name: &str, id: &str| match env(id) {
+        Some(id) => json!({"id": id}),
+        None => json!({"name": env(name).or_else(|| env("OS_DOMAIN_NAME")).unwrap_or_else(|| "Default".into())}),
+    };
+    let user_domain = domain("OS_USER_DOMAIN_NAME", "OS_USER_DOMAIN_ID");
+    let project = match (env("OS_PROJECT_ID"), env("OS_PROJECT_NAME")) {
+        (Some(id), _) => json!({"id": id}),
+        (None, Some(name)) => json!({"name": name, "domain": domain("OS_PROJECT_DOMAIN_NAME", "OS_PROJECT_DOMAIN_ID")}),
+        (None, None) => return input::bad("neither OS_PROJECT_ID nor OS_PROJECT_NAME is set"),
+    };
+    let user = json!({"name": user, "domain": user_domain, "password": password});
+    let identity = json!({"methods": ["password"], "password": {"user": user}});
+    Ok(json!({"identity": identity, "scope": {"project": project}}))
+}
+
+fn state(image: &Value) -> State {
+    match image["status"].as_str().unwrap_or_default() {
+        "active" => State::Ready,
+        "saving" | "uploading" | "importing" => State::Pending,
+        "queued" => State::Broken("its bytes never came".into()),
+        other => State::Broken(format!("its status is '{other}'")),
+    }
+}
+
+fn remote(image: &Value) -> Option<Remote> {
+    let text = |key: &str| image[key].as_str().map(str::to_string);
+    Some(Remote {
+        id: text("id")?,
+        name: text("name").filter(|name| name.starts_with(PREFIX))?,
+        state: state(image),
+        created: text("created_at").unwrap_or_default(),
+    })
+}
+
+impl Provider for OpenStack {
+    fn format(&self) -> Format {
+        Format::Qcow2
+    }
+
+    fn list(&self) -> Result<Vec<Remote>> {
+        Ok(self.images()?.iter().filter_map(remote).collect())
+    }
+
+    fn import(&self, image: &Local, bar: &ProgressBar) -> Result<String> {
+        let body = json!({
+            "name": image.name,
+            "disk_format": "qcow2",
+            "container_format": "bare",
+            "visibility": "private",
+            "min_disk": image.disk_size.div_ceil(GIB),
+            "tags": ["kimg"],
+            "kimg_disk_sha256": image.disk_sha256,
+        });
+        let make = |glance: &str| {
+            let would = json!({"id": "IMAGE", "status": "queued"});
+            Request::post(format!("{glance}/v2/images")).json(&body).would(201, &would)
+        };
+        let made = self.send(&self.client, &make).and_then(|answer| {
+            let made = answer.expect(&[201])?.json()?;
+            Ok(made["id"].as_str().context("the answer names no image")?.to_string())
+        });
+        let id = made.or_else(|error| adopt(self, &image.name, error))?;
+        self.temporaries.add("image", &id);
+        let (size, kind) = (image.sum.size, "application/octet-stream");
+        let make = |glance: &str| {
+            let url = format!("{glance}/v2/images/{id}/file");
+            Request::put(url).file(kind, &image.path, 0, size, bar).would(204, &Value::Null)
+        };
+        let answer = self.send(&self.client, &make)?;
+        // 409: the bytes came with an earlier try whose answer was lost. What they are is looked at by `wait`.
+        answer.expect(&[204, 409])?;
+        self.temporaries.keep(&id);
+        Ok(id)
+    }
+
+    fn wait(&self, id: &str, image: &Local) -> Result<()> {
+        let sha512 = image.sha512()?;
+        self.client.poll(&format!("the image {id}"), EVERY, LIMIT, || {
+            let make = |glance: &str| {
+                let would = json!({"status": "active", "size": image.sum.size, "os_hash_algo": "sha512", "os_hash_value": sha512});
+                Request::get(format!("{glance}/v2/images/{id}")).would(200, &would)
+            };
+            let found = self.send(&self.client, &make)?.expect(&[200])?.json()?;
+            match state(&found) {
+                State::Pending => return Ok(None),
+                State::Broken(why) => bail!("Glance has not taken {}: {why}", image.name),
+                State::Ready => {}
+            }
+            if found["size"] != image.sum.size {
+                bail!("Glance has {} bytes of {}, and {} were sent", found["size"], image.name, image.sum.size);
+            }
+            match (found["os_hash_algo"].as_str(), found["os_hash_value"].as_str()) {
+                (Some("sha512"), Some(sum)) if sum != sha512 => {
+                    bail!("Glance has the SHA-512 {sum} of {}, and {sha512} was sent; it is damaged", image.name)
+                }
+                (Some("sha512"), Some(_)) => Ok(Some(())),
+                (algorithm, _) => bail!("Glance keeps {algorithm:?} of {} and no SHA-512 to compare", image.name),
+            }
+        })
+    }
+
+    fn delete(&self, id: &str) -> Result<()> {
+        let make = |glance: &str| Request::delete(format!("{glance}/v2/images/{id}")).would(204, &Value::Null);
+        self.send(&self.client.for_cleanup(), &make)?.expect(&[204, 404])?;
+        Ok(())
+    }
+
+    fn tidy(&self) -> Result<()> {
+        self.temporaries.clear(|leftover| self.delete(&leftover.id))
+    }
+
+    fn leftovers(&self) -> Result<Vec<Leftover>> {
+        let broken = self.list()?.into_iter().filter(|image| matches!(image.state, State::Broken(_)));
+        Ok(broken.map(|image| Leftover { kind: "image".into(), id: image.id }).collect())
+    }
+
+    fn discard(&self, leftover: &Leftover) -> Result<()> {
+        self.delete(&leftover.id)
+    }
+}

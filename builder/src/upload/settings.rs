@@ -1,0 +1,69 @@
+//! What providers are told of who the user is: from the environment, or from files that it names.
+
+use crate::input;
+use anyhow::{Context, Result};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// Where values come from: the environment, or a test.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A value, or none.
+///
+/// # Errors
+/// The file that `NAME_FILE` names cannot be read, or others can read it.
+pub fn find(env: Environment<'_>, name: &str) -> Result<Option<String>> {
+    if let Some(value) = env(name) {
+        return Ok(Some(value));
+    }
+    let variable = format!("{name}_FILE");
+    env(&variable).map(|file| read_private(Path::new(&file)).with_context(|| format!("reading {variable}"))).transpose()
+}
+
+/// A value that must be there.
+///
+/// # Errors
+/// It is not; then the error names both ways to give it.
+pub fn need(env: Environment<'_>, name: &str, what: &str) -> Result<String> {
+    match find(env, name)? {
+        Some(value) => Ok(value),
+        None => input::bad(format!("{name} is not set; it is {what}, or let {name}_FILE name a file with it")),
+    }
+}
+
+/// A file with a secret, without the newline at its end.
+///
+/// # Errors
+/// It cannot be read, or others can read it.
+pub fn read_private(file: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let mode = std::fs::metadata(file).with_context(|| format!("reading {}", file.display()))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        let why = format!("{} holds a secret and others may read it; run: chmod 600 {0}", file.display());
+        return input::bad(why);
+    }
+    Ok(text.trim_end().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_comes_from_the_environment_or_a_private_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "t0ken\n").unwrap();
+        let path = file.path().display().to_string();
+        let env = |name: &str| match name {
+            "A" => Some("a".to_string()),
+            "B_FILE" => Some(path.clone()),
+            _ => None,
+        };
+        assert_eq!(need(&env, "A", "x").unwrap(), "a");
+        assert_eq!(need(&env, "B", "x").unwrap(), "t0ken");
+        assert!(need(&env, "C", "a token").unwrap_err().to_string().contains("C_FILE"));
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o640)).unwrap();
+        let error = format!("{:#}", need(&env, "B", "x").unwrap_err());
+        assert!(error.contains("chmod 600") && !error.contains("t0ken"), "{error}");
+    }
+}

@@ -1,0 +1,95 @@
+//! `kimg`'s S3 provider against s3rver: another project's multipart uploads, lists and removals. It looks at the key
+//! but not at signatures of version 4; those are tested by AWS' published examples.
+
+use crate::tools;
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::ProgressBar;
+use kimg::image::manifest::FileSum;
+use kimg::upload::s3::{Bucket, Store};
+use kimg::upload::{Local, Provider, upload};
+use kimg::web::Client;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// The one user that s3rver knows; its secret is the same word.
+const USER: &str = "S3RVER";
+
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Server {
+    fn start(dir: &Path) -> Result<Server> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let data = dir.join("data").display().to_string();
+        let mut child = Command::new("node")
+            .arg(tools::s3rver()?)
+            .args(["--directory", &data, "--address", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--configure-bucket", "images", "--silent"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("starting s3rver")?;
+        for _ in 0..600 {
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Ok(Server { child, url: format!("http://127.0.0.1:{port}") });
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("s3rver ended: {status}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("s3rver does not listen")
+    }
+
+    fn store(&self, key: &str) -> Result<Store> {
+        let env = |name: &str| match name {
+            "AWS_ACCESS_KEY_ID" => Some(key.to_string()),
+            "AWS_SECRET_ACCESS_KEY" => Some(USER.to_string()),
+            _ => None,
+        };
+        Ok(Store::new(Bucket::open(&Client::new(None)?, &env, "images", "nodes/", Some(&self.url), None)?))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Two and a half parts go there once, are found again, and are removed; a wrong key gets nowhere.
+pub fn an_image_goes_there_once(dir: &Path) -> Result<()> {
+    let server = Server::start(dir)?;
+    let path = dir.join("disk.raw.zst");
+    let bytes: Vec<u8> = (0..(40u32 << 18)).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(&path, &bytes)?;
+    let image = Local {
+        name: "kimg-c-master-0123456789ab".into(),
+        role: "master".into(),
+        sum: FileSum::of(&path)?,
+        path,
+        disk_size: 1 << 30,
+        disk_sha256: "0123456789ab".into(),
+    };
+    let bar = ProgressBar::hidden();
+    let error = upload(&server.store("nobody")?, &image, &bar).unwrap_err();
+    let error = format!("{error:#}");
+    ensure!(error.contains("InvalidAccessKeyId"), "{error}");
+
+    let store = server.store(USER)?;
+    let first = upload(&store, &image, &bar)?;
+    ensure!(!first.reused && first.id == "nodes/kimg-c-master-0123456789ab.raw.zst", "{first:?}");
+    ensure!(upload(&store, &image, &bar)?.reused, "the second time it is there");
+    let listed = store.list()?;
+    ensure!(listed.len() == 1 && listed[0].name == image.name, "{listed:?}");
+    ensure!(store.leftovers()?.is_empty(), "nothing temporary stays");
+    store.delete(&first.id)?;
+    ensure!(store.list()?.is_empty(), "it was removed");
+    Ok(())
+}
