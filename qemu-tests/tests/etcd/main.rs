@@ -2,25 +2,11 @@
 //! to the embedded store and back without loss. The image says which engine it has, so this needs a cluster of its own.
 
 use anyhow::{Context, ensure};
+use qemu_tests::cluster::settings;
 use qemu_tests::suite::{self, Suite};
 use qemu_tests::{Cluster, Result, wait};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-
-const CLUSTER: &str = r#"name = "etcd"
-secrets = "plain"
-store = "etcd"
-
-[[nodes]]
-name = "master-1"
-role = "master"
-addresses = ["10.77.0.10"]
-
-[[nodes]]
-name = "worker-1"
-role = "worker"
-addresses = ["10.77.0.11"]
-"#;
 
 const LONG: &[&str] = &[
     "the_store_is_in_etcd",
@@ -32,7 +18,8 @@ const LONG: &[&str] = &[
 fn main() -> ExitCode {
     let tests: Vec<suite::Test> =
         LONG.iter().copied().zip([in_etcd as fn(&Cluster) -> Result, reboot, moves, memory]).collect();
-    suite::main(Suite { name: "etcd", cluster: CLUSTER, tests, long: LONG, end: || () })
+    let cluster = settings("etcd", 1, "store = \"etcd\"", "");
+    suite::main(Suite { name: "etcd", cluster, tests, long: LONG, end: || () })
 }
 
 /// The services of the master.
