@@ -17,6 +17,7 @@ pub mod oci;
 pub mod packages;
 pub mod pki;
 pub mod progress;
+pub mod sbom;
 pub mod seed;
 pub mod switch;
 pub mod table;

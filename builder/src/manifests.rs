@@ -4,7 +4,8 @@
 
 use crate::config::Settings;
 use crate::input;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// `(file name, text)`, applied in this order of names.
@@ -28,11 +29,38 @@ pub fn render(settings: &Settings) -> Result<BTreeMap<String, String>> {
     }
     for path in &settings.manifests {
         let text = input::text(path, input::SMALL)?;
+        if let Err(error) = check(&text) {
+            return input::bad(format!("the manifest {}: {error:#}", path.display()));
+        }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // After the built-in ones, so that a cluster's manifests can build on them.
         files.insert(format!("90-{name}"), text);
     }
     Ok(files)
+}
+
+/// Whether every document is an object of Kubernetes, as far as one can see from outside.
+fn check(text: &str) -> Result<()> {
+    let mut objects = 0;
+    for (n, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
+        let value = serde_json::Value::deserialize(document).with_context(|| format!("document {}", n + 1))?;
+        if value.is_null() {
+            continue;
+        }
+        for field in ["/apiVersion", "/kind", "/metadata/name"] {
+            let list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+            if value.pointer(field).and_then(serde_json::Value::as_str).is_none()
+                && !(list && field == "/metadata/name")
+            {
+                bail!("document {} has no {}", n + 1, field.trim_start_matches('/').replace('/', "."));
+            }
+        }
+        objects += 1;
+    }
+    if objects == 0 {
+        bail!("it holds no object");
+    }
+    Ok(())
 }
 
 fn fill(name: &str, template: &str, values: &[(&str, String)]) -> Result<String> {
@@ -64,5 +92,19 @@ mod tests {
         let files = render(&settings).expect("renders");
         assert!(files["20-dns.yaml"].contains("clusterIP: 10.32.0.10"));
         assert!(files.values().all(|text| !text.contains("{{")));
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_with_its_place() {
+        check("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n# nothing\n").unwrap();
+        for (text, says) in [
+            ("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\nkind: Pod\n", "document 2 has no apiVersion"),
+            ("apiVersion: v1\nkind: Pod\n", "document 1 has no metadata.name"),
+            ("a: [", "document 1"),
+            ("# nothing\n", "no object"),
+        ] {
+            let error = format!("{:#}", check(text).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
     }
 }

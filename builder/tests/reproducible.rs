@@ -10,7 +10,18 @@ use std::process::Command;
 
 const CLUSTER: &str = "name = \"twice\"\nsecrets = \"plain\"\n\
     nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
-const FILES: [&str; 6] = ["disk.raw", "disk.raw.zst", "initrd", "vmlinuz", "cmdline", "manifest.json"];
+const FILES: [&str; 10] = [
+    "disk.raw",
+    "disk.raw.zst",
+    "initrd",
+    "vmlinuz",
+    "cmdline",
+    "manifest.json",
+    "provenance.json",
+    "sbom.spdx.json",
+    "sbom.cdx.json",
+    "licences.tar.zst",
+];
 
 fn kimg() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/kimg")
@@ -64,4 +75,36 @@ fn the_same_input_gives_the_same_bytes() {
     }
     let again = run(&one, ":", "build all");
     assert_eq!(again.matches("unchanged").count(), 2, "{again}");
+}
+
+/// With nothing but the keys, the manifest and an export: no mirror, no lock file, no cluster.toml of then.
+#[test]
+#[ignore = "needs the release build: make test runs it"]
+fn an_image_comes_back_after_everything_moved_on() {
+    let base = tempfile::tempdir().expect("folder");
+    let (then, now) = (base.path().join("then"), base.path().join("now"));
+    std::fs::create_dir(&then).expect("folder");
+    let extensions = "manifests = [\"own.yaml\"]\n[image.files]\n\"/etc/motd\" = \"motd\"\n\
+        [image.worker]\nmodules = [\"dm-crypt\"]\nkernel-args = [\"panic=7\"]\n";
+    std::fs::write(then.join("cluster.toml"), format!("{CLUSTER}{extensions}")).expect("cluster.toml");
+    std::fs::write(then.join("motd"), "hello\n").expect("motd");
+    std::fs::write(then.join("own.yaml"), "apiVersion: v1\nkind: Namespace\nmetadata: {name: own}\n")
+        .expect("manifest");
+    run(&then, ":", "build all");
+    run(&then, ":", "cache export ../bundle.tar");
+
+    copy(&then.join("secrets"), &now.join("secrets"));
+    std::fs::set_permissions(now.join("secrets"), std::fs::Permissions::from_mode(0o700)).expect("mode");
+    let elsewhere =
+        format!("{CLUSTER}[packages]\nmirror = \"http://127.0.0.1:9\"\nsecurity-mirror = \"http://127.0.0.1:9\"\n");
+    std::fs::write(now.join("cluster.toml"), elsewhere).expect("cluster.toml");
+    let cache = "export XDG_CACHE_HOME=$PWD/../cache";
+    run(&now, cache, "cache import ../bundle.tar");
+    for role in ["master", "worker"] {
+        run(&now, cache, &format!("build --from-manifest ../then/build/{role}/manifest.json"));
+        for file in FILES {
+            let read = |dir: &Path| std::fs::read(dir.join("build").join(role).join(file)).expect("read");
+            assert!(read(&then) == read(&now), "{role}/{file} differs");
+        }
+    }
 }

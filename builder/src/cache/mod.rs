@@ -1,6 +1,7 @@
 //! What is kept between runs: downloaded packages and unpacked tools (per user, addressed by content),
 //! and the results of build steps (per cluster, addressed by the hash of their inputs).
 
+pub mod bundle;
 pub mod download;
 pub mod hash;
 pub mod lockfile;

@@ -3,8 +3,9 @@
 use crate::config::{self, Settings};
 use crate::doctor;
 use crate::image::build::{self, Options};
-use crate::image::cmd::{self, BuildArgs, InspectArgs, LockArgs, Target};
+use crate::image::cmd::{self, BuildArgs, DiffArgs, ExportArgs, InspectArgs, LockArgs, Target};
 use crate::image::output::Format;
+use crate::input;
 use crate::kubectl;
 use crate::local::accel::{self, Kvm};
 use crate::local::up::ImageFile;
@@ -12,8 +13,22 @@ use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// `kimg build`
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub(super) struct BuildWhat {
+    /// Make the image of this manifest.json again, bit for bit, also after kimg.lock and the mirrors have moved on
+    #[arg(long, value_name = "MANIFEST", value_hint = clap::ValueHint::FilePath)]
+    from_manifest: Option<PathBuf>,
+    /// Folder with the programs of then, where they are not in the cache
+    #[arg(long, value_name = "DIR", requires = "from_manifest", value_hint = clap::ValueHint::DirPath)]
+    components: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<BuildCommand>,
+}
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum BuildCommand {
@@ -27,21 +42,46 @@ pub(super) enum BuildCommand {
     Image(Box<crate::oci::cmd::ImageArgs>),
 }
 
-pub(super) fn lock(args: &LockArgs, settings: &Settings) -> Result<()> {
+pub(super) fn lock(args: &LockArgs, settings: &Settings) -> Result<ExitCode> {
     cmd::lock(args, settings)
 }
 
-pub(super) fn run_build(command: &BuildCommand, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum CacheCommand {
+    /// Write everything that this cluster's images are made of, but the keys, into one file
+    Export(ExportArgs),
+    /// Take in what an export wrote, on this machine or another
+    Import {
+        /// The file
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+    },
+}
+
+pub(super) fn run_cache(command: &CacheCommand, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
     match command {
-        BuildCommand::Master(args) => cmd::build(Target::Master, args, &settings()?),
-        BuildCommand::Worker(args) => cmd::build(Target::Worker, args, &settings()?),
-        BuildCommand::All(args) => cmd::build(Target::All, args, &settings()?),
-        BuildCommand::Image(args) => crate::oci::cmd::run(args, settings),
+        CacheCommand::Export(args) => cmd::export(args, &settings()?),
+        CacheCommand::Import { file } => cmd::import(file),
+    }
+}
+
+pub(super) fn run_build(what: &BuildWhat, dir: &Path, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    match (&what.command, &what.from_manifest) {
+        (Some(BuildCommand::Master(args)), _) => cmd::build(Target::Master, args, &settings()?),
+        (Some(BuildCommand::Worker(args)), _) => cmd::build(Target::Worker, args, &settings()?),
+        (Some(BuildCommand::All(args)), _) => cmd::build(Target::All, args, &settings()?),
+        (Some(BuildCommand::Image(args)), _) => crate::oci::cmd::run(args, settings),
+        (None, Some(manifest)) => cmd::again(manifest, what.components.as_deref(), dir),
+        (None, None) => input::bad("say what to build: master, worker, all or image; or --from-manifest"),
     }
 }
 
 pub(super) fn inspect(args: &InspectArgs, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
     cmd::inspect(args, settings)
+}
+
+pub(super) fn diff(args: &DiffArgs, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    cmd::diff(args, settings)
 }
 
 /// The images of the roles that the cluster has, built where they are missing or out of date.
@@ -52,7 +92,7 @@ pub(super) fn ensure_images(
 ) -> Result<BTreeMap<Role, ImageFile>> {
     let roles: Vec<Role> =
         [Role::Master, Role::Worker].into_iter().filter(|r| settings.nodes_of(*r).next().is_some()).collect();
-    let options = Options { components: components.map(Path::to_path_buf), formats: vec![Format::Raw] };
+    let options = Options { components: components.map(Path::to_path_buf), formats: vec![Format::Raw], sources: None };
     progress.line("images: making what is missing or out of date");
     build::build(settings, &roles, &options, progress)?
         .into_iter()

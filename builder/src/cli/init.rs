@@ -102,7 +102,7 @@ mod tests {
                 _ => format!("{line}\n"),
             })
             .collect();
-        for file in ["monitoring.yaml", "web.tar"] {
+        for file in ["monitoring.yaml", "web.tar", "motd"] {
             std::fs::write(dir.path().join(file), "").expect("file");
         }
         crate::config::parse(Path::new("cluster.toml"), &on, dir.path()).expect("all keys on");

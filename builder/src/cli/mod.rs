@@ -12,6 +12,7 @@ mod store;
 mod vm;
 
 use crate::config::{self, ConfigError, Settings};
+use crate::image::leave::KeysInClear;
 use crate::input::BadInput;
 use crate::local::up::Interrupted;
 use anyhow::{Context, Result};
@@ -39,8 +40,10 @@ enum Command {
     /// Take the current package versions into kimg.lock
     Lock(crate::image::cmd::LockArgs),
     /// Build disk images
+    Build(image::BuildWhat),
+    /// Packages and programs of images, kept for later
     #[command(subcommand)]
-    Build(image::BuildCommand),
+    Cache(image::CacheCommand),
     /// Push a container image, or a node image, to an OCI registry
     Push(crate::oci::transfer::PushArgs),
     /// Fetch an image from an OCI registry
@@ -54,6 +57,10 @@ enum Command {
     Gc(crate::upload::cmd::GcArgs),
     /// Show what is in an image
     Inspect(crate::image::cmd::InspectArgs),
+    /// Sign an image and where it comes from, as cosign verifies it
+    Sign(crate::image::cmd::SignArgs),
+    /// Show what changed between two images
+    Diff(crate::image::cmd::DiffArgs),
     /// Keys and certificates of the cluster
     #[command(subcommand)]
     Pki(pki::PkiCommand),
@@ -112,7 +119,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.chain().any(|e| e.is::<BadInput>() || e.is::<ConfigError>()) {
+    if error.chain().any(|e| e.is::<BadInput>() || e.is::<ConfigError>() || e.is::<KeysInClear>()) {
         2
     } else if error.chain().any(|e| e.is::<Interrupted>() || e.is::<crate::web::Interrupted>()) {
         130
@@ -138,14 +145,17 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     let settings = || -> Result<Settings> { config::load(&dir) };
     match cli.command {
         Command::Init(args) => init::run(&args)?,
-        Command::Lock(args) => image::lock(&args, &settings()?)?,
-        Command::Build(command) => image::run_build(&command, &settings)?,
+        Command::Lock(args) => return image::lock(&args, &settings()?),
+        Command::Build(what) => image::run_build(&what, &dir, &settings)?,
+        Command::Cache(command) => image::run_cache(&command, &settings)?,
         Command::Push(args) => crate::oci::transfer::push(&args, &settings)?,
         Command::Pull(args) => crate::oci::transfer::pull(&args)?,
         Command::Upload(args) => crate::upload::cmd::run_upload(&args, &settings()?)?,
         Command::Image(command) => crate::upload::cmd::run_image(&command)?,
         Command::Gc(args) => crate::upload::cmd::run_gc(&args)?,
         Command::Inspect(args) => image::inspect(&args, &settings)?,
+        Command::Sign(args) => crate::image::cmd::sign(&args, &settings()?)?,
+        Command::Diff(args) => image::diff(&args, &settings)?,
         Command::Pki(command) => pki::run(command, &settings)?,
         Command::Kubeconfig(args) => pki::kubeconfig(&args, &settings()?)?,
         Command::Seed(args) => seed::run(&args, &settings()?)?,

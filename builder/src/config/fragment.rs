@@ -2,6 +2,7 @@
 //!
 //! The doc line of each field gives unit, default and reader; `kimg init` writes the same in its example.
 
+use crate::image::recipe::PackageRecipe;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -72,12 +73,29 @@ pub struct PackagesFragment {
     pub mirror: Option<Spanned<String>>,
     /// URL of the security archive; default: the host's apt sources, else beside the mirror.
     pub security_mirror: Option<Spanned<String>>,
+    /// RFC 3339: the mirrors are snapshots of this moment, and their Release files are judged by it.
+    pub snapshot: Option<Spanned<String>>,
 }
 
-/// `[image]`
+/// `[image]`: what both images have, and below it what each has besides.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ImagesFragment {
+    /// As in [`ImageFragment`].
+    #[serde(default)]
+    pub kernel_args: Vec<Spanned<String>>,
+    /// As in [`ImageFragment`].
+    #[serde(default)]
+    pub modules: Vec<Spanned<String>>,
+    /// As in [`ImageFragment`].
+    #[serde(default)]
+    pub images: Vec<Spanned<PathBuf>>,
+    /// As in [`ImageFragment`].
+    #[serde(default)]
+    pub packages: Vec<Spanned<PackageRecipe>>,
+    /// As in [`ImageFragment`].
+    #[serde(default)]
+    pub files: BTreeMap<Spanned<String>, Spanned<PathBuf>>,
     /// `[image.master]`
     #[serde(default)]
     pub master: ImageFragment,
@@ -99,6 +117,13 @@ pub struct ImageFragment {
     /// OCI archives baked into the image (files relative to the cluster's folder).
     #[serde(default)]
     pub images: Vec<Spanned<PathBuf>>,
+    /// More Debian packages, and which of their files are taken; libraries come along.
+    #[serde(default)]
+    pub packages: Vec<Spanned<PackageRecipe>>,
+    /// Files and programs: path in the image = file relative to the cluster's folder. One that may be executed there
+    /// may be executed in the image; libraries that a program needs come from the packages.
+    #[serde(default)]
+    pub files: BTreeMap<Spanned<String>, Spanned<PathBuf>>,
 }
 
 /// One entry of `nodes`.

@@ -14,7 +14,7 @@ pub use settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, Secre
 
 use crate::input;
 use anyhow::Context;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the file that describes a cluster.
 pub const FILE_NAME: &str = "cluster.toml";
@@ -40,11 +40,26 @@ pub fn parse(path: &Path, text: &str, dir: &Path) -> Result<Settings, ConfigErro
     let place = |fault: resolve::Fault| ConfigError::at(path, text, fault.span, &fault.field, &fault.message);
     let (mut settings, local) = resolve::resolve(fragment, dir).map_err(place)?;
     settings.local.fault = local.map(place);
+    settings.text = text.to_string();
     // Images with their keys in clear are for local VMs only: what does not run there runs nowhere.
     match (&settings.local.fault, settings.secrets) {
         (Some(fault), SecretsForm::Plain) => Err(fault.clone()),
         _ => Ok(settings),
     }
+}
+
+/// The files that a `cluster.toml` names for a role's image, as they are written: manifests, container images, then
+/// `[image.files]`; of both roles before the role's own.
+pub fn written_files(text: &str, role: node_metadata::Role) -> anyhow::Result<Vec<PathBuf>> {
+    let fragment: fragment::Fragment = toml::from_str(text).context("reading cluster.toml")?;
+    let common = fragment.image;
+    let own = match role {
+        node_metadata::Role::Master => common.master,
+        node_metadata::Role::Worker => common.worker,
+    };
+    let lists = fragment.manifests.into_iter().chain(common.images).chain(own.images);
+    let files = common.files.into_values().chain(own.files.into_values());
+    Ok(lists.chain(files).map(toml::Spanned::into_inner).collect())
 }
 
 #[cfg(test)]

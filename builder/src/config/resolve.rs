@@ -2,6 +2,7 @@
 
 use super::fragment::{Fragment, ImageFragment, LocalFragment, NodeFragment, VmFragment};
 use super::settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
+use crate::image::recipe::{self, PackageRecipe};
 use ipnet::IpNet;
 use node_metadata::merge::{is_label_value, is_qualified};
 use node_metadata::{NodeEntry, Overlay, Reserved, Role, StoreEngine};
@@ -68,6 +69,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
     let local_fault = check_local(&f, &nodes, [pod_cidr, service_cidr], &local).err();
     let settings = Settings {
         dir: dir.to_path_buf(),
+        text: String::new(),
         name: f.name.get_ref().clone(),
         domain,
         arch: Arch::Amd64,
@@ -93,9 +95,10 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         packages: Packages {
             mirror: url(f.packages.mirror, "packages.mirror")?,
             security_mirror: url(f.packages.security_mirror, "packages.security-mirror")?,
+            snapshot: moment(f.packages.snapshot, "packages.snapshot")?,
         },
-        master_image: image_options(dir, f.image.master, "image.master")?,
-        worker_image: image_options(dir, f.image.worker, "image.worker")?,
+        master_image: image_options(dir, (Role::Master, store), &f.image, &f.image.master)?,
+        worker_image: image_options(dir, (Role::Worker, store), &f.image, &f.image.worker)?,
         nodes,
         local,
     };
@@ -276,6 +279,15 @@ fn url(written: Option<Spanned<String>>, field: &str) -> Result<Option<String>, 
     Err(fault(&written, field, format!("`{value}` is no URL; it begins with http://, https:// or file://")))
 }
 
+fn moment(written: Option<Spanned<String>>, field: &str) -> Result<Option<jiff::Timestamp>, Fault> {
+    let Some(written) = written else { return Ok(None) };
+    let value = written.get_ref();
+    value
+        .parse()
+        .map(Some)
+        .map_err(|_| fault(&written, field, format!("`{value}` is no moment; write it as e.g. 2026-01-31T00:00:00Z")))
+}
+
 /// Regular files relative to the cluster's folder, and where `folders` is true also folders with an `image.toml`.
 fn files(dir: &Path, paths: &[Spanned<PathBuf>], field: &str, folders: bool) -> Result<Vec<PathBuf>, Fault> {
     let mut names = BTreeSet::new();
@@ -328,25 +340,107 @@ fn resolve_api(f: &super::fragment::ApiFragment) -> Result<Api, Fault> {
     })
 }
 
-fn image_options(dir: &Path, f: ImageFragment, field: &str) -> Result<ImageOptions, Fault> {
-    for word in &f.kernel_args {
-        if word.get_ref().chars().any(|c| c.is_whitespace() || c.is_control()) {
-            let message = "one word for each entry; split it into several";
-            return Err(fault(word, &format!("{field}.kernel-args"), message));
+/// Words of the kernel's command line that kimg itself writes, and that decide what is booted.
+const OWN_WORDS: [&str; 6] = ["kimg.", "root=", "init=", "rdinit=", "dm-mod.", "dm_verity."];
+/// Where the image keeps nothing: these are mounted over or made anew at each boot.
+const NOT_KEPT: [&str; 8] = ["/dev", "/proc", "/sys", "/run", "/tmp", "/var", "/state", "/boot"];
+
+/// What both images have, then what the role's has besides.
+fn image_options(
+    dir: &Path,
+    (role, store): (Role, StoreEngine),
+    common: &super::fragment::ImagesFragment,
+    own: &ImageFragment,
+) -> Result<ImageOptions, Fault> {
+    let own_field = format!("image.{role}");
+    let mut options = ImageOptions::default();
+    for (field, words) in [("image", &common.kernel_args), (own_field.as_str(), &own.kernel_args)] {
+        for word in words {
+            kernel_word(word, &format!("{field}.kernel-args"))?;
+            options.kernel_args.push(word.get_ref().clone());
         }
     }
-    for module in &f.modules {
-        let name = module.get_ref();
-        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
-            let message = format!("`{name}` is no kernel module; write its name alone, e.g. \"dm-crypt\"");
-            return Err(fault(module, &format!("{field}.modules"), message));
+    for (field, names) in [("image", &common.modules), (own_field.as_str(), &own.modules)] {
+        for name in names {
+            let text = name.get_ref();
+            if text.is_empty() || !text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
+                let message = format!("`{text}` is no kernel module; write its name alone, e.g. \"dm-crypt\"");
+                return Err(fault(name, &format!("{field}.modules"), message));
+            }
+            options.modules.push(text.clone());
         }
     }
-    Ok(ImageOptions {
-        kernel_args: f.kernel_args.into_iter().map(Spanned::into_inner).collect(),
-        modules: f.modules.into_iter().map(Spanned::into_inner).collect(),
-        images: files(dir, &f.images, &format!("{field}.images"), true)?,
-    })
+    for (field, images) in [("image", &common.images), (own_field.as_str(), &own.images)] {
+        options.images.extend(files(dir, images, &format!("{field}.images"), true)?);
+    }
+    for (field, packages) in [("image", &common.packages), (own_field.as_str(), &own.packages)] {
+        for package in packages {
+            check_package(package, &format!("{field}.packages"))?;
+            options.packages.push(package.get_ref().clone());
+        }
+    }
+    for (field, written) in [("image", &common.files), (own_field.as_str(), &own.files)] {
+        let field = format!("{field}.files");
+        for (path, source) in written {
+            image_path(path, (role, store), &field)?;
+            if options.files.iter().any(|(known, _)| known == path.get_ref()) {
+                let message = format!("{} stands under [image.files] too; remove one of the two", path.get_ref());
+                return Err(fault(path, &field, message));
+            }
+            let full = dir.join(source.get_ref());
+            if !full.is_file() {
+                let message =
+                    format!("there is no file {}; paths are relative to the cluster's folder", full.display());
+                return Err(fault(source, &field, message));
+            }
+            options.files.push((path.get_ref().clone(), full));
+        }
+    }
+    Ok(options)
+}
+
+fn kernel_word(word: &Spanned<String>, field: &str) -> Result<(), Fault> {
+    let text = word.get_ref();
+    if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(fault(word, field, "one word for each entry; split it into several"));
+    }
+    if OWN_WORDS.iter().any(|own| text.starts_with(own)) {
+        return Err(fault(word, field, format!("`{text}` decides which root is booted, and kimg writes that itself")));
+    }
+    Ok(())
+}
+
+fn check_package(package: &Spanned<PackageRecipe>, field: &str) -> Result<(), Fault> {
+    let recipe = package.get_ref();
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+    if recipe.name.len() < 2 || !recipe.name.chars().all(fine) {
+        return Err(fault(package, field, format!("`{}` is no name of a Debian package", recipe.name)));
+    }
+    if recipe.files.is_empty() || recipe.files.iter().any(|glob| !glob.starts_with('/')) {
+        let message = format!(
+            "say which files of {} are taken, by absolute path, e.g. files = [\"/usr/bin/{}\"]",
+            recipe.name, recipe.name
+        );
+        return Err(fault(package, field, message));
+    }
+    Ok(())
+}
+
+fn image_path(path: &Spanned<String>, (role, store): (Role, StoreEngine), field: &str) -> Result<(), Fault> {
+    let text = path.get_ref();
+    let parts: Vec<&str> = text.split('/').skip(1).collect();
+    let whole = text.starts_with('/') && parts.iter().all(|part| !["", ".", ".."].contains(part));
+    if !whole || text.chars().any(char::is_control) {
+        return Err(fault(path, field, format!("`{text}` is no absolute path of a file in the image")));
+    }
+    if let Some(place) = NOT_KEPT.iter().find(|place| text.strip_prefix(**place).is_some_and(|r| r.starts_with('/'))) {
+        let message = format!("{place} is not kept in the image; choose a place below /usr, /etc or /opt");
+        return Err(fault(path, field, message));
+    }
+    if recipe::paths_of(role, store).is_ok_and(|own| own.contains(text)) {
+        return Err(fault(path, field, format!("{text} is a file of kimg itself; choose another path")));
+    }
+    Ok(())
 }
 
 fn resolve_nodes(fragments: &[Spanned<NodeFragment>], network: ipnet::Ipv4Net) -> Result<Vec<NodeSettings>, Fault> {

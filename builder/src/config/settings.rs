@@ -1,6 +1,7 @@
 //! The settings of a cluster: everything that `cluster.toml` says or implies.
 
 use super::error::ConfigError;
+use crate::image::recipe::PackageRecipe;
 use crate::input::BadInput;
 use ipnet::IpNet;
 use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, Role, StoreEngine};
@@ -12,6 +13,8 @@ use std::path::PathBuf;
 pub struct Settings {
     /// The cluster's folder, absolute.
     pub dir: PathBuf,
+    /// `cluster.toml` as it was read.
+    pub text: String,
     /// Cluster name.
     pub name: String,
     /// DNS domain.
@@ -80,6 +83,8 @@ pub struct Packages {
     pub mirror: Option<String>,
     /// Security archive.
     pub security_mirror: Option<String>,
+    /// The moment that the mirrors show, where they are snapshots.
+    pub snapshot: Option<jiff::Timestamp>,
 }
 
 /// Options of one role's image.
@@ -91,6 +96,10 @@ pub struct ImageOptions {
     pub modules: Vec<String>,
     /// OCI archives to bake in, absolute paths.
     pub images: Vec<PathBuf>,
+    /// More Debian packages.
+    pub packages: Vec<PackageRecipe>,
+    /// Files: absolute path in the image, absolute path here.
+    pub files: Vec<(String, PathBuf)>,
 }
 
 /// A node of `cluster.toml`.

@@ -5,20 +5,25 @@ use super::manifest::{FileSum, Manifest};
 use super::modules::Kernel;
 use super::output::Format;
 use super::recipe::{self, Recipe};
-use super::root::{BakedImage, Ingredients};
+use super::root::{BakedFile, BakedImage, Ingredients, KERNEL_OWNER};
+use super::sources::{SourceFile, Sources};
 use super::toolbox::Toolbox;
-use super::{initramfs, kernel, squashfs, unpack, verity};
+use super::{contents, initramfs, kernel, provenance, squashfs, unpack, verity};
+use crate::cache::bundle::{self, Material};
 use crate::cache::hash::{self, Inputs};
 use crate::cache::lockfile::BuildLock;
 use crate::cache::{self, steps::Steps};
-use crate::config::{SecretsForm, Settings};
+use crate::config::{self, SecretsForm, Settings};
 use crate::disk;
 use crate::input;
 use crate::lock::{Lock, LockedPackage};
+use crate::manifests;
 use crate::oci::{self, source};
+use crate::packages::resolve::Wish;
 use crate::packages::{self, Mirrors};
 use crate::pki;
 use crate::progress::Progress;
+use crate::sbom;
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use node_metadata::{BuildInfo, Role};
@@ -56,8 +61,18 @@ const DISK_CODE: &[&str] = &[
     include_str!("../disk/grub.rs"),
     include_str!("../disk/uki.rs"),
     include_str!("../disk/config_part.rs"),
+    include_str!("../sbom/mod.rs"),
+    include_str!("../sbom/crates.rs"),
+    include_str!("../sbom/cyclonedx.rs"),
+    include_str!("../sbom/debian.rs"),
+    include_str!("../sbom/licences.rs"),
+    include_str!("../sbom/spdx.rs"),
 ];
 const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+/// Tools whose files stand on the disk themselves.
+const ON_DISK: [&str; 2] = ["grub-pc-bin", "systemd-boot-efi"];
+/// What is written beside the disk for people who pass the image on.
+const PAPERS: [&str; 3] = [sbom::SPDX_FILE, sbom::CYCLONEDX_FILE, sbom::LICENCES_FILE];
 const BOOT_IMG: &str = "/usr/lib/grub/i386-pc/boot.img";
 
 /// What a build is asked for besides `cluster.toml`.
@@ -67,6 +82,8 @@ pub struct Options {
     pub components: Option<PathBuf>,
     /// Forms of the disk; `disk.raw` is always written.
     pub formats: Vec<Format>,
+    /// What an earlier image was made of: its packages take the place of those of `kimg.lock`.
+    pub sources: Option<Sources>,
 }
 
 /// A finished image.
@@ -95,8 +112,11 @@ pub fn mirrors(settings: &Settings) -> Mirrors {
 /// The packages of all images of this cluster, as the mirrors have them now.
 pub fn make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
     let images = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).images);
-    let wishes = source::wishes(images.map(PathBuf::as_path))?;
-    crate::lock::make(&mirrors(settings), wishes, jiff::Timestamp::now(), progress)
+    let mut wishes = source::wishes(images.map(PathBuf::as_path))?;
+    let packages = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).packages);
+    wishes.extend(packages.map(|p| Wish { name: p.name.clone(), follow: p.follow.clone() }));
+    let now = settings.packages.snapshot.unwrap_or_else(jiff::Timestamp::now);
+    crate::lock::make(&mirrors(settings), wishes, now, progress)
 }
 
 /// Builds the images of `roles`.
@@ -113,10 +133,39 @@ pub fn build(settings: &Settings, roles: &[Role], options: &Options, progress: &
     results.into_iter().collect()
 }
 
+/// Everything that the images of all roles are made of, fetched and made, for [`crate::cache::bundle::export`].
+pub fn materials(settings: &Settings, options: &Options, progress: &Progress) -> Result<Vec<Material>> {
+    let _held = BuildLock::take(&settings.dir.join("build/.lock"))?;
+    let workshop = Workshop::open(settings, options, progress)?;
+    let mut found = Vec::new();
+    for role in [Role::Master, Role::Worker] {
+        let plan = workshop.plan(role)?;
+        let packages = workshop.all_packages(&plan)?;
+        let names: Vec<&str> = packages.iter().map(|p| p.name.as_str()).collect();
+        packages::fetch(&workshop.lock, &names, &mirrors(settings), progress)?;
+        for package in packages {
+            let path = packages::path_of(package)?;
+            found.push(Material { store: bundle::Store::Packages, sha256: package.sha256.clone(), path });
+        }
+        for component in plan.executables.iter().chain([&workshop.stage1]) {
+            let path = workshop.components.dir().join(&component.name);
+            found.push(Material { store: bundle::Store::Blobs, sha256: component.sha256.clone(), path });
+        }
+        let images = plan.images.iter().map(|image| (image.sha256.clone(), image.path.clone()));
+        let files = plan.files.iter().map(|file| (file.sha256.clone(), file.source.clone()));
+        for (sha256, path) in images.chain(files).chain(workshop.manifests()?) {
+            found.push(Material { store: bundle::Store::Blobs, sha256, path });
+        }
+    }
+    Ok(found)
+}
+
 /// What all roles of one build share.
 struct Workshop<'a> {
     settings: &'a Settings,
     progress: &'a Progress,
+    /// Of the image that is made again.
+    sources: Option<Sources>,
     lock: Lock,
     boot: recipe::Boot,
     stage1: Component,
@@ -124,6 +173,8 @@ struct Workshop<'a> {
     steps: Steps,
     tools_key: String,
     tools: Mutex<Option<Toolbox>>,
+    /// Roles share most packages; what one has read of them the other finds.
+    papers: Mutex<()>,
     kernel: Mutex<Option<Arc<Kernel>>>,
 }
 
@@ -133,6 +184,7 @@ struct Plan {
     recipe: Recipe,
     executables: Vec<Component>,
     images: Vec<BakedImage>,
+    files: Vec<BakedFile>,
     root_key: String,
     initrd_key: String,
 }
@@ -141,13 +193,18 @@ impl<'a> Workshop<'a> {
     fn open(settings: &'a Settings, options: &Options, progress: &'a Progress) -> Result<Workshop<'a>> {
         // What is wrong with the keys is said now, not after the root has been packed.
         pki::Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+        manifests::render(settings)?;
         let steps = Steps::open(&settings.dir.join("build/.steps"))?;
-        let lock = read_or_make_lock(settings, progress)?;
+        let lock = match &options.sources {
+            Some(sources) => sources.lock(),
+            None => read_or_make_lock(settings, progress)?,
+        };
         let components = Components::find(options.components.as_deref(), &steps.dir().join("sums"))?;
         let boot = recipe::boot()?;
         Ok(Workshop {
             settings,
             progress,
+            sources: options.sources.clone(),
             tools_key: Toolbox::key_of(&lock)?,
             stage1: components.identify(&boot.stage1)?,
             lock,
@@ -155,6 +212,7 @@ impl<'a> Workshop<'a> {
             components,
             steps,
             tools: Mutex::default(),
+            papers: Mutex::default(),
             kernel: Mutex::default(),
         })
     }
@@ -166,7 +224,10 @@ impl<'a> Workshop<'a> {
     }
 
     fn plan(&self, role: Role) -> Result<Plan> {
-        let recipe = recipe::of(role, self.settings.store)?;
+        let mut recipe = recipe::of(role, self.settings.store)?;
+        recipe.packages.extend(self.settings.image(role).packages.iter().cloned());
+        let files = self.settings.image(role).files.iter();
+        let files = files.map(|(path, source)| BakedFile::new(path, source)).collect::<Result<Vec<_>>>()?;
         let mut names: Vec<&str> = recipe.components.iter().map(|c| c.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -176,7 +237,8 @@ impl<'a> Workshop<'a> {
             images.push(self.container_image(path)?);
         }
         let kernel = &self.kernel_package()?.sha256;
-        let mut plan = Plan { role, recipe, executables, images, root_key: String::new(), initrd_key: String::new() };
+        let mut plan =
+            Plan { role, recipe, executables, images, files, root_key: String::new(), initrd_key: String::new() };
         let inputs = self.ingredients(&plan).inputs(kernel)?;
         plan.root_key =
             with_code(inputs, ROOT_CODE).with("tools", &self.tools_key).with("parameters", squashfs::PARAMETERS).key();
@@ -223,6 +285,7 @@ impl<'a> Workshop<'a> {
             executables: &plan.executables,
             modules: &self.settings.image(plan.role).modules,
             images: &plan.images,
+            files: &plan.files,
         }
     }
 
@@ -322,6 +385,9 @@ impl<'a> Workshop<'a> {
                 bar.finish_and_clear();
             }
         }
+        if changed || !dir.join(provenance::STATEMENT_FILE).exists() {
+            provenance::write(&manifest, &dir)?;
+        }
         Ok(Built { dir, manifest, changed, components_dir: self.components.dir().to_path_buf() })
     }
 
@@ -402,8 +468,13 @@ impl<'a> Workshop<'a> {
         };
         let raw = dir.join(Format::Raw.file());
         let temporary = cache::temporary_beside(&raw)?;
-        disk::write(&temporary, &content, &core)?;
-        std::fs::rename(&temporary, &raw).with_context(|| format!("storing {}", raw.display()))?;
+        let written = disk::write(&temporary, &content, &core)
+            .and_then(|_| std::fs::rename(&temporary, &raw).with_context(|| format!("storing {}", raw.display())));
+        if written.is_err() {
+            // The first error is the one to report; where the disk is full, the room is wanted.
+            let _ = std::fs::remove_file(&temporary);
+        }
+        written?;
         for (name, bytes) in [
             ("vmlinuz", &vmlinuz),
             ("vmlinux", &vmlinux),
@@ -412,10 +483,90 @@ impl<'a> Workshop<'a> {
         ] {
             cache::write_atomic(&dir.join(name), bytes)?;
         }
-        let manifest = self.manifest(plan, dir, parts, inputs, release)?;
+        let packages = self.packages_in(parts.root)?;
+        for (name, bytes) in self.papers(plan, &packages)? {
+            cache::write_atomic(&dir.join(name), &bytes)?;
+        }
+        let manifest = self.manifest(plan, dir, parts, inputs, release, &packages)?;
         manifest.write(dir)?;
         bar.finish_and_clear();
         Ok(manifest)
+    }
+
+    /// The packages that a role's image is made of and with.
+    fn all_packages(&self, plan: &Plan) -> Result<Vec<&LockedPackage>> {
+        let mut names = self.ingredients(plan).packages()?;
+        names.extend(Toolbox::packages(&self.lock)?);
+        names.push(self.boot.kernel.name.clone());
+        self.lock.closure(&names.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Sums and places of the cluster's own manifests.
+    fn manifests(&self) -> Result<Vec<(String, PathBuf)>> {
+        let sum = |path: &PathBuf| Ok((hash::hex_of_file(path)?, path.clone()));
+        self.settings.manifests.iter().map(sum).collect()
+    }
+
+    /// What it takes to make the image again.
+    fn sources(&self, plan: &Plan) -> Result<Sources> {
+        if let Some(sources) = &self.sources {
+            return Ok(sources.clone());
+        }
+        let mut files = Vec::new();
+        let written = config::written_files(&self.settings.text, plan.role)?;
+        let images = plan.images.iter().map(|image| (image.name.clone(), image.path.clone()));
+        let own = self
+            .settings
+            .manifests
+            .iter()
+            .map(|path| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path.clone()));
+        let baked = plan
+            .files
+            .iter()
+            .map(|file| (file.path.rsplit('/').next().unwrap_or_default().to_string(), file.source.clone()));
+        for (written, (name, path)) in written.into_iter().zip(own.chain(images).chain(baked)) {
+            let mode = plan.files.iter().find(|file| file.source == path).map_or(0o644, |file| file.mode);
+            files.push(SourceFile { written, name, mode, sum: FileSum::of(&path)? });
+        }
+        let packages = self.all_packages(plan)?.into_iter().cloned().collect();
+        Ok(Sources { cluster_toml: self.settings.text.clone(), files, packages })
+    }
+
+    /// The packages of which something is on the disk: in the root, the kernel, the boot loaders.
+    fn packages_in(&self, root: &Path) -> Result<Vec<&LockedPackage>> {
+        let file = std::fs::File::open(root).with_context(|| format!("opening {}", root.display()))?;
+        let mut names: BTreeSet<String> = contents::packages_of(std::io::BufReader::new(file))?.into_keys().collect();
+        names.remove(KERNEL_OWNER);
+        names.insert(self.kernel_package()?.name.clone());
+        names.extend(recipe::tools()?.packages.into_iter().map(|p| p.name).filter(|n| ON_DISK.contains(&n.as_str())));
+        names.iter().map(|name| self.lock.package(name)).collect()
+    }
+
+    /// SBOM and licences.
+    fn papers(&self, plan: &Plan, packages: &[&LockedPackage]) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let _alone = self.papers.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetch = |names: &[&str]| packages::fetch(&self.lock, names, &mirrors(self.settings), self.progress);
+        fetch(&packages.iter().map(|p| p.name.as_str()).collect::<Vec<_>>())?;
+        let sharers = sbom::debian::sharers(&self.lock, packages)?;
+        fetch(&sharers.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let mut programs = Vec::new();
+        for component in plan.executables.iter().chain([&self.stage1]) {
+            let bytes = self.components.read(component)?;
+            sbom::crates::check(&component.name, &bytes)?;
+            programs.push((component.clone(), sbom::libc_of(&bytes)));
+        }
+        let bill = sbom::bill(&sbom::Inputs {
+            name: &format!("{}-{}", self.settings.name, plan.role),
+            lock: &self.lock,
+            packages,
+            programs: &programs,
+            images: &plan.images,
+        })?;
+        Ok(vec![
+            (sbom::SPDX_FILE, bill.document(sbom::Form::Spdx)?),
+            (sbom::CYCLONEDX_FILE, bill.document(sbom::Form::Cyclonedx)?),
+            (sbom::LICENCES_FILE, sbom::licences::archive(&bill, &self.lock, packages)?),
+        ])
     }
 
     fn core_image(&self, tools: &Toolbox, command_line: &str) -> Result<Vec<u8>> {
@@ -433,18 +584,14 @@ impl<'a> Workshop<'a> {
         parts: &DiskParts<'_>,
         inputs: String,
         release: String,
+        packages: &[&LockedPackage],
     ) -> Result<Manifest> {
         let mut files = BTreeMap::new();
-        for name in [Format::Raw.file(), "vmlinuz", "vmlinux", "initrd", "cmdline"] {
+        for name in [Format::Raw.file(), "vmlinuz", "vmlinux", "initrd", "cmdline"].iter().chain(&PAPERS) {
             files.insert(name.to_string(), FileSum::of(&dir.join(name))?);
         }
         let size = |path: &Path| -> Result<u64> { Ok(std::fs::metadata(path)?.len()) };
-        let mut packages = BTreeMap::new();
-        for name in self.ingredients(plan).packages()? {
-            packages.insert(name.clone(), self.lock.package(&name)?.version.clone());
-        }
-        let kernel = self.kernel_package()?;
-        packages.insert(kernel.name.clone(), kernel.version.clone());
+        let packages = packages.iter().map(|p| (p.name.clone(), p.version.clone())).collect();
         let mut components = plan.executables.clone();
         components.push(self.stage1.clone());
         let secrets = match (plan.role, self.settings.secrets) {
@@ -471,6 +618,7 @@ impl<'a> Workshop<'a> {
             packages,
             components,
             files,
+            sources: Some(self.sources(plan)?),
         })
     }
 }
@@ -491,7 +639,13 @@ fn with_code(inputs: Inputs, sources: &[&str]) -> Inputs {
 /// Removes what an earlier build left under the names that are written now, the manifest first.
 fn remove_outputs(dir: &Path) -> Result<()> {
     let forms = Format::value_variants().iter().map(|format| format.file());
-    for name in std::iter::once(super::manifest::FILE).chain(forms) {
+    let signatures = [
+        provenance::STATEMENT_FILE,
+        provenance::ENVELOPE_FILE,
+        provenance::SIGNATURE_FILE,
+        provenance::PUBLIC_KEY_FILE,
+    ];
+    for name in std::iter::once(super::manifest::FILE).chain(forms).chain(PAPERS).chain(signatures) {
         let path = dir.join(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,15 +1,22 @@
 //! The commands of the image pipeline: `kimg lock`, `kimg build`, `kimg inspect`.
 
-use super::build::{self, Options};
+use super::build::{self, Built, Options};
+use super::manifest::Manifest;
 use super::output::Format;
+use super::provenance;
+use super::sources::Sources;
+use crate::cache::{self, bundle, hash};
 use crate::cli::{dir_flag, next, program};
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::input;
 use crate::lock::{self, Lock};
+use crate::pki::Secrets;
 use crate::progress::Progress;
-use anyhow::Result;
+use crate::sbom::Form;
+use anyhow::{Context, Result, bail};
 use node_metadata::Role;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 /// `kimg lock`
@@ -18,10 +25,24 @@ pub struct LockArgs {
     /// Only tell what would change
     #[arg(long)]
     dry_run: bool,
+    /// Tell whether the security archive has newer versions, and end with 1 if so; nothing is written
+    #[arg(long, conflicts_with = "dry_run")]
+    check: bool,
 }
 
 /// Takes the current package versions into `kimg.lock`.
-pub fn lock(args: &LockArgs, settings: &Settings) -> Result<()> {
+pub fn lock(args: &LockArgs, settings: &Settings) -> Result<ExitCode> {
+    if args.check {
+        let old = Lock::read(&settings.dir)?;
+        let new = build::make_lock(settings, &Progress::new())?;
+        let urgent = lock::security_updates(&old, &new);
+        for line in &urgent {
+            println!("{line}");
+        }
+        let others = lock::changes(Some(&old), &new).len() - urgent.len();
+        println!("{} security updates, {others} other changes; `kimg lock` takes them", urgent.len());
+        return Ok(if urgent.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let old = Lock::read(&settings.dir).ok();
     let new = build::make_lock(settings, &Progress::new())?;
     let changes = lock::changes(old.as_ref(), &new);
@@ -30,13 +51,13 @@ pub fn lock(args: &LockArgs, settings: &Settings) -> Result<()> {
     }
     if args.dry_run {
         println!("{} changes; nothing written", changes.len());
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     new.write(&settings.dir)?;
     let size: u64 = new.packages.iter().map(|p| p.size).sum();
     println!("{}: {} packages, {}", lock::FILE, new.packages.len(), mib(size));
     next(&format!("{} build all{}", program(), dir_flag(settings)));
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What `kimg build` builds.
@@ -75,9 +96,30 @@ impl Target {
 /// Builds images and says what came of it.
 pub fn build(target: Target, args: &BuildArgs, settings: &Settings) -> Result<()> {
     let started = Instant::now();
-    let options = Options { components: args.components.clone(), formats: args.format.clone() };
+    let options = Options { components: args.components.clone(), formats: args.format.clone(), sources: None };
     let built = build::build(settings, target.roles(), &options, &Progress::new())?;
-    for image in &built {
+    tell(&built, started);
+    next(&format!("{} up{}", program(), dir_flag(settings)));
+    Ok(())
+}
+
+/// Makes an image again from its manifest, in the cluster's folder `dir`.
+pub fn again(path: &Path, components: Option<&Path>, dir: &Path) -> Result<()> {
+    let started = Instant::now();
+    let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let manifest: Manifest = serde_json::from_slice(&text)
+        .with_context(|| format!("reading {}; it is no manifest of an image", path.display()))?;
+    let dir = dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))?;
+    // The mirror of then may be gone; the cluster's present one is asked where there is one.
+    let present = if dir.join(config::FILE_NAME).exists() { Some(config::load(&dir)?.packages) } else { None };
+    let built = Sources::again(&manifest, &dir, present, components, &Progress::new())?;
+    tell(&[built], started);
+    println!("every file is the one that {} names", path.display());
+    Ok(())
+}
+
+fn tell(built: &[Built], started: Instant) {
+    for image in built {
         let manifest = &image.manifest;
         let state = if image.changed { "built" } else { "unchanged" };
         println!("{:6} {state}: {} (root {}…)", manifest.role.as_str(), image.dir.display(), &manifest.root_hash[..12]);
@@ -91,23 +133,124 @@ pub fn build(target: Target, args: &BuildArgs, settings: &Settings) -> Result<()
     if let Some(first) = built.first() {
         println!("components from {}; {:.1} s", first.components_dir.display(), started.elapsed().as_secs_f32());
     }
-    next(&format!("{} up{}", program(), dir_flag(settings)));
+}
+
+/// `kimg cache export FILE`
+#[derive(Debug, clap::Args)]
+pub struct ExportArgs {
+    /// The tar to write
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    file: PathBuf,
+    /// Folder with kimg-node, kimg-control and kimg-stage1
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    components: Option<PathBuf>,
+}
+
+/// Writes everything that the cluster's images are made of, keys excepted, into one file.
+pub fn export(args: &ExportArgs, settings: &Settings) -> Result<()> {
+    let options = Options { components: args.components.clone(), ..Options::default() };
+    let materials = build::materials(settings, &options, &Progress::new())?;
+    let out = std::path::absolute(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
+    let size = bundle::export(&materials, &out)?;
+    println!("{}: {} files, {}", out.display(), materials.len(), mib(size));
+    Ok(())
+}
+
+/// Takes in what [`export`] wrote.
+pub fn import(file: &Path) -> Result<()> {
+    let new = bundle::import(file, &cache::user_dir()?)?;
+    println!("{new} files were new");
     Ok(())
 }
 
 /// `kimg inspect IMAGE`
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
-    /// A disk image (raw, raw.zst, raw.gz), a folder with one, or a role of this cluster
+    /// A disk image in any form, a folder with one, or a role of this cluster
     image: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Print an HTML page that draws what takes the space
+    #[arg(long, conflicts_with_all = ["json", "sbom"])]
+    treemap: bool,
+    /// Print the bill of materials that lies beside the image
+    #[arg(long, value_name = "FORM", conflicts_with = "json")]
+    sbom: Option<Form>,
+}
+
+/// Shows what is in an image. `cluster` is looked for only where the name of a role is given.
+pub fn inspect(args: &InspectArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    let path = image_path(&args.image, cluster)?;
+    if args.treemap {
+        print!("{}", super::treemap::page(&path)?);
+    } else if let Some(form) = args.sbom {
+        print!("{}", sbom_of(&path, form)?);
+    } else {
+        let report = super::inspect::inspect(&path)?;
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            print!("{}", report.to_text());
+        }
+    }
+    Ok(())
+}
+
+/// `kimg sign IMAGE`
+#[derive(Debug, clap::Args)]
+pub struct SignArgs {
+    /// The folder of a built image, or a role of this cluster
+    image: PathBuf,
+}
+
+/// Signs an image with the cluster's signing key, and says how to verify it.
+pub fn sign(args: &SignArgs, settings: &Settings) -> Result<()> {
+    let image = image_path(&args.image, &|| Ok(settings.clone()))?;
+    let dir = image.parent().unwrap_or(Path::new("."));
+    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    for path in provenance::sign(dir, &secrets)? {
+        println!("{}", path.display());
+    }
+    let at = |name: &str| dir.join(name).display().to_string();
+    println!(
+        "\ncosign verify-blob --insecure-ignore-tlog=true --key {key} --signature {} {}\n\
+         cosign verify-blob-attestation --insecure-ignore-tlog=true --key {key} --type slsaprovenance1 --signature {} {}",
+        at(provenance::SIGNATURE_FILE),
+        at(super::manifest::FILE),
+        at(provenance::ENVELOPE_FILE),
+        image.display(),
+        key = at(provenance::PUBLIC_KEY_FILE),
+    );
+    Ok(())
+}
+
+/// `kimg diff A B`
+#[derive(Debug, clap::Args)]
+pub struct DiffArgs {
+    /// A disk image in any form, a folder with one, or a role of this cluster
+    before: PathBuf,
+    /// Another
+    after: PathBuf,
     /// As JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Shows what is in an image. `cluster` is looked for only where the name of a role is given.
-pub fn inspect(args: &InspectArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<()> {
-    let mut path = args.image.clone();
+/// Shows what changed between two images.
+pub fn diff(args: &DiffArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<()> {
+    let found = super::diff::diff(&image_path(&args.before, cluster)?, &image_path(&args.after, cluster)?)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&found)?);
+    } else {
+        print!("{}", found.to_text());
+    }
+    Ok(())
+}
+
+/// The disk that is meant by a path, a folder or a role.
+fn image_path(given: &Path, cluster: &dyn Fn() -> Result<Settings>) -> Result<PathBuf> {
+    let mut path = given.to_path_buf();
     if !path.exists()
         && let Some(role) = [Role::Master, Role::Worker].into_iter().find(|r| path.as_os_str() == r.as_str())
     {
@@ -119,13 +262,22 @@ pub fn inspect(args: &InspectArgs, cluster: &dyn Fn() -> Result<Settings>) -> Re
     if !path.exists() {
         return input::bad(format!("there is no {}; build it with `kimg build`", path.display()));
     }
-    let report = super::inspect::inspect(&path)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{}", report.to_text());
+    Ok(path)
+}
+
+/// The SBOM beside an image, which must be the one that the image's manifest names.
+fn sbom_of(image: &Path, form: Form) -> Result<String> {
+    let dir = image.parent().unwrap_or(Path::new("."));
+    let path = dir.join(form.file());
+    let root_hash = super::inspect::inspect(image)?.root_hash;
+    let manifest = Manifest::read(dir).filter(|m| m.root_hash == root_hash).with_context(|| {
+        format!("there is no {} of this image beside it; its SBOM lies where it was built", super::manifest::FILE)
+    })?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    if manifest.files.get(form.file()).is_none_or(|sum| sum.sha256 != hash::hex_of(text.as_bytes())) {
+        bail!("{} is not the file that was built with this image; build it again", path.display());
     }
-    Ok(())
+    Ok(text)
 }
 
 /// Bytes as people read them.

@@ -84,6 +84,12 @@ impl Components {
         Ok(bytes.into())
     }
 
+    /// Where a component lies, if it is the one here.
+    pub fn locate(&self, component: &Component) -> Option<PathBuf> {
+        let here = self.identify(&component.name).ok()?;
+        (here == *component).then(|| self.dir.join(&component.name))
+    }
+
     fn path(&self, name: &str) -> Result<PathBuf> {
         let path = self.dir.join(name);
         if !path.is_file() {

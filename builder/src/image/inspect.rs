@@ -1,16 +1,23 @@
 //! `kimg inspect`: what is in an image, read from the image itself.
 
-use super::manifest::Manifest;
+use super::manifest::{FileSum, Manifest};
+use super::reader::Disk;
 use super::verity;
 use crate::cache::hash;
 use crate::disk::{config_part, gpt};
 use crate::input;
-use anyhow::{Context, Result};
+use crate::pki::config_partition::ConfigFiles;
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+
+/// The most that the CONFIG partition may have: it is read whole.
+const MOST_CONFIG: u64 = 64 << 20;
+/// The most that the EFI partition may have: it is read whole.
+const MOST_ESP: u64 = 256 << 20;
+/// The most of a compressed image that is unpacked on the way to a partition: a false partition table may name any place.
+const MOST_UNPACKED: u64 = 64 << 30;
 
 /// What an image holds.
 #[derive(Debug, Clone, Serialize)]
@@ -26,8 +33,10 @@ pub struct Report {
     pub cluster: serde_json::Value,
     /// Certificates in CONFIG.
     pub certificates: Vec<CertificateReport>,
-    /// Other files in CONFIG and their sizes.
-    pub config_files: BTreeMap<String, u64>,
+    /// The kernel's command line, from the unified kernel image.
+    pub command_line: String,
+    /// All files in CONFIG.
+    pub config_files: BTreeMap<String, FileSum>,
     /// `none`, `plain` or `sealed`.
     pub secrets: String,
     /// Packages, where the manifest lies beside the image.
@@ -70,10 +79,36 @@ pub struct CertificateReport {
     pub fingerprint: String,
 }
 
-/// The most that the CONFIG partition may have: it is read whole.
-const MOST_CONFIG: u64 = 64 << 20;
-/// The most of a compressed image that is unpacked on the way to CONFIG: a false partition table may name any place.
-const MOST_UNPACKED: u64 = 64 << 30;
+/// The partition table of an image.
+pub fn table_of(disk: &mut Disk) -> Result<gpt::Table> {
+    gpt::Table::parse(&disk.read_at(0, 34 * 512)?)
+}
+
+/// A partition by its name.
+pub fn partition<'t>(table: &'t gpt::Table, name: &str) -> Result<&'t gpt::Partition> {
+    table.partition(name).with_context(|| format!("it has no partition '{name}'"))
+}
+
+/// A whole partition of at most `most` bytes.
+fn read_partition(disk: &mut Disk, table: &gpt::Table, name: &str, most: u64) -> Result<Vec<u8>> {
+    let found = partition(table, name)?;
+    match found.sectors.checked_mul(gpt::SECTOR).filter(|size| *size <= most) {
+        Some(size) => disk.read_at(offset_of(found)?, usize::try_from(size)?),
+        None => bail!("its partition '{name}' is larger than kimg makes it"),
+    }
+}
+
+/// The files of CONFIG, where the disk has not been read beyond it.
+pub fn config_in(disk: &mut Disk, table: &gpt::Table) -> Result<ConfigFiles> {
+    config_part::decode(&read_partition(disk, table, "config", MOST_CONFIG)?)
+}
+
+/// The partition table of an image, and the files of its CONFIG.
+pub fn config_of(disk: &mut Disk) -> Result<(gpt::Table, ConfigFiles)> {
+    let table = table_of(disk)?;
+    let files = config_in(disk, &table)?;
+    Ok((table, files))
+}
 
 /// Reads an image; compressed ones are read as a stream, front to back.
 ///
@@ -87,16 +122,12 @@ pub fn inspect(path: &Path) -> Result<Report> {
 }
 
 fn read(path: &Path, mut disk: Disk) -> Result<Report> {
-    let table = gpt::Table::parse(&disk.read(0, 34 * 512)?)?;
-    let partition = |name: &str| table.partition(name).with_context(|| format!("it has no partition '{name}'"));
-    let root_hash = format!("{}{}", partition("root")?.id, partition("verity")?.id).replace('-', "");
+    let table = table_of(&mut disk)?;
+    let root_hash = root_hash_of(&table)?;
     // In the order in which they lie, since a stream cannot go back.
-    let top = disk.read(offset_of(partition("verity")?)?, 2 * verity::BLOCK)?;
-    let config = partition("config")?;
-    let size = config.sectors.checked_mul(gpt::SECTOR).filter(|size| *size <= MOST_CONFIG);
-    let size = size.context("its partition 'config' is larger than kimg makes it")?;
-    let config = disk.read(offset_of(config)?, usize::try_from(size)?)?;
-    let files = config_part::decode(&config)?;
+    let command_line = command_line_in(&read_partition(&mut disk, &table, "esp", MOST_ESP)?);
+    let top = disk.read_at(offset_of(partition(&table, "verity")?)?, 2 * verity::BLOCK)?;
+    let files = config_in(&mut disk, &table)?;
     let manifest = path.parent().and_then(Manifest::read).filter(|m| m.root_hash == root_hash);
 
     let mut report = Report {
@@ -116,6 +147,7 @@ fn read(path: &Path, mut disk: Disk) -> Result<Report> {
         root_hash,
         cluster: serde_json::Value::Null,
         certificates: Vec::new(),
+        command_line,
         config_files: BTreeMap::new(),
         secrets: "none".into(),
         packages: BTreeMap::new(),
@@ -134,7 +166,8 @@ fn read(path: &Path, mut disk: Disk) -> Result<Report> {
         } else if name.starts_with("secrets/") {
             report.secrets = "plain".into();
         }
-        report.config_files.insert(name, content.len() as u64);
+        let sum = FileSum { size: content.len() as u64, sha256: hash::hex_of(content) };
+        report.config_files.insert(name, sum);
     }
     if let Some(manifest) = manifest {
         report.packages = manifest.packages;
@@ -144,12 +177,26 @@ fn read(path: &Path, mut disk: Disk) -> Result<Report> {
     Ok(report)
 }
 
-fn offset_of(partition: &gpt::Partition) -> Result<u64> {
+/// Where a partition begins.
+pub fn offset_of(partition: &gpt::Partition) -> Result<u64> {
     let offset = partition.first.checked_mul(gpt::SECTOR).filter(|offset| *offset <= MOST_UNPACKED);
     offset.with_context(|| format!("its partition '{}' lies further out than kimg puts it", partition.name))
 }
 
-fn certificates(file: &str, pem: &[u8]) -> Result<Vec<CertificateReport>> {
+/// The command line is the only text on the EFI partition that begins with the root hash's name; it ends with a zero.
+fn command_line_in(esp: &[u8]) -> String {
+    let Some(start) = memchr::memmem::find(esp, b"kimg.roothash=") else { return String::new() };
+    let text = esp[start..].split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// The verity root hash that the PARTUUIDs stand for, hex.
+pub fn root_hash_of(table: &gpt::Table) -> Result<String> {
+    Ok(format!("{}{}", partition(table, "root")?.id, partition(table, "verity")?.id).replace('-', ""))
+}
+
+/// The certificates of a PEM file of CONFIG.
+pub(super) fn certificates(file: &str, pem: &[u8]) -> Result<Vec<CertificateReport>> {
     let mut found = Vec::new();
     for block in x509_parser::pem::Pem::iter_from_buffer(pem) {
         let block = block.with_context(|| format!("reading {file} in CONFIG"))?;
@@ -183,7 +230,8 @@ impl Report {
             self.cluster["build"]["version"].as_str().unwrap_or("?")
         );
         let state = if self.hash_tree_matches { "matches the hash tree" } else { "DOES NOT match the hash tree" };
-        let _ = writeln!(out, "root hash {} ({state})\nsecrets   {}\n\nPartitions", self.root_hash, self.secrets);
+        let _ = writeln!(out, "root hash {} ({state})\nsecrets   {}", self.root_hash, self.secrets);
+        let _ = writeln!(out, "kernel    {}\n\nPartitions", self.command_line);
         for p in &self.partitions {
             let _ = writeln!(
                 out,
@@ -200,8 +248,8 @@ impl Report {
             let _ = writeln!(out, "  {:24} {}\n  {:24} {} to {}", c.file, c.subject, "", c.not_before, c.not_after);
         }
         let _ = writeln!(out, "\nCONFIG");
-        for (name, size) in &self.config_files {
-            let _ = writeln!(out, "  {name:34} {size:>8}");
+        for (name, sum) in &self.config_files {
+            let _ = writeln!(out, "  {name:34} {:>8}", sum.size);
         }
         for (title, sizes) in [("Programs", &self.components), ("Files", &self.files)] {
             if !sizes.is_empty() {
@@ -218,46 +266,6 @@ impl Report {
             }
         }
         out
-    }
-}
-
-/// A disk that is read front to back.
-enum Disk {
-    Plain(File),
-    Stream { reader: Box<dyn Read>, at: u64 },
-}
-
-impl Disk {
-    fn open(path: &Path) -> Result<Disk> {
-        let file = input::open(path)?;
-        Ok(match path.extension().and_then(|e| e.to_str()) {
-            Some("zst") => {
-                let mut decoder = zstd::stream::read::Decoder::new(file)?;
-                decoder.window_log_max(31)?;
-                Disk::Stream { reader: Box::new(decoder), at: 0 }
-            }
-            Some("gz") => Disk::Stream { reader: Box::new(flate2::read::GzDecoder::new(file)), at: 0 },
-            _ => Disk::Plain(file),
-        })
-    }
-
-    fn read(&mut self, offset: u64, length: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        match self {
-            Disk::Plain(file) => {
-                file.seek(SeekFrom::Start(offset))
-                    .and_then(|_| file.read_exact(&mut bytes))
-                    .context("it is cut short")?;
-            }
-            Disk::Stream { reader, at } => {
-                let skip = offset.checked_sub(*at).context("a compressed image cannot be read backwards")?;
-                std::io::copy(&mut reader.take(skip), &mut std::io::sink())
-                    .and_then(|_| reader.read_exact(&mut bytes))
-                    .context("it is cut short, or not packed as its name says")?;
-                *at = offset + length as u64;
-            }
-        }
-        Ok(bytes)
     }
 }
 
@@ -278,7 +286,7 @@ mod tests {
     fn what_is_no_image_is_a_mistake() {
         assert!(refused("README.md", b"# kimg\n").contains("it is cut short"));
         assert!(refused("big", &[7; 64 * 1024]).contains("no GUID partition table"));
-        assert!(refused("disk.raw.zst", b"# kimg\n").contains("not packed as its name says"));
+        assert!(refused("disk.raw.zst", b"\x28\xb5\x2f\xfd kimg\n").contains("it is cut short"));
         assert!(inspect(Path::new("/dev/null")).unwrap_err().to_string().contains("is a device"));
     }
 
@@ -294,7 +302,12 @@ mod tests {
         for (config, said) in [((1 << 40, 1), "lies further out"), ((64, 1 << 50), "is larger than")] {
             let table = gpt::Table {
                 disk: gpt::Guid::derived("disk"),
-                partitions: vec![part("root", 34, 1), part("verity", 35, 16), part("config", config.0, config.1)],
+                partitions: vec![
+                    part("esp", 34, 1),
+                    part("root", 34, 1),
+                    part("verity", 35, 16),
+                    part("config", config.0, config.1),
+                ],
                 sectors: 4096,
             };
             let mut bytes = table.head(&[]);

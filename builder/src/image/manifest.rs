@@ -1,6 +1,7 @@
 //! `manifest.json` beside each image: what it is made of, and the sum of every file.
 
 use super::components::Component;
+use super::sources::Sources;
 use crate::cache;
 use anyhow::{Context, Result};
 use node_metadata::Role;
@@ -39,6 +40,9 @@ pub struct Manifest {
     pub components: Vec<Component>,
     /// Files beside this one.
     pub files: BTreeMap<String, FileSum>,
+    /// What it takes to make the image again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Sources>,
 }
 
 /// Size and sum of a file.

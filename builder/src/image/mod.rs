@@ -3,19 +3,28 @@
 pub mod build;
 pub mod cmd;
 pub mod components;
+pub mod contents;
 pub mod cpio;
+pub mod diff;
 pub mod elf;
 pub mod glob;
 pub mod initramfs;
 pub mod inspect;
 pub mod kernel;
+pub mod leave;
 pub mod manifest;
 pub mod modules;
 pub mod output;
+pub mod provenance;
+pub mod reader;
 pub mod recipe;
 pub mod root;
+pub mod sources;
 pub mod squashfs;
+#[cfg(test)]
+mod testing;
 pub mod toolbox;
 pub mod tree;
+pub mod treemap;
 pub mod unpack;
 pub mod verity;

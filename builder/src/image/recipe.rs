@@ -4,6 +4,7 @@ use crate::packages::resolve::Wish;
 use anyhow::{Context, Result};
 use node_metadata::{Role, StoreEngine};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 
 const BASE: &str = include_str!("../../../images/base.toml");
 const MASTER: &str = include_str!("../../../images/master.toml");
@@ -49,7 +50,7 @@ pub struct Recipe {
 }
 
 /// A package and the files to take from it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PackageRecipe {
     /// Debian package.
@@ -178,6 +179,15 @@ pub fn of(role: Role, store: StoreEngine) -> Result<Recipe> {
     }
     recipe.text = parts.iter().map(|(_, text)| *text).collect::<Vec<_>>().join("\n");
     Ok(recipe)
+}
+
+/// Paths that a role's recipe takes: own programs, links, files and folders.
+pub fn paths_of(role: Role, store: StoreEngine) -> Result<BTreeSet<String>> {
+    let recipe = of(role, store)?;
+    let components = recipe.components.into_iter().flat_map(|c| c.links.into_iter().chain([c.path]));
+    let files = recipe.files.into_iter().map(|f| f.path).chain(recipe.bundles.into_iter().map(|b| b.path));
+    let links = recipe.links.into_iter().map(|l| l.path).chain(recipe.directories.into_iter().map(|d| d.path));
+    Ok(components.chain(files).chain(links).collect())
 }
 
 /// Kernel, loaders and initramfs.

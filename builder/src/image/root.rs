@@ -11,10 +11,22 @@ use crate::lock::Lock;
 use crate::oci;
 use crate::packages::deb;
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 /// Where baked container images lie.
 const IMAGES: &str = "/usr/share/kimg/images";
+/// The packages that gave files to the root: `NAME VERSION`, one a line.
+pub const PACKAGE_LIST: &str = "/usr/share/kimg/packages";
+/// Whose each file is: path, tab, owner, one a line.
+pub const FILE_LIST: &str = "/usr/share/kimg/files";
+/// Owner of what comes from the kernel's package.
+pub const KERNEL_OWNER: &str = "linux";
+/// Owner of the files that `cluster.toml` names.
+const CLUSTER: &str = "cluster.toml";
+/// Owner of what kimg itself writes.
+const OWN: &str = "kimg";
 
 /// What the root of a role is made of.
 #[derive(Debug)]
@@ -31,6 +43,31 @@ pub struct Ingredients<'a> {
     pub modules: &'a [String],
     /// OCI archives to bake in.
     pub images: &'a [BakedImage],
+    /// The cluster's own files.
+    pub files: &'a [BakedFile],
+}
+
+/// A file of `[image.files]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BakedFile {
+    /// Path in the image.
+    pub path: String,
+    /// Where it lies.
+    pub source: PathBuf,
+    /// Its SHA-256.
+    pub sha256: String,
+    /// Permission bits in the image.
+    pub mode: u32,
+}
+
+impl BakedFile {
+    /// Of a path in the image and a file here, whose permission to be executed is kept.
+    pub fn new(path: &str, source: &Path) -> Result<BakedFile> {
+        let meta = std::fs::metadata(source).with_context(|| format!("reading {}", source.display()))?;
+        let mode = if meta.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
+        let sha256 = hash::hex_of_file(source)?;
+        Ok(BakedFile { path: path.to_string(), source: source.to_path_buf(), sha256, mode })
+    }
 }
 
 /// An OCI archive that is baked in.
@@ -64,6 +101,13 @@ impl Ingredients<'_> {
         for image in self.images {
             inputs = inputs.with("image", &image.name).with("content", &image.sha256);
         }
+        for file in self.files {
+            inputs = inputs.with("file", format!("{} {:o}", file.path, file.mode)).with("content", &file.sha256);
+        }
+        // The recipe's text does not know the packages that cluster.toml adds.
+        for package in &self.recipe.packages {
+            inputs = inputs.with("package", format!("{package:?}"));
+        }
         Ok(inputs)
     }
 
@@ -76,6 +120,7 @@ impl Ingredients<'_> {
     /// Builds the tree.
     pub fn assemble(&self, kernel: &Kernel) -> Result<Tree> {
         let mut tree = Tree::default();
+        tree.owned_by(OWN);
         for link in &self.recipe.links {
             tree.link(&link.path, &link.target)?;
         }
@@ -86,12 +131,21 @@ impl Ingredients<'_> {
             let text = file.text.replace("{{version}}", env!("CARGO_PKG_VERSION"));
             tree.file(&file.path, file.mode, text.into_bytes())?;
         }
+        tree.owned_by(CLUSTER);
+        for file in self.files {
+            let bytes = std::fs::read(&file.source).with_context(|| format!("reading {}", file.source.display()))?;
+            if hash::hex_of(&bytes) != file.sha256 {
+                bail!("{} changed while the image was being built; run the build again", file.source.display());
+            }
+            tree.file(&file.path, file.mode, bytes)?;
+        }
         self.put_packages(&mut tree)?;
         self.put_components(&mut tree)?;
         let names = self.recipe.modules.iter().chain(self.modules).map(String::as_str);
+        tree.owned_by(KERNEL_OWNER);
         modules::put(&mut tree, kernel, &kernel.closure(names)?)?;
         self.put_images(&mut tree)?;
-        self.put_package_list(&mut tree, kernel)?;
+        self.put_lists(&mut tree, kernel)?;
         Ok(tree)
     }
 
@@ -119,6 +173,7 @@ impl Ingredients<'_> {
             if joined.is_empty() {
                 bail!("the package {} has no files {}; correct images/*.toml", bundle.package, bundle.parts);
             }
+            tree.owned_by(&bundle.package);
             tree.file(&bundle.path, 0o644, joined)?;
         }
         Ok(())
@@ -131,6 +186,7 @@ impl Ingredients<'_> {
                 .iter()
                 .find(|c| c.name == recipe.name)
                 .with_context(|| format!("the component {} was not identified", recipe.name))?;
+            tree.owned_by(&component.name);
             if !tree.has(&recipe.path) {
                 tree.file(&recipe.path, 0o755, self.components.read(component)?)?;
             }
@@ -142,6 +198,7 @@ impl Ingredients<'_> {
     }
 
     fn put_images(&self, tree: &mut Tree) -> Result<()> {
+        tree.owned_by(OWN);
         if self.recipe.pause_image {
             tree.file(&format!("{IMAGES}/pause.tar"), 0o644, oci::pause_content()?.to_archive()?)?;
         }
@@ -150,18 +207,22 @@ impl Ingredients<'_> {
             if hash::hex_of(&bytes) != *sha256 {
                 bail!("{} changed while the image was being built; run the build again", path.display());
             }
+            tree.owned_by(name);
             tree.file(&format!("{IMAGES}/{name}"), 0o644, bytes)?;
         }
         Ok(())
     }
 
-    /// A node can say what it is made of.
-    fn put_package_list(&self, tree: &mut Tree, kernel: &Kernel) -> Result<()> {
-        let names: Vec<&str> = self.recipe.packages.iter().map(|p| p.name.as_str()).collect();
-        let mut text = format!("linux {}\n", kernel.version);
-        for package in self.lock.closure(&names)? {
-            text.push_str(&format!("{} {}\n", package.name, package.version));
+    /// A node, and whoever holds its image, can say what it is made of and whose each file is.
+    fn put_lists(&self, tree: &mut Tree, kernel: &Kernel) -> Result<()> {
+        let mut packages = format!("{KERNEL_OWNER} {}\n", kernel.version);
+        let owners: BTreeSet<&str> = tree.owners().map(|(_, owner)| owner).collect();
+        for package in self.lock.packages.iter().filter(|p| owners.contains(p.name.as_str())) {
+            packages.push_str(&format!("{} {}\n", package.name, package.version));
         }
-        tree.file("/usr/share/kimg/packages", 0o644, text.into_bytes())
+        let files: String = tree.owners().map(|(path, owner)| format!("{path}\t{owner}\n")).collect();
+        tree.owned_by(OWN);
+        tree.file(PACKAGE_LIST, 0o644, packages.into_bytes())?;
+        tree.file(FILE_LIST, 0o644, files.into_bytes())
     }
 }

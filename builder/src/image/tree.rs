@@ -24,6 +24,8 @@ pub enum Node {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tree {
     nodes: BTreeMap<String, Node>,
+    owners: BTreeMap<String, String>,
+    owner: String,
 }
 
 impl Tree {
@@ -42,6 +44,16 @@ impl Tree {
         self.nodes.contains_key(path)
     }
 
+    /// Says whose the entries are that are put from now on.
+    pub fn owned_by(&mut self, owner: &str) {
+        self.owner = owner.to_string();
+    }
+
+    /// Who put each entry that is no directory: path and owner, in order of paths.
+    pub fn owners(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.owners.iter().map(|(path, owner)| (path.as_str(), owner.as_str()))
+    }
+
     /// Puts an entry, making its parents. A second entry at the same path must be the same.
     pub fn put(&mut self, path: &str, node: Node) -> Result<()> {
         if !path.starts_with('/') || path.len() < 2 || path.ends_with('/') || path.split('/').any(|p| p == "..") {
@@ -52,6 +64,9 @@ impl Tree {
             Some(Node::Dir(_)) if matches!(node, Node::Dir(_)) => {}
             Some(known) if *known != node => bail!("two different things want to be {path} in the image"),
             _ => {}
+        }
+        if !matches!(node, Node::Dir(_)) {
+            self.owners.entry(path.to_string()).or_insert_with(|| self.owner.clone());
         }
         self.nodes.insert(path.to_string(), node);
         Ok(())

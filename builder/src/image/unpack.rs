@@ -44,6 +44,7 @@ impl Packages {
     pub fn put(&self, tree: &mut Tree, recipes: &[PackageRecipe]) -> Result<()> {
         for recipe in recipes {
             let files = self.of(&recipe.name)?;
+            tree.owned_by(&recipe.name);
             for pattern in &recipe.files {
                 let mut found = false;
                 for (path, entry) in files.iter().filter(|(path, _)| glob::matches(pattern, path)) {
@@ -52,7 +53,7 @@ impl Packages {
                 }
                 if !found {
                     bail!(
-                        "the package {} has no file {pattern}; its files have moved, correct images/*.toml",
+                        "the package {} has no file {pattern}; its files have moved, or the name is wrong: correct images/*.toml or cluster.toml",
                         recipe.name
                     );
                 }
@@ -73,10 +74,12 @@ impl Packages {
                 if !seen.insert(library.clone()) {
                     continue;
                 }
-                let data = self.library(&library).with_context(|| format!("{path} needs the library {library}"))?;
+                let (package, data) =
+                    self.library(&library).with_context(|| format!("{path} needs the library {library}"))?;
                 let target =
                     if LOADER.ends_with(&library) { LOADER.to_string() } else { format!("{LIBRARY_HOME}/{library}") };
                 if !tree.has(&target) {
+                    tree.owned_by(package);
                     tree.file(&target, if target == LOADER { 0o755 } else { 0o644 }, data.clone())?;
                 }
                 queue.push((target, data));
@@ -85,15 +88,15 @@ impl Packages {
         Ok(())
     }
 
-    /// A library's content by its soname, links followed.
-    fn library(&self, soname: &str) -> Result<Arc<[u8]>> {
-        for files in self.files.values() {
+    /// A library's package and content by its soname, links followed.
+    fn library(&self, soname: &str) -> Result<(&str, Arc<[u8]>)> {
+        for (package, files) in &self.files {
             for folder in LIBRARY_FOLDERS {
                 let mut path = format!("{folder}{soname}");
                 // A link names a file beside it, or the loader's place elsewhere.
                 for _ in 0..4 {
                     match files.get(&path) {
-                        Some(deb::Entry::File(_, data)) => return Ok(data.clone()),
+                        Some(deb::Entry::File(_, data)) => return Ok((package, data.clone())),
                         Some(deb::Entry::Link(to)) => {
                             let file = to.rsplit('/').next().unwrap_or(to);
                             path = if to.contains('/') {

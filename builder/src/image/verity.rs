@@ -35,15 +35,20 @@ fn digest(block: &[u8]) -> [u8; 32] {
 pub fn hash_file(path: &Path) -> Result<HashTree> {
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let size = file.metadata()?.len();
+    hash_of(&mut file, size).with_context(|| format!("hashing {}", path.display()))
+}
+
+/// Hashes the next `size` bytes, a multiple of [`BLOCK`].
+pub fn hash_of(file: &mut impl Read, size: u64) -> Result<HashTree> {
     if size == 0 || size % BLOCK as u64 != 0 {
-        bail!("{} has {size} bytes, which is no multiple of {BLOCK}", path.display());
+        bail!("a root of {size} bytes is no multiple of {BLOCK}");
     }
     let mut leaves = Vec::with_capacity(usize::try_from(size)? / PER_BLOCK);
     let mut buffer = vec![0; 256 * BLOCK];
     let mut left = size;
     while left > 0 {
         let take = usize::try_from(left.min(buffer.len() as u64))?;
-        file.read_exact(&mut buffer[..take]).with_context(|| format!("reading {}", path.display()))?;
+        file.read_exact(&mut buffer[..take]).context("reading the root")?;
         for block in buffer[..take].chunks_exact(BLOCK) {
             leaves.extend_from_slice(&digest(block));
         }
@@ -107,6 +112,13 @@ pub fn root_of(tree: &Path) -> Result<[u8; 32]> {
     top_hash(&bytes)
 }
 
+/// Bytes of the root that a tree's superblock speaks of.
+pub fn data_size(superblock: &[u8]) -> Result<u64> {
+    let field = superblock.strip_prefix(b"verity\0\0").and_then(|rest| rest.get(64..72));
+    let blocks = u64::from_le_bytes(field.context("there is no hash tree; the image is damaged")?.try_into()?);
+    blocks.checked_mul(BLOCK as u64).context("the hash tree is damaged")
+}
+
 /// The root hash that the first two blocks of a tree stand for.
 pub fn top_hash(tree: &[u8]) -> Result<[u8; 32]> {
     let top = tree.get(BLOCK..2 * BLOCK).context("the hash tree is cut short")?;
@@ -137,5 +149,6 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &tree.bytes).unwrap();
         assert_eq!(root_of(file.path()).unwrap(), tree.root);
+        assert_eq!(data_size(&tree.bytes).unwrap(), 300 * BLOCK as u64);
     }
 }

@@ -3,10 +3,11 @@
 use crate::cache;
 use crate::image::recipe;
 use crate::input::{self, BadInput};
-use crate::packages::{self, Mirrors, resolve};
+use crate::packages::{self, Mirrors, resolve, version};
 use crate::progress::Progress;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -77,6 +78,11 @@ impl Lock {
         Ok(lock)
     }
 
+    /// A lock file of these packages.
+    pub fn of(packages: Vec<LockedPackage>) -> Lock {
+        Lock { version: VERSION, release: packages::RELEASE.into(), architecture: "amd64".into(), packages }
+    }
+
     /// Writes it.
     pub fn write(&self, dir: &Path) -> Result<()> {
         cache::write_atomic(&dir.join(FILE), self.to_text()?.as_bytes())
@@ -127,7 +133,7 @@ pub fn make(mirrors: &Mirrors, more: Vec<resolve::Wish>, now: jiff::Timestamp, p
             depends: choice.depends,
         })
         .collect();
-    Ok(Lock { version: VERSION, release: packages::RELEASE.into(), architecture: "amd64".into(), packages })
+    Ok(Lock::of(packages))
 }
 
 /// What changed between two locks, one line each.
@@ -151,6 +157,17 @@ pub fn changes(old: Option<&Lock>, new: &Lock) -> Vec<String> {
         lines.push(format!("- {} {}", package.name, package.version));
     }
     lines
+}
+
+/// What the security archive has newer than the lock file, one line each.
+pub fn security_updates(old: &Lock, new: &Lock) -> Vec<String> {
+    let newer = |package: &&LockedPackage| {
+        let was = old.packages.iter().find(|p| p.name == package.name)?;
+        let later = version::compare(&package.version, &was.version) == Ordering::Greater;
+        (later && package.suite.ends_with("-security"))
+            .then(|| format!("{} {} → {}", package.name, was.version, package.version))
+    };
+    new.packages.iter().filter_map(|package| newer(&package)).collect()
 }
 
 #[cfg(test)]
@@ -191,6 +208,15 @@ mod tests {
         std::fs::write(dir.path().join(FILE), "version = 1\ngarbage\n").unwrap();
         let error = Lock::read(dir.path()).unwrap_err();
         assert!(error.is::<BadInput>() && error.to_string().contains("kimg.lock:2 is not as"), "{error}");
+    }
+
+    #[test]
+    fn only_newer_versions_of_the_security_archive_press() {
+        let old = lock(vec![package("a", "1.9", &[]), package("b", "1", &[]), package("c", "2", &[])]);
+        let mut new = lock(vec![package("a", "1.10", &[]), package("b", "2", &[]), package("c", "1", &[])]);
+        new.packages[0].suite = "trixie-security".into();
+        new.packages[2].suite = "trixie-security".into();
+        assert_eq!(security_updates(&old, &new), ["a 1.9 → 1.10"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::content::{Blob, Content};
 use super::model::{Descriptor, EMPTY, MANIFEST, Manifest, TITLE};
 use super::reference::Reference;
 use crate::cache;
-use crate::image::inspect;
+use crate::image::leave;
 use crate::image::manifest::{self, FileSum};
 use crate::image::output::Format;
 use anyhow::{Context, Result, bail};
@@ -32,7 +32,7 @@ pub fn of_node_image(dir: &Path, names: &[Reference]) -> Result<Content> {
     if found != *sum {
         bail!("{} is not the file that its manifest names; build the image again", disk.display());
     }
-    refuse_open_secrets(&disk)?;
+    leave::may_leave(&disk)?;
 
     let mut content = Content::default();
     let mut layer = Descriptor::new(DISK, &sum.sha256, sum.size);
@@ -55,20 +55,6 @@ pub fn of_node_image(dir: &Path, names: &[Reference]) -> Result<Content> {
     root.artifact_type = Some(NODE_IMAGE.into());
     content.entries = names.iter().map(|name| named(&root, name)).collect();
     Ok(content)
-}
-
-/// An image that leaves this machine holds no private key that others could read.
-///
-/// # Errors
-/// It does, or it cannot be read.
-pub fn refuse_open_secrets(disk: &Path) -> Result<()> {
-    if inspect::inspect(disk)?.secrets == "plain" {
-        bail!(
-            "{} holds the cluster's private keys in clear and must not leave this machine; write secrets = \"sealed\" in cluster.toml and build it again",
-            disk.display()
-        );
-    }
-    Ok(())
 }
 
 /// Whether a manifest is that of a node's image.
@@ -152,6 +138,7 @@ mod tests {
             packages: BTreeMap::new(),
             components: Vec::new(),
             files: [(Format::RawZst.file().to_string(), FileSum::of(&packed).unwrap())].into(),
+            sources: None,
         };
         known.write(dir).unwrap();
     }

@@ -26,31 +26,48 @@ pub fn unpack(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Files> {
     unpack_bytes(&bytes, wanted).with_context(|| format!("unpacking {}", path.display()))
 }
 
+/// The control file of the package at `path`.
+pub fn control(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let read = || -> Result<String> {
+        let (name, data) = member(&bytes, "control.tar")?;
+        let files = read_tar(decompressed(name, data)?, |file| file == "/control")?;
+        match files.get("/control") {
+            Some(Entry::File(_, text)) => Ok(String::from_utf8_lossy(text).into_owned()),
+            _ => bail!("it has no control file"),
+        }
+    };
+    read().with_context(|| format!("unpacking {}", path.display()))
+}
+
 fn unpack_bytes(bytes: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Files> {
-    let (name, data) = data_member(bytes)?;
-    let reader: Box<dyn Read + '_> = match name.rsplit('.').next() {
+    let (name, data) = member(bytes, "data.tar")?;
+    read_tar(decompressed(name, data)?, wanted)
+}
+
+fn decompressed<'a>(name: &str, data: &'a [u8]) -> Result<Box<dyn Read + 'a>> {
+    Ok(match name.rsplit('.').next() {
         Some("xz") => Box::new(liblzma::read::XzDecoder::new(data)),
         Some("zst") => Box::new(zstd::stream::read::Decoder::new(data)?),
         Some("gz") => Box::new(flate2::read::GzDecoder::new(data)),
         Some("tar") => Box::new(data),
         _ => bail!("member {name} has a compression that is not known"),
-    };
-    read_tar(reader, wanted)
+    })
 }
 
-/// Finds the member `data.tar*` of an ar archive.
-fn data_member(bytes: &[u8]) -> Result<(&str, &[u8])> {
+/// Finds the member of an ar archive whose name begins so.
+fn member<'a>(bytes: &'a [u8], wanted: &str) -> Result<(&'a str, &'a [u8])> {
     let mut rest = bytes.strip_prefix(b"!<arch>\n").context("not an ar archive")?;
     while let Some((header, body)) = rest.split_at_checked(60) {
         let name = std::str::from_utf8(&header[..16])?.trim().trim_end_matches('/');
         let size: usize = std::str::from_utf8(&header[48..58])?.trim().parse().context("bad member size")?;
         let data = body.get(..size).context("the archive is cut short")?;
-        if name.starts_with("data.tar") {
+        if name.starts_with(wanted) {
             return Ok((name, data));
         }
         rest = body.get(size + size % 2..).unwrap_or_default();
     }
-    bail!("no data.tar member")
+    bail!("no {wanted} member")
 }
 
 /// Reads a tar into memory, with absolute, merged-/usr paths.
@@ -103,15 +120,15 @@ fn absolute(path: &[u8]) -> Result<String> {
     })
 }
 
+/// Packages for tests.
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn deb(member: &str, data: &[u8]) -> Vec<u8> {
+pub mod testing {
+    /// A package of these members.
+    pub fn deb(members: &[(&str, &[u8])]) -> Vec<u8> {
         let mut out = b"!<arch>\n".to_vec();
-        for (name, body) in [("debian-binary", &b"2.0\n"[..]), (member, data)] {
+        for (name, body) in [("debian-binary", &b"2.0\n"[..])].iter().chain(members) {
             out.extend(format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, body.len()).bytes());
-            out.extend(body);
+            out.extend(*body);
             if body.len() % 2 == 1 {
                 out.push(b'\n');
             }
@@ -119,20 +136,38 @@ mod tests {
         out
     }
 
-    fn tar_with(path: &str, content: &[u8]) -> Vec<u8> {
+    /// A tar of these files; content `-> TARGET` stands for a link.
+    pub fn tar_of(files: &[(&str, &str)]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o755);
-        builder.append_data(&mut header, path, content).unwrap();
+        for (path, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o755);
+            match content.strip_prefix("-> ") {
+                Some(target) => {
+                    header.set_entry_type(tar::EntryType::Symlink);
+                    header.set_size(0);
+                    builder.append_link(&mut header, path, target).unwrap();
+                }
+                None => {
+                    header.set_size(content.len() as u64);
+                    builder.append_data(&mut header, path, content.as_bytes()).unwrap();
+                }
+            }
+        }
         builder.into_inner().unwrap()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{deb, tar_of};
+    use super::*;
 
     #[test]
     fn files_come_out_with_merged_usr_paths() {
-        let tar = tar_with("./sbin/mke2fs", b"elf");
+        let tar = tar_of(&[("./sbin/mke2fs", "elf")]);
         for (member, data) in [("data.tar", tar.clone()), ("data.tar.zst", zstd::encode_all(&tar[..], 1).unwrap())] {
-            let files = unpack_bytes(&deb(member, &data), |_| true).unwrap();
+            let files = unpack_bytes(&deb(&[(member, &data)]), |_| true).unwrap();
             assert_eq!(files["/usr/sbin/mke2fs"], Entry::File(0o755, b"elf"[..].into()));
         }
     }
@@ -140,8 +175,12 @@ mod tests {
     #[test]
     fn damage_is_an_error() {
         assert!(unpack_bytes(b"nothing", |_| true).is_err());
-        let mut bytes = deb("data.tar", &tar_with("./a", b"b"));
-        bytes.truncate(200);
-        assert!(unpack_bytes(&bytes, |_| true).is_err());
+        let tar = tar_of(&[("./a", "b")]);
+        assert!(unpack_bytes(&deb(&[("data.tar.xz", &tar)]), |_| true).is_err(), "no xz behind the name");
+        let whole = deb(&[("data.tar", &tar)]);
+        assert!(unpack_bytes(&whole, |_| true).is_ok());
+        for keep in [10, 70, 200, 700] {
+            assert!(unpack_bytes(&whole[..keep], |_| true).is_err(), "cut to {keep}");
+        }
     }
 }

@@ -105,16 +105,7 @@ fn offers_from(client: &ureq::Agent, root: &str, suite: &str, now: jiff::Timesta
     let base = format!("{root}/dists/{suite}");
     let signed = download::get(client, &format!("{base}/InRelease"), RELEASE_LIMIT)?;
     let release = release::verify(std::str::from_utf8(&signed).context("InRelease is not text")?)?;
-    if release.codename != suite {
-        bail!("the Release file is that of {}, not of {suite}", release.codename);
-    }
-    if let Some(until) = release.valid_until
-        && until < now
-    {
-        bail!(
-            "the Release file of {suite} was valid until {until} only; the mirror is out of date, or this host's clock is wrong"
-        );
-    }
+    release.check(suite, now)?;
     let path = format!("{COMPONENT}/binary-amd64/Packages.xz");
     let (sha256, size) =
         release.files.get(&path).with_context(|| format!("the Release file of {suite} lists no {path}"))?;
@@ -209,9 +200,50 @@ fn fetch_one(
 
 /// Where the .deb of a locked package lies, which [`fetch`] has made sure of.
 pub fn path_of(package: &LockedPackage) -> Result<PathBuf> {
-    let path = store()?.path(&package.sha256);
-    if !Path::new(&path).exists() {
+    checked(&store()?.path(&package.sha256), package)
+}
+
+/// The file, whose content is what the lock file says; one that is not is removed, so that the next run fetches it.
+fn checked(path: &Path, package: &LockedPackage) -> Result<PathBuf> {
+    if !path.exists() {
         bail!("the package {} is not in the cache; run `kimg build` with a network connection", package.name);
     }
-    Ok(path)
+    let found = crate::cache::hash::hex_of_file(path)?;
+    if found != package.sha256 {
+        std::fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
+        bail!(
+            "{} {} in the cache was altered (SHA-256 {found}, kimg.lock says {}); it has been removed, run the build again",
+            package.name,
+            package.version,
+            package.sha256
+        );
+    }
+    Ok(path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_altered_package_is_removed_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p");
+        std::fs::write(&path, "whole").unwrap();
+        let package = LockedPackage {
+            name: "crun".into(),
+            version: "1.21-1".into(),
+            suite: RELEASE.into(),
+            size: 5,
+            sha256: crate::cache::hash::hex_of(b"whole"),
+            path: "pool/crun.deb".into(),
+            depends: Vec::new(),
+        };
+        assert_eq!(checked(&path, &package).unwrap(), path);
+        std::fs::write(&path, "whale").unwrap();
+        let error = checked(&path, &package).unwrap_err().to_string();
+        assert!(error.contains("crun 1.21-1") && error.contains("altered"), "{error}");
+        assert!(!path.exists());
+        assert!(checked(&path, &package).unwrap_err().to_string().contains("network"));
+    }
 }

@@ -25,6 +25,23 @@ pub struct Release {
     pub files: BTreeMap<String, (String, u64)>,
 }
 
+impl Release {
+    /// Whether it is that of `suite`, and still valid.
+    pub fn check(&self, suite: &str, now: jiff::Timestamp) -> Result<()> {
+        if self.codename != suite {
+            bail!("the Release file is that of {}, not of {suite}", self.codename);
+        }
+        if let Some(until) = self.valid_until
+            && until < now
+        {
+            bail!(
+                "the Release file of {suite} was valid until {until} only; the mirror is out of date, or this host's clock is wrong; of a snapshot, write its moment as `snapshot` under [packages] in cluster.toml"
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Verifies and reads an InRelease file.
 pub fn verify(armored: &str) -> Result<Release> {
     let text = verified_text(armored)?;
@@ -81,6 +98,25 @@ mod tests {
     #[test]
     fn an_unsigned_file_is_refused() {
         assert!(verify("Origin: Debian\n").is_err());
+    }
+
+    /// The layout of RFC 4880 is right, and the signature says nothing of ours.
+    #[test]
+    fn a_signature_that_is_none_is_refused() {
+        let text = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nCodename: trixie\n\
+                    -----BEGIN PGP SIGNATURE-----\n\niHUEABYKAB0WIQQ=\n-----END PGP SIGNATURE-----\n";
+        assert!(verify(text).is_err());
+    }
+
+    #[test]
+    fn an_old_release_file_and_that_of_another_suite_are_refused() {
+        let release = parse("Codename: trixie\nValid-Until: Thu, 26 Nov 2026 02:12:54 UTC\nSHA256:\n").unwrap();
+        let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+        release.check("trixie", at("2026-11-26T02:12:54Z")).unwrap();
+        let error = release.check("trixie", at("2026-11-26T02:12:55Z")).unwrap_err().to_string();
+        assert!(error.contains("valid until 2026-11-26T02:12:54Z") && error.contains("snapshot"), "{error}");
+        let error = release.check("trixie-security", at("2026-01-01T00:00:00Z")).unwrap_err().to_string();
+        assert!(error.contains("that of trixie, not of trixie-security"), "{error}");
     }
 
     #[test]

@@ -17,7 +17,8 @@ pub struct Wish {
 }
 
 /// What dependencies of dependencies are followed to: shared libraries. Programs that an image needs are named.
-const LIBRARIES: [&str; 2] = ["lib*", "zlib1g"];
+/// `gcc-*-base` holds the copyright file of gcc's libraries.
+const LIBRARIES: [&str; 3] = ["lib*", "zlib1g", "gcc-*-base"];
 
 /// A chosen package with the names of the dependencies that were followed.
 #[derive(Debug, Clone)]

@@ -48,7 +48,8 @@ impl Secrets {
         for authority in Authority::ALL {
             authority.ensure(&secrets, cluster)?;
         }
-        secrets.ensure_service_account_key()?;
+        secrets.ensure_key_pair("sa")?;
+        secrets.ensure_key_pair("signing")?;
         for name in ["encryption.key", "seal.key"] {
             if !secrets.path(name).exists() {
                 let text = format!("{}\n", STANDARD.encode(rand::random::<[u8; 32]>()));
@@ -79,6 +80,18 @@ impl Secrets {
         KeyPair::from_pem(&self.read(name)?).or_else(|_| self.damaged(name, "private key"))
     }
 
+    /// File names of all private keys in the folder, issued ones included, sorted.
+    pub fn private_keys(&self) -> Result<Vec<String>> {
+        let entries = std::fs::read_dir(&self.dir).with_context(|| format!("reading {}", self.dir.display()))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.with_context(|| format!("reading {}", self.dir.display()))?;
+            names.extend(entry.file_name().into_string().ok().filter(|name| name.ends_with(".key")));
+        }
+        names.sort();
+        Ok(names)
+    }
+
     /// The key that masters' secrets are sealed to.
     pub fn seal_key(&self) -> Result<SealKey> {
         SealKey::from_base64(&self.read("seal.key")?).or_else(|_| self.damaged("seal.key", "seal key"))
@@ -93,14 +106,21 @@ impl Secrets {
         ))
     }
 
-    fn ensure_service_account_key(&self) -> Result<()> {
-        if !self.path("sa.key").exists() {
-            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("making sa.key")?;
-            self.write("sa.key", key.serialize_pem().as_bytes())?;
+    /// The secret number of the key that images are signed with (P-256, 32 bytes).
+    pub fn signing_key(&self) -> Result<[u8; 32]> {
+        let der = self.key("signing.key")?.serialize_der();
+        secret_number(&der).with_context(|| format!("reading {}", self.path("signing.key").display()))
+    }
+
+    fn ensure_key_pair(&self, name: &str) -> Result<()> {
+        let (private, public) = (format!("{name}.key"), format!("{name}.pub"));
+        if !self.path(&private).exists() {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).with_context(|| format!("making {private}"))?;
+            self.write(&private, key.serialize_pem().as_bytes())?;
         }
-        if !self.path("sa.pub").exists() {
-            let public = self.key("sa.key")?.public_key_pem();
-            self.write("sa.pub", public.as_bytes())?;
+        if !self.path(&public).exists() {
+            let text = self.key(&private)?.public_key_pem();
+            self.write(&public, text.as_bytes())?;
         }
         Ok(())
     }
@@ -128,6 +148,14 @@ impl Secrets {
             .with_context(|| format!("locking {}", path.display()))?;
         Ok(file)
     }
+}
+
+/// The secret number in a P-256 key in PKCS #8 (RFC 5915: version 1, then 32 bytes).
+pub fn secret_number(der: &[u8]) -> Result<[u8; 32]> {
+    let head = [2, 1, 1, 4, 32];
+    let at = der.windows(head.len()).position(|part| part == head).context("it is no P-256 key in PKCS #8")?;
+    let number = der.get(at + head.len()..).and_then(|rest| rest.first_chunk()).context("it is cut short")?;
+    Ok(*number)
 }
 
 /// Writes a file of mode 0600 so that it is there whole or not at all.

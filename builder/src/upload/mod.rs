@@ -16,9 +16,9 @@ mod schema;
 mod tests;
 
 use crate::cache::hash;
+use crate::image::leave;
 use crate::image::manifest::{self, FileSum};
 use crate::image::output::Format;
-use crate::oci::artifact;
 use crate::web::Lost;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
@@ -196,13 +196,13 @@ impl Local {
             Ok(())
         };
         check(raw, disk)?;
-        artifact::refuse_open_secrets(&dir.join(raw))?;
         let path = dir.join(format.file());
         match known.files.get(format.file()) {
             Some(sum) if format != Format::Raw => check(format.file(), sum)?,
             Some(_) => {}
             None => format.write(&dir.join(raw), &path)?,
         }
+        leave::may_leave(&path)?;
         let role = known.role.as_str().to_string();
         let name = format!("{PREFIX}{}-{role}-{}", known.cluster, &disk.sha256[..12]);
         let sum = FileSum::of(&path)?;

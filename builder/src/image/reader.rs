@@ -1,0 +1,323 @@
+//! A disk image in any form that kimg writes, read front to back as the disk that it stands for.
+
+use crate::input;
+use anyhow::{Context, Result, bail, ensure};
+use flate2::{Decompress, FlushDecompress};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+const SECTOR: u64 = 512;
+/// Largest disk that is read: what a damaged header claims must not become an allocation.
+const MOST_BYTES: u64 = 1 << 40;
+
+/// A disk. Forms that are one stream cannot go back; all can go forward.
+pub struct Disk {
+    form: Form,
+    at: u64,
+}
+
+enum Form {
+    Plain(File),
+    Blocks(Blocks),
+    Stream(Box<dyn Read>),
+}
+
+impl Disk {
+    /// Opens an image; its first bytes say which form it has.
+    ///
+    /// # Errors
+    /// It cannot be read, or its tables are damaged.
+    pub fn open(path: &Path) -> Result<Disk> {
+        let mut file = input::open(path)?;
+        let open = || -> Result<Form> {
+            let mut magic = [0; 4];
+            let length = read_up_to(&mut file, &mut magic)?;
+            file.seek(SeekFrom::Start(0))?;
+            Ok(match &magic[..length] {
+                b"QFI\xfb" => Form::Blocks(qcow2(file)?),
+                b"KDMV" => Form::Blocks(vmdk(file)?),
+                [0x28, 0xb5, 0x2f, 0xfd] => {
+                    let mut decoder = zstd::stream::read::Decoder::new(file)?;
+                    decoder.window_log_max(31)?;
+                    Form::Stream(Box::new(decoder))
+                }
+                [0x1f, 0x8b, ..] => Form::Stream(gzip(file)?),
+                _ => Form::Plain(file),
+            })
+        };
+        match open() {
+            Ok(form) => Ok(Disk { form, at: 0 }),
+            Err(error) => input::bad(format!("{} is no readable disk image: {error:#}", path.display())),
+        }
+    }
+
+    /// `length` bytes from `offset`, which must not lie before what a compressed image has been read to.
+    pub fn read_at(&mut self, offset: u64, length: usize) -> Result<Vec<u8>> {
+        match &mut self.form {
+            Form::Plain(file) => {
+                file.seek(SeekFrom::Start(offset)).context("it is cut short")?;
+            }
+            Form::Blocks(_) => {}
+            Form::Stream(reader) => {
+                let skip = offset.checked_sub(self.at).context("a compressed image cannot be read backwards")?;
+                io::copy(&mut reader.take(skip), &mut io::sink()).context("it is cut short, or damaged")?;
+            }
+        }
+        self.at = offset;
+        let mut bytes = vec![0; length];
+        self.read_exact(&mut bytes).context("it is cut short, or damaged")?;
+        Ok(bytes)
+    }
+}
+
+impl Read for Disk {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = match &mut self.form {
+            Form::Plain(file) => file.read(buffer)?,
+            Form::Stream(reader) => reader.read(buffer)?,
+            Form::Blocks(blocks) => blocks.read_at(self.at, buffer)?,
+        };
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match reader.read(&mut buffer[filled..])? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(filled)
+}
+
+/// A gzipped disk, or Google's archive with the disk as its only file.
+fn gzip(file: File) -> Result<Box<dyn Read>> {
+    let mut reader = flate2::read::MultiGzDecoder::new(file);
+    let mut first = [0; SECTOR as usize];
+    let length = read_up_to(&mut reader, &mut first)?;
+    if length == first.len() && &first[257..262] == b"ustar" {
+        let header = tar::Header::from_byte_slice(&first);
+        ensure!(header.path()?.to_str() == Some("disk.raw"), "the archive does not begin with disk.raw");
+        let size = header.size().context("reading the archive's header")?;
+        return Ok(Box::new(reader.take(size)));
+    }
+    Ok(Box::new(io::Cursor::new(first[..length].to_vec()).chain(reader)))
+}
+
+/// Where a block of the disk lies in the file.
+#[derive(Clone, Copy)]
+enum Place {
+    Zeros,
+    Stored(u64),
+    Deflated { offset: u64, most: u64 },
+}
+
+/// A form that keeps the disk in blocks of one size.
+struct Blocks {
+    file: File,
+    size: u64,
+    block: u64,
+    /// Whether deflated blocks have zlib's header.
+    zlib: bool,
+    places: Vec<Place>,
+    /// The block that was read last.
+    current: Option<(usize, Vec<u8>)>,
+}
+
+impl Blocks {
+    fn read_at(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if at >= self.size {
+            return Ok(0);
+        }
+        let number = usize::try_from(at / self.block).map_err(io::Error::other)?;
+        if self.current.as_ref().is_none_or(|(n, _)| *n != number) {
+            self.current = Some((number, self.load(number)?));
+        }
+        let Some((_, bytes)) = &self.current else { return Ok(0) };
+        let inner = usize::try_from(at % self.block).map_err(io::Error::other)?;
+        let left = usize::try_from((self.size - at).min((bytes.len() - inner) as u64)).map_err(io::Error::other)?;
+        let length = left.min(buffer.len());
+        buffer[..length].copy_from_slice(&bytes[inner..inner + length]);
+        Ok(length)
+    }
+
+    fn load(&mut self, number: usize) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(self.block).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
+        match self.places.get(number).copied().unwrap_or(Place::Zeros) {
+            Place::Zeros => {}
+            Place::Stored(offset) => {
+                self.file.seek(SeekFrom::Start(offset))?;
+                // The last block of a file may be shorter.
+                read_up_to(&mut self.file, &mut bytes)?;
+            }
+            Place::Deflated { offset, most } => {
+                self.file.seek(SeekFrom::Start(offset))?;
+                let mut packed = vec![0; usize::try_from(most).map_err(io::Error::other)?];
+                let have = read_up_to(&mut self.file, &mut packed)?;
+                let mut inflate = Decompress::new(self.zlib);
+                inflate
+                    .decompress(&packed[..have], &mut bytes, FlushDecompress::Finish)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                if inflate.total_out() != self.block {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a block is cut short"));
+                }
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+fn bytes_at(file: &mut File, offset: u64, length: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(&mut bytes).context("the image is cut short")?;
+    Ok(bytes)
+}
+
+/// QEMU `docs/interop/qcow2.txt`, without backing file, encryption or snapshots' differences.
+fn qcow2(mut file: File) -> Result<Blocks> {
+    let header = bytes_at(&mut file, 0, 48)?;
+    let be32 = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let be64 = |at: usize| u64::from(be32(at)) << 32 | u64::from(be32(at + 4));
+    let (bits, size) = (be32(20), be64(24));
+    ensure!(be64(8) == 0 && be32(32) == 0, "the qcow2 has a backing file or is encrypted; give the whole disk");
+    ensure!((9..=21).contains(&bits) && size <= MOST_BYTES, "the qcow2 header is damaged");
+    let block = 1u64 << bits;
+    let clusters = size.div_ceil(block);
+    let tables = usize::try_from(clusters.div_ceil(block / 8))?;
+    ensure!(tables <= be32(36) as usize, "the qcow2's first table is too short");
+    let entries = |bytes: Vec<u8>| {
+        bytes.chunks_exact(8).map(|e| e.iter().fold(0u64, |n, b| n << 8 | u64::from(*b))).collect::<Vec<u64>>()
+    };
+    const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+    let shift = 62 - (bits - 8);
+    let mut places = Vec::new();
+    for table in entries(bytes_at(&mut file, be64(40), tables * 8)?) {
+        let second = match table & OFFSET {
+            0 => vec![0; usize::try_from(block / 8)?],
+            at => entries(bytes_at(&mut file, at, usize::try_from(block)?)?),
+        };
+        places.extend(second.into_iter().map(|entry| {
+            if entry >> 62 & 1 == 1 {
+                let offset = entry & ((1 << shift) - 1);
+                let sectors = (entry & !(3 << 62)) >> shift;
+                Place::Deflated { offset, most: (sectors + 1) * SECTOR - offset % SECTOR }
+            } else if entry & OFFSET == 0 || entry & 1 == 1 {
+                Place::Zeros
+            } else {
+                Place::Stored(entry & OFFSET)
+            }
+        }));
+    }
+    Ok(Blocks { file, size, block, zlib: false, places, current: None })
+}
+
+/// "Virtual Disk Format 5.0" (VMware), the stream-optimised kind: the directory stands in the footer.
+fn vmdk(mut file: File) -> Result<Blocks> {
+    let length = file.metadata()?.len();
+    let footer = length.checked_sub(2 * SECTOR).context("the VMDK is cut short")?;
+    let header = bytes_at(&mut file, footer, SECTOR as usize)?;
+    let le = |at: usize, count: usize| header[at..at + count].iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+    if &header[..4] != b"KDMV" || le(8, 4) >> 16 & 1 == 0 {
+        bail!("the VMDK is cut short, or not stream-optimised");
+    }
+    let (capacity, grain, per_table, directory) = (le(12, 8), le(20, 8), le(44, 4), le(56, 8));
+    ensure!(
+        capacity <= MOST_BYTES / SECTOR && (1..=2048).contains(&grain) && (1..=4096).contains(&per_table),
+        "the VMDK header is damaged"
+    );
+    let entries = |bytes: Vec<u8>| {
+        bytes.chunks_exact(4).map(|e| u64::from(u32::from_le_bytes([e[0], e[1], e[2], e[3]]))).collect::<Vec<u64>>()
+    };
+    let grains = capacity.div_ceil(grain);
+    let tables = usize::try_from(grains.div_ceil(per_table))?;
+    let mut places = Vec::new();
+    for table in entries(bytes_at(&mut file, directory.saturating_mul(SECTOR), tables * 4)?) {
+        let count = usize::try_from(per_table)?;
+        let second = match table {
+            0 => vec![0; count],
+            at => entries(bytes_at(&mut file, at * SECTOR, count * 4)?),
+        };
+        for sector in second {
+            places.push(match sector {
+                0 => Place::Zeros,
+                at => {
+                    let marker = bytes_at(&mut file, at * SECTOR + 8, 4)?;
+                    let most = u64::from(u32::from_le_bytes([marker[0], marker[1], marker[2], marker[3]]));
+                    ensure!(most <= 2 * grain * SECTOR + 1024, "a grain of the VMDK is damaged");
+                    Place::Deflated { offset: at * SECTOR + 12, most }
+                }
+            });
+        }
+    }
+    Ok(Blocks { file, size: capacity * SECTOR, block: grain * SECTOR, zlib: true, places, current: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::output::Format;
+
+    #[test]
+    fn every_form_reads_as_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        let mut content: Vec<u8> = (0..200_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        content.resize(3 << 20, 0);
+        content.extend((0..700_000u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]));
+        content.resize(content.len().next_multiple_of(512), 7);
+        std::fs::write(&raw, &content).unwrap();
+        for format in [Format::Raw, Format::RawZst, Format::RawGz, Format::Qcow2, Format::Vhd, Format::Vmdk] {
+            let out = dir.path().join(format.file());
+            if format != Format::Raw {
+                format.write(&raw, &out).unwrap();
+            }
+            let mut disk = Disk::open(&out).unwrap();
+            assert_eq!(disk.read_at(1000, 70_000).unwrap(), content[1000..71_000], "{format:?}");
+            let at = content.len() - 100;
+            assert_eq!(disk.read_at(at as u64, 100).unwrap(), content[at..], "{format:?}");
+            let mut whole = Vec::new();
+            Disk::open(&out).unwrap().take(content.len() as u64).read_to_end(&mut whole).unwrap();
+            assert!(whole == content, "{format:?}");
+        }
+    }
+
+    /// Google's form is a GiB at least, which takes a test build too long to write.
+    #[test]
+    fn googles_archive_reads_as_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(Format::Gce.file());
+        for (name, fits) in [("disk.raw", true), ("other.raw", false)] {
+            let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+            let mut header = tar::Header::new_gnu();
+            header.set_size(2000);
+            archive.append_data(&mut header, name, &[7u8; 2000][..]).unwrap();
+            std::fs::write(&path, archive.into_inner().unwrap().finish().unwrap()).unwrap();
+            let read = Disk::open(&path).and_then(|mut disk| disk.read_at(1000, 1000));
+            assert_eq!(read.ok(), fits.then(|| vec![7; 1000]), "{name}");
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error_and_no_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        let content: Vec<u8> = (0..100_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        std::fs::write(&raw, &content).unwrap();
+        for format in [Format::Qcow2, Format::Vmdk, Format::RawZst, Format::RawGz] {
+            let out = dir.path().join(format.file());
+            format.write(&raw, &out).unwrap();
+            let whole = std::fs::read(&out).unwrap();
+            for keep in [3, 40, 600, whole.len() / 2, whole.len() * 3 / 4] {
+                std::fs::write(&out, &whole[..keep]).unwrap();
+                let read = Disk::open(&out).and_then(|mut disk| disk.read_at(0, content.len()));
+                assert!(read.is_err(), "{format:?} cut to {keep}");
+            }
+        }
+    }
+}
