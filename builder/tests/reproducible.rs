@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const CLUSTER: &str = "name = \"twice\"\nsecrets = \"plain\"\n\
-    nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+    nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n\
+    [image]\nsecure-boot = true\n";
 const FILES: [&str; 10] = [
     "disk.raw",
     "disk.raw.zst",

@@ -4,7 +4,7 @@ use super::{dir_flag, next, program};
 use crate::config::Settings;
 use crate::input;
 use crate::pki::kubeconfig::{kubeconfig as document, server_url};
-use crate::pki::{Authority, Secrets, Subject, issue, secrets, show};
+use crate::pki::{Authority, Secrets, SecureBoot, Subject, issue, secrets, secure_boot, show};
 use anyhow::{Context, Result};
 use node_metadata::Role;
 use std::path::PathBuf;
@@ -18,6 +18,8 @@ pub(super) enum PkiCommand {
     Show(ShowArgs),
     /// Issue a client certificate of the cluster's CA
     Issue(IssueArgs),
+    /// Write what firmware has to learn to start this cluster's signed kernels
+    SecureBoot(SecureBootArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -51,6 +53,13 @@ pub(super) struct IssueArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct SecureBootArgs {
+    /// Folder for PK, KEK and db: NAME.auth (signed change), NAME.esl (list), NAME.cer (DER certificate)
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct KubeconfigArgs {
     /// URL of the API server [default: the running local master, else the first API name or address]
     #[arg(long)]
@@ -75,6 +84,7 @@ pub(super) fn run(command: PkiCommand, settings: &dyn Fn() -> Result<Settings>) 
         }
         PkiCommand::Show(args) => show_certificates(&args, settings),
         PkiCommand::Issue(args) => issue_certificate(&args, &settings()?),
+        PkiCommand::SecureBoot(args) => secure_boot_files(&args, &settings()?),
     }
 }
 
@@ -138,6 +148,19 @@ fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
     secrets::write_private(&certificate, client.certificate.as_bytes())?;
     println!("{}\n{}", certificate.display(), key.display());
     next(&format!("{} pki show {}", program(), certificate.display()));
+    Ok(())
+}
+
+fn secure_boot_files(args: &SecureBootArgs, settings: &Settings) -> Result<()> {
+    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let keys = SecureBoot::ensure(&secrets, &settings.name)?;
+    for name in secure_boot::write_enrolment(&keys, &args.output)? {
+        println!("{}", args.output.join(name).display());
+    }
+    if !settings.secure_boot {
+        eprintln!("cluster.toml does not have its kernels signed: add `secure-boot = true` under [image].");
+    }
+    next(&format!("kimg build all{}", dir_flag(settings)));
     Ok(())
 }
 

@@ -81,6 +81,8 @@ pub struct PackagesFragment {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ImagesFragment {
+    /// Whether kernels are signed by the cluster's Secure Boot keys; default false.
+    pub secure_boot: Option<bool>,
     /// As in [`ImageFragment`].
     #[serde(default)]
     pub kernel_args: Vec<Spanned<String>>,

@@ -97,6 +97,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
             security_mirror: url(f.packages.security_mirror, "packages.security-mirror")?,
             snapshot: moment(f.packages.snapshot, "packages.snapshot")?,
         },
+        secure_boot: f.image.secure_boot.unwrap_or(false),
         master_image: image_options(dir, (Role::Master, store), &f.image, &f.image.master)?,
         worker_image: image_options(dir, (Role::Worker, store), &f.image, &f.image.worker)?,
         nodes,

@@ -41,6 +41,8 @@ pub struct Settings {
     pub api: Api,
     /// Package sources.
     pub packages: Packages,
+    /// Whether kernels are signed by the cluster's Secure Boot keys.
+    pub secure_boot: bool,
     /// Options of the master image.
     pub master_image: ImageOptions,
     /// Options of the worker image.

@@ -21,6 +21,8 @@ fn two_lines_are_enough() {
     let cluster = s.cluster(Role::Worker, BuildInfo::default());
     assert_eq!(cluster.api_addresses, ["10.77.0.10".parse::<std::net::IpAddr>().expect("address")]);
     assert_eq!(s.secrets, SecretsForm::Sealed);
+    assert!(!s.secure_boot);
+    assert!(settings(&format!("{MINIMAL}[image]\nsecure-boot = true\n")).expect("valid").secure_boot);
 }
 
 /// `(lines put before or instead of the minimal text, what the error says)`
@@ -48,6 +50,10 @@ fn errors_name_line_field_and_way_out() {
         ("[[image.packages]]\nname = \"strace\"\n", "say which files of strace are taken"),
         ("[[image.worker.packages]]\nname = \"St race\"\nfiles = [\"/x\"]\n", "is no name of a Debian package"),
         ("[image.worker]\nimages = [\"x.tar\"]\n", ":4:11: image.worker.images: there is no file"),
+        (
+            "[image]\nsecure-boot = \"yes\"\n",
+            "cluster.toml:4:15: image.secure-boot: must be true or false, not a string",
+        ),
         ("version = 2\n", "version: this kimg reads version 1 only"),
         ("x = = 1\n", "cluster.toml:3:5: not valid TOML: "),
         ("domain = \"a\"\ndomain = \"b\"\n", "cluster.toml:4:1: not valid TOML: duplicate key; remove one"),

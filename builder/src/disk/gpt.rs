@@ -33,7 +33,7 @@ impl Guid {
     }
 
     /// As it stands on the disk: the first three fields are little-endian.
-    fn disk_bytes(self) -> [u8; 16] {
+    pub fn disk_bytes(self) -> [u8; 16] {
         let mut b = self.0;
         b[0..4].reverse();
         b[4..6].reverse();

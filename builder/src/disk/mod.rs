@@ -1,5 +1,6 @@
 //! The disk: partition table, boot loaders, and the partitions' content, written as one sparse file.
 
+pub mod authenticode;
 pub mod config_part;
 pub mod fat;
 pub mod gpt;

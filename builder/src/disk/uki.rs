@@ -1,6 +1,7 @@
 //! The unified kernel image: systemd's EFI stub with the kernel, initramfs and command line as PE sections behind it.
 
 use anyhow::{Context, Result, bail};
+use std::ops::Range;
 
 const SECTION_HEADER: usize = 40;
 /// Initialised data, readable.
@@ -41,12 +42,14 @@ pub fn build(stub: &[u8], sections: &[(&str, &[u8])]) -> Result<Vec<u8>> {
 }
 
 /// Where the parts of a PE32+ file lie.
-struct Layout {
-    pe: usize,
-    optional: usize,
+pub(super) struct Layout {
+    pub(super) pe: usize,
+    pub(super) optional: usize,
     table: usize,
     count: usize,
-    headers_size: usize,
+    pub(super) headers_size: usize,
+    /// The sections' bytes in the file.
+    pub(super) sections: Vec<Range<usize>>,
     section_alignment: usize,
     file_alignment: usize,
     image_end: usize,
@@ -54,7 +57,7 @@ struct Layout {
 }
 
 impl Layout {
-    fn read(bytes: &[u8]) -> Result<Layout> {
+    pub(super) fn read(bytes: &[u8]) -> Result<Layout> {
         let u16_at = |at: usize| -> Result<usize> {
             Ok(usize::from(u16::from_le_bytes(bytes.get(at..at + 2).context("the EFI stub is cut short")?.try_into()?)))
         };
@@ -76,10 +79,14 @@ impl Layout {
             bail!("the EFI stub's alignments are no powers of two");
         }
         let (mut image_end, mut file_end) = (0, 0);
+        let mut sections = Vec::new();
         for n in 0..count {
             let at = table + n * SECTION_HEADER;
             image_end = image_end.max(u32_at(at + 12)? + u32_at(at + 8)?);
-            file_end = file_end.max(u32_at(at + 20)? + u32_at(at + 16)?);
+            let start = u32_at(at + 20)?;
+            let end = start + u32_at(at + 16)?;
+            sections.push(start..end);
+            file_end = file_end.max(end);
         }
         Ok(Layout {
             pe,
@@ -87,6 +94,7 @@ impl Layout {
             table,
             count,
             headers_size: u32_at(optional + 60)?,
+            sections,
             section_alignment,
             file_alignment,
             image_end,
@@ -96,23 +104,24 @@ impl Layout {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn stub() -> Vec<u8> {
+    pub(in crate::disk) fn stub() -> Vec<u8> {
         let mut b = vec![0u8; 0x600];
         b[..2].copy_from_slice(b"MZ");
         b[0x3c] = 0x80;
         b[0x80..0x84].copy_from_slice(b"PE\0\0");
         b[0x86] = 1; // sections
         b[0x88..0x8c].copy_from_slice(&[1, 2, 3, 4]); // time
-        b[0x94] = 112; // optional header size
+        b[0x94] = 112 + 16 * 8; // optional header size
         let o = 0x98;
         b[o..o + 2].copy_from_slice(&0x20bu16.to_le_bytes());
         b[o + 32..o + 36].copy_from_slice(&4096u32.to_le_bytes());
         b[o + 36..o + 40].copy_from_slice(&512u32.to_le_bytes());
         b[o + 60..o + 64].copy_from_slice(&0x400u32.to_le_bytes());
-        let s = o + 112;
+        b[o + 108] = 16; // data directories
+        let s = o + 112 + 16 * 8;
         b[s + 8..s + 12].copy_from_slice(&100u32.to_le_bytes());
         b[s + 12..s + 16].copy_from_slice(&4096u32.to_le_bytes());
         b[s + 16..s + 20].copy_from_slice(&512u32.to_le_bytes());
@@ -125,7 +134,7 @@ mod tests {
         let out = build(&stub(), &[(".cmdline", b"quiet"), (".linux", &[9; 600])]).unwrap();
         assert_eq!(out[0x86], 3);
         assert_eq!(out[0x88..0x8c], [0; 4], "no time stamp");
-        let second = 0x98 + 112 + 2 * SECTION_HEADER;
+        let second = 0x98 + 112 + 16 * 8 + 2 * SECTION_HEADER;
         assert_eq!(&out[second..second + 7], b".linux\0");
         let at = u32::from_le_bytes(out[second + 20..second + 24].try_into().unwrap()) as usize;
         assert_eq!(&out[at..at + 600], &[9; 600]);

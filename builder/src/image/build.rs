@@ -21,7 +21,7 @@ use crate::manifests;
 use crate::oci::{self, source};
 use crate::packages::resolve::Wish;
 use crate::packages::{self, Mirrors};
-use crate::pki;
+use crate::pki::{self, SecureBoot};
 use crate::progress::Progress;
 use crate::sbom;
 use anyhow::{Context, Result, anyhow};
@@ -60,6 +60,8 @@ const DISK_CODE: &[&str] = &[
     include_str!("../disk/fat.rs"),
     include_str!("../disk/grub.rs"),
     include_str!("../disk/uki.rs"),
+    include_str!("../disk/authenticode.rs"),
+    include_str!("../pki/signed_data.rs"),
     include_str!("../disk/config_part.rs"),
     include_str!("../sbom/mod.rs"),
     include_str!("../sbom/crates.rs"),
@@ -168,6 +170,8 @@ struct Workshop<'a> {
     sources: Option<Sources>,
     lock: Lock,
     boot: recipe::Boot,
+    /// Where `cluster.toml` wants signed kernels.
+    secure_boot: Option<SecureBoot>,
     stage1: Component,
     components: Components,
     steps: Steps,
@@ -192,7 +196,8 @@ struct Plan {
 impl<'a> Workshop<'a> {
     fn open(settings: &'a Settings, options: &Options, progress: &'a Progress) -> Result<Workshop<'a>> {
         // What is wrong with the keys is said now, not after the root has been packed.
-        pki::Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+        let secrets = pki::Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+        let secure_boot = settings.secure_boot.then(|| SecureBoot::ensure(&secrets, &settings.name)).transpose()?;
         manifests::render(settings)?;
         let steps = Steps::open(&settings.dir.join("build/.steps"))?;
         let lock = match &options.sources {
@@ -209,6 +214,7 @@ impl<'a> Workshop<'a> {
             stage1: components.identify(&boot.stage1)?,
             lock,
             boot,
+            secure_boot,
             components,
             steps,
             tools: Mutex::default(),
@@ -353,7 +359,7 @@ impl<'a> Workshop<'a> {
         let info = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), root_hash: hex::encode(root_hash) };
         let config_files = pki::config_partition(self.settings, plan.role, info)?;
         let config = disk::config_part::encode(&config_files)?;
-        let inputs = with_code(Inputs::new("disk"), DISK_CODE)
+        let mut inputs = with_code(Inputs::new("disk"), DISK_CODE)
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("root", &plan.root_key)
             .with("root-hash", root_hash)
@@ -361,8 +367,11 @@ impl<'a> Workshop<'a> {
             .with("kernel", &self.kernel_package()?.sha256)
             .with("tools", &self.tools_key)
             .with("command-line", &command_line)
-            .with("config", hash::sha256(&config))
-            .key();
+            .with("config", hash::sha256(&config));
+        if let Some(keys) = &self.secure_boot {
+            inputs = inputs.with("secure-boot", keys.fingerprint());
+        }
+        let inputs = inputs.key();
         let dir = output_dir(self.settings, plan.role);
         cache::sweep(&dir);
         let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir));
@@ -453,11 +462,19 @@ impl<'a> Workshop<'a> {
             (".initrd", &initrd),
             (".linux", &vmlinuz),
         ];
-        let uki = disk::uki::build(&tools.read(STUB)?, &sections)?;
+        let mut uki = disk::uki::build(&tools.read(STUB)?, &sections)?;
         let core = self.core_image(&tools, command_line)?;
         let boot_img = tools.read(BOOT_IMG)?;
-        let esp: [(&str, &[u8]); 3] =
-            [("/EFI/BOOT/BOOTX64.EFI", &uki), ("/boot/vmlinuz", &vmlinuz), ("/boot/initrd", &initrd)];
+        let mut keys = Vec::new();
+        if let Some(secure_boot) = &self.secure_boot {
+            disk::authenticode::sign(&mut uki, secure_boot.signer())?;
+            // For the machine that has nothing but its firmware's menu to learn them from.
+            keys = secure_boot.certificates();
+            keys.iter_mut().for_each(|file| file.name.insert_str(0, "/loader/keys/"));
+        }
+        let mut esp: Vec<(&str, &[u8])> =
+            vec![("/EFI/BOOT/BOOTX64.EFI", &uki), ("/boot/vmlinuz", &vmlinuz), ("/boot/initrd", &initrd)];
+        esp.extend(keys.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())));
         let content = disk::Parts {
             boot_img: &boot_img,
             esp_files: &esp,
@@ -607,6 +624,7 @@ impl<'a> Workshop<'a> {
             kernel: release,
             command_line: parts.command_line.into(),
             secrets: secrets.into(),
+            secure_boot: self.secure_boot.as_ref().map(|keys| hash::hex_of(keys.signer().certificate_der())),
             inputs,
             partitions: [
                 ("root", size(parts.root)?),

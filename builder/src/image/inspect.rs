@@ -39,6 +39,9 @@ pub struct Report {
     pub config_files: BTreeMap<String, FileSum>,
     /// `none`, `plain` or `sealed`.
     pub secrets: String,
+    /// SHA-256 of the certificate that the kernel is signed for, from the manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secure_boot: Option<String>,
     /// Packages, where the manifest lies beside the image.
     pub packages: BTreeMap<String, String>,
     /// Own executables and their sizes, from the manifest.
@@ -150,6 +153,7 @@ fn read(path: &Path, mut disk: Disk) -> Result<Report> {
         command_line,
         config_files: BTreeMap::new(),
         secrets: "none".into(),
+        secure_boot: None,
         packages: BTreeMap::new(),
         components: BTreeMap::new(),
         files: BTreeMap::new(),
@@ -170,6 +174,7 @@ fn read(path: &Path, mut disk: Disk) -> Result<Report> {
         report.config_files.insert(name, sum);
     }
     if let Some(manifest) = manifest {
+        report.secure_boot = manifest.secure_boot;
         report.packages = manifest.packages;
         report.components = manifest.components.into_iter().map(|c| (c.name, c.size)).collect();
         report.files = manifest.files.into_iter().map(|(name, sum)| (name, sum.size)).collect();
@@ -231,7 +236,11 @@ impl Report {
         );
         let state = if self.hash_tree_matches { "matches the hash tree" } else { "DOES NOT match the hash tree" };
         let _ = writeln!(out, "root hash {} ({state})\nsecrets   {}", self.root_hash, self.secrets);
-        let _ = writeln!(out, "kernel    {}\n\nPartitions", self.command_line);
+        let _ = writeln!(out, "kernel    {}", self.command_line);
+        if let Some(certificate) = &self.secure_boot {
+            let _ = writeln!(out, "          signed for the certificate with SHA-256 {certificate}");
+        }
+        let _ = writeln!(out, "\nPartitions");
         for p in &self.partitions {
             let _ = writeln!(
                 out,

@@ -30,6 +30,9 @@ pub struct Manifest {
     pub command_line: String,
     /// How the secrets are carried: `none`, `plain` or `sealed`.
     pub secrets: String,
+    /// SHA-256 of the certificate that the kernel is signed for, hex; none where it is not signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_boot: Option<String>,
     /// Hash of all inputs.
     pub inputs: String,
     /// Bytes of each partition's content.

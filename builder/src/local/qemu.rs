@@ -25,8 +25,8 @@ pub struct VmSpec {
     pub cpus: u32,
     /// How instructions are run.
     pub accel: Accel,
-    /// UEFI firmware: code, and the VM's own copy of the variables.
-    pub uefi: Option<(PathBuf, PathBuf)>,
+    /// UEFI firmware instead of BIOS.
+    pub uefi: Option<Uefi>,
     /// How disk and seed are attached.
     pub bus: Bus,
     /// Where the disk's bytes are.
@@ -37,6 +37,17 @@ pub struct VmSpec {
     pub macs: [String; 2],
     /// `(port on 127.0.0.1, port in the VM)`.
     pub forwards: Vec<(u16, u16)>,
+}
+
+/// UEFI firmware.
+#[derive(Debug, Clone)]
+pub struct Uefi {
+    /// The firmware itself.
+    pub code: PathBuf,
+    /// The VM's own copy of the variables.
+    pub variables: PathBuf,
+    /// The firmware keeps the variables from the running system, as Secure Boot needs it.
+    pub guarded: bool,
 }
 
 /// The bus that disks are on.
@@ -78,6 +89,8 @@ pub enum Disk {
     File,
     /// Behind the NBD server at this unix socket, export `disk`.
     Nbd(PathBuf),
+    /// The files of this folder, as a FAT file system.
+    Folder(PathBuf),
 }
 
 /// QEMU's arguments.
@@ -89,7 +102,8 @@ pub fn arguments(vm: &VmSpec) -> Vec<String> {
         args.push(value);
     };
     add("-name", vm.title.clone());
-    add("-machine", "q35".to_string());
+    let guarded = vm.uefi.as_ref().is_some_and(|uefi| uefi.guarded);
+    add("-machine", if guarded { "q35,smm=on" } else { "q35" }.to_string());
     match vm.accel {
         Accel::Kvm => {
             add("-accel", "kvm".into());
@@ -103,9 +117,12 @@ pub fn arguments(vm: &VmSpec) -> Vec<String> {
     }
     add("-smp", vm.cpus.to_string());
     add("-m", vm.memory_mib.to_string());
-    if let Some((code, variables)) = &vm.uefi {
-        add("-drive", format!("if=pflash,format=raw,readonly=on,file={}", code.display()));
-        add("-drive", format!("if=pflash,format=raw,file={}", variables.display()));
+    if let Some(uefi) = &vm.uefi {
+        add("-drive", format!("if=pflash,format=raw,readonly=on,file={}", uefi.code.display()));
+        add("-drive", format!("if=pflash,format=raw,file={}", uefi.variables.display()));
+    }
+    if guarded {
+        add("-global", "driver=cfi.pflash01,property=secure,value=on".into());
     }
     for (option, value) in disks(vm) {
         add(option, value);
@@ -141,6 +158,7 @@ fn disks(vm: &VmSpec) -> Vec<(&'static str, String)> {
     let own = vm.earlier_disks.len();
     let place = match &vm.disk {
         Disk::File => format!("file={node}/disk.raw"),
+        Disk::Folder(folder) => format!("file=fat:rw:{}", folder.display()),
         Disk::Nbd(socket) => {
             format!("file.driver=nbd,file.server.type=unix,file.server.path={},file.export=disk", socket.display())
         }
@@ -232,13 +250,13 @@ pub fn uefi_firmware() -> Result<(PathBuf, PathBuf)> {
 }
 
 /// The firmware, and this VM's own copy of its variables: made where there is none.
-pub fn uefi_of(run_dir: &Path, node: &str) -> Result<(PathBuf, PathBuf)> {
+pub fn uefi_of(run_dir: &Path, node: &str) -> Result<Uefi> {
     let (code, variables) = uefi_firmware()?;
     let own = Path::new(node).join("efi-variables.fd");
     if !run_dir.join(&own).exists() {
         std::fs::copy(&variables, run_dir.join(&own)).with_context(|| format!("copying {}", variables.display()))?;
     }
-    Ok((code, own))
+    Ok(Uefi { code, variables: own, guarded: false })
 }
 
 #[cfg(test)]
@@ -294,6 +312,12 @@ mod tests {
                 assert!(line.contains(part), "{part} in {line}");
             }
             assert_eq!(line.contains("virtio-blk-pci"), bus == Bus::VirtioBlk, "{line}");
+        }
+        let uefi = Uefi { code: "code.fd".into(), variables: "m/own.fd".into(), guarded: true };
+        let line = arguments(&VmSpec { uefi: Some(uefi), ..vm(Accel::Tcg) }).join(" ");
+        for part in ["-machine q35,smm=on", "readonly=on,file=code.fd", "driver=cfi.pflash01,property=secure,value=on"]
+        {
+            assert!(line.contains(part), "{part} in {line}");
         }
         let served = VmSpec { disk: Disk::Nbd("m.nbd".into()), ..vm(Accel::Tcg) };
         assert!(arguments(&served).join(" ").contains("file.server.path=m.nbd,file.export=disk"));

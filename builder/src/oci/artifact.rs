@@ -133,6 +133,7 @@ mod tests {
             kernel: String::new(),
             command_line: String::new(),
             secrets: "sealed".into(),
+            secure_boot: None,
             inputs: String::new(),
             partitions: BTreeMap::new(),
             packages: BTreeMap::new(),

@@ -66,31 +66,30 @@ impl Authority {
         }
         if !secrets.path(&self.certificate_file()).exists() {
             let key = secrets.key(&self.key_file())?;
-            let certificate = self
-                .params(cluster)
+            let certificate = self_signed_params(cluster, self.stem())
                 .self_signed(&key)
                 .with_context(|| format!("signing {}", self.certificate_file()))?;
             secrets.write(&self.certificate_file(), certificate.pem().as_bytes())?;
         }
         Ok(())
     }
+}
 
-    fn params(self, cluster: &str) -> CertificateParams {
-        let mut params = CertificateParams::default();
-        let mut name = DistinguishedName::new();
-        name.push(DnType::OrganizationName, format!("kimg cluster {cluster}"));
-        name.push(DnType::CommonName, format!("{cluster} {}", self.stem()));
-        params.distinguished_name = name;
-        // A leaf is signed by the authority itself: no intermediate may come between.
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        params.serial_number = Some(random_serial());
-        let now = OffsetDateTime::now_utc();
-        params.not_before = now - BACKDATED;
-        params.not_after = now + CA_LIFE;
-        params
-    }
+/// A certificate that vouches for itself; `stem` is the name of its file, and part of the subject.
+pub(super) fn self_signed_params(cluster: &str, stem: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, format!("kimg cluster {cluster}"));
+    name.push(DnType::CommonName, format!("{cluster} {stem}"));
+    params.distinguished_name = name;
+    // A leaf is signed by the authority itself: no intermediate may come between.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.serial_number = Some(random_serial());
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - BACKDATED;
+    params.not_after = now + CA_LIFE;
+    params
 }
 
 /// A positive random serial number of 16 bytes.

@@ -141,7 +141,7 @@ impl Secrets {
     }
 
     /// Two runs at a time must not each make a key; the lock ends with the returned file.
-    fn lock(&self) -> Result<std::fs::File> {
+    pub(super) fn lock(&self) -> Result<std::fs::File> {
         let path = self.path(".lock");
         let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
