@@ -10,6 +10,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("vm/max_map_count", "262144"),
     // A kernel that has lost its way must not go on as a node.
     ("kernel/panic_on_oops", "1"),
+    // Only firmware, which may check signatures, starts a kernel. This cannot be taken back.
+    ("kernel/kexec_load_disabled", "1"),
     // One key ring a container.
     ("kernel/keys/root_maxkeys", "1000000"),
     ("kernel/keys/root_maxbytes", "25000000"),
