@@ -9,9 +9,9 @@ use kimg::client::node::NodeClient;
 use kimg::client::{Https, block_on, kube, tls};
 use kimg::config::{self, NodeSettings, Settings};
 use kimg::image::build::output_dir;
-use kimg::local::qemu::{self, Bus, Disk, VmSpec};
+use kimg::local::qemu::{self, Bus, Disk, Uefi, VmSpec};
 use kimg::local::{Accel, accel, console, disk, qmp, state};
-use kimg::pki::{Authority, Secrets, issue, secrets};
+use kimg::pki::{Authority, Secrets, SecureBoot, issue, secrets};
 use kimg::seed::{self, token::BootstrapToken};
 use node_api::{NodeStatus, path};
 use node_metadata::Role;
@@ -64,6 +64,28 @@ impl Bench {
     /// `cluster.toml` has no such node.
     pub fn image(&self, node: &str) -> Result<PathBuf> {
         Ok(output_dir(&self.settings, self.settings.node(node)?.entry.role).join("disk.raw"))
+    }
+
+    /// The cluster's keys.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// The cluster's Secure Boot keys.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn secure_boot(&self) -> Result<SecureBoot> {
+        SecureBoot::ensure(&self.secrets, &self.settings.name)
+    }
+
+    /// The kernel's command line of a node's image.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn command_line(&self, node: &str) -> Result<String> {
+        let file = self.image(node)?.with_file_name("cmdline");
+        std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
     }
 
     /// Makes the machine `name`, a `node` with a fresh disk, for as long as `run` takes. Where that fails, its
@@ -162,6 +184,35 @@ impl Machine<'_> {
             Firmware::Uefi => Some(qemu::uefi_of(&self.dir, &self.spec.node)?),
         };
         self.spec.bus = bus;
+        Ok(())
+    }
+
+    /// Firmware with Secure Boot from the next start on, and a copy of these variables. Where the copy is.
+    ///
+    /// # Errors
+    /// The variables cannot be copied.
+    pub fn attach_guarded(&mut self, code: &Path, variables: &Path) -> Result<PathBuf> {
+        let own = Path::new(&self.spec.node).join("efi-variables.fd");
+        let file = self.dir.join(&own);
+        std::fs::copy(variables, &file).with_context(|| format!("copying {}", variables.display()))?;
+        self.spec.uefi = Some(Uefi { code: code.to_owned(), variables: own, guarded: true });
+        Ok(file)
+    }
+
+    /// Puts files into the disk's place, from the next start on: paths and contents.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn show_files(&mut self, files: &[(&str, &[u8])]) -> Result<()> {
+        let folder = Path::new(&self.spec.node).join("files");
+        for (name, bytes) in files {
+            let file = self.dir.join(&folder).join(name);
+            if let Some(parent) = file.parent() {
+                std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+            }
+            std::fs::write(&file, bytes).with_context(|| format!("writing {}", file.display()))?;
+        }
+        self.spec.disk = Disk::Folder(folder);
         Ok(())
     }
 

@@ -1,7 +1,9 @@
-//! Programs that the tests drive: this workspace's own `kimg`, and real kubectl from Debian's packages.
+//! Programs that the tests drive: this workspace's own `kimg`, and others' from Debian's packages and Python's registry.
 
+use crate::cluster::run_in;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 
 /// A version of kubectl.
@@ -66,4 +68,84 @@ pub fn etcd() -> Result<PathBuf> {
             .context("fetching etcd-server from Debian trixie")?;
     }
     Ok(program)
+}
+
+/// Ubuntu's and Debian's verifier of signed EFI programs, ready for its arguments; fetched once.
+///
+/// # Errors
+/// The packages cannot be had.
+pub fn sbverify() -> Result<Command> {
+    let tree = workspace().join("target/tools/sbsigntool");
+    if !tree.exists() {
+        std::fs::create_dir_all(workspace().join("target/tools")).context("making target/tools")?;
+        let wanted = |path: &str| path == "/usr/bin/sbverify" || path.contains(".so.");
+        kimg::packages::fetch_tree("bookworm", &["sbsigntool", "libssl3"], wanted, &tree)
+            .context("fetching sbsigntool from Debian bookworm")?;
+    }
+    let mut command = Command::new(tree.join("usr/bin/sbverify"));
+    command.env("LD_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu"));
+    Ok(command)
+}
+
+/// systemd's boot loader, which puts Secure Boot keys into a firmware that has none; fetched once.
+///
+/// # Errors
+/// The package cannot be had.
+pub fn systemd_boot() -> Result<PathBuf> {
+    let program = workspace().join("target/tools/systemd-bootx64.efi");
+    if !program.exists() {
+        let path = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+        kimg::packages::fetch_program("trixie", "systemd-boot-efi", path, &program)
+            .context("fetching systemd-boot-efi from Debian trixie")?;
+    }
+    Ok(program)
+}
+
+/// The program that writes keys into OVMF's variables; installed once.
+///
+/// # Errors
+/// Python or its packages cannot be had.
+pub fn virt_fw_vars() -> Result<PathBuf> {
+    let list = workspace().join("qemu-tests/firmware/requirements.txt");
+    Ok(python_environment("firmware", &list)?.join("bin/virt-fw-vars"))
+}
+
+/// A virtual environment of Python below `target/tools/NAME` with what `requirements` names; made once.
+///
+/// # Errors
+/// Python or its packages cannot be had.
+pub fn python_environment(name: &str, requirements: &Path) -> Result<PathBuf> {
+    let dir = workspace().join("target/tools").join(name);
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let list = std::fs::read_to_string(requirements).with_context(|| format!("reading {}", requirements.display()))?;
+    once(&dir.join("stamp"), &list, || {
+        must(&dir, "python3", &["-m", "venv", "--clear", "venv"])?;
+        let pip = dir.join("venv/bin/pip").display().to_string();
+        let file = requirements.display().to_string();
+        must(&dir, &pip, &["install", "--quiet", "--disable-pip-version-check", "--requirement", &file])
+    })?;
+    Ok(dir.join("venv"))
+}
+
+/// Whether `stamp` says that what is beside it was made from `want`; if not, makes it and says so.
+///
+/// # Errors
+/// It cannot be made.
+pub fn once(stamp: &Path, want: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    if std::fs::read_to_string(stamp).is_ok_and(|made| made == want) {
+        return Ok(());
+    }
+    make()?;
+    std::fs::write(stamp, want).with_context(|| format!("writing {}", stamp.display()))
+}
+
+/// Runs a program in `dir`, which must succeed.
+///
+/// # Errors
+/// It does not; the error holds what it said.
+pub fn must(dir: &Path, program: &str, args: &[&str]) -> Result<()> {
+    run_in(dir, program.into(), args, None)?
+        .success()
+        .with_context(|| format!("{program} {}", args.join(" ")))
+        .map(|_| ())
 }

@@ -197,7 +197,7 @@ fn flipped_bit(bench: &Bench) -> Result {
         bench.with(&format!("flipped-{}", damage.name), MASTER, |machine| {
             flip(&machine.disk(), &damage)?;
             machine.start()?;
-            refuses(machine, damage.said)
+            refuses(machine, damage.said, 40)
         })?;
     }
     Ok(())
@@ -205,9 +205,7 @@ fn flipped_bit(bench: &Bench) -> Result {
 
 fn flip(disk: &Path, damage: &Damage) -> Result {
     let file = File::options().read(true).write(true).open(disk).context("opening the disk")?;
-    let mut head = vec![0; 34 * gpt::SECTOR as usize];
-    file.read_exact_at(&mut head, 0).context("reading the partition table")?;
-    let table = gpt::Table::parse(&head)?;
+    let table = table_of(&file)?;
     let partition = table.partition(damage.partition).with_context(|| format!("no partition {}", damage.partition))?;
     let mut offset = damage.first;
     while offset < partition.sectors * gpt::SECTOR {
@@ -223,9 +221,16 @@ fn flip(disk: &Path, damage: &Damage) -> Result {
     Ok(())
 }
 
+/// The disk's partition table.
+pub(crate) fn table_of(disk: &File) -> Result<gpt::Table> {
+    let mut head = vec![0; 34 * gpt::SECTOR as usize];
+    disk.read_exact_at(&mut head, 0).context("reading the partition table")?;
+    gpt::Table::parse(&head)
+}
+
 /// The console says what is the matter, and nothing of the image runs.
-fn refuses(machine: &mut Machine<'_>, sentence: &str) -> Result {
-    let said = machine.until(&format!("'{sentence}'"), 40, |m| Ok(m.console().contains(sentence).then_some(())));
+pub(crate) fn refuses(machine: &mut Machine<'_>, sentence: &str, seconds: u64) -> Result {
+    let said = machine.until(&format!("'{sentence}'"), seconds, |m| Ok(m.console().contains(sentence).then_some(())));
     said.with_context(|| format!("the console says:\n{}", machine.last_lines()))?;
     ensure!(machine.node::<NodeStatus>(path::STATUS).is_err(), "the node API answers");
     ensure!(!machine.console().contains("of cluster"), "it has booted all the same");

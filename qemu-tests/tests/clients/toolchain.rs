@@ -3,8 +3,7 @@
 
 use anyhow::{Context, bail};
 use qemu_tests::Result;
-use qemu_tests::cluster::run_in;
-use qemu_tests::tools::workspace;
+use qemu_tests::tools::{must, once, python_environment, workspace};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -89,22 +88,6 @@ fn text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Whether `stamp` says that what is beside it was made from `want`; if not, makes it and says so.
-fn once(stamp: &Path, want: &str, make: impl FnOnce() -> Result) -> Result {
-    if text(stamp).is_ok_and(|made| made == want) {
-        return Ok(());
-    }
-    make()?;
-    std::fs::write(stamp, want).with_context(|| format!("writing {}", stamp.display()))
-}
-
-fn must(dir: &Path, program: &str, args: &[&str]) -> Result {
-    run_in(dir, program.into(), args, None)?
-        .success()
-        .with_context(|| format!("{program} {}", args.join(" ")))
-        .map(|_| ())
-}
-
 /// The Go tree of Debian trixie, with the libraries as Debian builds them: no modules, no network.
 fn go() -> Answer {
     let fetched = || -> Result<PathBuf> {
@@ -150,18 +133,9 @@ fn build_go(tree: &Path) -> Result<Vec<String>> {
 }
 
 fn python() -> Answer {
-    let prepared = || -> Result<PathBuf> {
-        let requirements = sources("python").join("requirements.txt");
-        let dir = tools("python")?;
-        once(&dir.join("stamp"), &text(&requirements)?, || {
-            must(&dir, "python3", &["-m", "venv", "--clear", "venv"])?;
-            let pip = dir.join("venv/bin/pip").display().to_string();
-            let list = requirements.display().to_string();
-            must(&dir, &pip, &["install", "--quiet", "--disable-pip-version-check", "--requirement", &list])
-        })?;
-        Ok(dir.join("venv/bin/python3"))
-    };
-    let python = prepared().map_err(|e| Lacking::unavailable("the Python client", &e))?;
+    let environment = python_environment("python", &sources("python").join("requirements.txt"))
+        .map_err(|e| Lacking::unavailable("the Python client", &e))?;
+    let python = environment.join("bin/python3");
     Ok(vec![python.display().to_string(), sources("python").join("program.py").display().to_string()])
 }
 
