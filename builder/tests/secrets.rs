@@ -12,7 +12,8 @@ use std::path::Path;
 use std::process::Command;
 
 const CLUSTER: &str = "name = \"sealed\"\n\
-    nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+    nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n\
+    [image]\nsecure-boot = true\n";
 
 #[test]
 #[ignore = "needs the release build: make test runs it"]

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use memchr::memmem;
+use rsa::pkcs8::DecodePrivateKey;
+use rsa::traits::PrivateKeyParts;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -97,27 +99,40 @@ impl Keys {
 /// A key as bytes, in PKCS #8, as the lines of PEM, as base64 and as hex.
 fn forms(text: &str) -> Result<Vec<Vec<u8>>> {
     let mut needles = Vec::new();
-    let secret = match text.split_once("-----BEGIN PRIVATE KEY-----") {
+    let secrets = match text.split_once("-----BEGIN PRIVATE KEY-----") {
         Some((_, rest)) => {
             let body = rest.split("-----END").next().unwrap_or_default();
             let lines: Vec<&str> = body.split_whitespace().collect();
             let der = STANDARD.decode(lines.concat())?;
-            let secret = secret_number(&der)?.to_vec();
-            // The first line is the same for all keys of this kind: it names the algorithm.
-            needles.extend(lines.iter().skip(1).filter(|line| line.len() > 16).map(|line| line.as_bytes().to_vec()));
+            let (secrets, public) = secrets_of(&der)?;
+            needles
+                .extend(lines.iter().skip(public).filter(|line| line.len() > 16).map(|line| line.as_bytes().to_vec()));
             needles.push(STANDARD.encode(&der).into_bytes());
             // A PEM file as a value of YAML or JSON, e.g. in a kubeconfig.
             needles.push(STANDARD.encode(text).into_bytes());
             needles.push(der);
-            secret
+            secrets
         }
-        None => STANDARD.decode(text.trim())?,
+        None => vec![STANDARD.decode(text.trim())?],
     };
-    anyhow::ensure!(secret.len() >= 16, "it is too short to be a key");
-    needles.push(STANDARD.encode(&secret).into_bytes());
-    needles.push(hex::encode(&secret).into_bytes());
-    needles.push(secret);
+    for secret in secrets {
+        anyhow::ensure!(secret.len() >= 16, "it is too short to be a key");
+        needles.push(STANDARD.encode(&secret).into_bytes());
+        needles.push(hex::encode(&secret).into_bytes());
+        needles.push(secret);
+    }
     Ok(needles)
+}
+
+/// The secret numbers of a key, and how many lines of its PEM begin with what is no secret.
+fn secrets_of(der: &[u8]) -> Result<(Vec<Vec<u8>>, usize)> {
+    if let Ok(key) = rsa::RsaPrivateKey::from_pkcs8_der(der) {
+        let numbers = std::iter::once(key.d()).chain(key.primes());
+        // The algorithm, the modulus of 256 bytes and the exponent, which stand in the certificate too.
+        return Ok((numbers.map(|number| number.to_bytes_be()).collect(), 7));
+    }
+    // The first line is the same for all keys of this kind: it names the algorithm.
+    Ok((vec![secret_number(der)?.to_vec()], 1))
 }
 
 #[cfg(test)]
@@ -215,15 +230,22 @@ mod tests {
     fn a_key_is_found_wherever_reads_cut_it() {
         let dir = tempfile::tempdir().unwrap();
         let secrets = Secrets::ensure(&dir.path().join("secrets"), "demo").unwrap();
+        let secure_boot = pki::SecureBoot::ensure(&secrets, "demo").unwrap();
         let keys = Keys::of(&secrets).unwrap();
-        let pem = secrets.read("sa.key").unwrap();
-        for form in forms(&pem).unwrap() {
-            for before in [0, (1 << 20) - 7, (1 << 20) - form.len() + 1] {
-                let mut bytes = vec![b'x'; before];
-                bytes.extend(&form);
-                bytes.resize(bytes.len() + 5000, b'y');
-                assert_eq!(keys.search(&bytes[..]).unwrap(), ["sa.key"]);
+        for name in ["sa.key", "secure-boot-db.key"] {
+            let pem = secrets.read(name).unwrap();
+            for form in forms(&pem).unwrap() {
+                for before in [0, (1 << 20) - 7, (1 << 20) - form.len() + 1] {
+                    let mut bytes = vec![b'x'; before];
+                    bytes.extend(&form);
+                    bytes.resize(bytes.len() + 5000, b'y');
+                    assert_eq!(keys.search(&bytes[..]).unwrap(), [name]);
+                }
             }
+        }
+        // What everybody may read holds none of it.
+        for file in secure_boot.enrolment().unwrap() {
+            assert_eq!(keys.search(&file.bytes[..]).unwrap(), [""; 0], "{}", file.name);
         }
         assert_eq!(keys.search(&vec![b'x'; 3 << 20][..]).unwrap(), [""; 0]);
     }

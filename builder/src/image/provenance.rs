@@ -136,6 +136,7 @@ mod tests {
             kernel: String::new(),
             command_line: String::new(),
             secrets: "none".into(),
+            secure_boot: None,
             inputs: "in".into(),
             partitions: Default::default(),
             packages: Default::default(),
