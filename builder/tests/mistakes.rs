@@ -98,7 +98,7 @@ fn a_faulty_cluster_toml_is_told_by_every_command() {
     std::fs::write(&path, text.replace("#pod-cidr = \"10.200.0.0/16\"", "pod-cidr = \"10.200.0.0/24\"")).expect("file");
     for command in commands {
         let error = ends_with(2, dir, command);
-        assert!(error.contains("pod-cidr: 10.200.0.0/24 has room for 1 nodes"), "{command:?}: {error}");
+        assert!(error.contains("pod-cidr: 10.200.0.0/24 has room for 1 node,"), "{command:?}: {error}");
         assert_eq!(error.matches("cluster.toml").count(), 1, "{error}");
     }
     std::fs::remove_file(&path).expect("removed");
@@ -130,6 +130,13 @@ fn stopped_vms_are_named_and_nothing_is_made() {
         assert!(error.contains("do not run; start them with `kimg up`"), "{args:?}: {error}");
     }
     assert!(!dir.join("run").exists() && !dir.join("secrets").exists());
+    // As in a clone of the folder: new authorities would be of no use with the image that is there.
+    for args in [&["seed", "worker-1"] as &[&str], &["kubeconfig"], &["seed", "master-1"]] {
+        let error = ends_with(2, dir, args);
+        assert!(error.contains("does not hold this cluster's secrets"), "{args:?}: {error}");
+    }
+    assert!(!dir.join("secrets").exists());
+    assert!(kimg(dir, &["pki", "init"]).status.success());
     let error = ends_with(1, dir, &["seed", "worker-1"]);
     assert!(error.contains("do not run; start them with `kimg up`"), "{error}");
 }

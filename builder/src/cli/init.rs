@@ -38,7 +38,7 @@ pub(super) fn run(args: &InitArgs) -> Result<()> {
     let text = with_examples(text, dir);
     let mut file = std::fs::File::create_new(&path).with_context(|| format!("making {}", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
-    println!("{}: cluster `{name}`, 1 master and 2 workers", path.display());
+    println!("{}: cluster `{name}`, 1 master and 2 workers, for VMs on this machine", path.display());
     next(&format!("{} --dir {} up", super::program(), dir.display()));
     Ok(())
 }

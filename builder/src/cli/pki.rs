@@ -132,7 +132,7 @@ fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
         );
     }
     input::writable_place(&args.output)?;
-    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let subject = Subject { user: args.user.clone(), groups: args.groups.clone() };
     let client = issue::issue(&secrets, Authority::Cluster, &subject, Duration::days(args.days.into()))?;
     if args.kubeconfig {
@@ -168,7 +168,7 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs, settings: &Settings) -> Result<(
     if let Some(path) = &args.output {
         input::writable_place(path)?;
     }
-    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let (user, client) = if args.break_glass {
         let subject = Subject::break_glass();
         let client = issue::issue(&secrets, Authority::Cluster, &subject, issue::BREAK_GLASS_LIFE)?;
@@ -206,7 +206,7 @@ fn server(settings: &Settings, told: Option<&str>) -> Result<String> {
         .names
         .first()
         .cloned()
-        .or_else(|| settings.api_addresses().first().map(ToString::to_string))
+        .or_else(|| settings.api_addresses(true).first().map(ToString::to_string))
         .or_else(|| settings.nodes_of(Role::Master).next().map(|n| n.local_address.to_string()))
         .context("cluster.toml names no address of the API; add one under [api], or use --server")?;
     Ok(server_url(&host, 6443))

@@ -44,9 +44,9 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
     }
     let interfaces =
         args.interfaces.iter().enumerate().map(|(number, text)| interface(number, text)).collect::<Result<Vec<_>>>()?;
-    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let token = (node.entry.role == Role::Worker).then(BootstrapToken::random);
-    let user_data = seed::user_data(settings, node, token.as_ref(), &secrets)?;
+    let user_data = seed::user_data(settings, node, seed::Place::Elsewhere, token.as_ref(), &secrets)?;
     // Before the token goes to the API server: what is refused here leaves nothing behind.
     if let Some(provider) = &args.provider {
         let sentence = seed::check_for(provider, &user_data)?;

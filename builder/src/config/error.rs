@@ -56,7 +56,9 @@ impl ConfigError {
             }
             unknown_key_sentence(unknown, &known)
         } else if let Some(missing) = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
-            field = join(&field, missing);
+            // The file as a whole lacks it where the parser points to all of it.
+            let whole = error.span().is_none_or(|span| span.start == 0 && span.end + 1 >= text.len());
+            field = if whole { missing.to_string() } else { join(&field, missing) };
             format!("missing; {}", missing_sentence(missing))
         } else {
             type_sentence(message)

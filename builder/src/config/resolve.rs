@@ -220,7 +220,8 @@ fn check_room(f: &Fragment, pods: IpNet) -> Result<(), Fault> {
     }
     let bits = u8::try_from(nodes.next_power_of_two().trailing_zeros()).unwrap_or(NODE_PREFIX);
     let message = format!(
-        "{pods} has room for {room} nodes, as each takes a /{NODE_PREFIX}, and there are {nodes}; write a /{} or wider",
+        "{pods} has room for {room} node{}, as each takes a /{NODE_PREFIX}, and there are {nodes}; write a /{} or wider",
+        if room == 1 { "" } else { "s" },
         NODE_PREFIX.saturating_sub(bits)
     );
     match &f.pod_cidr {
@@ -501,10 +502,11 @@ fn local_node(
             return Err(fault(at, "nodes", message));
         }
     };
-    if entry.addresses.is_empty() {
+    let unaddressed = entry.addresses.is_empty();
+    if unaddressed {
         entry.addresses.push(IpAddr::V4(local_address));
     }
-    Ok(NodeSettings { entry, local_address })
+    Ok(NodeSettings { entry, local_address, unaddressed })
 }
 
 fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {

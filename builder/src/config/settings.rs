@@ -111,6 +111,20 @@ pub struct NodeSettings {
     pub entry: NodeEntry,
     /// Address in the local network, for local VMs.
     pub local_address: Ipv4Addr,
+    /// Whether `cluster.toml` says nothing of its addresses: the local VM has `local_address`, a machine at a
+    /// provider what its metadata says.
+    pub unaddressed: bool,
+}
+
+impl NodeSettings {
+    /// What an image says of the node: no address that only its local VM has.
+    fn baked(&self) -> NodeEntry {
+        let mut entry = self.entry.clone();
+        if self.unaddressed {
+            entry.addresses.clear();
+        }
+        entry
+    }
 }
 
 /// VMs on this machine.
@@ -188,9 +202,10 @@ impl Settings {
         self.dir.join("build")
     }
 
-    /// The masters' addresses and the extra ones of `[api]`.
-    pub fn api_addresses(&self) -> Vec<IpAddr> {
-        let own = self.nodes_of(Role::Master).filter_map(|n| n.entry.addresses.first().copied());
+    /// The masters' addresses, those that only their local VMs have among them if `local`, and the extra ones of `[api]`.
+    pub fn api_addresses(&self, local: bool) -> Vec<IpAddr> {
+        let masters = self.nodes_of(Role::Master).filter(|n| local || !n.unaddressed);
+        let own = masters.filter_map(|n| n.entry.addresses.first().copied());
         let mut all: Vec<IpAddr> = Vec::new();
         for address in own.chain(self.api.addresses.iter().copied()) {
             if !all.contains(&address) {
@@ -207,14 +222,14 @@ impl Settings {
             role,
             domain: self.domain.clone(),
             api_names: self.api.names.clone(),
-            api_addresses: self.api_addresses(),
+            api_addresses: self.api_addresses(false),
             pod_cidr: self.pod_cidr,
             service_cidr: self.service_cidr,
             dns_address: self.dns_address,
             overlay: self.overlay,
             store: self.store,
             ntp_servers: self.ntp_servers.clone(),
-            nodes: self.nodes.iter().map(|n| n.entry.clone()).collect(),
+            nodes: self.nodes.iter().map(NodeSettings::baked).collect(),
             build,
         }
     }

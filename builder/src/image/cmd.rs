@@ -208,7 +208,7 @@ pub struct SignArgs {
 pub fn sign(args: &SignArgs, settings: &Settings) -> Result<()> {
     let image = image_path(&args.image, &|| Ok(settings.clone()))?;
     let dir = image.parent().unwrap_or(Path::new("."));
-    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     for path in provenance::sign(dir, &secrets)? {
         println!("{}", path.display());
     }
@@ -260,7 +260,7 @@ fn image_path(given: &Path, cluster: &dyn Fn() -> Result<Settings>) -> Result<Pa
         path = path.join(Format::Raw.file());
     }
     if !path.exists() {
-        return input::bad(format!("there is no {}; build it with `kimg build`", path.display()));
+        return input::bad(format!("there is no {}; build it with `kimg build all`", path.display()));
     }
     Ok(path)
 }

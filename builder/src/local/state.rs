@@ -134,7 +134,7 @@ pub fn api_client(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> 
                 bail!(why);
             }
             let host = settings.api.names.first().cloned();
-            let address = settings.api_addresses().first().map(ToString::to_string);
+            let address = settings.api_addresses(true).first().map(ToString::to_string);
             let host = host.or(address).context("cluster.toml names no address of the API; use --server")?;
             (host, 6443)
         }

@@ -49,7 +49,7 @@ impl Target {
             .fingerprint
             .clone()
             .or_else(|| vm.and_then(|_| console::fingerprint(&settings.run_dir().join(&name).join("console.log"))));
-        let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+        let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
         NodeClient::new(&secrets, &name, address, fingerprint.as_deref())
     }
 }

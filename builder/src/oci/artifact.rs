@@ -8,6 +8,7 @@ use crate::cache;
 use crate::image::leave;
 use crate::image::manifest::{self, FileSum};
 use crate::image::output::Format;
+use crate::input;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 
@@ -21,8 +22,10 @@ const DESCRIPTION: &str = "application/vnd.kimg.node-image.manifest.v1+json";
 /// # Errors
 /// There is no complete image, it is not what its manifest says, or it holds private keys in clear.
 pub fn of_node_image(dir: &Path, names: &[Reference]) -> Result<Content> {
-    let known = manifest::Manifest::read(dir)
-        .with_context(|| format!("there is no image in {}; build it with `kimg build`", dir.display()))?;
+    let known = manifest::Manifest::read(dir).map_or_else(
+        || input::bad(format!("there is no image in {}; build it with `kimg build all`", dir.display())),
+        Ok,
+    )?;
     let packed = Format::RawZst.file();
     let Some(sum) = known.files.get(packed) else {
         bail!("the image in {} has no {packed}; build it with --format raw,raw.zst", dir.display());

@@ -27,6 +27,21 @@ impl Secrets {
         Secrets { dir: dir.to_path_buf() }
     }
 
+    /// Those of a cluster that has some: for what would be useless with new authorities, which no image knows.
+    ///
+    /// # Errors
+    /// Bad input: there are none, as in a clone of a cluster's folder.
+    pub fn of_cluster(dir: &Path, cluster: &str) -> Result<Secrets> {
+        if !Secrets::open(dir).path(&Authority::Cluster.key_file()).exists() {
+            return input::bad(format!(
+                "{0} does not hold this cluster's secrets; copy them there (they are in no version control), or make new \
+                 ones, for new images, with `kimg pki init`",
+                dir.display()
+            ));
+        }
+        Secrets::ensure(dir, cluster)
+    }
+
     /// Makes whatever is missing of a cluster's keys and authorities; what exists stays as it is.
     pub fn ensure(dir: &Path, cluster: &str) -> Result<Secrets> {
         std::fs::DirBuilder::new()

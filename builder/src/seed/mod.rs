@@ -29,18 +29,43 @@ pub struct Interface {
     pub address: Option<String>,
 }
 
+/// What the user-data of a machine may say of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A VM on this machine, which has its address in the local network.
+    Local,
+    /// Any other machine: only what `cluster.toml` says, else its metadata.
+    Elsewhere,
+}
+
 /// The user-data of a node.
+///
+/// # Errors
+/// Bad input: it is too long, or nothing says where a worker elsewhere finds the API.
 pub fn user_data(
     settings: &Settings,
     node: &NodeSettings,
+    place: Place,
     token: Option<&BootstrapToken>,
     secrets: &Secrets,
 ) -> Result<String> {
     let mut text = format!("#cloud-config\nhostname: {}\nkimg:\n  role: {}\n", node.entry.name, node.entry.role);
-    if !node.entry.addresses.is_empty() {
+    if place == Place::Local || !node.unaddressed {
         let _ = writeln!(text, "  node-ip: {}", list(&node.entry.addresses));
     }
-    let _ = writeln!(text, "  api: {}", list(&settings.api_addresses()));
+    let mut api: Vec<String> = settings.api_addresses(place == Place::Local).iter().map(ToString::to_string).collect();
+    if api.is_empty() {
+        api.extend(settings.api.names.iter().cloned());
+    }
+    if !api.is_empty() {
+        let _ = writeln!(text, "  api: {}", list(&api));
+    } else if node.entry.role == Role::Worker {
+        return input::bad(format!(
+            "cluster.toml does not say where {} finds the API: give the master its address (`addresses = [\"…\"]`), \
+             or write `addresses` or `names` under [api]",
+            node.entry.name
+        ));
+    }
     if let Some(token) = token {
         let _ = writeln!(text, "  token: {token}");
     }
@@ -79,7 +104,7 @@ pub fn check_for(provider: &str, user_data: &str) -> Result<String> {
     Ok(format!("{size} of the {} bytes{form} that {provider} takes", limit.bytes))
 }
 
-fn list(addresses: &[IpAddr]) -> String {
+fn list<T: std::fmt::Display>(addresses: &[T]) -> String {
     let quoted: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
     format!("[{}]", quoted.join(", "))
 }
@@ -127,7 +152,7 @@ pub fn local_drive(
         },
         Interface { name: "nat".into(), mac: mac(&settings.name, name, 1), address: None },
     ];
-    drive(settings, name, &user_data(settings, node, token, secrets)?, &interfaces)
+    drive(settings, name, &user_data(settings, node, Place::Local, token, secrets)?, &interfaces)
 }
 
 /// A locally administered hardware address that follows from cluster, node and interface.
@@ -150,14 +175,24 @@ mod tests {
         let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
         let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
         let token = BootstrapToken { id: "abcdef".into(), secret: "0123456789abcdef".into() };
-        let worker = user_data(&settings, &settings.nodes[1], Some(&token), &secrets).expect("text");
+        let worker = user_data(&settings, &settings.nodes[1], Place::Local, Some(&token), &secrets).expect("text");
         assert_eq!(
             worker,
             "#cloud-config\nhostname: w\nkimg:\n  role: worker\n  node-ip: [\"10.77.0.11\"]\n  \
              api: [\"10.77.0.10\"]\n  token: abcdef.0123456789abcdef\n"
         );
-        let master = user_data(&settings, &settings.nodes[0], None, &secrets).expect("text");
+        let master = user_data(&settings, &settings.nodes[0], Place::Local, None, &secrets).expect("text");
         assert!(master.contains("  seal-key: "), "{master}");
+        // At a provider, nobody knows the addresses yet.
+        let master = user_data(&settings, &settings.nodes[0], Place::Elsewhere, None, &secrets).expect("text");
+        assert!(!master.contains("10.77") && !master.contains("api:"), "{master}");
+        let lost = user_data(&settings, &settings.nodes[1], Place::Elsewhere, Some(&token), &secrets);
+        assert!(lost.expect_err("no API").to_string().contains("[api]"));
+        let settings =
+            crate::config::parse(Path::new("c"), &format!("{text}[api]\nnames = [\"api.example\"]\n"), dir.path())
+                .expect("valid");
+        let worker = user_data(&settings, &settings.nodes[1], Place::Elsewhere, Some(&token), &secrets).expect("text");
+        assert!(!worker.contains("node-ip") && worker.contains("  api: [\"api.example\"]\n"), "{worker}");
     }
 
     /// A machine with one drive.
@@ -192,7 +227,7 @@ mod tests {
         let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
         let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
         let token = BootstrapToken::random();
-        let user_data = user_data(&settings, &settings.nodes[1], Some(&token), &secrets).expect("text");
+        let user_data = user_data(&settings, &settings.nodes[1], Place::Local, Some(&token), &secrets).expect("text");
         let interfaces = [
             Interface { name: "lan".into(), mac: mac("demo", "w", 0), address: Some("10.77.0.11/24".into()) },
             Interface { name: "nat".into(), mac: mac("demo", "w", 1), address: None },

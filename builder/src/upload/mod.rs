@@ -19,6 +19,7 @@ use crate::cache::hash;
 use crate::image::leave;
 use crate::image::manifest::{self, FileSum};
 use crate::image::output::Format;
+use crate::input;
 use crate::web::Lost;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
@@ -185,8 +186,10 @@ impl Local {
     /// # Errors
     /// There is no image, it is not what its manifest says, or it holds private keys in clear.
     pub fn read(dir: &Path, format: Format) -> Result<Local> {
-        let known = manifest::Manifest::read(dir)
-            .with_context(|| format!("there is no image in {}; build it with `kimg build`", dir.display()))?;
+        let known = manifest::Manifest::read(dir).map_or_else(
+            || input::bad(format!("there is no image in {}; build it with `kimg build all`", dir.display())),
+            Ok,
+        )?;
         let raw = Format::Raw.file();
         let disk = known.files.get(raw).with_context(|| format!("the manifest in {} names no {raw}", dir.display()))?;
         let check = |name: &str, sum: &FileSum| -> Result<()> {
