@@ -122,6 +122,9 @@ pub struct RequestInfo {
     pub version: String,
     /// Empty for cluster-scoped requests and requests over all namespaces.
     pub namespace: String,
+    /// Whether the path is a Namespace's own (`/namespaces/x`, also its `status` and `finalize`): `namespace` is then
+    /// its name, so that a role in it may be about it.
+    pub of_namespace: bool,
     /// The plural, lower case.
     pub resource: String,
     pub subresource: String,
@@ -143,6 +146,7 @@ impl RequestInfo {
             group: String::new(),
             version: String::new(),
             namespace: String::new(),
+            of_namespace: false,
             resource: String::new(),
             subresource: String::new(),
             name: String::new(),
@@ -185,13 +189,19 @@ impl RequestInfo {
             // `/namespaces/x`, `/namespaces/x/status` and `/finalize` are the Namespace itself.
             let own =
                 tail.is_empty() || tail == [""] || (self.group.is_empty() && matches!(tail, ["status" | "finalize"]));
-            self.namespace = decode(ns, false);
+            let ns = decode(ns, false);
             if own {
                 self.resource = "namespaces".into();
-                self.name = self.namespace.clone();
+                // In other groups it is some object of that name, which has nothing to do with the namespace.
+                if self.group.is_empty() {
+                    self.namespace = ns.clone();
+                    self.of_namespace = true;
+                }
+                self.name = ns;
                 self.subresource = tail.first().copied().unwrap_or("").to_string();
                 return;
             }
+            self.namespace = ns;
             rest = tail;
         }
         self.resource = decode(rest.first().copied().unwrap_or(""), false);
@@ -300,6 +310,8 @@ mod tests {
             ("GET", "/api/v1/pods", "", "list", "", "v1", "", "pods", "", ""),
             ("GET", "/api/v1/namespaces/a/pods", "watch=1", "watch", "", "v1", "a", "pods", "", ""),
             ("GET", "/api/v1/namespaces/a", "", "get", "", "v1", "a", "namespaces", "a", ""),
+            ("GET", "/apis/x.io/v1/namespaces/a", "", "get", "x.io", "v1", "", "namespaces", "a", ""),
+            ("GET", "/api/v1/namespaces/a/namespaces/b", "", "get", "", "v1", "a", "namespaces", "b", ""),
             ("PUT", "/api/v1/namespaces/a/finalize", "", "update", "", "v1", "a", "namespaces", "a", "finalize"),
             ("POST", "/apis/apps/v1/namespaces/a/deployments", "", "create", "apps", "v1", "a", "deployments", "", ""),
             (

@@ -129,7 +129,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
             self.0.path.push_str(&key);
             if out.contains_key(&key) {
                 let path = self.0.path.clone();
-                if !self.0.duplicates.contains(&path) {
+                let duplicates = &self.0.duplicates;
+                if duplicates.len() < super::MAX_STRICT && !duplicates.contains(&path) {
                     self.0.duplicates.push(path);
                 }
             }

@@ -23,6 +23,10 @@ pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
+/// Unknown and duplicate fields of a body that are told; more say nothing more. Upstream's JSON reader
+/// (`sigs.k8s.io/json`) stops there too.
+pub const MAX_STRICT: usize = 100;
+
 /// A decoded body.
 #[derive(Debug, Default)]
 pub struct Decoded {
@@ -83,6 +87,7 @@ fn finish(parsed: Parsed, schema: &Schema) -> Result<Decoded, Status> {
         Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {e}"))
     })?;
     strict.extend(unknown.into_iter().map(|u| format!("unknown field \"{u}\"")));
+    strict.truncate(MAX_STRICT);
     Ok(Decoded { object, strict })
 }
 

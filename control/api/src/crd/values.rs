@@ -5,6 +5,7 @@ use crate::schema::{ListType, Schema, Ty};
 use crate::status::{ErrorKind, FieldError};
 use regex::Regex;
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// All errors of a value. `path` is the field's name in errors, empty at the root.
 pub fn validate(value: &Value, schema: &Schema, path: &str) -> Vec<FieldError> {
@@ -291,12 +292,11 @@ fn duplicates(items: &[Value], schema: &Schema, path: &str, out: &mut Vec<FieldE
         )),
         _ => None,
     };
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for (i, v) in items.iter().enumerate() {
         let Some(id) = id(v) else { return };
-        if seen.contains(&id) {
-            out.push(FieldError::duplicate(format!("{path}[{i}]"), id.clone()));
+        if let Some(twice) = seen.replace(id) {
+            out.push(FieldError::duplicate(format!("{path}[{i}]"), twice));
         }
-        seen.push(id);
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::Query;
 use super::rules::{Rule, not_covered};
 use crate::authn::user::GROUP_MASTERS;
-use crate::authn::view::{CLUSTER_ROLES, ROLES, name_of, namespace_of, str_at};
+use crate::authn::view::{CLUSTER_ROLES, ROLES, items_at, name_of, namespace_of, str_at};
 use crate::error::{ApiError, Result};
 use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
@@ -30,15 +30,34 @@ fn may(state: &AppState, user: &UserInfo, verb: &str, resource: &str, namespace:
     state.authz.allowed(&state.registry, &query)
 }
 
+/// Whether only what garbage collection looks at changes. All else may give something away: a label makes aggregated
+/// roles gather the rules, which then must be the writer's own.
+fn same_but_for_owners(new: &Value, old: &Value) -> bool {
+    let rest = |object: &Value| {
+        let mut object = object.clone();
+        for field in ["ownerReferences", "finalizers", "managedFields", "resourceVersion"] {
+            api::meta::remove(&mut object, field);
+        }
+        object
+    };
+    rest(new) == rest(old)
+}
+
+/// Whether the role's rules are those of others.
+fn aggregates(role: &Value) -> bool {
+    !items_at(role, "/aggregationRule/clusterRoleSelectors").is_empty()
+}
+
 fn role(state: &AppState, user: &UserInfo, info: &RequestInfo, new: &Value, old: Option<&Value>) -> Result<()> {
-    let unchanged = old.is_some_and(|o| o["rules"] == new["rules"] && o["aggregationRule"] == new["aggregationRule"]);
     let (namespace, name) = (namespace_of(new), name_of(new));
-    if unchanged || may(state, user, "escalate", &info.resource, namespace, name) {
+    if old.is_some_and(|old| same_but_for_owners(new, old))
+        || may(state, user, "escalate", &info.resource, namespace, name)
+    {
         return Ok(());
     }
     let mut wanted = Rule::read_all(new);
-    if new.get("aggregationRule").is_some_and(|a| !a.is_null()) {
-        // What it will gather is not known, so its author must have all.
+    if aggregates(new) || old.is_some_and(aggregates) {
+        // What it gathers, or gathered and holds still, is not known, so its author must have all.
         wanted.push(Rule::read(&serde_json::json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})));
         wanted.push(Rule::read(&serde_json::json!({"verbs": ["*"], "nonResourceURLs": ["*"]})));
     }

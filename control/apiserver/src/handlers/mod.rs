@@ -53,6 +53,10 @@ pub async fn handle(
         return plain::handle(state, info, request.headers());
     }
     if streaming::serves(info) {
+        // As for other requests: authorisation was asked in the namespace that the path names.
+        if (info.resource == "nodes") != info.namespace.is_empty() {
+            return Err(ApiError::no_such_path());
+        }
         return streaming::handle(state, info, user, request).await;
     }
     let (parts, body) = request.into_parts();

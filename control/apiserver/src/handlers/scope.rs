@@ -1,5 +1,6 @@
 //! What a handler knows of the request it answers.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use api::codec::{Accept, Offer};
@@ -12,6 +13,40 @@ use crate::registry::Store;
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
 use crate::strategy::{self, Strategy};
+
+/// Characters that all warnings of an answer may have, and what each is cut to when they have more; upstream's limits
+/// (`apiserver/pkg/endpoints/filters/warning.go`).
+const ALL_WARNINGS: usize = 4 << 10;
+const CUT_WARNING: usize = 256;
+
+/// Warnings of an answer, each once.
+#[derive(Default)]
+struct Warnings {
+    all: Vec<String>,
+    known: HashSet<String>,
+    /// Characters of them all, each cut.
+    cut: usize,
+}
+
+impl Warnings {
+    fn add(&mut self, text: String) {
+        if text.is_empty() || self.cut > ALL_WARNINGS || !self.known.insert(text.clone()) {
+            return;
+        }
+        self.cut += text.chars().take(CUT_WARNING).count();
+        self.all.push(text);
+    }
+
+    /// What is sent.
+    fn shown(&self) -> Vec<&str> {
+        let whole: usize = self.all.iter().map(|text| text.chars().count()).sum();
+        if whole <= ALL_WARNINGS {
+            return self.all.iter().map(String::as_str).collect();
+        }
+        let end = |text: &str| text.char_indices().nth(CUT_WARNING).map_or(text.len(), |(end, _)| end);
+        self.all.iter().map(|text| &text[..end(text)]).collect()
+    }
+}
 
 /// A request on a resource.
 pub(crate) struct Scope<'a> {
@@ -28,7 +63,7 @@ pub(crate) struct Scope<'a> {
     pub(crate) accept: Accept,
     pub(crate) dry_run: bool,
     user_agent: String,
-    warnings: Mutex<Vec<String>>,
+    warnings: Mutex<Warnings>,
 }
 
 impl<'a> Scope<'a> {
@@ -41,7 +76,8 @@ impl<'a> Scope<'a> {
         let kinds = state.kinds();
         let kind =
             kinds.resource(&info.group, &info.version, &info.resource).cloned().ok_or_else(ApiError::no_such_path)?;
-        if !kind.namespaced && !info.namespace.is_empty() && info.resource != "namespaces" {
+        // Authorisation was asked in that namespace, so that nothing outside it may be answered.
+        if !kind.namespaced && !info.namespace.is_empty() && !info.of_namespace {
             return Err(ApiError::no_such_path());
         }
         if kind.namespaced && info.namespace.is_empty() && !info.name.is_empty() {
@@ -50,6 +86,8 @@ impl<'a> Scope<'a> {
         let stored = state.stored_kind(&kinds, &kind);
         let accept = accept(info, headers, &kind)?;
         let strategy = strategy::for_kind(&stored.group, &stored.plural);
+        let mut warnings = Warnings::default();
+        deprecation(&kind).into_iter().for_each(|text| warnings.add(text));
         let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("");
         Ok(Scope {
             state,
@@ -61,7 +99,7 @@ impl<'a> Scope<'a> {
             api_version: kind.api_version(),
             dry_run: info.dry_run(),
             user_agent: text(http::header::USER_AGENT).to_string(),
-            warnings: Mutex::new(deprecation(&kind).into_iter().collect()),
+            warnings: Mutex::new(warnings),
             kind,
         })
     }
@@ -144,15 +182,11 @@ impl<'a> Scope<'a> {
 
     /// Sends a warning with the answer.
     pub(crate) fn warn(&self, text: impl Into<String>) {
-        let text = text.into();
-        let mut warnings = self.warnings.lock().unwrap_or_else(|e| e.into_inner());
-        if !warnings.contains(&text) {
-            warnings.push(text);
-        }
+        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).add(text.into());
     }
 
     pub(crate) fn add_warnings(&self, response: &mut Response<Body>) {
-        for text in self.warnings.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+        for text in self.warnings.lock().unwrap_or_else(|e| e.into_inner()).shown() {
             let quoted = text.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
                 response.headers_mut().append(http::header::WARNING, value);
@@ -195,4 +229,22 @@ fn accept(info: &RequestInfo, headers: &HeaderMap, kind: &Kind) -> Result<Accept
         None => accept.pretty || ["curl", "Wget", "Mozilla/5.0"].iter().any(|a| agent.starts_with(a)),
     };
     Ok(accept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_few_and_short() {
+        let mut some = Warnings::default();
+        let long = "ü".repeat(1000);
+        ["a", "b", "a", "", &long].into_iter().for_each(|text| some.add(text.into()));
+        assert_eq!(some.shown(), ["a", "b", &long], "each once, and whole while there is room");
+        (0..100_000).for_each(|i| some.add(format!("{i} {long}")));
+        let shown = some.shown();
+        assert!(shown.iter().all(|text| text.chars().count() <= CUT_WARNING));
+        let all: usize = shown.iter().map(|text| text.chars().count()).sum();
+        assert!((ALL_WARNINGS..=ALL_WARNINGS + CUT_WARNING).contains(&all), "{all}");
+    }
 }

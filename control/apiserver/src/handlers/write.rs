@@ -46,7 +46,8 @@ pub(super) fn field_validation(scope: &Scope<'_>, strict: &[String]) -> Result<(
     match scope.info.query.get("fieldValidation").unwrap_or("") {
         "Ignore" => Ok(()),
         "Strict" if !strict.is_empty() => {
-            Err(ApiError::bad_request(format!("strict decoding error: {}", strict.join(", "))))
+            let shown = &strict[..strict.len().min(api::codec::MAX_STRICT)];
+            Err(ApiError::bad_request(format!("strict decoding error: {}", shown.join(", "))))
         }
         _ => {
             strict.iter().for_each(|text| scope.warn(text.clone()));

@@ -13,5 +13,6 @@ mod limits;
 mod memory;
 mod objects;
 mod reads;
+mod rights;
 mod watches;
 mod writes;

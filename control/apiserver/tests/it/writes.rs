@@ -72,6 +72,22 @@ async fn options_that_mean_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_unknown_fields_make_few_warnings() {
+    let cluster = Cluster::start().await;
+    let body = |name: &str| {
+        let odd: Vec<String> = (0..150_000).map(|i| format!("\"u{i}\":1,\"u{i}\":1")).collect();
+        format!(r#"{{"metadata":{{"name":"{name}"}},{}}}"#, odd.join(","))
+    };
+    let warned = cluster.send("POST", MAPS, "application/json", body("a")).await;
+    let said = warnings(&warned);
+    assert_eq!(warned.code, 201);
+    assert!(!said.is_empty() && said.iter().map(String::len).sum::<usize>() < 8 << 10, "{}", said.len());
+    let refused = cluster.send("POST", &format!("{MAPS}?fieldValidation=Strict"), "application/json", body("b")).await;
+    let message = refused.expect(400)["message"].as_str().unwrap().to_string();
+    assert_eq!(message.matches("field").count(), 100, "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_and_duplicate_fields() {
     let cluster = Cluster::start().await;
     let body = |name: &str| {

@@ -1,10 +1,12 @@
 //! What an evaluation may cost. The interpreter cannot be stopped, so expressions are rewritten to count: whatever
-//! goes through a list or map pays for all of it first, and what makes long texts out of many says how long.
+//! goes through a list or map pays for all of it first, what is put together or copied pays for its parts by their real
+//! size, and what makes long texts out of many says how long. As each unit stands for a bounded number of bytes, the
+//! units bound the memory too.
 
 use std::cell::Cell;
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
-use cel::common::types::{CelInt, CelString, DYN_TYPE, INT_TYPE, Kind, STRING_TYPE};
+use cel::common::types::{CelBytes, CelInt, CelOptional, CelString, DYN_TYPE, INT_TYPE, Kind, STRING_TYPE};
 use cel::common::value::{CowVal, Val};
 use cel::{DeclarationError, Env, ExecutionError};
 
@@ -17,11 +19,15 @@ const MAX_TEXT: usize = 8 << 20;
 /// Bytes of a text that count as one step.
 const TEXT_STEP: usize = 64;
 
+/// Bytes of a text that count as one step where a longer one is made of it; upstream's.
+const ADD_STEP: i64 = 10;
+
 /// Steps of a charge that is for a look-up.
 const LOOKUP: i64 = -1;
 
 const CHARGE: &str = "@charge";
 const ROOM: &str = "@room";
+const SIZE: &str = "@size";
 /// What the interpreter says when nothing is left; upstream's words.
 pub(super) const EXCEEDED: &str = "operation cancelled: actual cost limit exceeded";
 
@@ -54,18 +60,30 @@ pub(super) fn pay(units: i64) -> Result<(), ExecutionError> {
 /// Declares what rewritten expressions call.
 pub(super) fn extension(env: &mut Env) -> Result<(), DeclarationError> {
     env.add_overload(CHARGE, "charge", vec![DYN_TYPE, INT_TYPE, INT_TYPE], charge)?;
+    env.add_overload(SIZE, "size_of", vec![DYN_TYPE, INT_TYPE], size)?;
     env.add_overload(ROOM, "room", vec![DYN_TYPE, STRING_TYPE], room)
 }
 
-/// Values in a list or map, with all that is in them: each step of a comprehension copies one.
-fn nodes(value: &dyn Val) -> i64 {
-    let Some(iterable) = value.as_iterable() else { return 1 };
+/// Bytes of a text; 0: it is something else.
+fn length(value: &dyn Val) -> i64 {
+    let text = value.downcast_ref::<CelString<'_>>().map(|s| s.inner().len());
+    let length = text.or_else(|| value.downcast_ref::<CelBytes<'_>>().map(|b| b.inner().len()));
+    length.map_or(0, |l| i64::try_from(l).unwrap_or(i64::MAX))
+}
+
+/// Values in a list or map, with all that is in them: each step of a comprehension copies one. So many bytes of a
+/// text count as one more.
+fn nodes(value: &dyn Val, bytes: i64) -> i64 {
+    if let Some(inner) = value.downcast_ref::<CelOptional<'_>>().and_then(|o| o.inner()) {
+        return nodes(inner, bytes).saturating_add(1);
+    }
+    let Some(iterable) = value.as_iterable() else { return 1 + length(value) / bytes };
     let (mut all, mut count) = (iterable.iter(), 1);
     let map = value.get_type().kind() == Kind::Map;
     while let Some(item) = all.next() {
         count += match value.as_indexer().filter(|_| map).map(|i| i.get(item)) {
-            Some(Ok(entry)) => 1 + nodes(entry.as_ref()),
-            _ => nodes(item),
+            Some(Ok(entry)) => nodes(item, bytes).saturating_add(nodes(entry.as_ref(), bytes)),
+            _ => nodes(item, bytes),
         };
     }
     count
@@ -89,8 +107,17 @@ fn charge<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, Execu
     }
     let long = i64::try_from(LONGEST.get() / TEXT_STEP).unwrap_or(i64::MAX);
     let body = steps.saturating_add(texts.saturating_mul(long.saturating_add(1)));
-    pay(nodes(range.as_ref()).saturating_add(size.saturating_mul(body)))?;
+    pay(nodes(range.as_ref(), TEXT_STEP as i64).saturating_add(size.saturating_mul(body)))?;
     Ok(range)
+}
+
+/// `@size(value, bytes)`: pays for all of a value that is about to be copied or read, of whose texts so many bytes are
+/// a step; gives the value.
+fn size<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
+    let bytes = int(&args[1]).max(1);
+    let value = args.swap_remove(0);
+    pay(nodes(value.as_ref(), bytes) - 1)?;
+    Ok(value)
 }
 
 /// `@room(target, text)`: whether the text fits as often as the target has places for it; gives the target.
@@ -113,8 +140,7 @@ fn room<'b, 'v>(mut args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, Executi
 fn reads_texts(name: &str) -> bool {
     matches!(
         name,
-        "_+_"
-            | "contains"
+        "contains"
             | "matches"
             | "find"
             | "findAll"
@@ -132,6 +158,47 @@ fn reads_texts(name: &str) -> bool {
             | "isURL"
             | "quantity"
     )
+}
+
+/// Functions whose time does not grow with what they are given.
+fn is_cheap(name: &str) -> bool {
+    matches!(name, "size" | "hasValue" | "type" | "startsWith" | "endsWith")
+}
+
+/// Whether what stands before a call's name is the first part of that name.
+fn is_namespace(e: &IdedExpr, function: &str) -> bool {
+    let namespace = |name: &str| matches!(name, "optional" | "sets" | "math" | "strings" | "lists" | "ip" | "cidr");
+    matches!(&e.expr, Expr::Ident(name) if namespace(name)) && !matches!(function, "split" | "findAll")
+}
+
+/// Makes the parts of a call pay for their size, where it copies or reads them.
+fn sized(c: &mut CallExpr) {
+    let name = c.func_name.as_str();
+    let bytes = match name {
+        operators::ADD => ADD_STEP,
+        // Each byte may become a text of its own.
+        "split" | "findAll" => 1,
+        // Operators, and what is put in here.
+        _ if !name.starts_with(|first: char| first.is_ascii_alphabetic()) || is_cheap(name) => return,
+        _ => TEXT_STEP as i64,
+    };
+    let target = c.target.as_deref_mut().filter(|t| !is_namespace(t, name));
+    target.into_iter().chain(&mut c.args).for_each(|part| size_of(part, bytes));
+}
+
+/// Makes a part of an expression pay for its size.
+fn size_of(e: &mut IdedExpr, bytes: i64) {
+    let free = match &e.expr {
+        // The interpreter appends to a comprehension's own list in place, if it sees this shape; and what is in a list
+        // has paid.
+        Expr::Ident(name) => name.starts_with('@'),
+        Expr::Literal(_) | Expr::List(_) | Expr::Map(_) => true,
+        _ => false,
+    };
+    if !free {
+        let value = std::mem::take(e);
+        *e = call(SIZE, vec![value, literal(bytes)]);
+    }
 }
 
 /// How deep an expression nests.
@@ -193,12 +260,19 @@ fn call(name: &str, args: Vec<IdedExpr>) -> IdedExpr {
     IdedExpr { id: 0, expr: Expr::Call(CallExpr { func_name: name.into(), target: None, args }) }
 }
 
+/// Makes what a list or map is made of count.
+fn part(e: &mut IdedExpr) {
+    rewrite(e);
+    size_of(e, TEXT_STEP as i64);
+}
+
 /// Makes an expression count.
 pub(super) fn rewrite(e: &mut IdedExpr) {
     match &mut e.expr {
         Expr::Call(c) => {
             c.target.iter_mut().for_each(|t| rewrite(t));
             c.args.iter_mut().for_each(rewrite);
+            sized(c);
             let is_literal = |e: &IdedExpr| matches!(e.expr, Expr::Literal(_));
             let looked = match c.func_name.as_str() {
                 operators::IN => Some((1, LOOKUP)),
@@ -231,10 +305,10 @@ pub(super) fn rewrite(e: &mut IdedExpr) {
             let range = std::mem::take(&mut c.iter_range);
             c.iter_range = call(CHARGE, vec![range, literal(steps), literal(texts)]);
         }
-        Expr::List(list) => list.elements.iter_mut().for_each(rewrite),
+        Expr::List(list) => list.elements.iter_mut().for_each(part),
         Expr::Map(map) => map.entries.iter_mut().for_each(|entry| match &mut entry.expr {
-            EntryExpr::MapEntry(m) => [&mut m.key, &mut m.value].into_iter().for_each(rewrite),
-            EntryExpr::StructField(s) => rewrite(&mut s.value),
+            EntryExpr::MapEntry(m) => [&mut m.key, &mut m.value].into_iter().for_each(part),
+            EntryExpr::StructField(s) => part(&mut s.value),
         }),
         Expr::Struct(s) => s.entries.iter_mut().for_each(|entry| match &mut entry.expr {
             EntryExpr::MapEntry(m) => [&mut m.key, &mut m.value].into_iter().for_each(rewrite),

@@ -385,8 +385,9 @@ impl Run {
             }
             Value::Array(items) => {
                 let Some(item) = schema.item() else { return };
+                let before = old.map(|old| by_keys(old, schema)).unwrap_or_default();
                 for (i, value) in items.iter().enumerate() {
-                    let was = old.and_then(|old| correlated(value, old, schema));
+                    let was = before.get(&keys(value, schema)).copied();
                     let same = same || was == Some(value);
                     self.node(value, was, item, &format!("{at}[{i}]"), false, same);
                 }
@@ -544,13 +545,18 @@ fn failure(rule: &Rule, schema: &Schema, at: &str, ty: &str, text: String) -> Fi
     }
 }
 
-/// The item of the old list with the same keys.
-fn correlated<'o>(item: &Value, old: &'o Value, schema: &Schema) -> Option<&'o Value> {
-    if schema.list != ListType::Map {
-        return None;
+/// The values of an item's keys.
+fn keys<'v>(item: &'v Value, schema: &Schema) -> Vec<Option<&'v Value>> {
+    schema.keys.iter().map(|key| item.get(key.as_ref())).collect()
+}
+
+/// The items of an old list by their keys; none where items of lists are not told apart.
+fn by_keys<'o>(old: &'o Value, schema: &Schema) -> HashMap<Vec<Option<&'o Value>>, &'o Value> {
+    let mut out = HashMap::new();
+    for item in old.as_array().filter(|_| schema.list == ListType::Map).into_iter().flatten() {
+        out.entry(keys(item, schema)).or_insert(item);
     }
-    let same = |other: &&Value| schema.keys.iter().all(|key| other.get(key.as_ref()) == item.get(key.as_ref()));
-    old.as_array()?.iter().find(same)
+    out
 }
 
 fn type_name(schema: &Schema) -> &'static str {

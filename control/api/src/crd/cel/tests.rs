@@ -335,6 +335,60 @@ fn what_costs_too_much_is_refused() {
     assert!(found.iter().any(|e| e.contains("validation failed due to running out of cost budget")), "{found:?}");
 }
 
+/// Bytes of memory that this process has had at most.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[test]
+fn what_grows_is_refused_before_it_is_large() {
+    let properties = json!({"s": {"type": "string"}, "list": {"type": "array", "items": {"type": "string"}}});
+    let before = peak();
+    for rule in [
+        format!("['x']{}.size() > 0", ".map(a, a + a)".repeat(33)),
+        format!("[['x']]{}.size() > 0", ".map(a, a + a)".repeat(33)),
+        format!("[b'x']{}.size() > 0", ".map(a, a + a)".repeat(33)),
+        format!("['x']{}.size() > 0", ".map(a, [a, a, a, a])".repeat(20)),
+        format!("['x']{}.size() > 0", ".map(a, {'a': a, 'b': a})".repeat(33)),
+        format!("[self.s].map(a, a + a).map(a, [{}a]).size() > 0", "a, ".repeat(2000)),
+        format!("[self.s].map(a, a + a).map(a, [{}a]).size() > 0", "optional.of(a), ".repeat(500)),
+        "[self.s].map(a, a + a).map(a, a.split('')).size() > 0".into(),
+        "self.s.split('').map(a, self.s + a).size() > 0".into(),
+    ] {
+        let schema = with_rule(json!({"rule": rule}), properties.clone());
+        let found = errors(&schema, &json!({"s": "x".repeat(1_000_000), "list": []}), None);
+        assert_eq!(found.len(), 1, "{rule}: {found:?}");
+        assert!(found[0].contains("operation cancelled: actual cost limit exceeded"), "{rule}: {found:?}");
+    }
+    // Other tests run in the same process; without bounds it would be many gigabytes.
+    assert!(peak() - before < 1 << 30, "{} MiB", (peak() - before) >> 20);
+    // What is small is let through.
+    let rule = "[self.s].map(a, a + a).map(a, [a, a + self.list[0]]).all(a, a.size() == 2) && (self.list + [self.s]).exists(a, a == 'ab')";
+    let schema = with_rule(json!({"rule": rule}), properties);
+    assert_eq!(errors(&schema, &json!({"s": "ab", "list": ["c"]}), None), [""; 0]);
+}
+
+#[test]
+fn long_lists_are_compared_in_linear_time() {
+    // Each with each, this would take minutes.
+    let item = json!({"type": "object", "required": ["k"], "properties": {"k": {"type": "string"}},
+        "x-kubernetes-validations": [{"rule": "self.k == oldSelf.k"}]});
+    let schema = json!({"type": "object", "properties": {
+        "set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+        "map": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": item}}});
+    let texts: Vec<String> = (0..100_000).map(|i| format!("x{i}")).collect();
+    let map: Vec<Value> = (0..2_000).map(|i| json!({"k": format!("x{i}")})).collect();
+    let fits = json!({"set": texts, "map": map});
+    assert_eq!(errors(&schema, &fits, Some(&fits)), [""; 0]);
+    let twice = json!({"set": ["a", "b", "a"], "map": [{"k": "a"}, {"k": "a"}]});
+    assert_eq!(
+        errors(&schema, &twice, None),
+        ["spec.map[1]: Duplicate value: {\"k\":\"a\"}", "spec.set[2]: Duplicate value: \"a\""]
+    );
+}
+
 #[test]
 fn rules_of_real_definitions() {
     // As the gateway API has them.
