@@ -10,7 +10,6 @@ use anyhow::Result;
 use node_metadata::Role;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
-use std::net::IpAddr;
 use token::BootstrapToken;
 
 /// User-data must fit where providers allow the least.
