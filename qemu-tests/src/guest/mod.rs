@@ -1,6 +1,6 @@
 //! A machine beside the cluster's own: a VM with the cluster's worker image on a spare place of the switch.
-//! As at a provider, a metadata server at 169.254.169.254 tells it who it is; the test writes what that server
-//! says, at any time, and may say in the firmware which provider it is.
+//! As at a provider, a metadata server at 169.254.169.254 tells it who it is; the test
+//! writes what that server says, at any time, and may say in the firmware which provider it is.
 
 use crate::{Cluster, Output};
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +17,22 @@ use std::process::{Child, Command, Stdio};
 const DISK_MIB: u32 = 2048;
 const MEMORY_MIB: u32 = 512;
 const SERVER: &str = include_str!("server.sh");
+
+/// Whose machine it is: what its firmware says.
+#[derive(Debug, Clone, Copy)]
+pub struct Platform<'a> {
+    /// QEMU's words for SMBIOS type 1.
+    pub system: &'a str,
+    /// The chassis' asset tag, which some providers have instead.
+    pub chassis: Option<&'a str>,
+}
+
+impl<'a> Platform<'a> {
+    /// One that its system's strings tell.
+    pub fn new(system: &'a str) -> Platform<'a> {
+        Platform { system, chassis: None }
+    }
+}
 
 /// The machine; ends when dropped.
 #[derive(Debug)]
@@ -49,7 +65,8 @@ impl Guest {
             ("meta-data", "instance-id: guest\n".to_owned()),
             ("user-data", user_data.to_owned()),
         ];
-        Guest::boot_as(cluster, spare, "serial=ds=nocloud;s=http://169.254.169.254/latest/", &documents)
+        let platform = Platform::new("serial=ds=nocloud;s=http://169.254.169.254/latest/");
+        Guest::boot_as(cluster, spare, platform, &documents)
     }
 
     /// Hardware addresses of its interface on the switch and of the one on which the metadata server is.
@@ -62,12 +79,17 @@ impl Guest {
         Ok([seed::mac(&settings.name, &name, 0), seed::mac(&settings.name, &name, 1)])
     }
 
-    /// Boots a machine whose firmware says `smbios` (QEMU's words for SMBIOS type 1), with these documents on its
-    /// metadata server, each by its path or by the last part of it.
+    /// Boots a platform's machine with these documents on its metadata server, each by its path or by the last part
+    /// of it.
     ///
     /// # Errors
     /// As [`Guest::boot`].
-    pub fn boot_as(cluster: &Cluster, spare: u8, smbios: &str, documents: &[(&str, String)]) -> Result<Guest> {
+    pub fn boot_as(
+        cluster: &Cluster,
+        spare: u8,
+        platform: Platform<'_>,
+        documents: &[(&str, String)],
+    ) -> Result<Guest> {
         let settings = kimg::config::load(&cluster.dir)?;
         let run = settings.run_dir();
         let name = switch::spare(spare);
@@ -109,7 +131,7 @@ impl Guest {
         };
         let log = std::fs::File::create(dir.join("qemu.log")).context("making qemu.log")?;
         let qemu = Command::new(qemu::PROGRAM)
-            .args(with_metadata_server(qemu::arguments(&spec), &name, smbios)?)
+            .args(with_metadata_server(qemu::arguments(&spec), &name, platform)?)
             .current_dir(&run)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("sharing qemu.log")?)
@@ -209,16 +231,19 @@ fn title(cluster: &str, name: &str) -> String {
 
 /// The user network becomes the one in which the metadata address lies; the firmware says where to ask, or who made
 /// the machine.
-fn with_metadata_server(mut arguments: Vec<String>, name: &str, smbios: &str) -> Result<Vec<String>> {
+fn with_metadata_server(mut arguments: Vec<String>, name: &str, platform: Platform<'_>) -> Result<Vec<String>> {
     let mut change = |old: &str, new: String| {
         let found = arguments.iter_mut().find(|argument| argument.contains(old));
         let found = found.with_context(|| format!("QEMU's arguments do not hold {old}"))?;
         *found = found.replace(old, &new);
         anyhow::Ok(())
     };
-    change("serial=ds=nocloud", smbios.to_owned())?;
+    change("serial=ds=nocloud", platform.system.to_owned())?;
     let server = format!("guestfwd=tcp:169.254.169.254:80-cmd:/bin/sh {name}/server.sh");
     change("user,id=nat", format!("user,id=nat,net=169.254.169.0/24,{server}"))?;
+    if let Some(tag) = platform.chassis {
+        arguments.extend(["-smbios".to_owned(), format!("type=3,asset={tag}")]);
+    }
     Ok(arguments)
 }
 

@@ -1,4 +1,4 @@
-# One request to the metadata server: QEMU runs this for each connection that the guest makes to 169.254.169.254:80.
+# One request to the metadata server: QEMU runs this for each connection that the guest makes to its port 80.
 # The documents lie beside this file, by their path or by its last part; every path that was asked for is noted in
 # `requests`. Two bad habits can be turned on: `documents/busy` holds how many requests are put off first, and
 # `documents/secret` the header without which nothing but the token is given.

@@ -40,9 +40,11 @@ const LONG: &[&str] = &[
     "every_service_may_be_killed",
     "every_vm_may_be_rebooted",
     "the_store_is_snapshot_checked_and_restored",
-    "a_hetzner_server_wakes_up_and_joins",
-    "a_droplet_wakes_up_and_joins",
-    "an_ec2_instance_wakes_up_and_joins",
+    "a_vultr_instance_wakes_up_and_joins",
+    "an_upcloud_server_wakes_up_and_joins",
+    "an_oracle_instance_wakes_up_and_joins",
+    "an_azure_machine_wakes_up_and_joins",
+    "an_openstack_server_wakes_up_and_joins",
 ];
 
 fn main() -> ExitCode {
