@@ -44,6 +44,7 @@ fn cosign_takes_what_is_signed_and_nothing_else() {
         kernel: String::new(),
         command_line: String::new(),
         secrets: "none".into(),
+        secure_boot: None,
         inputs: "in".into(),
         partitions: Default::default(),
         packages: Default::default(),
