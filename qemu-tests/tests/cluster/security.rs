@@ -130,7 +130,7 @@ fn closed_addresses(cluster: &Cluster) -> Result {
     ensure!(found.is_empty(), "the kubelet's control group reaches {found:?}");
     apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: prober}}\nspec:\n  nodeName: {GUEST}\n  containers:\n  - name: c\n    \
-         image: {TOOLBOX}\n    command: [sleep, 1d]\n    readinessProbe: {{periodSeconds: 1, httpGet: \
+         image: {TOOLBOX}\n    imagePullPolicy: IfNotPresent\n    command: [sleep, 1d]\n    readinessProbe: {{periodSeconds: 1, httpGet: \
          {{host: 169.254.169.254, port: 80, path: /by-probe}}}}\n"
     ))?;
     wait::until("the event of the refused probe", wait::scale(30), || {
