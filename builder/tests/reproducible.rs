@@ -85,9 +85,10 @@ fn an_image_comes_back_after_everything_moved_on() {
     let base = tempfile::tempdir().expect("folder");
     let (then, now) = (base.path().join("then"), base.path().join("now"));
     std::fs::create_dir(&then).expect("folder");
-    let extensions = "manifests = [\"own.yaml\"]\n[image.files]\n\"/etc/motd\" = \"motd\"\n\
+    let extensions = "[image.files]\n\"/etc/motd\" = \"motd\"\n\
         [image.worker]\nmodules = [\"dm-crypt\"]\nkernel-args = [\"panic=7\"]\n";
-    std::fs::write(then.join("cluster.toml"), format!("{CLUSTER}{extensions}")).expect("cluster.toml");
+    std::fs::write(then.join("cluster.toml"), format!("manifests = [\"own.yaml\"]\n{CLUSTER}{extensions}"))
+        .expect("cluster.toml");
     std::fs::write(then.join("motd"), "hello\n").expect("motd");
     std::fs::write(then.join("own.yaml"), "apiVersion: v1\nkind: Namespace\nmetadata: {name: own}\n")
         .expect("manifest");
