@@ -18,6 +18,8 @@ use crate::strategy::{self, Strategy};
 /// (`apiserver/pkg/endpoints/filters/warning.go`).
 const ALL_WARNINGS: usize = 4 << 10;
 const CUT_WARNING: usize = 256;
+/// Warnings of an answer: hyper's and Python's clients refuse answers with more than 100 header fields.
+const MOST_WARNINGS: usize = 64;
 
 /// Warnings of an answer, each once.
 #[derive(Default)]
@@ -30,7 +32,8 @@ struct Warnings {
 
 impl Warnings {
     fn add(&mut self, text: String) {
-        if text.is_empty() || self.cut > ALL_WARNINGS || !self.known.insert(text.clone()) {
+        let full = self.cut > ALL_WARNINGS || self.all.len() == MOST_WARNINGS;
+        if text.is_empty() || full || !self.known.insert(text.clone()) {
             return;
         }
         self.cut += text.chars().take(CUT_WARNING).count();
