@@ -168,8 +168,9 @@ async fn connection(mut stream: TcpStream, shared: &Shared) -> anyhow::Result<()
         tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut buffer)).await??;
         let request = Message::from_vec(&buffer)?;
         let bytes = shared.resolve(&request).await.to_vec()?;
-        stream.write_u16(u16::try_from(bytes.len())?).await?;
-        stream.write_all(&bytes).await?;
+        // In one piece, and to a client that reads: others keep their place for ever.
+        let reply = [&u16::try_from(bytes.len())?.to_be_bytes()[..], &bytes[..]].concat();
+        tokio::time::timeout(TCP_IDLE, stream.write_all(&reply)).await??;
     }
 }
 
