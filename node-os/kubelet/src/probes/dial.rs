@@ -39,6 +39,7 @@ mod tests {
             "169.254.42.42",
             "168.63.129.16",
             "fd00:ec2::254",
+            "fd20:ce::254",
             "fe80::a9fe:a9fe",
         ] {
             let error = connect(host, 80).await.unwrap_err();
