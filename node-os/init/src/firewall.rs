@@ -40,6 +40,9 @@ const NODE_PORTS: (u16, u16) = (30000, 32767);
 
 /// Puts the rules in force, in one transaction. `cluster` is known from CONFIG before any interface is up.
 pub fn close(cluster: &Cluster) -> Result<()> {
+    // Anywhere else init would shut itself out from its metadata.
+    let own = std::fs::read_to_string("/proc/self/cgroup").context("cannot read init's control group")?;
+    anyhow::ensure!(own.trim() == "0::/kimg/init", "init is in the control group {}, not in /kimg/init", own.trim());
     let id = |path: &str| -> Result<u64> {
         Ok(std::fs::metadata(path).with_context(|| format!("the control group {path} is missing"))?.ino())
     };
@@ -172,7 +175,16 @@ fn from_nodes(batch: &mut Batch, chain: &str) {
 /// What no pod may reach: the metadata addresses and every node's API.
 fn forbidden_to_pods() -> Vec<Vec<Expr>> {
     let wire_server = [&Expr::l4proto(TCP)[..], &to_v4(WIRE_SERVER)[..]].concat();
-    metadata_servers().chain([wire_server, port(TCP, node_api::PORT)]).collect()
+    // Some answer DNS too, which pods with the node's resolver ask for.
+    let but_dns = |what: Vec<Expr>| {
+        let no_udp = [Expr::Meta(MetaKey::L4Proto, Reg(0)), Expr::Cmp(Reg(0), CmpOp::Ne, vec![UDP])];
+        [[&what[..], &no_udp[..]].concat(), [&what[..], &Expr::l4proto(UDP)[..], &no_dns()[..]].concat()]
+    };
+    metadata_servers().flat_map(but_dns).chain([wire_server, port(TCP, node_api::PORT)]).collect()
+}
+
+fn no_dns() -> [Expr; 2] {
+    [Expr::load_dport(Reg(0)), Expr::Cmp(Reg(0), CmpOp::Ne, DNS.to_be_bytes().to_vec())]
 }
 
 fn metadata_servers() -> impl Iterator<Item = Vec<Expr>> {
@@ -217,9 +229,8 @@ fn output(batch: &mut Batch, groups: &Groups) {
         rule(batch, "output", &[&what, &of_group(1, groups.pods)], Verdict::Drop);
     }
     rule(batch, "output", &[&of_group(2, groups.init)], Verdict::Accept);
-    let no_dns = [Expr::load_dport(Reg(0)), Expr::Cmp(Reg(0), CmpOp::Ne, DNS.to_be_bytes().to_vec())];
     for what in metadata_servers().chain([to_v4(WIRE_SERVER)]) {
-        batch.add_rule("output", &[&what[..], &Expr::l4proto(TCP)[..], &no_dns[..], &[Expr::RejectAdmin]].concat());
+        batch.add_rule("output", &[&what[..], &Expr::l4proto(TCP)[..], &no_dns()[..], &[Expr::RejectAdmin]].concat());
     }
 }
 

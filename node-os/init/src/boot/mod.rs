@@ -216,7 +216,7 @@ async fn close_firewall(machine: &Shared, cluster: &Cluster) {
             Wait {
                 waits_for: "the host firewall",
                 why: &why,
-                hint: "this image lacks a kernel module; build it again",
+                hint: "this image may lack a kernel module; build it again",
             },
         );
         tokio::time::sleep(RETRY).await;
