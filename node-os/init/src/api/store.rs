@@ -94,6 +94,10 @@ pub(super) async fn migrate(serving: &Serving, wanted: Migrate) -> Result<Respon
     };
     if !services.iter().any(|service| service.name == "etcd") {
         let why = match wanted.to {
+            StoreEngine::Embedded if is_in_etcd(Path::new(DIR)) => {
+                "the store was moved to etcd, which this master's image has not; build it with store = \"etcd\", and \
+                 move the store back from there"
+            }
             StoreEngine::Embedded => "the store is embedded already: this master's image has no etcd",
             StoreEngine::Etcd => {
                 "this master's image has no etcd; say store = \"etcd\" in cluster.toml, build the image, and restore a \
@@ -118,6 +122,11 @@ pub(super) async fn migrate(serving: &Serving, wanted: Migrate) -> Result<Respon
             Err(anyhow::Error::new(error).context("the API server does not say what came of it").into())
         }
     }
+}
+
+/// Whether a migration left word that the store is in etcd.
+fn is_in_etcd(dir: &Path) -> bool {
+    std::fs::read_to_string(dir.join("engine")).is_ok_and(|engine| engine.trim() == "etcd")
 }
 
 /// The services of this node, if it is a master.

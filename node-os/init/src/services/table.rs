@@ -72,8 +72,8 @@ fn etcd(facts: Facts<'_>) -> Spec {
         format!("--quota-backend-bytes={}", 1 << 30),
         "--max-wals=2".to_owned(),
         "--max-snapshots=2".to_owned(),
-        // etcd has in memory all changes since its last snapshot, 100 000 unless told otherwise.
-        "--snapshot-count=5000".to_owned(),
+        // etcd reads all changes since its last snapshot into memory when it starts, 100 000 unless told otherwise.
+        "--snapshot-count=500".to_owned(),
         // Nobody asks by HTTP and JSON.
         "--enable-grpc-gateway=false".to_owned(),
         "--log-level=warn".to_owned(),
