@@ -80,7 +80,7 @@ fn the_same_input_gives_the_same_bytes() {
 
 /// With nothing but the keys, the manifest and an export: no mirror, no lock file, no cluster.toml of then.
 #[test]
-#[ignore = "needs the release build: make test runs it"]
+#[ignore = "needs the release build: make test-long runs it"]
 fn an_image_comes_back_after_everything_moved_on() {
     let base = tempfile::tempdir().expect("folder");
     let (then, now) = (base.path().join("then"), base.path().join("now"));

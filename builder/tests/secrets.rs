@@ -16,7 +16,7 @@ const CLUSTER: &str = "name = \"sealed\"\n\
     [image]\nsecure-boot = true\n";
 
 #[test]
-#[ignore = "needs the release build: make test runs it"]
+#[ignore = "needs the release build: make test-long runs it"]
 fn no_byte_of_an_image_is_a_key() {
     let dir = tempfile::tempdir().expect("folder");
     std::fs::write(dir.path().join("cluster.toml"), CLUSTER).expect("cluster.toml");

@@ -71,7 +71,7 @@ fn judge(spdx: &Path, cyclonedx: &Path) -> String {
 }
 
 #[test]
-#[ignore = "needs packages of PyPI: make test runs it"]
+#[ignore = "needs packages of PyPI: make test-long runs it"]
 fn both_forms_are_valid() {
     let dir = tempfile::tempdir().expect("folder");
     let bill = bill();
@@ -83,9 +83,9 @@ fn both_forms_are_valid() {
     assert_eq!(judge(&paths[0], &paths[1]).trim(), format!("{} parts", bill.parts.len()));
 }
 
-/// The papers of real images, as the test of reproducible builds or `make up` left them.
+/// The papers of both images of a fresh build.
 #[test]
-#[ignore = "needs the release build: make test runs it"]
+#[ignore = "needs the release build: make test-long runs it"]
 fn the_papers_of_both_images_are_valid_and_whole() {
     let dir = tempfile::tempdir().expect("folder");
     let cluster =

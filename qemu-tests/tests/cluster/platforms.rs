@@ -37,10 +37,9 @@ fn joins(cluster: &Cluster, platform: Platform<'_>, documents: &[(&str, String)]
         let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
         Ok(ready.then_some(node))
     });
-    let node = node.with_context(|| last_words(&guest))?;
-    let outcome = compare(&node, wanted);
+    let outcome = node.with_context(|| last_words(&guest)).and_then(|node| compare(&node, wanted));
     drop(guest);
-    cluster.k(&["delete", "node", GUEST])?;
+    cluster.k(&["delete", "node", GUEST, "--ignore-not-found"])?;
     // With it the next machine would be taken for one that takes a live node's name.
     cluster.k(&["-n", "kube-node-lease", "delete", "lease", GUEST, "--ignore-not-found"])?;
     outcome

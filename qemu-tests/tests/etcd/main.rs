@@ -36,7 +36,7 @@ fn in_etcd(cluster: &Cluster) -> Result {
     let services = services(cluster)?;
     let etcd = services.iter().find(|s| s.name == "etcd").context("there is no service etcd")?;
     ensure!(etcd.state == node_api::ServiceState::Ready, "etcd is {:?}", etcd.state);
-    cluster.k(&["-n", "default", "create", "configmap", "kept", "--from-literal=a=b"])?;
+    keep(cluster)?;
     let said = checked(cluster)?;
     ensure!(said.contains("etcd at") && said.contains("compared with the server's memory"), "{said}");
     // Nobody outside reaches it, and nobody without a certificate: the flags say loopback and mutual TLS.
@@ -68,6 +68,13 @@ fn large(cluster: &Cluster) -> Result {
     cluster.k(&["delete", "clusterrole", "large"]).map(drop)
 }
 
+/// Makes what [`kept`] looks for.
+fn keep(cluster: &Cluster) -> Result {
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kept}\ndata: {a: b}\n";
+    let apply = ["-n", "default", "apply", "-f", "-"];
+    cluster.kubectl_of(qemu_tests::tools::Kubectl::V1_32, &apply, Some(map))?.success().map(drop)
+}
+
 fn kept(cluster: &Cluster) -> Result {
     let value = cluster.k(&["-n", "default", "get", "configmap", "kept", "-o", "jsonpath={.data.a}"])?;
     ensure!(value == "b", "the data is gone: {value}");
@@ -75,6 +82,7 @@ fn kept(cluster: &Cluster) -> Result {
 }
 
 fn reboot(cluster: &Cluster) -> Result {
+    keep(cluster)?;
     let boot_id =
         || cluster.kubectl(&["get", "node", "master-1", "-o", "jsonpath={.status.nodeInfo.bootID}"]).map(|o| o.out);
     let before = boot_id()?;
@@ -101,6 +109,7 @@ fn quiet(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
 }
 
 fn moves(cluster: &Cluster) -> Result {
+    keep(cluster)?;
     let mut expected = quiet(cluster)?;
     ensure!(expected.len() > 50, "only {} objects", expected.len());
     for (round, to) in ["embedded", "etcd", "embedded"].into_iter().enumerate() {
