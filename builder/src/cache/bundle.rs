@@ -97,7 +97,7 @@ pub fn import(bundle: &Path, cache: &Path) -> Result<usize> {
             let sha256 = [Store::Packages, Store::Blobs]
                 .iter()
                 .find_map(|store| name.strip_prefix(store.folder())?.strip_prefix('/'))
-                .filter(|sha256| sha256.len() == 64 && sha256.bytes().all(|b| b"0123456789abcdef".contains(&b)));
+                .filter(|sha256| hash::is_sha256(sha256));
             let Some(sha256) = sha256 else {
                 bail!("it holds {name}, which no export of kimg holds");
             };

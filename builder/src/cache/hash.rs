@@ -7,6 +7,11 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// Whether a text is a SHA-256 in hex: what is none must never become part of a path.
+pub fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| b"0123456789abcdef".contains(&byte))
+}
+
 /// SHA-256 in lower-case hex.
 pub fn hex_of(bytes: &[u8]) -> String {
     hex::encode(digest::digest(&digest::SHA256, bytes))

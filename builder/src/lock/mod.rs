@@ -75,6 +75,13 @@ impl Lock {
                 path.display()
             ));
         }
+        if let Some(package) = lock.packages.iter().find(|package| !hash::is_sha256(&package.sha256)) {
+            return input::bad(format!(
+                "{}: the sum of {} is no SHA-256; make it again with `kimg lock`",
+                path.display(),
+                package.name
+            ));
+        }
         Ok(lock)
     }
 
