@@ -4,7 +4,7 @@
 use super::hash;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Which store a file belongs to.
@@ -71,8 +71,9 @@ pub fn export(materials: &[Material], out: &Path) -> Result<u64> {
             let name = format!("{}/{}", material.store.folder(), material.sha256);
             archive.append_data(&mut header, name, file)?;
         }
-        let mut file = archive.into_inner()?;
-        file.flush()?;
+        let file = archive.into_inner()?;
+        // It is kept for the day on which nothing else is left.
+        file.sync_all()?;
         let size = file.metadata()?.len();
         fs::rename(&temporary, out)?;
         Ok(size)
@@ -83,16 +84,17 @@ pub fn export(materials: &[Material], out: &Path) -> Result<u64> {
     })
 }
 
-/// Takes in a bundle below `cache`; what is there already stays. Gives the number of files that were new.
+/// Takes in a bundle below `cache`; what is there already and whole stays. Gives the number of files that were new.
 ///
 /// # Errors
 /// The file is no bundle, is damaged, or the cache cannot be written; files before the damage stay, as each is whole.
 pub fn import(bundle: &Path, cache: &Path) -> Result<usize> {
     let read = || -> Result<usize> {
-        let mut archive = tar::Archive::new(File::open(bundle)?);
+        let mut archive = tar::Archive::new(crate::input::open(bundle)?);
         let (mut new, mut seen) = (0, 0);
         for entry in archive.entries()? {
             let mut entry = entry?;
+            ensure!(entry.header().entry_type().is_file(), "it holds more than files");
             let name = entry.path()?.to_string_lossy().into_owned();
             let sha256 = [Store::Packages, Store::Blobs]
                 .iter()
@@ -103,7 +105,7 @@ pub fn import(bundle: &Path, cache: &Path) -> Result<usize> {
             };
             seen += 1;
             let target = cache.join(&name);
-            if !target.exists() {
+            if !target.exists() || hash::hex_of_file(&target)? != sha256 {
                 take(&mut entry, sha256, &target)?;
                 new += 1;
             }

@@ -1,4 +1,4 @@
-//! The commands of the image pipeline: `kimg lock`, `kimg build`, `kimg inspect`.
+//! The commands of node images: lock, build, again, export and import, inspect, diff, sign.
 
 use super::build::{self, Built, Options};
 use super::manifest::Manifest;
@@ -103,16 +103,25 @@ pub fn build(target: Target, args: &BuildArgs, settings: &Settings) -> Result<()
     Ok(())
 }
 
+/// Bytes of a manifest at most; one has some hundred kilobytes.
+const MOST_MANIFEST: u64 = 16 << 20;
+
 /// Makes an image again from its manifest, in the cluster's folder `dir`.
 pub fn again(path: &Path, components: Option<&Path>, dir: &Path) -> Result<()> {
     let started = Instant::now();
-    let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = input::bytes(path, MOST_MANIFEST)?;
     let manifest: Manifest = serde_json::from_slice(&text)
-        .with_context(|| format!("reading {}; it is no manifest of an image", path.display()))?;
+        .or_else(|_| input::bad(format!("{} is no manifest of an image", path.display())))?;
     let dir = dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))?;
     // The mirror of then may be gone; the cluster's present one is asked where there is one.
     let present = if dir.join(config::FILE_NAME).exists() { Some(config::load(&dir)?.packages) } else { None };
-    let built = Sources::again(&manifest, &dir, present, components, &Progress::new())?;
+    let built = Sources::again(&manifest, &dir, present, components, &Progress::new()).or_else(|error| {
+        // It may lie where was built. It is the only way back, and must outlive a failure.
+        if std::fs::read(path).ok().as_ref() != Some(&text) {
+            cache::write_atomic(&std::path::absolute(path)?, &text)?;
+        }
+        Err(error)
+    })?;
     tell(&[built], started);
     println!("every file is the one that {} names", path.display());
     Ok(())
@@ -152,7 +161,7 @@ pub fn export(args: &ExportArgs, settings: &Settings) -> Result<()> {
     let materials = build::materials(settings, &options, &Progress::new())?;
     let out = std::path::absolute(&args.file).with_context(|| format!("reading {}", args.file.display()))?;
     let size = bundle::export(&materials, &out)?;
-    println!("{}: {} files, {}", out.display(), materials.len(), mib(size));
+    println!("{}: {}", out.display(), mib(size));
     Ok(())
 }
 

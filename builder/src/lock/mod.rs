@@ -1,6 +1,6 @@
 //! `kimg.lock`: the exact packages that images are made of and with. Commit it.
 
-use crate::cache;
+use crate::cache::{self, hash};
 use crate::image::recipe;
 use crate::input::{self, BadInput};
 use crate::packages::{self, Mirrors, resolve, version};
