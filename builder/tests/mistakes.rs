@@ -130,6 +130,12 @@ fn stopped_vms_are_named_and_nothing_is_made() {
         assert!(error.contains("do not run; start them with `kimg up`"), "{args:?}: {error}");
     }
     assert!(!dir.join("run").exists() && !dir.join("secrets").exists());
+    // A sealed cluster may run elsewhere, so its API is asked: not with authorities that it does not know.
+    let path = dir.join("cluster.toml");
+    let text = std::fs::read_to_string(&path).expect("cluster.toml");
+    std::fs::write(&path, text.replace("secrets = \"plain\"", "secrets = \"sealed\"")).expect("cluster.toml");
+    assert!(ends_with(2, dir, &["status"]).contains("does not hold this cluster's secrets"));
+    std::fs::write(&path, text).expect("cluster.toml");
     // As in a clone of the folder: new authorities would be of no use with the image that is there.
     for args in [&["seed", "worker-1"] as &[&str], &["kubeconfig"], &["seed", "master-1"]] {
         let error = ends_with(2, dir, args);
@@ -168,7 +174,7 @@ fn a_reader_that_goes_away_is_no_fault() {
         assert!(!said.contains("panicked") && !said.contains("Broken pipe"), "{args:?}: {said}");
         assert!(output.status.code().is_some_and(|code| code < 2), "{args:?}: {:?}", output.status);
     }
-    // Both streams closed, and an error to tell: the exit code still does.
+    // Nobody reads the error: the exit code still tells.
     let mut child = Command::new(env!("CARGO_BIN_EXE_kimg"))
         .current_dir(cluster.path())
         .args(["inspect", "nosuch"])

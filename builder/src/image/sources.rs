@@ -246,9 +246,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sum = |sha256: &str| serde_json::json!({"size": 1, "sha256": sha256});
         let good = "12".repeat(32);
-        let file = |name: &str, sha256: &str| {
-            serde_json::json!({"written": "a", "name": name, "mode": 33188, "size": 1, "sha256": sha256})
-        };
+        let file = |name: &str, sha256: &str| serde_json::json!({"written": "a", "name": name, "mode": 33188, "size": 1, "sha256": sha256});
         for (file, component, output) in [
             (file("../a", &good), "kimg-node", "disk.raw"),
             (file("/a", &good), "kimg-node", "disk.raw"),

@@ -62,7 +62,7 @@ pub fn status(settings: &Settings) -> Result<Status> {
         // Not even keys are needed to know that.
         Some(why) => (None, Some(why.clone())),
         None => {
-            let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+            let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
             let api = state::api_client(settings, &secrets, None)?;
             match block_on(kube::nodes(&api)) {
                 Ok(nodes) => (Some(nodes), None),
