@@ -35,11 +35,24 @@ pub fn may_leave(image: &Path) -> Result<()> {
     let (_, config) = inspect::config_of(&mut disk).with_context(|| format!("reading {}", image.display()))?;
     let in_clear = |(path, (_, content)): (&PathBuf, &(u32, Vec<u8>))| {
         // A key of ours lies below secrets/; a key of the operator's own may stand in any manifest.
-        let found = path.starts_with("secrets") || memmem::find(content, b"PRIVATE KEY-----").is_some();
+        let found = path.starts_with("secrets") || names_a_key(content);
         found.then(|| path.display().to_string())
     };
     let files: Vec<String> = config.iter().filter_map(in_clear).collect();
     if files.is_empty() { Ok(()) } else { Err(KeysInClear { image: image.to_path_buf(), files }.into()) }
+}
+
+/// Whether a PEM key stands there: in clear, or in base64, as a Secret's `data` has it, wherever in a group of three
+/// bytes it begins.
+fn names_a_key(content: &[u8]) -> bool {
+    const MARK: &[u8] = b"PRIVATE KEY-----";
+    let encoded = (0..3).map(|shift| {
+        let text = STANDARD.encode([&[0; 2][..shift], MARK].concat());
+        // Only whole groups are the same whatever stands around them.
+        let (from, to) = (if shift == 0 { 0 } else { 4 }, (shift + MARK.len()) / 3 * 4);
+        text.as_bytes()[from..to].to_vec()
+    });
+    std::iter::once(MARK.to_vec()).chain(encoded).any(|mark| memmem::find(content, &mark).is_some())
 }
 
 /// The forms in which a cluster's private keys could stand in a file.
@@ -224,6 +237,18 @@ mod tests {
         let file = dir.path().join("notes.txt");
         std::fs::write(&file, "some text").unwrap();
         assert!(may_leave(&file).is_err());
+    }
+
+    #[test]
+    fn a_key_in_a_secrets_data_is_seen() {
+        let pem = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49\n-----END PRIVATE KEY-----\n";
+        for before in ["", "x", "xy", "xyz"] {
+            let data = STANDARD.encode(format!("{before}{pem}"));
+            let secret = format!("apiVersion: v1\nkind: Secret\ndata:\n  tls.key: {data}\n");
+            assert!(names_a_key(secret.as_bytes()), "{before}");
+        }
+        let public = STANDARD.encode(pem.replace("PRIVATE", "PUBLIC"));
+        assert!(!names_a_key(public.as_bytes()));
     }
 
     #[test]
