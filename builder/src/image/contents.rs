@@ -13,6 +13,11 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+/// The most that a root may have, bytes, packed; unpacked it may be four times that.
+const MOST_ROOT: u64 = 16 << 30;
+/// The most that one of its two lists may have, bytes.
+const MOST_LIST: u64 = 64 << 20;
+
 /// The files of a root.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -63,6 +68,7 @@ impl Contents {
                 let mut hash = Sha256::new();
                 match path {
                     PACKAGE_LIST | FILE_LIST => {
+                        ensure!(item.size <= MOST_LIST, "it is longer than kimg writes it");
                         let mut text = String::new();
                         reader.read_to_string(&mut text)?;
                         hash.update(&text);
@@ -97,8 +103,9 @@ impl Contents {
 /// The squashfs cannot be read, or has no list.
 pub fn packages_of(squashfs: impl std::io::BufRead + Seek + Send) -> Result<BTreeMap<String, String>> {
     let mut text = String::new();
-    walk(squashfs, |path, _, reader| {
+    walk(squashfs, |path, item, reader| {
         if let (PACKAGE_LIST, Some(reader)) = (path, reader) {
+            ensure!(item.size <= MOST_LIST, "it is longer than kimg writes it");
             reader.read_to_string(&mut text)?;
         }
         Ok(())
@@ -117,6 +124,7 @@ pub fn root_of(disk: &mut Disk) -> Result<File> {
     let (root, tree) = (inspect::partition(&table, "root")?, inspect::partition(&table, "verity")?);
     let mut file = tempfile::tempfile().context("making a temporary file")?;
     let mut left = root.sectors.saturating_mul(gpt::SECTOR);
+    ensure!(left <= MOST_ROOT, "its partition 'root' is larger than kimg makes it");
     let mut at = inspect::offset_of(root)?;
     while left > 0 {
         let length = left.min(1 << 20);
@@ -152,6 +160,7 @@ pub fn walk(
             *tails.entry(file.frag_index()).or_default() += tail(&filesystem, file);
         }
     }
+    let mut unpacked = 0u64;
     for node in filesystem.files() {
         let path = node.fullpath.to_str().context("a path is not UTF-8")?;
         let mut item = Item {
@@ -165,9 +174,11 @@ pub fn walk(
             InnerNode::Dir(_) => {}
             InnerNode::File(file) => {
                 item.size = file.file_len() as u64;
+                unpacked = unpacked.saturating_add(item.size);
+                ensure!(unpacked <= 4 * MOST_ROOT, "its files are larger than kimg makes them");
                 item.packed = packed(&filesystem, file, &tails);
                 let handle = filesystem.file(file);
-                let mut reader = handle.reader();
+                let mut reader = handle.reader_checked()?;
                 see(path, item, Some(&mut reader)).with_context(|| format!("reading {path}"))?;
             }
             InnerNode::Symlink(link) => {

@@ -196,7 +196,7 @@ impl Difference {
         let files = self.files.iter().map(|f| {
             let short = |state: &FileState| match state.content.as_bytes() {
                 [] => state.mode.clone(),
-                content if content.len() == 64 => {
+                content if content.len() == 64 && content.iter().all(u8::is_ascii_hexdigit) => {
                     format!("{} {} B {}…", state.mode, state.size, &state.content[..8])
                 }
                 _ => format!("→ {}", state.content),

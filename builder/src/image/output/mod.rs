@@ -40,7 +40,7 @@ pub enum Format {
 /// The root is compressed already: a higher level only takes longer.
 const ZSTD_LEVEL: i32 = 6;
 /// 128 MiB: the kernel's second copy is found, and `zstd -d` accepts it without options.
-const ZSTD_WINDOW_LOG: u32 = 27;
+pub(super) const ZSTD_WINDOW_LOG: u32 = 27;
 
 impl Format {
     /// Name of the file.
