@@ -381,12 +381,17 @@ impl<'a> Workshop<'a> {
             None => {
                 let parts =
                     DiskParts { root: &root, tree: &tree, root_hash, command_line: &command_line, config: &config };
-                self.write_disk(plan, &dir, &parts, inputs)?
+                self.write_disk(plan, &dir, &parts, inputs).inspect_err(|_| {
+                    // The first error is the one to report; where the disk is full, the room is wanted.
+                    let _ = remove_outputs(&dir);
+                })?
             }
         };
         for format in &options.formats {
             if !manifest.files.contains_key(format.file()) {
                 changed = true;
+                // What was signed is another manifest.
+                remove(&dir, &SIGNATURES)?;
                 let bar = self.progress.step(&format!("{}: writing {}", plan.role, format.file()));
                 format.write(&dir.join(Format::Raw.file()), &dir.join(format.file()))?;
                 manifest.files.insert(format.file().into(), FileSum::of(&dir.join(format.file()))?);
@@ -656,14 +661,17 @@ fn with_code(inputs: Inputs, sources: &[&str]) -> Inputs {
 
 /// Removes what an earlier build left under the names that are written now, the manifest first.
 fn remove_outputs(dir: &Path) -> Result<()> {
-    let forms = Format::value_variants().iter().map(|format| format.file());
-    let signatures = [
-        provenance::STATEMENT_FILE,
-        provenance::ENVELOPE_FILE,
-        provenance::SIGNATURE_FILE,
-        provenance::PUBLIC_KEY_FILE,
-    ];
-    for name in std::iter::once(super::manifest::FILE).chain(forms).chain(PAPERS).chain(signatures) {
+    let forms: Vec<&str> = Format::value_variants().iter().map(|format| format.file()).collect();
+    [&[super::manifest::FILE, provenance::STATEMENT_FILE], &forms[..], &PAPERS, &SIGNATURES]
+        .into_iter()
+        .try_for_each(|names| remove(dir, names))
+}
+
+/// What `kimg sign` writes beside an image.
+const SIGNATURES: [&str; 3] = [provenance::ENVELOPE_FILE, provenance::SIGNATURE_FILE, provenance::PUBLIC_KEY_FILE];
+
+fn remove(dir: &Path, names: &[&str]) -> Result<()> {
+    for name in names {
         let path = dir.join(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
