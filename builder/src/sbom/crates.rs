@@ -64,18 +64,24 @@ fn text((start, end): (usize, usize)) -> &'static [u8] {
 pub fn check(program: &str, bytes: &[u8]) -> Result<()> {
     let known: BTreeSet<String> = CRATES.iter().map(|c| format!("{}-{}", c.name, c.version)).collect();
     const MARK: &[u8] = b"/registry/src/";
-    let mut at = 0;
+    let (mut at, mut any) = (0, false);
     while let Some(found) = memchr::memmem::find(&bytes[at..], MARK) {
         at += found + MARK.len();
         // Next come the registry's own folder and the crate's.
         let mut parts = bytes[at..].split(|byte| *byte == b'/');
         let folder = parts.nth(1).and_then(|part| std::str::from_utf8(part).ok()).unwrap_or_default();
+        any |= known.contains(folder);
         let is_name = folder.len() < 100 && folder.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+".contains(c));
         if is_name && folder.contains('-') && !known.contains(folder) {
             bail!(
                 "{program} was built with {folder}, which this kimg does not know, so the SBOM would be wrong; build kimg and the programs together (`make build`)"
             );
         }
+    }
+    if !any {
+        bail!(
+            "{program} names none of the crates that it was made of, so nobody knows whether the SBOM is its own; build it with `make build`"
+        );
     }
     Ok(())
 }
@@ -109,6 +115,8 @@ mod tests {
         check("kimg-node", &names(tokio.version)).unwrap();
         let error = check("kimg-node", &names("0.0.1")).unwrap_err().to_string();
         assert!(error.contains("tokio-0.0.1") && error.contains("make build"), "{error}");
-        check("kimg-node", b"/rust/deps/hashbrown-0.15.2/src/x.rs /registry/src/").unwrap();
+        let others = [&names(tokio.version)[..], b"/rust/deps/hashbrown-0.15.2/src/x.rs /registry/src/"].concat();
+        check("kimg-node", &others).unwrap();
+        assert!(check("kimg-node", b"\0/vendor/tokio-1/src/lib.rs\0").is_err(), "nothing is known of it");
     }
 }
