@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn the_tables_are_whole() {
         let all = objects().expect("tables");
-        assert!(all.len() > 130);
+        assert!(all.len() > 120);
         let roles: Vec<&str> = all.iter().filter(|(gr, _)| *gr == CLUSTER_ROLES).map(|(_, o)| name_of(o)).collect();
         for (_, binding) in all.iter().filter(|(gr, _)| *gr == CLUSTER_ROLE_BINDINGS) {
             let role = binding["roleRef"]["name"].as_str().expect("roleRef");
