@@ -46,6 +46,8 @@ struct State {
     pull: Option<Pull>,
     /// Whether the plug is out: every call fails.
     dead: bool,
+    /// Bytes that still fit; None: as many as one likes.
+    room: Option<usize>,
 }
 
 /// The disk; clones share it.  Directories are prefixes of names, and durable together.
@@ -106,6 +108,11 @@ impl FaultDisk {
     /// Makes syncs do nothing.
     pub fn ignore_sync(&self) {
         self.lock().ignore_sync = true;
+    }
+
+    /// Leaves room for so many bytes.
+    pub fn set_room(&self, room: Option<usize>) {
+        self.lock().room = room;
     }
 
     /// How many syncs of files were asked for.
@@ -198,10 +205,13 @@ struct FaultFile {
 impl DiskFile for FaultFile {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
         let mut state = self.disk.call()?;
+        // As a file system does it: what fits is written before the rest is refused.
+        let fits = state.room.map_or(data.len(), |room| room.min(data.len()));
+        state.room = state.room.map(|room| room - fits);
         if let Some(content) = state.files.get_mut(&self.id) {
-            content.data.extend_from_slice(data);
+            content.data.extend_from_slice(&data[..fits]);
         }
-        Ok(())
+        if fits < data.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -215,6 +225,18 @@ impl DiskFile for FaultFile {
         if let Some(content) = state.files.get_mut(&self.id).filter(|_| !lie) {
             content.synced = content.data.len();
         }
+        Ok(())
+    }
+
+    fn cut(&mut self, len: u64) -> io::Result<()> {
+        let mut state = self.disk.call()?;
+        let mut freed = 0;
+        if let Some(content) = state.files.get_mut(&self.id) {
+            freed = content.data.len().saturating_sub(len as usize);
+            content.data.truncate(len as usize);
+            content.synced = content.synced.min(len as usize);
+        }
+        state.room = state.room.map(|room| room + freed);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The little that the engine asks of a disk, so that tests can put a faulty one there.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +36,8 @@ pub trait DiskFile: Send {
     fn append(&mut self, data: &[u8]) -> io::Result<()>;
     /// Makes everything written durable.
     fn sync(&mut self) -> io::Result<()>;
+    /// Takes back what was written beyond `len`, all of it since the last sync.
+    fn cut(&mut self, len: u64) -> io::Result<()>;
 }
 
 /// A real directory; that of a store is locked against other processes while this lives.
@@ -87,6 +89,10 @@ impl DiskFile for RealFile {
     }
     fn sync(&mut self) -> io::Result<()> {
         if cfg!(feature = "without-fsync") { Ok(()) } else { self.0.sync_data() }
+    }
+    fn cut(&mut self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)?;
+        self.0.seek(SeekFrom::Start(len)).map(drop)
     }
 }
 

@@ -49,6 +49,9 @@ pub enum StoreError {
     /// The value is larger than this etcd takes.
     #[error("{key} has {size} bytes, more than etcd takes in one request; raise etcd's --max-request-bytes")]
     TooLargeForEtcd { key: String, size: usize },
+    /// There was no room for the write, and nothing of it is left; reads go on, and writes once there is room.
+    #[error("the store's disk is full, so nothing was written: {0}; make room on it")]
+    Full(String),
     /// A write failed earlier, so nothing more can be promised; restart the server.
     #[error("the store takes no more writes after an error: {0}")]
     Failed(String),

@@ -63,6 +63,10 @@ impl DiskFile for CountingFile {
         self.counts.synced();
         self.file.sync()
     }
+
+    fn cut(&mut self, len: u64) -> io::Result<()> {
+        self.file.cut(len)
+    }
 }
 
 impl Counting {

@@ -113,6 +113,10 @@ impl Writer {
 
     fn not_rewritten(&mut self, what: String, answers: Vec<Reply>) {
         tracing::error!("{what}");
+        // Its room is needed more where the disk is full.
+        if let Err(left) = self.disk.remove(LOG_NEW) {
+            tracing::warn!("{} is left behind: {left}", self.disk.describe(LOG_NEW));
+        }
         // Better a log that is too large than no writes: try again when it has grown some more.
         self.retry_at = self.log.bytes + self.log.bytes / 8;
         for reply in answers {

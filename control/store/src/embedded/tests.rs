@@ -446,3 +446,57 @@ fn keys_expire() {
     let store = Embedded::open(Arc::new(disk), options).unwrap();
     assert_eq!(run(store.range("/e/", "", 0)).unwrap().0.len(), 1);
 }
+
+#[test]
+fn a_full_disk_refuses_writes_and_loses_nothing() {
+    let disk = FaultDisk::new();
+    let mut expected = Vec::new();
+    run(async {
+        let clock: fn() -> u64 = || NOW.load(Ordering::Relaxed);
+        static NOW: AtomicU64 = AtomicU64::new(1000);
+        let store = Embedded::open(Arc::new(disk.clone()), Options { clock, ..small() }).unwrap();
+        store.put("/lease", Stamped::plain("x"), Expect::Any, Some(10)).await.unwrap();
+        disk.set_room(Some(3000));
+        let mut refused = 0;
+        for i in 0..100 {
+            let key = format!("/a/{i:02}");
+            match store.put(&key, Stamped::plain(vec![b'x'; 100]), Expect::Absent, None).await {
+                Ok(revision) => expected.push((key, revision)),
+                Err(StoreError::Full(what)) => {
+                    assert!(what.contains(LOG), "{what}");
+                    refused += 1;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!(refused > 50 && expected.len() > 10, "{refused} refused");
+        assert_eq!(store.failure(), None);
+        assert_eq!(store.range("/a/", "", 0).await.unwrap().0.len(), expected.len());
+        // What is due goes once there is room, and not before.
+        NOW.store(2000, Ordering::Relaxed);
+        assert!(store.put("/a/full", Stamped::plain(vec![0; 3000]), Expect::Any, None).await.is_err());
+        assert!(store.get("/lease").await.unwrap().is_some());
+        disk.set_room(None);
+        let before = store.revision();
+        let revision = store.put("/a/room", Stamped::plain("x"), Expect::Absent, None).await.unwrap();
+        assert!(revision == before + 1 || revision == before + 2, "{before}, then {revision}");
+        expected.push(("/a/room".into(), revision));
+        store.put("/b", Stamped::plain("x"), Expect::Any, None).await.unwrap();
+        assert!(store.get("/lease").await.unwrap().is_none());
+    });
+    let store = Embedded::open(Arc::new(disk.plug(1)), small()).unwrap();
+    let (entries, _) = run(store.range("/a/", "", 0)).unwrap();
+    let found: Vec<(String, u64)> = entries.iter().map(|e| (e.key.to_string(), e.revision)).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn what_is_cut_off_a_file_leaves_no_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = crate::DirDisk::open(dir.path()).unwrap();
+    let mut file = disk.create("f").unwrap();
+    file.append(b"kept, torn").unwrap();
+    file.cut(4).unwrap();
+    file.append(b" and more").unwrap();
+    assert_eq!(std::fs::read(dir.path().join("f")).unwrap(), b"kept and more");
+}

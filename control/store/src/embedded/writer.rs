@@ -1,6 +1,7 @@
 //! The writer thread: group commit, expiry, and what is due from time to time.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -82,8 +83,25 @@ pub(crate) struct Writer {
     ages: VecDeque<(Instant, u64)>,
     /// Whether a mark follows the last batch.
     pub(super) marked: bool,
+    /// Whether the last write found no room.
+    full: bool,
     snapshots: Vec<JoinHandle<()>>,
     ended: bool,
+}
+
+/// Why a frame is not in the log.
+enum Refused {
+    Full(String),
+    Failed(String),
+}
+
+impl Refused {
+    fn error(&self) -> StoreError {
+        match self {
+            Refused::Full(what) => StoreError::Full(what.clone()),
+            Refused::Failed(what) => StoreError::Failed(what.clone()),
+        }
+    }
 }
 
 /// Writes of one batch that are not durable yet.
@@ -132,6 +150,7 @@ impl Writer {
             log_since: Instant::now(),
             ages: VecDeque::new(),
             marked: true,
+            full: false,
             snapshots: Vec::new(),
             ended: false,
         }
@@ -280,9 +299,10 @@ impl Writer {
         }
         let data = frame.finish();
         self.make_room(data.len() as u64);
-        if let Err(what) = self.append(&data) {
+        if let Err(refused) = self.append(&data) {
+            self.take_back(&order);
             for (reply, _) in answers {
-                drop(reply.send(Err(StoreError::Failed(what.clone()))));
+                drop(reply.send(Err(refused.error())));
             }
             return;
         }
@@ -309,20 +329,38 @@ impl Writer {
     }
 
     /// Writes a frame to the log and makes it durable.
-    fn append(&mut self, data: &[u8]) -> Result<(), String> {
+    fn append(&mut self, data: &[u8]) -> Result<(), Refused> {
         self.disk.reach(Point::CommitAppend);
-        let written = self.log.file.append(data).and_then(|()| {
-            self.disk.reach(Point::CommitSync);
-            self.log.file.sync()
-        });
-        match written {
-            Ok(()) => {
-                self.marked = false;
-                self.grown(data.len());
-                Ok(())
-            }
-            Err(error) => Err(self.fail(&error)),
+        self.log.file.append(data).map_err(|error| self.refused(&error))?;
+        self.disk.reach(Point::CommitSync);
+        self.log.file.sync().map_err(|error| Refused::Failed(self.fail(&error)))?;
+        self.marked = false;
+        self.grown(data.len());
+        Ok(())
+    }
+
+    /// What comes of a frame that was not written whole.  When there was no room for it, what was
+    /// written of it is taken back, and the log is as it was; after any other error nobody knows.
+    fn refused(&mut self, error: &std::io::Error) -> Refused {
+        if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            return Refused::Failed(self.fail(error));
         }
+        if let Err(error) = self.log.file.cut(self.log.bytes) {
+            return Refused::Failed(self.fail(&error));
+        }
+        let what = format!("writing {}: {error}", self.disk.describe(LOG));
+        if !std::mem::replace(&mut self.full, true) {
+            tracing::error!("{what}; writes are refused until there is room");
+        }
+        Refused::Full(what)
+    }
+
+    /// Forgets what was staged, so that revisions stay without a gap and expiry comes again.
+    fn take_back(&mut self, order: &[(Arc<str>, Option<Entry>, u64)]) {
+        let state = self.shared.read();
+        self.revision = state.revision;
+        let live = order.iter().filter_map(|(key, ..)| state.live.get(key));
+        self.expiry.extend(live.filter(|e| e.expires > 0).map(|e| (e.expires, e.key.clone())));
     }
 
     /// Says in the log that its last batch is durable, so that damage to it can be told from a
@@ -339,11 +377,15 @@ impl Writer {
                 self.marked = true;
                 self.grown(data.len());
             }
-            Err(error) => drop(self.fail(&error)),
+            // Tried again at the next tick.
+            Err(error) => drop(self.refused(&error)),
         }
     }
 
     fn grown(&mut self, by: usize) {
+        if std::mem::take(&mut self.full) {
+            tracing::info!("there is room again; writes go on");
+        }
         self.log.bytes += by as u64;
         self.counts.log_bytes.store(self.log.bytes, Ordering::Relaxed);
     }
