@@ -17,6 +17,7 @@ use crate::web::{Client, trust};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use node_metadata::Role;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// How registries are reached.
@@ -121,7 +122,8 @@ pub fn send(
                 .map(|b| b.repository),
         );
     }
-    from.dedup();
+    let mut seen = BTreeSet::new();
+    from.retain(|repository| seen.insert(repository.clone()));
     let total = parts.iter().map(|d| d.size).sum();
     let bar = progress.bytes(&name.to_string(), total);
     let (mut counts, mut bytes) = ([0u32; 3], 0);
