@@ -2,7 +2,7 @@
 
 use super::artifact;
 use super::build::{Base, named};
-use super::content::{Blob, Content};
+use super::content::{Blob, Content, DEPTH};
 use super::model::{BASE_NAME, Descriptor, Index, Manifest, Platform};
 use super::reference::Reference;
 use super::registry::{Placed, Registry, credentials};
@@ -19,6 +19,9 @@ use indicatif::ProgressBar;
 use node_metadata::Role;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+/// The most that the manifests and indexes of one image may have: they are held in memory.
+const DOCUMENTS: u64 = 64 << 20;
 
 /// How registries are reached.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -236,10 +239,20 @@ fn fetch_below(
                 bail!("{} has {} bytes and should have {}", manifest.digest, found.size, manifest.size);
             }
             content.put(&manifest.media_type, bytes);
-            fetch_below(content, &manifest, name, registry, progress)?;
+            open.push((manifest, depth + 1));
         }
-        return Ok(());
     }
+    Ok(())
+}
+
+/// Fetches what a manifest names.
+fn fetch_parts(
+    content: &mut Content,
+    root: &Descriptor,
+    name: &Reference,
+    registry: &Registry,
+    progress: &Progress,
+) -> Result<()> {
     let store = Store::new(&cache::user_dir()?.join("blobs"));
     let manifest = Manifest::parse(&content.document(root)?)?;
     for part in std::iter::once(&manifest.config).chain(&manifest.layers) {
@@ -260,6 +273,9 @@ fn fetch_blob(
 ) -> Result<PathBuf> {
     registry.fetch(name, part, store, bar).with_context(|| format!("pulling {} of {}", part.digest, name.place()))
 }
+
+/// What the names of base images stand for, once asked.
+pub type Pins = RefCell<BTreeMap<String, String>>;
 
 /// A base image: at a registry, or on this machine.
 ///

@@ -5,7 +5,7 @@ use super::{Placed, Registry, Scope};
 use crate::cache::download::Store;
 use crate::cache::hash;
 use crate::oci::content::Blob;
-use crate::oci::model::{Descriptor, LAYER, MANIFEST};
+use crate::oci::model::{Descriptor, INDEX, Index, LAYER, MANIFEST};
 use crate::oci::reference::Reference;
 use crate::oci::{pause_content, transfer};
 use crate::progress::Progress;
@@ -348,6 +348,41 @@ fn a_registry_that_never_has_enough_is_given_up() {
     *said.lock().unwrap() = format!("0-{}", u64::MAX);
     let error = put();
     assert!(error.contains(&format!("has {} of", u64::MAX)), "{error}");
+}
+
+#[test]
+fn an_index_is_fetched_once_and_not_without_end() {
+    let document = |kind: &str, manifests: &[Descriptor]| {
+        let bytes = serde_json::to_vec(&Index::new(manifests.to_vec())).unwrap();
+        (Descriptor::of(kind, &bytes), bytes)
+    };
+    // Each names the next twice.
+    let deep = |depth: usize| {
+        let state: Shared = Arc::default();
+        let server = registry(&state);
+        let mut below = document(INDEX, &[]);
+        for _ in 0..depth {
+            let (descriptor, bytes) = below;
+            below = document(INDEX, &[descriptor.clone(), descriptor.clone()]);
+            state.lock().unwrap().manifests.insert(format!("a {}", descriptor.digest), (INDEX.into(), bytes));
+        }
+        state.lock().unwrap().manifests.insert("a 1".into(), (INDEX.into(), below.1));
+        let done = transfer::fetch(&name(&server, "a:1"), &client(&server, None), None, &Progress::hidden());
+        (done.map(drop), server.log().len())
+    };
+    let (done, calls) = deep(4);
+    done.unwrap();
+    assert_eq!(calls, 5);
+    let error = deep(40).0.unwrap_err().to_string();
+    assert!(error.contains("within each other"), "{error}");
+
+    let state: Shared = Arc::default();
+    let server = registry(&state);
+    let long = Descriptor::new(MANIFEST, &hash::hex_of(b"x"), 65 << 20);
+    state.lock().unwrap().manifests.insert("a 1".into(), (INDEX.into(), document(INDEX, &[long]).1));
+    let done = transfer::fetch(&name(&server, "a:1"), &client(&server, None), None, &Progress::hidden());
+    assert!(done.unwrap_err().to_string().contains("more than 64 MiB"));
+    assert_eq!(server.log().len(), 1);
 }
 
 #[test]
