@@ -223,6 +223,11 @@ impl Content {
         self.entries.iter().filter_map(|d| Some((name(d)?, d))).collect()
     }
 
+    /// The full names that images have here.
+    pub fn full_names(&self) -> impl Iterator<Item = (&str, &Descriptor)> {
+        self.entries.iter().filter_map(|d| Some((d.annotations.get(CONTAINERD_NAME)?.as_str(), d)))
+    }
+
     /// The one image here, or that of the given name or tag.
     ///
     /// # Errors
