@@ -3,7 +3,7 @@
 use anyhow::Result;
 use std::fs::{File, FileType};
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 /// The most that a file which people write, a key or a certificate may hold, in bytes.
@@ -61,6 +61,19 @@ pub fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
 pub fn text(path: &Path, limit: u64) -> Result<String> {
     let bytes = bytes(path, limit)?;
     String::from_utf8(bytes).or_else(|_| bad(format!("{} is no text (UTF-8)", path.display())))
+}
+
+/// Checks that a file with a secret is its owner's alone.
+///
+/// # Errors
+/// [`BadInput`] when others may read it.
+pub fn check_private(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let mode = std::fs::metadata(path).map_err(|error| BadInput(format!("{shown} cannot be read: {error}")))?.mode();
+    if mode & 0o077 != 0 {
+        return bad(format!("{shown} holds a secret and others may read it; run: chmod 600 {shown}"));
+    }
+    Ok(())
 }
 
 /// Checks that a file can be written there: its folder exists.

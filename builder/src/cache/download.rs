@@ -1,6 +1,7 @@
 //! Fetching files over HTTP into a content-addressed store: resumed after an interruption, checked, renamed into place.
 
 use crate::cache::hash;
+use crate::web::Interrupted;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use std::fs::{self, File};
@@ -11,11 +12,16 @@ use std::time::Duration;
 /// How often a broken transfer is taken up again.
 const ATTEMPTS: u32 = 4;
 
+/// How long a server may think, and how long a connection may stand still.
+const STALL: Duration = Duration::from_secs(60);
+
 /// An HTTP client with bounded waits.
 pub fn client() -> ureq::Agent {
     ureq::Agent::config_builder()
         .timeout_connect(Some(Duration::from_secs(20)))
-        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_recv_response(Some(STALL))
+        .timeout_per_read(Some(STALL))
+        .timeout_per_write(Some(STALL))
         .http_status_as_error(false)
         .user_agent(concat!("kimg/", env!("CARGO_PKG_VERSION")))
         .build()
@@ -32,13 +38,36 @@ pub struct Missing {
     pub status: u16,
 }
 
+/// A server's answer that is no file.
+#[derive(Debug, thiserror::Error)]
+#[error("{url} answered HTTP {status}")]
+struct Answered {
+    url: String,
+    status: u16,
+}
+
+/// Whether another try would end like this one.
+fn is_final(error: &anyhow::Error) -> bool {
+    let said_no = |answered: &Answered| matches!(answered.status, 300..=407 | 409..=428 | 430..=499);
+    error.is::<Missing>() || error.is::<Interrupted>() || error.downcast_ref::<Answered>().is_some_and(said_no)
+}
+
 /// Fetches a small file into memory.
 pub fn get(client: &ureq::Agent, url: &str, limit: u64) -> Result<Vec<u8>> {
-    let mut response = client.get(url).call().with_context(|| format!("fetching {url}"))?;
-    match response.status().as_u16() {
-        200 => response.body_mut().with_config().limit(limit).read_to_vec().with_context(|| format!("reading {url}")),
+    let (head, body) = client.get(url).call().with_context(|| format!("fetching {url}"))?.into_parts();
+    match head.status.as_u16() {
+        200 => {
+            // ureq's own limit counts what came, and that may be packed.
+            let mut bytes = Vec::new();
+            let reader = body.into_with_config().limit(u64::MAX).reader();
+            reader.take(limit + 1).read_to_end(&mut bytes).with_context(|| format!("reading {url}"))?;
+            if bytes.len() as u64 > limit {
+                bail!("{url} is longer than the {limit} bytes that it may have");
+            }
+            Ok(bytes)
+        }
         status @ (404 | 410) => Err(Missing { url: url.to_string(), status }.into()),
-        status => bail!("{url} answered HTTP {status}"),
+        status => Err(Answered { url: url.to_string(), status }.into()),
     }
 }
 
@@ -126,7 +155,7 @@ impl Store {
         loop {
             match transfer(url, partial, size, bar, open) {
                 Ok(()) => break,
-                Err(error) if attempt == ATTEMPTS || error.is::<Missing>() => return Err(error),
+                Err(error) if attempt == ATTEMPTS || is_final(&error) => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_secs(1 << attempt)),
             }
             attempt += 1;
@@ -168,7 +197,12 @@ fn transfer(url: &str, partial: &Path, size: u64, bar: &ProgressBar, open: &Open
             have = 0;
         }
         status @ (404 | 410) => return Err(Missing { url: url.to_string(), status }.into()),
-        status => bail!("{url} answered HTTP {status}"),
+        // What is here is no beginning of what is there.
+        416 => {
+            file.set_len(0)?;
+            bail!("{url} is shorter than {have} bytes");
+        }
+        status => return Err(Answered { url: url.to_string(), status }.into()),
     }
     file.seek(SeekFrom::Start(have))?;
     bar.set_position(have);
@@ -176,7 +210,12 @@ fn transfer(url: &str, partial: &Path, size: u64, bar: &ProgressBar, open: &Open
     let mut body = body.take(size + 1);
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let n = body.read(&mut buffer).with_context(|| format!("reading {url}"))?;
+        let n = match body.read(&mut buffer) {
+            Err(error) if error.get_ref().is_some_and(|inner| inner.is::<Interrupted>()) => {
+                return Err(Interrupted.into());
+            }
+            read => read.with_context(|| format!("reading {url}"))?,
+        };
         if n == 0 {
             break;
         }
@@ -232,6 +271,48 @@ mod tests {
         let url = server(content, 2);
         let path = store.fetch(&client(), &url, &hash::hex_of(content), 16, &ProgressBar::hidden()).unwrap();
         assert_eq!(fs::read(path).unwrap(), content);
+    }
+
+    #[test]
+    fn a_no_is_not_asked_for_again() {
+        use std::cell::Cell;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        let asked = Cell::new(0);
+        let fetch = |open: &dyn Fn() -> Result<(u16, Box<dyn Read>)>| {
+            asked.set(0);
+            let bar = ProgressBar::hidden();
+            store.fetch_by("u", &hash::hex_of(b"x"), 1, &bar, &|_| {
+                asked.set(asked.get() + 1);
+                open()
+            })
+        };
+        for status in [307, 401, 403, 404] {
+            fetch(&|| Ok((status, Box::new(std::io::empty())))).unwrap_err();
+            assert_eq!(asked.get(), 1, "{status}");
+        }
+        struct Stopped;
+        impl Read for Stopped {
+            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+                Err(std::io::Error::other(Interrupted))
+            }
+        }
+        assert!(fetch(&|| Ok((200, Box::new(Stopped)))).unwrap_err().is::<Interrupted>());
+        assert_eq!(asked.get(), 1);
+        // Too many calls pass.
+        fetch(&|| Ok((if asked.get() < 2 { 429 } else { 200 }, Box::new(&b"x"[..])))).unwrap();
+    }
+
+    #[test]
+    fn a_small_file_is_counted_unpacked() {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&[b' '; 5000]).unwrap();
+        let packed = packed.finish().unwrap();
+        let server = crate::web::fake::Server::start(move |_| {
+            crate::web::fake::Reply::new(200).header("content-encoding", "gzip").body(&packed)
+        });
+        assert_eq!(get(&client(), &server.url(), 5000).unwrap().len(), 5000);
+        assert!(get(&client(), &server.url(), 4999).unwrap_err().to_string().contains("longer than"));
     }
 
     #[test]

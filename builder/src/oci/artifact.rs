@@ -17,6 +17,9 @@ pub const NODE_IMAGE: &str = "application/vnd.kimg.node-image.v1";
 const DISK: &str = "application/vnd.kimg.node-image.disk.v1.raw+zstd";
 const DESCRIPTION: &str = "application/vnd.kimg.node-image.manifest.v1+json";
 
+/// The most that a `manifest.json` may have.
+const DESCRIPTION_LIMIT: u64 = 16 << 20;
+
 /// The artifact of the image in `dir`, which `kimg build` made.
 ///
 /// # Errors
@@ -76,10 +79,15 @@ pub fn write_files(content: &Content, artifact: &Manifest, out: &Path) -> Result
     let temporary = cache::temporary_beside(out)?;
     std::fs::create_dir(&temporary).with_context(|| format!("making {}", temporary.display()))?;
     let write = || -> Result<()> {
+        let packed = Format::RawZst.file();
         for layer in &artifact.layers {
             let name = layer.annotations.get(TITLE).context("a file of the artifact has no name")?;
-            if name.contains('/') || name.starts_with('.') || name.is_empty() {
-                bail!("a file of the artifact is called '{name}', which is no plain file name");
+            if name != packed && name != manifest::FILE {
+                let only = format!("a node image has {packed} and {} alone", manifest::FILE);
+                bail!("a file of the artifact is called '{name}', which is no plain file name of those: {only}");
+            }
+            if name == manifest::FILE && layer.size > DESCRIPTION_LIMIT {
+                bail!("the artifact's {name} has {} bytes, which is too long for one", layer.size);
             }
             let path = temporary.join(name);
             let mut file = std::fs::File::create_new(&path).with_context(|| format!("writing {}", path.display()))?;
@@ -87,7 +95,6 @@ pub fn write_files(content: &Content, artifact: &Manifest, out: &Path) -> Result
                 .with_context(|| format!("writing {}", path.display()))?;
         }
         let known = manifest::Manifest::read(&temporary).context("the artifact has no readable manifest.json")?;
-        let packed = Format::RawZst.file();
         let sum = known.files.get(packed).with_context(|| format!("the artifact's manifest names no {packed}"))?;
         if FileSum::of(&temporary.join(packed))? != *sum {
             bail!("the disk of the artifact is not the one that its manifest.json names");
@@ -164,6 +171,21 @@ mod tests {
             assert!(std::fs::read(out.join(file)).unwrap() == std::fs::read(image.join(file)).unwrap(), "{file}");
         }
         assert!(write_files(&content, &artifact, &out).unwrap_err().to_string().contains("exists already"));
+        // A disk may be had once, and is no description.
+        let refused = |change: &dyn Fn(&mut Manifest)| {
+            let mut evil = artifact.clone();
+            change(&mut evil);
+            let error = format!("{:#}", write_files(&content, &evil, &dir.path().join("evil")).unwrap_err());
+            assert!(!dir.path().join("evil").exists());
+            error
+        };
+        let title = |layer: &mut Descriptor, name: &str| layer.annotations.insert(TITLE.into(), name.into());
+        let error = refused(&|evil| {
+            title(&mut evil.layers[1], "another");
+        });
+        assert!(error.contains("alone"), "{error}");
+        assert!(refused(&|evil| evil.layers.push(evil.layers[0].clone())).contains("writing"));
+        assert!(refused(&|evil| evil.layers[1].size = 17 << 20).contains("too long"));
         // A name that leaves the folder is no name.
         let mut evil = artifact.clone();
         evil.layers[1].annotations.insert(TITLE.into(), "../x".into());

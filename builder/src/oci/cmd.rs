@@ -109,11 +109,12 @@ pub fn run(args: &ImageArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
         }
     };
     let memory = cache::user_dir()?.join("sums");
+    let pins = transfer::Pins::default();
     let surroundings = Surroundings {
         lock: &lock,
         components: &|| Components::find(args.components.as_deref(), &memory),
         mirrors: &mirrors,
-        bases: &|name, platform| transfer::base(name, platform, &args.registry, &progress),
+        bases: &|name, platform| transfer::base(name, platform, &args.registry, &pins, &progress),
         progress: &progress,
     };
     let image = source::make(&args.source, &overrides, &surroundings)?;

@@ -2,6 +2,7 @@
 
 use super::model::{CONTAINERD_NAME, Descriptor, Index, Manifest, REF_NAME};
 use crate::cache::{self, hash};
+use crate::input;
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 
 /// Manifests and configurations are small; what is larger is none.
 const DOCUMENT_LIMIT: u64 = 16 << 20;
+/// How deep indexes may stand within each other.
+pub(super) const DEPTH: u32 = 4;
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Bytes named by their sum.
@@ -46,7 +49,7 @@ impl Blob {
         match self {
             Blob::Bytes(bytes) => Ok(Box::new(&bytes[..])),
             Blob::File { path, offset, size } => {
-                let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+                let mut file = input::open(path)?;
                 file.seek(SeekFrom::Start(*offset)).with_context(|| format!("reading {}", path.display()))?;
                 Ok(Box::new(file.take(*size)))
             }
@@ -73,9 +76,11 @@ impl Content {
     }
 
     fn read_folder(folder: &Path) -> Result<Content> {
-        let Ok(index) = std::fs::read(folder.join("index.json")) else {
+        let index = folder.join("index.json");
+        if !index.exists() {
             bail!("the folder is no OCI layout: it has no index.json");
-        };
+        }
+        let index = input::bytes(&index, DOCUMENT_LIMIT)?;
         let mut content = Content { entries: Index::parse(&index)?.manifests, ..Content::default() };
         let blobs = folder.join("blobs/sha256");
         for entry in std::fs::read_dir(&blobs).with_context(|| format!("reading {}", blobs.display()))? {
@@ -88,7 +93,7 @@ impl Content {
     }
 
     fn read_archive(path: &Path) -> Result<Content> {
-        let file = File::open(path)?;
+        let file = input::open(path)?;
         let mut content = Content::default();
         let mut index = None;
         for entry in tar::Archive::new(file).entries()? {
@@ -181,22 +186,31 @@ impl Content {
     /// A document is missing or damaged.
     pub fn reach(&self, root: &Descriptor) -> Result<Vec<Descriptor>> {
         let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
-        self.reach_into(root, &mut found, &mut seen)?;
+        self.reach_into(root, 0, &mut found, &mut seen)?;
         Ok(found)
     }
 
-    fn reach_into(&self, from: &Descriptor, found: &mut Vec<Descriptor>, seen: &mut BTreeSet<String>) -> Result<()> {
+    fn reach_into(
+        &self,
+        from: &Descriptor,
+        depth: u32,
+        found: &mut Vec<Descriptor>,
+        seen: &mut BTreeSet<String>,
+    ) -> Result<()> {
         if !seen.insert(from.digest.clone()) {
             return Ok(());
         }
         if from.is_index() {
+            if depth > DEPTH {
+                bail!("{} and others are indexes within each other, more than {DEPTH} deep", from.digest);
+            }
             for manifest in Index::parse(&self.document(from)?)?.manifests {
-                self.reach_into(&manifest, found, seen)?;
+                self.reach_into(&manifest, depth + 1, found, seen)?;
             }
         } else if from.is_manifest() {
             let manifest = Manifest::parse(&self.document(from)?)?;
             for part in std::iter::once(&manifest.config).chain(&manifest.layers) {
-                self.reach_into(part, found, seen)?;
+                self.reach_into(part, depth + 1, found, seen)?;
             }
         }
         found.push(from.clone());
@@ -207,6 +221,11 @@ impl Content {
     pub fn names(&self) -> Vec<(String, &Descriptor)> {
         let name = |d: &Descriptor| d.annotations.get(CONTAINERD_NAME).or(d.annotations.get(REF_NAME)).cloned();
         self.entries.iter().filter_map(|d| Some((name(d)?, d))).collect()
+    }
+
+    /// The full names that images have here.
+    pub fn full_names(&self) -> impl Iterator<Item = (&str, &Descriptor)> {
+        self.entries.iter().filter_map(|d| Some((d.annotations.get(CONTAINERD_NAME)?.as_str(), d)))
     }
 
     /// The one image here, or that of the given name or tag.
@@ -334,6 +353,7 @@ impl Content {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::model::INDEX;
     use crate::oci::pause_content;
 
     #[test]
@@ -355,6 +375,19 @@ mod tests {
     }
 
     #[test]
+    fn indexes_within_each_other_have_an_end() {
+        let mut content = Content::default();
+        let mut root = content.put_json(INDEX, &Index::new(Vec::new())).unwrap();
+        for depth in 1..10_000 {
+            root = content.put_json(INDEX, &Index::new(vec![root.clone(), root])).unwrap();
+            if depth == 4 {
+                assert_eq!(content.reach(&root).unwrap().len(), 5);
+            }
+        }
+        assert!(content.reach(&root).unwrap_err().to_string().contains("within each other"));
+    }
+
+    #[test]
     fn damage_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("layout");
@@ -373,5 +406,9 @@ mod tests {
         Content::read(&folder).unwrap().to_archive().unwrap();
         std::fs::write(dir.path().join("no.tar"), [1; 600]).unwrap();
         assert!(Content::read(&dir.path().join("no.tar")).is_err());
+        // A pipe is no image, and is not waited for.
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
+        assert!(format!("{:#}", Content::read(&pipe).unwrap_err()).contains("is a pipe"));
     }
 }

@@ -16,7 +16,7 @@ use crate::input::{self, BadInput};
 use anyhow::{Context, Result};
 use build::{Common, Config, Variant};
 use content::Content;
-use model::{CONTAINERD_NAME, Platform};
+use model::Platform;
 use reference::Reference;
 use std::path::Path;
 
@@ -40,8 +40,7 @@ pub fn references(archive: &Path) -> Result<Vec<String>> {
         let shown = archive.display();
         BadInput(format!("{shown} is no OCI archive (a tar with an index.json); make one with `kimg build image`"))
     })?;
-    let names = content.entries.iter().filter_map(|d| d.annotations.get(CONTAINERD_NAME));
-    Ok(names.cloned().collect())
+    Ok(content.full_names().map(|(name, _)| name.to_string()).collect())
 }
 
 /// Reads a folder as an image's root. Owners become root; modes become 0644 or 0755, so that the umask under

@@ -113,6 +113,14 @@ impl Default for Platform {
     }
 }
 
+impl Platform {
+    /// Whether programs for the one are programs for the other: arm64 has its variant v8 with or without saying so.
+    pub fn is_same(&self, other: &Platform) -> bool {
+        let variant = |p: &Platform| p.variant.clone().filter(|v| !(p.architecture == "arm64" && v == "v8"));
+        (&self.os, &self.architecture, variant(self)) == (&other.os, &other.architecture, variant(other))
+    }
+}
+
 impl FromStr for Platform {
     type Err = anyhow::Error;
 
@@ -213,5 +221,25 @@ impl Index {
     /// It is none.
     pub fn parse(bytes: &[u8]) -> Result<Index> {
         serde_json::from_slice(bytes).context("reading an index")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_platform_has_two_names() {
+        for (one, other, same) in [
+            ("linux/arm64", "linux/arm64/v8", true),
+            ("linux/arm64/v8", "linux/arm64", true),
+            ("linux/arm64", "linux/arm64/v9", false),
+            ("linux/arm/v8", "linux/arm", false),
+            ("linux/amd64", "linux/amd64", true),
+            ("linux/amd64", "windows/amd64", false),
+        ] {
+            let parse = |text: &str| text.parse::<Platform>().unwrap();
+            assert_eq!(parse(one).is_same(&parse(other)), same, "{one} {other}");
+        }
     }
 }

@@ -194,7 +194,7 @@ impl ImageRecipe {
 impl LayerRecipe {
     fn is_for(&self, platform: &Platform) -> Result<bool> {
         let named = self.platforms.iter().map(|p| p.parse()).collect::<Result<Vec<Platform>>>()?;
-        Ok(named.is_empty() || named.contains(platform))
+        Ok(named.is_empty() || named.iter().any(|named| named.is_same(platform)))
     }
 
     fn tree(&self, folder: &Path, platform: &Platform, surroundings: &Surroundings<'_>) -> Result<Tree> {
@@ -353,7 +353,7 @@ pub fn make(source: &Path, overrides: &Overrides, surroundings: &Surroundings<'_
     let mut platforms = Vec::new();
     for text in if overrides.platforms.is_empty() { &said.platforms } else { &overrides.platforms } {
         let platform: Platform = text.parse()?;
-        if !platforms.contains(&platform) {
+        if !platforms.iter().any(|known: &Platform| known.is_same(&platform)) {
             platforms.push(platform);
         }
     }
@@ -425,7 +425,7 @@ pub fn choose_platform(
 ) -> Result<Base> {
     let manifest = if root.is_index() {
         let index = Index::parse(&content.document(root)?)?;
-        let fitting = index.manifests.iter().find(|m| m.platform.as_ref() == Some(platform));
+        let fitting = index.manifests.iter().find(|m| m.platform.as_ref().is_some_and(|p| p.is_same(platform)));
         let known = index.manifests.iter().filter_map(|m| Some(m.platform.as_ref()?.to_string()));
         let known: Vec<String> = known.filter(|p| !p.contains("unknown")).collect();
         fitting
@@ -548,7 +548,8 @@ mod tests {
             let base = |tag: &str| Overrides {
                 names: vec!["top:1".into()],
                 base: Some(format!("oci:{}{tag}", layout.display())),
-                platforms: vec!["linux/arm64".into()],
+                // One platform, named in both ways.
+                platforms: vec!["linux/arm64".into(), "linux/arm64/v8".into()],
                 ..Overrides::default()
             };
             let top = make(&on_top, &base(":latest"), around).unwrap();
@@ -563,8 +564,12 @@ mod tests {
         std::fs::write(dir.path().join(RECIPE), format!("{recipe}[[component]]\nname = \"x\"\npath = \"/x\"\n"))
             .unwrap();
         nothing("", |around| {
-            let error = format!("{:#}", make(dir.path(), &Overrides::default(), around).unwrap_err());
-            assert!(error.contains("no components") || error.contains("for linux/amd64 only"), "{error}");
+            let arm = Overrides { platforms: vec!["linux/arm64".into()], ..Overrides::default() };
+            let error = format!("{:#}", make(dir.path(), &arm, around).unwrap_err());
+            assert!(error.contains("for linux/amd64 only"), "{error}");
+            let amd = Overrides { platforms: vec!["linux/amd64".into()], ..Overrides::default() };
+            let error = format!("{:#}", make(dir.path(), &amd, around).unwrap_err());
+            assert!(error.contains("no components"), "{error}");
         });
     }
 

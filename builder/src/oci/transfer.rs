@@ -2,7 +2,7 @@
 
 use super::artifact;
 use super::build::{Base, named};
-use super::content::{Blob, Content};
+use super::content::{Blob, Content, DEPTH};
 use super::model::{BASE_NAME, Descriptor, Index, Manifest, Platform};
 use super::reference::Reference;
 use super::registry::{Placed, Registry, credentials};
@@ -17,7 +17,12 @@ use crate::web::{Client, trust};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use node_metadata::Role;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+/// The most that the manifests and indexes of one image may have: they are held in memory.
+const DOCUMENTS: u64 = 64 << 20;
 
 /// How registries are reached.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -65,7 +70,8 @@ pub fn push(args: &PushArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
     let names = args.names.iter().map(|n| Reference::parse(n)).collect::<Result<Vec<_>>>()?;
     let role = [Role::Master, Role::Worker].into_iter().find(|r| r.as_str() == args.source);
     let path = Path::new(&args.source);
-    let content = match role.filter(|_| !path.exists()) {
+    let role = role.filter(|_| !path.exists());
+    let content = match role {
         Some(role) if names.is_empty() => {
             let why =
                 format!("a node image has no name of its own; name one: kimg push {} REGISTRY/NAME:TAG", role.as_str());
@@ -77,21 +83,44 @@ pub fn push(args: &PushArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
         }
         None => Content::read(path)?,
     };
-    let targets: Vec<(Reference, Descriptor)> = if names.is_empty() {
-        let known = content.names().into_iter().filter(|(name, _)| args.image.as_ref().is_none_or(|i| i == name));
-        known.map(|(name, root)| Ok((Reference::parse(&name)?, root.clone()))).collect::<Result<_>>()?
-    } else {
-        let root = content.choose(args.image.as_deref())?;
-        names.into_iter().map(|name| (name, root.clone())).collect()
-    };
-    if targets.is_empty() {
-        let why = format!("nothing in {} has the name to push; name one behind it", args.source);
-        return input::bad(why);
+    let targets = targets(&content, names, args.image.as_deref(), &args.source)?;
+    if role.is_none() {
+        targets.iter().try_for_each(|(_, root)| no_node_image(&content, root))?;
     }
     let progress = Progress::new();
     for (name, root) in targets {
         let sent = send(&content, &root, &name, &args.registry.registry(&client, &name)?, &args.mount_from, &progress)?;
         println!("{name}@{}\n  {sent}", root.digest);
+    }
+    Ok(())
+}
+
+/// What is pushed under which names: those given, or those that the images here carry. A bare tag, as other tools
+/// write it, is no name: whose image it were nobody has said.
+fn targets(
+    content: &Content,
+    names: Vec<Reference>,
+    image: Option<&str>,
+    source: &str,
+) -> Result<Vec<(Reference, Descriptor)>> {
+    if !names.is_empty() {
+        let root = content.choose(image)?;
+        return Ok(names.into_iter().map(|name| (name, root.clone())).collect());
+    }
+    let known = content.full_names().filter(|(name, _)| image.is_none_or(|image| image == *name));
+    let known: Vec<_> = known.map(|(name, root)| Ok((Reference::parse(name)?, root.clone()))).collect::<Result<_>>()?;
+    if known.is_empty() {
+        return input::bad(format!("nothing in {source} has the name to push; name one behind it: REGISTRY/NAME:TAG"));
+    }
+    Ok(known)
+}
+
+/// What a disk holds is looked at where it is pushed by its role, and nowhere else.
+fn no_node_image(content: &Content, root: &Descriptor) -> Result<()> {
+    for manifest in content.reach(root)?.iter().filter(|d| d.is_manifest()) {
+        if artifact::is_node_image(&Manifest::parse(&content.document(manifest)?)?) {
+            return input::bad(format!("{} is a node image; push it by its role: kimg push ROLE NAME", root.digest));
+        }
     }
     Ok(())
 }
@@ -121,7 +150,8 @@ pub fn send(
                 .map(|b| b.repository),
         );
     }
-    from.dedup();
+    let mut seen = BTreeSet::new();
+    from.retain(|repository| seen.insert(repository.clone()));
     let total = parts.iter().map(|d| d.size).sum();
     let bar = progress.bytes(&name.to_string(), total);
     let (mut counts, mut bytes) = ([0u32; 3], 0);
@@ -227,17 +257,43 @@ fn fetch_below(
     registry: &Registry,
     progress: &Progress,
 ) -> Result<()> {
-    if root.is_index() {
-        for manifest in Index::parse(&content.document(root)?)?.manifests {
+    let mut left = DOCUMENTS.saturating_sub(root.size);
+    let mut open = vec![(root.clone(), 0)];
+    while let Some((from, depth)) = open.pop() {
+        if !from.is_index() {
+            fetch_parts(content, &from, name, registry, progress)?;
+            continue;
+        }
+        if depth > DEPTH {
+            bail!("{} and others of {name} are indexes within each other, more than {DEPTH} deep", from.digest);
+        }
+        for manifest in Index::parse(&content.document(&from)?)?.manifests {
+            // An index may name the same twice, and others may, too.
+            if content.blob(&manifest).is_ok() {
+                continue;
+            }
+            left = left.checked_sub(manifest.size).with_context(|| {
+                format!("the manifests of {name} have more than {} MiB; no image needs that", DOCUMENTS >> 20)
+            })?;
             let (found, bytes) = registry.manifest(name, &manifest.digest)?;
             if found.size != manifest.size {
                 bail!("{} has {} bytes and should have {}", manifest.digest, found.size, manifest.size);
             }
             content.put(&manifest.media_type, bytes);
-            fetch_below(content, &manifest, name, registry, progress)?;
+            open.push((manifest, depth + 1));
         }
-        return Ok(());
     }
+    Ok(())
+}
+
+/// Fetches what a manifest names.
+fn fetch_parts(
+    content: &mut Content,
+    root: &Descriptor,
+    name: &Reference,
+    registry: &Registry,
+    progress: &Progress,
+) -> Result<()> {
     let store = Store::new(&cache::user_dir()?.join("blobs"));
     let manifest = Manifest::parse(&content.document(root)?)?;
     for part in std::iter::once(&manifest.config).chain(&manifest.layers) {
@@ -259,22 +315,66 @@ fn fetch_blob(
     registry.fetch(name, part, store, bar).with_context(|| format!("pulling {} of {}", part.digest, name.place()))
 }
 
+/// What the names of base images stand for, once asked.
+pub type Pins = RefCell<BTreeMap<String, String>>;
+
 /// A base image: at a registry, or on this machine.
 ///
 /// # Errors
 /// It is not there, or not for this platform.
-pub fn base(name: &str, platform: &Platform, args: &RegistryArgs, progress: &Progress) -> Result<Base> {
+pub fn base(name: &str, platform: &Platform, args: &RegistryArgs, pins: &Pins, progress: &Progress) -> Result<Base> {
     if name.starts_with(super::source::ON_DISK) {
         return super::source::base_from_disk(name, platform);
     }
     let reference = Reference::parse(name)?;
     let registry = args.registry(&Client::new(args.ca.as_deref())?, &reference)?;
-    let (top, _) = registry.manifest(&reference, reference.target())?;
-    if reference.digest.is_none() {
-        let pinned = Reference { digest: Some(top.digest.clone()), ..reference.clone() };
+    let known = pins.borrow().get(name).cloned();
+    let digest = match known {
+        Some(digest) => digest,
+        None => registry.manifest(&reference, reference.target())?.0.digest,
+    };
+    // What the tag stands for may change between two platforms.
+    let first = pins.borrow_mut().insert(name.to_string(), digest.clone()).is_none();
+    let pinned = Reference { digest: Some(digest.clone()), ..reference.clone() };
+    if reference.digest.is_none() && first {
         eprintln!("the base {reference} is {pinned} today; write that to get the same image tomorrow");
     }
-    let (content, manifest) = fetch(&reference, &registry, Some(platform), progress)?;
+    let (content, manifest) = fetch(&pinned, &registry, Some(platform), progress)?;
     let named = Reference { digest: None, ..reference };
-    Ok(Base { name: Some(named.to_string()), digest: top.digest, manifest, content })
+    Ok(Base { name: Some(named.to_string()), digest, manifest, content })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::model::{CONTAINERD_NAME, EMPTY, INDEX, MANIFEST, REF_NAME};
+    use crate::oci::pause_content;
+
+    #[test]
+    fn an_image_goes_where_it_is_said_to_go() {
+        let mut content = pause_content().unwrap();
+        let place = |content: &Content, names: &[&str], image: Option<&str>| -> Result<Vec<String>> {
+            let names = names.iter().map(|name| Reference::parse(name).unwrap()).collect();
+            Ok(targets(content, names, image, "x.tar")?.into_iter().map(|(name, _)| name.to_string()).collect())
+        };
+        assert_eq!(place(&content, &[], None).unwrap(), ["kimg.local/pause:1"]);
+        assert_eq!(place(&content, &["r.example/a:2"], Some("1")).unwrap(), ["r.example/a:2"]);
+        // As skopeo and umoci leave it.
+        content.entries[0].annotations = [(REF_NAME.to_string(), "1".to_string())].into();
+        assert!(!content.entries[0].annotations.contains_key(CONTAINERD_NAME));
+        let error = place(&content, &[], None).unwrap_err();
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("name one behind it"), "{error}");
+        assert_eq!(place(&content, &["r.example/a:2"], None).unwrap(), ["r.example/a:2"]);
+    }
+
+    #[test]
+    fn a_node_image_is_pushed_by_its_role() {
+        let mut content = pause_content().unwrap();
+        no_node_image(&content, &content.entries[0].clone()).unwrap();
+        let mut manifest = Manifest::new(content.put(EMPTY, b"{}".to_vec()), Vec::new());
+        manifest.artifact_type = Some(artifact::NODE_IMAGE.into());
+        let root = content.put_json(MANIFEST, &manifest).unwrap();
+        let root = content.put_json(INDEX, &Index::new(vec![root])).unwrap();
+        assert!(no_node_image(&content, &root).unwrap_err().to_string().contains("by its role"));
+    }
 }

@@ -6,9 +6,10 @@
 
 use super::s3::Bucket;
 use super::settings::{self, Environment};
-use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt};
+use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt};
 use crate::image::output::Format;
-use crate::web::{Answer, Client, Request};
+use crate::input;
+use crate::web::{Answer, Client, Request, trust};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -46,6 +47,9 @@ impl DigitalOcean {
     pub fn new(client: &Client, env: Environment<'_>, region: &str, shelf: Bucket) -> Result<DigitalOcean> {
         let token = settings::need(env, "DIGITALOCEAN_TOKEN", "a token with the scopes image:create, read and delete")?;
         let api = env("DIGITALOCEAN_API_URL").unwrap_or_else(|| API.into());
+        if !trust::is_safe(&api) {
+            return input::bad(format!("DIGITALOCEAN_API_URL is {api}; a token goes over https:// only"));
+        }
         Ok(DigitalOcean {
             client: client.clone(),
             api: api.trim_end_matches('/').to_string(),
@@ -61,11 +65,15 @@ impl DigitalOcean {
     }
 
     fn images(&self) -> Result<Vec<Value>> {
-        let mut all = Vec::new();
+        let (mut all, mut pages) = (Vec::new(), 0);
         let mut next = Some(format!("{}/v2/images?private=true&per_page=200", self.api));
         while let Some(url) = next {
             let request = Request::get(url).would(200, &json!({"images": []}));
             let page = self.send(&self.client, request)?.expect(&[200])?.json()?;
+            pages += 1;
+            if pages > PAGES {
+                bail!("{} lists without end", self.api);
+            }
             all.extend(page["images"].as_array().context("the answer has no list of images")?.iter().cloned());
             next = page["links"]["pages"]["next"].as_str().map(str::to_string);
             if next.as_ref().is_some_and(|url| !url.starts_with(&format!("{}/", self.api))) {

@@ -20,7 +20,7 @@ use crate::image::leave;
 use crate::image::manifest::{self, FileSum};
 use crate::image::output::Format;
 use crate::input;
-use crate::web::Lost;
+use crate::web::{Interrupted, Lost, Refused};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -29,6 +29,9 @@ use std::sync::{Mutex, MutexGuard};
 
 /// How the names of kimg's images and temporary things begin.
 pub const PREFIX: &str = "kimg-";
+
+/// A list of more pages than this has no end.
+const PAGES: u32 = 1000;
 
 /// How far an image is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -149,12 +152,20 @@ impl Temporaries {
     }
 }
 
+/// Whether a call that failed may have been done: its answer was lost or not waited for, or a gateway lost it.
+fn may_be_done(error: &anyhow::Error) -> bool {
+    let lost_behind = |refused: &Refused| refused.status >= 500;
+    error
+        .chain()
+        .any(|e| e.is::<Lost>() || e.is::<Interrupted>() || e.downcast_ref::<Refused>().is_some_and(lost_behind))
+}
+
 /// The image that a call made although its answer was lost.
 ///
 /// # Errors
 /// The call failed otherwise, or made nothing.
 pub fn adopt(provider: &dyn Provider, name: &str, error: anyhow::Error) -> Result<String> {
-    if !error.chain().any(|e| e.is::<Lost>()) {
+    if !may_be_done(&error) {
         return Err(error);
     }
     match provider.list()?.into_iter().find(|known| known.name == name) {

@@ -4,10 +4,10 @@
 //! The bytes go straight to Glance, which keeps their SHA-512; it is compared before the image counts.
 
 use super::settings::{self, Environment};
-use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt};
+use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt};
 use crate::image::output::Format;
 use crate::input;
-use crate::web::{Answer, Client, Request};
+use crate::web::{Answer, Client, Request, trust};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -58,8 +58,7 @@ impl OpenStack {
     /// One that is needed is missing.
     pub fn new(client: &Client, env: Environment<'_>, region: Option<&str>) -> Result<OpenStack> {
         let auth_url = settings::need(env, "OS_AUTH_URL", "the address of Keystone")?;
-        let host = auth_url.strip_prefix("http://").map(|rest| rest.split('/').next().unwrap_or(rest));
-        if host.is_some_and(|host| !crate::web::trust::is_loopback(host)) {
+        if !trust::is_safe(&auth_url) {
             return input::bad(format!("OS_AUTH_URL is {auth_url}; a password goes over https:// only"));
         }
         let auth_url = auth_url.trim_end_matches('/').trim_end_matches("/v3").to_string();
@@ -120,6 +119,9 @@ impl OpenStack {
             }
         };
         let url = url.context("the image service has no address")?.trim_end_matches('/');
+        if !trust::is_safe(url) {
+            bail!("Keystone names {url} for the image service; a token goes over https:// only");
+        }
         Ok(url.trim_end_matches("/v2").to_string())
     }
 
@@ -144,11 +146,15 @@ impl OpenStack {
     }
 
     fn images(&self) -> Result<Vec<Value>> {
-        let mut all = Vec::new();
+        let (mut all, mut pages) = (Vec::new(), 0);
         let mut next = Some("/v2/images?tag=kimg&limit=100".to_string());
         while let Some(path) = next {
             let make = |glance: &str| Request::get(format!("{glance}{path}")).would(200, &json!({"images": []}));
             let page = self.send(&self.client, &make)?.expect(&[200])?.json()?;
+            pages += 1;
+            if pages > PAGES {
+                bail!("Glance lists without end");
+            }
             all.extend(page["images"].as_array().context("the answer has no list of images")?.iter().cloned());
             next = page["next"].as_str().map(str::to_string);
             if next.as_ref().is_some_and(|path| !path.starts_with("/v2/images?")) {

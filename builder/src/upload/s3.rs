@@ -5,11 +5,11 @@
 
 use super::settings::{self, Environment};
 use super::sigv4::{EMPTY, Signer, query};
-use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries};
+use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, may_be_done};
 use crate::cache::hash;
 use crate::image::output::Format;
 use crate::input;
-use crate::web::{Answer, Client, Lost, Refused, Request, escape};
+use crate::web::{Answer, Client, Refused, Request, escape, trust};
 use anyhow::{Context, Result, bail};
 use http::Method;
 use indicatif::ProgressBar;
@@ -63,8 +63,7 @@ impl Bucket {
         let region = region.unwrap_or_else(|| "us-east-1".into());
         let endpoint = endpoint.map(str::to_string).or_else(|| setting(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
         let endpoint = endpoint.unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
-        let host = endpoint.strip_prefix("http://").map(|rest| rest.split('/').next().unwrap_or(rest));
-        if host.is_some_and(|host| !crate::web::trust::is_loopback(host)) || !endpoint.starts_with("http") {
+        if !trust::is_safe(&endpoint) {
             return input::bad(format!("the endpoint {endpoint} is no https:// address"));
         }
         let (key, secret, token) = credentials(env)?;
@@ -91,7 +90,16 @@ impl Bucket {
     }
 
     fn send(&self, client: &Client, request: Request, headers: &[(&str, &str)], sum: &str) -> Result<Answer> {
-        client.send(&self.signer.sign(request, headers, sum, client.clock().now())?)
+        client.send(&self.signed(request, headers, sum))
+    }
+
+    fn signed(&self, request: Request, headers: &[(&str, &str)], sum: &str) -> Request {
+        let headers: Vec<(String, String)> = headers.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let (signer, sum) = (self.signer.clone(), sum.to_string());
+        request.signed_by(move |request, now| {
+            let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            signer.sign(request, &headers, &sum, now)
+        })
     }
 
     /// Puts a file there, in parts where it is large. What stays behind when it fails is in `temporaries`.
@@ -112,12 +120,16 @@ impl Bucket {
         if public {
             headers.push(("x-amz-acl", "public-read"));
         }
-        temporaries.add("object", key);
         if size <= self.part {
             let bytes = part_of(file, 0, size)?;
             let sum = hash::hex_of(&bytes);
             let request = self.request(Method::PUT, key, &[]).bytes("application/octet-stream", bytes);
-            self.send(&self.client, request.would(200, &Value::Null), &headers, &sum)?.expect(&[200])?;
+            let sent = self.send(&self.client, request.would(200, &Value::Null), &headers, &sum);
+            let sent = sent.and_then(|answer| answer.expect(&[200]));
+            if sent.as_ref().map_or_else(may_be_done, |_| true) {
+                temporaries.add("object", key);
+            }
+            sent?;
             bar.inc(size);
         } else {
             self.put_parts(key, file, size, &headers, temporaries, bar)?;
@@ -166,18 +178,24 @@ impl Bucket {
         let body = format!("<CompleteMultipartUpload>{list}</CompleteMultipartUpload>");
         let sum = hash::hex_of(body.as_bytes());
         let request = self.request(Method::POST, key, &[("uploadId", &begun.id)]).bytes("application/xml", body);
-        match self.send(&self.client, request.would(200, &Value::Null), &[], &sum) {
+        let ended = self.send(&self.client, request.would(200, &Value::Null), &[], &sum);
+        match ended.and_then(|answer| answer.expect(&[200, 404])) {
+            // Another kimg may have ended the upload. Its object is not ours to remove, and as good.
+            Ok(answer) if answer.status == 404 => Ok(()),
             Ok(answer) => {
-                let answer = answer.expect(&[200])?;
                 // The store begins its answer before it knows how it ends.
                 if String::from_utf8_lossy(&answer.body).contains("<Error>") {
                     return Err(answer.refused().into());
                 }
                 temporaries.keep(&note);
+                temporaries.add("object", key);
                 Ok(())
             }
             // Whether it was done is what the caller looks for; if not, there still is an upload to remove.
-            Err(error) if error.chain().any(|e| e.is::<Lost>()) => Ok(()),
+            Err(error) if may_be_done(&error) => {
+                temporaries.add("object", key);
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -192,13 +210,14 @@ impl Bucket {
             }
             let request = self.request(Method::POST, key, &[("uploads", "")]);
             let request = request.would(200, &Value::String("<UploadId>UPLOAD</UploadId>".into()));
-            match self.send(&self.client, request, headers, EMPTY) {
+            let answer = self.send(&self.client, request, headers, EMPTY).and_then(|answer| answer.expect(&[200]));
+            match answer {
                 Ok(answer) => {
-                    let text = String::from_utf8(answer.expect(&[200])?.body).context("an answer is no text")?;
+                    let text = String::from_utf8(answer.body).context("an answer is no text")?;
                     let id = elements(&text, "UploadId").into_iter().next().context("the store names no upload")?;
                     return Ok(Begun { id, parts: BTreeMap::new() });
                 }
-                Err(error) if error.chain().any(|e| e.is::<Lost>()) => lost = Some(error),
+                Err(error) if may_be_done(&error) => lost = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -226,7 +245,7 @@ impl Bucket {
             if !more {
                 return Ok(pages);
             }
-            if next.is_empty() || pages.len() > 1000 {
+            if next.is_empty() || pages.len() > PAGES as usize {
                 bail!("{} lists without end", self.url(""));
             }
         }
@@ -288,8 +307,7 @@ impl Bucket {
     fn sum_of(&self, key: &str) -> Result<String> {
         let mut tries = 1;
         loop {
-            let request = self.request(Method::GET, key, &[]);
-            let request = self.signer.sign(request, &[], EMPTY, self.client.clock().now())?;
+            let request = self.signed(self.request(Method::GET, key, &[]), &[], EMPTY);
             let (answer, mut body) = self.client.open(&request)?;
             answer.expect(&[200])?;
             match hash::hex_of_reader(&mut *body) {

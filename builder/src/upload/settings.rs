@@ -2,7 +2,6 @@
 
 use crate::input;
 use anyhow::{Context, Result};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Where values come from: the environment, or a test.
@@ -36,18 +35,15 @@ pub fn need(env: Environment<'_>, name: &str, what: &str) -> Result<String> {
 /// # Errors
 /// It cannot be read, or others can read it.
 pub fn read_private(file: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    let mode = std::fs::metadata(file).with_context(|| format!("reading {}", file.display()))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        let why = format!("{} holds a secret and others may read it; run: chmod 600 {0}", file.display());
-        return input::bad(why);
-    }
+    let text = input::text(file, input::SMALL)?;
+    input::check_private(file)?;
     Ok(text.trim_end().to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_value_comes_from_the_environment_or_a_private_file() {

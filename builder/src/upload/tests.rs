@@ -8,11 +8,13 @@ use super::schema::Published;
 use super::{Leftover, Local, Provider, Uploaded, upload};
 use crate::cache::hash;
 use crate::image::manifest::FileSum;
+use crate::web::Interrupted;
 use crate::web::fake::{Call, Fault, Reply, Server, Virtual};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What the fakes know. One world is all of a provider's servers.
@@ -32,6 +34,14 @@ struct World {
     damages: bool,
     /// The token that counts.
     token: usize,
+    /// Another kimg ends the upload with these bytes before a call of this method.
+    rival: Option<(&'static str, Vec<u8>)>,
+    /// The user interrupts kimg by this clock when an upload has been ended.
+    stops: Option<Arc<Virtual>>,
+    /// Lists have a next page always.
+    endless: bool,
+    /// Where Keystone says that Glance is.
+    glance: Option<&'static str>,
 }
 
 #[derive(Default)]
@@ -73,6 +83,11 @@ fn s3(call: &Call, world: &mut World) -> Reply {
     }
     let upload = call.asked("uploadId").map(str::to_string);
     let public = call.header("x-amz-acl") == "public-read";
+    let rival = world.rival.take_if(|(method, _)| *method == call.method && upload.is_some());
+    if let Some((_, bytes)) = rival {
+        world.uploads.clear();
+        world.objects.insert(key.clone(), Object { sum: hash::hex_of(&bytes), bytes, public });
+    }
     match (call.method.as_str(), upload) {
         ("GET", None) if key.is_empty() => {
             let prefix = call.asked("prefix").unwrap_or_default();
@@ -86,7 +101,9 @@ fn s3(call: &Call, world: &mut World) -> Reply {
                 let found = world.objects.keys().filter(|k| k.starts_with(prefix));
                 found.map(|k| format!("<Contents>{}</Contents>", of(k, "<LastModified>now</LastModified>"))).collect()
             };
-            Reply::new(200).body(format!("<R><IsTruncated>false</IsTruncated>{list}</R>").as_bytes())
+            let next = if world.endless { "<NextContinuationToken>t</NextContinuationToken>" } else { "" };
+            let more = format!("<IsTruncated>{}</IsTruncated>{next}", world.endless);
+            Reply::new(200).body(format!("<R>{more}{list}</R>").as_bytes())
         }
         ("GET", Some(id)) => match world.uploads.get(&id) {
             Some(upload) => {
@@ -134,6 +151,9 @@ fn s3(call: &Call, world: &mut World) -> Reply {
                 bytes[7] ^= 1;
             }
             world.objects.insert(upload.key, Object { bytes, sum: upload.sum, public: upload.public });
+            if let Some(clock) = &world.stops {
+                clock.stopped.store(true, Relaxed);
+            }
             Reply::new(200)
         }
         ("PUT", None) => {
@@ -162,7 +182,8 @@ fn digitalocean(call: &Call, world: &mut World) -> Reply {
     match (call.method.as_str(), id) {
         ("GET", None) => {
             let images: Vec<Value> = world.images.iter().map(shown).collect();
-            Reply::json(200, &json!({"images": images}))
+            let next = world.endless.then(|| format!("http://{}/v2/images?page=2", call.header("host")));
+            Reply::json(200, &json!({"images": images, "links": {"pages": {"next": next}}}))
         }
         ("POST", None) => {
             let body = call.json();
@@ -196,7 +217,7 @@ fn openstack(call: &Call, world: &mut World) -> Reply {
             return Reply::new(401);
         }
         world.token += 1;
-        let url = format!("http://{}/image", call.header("host"));
+        let url = world.glance.map_or(format!("http://{}/image", call.header("host")), str::to_string);
         let endpoints = json!([{"interface": "public", "region": "R1", "url": url},
             {"interface": "internal", "region": "R1", "url": "http://inside"}]);
         let token = json!({"token": {"catalog": [{"type": "image", "endpoints": endpoints}]}});
@@ -220,6 +241,9 @@ fn openstack(call: &Call, world: &mut World) -> Reply {
             if rest.next().is_some() {
                 let marker = page["images"][0]["id"].as_str().unwrap().to_string();
                 page["next"] = json!(format!("/v2/images?tag=kimg&limit=100&marker={marker}"));
+            }
+            if world.endless {
+                page["next"] = json!("/v2/images?tag=kimg&limit=100");
             }
             Reply::json(200, &page)
         }
@@ -419,6 +443,7 @@ fn any_call_may_fail_in_any_way() {
                 Fault::CutAnswer(0),
                 Fault::CutAnswer(40),
                 Fault::Instead(Reply::new(503)),
+                Fault::After(Reply::new(504)),
                 Fault::Instead(limited.clone()),
                 Fault::Instead(Reply::new(403)),
             ] {
@@ -499,6 +524,70 @@ fn a_crash_leaves_parts_that_the_next_run_uses() {
     assert!(stage.has(&image));
     let sent: usize = stage.server.calls().iter().filter(|c| c.method == "PUT").map(|c| c.body.len()).sum();
     assert_eq!(sent, bytes.len() - PART as usize);
+}
+
+#[test]
+fn what_another_run_ended_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    for (method, fine) in [("PUT", false), ("POST", true)] {
+        let stage = Stage::new(Which::S3);
+        stage.world().rival = Some((method, std::fs::read(&image.path).unwrap()));
+        assert_eq!(stage.upload(&image).is_ok(), fine, "{method}");
+        assert!(stage.has(&image) && stage.rest().is_empty(), "{method}");
+    }
+}
+
+#[test]
+fn an_object_is_removed_when_its_answer_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    for which in [Which::S3, Which::DigitalOcean] {
+        let stage = Stage::new(which);
+        stage.world().stops = Some(stage.clock.clone());
+        let error = stage.upload(&image).unwrap_err();
+        assert!(error.is::<Interrupted>(), "{error:#}");
+        assert!(stage.is_empty(), "{which:?}");
+    }
+}
+
+#[test]
+fn a_list_without_end_is_given_up() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        stage.world().endless = true;
+        let error = format!("{:#}", stage.provider().list().unwrap_err());
+        assert!(error.contains("without end"), "{which:?}: {error}");
+    }
+}
+
+#[test]
+fn a_signature_is_no_older_than_the_try() {
+    let stage = Stage::new(Which::S3);
+    stage.server.fail(0, Fault::Instead(Reply::new(429).header("retry-after", "800")));
+    stage.provider().list().unwrap();
+    let dates: Vec<String> = stage.server.calls().iter().map(|c| c.header("x-amz-date").to_string()).collect();
+    assert!(dates.len() == 2 && dates[1] > dates[0], "{dates:?}");
+}
+
+#[test]
+fn no_token_goes_out_in_clear() {
+    let clock = Virtual::new();
+    let env = |name: &str| match name {
+        "DIGITALOCEAN_API_URL" | "OS_AUTH_URL" => Some("http://api.example".to_string()),
+        _ => Some("s3cr3t".to_string()),
+    };
+    let client = clock.client();
+    let bucket = |url: &str| Bucket::open(&client, &env, "bucket", "", Some(url), None);
+    assert!(bucket("http://s3.example").is_err() && bucket("httpx://s3.example").is_err());
+    let shelf = bucket("https://s3.example").unwrap();
+    let error = DigitalOcean::new(&client, &env, "fra1", shelf).unwrap_err().to_string();
+    assert!(error.contains("https:// only"), "{error}");
+    assert!(OpenStack::new(&client, &env, None).unwrap_err().to_string().contains("https:// only"));
+    let stage = Stage::new(Which::OpenStack);
+    stage.world().glance = Some("http://glance.example/image");
+    let error = stage.provider().list().unwrap_err().to_string();
+    assert!(error.contains("http://glance.example"), "{error}");
 }
 
 #[test]

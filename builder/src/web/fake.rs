@@ -1,10 +1,11 @@
 //! A server for tests that keeps what it was told, fails where it is told to, and a clock that does not wait.
 
-use super::{Client, Clock};
+use super::{Client, Clock, Interrupted};
 use anyhow::Result;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -72,6 +73,10 @@ pub(crate) enum Fault {
     CutRequest(usize),
     /// It is done, and the connection ends after so many bytes of the answer.
     CutAnswer(usize),
+    /// It is done, and after so many bytes of the answer nothing comes any more, and no end either.
+    Stall(usize),
+    /// It is done, and this is answered.
+    After(Reply),
     /// This is answered, and nothing is done.
     Instead(Reply),
 }
@@ -140,9 +145,15 @@ fn serve(mut stream: &TcpStream, handler: &Handler, calls: &Mutex<Vec<Call>>, fa
         return;
     }
     calls.lock().unwrap()[number] = call.clone();
+    let stalls = matches!(fault, Some(Fault::Stall(_)));
     let (reply, cut) = match fault {
         Some(Fault::CutRequest(_)) => return,
+        Some(Fault::Stall(bytes)) => (handler(&call), bytes),
         Some(Fault::Instead(reply)) => (reply, usize::MAX),
+        Some(Fault::After(reply)) => {
+            handler(&call);
+            (reply, usize::MAX)
+        }
         Some(Fault::CutAnswer(bytes)) => (handler(&call), bytes),
         None => (handler(&call), usize::MAX),
     };
@@ -162,6 +173,10 @@ fn serve(mut stream: &TcpStream, handler: &Handler, calls: &Mutex<Vec<Call>>, fa
     bytes.truncate(cut);
     // Who has gone away needs no answer.
     let _ = stream.write_all(&bytes);
+    if stalls {
+        // Until the other side gives up.
+        let _ = reader.read(&mut [0]);
+    }
 }
 
 fn read_head(reader: &mut impl BufRead) -> Option<Call> {
@@ -207,12 +222,14 @@ fn read_body(reader: &mut impl BufRead, call: &mut Call, limit: Option<usize>) -
 pub(crate) struct Virtual {
     now: Mutex<jiff::Timestamp>,
     pub slept: Mutex<Vec<Duration>>,
+    /// Whether the user has interrupted the command.
+    pub stopped: AtomicBool,
 }
 
 impl Virtual {
     pub(crate) fn new() -> Arc<Virtual> {
         let start = jiff::Timestamp::from_second(1_800_000_000).unwrap();
-        Arc::new(Virtual { now: Mutex::new(start), slept: Mutex::new(Vec::new()) })
+        Arc::new(Virtual { now: Mutex::new(start), slept: Mutex::default(), stopped: AtomicBool::new(false) })
     }
 
     /// A client by this clock.
@@ -220,7 +237,7 @@ impl Virtual {
         // Reading this machine's authorities is what takes time.
         static CLIENT: OnceLock<Client> = OnceLock::new();
         let client = CLIENT.get_or_init(|| Client::new(None).unwrap()).clone();
-        client.with_clock(Arc::new(Shared(self.clone())))
+        client.with_clock(Arc::new(Shared { clock: self.clone(), deaf: false }))
     }
 
     pub(crate) fn slept_secs(&self) -> Vec<u64> {
@@ -228,24 +245,28 @@ impl Virtual {
     }
 }
 
-struct Shared(Arc<Virtual>);
+struct Shared {
+    clock: Arc<Virtual>,
+    /// No interrupt stops it.
+    deaf: bool,
+}
 
 impl Clock for Shared {
     fn now(&self) -> jiff::Timestamp {
-        *self.0.now.lock().unwrap()
+        *self.clock.now.lock().unwrap()
     }
 
     fn sleep(&self, time: Duration) -> Result<()> {
-        *self.0.now.lock().unwrap() += time;
-        self.0.slept.lock().unwrap().push(time);
+        *self.clock.now.lock().unwrap() += time;
+        self.clock.slept.lock().unwrap().push(time);
         Ok(())
     }
 
     fn check(&self) -> Result<()> {
-        Ok(())
+        if !self.deaf && self.clock.stopped.load(Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
     }
 
     fn for_cleanup(&self) -> Arc<dyn Clock> {
-        Arc::new(Shared(self.0.clone()))
+        Arc::new(Shared { clock: self.clock.clone(), deaf: true })
     }
 }

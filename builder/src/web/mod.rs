@@ -23,10 +23,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a server may think before its answer begins: Glance sums a whole image first.
+/// How long a server may think before its answer begins: Glance sums a whole image first. A short answer is whole
+/// after as long again.
 const ANSWER_LIMIT: Duration = Duration::from_secs(600);
+/// How long a connection may stand still, and how long a server may think of what is only read.
+const STALL: Duration = Duration::from_secs(120);
 /// A longer answer than this is no answer of an API.
 const ANSWER_SIZE: u64 = 32 << 20;
+/// How often a server may name another place.
+const REDIRECTS: u32 = 10;
 
 /// Where the calls of a dry run are written.
 type Sink = Arc<dyn Fn(&str) + Send + Sync>;
@@ -37,6 +42,7 @@ pub struct Client {
     agent: ureq::Agent,
     clock: Arc<dyn Clock>,
     dry: Option<Sink>,
+    stall: Duration,
 }
 
 impl std::fmt::Debug for Client {
@@ -62,8 +68,9 @@ impl Client {
         let tls = ureq::tls::TlsConfig::builder().root_certs(trust::roots(ca)?).build();
         let agent = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(ANSWER_LIMIT))
             .http_status_as_error(false)
+            // They are followed here: ureq would take most secrets along, to anybody.
+            .max_redirects(0)
             .max_redirects_will_error(false)
             // A connection that a server is about to close would lose the next call.
             .max_idle_age(Duration::from_secs(3))
@@ -71,7 +78,14 @@ impl Client {
             .user_agent(concat!("kimg/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
-        Ok(Client { agent, clock: Arc::new(SystemClock::default()), dry: None })
+        Ok(Client { agent, clock: Arc::new(SystemClock::default()), dry: None, stall: STALL })
+    }
+
+    /// The same client that waits for less long at a connection that stands still.
+    #[cfg(test)]
+    fn with_stall(mut self, stall: Duration) -> Client {
+        self.stall = stall;
+        self
     }
 
     /// A client that Ctrl-C ends in order.
@@ -118,12 +132,17 @@ impl Client {
     /// No answer in the end, [`Lost`] where the call may have been done, [`Interrupted`].
     pub fn send(&self, request: &Request) -> Result<Answer> {
         if let Some(sink) = &self.dry {
-            return request.pretend(&**sink);
+            return request.at(self.clock.now())?.pretend(&**sink);
         }
-        self.persist(request, |mut response| {
-            let body = response.body_mut().with_config().limit(ANSWER_SIZE).read_to_vec();
-            let (head, _) = response.into_parts();
-            Ok(Answer::new(request, head.status.as_u16(), head.headers, body?))
+        self.persist(request, Some(ANSWER_LIMIT), |response| {
+            let (head, body) = response.into_parts();
+            // ureq's own limit counts what came, and that may be packed.
+            let mut bytes = Vec::new();
+            self.watched(body).take(ANSWER_SIZE + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > ANSWER_SIZE {
+                return Err(ureq::Error::BodyExceedsLimit(ANSWER_SIZE));
+            }
+            Ok(Answer::new(request, head.status.as_u16(), head.headers, bytes))
         })
     }
 
@@ -136,26 +155,29 @@ impl Client {
         if self.dry.is_some() {
             bail!("a dry run reads nothing from {}", request.shown());
         }
-        self.persist(request, |response| {
+        self.persist(request, None, |response| {
             let (head, body) = response.into_parts();
-            let reader = body.into_with_config().limit(u64::MAX).reader();
-            Ok((
-                Answer::new(request, head.status.as_u16(), head.headers, Vec::new()),
-                Box::new(reader) as Box<dyn Read>,
-            ))
+            let reader = Box::new(self.watched(body)) as Box<dyn Read>;
+            Ok((Answer::new(request, head.status.as_u16(), head.headers, Vec::new()), reader))
         })
     }
 
-    /// Tries until an answer counts or patience ends.
+    /// A body that an interrupt ends.
+    fn watched(&self, body: ureq::Body) -> impl Read + 'static {
+        retry::Watched::new(body.into_with_config().limit(u64::MAX).reader(), self.clock.clone())
+    }
+
+    /// Tries until an answer counts or patience ends. `whole` is how long a body may take in all.
     fn persist<T>(
         &self,
         request: &Request,
+        whole: Option<Duration>,
         read: impl Fn(http::Response<ureq::Body>) -> Result<T, ureq::Error>,
     ) -> Result<T> {
         let mut pause = Pause::new();
         loop {
             self.clock.check()?;
-            let verdict = match self.once(request)? {
+            let verdict = match self.follow(&*request.at(self.clock.now())?, whole)? {
                 Ok(response) => {
                     match retry::judge(response.status().as_u16(), response.headers(), request, &*self.clock) {
                         Verdict::Counts => match read(response) {
@@ -172,10 +194,10 @@ impl Client {
                 }
                 Err(error) => Verdict::of_failed(&error, request),
             };
+            self.clock.check()?;
             match verdict {
                 Verdict::Counts => {}
                 Verdict::Lost(why) => {
-                    self.clock.check()?;
                     return Err(anyhow::Error::new(Lost { what: request.shown() }).context(why));
                 }
                 Verdict::Final(why) => bail!("{}: {why}", request.shown()),
@@ -191,21 +213,66 @@ impl Client {
         }
     }
 
+    /// One exchange, and those that it leads to: what is only read may be elsewhere. What is secret stays with the
+    /// first, and the outer error is nothing that another try mends.
+    fn follow(
+        &self,
+        request: &Request,
+        whole: Option<Duration>,
+    ) -> Result<Result<http::Response<ureq::Body>, ureq::Error>> {
+        let mut place = None;
+        for _ in 0..=REDIRECTS {
+            let response = match self.once(place.as_ref().unwrap_or(request), whole)? {
+                Ok(response) => response,
+                failed => return Ok(failed),
+            };
+            match place.as_ref().unwrap_or(request).led_on(response.status(), response.headers())? {
+                Some(next) => place = Some(next),
+                None => return Ok(Ok(response)),
+            }
+        }
+        bail!("{} leads from place to place, more than {REDIRECTS} times", request.shown())
+    }
+
     /// One exchange; the outer error is a fault of the request itself.
-    fn once(&self, request: &Request) -> Result<Result<http::Response<ureq::Body>, ureq::Error>> {
+    fn once(
+        &self,
+        request: &Request,
+        whole: Option<Duration>,
+    ) -> Result<Result<http::Response<ureq::Body>, ureq::Error>> {
         let head = request.head()?;
+        let reads = request.is_read();
         Ok(match request.body() {
             // A PUT or POST of nothing still says that its length is zero.
             Body::None if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) => {
-                self.agent.run(head.body(&b""[..]).context("making a request")?)
+                self.run(head.body(&b""[..]), reads, whole)?
             }
-            Body::None => self.agent.run(head.body(ureq::SendBody::none()).context("making a request")?),
-            Body::Bytes(bytes) => self.agent.run(head.body(&bytes[..]).context("making a request")?),
+            Body::None => self.run(head.body(ureq::SendBody::none()), reads, whole)?,
+            Body::Bytes(bytes) => self.run(head.body(&bytes[..]), reads, whole)?,
             Body::File(part) => {
                 let mut reader = retry::Watched::new(part.open()?, self.clock.clone());
-                self.agent.run(head.body(ureq::SendBody::from_reader(&mut reader)).context("making a request")?)
+                self.run(head.body(ureq::SendBody::from_reader(&mut reader)), reads, whole)?
             }
         })
+    }
+
+    fn run<S: ureq::AsSendBody>(
+        &self,
+        request: http::Result<http::Request<S>>,
+        reads: bool,
+        whole: Option<Duration>,
+    ) -> Result<Result<http::Response<ureq::Body>, ureq::Error>> {
+        // The time of a read is that of the thinking before an answer, too.
+        let think = if reads { self.stall } else { ANSWER_LIMIT };
+        let request = self
+            .agent
+            .configure_request(request.context("making a request")?)
+            .timeout_recv_response(Some(think))
+            .timeout_per_read(Some(think))
+            .timeout_per_write(Some(self.stall))
+            .timeout_recv_body(whole)
+            .build();
+        Ok(self.agent.run(request))
     }
 
     /// Asks every `every` until there is a result, for at most `limit`.

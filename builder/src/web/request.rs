@@ -1,12 +1,14 @@
 //! What is sent, and what came back. Neither shows a secret when it is printed.
 
 use anyhow::{Context, Result, bail};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use indicatif::ProgressBar;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A part of a file as a request's body; opened anew for each try.
 #[derive(Debug, Clone)]
@@ -38,6 +40,9 @@ pub enum Body {
     File(Part),
 }
 
+/// Signs a request as of a time.
+type Sign = dyn Fn(Request, jiff::Timestamp) -> Result<Request> + Send + Sync;
+
 /// A request.
 #[derive(Clone)]
 pub struct Request {
@@ -50,6 +55,7 @@ pub struct Request {
     hide_query: bool,
     hide_body: bool,
     would: Option<(u16, Vec<(String, String)>, Vec<u8>)>,
+    sign: Option<Arc<Sign>>,
 }
 
 impl std::fmt::Debug for Request {
@@ -72,7 +78,26 @@ impl Request {
             hide_query: false,
             hide_body: false,
             would: None,
+            sign: None,
         }
+    }
+
+    /// Signs it for each try anew: a signature is good for minutes, and a server may want more patience.
+    #[must_use]
+    pub fn signed_by(
+        mut self,
+        sign: impl Fn(Request, jiff::Timestamp) -> Result<Request> + Send + Sync + 'static,
+    ) -> Request {
+        self.sign = Some(Arc::new(sign));
+        self
+    }
+
+    /// As it is sent at this time.
+    pub(super) fn at(&self, now: jiff::Timestamp) -> Result<Cow<'_, Request>> {
+        Ok(match &self.sign {
+            Some(sign) => Cow::Owned(sign(Request { sign: None, ..self.clone() }, now)?),
+            None => Cow::Borrowed(self),
+        })
     }
 
     /// GET.
@@ -189,6 +214,30 @@ impl Request {
     /// Whether it may be sent again after its answer was lost.
     pub fn is_repeatable(&self) -> bool {
         self.repeatable
+    }
+
+    /// Whether it only asks.
+    pub(super) fn is_read(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD)
+    }
+
+    /// The request to where an answer points, without secrets; none where it is the answer.
+    ///
+    /// # Errors
+    /// It points from TLS to where there is none.
+    pub(super) fn led_on(&self, status: StatusCode, headers: &HeaderMap) -> Result<Option<Request>> {
+        let place = headers.get("location").and_then(|place| place.to_str().ok());
+        let Some(place) = place.filter(|_| self.is_read() && matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308))
+        else {
+            return Ok(None);
+        };
+        let url = resolved(&self.url, place).with_context(|| format!("{} leads to no address", self.shown()))?;
+        if self.url.starts_with("https:") && !url.starts_with("https:") {
+            bail!("{} leads to a place without TLS", self.shown());
+        }
+        // An address that was given out may be a key itself.
+        let next = Request { url, secrets: Vec::new(), hide_query: true, ..self.clone() };
+        Ok(Some(next))
     }
 
     pub(super) fn head(&self) -> Result<http::request::Builder> {
@@ -314,6 +363,30 @@ impl Answer {
     }
 }
 
+/// Where a reference leads that stands in what `base` answered (RFC 3986; `..` is left to the server).
+fn resolved(base: &str, reference: &str) -> Option<String> {
+    let reference = reference.split('#').next().unwrap_or_default();
+    let (scheme, rest) = base.split_once("://")?;
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    if let Some((named, _)) = reference.split_once("://").filter(|(s, _)| s.chars().all(|c| c.is_ascii_alphabetic())) {
+        let named = named.to_ascii_lowercase();
+        let web = named == "http" || named == "https";
+        return web.then(|| format!("{named}{}", &reference[named.len()..]));
+    }
+    if let Some(elsewhere) = reference.strip_prefix("//") {
+        return Some(format!("{scheme}://{elsewhere}"));
+    }
+    if reference.starts_with('/') {
+        return Some(format!("{scheme}://{authority}{reference}"));
+    }
+    if reference.starts_with('?') {
+        return Some(format!("{scheme}://{authority}/{path}{reference}"));
+    }
+    let folder = path.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+    Some(format!("{scheme}://{authority}/{folder}{reference}"))
+}
+
 /// Percent-encodes all but unreserved characters, and `/` where `slash` says so (RFC 3986, as SigV4 wants it).
 pub fn escape(text: &str, slash: bool) -> String {
     let mut out = String::new();
@@ -325,4 +398,24 @@ pub fn escape(text: &str, slash: bool) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::resolved;
+
+    #[test]
+    fn references_lead_from_where_they_stand() {
+        for (reference, place) in [
+            ("https://b.example/y?k=1#z", Some("https://b.example/y?k=1")),
+            ("HTTP://b.example", Some("http://b.example")),
+            ("//b.example/y", Some("https://b.example/y")),
+            ("/y?u=http://c", Some("https://a.example:1/y?u=http://c")),
+            ("y", Some("https://a.example:1/v2/y")),
+            ("?q", Some("https://a.example:1/v2/x?q")),
+            ("ftp://b.example/y", None),
+        ] {
+            assert_eq!(resolved("https://a.example:1/v2/x?r", reference).as_deref(), place, "{reference}");
+        }
+    }
 }

@@ -16,6 +16,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A server that wants more patience than this is not waited for.
 const LONGEST_WISH: Duration = Duration::from_secs(15 * 60);
+/// Nor is one that wants more than this in all.
+const LONGEST_WAIT: Duration = Duration::from_secs(30 * 60);
 /// How soon a sleeper notices an interrupt.
 const SLICE: Duration = Duration::from_millis(200);
 
@@ -100,7 +102,7 @@ impl<R> Watched<R> {
 
 impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.clock.check().map_err(io::Error::other)?;
+        self.clock.check().map_err(|_| io::Error::other(Interrupted))?;
         self.inner.read(buffer)
     }
 }
@@ -147,8 +149,14 @@ impl Verdict {
 
     /// The connection broke when the request was on its way.
     pub(super) fn of_broken(error: &ureq::Error, request: &Request) -> Verdict {
+        use ureq::Error::{BodyExceedsLimit, LargeResponseHeader, RedirectFailed};
         let why = error.to_string();
-        if request.is_repeatable() { Verdict::Again(why) } else { Verdict::Lost(why) }
+        match error {
+            _ if !request.is_repeatable() => Verdict::Lost(why),
+            // The next answer would be the same.
+            BodyExceedsLimit(_) | LargeResponseHeader(..) | RedirectFailed => Verdict::Final(why),
+            _ => Verdict::Again(why),
+        }
     }
 }
 
@@ -157,25 +165,37 @@ pub(super) fn judge(status: u16, headers: &HeaderMap, request: &Request, clock: 
     let why = format!("HTTP {status}");
     match status {
         429 => Verdict::Patience(wish(headers, clock), why),
-        503 if wish(headers, clock).is_some() => Verdict::Patience(wish(headers, clock), why),
+        503 if after(headers, clock).is_some() => Verdict::Patience(after(headers, clock), why),
         408 | 500 | 502 | 503 | 504 if request.is_repeatable() => Verdict::Again(why),
         _ => Verdict::Counts,
     }
 }
 
-/// How long the server asks to wait: `Retry-After` in seconds or as a date (RFC 9110), or the Unix time in
-/// `RateLimit-Reset` (DigitalOcean, Hetzner).
+/// How long the server asks to wait: `Retry-After`, or the Unix time in `RateLimit-Reset` (DigitalOcean, Hetzner).
+/// The latter stands in all their answers, and says something where the rate is why.
 fn wish(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
-    let until = |time: jiff::Timestamp| Duration::try_from(time.duration_since(clock.now())).unwrap_or(Duration::ZERO);
-    if let Some(after) = text("retry-after") {
-        if let Ok(seconds) = after.parse() {
-            return Some(Duration::from_secs(seconds));
-        }
-        return jiff::fmt::rfc2822::parse(after).ok().map(|date| until(date.timestamp()));
+    if headers.contains_key("retry-after") {
+        return after(headers, clock);
     }
-    let reset: i64 = text("ratelimit-reset")?.parse().ok()?;
-    jiff::Timestamp::from_second(reset).ok().map(until)
+    let reset: i64 = text(headers, "ratelimit-reset")?.parse().ok()?;
+    jiff::Timestamp::from_second(reset).ok().map(|time| until(time, clock))
+}
+
+/// `Retry-After` in seconds or as a date (RFC 9110).
+fn after(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
+    let after = text(headers, "retry-after")?;
+    if let Ok(seconds) = after.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    jiff::fmt::rfc2822::parse(after).ok().map(|date| until(date.timestamp(), clock))
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim)
+}
+
+fn until(time: jiff::Timestamp, clock: &dyn Clock) -> Duration {
+    Duration::try_from(time.duration_since(clock.now())).unwrap_or(Duration::ZERO)
 }
 
 /// The pauses between the attempts of one call.
@@ -183,6 +203,7 @@ fn wish(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
 pub(super) struct Pause {
     failures: u32,
     waits: u32,
+    waited: Duration,
 }
 
 impl Pause {
@@ -197,8 +218,11 @@ impl Pause {
     /// Whether this was one time too many.
     pub(super) fn is_spent(&self, verdict: &Verdict) -> bool {
         match verdict {
-            Verdict::Patience(Some(time), _) if *time > LONGEST_WISH => true,
-            Verdict::Patience(..) => self.waits + 1 >= PATIENCE,
+            Verdict::Patience(wish, _) => {
+                let time = wish.unwrap_or_default();
+                let too_long = time > LONGEST_WISH || self.waited.saturating_add(time) > LONGEST_WAIT;
+                too_long || self.waits + 1 >= PATIENCE
+            }
             _ => self.failures + 1 >= FAILURES,
         }
     }
@@ -212,6 +236,8 @@ impl Pause {
         let grown = FIRST_PAUSE.saturating_mul(1 << (*count).min(6)).min(LONGEST_PAUSE);
         *count += 1;
         let base = wish.map_or(grown, |wish| wish.max(FIRST_PAUSE));
-        base + base.mul_f64(rand::random_range(0.0..0.25))
+        let time = base + base.mul_f64(rand::random_range(0.0..0.25));
+        self.waited += time;
+        time
     }
 }

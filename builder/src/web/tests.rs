@@ -1,7 +1,9 @@
 use super::fake::{Fault, Reply, Server, Virtual};
-use super::{Client, Lost, Refused, Request};
+use super::{Client, Interrupted, Lost, Refused, Request};
 use indicatif::ProgressBar;
 use serde_json::json;
+use std::io::{Read, Write};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -51,6 +53,20 @@ fn a_server_says_how_long_to_wait() {
     // An hour is too long.
     server.fail(4, Fault::Instead(Reply::new(429).header("retry-after", "3600")));
     assert_eq!(clock.client().send(&Request::post(server.url())).unwrap().status, 429);
+}
+
+#[test]
+fn only_so_much_is_waited_in_all() {
+    let server = Server::start(|_| Reply::new(429).header("retry-after", "600"));
+    let clock = Virtual::new();
+    assert_eq!(clock.client().send(&Request::get(server.url())).unwrap().status, 429);
+    assert!(clock.slept_secs().iter().sum::<u64>() <= 2250, "{:?}", clock.slept_secs());
+    // A reset of the rate says nothing of a server that stumbles.
+    let server = echo();
+    server.fail(0, Fault::Instead(Reply::new(503).header("ratelimit-reset", "1800000600")));
+    let clock = Virtual::new();
+    assert_eq!(clock.client().send(&Request::post(server.url())).unwrap().status, 503);
+    assert!(clock.slept_secs().is_empty());
 }
 
 #[test]
@@ -113,4 +129,74 @@ fn waiting_has_an_end() {
         .to_string();
     assert_eq!(asked, 7);
     assert!(error.contains("not done after 1 minutes"), "{error}");
+}
+
+#[test]
+fn a_packed_answer_is_counted_unpacked() {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&vec![b' '; 33 << 20]).unwrap();
+    let packed = packed.finish().unwrap();
+    assert!(packed.len() < 1 << 20);
+    let server = Server::start(move |_| Reply::new(200).header("content-encoding", "gzip").body(&packed));
+    let error = Virtual::new().client().send(&Request::get(server.url())).unwrap_err().to_string();
+    assert!(error.contains("larger than"), "{error}");
+    // And the next would be no shorter.
+    assert_eq!(server.log().len(), 1);
+    let error = Virtual::new().client().send(&Request::post(server.url())).unwrap_err();
+    assert!(error.chain().any(|e| e.is::<Lost>()), "{error:#}");
+}
+
+#[test]
+fn a_connection_that_stands_still_is_given_up() {
+    let server = echo();
+    server.fail(0, Fault::Stall(0));
+    // In the middle of the body.
+    server.fail(1, Fault::Stall(100));
+    let client = Virtual::new().client().with_stall(Duration::from_millis(200));
+    client.send(&Request::get(server.url())).unwrap();
+    assert_eq!(server.log().len(), 3);
+    server.fail(3, Fault::Stall(100));
+    let (answer, mut body) = client.open(&Request::get(server.url())).unwrap();
+    assert_eq!(answer.status, 200);
+    assert!(body.read_to_end(&mut Vec::new()).is_err());
+}
+
+#[test]
+fn an_interrupt_ends_the_reading() {
+    let server = Server::start(|_| Reply::new(200).body(&[b'x'; 1000]));
+    let clock = Virtual::new();
+    let (_, mut body) = clock.client().open(&Request::get(server.url())).unwrap();
+    body.read_exact(&mut [0; 10]).unwrap();
+    clock.stopped.store(true, Relaxed);
+    let error = body.read(&mut [0; 10]).unwrap_err();
+    assert!(error.get_ref().is_some_and(|inner| inner.is::<Interrupted>()), "{error:?}");
+    assert!(clock.client().send(&Request::get(server.url())).unwrap_err().is::<Interrupted>());
+}
+
+#[test]
+fn where_a_server_points_no_secret_goes() {
+    let other = echo();
+    let place = format!("{}/there", other.url());
+    let server = Server::start(move |_| Reply::new(307).header("location", &place).body(b"a page"));
+    let client = Virtual::new().client();
+    let secrets = |request: Request| {
+        let names = ["authorization", "x-auth-token", "x-amz-security-token"];
+        names.iter().fold(request.header("range", "bytes=1-"), |request, name| request.secret(name, "s3cr3t"))
+    };
+    assert_eq!(client.send(&secrets(Request::get(server.url()))).unwrap().status, 200);
+    client.open(&secrets(Request::get(server.url()))).unwrap();
+    for call in other.calls() {
+        assert_eq!((call.path.as_str(), call.header("range")), ("/there", "bytes=1-"));
+        assert!(!call.headers.values().any(|value| value.contains("s3cr3t")), "{call:?}");
+    }
+    // What changes something goes to where it was sent.
+    assert_eq!(client.send(&secrets(Request::put(server.url()))).unwrap().status, 307);
+    assert_eq!(other.calls().len(), 2);
+    let circle = Server::start(|_| Reply::new(302).header("location", "/"));
+    let error = client.send(&Request::get(circle.url())).unwrap_err().to_string();
+    assert!(error.contains("from place to place"), "{error}");
+    assert_eq!(circle.log().len(), 11);
+    let plain = http::HeaderMap::from_iter([(http::header::LOCATION, "http://127.0.0.1/".parse().unwrap())]);
+    let error = Request::get("https://a.example/").led_on(http::StatusCode::FOUND, &plain).unwrap_err().to_string();
+    assert!(error.contains("without TLS"), "{error}");
 }

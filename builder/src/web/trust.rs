@@ -1,5 +1,6 @@
 //! Whose certificates are believed, and where plain HTTP is good enough.
 
+use crate::input;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +8,9 @@ use ureq::tls::{Certificate, PemItem, RootCerts, parse_pem};
 
 /// Where Debian and its kin keep the machine's authorities.
 const SYSTEM: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Systems' bundles have a quarter of a MiB.
+const BUNDLE_LIMIT: u64 = 16 << 20;
 
 /// The machine's authorities (`$SSL_CERT_FILE` or the system's bundle), and those in `ca`. A machine without
 /// a bundle gets Mozilla's, which are compiled in.
@@ -26,7 +30,7 @@ pub fn roots(ca: Option<&Path>) -> Result<RootCerts> {
 }
 
 fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>> {
-    let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let text = input::bytes(file, BUNDLE_LIMIT)?;
     let mut found = Vec::new();
     for item in parse_pem(&text) {
         if let PemItem::Certificate(certificate) = item.with_context(|| format!("reading {}", file.display()))? {
@@ -49,6 +53,12 @@ pub fn is_loopback(authority: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// Whether a secret may be sent to an address: with TLS, or to this machine.
+pub fn is_safe(url: &str) -> bool {
+    let host = url.strip_prefix("http://").and_then(|rest| rest.split(['/', '?', '#']).next());
+    url.starts_with("https://") || host.is_some_and(is_loopback)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +70,25 @@ mod tests {
         }
         for host in ["registry.example.com", "localhost.example.com:5000", "10.0.0.1:5000", "[2001:db8::1]:5000"] {
             assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn secrets_go_over_tls_or_nowhere() {
+        for url in ["https://a.example/x", "http://127.0.0.1:5001/token", "http://localhost", "http://[::1]:1?x"] {
+            assert!(is_safe(url), "{url}");
+        }
+        for url in [
+            "http://a.example/token",
+            "http://localhost.a.example/token",
+            "http://localhost@a.example/token",
+            "http://localhost:80@a.example/",
+            "http://a.example#@localhost/",
+            "ftp://localhost/",
+            "httpx://localhost/",
+            "a.example",
+        ] {
+            assert!(!is_safe(url), "{url}");
         }
     }
 

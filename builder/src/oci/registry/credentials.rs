@@ -5,7 +5,6 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use serde_json::Value;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -94,11 +93,10 @@ fn files(env: Environment<'_>) -> Vec<PathBuf> {
 }
 
 fn find_in(file: &Path, authority: &str, env: Environment<'_>) -> Result<Option<Credentials>> {
-    let text = match std::fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
-    };
+    if !file.try_exists().with_context(|| format!("reading {}", file.display()))? {
+        return Ok(None);
+    }
+    let text = input::bytes(file, input::SMALL)?;
     let config: Value = serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?;
     let keys = keys(authority);
     for key in &keys {
@@ -110,10 +108,7 @@ fn find_in(file: &Path, authority: &str, env: Environment<'_>) -> Result<Option<
         if let Some(found) = decode(text("auth"), text("username"), text("password"), text("identitytoken"))
             .with_context(|| format!("reading the entry {key} of {}", file.display()))?
         {
-            let mode = std::fs::metadata(file).with_context(|| format!("reading {}", file.display()))?.permissions();
-            if mode.mode() & 0o077 != 0 {
-                bail!("{} holds a password and others may read it; run: chmod 600 {0}", file.display());
-            }
+            input::check_private(file)?;
             return Ok(Some(found));
         }
     }
@@ -184,6 +179,7 @@ fn ask(helper: &str, key: &str, env: Environment<'_>) -> Result<Credentials> {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use std::os::unix::fs::PermissionsExt;
 
     fn look(authority: &str, env: &[(&str, &str)]) -> Result<Option<Credentials>> {
         let env: BTreeMap<String, String> = env.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();

@@ -49,11 +49,14 @@ impl Scope {
         Scope(vec![format!("repository:{repository}:pull")])
     }
 
-    /// Writing, and reading what other repositories of the registry have.
-    pub fn push(repository: &str, from: &[String]) -> Scope {
-        let mut all = vec![format!("repository:{repository}:pull,push")];
-        all.extend(from.iter().map(|r| format!("repository:{r}:pull")));
-        Scope(all)
+    /// Writing.
+    pub fn push(repository: &str) -> Scope {
+        Scope(vec![format!("repository:{repository}:pull,push")])
+    }
+
+    /// Writing, and reading what another repository of the registry has.
+    pub fn mount(repository: &str, from: &str) -> Scope {
+        Scope(vec![format!("repository:{repository}:pull,push"), format!("repository:{from}:pull")])
     }
 }
 
@@ -128,7 +131,8 @@ impl Registry {
         }
         let challenges = answer.headers.get_all("www-authenticate").iter().filter_map(|h| h.to_str().ok());
         let Some(challenge) = challenges.filter_map(Challenge::parse).next() else { return Ok(false) };
-        if challenge == Challenge::Basic && self.base.starts_with("http://") && !trust::is_loopback(&self.authority) {
+        // Who sits between could name a token server of his own.
+        if (challenge == Challenge::Basic || self.credentials.is_some()) && !trust::is_safe(&self.base) {
             bail!("{} asks for a password without TLS; kimg shows it none", self.authority);
         }
         *held(&self.challenge) = Some(challenge);
@@ -234,7 +238,7 @@ impl Registry {
             bail!("the manifest has {} bytes; registries need not take more than {MANIFEST_LIMIT}", bytes.len());
         }
         let url = self.url(&format!("{}/manifests/{target}", name.repository));
-        let scope = Scope::push(&name.repository, &[]);
+        let scope = Scope::push(&name.repository);
         self.send(&scope, Request::put(&url).bytes(&descriptor.media_type, bytes))?.expect(&[201])?;
         match self.resolve(name, target)? {
             Some(digest) if digest == descriptor.digest => Ok(()),

@@ -1,14 +1,15 @@
-//! The client against a registry of memory that asks for tokens, breaks off and lies. Real registries: `qemu-tests/tests/registry`.
+//! The client against a registry of memory that asks for tokens, breaks off and lies. Real registries: `builder/tests/registry`.
 
 use super::credentials::Credentials;
-use super::{Placed, Registry};
+use super::{Placed, Registry, Scope};
 use crate::cache::download::Store;
 use crate::cache::hash;
 use crate::oci::content::Blob;
-use crate::oci::model::{Descriptor, LAYER, MANIFEST};
+use crate::oci::model::{Descriptor, INDEX, Index, LAYER, MANIFEST};
 use crate::oci::reference::Reference;
 use crate::oci::{pause_content, transfer};
 use crate::progress::Progress;
+use crate::web::Request;
 use crate::web::fake::{Call, Fault, Reply, Server, Virtual};
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -44,6 +45,9 @@ fn answer(call: &Call, state: &mut State) -> Reply {
     if call.path == "/token" {
         if call.header("authorization") != "Basic dTpw" {
             return Reply::new(401);
+        }
+        if call.query.contains("closed") {
+            return Reply::new(403);
         }
         state.scopes.push(call.query.clone());
         state.given += 1;
@@ -267,6 +271,26 @@ fn what_another_repository_has_is_mounted() {
 }
 
 #[test]
+fn a_repository_that_may_not_be_read_is_not_needed() {
+    let state: Shared = Arc::default();
+    (state.lock().unwrap().token, state.lock().unwrap().good_for) = (true, 100);
+    let server = registry(&state);
+    let (descriptor, blob) = (Descriptor::of(LAYER, b"x"), Blob::Bytes((*b"x").into()));
+    let put = |server: &Server, user| {
+        let from = ["closed/base".to_string()];
+        client(server, user).put_blob(&name(server, "t/a"), &descriptor, &blob, &from, &ProgressBar::hidden())
+    };
+    // The token server gives nothing for it,
+    assert_eq!(put(&server, user()).unwrap(), Placed::Sent);
+    // or the registry itself says no.
+    let state: Shared = Arc::default();
+    let server = registry(&state);
+    server.fail(1, Fault::Instead(Reply::new(403)));
+    assert_eq!(put(&server, None).unwrap(), Placed::Sent);
+    assert!(server.calls()[1].query.contains("from=closed"));
+}
+
+#[test]
 fn a_blob_is_fetched_in_two_pieces_and_checked() {
     let state: Shared = Arc::default();
     let server = registry(&state);
@@ -299,6 +323,84 @@ fn a_registry_that_changes_manifests_is_found_out() {
     let digest = format!("sha256:{}", "0".repeat(64));
     state.lock().unwrap().manifests.insert(format!("a {digest}"), (MANIFEST.into(), b"{}".to_vec()));
     assert!(registry.manifest(&target, &digest).unwrap_err().to_string().contains("changes what it holds"));
+}
+
+#[test]
+fn a_registry_that_never_has_enough_is_given_up() {
+    let said = Arc::new(Mutex::new("0-0".to_string()));
+    let says = said.clone();
+    let server = Server::start(move |call| match call.method.as_str() {
+        "HEAD" => Reply::new(404),
+        "DELETE" => Reply::new(204),
+        _ => Reply::new(202)
+            .header("location", "/v2/a/blobs/uploads/1")
+            .header("oci-chunk-min-length", "0")
+            .header("range", &says.lock().unwrap()),
+    });
+    let (descriptor, blob) = large();
+    let put = || {
+        let registry = client(&server, None);
+        let done = registry.put_blob(&name(&server, "a"), &descriptor, &blob, &[], &ProgressBar::hidden());
+        format!("{:#}", done.unwrap_err())
+    };
+    let error = put();
+    assert!(error.contains("broke off 5 times"), "{error}");
+    *said.lock().unwrap() = format!("0-{}", u64::MAX);
+    let error = put();
+    assert!(error.contains(&format!("has {} of", u64::MAX)), "{error}");
+}
+
+#[test]
+fn an_index_is_fetched_once_and_not_without_end() {
+    let document = |kind: &str, manifests: &[Descriptor]| {
+        let bytes = serde_json::to_vec(&Index::new(manifests.to_vec())).unwrap();
+        (Descriptor::of(kind, &bytes), bytes)
+    };
+    // Each names the next twice.
+    let deep = |depth: usize| {
+        let state: Shared = Arc::default();
+        let server = registry(&state);
+        let mut below = document(INDEX, &[]);
+        for _ in 0..depth {
+            let (descriptor, bytes) = below;
+            below = document(INDEX, &[descriptor.clone(), descriptor.clone()]);
+            state.lock().unwrap().manifests.insert(format!("a {}", descriptor.digest), (INDEX.into(), bytes));
+        }
+        state.lock().unwrap().manifests.insert("a 1".into(), (INDEX.into(), below.1));
+        let done = transfer::fetch(&name(&server, "a:1"), &client(&server, None), None, &Progress::hidden());
+        (done.map(drop), server.log().len())
+    };
+    let (done, calls) = deep(4);
+    done.unwrap();
+    assert_eq!(calls, 5);
+    let error = deep(40).0.unwrap_err().to_string();
+    assert!(error.contains("within each other"), "{error}");
+
+    let state: Shared = Arc::default();
+    let server = registry(&state);
+    let long = Descriptor::new(MANIFEST, &hash::hex_of(b"x"), 65 << 20);
+    state.lock().unwrap().manifests.insert("a 1".into(), (INDEX.into(), document(INDEX, &[long]).1));
+    let done = transfer::fetch(&name(&server, "a:1"), &client(&server, None), None, &Progress::hidden());
+    assert!(done.unwrap_err().to_string().contains("more than 64 MiB"));
+    assert_eq!(server.log().len(), 1);
+}
+
+#[test]
+fn a_password_goes_to_no_token_server_that_a_registry_without_tls_names() {
+    let server = Server::start(|_| {
+        let challenge = "Bearer realm=\"https://evil.example/token\",service=\"s\"";
+        Reply::new(401).header("www-authenticate", challenge)
+    });
+    let client = Virtual::new().client();
+    let answer = client.send(&Request::get(server.url())).unwrap();
+    let learn = |authority: &str, user: Option<Credentials>, plain: bool| {
+        Registry::new(&client, authority, user, plain).learn(&Scope::pull("a"), &answer)
+    };
+    let error = learn("registry.example:5000", user(), true).unwrap_err().to_string();
+    assert!(error.contains("without TLS"), "{error}");
+    assert!(learn("registry.example:5000", user(), false).unwrap());
+    assert!(learn("registry.example:5000", None, true).unwrap());
+    assert!(learn("127.0.0.1:5000", user(), true).unwrap());
 }
 
 #[test]

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Registries' proxies refuse larger requests; a broken connection costs at most this much.
 pub(super) const CHUNK: u64 = 16 << 20;
+/// A registry that wants chunks of more than this gets smaller ones: they are held in memory.
+const LARGEST_CHUNK: u64 = 256 << 20;
 /// How often an upload may break without getting further.
 const BREAKS: u32 = 5;
 
@@ -47,20 +49,17 @@ impl Registry {
         from: &[String],
         bar: &ProgressBar,
     ) -> Result<Placed> {
-        let scope = Scope::push(&name.repository, from);
+        let scope = Scope::push(&name.repository);
         if self.has(&scope, name, descriptor)? {
             bar.inc(descriptor.size);
             return Ok(Placed::There);
         }
         for repository in from.iter().filter(|r| **r != name.repository) {
-            let query = format!("?mount={}&from={}", escape(&descriptor.digest, true), escape(repository, false));
-            let answer = self.start(&scope, name, &query)?;
-            if answer.status == 201 {
+            if self.mount(name, descriptor, repository) {
                 bar.inc(descriptor.size);
                 return Ok(Placed::Mounted);
             }
-            // The registry has it not, or may not tell, and has begun an upload instead.
-            self.cancel(&scope, &self.session(&answer.expect(&[202])?)?);
+            self.client.clock().check()?;
         }
         let begin = bar.position();
         let mut breaks = 0;
@@ -101,6 +100,24 @@ impl Registry {
         }
     }
 
+    /// Whether the blob was taken over from `from`. That only saves time: where it fails, the blob is sent.
+    fn mount(&self, name: &Reference, descriptor: &Descriptor, from: &str) -> bool {
+        let scope = Scope::mount(&name.repository, from);
+        let query = format!("?mount={}&from={}", escape(&descriptor.digest, true), escape(from, false));
+        let answer = self.start(&scope, name, &query).and_then(|answer| answer.expect(&[201, 202]));
+        match answer {
+            Ok(answer) if answer.status == 201 => return true,
+            // The registry has it not, or may not tell, and has begun an upload instead.
+            Ok(answer) => {
+                if let Ok(session) = self.session(&answer) {
+                    self.cancel(&scope, &session);
+                }
+            }
+            Err(error) => tracing::debug!(%error, from, "nothing was mounted"),
+        }
+        false
+    }
+
     /// Twice begun is no harm: registries forget uploads that do not go on.
     fn start(&self, scope: &Scope, name: &Reference, query: &str) -> Result<Answer> {
         let url = self.url(&format!("{}/blobs/uploads/{query}", name.repository));
@@ -112,7 +129,7 @@ impl Registry {
         let location =
             if location.starts_with('/') { format!("{}{location}", self.base) } else { location.to_string() };
         let least = answer.header("oci-chunk-min-length").and_then(|l| l.parse().ok()).unwrap_or(0);
-        Ok(Session { location, chunk: self.chunk.max(least) })
+        Ok(Session { location, chunk: self.chunk.max(least.min(LARGEST_CHUNK)) })
     }
 
     /// Gives up an upload. What a registry does not hear of, it forgets by itself.
@@ -156,8 +173,13 @@ impl Registry {
         bar: &ProgressBar,
     ) -> Result<bool> {
         let begin = bar.position();
-        let (mut at, mut breaks) = (0, 0);
+        let (mut at, mut furthest, mut breaks) = (0, 0, 0);
         while at < descriptor.size {
+            // Until it gets further than it ever was.
+            breaks += 1;
+            if breaks > BREAKS {
+                return Ok(false);
+            }
             let length = session.chunk.min(descriptor.size - at);
             let request = Request::new(Method::PATCH, &session.location)
                 .hiding(true, false)
@@ -171,10 +193,6 @@ impl Registry {
             let have = match &answer {
                 Some(answer) => received(answer).unwrap_or(at + length),
                 None => {
-                    breaks += 1;
-                    if breaks > BREAKS {
-                        return Ok(false);
-                    }
                     self.client.clock().sleep(Duration::from_secs(breaks.into()))?;
                     let request = Request::get(&session.location).hiding(true, false);
                     let state = self.send(scope, request)?;
@@ -194,8 +212,8 @@ impl Registry {
             if have > descriptor.size {
                 bail!("the registry says that it has {have} of {} bytes", descriptor.size);
             }
-            if have > at {
-                breaks = 0;
+            if have > furthest {
+                (furthest, breaks) = (have, 0);
             }
             at = have;
             bar.set_position(begin + at);
@@ -220,7 +238,7 @@ fn unless_broken(answer: Result<Answer>) -> Result<Option<Answer>> {
 /// How many bytes the registry has, by `Range: 0-LAST`. It says `0-0` when it has none.
 fn received(answer: &Answer) -> Option<u64> {
     let last: u64 = answer.header("range")?.trim_start_matches("bytes=").strip_prefix("0-")?.parse().ok()?;
-    Some(if last == 0 { 0 } else { last + 1 })
+    Some(if last == 0 { 0 } else { last.saturating_add(1) })
 }
 
 fn part(request: Request, blob: &Blob, at: u64, length: u64) -> Result<Request> {
