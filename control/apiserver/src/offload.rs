@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 use crate::error::{ApiError, Result};
+use crate::handlers::BODY_LIMIT;
 
 /// What is smaller is worked on at once, bytes; YAML, which is read slowly, never is.
 pub(crate) const LARGE: usize = 64 << 10;
@@ -25,12 +25,22 @@ const UNIT: usize = 1 << 10;
 pub(crate) struct Offload {
     turns: Arc<Semaphore>,
     room: Arc<Semaphore>,
+    /// Of the room, what is kept for one whole body.
+    last: Arc<Semaphore>,
 }
 
 impl Default for Offload {
     fn default() -> Offload {
-        Offload { turns: Arc::new(Semaphore::new(TURNS)), room: Arc::new(Semaphore::new(ROOM / UNIT)) }
+        let (turns, room) = (Semaphore::new(TURNS), Semaphore::new((ROOM - BODY_LIMIT) / UNIT));
+        Offload { turns: Arc::new(turns), room: Arc::new(room), last: Arc::new(Semaphore::new(1)) }
     }
+}
+
+/// The room that a body has taken so far; given back when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    taken: Option<OwnedSemaphorePermit>,
+    last: Option<OwnedSemaphorePermit>,
 }
 
 /// How much a request costs.
@@ -45,12 +55,27 @@ pub(crate) enum Weight {
 }
 
 impl Offload {
-    /// Waits until there is room for a large body: for as much as the client says it is, else for `most`.
-    pub(crate) async fn room(&self, headers: &HeaderMap, most: usize) -> Result<OwnedSemaphorePermit> {
-        let said = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-        let units = said.unwrap_or(most).min(most).div_ceil(UNIT);
+    /// Waits until a body has room for so many bytes in all: for what has come of it, as what is only announced may
+    /// never come. Many may hold a part each and wait for the rest; so one of them goes on into what is kept for that.
+    pub(crate) async fn grow(&self, room: &mut Room, bytes: usize) -> Result<()> {
+        let has = room.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let units = bytes.div_ceil(UNIT).saturating_sub(has);
+        if units == 0 || room.last.is_some() {
+            return Ok(());
+        }
         let units = u32::try_from(units).map_err(ApiError::internal)?;
-        self.room.clone().acquire_many_owned(units).await.map_err(ApiError::internal)
+        tokio::select! {
+            biased;
+            more = self.room.clone().acquire_many_owned(units) => {
+                let more = more.map_err(ApiError::internal)?;
+                match &mut room.taken {
+                    Some(taken) => taken.merge(more),
+                    taken => *taken = Some(more),
+                }
+            }
+            last = self.last.clone().acquire_owned() => room.last = Some(last.map_err(ApiError::internal)?),
+        }
+        Ok(())
     }
 
     /// Does the work, off the workers unless it is light.
@@ -125,14 +150,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn room_is_what_the_client_says() {
+    async fn room_is_for_what_has_come() {
         let offload = Offload::default();
-        let mut headers = HeaderMap::new();
-        headers.insert(http::header::CONTENT_LENGTH, (100 * UNIT).into());
-        let taken = offload.room(&headers, 1 << 20).await.unwrap();
-        assert_eq!(taken.num_permits(), 100);
-        assert_eq!(offload.room(&HeaderMap::new(), 1 << 20).await.unwrap().num_permits(), 1 << 10);
-        headers.insert(http::header::CONTENT_LENGTH, usize::MAX.into());
-        assert_eq!(offload.room(&headers, 1 << 20).await.unwrap().num_permits(), 1 << 10, "more is refused anyway");
+        let mut room = Room::default();
+        for bytes in [1, 100 * UNIT, 50 * UNIT] {
+            offload.grow(&mut room, bytes).await.unwrap();
+        }
+        assert_eq!(room.taken.as_ref().map(OwnedSemaphorePermit::num_permits), Some(100), "as much as it was at most");
+        // When nothing is left, one body goes on; the others wait for it.
+        let free = offload.room.available_permits();
+        let mut all = Room::default();
+        offload.grow(&mut all, free * UNIT).await.unwrap();
+        offload.grow(&mut room, BODY_LIMIT).await.unwrap();
+        let mut other = Room::default();
+        {
+            let mut waits = std::pin::pin!(offload.grow(&mut other, UNIT));
+            assert!(futures::poll!(waits.as_mut()).is_pending());
+            drop(room);
+            waits.await.unwrap();
+        }
+        drop((all, other));
+        assert_eq!(offload.room.available_permits(), free + 100);
+        assert_eq!(offload.last.available_permits(), 1);
     }
 }

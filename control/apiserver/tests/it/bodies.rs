@@ -46,6 +46,28 @@ async fn others_are_answered_while_bodies_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_bodies_hold_nobody_up() {
+    use tokio::io::AsyncReadExt as _;
+    let cluster = Cluster::start().await;
+    let mut stalled = Vec::new();
+    for n in 0..40 {
+        // Names of subresources that stream elsewhere are no way around.
+        let path = if n % 2 == 0 { MAPS.to_string() } else { format!("{MAPS}/x/log") };
+        stalled.push(cluster.stall(&path, 3 << 20, (64 << 10) + 1).await);
+    }
+    let object =
+        json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "a"}, "data": {"x": "x".repeat(900_000)}});
+    let posted = tokio::time::timeout(std::time::Duration::from_secs(15), cluster.post(MAPS, object)).await;
+    assert_eq!(posted.expect("answered while others stall").code, 201);
+    for mut stream in stalled {
+        let mut start = [0; 12];
+        let read = tokio::time::timeout(std::time::Duration::from_secs(50), stream.read_exact(&mut start)).await;
+        read.expect("not as long as a request may take").unwrap();
+        assert_eq!(String::from_utf8_lossy(&start), "HTTP/1.1 504");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_cannot_grow_in_memory() {
     let cluster = Cluster::start().await;
     let tiny = format!(r#"{{"kind":"ConfigMap","x":[{}0]}}"#, r#"{"a":1},"#.repeat(300_000));
