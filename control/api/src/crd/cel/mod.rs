@@ -374,7 +374,8 @@ impl Run {
             Value::Object(map) => {
                 for (name, value) in map {
                     let Some(child) = schema.child(name) else { continue };
-                    let was = old.filter(|_| !schema.atomic).and_then(|old| old.get(name));
+                    // Also of maps that are applied as a whole, as upstream does.
+                    let was = old.and_then(|old| old.get(name));
                     let same = same || was == Some(value);
                     let at = match schema.field(name) {
                         Some(_) => below(name),

@@ -191,8 +191,10 @@ fn rules_below_and_of_changes() {
         "map": {"type": "object", "additionalProperties": {"type": "integer", "x-kubernetes-validations": [{"rule": "self > 0"}]}},
         "list": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": {"type": "object",
             "x-kubernetes-validations": [{"rule": "self.v >= oldSelf.v"}], "properties": {"k": {"type": "string"}, "v": {"type": "integer"}}}},
+        "whole": {"type": "object", "x-kubernetes-map-type": "atomic", "properties": {
+            "fixed": {"type": "integer", "x-kubernetes-validations": [{"rule": "self == oldSelf"}]}}},
         "both": {"type": "integer", "allOf": [{"x-kubernetes-validations": [{"rule": "self != 13"}]}]}}});
-    let old = json!({"fixed": "a", "once": "a", "map": {"x": 0}, "list": [{"k": "1", "v": 5}, {"k": "2", "v": 5}]});
+    let old = json!({"fixed": "a", "once": "a", "whole": {"fixed": 1}, "map": {"x": 0}, "list": [{"k": "1", "v": 5}, {"k": "2", "v": 5}]});
     assert_eq!(errors(&schema, &json!({"fixed": "b", "once": "b"}), None), [""; 0], "nothing to compare with");
     for (new, want) in [
         (json!({"fixed": "b"}), vec!["spec.fixed: Invalid value: \"string\": may not change"]),
@@ -207,6 +209,11 @@ fn rules_below_and_of_changes() {
         (
             json!({"list": [{"k": "2", "v": 4}, {"k": "3", "v": 1}, {"k": "1", "v": 6}]}),
             vec!["spec.list[0]: Invalid value: \"object\": failed rule: self.v >= oldSelf.v"],
+        ),
+        (json!({"whole": {"fixed": 1}}), vec![]),
+        (
+            json!({"whole": {"fixed": 2}}),
+            vec!["spec.whole.fixed: Invalid value: \"integer\": failed rule: self == oldSelf"],
         ),
         (json!({"both": 13}), vec!["spec.both: Invalid value: \"integer\": failed rule: self != 13"]),
     ] {
