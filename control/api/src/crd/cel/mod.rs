@@ -177,14 +177,27 @@ fn check_node(
     errors: &mut Vec<FieldError>,
     lacking: &mut Vec<String>,
 ) {
-    let rules = raw["x-kubernetes-validations"].as_array().map_or(&[][..], Vec::as_slice);
+    let branches = |key: &str| raw[key].as_array().map_or(&[][..], Vec::as_slice).iter().enumerate();
+    // Those of `allOf` are about the same value, as `structural` has it.
+    let all = branches("allOf").map(|(n, branch)| (branch, format!("{at}.allOf[{n}]")));
+    let rules: Vec<(&Value, String)> = std::iter::once((raw, at.to_string()))
+        .chain(all)
+        .flat_map(|(node, at)| {
+            let rules = node["x-kubernetes-validations"].as_array().into_iter().flatten().enumerate();
+            rules.map(move |(i, rule)| (rule, format!("{at}.x-kubernetes-validations[{i}]")))
+        })
+        .collect();
     if !rules.is_empty() {
         let schema = if root { super::structural::root(raw, false) } else { super::structural::schema_of(raw) };
-        for (i, rule) in rules.iter().enumerate() {
-            let at = format!("{at}.x-kubernetes-validations[{i}]");
+        for (rule, at) in rules {
             check_rule(&Rule::read(rule), &schema, &at, root, uncorrelatable, errors, lacking);
         }
     }
+    branches("allOf").for_each(|(n, branch)| idle_below(branch, &format!("{at}.allOf[{n}]"), lacking));
+    for key in ["anyOf", "oneOf"] {
+        branches(key).for_each(|(n, branch)| idle(branch, &format!("{at}.{key}[{n}]"), lacking));
+    }
+    idle(&raw["not"], &format!("{at}.not"), lacking);
     for (name, child) in raw["properties"].as_object().into_iter().flatten() {
         check_node(child, &format!("{at}.properties[{name}]"), false, uncorrelatable, errors, lacking);
     }
@@ -197,6 +210,32 @@ fn check_node(
         let known = raw["x-kubernetes-list-type"] == "map";
         let below = uncorrelatable.or_else(|| (!known).then_some(here.as_str()));
         check_node(&raw["items"], &here, false, below, errors, lacking);
+    }
+}
+
+/// Names the rules of a part of a schema where none are run.
+fn idle(raw: &Value, at: &str, lacking: &mut Vec<String>) {
+    for i in 0..raw["x-kubernetes-validations"].as_array().map_or(0, Vec::len) {
+        let place =
+            "this server runs rules of properties, items and their allOf, but none below anyOf, oneOf, not and allOf";
+        lacking.push(format!("{at}.x-kubernetes-validations[{i}] is not enforced: {place}"));
+    }
+    idle_below(raw, at, lacking);
+}
+
+fn idle_below(raw: &Value, at: &str, lacking: &mut Vec<String>) {
+    for (name, child) in raw["properties"].as_object().into_iter().flatten() {
+        idle(child, &format!("{at}.properties[{name}]"), lacking);
+    }
+    for key in ["items", "additionalProperties", "not"] {
+        if raw[key].is_object() {
+            idle(&raw[key], &format!("{at}.{key}"), lacking);
+        }
+    }
+    for key in ["allOf", "anyOf", "oneOf"] {
+        for (n, branch) in raw[key].as_array().into_iter().flatten().enumerate() {
+            idle(branch, &format!("{at}.{key}[{n}]"), lacking);
+        }
     }
 }
 
@@ -413,9 +452,15 @@ impl Run {
         context.add_variable_as_val("self", val::of(new, Some(schema), root));
         for rule in rules {
             let (program, message) = rule.programs();
-            let Ok(program) = &program.done else {
-                // A definition from before rules were compiled.
-                continue;
+            let program = match &program.done {
+                Ok(program) => program,
+                // Upstream has no program for it.
+                Err(_) if rule.rule.trim().is_empty() => continue,
+                // A definition from before rules were compiled, or from another compiler.
+                Err(why) => {
+                    self.errors.push(FieldError::invalid(at, ty, format!("rule compile error: {why}")));
+                    continue;
+                }
             };
             if program.lacking.is_some() || (program.uses_old && old.is_none() && !rule.optional_old_self) {
                 continue;

@@ -318,6 +318,41 @@ fn rules_of_functions_that_are_not_here_are_named() {
 }
 
 #[test]
+fn rules_of_branches_are_checked_too() {
+    let rules = |rule: &str| json!([{"rule": rule}]);
+    let of = |rule: &str| json!({"type": "object", "properties": {"a": {"type": "integer", "allOf": [{"minimum": 1}, {"x-kubernetes-validations": rules(rule)}]}}});
+    let at = "spec.versions[0].schema.openAPIV3Schema.properties[spec]";
+    let here = format!("{at}.properties[a].allOf[1].x-kubernetes-validations[0].rule");
+    for (rule, detail) in
+        [("self >", "Syntax error"), ("self.x > 1", "compilation failed"), ("self", "must evaluate to a bool")]
+    {
+        let found = check(&crd(of(rule)));
+        assert_eq!(found.len(), 1, "{rule}: {found:?}");
+        assert_eq!(found[0].field, here, "{rule}");
+        assert!(found[0].detail.contains(detail), "{rule}: {}", found[0].detail);
+    }
+    let lacks = unenforced(&crd(of("isSemver(string(self))")));
+    assert_eq!(lacks, [format!("{here} is not enforced: this server does not have the function isSemver")]);
+    // Rules that are stored but do not compile let nothing through.
+    let definition = crd(of("self >"));
+    let kind = kinds(&definition).remove(0);
+    let found = Write::of(&kind, None).faults(&object(json!({"a": 2})));
+    assert_eq!((found.len(), found[0].field.as_str()), (1, "spec.a"), "{found:?}");
+    assert!(found[0].detail.starts_with("rule compile error: compilation failed: "), "{found:?}");
+    // Where none are run they are named.
+    let bare = json!({"x-kubernetes-validations": rules("false")});
+    let schema = json!({"type": "object", "anyOf": [bare], "oneOf": [{"properties": {"b": bare}}], "not": {"items": bare, "x-kubernetes-validations": rules("false")},
+        "allOf": [{"properties": {"a": bare}}, {"allOf": [bare]}], "properties": {"a": {"type": "integer"}}});
+    let named: Vec<String> = unenforced(&crd(schema))
+        .iter()
+        .map(|text| text.split_once(" is not enforced: ").unwrap().0.strip_prefix(at).unwrap().to_string())
+        .collect();
+    let places =
+        ["allOf[0].properties[a]", "allOf[1].allOf[0]", "anyOf[0]", "oneOf[0].properties[b]", "not", "not.items"];
+    assert_eq!(named, places.map(|place| format!(".{place}.x-kubernetes-validations[0]")));
+}
+
+#[test]
 fn what_costs_too_much_is_refused() {
     let properties = json!({"list": {"type": "array", "items": {"type": "string"}}, "s": {"type": "string"}});
     let list: Vec<String> = (0..3000).map(|i| format!("item-{i}")).collect();
