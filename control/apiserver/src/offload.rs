@@ -48,7 +48,7 @@ pub(crate) struct Room {
 pub(crate) enum Weight {
     /// Done in no time.
     Light,
-    /// Needs time but little memory: its turn ends whenever it waits for something.
+    /// Needs time but little memory: its turn ends when it first waits for something.
     Slow,
     /// Needs memory too: its turn lasts until it is answered.
     Large,
@@ -84,7 +84,7 @@ impl Offload {
             return work.await;
         }
         let turns = PollSemaphore::new(self.turns.clone());
-        Turn { work: Box::pin(work), turns, turn: None, keep: weight == Weight::Large }.await
+        Turn { work: Box::pin(work), turns, turn: None, begun: false, keep: weight == Weight::Large }.await
     }
 }
 
@@ -93,6 +93,8 @@ struct Turn<F> {
     work: Pin<Box<F>>,
     turns: PollSemaphore,
     turn: Option<OwnedSemaphorePermit>,
+    /// Work that has begun never waits for a turn again: it may hold a lock that owners of turns wait for.
+    begun: bool,
     keep: bool,
 }
 
@@ -100,9 +102,10 @@ impl<F: Future> Future for Turn<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        if self.turn.is_none() {
+        if !self.begun {
             // None would say that the semaphore is closed, which nobody does.
             self.turn = ready!(self.turns.poll_acquire(context));
+            self.begun = true;
         }
         let done = tokio::task::block_in_place(|| self.work.as_mut().poll(context));
         if done.is_ready() || !self.keep {
@@ -147,6 +150,27 @@ mod tests {
             work.await.unwrap();
         }
         assert_eq!(inside.load(Ordering::SeqCst), 6);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_holds_a_lock_waits_for_no_turn() {
+        let (offload, lock) = (Offload::default(), tokio::sync::Mutex::new(()));
+        let (locked, go) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
+        let slow = offload.run(Weight::Slow, async {
+            let _held = lock.lock().await;
+            locked.notify_one();
+            go.notified().await;
+        });
+        let large = async {
+            locked.notified().await;
+            let waits = || async {
+                go.notify_one();
+                drop(lock.lock().await);
+            };
+            tokio::join!(offload.run(Weight::Large, waits()), offload.run(Weight::Large, waits()));
+        };
+        let all = async { tokio::join!(slow, large) };
+        tokio::time::timeout(Duration::from_secs(10), all).await.expect("nobody waits for each other");
     }
 
     #[tokio::test]
