@@ -377,6 +377,37 @@ fn what_costs_too_much_is_refused() {
     assert!(found.iter().any(|e| e.contains("validation failed due to running out of cost budget")), "{found:?}");
 }
 
+#[test]
+fn patterns_pay_for_their_size() {
+    let properties = json!({"list": {"type": "array", "items": {"type": "string"}}, "s": {"type": "string"}});
+    let list: Vec<String> = (0..3000).map(|i| format!("item-{i}")).collect();
+    let begun = std::time::Instant::now();
+    for (rule, want) in [
+        // Each is another one, of almost a mebibyte when it is compiled.
+        ("self.list.all(a, !a.matches('\\\\w{60}' + a))", "actual cost limit exceeded"),
+        ("self.list.all(a, !matches(a, '\\\\w{60}' + a))", "actual cost limit exceeded"),
+        ("self.list.all(a, a.find('\\\\w{60}' + a) == '')", "actual cost limit exceeded"),
+        ("self.list.all(a, a.findAll('\\\\w{60}' + a).size() == 0)", "actual cost limit exceeded"),
+        // Long texts, and a pattern with many states.
+        ("!self.s.matches('(x?){900}yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy')", "actual cost limit exceeded"),
+        ("'x'.matches('\\\\w{10000}')", "Illegal regex: it is too large when it is compiled"),
+        ("'x'.matches('(')", "Illegal regex: "),
+    ] {
+        let schema = with_rule(json!({"rule": rule}), properties.clone());
+        let long = if rule.contains("self.s") { 1_000_000 } else { 1 };
+        let found = errors(&schema, &json!({"list": list, "s": "x".repeat(long)}), None);
+        assert_eq!(found.len(), 1, "{rule}: {found:?}");
+        assert!(found[0].contains(want), "{rule}: {found:?}");
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
+    // The same one for many texts, in both forms.
+    for rule in ["self.list.all(a, a.matches('^item-[0-9]+$'))", "self.list.all(a, matches(a, '^item-[0-9]+$'))"] {
+        let schema = with_rule(json!({"rule": rule}), properties.clone());
+        assert_eq!(errors(&schema, &json!({"list": list}), None), [""; 0], "{rule}");
+        assert_eq!(errors(&schema, &json!({"list": ["x"]}), None).len(), 1, "{rule}");
+    }
+}
+
 /// Bytes of memory that this process has had at most.
 fn peak() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
