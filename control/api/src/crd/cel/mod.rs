@@ -450,6 +450,21 @@ impl Run {
         let ty = type_name(schema);
         let mut context = Context::with_env(ENVIRONMENT.clone());
         context.add_variable_as_val("self", val::of(new, Some(schema), root));
+        // Made once for all rules, as they may be many, and only where it is looked at.
+        let used = |optional: bool| {
+            let mut some = rules.iter().filter(|rule| rule.optional_old_self == optional);
+            some.any(|rule| rule.programs().0.done.as_ref().is_ok_and(|program| program.uses_old))
+        };
+        let was = || old.map(|old| val::of(old, Some(schema), root));
+        let (mut plain, mut optional) = (context.new_inner_scope(), context.new_inner_scope());
+        if used(false)
+            && let Some(was) = was()
+        {
+            plain.add_variable_as_val("oldSelf", was);
+        }
+        if used(true) {
+            optional.add_variable_as_val("oldSelf", Box::new(CelOptional::from(was())));
+        }
         for rule in rules {
             let (program, message) = rule.programs();
             let program = match &program.done {
@@ -470,22 +485,14 @@ impl Run {
                 self.left = -1;
                 return;
             }
-            let mut context = context.new_inner_scope();
-            if program.uses_old {
-                let old = old.map(|old| val::of(old, Some(schema), root));
-                if rule.optional_old_self {
-                    context.add_variable_as_val("oldSelf", Box::new(CelOptional::from(old)));
-                } else if let Some(old) = old {
-                    context.add_variable_as_val("oldSelf", old);
-                }
-            }
-            match self.run(program, &context, |v| v.downcast_ref::<CelBool>().map(|b| *b.inner())) {
+            let context = if rule.optional_old_self { &optional } else { &plain };
+            match self.run(program, context, |v| v.downcast_ref::<CelBool>().map(|b| *b.inner())) {
                 Ok(Some(true)) => {}
                 Ok(_) => {
                     let text = message
                         .as_ref()
                         .and_then(|m| m.done.as_ref().ok())
-                        .and_then(|m| self.message(m, &context))
+                        .and_then(|m| self.message(m, context))
                         .unwrap_or_else(|| rule.text());
                     // What was so before is let through, unless the rule is about the change.
                     if program.uses_old || !same {

@@ -378,6 +378,33 @@ fn what_costs_too_much_is_refused() {
 }
 
 #[test]
+fn old_values_are_made_once_for_all_rules() {
+    let schema = |rules: usize| {
+        let rules: Vec<Value> = (0..rules)
+            .map(|i| json!({"rule": format!("self.n == oldSelf.n || {i} < 0"), "message": "m"}))
+            .chain([json!({"rule": "!oldSelf.hasValue() || self.n == oldSelf.value().n", "optionalOldSelf": true})])
+            .collect();
+        json!({"type": "object", "x-kubernetes-validations": rules, "properties": {
+            "n": {"type": "integer"}, "list": {"type": "array", "items": {"type": "integer"}}}})
+    };
+    let list: Vec<usize> = (0..100_000).collect();
+    let (old, changed) = (json!({"n": 1, "list": list}), json!({"n": 2, "list": list}));
+    let time = |rules: usize| {
+        let kind = kinds(&crd(schema(rules))).remove(0);
+        let (old, new) = (object(old.clone()), object(old.clone()));
+        // Compiled the first time.
+        let small = object(json!({"n": 1}));
+        assert_eq!(Write::of(&kind, Some(&small)).faults(&small), []);
+        let begun = std::time::Instant::now();
+        assert_eq!(Write::of(&kind, Some(&old)).faults(&new), []);
+        begun.elapsed()
+    };
+    let (one, many) = (time(1), time(200));
+    assert!(many < one * 20, "{one:?} for one rule, {many:?} for 200");
+    assert_eq!(errors(&schema(3), &changed, Some(&old)).len(), 4);
+}
+
+#[test]
 fn patterns_pay_for_their_size() {
     let properties = json!({"list": {"type": "array", "items": {"type": "string"}}, "s": {"type": "string"}});
     let list: Vec<String> = (0..3000).map(|i| format!("item-{i}")).collect();
