@@ -238,6 +238,16 @@ mod tests {
     }
 
     #[test]
+    fn texts_with_many_braces_are_refused_after_a_quote() {
+        // What is no structure at all cannot be told from it without reading it.
+        let text = |braces: usize| format!("a: 'x'\nb: |\n  {}\n", "{} ".repeat(braces));
+        assert!(parse_yaml(text(MAX_FLOW_DEPTH).as_bytes()).is_ok());
+        let error = parse_yaml(text(MAX_FLOW_DEPTH + 1).as_bytes()).unwrap_err();
+        assert!(error.ends_with("send it as JSON"), "{error}");
+        assert!(parse_yaml(format!("b: |\n  {}\n", "{} ".repeat(2000)).as_bytes()).is_ok());
+    }
+
+    #[test]
     fn many_tiny_maps_are_refused() {
         let many = format!("[{}0]", r#"{"a":1},"#.repeat(200_000));
         assert!(parse_json(many.as_bytes()).unwrap_err().to_string().contains("too many maps"));
