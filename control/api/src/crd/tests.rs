@@ -65,12 +65,12 @@ fn values_are_checked() {
 
 #[test]
 fn crds_are_checked() {
-    assert_eq!(check(&crd()), []);
+    assert_eq!(check(&crd()).0, []);
     let mut c = crd();
     c["metadata"]["name"] = "x".into();
     c["spec"]["versions"][0]["storage"] = false.into();
     c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] = json!({});
-    let fields: Vec<String> = check(&c).into_iter().map(|e| e.field).collect();
+    let fields: Vec<String> = check(&c).0.into_iter().map(|e| e.field).collect();
     assert_eq!(
         fields,
         ["metadata.name", "spec.versions[0].schema.openAPIV3Schema.properties[status].type", "spec.versions"]

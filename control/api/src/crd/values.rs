@@ -80,13 +80,8 @@ fn type_fits(v: &Value, schema: &Schema) -> bool {
 
 fn wrong_type(value: &Value, schema: &Schema, path: &str, out: &mut Vec<FieldError>) {
     let want = match schema.ty {
-        Ty::Object => "object",
-        Ty::Array => "array",
-        Ty::String => "string",
-        Ty::Boolean => "boolean",
-        Ty::Int32 | Ty::Int64 => "integer",
         Ty::IntOrString => "integer,string",
-        _ => "number",
+        ty => ty.name(),
     };
     let got = type_name(value);
     let detail = format!("{path} in body must be of type {want}: \"{got}\"");

@@ -14,7 +14,7 @@ use ::cel::common::types::{CelBool, CelOptional, CelString};
 use ::cel::{Context, Env, ExecutionError};
 use serde_json::{Value, json};
 
-use crate::schema::{ListType, Schema, Ty};
+use crate::schema::{ListType, Schema};
 use crate::status::{ErrorKind, FieldError};
 
 /// Rules longer than this are refused, bytes.
@@ -447,7 +447,7 @@ impl Run {
         root: bool,
         same: bool,
     ) {
-        let ty = type_name(schema);
+        let ty = schema.ty.name();
         let mut context = Context::with_env(ENVIRONMENT.clone());
         context.add_variable_as_val("self", val::of(new, Some(schema), root));
         // Made once for all rules, as they may be many, and only where it is looked at.
@@ -610,18 +610,6 @@ fn by_keys<'o>(old: &'o Value, schema: &Schema) -> HashMap<Vec<Option<&'o Value>
         out.entry(keys(item, schema)).or_insert(item);
     }
     out
-}
-
-fn type_name(schema: &Schema) -> &'static str {
-    match schema.ty {
-        Ty::Object => "object",
-        Ty::Array => "array",
-        Ty::String => "string",
-        Ty::Boolean => "boolean",
-        Ty::Int32 | Ty::Int64 => "integer",
-        Ty::Number => "number",
-        _ => "",
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
-use crate::crd::{check, kinds, unenforced};
+use crate::crd::kinds;
+use crate::status::FieldError;
 use crate::validation::Write;
 
 /// A definition with this schema of `spec`.
@@ -12,6 +13,14 @@ fn crd(spec: Value) -> Value {
 
 fn object(spec: Value) -> Value {
     json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a", "uid": "u", "resourceVersion": "1", "creationTimestamp": "2026-01-02T03:04:05Z"}, "spec": spec})
+}
+
+fn check(crd: &Value) -> Vec<FieldError> {
+    crate::crd::check(crd).0
+}
+
+fn unenforced(crd: &Value) -> Vec<String> {
+    crate::crd::check(crd).1
 }
 
 /// The errors of a write.
