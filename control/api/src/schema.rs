@@ -42,6 +42,19 @@ pub enum Ty {
 }
 
 impl Ty {
+    /// What definitions call it; empty for what they have no name for.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ty::Object => "object",
+            Ty::Array => "array",
+            Ty::String => "string",
+            Ty::Boolean => "boolean",
+            Ty::Int32 | Ty::Int64 => "integer",
+            Ty::Number => "number",
+            _ => "",
+        }
+    }
+
     fn from_byte(b: u8) -> Ty {
         match b {
             1 => Ty::Object,

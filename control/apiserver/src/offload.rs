@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 use crate::error::{ApiError, Result};
+use crate::handlers::BODY_LIMIT;
 
 /// What is smaller is worked on at once, bytes; YAML, which is read slowly, never is.
 pub(crate) const LARGE: usize = 64 << 10;
@@ -25,12 +25,22 @@ const UNIT: usize = 1 << 10;
 pub(crate) struct Offload {
     turns: Arc<Semaphore>,
     room: Arc<Semaphore>,
+    /// Of the room, what is kept for one whole body.
+    last: Arc<Semaphore>,
 }
 
 impl Default for Offload {
     fn default() -> Offload {
-        Offload { turns: Arc::new(Semaphore::new(TURNS)), room: Arc::new(Semaphore::new(ROOM / UNIT)) }
+        let (turns, room) = (Semaphore::new(TURNS), Semaphore::new((ROOM - BODY_LIMIT) / UNIT));
+        Offload { turns: Arc::new(turns), room: Arc::new(room), last: Arc::new(Semaphore::new(1)) }
     }
+}
+
+/// The room that a body has taken so far; given back when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    taken: Option<OwnedSemaphorePermit>,
+    last: Option<OwnedSemaphorePermit>,
 }
 
 /// How much a request costs.
@@ -38,19 +48,34 @@ impl Default for Offload {
 pub(crate) enum Weight {
     /// Done in no time.
     Light,
-    /// Needs time but little memory: its turn ends whenever it waits for something.
+    /// Needs time but little memory: its turn ends when it first waits for something.
     Slow,
     /// Needs memory too: its turn lasts until it is answered.
     Large,
 }
 
 impl Offload {
-    /// Waits until there is room for a large body: for as much as the client says it is, else for `most`.
-    pub(crate) async fn room(&self, headers: &HeaderMap, most: usize) -> Result<OwnedSemaphorePermit> {
-        let said = headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-        let units = said.unwrap_or(most).min(most).div_ceil(UNIT);
+    /// Waits until a body has room for so many bytes in all: for what has come of it, as what is only announced may
+    /// never come. Many may hold a part each and wait for the rest; so one of them goes on into what is kept for that.
+    pub(crate) async fn grow(&self, room: &mut Room, bytes: usize) -> Result<()> {
+        let has = room.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let units = bytes.div_ceil(UNIT).saturating_sub(has);
+        if units == 0 || room.last.is_some() {
+            return Ok(());
+        }
         let units = u32::try_from(units).map_err(ApiError::internal)?;
-        self.room.clone().acquire_many_owned(units).await.map_err(ApiError::internal)
+        tokio::select! {
+            biased;
+            more = self.room.clone().acquire_many_owned(units) => {
+                let more = more.map_err(ApiError::internal)?;
+                match &mut room.taken {
+                    Some(taken) => taken.merge(more),
+                    taken => *taken = Some(more),
+                }
+            }
+            last = self.last.clone().acquire_owned() => room.last = Some(last.map_err(ApiError::internal)?),
+        }
+        Ok(())
     }
 
     /// Does the work, off the workers unless it is light.
@@ -59,7 +84,7 @@ impl Offload {
             return work.await;
         }
         let turns = PollSemaphore::new(self.turns.clone());
-        Turn { work: Box::pin(work), turns, turn: None, keep: weight == Weight::Large }.await
+        Turn { work: Box::pin(work), turns, turn: None, begun: false, keep: weight == Weight::Large }.await
     }
 }
 
@@ -68,6 +93,8 @@ struct Turn<F> {
     work: Pin<Box<F>>,
     turns: PollSemaphore,
     turn: Option<OwnedSemaphorePermit>,
+    /// Work that has begun never waits for a turn again: it may hold a lock that owners of turns wait for.
+    begun: bool,
     keep: bool,
 }
 
@@ -75,9 +102,10 @@ impl<F: Future> Future for Turn<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        if self.turn.is_none() {
+        if !self.begun {
             // None would say that the semaphore is closed, which nobody does.
             self.turn = ready!(self.turns.poll_acquire(context));
+            self.begun = true;
         }
         let done = tokio::task::block_in_place(|| self.work.as_mut().poll(context));
         if done.is_ready() || !self.keep {
@@ -124,15 +152,49 @@ mod tests {
         assert_eq!(inside.load(Ordering::SeqCst), 6);
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_holds_a_lock_waits_for_no_turn() {
+        let (offload, lock) = (Offload::default(), tokio::sync::Mutex::new(()));
+        let (locked, go) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
+        let slow = offload.run(Weight::Slow, async {
+            let _held = lock.lock().await;
+            locked.notify_one();
+            go.notified().await;
+        });
+        let large = async {
+            locked.notified().await;
+            let waits = || async {
+                go.notify_one();
+                drop(lock.lock().await);
+            };
+            tokio::join!(offload.run(Weight::Large, waits()), offload.run(Weight::Large, waits()));
+        };
+        let all = async { tokio::join!(slow, large) };
+        tokio::time::timeout(Duration::from_secs(10), all).await.expect("nobody waits for each other");
+    }
+
     #[tokio::test]
-    async fn room_is_what_the_client_says() {
+    async fn room_is_for_what_has_come() {
         let offload = Offload::default();
-        let mut headers = HeaderMap::new();
-        headers.insert(http::header::CONTENT_LENGTH, (100 * UNIT).into());
-        let taken = offload.room(&headers, 1 << 20).await.unwrap();
-        assert_eq!(taken.num_permits(), 100);
-        assert_eq!(offload.room(&HeaderMap::new(), 1 << 20).await.unwrap().num_permits(), 1 << 10);
-        headers.insert(http::header::CONTENT_LENGTH, usize::MAX.into());
-        assert_eq!(offload.room(&headers, 1 << 20).await.unwrap().num_permits(), 1 << 10, "more is refused anyway");
+        let mut room = Room::default();
+        for bytes in [1, 100 * UNIT, 50 * UNIT] {
+            offload.grow(&mut room, bytes).await.unwrap();
+        }
+        assert_eq!(room.taken.as_ref().map(OwnedSemaphorePermit::num_permits), Some(100), "as much as it was at most");
+        // When nothing is left, one body goes on; the others wait for it.
+        let free = offload.room.available_permits();
+        let mut all = Room::default();
+        offload.grow(&mut all, free * UNIT).await.unwrap();
+        offload.grow(&mut room, BODY_LIMIT).await.unwrap();
+        let mut other = Room::default();
+        {
+            let mut waits = std::pin::pin!(offload.grow(&mut other, UNIT));
+            assert!(futures::poll!(waits.as_mut()).is_pending());
+            drop(room);
+            waits.await.unwrap();
+        }
+        drop((all, other));
+        assert_eq!(offload.room.available_permits(), free + 100);
+        assert_eq!(offload.last.available_permits(), 1);
     }
 }

@@ -249,9 +249,7 @@ impl RequestInfo {
 
     /// Whether the request may stay open for long: no request timeout, no in-flight count.
     pub fn is_long_running(&self) -> bool {
-        self.is_resource
-            && (self.verb == Verb::Watch
-                || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy" | "log"))
+        self.is_resource && (self.verb == Verb::Watch || crate::streaming::serves(self))
     }
 
     /// Whether the request is a dry run.
@@ -346,6 +344,29 @@ mod tests {
         }
         for path in ["/", "/version", "/api", "/apis", "/apis/apps", "/api/v1", "/apis/apps/v1/", "/readyz/ping"] {
             assert!(!RequestInfo::parse(&Method::GET, path, "").is_resource, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_what_streams_is_long_running() {
+        let table = [
+            ("GET", "/api/v1/pods?watch=1", true),
+            ("GET", "/api/v1/watch/pods", true),
+            ("POST", "/api/v1/namespaces/a/pods/p/exec", true),
+            ("GET", "/api/v1/namespaces/a/pods/p/log", true),
+            ("POST", "/api/v1/namespaces/a/services/s/proxy/x", true),
+            ("GET", "/api/v1/nodes/n/proxy/metrics", true),
+            // A name alone does not free a request of its limits.
+            ("POST", "/api/v1/namespaces/a/configmaps/x/log", false),
+            ("PUT", "/apis/apps/v1/namespaces/a/deployments/d/proxy", false),
+            ("POST", "/apis/x.io/v1/namespaces/a/pods/p/exec", false),
+            ("POST", "/api/v1/nodes/n/attach", false),
+            ("POST", "/api/v1/pods?watch=1", false),
+        ];
+        for (method, path, long) in table {
+            let (path, query) = path.split_once('?').unwrap_or((path, ""));
+            let info = RequestInfo::parse(&method.parse().unwrap(), path, query);
+            assert_eq!(info.is_long_running(), long, "{method} {path}");
         }
     }
 

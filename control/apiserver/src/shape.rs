@@ -23,9 +23,9 @@ pub(crate) fn validate(scope: &Scope<'_>, new: &Value, old: Option<&Value>) -> V
         part: if old.is_some() { &scope.info.subresource } else { "" },
         old,
     };
-    let faults = write.faults(new);
-    if faults.is_empty() && scope.stored.group == "apiextensions.k8s.io" && scope.info.subresource.is_empty() {
-        api::crd::unenforced(new).into_iter().for_each(|text| scope.warn(text));
+    let (faults, warnings) = write.judge(new);
+    if faults.is_empty() {
+        warnings.into_iter().for_each(|text| scope.warn(text));
     }
     faults.into_iter().map(Cause::from).collect()
 }

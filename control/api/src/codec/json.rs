@@ -2,6 +2,7 @@
 
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use std::cell::Cell;
 use std::fmt;
 
 /// A parsed document.
@@ -166,10 +167,16 @@ fn flow_depth_bound(body: &[u8]) -> usize {
 
 /// Parses JSON.
 pub fn parse_json(body: &[u8]) -> Result<Parsed, serde_json::Error> {
-    let mut context = Context::new(usize::MAX);
+    parse_json_within(body, &Cell::new(MAX_MEMORY))
+}
+
+/// Parses JSON that is a part of a body, whose values may still take so much memory.
+pub(crate) fn parse_json_within(body: &[u8], memory: &Cell<usize>) -> Result<Parsed, serde_json::Error> {
+    let mut context = Context { memory: memory.get(), ..Context::new(usize::MAX) };
     let mut de = serde_json::Deserializer::from_slice(body);
     let value = Seed(&mut context).deserialize(&mut de)?;
     de.end()?;
+    memory.set(context.memory);
     Ok(Parsed { value, duplicates: context.duplicates })
 }
 
@@ -228,6 +235,16 @@ mod tests {
         }
         let many = "- {a: [1]}\n".repeat(2000);
         assert_eq!(parse_yaml(many.as_bytes()).unwrap().value.as_array().unwrap().len(), 2000);
+    }
+
+    #[test]
+    fn texts_with_many_braces_are_refused_after_a_quote() {
+        // What is no structure at all cannot be told from it without reading it.
+        let text = |braces: usize| format!("a: 'x'\nb: |\n  {}\n", "{} ".repeat(braces));
+        assert!(parse_yaml(text(MAX_FLOW_DEPTH).as_bytes()).is_ok());
+        let error = parse_yaml(text(MAX_FLOW_DEPTH + 1).as_bytes()).unwrap_err();
+        assert!(error.ends_with("send it as JSON"), "{error}");
+        assert!(parse_yaml(format!("b: |\n  {}\n", "{} ".repeat(2000)).as_bytes()).is_ok());
     }
 
     #[test]

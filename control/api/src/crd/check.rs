@@ -4,9 +4,9 @@ use crate::names;
 use crate::status::FieldError;
 use serde_json::Value;
 
-/// All errors of a CRD.
-pub fn check(crd: &Value) -> Vec<FieldError> {
-    let mut out = Vec::new();
+/// All errors of a CRD, and sentences about rules that are taken but not enforced.
+pub fn check(crd: &Value) -> (Vec<FieldError>, Vec<String>) {
+    let (mut out, mut unenforced) = (Vec::new(), Vec::new());
     let (spec, n) = (&crd["spec"], &crd["spec"]["names"]);
     let text = |v: &Value| v.as_str().unwrap_or("").to_string();
     let (group, plural) = (text(&spec["group"]), text(&n["plural"]));
@@ -49,12 +49,12 @@ pub fn check(crd: &Value) -> Vec<FieldError> {
             "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
         ));
     }
-    versions(spec, &mut out);
+    versions(spec, &mut out, &mut unenforced);
     protected_group(crd, &group, &mut out);
-    out
+    (out, unenforced)
 }
 
-fn versions(spec: &Value, out: &mut Vec<FieldError>) {
+fn versions(spec: &Value, out: &mut Vec<FieldError>, unenforced: &mut Vec<String>) {
     let list = spec["versions"].as_array().map_or(&[][..], Vec::as_slice);
     let mut seen: Vec<&str> = Vec::new();
     for (i, v) in list.iter().enumerate() {
@@ -85,7 +85,9 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
             structural(schema, &at, out);
             // Rules are looked at when the schema itself is sound, as upstream does.
             if out.len() == before {
-                out.extend(super::cel::check(schema, &at).0);
+                let (errors, idle) = super::cel::check(schema, &at);
+                out.extend(errors);
+                unenforced.extend(idle);
             }
         } else {
             out.push(FieldError::required(format!("{at}.schema.openAPIV3Schema"), "schemas are required"));
@@ -108,17 +110,6 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>) {
             "must have exactly one version marked as storage version",
         ));
     }
-}
-
-/// Sentences about rules of a sound CRD that are taken but not enforced.
-pub fn unenforced(crd: &Value) -> Vec<String> {
-    let versions = crd["spec"]["versions"].as_array().into_iter().flatten().enumerate();
-    versions
-        .flat_map(|(i, v)| {
-            let at = format!("spec.versions[{i}].schema.openAPIV3Schema");
-            super::cel::check(&v["schema"]["openAPIV3Schema"], &at).1
-        })
-        .collect()
 }
 
 /// The rules that make a schema structural.

@@ -7,7 +7,7 @@ mod structural;
 mod values;
 
 pub use cel::Rule;
-pub use check::{check, unenforced};
+pub use check::check;
 pub use structural::schema_of;
 pub use values::validate;
 

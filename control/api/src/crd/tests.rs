@@ -65,14 +65,24 @@ fn values_are_checked() {
 
 #[test]
 fn crds_are_checked() {
-    assert_eq!(check(&crd()), []);
+    assert_eq!(check(&crd()).0, []);
     let mut c = crd();
     c["metadata"]["name"] = "x".into();
     c["spec"]["versions"][0]["storage"] = false.into();
     c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] = json!({});
-    let fields: Vec<String> = check(&c).into_iter().map(|e| e.field).collect();
+    let fields: Vec<String> = check(&c).0.into_iter().map(|e| e.field).collect();
     assert_eq!(
         fields,
         ["metadata.name", "spec.versions[0].schema.openAPIV3Schema.properties[status].type", "spec.versions"]
     );
+}
+
+#[test]
+fn classes_of_patterns_are_ascii() {
+    // Unicode's would be too large when compiled, and let everything pass.
+    let schema = schema_of(&json!({"type": "string", "pattern": r"^\w{1,200}\d\S$"}));
+    assert_eq!(validate(&json!("a_9x"), &schema, "a"), []);
+    for bad in ["ä9x", "a٣x", "a9 "] {
+        assert_eq!(validate(&json!(bad), &schema, "a").len(), 1, "{bad}");
+    }
 }

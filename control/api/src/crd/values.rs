@@ -80,13 +80,8 @@ fn type_fits(v: &Value, schema: &Schema) -> bool {
 
 fn wrong_type(value: &Value, schema: &Schema, path: &str, out: &mut Vec<FieldError>) {
     let want = match schema.ty {
-        Ty::Object => "object",
-        Ty::Array => "array",
-        Ty::String => "string",
-        Ty::Boolean => "boolean",
-        Ty::Int32 | Ty::Int64 => "integer",
         Ty::IntOrString => "integer,string",
-        _ => "number",
+        ty => ty.name(),
     };
     let got = type_name(value);
     let detail = format!("{path} in body must be of type {want}: \"{got}\"");
@@ -211,6 +206,28 @@ fn uuid(s: &str) -> bool {
     hex.len() == 32 && hex.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
+/// A pattern as upstream reads it, where `\d`, `\s` and `\w` are ASCII's; Unicode's are large when they are compiled.
+pub(super) fn ascii_classes(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len());
+    let mut chars = pattern.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('d') => out.push_str("[0-9]"),
+            Some('D') => out.push_str("[^0-9]"),
+            Some('s') => out.push_str(r"[\t\n\f\r ]"),
+            Some('S') => out.push_str(r"[^\t\n\f\r ]"),
+            Some('w') => out.push_str("[0-9A-Za-z_]"),
+            Some('W') => out.push_str("[^0-9A-Za-z_]"),
+            other => out.extend(std::iter::once(c).chain(other)),
+        }
+    }
+    out
+}
+
 /// A compiled pattern; one that this engine does not know lets everything pass.
 /// A few are kept, because the same ones come again and again.
 fn pattern(p: &str) -> Option<Regex> {
@@ -222,7 +239,7 @@ fn pattern(p: &str) -> Option<Regex> {
         if let Some(i) = kept.iter().position(|(k, _)| k == p) {
             return kept[i].1.clone();
         }
-        let re = regex::RegexBuilder::new(p).size_limit(1 << 20).build().ok();
+        let re = regex::RegexBuilder::new(&ascii_classes(p)).size_limit(1 << 20).build().ok();
         if kept.len() >= 32 {
             kept.remove(0);
         }

@@ -259,7 +259,7 @@ fn special(body: &[u8], schema: &Schema, at: At<'_>) -> Result<Value, Error> {
         },
         _ => match first {
             Some(b) if b.starts_with(MAGIC) => object(b, None, at)?,
-            Some(b) if !b.is_empty() => crate::codec::parse_json(b).map_or(Value::Null, |parsed| parsed.value),
+            Some(b) if !b.is_empty() => crate::codec::parse_json_within(b, at.room).map_err(Error::Json)?.value,
             _ => Value::Null,
         },
     })

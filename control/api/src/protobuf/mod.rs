@@ -32,6 +32,8 @@ pub enum Error {
     Depth,
     #[error("the protobuf message holds too many values; make it smaller")]
     Large,
+    #[error("the protobuf message holds JSON that cannot be read: {0}")]
+    Json(serde_json::Error),
     #[error("no protobuf form is known for {0}")]
     Unknown(String),
 }

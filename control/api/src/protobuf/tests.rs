@@ -100,3 +100,27 @@ fn many_small_messages_are_refused() {
     wire::bytes_field(&mut service, 2, &spec);
     assert!(matches!(decode_object(&wrap("v1", "Service", &service), None), Err(Error::Large)));
 }
+
+/// A ControllerRevision list whose items hold this JSON as their data.
+fn revisions(json: &[u8], count: usize) -> Vec<u8> {
+    let (mut raw, mut revision, mut list) = (Vec::new(), Vec::new(), Vec::new());
+    wire::bytes_field(&mut raw, 1, json);
+    wire::bytes_field(&mut revision, 2, &raw);
+    for _ in 0..count {
+        wire::bytes_field(&mut list, 2, &revision);
+    }
+    wrap("apps/v1", "ControllerRevisionList", &list)
+}
+
+#[test]
+fn json_in_messages_is_read_or_refused() {
+    let read = decode_object(&revisions(br#"{"a":1}"#, 1), None).unwrap();
+    assert_eq!(read["items"][0]["data"], json!({"a": 1}));
+    for bad in [&b"{"[..], b"nothing", b"{} {}", b"\xff"] {
+        assert!(matches!(decode_object(&revisions(bad, 1), None), Err(Error::Json(_))), "{bad:?}");
+    }
+    // All of it shares the room of one body.
+    let many = format!("[{}0]", r#"{"a":1},"#.repeat(10_000));
+    assert!(decode_object(&revisions(many.as_bytes(), 1), None).is_ok());
+    assert!(decode_object(&revisions(many.as_bytes(), 20), None).is_err());
+}

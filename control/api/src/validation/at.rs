@@ -135,9 +135,9 @@ impl<'v> At<'_, 'v> {
     }
 }
 
-/// What was found to be wrong.
+/// What was found to be wrong, and sentences about what is taken but not as it may look.
 #[derive(Default)]
-pub(crate) struct Errors(pub Vec<FieldError>);
+pub(crate) struct Errors(pub Vec<FieldError>, pub Vec<String>);
 
 pub(crate) const IMMUTABLE: &str = "field is immutable";
 const NEGATIVE: &str = "must be greater than or equal to 0";

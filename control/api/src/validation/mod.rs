@@ -54,21 +54,26 @@ impl<'a> Write<'a> {
 
     /// Everything wrong with the object as it would be.
     pub fn faults(&self, new: &Value) -> Vec<FieldError> {
+        self.judge(new).0
+    }
+
+    /// Everything wrong with the object as it would be, and what its writer is to be warned of.
+    pub fn judge(&self, new: &Value) -> (Vec<FieldError>, Vec<String>) {
         let mut out = match self.old {
             None => metadata(self.kind, new),
             Some(old) => metadata_update(self.kind, new, old),
         };
         if self.kind.is_custom() {
             out.extend(customs::faults(self.kind, new, self.old));
-            return out;
+            return (out, Vec::new());
         }
-        let mut e = Errors(out);
+        let mut e = Errors(out, Vec::new());
         let at = At::root(new);
         match self.old {
             None => rules::create(&mut e, self.kind, self.group, &at),
             Some(old) => rules::update(&mut e, self, &at, &At::root(old)),
         }
-        e.0
+        (e.0, e.1)
     }
 }
 
@@ -84,7 +89,7 @@ pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
 
 /// What is wrong with a Binding.
 pub fn binding(o: &Value) -> Vec<FieldError> {
-    let mut e = Errors(Vec::new());
+    let mut e = Errors::default();
     core::binding(&mut e, &At::root(o));
     e.0
 }

@@ -77,7 +77,11 @@ fn state(e: &mut Errors, kind: &Kind, o: &At) {
         "discovery.k8s.io" => discovery::slice(e, o),
         "node.k8s.io" => cluster::runtime_class(e, o),
         "apiregistration.k8s.io" => cluster::api_service(e, o),
-        "apiextensions.k8s.io" => e.0.extend(crate::crd::check(o.value)),
+        "apiextensions.k8s.io" => {
+            let (errors, unenforced) = crate::crd::check(o.value);
+            e.0.extend(errors);
+            e.1.extend(unenforced);
+        }
         "scheduling.k8s.io" if kind.kind == "PriorityClass" => cluster::priority_class(e, o),
         _ => customs::required_texts(e, kind, o),
     }

@@ -17,16 +17,16 @@ mod watch;
 mod write;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use api::codec::Format;
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::{ApiError, Result};
-use crate::offload::{LARGE, Weight};
+use crate::offload::{LARGE, Room, Weight};
 use crate::pipeline::Body;
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
@@ -37,7 +37,9 @@ pub(crate) use scope::Scope;
 pub(crate) use write::now;
 
 /// Largest body of a request.
-const BODY_LIMIT: usize = 3 << 20;
+pub(crate) const BODY_LIMIT: usize = 3 << 20;
+/// As long as this a body is waited for, in all.
+const BODY_TIME: Duration = Duration::from_secs(20);
 /// A body that is too large is read, and thrown away, up to this, so that its client gets
 /// the answer and not a broken connection.
 const DISCARD_LIMIT: usize = 16 << 20;
@@ -62,7 +64,7 @@ pub async fn handle(
     let (parts, body) = request.into_parts();
     // The room is given back when the request is answered.
     let (body, _room) =
-        if info.verb.is_read() { (Bytes::new(), None) } else { collect(state, &parts.headers, body).await? };
+        if info.verb.is_read() { (Bytes::new(), Room::default()) } else { collect(state, body).await? };
     let scope = Scope::new(state, info, user, &parts.headers)?;
     if wants_newest(info) {
         state.registry.fresh().await?;
@@ -98,15 +100,18 @@ fn content_type(headers: &http::HeaderMap) -> &str {
     headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("")
 }
 
-async fn collect(
-    state: &AppState,
-    headers: &http::HeaderMap,
-    mut body: Incoming,
-) -> Result<(Bytes, Option<OwnedSemaphorePermit>)> {
-    let mut whole = BytesMut::new();
-    let mut room = None;
-    let mut seen = 0;
-    while let Some(frame) = body.frame().await {
+async fn collect(state: &AppState, mut body: Incoming) -> Result<(Bytes, Room)> {
+    let (mut whole, mut room) = (BytesMut::new(), Room::default());
+    let (mut seen, mut left) = (0, BODY_TIME);
+    loop {
+        let begun = Instant::now();
+        let Ok(frame) = tokio::time::timeout(left, body.frame()).await else {
+            let time = BODY_TIME.as_secs();
+            return Err(ApiError::timeout(format!("the request's body did not arrive within {time} s")));
+        };
+        // Waiting for room is not the client's fault.
+        left = left.saturating_sub(begun.elapsed());
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| ApiError::bad_request(format!("the request's body was cut off: {error}")))?;
         let Ok(data) = frame.into_data() else {
             continue;
@@ -116,12 +121,12 @@ async fn collect(
             break;
         }
         if seen <= BODY_LIMIT {
-            if seen > LARGE && room.is_none() {
-                room = Some(state.offload.room(headers, BODY_LIMIT).await?);
+            if seen > LARGE {
+                state.offload.grow(&mut room, seen).await?;
             }
             whole.extend_from_slice(&data);
         } else {
-            (whole, room) = (BytesMut::new(), None);
+            (whole, room) = (BytesMut::new(), Room::default());
         }
     }
     if seen > BODY_LIMIT {

@@ -1,5 +1,6 @@
 //! Connections to kubelets and to addresses in the cluster.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
 use crate::state::AppState;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A kubelet's sentence about a failure is no longer than this.
 const MAX_SENTENCE: usize = 64 << 10;
 const KUBELET_PORT: u16 = 10250;
@@ -40,6 +41,8 @@ pub struct Target {
     pub host: String,
     pub port: u16,
     pub tls: Option<Arc<ClientConfig>>,
+    /// The host's addresses, where they have been looked up; it is never looked up twice, as it may be told another.
+    pub ips: Vec<IpAddr>,
 }
 
 impl Target {
@@ -65,7 +68,7 @@ pub fn kubelet(state: &AppState, node: &str) -> Result<Target> {
     let tls = tls.ok_or_else(|| {
         ApiError::unavailable("this server has no client certificate for kubelets (--kubelet-client-certificate)")
     })?;
-    Ok(Target { host, port, tls: Some(tls) })
+    Ok(Target { host, port, tls: Some(tls), ips: Vec::new() })
 }
 
 /// A node's address, the one inside the cluster's network first.
@@ -80,7 +83,12 @@ pub async fn connect(target: &Target) -> Result<Box<dyn Io>> {
     let place = target.authority();
     let failed = |e: &dyn std::fmt::Display| ApiError::unavailable(format!("error trying to reach {place}: {e}"));
     let dial = async {
-        let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|e| failed(&e))?;
+        let known: Vec<SocketAddr> = target.ips.iter().map(|ip| SocketAddr::new(*ip, target.port)).collect();
+        let stream = match known.as_slice() {
+            [] => TcpStream::connect((target.host.as_str(), target.port)).await,
+            known => TcpStream::connect(known).await,
+        };
+        let stream = stream.map_err(|e| failed(&e))?;
         // Keystrokes are small and want to be seen.
         stream.set_nodelay(true).map_err(|e| failed(&e))?;
         let Some(tls) = &target.tls else { return Ok(Box::new(stream) as Box<dyn Io>) };
@@ -219,8 +227,18 @@ mod tests {
         assert_eq!(address(&node).as_deref(), Some("10.0.0.1"));
         assert_eq!(address(&json!({})), None);
         assert_eq!(escape("a b/ü"), "a%20b%2F%C3%BC");
-        let six = Target { host: "fd00::1".into(), port: 1, tls: None };
+        let six = Target { host: "fd00::1".into(), port: 1, tls: None, ips: Vec::new() };
         assert_eq!(six.authority(), "[fd00::1]:1");
+    }
+
+    #[tokio::test]
+    async fn hosts_are_looked_up_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        let known =
+            Target { host: "node.invalid".into(), port, tls: None, ips: vec!["127.0.0.1".parse().expect("ip")] };
+        assert!(connect(&known).await.is_ok());
+        assert!(connect(&Target { ips: Vec::new(), ..known }).await.is_err());
     }
 
     #[test]

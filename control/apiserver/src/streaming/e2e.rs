@@ -1,6 +1,7 @@
 //! The real server and a kubelet that runs commands on this machine, with clients of our own and,
 //! where `KUBECTL` names some (separated by colons), real ones.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Parser as _;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -22,6 +23,15 @@ use super::backend;
 use super::websocket::{self, Role};
 use crate::request::Query;
 use crate::run::Server;
+
+const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+/// An address of this machine that others may have too; none where it has no network. Nothing is sent.
+fn own_address() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())
+}
 
 /// Files of a throw-away cluster.
 struct Pki {
@@ -50,7 +60,8 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, cn);
         params.distinguished_name.push(DnType::OrganizationName, org);
-        params.subject_alt_names = vec![SanType::IpAddress("127.0.0.1".parse().expect("ip"))];
+        let all = [Some(LOOPBACK), own_address()].into_iter().flatten();
+        params.subject_alt_names = all.map(SanType::IpAddress).collect();
         let cert = params.signed_by(&key, &self.issuer).expect("cert");
         std::fs::write(self.path(&format!("{name}.crt")), cert.pem()).expect("write");
         std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("write");
@@ -71,6 +82,11 @@ async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Inf
             answer(200, &format!("log of {} tail {}\n", path[3], query.get("tailLines").unwrap_or("all")))
         }
         "healthz" => answer(200, "ok"),
+        "size" => {
+            let mark = request.headers().get("x-forwarded-uri").map_or("", |v| v.to_str().expect("text")).to_string();
+            let body = request.into_body().collect().await.expect("body").to_bytes();
+            answer(200, &format!("{} bytes for {mark}", body.len()))
+        }
         "exec" if query.get("command") == Some("refuse") => answer(404, "container not found (\"c\")"),
         "exec" | "attach" | "portForward" => {
             let key = request.headers()["sec-websocket-key"].to_str().expect("key").to_string();
@@ -187,7 +203,7 @@ async fn forward(io: TokioIo<hyper::upgrade::Upgraded>, query: &Query) {
 }
 
 async fn serve_kubelet(pki: &Pki) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let listener = TcpListener::bind("0.0.0.0:0").await.expect("bind");
     let port = listener.local_addr().expect("address").port();
     let (chain, key) = (pki.path("kubelet.crt"), pki.path("kubelet.key"));
     use rustls_pki_types::pem::PemObject;
@@ -247,13 +263,18 @@ async fn cluster() -> Cluster {
     let put = async |resource: &str, object: serde_json::Value| {
         server.state.registry.create("", resource, &object, None).await.expect("create");
     };
-    put("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "1"}, "status": {
-        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}}))
-    .await;
-    put("pods", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default", "uid": "2"},
-        "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i", "stdin": true}]}, "status": {"phase": "Running", "podIP": "127.0.0.1",
-        "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": [{"name": "c", "ready": true, "state": {"running": {}}}]}}))
-    .await;
+    // The second of each is where the proxy goes to.
+    for (node, pod, ip) in [("n1", "p", Some(LOOPBACK)), ("n2", "p2", own_address())] {
+        let Some(ip) = ip else { continue };
+        put("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "uid": node}, "status": {
+            "addresses": [{"type": "InternalIP", "address": ip}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}}))
+        .await;
+        put("pods", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": "default", "uid": pod},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i", "stdin": true, "ports": [{"containerPort": port}]}]},
+            "status": {"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [{"name": "c", "ready": true, "state": {"running": {}}}]}}))
+        .await;
+    }
     let cluster = Cluster { pki, server };
     cluster.kubeconfig("admin");
     cluster.kubeconfig("joe");
@@ -261,6 +282,15 @@ async fn cluster() -> Cluster {
 }
 
 impl Cluster {
+    /// The server, for an admin.
+    fn admin(&self) -> backend::Target {
+        let mut config = self.server.state.config.clone();
+        config.kubelet_client_certificate = Some(self.pki.path("admin.crt"));
+        config.kubelet_client_key = Some(self.pki.path("admin.key"));
+        let tls = super::tls::kubelet(&config).expect("tls");
+        backend::Target { host: "127.0.0.1".into(), port: self.server.address.port(), tls, ips: Vec::new() }
+    }
+
     fn kubeconfig(&self, user: &str) {
         let file = |name: String| self.pki.path(&name).display().to_string();
         let config = json!({
@@ -321,14 +351,7 @@ async fn collect(receiver: &mut backend::KubeletReceiver) -> [String; 4] {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn websocket_clients_of_all_kinds() {
     let cluster = cluster().await;
-    let mut config = cluster.server.state.config.clone();
-    config.kubelet_client_certificate = Some(cluster.pki.path("admin.crt"));
-    config.kubelet_client_key = Some(cluster.pki.path("admin.key"));
-    let target = backend::Target {
-        host: "127.0.0.1".into(),
-        port: cluster.server.address.port(),
-        tls: super::tls::kubelet(&config).expect("tls"),
-    };
+    let target = cluster.admin();
     let pod = "/api/v1/namespaces/default/pods/p";
     let open = async |path: String, protocol: &'static str| backend::open_websocket(&target, &path, protocol).await;
     // A plain command, with each protocol's way to tell its end.
@@ -377,6 +400,37 @@ async fn websocket_clients_of_all_kinds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proxied_requests_reach_nodes_and_pods() {
+    let cluster = cluster().await;
+    let target = cluster.admin();
+    let send = async |path: &str, body: Vec<u8>| {
+        let request = Request::post(path).body(Full::new(Bytes::from(body))).expect("request");
+        let (parts, body) = backend::send(&target, request).await.expect(path).into_parts();
+        let body = body.collect().await.expect("body").to_bytes();
+        (parts.status.as_u16(), String::from_utf8_lossy(&body).into_owned())
+    };
+    for path in ["nodes/n1/proxy/healthz", "namespaces/default/pods/https:p:/proxy/healthz"] {
+        let (code, text) = send(&format!("/api/v1/{path}"), Vec::new()).await;
+        assert!(code == 400 && text.contains("address not allowed"), "{path}: {code} {text}");
+    }
+    if own_address().is_none() {
+        eprintln!("this machine has no network, and no address to pass anything to");
+        return cluster.server.stop().await;
+    }
+    // More than a body that is read here may have.
+    for path in ["nodes/n2", "namespaces/default/pods/https:p2:"] {
+        let (code, text) = send(&format!("/api/v1/{path}/proxy/size/x?y=z"), vec![b'x'; 5 << 20]).await;
+        assert_eq!((code, text), (200, format!("{} bytes for /api/v1/{path}/proxy/size/x?y=z", 5 << 20)));
+    }
+    let exec = "/api/v1/nodes/n2/proxy/exec/default/p2/c?command=cat&input=1&output=1";
+    let (sender, mut receiver) = backend::open_websocket(&target, exec, "v5.channel.k8s.io").await.expect("upgraded");
+    sender.channel(0, b"typed").await.expect("send");
+    sender.channel(255, &[0]).await.expect("send");
+    assert_eq!(collect(&mut receiver).await[1], "typed");
+    cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectls_of_all_ages_stream() {
     let Ok(list) = std::env::var("KUBECTL") else { return };
     let cluster = cluster().await;
@@ -408,10 +462,6 @@ async fn exec_and_logs(cluster: &Cluster, kubectl: &Path) {
     assert!(out.contains("typed"), "{out} {err}");
     let (out, err, _) = run(&["logs", "p", "--tail=5"], "").await;
     assert_eq!(out, "log of c tail 5\n", "{err}");
-    for path in ["nodes/n1", "namespaces/default/pods/p:80"] {
-        let (_, err, code) = run(&["get", "--raw", &format!("/api/v1/{path}/proxy/healthz")], "").await;
-        assert!(code != 0 && err.contains("address not allowed"), "{path}: {err}");
-    }
 }
 
 async fn copy(cluster: &Cluster, kubectl: &Path) {

@@ -49,8 +49,7 @@ pub async fn handle(state: &AppState, info: &RequestInfo, request: Request<Incom
     {
         return redirect(&prefix, request.uri());
     }
-    let target = locate(state, info)?;
-    check_address(&target).await?;
+    let target = looked_up(locate(state, info)?).await?;
     let path = format!("/{}", info.rest);
     let path = match request.uri().query() {
         Some(query) => format!("{path}?{query}"),
@@ -96,26 +95,33 @@ fn locate(state: &AppState, info: &RequestInfo) -> Result<Target> {
                     name.name
                 )));
             }
-            Ok(Target { host, port: pod_port(&pod, name.port)?, tls })
+            Ok(Target { host, port: pod_port(&pod, name.port)?, tls, ips: Vec::new() })
         }
         _ => {
             let (host, port) = endpoint(state, info, &name)?;
-            Ok(Target { host, port, tls })
+            Ok(Target { host, port, tls, ips: Vec::new() })
         }
     }
 }
 
 /// Who can write a node's or a pod's status must not reach this server's own ports, or its network's, by it.
-async fn check_address(target: &Target) -> Result<()> {
-    let all: Vec<IpAddr> = match target.host.parse() {
+async fn looked_up(target: Target) -> Result<Target> {
+    let ips: Vec<IpAddr> = match target.host.parse() {
         Ok(ip) => vec![ip],
         Err(_) => {
-            let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await;
-            let failed = |e| ApiError::unavailable(format!("error trying to reach {}: {e}", target.authority()));
-            found.map_err(failed)?.map(|address| address.ip()).collect()
+            let place = target.authority();
+            let failed =
+                |e: &dyn std::fmt::Display| ApiError::unavailable(format!("error trying to reach {place}: {e}"));
+            let lookup = tokio::net::lookup_host((target.host.as_str(), target.port));
+            let found = tokio::time::timeout(backend::CONNECT_TIMEOUT, lookup).await;
+            let found = found.map_err(|_| failed(&"its name was not found within 10 s"))?;
+            found.map_err(|e| failed(&e))?.map(|address| address.ip()).collect()
         }
     };
-    if all.iter().all(|ip| is_allowed(*ip)) { Ok(()) } else { Err(ApiError::bad_request("address not allowed")) }
+    if ips.is_empty() || !ips.iter().all(|ip| is_allowed(*ip)) {
+        return Err(ApiError::bad_request("address not allowed"));
+    }
+    Ok(Target { ips, ..target })
 }
 
 fn is_allowed(ip: IpAddr) -> bool {
@@ -288,6 +294,17 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn names_are_checked_by_their_addresses() {
+        let target = |host: &str| Target { host: host.into(), port: 80, tls: None, ips: Vec::new() };
+        let good = looked_up(target("10.0.0.1")).await.expect("allowed");
+        assert_eq!(good.ips, ["10.0.0.1".parse::<IpAddr>().expect("ip")]);
+        for bad in ["localhost", "127.0.0.1"] {
+            assert_eq!(looked_up(target(bad)).await.map(|t| t.ips).expect_err(bad).code, 400, "{bad}");
+        }
+        assert_eq!(looked_up(target("node.invalid")).await.map(|t| t.ips).expect_err("no such host").code, 503);
+    }
+
     #[test]
     fn only_ready_endpoints() {
         let slice = json!({"ports": [{"name": "web", "port": 8080}], "endpoints": [
@@ -304,7 +321,7 @@ mod tests {
 
     #[test]
     fn redirects_stay_inside() {
-        let target = Target { host: "10.0.0.1".into(), port: 80, tls: None };
+        let target = Target { host: "10.0.0.1".into(), port: 80, tls: None, ips: Vec::new() };
         for (from, to) in
             [("/x", "/p/x"), ("http://10.0.0.1:80/x?y", "/p/x?y"), ("http://elsewhere/x", "http://elsewhere/x")]
         {

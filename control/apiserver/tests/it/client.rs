@@ -216,6 +216,26 @@ impl Cluster {
         Answer { code, headers, body: response.into_body().collect().await.unwrap().to_bytes() }
     }
 
+    /// Announces a body of `length` bytes and sends `sent` of them.
+    pub async fn stall(
+        &self,
+        path: &str,
+        length: usize,
+        sent: usize,
+    ) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        use tokio::io::AsyncWriteExt as _;
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let mut stream = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; sent]).await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    }
+
     /// What somebody without a certificate is answered.
     pub async fn get_as_stranger(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         let response = self.try_raw_as(&self.stranger, "GET", path, headers, "").await.unwrap();

@@ -28,6 +28,8 @@ const LOOKUP: i64 = -1;
 const CHARGE: &str = "@charge";
 const ROOM: &str = "@room";
 const SIZE: &str = "@size";
+/// What `matches` becomes.
+pub(super) const MATCHES: &str = "@matches";
 /// What the interpreter says when nothing is left; upstream's words.
 pub(super) const EXCEEDED: &str = "operation cancelled: actual cost limit exceeded";
 
@@ -211,7 +213,7 @@ pub(super) fn depth(e: &IdedExpr) -> usize {
 /// Steps of an expression, but for comprehensions in it, which pay for themselves; and how many read texts.
 pub(super) fn steps(e: &IdedExpr) -> (i64, i64) {
     let mut total = match &e.expr {
-        // A pattern is compiled anew each time.
+        // A pattern may be compiled anew, and pays then for the rest itself.
         Expr::Call(call) if matches!(call.func_name.as_str(), "matches" | "find" | "findAll") => (100, 1),
         Expr::Call(call) if reads_texts(&call.func_name) => (1, 1),
         _ => (1, 0),
@@ -273,6 +275,9 @@ pub(super) fn rewrite(e: &mut IdedExpr) {
             c.target.iter_mut().for_each(|t| rewrite(t));
             c.args.iter_mut().for_each(rewrite);
             sized(c);
+            if c.func_name == "matches" {
+                c.func_name = MATCHES.into();
+            }
             let is_literal = |e: &IdedExpr| matches!(e.expr, Expr::Literal(_));
             let looked = match c.func_name.as_str() {
                 operators::IN => Some((1, LOOKUP)),

@@ -2,6 +2,7 @@
 //! sets and patterns.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -86,6 +87,14 @@ pub(super) fn extension(env: &mut Env) -> Result<(), DeclarationError> {
     env.add_overload("sets.contains", "sets.contains", vec![LIST_TYPE, LIST_TYPE], sets_contains)?;
     env.add_overload("sets.equivalent", "sets.equivalent", vec![LIST_TYPE, LIST_TYPE], sets_equivalent)?;
     env.add_overload("sets.intersects", "sets.intersects", vec![LIST_TYPE, LIST_TYPE], sets_intersects)?;
+    // Instead of the interpreter's own, which compiles patterns of any size.
+    add_overload!(env, fn matches: (CelString, CelString) -> Result<CelBool>, name = cost::MATCHES, id = "matches")?;
+    add_member_overload!(
+        env,
+        fn matches: (CelString, CelString) -> Result<CelBool>,
+        name = cost::MATCHES,
+        id = "matches_string"
+    )?;
     add_member_overload!(env, fn find: (CelString, CelString) -> Result<CelString>)?;
     add_member_overload!(env, fn find_all: (CelString, CelString) -> Result<CelList>)?;
     add_member_overload!(env, fn find_some: (CelString, CelString, CelInt) -> Result<CelList>, name = "findAll")
@@ -545,14 +554,69 @@ fn sets_intersects<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Fallible<CowVal<'b, 'v>
     bool(has(&args[0], &args[1], true)?)
 }
 
-fn pattern(function: &str, text: &CelString<'_>) -> Fallible<regex::Regex> {
-    let built = regex::RegexBuilder::new(text.inner()).size_limit(1 << 20).build();
-    built.or_else(|e| fail(function, format!("Illegal regex: {e}")))
+/// How large a compiled pattern may be, bytes: the next is tried where one does not do, so that each pays for its own
+/// size.
+const SIZES: [usize; 3] = [1 << 14, 1 << 17, 1 << 20];
+/// Bytes of a compiled pattern that count as one step of compiling it.
+const SIZE_STEP: usize = 16;
+/// Steps for each byte of a pattern's text: a few may name thousands of characters.
+const BYTE_STEPS: usize = 16;
+/// Compiled patterns that are kept for the rest of an object's rules, but for the largest.
+const MAX_KEPT: usize = 64;
+
+fn compiled(function: &str, text: &str) -> Fallible<(regex::Regex, usize)> {
+    let text = &crate::crd::values::ascii_classes(text);
+    for size in SIZES {
+        let steps = (size / SIZE_STEP).saturating_add(text.len().saturating_mul(BYTE_STEPS));
+        cost::pay(i64::try_from(steps).unwrap_or(i64::MAX))?;
+        match regex::RegexBuilder::new(text).size_limit(size).dfa_size_limit(1 << 18).build() {
+            Ok(done) => return Ok((done, size)),
+            Err(regex::Error::CompiledTooBig(_)) => {}
+            Err(e) => return fail(function, format!("Illegal regex: {e}")),
+        }
+    }
+    fail(function, "Illegal regex: it is too large when it is compiled")
+}
+
+/// Does something with a text and a compiled pattern. Costs what upstream says, or more for a pattern that is larger
+/// than it looks.
+fn with_pattern<T>(
+    function: &str,
+    s: &CelString<'_>,
+    re: &CelString<'_>,
+    work: impl FnOnce(&regex::Regex, &str) -> T,
+) -> Fallible<T> {
+    thread_local! {
+        static KEPT: RefCell<HashMap<String, (regex::Regex, usize)>> = RefCell::default();
+    }
+    let (s, text) = (s.inner(), re.inner());
+    let run = |(re, size): &(regex::Regex, usize)| {
+        let each = text.len().div_ceil(4).max(size / SIZES[0]);
+        let steps = (s.len() + 1).div_ceil(10).saturating_mul(each);
+        cost::pay(i64::try_from(steps).unwrap_or(i64::MAX))?;
+        Ok(work(re, s))
+    };
+    KEPT.with_borrow_mut(|kept| {
+        if let Some(known) = kept.get(text) {
+            return run(known);
+        }
+        let new = compiled(function, text)?;
+        if new.1 == SIZES[SIZES.len() - 1] {
+            return run(&new);
+        }
+        if kept.len() >= MAX_KEPT {
+            kept.clear();
+        }
+        run(kept.entry(text.to_string()).or_insert(new))
+    })
+}
+
+fn matches(s: &CelString<'_>, re: &CelString<'_>) -> Fallible<CelBool> {
+    with_pattern("matches", s, re, |re, s| re.is_match(s).into())
 }
 
 fn find(s: &CelString<'_>, re: &CelString<'_>) -> Fallible<CelString<'static>> {
-    let found = pattern("find", re)?.find(s.inner()).map_or("", |m| m.as_str()).to_string();
-    Ok(found.into())
+    with_pattern("find", s, re, |re, s| re.find(s).map_or("", |m| m.as_str()).to_string().into())
 }
 
 fn find_all(s: &CelString<'_>, re: &CelString<'_>) -> Fallible<CelList<'static>> {
@@ -561,9 +625,9 @@ fn find_all(s: &CelString<'_>, re: &CelString<'_>) -> Fallible<CelList<'static>>
 
 fn find_some(s: &CelString<'_>, re: &CelString<'_>, most: &CelInt) -> Fallible<CelList<'static>> {
     let most = usize::try_from(*most.inner()).unwrap_or(usize::MAX);
-    let re = pattern("findAll", re)?;
-    let found = re.find_iter(s.inner()).take(most);
-    let found: Vec<Box<dyn Val>> =
-        found.map(|m| Box::new(CelString::from(m.as_str().to_string())) as Box<dyn Val>).collect();
+    let found: Vec<Box<dyn Val>> = with_pattern("findAll", s, re, |re, s| {
+        let found = re.find_iter(s).take(most);
+        found.map(|m| Box::new(CelString::from(m.as_str().to_string())) as Box<dyn Val>).collect()
+    })?;
     Ok(CelList::from(found))
 }

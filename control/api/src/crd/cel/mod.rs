@@ -14,7 +14,7 @@ use ::cel::common::types::{CelBool, CelOptional, CelString};
 use ::cel::{Context, Env, ExecutionError};
 use serde_json::{Value, json};
 
-use crate::schema::{ListType, Schema, Ty};
+use crate::schema::{ListType, Schema};
 use crate::status::{ErrorKind, FieldError};
 
 /// Rules longer than this are refused, bytes.
@@ -177,14 +177,27 @@ fn check_node(
     errors: &mut Vec<FieldError>,
     lacking: &mut Vec<String>,
 ) {
-    let rules = raw["x-kubernetes-validations"].as_array().map_or(&[][..], Vec::as_slice);
+    let branches = |key: &str| raw[key].as_array().map_or(&[][..], Vec::as_slice).iter().enumerate();
+    // Those of `allOf` are about the same value, as `structural` has it.
+    let all = branches("allOf").map(|(n, branch)| (branch, format!("{at}.allOf[{n}]")));
+    let rules: Vec<(&Value, String)> = std::iter::once((raw, at.to_string()))
+        .chain(all)
+        .flat_map(|(node, at)| {
+            let rules = node["x-kubernetes-validations"].as_array().into_iter().flatten().enumerate();
+            rules.map(move |(i, rule)| (rule, format!("{at}.x-kubernetes-validations[{i}]")))
+        })
+        .collect();
     if !rules.is_empty() {
         let schema = if root { super::structural::root(raw, false) } else { super::structural::schema_of(raw) };
-        for (i, rule) in rules.iter().enumerate() {
-            let at = format!("{at}.x-kubernetes-validations[{i}]");
+        for (rule, at) in rules {
             check_rule(&Rule::read(rule), &schema, &at, root, uncorrelatable, errors, lacking);
         }
     }
+    branches("allOf").for_each(|(n, branch)| idle_below(branch, &format!("{at}.allOf[{n}]"), lacking));
+    for key in ["anyOf", "oneOf"] {
+        branches(key).for_each(|(n, branch)| idle(branch, &format!("{at}.{key}[{n}]"), lacking));
+    }
+    idle(&raw["not"], &format!("{at}.not"), lacking);
     for (name, child) in raw["properties"].as_object().into_iter().flatten() {
         check_node(child, &format!("{at}.properties[{name}]"), false, uncorrelatable, errors, lacking);
     }
@@ -197,6 +210,32 @@ fn check_node(
         let known = raw["x-kubernetes-list-type"] == "map";
         let below = uncorrelatable.or_else(|| (!known).then_some(here.as_str()));
         check_node(&raw["items"], &here, false, below, errors, lacking);
+    }
+}
+
+/// Names the rules of a part of a schema where none are run.
+fn idle(raw: &Value, at: &str, lacking: &mut Vec<String>) {
+    for i in 0..raw["x-kubernetes-validations"].as_array().map_or(0, Vec::len) {
+        let place =
+            "this server runs rules of properties, items and their allOf, but none below anyOf, oneOf, not and allOf";
+        lacking.push(format!("{at}.x-kubernetes-validations[{i}] is not enforced: {place}"));
+    }
+    idle_below(raw, at, lacking);
+}
+
+fn idle_below(raw: &Value, at: &str, lacking: &mut Vec<String>) {
+    for (name, child) in raw["properties"].as_object().into_iter().flatten() {
+        idle(child, &format!("{at}.properties[{name}]"), lacking);
+    }
+    for key in ["items", "additionalProperties", "not"] {
+        if raw[key].is_object() {
+            idle(&raw[key], &format!("{at}.{key}"), lacking);
+        }
+    }
+    for key in ["allOf", "anyOf", "oneOf"] {
+        for (n, branch) in raw[key].as_array().into_iter().flatten().enumerate() {
+            idle(branch, &format!("{at}.{key}[{n}]"), lacking);
+        }
     }
 }
 
@@ -374,7 +413,8 @@ impl Run {
             Value::Object(map) => {
                 for (name, value) in map {
                     let Some(child) = schema.child(name) else { continue };
-                    let was = old.filter(|_| !schema.atomic).and_then(|old| old.get(name));
+                    // Also of maps that are applied as a whole, as upstream does.
+                    let was = old.and_then(|old| old.get(name));
                     let same = same || was == Some(value);
                     let at = match schema.field(name) {
                         Some(_) => below(name),
@@ -407,14 +447,35 @@ impl Run {
         root: bool,
         same: bool,
     ) {
-        let ty = type_name(schema);
+        let ty = schema.ty.name();
         let mut context = Context::with_env(ENVIRONMENT.clone());
         context.add_variable_as_val("self", val::of(new, Some(schema), root));
+        // Made once for all rules, as they may be many, and only where it is looked at.
+        let used = |optional: bool| {
+            let mut some = rules.iter().filter(|rule| rule.optional_old_self == optional);
+            some.any(|rule| rule.programs().0.done.as_ref().is_ok_and(|program| program.uses_old))
+        };
+        let was = || old.map(|old| val::of(old, Some(schema), root));
+        let (mut plain, mut optional) = (context.new_inner_scope(), context.new_inner_scope());
+        if used(false)
+            && let Some(was) = was()
+        {
+            plain.add_variable_as_val("oldSelf", was);
+        }
+        if used(true) {
+            optional.add_variable_as_val("oldSelf", Box::new(CelOptional::from(was())));
+        }
         for rule in rules {
             let (program, message) = rule.programs();
-            let Ok(program) = &program.done else {
-                // A definition from before rules were compiled.
-                continue;
+            let program = match &program.done {
+                Ok(program) => program,
+                // Upstream has no program for it.
+                Err(_) if rule.rule.trim().is_empty() => continue,
+                // A definition from before rules were compiled, or from another compiler.
+                Err(why) => {
+                    self.errors.push(FieldError::invalid(at, ty, format!("rule compile error: {why}")));
+                    continue;
+                }
             };
             if program.lacking.is_some() || (program.uses_old && old.is_none() && !rule.optional_old_self) {
                 continue;
@@ -424,22 +485,14 @@ impl Run {
                 self.left = -1;
                 return;
             }
-            let mut context = context.new_inner_scope();
-            if program.uses_old {
-                let old = old.map(|old| val::of(old, Some(schema), root));
-                if rule.optional_old_self {
-                    context.add_variable_as_val("oldSelf", Box::new(CelOptional::from(old)));
-                } else if let Some(old) = old {
-                    context.add_variable_as_val("oldSelf", old);
-                }
-            }
-            match self.run(program, &context, |v| v.downcast_ref::<CelBool>().map(|b| *b.inner())) {
+            let context = if rule.optional_old_self { &optional } else { &plain };
+            match self.run(program, context, |v| v.downcast_ref::<CelBool>().map(|b| *b.inner())) {
                 Ok(Some(true)) => {}
                 Ok(_) => {
                     let text = message
                         .as_ref()
                         .and_then(|m| m.done.as_ref().ok())
-                        .and_then(|m| self.message(m, &context))
+                        .and_then(|m| self.message(m, context))
                         .unwrap_or_else(|| rule.text());
                     // What was so before is let through, unless the rule is about the change.
                     if program.uses_old || !same {
@@ -557,18 +610,6 @@ fn by_keys<'o>(old: &'o Value, schema: &Schema) -> HashMap<Vec<Option<&'o Value>
         out.entry(keys(item, schema)).or_insert(item);
     }
     out
-}
-
-fn type_name(schema: &Schema) -> &'static str {
-    match schema.ty {
-        Ty::Object => "object",
-        Ty::Array => "array",
-        Ty::String => "string",
-        Ty::Boolean => "boolean",
-        Ty::Int32 | Ty::Int64 => "integer",
-        Ty::Number => "number",
-        _ => "",
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
-use crate::crd::{check, kinds, unenforced};
+use crate::crd::kinds;
+use crate::status::FieldError;
 use crate::validation::Write;
 
 /// A definition with this schema of `spec`.
@@ -12,6 +13,14 @@ fn crd(spec: Value) -> Value {
 
 fn object(spec: Value) -> Value {
     json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a", "uid": "u", "resourceVersion": "1", "creationTimestamp": "2026-01-02T03:04:05Z"}, "spec": spec})
+}
+
+fn check(crd: &Value) -> Vec<FieldError> {
+    crate::crd::check(crd).0
+}
+
+fn unenforced(crd: &Value) -> Vec<String> {
+    crate::crd::check(crd).1
 }
 
 /// The errors of a write.
@@ -191,8 +200,10 @@ fn rules_below_and_of_changes() {
         "map": {"type": "object", "additionalProperties": {"type": "integer", "x-kubernetes-validations": [{"rule": "self > 0"}]}},
         "list": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": {"type": "object",
             "x-kubernetes-validations": [{"rule": "self.v >= oldSelf.v"}], "properties": {"k": {"type": "string"}, "v": {"type": "integer"}}}},
+        "whole": {"type": "object", "x-kubernetes-map-type": "atomic", "properties": {
+            "fixed": {"type": "integer", "x-kubernetes-validations": [{"rule": "self == oldSelf"}]}}},
         "both": {"type": "integer", "allOf": [{"x-kubernetes-validations": [{"rule": "self != 13"}]}]}}});
-    let old = json!({"fixed": "a", "once": "a", "map": {"x": 0}, "list": [{"k": "1", "v": 5}, {"k": "2", "v": 5}]});
+    let old = json!({"fixed": "a", "once": "a", "whole": {"fixed": 1}, "map": {"x": 0}, "list": [{"k": "1", "v": 5}, {"k": "2", "v": 5}]});
     assert_eq!(errors(&schema, &json!({"fixed": "b", "once": "b"}), None), [""; 0], "nothing to compare with");
     for (new, want) in [
         (json!({"fixed": "b"}), vec!["spec.fixed: Invalid value: \"string\": may not change"]),
@@ -207,6 +218,11 @@ fn rules_below_and_of_changes() {
         (
             json!({"list": [{"k": "2", "v": 4}, {"k": "3", "v": 1}, {"k": "1", "v": 6}]}),
             vec!["spec.list[0]: Invalid value: \"object\": failed rule: self.v >= oldSelf.v"],
+        ),
+        (json!({"whole": {"fixed": 1}}), vec![]),
+        (
+            json!({"whole": {"fixed": 2}}),
+            vec!["spec.whole.fixed: Invalid value: \"integer\": failed rule: self == oldSelf"],
         ),
         (json!({"both": 13}), vec!["spec.both: Invalid value: \"integer\": failed rule: self != 13"]),
     ] {
@@ -311,6 +327,41 @@ fn rules_of_functions_that_are_not_here_are_named() {
 }
 
 #[test]
+fn rules_of_branches_are_checked_too() {
+    let rules = |rule: &str| json!([{"rule": rule}]);
+    let of = |rule: &str| json!({"type": "object", "properties": {"a": {"type": "integer", "allOf": [{"minimum": 1}, {"x-kubernetes-validations": rules(rule)}]}}});
+    let at = "spec.versions[0].schema.openAPIV3Schema.properties[spec]";
+    let here = format!("{at}.properties[a].allOf[1].x-kubernetes-validations[0].rule");
+    for (rule, detail) in
+        [("self >", "Syntax error"), ("self.x > 1", "compilation failed"), ("self", "must evaluate to a bool")]
+    {
+        let found = check(&crd(of(rule)));
+        assert_eq!(found.len(), 1, "{rule}: {found:?}");
+        assert_eq!(found[0].field, here, "{rule}");
+        assert!(found[0].detail.contains(detail), "{rule}: {}", found[0].detail);
+    }
+    let lacks = unenforced(&crd(of("isSemver(string(self))")));
+    assert_eq!(lacks, [format!("{here} is not enforced: this server does not have the function isSemver")]);
+    // Rules that are stored but do not compile let nothing through.
+    let definition = crd(of("self >"));
+    let kind = kinds(&definition).remove(0);
+    let found = Write::of(&kind, None).faults(&object(json!({"a": 2})));
+    assert_eq!((found.len(), found[0].field.as_str()), (1, "spec.a"), "{found:?}");
+    assert!(found[0].detail.starts_with("rule compile error: compilation failed: "), "{found:?}");
+    // Where none are run they are named.
+    let bare = json!({"x-kubernetes-validations": rules("false")});
+    let schema = json!({"type": "object", "anyOf": [bare], "oneOf": [{"properties": {"b": bare}}], "not": {"items": bare, "x-kubernetes-validations": rules("false")},
+        "allOf": [{"properties": {"a": bare}}, {"allOf": [bare]}], "properties": {"a": {"type": "integer"}}});
+    let named: Vec<String> = unenforced(&crd(schema))
+        .iter()
+        .map(|text| text.split_once(" is not enforced: ").unwrap().0.strip_prefix(at).unwrap().to_string())
+        .collect();
+    let places =
+        ["allOf[0].properties[a]", "allOf[1].allOf[0]", "anyOf[0]", "oneOf[0].properties[b]", "not", "not.items"];
+    assert_eq!(named, places.map(|place| format!(".{place}.x-kubernetes-validations[0]")));
+}
+
+#[test]
 fn what_costs_too_much_is_refused() {
     let properties = json!({"list": {"type": "array", "items": {"type": "string"}}, "s": {"type": "string"}});
     let list: Vec<String> = (0..3000).map(|i| format!("item-{i}")).collect();
@@ -333,6 +384,72 @@ fn what_costs_too_much_is_refused() {
     let schema = json!({"type": "object", "x-kubernetes-validations": rules, "properties": properties});
     let found = errors(&schema, &json!({"list": list[..900]}), None);
     assert!(found.iter().any(|e| e.contains("validation failed due to running out of cost budget")), "{found:?}");
+}
+
+#[test]
+fn old_values_are_made_once_for_all_rules() {
+    let schema = |rules: usize| {
+        let rules: Vec<Value> = (0..rules)
+            .map(|i| json!({"rule": format!("self.n == oldSelf.n || {i} < 0"), "message": "m"}))
+            .chain([json!({"rule": "!oldSelf.hasValue() || self.n == oldSelf.value().n", "optionalOldSelf": true})])
+            .collect();
+        json!({"type": "object", "x-kubernetes-validations": rules, "properties": {
+            "n": {"type": "integer"}, "list": {"type": "array", "items": {"type": "integer"}}}})
+    };
+    let list: Vec<usize> = (0..100_000).collect();
+    let (old, changed) = (json!({"n": 1, "list": list}), json!({"n": 2, "list": list}));
+    let time = |rules: usize| {
+        let kind = kinds(&crd(schema(rules))).remove(0);
+        let (old, new) = (object(old.clone()), object(old.clone()));
+        // Compiled the first time.
+        let small = object(json!({"n": 1}));
+        assert_eq!(Write::of(&kind, Some(&small)).faults(&small), []);
+        let begun = std::time::Instant::now();
+        assert_eq!(Write::of(&kind, Some(&old)).faults(&new), []);
+        begun.elapsed()
+    };
+    let (one, many) = (time(1), time(200));
+    assert!(many < one * 20, "{one:?} for one rule, {many:?} for 200");
+    assert_eq!(errors(&schema(3), &changed, Some(&old)).len(), 4);
+}
+
+#[test]
+fn patterns_pay_for_their_size() {
+    let properties = json!({"list": {"type": "array", "items": {"type": "string"}}, "s": {"type": "string"}});
+    let list: Vec<String> = (0..3000).map(|i| format!("item-{i}")).collect();
+    let begun = std::time::Instant::now();
+    for (rule, want) in [
+        // Each is another one, of almost a mebibyte when it is compiled.
+        ("self.list.all(a, !a.matches('\\\\pL{60}' + a))", "actual cost limit exceeded"),
+        ("self.list.all(a, !matches(a, '\\\\pL{60}' + a))", "actual cost limit exceeded"),
+        ("self.list.all(a, a.find('\\\\pL{60}' + a) == '')", "actual cost limit exceeded"),
+        ("self.list.all(a, a.findAll('\\\\pL{60}' + a).size() == 0)", "actual cost limit exceeded"),
+        // Long texts, and a pattern with many states.
+        ("!self.s.matches('(x?){900}yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy')", "actual cost limit exceeded"),
+        ("'x'.matches('\\\\pL{10000}')", "Illegal regex: it is too large when it is compiled"),
+        ("'x'.matches('(')", "Illegal regex: "),
+    ] {
+        let schema = with_rule(json!({"rule": rule}), properties.clone());
+        let long = if rule.contains("self.s") { 1_000_000 } else { 1 };
+        let found = errors(&schema, &json!({"list": list, "s": "x".repeat(long)}), None);
+        assert_eq!(found.len(), 1, "{rule}: {found:?}");
+        assert!(found[0].contains(want), "{rule}: {found:?}");
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
+    // Classes are ASCII's, as upstream has them, and small therefore.
+    let schema = with_rule(
+        json!({"rule": "self.s.matches('^\\\\w{1,200}$') || self.s.matches('^[\\\\W\\\\d]{9}$')"}),
+        properties.clone(),
+    );
+    for (s, fits) in [("a_9", true), ("\u{e4}", false), ("\u{e4}\u{e4}-------", true)] {
+        assert_eq!(errors(&schema, &json!({"s": s}), None).is_empty(), fits, "{s}");
+    }
+    // The same one for many texts, in both forms.
+    for rule in ["self.list.all(a, a.matches('^item-[0-9]+$'))", "self.list.all(a, matches(a, '^item-[0-9]+$'))"] {
+        let schema = with_rule(json!({"rule": rule}), properties.clone());
+        assert_eq!(errors(&schema, &json!({"list": list}), None), [""; 0], "{rule}");
+        assert_eq!(errors(&schema, &json!({"list": ["x"]}), None).len(), 1, "{rule}");
+    }
 }
 
 /// Bytes of memory that this process has had at most.
