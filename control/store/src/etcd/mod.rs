@@ -39,7 +39,7 @@ use wire::{
 
 pub use check::{EtcdReport, check_etcd};
 pub use client::Members;
-pub use picture::{read_etcd, retire_etcd, write_etcd};
+pub use picture::{EtcdHolds, etcd_holds, read_etcd, retire_etcd, write_etcd};
 
 /// Settings of the engine.
 #[derive(Clone, Debug)]

@@ -51,6 +51,26 @@ pub(crate) fn entry(kv: &KeyValue, objects: &str, base: u64) -> Result<Entry> {
     Ok(Entry { key: name.into(), value: read.value, revision, created, expires: read.expires })
 }
 
+/// What etcd says of its store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EtcdHolds {
+    /// There was never one.
+    Nothing,
+    Store,
+    /// What was left behind when it went there.
+    Moved(String),
+}
+
+/// What is in etcd; changes nothing.
+pub async fn etcd_holds(options: &EtcdOptions) -> Result<EtcdHolds> {
+    let (client, layout) = (Client::new(&options.members)?, Layout::new(&options.prefix)?);
+    Ok(match root::read(&client, &layout).await? {
+        None => EtcdHolds::Nothing,
+        Some(Found { root: Root { moved: Some(to), .. }, .. }) => EtcdHolds::Moved(to),
+        Some(_) => EtcdHolds::Store,
+    })
+}
+
 /// Puts entries in the place of the store in etcd, at a revision beyond `revision` and any
 /// that this store has given out; gives it.  They are written beside what is there, read
 /// back, and compared; only then do they take its place.  API servers that run on the store
