@@ -184,6 +184,33 @@ async fn servers_on_one_etcd_give_no_address_twice() {
     cluster.end().await;
 }
 
+/// What etcd refuses, here for its size, holds no address and no port.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_was_refused_claims_nothing() {
+    const SERVICES: &str = "/api/v1/namespaces/default/services";
+    let etcd = test_etcd::Etcd::start_with(1, &["--max-request-bytes=131072"]);
+    let mut cluster = start(&flags(&etcd)).await;
+    let service = |name: &str, spec: Value, note: &str| {
+        let mut spec = spec;
+        spec["ports"] = json!([{"port": 80, "nodePort": spec["nodePort"].take()}]);
+        spec.as_object_mut().unwrap().remove("nodePort");
+        let metadata = json!({"name": name, "annotations": {"note": note}});
+        json!({"kind": "Service", "apiVersion": "v1", "metadata": metadata, "spec": spec})
+    };
+    let large = "x".repeat(200_000);
+    let fixed = json!({"type": "NodePort", "clusterIP": "10.32.0.77", "nodePort": 30077});
+    assert_eq!(cluster.post(SERVICES, service("a", fixed.clone(), &large)).await.code, 413);
+    cluster.post(SERVICES, service("b", fixed, "")).await.expect(201);
+
+    let mut made = cluster.post(SERVICES, service("c", json!({"type": "NodePort"}), "")).await.expect(201);
+    made["spec"]["ports"][0]["nodePort"] = 30078.into();
+    made["metadata"]["annotations"]["note"] = large.into();
+    assert_eq!(cluster.put(&format!("{SERVICES}/c"), &made).await.code, 413);
+    let fixed = json!({"type": "NodePort", "nodePort": 30078});
+    cluster.post(SERVICES, service("d", fixed, "")).await.expect(201);
+    cluster.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_not_plain_in_etcd() {
     let etcd = test_etcd::Etcd::start(1);
