@@ -91,7 +91,7 @@ impl Server {
         notify::send("STATUS=opening the store");
         let tls = server::tls(&config)?;
         let place = Place::of_server(&config.store_dir, &config.etcd).await?;
-        let engine = place.open().await?;
+        let engine = place.engine().await?;
         let sealed = Arc::new(Sealed::open(engine.clone(), crate::encryption::keyring(&config)?).await?);
         let socket = config.store_socket.as_deref().map(|path| storage::serve(path, place, engine)).transpose()?;
         let listener = TcpListener::bind((config.bind_address, config.secure_port))

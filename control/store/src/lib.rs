@@ -25,7 +25,9 @@ use futures::future::BoxFuture;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 pub use embedded::{Embedded, Options, Report, read_picture, restore, verify, write_picture_file, write_store};
-pub use etcd::{Etcd, EtcdOptions, EtcdReport, Members, check_etcd, read_etcd, retire_etcd, write_etcd};
+pub use etcd::{
+    Etcd, EtcdHolds, EtcdOptions, EtcdReport, Members, check_etcd, etcd_holds, read_etcd, retire_etcd, write_etcd,
+};
 pub use fault::{FaultDisk, Pull};
 pub use io::{DirDisk, Disk, DiskFile};
 pub use point::Point;
@@ -71,7 +73,9 @@ pub enum StoreError {
     #[error("{0}")]
     Settings(String),
     /// The store was migrated.
-    #[error("this store was moved to {to}; start the server with that one, or migrate back")]
+    #[error(
+        "this store was moved to {to}; start the server with that one; if the migration was interrupted, do it again"
+    )]
     Moved { to: String },
     /// Two copies that should be equal are not.
     #[error("{0}")]

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::write::{
     Written, attributes, check_body, counts_generations, create_object, decode, finish, mutate, refuse, to_storage,
-    ttl, validate,
+    ttl, validate, write_reserved,
 };
 use super::{Scope, delete};
 use crate::admission::Operation;
@@ -303,6 +303,7 @@ async fn store_change(scope: &Scope<'_>, current: &Arc<Object>, old: &Value, new
         meta::set_resource_version(&mut last, revision);
         return Ok(Written::Removed(last));
     }
-    scope.strategy.reserve(scope.context(), new, Some(old)).await?;
-    scope.store().update(new, current.revision, ttl(scope)).await.map(Written::Stored)
+    let store = scope.store();
+    let update = store.update(new, current.revision, ttl(scope));
+    write_reserved(scope, new, Some(old), update).await.map(Written::Stored)
 }

@@ -186,8 +186,7 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
         if scope.dry_run {
             return Ok(None);
         }
-        scope.strategy.reserve(context, &object, None).await?;
-        scope.store().create(&object, ttl(scope)).await.map(Some)
+        write_reserved(scope, &object, None, scope.store().create(&object, ttl(scope))).await.map(Some)
     }
     .await;
     match outcome {
@@ -201,6 +200,22 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
             Err(error)
         }
     }
+}
+
+/// Does a write to the store with what the kind's strategy reserves for it.
+pub(super) async fn write_reserved<T>(
+    scope: &Scope<'_>,
+    new: &Value,
+    old: Option<&Value>,
+    write: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let reserved = scope.strategy.reserve(scope.context(), new, old).await?;
+    let done = write.await;
+    // After an error of the server the write may have been done.
+    if done.as_ref().is_err_and(|error| error.code < 500) {
+        strategy::give_back(scope.state.registry.store().as_ref(), reserved).await;
+    }
+    done
 }
 
 /// Sets or checks the name; gives the prefix when one must be generated.

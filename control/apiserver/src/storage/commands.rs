@@ -118,9 +118,14 @@ async fn from_server(socket: &Path, file: &Path) -> anyhow::Result<u64> {
 }
 
 pub(crate) fn restore(args: &RestoreArgs) -> anyhow::Result<String> {
-    let place = args.place.place()?;
+    let PlaceFlags { store_dir, etcd } = &args.place;
+    // Where the store was moved to etcd, etcd's address may just have been forgotten.
+    let (place, decided) = match etcd.options() {
+        Some(_) => migrate::place_of_restore(store_dir, etcd)?,
+        None => (args.place.place()?, None),
+    };
     let (entries, revision) = store::read_picture(&args.snapshot)?;
-    let raised = block_on(async { Ok(place.write(&entries, revision).await?) })?;
+    let raised = block_on(super::restore(&place, decided, &entries, revision))?;
     Ok(format!("{}: {} keys restored into {place}, at revision {raised}", args.snapshot.display(), entries.len()))
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use store::{EtcdOptions, Store};
+use store::{Entry, EtcdHolds, EtcdOptions, Store};
 
 use super::{EtcdFlags, Place};
 
@@ -82,17 +82,80 @@ pub(super) fn place(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<Place> {
         (Some(Engine::Embedded), _) => None,
         (Some(Engine::Etcd), None) => bail!(
             "the store of {dir} was moved to etcd: say where etcd is (--etcd-servers); if what was left behind in {dir} \
-             shall be the store again, remove {dir}/{ENGINE}",
+             shall be the store again, write `embedded` into {dir}/{ENGINE}",
             dir = dir.display()
         ),
         (None, Some(_)) if Place { dir: dir.to_path_buf(), etcd: None }.log().exists() => bail!(
             "{dir} holds an embedded store that was never moved to etcd: move it (`kimg store migrate --to etcd`, or \
-             `kube-apiserver store migrate --to etcd` while no server runs)",
+             `kube-apiserver store migrate --to etcd` while no server runs), or restore a snapshot; if the store is in etcd \
+             already, write `etcd` into {dir}/{ENGINE}",
             dir = dir.display()
         ),
         (_, etcd) => etcd,
     };
     Ok(Place { dir: dir.to_path_buf(), etcd })
+}
+
+/// Where a snapshot goes, and what the directory is to say once it is there: where it cannot be told where the store
+/// is, the snapshot is the store from then on, in the engine that the flags name.
+pub(super) fn place_of_restore(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<(Place, Option<Engine>)> {
+    said(dir, ENGINE)?;
+    Ok(match place(dir, flags) {
+        Ok(place) => (place, None),
+        Err(_) => {
+            let etcd = flags.options();
+            let engine = if etcd.is_some() { Engine::Etcd } else { Engine::Embedded };
+            (Place { dir: dir.to_path_buf(), etcd }, Some(engine))
+        }
+    })
+}
+
+/// Notes where the store is from now on.
+pub(super) fn is_in(dir: &Path, engine: Engine) -> anyhow::Result<()> {
+    write(dir, ENGINE, engine.as_str())
+}
+
+/// Why [`place`] does not know where the store is, when etcd was asked as well.
+pub(super) async fn undecided(dir: &Path, flags: &EtcdFlags, error: anyhow::Error) -> anyhow::Error {
+    let Some(options) = flags.options() else { return error };
+    if !matches!(said(dir, ENGINE), Ok(None)) {
+        return error;
+    }
+    match would_be_lost(dir, &options).await {
+        Ok(None) => error,
+        Ok(Some(what)) => anyhow::anyhow!("{what}; or restore a snapshot, which then is the store"),
+        Err(why) => error.context(format!("{why:#}")),
+    }
+}
+
+/// What a migration of `dir` to etcd would destroy: a store that is not the one in `dir`.
+async fn would_be_lost(dir: &Path, options: &EtcdOptions) -> anyhow::Result<Option<String>> {
+    let [embedded, etcd] = both(dir, options);
+    if store::etcd_holds(options).await? == EtcdHolds::Nothing {
+        return Ok(None);
+    }
+    let (theirs, _) = etcd.read().await?;
+    let (ours, revision) = embedded.read().await?;
+    // The same: a migration ended before it was noted.
+    if theirs.is_empty() || same_content(&ours, &theirs) {
+        return Ok(None);
+    }
+    let which = format!("write into {}/{ENGINE} which one is to go on, `etcd` or `embedded`", dir.display());
+    Ok(match said(dir, ENGINE)? {
+        None => {
+            Some(format!("{etcd} holds another store than {embedded}, and nothing says which one is older: {which}"))
+        }
+        // What was left behind in etcd, or half of a migration to it, is no newer than what it comes from.
+        Some(_) if theirs.iter().any(|e| e.revision > revision) => Some(format!(
+            "{etcd} holds another store, with newer objects than {embedded}: {which}, or remove it from etcd"
+        )),
+        Some(_) => None,
+    })
+}
+
+/// The places of the embedded store and of etcd.
+fn both(dir: &Path, options: &EtcdOptions) -> [Place; 2] {
+    [None, Some(options.clone())].map(|etcd| Place { dir: dir.to_path_buf(), etcd })
 }
 
 /// Does the migration that waits for this start, if one does.
@@ -130,8 +193,7 @@ pub(super) async fn existing(place: &Place) -> anyhow::Result<Arc<dyn Store>> {
 /// Moves everything, reads it back, and compares it.  Gives what came of it; the outer error is
 /// one after which no engine has the store until it is tried again.
 pub(super) async fn migrate(dir: &Path, options: &EtcdOptions, to: Engine) -> anyhow::Result<anyhow::Result<String>> {
-    let embedded = Place { dir: dir.to_path_buf(), etcd: None };
-    let etcd = Place { dir: dir.to_path_buf(), etcd: Some(options.clone()) };
+    let [embedded, etcd] = both(dir, options);
     match to {
         Engine::Etcd => {
             // Held until the end, so that no server writes what would be lost.
@@ -139,11 +201,24 @@ pub(super) async fn migrate(dir: &Path, options: &EtcdOptions, to: Engine) -> an
                 Ok(engine) => engine,
                 Err(error) => return Ok(Err(error)),
             };
-            let moved = copy(&embedded, &etcd, to).await;
+            let moved = match would_be_lost(dir, options).await {
+                Ok(None) => copy(&embedded, &etcd, to).await,
+                Ok(Some(what)) => Err(anyhow::anyhow!(what)),
+                Err(error) => Err(error),
+            };
             tokio::task::spawn_blocking(move || engine.close()).await?;
             Ok(moved)
         }
         Engine::Embedded => {
+            match comes_from_etcd(dir, options).await {
+                Ok(None) => {}
+                Ok(Some(said)) => return Ok(Ok(said)),
+                Err(error) => return Ok(Err(error)),
+            }
+            // Until all is compared, nobody takes a log that is there for the store.
+            if let Err(error) = is_in(dir, Engine::Etcd) {
+                return Ok(Err(error));
+            }
             // From here on no server writes to etcd any more.
             if let Err(error) = store::retire_etcd(options, Some(&embedded.to_string())).await {
                 return Ok(Err(error.into()));
@@ -157,20 +232,52 @@ pub(super) async fn migrate(dir: &Path, options: &EtcdOptions, to: Engine) -> an
     }
 }
 
+/// Before a migration of etcd's store to `dir`: a store that is there already stays, and is said to be the one; and what
+/// was left behind in etcd is not taken for the store.
+async fn comes_from_etcd(dir: &Path, options: &EtcdOptions) -> anyhow::Result<Option<String>> {
+    let [embedded, etcd] = both(dir, options);
+    if said(dir, ENGINE)? == Some(Engine::Etcd) {
+        return Ok(None);
+    }
+    if embedded.log().exists() {
+        is_in(dir, Engine::Embedded)?;
+        return Ok(Some(format!(
+            "the store is embedded already, in {embedded}; what {etcd} may hold stays as it is (if that is the store, write \
+             `etcd` into {}/{ENGINE})",
+            dir.display()
+        )));
+    }
+    match store::etcd_holds(options).await? {
+        EtcdHolds::Store => Ok(None),
+        EtcdHolds::Nothing => bail!("there is no store in {etcd}; look at --etcd-prefix"),
+        EtcdHolds::Moved(to) => bail!(
+            "{etcd} holds what was left behind when its store was moved to {to}; if {to} has no store, write `etcd` into \
+             {}/{ENGINE}, and migrate again",
+            dir.display()
+        ),
+    }
+}
+
 /// Copies all objects, reads the copy, compares each with the original, and says where the store
 /// is from now on.
 async fn copy(from: &Place, to: &Place, engine: Engine) -> anyhow::Result<String> {
     let (entries, revision) = from.read().await?;
     let raised = to.write(&entries, revision).await?;
     let (copied, _) = to.read().await?;
-    let known = |e: &store::Entry| (e.key.clone(), e.value.clone(), e.revision, e.created);
-    // Keys that expire may have gone in between.
-    let lasting = |entries: &[store::Entry]| entries.iter().filter(|e| e.expires == 0).map(known).collect::<Vec<_>>();
-    if lasting(&entries) != lasting(&copied) {
+    if !same_content(&entries, &copied) {
         bail!("the copy in {to} is not what {from} holds; start no server on it, and migrate again");
     }
-    write(&to.dir, ENGINE, engine.as_str())?;
+    is_in(&to.dir, engine)?;
     Ok(format!("{} keys moved from {from} to {to} and compared; the store goes on at revision {raised}", entries.len()))
+}
+
+/// Whether two stores hold the same objects at the same revisions; keys that expire may have gone in between.
+fn same_content(a: &[Entry], b: &[Entry]) -> bool {
+    let lasting = |entries: &'_ [Entry]| {
+        let known = |e: &Entry| (e.key.clone(), e.value.clone(), e.revision, e.created);
+        entries.iter().filter(|e| e.expires == 0).map(known).collect::<Vec<_>>()
+    };
+    lasting(a) == lasting(b)
 }
 
 /// What the next migration of a directory would move from, for the command: a store that is there
@@ -178,7 +285,8 @@ async fn copy(from: &Place, to: &Place, engine: Engine) -> anyhow::Result<String
 pub(super) fn check(dir: &Path, to: Engine) -> anyhow::Result<()> {
     match said(dir, ENGINE)? {
         Some(engine) if engine == to => bail!(
-            "the store of {dir} is in the {} engine already; if that is not so, remove {dir}/{ENGINE}",
+            "the store of {dir} is in the {} engine already; if that is not so, write the other one's name into \
+             {dir}/{ENGINE}",
             to.as_str(),
             dir = dir.display()
         ),

@@ -89,10 +89,14 @@ impl Place {
         migrate::place(dir, flags)
     }
 
-    /// The same, after a migration that waits was done.
+    /// The same, after a migration and a restore that wait were done.
     pub(crate) async fn of_server(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<Place> {
         migrate::pending(dir, flags).await?;
-        Place::new(dir, flags)
+        restore_pending(dir, flags).await?;
+        match Place::new(dir, flags) {
+            Ok(place) => Ok(place),
+            Err(error) => Err(migrate::undecided(dir, flags, error).await),
+        }
     }
 
     /// The embedded store's log.
@@ -100,38 +104,13 @@ impl Place {
         self.dir.join("store.log")
     }
 
-    /// Opens the engine, after a snapshot that waits was restored.
-    pub(crate) async fn open(&self) -> anyhow::Result<Arc<dyn Store>> {
-        self.restore_pending().await?;
-        self.engine().await
-    }
-
-    async fn engine(&self) -> anyhow::Result<Arc<dyn Store>> {
+    /// Opens the engine.
+    pub(crate) async fn engine(&self) -> anyhow::Result<Arc<dyn Store>> {
         if let Some(options) = &self.etcd {
             return Ok(Arc::new(Etcd::open(options.clone()).await?));
         }
         let disk = DirDisk::open(&self.dir)?;
         Ok(Arc::new(Embedded::open(Arc::new(disk), Options::default())?))
-    }
-
-    async fn restore_pending(&self) -> anyhow::Result<()> {
-        let pending = self.dir.join(PENDING);
-        if !pending.exists() {
-            return Ok(());
-        }
-        match store::read_picture(&pending) {
-            Ok((entries, revision)) => {
-                let raised = self.write(&entries, revision).await?;
-                std::fs::remove_file(&pending).with_context(|| format!("removing {}", pending.display()))?;
-                tracing::warn!("a snapshot with {} keys was restored, at revision {raised}", entries.len());
-            }
-            Err(error) => {
-                tracing::error!("the snapshot to be restored is not taken: {error}");
-                let refused = self.dir.join(REFUSED);
-                std::fs::rename(&pending, &refused).with_context(|| format!("naming {}", refused.display()))?;
-            }
-        }
-        Ok(())
     }
 
     /// Puts entries in the store's place; see [`store::write_store`] and [`store::write_etcd`].
@@ -149,6 +128,42 @@ impl Place {
             None => store::read_picture(&self.log()),
         }
     }
+}
+
+/// Restores the snapshot that waits for this start, if one does.
+async fn restore_pending(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<()> {
+    let pending = dir.join(PENDING);
+    if !pending.exists() {
+        return Ok(());
+    }
+    match store::read_picture(&pending) {
+        Ok((entries, revision)) => {
+            let (place, decided) = migrate::place_of_restore(dir, flags)?;
+            let raised = restore(&place, decided, &entries, revision).await?;
+            std::fs::remove_file(&pending).with_context(|| format!("removing {}", pending.display()))?;
+            tracing::warn!("a snapshot with {} keys was restored, at revision {raised}", entries.len());
+        }
+        Err(error) => {
+            tracing::error!("the snapshot to be restored is not taken: {error}");
+            let refused = dir.join(REFUSED);
+            std::fs::rename(&pending, &refused).with_context(|| format!("naming {}", refused.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a snapshot in the store's place, and then notes where that is, if it was not known before.
+async fn restore(
+    place: &Place,
+    decided: Option<migrate::Engine>,
+    entries: &[Entry],
+    revision: u64,
+) -> anyhow::Result<u64> {
+    let raised = place.write(entries, revision).await?;
+    if let Some(engine) = decided {
+        migrate::is_in(&place.dir, engine)?;
+    }
+    Ok(raised)
 }
 
 impl std::fmt::Display for Place {

@@ -244,23 +244,35 @@ pub fn claims(service: &Value, before: Option<&Value>) -> Vec<String> {
     ips.chain(ports.into_iter().map(|port| format!("{CLAIMS}port/{port}"))).collect()
 }
 
-/// Claims one number for `owner`; false: somebody else has it.
-pub async fn claim(store: &dyn Store, key: &str, owner: &str) -> store::Result<bool> {
+/// What came of a [`claim`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nobody had it; the revision of the claim.
+    New(u64),
+    /// Its owner had it already, maybe for another request that is still on its way.
+    Renewed,
+    /// Somebody else has it.
+    Taken,
+}
+
+/// Claims one number for `owner`.
+pub async fn claim(store: &dyn Store, key: &str, owner: &str) -> store::Result<Claim> {
     let put = |expect| store.put(key, Stamped::plain(owner), expect, Some(CLAIM_SECONDS));
     let mut expect = Expect::Absent;
     for _ in 0..3 {
         match put(expect).await {
-            Ok(_) => return Ok(true),
+            Ok(revision) if matches!(expect, Expect::Absent) => return Ok(Claim::New(revision)),
+            Ok(_) => return Ok(Claim::Renewed),
             Err(StoreError::Mismatch) => {}
             Err(error) => return Err(error),
         }
         expect = match store.get(key).await? {
             Some(entry) if entry.value == owner.as_bytes() => Expect::At(entry.revision),
-            Some(_) => return Ok(false),
+            Some(_) => return Ok(Claim::Taken),
             None => Expect::Absent,
         };
     }
-    Ok(false)
+    Ok(Claim::Taken)
 }
 
 /// Gives a claim back, if it is `owner`'s.
@@ -332,6 +344,25 @@ mod tests {
         assert_eq!(alloc.port(&view, "a/y", Some(30001)), Err(AllocError::PortTaken));
         assert!(alloc.port(&view, "a/y", None).is_ok() && alloc.port(&view, "a/y", None).is_ok());
         assert_eq!(alloc.port(&view, "a/y", None), Err(AllocError::Full));
+    }
+
+    /// Two requests of one owner: neither takes away what the other one relies on.
+    #[tokio::test]
+    async fn claims_are_given_back_by_who_made_them_alone() {
+        let dir = tempfile::tempdir().expect("folder");
+        let disk = store::DirDisk::open(dir.path()).expect("disk");
+        let store = store::Embedded::open(std::sync::Arc::new(disk), store::Options::default()).expect("store");
+        let key = format!("{CLAIMS}ip/10.0.0.3");
+        let ask = async |owner: &str| claim(&store, &key, owner).await.expect("an answer");
+        let Claim::New(first) = ask("a").await else { panic!("nobody had it") };
+        assert_eq!(ask("b").await, Claim::Taken);
+        assert_eq!(ask("a").await, Claim::Renewed);
+        super::super::give_back(&store, vec![(key.clone(), first)]).await;
+        assert_eq!(ask("b").await, Claim::Taken, "it was renewed for another request");
+        unclaim(&store, &key, "a").await.expect("given back");
+        let Claim::New(second) = ask("b").await else { panic!("it was given back") };
+        super::super::give_back(&store, vec![(key.clone(), second)]).await;
+        assert!(matches!(ask("a").await, Claim::New(_)));
     }
 
     #[test]

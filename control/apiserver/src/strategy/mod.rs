@@ -44,6 +44,19 @@ pub struct Context<'a> {
     pub dry_run: bool,
 }
 
+/// What [`Strategy::reserve`] wrote that nobody else relies on: keys of the store, and the revisions of their writes.
+pub type Reserved = Vec<(String, u64)>;
+
+/// Takes a reservation back, but for what was reserved anew since then.
+pub async fn give_back(store: &dyn store::Store, reserved: Reserved) {
+    for (key, revision) in reserved {
+        match store.delete(&key, store::Expect::At(revision)).await {
+            Ok(_) | Err(store::StoreError::Mismatch) => {}
+            Err(error) => tracing::warn!("{key} is given out again only when its time is over: {error}"),
+        }
+    }
+}
+
 /// Cause of the failure of [`Strategy::reserve`] that a new try may mend.
 pub const TAKEN: &str = "AllocationTaken";
 
@@ -110,8 +123,13 @@ pub trait Strategy: Send + Sync {
 
     /// Right before a write: reserve in the store what other servers must not give out meanwhile. An error with the
     /// cause [`TAKEN`] says that one of them was faster, and the write is made anew.
-    fn reserve<'a>(&'a self, _ctx: Context<'a>, _new: &'a Value, _old: Option<&'a Value>) -> BoxFuture<'a, Result<()>> {
-        Box::pin(std::future::ready(Ok(())))
+    fn reserve<'a>(
+        &'a self,
+        _ctx: Context<'a>,
+        _new: &'a Value,
+        _old: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<Reserved>> {
+        Box::pin(std::future::ready(Ok(Reserved::new())))
     }
 
     /// After an object is gone from the store: give back what was allocated.

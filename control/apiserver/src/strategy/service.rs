@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::alloc::{self, AllocError, Allocator};
+use super::alloc::{self, AllocError, Allocator, Claim};
 use super::fields::{self, items_at, str_at};
-use super::{Context, Strategy};
+use super::{Context, Reserved, Strategy};
 use crate::error::{ApiError, Cause, Result};
 use crate::registry::store_error;
 
@@ -40,28 +40,39 @@ impl Strategy for Service {
         self.allocate(ctx, new)
     }
 
-    fn reserve<'a>(&'a self, ctx: Context<'a>, new: &'a Value, old: Option<&'a Value>) -> BoxFuture<'a, Result<()>> {
+    fn reserve<'a>(
+        &'a self,
+        ctx: Context<'a>,
+        new: &'a Value,
+        old: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<Reserved>> {
         Box::pin(async move {
+            let mut reserved = Reserved::new();
             if !allocator(&ctx).is_shared() {
-                return Ok(());
+                return Ok(reserved);
             }
             let (store, claimant) = (ctx.state.registry.store(), claimant(new));
-            let wanted = alloc::claims(new, old);
-            for (i, key) in wanted.iter().enumerate() {
-                if alloc::claim(store.as_ref(), key, &claimant).await.map_err(store_error)? {
-                    continue;
-                }
-                for key in &wanted[..i] {
-                    alloc::unclaim(store.as_ref(), key, &claimant).await.map_err(store_error)?;
-                }
-                allocator(&ctx).pass_over(key);
-                let detail = "an address or port was given to another service; please try again";
-                let error = ApiError::conflict("", "services", fields::name(new), detail);
-                return Err(error.with_cause(super::TAKEN, key.as_str(), ""));
+            for key in alloc::claims(new, old) {
+                let error = match alloc::claim(store.as_ref(), &key, &claimant).await {
+                    Ok(Claim::New(revision)) => {
+                        reserved.push((key, revision));
+                        continue;
+                    }
+                    Ok(Claim::Renewed) => continue,
+                    Ok(Claim::Taken) => {
+                        allocator(&ctx).pass_over(&key);
+                        let detail = "an address or port was given to another service; please try again";
+                        let error = ApiError::conflict("", "services", fields::name(new), detail);
+                        error.with_cause(super::TAKEN, key.as_str(), "")
+                    }
+                    Err(error) => store_error(error),
+                };
+                super::give_back(store.as_ref(), reserved).await;
+                return Err(error);
             }
             // The claims hold it from now on.
             allocator(&ctx).release(&owner(new), None);
-            Ok(())
+            Ok(reserved)
         })
     }
 

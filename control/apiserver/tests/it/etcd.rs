@@ -184,6 +184,33 @@ async fn servers_on_one_etcd_give_no_address_twice() {
     cluster.end().await;
 }
 
+/// What etcd refuses, here for its size, holds no address and no port.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_was_refused_claims_nothing() {
+    const SERVICES: &str = "/api/v1/namespaces/default/services";
+    let etcd = test_etcd::Etcd::start_with(1, &["--max-request-bytes=131072"]);
+    let mut cluster = start(&flags(&etcd)).await;
+    let service = |name: &str, spec: Value, note: &str| {
+        let mut spec = spec;
+        spec["ports"] = json!([{"port": 80, "nodePort": spec["nodePort"].take()}]);
+        spec.as_object_mut().unwrap().remove("nodePort");
+        let metadata = json!({"name": name, "annotations": {"note": note}});
+        json!({"kind": "Service", "apiVersion": "v1", "metadata": metadata, "spec": spec})
+    };
+    let large = "x".repeat(200_000);
+    let fixed = json!({"type": "NodePort", "clusterIP": "10.32.0.77", "nodePort": 30077});
+    assert_eq!(cluster.post(SERVICES, service("a", fixed.clone(), &large)).await.code, 413);
+    cluster.post(SERVICES, service("b", fixed, "")).await.expect(201);
+
+    let mut made = cluster.post(SERVICES, service("c", json!({"type": "NodePort"}), "")).await.expect(201);
+    made["spec"]["ports"][0]["nodePort"] = 30078.into();
+    made["metadata"]["annotations"]["note"] = large.into();
+    assert_eq!(cluster.put(&format!("{SERVICES}/c"), &made).await.code, 413);
+    let fixed = json!({"type": "NodePort", "nodePort": 30078});
+    cluster.post(SERVICES, service("d", fixed, "")).await.expect(201);
+    cluster.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_not_plain_in_etcd() {
     let etcd = test_etcd::Etcd::start(1);
@@ -275,6 +302,158 @@ async fn a_cluster_moves_to_etcd_and_back() {
         assert_eq!(cluster.get(&format!("{MAPS}/late")).await.code, 404);
         cluster.end().await;
     }
+}
+
+/// Objects in etcd that a log of before does not have, and no word about which one is the store: neither a server, nor a
+/// migration, nor a damaged snapshot takes the log for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_in_etcd_is_not_replaced_by_an_old_log() {
+    let etcd = test_etcd::Etcd::start(1);
+    let flags = flags(&etcd);
+    let mut cluster = Cluster::start().await;
+    cluster.post(MAPS, map("old", "1")).await.expect(201);
+    cluster.end().await;
+    let dir = cluster.dir().join("store");
+    let (home, engine) = (format!("--store-dir={}", dir.display()), dir.join("engine"));
+    let migrate = |to: &str| store(&["migrate", "--to", to, &home], &flags);
+    let refused = |output: std::process::Output| {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{text}");
+        text
+    };
+    done(migrate("etcd"));
+    // Ended before it was noted: it is done once more.
+    std::fs::remove_file(&engine).unwrap();
+    let error = Server::start(settings(&cluster, &flags)).await.unwrap_err().to_string();
+    assert!(error.contains("never moved") && error.contains("migrate --to etcd"), "{error}");
+    done(migrate("etcd"));
+
+    begin(&mut cluster, &flags).await;
+    cluster.post(MAPS, map("new", "1")).await.expect(201);
+    let snapshot = cluster.dir().join("snapshot").display().to_string();
+    done(store(
+        &["snapshot", &snapshot, &format!("--store-socket={}", cluster.dir().join("store.sock").display())],
+        &[],
+    ));
+    cluster.post(MAPS, map("newer", "1")).await.expect(201);
+    cluster.end().await;
+    std::fs::remove_file(&engine).unwrap();
+    let error = Server::start(settings(&cluster, &flags)).await.unwrap_err().to_string();
+    assert!(error.contains("another store") && error.contains("`etcd` or `embedded`"), "{error}");
+    let text = refused(migrate("etcd"));
+    assert!(text.contains("another store") && text.contains("`etcd` or `embedded`"), "{text}");
+    std::fs::write(dir.join("migrate.pending"), "etcd").unwrap();
+    Server::start(settings(&cluster, &flags)).await.unwrap_err();
+    let text = std::fs::read_to_string(dir.join("migrate.refused")).unwrap();
+    assert!(text.contains("another store"), "{text}");
+    std::fs::write(&engine, "embedded").unwrap();
+    assert!(refused(migrate("etcd")).contains("newer objects"), "not even where the log is said to be the store");
+    std::fs::remove_file(&engine).unwrap();
+    std::fs::write(dir.join("restore.pending"), "damaged").unwrap();
+    let error = Server::start(settings(&cluster, &flags)).await.unwrap_err().to_string();
+    assert!(error.contains("another store") && dir.join("restore.refused").exists(), "{error}");
+    std::fs::write(&engine, "etcd").unwrap();
+    begin(&mut cluster, &flags).await;
+    cluster.get(&format!("{MAPS}/newer")).await.expect(200);
+    cluster.end().await;
+
+    // A snapshot says what the store is, at the next start and by hand.
+    for by_hand in [false, true] {
+        std::fs::remove_file(&engine).unwrap();
+        if by_hand {
+            done(store(&["restore", &snapshot, &home], &flags));
+        } else {
+            std::fs::copy(&snapshot, dir.join("restore.pending")).unwrap();
+        }
+        begin(&mut cluster, &flags).await;
+        assert_eq!(std::fs::read_to_string(&engine).unwrap().trim(), "etcd");
+        cluster.get(&format!("{MAPS}/new")).await.expect(200);
+        assert_eq!(cluster.get(&format!("{MAPS}/newer")).await.code, 404);
+        cluster.post(MAPS, map("newer", "1")).await.expect(201);
+        cluster.end().await;
+    }
+    // And where the master's image has no etcd any more.
+    std::fs::copy(&snapshot, dir.join("restore.pending")).unwrap();
+    begin(&mut cluster, &[]).await;
+    cluster.get(&format!("{MAPS}/new")).await.expect(200);
+    assert_eq!(std::fs::read_to_string(&engine).unwrap().trim(), "embedded");
+    cluster.end().await;
+}
+
+/// The log is the store, older objects are in etcd, and no word about which one it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_embedded_store_is_not_replaced_by_what_etcd_still_has() {
+    let etcd = test_etcd::Etcd::start(1);
+    let flags = flags(&etcd);
+    let mut cluster = start(&flags).await;
+    let mut kept = cluster.post(MAPS, map("kept", "1")).await.expect(201);
+    cluster.end().await;
+    let dir = cluster.dir().join("store");
+    std::fs::create_dir_all(&dir).unwrap();
+    let (home, engine) = (format!("--store-dir={}", dir.display()), dir.join("engine"));
+    let says = || std::fs::read_to_string(&engine).unwrap_or_default().trim().to_string();
+    let migrate = |to: &str| store(&["migrate", "--to", to, &home], &flags);
+
+    // A copy that fails: etcd has the store as before, and the directory says so before a log is there.
+    let held = store::DirDisk::open(&dir).unwrap();
+    let failed = migrate("embedded");
+    assert!(!failed.status.success() && String::from_utf8_lossy(&failed.stderr).contains("in use"), "{failed:?}");
+    drop(held);
+    assert_eq!(says(), "etcd");
+    begin(&mut cluster, &flags).await;
+    kept["data"]["x"] = "2".into();
+    kept = cluster.put(&format!("{MAPS}/kept"), &kept).await.expect(200);
+    cluster.end().await;
+    done(migrate("embedded"));
+    assert_eq!(says(), "embedded");
+
+    // Killed at each step of the migration, which is then done once more: etcd's objects are the newer ones.
+    for to_be_compared in [false, true] {
+        done(migrate("etcd"));
+        begin(&mut cluster, &flags).await;
+        kept["data"]["x"] = format!("{}+", kept["data"]["x"]).into();
+        kept = cluster.put(&format!("{MAPS}/kept"), &kept).await.expect(200);
+        cluster.end().await;
+        let stale = std::fs::read(dir.join("store.log")).unwrap();
+        done(migrate("embedded"));
+        std::fs::write(&engine, "etcd").unwrap();
+        if !to_be_compared {
+            std::fs::write(dir.join("store.log"), stale).unwrap();
+        }
+        let error = Server::start(settings(&cluster, &flags)).await.unwrap_err().to_string();
+        assert!(error.contains("was moved") && error.contains("interrupted"), "{error}");
+        done(migrate("embedded"));
+        begin(&mut cluster, &flags).await;
+        assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), kept);
+        cluster.end().await;
+    }
+
+    // By hand and at a start: the log stays.
+    begin(&mut cluster, &flags).await;
+    kept["data"]["x"] = "live".into();
+    kept = cluster.put(&format!("{MAPS}/kept"), &kept).await.expect(200);
+    for by_hand in [true, false] {
+        cluster.end().await;
+        std::fs::remove_file(&engine).unwrap();
+        let said = if by_hand {
+            let said = done(migrate("embedded"));
+            begin(&mut cluster, &flags).await;
+            said
+        } else {
+            std::fs::write(dir.join("migrate.pending"), "embedded").unwrap();
+            begin(&mut cluster, &flags).await;
+            std::fs::read_to_string(dir.join("migrate.done")).unwrap()
+        };
+        assert!(said.contains("embedded already") && says() == "embedded", "{said}");
+        assert_eq!(cluster.get(&format!("{MAPS}/kept")).await.expect(200), kept);
+    }
+    cluster.end().await;
+
+    // Nor is what was left behind in etcd copied to a directory that it did not go to.
+    let elsewhere = format!("--store-dir={}", cluster.dir().join("elsewhere").display());
+    let refused = store(&["migrate", "--to", "embedded", &elsewhere], &flags);
+    assert!(!refused.status.success(), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("left behind"), "{refused:?}");
 }
 
 /// As the node API asks for it: by a file that the next start finds.

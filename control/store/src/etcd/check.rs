@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use super::EtcdOptions;
-use super::client::{CallError, Client};
+use super::client::{CallError, Client, WHOLE};
 use super::mirror::pages;
 use super::picture::entry;
 use super::root::{self, Layout};
-use super::wire::{
-    self, DefragmentRequest, DefragmentResponse, HashKvRequest, HashKvResponse, Headed, StatusRequest, StatusResponse,
-};
+use super::wire::{self, HashKvRequest, HashKvResponse, Headed, StatusRequest, StatusResponse};
 use crate::{Result, StoreError};
 
 /// A member that is behind gets this many tenths of a second.
@@ -49,7 +47,7 @@ async fn compare_members(client: &Client, revision: i64) -> Result<Vec<String>> 
     let mut seen: Vec<(String, HashKvResponse)> = Vec::new();
     for (place, endpoint) in client.endpoints().enumerate() {
         let status: StatusResponse =
-            client.call_member(place, wire::STATUS, StatusRequest {}).await.map_err(|e| named(endpoint, e))?;
+            client.call_member(place, wire::STATUS, StatusRequest {}, WHOLE).await.map_err(|e| named(endpoint, e))?;
         if let Some(alarm) = status.errors.first() {
             return Err(StoreError::Differs(format!("etcd member {endpoint} reports: {alarm}")));
         }
@@ -77,13 +75,13 @@ async fn compare_members(client: &Client, revision: i64) -> Result<Vec<String>> 
     Ok(lines)
 }
 
-fn named(endpoint: &str, error: CallError) -> StoreError {
+pub(super) fn named(endpoint: &str, error: CallError) -> StoreError {
     StoreError::Unavailable(format!("member {endpoint}: {error}"))
 }
 
 async fn hash(client: &Client, place: usize, revision: i64) -> Result<HashKvResponse, CallError> {
     for _ in 0..CATCH_UP {
-        match client.call_member(place, wire::HASH_KV, HashKvRequest { revision }).await {
+        match client.call_member(place, wire::HASH_KV, HashKvRequest { revision }, WHOLE).await {
             Err(CallError::Unavailable(why)) if why.contains("future revision") => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -91,14 +89,4 @@ async fn hash(client: &Client, place: usize, revision: i64) -> Result<HashKvResp
         }
     }
     Err(CallError::Unavailable(format!("it does not come to revision {revision}")))
-}
-
-/// Has each member write its file anew, without what was compacted; a member serves nothing
-/// meanwhile, so that one follows the other.
-pub(super) async fn defragment(client: &Client) -> Result<()> {
-    for (place, endpoint) in client.endpoints().enumerate() {
-        let done = client.call_member(place, wire::DEFRAGMENT, DefragmentRequest {}).await;
-        let DefragmentResponse {} = done.map_err(|e| named(endpoint, e))?;
-    }
-    Ok(())
 }

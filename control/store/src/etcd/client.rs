@@ -26,7 +26,7 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// One try of a call; etcd itself gives up a proposal after about seven seconds.
 const TRY: Duration = Duration::from_secs(4);
 /// All tries of a call.
-const WHOLE: Duration = Duration::from_secs(15);
+pub(crate) const WHOLE: Duration = Duration::from_secs(15);
 /// Between tries.
 const PAUSE: Duration = Duration::from_millis(100);
 /// etcd refuses clients that ask more often than every five seconds.
@@ -170,18 +170,24 @@ impl Client {
         }
     }
 
-    /// A call to one member only, by its place in the list of endpoints.
-    pub(crate) async fn call_member<Q, A>(&self, place: usize, path: &'static str, request: Q) -> Result<A, CallError>
+    /// A call to one member only, by its place in the list of endpoints, that may take this long.
+    pub(crate) async fn call_member<Q, A>(
+        &self,
+        place: usize,
+        path: &'static str,
+        request: Q,
+        within: Duration,
+    ) -> Result<A, CallError>
     where
         Q: prost::Message + Clone + 'static,
         A: prost::Message + Default + 'static,
     {
         let targets = self.shared.targets.get(place).cloned().into_iter().collect();
         let shared = Shared { targets, members: self.shared.members.clone(), at: AtomicUsize::new(0) };
-        match tokio::time::timeout(WHOLE, unary(channel(&Arc::new(shared)), path, request)).await {
+        match tokio::time::timeout(within, unary(channel(&Arc::new(shared)), path, request)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(status)) => Err(CallError::Unavailable(sentence(&status))),
-            Err(_) => Err(CallError::Unavailable(format!("no answer within {} seconds", WHOLE.as_secs()))),
+            Err(_) => Err(CallError::Unavailable(format!("no answer within {} seconds", within.as_secs()))),
         }
     }
 

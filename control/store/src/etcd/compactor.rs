@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::client::{Again, CallError, Client};
+use super::space;
 use super::wire::{
     self, CompactionRequest, CompactionResponse, Compare, Headed, PutRequest, RangeRequest, Request, TxnRequest,
     TxnResponse,
@@ -14,7 +15,7 @@ use super::wire::{
 
 /// Compaction is of all of etcd, so the key stands beside every prefix; upstream's servers
 /// use the same.
-const KEY: &[u8] = b"compact_rev_key";
+pub(super) const KEY: &[u8] = b"compact_rev_key";
 
 /// What one server knows of the race.
 #[derive(Debug, Default)]
@@ -24,10 +25,13 @@ pub(crate) struct Compactor {
 }
 
 impl Compactor {
-    /// Compacts each `interval`, for ever.
+    /// Compacts each `interval`, for ever; first makes room where etcd is full, or the race itself would be refused.
     pub(crate) async fn run(mut self, client: &Client, interval: Duration) {
         loop {
             tokio::time::sleep(interval).await;
+            if let Err(error) = space::relieve(client).await {
+                tracing::warn!("no room was made in etcd: {error}");
+            }
             match self.round(client).await {
                 Ok(Some(revision)) => tracing::debug!(revision, "etcd's history was compacted"),
                 Ok(None) => {}
@@ -57,14 +61,13 @@ impl Compactor {
             // Nothing is known of an interval ago.
             return Ok(None);
         }
-        compact(client, wanted).await?;
+        compact(client, CompactionRequest { revision: wanted, physical: false }).await?;
         Ok(Some(wanted))
     }
 }
 
-/// Compacts to `revision` of etcd; what was compacted already is fine.
-pub(crate) async fn compact(client: &Client, revision: i64) -> Result<(), CallError> {
-    let request = CompactionRequest { revision };
+/// Compacts; what was compacted already is fine.
+pub(crate) async fn compact(client: &Client, request: CompactionRequest) -> Result<(), CallError> {
     match client.call::<_, CompactionResponse>(wire::COMPACT, request, Again::Yes).await {
         Ok(_) => Ok(()),
         Err(CallError::Refused { message, .. }) if message.contains("has been compacted") => Ok(()),

@@ -13,6 +13,7 @@ mod lease;
 mod mirror;
 mod picture;
 mod root;
+mod space;
 mod value;
 mod wire;
 
@@ -34,12 +35,13 @@ use lease::Leases;
 use mirror::Mirror;
 use root::Layout;
 use wire::{
-    Compare, DeleteRangeRequest, Headed, PutRequest, RangeRequest, RangeResponse, Request, TxnRequest, TxnResponse,
+    CompactionRequest, Compare, DeleteRangeRequest, Headed, PutRequest, RangeRequest, RangeResponse, Request,
+    TxnRequest, TxnResponse,
 };
 
 pub use check::{EtcdReport, check_etcd};
 pub use client::Members;
-pub use picture::{read_etcd, retire_etcd, write_etcd};
+pub use picture::{EtcdHolds, etcd_holds, read_etcd, retire_etcd, write_etcd};
 
 /// Settings of the engine.
 #[derive(Clone, Debug)]
@@ -103,6 +105,12 @@ impl Etcd {
         let found = root::open(&client, &layout).await?;
         if let Some(to) = &found.root.moved {
             return Err(StoreError::Moved { to: to.clone() });
+        }
+        if !options.compaction_interval.is_zero()
+            && let Err(error) = space::relieve(&client).await
+        {
+            // Much can be done without writing; the compactor tries again.
+            tracing::warn!("no room was made in etcd: {error}");
         }
         let keep = Keep { changes: options.history, bytes: options.history_bytes };
         let (mirror, picture) = Mirror::load(client, layout, found, keep).await?;
@@ -215,7 +223,9 @@ impl Inner {
         let bytes = value::encode(&value, expires);
         for last in [false, true] {
             let lease = match ttl_seconds {
-                Some(ttl) => self.leases.for_ttl(&mirror.client, ttl).await?,
+                Some(ttl) => {
+                    self.leases.for_ttl(&mirror.client, ttl).await.map_err(|error| refused(key, size, error))?
+                }
                 None => 0,
             };
             let change = PutRequest { key: mirror.key(key), value: bytes.clone(), lease };
@@ -250,7 +260,8 @@ fn refused(key: &str, size: usize, error: CallError) -> StoreError {
     match error {
         error if error.is_too_large() => StoreError::TooLargeForEtcd { key: key.into(), size },
         CallError::Refused { message, .. } if message.contains("database space exceeded") => StoreError::Unavailable(
-            "its database is full; compact and defragment it, then disarm its alarm (etcdctl alarm disarm)".into(),
+            "its database is full (--quota-backend-bytes); the next compaction makes room, unless the objects alone fill it"
+                .into(),
         ),
         other => other.into(),
     }
@@ -325,7 +336,10 @@ impl Store for Etcd {
             self.fresh().await?;
             mirror.shared.compact(revision);
             match mirror.inner(revision.min(self.revision())) {
-                Some(revision) if revision > 0 => Ok(compactor::compact(&mirror.client, revision).await?),
+                Some(revision) if revision > 0 => {
+                    let request = CompactionRequest { revision, physical: true };
+                    Ok(compactor::compact(&mirror.client, request).await?)
+                }
                 // Of a time before the last restore: nothing of it is kept.
                 _ => Ok(()),
             }
@@ -349,7 +363,7 @@ impl Store for Etcd {
             // What etcd has compacted, its own defragmentation takes out of its database.
             let revision = self.fresh().await?;
             self.compact(revision).await?;
-            check::defragment(&self.inner.mirror.client).await
+            space::defragment(&self.inner.mirror.client).await
         }
         .boxed()
     }

@@ -9,7 +9,7 @@ use super::root::{self, Found, Layout, Root, after_prefix};
 use super::wire::{
     self, DeleteRangeRequest, DeleteRangeResponse, Headed, KeyValue, PutRequest, Request, TxnRequest, TxnResponse,
 };
-use super::{EtcdOptions, value};
+use super::{EtcdOptions, space, value};
 use crate::embedded::beyond;
 use crate::{Entry, Result, StoreError};
 
@@ -51,6 +51,26 @@ pub(crate) fn entry(kv: &KeyValue, objects: &str, base: u64) -> Result<Entry> {
     Ok(Entry { key: name.into(), value: read.value, revision, created, expires: read.expires })
 }
 
+/// What etcd says of its store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EtcdHolds {
+    /// There was never one.
+    Nothing,
+    Store,
+    /// What was left behind when it went there.
+    Moved(String),
+}
+
+/// What is in etcd; changes nothing.
+pub async fn etcd_holds(options: &EtcdOptions) -> Result<EtcdHolds> {
+    let (client, layout) = (Client::new(&options.members)?, Layout::new(&options.prefix)?);
+    Ok(match root::read(&client, &layout).await? {
+        None => EtcdHolds::Nothing,
+        Some(Found { root: Root { moved: Some(to), .. }, .. }) => EtcdHolds::Moved(to),
+        Some(_) => EtcdHolds::Store,
+    })
+}
+
 /// Puts entries in the place of the store in etcd, at a revision beyond `revision` and any
 /// that this store has given out; gives it.  They are written beside what is there, read
 /// back, and compared; only then do they take its place.  API servers that run on the store
@@ -62,8 +82,18 @@ pub async fn write_etcd(options: &EtcdOptions, entries: &[Entry], revision: u64)
     let objects = layout.objects(generation);
     // What an interrupted restore left.
     remove(&client, &objects).await?;
-    write(&client, &objects, entries).await?;
-    compare(&client, &objects, entries).await?;
+    space::relieve(&client).await?;
+    let copied = async {
+        write(&client, &objects, entries).await?;
+        compare(&client, &objects, entries).await
+    };
+    if let Err(error) = copied.await {
+        // The store that is there goes on, and needs the room.
+        if let Err(left) = remove(&client, &objects).await {
+            tracing::warn!("what was copied stays in etcd until the next restore: {left}");
+        }
+        return Err(error);
+    }
     let given_out = old.root.base + newest(&client, &layout).await?;
     let base = beyond(revision.max(given_out));
     let written = root::replace(&client, &layout, old.written, &Root { generation, base, moved: None }).await;
@@ -80,6 +110,7 @@ pub async fn write_etcd(options: &EtcdOptions, entries: &[Entry], revision: u64)
 pub async fn retire_etcd(options: &EtcdOptions, to: Option<&str>) -> Result<()> {
     let (client, layout) = (Client::new(&options.members)?, Layout::new(&options.prefix)?);
     let found = existing(&client, &layout).await?;
+    space::relieve(&client).await?;
     let moved = to.map(|t| t.replace(' ', "_"));
     root::replace(&client, &layout, found.written, &Root { moved, ..found.root }).await.map(drop)
 }

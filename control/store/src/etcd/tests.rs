@@ -80,6 +80,76 @@ async fn what_etcd_finds_too_large_is_said_and_nothing_else_suffers() {
     store.put("/k", Stamped::plain(vec![0; crate::MAX_VALUE]), Expect::Any, None).await.unwrap();
 }
 
+/// Versions of one object fill it: no write is taken any more, not even the compactor's own.
+#[tokio::test]
+async fn a_full_etcd_is_relieved() {
+    const QUOTA: usize = 16 << 20;
+    let etcd = test_etcd::Etcd::start_with(1, &[&format!("--quota-backend-bytes={QUOTA}")]);
+    let options = |interval| EtcdOptions { compaction_interval: interval, ..options(&etcd, "/r") };
+    let passive = Etcd::open(options(Duration::ZERO)).await.unwrap();
+    let large = async |store: &Etcd| store.put("/k", Stamped::plain(vec![b'x'; 1 << 20]), Expect::Any, None).await;
+    let fill = async |store: &Etcd| {
+        for _ in 0..100 {
+            match large(store).await {
+                Ok(_) => {}
+                Err(StoreError::Unavailable(why)) if why.contains("full") => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("etcd has no quota");
+    };
+    fill(&passive).await;
+    for ttl in [None, Some(1000)] {
+        let small = passive.put("/small", Stamped::plain("x"), Expect::Any, ttl).await.unwrap_err();
+        assert!(matches!(&small, StoreError::Unavailable(why) if why.contains("full")), "{ttl:?}: {small}");
+    }
+    assert!(passive.get("/k").await.unwrap().is_some() && passive.failure().is_none());
+
+    // A server that starts, one that runs, and what replaces or retires the store.
+    let running = Etcd::open(options(Duration::from_millis(500))).await.unwrap();
+    large(&running).await.unwrap();
+    for _ in 0..2 {
+        fill(&passive).await;
+        let begun = Instant::now();
+        while let Err(error) = large(&passive).await {
+            assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    drop(running);
+    fill(&passive).await;
+    let (entries, revision) = read_etcd(&options(Duration::ZERO)).await.unwrap();
+    write_etcd(&options(Duration::ZERO), &entries, revision).await.unwrap();
+    let restored = Etcd::open(options(Duration::ZERO)).await.unwrap();
+    assert_eq!(restored.get("/k").await.unwrap().unwrap().value.len(), 1 << 20);
+    fill(&restored).await;
+    retire_etcd(&options(Duration::ZERO), Some("elsewhere")).await.unwrap();
+    assert_eq!(etcd_holds(&options(Duration::ZERO)).await.unwrap(), EtcdHolds::Moved("elsewhere".into()));
+}
+
+/// What does not fit beside the store is taken away again.
+#[tokio::test]
+async fn a_restore_that_does_not_fit_leaves_room() {
+    let etcd = test_etcd::Etcd::start_with(1, &["--quota-backend-bytes=16777216"]);
+    let settings = options(&etcd, "/r");
+    let store = open(&etcd, "/r").await;
+    put(&store, "/kept").await;
+    let entry = |i: usize| Entry {
+        key: format!("/k/{i:03}").as_str().into(),
+        value: vec![b'x'; 1 << 20].into(),
+        revision: 1,
+        created: 1,
+        expires: 0,
+    };
+    let refused = write_etcd(&settings, &(0..40).map(entry).collect::<Vec<_>>(), 1).await.unwrap_err().to_string();
+    assert!(refused.contains("space exceeded"), "{refused}");
+    drop(store);
+    let store = open(&etcd, "/r").await;
+    assert_eq!(store.range("", "", 0).await.unwrap().0.len(), 1);
+    put(&store, "/new").await;
+}
+
 async fn put(store: &Arc<dyn Store>, key: &str) -> u64 {
     let value = Stamped { bytes: b"<>".to_vec(), stamp_at: 1 };
     store.put(key, value, Expect::Any, None).await.unwrap()

@@ -15,6 +15,7 @@ pub(crate) const COMPACT: &str = "/etcdserverpb.KV/Compact";
 pub(crate) const WATCH: &str = "/etcdserverpb.Watch/Watch";
 pub(crate) const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
 pub(crate) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+pub(crate) const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
 pub(crate) const DEFRAGMENT: &str = "/etcdserverpb.Maintenance/Defragment";
 pub(crate) const HASH_KV: &str = "/etcdserverpb.Maintenance/HashKV";
 
@@ -209,6 +210,9 @@ impl TxnResponse {
 pub(crate) struct CompactionRequest {
     #[prost(int64, tag = "1")]
     pub(crate) revision: i64,
+    /// Answer only when it is gone from the member's database.
+    #[prost(bool, tag = "2")]
+    pub(crate) physical: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -302,6 +306,29 @@ pub(crate) struct StatusResponse {
     pub(crate) leader: u64,
     #[prost(string, repeated, tag = "8")]
     pub(crate) errors: Vec<String>,
+}
+
+/// Action 0 lists the members with this alarm, 2 takes it back; alarm 1: a member's database is full.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct AlarmRequest {
+    #[prost(int32, tag = "1")]
+    pub(crate) action: i32,
+    #[prost(uint64, tag = "2")]
+    pub(crate) member_id: u64,
+    #[prost(int32, tag = "3")]
+    pub(crate) alarm: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct AlarmResponse {
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) alarms: Vec<AlarmMember>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct AlarmMember {
+    #[prost(uint64, tag = "1")]
+    pub(crate) member_id: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -68,8 +68,9 @@ fn etcd(facts: Facts<'_>) -> Spec {
         format!("--initial-cluster={}={ETCD_PEER}", facts.node.name),
         // The API server stores values of 3 MiB, and what stands around them takes a little more.
         format!("--max-request-bytes={}", 4 << 20),
-        // What is below fits on a STATE of 2 GiB: the database, and the log that etcd keeps twice.
-        format!("--quota-backend-bytes={}", 1 << 30),
+        // What is below fits on a STATE of 2 GiB: the database, which is there twice while it is defragmented, and the
+        // log that etcd keeps twice.
+        format!("--quota-backend-bytes={}", 768 << 20),
         "--max-wals=2".to_owned(),
         "--max-snapshots=2".to_owned(),
         // etcd reads all changes since its last snapshot into memory when it starts, 100 000 unless told otherwise.

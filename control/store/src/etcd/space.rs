@@ -1,0 +1,54 @@
+//! Room in etcd's database.
+//!
+//! When a write would take it beyond its quota, etcd raises an alarm and refuses every write but removals, until
+//! somebody takes the alarm back. What is removed or compacted leaves gaps: the file gets smaller only when it is
+//! written anew.
+
+use std::time::Duration;
+
+use super::check::named;
+use super::client::{Again, Client};
+use super::compactor;
+use super::wire::{
+    self, AlarmRequest, AlarmResponse, CompactionRequest, DefragmentRequest, DefragmentResponse, Headed, RangeRequest,
+    RangeResponse,
+};
+use crate::Result;
+
+/// etcd's numbers for the alarm of a full database, and for what may be done with alarms.
+const FULL: i32 = 1;
+const LIST: i32 = 0;
+const TAKE_BACK: i32 = 2;
+
+/// A member may have to copy a gigabyte on a slow disk.
+const DEFRAGMENT: Duration = Duration::from_secs(300);
+
+/// If etcd takes no more writes because it is full: gives up all of its history, writes its files anew, and takes the
+/// alarm back.  Writes nothing itself.  Where the objects alone are too many, the next write raises the alarm again.
+pub(super) async fn relieve(client: &Client) -> Result<()> {
+    let alarm = |action, member_id| AlarmRequest { action, member_id, alarm: FULL };
+    let raised: AlarmResponse = client.call(wire::ALARM, alarm(LIST, 0), Again::Yes).await?;
+    if raised.alarms.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!("etcd's database is full: all of its history is given up to make room");
+    let any = RangeRequest { key: compactor::KEY.into(), count_only: true, ..RangeRequest::default() };
+    let now: RangeResponse = client.call(wire::RANGE, any, Again::Yes).await?;
+    compactor::compact(client, CompactionRequest { revision: now.revision(), physical: true }).await?;
+    defragment(client).await?;
+    for member in raised.alarms {
+        client.call::<_, AlarmResponse>(wire::ALARM, alarm(TAKE_BACK, member.member_id), Again::Yes).await?;
+    }
+    tracing::warn!("etcd's database has room again");
+    Ok(())
+}
+
+/// Has each member write its file anew, without what was compacted; a member serves nothing
+/// meanwhile, so that one follows the other.
+pub(super) async fn defragment(client: &Client) -> Result<()> {
+    for (place, endpoint) in client.endpoints().enumerate() {
+        let done = client.call_member(place, wire::DEFRAGMENT, DefragmentRequest {}, DEFRAGMENT).await;
+        let DefragmentResponse {} = done.map_err(|e| named(endpoint, e))?;
+    }
+    Ok(())
+}
