@@ -52,20 +52,13 @@ check:
 	@cargo test --workspace --test tidy --quiet
 
 test: build
-	@cargo build --release --quiet --workspace --bin fetch-tools
+	@cargo build --release --quiet --workspace --bin fetch-tools --bin suite
 	@$(RELEASE)/fetch-tools
-	@cargo test --workspace --exclude qemu-tests
-	@cargo test --workspace --test tidy
-	@cargo test --workspace --lib --quiet -- load:: nbd:: stranger::
-	@cargo test --release --workspace --test reproducible --test formats --test registry --test signatures --test faults -- --include-ignored --skip an_image_comes_back
-	@cargo test --release --workspace --test boots
-	@cargo test --release --workspace --test clients
-	@cargo test --release --workspace --test cluster
-	@cargo test --release --workspace --test overlay
+	@$(RELEASE)/suite fast
 
 test-long: build
-	@cargo build --release --quiet --workspace --bin long
-	@$(RELEASE)/long $(PART)
+	@cargo build --release --quiet --workspace --bin suite
+	@$(RELEASE)/suite long $(PART)
 
 clean:
 	@cargo clean

@@ -1,0 +1,131 @@
+//! `make test` and `make test-long`: both sets by named parts, in order, with a table of what each took.
+//!
+//! The fast set ends at the first part that fails.  Of the long set a part whose last result is of this
+//! commit and green is not run again.  Part, commit, duration and result go to `target/fast.json` and
+//! `target/long.json`.
+
+use anyhow::{Context, Result, bail};
+use qemu_tests::tools::workspace;
+use serde_json::{Map, Value, json};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+const RELEASE: &[&str] = &["test", "--release", "--workspace", "--test"];
+const DEV: &[&str] = &["test", "--workspace"];
+
+/// A part: how cargo begins, what it is asked for in the fast set (None: not in it) and in the long one.
+struct Part {
+    name: &'static str,
+    cargo: &'static [&'static str],
+    fast: Option<&'static [&'static str]>,
+    long: &'static [&'static str],
+}
+
+const fn part(
+    name: &'static str,
+    cargo: &'static [&'static str],
+    fast: Option<&'static [&'static str]>,
+    long: &'static [&'static str],
+) -> Part {
+    Part { name, cargo, fast, long }
+}
+
+/// The same in both sets.
+const fn both(name: &'static str, cargo: &'static [&'static str], rest: &'static [&'static str]) -> Part {
+    part(name, cargo, Some(rest), rest)
+}
+
+const PARTS: &[Part] = &[
+    both("unit", DEV, &["--exclude", "qemu-tests"]),
+    both("tidy", DEV, &["--test", "tidy"]),
+    both("harness", DEV, &["--lib", "--quiet", "--", "load::", "nbd::", "stranger::"]),
+    part(
+        "reproducible",
+        RELEASE,
+        Some(&["reproducible", "--", "--include-ignored", "--skip", "an_image_comes_back"]),
+        &["reproducible", "--", "--include-ignored"],
+    ),
+    both("formats", RELEASE, &["formats", "--", "--include-ignored"]),
+    both("registry", RELEASE, &["registry", "--", "--include-ignored"]),
+    both("signatures", RELEASE, &["signatures", "--", "--include-ignored"]),
+    both("faults", RELEASE, &["faults", "--", "--include-ignored"]),
+    part("secrets", RELEASE, None, &["secrets", "--", "--include-ignored"]),
+    part("sbom", RELEASE, None, &["sbom", "--", "--include-ignored"]),
+    part("boots", RELEASE, Some(&["boots"]), &["boots", "--", "--include-ignored", "boot::"]),
+    part("plug", RELEASE, None, &["boots", "--", "--include-ignored", "plug::"]),
+    part("memory", RELEASE, None, &["boots", "--", "--ignored", "memory::"]),
+    part("clients", RELEASE, Some(&["clients"]), &["clients", "--", "--include-ignored"]),
+    part("cluster", RELEASE, Some(&["cluster"]), &["cluster", "--", "--include-ignored"]),
+    both("overlay", RELEASE, &["overlay"]),
+    part("etcd", RELEASE, None, &["etcd", "--", "--include-ignored"]),
+    part("store", &["test", "--release", "-p", "store", "--lib"], None, &["--", "--ignored", "--nocapture"]),
+    part(
+        "torture",
+        &["run", "--release", "-p", "kimg-control", "--", "kube-apiserver", "store", "torture"],
+        None,
+        &["--runs", "1000"],
+    ),
+    part("fuzz", DEV, None, &["--test", "fuzz", "--", "--ignored", "--nocapture"]),
+];
+
+fn main() -> Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    let set = arguments.next().unwrap_or_default();
+    let fast = match set.as_str() {
+        "fast" => true,
+        "long" => false,
+        _ => bail!("the set '{set}' is not known; say fast or long"),
+    };
+    let parts: Vec<(&Part, &[&str])> =
+        PARTS.iter().filter_map(|p| Some((p, if fast { p.fast? } else { p.long }))).collect();
+    let wanted = arguments.next();
+    if let Some(name) = &wanted
+        && !parts.iter().any(|(part, _)| part.name == name)
+    {
+        let known: Vec<&str> = parts.iter().map(|(part, _)| part.name).collect();
+        bail!("the {set} set has no part '{name}'; there are: {}", known.join(", "));
+    }
+    let file = workspace().join(format!("target/{set}.json"));
+    let mut results: Map<String, Value> = match std::fs::read_to_string(&file) {
+        Ok(text) if !fast => serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?,
+        _ => Map::new(),
+    };
+    let commit = commit()?;
+    let mut failed = false;
+    let mut table = Vec::new();
+    for (part, rest) in parts.iter().filter(|(part, _)| wanted.as_deref().is_none_or(|w| w == part.name)) {
+        // Which changes a tree had that differed from its commit, nobody knows any more.
+        let known = !commit.ends_with("-dirty");
+        let done =
+            known && results.get(part.name).is_some_and(|r| r["commit"] == commit.as_str() && r["result"] == "passed");
+        if done && wanted.is_none() {
+            continue;
+        }
+        let start = Instant::now();
+        let arguments = part.cargo.iter().chain(*rest);
+        let status =
+            Command::new("cargo").args(arguments).current_dir(workspace()).status().context("starting cargo")?;
+        let result = if status.success() { "passed" } else { "failed" };
+        failed |= !status.success();
+        let seconds = start.elapsed().as_secs();
+        table.push(format!("{seconds:>6} s  {result}  {}", part.name));
+        results.insert(part.name.into(), json!({"commit": commit, "seconds": seconds, "result": result}));
+        let text = serde_json::to_string_pretty(&results).context("writing JSON")?;
+        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        if failed && fast {
+            break;
+        }
+    }
+    println!("\n{}", table.join("\n"));
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The commit that is tested, marked where files differ from it.
+fn commit() -> Result<String> {
+    let git = |args: &[&str]| -> Result<String> {
+        let output = Command::new("git").args(args).current_dir(workspace()).output().context("starting git")?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let dirty = if git(&["status", "--porcelain"])?.is_empty() { "" } else { "-dirty" };
+    Ok(format!("{}{dirty}", git(&["rev-parse", "HEAD"])?))
+}
