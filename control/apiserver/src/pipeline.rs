@@ -153,7 +153,7 @@ async fn authorized(state: &Arc<AppState>, user: &crate::UserInfo, info: &Reques
     match state.authz.authorize(state, user, info).await {
         Decision::Allow { .. } => Ok(()),
         Decision::Deny { reason } if info.is_resource => {
-            Err(ApiError::forbidden(&info.group, &info.resource, &info.name, &reason))
+            Err(ApiError::forbidden(&info.group, &info.resource, info.named(), &reason))
         }
         Decision::Deny { reason } => Err(ApiError::forbidden("", "", "", &reason)),
     }

@@ -1,5 +1,6 @@
 //! What a request asks for, read from its method, path and query; and who asks.
 
+use api::selector::Fields;
 use std::collections::BTreeMap;
 
 use http::Method;
@@ -133,6 +134,9 @@ pub struct RequestInfo {
     /// What follows the subresource (`/proxy/{path}`), without the leading slash.
     pub rest: String,
     pub query: Query,
+    /// The field selector of a list, a watch or a deletion of many; one that cannot be read demands nothing
+    /// here, and is refused by its handler.
+    pub fields: Fields,
 }
 
 impl RequestInfo {
@@ -152,6 +156,7 @@ impl RequestInfo {
             name: String::new(),
             rest: String::new(),
             query,
+            fields: Fields::default(),
         };
         let raw: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let mut parts: &[&str] = match raw.as_slice() {
@@ -178,6 +183,9 @@ impl RequestInfo {
         info.read_resource(parts);
         info.is_resource = true;
         info.verb = info.resource_verb(method, prefix_watch);
+        if matches!(info.verb, Verb::List | Verb::Watch | Verb::DeleteCollection) {
+            info.fields = Fields::parse(info.query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
+        }
         info
     }
 
@@ -231,6 +239,17 @@ impl RequestInfo {
             Method::DELETE => Verb::Delete,
             _ => plain_verb(method),
         }
+    }
+
+    /// The name of the object that the request is about: that in the path, or the only one that the field
+    /// selector lets through, so that a role for this object allows it (apiserver/pkg/endpoints/request/requestinfo.go).
+    pub fn named(&self) -> &str {
+        if !self.name.is_empty() {
+            return &self.name;
+        }
+        let name = self.fields.exact("metadata.name").unwrap_or_default();
+        let segment = !matches!(name, "." | "..") && !name.contains(['/', '%']);
+        if segment { name } else { "" }
     }
 
     /// `group/version`, or the version alone for the core group.

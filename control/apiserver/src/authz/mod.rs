@@ -16,6 +16,7 @@ use crate::error::{ApiError, Result};
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
 
+use api::selector::Fields;
 use node::NodeAuthorizer;
 use rbac::Rbac;
 pub use reviews::review;
@@ -46,8 +47,8 @@ pub struct Query<'a> {
     /// For requests outside the resources.
     pub path: &'a str,
     pub is_resource: bool,
-    /// The request's field selector as sent.
-    pub field_selector: &'a str,
+    /// The request's field selector.
+    pub fields: &'a Fields,
 }
 
 impl<'a> Query<'a> {
@@ -64,7 +65,7 @@ impl<'a> Query<'a> {
             name: "",
             path: "",
             is_resource: false,
-            field_selector: "",
+            fields: const { &Fields(Vec::new()) },
         }
     }
 
@@ -78,29 +79,11 @@ impl<'a> Query<'a> {
             version: &info.version,
             resource: &info.resource,
             subresource: &info.subresource,
-            name: &info.name,
+            name: info.named(),
             path: &info.path,
             is_resource: info.is_resource,
-            field_selector: info.query.get("fieldSelector").unwrap_or_default(),
+            fields: &info.fields,
         }
-    }
-
-    /// Whether the field selector demands `field=value`.
-    pub fn field_selects(&self, field: &str, value: &str) -> bool {
-        self.field_value(field) == Some(value)
-    }
-
-    /// The `metadata.name` that the field selector demands, empty without one.
-    pub fn field_name(&self) -> &'a str {
-        self.field_value("metadata.name").unwrap_or_default()
-    }
-
-    fn field_value(&self, field: &str) -> Option<&'a str> {
-        self.field_selector.split(',').find_map(|term| {
-            let (key, value) = term.split_once('=')?;
-            let negated = key.ends_with('!');
-            (!negated && key.trim() == field).then(|| value.trim_start_matches('=').trim())
-        })
     }
 
     /// What was refused, in upstream's words.
@@ -221,13 +204,5 @@ mod tests {
         for (query, want) in table {
             assert_eq!(query.refusal(), want);
         }
-    }
-
-    #[test]
-    fn field_selectors() {
-        let joe = UserInfo::default();
-        let query = Query { field_selector: "metadata.name=x,spec.nodeName==n1,a!=b", ..Query::empty(&joe) };
-        assert_eq!(query.field_name(), "x");
-        assert!(query.field_selects("spec.nodeName", "n1") && !query.field_selects("a", "b"));
     }
 }

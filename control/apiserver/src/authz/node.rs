@@ -93,12 +93,10 @@ impl NodeAuthorizer {
                 _ => "can only read resources of this type".into(),
             });
         }
-        // A list or watch of one object names it by field selector.
-        let name = if query.name.is_empty() { query.field_name() } else { query.name };
-        if name.is_empty() {
+        if query.name.is_empty() {
             return Err("No Object name found".into());
         }
-        if self.is_related(view, node, query.resource, query.namespace, name) {
+        if self.is_related(view, node, query.resource, query.namespace, query.name) {
             return Ok(());
         }
         Err(format!("no relationship found between node '{node}' and this object"))
@@ -124,7 +122,7 @@ impl NodeAuthorizer {
     fn node(&self, query: &Query<'_>, node: &str) -> Result<(), String> {
         let own = query.name == node;
         match (query.verb, query.subresource) {
-            ("get" | "list" | "watch", "") if own || query.field_name() == node => Ok(()),
+            ("get" | "list" | "watch", "") if own => Ok(()),
             ("get" | "list" | "watch", "") => self.by_rules(query),
             ("create", "") => Ok(()),
             ("update" | "patch", "" | "status") if own => Ok(()),
@@ -145,7 +143,7 @@ impl NodeAuthorizer {
                 }
             }
             ("list" | "watch", "") => {
-                if query.field_selects("spec.nodeName", node) || !query.name.is_empty() {
+                if query.fields.exact("spec.nodeName") == Some(node) {
                     return Ok(());
                 }
                 Err("can only list/watch pods with spec.nodeName field selector".into())
@@ -331,7 +329,7 @@ fn volume_references(volume: &Value, add: &mut dyn FnMut(&'static str, &str)) {
 mod tests {
     use super::*;
     use crate::authn::view::fake::FakeView;
-    use crate::request::UserInfo;
+    use crate::request::{RequestInfo, UserInfo};
     use serde_json::json;
 
     #[test]
@@ -374,6 +372,23 @@ mod tests {
             let query =
                 Query { verb, group, resource, subresource, namespace, name, is_resource: true, ..Query::empty(&user) };
             assert_eq!(node.allows(&view, &query).is_ok(), want, "{query:?}");
+        }
+        let get = http::Method::GET;
+        for (path, selector, want) in [
+            ("/api/v1/namespaces/a/secrets", "metadata.name=s1", true),
+            ("/api/v1/namespaces/a/secrets", "metadata.name=s2", false),
+            ("/api/v1/namespaces/a/secrets", "metadata.name!=s1", false),
+            // One term, which lets every Secret through.
+            ("/api/v1/namespaces/a/secrets", r"type!=x\,metadata.name=s1", false),
+            ("/api/v1/pods", "spec.nodeName=n1", true),
+            ("/api/v1/pods", "spec.nodeName=n2", false),
+            ("/api/v1/pods", r"metadata.name!=x\,spec.nodeName=n1", false),
+            ("/api/v1/namespaces/a/pods", "metadata.name=p", false),
+            ("/api/v1/nodes", "metadata.name=n1", true),
+        ] {
+            let user = user("n1");
+            let info = RequestInfo::parse(&get, path, &format!("fieldSelector={selector}"));
+            assert_eq!(node.allows(&view, &Query::of(&user, &info)).is_ok(), want, "{path} {selector}");
         }
         let user = UserInfo::authenticated("system:node:n1", []);
         let query = Query { verb: "get", resource: "nodes", name: "n1", is_resource: true, ..Query::empty(&user) };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::selector::{FieldTerm, Fields};
 use serde_json::{Value, json};
 
 use super::{Decision, Query};
@@ -76,7 +77,7 @@ fn access(state: &Arc<AppState>, user: &UserInfo, spec: &Value, kind: &str) -> R
             subresource: text("subresource"),
             name: text("name"),
             is_resource: true,
-            field_selector: &selector,
+            fields: &selector,
             ..Query::empty(user)
         },
         (false, true) => Query { verb: str_at(other, "/verb"), path: str_at(other, "/path"), ..Query::empty(user) },
@@ -97,13 +98,18 @@ fn access(state: &Arc<AppState>, user: &UserInfo, spec: &Value, kind: &str) -> R
     })
 }
 
-fn field_selector(resource: &Value) -> String {
+/// What the question's selector demands; a selector that cannot be read demands nothing.
+fn field_selector(resource: &Value) -> Fields {
     let raw = str_at(resource, "/fieldSelector/rawSelector");
     if !raw.is_empty() {
-        return raw.to_string();
+        return Fields::parse(raw).unwrap_or_default();
     }
-    let terms = items_at(resource, "/fieldSelector/requirements").iter().filter(|r| str_at(r, "/operator") == "In");
-    terms.map(|r| format!("{}={}", str_at(r, "/key"), str_at(r, "/values/0"))).collect::<Vec<_>>().join(",")
+    let terms = items_at(resource, "/fieldSelector/requirements").iter().filter_map(|r| {
+        let [value] = items_at(r, "/values") else { return None };
+        let value = value.as_str()?.to_owned();
+        (str_at(r, "/operator") == "In").then(|| FieldTerm { field: str_at(r, "/key").into(), value, equal: true })
+    });
+    Fields(terms.collect())
 }
 
 fn rules(state: &Arc<AppState>, user: &UserInfo, spec: &Value) -> Result<Value> {

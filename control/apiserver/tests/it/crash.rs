@@ -29,9 +29,14 @@ fn child() {
 }
 
 pub async fn spawn(cluster: &mut Cluster) -> Child {
+    start(cluster, Command::new(std::env::current_exe().unwrap())).await
+}
+
+/// Starts `program` with the arguments that make it the other process, and waits for its server.
+async fn start(cluster: &mut Cluster, mut program: Command) -> Child {
     let port = cluster.dir().join("port");
     drop(std::fs::remove_file(&port));
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let mut child = program
         .args(["--exact", "crash::child"])
         .env(DIR, cluster.dir())
         .stdout(Stdio::null())
@@ -92,13 +97,13 @@ async fn what_was_answered_survives_a_kill() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_ends_the_server_with_a_failure() {
+async fn a_log_that_cannot_be_written_ends_the_server_with_a_failure() {
     let mut cluster = Cluster::start().await;
     cluster.end().await;
     let log = std::fs::metadata(cluster.dir().join("store").join("store.log")).unwrap().len();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     cluster.use_port(port);
-    // No file may grow beyond a limit, in blocks of 512 bytes: that fails as a full disk does.
+    // No file may grow beyond a limit, in blocks of 512 bytes.
     let mut server = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f $1; shift; exec \"$@\"", "sh", &(log / 512 + 600).to_string()])
         .arg(std::env::current_exe().unwrap())
@@ -123,7 +128,41 @@ async fn a_full_disk_ends_the_server_with_a_failure() {
             break;
         }
     }
-    assert_eq!(refused.expect("the disk is full").failure(), (500, "InternalError".into()));
+    assert_eq!(refused.expect("the limit is reached").failure(), (500, "InternalError".into()));
     let ended = tokio::task::spawn_blocking(move || server.wait().unwrap()).await.unwrap();
     assert_eq!(ended.code(), Some(1), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_writes_and_reads_go_on() {
+    let mut cluster = Cluster::start().await;
+    cluster.end().await;
+    let store = cluster.dir().join("store");
+    // The store's folder is a small file system, in namespaces of the server's own.
+    let mut program = Command::new("unshare");
+    let script = "mount -t tmpfs -o size=8m none \"$1\"; shift; exec \"$@\"";
+    program.args(["--mount", "--map-root-user", "sh", "-ec", script, "sh"]).arg(&store);
+    program.arg(std::env::current_exe().unwrap());
+    let mut server = start(&mut cluster, program).await;
+    let inside = PathBuf::from(format!("/proc/{}/root", server.id())).join(store.strip_prefix("/").unwrap());
+    let map = |name: &str| json!({"metadata": {"name": name}, "data": {"x": "x".repeat(100_000)}});
+    let mut events = cluster.watch(&format!("{MAPS}?watch=1")).await;
+    cluster.post(MAPS, map("before")).await.expect(201);
+    std::fs::write(inside.join("ballast"), vec![1; 16 << 20]).expect_err("the file system is small");
+
+    for _ in 0..3 {
+        let refused = cluster.post(MAPS, map("refused")).await;
+        assert_eq!(refused.failure(), (500, "InternalError".into()));
+        let message = refused.json()["message"].to_string();
+        assert!(message.contains("disk is full") && message.contains("store.log"), "{message}");
+    }
+    cluster.get(&format!("{MAPS}/before")).await.expect(200);
+    assert_eq!(cluster.get(&format!("{MAPS}/refused")).await.code, 404);
+    std::fs::remove_file(inside.join("ballast")).unwrap();
+    cluster.post(MAPS, map("after")).await.expect(201);
+    for name in ["before", "after"] {
+        assert_eq!(events.brief().await, ("ADDED".into(), name.into()));
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
 }
