@@ -161,7 +161,7 @@ fn components_without_fsync() -> Result<PathBuf> {
         .context("starting cargo")?;
     ensure!(status.success(), "the control plane without fsync cannot be built");
     let release = "x86_64-unknown-linux-gnu/release";
-    for program in ["kimg-node", "kimg-stage1"] {
+    for program in ["kimg-node", "kimg-stage1", "example-web"] {
         let usual = tools::workspace().join("target").join(release).join(program);
         std::fs::copy(&usual, target.join(release).join(program))
             .with_context(|| format!("copying {}", usual.display()))?;
