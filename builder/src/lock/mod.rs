@@ -187,7 +187,7 @@ mod tests {
             version: version.into(),
             suite: "trixie".into(),
             size: 1,
-            sha256: "00".into(),
+            sha256: "00".repeat(32),
             path: format!("pool/{name}.deb"),
             depends: depends.iter().map(|s| s.to_string()).collect(),
         }
