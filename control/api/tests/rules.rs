@@ -146,6 +146,47 @@ fn tables() {
     assert!(all.is_empty(), "{} cases differ:\n{}", all.len(), all.join("\n"));
 }
 
+/// What the images and the examples bring is without fault.
+#[test]
+fn own_manifests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images");
+    let mut seen = 0;
+    for folder in ["manifests", "examples/web/manifests"] {
+        for file in std::fs::read_dir(root.join(folder)).expect("manifests") {
+            let path = file.expect("file").path();
+            let text = std::fs::read_to_string(&path).expect("manifest");
+            let text = text.replace("{{dns-address}}", "10.96.0.10").replace("{{ip-family}}", "IPv4");
+            for part in text.split("\n---") {
+                let parsed = api::codec::parse_yaml(part.trim_start_matches("---").as_bytes());
+                let mut object = parsed.unwrap_or_else(|e| panic!("{}: {e}", path.display())).value;
+                let (version, name) = (object["apiVersion"].clone(), object["kind"].clone());
+                let (Some(version), Some(name)) = (version.as_str(), name.as_str()) else { continue };
+                let (group, version) = api::kinds::split_api_version(version);
+                let kind = api::kinds::find_kind(group, version, name).unwrap_or_else(|| panic!("no kind {name}"));
+                if kind.namespaced && object["metadata"]["namespace"].is_null() {
+                    object["metadata"]["namespace"] = json!("default");
+                }
+                if name == "Service" {
+                    // As the server has given it an address.
+                    object["spec"]["clusterIP"] = json!("10.96.0.10");
+                    object["spec"]["clusterIPs"] = json!(["10.96.0.10"]);
+                }
+                if name == "Job" {
+                    // And the job's pods a label of their own.
+                    object["spec"]["manualSelector"] = json!(true);
+                    object["spec"]["selector"] = json!({"matchLabels": {"own": "u"}});
+                    object["spec"]["template"]["metadata"]["labels"]["own"] = json!("u");
+                }
+                let at = format!("{}: {name}", path.display());
+                let object = prepared(kind, &object, &at);
+                assert_eq!(api::validation::create(kind, &object), [], "{at}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 15, "{seen} objects");
+}
+
 /// Every kind that can be written has a table.
 #[test]
 fn no_kind_is_left_out() {

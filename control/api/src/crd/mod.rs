@@ -187,5 +187,10 @@ pub fn default_object(value: &mut Value, schema: &Schema) {
     }
 }
 
+/// What is wrong with the syntax of a CEL expression, as admission policies have them.
+pub(crate) fn syntax_fault(text: &str) -> Option<String> {
+    cel::syntax_fault(text)
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
-//! Webhook configurations and admission policies. Expressions are looked at for
-//! being there; what is in them is the evaluator's to judge.
+//! Webhook configurations and admission policies. Of expressions the syntax is looked
+//! at; what they speak of is the evaluator's to judge.
 
-use super::at::{At, Errors};
+use super::at::{At, Errors, text_at};
 use super::selectors::label_selector;
 use crate::names;
 
@@ -155,6 +155,8 @@ fn match_conditions(e: &mut Errors, at: &At) {
         let (name, expression) = (c.get("name"), c.get("expression"));
         if expression.text().trim().is_empty() {
             e.required(&expression, "");
+        } else {
+            syntax(e, &expression);
         }
         if name.is_empty() {
             e.required(&name, "");
@@ -165,6 +167,12 @@ fn match_conditions(e: &mut Errors, at: &At) {
             e.duplicate(&name);
         }
         seen.push(name.text());
+    }
+}
+
+fn syntax(e: &mut Errors, at: &At) {
+    if let Some(fault) = crate::crd::syntax_fault(at.text()) {
+        e.invalid(at, fault);
     }
 }
 
@@ -261,6 +269,9 @@ pub(crate) fn policy(e: &mut Errors, o: &At, mutating: bool) {
     if constraints.is_set() {
         match_resources(e, &constraints);
         e.need(&constraints.get("resourceRules"));
+        if mutating {
+            created_or_changed(e, &constraints.get("resourceRules"));
+        }
     } else {
         e.required(&constraints, "");
     }
@@ -271,21 +282,60 @@ pub(crate) fn policy(e: &mut Errors, o: &At, mutating: bool) {
     if mutating {
         mutations(e, &spec);
     } else {
-        validations(e, &spec);
+        validations(e, &spec, text_at(o.value, "/metadata/name"));
     }
 }
+
+/// What is deleted cannot be mutated.
+fn created_or_changed(e: &mut Errors, rules: &At) {
+    const MUTATING: &[&str] = &["*", "CONNECT", "CREATE", "UPDATE"];
+    for r in rules.items() {
+        for o in r.get("operations").items().filter(|o| !MUTATING.contains(&o.text())) {
+            // The path names no rule: so clients know it.
+            e.not_supported(&rules.named("operations", o.value), MUTATING);
+        }
+    }
+}
+
+/// Words of CEL that name nothing.
+const RESERVED: &[&str] = &[
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
+];
 
 fn variable(e: &mut Errors, v: &At) {
     let (name, expression) = (v.get("name"), v.get("expression"));
     let text = name.text();
     let identifier = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+    let word = !text.is_empty() && !text.as_bytes()[0].is_ascii_digit() && text.bytes().all(identifier);
     if text.trim().is_empty() {
         e.required(&name, "name is not specified");
-    } else if text.as_bytes()[0].is_ascii_digit() || !text.bytes().all(identifier) {
-        e.invalid(&name, "name is not a valid CEL identifier");
+    } else if !word || RESERVED.contains(&text) {
+        e.invalid(&name, "must be a valid CEL identifier");
     }
     if expression.text().trim().is_empty() {
         e.required(&expression, "expression is not specified");
+    } else {
+        syntax(e, &expression);
     }
 }
 
@@ -297,22 +347,30 @@ fn mutations(e: &mut Errors, spec: &At) {
     for m in list.items() {
         let kind = m.get("patchType");
         e.need_one_of(&kind, &["ApplyConfiguration", "JSONPatch"]);
-        let field = match kind.text() {
-            "ApplyConfiguration" => "applyConfiguration",
-            "JSONPatch" => "jsonPatch",
+        let (field, other) = match kind.text() {
+            "ApplyConfiguration" => ("applyConfiguration", "jsonPatch"),
+            "JSONPatch" => ("jsonPatch", "applyConfiguration"),
             _ => continue,
         };
         if !m.get(field).is_set() {
             e.required(&m.get(field), &format!("must be specified when patchType is {}", kind.text()));
         } else {
-            e.need(&m.get(field).get("expression"));
+            let expression = m.get(field);
+            let expression = expression.get("expression");
+            if expression.text().trim().is_empty() {
+                e.required(&expression, "");
+            }
+        }
+        if m.get(other).is_set() {
+            let detail = format!("must not be specified when patchType is {}", kind.text());
+            e.invalid_as(&m.get(other), format!("{{{other}}}"), detail);
         }
     }
     let policy = spec.get("reinvocationPolicy");
     e.need_one_of(&policy, &["IfNeeded", "Never"]);
 }
 
-fn validations(e: &mut Errors, spec: &At) {
+fn validations(e: &mut Errors, spec: &At, policy: &str) {
     let (list, annotations) = (spec.get("validations"), spec.get("auditAnnotations"));
     if list.is_empty() && annotations.is_empty() {
         let detail = "validations or auditAnnotations must contain at least one item";
@@ -322,15 +380,19 @@ fn validations(e: &mut Errors, spec: &At) {
     for v in list.items() {
         if v.get("expression").text().trim().is_empty() {
             e.required(&v.get("expression"), "expression is not specified");
+        } else {
+            syntax(e, &v.get("expression"));
         }
         let (text, message) = (v.get("messageExpression"), v.get("message"));
         if !text.text().is_empty() && text.text().trim().is_empty() {
             e.invalid(&text, "must be non-empty if specified");
+        } else if !text.text().is_empty() {
+            syntax(e, &text);
         }
         if !message.text().is_empty() && message.text().trim().is_empty() {
-            e.invalid(&message, "message must be non-empty if specified");
+            e.invalid(&message, "must be non-empty if specified");
         } else if message.text().trim().contains(['\n', '\r']) {
-            e.invalid(&message, "message must not contain line breaks");
+            e.invalid(&message, "must not contain line breaks");
         }
         e.one_of(&v.get("reason"), &["Forbidden", "Invalid", "RequestEntityTooLarge"]);
     }
@@ -340,15 +402,15 @@ fn validations(e: &mut Errors, spec: &At) {
     let mut seen: Vec<&str> = Vec::new();
     for a in annotations.items() {
         let (key, value) = (a.get("key"), a.get("valueExpression"));
-        if key.is_empty() {
-            e.required(&key, "");
-        } else {
-            e.qualified_name(&key);
-        }
+        // The annotation is called after the policy too.
+        let full = format!("{policy}/{}", key.text());
+        names::qualified_name(&full).into_iter().for_each(|t| e.invalid_as(&key, full.as_str(), t));
         if value.text().trim().is_empty() {
             e.required(&value, "valueExpression is not specified");
-        } else if value.text().len() > 5 * 1024 {
-            e.required(&value, "must not exceed 5kb in length");
+        } else if value.text().trim().len() > 5 * 1024 {
+            e.required(&value, "must not exceed 5120 bytes in length");
+        } else {
+            syntax(e, &value);
         }
         if seen.contains(&key.text()) {
             e.duplicate(&key);
@@ -359,7 +421,9 @@ fn validations(e: &mut Errors, spec: &At) {
 
 fn param_kind(e: &mut Errors, at: &At) {
     let (version, kind) = (at.get("apiVersion"), at.get("kind"));
-    if e.need(&version) {
+    if version.text().matches('/').count() > 1 {
+        e.invalid(&version, format!("unexpected GroupVersion string: {}", version.text()));
+    } else if e.need(&version) {
         let (group, v) = version.text().split_once('/').unwrap_or(("", version.text()));
         let texts = if group.is_empty() { Vec::new() } else { names::dns1123_subdomain(group) };
         if !texts.is_empty() {

@@ -3,6 +3,7 @@
 use super::at::{At, Errors};
 use crate::names;
 use crate::quantity::Quantity;
+use crate::status::FieldError;
 
 /// Resources that a quota counts.
 const QUOTA: &[&str] = &[
@@ -43,7 +44,7 @@ pub(crate) fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
-fn is_native(name: &str) -> bool {
+pub(crate) fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
@@ -113,6 +114,23 @@ fn huge_page_amount(e: &mut Errors, at: &At, resource: &str) {
     let Some(q) = at.quantity() else { return };
     if size <= 0 || q.value() <= 0 || q.value() % size != 0 {
         e.invalid_as(at, q.to_string(), format!("{q} is not positive integer multiple of {resource}"));
+    }
+}
+
+/// Amounts as a container's limits may hold them.
+pub(crate) fn limits(e: &mut Errors, at: &At) {
+    let (mut huge, mut plain) = (false, false);
+    for (resource, value) in at.entries() {
+        container_name(e, &value, resource);
+        amount(e, &value, resource);
+        if is_huge_page(resource) {
+            huge_page_amount(e, &value, resource);
+        }
+        huge |= is_huge_page(resource);
+        plain |= matches!(resource, "cpu" | "memory");
+    }
+    if huge && !plain {
+        e.0.push(FieldError::forbidden(at.path().trim_end_matches(".limits"), "HugePages require cpu or memory"));
     }
 }
 
@@ -189,6 +207,7 @@ fn claim_names(e: &mut Errors, at: &At, known: &[&str]) {
             } else {
                 let mut sorted = known.to_vec();
                 sorted.sort_unstable();
+                sorted.dedup();
                 error.detail.push_str(&format!(": {}", sorted.join(", ")));
             }
             e.0.push(error);

@@ -78,7 +78,7 @@ pub(crate) fn attachment(e: &mut Errors, o: &At) {
         (true, true) => e.forbidden(&source, detail),
         (false, true) if name.is_empty() => e.required(&name, "must specify non empty persistentVolumeName"),
         (false, true) => {}
-        (true, false) => core::volume_spec(e, &inline, true),
+        (true, false) => core::inline_volume_spec(e, &inline),
     }
     e.all(&spec.get("nodeName"), names::dns1123_subdomain(spec.get("nodeName").text()));
 }

@@ -14,6 +14,7 @@ impl Strategy for Pod {
     fn prepare_for_create(&self, _ctx: Context<'_>, new: &mut Value) -> Result<()> {
         complete_resources(new);
         complete_host_ports(new);
+        complete_label_keys(new);
         let mut status = json!({"phase": "Pending", "qosClass": api::qos::class(new)});
         if !items_at(new, "/spec/schedulingGates").is_empty() {
             status["conditions"] = json!([{
@@ -85,6 +86,37 @@ fn complete_host_ports(pod: &mut Value) {
     }
 }
 
+/// Selectors with label keys get the pod's own values of them.
+fn complete_label_keys(pod: &mut Value) {
+    let labels = pod["metadata"]["labels"].clone();
+    let add = |term: &mut Value, keys: &str, operator: &str| {
+        let keys = term[keys].as_array().cloned().unwrap_or_default();
+        let Some(selector) = term["labelSelector"].as_object_mut() else { return };
+        for key in keys.iter().filter_map(Value::as_str) {
+            let Some(value) = labels.get(key) else { continue };
+            if let Some(terms) = selector.entry("matchExpressions").or_insert_with(|| json!([])).as_array_mut() {
+                terms.push(json!({"key": key, "operator": operator, "values": [value]}));
+            }
+        }
+    };
+    for constraint in fields::items_mut(pod, &["spec", "topologySpreadConstraints"]) {
+        add(constraint, "matchLabelKeys", "In");
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let place = |list| ["spec", "affinity", kind, list];
+        for term in fields::items_mut(pod, &place("requiredDuringSchedulingIgnoredDuringExecution")) {
+            add(term, "matchLabelKeys", "In");
+            add(term, "mismatchLabelKeys", "NotIn");
+        }
+        for weighted in fields::items_mut(pod, &place("preferredDuringSchedulingIgnoredDuringExecution")) {
+            if let Some(term) = weighted.get_mut("podAffinityTerm") {
+                add(term, "matchLabelKeys", "In");
+                add(term, "mismatchLabelKeys", "NotIn");
+            }
+        }
+    }
+}
+
 /// `pods/ephemeralcontainers`: the old pod with the new one's ephemeral containers.
 pub fn with_ephemeral_containers(new: &Value, old: &Value) -> Result<Value> {
     let mut out = old.clone();
@@ -114,6 +146,32 @@ pub fn with_resources(new: &Value, old: &Value) -> Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn label_keys_become_requirements() {
+        let term = || {
+            json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "a"}},
+                "matchLabelKeys": ["hash", "none"], "mismatchLabelKeys": ["tenant"]})
+        };
+        let mut pod = json!({"metadata": {"labels": {"app": "a", "hash": "1", "tenant": "t"}}, "spec": {
+            "topologySpreadConstraints": [{"matchLabelKeys": ["hash"], "labelSelector": {}}, {"matchLabelKeys": ["hash"]}],
+            "affinity": {"podAntiAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [term()],
+                "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": term()}],
+            }},
+        }});
+        complete_label_keys(&mut pod);
+        let own = json!({"key": "hash", "operator": "In", "values": ["1"]});
+        let both = json!([own, {"key": "tenant", "operator": "NotIn", "values": ["t"]}]);
+        let anti = &pod["spec"]["affinity"]["podAntiAffinity"];
+        let required = &anti["requiredDuringSchedulingIgnoredDuringExecution"][0];
+        let preferred = &anti["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"];
+        assert_eq!(required["labelSelector"]["matchExpressions"], both);
+        assert_eq!(preferred["labelSelector"]["matchExpressions"], both);
+        let spread = &pod["spec"]["topologySpreadConstraints"];
+        assert_eq!(spread[0]["labelSelector"]["matchExpressions"], json!([own]));
+        assert!(spread[1]["labelSelector"].is_null());
+    }
 
     #[test]
     fn grace() {

@@ -149,6 +149,15 @@ fn compile(text: &str) -> Result<Program, String> {
     Ok(Program { checked, expression, steps: steps + texts, uses_old, lacking })
 }
 
+/// What is wrong with the syntax of an expression that no schema belongs to. Longer ones than rules are let pass:
+/// only rules have that limit.
+pub(super) fn syntax_fault(text: &str) -> Option<String> {
+    if text.len() > MAX_RULE {
+        return None;
+    }
+    on_deep_stack(|| compile(text).err()).unwrap_or_else(Some)
+}
+
 /// Runs `work` where expressions may nest; a fault of the interpreter is an error too.
 fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
     std::thread::scope(|scope| {

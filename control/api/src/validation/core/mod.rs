@@ -12,7 +12,7 @@ pub(crate) use endpoints::{endpoints, event, event_update};
 pub(crate) use limits::{limit_range, quota, quota_status, quota_update};
 pub(crate) use nodes::{node, node_update};
 pub(crate) use services::{balancer_status, ordinary_address, service, service_update};
-pub(crate) use volumes::{claim, claim_spec, claim_status, claim_update, volume, volume_spec, volume_update};
+pub(crate) use volumes::{claim, claim_spec, claim_status, claim_update, inline_volume_spec, volume, volume_update};
 
 use super::at::{At, Errors};
 use super::metadata::{NOT_A_FINALIZER, PLAIN_FINALIZERS};

@@ -1,11 +1,24 @@
 //! Persistent volumes and claims.
 
-use crate::validation::at::{At, Errors, IMMUTABLE, same};
+use crate::names;
+use crate::status::FieldError;
+use crate::validation::at::{At, Errors, IMMUTABLE, same, text_at};
 use crate::validation::{pod, resources, selectors};
 use serde_json::Value;
 
 const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+const RECLAIM: &[&str] = &["Delete", "Recycle", "Retain"];
+
+/// Labels of nodes that took the place of others.
+const RENAMED: [(&str, &str); 5] = [
+    ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
+    ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
+    ("beta.kubernetes.io/os", "kubernetes.io/os"),
+    ("beta.kubernetes.io/arch", "kubernetes.io/arch"),
+    ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
+];
 
 /// Fields of a volume's spec that are not its source.
 const NOT_SOURCE: [&str; 9] = [
@@ -27,7 +40,7 @@ fn access_modes(e: &mut Errors, at: &At, missing: &str) {
     let (mut alone, mut other) = (false, false);
     for mode in at.items() {
         if !MODES.contains(&mode.text()) {
-            e.0.push(crate::status::FieldError::not_supported(at.path(), mode.text(), MODES));
+            e.0.push(FieldError::not_supported(at.path(), mode.text(), MODES));
         } else if mode.text() == "ReadWriteOncePod" {
             alone = true;
         } else {
@@ -47,54 +60,89 @@ fn volume_mode(e: &mut Errors, at: &At) {
 
 /// A persistent volume.
 pub(crate) fn volume(e: &mut Errors, o: &At) {
-    volume_spec(e, &o.get("spec"), false);
+    volume_spec(e, &o.get("spec"), text_at(o.value, "/metadata/name"));
 }
 
-/// A volume's spec; `inline` inside an attachment.
-pub(crate) fn volume_spec(e: &mut Errors, s: &At, inline: bool) {
-    if inline {
-        for field in ["claimRef", "capacity", "nodeAffinity", "storageClassName"] {
-            if !s.get(field).is_empty() {
-                e.forbidden(&s.get(field), "may not be specified in the context of inline volumes");
-            }
-        }
-        if !s.get("csi").is_set() {
-            e.required(&s.get("csi"), "has to be specified in the context of inline volumes");
-        }
-    }
+/// The spec of the volume called `name`.
+fn volume_spec(e: &mut Errors, s: &At, name: &str) {
     access_modes(e, &s.get("accessModes"), "");
-    if !inline {
-        capacity(e, &s.get("capacity"));
-        e.one_of(&s.get("persistentVolumeReclaimPolicy"), &["Delete", "Recycle", "Retain"]);
-        let affinity = s.get("nodeAffinity");
-        if affinity.is_set() {
-            if affinity.get("required").is_set() {
-                selectors::node_selector(e, &affinity.get("required"));
-            } else {
-                e.required(&affinity.get("required"), "must specify required node constraints");
-            }
+    capacity(e, &s.get("capacity"));
+    e.one_of(&s.get("persistentVolumeReclaimPolicy"), RECLAIM);
+    let affinity = s.get("nodeAffinity");
+    if affinity.is_set() {
+        if affinity.get("required").is_set() {
+            selectors::node_selector(e, &affinity.get("required"));
+        } else {
+            e.required(&affinity.get("required"), "must specify required node constraints");
         }
     }
-    pod::persistent_source(e, s);
-    let (path, policy) = (s.get("hostPath.path"), s.get("persistentVolumeReclaimPolicy"));
-    let is_root = !path.is_empty() && path.text().split('/').all(|p| p.is_empty() || p == ".");
-    if is_root && path.text().starts_with('/') && policy.text() == "Recycle" {
-        e.forbidden(&policy, "may not be 'recycle' for a hostPath mount of '/'");
-    }
-    if !inline && !s.get("storageClassName").is_empty() {
+    pod::persistent_source(e, s, name);
+    not_the_root(e, s);
+    if !s.get("storageClassName").is_empty() {
         e.dns_subdomain(&s.get("storageClassName"));
     }
     volume_mode(e, &s.get("volumeMode"));
+    attributes_class(e, s);
+}
+
+/// The spec of a volume that an attachment holds itself.
+pub(crate) fn inline_volume_spec(e: &mut Errors, s: &At) {
+    let not_inline = |e: &mut Errors, field: &str| {
+        let at = s.get(field);
+        let set = if field == "nodeAffinity" { at.is_set() } else { !at.is_empty() };
+        if set {
+            e.forbidden(&at, "may not be specified in the context of inline volumes");
+        }
+    };
+    not_inline(e, "claimRef");
+    not_inline(e, "capacity");
+    if !s.get("csi").is_set() {
+        e.required(&s.get("csi"), "has to be specified in the context of inline volumes");
+    }
+    access_modes(e, &s.get("accessModes"), "");
+    let policy = s.get("persistentVolumeReclaimPolicy");
+    if !policy.is_empty() && policy.text() != "Retain" {
+        e.forbidden(&policy, "may only be Retain in the context of inline volumes");
+    }
+    not_inline(e, "nodeAffinity");
+    pod::persistent_source(e, s, "");
+    not_the_root(e, s);
+    not_inline(e, "storageClassName");
+    let mode = s.get("volumeMode");
+    if mode.is_set() && mode.text() != "Filesystem" {
+        e.forbidden(&mode, "may not specify volumeMode other than Filesystem in the context of inline volumes");
+    }
+    attributes_class(e, s);
+}
+
+/// What empties a volume must not get the node's whole tree.
+fn not_the_root(e: &mut Errors, s: &At) {
+    let (path, policy) = (s.get("hostPath.path"), s.get("persistentVolumeReclaimPolicy"));
+    let mut depth = 0_usize;
+    for part in path.text().split('/') {
+        match part {
+            "" | "." => {}
+            ".." => depth = depth.saturating_sub(1),
+            _ => depth += 1,
+        }
+    }
+    if path.text().starts_with('/') && depth == 0 && policy.text() == "Recycle" {
+        e.forbidden(&policy, "may not be 'recycle' for a hostPath mount of '/'");
+    }
+}
+
+fn attributes_class(e: &mut Errors, s: &At) {
     let class = s.get("volumeAttributesClassName");
-    if class.is_set() {
-        if class.is_empty() {
-            e.required(&class, "an empty string is disallowed");
-        } else {
-            e.dns_subdomain(&class);
-        }
-        if !s.get("csi").is_set() {
-            e.required(&s.get("csi"), "has to be specified when using volumeAttributesClassName");
-        }
+    if !class.is_set() {
+        return;
+    }
+    if class.is_empty() {
+        e.required(&class, "an empty string is disallowed");
+    } else {
+        e.dns_subdomain(&class);
+    }
+    if !s.get("csi").is_set() {
+        e.required(&s.get("csi"), "has to be specified when using volumeAttributesClassName");
     }
 }
 
@@ -104,7 +152,7 @@ fn capacity(e: &mut Errors, at: &At) {
     }
     if !at.key("storage").is_set() || at.len() > 1 {
         let shown = if at.is_set() { at.value.clone() } else { Value::Null };
-        e.0.push(crate::status::FieldError::not_supported(at.path(), shown, &["storage"]));
+        e.0.push(FieldError::not_supported(at.path(), shown, &["storage"]));
     }
     for (_, value) in at.entries() {
         let Some(q) = value.quantity() else { continue };
@@ -140,12 +188,32 @@ pub(crate) fn volume_update(e: &mut Errors, new: &At, old: &At) {
     e.fixed(&mode, old.get("spec.volumeMode").value);
     let was = old.get("spec.nodeAffinity");
     let affinity = new.named("nodeAffinity", new.get("spec.nodeAffinity").value);
-    if was.is_set() && !same(affinity.value, was.value) {
+    if was.is_set() && !same(affinity.value, &renamed(was.value, affinity.value)) {
         e.invalid(&affinity, format!("{IMMUTABLE}, except for updating from beta label to GA"));
     }
     let class = new.get("spec.volumeAttributesClassName");
     if old.get("spec.volumeAttributesClassName").is_set() && !class.is_set() {
         e.forbidden(&class, "update from non-nil value to nil is forbidden");
+    }
+}
+
+/// The affinity that was, with the new names of labels where the new affinity has them.
+fn renamed(was: &Value, is: &Value) -> Value {
+    match (was, is) {
+        (Value::Object(a), Value::Object(b)) => {
+            let value = |k: &str, v: &Value| renamed(v, b.get(k).unwrap_or(&Value::Null));
+            let mut out: serde_json::Map<String, Value> = a.iter().map(|(k, v)| (k.clone(), value(k, v))).collect();
+            let key =
+                |m: &serde_json::Map<String, Value>| m.get("key").and_then(Value::as_str).unwrap_or("").to_string();
+            if RENAMED.iter().any(|(old, new)| *old == key(a) && *new == key(b)) {
+                out.insert("key".into(), key(b).into());
+            }
+            Value::Object(out)
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            Value::Array(a.iter().enumerate().map(|(i, v)| renamed(v, b.get(i).unwrap_or(&Value::Null))).collect())
+        }
+        _ => was.clone(),
     }
 }
 
@@ -233,12 +301,14 @@ pub(crate) fn claim_update(e: &mut Errors, new: &At, old: &At) {
     }
     if annotation(new) != note && !(class.is_set() && note == *class.value) {
         let shown = format!("metadata.annotations.{BETA_CLASS}");
-        e.0.push(crate::status::FieldError::invalid(shown, annotation(new).as_str().unwrap_or(""), IMMUTABLE));
+        e.0.push(FieldError::invalid(shown, annotation(new).as_str().unwrap_or(""), IMMUTABLE));
     }
     let bound = new.get("status.phase").text() == "Bound";
     if bound {
         keep("/resources/requests/storage");
-        keep("/volumeAttributesClassName");
+        if let Some(map) = masked.as_object_mut() {
+            map.insert("volumeAttributesClassName".into(), was.get("volumeAttributesClassName").value.clone());
+        }
     }
     if !same(&masked, was.value) {
         e.forbidden(
@@ -257,20 +327,59 @@ pub(crate) fn claim_update(e: &mut Errors, new: &At, old: &At) {
     let mode = new.named("volumeMode", spec.get("volumeMode").value);
     e.fixed(&mode, was.get("volumeMode").value);
     let attributes = spec.get("volumeAttributesClassName");
-    if was.get("volumeAttributesClassName").is_set() {
-        if !attributes.is_set() {
-            e.forbidden(&attributes, "update from non-nil value to nil is forbidden");
-        } else if attributes.is_empty() {
-            e.forbidden(&attributes, "update from non-nil value to an empty string is forbidden");
-        }
+    let applied = old.get("status.currentVolumeAttributesClassName").is_set();
+    if applied && !same(attributes.value, was.get("volumeAttributesClassName").value) && attributes.is_empty() {
+        let to = if attributes.is_set() { "empty string" } else { "nil" };
+        let detail = format!("update to {to} is forbidden when status.currentVolumeAttributesClassName is not nil");
+        e.forbidden(&attributes, detail);
     }
 }
 
 /// A claim's changed status.
 pub(crate) fn claim_status(e: &mut Errors, o: &At) {
+    const STATES: &[&str] = &[
+        "ControllerResizeInProgress",
+        "ControllerResizeInfeasible",
+        "NodeResizeInProgress",
+        "NodeResizeInfeasible",
+        "NodeResizePending",
+    ];
+    if o.get("spec.accessModes").is_empty() {
+        // The path is what clients know.
+        e.required(&o.named("Spec.accessModes", o.value), "");
+    }
     for (_, q) in o.get("status.capacity").entries() {
-        if let Some(n) = q.quantity().map(|q| q.value()).filter(|n| *n < 0) {
-            e.invalid_as(&q, n, "must be a valid resource quantity");
+        not_negative(e, &q);
+    }
+    let states = o.get("status.allocatedResourceStatuses");
+    for (resource, state) in states.entries() {
+        claim_resource(e, &states, resource);
+        if !STATES.contains(&state.text()) {
+            e.0.push(FieldError::not_supported(states.path(), resource, STATES));
         }
     }
+    let allocated = o.get("status.allocatedResources");
+    for (resource, q) in allocated.entries() {
+        if claim_resource(e, &allocated, resource) && not_negative(e, &q) {
+            resources::amount(e, &q, "storage");
+        }
+    }
+}
+
+fn not_negative(e: &mut Errors, at: &At) -> bool {
+    let below = at.quantity().map(|q| q.value()).filter(|n| *n < 0);
+    if let Some(n) = below {
+        e.invalid_as(at, n, "must be a valid resource quantity");
+    }
+    below.is_none()
+}
+
+/// Storage, or something that is not Kubernetes' own.
+fn claim_resource(e: &mut Errors, at: &At, resource: &str) -> bool {
+    let before = e.0.len();
+    names::qualified_name(resource).into_iter().for_each(|t| e.invalid_as(at, resource, t));
+    if e.0.len() == before && resources::is_native(resource) && resource != "storage" {
+        e.0.push(FieldError::not_supported(at.path(), resource, &["storage"]));
+    }
+    e.0.len() == before
 }

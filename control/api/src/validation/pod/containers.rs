@@ -56,6 +56,10 @@ fn init(e: &mut Errors, s: &At, whole: &Whole) {
                 e.forbidden(&c.get(field), "may not be set for init containers without restartPolicy=Always");
             }
         }
+        for p in c.get("resizePolicy").items().filter(|p| p.get("restartPolicy").text() == "RestartContainer") {
+            let detail = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+            e.invalid(&p.get("restartPolicy"), detail);
+        }
     }
 }
 
@@ -194,7 +198,7 @@ fn resize_policy(e: &mut Errors, at: &At, whole: &Whole) {
             }
         }
         if whole.restart == "Never" && policy.text() != "NotRequired" {
-            e.invalid_as(at, policy.text(), "must be 'NotRequired' when `restartPolicy` is 'Never'");
+            e.invalid_as(at, policy.text(), "must be 'NotRequired' when pod `restartPolicy` is 'Never'");
         }
     }
 }
@@ -212,8 +216,8 @@ fn restart_policy(e: &mut Errors, c: &At) {
         e.too_many(&rules, 20);
     }
     for rule in rules.items() {
-        if rule.get("action").text() != "Restart" {
-            e.not_supported(&rule.get("action"), &["Restart"]);
+        if !["Restart", "RestartAllContainers"].contains(&rule.get("action").text()) {
+            e.not_supported(&rule.get("action"), &["Restart", "RestartAllContainers"]);
         }
         let codes = rule.get("exitCodes");
         if !codes.is_set() {

@@ -87,20 +87,49 @@ fn value_from(e: &mut Errors, from: &At, value: &At) {
                     e.all(&key.get("key"), names::config_key(key.get("key").text()));
                 }
             } else {
-                e.need(&key.get("key"));
-                e.need(&key.get("volumeName"));
-                e.need(&key.get("path"));
+                if e.need(&key.get("key")) {
+                    variable_name(e, &key.get("key"));
+                }
+                if e.need(&key.get("volumeName")) {
+                    e.dns_label(&key.get("volumeName"));
+                }
+                if e.need(&key.get("path")) {
+                    super::volumes::no_backsteps(e, &key.get("path"));
+                }
             }
         }
     }
     let say = |e: &mut Errors, text: &str| e.invalid_as(from, "", text);
     if sources == 0 {
-        say(e, "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`");
+        say(
+            e,
+            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
+        );
     } else if !value.is_empty() {
         say(e, "may not be specified when `value` is not empty");
     } else if sources > 1 {
         say(e, "may not have more than one field specified at a time");
     }
+}
+
+/// Variables from files take them from volumes that are the pod's own.
+pub(super) fn file_volumes(e: &mut Errors, s: &At) {
+    let volumes = s.get("volumes");
+    super::security::each_container(s, |c| {
+        for v in c.get("env").items() {
+            let (reference, name) = (v.get("valueFrom.fileKeyRef"), v.get("valueFrom.fileKeyRef.volumeName"));
+            if !reference.is_set() {
+                continue;
+            }
+            match volumes.items().filter(|v| v.get("name").text() == name.text()).last() {
+                None => e.not_found(&name),
+                Some(v) if !v.get("emptyDir").is_set() => {
+                    e.invalid_as(&name, name.text(), "referenced volume must be of type emptyDir");
+                }
+                Some(_) => {}
+            }
+        }
+    });
 }
 
 /// `envFrom`.

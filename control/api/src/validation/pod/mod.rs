@@ -4,6 +4,7 @@ mod containers;
 mod environment;
 mod handlers;
 mod mounts;
+mod projected;
 mod scheduling;
 mod security;
 mod status;
@@ -17,6 +18,8 @@ pub(crate) use volumes::{driver_name, persistent_source};
 
 use super::at::{At, Errors, text_at};
 use super::{resources, selectors};
+use crate::quantity::Quantity;
+use crate::status::FieldError;
 use serde_json::Value;
 use std::collections::HashMap;
 
@@ -32,6 +35,7 @@ pub(crate) struct Whole<'v> {
     grace: Option<i64>,
     restart: &'v str,
     host_users: bool,
+    os: Option<&'v str>,
 }
 
 /// A new pod.
@@ -52,23 +56,19 @@ fn pod(e: &mut Errors, o: &At) {
     let spec = o.get("spec");
     pod_annotations(e, &o.get("metadata.annotations"), &spec);
     let name = text_at(o.value, "/metadata/name");
-    self::spec(e, &spec, Some(name).filter(|n| !n.is_empty()), &[], true);
-    for list in ["containers", "initContainers"] {
-        spec.get(list).items().for_each(|c| containers::image_of_pod(e, &c));
+    let name = Some(name).filter(|n| !n.is_empty());
+    if o.get("metadata.annotations").key(MIRROR).is_set() && !spec.get("resourceClaims").is_empty() {
+        // The name of no field is what clients know.
+        e.forbidden(&o.get("[]"), "static pods do not support resource claims");
     }
-    let mut sizes: Vec<&str> = Vec::new();
-    for c in spec.get("containers").items() {
-        for side in ["resources.limits", "resources.requests"] {
-            for (k, _) in c.get(side).value.as_object().into_iter().flatten() {
-                if resources::is_huge_page(k) && !sizes.contains(&k.as_str()) {
-                    sizes.push(k);
-                }
-            }
+    self::spec(e, &spec, name, &[], true);
+    if spec.get("serviceAccountName").is_empty() {
+        for token in projected::tokens(&spec) {
+            e.0.push(FieldError::forbidden(token, "must not be specified when serviceAccountName is not set"));
         }
     }
-    if sizes.len() > 1 && spec.get("resources").is_empty() {
-        sizes.sort_unstable();
-        e.invalid_as(&spec, sizes, "must use a single hugepage size in a pod spec");
+    for list in ["containers", "initContainers"] {
+        spec.get(list).items().for_each(|c| containers::image_of_pod(e, &c));
     }
 }
 
@@ -134,10 +134,12 @@ fn spec(e: &mut Errors, s: &At, pod_name: Option<&str>, claims: &[&str], is_pod:
             .into_iter()
             .flatten()
             .filter_map(|c| c["name"].as_str())
+            .filter(|name| !name.is_empty())
             .collect(),
         grace: s.get("terminationGracePeriodSeconds").int(),
         restart: s.get("restartPolicy").text(),
         host_users: s.get("hostUsers").value != &Value::Bool(false),
+        os: s.value.get("os").filter(|os| os.is_object()).map(|os| os["name"].as_str().unwrap_or("")),
     };
     known.extend(claims.iter().map(|c| (*c, &*FROM_CLAIM)));
     let whole = {
@@ -161,27 +163,26 @@ fn spec(e: &mut Errors, s: &At, pod_name: Option<&str>, claims: &[&str], is_pod:
     }
     scheduling::gates(e, &s.get("schedulingGates"));
     scheduling::spread(e, &s.get("topologySpreadConstraints"));
+    security::host_process(e, s);
+    security::user_namespace(e, s);
     names_and_numbers(e, s);
     if s.get("overhead").is_set() {
         let overhead = s.get("overhead");
-        let limits = overhead.named("limits", overhead.value);
-        for (name, q) in limits.entries() {
-            resources::container_name(e, &q, name);
-            resources::amount(e, &q, name);
-        }
+        resources::limits(e, &overhead.named("limits", overhead.value));
     }
     security::operating_system(e, s);
+    environment::file_volumes(e, s);
 }
 
 fn names_and_numbers(e: &mut Errors, s: &At) {
-    security::user_namespace(e, s);
-    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
-        let at = s.get(field);
-        // An empty runtime class is one that was named, and has no name.
-        if !at.is_empty() || (field == "runtimeClassName" && at.is_set()) {
-            e.dns_subdomain(&at);
+    hostname_override(e, s);
+    let name = |e: &mut Errors, field: &str| {
+        if !s.get(field).is_empty() {
+            e.dns_subdomain(&s.get(field));
         }
-    }
+    };
+    name(e, "serviceAccountName");
+    name(e, "nodeName");
     e.between(&s.get("activeDeadlineSeconds"), 1, i64::from(i32::MAX));
     for field in ["hostname", "subdomain"] {
         let at = s.get(field);
@@ -194,9 +195,33 @@ fn names_and_numbers(e: &mut Errors, s: &At) {
         e.ip(&alias.get("ip"));
         alias.get("hostnames").items().for_each(|h| e.dns_subdomain(&h));
     }
+    name(e, "priorityClassName");
+    // An empty runtime class is one that was named, and has no name.
+    if s.get("runtimeClassName").is_set() {
+        e.dns_subdomain(&s.get("runtimeClassName"));
+    }
     if s.get("preemptionPolicy").is_set() {
         e.need_one_of(&s.get("preemptionPolicy"), &["PreemptLowerPriority", "Never"]);
     }
+}
+
+fn hostname_override(e: &mut Errors, s: &At) {
+    let at = s.get("hostnameOverride");
+    if !at.is_set() {
+        return;
+    }
+    for (field, detail) in [
+        ("setHostnameAsFQDN", "may not be specified when setHostnameAsFQDN is true"),
+        ("hostNetwork", "may not be specified when hostNetwork is true"),
+    ] {
+        if s.get(field).is_true() {
+            e.forbidden(&at, detail);
+        }
+    }
+    if at.text().len() > 64 {
+        e.too_long(&at, 64);
+    }
+    e.dns_subdomain(&at);
 }
 
 fn host_network_ports(e: &mut Errors, containers: &At, is_pod: bool) {
@@ -250,23 +275,26 @@ fn pod_resources(e: &mut Errors, s: &At, whole: &Whole) {
     if !at.is_set() {
         return;
     }
+    if whole.os == Some("windows") {
+        return e.forbidden(&at, "may not be set for a windows pod");
+    }
     if at.get("claims").is_set() {
-        e.forbidden(&at.get("claims"), "claims cannot be set for Resources at pod-level");
+        e.forbidden(&at.get("claims"), "claims may not be set for Resources at pod-level");
     }
     resources::requirements(e, &at, &whole.claims, true);
-    let requests = at.get("requests");
-    for resource in ["cpu", "memory"] {
-        let own = requests.key(resource);
-        let mut sum: Option<crate::quantity::Quantity> = None;
-        for c in s.get("containers").items() {
-            if let Some(q) = c.get("resources.requests").key(resource).quantity() {
-                sum = Some(sum.map_or(q, |s| s.plus(&q)));
-            }
-        }
-        if let (Some(sum), Some(q)) = (sum, own.quantity())
+    for (resource, own) in at.get("requests").entries() {
+        if let (Some(sum), Some(q)) = (aggregate(s, "requests", resource), own.quantity())
             && sum > q
         {
             let detail = format!("must be greater than or equal to aggregate container requests of {sum}");
+            e.invalid_as(&own, q.to_string(), detail);
+        }
+    }
+    for (resource, own) in at.get("limits").entries().filter(|(r, _)| resources::is_huge_page(r)) {
+        if let (Some(sum), Some(q)) = (aggregate(s, "limits", resource), own.quantity())
+            && sum > q
+        {
+            let detail = format!("must be greater than or equal to aggregate container limits of {sum}");
             e.invalid_as(&own, q.to_string(), detail);
         }
     }
@@ -281,4 +309,27 @@ fn pod_resources(e: &mut Errors, s: &At, whole: &Whole) {
             }
         }
     }
+}
+
+/// What the containers need of a resource when they need most: all that run together,
+/// or an init container beside the sidecars that were started before it.
+fn aggregate(s: &At, side: &str, resource: &str) -> Option<Quantity> {
+    let amount = |c: &At| c.get("resources").get(side).key(resource).quantity();
+    let plus = |a: Option<Quantity>, b: Option<Quantity>| match (a, b) {
+        (Some(a), Some(b)) => Some(a.plus(&b)),
+        (a, b) => a.or(b),
+    };
+    let mut together = s.get("containers").items().fold(None, |sum, c| plus(sum, amount(&c)));
+    let (mut sidecars, mut most) = (None, None);
+    for c in s.get("initContainers").items() {
+        let own = amount(&c);
+        if c.get("restartPolicy").text() == "Always" {
+            together = plus(together, own);
+            sidecars = plus(sidecars, own);
+            most = most.max(sidecars);
+        } else {
+            most = most.max(plus(sidecars, own));
+        }
+    }
+    together.max(most)
 }

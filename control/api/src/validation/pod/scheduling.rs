@@ -33,6 +33,7 @@ pub(crate) fn tolerations(e: &mut Errors, at: &At) {
                     e.invalid_as(&operator, value.text(), "value must be empty when `operator` is 'Exists'");
                 }
             }
+            "Lt" | "Gt" => e.not_supported(&operator, &["Equal", "Exists", "Lt", "Gt"]),
             _ => e.not_supported(&operator, &["Equal", "Exists"]),
         }
         e.one_of(&effect, EFFECTS);
@@ -97,26 +98,42 @@ fn pod_term(e: &mut Errors, term: &At) {
         let shown = term.named("namespace", name.value);
         e.dns_label(&shown);
     }
-    let selector = term.get("labelSelector");
-    for field in ["matchLabelKeys", "mismatchLabelKeys"] {
-        let keys = term.get(field);
-        if !keys.is_empty() && !selector.is_set() {
-            e.forbidden(&keys, "must not be specified when labelSelector is not set");
-        } else {
-            keys.items().for_each(|k| label_name(e, &k));
-        }
-    }
-    let mismatch = term.get("mismatchLabelKeys");
-    for key in term.get("matchLabelKeys").items() {
-        if mismatch.items().any(|m| m.text() == key.text()) {
-            e.invalid(&key, "exists in both matchLabelKeys and mismatchLabelKeys");
-        }
-    }
+    label_keys(e, term);
     let topology = term.get("topologyKey");
     if topology.is_empty() {
         e.required(&topology, "can not be empty");
     }
     label_name(e, &topology);
+}
+
+/// `matchLabelKeys` and `mismatchLabelKeys` of a term (or of a constraint, which has the first only).
+fn label_keys(e: &mut Errors, term: &At) {
+    let selector = term.get("labelSelector");
+    let (keys, mismatch) = (term.get("matchLabelKeys"), term.get("mismatchLabelKeys"));
+    for list in [&keys, &mismatch] {
+        if !list.is_empty() && !selector.is_set() {
+            e.forbidden(list, "must not be specified when labelSelector is not set");
+        } else {
+            list.items().for_each(|k| label_name(e, &k));
+        }
+    }
+    // What the server adds for a key is in the expressions once; a second mention is the writer's.
+    let mut seen: Vec<&str> =
+        selector.get("matchLabels").value.as_object().map_or(Vec::new(), |m| m.keys().map(String::as_str).collect());
+    for x in selector.get("matchExpressions").items() {
+        let key = x.get("key").text();
+        let listed = keys.items().enumerate().filter(|(_, k)| k.text() == key).map(|(i, _)| i).last();
+        if let (Some(i), true) = (listed, seen.contains(&key)) {
+            // The path is what clients know.
+            e.invalid_as(&term.index(i), key, "exists in both matchLabelKeys and labelSelector");
+        }
+        seen.push(key);
+    }
+    for key in keys.items() {
+        if mismatch.items().any(|m| m.text() == key.text()) {
+            e.invalid(&key, "exists in both matchLabelKeys and mismatchLabelKeys");
+        }
+    }
 }
 
 /// `schedulingGates`.
@@ -166,28 +183,8 @@ pub(super) fn spread(e: &mut Errors, at: &At) {
                 e.not_supported(&c.get(field), &["Honor", "Ignore"]);
             }
         }
-        spread_keys(e, &c);
+        label_keys(e, &c);
         label_selector(e, &c.get("labelSelector"));
-    }
-}
-
-fn spread_keys(e: &mut Errors, c: &At) {
-    let (keys, selector) = (c.get("matchLabelKeys"), c.get("labelSelector"));
-    if keys.is_empty() {
-        return;
-    }
-    if !selector.is_set() {
-        e.forbidden(&keys, "must not be specified when labelSelector is not set");
-    }
-    let expressions = selector.get("matchExpressions");
-    for key in keys.items() {
-        label_name(e, &key);
-        // What the server itself adds for a key is no repetition.
-        if selector.get("matchLabels").value.get(key.text()).is_some()
-            || expressions.items().any(|x| x.get("key").text() == key.text())
-        {
-            e.invalid(&key, "exists in both matchLabelKeys and labelSelector");
-        }
     }
 }
 

@@ -154,22 +154,74 @@ fn windows_options(e: &mut Errors, w: &At) {
         return;
     }
     let text = user.text();
-    let parts: Vec<&str> = text.split('\\').collect();
     let refusal = if text.is_empty() {
         Some("runAsUserName cannot be an empty string")
     } else if text.chars().any(char::is_control) {
         Some("runAsUserName cannot contain control characters")
-    } else if parts.len() > 2 {
+    } else if text.matches('\\').count() > 1 {
         Some("runAsUserName cannot contain more than one backslash")
-    } else if parts.last().is_some_and(|u| u.is_empty()) {
-        Some("runAsUserName's User cannot be empty")
-    } else if parts.last().is_some_and(|u| u.len() > 104) {
-        Some("runAsUserName's User length must not be longer than 104 characters")
     } else {
         None
     };
     if let Some(text) = refusal {
-        e.invalid(&user, text);
+        return e.invalid(&user, text);
+    }
+    let (domain, name) = text.split_once('\\').map_or((None, text), |(d, n)| (Some(d), n));
+    if domain.is_some_and(|d| d.len() >= 256) {
+        e.invalid(&user, "runAsUserName's Domain length must be under 256 characters");
+    }
+    if domain.is_some_and(|d| !is_net_bios(d) && !is_dns_domain(d)) {
+        e.invalid(&user, "runAsUserName's Domain doesn't match the NetBios nor the DNS format");
+    }
+    if name.is_empty() {
+        e.invalid(&user, "runAsUserName's User cannot be empty");
+    } else if name.len() > 104 {
+        e.invalid(&user, "runAsUserName's User length must not be longer than 104 characters");
+    }
+    if !name.is_empty() && name.chars().all(|c| c == '.' || c == ' ') {
+        e.invalid(&user, "runAsUserName's User cannot contain only periods or spaces");
+    }
+    if name.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
+        let detail = r#"runAsUserName's User cannot contain the following characters: "/\:;|=,+*?<>@[]"#;
+        e.invalid(&user, detail);
+    }
+}
+
+fn is_net_bios(domain: &str) -> bool {
+    let plain = |c: char| !"\\/:*?\"<>|".contains(c);
+    !domain.is_empty() && !domain.starts_with('.') && domain.chars().count() <= 15 && domain.chars().all(plain)
+}
+
+fn is_dns_domain(domain: &str) -> bool {
+    domain.split('.').all(|label| label.len() <= 63 && crate::names::dns1123_label(&label.to_lowercase()).is_empty())
+}
+
+/// Containers that are processes of a Windows host: all of a pod's, or none.
+pub(super) fn host_process(e: &mut Errors, s: &At) {
+    const FIELD: &str = "securityContext.windowsOptions.hostProcess";
+    let of_pod = s.get(FIELD).value.as_bool();
+    let (mut all, mut such) = (0, 0);
+    each_container(s, |c| {
+        all += 1;
+        let own = c.get(FIELD);
+        if let (Some(pod), Some(is)) = (of_pod, own.value.as_bool())
+            && pod != is
+        {
+            let detail = format!("pod hostProcess value must be identical if both are specified, was {pod}");
+            e.invalid(&own, detail);
+        }
+        such += usize::from(own.value.as_bool().or(of_pod) == Some(true));
+    });
+    if such == 0 {
+        return;
+    }
+    if such != all {
+        let detail = "If pod contains any hostProcess containers then all containers must be HostProcess containers";
+        e.invalid_as(s, "", detail);
+    }
+    if !s.get("hostNetwork").is_true() {
+        let detail = "hostNetwork must be true if pod contains any hostProcess containers";
+        e.invalid_as(&s.get("hostNetwork"), false, detail);
     }
 }
 
@@ -180,9 +232,14 @@ pub(super) fn user_namespace(e: &mut Errors, s: &At) {
     }
     for (field, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
         if s.get(field).is_true() {
-            e.forbidden(&s.named(shown, s.value), "when `pod.Spec.HostUsers` is false");
+            e.forbidden(&s.named(shown, s.value), "when `hostUsers` is false");
         }
     }
+    each_container(s, |c| {
+        if !c.get("volumeDevices").is_empty() {
+            e.forbidden(&c.get("volumeDevices"), "when `hostUsers` is false");
+        }
+    });
 }
 
 /// `os`, and what the other system's pods cannot have.
@@ -192,7 +249,7 @@ pub(super) fn operating_system(e: &mut Errors, s: &At) {
         return;
     }
     match os.get("name").text() {
-        "" => e.required(&os.get("name"), "cannot be empty"),
+        "" => e.required(&os.get("name"), ""),
         "linux" => {
             let at = s.get("securityContext.windowsOptions");
             if at.is_set() {
@@ -260,7 +317,7 @@ fn not_of_windows(e: &mut Errors, s: &At) {
     });
 }
 
-fn each_container(s: &At, mut f: impl FnMut(&At)) {
+pub(super) fn each_container(s: &At, mut f: impl FnMut(&At)) {
     for list in LISTS {
         s.get(list).items().for_each(|c| f(&c));
     }
@@ -268,29 +325,37 @@ fn each_container(s: &At, mut f: impl FnMut(&At)) {
 
 /// The annotations of before the fields.
 pub(super) fn annotations(e: &mut Errors, at: &At, s: &At) {
-    for (key, value) in at.entries() {
-        if key == SECCOMP_POD || key.starts_with(SECCOMP_CONTAINER) {
-            let shown = at.named(key, value.value);
-            let profile = value.text();
-            if let Some(path) = profile.strip_prefix("localhost/") {
-                if path.split('/').any(|p| p == "..") {
-                    e.invalid_as(&shown, path, "must not contain '..'");
-                }
-            } else if !matches!(profile, "runtime/default" | "docker/default" | "unconfined") {
-                e.invalid(&shown, "must be a valid seccomp profile");
+    let mut seccomp = |key: &str, value: &At| {
+        let shown = at.named(key, value.value);
+        let profile = value.text();
+        if let Some(path) = profile.strip_prefix("localhost/") {
+            if path.starts_with('/') {
+                e.invalid_as(&shown, path, "must be a relative path");
             }
+            if path.split('/').any(|p| p == "..") {
+                e.invalid_as(&shown, path, "must not contain '..'");
+            }
+        } else if !matches!(profile, "runtime/default" | "docker/default" | "unconfined") {
+            e.invalid(&shown, "must be a valid seccomp profile");
         }
-        if let Some(container) = key.strip_prefix(APPARMOR) {
-            let mut found = false;
-            each_container(s, |c| found |= c.get("name").text() == container);
-            if !found {
-                e.invalid_as(&value, container, "container not found");
-            }
-            let profile = value.text();
-            let known = matches!(profile, "" | "runtime/default" | "unconfined") || profile.starts_with("localhost/");
-            if !known {
-                e.invalid(&value, format!("invalid AppArmor profile name: {profile:?}"));
-            }
+    };
+    if at.key(SECCOMP_POD).is_set() {
+        seccomp(SECCOMP_POD, &at.key(SECCOMP_POD));
+    }
+    for (key, value) in at.entries().filter(|(k, _)| k.starts_with(SECCOMP_CONTAINER)) {
+        seccomp(key, &value);
+    }
+    for (key, value) in at.entries() {
+        let Some(container) = key.strip_prefix(APPARMOR) else { continue };
+        let mut found = false;
+        each_container(s, |c| found |= c.get("name").text() == container);
+        if !found {
+            e.invalid_as(&value, container, "container not found");
+        }
+        let profile = value.text();
+        let known = matches!(profile, "" | "runtime/default" | "unconfined") || profile.starts_with("localhost/");
+        if !known {
+            e.invalid(&value, format!("invalid AppArmor profile name: {profile:?}"));
         }
     }
 }
@@ -302,18 +367,22 @@ pub(super) fn annotations_match(e: &mut Errors, at: &At, s: &At) {
     if of_pod.is_set() && profile.is_set() {
         agree(e, "seccomp", of_pod.text(), &profile);
     }
+    each_container(s, |c| {
+        let profile = c.get("securityContext.seccompProfile");
+        let note = at.key(&format!("{SECCOMP_CONTAINER}{}", text_at(c.value, "/name"))).value.as_str();
+        if let (Some(text), true) = (note, profile.is_set()) {
+            agree(e, "seccomp", text, &profile);
+        }
+    });
+    if s.get("os.name").text() == "windows" {
+        return;
+    }
     let default = s.get("securityContext.appArmorProfile");
     each_container(s, |c| {
-        let name = text_at(c.value, "/name");
-        let sc = c.get("securityContext");
-        let seccomp = at.key(&format!("{SECCOMP_CONTAINER}{name}")).value.as_str();
-        if let (Some(text), true) = (seccomp, sc.get("seccompProfile").is_set()) {
-            agree(e, "seccomp", text, &sc.get("seccompProfile"));
-        }
-        let own = sc.get("appArmorProfile");
+        let (sc, own) = (c.get("securityContext"), c.get("securityContext.appArmorProfile"));
         let profile = sc.named("appArmorProfile", if own.is_set() { own.value } else { default.value });
-        let apparmor = at.key(&format!("{APPARMOR}{name}")).value.as_str();
-        if let (Some(text), true) = (apparmor, profile.is_set()) {
+        let note = at.key(&format!("{APPARMOR}{}", text_at(c.value, "/name"))).value.as_str();
+        if let (Some(text), true) = (note, profile.is_set()) {
             agree(e, "apparmor", text, &profile);
         }
     });

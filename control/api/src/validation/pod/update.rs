@@ -45,7 +45,7 @@ pub(crate) fn update(e: &mut Errors, new: &At, old: &At) {
     }
 }
 
-fn annotation_changes(e: &mut Errors, new: &At, old: &At) {
+pub(super) fn annotation_changes(e: &mut Errors, new: &At, old: &At) {
     let (at, was) = (new.get("metadata.annotations"), old.get("metadata.annotations"));
     let mut say = |key: &str, verb: &str| {
         if key.starts_with(APPARMOR) {
@@ -225,56 +225,121 @@ pub(crate) fn resize(e: &mut Errors, new: &At, old: &At) {
     if old.get("spec.os.name").text() == "windows" {
         return refuse(e, "windows pods cannot be resized");
     }
-    let spec = new.get("spec");
-    let class = |o: &At| crate::qos::class(o.value);
-    if class(new) != class(old) {
+    let (spec, was) = (new.get("spec"), old.get("spec"));
+    let class = old.get("status.qosClass").text();
+    let class = if class.is_empty() { crate::qos::class(old.value) } else { class };
+    if class != crate::qos::class(new.value) {
         e.invalid_as(&spec, new.get("status.qosClass").text(), "Pod QOS Class may not change as a result of resizing");
     }
+    let statuses = old.get("status.containerStatuses");
+    if statuses.items().find(|c| c.get("state.running").is_set()).is_some_and(|c| !c.get("resources").is_set()) {
+        e.forbidden(&spec, "Pod running on node without support for resize");
+    }
+    let mut masked = spec.value.clone();
+    pod_level_resize(e, &spec, &was, &mut masked);
+    let before = e.0.len();
+    same_order(e, &spec, &was);
+    if e.0.len() > before {
+        return;
+    }
     for list in ["initContainers", "containers"] {
-        let before = old.get("spec");
-        let before = before.get(list);
-        for (i, c) in spec.get(list).items().enumerate() {
-            let was = before.index(i);
-            let sidecar = c.get("restartPolicy").text() == "Always";
-            if list == "containers" || sidecar {
-                container_resize(e, &c, &was);
-            }
-            let frozen = |c: &At| {
-                let mut c = c.value.clone();
-                for side in ["limits", "requests"] {
-                    if let Some(m) = c.pointer_mut(&format!("/resources/{side}")).and_then(Value::as_object_mut) {
-                        m.remove("cpu");
-                        m.remove("memory");
-                    }
-                }
-                if let Some(m) = c.get_mut("resources").and_then(Value::as_object_mut) {
-                    m.retain(|_, v| v.as_object().is_none_or(|m| !m.is_empty()));
-                }
-                c
-            };
+        let olds = was.get(list);
+        for (c, o) in spec.get(list).items().zip(olds.items()) {
+            let at = c.get("resources");
+            kept(e, &at.get("requests"), &o.get("resources.requests"), "resource requests cannot be removed");
+            kept(e, &at.get("limits"), &o.get("resources.limits"), "resource limits cannot be removed");
+        }
+    }
+    for list in ["containers", "initContainers"] {
+        let olds = was.get(list);
+        for (i, (c, o)) in spec.get(list).items().zip(olds.items()).enumerate() {
+            let slot = &mut masked[list][i];
+            mask_resources(slot, o.value);
+            let other = !same(slot, o.value);
             if list == "containers" {
-                if !same(&frozen(&c), &frozen(&was)) {
+                if other {
                     e.forbidden(&spec, "only cpu and memory resources are mutable");
                 }
-            } else if sidecar {
-                if !same(&frozen(&c), &frozen(&was)) {
-                    e.forbidden(&spec, "only cpu and memory resources for sidecar containers are mutable");
-                }
-            } else if !same(c.value, was.value) {
-                e.forbidden(&spec, "resources for non-sidecar init containers are immutable");
+                continue;
             }
+            if other {
+                e.forbidden(&c, "only cpu and memory resources for init or sidecar containers are mutable");
+            }
+            let sidecar = c.get("restartPolicy").text() == "Always";
+            if !sidecar && !same(c.value, o.value) {
+                let policies = c.get("resizePolicy");
+                for _ in policies.items().filter(|p| p.get("restartPolicy").text() == "RestartContainer") {
+                    let detail =
+                        "non-sidecar init containers with a resize policy of RestartContainer cannot be resized";
+                    e.forbidden(&c, detail);
+                }
+            }
+        }
+    }
+    if e.0.is_empty() && !same(&masked, was.value) {
+        e.forbidden(&spec, "only cpu and memory resources are mutable");
+    }
+}
+
+/// The resources of the pod as a whole; leaves them as they were in `masked`.
+fn pod_level_resize(e: &mut Errors, spec: &At, was: &At, masked: &mut Value) {
+    let (at, old) = (spec.get("resources"), was.get("resources"));
+    let set = |r: &At| !r.get("requests").is_empty() || !r.get("limits").is_empty();
+    if !set(&at) && !set(&old) {
+        return;
+    }
+    if old.is_set() && !at.is_set() {
+        return e.forbidden(&at, "pod-level resources cannot be removed");
+    }
+    kept(e, &at.get("requests"), &old.get("requests"), "pod-level resource requests cannot be removed");
+    kept(e, &at.get("limits"), &old.get("limits"), "pod-level resource limits cannot be removed");
+    mask_resources(masked, was.value);
+    if !same(&masked["resources"], old.value) {
+        e.forbidden(spec, "only cpu and memory resources are mutable at pod-level");
+    }
+}
+
+fn same_order(e: &mut Errors, spec: &At, was: &At) {
+    for list in ["containers", "initContainers"] {
+        let (at, olds) = (spec.get(list), was.get(list));
+        if at.len() != olds.len() {
+            e.forbidden(&at, format!("{list} may not be added or removed on resize"));
+            continue;
+        }
+        for (c, _) in at.items().zip(olds.items()).filter(|(c, o)| c.get("name").text() != o.get("name").text()) {
+            e.forbidden(&c.get("name"), format!("{list} may not be renamed or reordered on resize"));
         }
     }
 }
 
-fn container_resize(e: &mut Errors, c: &At, was: &At) {
-    let at = c.get("resources");
-    for (side, detail) in
-        [("requests", "resource requests cannot be removed"), ("limits", "resource limits cannot be removed")]
-    {
-        let now = at.get(side);
-        if was.get("resources").get(side).entries().any(|(k, _)| !now.key(k).is_set()) {
-            e.forbidden(&now, detail);
+fn kept(e: &mut Errors, now: &At, was: &At, detail: &str) {
+    if was.entries().any(|(k, _)| !now.key(k).is_set()) {
+        e.forbidden(now, detail);
+    }
+}
+
+/// Gives `of` the processor and memory that `old` has.
+fn mask_resources(of: &mut Value, old: &Value) {
+    let mut resources = of["resources"].as_object().cloned().unwrap_or_default();
+    for side in ["limits", "requests"] {
+        let mut amounts = resources.get(side).and_then(Value::as_object).cloned().unwrap_or_default();
+        for name in ["cpu", "memory"] {
+            match old.pointer(&format!("/resources/{side}/{name}")) {
+                Some(q) => amounts.insert(name.into(), q.clone()),
+                None => amounts.remove(name),
+            };
         }
+        // A map that had nothing else is as if it were not there.
+        if amounts.is_empty() && old.pointer(&format!("/resources/{side}")).is_none() {
+            resources.remove(side);
+        } else {
+            resources.insert(side.into(), Value::Object(amounts));
+        }
+    }
+    let Some(of) = of.as_object_mut() else { return };
+    if resources.is_empty() && old.get("resources").is_none() {
+        of.remove("resources");
+    } else {
+        of.insert("resources".into(), Value::Object(resources));
     }
 }

@@ -1,10 +1,12 @@
 //! Volumes of pods, and the sources that persistent volumes have too.
 
-use super::environment;
+use super::{environment, projected};
 use crate::names;
 use crate::validation::at::{At, Errors};
+use regex::Regex;
 use serde_json::Value;
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 /// Sources in the order in which they are looked at, the name that errors inside
 /// give them, the name that a second one is refused by, and the texts each needs.
@@ -116,32 +118,55 @@ fn source(e: &mut Errors, v: &At, pod: Option<&str>, is_pod: bool) {
         found += 1;
         if found > 1 {
             e.forbidden(&v.named(refused, value), SECOND);
-            continue;
+        } else {
+            pod_source(e, v, pod, is_pod, (field, &v.named(shown, value), needed));
         }
-        let at = v.named(shown, value);
-        for n in needed.iter() {
-            e.need(&at.get(n));
-        }
-        match *field {
-            "ephemeral" => ephemeral(e, v, &at, pod),
-            "image" => {
-                if is_pod {
-                    e.need(&at.get("reference"));
-                }
-                e.need_one_of(&at.get("pullPolicy"), &["Always", "IfNotPresent", "Never"]);
-            }
-            "emptyDir" => {
-                if at.get("sizeLimit").quantity().is_some_and(|q| q.sign() < 0) {
-                    e.forbidden(&at.get("sizeLimit"), "SizeLimit field must be a valid resource quantity");
-                }
-            }
-            _ => details(e, field, &at, false),
+        if *field == "iscsi" && too_long_portal(&v.get("iscsi"), v.get("name").text()) {
+            e.invalid_as(&v.get("name"), v.get("name").text(), LONG_PORTAL);
         }
     }
     if found == 0 {
         e.required(v, "must specify a volume type");
     }
 }
+
+fn pod_source(e: &mut Errors, v: &At, pod: Option<&str>, is_pod: bool, (field, at, needed): (&str, &At, &[&str])) {
+    for n in needed.iter() {
+        e.need(&at.get(n));
+    }
+    match field {
+        "ephemeral" => ephemeral(e, v, at, pod),
+        "image" => {
+            if is_pod {
+                e.need(&at.get("reference"));
+            }
+            e.need_one_of(&at.get("pullPolicy"), &["Always", "IfNotPresent", "Never"]);
+        }
+        "emptyDir" => {
+            if at.get("sizeLimit").quantity().is_some_and(|q| q.sign() < 0) {
+                e.forbidden(&at.get("sizeLimit"), "SizeLimit field must be a valid resource quantity");
+            }
+        }
+        _ => details(e, field, at, false),
+    }
+}
+
+/// Metadata that a claim's template may not have.
+const NOT_OF_TEMPLATES: [&str; 13] = [
+    "name",
+    "generateName",
+    "namespace",
+    "selfLink",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "ownerReferences",
+    "finalizers",
+    "managedFields",
+];
 
 fn ephemeral(e: &mut Errors, v: &At, at: &At, pod: Option<&str>) {
     let template = at.get("volumeClaimTemplate");
@@ -151,9 +176,12 @@ fn ephemeral(e: &mut Errors, v: &At, at: &At, pod: Option<&str>) {
         let meta = template.get("metadata");
         super::selectors::annotations(e, &meta.get("annotations"));
         super::selectors::labels(e, &meta.get("labels"));
-        for (key, value) in meta.value.as_object().into_iter().flatten() {
-            if !matches!(key.as_str(), "annotations" | "labels" | "creationTimestamp") && !value.is_null() {
-                e.forbidden(&meta.get(key), "cannot be set");
+        for field in NOT_OF_TEMPLATES {
+            let at = meta.get(field);
+            if !at.is_empty() {
+                // The name is the field's in the server's own form.
+                let shown = if field == "uid" { "uID" } else { field };
+                e.forbidden(&meta.named(shown, at.value), "cannot be set");
             }
         }
         crate::validation::core::claim_spec(e, &template.get("spec"));
@@ -167,8 +195,8 @@ fn ephemeral(e: &mut Errors, v: &At, at: &At, pod: Option<&str>) {
     }
 }
 
-/// The source of a persistent volume; whether one was found.
-pub(crate) fn persistent_source(e: &mut Errors, spec: &At) {
+/// The source of the persistent volume called `name`.
+pub(crate) fn persistent_source(e: &mut Errors, spec: &At, name: &str) {
     let mut found = 0;
     for field in PERSISTENT {
         let value = spec.get(field).value;
@@ -185,6 +213,13 @@ pub(crate) fn persistent_source(e: &mut Errors, spec: &At) {
         let at = spec.named(shown, value);
         for n in needed.iter() {
             e.need(&at.get(n));
+        }
+        if *field == "iscsi" && too_long_portal(&at, name) {
+            e.invalid_as(
+                &at.named("targetportal", at.get("targetPortal").value),
+                at.get("targetPortal").text(),
+                LONG_PORTAL,
+            );
         }
         if *field == "local" {
             if e.need(&at.get("path")) {
@@ -221,8 +256,16 @@ fn details(e: &mut Errors, field: &str, at: &At, persistent: bool) {
             mode(e, &at.get("defaultMode"));
             at.get("items").items().for_each(|f| downward_file(e, &f, at));
         }
-        "projected" => projected(e, at),
-        "iscsi" => iscsi(e, at),
+        "projected" => projected::projected(e, at),
+        "iscsi" => iscsi(e, at, persistent),
+        "glusterfs" if persistent && at.get("endpointsNamespace").is_set() => {
+            let namespace = at.get("endpointsNamespace");
+            if namespace.is_empty() {
+                e.invalid(&namespace, "if the endpointnamespace is set, it must be a valid namespace name");
+            } else {
+                e.dns_label(&namespace);
+            }
+        }
         "fc" => fibre_channel(e, at),
         "flocker" => flocker(e, at),
         "quobyte" => quobyte(e, at),
@@ -282,7 +325,9 @@ fn csi(e: &mut Errors, at: &At, persistent: bool) {
 
 /// The name of a CSI driver.
 pub(crate) fn driver_name(e: &mut Errors, at: &At) {
-    e.need(at);
+    if !e.need(at) {
+        return;
+    }
     if at.text().len() > 63 {
         e.too_long(at, 63);
     }
@@ -290,13 +335,13 @@ pub(crate) fn driver_name(e: &mut Errors, at: &At) {
     e.all(at, texts);
 }
 
-fn mode(e: &mut Errors, at: &At) {
+pub(super) fn mode(e: &mut Errors, at: &At) {
     if at.int().is_some_and(|m| !(0..=0o777).contains(&m)) {
         e.invalid(at, MODE);
     }
 }
 
-fn key_to_path(e: &mut Errors, k: &At) {
+pub(super) fn key_to_path(e: &mut Errors, k: &At) {
     e.need(&k.get("key"));
     e.need(&k.get("path"));
     local_path(e, &k.get("path"));
@@ -311,7 +356,7 @@ pub(super) fn descending_path(e: &mut Errors, at: &At) {
     no_backsteps(e, at);
 }
 
-fn no_backsteps(e: &mut Errors, at: &At) {
+pub(super) fn no_backsteps(e: &mut Errors, at: &At) {
     if at.text().split('/').any(|p| p == "..") {
         e.invalid(at, "must not contain '..'");
     }
@@ -326,7 +371,7 @@ pub(crate) fn local_path(e: &mut Errors, at: &At) {
 }
 
 /// A file of the downward API; errors are about `shown`.
-fn downward_file(e: &mut Errors, f: &At, shown: &At) {
+pub(super) fn downward_file(e: &mut Errors, f: &At, shown: &At) {
     const PATHS: &[&str] =
         &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
     let at = |name: &'static str| shown.named(name, f.get(name).value);
@@ -345,104 +390,6 @@ fn downward_file(e: &mut Errors, f: &At, shown: &At) {
     mode(e, &at("mode"));
 }
 
-fn projected(e: &mut Errors, at: &At) {
-    mode(e, &at.get("defaultMode"));
-    let mut paths: Vec<&str> = Vec::new();
-    let sources = at.get("sources");
-    for s in sources.items() {
-        let mut found = 0;
-        for kind in ["secret", "configMap"] {
-            let source = s.get(kind);
-            if !source.is_set() {
-                continue;
-            }
-            found += 1;
-            e.need(&source.get("name"));
-            for k in source.get("items").items() {
-                key_to_path(e, &k);
-                if !k.get("path").is_empty() {
-                    take_path(e, at, &mut paths, k.get("path").text(), source.get("name").text());
-                }
-            }
-        }
-        let downward = s.get("downwardAPI");
-        if downward.is_set() {
-            found += 1;
-            for f in downward.get("items").items() {
-                downward_file(e, &f, &downward);
-                if !f.get("path").is_empty() {
-                    take_path(e, at, &mut paths, f.get("path").text(), f.get("path").text());
-                }
-            }
-        }
-        if s.get("serviceAccountToken").is_set() {
-            found += 1;
-            token(e, &s.get("serviceAccountToken"), at);
-        }
-        let bundle = s.get("clusterTrustBundle");
-        if bundle.is_set() {
-            found += 1;
-            trust_bundle(e, &bundle);
-            take_path(e, at, &mut paths, bundle.get("path").text(), bundle.get("path").text());
-        }
-        if s.get("podCertificate").is_set() {
-            found += 1;
-            let kinds = ["ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519", "RSA3072", "RSA4096"];
-            e.need(&s.get("podCertificate.signerName"));
-            e.need_one_of(&s.get("podCertificate.keyType"), &kinds);
-        }
-        if found > 1 {
-            e.forbidden(&s, "may not specify more than 1 volume type per source");
-        }
-    }
-}
-
-fn take_path<'v>(e: &mut Errors, at: &At, paths: &mut Vec<&'v str>, path: &'v str, shown: &str) {
-    if paths.contains(&path) {
-        e.invalid_as(at, shown, "conflicting duplicate paths");
-    } else {
-        paths.push(path);
-    }
-}
-
-fn token(e: &mut Errors, t: &At, at: &At) {
-    let seconds = t.get("expirationSeconds");
-    if seconds.int().unwrap_or(0) < 600 {
-        e.invalid_as(&seconds, seconds.int().unwrap_or(0), "may not specify a duration less than 10 minutes");
-    }
-    if seconds.int().is_some_and(|s| s > 1 << 32) {
-        e.invalid(&seconds, "may not specify a duration larger than 2^32 seconds");
-    }
-    let path = at.named("path", t.get("path").value);
-    if e.need(&path) {
-        local_path(e, &path);
-    }
-}
-
-fn trust_bundle(e: &mut Errors, b: &At) {
-    let (name, signer) = (b.get("name"), b.get("signerName"));
-    match (name.is_set(), signer.is_set()) {
-        (true, true) => e.invalid(b, "only one of name and signerName may be used"),
-        (true, false) => {
-            if name.is_empty() {
-                e.required(&name, "must be a valid object name");
-            }
-            if b.get("labelSelector").is_set() {
-                e.invalid(&b.get("labelSelector"), "labelSelector must be unset if name is specified");
-            }
-        }
-        (false, true) => {
-            if signer.is_empty() {
-                e.required(&signer, "must be a valid signer name");
-            }
-            super::selectors::label_selector(e, &b.get("labelSelector"));
-        }
-        (false, false) => e.required(b, "either name or signerName must be specified"),
-    }
-    e.need(&b.get("path"));
-    local_path(e, &b.get("path"));
-}
-
 fn host_path(e: &mut Errors, at: &At) {
     const KINDS: [&str; 8] =
         ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
@@ -452,32 +399,45 @@ fn host_path(e: &mut Errors, at: &At) {
     }
 }
 
-fn iscsi(e: &mut Errors, at: &At) {
-    let bad = |s: &str| {
-        let rest = |n: usize, len: usize| s.len() == n + len && s[n..].bytes().all(|c| c.is_ascii_alphanumeric());
-        match s.get(..4) {
-            Some("iqn.") => !s.as_bytes().get(4).is_some_and(u8::is_ascii_digit) || !s.contains(':'),
-            Some("eui.") => !rest(4, 16),
-            Some("naa.") => !rest(4, 32),
-            _ => true,
-        }
-    };
-    let known = |s: &str| ["iqn", "eui", "naa"].iter().any(|p| s.starts_with(p));
-    for field in ["iqn", "initiatorName"] {
-        let name = at.named(if field == "iqn" { "iqn" } else { "initiatorname" }, at.get(field).value);
-        if name.is_empty() {
-            continue;
-        }
-        if !known(name.text()) {
-            e.invalid(&name, "must be valid format starting with iqn, eui, or naa");
-        } else if bad(name.text()) {
-            e.invalid(&name, "must be valid format");
-        }
+const LONG_PORTAL: &str = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.";
+
+/// Whether the name under which the initiator would know the volume has no room.
+fn too_long_portal(at: &At, volume: &str) -> bool {
+    at.get("initiatorName").is_set() && volume.len() + 1 + at.get("targetPortal").text().len() > 64
+}
+
+fn iscsi(e: &mut Errors, at: &At, persistent: bool) {
+    let (name, initiator) = (at.get("iqn"), at.get("initiatorName"));
+    // The portal and the name were asked for with the other texts.
+    if !name.is_empty() {
+        initiator_name(e, &name, persistent);
     }
     e.between(&at.get("lun"), 0, 255);
     let chap = at.get("chapAuthDiscovery").is_true() || at.get("chapAuthSession").is_true();
     if chap && !at.get("secretRef").is_set() {
         e.required(&at.get("secretRef"), "");
+    }
+    if persistent && at.get("secretRef").is_set() {
+        e.need(&at.get("secretRef.name"));
+    }
+    if initiator.is_set() {
+        initiator_name(e, &at.named("initiatorname", initiator.value), persistent);
+    }
+}
+
+fn initiator_name(e: &mut Errors, at: &At, persistent: bool) {
+    static FORMS: LazyLock<[(&str, Regex); 3]> = LazyLock::new(|| {
+        [
+            ("iqn", r"iqn\.[0-9]{4}-[0-9]{2}\.([[:alnum:].-]+)(:[^,;*&$|\s]+)$"),
+            ("eui", r"^eui.[[:alnum:]]{16}$"),
+            ("naa", r"^naa.[[:alnum:]]{32}$"),
+        ]
+        .map(|(prefix, form)| (prefix, Regex::new(form).expect("a form of names")))
+    });
+    match FORMS.iter().find(|(prefix, _)| at.text().starts_with(prefix)) {
+        Some((_, form)) if form.is_match(at.text()) => {}
+        None if !persistent => e.invalid(at, "must be valid format starting with iqn, eui, or naa"),
+        _ => e.invalid(at, "must be valid format"),
     }
 }
 
@@ -517,10 +477,18 @@ fn quobyte(e: &mut Errors, at: &At) {
         e.required(&registry, PAIRS);
     } else if at.get("tenant").text().len() >= 65 {
         e.required(&at.get("tenant"), "must be a UUID and may not exceed a length of 64 characters");
-    } else if registry.text().split(',').any(|p| !p.contains(':')) {
-        e.invalid(&registry, PAIRS);
+    } else {
+        registry.text().split(',').filter(|p| !is_host_and_port(p)).for_each(|_| e.invalid(&registry, PAIRS));
     }
     e.need(&at.get("volume"));
+}
+
+/// Whether a text has a host and a port, as `host:port` or `[v6]:port`.
+fn is_host_and_port(s: &str) -> bool {
+    match s.strip_prefix('[') {
+        Some(rest) => rest.split_once("]:").is_some_and(|(_, port)| !port.contains([':', '[', ']'])),
+        None => s.matches(':').count() == 1 && !s.contains(['[', ']']),
+    }
 }
 
 fn flex_options(e: &mut Errors, at: &At) {
