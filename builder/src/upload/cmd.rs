@@ -1,9 +1,11 @@
 //! `kimg upload`, `kimg image ls|rm` and `kimg gc`.
 
 use super::digitalocean::DigitalOcean;
+use super::linode::Linode;
 use super::openstack::OpenStack;
 use super::s3::{Bucket, Store};
 use super::settings::Environment;
+use super::vultr::Vultr;
 use super::{Local, Provider, State, upload};
 use crate::config::Settings;
 use crate::image::build::output_dir;
@@ -23,12 +25,18 @@ pub enum Name {
     /// Custom images; fetched from --bucket.
     #[value(name = "digitalocean")]
     DigitalOcean,
+    /// Private images, sent straight there.
+    #[value(name = "linode")]
+    Linode,
     /// Glance, by the variables OS_….
     #[value(name = "openstack")]
     OpenStack,
     /// An S3-compatible bucket.
     #[value(name = "s3")]
     S3,
+    /// Snapshots; fetched from --bucket.
+    #[value(name = "vultr")]
+    Vultr,
 }
 
 /// Where at a provider.
@@ -61,21 +69,23 @@ pub struct PlaceArgs {
 pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>) -> Result<Box<dyn Provider>> {
     let bucket = |region: Option<&str>| -> Result<Bucket> {
         let Some(name) = &place.bucket else {
-            let why = "--bucket is missing: the images' place with s3, and the shelf from which digitalocean fetches";
+            let why =
+                "--bucket is missing: the images' place with s3, and the shelf from which digitalocean and vultr fetch";
             return input::bad(why);
         };
         Bucket::open(client, env, name, &place.prefix, place.endpoint.as_deref(), region)
     };
     let own = place.bucket_region.as_deref();
+    let region = |example: &str| match &place.region {
+        Some(region) => Ok(region.as_str()),
+        None => input::bad(format!("--region is missing, e.g. {example}")),
+    };
     Ok(match name {
         Name::S3 => Box::new(Store::new(bucket(own.or(place.region.as_deref()))?)),
-        Name::DigitalOcean => {
-            let Some(region) = &place.region else {
-                return input::bad("--region is missing, e.g. fra1");
-            };
-            Box::new(DigitalOcean::new(client, env, region, bucket(own)?)?)
-        }
+        Name::DigitalOcean => Box::new(DigitalOcean::new(client, env, region("fra1")?, bucket(own)?)?),
+        Name::Linode => Box::new(Linode::new(client, env, region("eu-central")?)?),
         Name::OpenStack => Box::new(OpenStack::new(client, env, place.region.as_deref())?),
+        Name::Vultr => Box::new(Vultr::new(client, env, bucket(own)?)?),
     })
 }
 

@@ -322,7 +322,7 @@ impl Bucket {
     ///
     /// # Errors
     /// Nobody can, so that the provider could not.
-    pub fn check_public(&self, key: &str, size: u64) -> Result<()> {
+    fn check_public(&self, key: &str, size: u64) -> Result<()> {
         let head = Request::new(Method::HEAD, self.url(key)).would_header("content-length", &size.to_string());
         let answer = self.client.send(&head)?;
         let get = Request::get(self.url(key)).header("range", "bytes=0-0").would(206, &Value::Null);
@@ -340,9 +340,16 @@ impl Bucket {
         Ok(())
     }
 
-    /// A name nobody can guess for a file that others are to fetch.
-    pub fn shelf_key(&self, file: &str) -> String {
-        format!("{}{SHELF}{:032x}/{file}", self.prefix, rand::random::<u128>())
+    /// Puts an image where anybody who knows its name can fetch it, under a name that nobody can guess and that ends
+    /// in `file`. Its address; it is noted in `temporaries`.
+    ///
+    /// # Errors
+    /// The store refuses it, or lets nobody fetch it.
+    pub fn show(&self, file: &str, image: &Local, temporaries: &Temporaries, bar: &ProgressBar) -> Result<String> {
+        let key = format!("{}{SHELF}{:032x}/{file}", self.prefix, rand::random::<u128>());
+        self.put(&key, &image.path, &image.sum.sha256, true, temporaries, bar)?;
+        self.check_public(&key, image.sum.size)?;
+        Ok(self.url(&key))
     }
 
     /// What earlier runs left: uploads that never ended, and what stood on the shelf.

@@ -2,297 +2,56 @@
 //! is everything else gone, and is each call one that the provider has published; with any call failing in any way.
 
 use super::digitalocean::DigitalOcean;
+use super::fakes::{self, Shared, Upload, World, held};
+use super::linode::Linode;
 use super::openstack::OpenStack;
 use super::s3::{Bucket, Store};
 use super::schema::Published;
+use super::vultr::Vultr;
 use super::{Leftover, Local, Provider, Uploaded, upload};
-use crate::cache::hash;
 use crate::image::manifest::FileSum;
 use crate::web::Interrupted;
 use crate::web::fake::{Call, Fault, Reply, Server, Virtual};
 use indicatif::ProgressBar;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What the fakes know. One world is all of a provider's servers.
-#[derive(Default)]
-struct World {
-    objects: BTreeMap<String, Object>,
-    uploads: BTreeMap<String, Upload>,
-    images: BTreeMap<String, Image>,
-    count: usize,
-    /// How often an image is asked for before it is ready.
-    slow: usize,
-    /// The importer does not take what it is given.
-    refuses: bool,
-    /// The bucket lets nobody in.
-    private: bool,
-    /// The store damages what it keeps.
-    damages: bool,
-    /// The token that counts.
-    token: usize,
-    /// Another kimg ends the upload with these bytes before a call of this method.
-    rival: Option<(&'static str, Vec<u8>)>,
-    /// The user interrupts kimg by this clock when an upload has been ended.
-    stops: Option<Arc<Virtual>>,
-    /// Lists have a next page always.
-    endless: bool,
-    /// Where Keystone says that Glance is.
-    glance: Option<&'static str>,
-}
-
-#[derive(Default)]
-struct Object {
-    bytes: Vec<u8>,
-    sum: String,
-    public: bool,
-}
-
-struct Upload {
-    key: String,
-    sum: String,
-    public: bool,
-    parts: BTreeMap<u64, Vec<u8>>,
-}
-
-#[derive(Default)]
-struct Image {
-    name: String,
-    status: String,
-    bytes: Vec<u8>,
-    asked: usize,
-}
-
-type Shared = Arc<Mutex<World>>;
-
-fn held(world: &Shared) -> MutexGuard<'_, World> {
-    world.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn s3(call: &Call, world: &mut World) -> Reply {
-    let key = call.path.strip_prefix("/bucket/").unwrap().to_string();
-    let anonymous = call.header("authorization").is_empty();
-    if anonymous && !world.objects.get(&key).is_some_and(|o| o.public && !world.private) {
-        return Reply::new(403);
-    }
-    if !anonymous && call.header("x-amz-content-sha256") != hash::hex_of(&call.body) {
-        return Reply::new(400).body(b"<Error><Code>XAmzContentSHA256Mismatch</Code></Error>");
-    }
-    let upload = call.asked("uploadId").map(str::to_string);
-    let public = call.header("x-amz-acl") == "public-read";
-    let rival = world.rival.take_if(|(method, _)| *method == call.method && upload.is_some());
-    if let Some((_, bytes)) = rival {
-        world.uploads.clear();
-        world.objects.insert(key.clone(), Object { sum: hash::hex_of(&bytes), bytes, public });
-    }
-    match (call.method.as_str(), upload) {
-        ("GET", None) if key.is_empty() => {
-            let prefix = call.asked("prefix").unwrap_or_default();
-            let of = |key: &str, rest: &str| format!("<Key>{key}</Key>{rest}");
-            let list: String = if call.asked("uploads").is_some() {
-                let found = world.uploads.iter().filter(|(_, u)| u.key.starts_with(prefix));
-                found
-                    .map(|(id, u)| format!("<Upload>{}</Upload>", of(&u.key, &format!("<UploadId>{id}</UploadId>"))))
-                    .collect()
-            } else {
-                let found = world.objects.keys().filter(|k| k.starts_with(prefix));
-                found.map(|k| format!("<Contents>{}</Contents>", of(k, "<LastModified>now</LastModified>"))).collect()
-            };
-            let next = if world.endless { "<NextContinuationToken>t</NextContinuationToken>" } else { "" };
-            let more = format!("<IsTruncated>{}</IsTruncated>{next}", world.endless);
-            Reply::new(200).body(format!("<R>{more}{list}</R>").as_bytes())
-        }
-        ("GET", Some(id)) => match world.uploads.get(&id) {
-            Some(upload) => {
-                let part = |(n, bytes): (&u64, &Vec<u8>)| {
-                    format!(
-                        "<Part><PartNumber>{n}</PartNumber><ETag>&quot;{n}&quot;</ETag><Size>{}</Size></Part>",
-                        bytes.len()
-                    )
-                };
-                Reply::new(200).body(upload.parts.iter().map(part).collect::<String>().as_bytes())
-            }
-            None => Reply::new(404),
-        },
-        ("GET" | "HEAD", None) => match world.objects.get(&key) {
-            Some(object) if call.header("range").is_empty() => {
-                Reply::new(200).header("x-amz-meta-sha256", &object.sum).body(&object.bytes)
-            }
-            Some(object) => Reply::new(206).body(&object.bytes[..1]),
-            None => Reply::new(404),
-        },
-        ("POST", None) => {
-            world.count += 1;
-            let id = format!("u{}", world.count);
-            let sum = call.header("x-amz-meta-sha256").to_string();
-            world.uploads.insert(id.clone(), Upload { key, sum, public, parts: BTreeMap::new() });
-            Reply::new(200).body(format!("<UploadId>{id}</UploadId>").as_bytes())
-        }
-        ("PUT", Some(id)) => {
-            let number: u64 = call.asked("partNumber").unwrap().parse().unwrap();
-            match world.uploads.get_mut(&id) {
-                Some(upload) => {
-                    upload.parts.insert(number, call.body.clone());
-                    Reply::new(200).header("etag", &format!("\"{number}\""))
-                }
-                None => Reply::new(404),
-            }
-        }
-        ("POST", Some(id)) => {
-            let Some(upload) = world.uploads.remove(&id) else { return Reply::new(404) };
-            let named: Vec<u64> = upload.parts.keys().copied().collect();
-            let body = String::from_utf8(call.body.clone()).unwrap();
-            assert!(named.iter().all(|n| body.contains(&format!("<PartNumber>{n}</PartNumber>"))), "{body}");
-            let mut bytes: Vec<u8> = upload.parts.into_values().flatten().collect();
-            if world.damages {
-                bytes[7] ^= 1;
-            }
-            world.objects.insert(upload.key, Object { bytes, sum: upload.sum, public: upload.public });
-            if let Some(clock) = &world.stops {
-                clock.stopped.store(true, Relaxed);
-            }
-            Reply::new(200)
-        }
-        ("PUT", None) => {
-            let sum = call.header("x-amz-meta-sha256").to_string();
-            world.objects.insert(key, Object { bytes: call.body.clone(), sum, public });
-            Reply::new(200)
-        }
-        ("DELETE", Some(id)) => Reply::new(if world.uploads.remove(&id).is_some() { 204 } else { 404 }),
-        ("DELETE", None) => {
-            world.objects.remove(&key);
-            Reply::new(204)
-        }
-        (method, _) => panic!("{method}"),
-    }
-}
-
-fn digitalocean(call: &Call, world: &mut World) -> Reply {
-    if call.header("authorization") != "Bearer t0ken" {
-        return Reply::json(401, &json!({"id": "unauthorized"}));
-    }
-    let shown = |(id, image): (&String, &Image)| {
-        json!({"id": id.parse::<u64>().unwrap(), "name": image.name, "status": image.status,
-            "error_message": if image.status == "deleted" { "not an image" } else { "" }})
-    };
-    let id = call.path.strip_prefix("/v2/images/").map(str::to_string);
-    match (call.method.as_str(), id) {
-        ("GET", None) => {
-            let images: Vec<Value> = world.images.iter().map(shown).collect();
-            let next = world.endless.then(|| format!("http://{}/v2/images?page=2", call.header("host")));
-            Reply::json(200, &json!({"images": images, "links": {"pages": {"next": next}}}))
-        }
-        ("POST", None) => {
-            let body = call.json();
-            let key = body["url"].as_str().unwrap().split("/bucket/").nth(1).unwrap().to_string();
-            world.count += 1;
-            let id = world.count.to_string();
-            let bytes = world.objects.get(&key).map(|o| o.bytes.clone()).unwrap_or_default();
-            let name = body["name"].as_str().unwrap().to_string();
-            world.images.insert(id.clone(), Image { name, status: "NEW".into(), bytes, asked: 0 });
-            Reply::json(202, &json!({"image": shown((&id, &world.images[&id]))}))
-        }
-        ("GET", Some(id)) => {
-            let (slow, refuses) = (world.slow, world.refuses);
-            let Some(image) = world.images.get_mut(&id) else { return Reply::new(404) };
-            image.asked += 1;
-            if image.asked > slow {
-                image.status = if refuses { "deleted".into() } else { "available".into() };
-            } else if image.asked > 1 {
-                image.status = "pending".into();
-            }
-            Reply::json(200, &json!({"image": shown((&id, &world.images[&id]))}))
-        }
-        ("DELETE", Some(id)) => Reply::new(if world.images.remove(&id).is_some() { 204 } else { 404 }),
-        (method, _) => panic!("{method}"),
-    }
-}
-
-fn openstack(call: &Call, world: &mut World) -> Reply {
-    if call.path == "/v3/auth/tokens" {
-        if call.json()["auth"]["identity"]["password"]["user"]["password"] != "s3cr3t" {
-            return Reply::new(401);
-        }
-        world.token += 1;
-        let url = world.glance.map_or(format!("http://{}/image", call.header("host")), str::to_string);
-        let endpoints = json!([{"interface": "public", "region": "R1", "url": url},
-            {"interface": "internal", "region": "R1", "url": "http://inside"}]);
-        let token = json!({"token": {"catalog": [{"type": "image", "endpoints": endpoints}]}});
-        return Reply::json(201, &token).header("x-subject-token", &format!("t{}", world.token));
-    }
-    if call.header("x-auth-token") != format!("t{}", world.token) {
-        return Reply::new(401);
-    }
-    let shown = |(id, image): (&String, &Image)| {
-        let sum = hex::encode(ring::digest::digest(&ring::digest::SHA512, &image.bytes));
-        json!({"id": id, "name": image.name, "status": image.status, "size": image.bytes.len(),
-            "os_hash_algo": "sha512", "os_hash_value": sum})
-    };
-    let id = call.path.strip_prefix("/image/v2/images/").map(str::to_string);
-    match (call.method.as_str(), id) {
-        ("GET", None) => {
-            // One image a page.
-            let after = call.asked("marker").unwrap_or_default();
-            let mut rest = world.images.iter().filter(|(id, _)| id.as_str() > after);
-            let mut page = json!({"images": rest.next().map(shown).into_iter().collect::<Vec<_>>()});
-            if rest.next().is_some() {
-                let marker = page["images"][0]["id"].as_str().unwrap().to_string();
-                page["next"] = json!(format!("/v2/images?tag=kimg&limit=100&marker={marker}"));
-            }
-            if world.endless {
-                page["next"] = json!("/v2/images?tag=kimg&limit=100");
-            }
-            Reply::json(200, &page)
-        }
-        ("POST", None) => {
-            world.count += 1;
-            let id = format!("i{}", world.count);
-            let name = call.json()["name"].as_str().unwrap().to_string();
-            let image = Image { name, status: "queued".into(), ..Image::default() };
-            world.images.insert(id.clone(), image);
-            Reply::json(201, &shown((&id, &world.images[&id])))
-        }
-        ("PUT", Some(path)) => {
-            let (damages, slow) = (world.damages, world.slow);
-            let Some(image) = world.images.get_mut(path.strip_suffix("/file").unwrap()) else { return Reply::new(404) };
-            if image.status != "queued" {
-                return Reply::new(409);
-            }
-            image.bytes.clone_from(&call.body);
-            if damages {
-                image.bytes[7] ^= 1;
-            }
-            image.status = if slow > 0 { "saving".into() } else { "active".into() };
-            Reply::new(204)
-        }
-        ("GET", Some(id)) => {
-            let (slow, refuses) = (world.slow, world.refuses);
-            let Some(image) = world.images.get_mut(&id) else { return Reply::new(404) };
-            image.asked += 1;
-            if image.status == "saving" && image.asked > slow {
-                image.status = "active".into();
-            }
-            if refuses {
-                image.status = "killed".into();
-            }
-            Reply::json(200, &shown((&id, &world.images[&id])))
-        }
-        ("DELETE", Some(id)) => Reply::new(if world.images.remove(&id).is_some() { 204 } else { 404 }),
-        (method, _) => panic!("{method}"),
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
     S3,
     DigitalOcean,
+    Linode,
     OpenStack,
+    Vultr,
 }
 
-const ALL: [Which; 3] = [Which::S3, Which::DigitalOcean, Which::OpenStack];
+const ALL: [Which; 5] = [Which::S3, Which::DigitalOcean, Which::Linode, Which::OpenStack, Which::Vultr];
+
+impl Which {
+    fn answer(self, call: &Call, world: &mut World) -> Reply {
+        match self {
+            _ if call.path.starts_with("/bucket/") => fakes::s3::answer(call, world),
+            Which::S3 => panic!("{}", call.path),
+            Which::DigitalOcean => fakes::digitalocean::answer(call, world),
+            Which::Linode => fakes::linode::answer(call, world),
+            Which::OpenStack => fakes::openstack::answer(call, world),
+            Which::Vultr => fakes::vultr::answer(call, world),
+        }
+    }
+
+    fn published(self) -> Published {
+        Published::new(match self {
+            Which::S3 => include_str!("../../tests/data/providers/s3.json"),
+            Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
+            Which::Linode => include_str!("../../tests/data/providers/linode.json"),
+            Which::OpenStack => include_str!("../../tests/data/providers/openstack.json"),
+            Which::Vultr => include_str!("../../tests/data/providers/vultr.json"),
+        })
+    }
+}
 
 /// A provider and the world that it talks to.
 struct Stage {
@@ -308,11 +67,13 @@ impl Stage {
         let there = world.clone();
         let server = Server::start(move |call| {
             let mut world = held(&there);
-            match which {
-                _ if call.path.starts_with("/bucket/") => s3(call, &mut world),
-                Which::OpenStack => openstack(call, &mut world),
-                _ => digitalocean(call, &mut world),
+            let reply = which.answer(call, &mut world);
+            world.answered += 1;
+            let answered = world.answered;
+            if let Some((clock, _)) = world.stops.as_ref().filter(|(_, before)| answered == before + 1) {
+                clock.stopped.store(true, Relaxed);
             }
+            reply
         });
         Stage { which, world, server, clock: Virtual::new() }
     }
@@ -327,8 +88,8 @@ impl Stage {
             let value = match name {
                 "AWS_ACCESS_KEY_ID" => "key",
                 "AWS_SECRET_ACCESS_KEY" | "OS_PASSWORD" => "s3cr3t",
-                "DIGITALOCEAN_TOKEN" => "t0ken",
-                "DIGITALOCEAN_API_URL" | "OS_AUTH_URL" => url.as_str(),
+                "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" => "t0ken",
+                "DIGITALOCEAN_API_URL" | "LINODE_URL" | "VULTR_API_URL" | "OS_AUTH_URL" => url.as_str(),
                 "OS_USERNAME" | "OS_PROJECT_NAME" => "demo",
                 _ => return None,
             };
@@ -338,7 +99,9 @@ impl Stage {
         match self.which {
             Which::S3 => Box::new(Store::new(bucket())),
             Which::DigitalOcean => Box::new(DigitalOcean::new(client, &env, "fra1", bucket()).unwrap()),
+            Which::Linode => Box::new(Linode::new(client, &env, "eu-central").unwrap()),
             Which::OpenStack => Box::new(OpenStack::new(client, &env, Some("R1")).unwrap()),
+            Which::Vultr => Box::new(Vultr::new(client, &env, bucket()).unwrap()),
         }
     }
 
@@ -375,11 +138,7 @@ impl Stage {
 
     /// `but`: a call that was cut, and so is not what was sent.
     fn check_calls(&self, but: Option<usize>) {
-        let s3 = Published::new(include_str!("../../tests/data/providers/s3.json"));
-        let own = match self.which {
-            Which::OpenStack => Published::new(include_str!("../../tests/data/providers/openstack.json")),
-            _ => Published::new(include_str!("../../tests/data/providers/digitalocean.json")),
-        };
+        let (s3, own) = (Which::S3.published(), self.which.published());
         for (_, call) in self.server.calls().into_iter().enumerate().filter(|(n, _)| Some(*n) != but) {
             if call.path.starts_with("/bucket/") { s3.check(&call) } else { own.check(&call) }
         }
@@ -473,7 +232,12 @@ fn any_call_may_fail_in_any_way() {
 fn what_a_provider_does_not_take_is_said_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let image = image(dir.path());
-    for (which, says) in [(Which::DigitalOcean, "not an image"), (Which::OpenStack, "killed")] {
+    for (which, says) in [
+        (Which::DigitalOcean, "not an image"),
+        (Which::Linode, "did not take"),
+        (Which::OpenStack, "killed"),
+        (Which::Vultr, "did not import"),
+    ] {
         let stage = Stage::new(which);
         stage.world().refuses = true;
         let error = format!("{:#}", stage.upload(&image).unwrap_err());
@@ -487,18 +251,20 @@ fn what_a_provider_does_not_take_is_said_and_removed() {
         assert!(error.contains("damaged"), "{error}");
         assert!(stage.is_empty(), "{which:?}");
     }
-    let stage = Stage::new(Which::DigitalOcean);
-    stage.world().private = true;
-    let error = format!("{:#}", stage.upload(&image).unwrap_err());
-    assert!(error.contains("must allow public objects"), "{error}");
-    assert!(stage.is_empty() && !stage.server.log().iter().any(|c| c == "POST /v2/images"));
+    for which in [Which::DigitalOcean, Which::Vultr] {
+        let stage = Stage::new(which);
+        stage.world().private = true;
+        let error = format!("{:#}", stage.upload(&image).unwrap_err());
+        assert!(error.contains("must allow public objects"), "{error}");
+        assert!(stage.is_empty() && !stage.server.log().iter().any(|c| c.starts_with("POST /v2/")), "{which:?}");
+    }
 }
 
 #[test]
 fn an_import_that_never_ends_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let image = image(dir.path());
-    for which in [Which::DigitalOcean, Which::OpenStack] {
+    for which in ALL.into_iter().filter(|which| *which != Which::S3) {
         let stage = Stage::new(which);
         stage.world().slow = usize::MAX;
         let error = format!("{:#}", stage.upload(&image).unwrap_err());
@@ -539,16 +305,44 @@ fn what_another_run_ended_stays() {
 }
 
 #[test]
-fn an_object_is_removed_when_its_answer_is_not_waited_for() {
+fn whenever_the_user_interrupts_nothing_temporary_stays() {
     let dir = tempfile::tempdir().unwrap();
     let image = image(dir.path());
-    for which in [Which::S3, Which::DigitalOcean] {
-        let stage = Stage::new(which);
-        stage.world().stops = Some(stage.clock.clone());
-        let error = stage.upload(&image).unwrap_err();
-        assert!(error.is::<Interrupted>(), "{error:#}");
-        assert!(stage.is_empty(), "{which:?}");
+    for which in ALL {
+        let mut interrupted = 0;
+        for n in 0.. {
+            let stage = Stage::new(which);
+            stage.world().stops = Some((stage.clock.clone(), n));
+            match stage.upload(&image) {
+                Ok(_) => break,
+                Err(error) => {
+                    assert!(error.is::<Interrupted>(), "{which:?}, call {n}: {error:#}");
+                    assert!(stage.is_empty(), "{which:?}, call {n}: {:?}", stage.rest());
+                    interrupted += 1;
+                }
+            }
+        }
+        assert!(interrupted > 3, "{which:?}");
     }
+}
+
+#[test]
+fn a_place_that_takes_no_bytes_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    let stage = Stage::new(Which::Linode);
+    stage.world().expired = true;
+    let error = format!("{:#}", stage.upload(&image).unwrap_err());
+    assert!(error.contains("has expired") && !error.contains("s3cr3t"), "{error}");
+    assert!(stage.is_empty());
+    let stage = Stage::new(Which::Linode);
+    stage.world().clear = true;
+    let error = format!("{:#}", stage.upload(&image).unwrap_err());
+    assert!(error.contains("without TLS"), "{error}");
+    assert!(stage.is_empty());
+    let large = Local { disk_size: 7 << 30, ..image };
+    let error = Stage::new(Which::Linode).upload(&large).unwrap_err();
+    assert!(error.is::<crate::input::BadInput>(), "{error:#}");
 }
 
 #[test]
@@ -574,16 +368,23 @@ fn a_signature_is_no_older_than_the_try() {
 fn no_token_goes_out_in_clear() {
     let clock = Virtual::new();
     let env = |name: &str| match name {
-        "DIGITALOCEAN_API_URL" | "OS_AUTH_URL" => Some("http://api.example".to_string()),
+        "DIGITALOCEAN_API_URL" | "LINODE_URL" | "VULTR_API_URL" | "OS_AUTH_URL" => {
+            Some("http://api.example".to_string())
+        }
         _ => Some("s3cr3t".to_string()),
     };
     let client = clock.client();
     let bucket = |url: &str| Bucket::open(&client, &env, "bucket", "", Some(url), None);
     assert!(bucket("http://s3.example").is_err() && bucket("httpx://s3.example").is_err());
     let shelf = bucket("https://s3.example").unwrap();
-    let error = DigitalOcean::new(&client, &env, "fra1", shelf).unwrap_err().to_string();
-    assert!(error.contains("https:// only"), "{error}");
-    assert!(OpenStack::new(&client, &env, None).unwrap_err().to_string().contains("https:// only"));
+    for error in [
+        DigitalOcean::new(&client, &env, "fra1", shelf.clone()).unwrap_err(),
+        Linode::new(&client, &env, "eu-central").unwrap_err(),
+        OpenStack::new(&client, &env, None).unwrap_err(),
+        Vultr::new(&client, &env, shelf).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("https:// only"), "{error}");
+    }
     let stage = Stage::new(Which::OpenStack);
     stage.world().glance = Some("http://glance.example/image");
     let error = stage.provider().list().unwrap_err().to_string();
@@ -609,7 +410,9 @@ fn a_dry_run_shows_the_calls_and_no_secret() {
     for (which, call) in [
         (Which::S3, "POST "),
         (Which::DigitalOcean, "POST http"),
+        (Which::Linode, "PUT https://UPLOAD"),
         (Which::OpenStack, "PUT https://GLANCE/v2/images/IMAGE/file"),
+        (Which::Vultr, "/v2/snapshots/create-from-url"),
     ] {
         let stage = Stage::new(which);
         let lines = Arc::new(Mutex::new(Vec::new()));
