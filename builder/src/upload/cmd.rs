@@ -3,6 +3,7 @@
 use super::digitalocean::DigitalOcean;
 use super::linode::Linode;
 use super::openstack::OpenStack;
+use super::proxmox::Proxmox;
 use super::s3::{Bucket, Store};
 use super::settings::Environment;
 use super::vultr::Vultr;
@@ -31,6 +32,9 @@ pub enum Name {
     /// Glance, by the variables OS_….
     #[value(name = "openstack")]
     OpenStack,
+    /// Proxmox VE: a storage's content `import`.
+    #[value(name = "proxmox")]
+    Proxmox,
     /// An S3-compatible bucket.
     #[value(name = "s3")]
     S3,
@@ -57,6 +61,12 @@ pub struct PlaceArgs {
     /// The bucket's region, where it is another than --region
     #[arg(long, value_name = "REGION")]
     bucket_region: Option<String>,
+    /// Node of Proxmox
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Storage of Proxmox, with the content type 'import'
+    #[arg(long, value_name = "NAME", default_value = "local")]
+    storage: String,
     /// PEM file with authorities to trust besides this machine's
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     ca: Option<PathBuf>,
@@ -85,6 +95,12 @@ pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>
         Name::DigitalOcean => Box::new(DigitalOcean::new(client, env, region("fra1")?, bucket(own)?)?),
         Name::Linode => Box::new(Linode::new(client, env, region("eu-central")?)?),
         Name::OpenStack => Box::new(OpenStack::new(client, env, place.region.as_deref())?),
+        Name::Proxmox => {
+            let Some(node) = &place.node else {
+                return input::bad("--node is missing: the node of Proxmox whose storage it is, e.g. pve");
+            };
+            Box::new(Proxmox::new(client, env, node, &place.storage)?)
+        }
         Name::Vultr => Box::new(Vultr::new(client, env, bucket(own)?)?),
     })
 }

@@ -8,6 +8,7 @@ pub mod cmd;
 mod digitalocean;
 mod linode;
 mod openstack;
+mod proxmox;
 pub mod s3;
 pub mod settings;
 mod sigv4;

@@ -5,6 +5,7 @@ use super::digitalocean::DigitalOcean;
 use super::fakes::{self, Shared, Upload, World, held};
 use super::linode::Linode;
 use super::openstack::OpenStack;
+use super::proxmox::Proxmox;
 use super::s3::{Bucket, Store};
 use super::schema::Published;
 use super::vultr::Vultr;
@@ -25,10 +26,11 @@ enum Which {
     DigitalOcean,
     Linode,
     OpenStack,
+    Proxmox,
     Vultr,
 }
 
-const ALL: [Which; 5] = [Which::S3, Which::DigitalOcean, Which::Linode, Which::OpenStack, Which::Vultr];
+const ALL: [Which; 6] = [Which::S3, Which::DigitalOcean, Which::Linode, Which::OpenStack, Which::Proxmox, Which::Vultr];
 
 impl Which {
     fn answer(self, call: &Call, world: &mut World) -> Reply {
@@ -38,6 +40,7 @@ impl Which {
             Which::DigitalOcean => fakes::digitalocean::answer(call, world),
             Which::Linode => fakes::linode::answer(call, world),
             Which::OpenStack => fakes::openstack::answer(call, world),
+            Which::Proxmox => fakes::proxmox::answer(call, world),
             Which::Vultr => fakes::vultr::answer(call, world),
         }
     }
@@ -48,6 +51,7 @@ impl Which {
             Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
             Which::Linode => include_str!("../../tests/data/providers/linode.json"),
             Which::OpenStack => include_str!("../../tests/data/providers/openstack.json"),
+            Which::Proxmox => include_str!("../../tests/data/providers/proxmox.json"),
             Which::Vultr => include_str!("../../tests/data/providers/vultr.json"),
         })
     }
@@ -87,9 +91,10 @@ impl Stage {
         let env = |name: &str| {
             let value = match name {
                 "AWS_ACCESS_KEY_ID" => "key",
-                "AWS_SECRET_ACCESS_KEY" | "OS_PASSWORD" => "s3cr3t",
+                "AWS_SECRET_ACCESS_KEY" | "OS_PASSWORD" | "PROXMOX_TOKEN_SECRET" => "s3cr3t",
+                "PROXMOX_TOKEN_ID" => "kimg@pve!up",
                 "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" => "t0ken",
-                "DIGITALOCEAN_API_URL" | "LINODE_URL" | "VULTR_API_URL" | "OS_AUTH_URL" => url.as_str(),
+                "DIGITALOCEAN_API_URL" | "LINODE_URL" | "VULTR_API_URL" | "OS_AUTH_URL" | "PROXMOX_URL" => url.as_str(),
                 "OS_USERNAME" | "OS_PROJECT_NAME" => "demo",
                 _ => return None,
             };
@@ -101,6 +106,7 @@ impl Stage {
             Which::DigitalOcean => Box::new(DigitalOcean::new(client, &env, "fra1", bucket()).unwrap()),
             Which::Linode => Box::new(Linode::new(client, &env, "eu-central").unwrap()),
             Which::OpenStack => Box::new(OpenStack::new(client, &env, Some("R1")).unwrap()),
+            Which::Proxmox => Box::new(Proxmox::new(client, &env, "pve", "local").unwrap()),
             Which::Vultr => Box::new(Vultr::new(client, &env, bucket()).unwrap()),
         }
     }
@@ -236,6 +242,7 @@ fn what_a_provider_does_not_take_is_said_and_removed() {
         (Which::DigitalOcean, "not an image"),
         (Which::Linode, "did not take"),
         (Which::OpenStack, "killed"),
+        (Which::Proxmox, "checksum mismatch"),
         (Which::Vultr, "did not import"),
     ] {
         let stage = Stage::new(which);
@@ -347,7 +354,8 @@ fn a_place_that_takes_no_bytes_is_given_up() {
 
 #[test]
 fn a_list_without_end_is_given_up() {
-    for which in ALL {
+    // Proxmox has no pages.
+    for which in ALL.into_iter().filter(|which| *which != Which::Proxmox) {
         let stage = Stage::new(which);
         stage.world().endless = true;
         let error = format!("{:#}", stage.provider().list().unwrap_err());
@@ -381,6 +389,7 @@ fn no_token_goes_out_in_clear() {
         DigitalOcean::new(&client, &env, "fra1", shelf.clone()).unwrap_err(),
         Linode::new(&client, &env, "eu-central").unwrap_err(),
         OpenStack::new(&client, &env, None).unwrap_err(),
+        Proxmox::new(&client, &env, "pve", "local").unwrap_err(),
         Vultr::new(&client, &env, shelf).unwrap_err(),
     ] {
         assert!(error.to_string().contains("https:// only"), "{error}");
@@ -412,6 +421,7 @@ fn a_dry_run_shows_the_calls_and_no_secret() {
         (Which::DigitalOcean, "POST http"),
         (Which::Linode, "PUT https://UPLOAD"),
         (Which::OpenStack, "PUT https://GLANCE/v2/images/IMAGE/file"),
+        (Which::Proxmox, "name=\"checksum-algorithm\""),
         (Which::Vultr, "/v2/snapshots/create-from-url"),
     ] {
         let stage = Stage::new(which);

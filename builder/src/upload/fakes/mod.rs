@@ -3,6 +3,7 @@
 pub(super) mod digitalocean;
 pub(super) mod linode;
 pub(super) mod openstack;
+pub(super) mod proxmox;
 pub(super) mod s3;
 pub(super) mod vultr;
 
@@ -16,6 +17,8 @@ pub(super) struct World {
     pub(super) objects: BTreeMap<String, Object>,
     pub(super) uploads: BTreeMap<String, Upload>,
     pub(super) images: BTreeMap<String, Image>,
+    /// What the provider is at work on.
+    pub(super) tasks: BTreeMap<String, Task>,
     pub(super) count: usize,
     /// How many calls have been answered.
     pub(super) answered: usize,
@@ -63,6 +66,24 @@ pub(super) struct Image {
     pub(super) status: String,
     pub(super) bytes: Vec<u8>,
     pub(super) asked: usize,
+}
+
+/// Work that ends when it was asked for often enough.
+pub(super) struct Task {
+    pub(super) asked: usize,
+    /// How it ends.
+    pub(super) end: String,
+    /// What comes of it.
+    pub(super) image: Option<(String, Image)>,
+    pub(super) ended: bool,
+}
+
+impl World {
+    /// The name of a new task.
+    pub(super) fn task(&mut self) -> String {
+        self.count += 1;
+        format!("UPID:{}:", self.count)
+    }
 }
 
 pub(super) type Shared = Arc<Mutex<World>>;
