@@ -1,6 +1,8 @@
 //! `kimg upload`, `kimg image ls|rm` and `kimg gc`.
 
 use super::digitalocean::DigitalOcean;
+use super::gcp::Gcp;
+use super::google::Account;
 use super::linode::Linode;
 use super::openstack::OpenStack;
 use super::proxmox::Proxmox;
@@ -26,6 +28,9 @@ pub enum Name {
     /// Custom images; fetched from --bucket.
     #[value(name = "digitalocean")]
     DigitalOcean,
+    /// Images of Compute Engine; made of an archive in --bucket.
+    #[value(name = "gcp")]
+    Gcp,
     /// Private images, sent straight there.
     #[value(name = "linode")]
     Linode,
@@ -93,6 +98,14 @@ pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>
     Ok(match name {
         Name::S3 => Box::new(Store::new(bucket(own.or(place.region.as_deref()))?)),
         Name::DigitalOcean => Box::new(DigitalOcean::new(client, env, region("fra1")?, bucket(own)?)?),
+        Name::Gcp => {
+            let Some(bucket) = &place.bucket else {
+                return input::bad(
+                    "--bucket is missing: the bucket of Cloud Storage in which the archive stands for a time",
+                );
+            };
+            Box::new(Gcp::new(env, Account::open(client, env)?, bucket)?)
+        }
         Name::Linode => Box::new(Linode::new(client, env, region("eu-central")?)?),
         Name::OpenStack => Box::new(OpenStack::new(client, env, place.region.as_deref())?),
         Name::Proxmox => {

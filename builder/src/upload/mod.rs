@@ -6,6 +6,8 @@
 mod api;
 pub mod cmd;
 mod digitalocean;
+mod gcp;
+mod google;
 mod linode;
 mod openstack;
 mod proxmox;

@@ -2,7 +2,9 @@
 //! is everything else gone, and is each call one that the provider has published; with any call failing in any way.
 
 use super::digitalocean::DigitalOcean;
-use super::fakes::{self, Shared, Upload, World, held};
+use super::fakes::{self, Object, Shared, Upload, World, held};
+use super::gcp::Gcp;
+use super::google::Account;
 use super::linode::Linode;
 use super::openstack::OpenStack;
 use super::proxmox::Proxmox;
@@ -24,13 +26,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 enum Which {
     S3,
     DigitalOcean,
+    Gcp,
     Linode,
     OpenStack,
     Proxmox,
     Vultr,
 }
 
-const ALL: [Which; 6] = [Which::S3, Which::DigitalOcean, Which::Linode, Which::OpenStack, Which::Proxmox, Which::Vultr];
+const ALL: [Which; 7] =
+    [Which::S3, Which::DigitalOcean, Which::Gcp, Which::Linode, Which::OpenStack, Which::Proxmox, Which::Vultr];
 
 impl Which {
     fn answer(self, call: &Call, world: &mut World) -> Reply {
@@ -38,6 +42,7 @@ impl Which {
             _ if call.path.starts_with("/bucket/") => fakes::s3::answer(call, world),
             Which::S3 => panic!("{}", call.path),
             Which::DigitalOcean => fakes::digitalocean::answer(call, world),
+            Which::Gcp => fakes::gcp::answer(call, world),
             Which::Linode => fakes::linode::answer(call, world),
             Which::OpenStack => fakes::openstack::answer(call, world),
             Which::Proxmox => fakes::proxmox::answer(call, world),
@@ -49,6 +54,7 @@ impl Which {
         Published::new(match self {
             Which::S3 => include_str!("../../tests/data/providers/s3.json"),
             Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
+            Which::Gcp => include_str!("../../tests/data/providers/gcp.json"),
             Which::Linode => include_str!("../../tests/data/providers/linode.json"),
             Which::OpenStack => include_str!("../../tests/data/providers/openstack.json"),
             Which::Proxmox => include_str!("../../tests/data/providers/proxmox.json"),
@@ -94,7 +100,13 @@ impl Stage {
                 "AWS_SECRET_ACCESS_KEY" | "OS_PASSWORD" | "PROXMOX_TOKEN_SECRET" => "s3cr3t",
                 "PROXMOX_TOKEN_ID" => "kimg@pve!up",
                 "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" => "t0ken",
-                "DIGITALOCEAN_API_URL" | "LINODE_URL" | "VULTR_API_URL" | "OS_AUTH_URL" | "PROXMOX_URL" => url.as_str(),
+                "DIGITALOCEAN_API_URL"
+                | "LINODE_URL"
+                | "VULTR_API_URL"
+                | "OS_AUTH_URL"
+                | "PROXMOX_URL"
+                | "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"
+                | "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE" => url.as_str(),
                 "OS_USERNAME" | "OS_PROJECT_NAME" => "demo",
                 _ => return None,
             };
@@ -104,6 +116,10 @@ impl Stage {
         match self.which {
             Which::S3 => Box::new(Store::new(bucket())),
             Which::DigitalOcean => Box::new(DigitalOcean::new(client, &env, "fra1", bucket()).unwrap()),
+            Which::Gcp => {
+                let account = Account::of(client, &fakes::gcp::key_file(&url)).unwrap();
+                Box::new(Gcp::new(&env, account, "archive").unwrap().with_pieces_of(PART))
+            }
             Which::Linode => Box::new(Linode::new(client, &env, "eu-central").unwrap()),
             Which::OpenStack => Box::new(OpenStack::new(client, &env, Some("R1")).unwrap()),
             Which::Proxmox => Box::new(Proxmox::new(client, &env, "pve", "local").unwrap()),
@@ -240,6 +256,7 @@ fn what_a_provider_does_not_take_is_said_and_removed() {
     let image = image(dir.path());
     for (which, says) in [
         (Which::DigitalOcean, "not an image"),
+        (Which::Gcp, "no valid disk"),
         (Which::Linode, "did not take"),
         (Which::OpenStack, "killed"),
         (Which::Proxmox, "checksum mismatch"),
@@ -251,7 +268,7 @@ fn what_a_provider_does_not_take_is_said_and_removed() {
         assert!(error.contains(says), "{error}");
         assert!(stage.is_empty(), "{which:?}");
     }
-    for which in [Which::S3, Which::OpenStack] {
+    for which in [Which::S3, Which::Gcp, Which::OpenStack] {
         let stage = Stage::new(which);
         stage.world().damages = true;
         let error = format!("{:#}", stage.upload(&image).unwrap_err());
@@ -297,6 +314,25 @@ fn a_crash_leaves_parts_that_the_next_run_uses() {
     assert!(stage.has(&image));
     let sent: usize = stage.server.calls().iter().filter(|c| c.method == "PUT").map(|c| c.body.len()).sum();
     assert_eq!(sent, bytes.len() - PART as usize);
+}
+
+#[test]
+fn an_archive_that_is_there_is_not_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    // The hundred bytes that the fake does not take at first go there twice.
+    for (flip, sent) in [(0, 0), (1, (160 << 10) + 100)] {
+        let stage = Stage::new(Which::Gcp);
+        let key = format!("kimg-staging-{}.tar.gz", image.name);
+        let mut bytes = std::fs::read(&image.path).unwrap();
+        bytes[9] ^= flip;
+        stage.world().objects.insert(key.clone(), Object { bytes, ..Object::default() });
+        assert_eq!(stage.provider().leftovers().unwrap(), [Leftover { kind: "object".into(), id: key }]);
+        stage.upload(&image).unwrap();
+        assert!(stage.has(&image) && stage.rest().is_empty());
+        let bytes: usize = stage.server.calls().iter().filter(|c| c.method == "PUT").map(|c| c.body.len()).sum();
+        assert_eq!(bytes, sent);
+    }
 }
 
 #[test]
@@ -347,6 +383,11 @@ fn a_place_that_takes_no_bytes_is_given_up() {
     let error = format!("{:#}", stage.upload(&image).unwrap_err());
     assert!(error.contains("without TLS"), "{error}");
     assert!(stage.is_empty());
+    // Cloud Storage gives out another place when it is asked.
+    let stage = Stage::new(Which::Gcp);
+    stage.world().expired = true;
+    stage.upload(&image).unwrap();
+    assert!(stage.has(&image) && stage.rest().is_empty());
     let large = Local { disk_size: 7 << 30, ..image };
     let error = Stage::new(Which::Linode).upload(&large).unwrap_err();
     assert!(error.is::<crate::input::BadInput>(), "{error:#}");
@@ -394,6 +435,13 @@ fn no_token_goes_out_in_clear() {
     ] {
         assert!(error.to_string().contains("https:// only"), "{error}");
     }
+    let account = || Account::of(&client, &fakes::gcp::key_file("https://google.example")).unwrap();
+    for name in ["CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"] {
+        let env = |asked: &str| (asked == name).then(|| "http://google.example".to_string());
+        assert!(Gcp::new(&env, account(), "archive").unwrap_err().to_string().contains("https:// only"));
+    }
+    let error = Account::of(&client, &fakes::gcp::key_file("http://google.example")).unwrap_err();
+    assert!(error.to_string().contains("https:// only"), "{error}");
     let stage = Stage::new(Which::OpenStack);
     stage.world().glance = Some("http://glance.example/image");
     let error = stage.provider().list().unwrap_err().to_string();
@@ -404,12 +452,14 @@ fn no_token_goes_out_in_clear() {
 fn a_token_that_ran_out_is_renewed() {
     let dir = tempfile::tempdir().unwrap();
     let image = image(dir.path());
-    let stage = Stage::new(Which::OpenStack);
-    let provider = stage.provider();
-    provider.list().unwrap();
-    stage.world().token += 1;
-    upload(&*provider, &image, &ProgressBar::hidden()).unwrap();
-    assert!(stage.has(&image));
+    for which in [Which::OpenStack, Which::Gcp] {
+        let stage = Stage::new(which);
+        let provider = stage.provider();
+        provider.list().unwrap();
+        stage.world().token += 1;
+        upload(&*provider, &image, &ProgressBar::hidden()).unwrap();
+        assert!(stage.has(&image), "{which:?}");
+    }
 }
 
 #[test]
@@ -419,6 +469,7 @@ fn a_dry_run_shows_the_calls_and_no_secret() {
     for (which, call) in [
         (Which::S3, "POST "),
         (Which::DigitalOcean, "POST http"),
+        (Which::Gcp, "PUT https://UPLOAD"),
         (Which::Linode, "PUT https://UPLOAD"),
         (Which::OpenStack, "PUT https://GLANCE/v2/images/IMAGE/file"),
         (Which::Proxmox, "name=\"checksum-algorithm\""),

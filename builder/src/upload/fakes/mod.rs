@@ -1,6 +1,7 @@
 //! Providers as they behave: each answers calls by what it knows, and knows what it was told.
 
 pub(super) mod digitalocean;
+pub(super) mod gcp;
 pub(super) mod linode;
 pub(super) mod openstack;
 pub(super) mod proxmox;
@@ -17,6 +18,8 @@ pub(super) struct World {
     pub(super) objects: BTreeMap<String, Object>,
     pub(super) uploads: BTreeMap<String, Upload>,
     pub(super) images: BTreeMap<String, Image>,
+    /// Places for bytes that are forgotten by themselves.
+    pub(super) sessions: BTreeMap<String, Upload>,
     /// What the provider is at work on.
     pub(super) tasks: BTreeMap<String, Task>,
     pub(super) count: usize,
