@@ -1,9 +1,15 @@
 //! `kimg upload`, `kimg image ls|rm` and `kimg gc`.
 
+use super::aws::Aws;
 use super::digitalocean::DigitalOcean;
+use super::gcp::Gcp;
+use super::google::Account;
+use super::linode::Linode;
 use super::openstack::OpenStack;
+use super::proxmox::Proxmox;
 use super::s3::{Bucket, Store};
 use super::settings::Environment;
+use super::vultr::Vultr;
 use super::{Local, Provider, State, upload};
 use crate::config::Settings;
 use crate::image::build::output_dir;
@@ -20,15 +26,30 @@ use std::path::PathBuf;
 /// A provider that takes images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Name {
+    /// Machine images of EC2; sent block by block.
+    #[value(name = "aws")]
+    Aws,
     /// Custom images; fetched from --bucket.
     #[value(name = "digitalocean")]
     DigitalOcean,
+    /// Images of Compute Engine; made of an archive in --bucket.
+    #[value(name = "gcp")]
+    Gcp,
+    /// Private images, sent straight there.
+    #[value(name = "linode")]
+    Linode,
     /// Glance, by the variables OS_….
     #[value(name = "openstack")]
     OpenStack,
+    /// Proxmox VE: a storage's content `import`.
+    #[value(name = "proxmox")]
+    Proxmox,
     /// An S3-compatible bucket.
     #[value(name = "s3")]
     S3,
+    /// Snapshots; fetched from --bucket.
+    #[value(name = "vultr")]
+    Vultr,
 }
 
 /// Where at a provider.
@@ -49,6 +70,12 @@ pub struct PlaceArgs {
     /// The bucket's region, where it is another than --region
     #[arg(long, value_name = "REGION")]
     bucket_region: Option<String>,
+    /// Node of Proxmox
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Storage of Proxmox, with the content type 'import'
+    #[arg(long, value_name = "NAME", default_value = "local")]
+    storage: String,
     /// PEM file with authorities to trust besides this machine's
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     ca: Option<PathBuf>,
@@ -61,21 +88,38 @@ pub struct PlaceArgs {
 pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>) -> Result<Box<dyn Provider>> {
     let bucket = |region: Option<&str>| -> Result<Bucket> {
         let Some(name) = &place.bucket else {
-            let why = "--bucket is missing: the images' place with s3, and the shelf from which digitalocean fetches";
+            let why =
+                "--bucket is missing: the images' place with s3, and the shelf from which digitalocean and vultr fetch";
             return input::bad(why);
         };
         Bucket::open(client, env, name, &place.prefix, place.endpoint.as_deref(), region)
     };
     let own = place.bucket_region.as_deref();
+    let region = |example: &str| match &place.region {
+        Some(region) => Ok(region.as_str()),
+        None => input::bad(format!("--region is missing, e.g. {example}")),
+    };
     Ok(match name {
         Name::S3 => Box::new(Store::new(bucket(own.or(place.region.as_deref()))?)),
-        Name::DigitalOcean => {
-            let Some(region) = &place.region else {
-                return input::bad("--region is missing, e.g. fra1");
+        Name::Aws => Box::new(Aws::new(client, env, place.region.as_deref())?),
+        Name::DigitalOcean => Box::new(DigitalOcean::new(client, env, region("fra1")?, bucket(own)?)?),
+        Name::Gcp => {
+            let Some(bucket) = &place.bucket else {
+                return input::bad(
+                    "--bucket is missing: the bucket of Cloud Storage in which the archive stands for a time",
+                );
             };
-            Box::new(DigitalOcean::new(client, env, region, bucket(own)?)?)
+            Box::new(Gcp::new(env, Account::open(client, env)?, bucket)?)
         }
+        Name::Linode => Box::new(Linode::new(client, env, region("eu-central")?)?),
         Name::OpenStack => Box::new(OpenStack::new(client, env, place.region.as_deref())?),
+        Name::Proxmox => {
+            let Some(node) = &place.node else {
+                return input::bad("--node is missing: the node of Proxmox whose storage it is, e.g. pve");
+            };
+            Box::new(Proxmox::new(client, env, node, &place.storage)?)
+        }
+        Name::Vultr => Box::new(Vultr::new(client, env, bucket(own)?)?),
     })
 }
 

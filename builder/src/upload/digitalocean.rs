@@ -4,12 +4,12 @@
 //! The image stands on a shelf (an object of an S3-compatible bucket, e.g. of Spaces, with a name that nobody can
 //! guess) until the import has ended. DigitalOcean says nothing of the content that it took.
 
+use super::api::Api;
 use super::s3::Bucket;
 use super::settings::{self, Environment};
-use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt};
+use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt};
 use crate::image::output::Format;
-use crate::input;
-use crate::web::{Answer, Client, Request, trust};
+use crate::web::{Client, Request};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -23,20 +23,10 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// An account, a region, and the shelf.
 #[derive(Debug)]
 pub struct DigitalOcean {
-    client: Client,
-    api: String,
-    token: Token,
+    api: Api,
     region: String,
     shelf: Bucket,
     temporaries: Temporaries,
-}
-
-struct Token(String);
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token(…)")
-    }
 }
 
 impl DigitalOcean {
@@ -46,41 +36,8 @@ impl DigitalOcean {
     /// There is no token.
     pub fn new(client: &Client, env: Environment<'_>, region: &str, shelf: Bucket) -> Result<DigitalOcean> {
         let token = settings::need(env, "DIGITALOCEAN_TOKEN", "a token with the scopes image:create, read and delete")?;
-        let api = env("DIGITALOCEAN_API_URL").unwrap_or_else(|| API.into());
-        if !trust::is_safe(&api) {
-            return input::bad(format!("DIGITALOCEAN_API_URL is {api}; a token goes over https:// only"));
-        }
-        Ok(DigitalOcean {
-            client: client.clone(),
-            api: api.trim_end_matches('/').to_string(),
-            token: Token(token),
-            region: region.into(),
-            shelf,
-            temporaries: Temporaries::default(),
-        })
-    }
-
-    fn send(&self, client: &Client, request: Request) -> Result<Answer> {
-        client.send(&request.secret("authorization", format!("Bearer {}", self.token.0)))
-    }
-
-    fn images(&self) -> Result<Vec<Value>> {
-        let (mut all, mut pages) = (Vec::new(), 0);
-        let mut next = Some(format!("{}/v2/images?private=true&per_page=200", self.api));
-        while let Some(url) = next {
-            let request = Request::get(url).would(200, &json!({"images": []}));
-            let page = self.send(&self.client, request)?.expect(&[200])?.json()?;
-            pages += 1;
-            if pages > PAGES {
-                bail!("{} lists without end", self.api);
-            }
-            all.extend(page["images"].as_array().context("the answer has no list of images")?.iter().cloned());
-            next = page["links"]["pages"]["next"].as_str().map(str::to_string);
-            if next.as_ref().is_some_and(|url| !url.starts_with(&format!("{}/", self.api))) {
-                bail!("{} points to another server for its next page", self.api);
-            }
-        }
-        Ok(all)
+        let api = Api::new(client, env, "DIGITALOCEAN_API_URL", API, format!("Bearer {token}"))?;
+        Ok(DigitalOcean { api, region: region.into(), shelf, temporaries: Temporaries::default() })
     }
 }
 
@@ -111,25 +68,25 @@ impl Provider for DigitalOcean {
     }
 
     fn list(&self) -> Result<Vec<Remote>> {
-        Ok(self.images()?.iter().filter_map(remote).collect())
+        let next = |page: &Value| page["links"]["pages"]["next"].as_str().map(str::to_string);
+        let images = self.api.list("/v2/images?private=true&per_page=200", "images", |request| request, next)?;
+        Ok(images.iter().filter_map(remote).collect())
     }
 
     fn import(&self, image: &Local, bar: &ProgressBar) -> Result<String> {
         // The address ends in a file name that the importer knows.
-        let key = self.shelf.shelf_key(&format!("{}.img.gz", image.name));
-        self.shelf.put(&key, &image.path, &image.sum.sha256, true, &self.temporaries, bar)?;
-        self.shelf.check_public(&key, image.sum.size)?;
+        let url = self.shelf.show(&format!("{}.img.gz", image.name), image, &self.temporaries, bar)?;
         let body = json!({
             "name": image.name,
-            "url": self.shelf.url(&key),
+            "url": url,
             "region": self.region,
             "distribution": "Unknown",
             "description": format!("kimg {}, disk sha256 {}", image.role, image.disk_sha256),
             "tags": ["kimg"],
         });
-        let request = Request::post(format!("{}/v2/images", self.api)).json(&body);
+        let request = Request::post(self.api.url("/v2/images")).json(&body);
         let request = request.would(202, &json!({"image": {"id": 1}}));
-        let made = self.send(&self.client, request).and_then(|answer| {
+        let made = self.api.send(request).and_then(|answer| {
             let image = answer.expect(&[202])?.json()?;
             Ok(image["image"]["id"].as_u64().context("the answer names no image")?.to_string())
         });
@@ -137,10 +94,10 @@ impl Provider for DigitalOcean {
     }
 
     fn wait(&self, id: &str, image: &Local) -> Result<()> {
-        self.client.poll(&format!("the import of {} as image {id}", image.name), EVERY, LIMIT, || {
-            let request = Request::get(format!("{}/v2/images/{id}", self.api));
+        self.api.client().poll(&format!("the import of {} as image {id}", image.name), EVERY, LIMIT, || {
+            let request = Request::get(self.api.url(&format!("/v2/images/{id}")));
             let request = request.would(200, &json!({"image": {"status": "available"}}));
-            let answer = self.send(&self.client, request)?;
+            let answer = self.api.send(request)?;
             if answer.status == 404 {
                 bail!("DigitalOcean removed the image {id}; its importer did not take it");
             }
@@ -153,9 +110,7 @@ impl Provider for DigitalOcean {
     }
 
     fn delete(&self, id: &str) -> Result<()> {
-        let request = Request::delete(format!("{}/v2/images/{id}", self.api)).would(204, &Value::Null);
-        self.send(&self.client.for_cleanup(), request)?.expect(&[204, 404])?;
-        Ok(())
+        self.api.remove(&format!("/v2/images/{id}"))
     }
 
     fn tidy(&self) -> Result<()> {

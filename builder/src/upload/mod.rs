@@ -1,15 +1,24 @@
 //! Node images at providers: one trait, one way to upload, and nothing temporary that stays.
 //!
 //! To add a provider: a module with a `Provider`, its arm in [`cmd::open`], its published calls in
-//! `builder/tests/data/providers/NAME.json`, a fake in its tests, its row in `docs/uploads.md`.
+//! `builder/tests/data/providers/NAME.json`, a fake in `fakes/NAME.rs`, its row in `docs/uploads.md`.
 
+mod api;
+mod aws;
 pub mod cmd;
 mod digitalocean;
+mod gcp;
+mod google;
+mod linode;
 mod openstack;
+mod proxmox;
 pub mod s3;
 pub mod settings;
 mod sigv4;
+mod vultr;
 
+#[cfg(test)]
+mod fakes;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]

@@ -90,16 +90,7 @@ impl Bucket {
     }
 
     fn send(&self, client: &Client, request: Request, headers: &[(&str, &str)], sum: &str) -> Result<Answer> {
-        client.send(&self.signed(request, headers, sum))
-    }
-
-    fn signed(&self, request: Request, headers: &[(&str, &str)], sum: &str) -> Request {
-        let headers: Vec<(String, String)> = headers.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        let (signer, sum) = (self.signer.clone(), sum.to_string());
-        request.signed_by(move |request, now| {
-            let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-            signer.sign(request, &headers, &sum, now)
-        })
+        client.send(&self.signer.sign_each(request, headers, sum))
     }
 
     /// Puts a file there, in parts where it is large. What stays behind when it fails is in `temporaries`.
@@ -307,7 +298,7 @@ impl Bucket {
     fn sum_of(&self, key: &str) -> Result<String> {
         let mut tries = 1;
         loop {
-            let request = self.signed(self.request(Method::GET, key, &[]), &[], EMPTY);
+            let request = self.signer.sign_each(self.request(Method::GET, key, &[]), &[], EMPTY);
             let (answer, mut body) = self.client.open(&request)?;
             answer.expect(&[200])?;
             match hash::hex_of_reader(&mut *body) {
@@ -322,7 +313,7 @@ impl Bucket {
     ///
     /// # Errors
     /// Nobody can, so that the provider could not.
-    pub fn check_public(&self, key: &str, size: u64) -> Result<()> {
+    fn check_public(&self, key: &str, size: u64) -> Result<()> {
         let head = Request::new(Method::HEAD, self.url(key)).would_header("content-length", &size.to_string());
         let answer = self.client.send(&head)?;
         let get = Request::get(self.url(key)).header("range", "bytes=0-0").would(206, &Value::Null);
@@ -340,9 +331,16 @@ impl Bucket {
         Ok(())
     }
 
-    /// A name nobody can guess for a file that others are to fetch.
-    pub fn shelf_key(&self, file: &str) -> String {
-        format!("{}{SHELF}{:032x}/{file}", self.prefix, rand::random::<u128>())
+    /// Puts an image where anybody who knows its name can fetch it, under a name that nobody can guess and that ends
+    /// in `file`. Its address; it is noted in `temporaries`.
+    ///
+    /// # Errors
+    /// The store refuses it, or lets nobody fetch it.
+    pub fn show(&self, file: &str, image: &Local, temporaries: &Temporaries, bar: &ProgressBar) -> Result<String> {
+        let key = format!("{}{SHELF}{:032x}/{file}", self.prefix, rand::random::<u128>());
+        self.put(&key, &image.path, &image.sum.sha256, true, temporaries, bar)?;
+        self.check_public(&key, image.sum.size)?;
+        Ok(self.url(&key))
     }
 
     /// What earlier runs left: uploads that never ended, and what stood on the shelf.
@@ -375,7 +373,7 @@ impl Bucket {
 }
 
 /// Access key, secret key and session token.
-fn credentials(env: Environment<'_>) -> Result<(String, String, Option<String>)> {
+pub(super) fn credentials(env: Environment<'_>) -> Result<(String, String, Option<String>)> {
     if let Some(key) = settings::find(env, "AWS_ACCESS_KEY_ID")? {
         let secret = settings::need(env, "AWS_SECRET_ACCESS_KEY", "the secret key of AWS_ACCESS_KEY_ID")?;
         return Ok((key, secret, settings::find(env, "AWS_SESSION_TOKEN")?));
@@ -414,8 +412,8 @@ fn part_of(file: &Path, at: u64, length: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text of all elements of this name, in the flat XML that S3 answers with.
-fn elements(xml: &str, name: &str) -> Vec<String> {
+/// The text of all elements of this name, in the flat XML that AWS answers with.
+pub(super) fn elements(xml: &str, name: &str) -> Vec<String> {
     let (open, close) = (format!("<{name}>"), format!("</{name}>"));
     let mut rest = xml;
     let mut found = Vec::new();

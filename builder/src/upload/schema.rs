@@ -1,5 +1,5 @@
 //! Compares the calls that kimg sends with what a provider has published, as far as `builder/tests/data/providers`
-//! writes it down: paths, queries, header fields, and bodies by the words of JSON Schema that these use.
+//! writes it down: paths, queries, header fields, and bodies and forms by the words of JSON Schema that these use.
 
 use crate::web::fake::Call;
 use serde_json::Value;
@@ -15,7 +15,12 @@ impl Published {
     /// Panics where a call is none of the published ones.
     pub(super) fn check(&self, call: &Call) {
         let calls = self.0["calls"].as_object().unwrap();
-        let what = format!("{} {}", call.method, call.path);
+        let mut what = format!("{} {}", call.method, call.path);
+        if call.path == "/ec2/" {
+            // All calls of EC2 go to one place.
+            let action = call.form().into_iter().find(|(name, ..)| name == "Action").unwrap().2;
+            what.push_str(std::str::from_utf8(&action).unwrap());
+        }
         let (_, published) = calls
             .iter()
             .filter(|(pattern, _)| fits(pattern, &what))
@@ -31,7 +36,14 @@ impl Published {
             assert!(query.iter().any(|known| known == name), "{what} has no parameter {name}");
         }
         if let Some(content) = published["content"].as_str().filter(|_| !call.body.is_empty()) {
-            assert_eq!(call.header("content-type"), content, "{what}");
+            assert_eq!(call.header("content-type").split(';').next(), Some(content), "{what}");
+        }
+        if published["form"].is_object() {
+            let text = |bytes: Vec<u8>| Value::String(String::from_utf8(bytes).unwrap());
+            let field = |(name, file, bytes): (String, Option<String>, Vec<u8>)| {
+                (name, file.map_or_else(|| text(bytes), Value::String))
+            };
+            validate(&what, &published["form"], &call.form().into_iter().map(field).collect());
         }
         if published["body"].is_object() {
             assert_eq!(call.header("content-type"), "application/json", "{what}");

@@ -31,6 +31,32 @@ impl Call {
         self.headers.get(name).map_or("", String::as_str)
     }
 
+    /// The fields of a form (RFC 7578, or packed into one line): name, name of the file, content.
+    pub(crate) fn form(&self) -> Vec<(String, Option<String>, Vec<u8>)> {
+        if self.header("content-type") == "application/x-www-form-urlencoded" {
+            let text = std::str::from_utf8(&self.body).unwrap();
+            let pairs = text.split('&').map(|pair| pair.split_once('=').unwrap());
+            return pairs.map(|(name, value)| (name.to_string(), None, unescaped(value))).collect();
+        }
+        let border = self.header("content-type").strip_prefix("multipart/form-data; boundary=").unwrap();
+        let border = [b"\r\n--", border.as_bytes()].concat();
+        let body = [b"\r\n", &self.body[..]].concat();
+        let at: Vec<usize> = memchr::memmem::find_iter(&body, &border).collect();
+        assert_eq!(&body[at[at.len() - 1] + border.len()..], b"--\r\n", "a form has an end");
+        let parts = at.windows(2).map(|pair| &body[pair[0] + border.len() + 2..pair[1]]);
+        let quoted = |head: &str, key: &str| {
+            let (_, rest) = head.split_once(&format!(" {key}=\""))?;
+            Some(rest.split('"').next().unwrap().to_string())
+        };
+        parts
+            .map(|part| {
+                let end = memchr::memmem::find(part, b"\r\n\r\n").unwrap();
+                let head = std::str::from_utf8(&part[..end]).unwrap();
+                (quoted(head, "name").unwrap(), quoted(head, "filename"), part[end + 4..].to_vec())
+            })
+            .collect()
+    }
+
     /// The value of a query parameter, percent-decoding left out.
     pub(crate) fn asked(&self, name: &str) -> Option<&str> {
         self.query.split('&').filter_map(|p| p.split_once('=').or(Some((p, "")))).find(|(n, _)| *n == name).map(|p| p.1)
@@ -79,6 +105,16 @@ pub(crate) enum Fault {
     After(Reply),
     /// This is answered, and nothing is done.
     Instead(Reply),
+}
+
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        bytes.extend(part[2..].bytes());
+    }
+    bytes
 }
 
 type Handler = dyn Fn(&Call) -> Reply + Send + Sync;

@@ -136,9 +136,11 @@ impl Client {
         }
         self.persist(request, Some(ANSWER_LIMIT), |response| {
             let (head, body) = response.into_parts();
+            // What a call has made is named in its answer: an interrupt is heeded behind it.
+            let reading = if request.is_read() { self.clone() } else { self.for_cleanup() };
             // ureq's own limit counts what came, and that may be packed.
             let mut bytes = Vec::new();
-            self.watched(body).take(ANSWER_SIZE + 1).read_to_end(&mut bytes)?;
+            reading.watched(body).take(ANSWER_SIZE + 1).read_to_end(&mut bytes)?;
             if bytes.len() as u64 > ANSWER_SIZE {
                 return Err(ureq::Error::BodyExceedsLimit(ANSWER_SIZE));
             }

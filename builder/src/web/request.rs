@@ -6,16 +6,18 @@ use indicatif::ProgressBar;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// A part of a file as a request's body; opened anew for each try.
+/// A part of a file as a request's body, in a form where there is something around it; opened anew for each try.
 #[derive(Debug, Clone)]
 pub struct Part {
     path: PathBuf,
     offset: u64,
     length: u64,
+    before: Vec<u8>,
+    after: Vec<u8>,
     bar: ProgressBar,
 }
 
@@ -25,7 +27,8 @@ impl Part {
         let mut file = File::open(&self.path).with_context(|| format!("opening {}", self.path.display()))?;
         file.seek(SeekFrom::Start(self.offset)).with_context(|| format!("reading {}", self.path.display()))?;
         self.bar.set_position(self.offset);
-        Ok(self.bar.wrap_read(file.take(self.length)))
+        let middle = self.bar.wrap_read(file.take(self.length));
+        Ok(Cursor::new(self.before.clone()).chain(middle).chain(Cursor::new(self.after.clone())))
     }
 }
 
@@ -157,8 +160,36 @@ impl Request {
         length: u64,
         bar: &ProgressBar,
     ) -> Request {
-        self.body = Body::File(Part { path: path.into(), offset, length, bar: bar.clone() });
+        let (before, after) = (Vec::new(), Vec::new());
+        self.body = Body::File(Part { path: path.into(), offset, length, before, after, bar: bar.clone() });
         self.header("content-type", kind).header("content-length", length.to_string())
+    }
+
+    /// A form (`multipart/form-data`, RFC 7578) with these fields and then the file `field`, called `name`, of `length`
+    /// bytes, counted on `bar`.
+    #[must_use]
+    pub fn form(
+        mut self,
+        fields: &[(&str, &str)],
+        (field, name): (&str, &str),
+        path: impl Into<PathBuf>,
+        length: u64,
+        bar: &ProgressBar,
+    ) -> Request {
+        // No file holds it: it is chance.
+        let border = format!("kimg{:032x}", rand::random::<u128>());
+        let mut before = String::new();
+        for (name, value) in fields {
+            before
+                .push_str(&format!("--{border}\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n"));
+        }
+        let disposition = format!("Content-Disposition: form-data; name=\"{field}\"; filename=\"{name}\"");
+        before.push_str(&format!("--{border}\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"));
+        let (before, after) = (before.into_bytes(), format!("\r\n--{border}--\r\n").into_bytes());
+        let size = before.len() as u64 + length + after.len() as u64;
+        self.body = Body::File(Part { path: path.into(), offset: 0, length, before, after, bar: bar.clone() });
+        let kind = format!("multipart/form-data; boundary={border}");
+        self.header("content-type", kind).header("content-length", size.to_string())
     }
 
     /// Whether sending it twice is as good as once.
@@ -280,7 +311,10 @@ impl Request {
                 Err(_) => text.push_str(&format!("\n  ({} bytes)", bytes.len())),
             },
             Body::File(part) => {
-                text.push_str(&format!("\n  ({} bytes of {} from {})", part.length, part.path.display(), part.offset));
+                let around =
+                    [&part.before, &part.after].map(|text| String::from_utf8_lossy(text).replace("\r\n", "\n  "));
+                let file = format!("({} bytes of {} from {})", part.length, part.path.display(), part.offset);
+                text.push_str(&format!("\n  {}{file}{}", around[0], around[1]));
             }
         }
         sink(&text);
