@@ -1,5 +1,6 @@
 //! `kimg upload`, `kimg image ls|rm` and `kimg gc`.
 
+use super::aws::Aws;
 use super::digitalocean::DigitalOcean;
 use super::gcp::Gcp;
 use super::google::Account;
@@ -25,6 +26,9 @@ use std::path::PathBuf;
 /// A provider that takes images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Name {
+    /// Machine images of EC2; sent block by block.
+    #[value(name = "aws")]
+    Aws,
     /// Custom images; fetched from --bucket.
     #[value(name = "digitalocean")]
     DigitalOcean,
@@ -97,6 +101,7 @@ pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>
     };
     Ok(match name {
         Name::S3 => Box::new(Store::new(bucket(own.or(place.region.as_deref()))?)),
+        Name::Aws => Box::new(Aws::new(client, env, place.region.as_deref())?),
         Name::DigitalOcean => Box::new(DigitalOcean::new(client, env, region("fra1")?, bucket(own)?)?),
         Name::Gcp => {
             let Some(bucket) = &place.bucket else {

@@ -4,6 +4,7 @@
 //! `builder/tests/data/providers/NAME.json`, a fake in `fakes/NAME.rs`, its row in `docs/uploads.md`.
 
 mod api;
+mod aws;
 pub mod cmd;
 mod digitalocean;
 mod gcp;

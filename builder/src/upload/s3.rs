@@ -90,16 +90,7 @@ impl Bucket {
     }
 
     fn send(&self, client: &Client, request: Request, headers: &[(&str, &str)], sum: &str) -> Result<Answer> {
-        client.send(&self.signed(request, headers, sum))
-    }
-
-    fn signed(&self, request: Request, headers: &[(&str, &str)], sum: &str) -> Request {
-        let headers: Vec<(String, String)> = headers.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        let (signer, sum) = (self.signer.clone(), sum.to_string());
-        request.signed_by(move |request, now| {
-            let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-            signer.sign(request, &headers, &sum, now)
-        })
+        client.send(&self.signer.sign_each(request, headers, sum))
     }
 
     /// Puts a file there, in parts where it is large. What stays behind when it fails is in `temporaries`.
@@ -307,7 +298,7 @@ impl Bucket {
     fn sum_of(&self, key: &str) -> Result<String> {
         let mut tries = 1;
         loop {
-            let request = self.signed(self.request(Method::GET, key, &[]), &[], EMPTY);
+            let request = self.signer.sign_each(self.request(Method::GET, key, &[]), &[], EMPTY);
             let (answer, mut body) = self.client.open(&request)?;
             answer.expect(&[200])?;
             match hash::hex_of_reader(&mut *body) {
@@ -382,7 +373,7 @@ impl Bucket {
 }
 
 /// Access key, secret key and session token.
-fn credentials(env: Environment<'_>) -> Result<(String, String, Option<String>)> {
+pub(super) fn credentials(env: Environment<'_>) -> Result<(String, String, Option<String>)> {
     if let Some(key) = settings::find(env, "AWS_ACCESS_KEY_ID")? {
         let secret = settings::need(env, "AWS_SECRET_ACCESS_KEY", "the secret key of AWS_ACCESS_KEY_ID")?;
         return Ok((key, secret, settings::find(env, "AWS_SESSION_TOKEN")?));
@@ -421,8 +412,8 @@ fn part_of(file: &Path, at: u64, length: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text of all elements of this name, in the flat XML that S3 answers with.
-fn elements(xml: &str, name: &str) -> Vec<String> {
+/// The text of all elements of this name, in the flat XML that AWS answers with.
+pub(super) fn elements(xml: &str, name: &str) -> Vec<String> {
     let (open, close) = (format!("<{name}>"), format!("</{name}>"));
     let mut rest = xml;
     let mut found = Vec::new();

@@ -73,6 +73,17 @@ impl Signer {
         ))
     }
 
+    /// The request signed for each try anew; `headers` and `body_sha256` as for [`Signer::sign`].
+    #[must_use]
+    pub fn sign_each(&self, request: Request, headers: &[(&str, &str)], body_sha256: &str) -> Request {
+        let headers: Vec<(String, String)> = headers.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let (signer, sum) = (self.clone(), body_sha256.to_string());
+        request.signed_by(move |request, now| {
+            let headers: Vec<(&str, &str)> = headers.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            signer.sign(request, &headers, &sum, now)
+        })
+    }
+
     fn signing_key(&self, day: &str) -> Vec<u8> {
         let start = format!("AWS4{}", self.secret).into_bytes();
         [day, &self.region, self.service, "aws4_request"].iter().fold(start, |key, word| keyed(&key, word))

@@ -1,6 +1,7 @@
 //! Every provider against a stateful fake of it. The same questions for all: is the image there once and whole,
 //! is everything else gone, and is each call one that the provider has published; with any call failing in any way.
 
+use super::aws::Aws;
 use super::digitalocean::DigitalOcean;
 use super::fakes::{self, Object, Shared, Upload, World, held};
 use super::gcp::Gcp;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
     S3,
+    Aws,
     DigitalOcean,
     Gcp,
     Linode,
@@ -33,14 +35,23 @@ enum Which {
     Vultr,
 }
 
-const ALL: [Which; 7] =
-    [Which::S3, Which::DigitalOcean, Which::Gcp, Which::Linode, Which::OpenStack, Which::Proxmox, Which::Vultr];
+const ALL: [Which; 8] = [
+    Which::S3,
+    Which::Aws,
+    Which::DigitalOcean,
+    Which::Gcp,
+    Which::Linode,
+    Which::OpenStack,
+    Which::Proxmox,
+    Which::Vultr,
+];
 
 impl Which {
     fn answer(self, call: &Call, world: &mut World) -> Reply {
         match self {
             _ if call.path.starts_with("/bucket/") => fakes::s3::answer(call, world),
             Which::S3 => panic!("{}", call.path),
+            Which::Aws => fakes::aws::answer(call, world),
             Which::DigitalOcean => fakes::digitalocean::answer(call, world),
             Which::Gcp => fakes::gcp::answer(call, world),
             Which::Linode => fakes::linode::answer(call, world),
@@ -53,6 +64,7 @@ impl Which {
     fn published(self) -> Published {
         Published::new(match self {
             Which::S3 => include_str!("../../tests/data/providers/s3.json"),
+            Which::Aws => include_str!("../../tests/data/providers/aws.json"),
             Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
             Which::Gcp => include_str!("../../tests/data/providers/gcp.json"),
             Which::Linode => include_str!("../../tests/data/providers/linode.json"),
@@ -94,9 +106,12 @@ impl Stage {
 
     fn provider_for(&self, client: &crate::web::Client) -> Box<dyn Provider> {
         let url = self.server.url();
+        let (ebs, ec2) = (format!("{url}/ebs"), format!("{url}/ec2"));
         let env = |name: &str| {
             let value = match name {
                 "AWS_ACCESS_KEY_ID" => "key",
+                "AWS_ENDPOINT_URL_EBS" => ebs.as_str(),
+                "AWS_ENDPOINT_URL_EC2" => ec2.as_str(),
                 "AWS_SECRET_ACCESS_KEY" | "OS_PASSWORD" | "PROXMOX_TOKEN_SECRET" => "s3cr3t",
                 "PROXMOX_TOKEN_ID" => "kimg@pve!up",
                 "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" => "t0ken",
@@ -115,6 +130,7 @@ impl Stage {
         let bucket = || Bucket::open(client, &env, "bucket", "", Some(&url), None).unwrap().with_parts_of(PART);
         match self.which {
             Which::S3 => Box::new(Store::new(bucket())),
+            Which::Aws => Box::new(Aws::new(client, &env, Some("eu-central-1")).unwrap()),
             Which::DigitalOcean => Box::new(DigitalOcean::new(client, &env, "fra1", bucket()).unwrap()),
             Which::Gcp => {
                 let account = Account::of(client, &fakes::gcp::key_file(&url)).unwrap();
@@ -141,7 +157,10 @@ impl Stage {
         let world = self.world();
         match self.which {
             Which::S3 => world.objects.len() == 1 && world.objects.values().all(|o| o.bytes == sent),
-            _ => world.images.len() == 1 && world.images.values().all(|i| i.name == image.name && i.bytes == sent),
+            _ => {
+                world.images.len() == 1
+                    && world.images.values().all(|i| i.name == image.name && unpadded(&i.bytes) == sent)
+            }
         }
     }
 
@@ -150,12 +169,15 @@ impl Stage {
         let world = self.world();
         let uploads = world.uploads.values().map(|u| format!("upload of {}", u.key));
         let objects = world.objects.keys().filter(|_| self.which != Which::S3).cloned();
-        uploads.chain(objects).collect()
+        let used = |id: &String| world.images.values().any(|image| image.snapshot == *id);
+        let snapshots = world.snapshots.keys().filter(|id| !used(id)).cloned();
+        uploads.chain(objects).chain(snapshots).collect()
     }
 
     fn is_empty(&self) -> bool {
         let world = self.world();
-        world.images.is_empty() && world.objects.is_empty() && world.uploads.is_empty()
+        let (images, snapshots) = (world.images.is_empty(), world.snapshots.is_empty());
+        images && snapshots && world.objects.is_empty() && world.uploads.is_empty()
     }
 
     /// `but`: a call that was cut, and so is not what was sent.
@@ -165,6 +187,12 @@ impl Stage {
             if call.path.starts_with("/bucket/") { s3.check(&call) } else { own.check(&call) }
         }
     }
+}
+
+/// Without the zeros at the end, which a disk has more of than its file.
+fn unpadded(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    &bytes[..end]
 }
 
 const PART: u64 = 64 << 10;
@@ -255,6 +283,7 @@ fn what_a_provider_does_not_take_is_said_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let image = image(dir.path());
     for (which, says) in [
+        (Which::Aws, "the snapshot is 'error'"),
         (Which::DigitalOcean, "not an image"),
         (Which::Gcp, "no valid disk"),
         (Which::Linode, "did not take"),
@@ -268,7 +297,7 @@ fn what_a_provider_does_not_take_is_said_and_removed() {
         assert!(error.contains(says), "{error}");
         assert!(stage.is_empty(), "{which:?}");
     }
-    for which in [Which::S3, Which::Gcp, Which::OpenStack] {
+    for which in [Which::S3, Which::Aws, Which::Gcp, Which::OpenStack] {
         let stage = Stage::new(which);
         stage.world().damages = true;
         let error = format!("{:#}", stage.upload(&image).unwrap_err());
@@ -314,6 +343,34 @@ fn a_crash_leaves_parts_that_the_next_run_uses() {
     assert!(stage.has(&image));
     let sent: usize = stage.server.calls().iter().filter(|c| c.method == "PUT").map(|c| c.body.len()).sum();
     assert_eq!(sent, bytes.len() - PART as usize);
+}
+
+#[test]
+fn only_blocks_that_hold_something_are_sent() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = dir.path().join("disk");
+    let block = 512 << 10;
+    std::fs::write(&path, [vec![1; block], vec![0; 2 * block], vec![2; block / 2]].concat()).unwrap();
+    let image = Local { sum: FileSum::of(&path).unwrap(), path, ..image(other.path()) };
+    let stage = Stage::new(Which::Aws);
+    stage.world().busy = true;
+    stage.upload(&image).unwrap();
+    assert!(stage.has(&image));
+    let indices: Vec<usize> = stage.world().snapshots.values().flat_map(|s| s.blocks.keys().copied()).collect();
+    assert_eq!(indices, [0, 3]);
+    assert_eq!(stage.clock.slept_secs(), [1]);
+}
+
+#[test]
+fn a_snapshot_without_an_image_is_found() {
+    let stage = Stage::new(Which::Aws);
+    let snapshot = fakes::Snapshot { status: "pending".into(), ..fakes::Snapshot::default() };
+    stage.world().snapshots.insert("snap-9".into(), snapshot);
+    let left = stage.provider().leftovers().unwrap();
+    assert_eq!(left, [Leftover { kind: "snapshot".into(), id: "snap-9".into() }]);
+    stage.provider().discard(&left[0]).unwrap();
+    assert!(stage.is_empty());
+    stage.check_calls(None);
 }
 
 #[test]
@@ -440,6 +497,13 @@ fn no_token_goes_out_in_clear() {
         let env = |asked: &str| (asked == name).then(|| "http://google.example".to_string());
         assert!(Gcp::new(&env, account(), "archive").unwrap_err().to_string().contains("https:// only"));
     }
+    for name in ["AWS_ENDPOINT_URL_EBS", "AWS_ENDPOINT_URL_EC2"] {
+        let env = |asked: &str| match asked {
+            "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => Some("s3cr3t".to_string()),
+            _ => (asked == name).then(|| "http://aws.example".to_string()),
+        };
+        assert!(Aws::new(&client, &env, Some("r")).unwrap_err().to_string().contains("https:// only"));
+    }
     let error = Account::of(&client, &fakes::gcp::key_file("http://google.example")).unwrap_err();
     assert!(error.to_string().contains("https:// only"), "{error}");
     let stage = Stage::new(Which::OpenStack);
@@ -469,6 +533,7 @@ fn a_dry_run_shows_the_calls_and_no_secret() {
     for (which, call) in [
         (Which::S3, "POST "),
         (Which::DigitalOcean, "POST http"),
+        (Which::Aws, "/snapshots/completion/snap-0"),
         (Which::Gcp, "PUT https://UPLOAD"),
         (Which::Linode, "PUT https://UPLOAD"),
         (Which::OpenStack, "PUT https://GLANCE/v2/images/IMAGE/file"),

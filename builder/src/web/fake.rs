@@ -31,8 +31,13 @@ impl Call {
         self.headers.get(name).map_or("", String::as_str)
     }
 
-    /// The fields of a form (RFC 7578): name, name of the file, content.
+    /// The fields of a form (RFC 7578, or packed into one line): name, name of the file, content.
     pub(crate) fn form(&self) -> Vec<(String, Option<String>, Vec<u8>)> {
+        if self.header("content-type") == "application/x-www-form-urlencoded" {
+            let text = std::str::from_utf8(&self.body).unwrap();
+            let pairs = text.split('&').map(|pair| pair.split_once('=').unwrap());
+            return pairs.map(|(name, value)| (name.to_string(), None, unescaped(value))).collect();
+        }
         let border = self.header("content-type").strip_prefix("multipart/form-data; boundary=").unwrap();
         let border = [b"\r\n--", border.as_bytes()].concat();
         let body = [b"\r\n", &self.body[..]].concat();
@@ -100,6 +105,16 @@ pub(crate) enum Fault {
     After(Reply),
     /// This is answered, and nothing is done.
     Instead(Reply),
+}
+
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        bytes.extend(part[2..].bytes());
+    }
+    bytes
 }
 
 type Handler = dyn Fn(&Call) -> Reply + Send + Sync;

@@ -160,7 +160,7 @@ fn compute(call: &Call, path: &str, world: &mut World) -> Reply {
                 return Reply::new(409);
             }
             let bytes = world.objects.get(&key).map(|o| o.bytes.clone()).unwrap_or_default();
-            let image = Image { name: name.clone(), status: "PENDING".into(), bytes, asked: 0 };
+            let image = Image { name: name.clone(), status: "PENDING".into(), bytes, ..Image::default() };
             world.images.insert(name, image);
             let end = if world.refuses { "no valid disk" } else { "OK" };
             operation(world, end, false)

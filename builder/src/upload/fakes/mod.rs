@@ -1,5 +1,6 @@
 //! Providers as they behave: each answers calls by what it knows, and knows what it was told.
 
+pub(super) mod aws;
 pub(super) mod digitalocean;
 pub(super) mod gcp;
 pub(super) mod linode;
@@ -22,6 +23,9 @@ pub(super) struct World {
     pub(super) sessions: BTreeMap<String, Upload>,
     /// What the provider is at work on.
     pub(super) tasks: BTreeMap<String, Task>,
+    pub(super) snapshots: BTreeMap<String, Snapshot>,
+    /// EBS is asked too much, once.
+    pub(super) busy: bool,
     pub(super) count: usize,
     /// How many calls have been answered.
     pub(super) answered: usize,
@@ -69,6 +73,33 @@ pub(super) struct Image {
     pub(super) status: String,
     pub(super) bytes: Vec<u8>,
     pub(super) asked: usize,
+    /// The snapshot that it is made of.
+    pub(super) snapshot: String,
+}
+
+/// A snapshot in EBS.
+#[derive(Default)]
+pub(super) struct Snapshot {
+    pub(super) token: String,
+    /// GiB
+    pub(super) size: usize,
+    pub(super) status: String,
+    pub(super) blocks: BTreeMap<usize, Vec<u8>>,
+    pub(super) completed: bool,
+    /// How often it is asked for until what was completed is.
+    pub(super) left: usize,
+}
+
+impl Snapshot {
+    /// As far as there is something on it.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (index, block) in &self.blocks {
+            bytes.resize(index * block.len(), 0);
+            bytes.extend(block);
+        }
+        bytes
+    }
 }
 
 /// Work that ends when it was asked for often enough.

@@ -26,7 +26,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             let id = format!("s{}", world.count);
             let bytes = world.objects.get(&key).map(|o| o.bytes.clone()).unwrap_or_default();
             let name = body["description"].as_str().unwrap().to_string();
-            world.images.insert(id.clone(), Image { name, status: "pending".into(), bytes, asked: 0 });
+            world.images.insert(id.clone(), Image { name, status: "pending".into(), bytes, ..Image::default() });
             Reply::json(202, &json!({"snapshot": shown((&id, &world.images[&id]))}))
         }
         ("GET", Some(id)) => {
