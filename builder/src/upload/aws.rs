@@ -147,8 +147,7 @@ impl Aws {
             "ClientToken": format!("{:032x}", rand::random::<u128>()),
             "Timeout": TIMEOUT,
         });
-        let url = format!("{}/snapshots", self.ebs.0);
-        let request = Request::post(&url).json(&body).repeatable(true);
+        let request = Request::post(format!("{}/snapshots", self.ebs.0)).json(&body).repeatable(true);
         let request = request.would(201, &json!({"SnapshotId": "snap-0", "BlockSize": BLOCK}));
         let made = self.ebs(&request, &[], &hash::hex_of(body.to_string().as_bytes()))?.expect(&[201])?.json()?;
         let id = made["SnapshotId"].as_str().context("the answer names no snapshot")?.to_string();
