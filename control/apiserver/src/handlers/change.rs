@@ -20,6 +20,8 @@ use crate::{shape, strategy};
 
 /// Tries of a write that somebody else was faster than.
 const TRIES: usize = 8;
+/// Tries of a Service whose numbers another server gave out: each try learns one number, and most may be taken.
+pub(super) const TAKEN_TRIES: usize = 64;
 /// How long another server gets to store what it has taken.
 pub(super) const AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
 
@@ -143,7 +145,7 @@ async fn change_as(
             {
                 continue;
             }
-            Err(error) if strategy::is_taken(&error) && attempt < TRIES => tokio::time::sleep(AGAIN).await,
+            Err(error) if strategy::is_taken(&error) && attempt < TAKEN_TRIES => tokio::time::sleep(AGAIN).await,
             done => return done,
         }
     }

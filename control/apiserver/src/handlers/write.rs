@@ -12,7 +12,7 @@ use http::Response;
 use rand::Rng;
 use serde_json::Value;
 
-use super::change::AGAIN;
+use super::change::{AGAIN, TAKEN_TRIES};
 use super::{Scope, respond};
 use crate::admission::{Attributes, Operation};
 use crate::error::{ApiError, Cause, Result};
@@ -149,7 +149,7 @@ pub(super) async fn create_object(scope: &Scope<'_>, mut object: Value, manager:
                 error.retry_after = Some(1);
                 return Err(error);
             }
-            Err(error) if strategy::is_taken(&error) && attempt < TRIES => tokio::time::sleep(AGAIN).await,
+            Err(error) if strategy::is_taken(&error) && attempt < TAKEN_TRIES => tokio::time::sleep(AGAIN).await,
             done => return done,
         }
     }
