@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use kimg::local::state::State;
 use kimg::seed::token::BootstrapToken;
+use qemu_tests::cluster::condition;
 use qemu_tests::guest::Guest;
 use qemu_tests::{Cluster, Result, wait};
 use std::net::Ipv4Addr;
@@ -42,6 +43,22 @@ pub(crate) fn machine(cluster: &Cluster, user_data: &str) -> Result<Machine> {
         None => *place = Some(Guest::boot(cluster, SPARE, GUEST_ADDRESS, user_data)?),
     }
     Ok(Machine(place))
+}
+
+/// The machine beside the cluster as a Ready node of it, which it was already or becomes now.
+pub(crate) fn joined(cluster: &Cluster) -> Result<Machine> {
+    let ready = || -> Result<bool> {
+        let node = cluster.kubectl(&["get", "node", GUEST, "--ignore-not-found", "-o", "json"])?.success()?;
+        Ok(serde_json::from_str::<serde_json::Value>(&node).is_ok_and(|node| condition(&node, "Ready") == Some("True")))
+    };
+    let place = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    if place.is_some() && ready()? {
+        return Ok(Machine(place));
+    }
+    drop(place);
+    let guest = machine(cluster, &good_user_data(GUEST, &token(cluster, GUEST, 600)?))?;
+    wait::until(&format!("{GUEST} to be Ready"), wait::scale(60), || Ok(ready()?.then_some(())))?;
+    Ok(guest)
 }
 
 /// Ends the machine beside the cluster.

@@ -2,7 +2,6 @@
 
 use crate::joining::{self, GUEST};
 use anyhow::{Context, ensure};
-use qemu_tests::cluster::condition;
 use qemu_tests::pods::{TOOLBOX, toolbox};
 use qemu_tests::{Cluster, Kubectl, Result, wait};
 use serde_json::json;
@@ -12,6 +11,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("a_token_secret_is_filled_and_ends_with_its_account", token_secret),
     ("a_node_may_only_what_concerns_itself", node_restriction),
     ("a_node_listens_on_documented_ports_only", sockets),
+    ("a_node_is_made_by_a_metadata_server", metadata_server),
     ("pods_reach_neither_metadata_nor_node_api", closed_addresses),
 ];
 
@@ -74,16 +74,15 @@ fn node_restriction(cluster: &Cluster) -> Result {
 
 /// On a node whose metadata server answers: it came from there. A pod that enters init's control group by force shows
 /// that nothing else stands in the way; the kubelet's is not let through, and asks for no pod.
-fn closed_addresses(cluster: &Cluster) -> Result {
-    let token = joining::token(cluster, GUEST, 600)?;
-    let guest = joining::machine(cluster, &joining::good_user_data(GUEST, &token))?;
-    wait::until(&format!("{GUEST} to be Ready"), wait::scale(60), || {
-        let node = cluster.json(&["get", "node", GUEST])?;
-        Ok((condition(&node, "Ready") == Some("True")).then_some(()))
-    })?;
-    let asked = guest.requests();
+/// It serves the next test, too.
+fn metadata_server(cluster: &Cluster) -> Result {
+    let asked = joining::joined(cluster)?.requests();
     ensure!(asked.iter().any(|path| path == "/latest/user-data"), "the node asked its metadata server for {asked:?}");
+    Ok(())
+}
 
+fn closed_addresses(cluster: &Cluster) -> Result {
+    let guest = joining::joined(cluster)?;
     cluster.namespace("closed")?;
     let apply =
         |yaml: &str| cluster.kubectl_of(Kubectl::V1_32, &["-n", "closed", "apply", "-f", "-"], Some(yaml))?.success();
