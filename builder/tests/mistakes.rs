@@ -39,7 +39,7 @@ fn each_mistake_is_told_and_ends_with_2() {
     std::fs::write(dir.join("notes.md"), "# Notes\n").expect("file");
     std::fs::write(dir.join("kimg.lock"), "version = 1\ngarbage").expect("file");
     pipe(&dir.join("pipe"));
-    let cases: [(&[&str], &str); 29] = [
+    let cases: [(&[&str], &str); 30] = [
         (&["inspect", "nosuch"], "there is no nosuch"),
         (&["inspect", "notes.md"], "notes.md is no readable image"),
         (&["inspect", "pipe"], "pipe is a pipe"),
@@ -58,6 +58,7 @@ fn each_mistake_is_told_and_ends_with_2() {
         (&["store", "restore", "--yes", "notes.md"], "notes.md is no snapshot"),
         (&["store", "restore", "--yes", "pipe"], "pipe is a pipe"),
         (&["seed", "nobody"], "has no node nobody"),
+        (&["seed", "master-1", "--drive", "notes.md"], "notes.md exists and is no seed"),
         (&["build", "image", "nosuch"], "there is no nosuch"),
         (&["build", "image", "notes.md", "--name", "x"], "neither a folder nor a program"),
         (&["build", "image", "pipe", "--name", "x"], "pipe is a pipe"),

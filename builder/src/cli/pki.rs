@@ -202,11 +202,7 @@ fn server(settings: &Settings, told: Option<&str>) -> Result<String> {
         return Ok(server_url("127.0.0.1", port));
     }
     let host = settings
-        .api
-        .names
-        .first()
-        .cloned()
-        .or_else(|| settings.api_addresses(true).first().map(ToString::to_string))
+        .api_host()
         .or_else(|| settings.nodes_of(Role::Master).next().map(|n| n.local_address.to_string()))
         .context("cluster.toml names no address of the API; add one under [api], or use --server")?;
     Ok(server_url(&host, 6443))

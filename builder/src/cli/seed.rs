@@ -41,6 +41,7 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
     let node = settings.node(&args.node)?;
     if let Some(path) = &args.drive {
         input::writable_place(path)?;
+        seed::check_replaceable(path)?;
     }
     let interfaces =
         args.interfaces.iter().enumerate().map(|(number, text)| interface(number, text)).collect::<Result<Vec<_>>>()?;

@@ -215,6 +215,12 @@ impl Settings {
         all
     }
 
+    /// Where clients look for the API: a name, an address, and that of a local VM only where there is no other.
+    pub fn api_host(&self) -> Option<String> {
+        let address = |local| self.api_addresses(local).first().map(ToString::to_string);
+        self.api.names.first().cloned().or_else(|| address(false)).or_else(|| address(true))
+    }
+
     /// `cluster.json` for an image of `role`.
     pub fn cluster(&self, role: Role, build: BuildInfo) -> Cluster {
         Cluster {

@@ -28,6 +28,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use node_metadata::{BuildInfo, Role};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -199,7 +200,12 @@ impl<'a> Workshop<'a> {
         let secrets = pki::Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
         let secure_boot = settings.secure_boot.then(|| SecureBoot::ensure(&secrets, &settings.name)).transpose()?;
         manifests::render(settings)?;
-        let steps = Steps::open(&settings.dir.join("build/.steps"))?;
+        let build = settings.build_dir();
+        // Images for local VMs hold the cluster's keys in clear.
+        let mut private = std::fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(&build).with_context(|| format!("creating {}", build.display()))?;
+        let steps = Steps::open(&build.join(".steps"))?;
         let lock = match &options.sources {
             Some(sources) => sources.lock(),
             None => read_or_make_lock(settings, progress)?,

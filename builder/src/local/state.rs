@@ -133,9 +133,7 @@ pub fn api_client(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> 
             if let Some(why) = stopped(settings, &State::load(&settings.run_dir())?, None) {
                 bail!(why);
             }
-            let host = settings.api.names.first().cloned();
-            let address = settings.api_addresses(true).first().map(ToString::to_string);
-            let host = host.or(address).context("cluster.toml names no address of the API; use --server")?;
+            let host = settings.api_host().context("cluster.toml names no address of the API; use --server")?;
             (host, 6443)
         }
     };

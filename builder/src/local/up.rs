@@ -433,7 +433,8 @@ impl Waiter<'_> {
             let missing: Vec<&str> =
                 self.bars.keys().filter(|name| !confirmed.contains(*name)).map(String::as_str).collect();
             let left = self.end.saturating_duration_since(Instant::now()).as_secs();
-            self.progress.line(&format!("waiting for {}, {left} s at most", missing.join(", ")));
+            let missing = if missing.is_empty() { "the nodes".into() } else { missing.join(", ") };
+            self.progress.line(&format!("waiting for {missing}, {left} s at most"));
             self.said.set(Instant::now());
         }
         for (name, bar) in self.bars {

@@ -4,12 +4,15 @@ pub mod fat;
 pub mod token;
 
 use crate::config::{NodeSettings, SecretsForm, Settings};
-use crate::input;
+use crate::input::{self, bad};
 use crate::pki::Secrets;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use node_metadata::Role;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use token::BootstrapToken;
 
 /// User-data must fit where providers allow the least.
@@ -123,6 +126,25 @@ pub fn network_config(interfaces: &[Interface]) -> String {
     text
 }
 
+/// Whether a drive may be written to `path`.
+///
+/// # Errors
+/// [`BadInput`] where something is that is no seed: it would be lost.
+pub fn check_replaceable(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut head = Vec::new();
+    if path.is_file() {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        file.take(512).read_to_end(&mut head).with_context(|| format!("reading {}", path.display()))?;
+    }
+    if head.windows(LABEL.len()).any(|part| part == LABEL.as_bytes()) {
+        return Ok(());
+    }
+    bad(format!("{} exists and is no seed; remove it, or give another name", path.display()))
+}
+
 /// A NoCloud volume (FAT, label CIDATA).
 pub fn drive(settings: &Settings, node: &str, user_data: &str, interfaces: &[Interface]) -> Result<Vec<u8>> {
     let meta_data = format!("instance-id: {}-{node}\nlocal-hostname: {node}\n", settings.name);
@@ -164,7 +186,17 @@ pub fn mac(cluster: &str, node: &str, interface: u8) -> String {
 mod tests {
     use super::*;
     use node_metadata::sources::{Answer, Platform, Request, SourceError};
-    use std::path::Path;
+
+    #[test]
+    fn only_seeds_are_written_over() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("x");
+        check_replaceable(&path).expect("nothing is there");
+        std::fs::write(&path, fat::volume(LABEL, &[("user-data", b"x".as_slice())]).expect("volume")).expect("written");
+        check_replaceable(&path).expect("a seed");
+        std::fs::write(&path, "precious").expect("written");
+        assert!(check_replaceable(&path).is_err() && check_replaceable(dir.path()).is_err());
+    }
 
     #[test]
     fn user_data_is_what_a_node_reads() {

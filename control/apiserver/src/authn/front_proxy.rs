@@ -2,6 +2,8 @@
 
 use http::HeaderMap;
 
+use super::impersonation::{extra, texts};
+use crate::error::Result;
 use crate::request::UserInfo;
 
 const USER: &str = "x-remote-user";
@@ -10,17 +12,16 @@ const GROUP: &str = "x-remote-group";
 const EXTRA: &str = "x-remote-extra-";
 
 /// The user the headers name; None without a user header.
-pub fn user(headers: &HeaderMap) -> Option<UserInfo> {
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let name = text(USER);
+pub fn user(headers: &HeaderMap) -> Result<Option<UserInfo>> {
+    let first = |name| -> Result<String> { Ok(texts(headers, name)?.into_iter().next().unwrap_or_default()) };
+    let name = first(USER)?;
     if name.is_empty() {
-        return None;
+        return Ok(None);
     }
-    let groups = headers.get_all(GROUP).iter().filter_map(|v| v.to_str().ok()).map(str::to_string);
-    let mut user = UserInfo::authenticated(name, groups);
-    user.uid = text(UID).to_string();
-    user.extra = super::impersonation::extra(headers, EXTRA);
-    Some(user)
+    let mut user = UserInfo::authenticated(name, texts(headers, GROUP)?);
+    user.uid = first(UID)?;
+    user.extra = extra(headers, EXTRA)?;
+    Ok(Some(user))
 }
 
 #[cfg(test)]
@@ -30,12 +31,12 @@ mod tests {
     #[test]
     fn reads_all_headers() {
         let mut headers = HeaderMap::new();
-        assert!(user(&headers).is_none());
+        assert!(user(&headers).expect("readable").is_none());
         headers.insert(USER, "joe".parse().expect("value"));
         headers.append(GROUP, "a".parse().expect("value"));
         headers.append(GROUP, "b".parse().expect("value"));
         headers.append("x-remote-extra-example.org%2fscope", "x".parse().expect("value"));
-        let user = user(&headers).expect("user");
+        let user = user(&headers).expect("readable").expect("user");
         assert!(user.in_group("a") && user.in_group("b") && user.in_group("system:authenticated"));
         assert_eq!(user.extra_first("example.org/scope"), Some("x"));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use super::user::{GROUP_AUTHENTICATED, GROUP_UNAUTHENTICATED, USER_ANONYMOUS};
 use crate::authz::Query;
@@ -23,22 +23,34 @@ pub struct Wish {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
+/// A header that names somebody. One that cannot be read is refused, never taken for one that is not there: the
+/// request would go on with the rights of who sent it.
+pub fn text(name: &str, value: &HeaderValue) -> Result<String> {
+    let text = std::str::from_utf8(value.as_bytes());
+    text.map(str::to_string).map_err(|_| ApiError::bad_request(format!("the header {name} is not UTF-8")))
+}
+
+/// The values of a header, in order.
+pub fn texts(headers: &HeaderMap, name: &str) -> Result<Vec<String>> {
+    headers.get_all(name).iter().map(|value| text(name, value)).collect()
+}
+
 /// Headers `prefix + key`, the key percent-decoded and in lower case.
-pub fn extra(headers: &HeaderMap, prefix: &str) -> BTreeMap<String, Vec<String>> {
+pub fn extra(headers: &HeaderMap, prefix: &str) -> Result<BTreeMap<String, Vec<String>>> {
     let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, value) in headers {
-        if let (Some(key), Ok(value)) = (name.as_str().strip_prefix(prefix), value.to_str()) {
-            out.entry(decode(key, false).to_ascii_lowercase()).or_default().push(value.to_string());
+        if let Some(key) = name.as_str().strip_prefix(prefix) {
+            out.entry(decode(key, false).to_ascii_lowercase()).or_default().push(text(name.as_str(), value)?);
         }
     }
-    out
+    Ok(out)
 }
 
 /// Reads the headers; None when there are none.
 pub fn wish(headers: &HeaderMap) -> Result<Option<Wish>> {
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
-    let groups = headers.get_all(GROUP).iter().filter_map(|v| v.to_str().ok()).map(str::to_string).collect();
-    let wish = Wish { user: text(USER), uid: text(UID), groups, extra: extra(headers, EXTRA) };
+    let first = |name| headers.get(name).map(|value| text(name, value)).transpose().map(Option::unwrap_or_default);
+    let groups = texts(headers, GROUP)?;
+    let wish = Wish { user: first(USER)?, uid: first(UID)?, groups, extra: extra(headers, EXTRA)? };
     if !wish.user.is_empty() {
         return Ok(Some(wish));
     }
@@ -108,6 +120,16 @@ mod tests {
     #[test]
     fn wishes() {
         assert_eq!(wish(&headers(&[])).expect("none"), None);
+        let bytes = |name: &'static str, value: &[u8]| {
+            let mut map = headers(&[(USER, "al")]);
+            map.insert(name, HeaderValue::from_bytes(value).expect("value"));
+            wish(&map)
+        };
+        assert_eq!(bytes(USER, "jörg".as_bytes()).expect("UTF-8").expect("a wish").user, "jörg");
+        assert_eq!(bytes(GROUP, "dév".as_bytes()).expect("UTF-8").expect("a wish").groups, ["dév"]);
+        for name in [USER, UID, GROUP, "impersonate-extra-x"] {
+            assert!(bytes(name, b"\xff").is_err(), "{name}");
+        }
         for alone in [(GROUP, "g"), (UID, "u"), ("impersonate-extra-scope", "x")] {
             assert_eq!(wish(&headers(&[alone])).expect_err("no user").code, 400, "{alone:?}");
         }

@@ -146,7 +146,8 @@ impl Authn {
                         "front proxy {common_name:?} is not in --requestheader-allowed-names"
                     )));
                 }
-                if let Some(user) = front_proxy::user(headers) {
+                let user = front_proxy::user(headers).map_err(|error| AuthnError::refused(error.message.as_str()))?;
+                if let Some(user) = user {
                     return Ok(user);
                 }
             }

@@ -68,12 +68,15 @@ fn binding(state: &AppState, user: &UserInfo, info: &RequestInfo, new: &Value, o
     let unchanged = old.is_some_and(|o| o["roleRef"] == new["roleRef"] && o["subjects"] == new["subjects"]);
     let (namespace, name) = (namespace_of(new), name_of(new));
     let (kind, role) = (str_at(new, "/roleRef/kind"), str_at(new, "/roleRef/name"));
-    let (gr, of) = if kind == "Role" { (ROLES, namespace) } else { (CLUSTER_ROLES, "") };
+    let gr = if kind == "Role" { ROLES } else { CLUSTER_ROLES };
     if unchanged || may(state, user, "bind", gr.1, namespace, role) {
         return Ok(());
     }
-    let object = state.registry.get(gr.0, gr.1, of, role).ok_or_else(|| ApiError::not_found(gr.0, gr.1, role))?;
-    demand(state, user, info, namespace, name, &Rule::read_all(&object.value()))
+    let rules = match kind {
+        "Role" => state.registry.get(gr.0, gr.1, namespace, role).map(|object| Rule::read_all(&object.value())),
+        _ => state.authz.rules_of(&state.registry, role),
+    };
+    demand(state, user, info, namespace, name, &rules.ok_or_else(|| ApiError::not_found(gr.0, gr.1, role))?)
 }
 
 fn demand(

@@ -176,6 +176,11 @@ impl Authz {
     pub fn rules_for(&self, view: &dyn ClusterView, user: &UserInfo, namespace: &str) -> Vec<rules::Rule> {
         self.rbac.rules_for(view, user, namespace)
     }
+
+    /// What a binding to a ClusterRole gives; None: there is no such role.
+    pub fn rules_of(&self, view: &dyn ClusterView, cluster_role: &str) -> Option<Vec<rules::Rule>> {
+        self.rbac.rules_of(view, cluster_role).map(|rules| rules.to_vec())
+    }
 }
 
 #[cfg(test)]

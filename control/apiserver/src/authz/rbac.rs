@@ -60,6 +60,11 @@ impl Rbac {
         table.grants(user, namespace).flat_map(|(grant, ..)| grant.rules.iter().cloned()).collect()
     }
 
+    /// What a ClusterRole gives, as the authoriser sees it: with what it gathers, also before its stored rules say so.
+    pub fn rules_of(&self, view: &dyn ClusterView, cluster_role: &str) -> Option<Rules> {
+        ClusterRoles::new(view).rules(cluster_role)
+    }
+
     fn table(&self, view: &dyn ClusterView) -> Arc<Table> {
         let now = version(view);
         let current = self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();

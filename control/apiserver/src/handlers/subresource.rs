@@ -199,6 +199,7 @@ async fn token(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Res
     let schema = api::kinds::type_schema("authentication.k8s.io", "v1", "TokenRequest")
         .ok_or_else(|| ApiError::internal("no schema of TokenRequest"))?;
     let mut request = write::decode_any(scope, content_type, body, schema)?;
+    its_own(scope, &request)?;
     meta::set_type(&mut request, "authentication.k8s.io/v1", "TokenRequest");
     let mut done = authn::token_request(scope.state, scope.user, scope.info, request).await?;
     meta::set(&mut done, "name", &scope.info.name);
@@ -207,12 +208,26 @@ async fn token(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Res
     plain(scope, 201, &done)
 }
 
+/// Refuses a body that speaks of another object than the path.
+fn its_own(scope: &Scope<'_>, body: &Value) -> Result<()> {
+    for (field, ours) in [("name", &scope.info.name), ("namespace", &scope.info.namespace)] {
+        let said = body["metadata"][field].as_str().unwrap_or_default();
+        if !said.is_empty() && said != ours {
+            return Err(ApiError::bad_request(format!(
+                "the {field} in the body ({said}) is not the one in the path ({ours})"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Deletes a pod if the disruption budgets allow it.
 async fn evict(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Result<Response<Body>> {
     let schema = api::kinds::type_schema("policy", "v1", "Eviction")
         .ok_or_else(|| ApiError::internal("no schema of Eviction"))?;
     // Old clients say policy/v1beta1; the fields are the same.
     let eviction = write::decode_any(scope, content_type, body, schema)?;
+    its_own(scope, &eviction)?;
     let name = scope.info.name.clone();
     let pod = scope.store().get(scope.namespace(), &name).ok_or_else(|| scope.not_found())?;
     let given = &eviction["deleteOptions"];

@@ -101,8 +101,11 @@ async fn from_server(socket: &Path, file: &Path) -> anyhow::Result<u64> {
         bail!("{} exists; give another name", file.display());
     }
     let part = file.with_added_extension("part");
+    // All of the cluster is in it.
+    let mut options = tokio::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
     let taken = async {
-        let mut out = tokio::fs::File::create(&part).await.with_context(|| format!("creating {}", part.display()))?;
+        let mut out = options.open(&part).await.with_context(|| format!("creating {}", part.display()))?;
         let revision = socket::take_snapshot(socket, &mut out).await?;
         out.sync_all().await.with_context(|| format!("writing {}", part.display()))?;
         store::read_picture(&part)?;
