@@ -1,5 +1,6 @@
 //! Checks a CustomResourceDefinition itself.
 
+use super::values::{self, Judged};
 use crate::names;
 use crate::status::FieldError;
 use serde_json::Value;
@@ -82,7 +83,7 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>, unenforced: &mut Vec<String
                 }
             }
             let before = out.len();
-            structural(schema, &at, out);
+            structural(schema, &at, out, unenforced);
             // Rules are looked at when the schema itself is sound, as upstream does.
             if out.len() == before {
                 let (errors, idle) = super::cel::check(schema, &at);
@@ -113,7 +114,7 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>, unenforced: &mut Vec<String
 }
 
 /// The rules that make a schema structural.
-fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
+fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>, unenforced: &mut Vec<String>) {
     let free = v["x-kubernetes-int-or-string"] == true || v["x-kubernetes-preserve-unknown-fields"] == true;
     if v["type"].as_str().unwrap_or("").is_empty() && !free {
         out.push(FieldError::required(format!("{at}.type"), "must not be empty for specified object fields"));
@@ -129,6 +130,17 @@ fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
             "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
         ));
     }
+    if let Some(pattern) = v["pattern"].as_str() {
+        match values::judge_pattern(pattern) {
+            Judged::Known => {}
+            Judged::Foreign(why) => unenforced.push(format!("{at}.pattern is not enforced: {why}")),
+            Judged::Wrong(why) => out.push(FieldError::invalid(
+                format!("{at}.pattern"),
+                pattern,
+                format!("must be a valid regular expression, but isn't: {why}"),
+            )),
+        }
+    }
     let properties = v["properties"].as_object();
     if properties.is_some_and(|p| !p.is_empty())
         && v.get("additionalProperties").is_some_and(|a| a.is_object() || a == true)
@@ -139,14 +151,14 @@ fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
         ));
     }
     for (k, p) in properties.into_iter().flatten() {
-        structural(p, &format!("{at}.properties[{k}]"), out);
+        structural(p, &format!("{at}.properties[{k}]"), out, unenforced);
     }
     if v["additionalProperties"].is_object() {
-        structural(&v["additionalProperties"], &format!("{at}.additionalProperties"), out);
+        structural(&v["additionalProperties"], &format!("{at}.additionalProperties"), out, unenforced);
     }
     if v["type"] == "array" {
         if v["items"].is_object() {
-            structural(&v["items"], &format!("{at}.items"), out);
+            structural(&v["items"], &format!("{at}.items"), out, unenforced);
         } else if v["items"].is_array() {
             out.push(FieldError::forbidden(format!("{at}.items"), "items must be a schema object and not an array"));
         } else {

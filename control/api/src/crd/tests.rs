@@ -78,6 +78,35 @@ fn crds_are_checked() {
 }
 
 #[test]
+fn patterns_that_no_engine_knows_are_refused() {
+    let judged = |pattern: &str| {
+        let mut c = crd();
+        c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["p"] =
+            json!({"type": "string", "pattern": pattern});
+        let (errors, idle) = check(&c);
+        (errors.len(), idle.len())
+    };
+    for (pattern, want) in [
+        (r"^[a-z]([-a-z0-9]*[a-z0-9])?$", (0, 0)),
+        (r"^\w{1,63}$", (0, 0)),
+        ("(a+)+$(", (1, 0)),
+        ("a)", (1, 0)),
+        ("*a", (1, 0)),
+        (r"a\", (1, 0)),
+        ("(?=a)b", (1, 0)),
+        (r"(a)\1", (1, 0)),
+        ("[z-a]", (1, 0)),
+        // Upstream knows these.
+        ("^[^[]*$", (0, 1)),
+        ("{a", (0, 1)),
+        // Upstream has a bound of its own for these.
+        ("((a{1,1000}){1,1000}){1,1000}", (0, 1)),
+    ] {
+        assert_eq!(judged(pattern), want, "{pattern}");
+    }
+}
+
+#[test]
 fn classes_of_patterns_are_ascii() {
     // Unicode's would be too large when compiled, and let everything pass.
     let schema = schema_of(&json!({"type": "string", "pattern": r"^\w{1,200}\d\S$"}));

@@ -228,7 +228,38 @@ pub(super) fn ascii_classes(pattern: &str) -> String {
     out
 }
 
-/// A compiled pattern; one that this engine does not know lets everything pass.
+/// What becomes of a pattern.
+pub(super) enum Judged {
+    Known,
+    /// Upstream's engine may know it, or has more room for it; here it lets everything pass.
+    Foreign(String),
+    /// No engine knows it.
+    Wrong(String),
+}
+
+/// Looks at a pattern before values do.
+pub(super) fn judge_pattern(p: &str) -> Judged {
+    use regex_syntax::ast::{ErrorKind as K, parse::Parser};
+    let known = ascii_classes(p);
+    if let Err(error) = Parser::new().parse(&known) {
+        // Upstream's engine takes a brace that opens no repetition, and a bracket in a class, for themselves.
+        let wrong = match error.kind() {
+            K::RepetitionMissing => !known[error.span().start.offset..].starts_with('{'),
+            K::GroupUnclosed | K::GroupUnopened | K::EscapeUnexpectedEof | K::UnsupportedLookAround => true,
+            K::UnsupportedBackreference | K::ClassRangeInvalid | K::RepetitionCountInvalid => true,
+            _ => false,
+        };
+        let why = error.kind().to_string();
+        return if wrong { Judged::Wrong(why) } else { Judged::Foreign(why) };
+    }
+    match pattern(p) {
+        Some(_) => Judged::Known,
+        None => Judged::Foreign("it is too large when it is compiled".into()),
+    }
+}
+
+/// A compiled pattern; one that this engine does not know lets everything pass, which [`judge_pattern`] said when the
+/// definition was written.
 /// A few are kept, because the same ones come again and again.
 fn pattern(p: &str) -> Option<Regex> {
     use std::cell::RefCell;
