@@ -6,6 +6,7 @@ mod check;
 mod structural;
 mod values;
 
+pub(crate) use cel::RESERVED;
 pub use cel::Rule;
 pub use check::check;
 pub use structural::schema_of;

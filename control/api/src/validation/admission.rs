@@ -297,31 +297,6 @@ fn created_or_changed(e: &mut Errors, rules: &At) {
     }
 }
 
-/// Words of CEL that name nothing.
-const RESERVED: &[&str] = &[
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
 fn variable(e: &mut Errors, v: &At) {
     let (name, expression) = (v.get("name"), v.get("expression"));
     let text = name.text();
@@ -329,7 +304,7 @@ fn variable(e: &mut Errors, v: &At) {
     let word = !text.is_empty() && !text.as_bytes()[0].is_ascii_digit() && text.bytes().all(identifier);
     if text.trim().is_empty() {
         e.required(&name, "name is not specified");
-    } else if !word || RESERVED.contains(&text) {
+    } else if !word || crate::crd::RESERVED.contains(&text) {
         e.invalid(&name, "must be a valid CEL identifier");
     }
     if expression.text().trim().is_empty() {

@@ -6,6 +6,8 @@ mod library;
 mod types;
 mod val;
 
+pub(crate) use val::RESERVED;
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 

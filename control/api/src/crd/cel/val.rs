@@ -13,7 +13,7 @@ use crate::schema::{Schema, Ty};
 type Boxed<'v> = Box<dyn Val + 'v>;
 
 /// Words that no expression can select as they are.
-const RESERVED: [&str; 21] = [
+pub(crate) const RESERVED: [&str; 21] = [
     "true",
     "false",
     "null",
