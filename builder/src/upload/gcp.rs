@@ -6,7 +6,7 @@
 
 use super::google::{Account, crc32c};
 use super::settings::Environment;
-use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt};
+use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt, broken};
 use crate::image::output::Format;
 use crate::input;
 use crate::web::{Client, Request, escape, trust};
@@ -271,8 +271,7 @@ impl Provider for Gcp {
         let objects = self.pages(&format!("{}?prefix={STAGING}", self.objects()))?;
         let objects = objects.iter().filter_map(|object| object["name"].as_str());
         let objects = objects.map(|name| Leftover { kind: "object".into(), id: name.to_string() });
-        let broken = self.list()?.into_iter().filter(|image| matches!(image.state, State::Broken(_)));
-        Ok(objects.chain(broken.map(|image| Leftover { kind: "image".into(), id: image.id })).collect())
+        Ok(objects.chain(broken(self)?).collect())
     }
 
     fn discard(&self, leftover: &Leftover) -> Result<()> {

@@ -6,7 +6,7 @@
 
 use super::api::Api;
 use super::settings::{self, Environment};
-use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, may_be_done};
+use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, broken, may_be_done};
 use crate::image::output::Format;
 use crate::input;
 use crate::web::{Client, Request, escape, trust};
@@ -140,8 +140,7 @@ impl Provider for Linode {
     }
 
     fn leftovers(&self) -> Result<Vec<Leftover>> {
-        let broken = self.list()?.into_iter().filter(|image| matches!(image.state, State::Broken(_)));
-        Ok(broken.map(|image| Leftover { kind: "image".into(), id: image.id }).collect())
+        broken(self)
     }
 
     fn discard(&self, leftover: &Leftover) -> Result<()> {

@@ -169,6 +169,15 @@ fn may_be_done(error: &anyhow::Error) -> bool {
         .any(|e| e.is::<Lost>() || e.is::<Interrupted>() || e.downcast_ref::<Refused>().is_some_and(lost_behind))
 }
 
+/// The provider's images that will never be ones, for `gc`.
+///
+/// # Errors
+/// The provider cannot be asked.
+pub fn broken(provider: &dyn Provider) -> Result<Vec<Leftover>> {
+    let broken = provider.list()?.into_iter().filter(|image| matches!(image.state, State::Broken(_)));
+    Ok(broken.map(|image| Leftover { kind: "image".into(), id: image.id }).collect())
+}
+
 /// The image that a call made although its answer was lost.
 ///
 /// # Errors

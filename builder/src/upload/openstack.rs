@@ -4,7 +4,7 @@
 //! The bytes go straight to Glance, which keeps their SHA-512; it is compared before the image counts.
 
 use super::settings::{self, Environment};
-use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt};
+use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt, broken};
 use crate::image::output::Format;
 use crate::input;
 use crate::web::{Answer, Client, Request, trust};
@@ -287,8 +287,7 @@ impl Provider for OpenStack {
     }
 
     fn leftovers(&self) -> Result<Vec<Leftover>> {
-        let broken = self.list()?.into_iter().filter(|image| matches!(image.state, State::Broken(_)));
-        Ok(broken.map(|image| Leftover { kind: "image".into(), id: image.id }).collect())
+        broken(self)
     }
 
     fn discard(&self, leftover: &Leftover) -> Result<()> {

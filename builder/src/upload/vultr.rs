@@ -7,7 +7,7 @@
 use super::api::Api;
 use super::s3::Bucket;
 use super::settings::{self, Environment};
-use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt};
+use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt, broken};
 use crate::image::output::Format;
 use crate::web::{Client, Request, escape};
 use anyhow::{Context, Result, bail};
@@ -109,8 +109,7 @@ impl Provider for Vultr {
 
     fn leftovers(&self) -> Result<Vec<Leftover>> {
         let mut all = self.shelf.leftovers()?;
-        let broken = self.list()?.into_iter().filter(|image| matches!(image.state, State::Broken(_)));
-        all.extend(broken.map(|image| Leftover { kind: "image".into(), id: image.id }));
+        all.extend(broken(self)?);
         Ok(all)
     }
 
