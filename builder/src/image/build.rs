@@ -387,9 +387,12 @@ impl<'a> Workshop<'a> {
             None => {
                 let parts =
                     DiskParts { root: &root, tree: &tree, root_hash, command_line: &command_line, config: &config };
-                self.write_disk(plan, &dir, &parts, inputs).inspect_err(|_| {
-                    // The first error is the one to report; where the disk is full, the room is wanted.
-                    let _ = remove_outputs(&dir);
+                self.write_disk(plan, &dir, &parts, inputs).map_err(|error| {
+                    // Where the disk is full, the room is wanted.
+                    match remove_outputs(&dir) {
+                        Ok(()) => error,
+                        Err(left) => error.context(format!("half of it is left behind ({left:#})")),
+                    }
                 })?
             }
         };
