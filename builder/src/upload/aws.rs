@@ -25,6 +25,8 @@ use std::time::Duration;
 const BLOCK: usize = 512 << 10;
 const EVERY: Duration = Duration::from_secs(10);
 const LIMIT: Duration = Duration::from_secs(3600);
+/// How often a new image may be asked for before it is known.
+const UNSEEN: u32 = 12;
 /// Minutes without a block after which EBS gives a snapshot up.
 const TIMEOUT: u32 = 60;
 /// How often EBS may say that it is asked too much.
@@ -278,12 +280,18 @@ impl Provider for Aws {
         if self.client.is_dry() {
             return Ok(());
         }
+        // What was registered a moment ago may not be listed yet.
+        let mut unseen = 0;
         self.client.poll(&format!("the image {id}"), EVERY, LIMIT, || {
             let found = self.images(&self.client, Some(id))?.into_iter().next();
             match found.map(|(known, _)| known.state) {
                 Some(State::Ready) => Ok(Some(())),
                 Some(State::Pending) => Ok(None),
                 Some(State::Broken(why)) => bail!("AWS did not take {}: {why}", image.name),
+                None if unseen < UNSEEN => {
+                    unseen += 1;
+                    Ok(None)
+                }
                 None => bail!("AWS knows no image {id} any more"),
             }
         })
@@ -310,7 +318,15 @@ impl Provider for Aws {
     /// Snapshots of kimg that no image has, and images that will never be ready.
     fn leftovers(&self) -> Result<Vec<Leftover>> {
         let images = self.images(&self.client, None)?;
-        let pairs = [("Owner.1", "self"), ("Filter.1.Name", "tag-key"), ("Filter.1.Value.1", "kimg")];
+        // The tag may be somebody else's, too.
+        let name = format!("{PREFIX}*");
+        let pairs = [
+            ("Owner.1", "self"),
+            ("Filter.1.Name", "tag-key"),
+            ("Filter.1.Value.1", "kimg"),
+            ("Filter.2.Name", "description"),
+            ("Filter.2.Value.1", name.as_str()),
+        ];
         let text = self.described(&self.client, "DescribeSnapshots", &pairs)?;
         let used = |id: &String| images.iter().any(|(_, snapshots)| snapshots.contains(id));
         let loose = elements(&text, "snapshotId").into_iter().filter(|id| !used(id));

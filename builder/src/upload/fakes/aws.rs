@@ -36,7 +36,9 @@ fn ebs(call: &Call, world: &mut World) -> Reply {
                 world.count += 1;
                 let id = format!("snap-{}", world.count);
                 let size = body["VolumeSize"].as_u64().unwrap() as usize;
-                let snapshot = Snapshot { token, size, status: "pending".into(), ..Snapshot::default() };
+                let description = body["Description"].as_str().unwrap().into();
+                let status = "pending".into();
+                let snapshot = Snapshot { token, description, size, status, ..Snapshot::default() };
                 world.snapshots.insert(id.clone(), snapshot);
                 id
             });
@@ -101,7 +103,11 @@ fn ec2(call: &Call, world: &mut World) -> Reply {
         "DescribeSnapshots" => {
             let only = of("SnapshotId.1");
             let refuses = world.refuses;
-            let found = world.snapshots.iter_mut().filter(|(id, _)| only.is_empty() || only == **id);
+            let start = of("Filter.2.Value.1").trim_end_matches('*').to_string();
+            let asked = |id: &String, known: &Snapshot| {
+                (only.is_empty() || only == *id) && known.description.starts_with(&start)
+            };
+            let found = world.snapshots.iter_mut().filter(|(id, known)| asked(id, known));
             let text: String = found
                 .map(|(id, snapshot)| {
                     match snapshot.left {

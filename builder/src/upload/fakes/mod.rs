@@ -81,6 +81,7 @@ pub(super) struct Image {
 #[derive(Default)]
 pub(super) struct Snapshot {
     pub(super) token: String,
+    pub(super) description: String,
     /// GiB
     pub(super) size: usize,
     pub(super) status: String,
