@@ -252,12 +252,21 @@ pub struct GcArgs {
 pub fn run_gc(args: &GcArgs) -> Result<()> {
     let provider = open(args.provider, &args.place, &Client::new(args.place.ca.as_deref())?, &environment)?;
     let leftovers = provider.leftovers()?;
+    let mut stay = Vec::new();
     for leftover in &leftovers {
-        if !args.dry_run {
-            provider.discard(leftover)?;
+        // One that is still in use keeps no other.
+        if !args.dry_run
+            && let Err(error) = provider.discard(leftover)
+        {
+            stay.push(format!("{} {}: {error:#}", leftover.kind, leftover.id));
+            continue;
         }
         println!("{} {}", leftover.kind, leftover.id);
     }
-    println!("{} {}", leftovers.len(), if args.dry_run { "would be removed" } else { "removed" });
+    let gone = leftovers.len() - stay.len();
+    println!("{gone} {}", if args.dry_run { "would be removed" } else { "removed" });
+    if !stay.is_empty() {
+        bail!("these stay: {}", stay.join("; "));
+    }
     Ok(())
 }
