@@ -195,7 +195,9 @@ fn state(image: &Value) -> State {
         "active" => State::Ready,
         "saving" | "uploading" | "importing" => State::Pending,
         "queued" => State::Broken("its bytes never came".into()),
-        other => State::Broken(format!("its status is '{other}'")),
+        known @ ("killed" | "deleted" | "pending_delete") => State::Broken(format!("its status is '{known}'")),
+        // Switched off for a while, or unknown: not ours to remove.
+        _ => State::Pending,
     }
 }
 
