@@ -186,9 +186,10 @@ pub fn adopt(provider: &dyn Provider, name: &str, error: anyhow::Error) -> Resul
     if !may_be_done(&error) {
         return Err(error);
     }
-    match provider.list()?.into_iter().find(|known| known.name == name) {
-        Some(known) => Ok(known.id),
-        None => Err(error),
+    match provider.list().map(|all| all.into_iter().find(|known| known.name == name)) {
+        Ok(Some(known)) => Ok(known.id),
+        Ok(None) => Err(error),
+        Err(_) => Err(error.context(format!("whether {name} was made is not known; `kimg image ls` tells"))),
     }
 }
 
@@ -229,15 +230,21 @@ impl Local {
         };
         check(raw, disk)?;
         let path = dir.join(format.file());
-        match known.files.get(format.file()) {
-            Some(sum) if format != Format::Raw => check(format.file(), sum)?,
-            Some(_) => {}
-            None => format.write(&dir.join(raw), &path)?,
-        }
+        let sum = match known.files.get(format.file()) {
+            Some(sum) => {
+                if format != Format::Raw {
+                    check(format.file(), sum)?;
+                }
+                sum.clone()
+            }
+            None => {
+                format.write(&dir.join(raw), &path)?;
+                FileSum::of(&path)?
+            }
+        };
         leave::may_leave(&path)?;
         let role = known.role.as_str().to_string();
         let name = format!("{PREFIX}{}-{role}-{}", known.cluster, &disk.sha256[..12]);
-        let sum = FileSum::of(&path)?;
         Ok(Local { name, role, path, sum, disk_size: disk.size, disk_sha256: disk.sha256.clone() })
     }
 
