@@ -128,14 +128,18 @@ impl Registry {
         let location = answer.header("location").context("the registry does not say where to upload to")?;
         let location =
             if location.starts_with('/') { format!("{}{location}", self.base) } else { location.to_string() };
+        if self.base.starts_with("https://") && !location.starts_with("https://") {
+            bail!("{} names a place without TLS for the upload", self.base);
+        }
         let least = answer.header("oci-chunk-min-length").and_then(|l| l.parse().ok()).unwrap_or(0);
         Ok(Session { location, chunk: self.chunk.max(least.min(LARGEST_CHUNK)) })
     }
 
     /// Gives up an upload. What a registry does not hear of, it forgets by itself.
     fn cancel(&self, scope: &Scope, session: &Session) {
-        let request = Request::delete(&session.location).hiding(true, false);
-        if let Err(error) = self.send(scope, request) {
+        // An interrupt does not stop this, and is often why it is done.
+        let request = self.with_pass(scope, Request::delete(&session.location).hiding(true, false));
+        if let Err(error) = request.and_then(|request| self.client.for_cleanup().send(&request)) {
             tracing::debug!(%error, "an upload was not cancelled");
         }
     }
