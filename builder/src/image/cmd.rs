@@ -115,13 +115,21 @@ pub fn again(path: &Path, components: Option<&Path>, dir: &Path) -> Result<()> {
     let dir = dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))?;
     // The mirror of then may be gone; the cluster's present one is asked where there is one.
     let present = if dir.join(config::FILE_NAME).exists() { Some(config::load(&dir)?.packages) } else { None };
-    let built = Sources::again(&manifest, &dir, present, components, &Progress::new()).or_else(|error| {
-        // It may lie where was built. It is the only way back, and must outlive a failure.
-        if std::fs::read(path).ok().as_ref() != Some(&text) {
-            cache::write_atomic(&std::path::absolute(path)?, &text)?;
+    // It may lie where is built. It is the only way back, and must outlive a failure, also that of this process.
+    let path = std::path::absolute(path)?;
+    let kept = path.canonicalize()?.starts_with(dir.join("build")).then(|| path.with_added_extension("kept"));
+    if let Some(kept) = &kept {
+        cache::write_atomic(kept, &text)?;
+    }
+    let built = Sources::again(&manifest, &dir, present, components, &Progress::new());
+    if let Some(kept) = &kept {
+        match built {
+            Ok(_) => std::fs::remove_file(kept),
+            Err(_) => std::fs::rename(kept, &path),
         }
-        Err(error)
-    })?;
+        .with_context(|| format!("{} is what {} was", kept.display(), path.display()))?;
+    }
+    let built = built?;
     tell(&[built], started);
     println!("every file is the one that {} names", path.display());
     Ok(())
