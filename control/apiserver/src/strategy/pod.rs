@@ -91,9 +91,12 @@ fn complete_label_keys(pod: &mut Value) {
     let labels = pod["metadata"]["labels"].clone();
     let add = |term: &mut Value, keys: &str, operator: &str| {
         let keys = term[keys].as_array().cloned().unwrap_or_default();
-        let Some(selector) = term["labelSelector"].as_object_mut() else { return };
-        for key in keys.iter().filter_map(Value::as_str) {
-            let Some(value) = labels.get(key) else { continue };
+        let Some(selector) = term.get_mut("labelSelector").and_then(Value::as_object_mut) else { return };
+        // Nothing is validated yet: no more is added than can be right, and one more, which validation refuses.
+        let most = labels.as_object().map_or(0, |labels| labels.len()) + 1;
+        let own = keys.iter().filter_map(Value::as_str).filter_map(|key| Some((key, labels.get(key)?)));
+        let short = |value: &Value| value.as_str().is_some_and(|text| text.len() <= 63);
+        for (key, value) in own.filter(|(_, value)| short(value)).take(most) {
             if let Some(terms) = selector.entry("matchExpressions").or_insert_with(|| json!([])).as_array_mut() {
                 terms.push(json!({"key": key, "operator": operator, "values": [value]}));
             }
@@ -170,7 +173,22 @@ mod tests {
         assert_eq!(preferred["labelSelector"]["matchExpressions"], both);
         let spread = &pod["spec"]["topologySpreadConstraints"];
         assert_eq!(spread[0]["labelSelector"]["matchExpressions"], json!([own]));
-        assert!(spread[1]["labelSelector"].is_null());
+        assert!(spread[1].get("labelSelector").is_none());
+    }
+
+    #[test]
+    fn label_keys_do_not_multiply_what_was_sent() {
+        let keys = vec!["a"; 10_000];
+        for (value, want) in [("x".repeat(100_000), 0), ("x".into(), 2)] {
+            let constraint = json!({"matchLabelKeys": keys, "labelSelector": {}});
+            let mut pod =
+                json!({"metadata": {"labels": {"a": value}}, "spec": {"topologySpreadConstraints": [constraint]}});
+            complete_label_keys(&mut pod);
+            let added = pod["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchExpressions"]
+                .as_array()
+                .map_or(0, Vec::len);
+            assert_eq!(added, want);
+        }
     }
 
     #[test]
