@@ -1,5 +1,7 @@
 //! Where a pod may run.
 
+use std::collections::{HashMap, HashSet};
+
 use super::selectors::{label_name, label_selector, node_selector, node_term};
 use crate::names;
 use crate::status::FieldError;
@@ -118,19 +120,20 @@ fn label_keys(e: &mut Errors, term: &At) {
         }
     }
     // What the server adds for a key is in the expressions once; a second mention is the writer's.
-    let mut seen: Vec<&str> =
-        selector.get("matchLabels").value.as_object().map_or(Vec::new(), |m| m.keys().map(String::as_str).collect());
+    let last: HashMap<&str, usize> = keys.items().enumerate().map(|(i, k)| (k.text(), i)).collect();
+    let labels = selector.get("matchLabels").value.as_object();
+    let mut seen: HashSet<&str> = labels.into_iter().flat_map(|labels| labels.keys().map(String::as_str)).collect();
     for x in selector.get("matchExpressions").items() {
         let key = x.get("key").text();
-        let listed = keys.items().enumerate().filter(|(_, k)| k.text() == key).map(|(i, _)| i).last();
-        if let (Some(i), true) = (listed, seen.contains(&key)) {
+        if let (Some(&i), true) = (last.get(key), seen.contains(key)) {
             // The path is what clients know.
             e.invalid_as(&term.index(i), key, "exists in both matchLabelKeys and labelSelector");
         }
-        seen.push(key);
+        seen.insert(key);
     }
+    let unlike: HashSet<&str> = mismatch.items().map(|m| m.text()).collect();
     for key in keys.items() {
-        if mismatch.items().any(|m| m.text() == key.text()) {
+        if unlike.contains(key.text()) {
             e.invalid(&key, "exists in both matchLabelKeys and mismatchLabelKeys");
         }
     }
