@@ -4,7 +4,7 @@
 //! compacts to the revision that it saw one interval ago; who loses takes over version and
 //! revision for the next race.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::client::{Again, CallError, Client};
 use super::space;
@@ -68,9 +68,14 @@ impl Compactor {
 
 /// Compacts; what was compacted already is fine.
 pub(crate) async fn compact(client: &Client, request: CompactionRequest) -> Result<(), CallError> {
-    match client.call::<_, CompactionResponse>(wire::COMPACT, request, Again::Yes).await {
-        Ok(_) => Ok(()),
-        Err(CallError::Refused { message, .. }) if message.contains("has been compacted") => Ok(()),
-        Err(error) => Err(error),
+    let begun = Instant::now();
+    loop {
+        return match client.call::<_, CompactionResponse>(wire::COMPACT, request.clone(), Again::Yes).await {
+            Ok(_) => Ok(()),
+            Err(CallError::Refused { message, .. }) if message.contains("has been compacted") => Ok(()),
+            // A member answers this kind when all that it removes is gone, which may take long.
+            Err(CallError::Unavailable(_)) if request.physical && begun.elapsed() < space::DEFRAGMENT => continue,
+            Err(error) => Err(error),
+        };
     }
 }

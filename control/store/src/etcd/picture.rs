@@ -7,7 +7,8 @@ use super::lease::Leases;
 use super::mirror::pages;
 use super::root::{self, Found, Layout, Root, after_prefix};
 use super::wire::{
-    self, DeleteRangeRequest, DeleteRangeResponse, Headed, KeyValue, PutRequest, Request, TxnRequest, TxnResponse,
+    self, Compare, DeleteRangeRequest, DeleteRangeResponse, Headed, KeyValue, PutRequest, Request, TxnRequest,
+    TxnResponse,
 };
 use super::{EtcdOptions, space, value};
 use crate::embedded::beyond;
@@ -89,7 +90,11 @@ pub async fn write_etcd(options: &EtcdOptions, entries: &[Entry], revision: u64)
     };
     if let Err(error) = copied.await {
         // The store that is there goes on, and needs the room.
-        if let Err(left) = remove(&client, &objects).await {
+        let tidied = async {
+            remove_unused(&client, &layout, &objects, old.written).await?;
+            space::relieve(&client).await
+        };
+        if let Err(left) = tidied.await {
             tracing::warn!("what was copied stays in etcd until the next restore: {left}");
         }
         return Err(error);
@@ -125,6 +130,19 @@ async fn remove(client: &Client, objects: &str) -> Result<()> {
     let prefix = format!("{objects}/");
     let request = DeleteRangeRequest { range_end: after_prefix(&prefix), key: prefix.into() };
     client.call::<_, DeleteRangeResponse>(wire::DELETE_RANGE, request, Again::Yes).await?;
+    Ok(())
+}
+
+/// The same, unless the root was written since: another restore may have made these objects the store.
+async fn remove_unused(client: &Client, layout: &Layout, objects: &str, written: i64) -> Result<()> {
+    let prefix = format!("{objects}/");
+    let delete = DeleteRangeRequest { range_end: after_prefix(&prefix), key: prefix.into() };
+    let request = TxnRequest {
+        compare: vec![Compare::written_at(layout.root(), written)],
+        success: vec![Request::Delete(delete).into()],
+        failure: Vec::new(),
+    };
+    client.call::<_, TxnResponse>(wire::TXN, request, Again::Yes).await?;
     Ok(())
 }
 
