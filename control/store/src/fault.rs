@@ -175,6 +175,12 @@ impl FaultDisk {
 }
 
 impl State {
+    /// A file that has lost its name leaves its room.
+    fn give_room_of(&mut self, gone: Option<u64>) {
+        let freed = gone.and_then(|id| self.files.get(&id)).map_or(0, |content| content.data.len());
+        self.room = self.room.map(|room| room + freed);
+    }
+
     /// To be called before each change of names.
     fn keep_names(&mut self) {
         let names = self.names.clone();
@@ -281,7 +287,8 @@ impl Disk for FaultDisk {
         let id = id.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         state.keep_names();
         state.names.remove(&self.full(from));
-        state.names.insert(self.full(to), id);
+        let gone = state.names.insert(self.full(to), id);
+        state.give_room_of(gone);
         Ok(())
     }
 
@@ -289,7 +296,8 @@ impl Disk for FaultDisk {
         let mut state = self.call()?;
         if state.names.contains_key(&self.full(name)) {
             state.keep_names();
-            state.names.remove(&self.full(name));
+            let gone = state.names.remove(&self.full(name));
+            state.give_room_of(gone);
         }
         Ok(())
     }

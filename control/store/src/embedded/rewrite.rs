@@ -41,10 +41,11 @@ impl Writer {
             return;
         }
         let limit = self.limit();
-        let grown = self.log.bytes > limit - limit / 8 && self.log.bytes >= self.retry_at;
+        let again = self.log.bytes >= self.retry_at;
+        let grown = self.log.bytes > limit - limit / 8;
         let aged = self.log_since.elapsed() > self.options.log_age
             && self.log.bytes > self.shared.read().live_bytes + WORTH_BYTES;
-        if grown || aged || !self.scrubs.is_empty() {
+        if (again && (grown || aged)) || !self.scrubs.is_empty() {
             self.start_rewriting();
         }
     }

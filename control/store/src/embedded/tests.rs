@@ -491,6 +491,36 @@ fn a_full_disk_refuses_writes_and_loses_nothing() {
 }
 
 #[test]
+fn a_disk_with_room_for_the_log_and_the_next_one_is_enough() {
+    // The log at its largest, and the next one with all that comes in while it is written.
+    for room in (5300..6000).step_by(100) {
+        let disk = FaultDisk::new();
+        let store = Embedded::open(Arc::new(disk.clone()), small()).unwrap();
+        disk.set_room(Some(room));
+        let put =
+            |i: usize| run(store.put(&format!("/a/{}", i % 5), Stamped::plain(vec![b'x'; 50]), Expect::Any, None));
+        for i in 0..300 {
+            put(i).unwrap_or_else(|error| panic!("{room} bytes, write {i}: {error}"));
+        }
+        assert!(store.counters().unwrap().rewrites > 3);
+    }
+}
+
+#[test]
+fn a_rewriting_that_finds_no_room_leaves_none_of_it() {
+    let disk = FaultDisk::new();
+    let store = Embedded::open(Arc::new(disk.clone()), small()).unwrap();
+    for i in 0..20 {
+        run(store.put(&format!("/a/{i}"), Stamped::plain(vec![b'x'; 100]), Expect::Any, None)).unwrap();
+    }
+    disk.set_room(Some(500));
+    run(store.scrub()).unwrap_err();
+    assert_eq!(disk.names(), [LOG]);
+    disk.set_room(None);
+    run(store.scrub()).unwrap();
+}
+
+#[test]
 fn what_is_cut_off_a_file_leaves_no_hole() {
     let dir = tempfile::tempdir().unwrap();
     let disk = crate::DirDisk::open(dir.path()).unwrap();

@@ -299,7 +299,13 @@ impl Writer {
         }
         let data = frame.finish();
         self.make_room(data.len() as u64);
-        if let Err(refused) = self.append(&data) {
+        let mut written = self.append(&data);
+        if matches!(written, Err(Refused::Full(_))) && self.rewriting.is_some() {
+            // The new log may hold the room; at the end of the rewriting one of the two is gone.
+            self.finish_rewriting();
+            written = self.append(&data);
+        }
+        if let Err(refused) = written {
             self.take_back(&order);
             for (reply, _) in answers {
                 drop(reply.send(Err(refused.error())));
