@@ -134,7 +134,7 @@ pub struct RequestInfo {
     /// What follows the subresource (`/proxy/{path}`), without the leading slash.
     pub rest: String,
     pub query: Query,
-    /// The field selector of a list, a watch or a deletion of many; one that cannot be read demands nothing
+    /// The field selector of a list or a watch; one that cannot be read demands nothing
     /// here, and is refused by its handler.
     pub fields: Fields,
 }
@@ -183,7 +183,7 @@ impl RequestInfo {
         info.read_resource(parts);
         info.is_resource = true;
         info.verb = info.resource_verb(method, prefix_watch);
-        if matches!(info.verb, Verb::List | Verb::Watch | Verb::DeleteCollection) {
+        if matches!(info.verb, Verb::List | Verb::Watch) {
             info.fields = Fields::parse(info.query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
         }
         info
