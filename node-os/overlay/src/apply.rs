@@ -70,7 +70,9 @@ impl Network {
         let source = own_cidr.network();
         self.links.address(self.own, source).await?;
         self.links.direct_route(self.services, self.own, source).await?;
-        let mut keep = vec![self.services];
+        // A pod's address that is nobody's must not leave the cluster, where a stranger may have it.
+        self.links.unreachable(self.cluster).await?;
+        let mut keep = vec![self.services, self.cluster];
         match self.mode {
             Mode::Vxlan => {
                 let tunnel = self.links.vxlan(TUNNEL, self.node_ip, tunnel_mac(self.node_ip), self.mtu).await?;

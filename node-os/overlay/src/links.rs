@@ -9,7 +9,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkDummy, LinkUnspec, LinkVxlan, RouteMessageBuilder};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -120,6 +120,11 @@ impl Links {
     pub(crate) async fn direct_route(&self, to: Ipv4Net, index: u32, source: Ipv4Addr) -> anyhow::Result<()> {
         let route = base_route(to).output_interface(index).scope(RouteScope::Link).pref_source(source).build();
         self.replace(route, to).await
+    }
+
+    /// Says that a prefix is nowhere but where longer prefixes lead.
+    pub(crate) async fn unreachable(&self, to: Ipv4Net) -> anyhow::Result<()> {
+        self.replace(base_route(to).kind(RouteType::Unreachable).build(), to).await
     }
 
     /// The way to a peer's pods.

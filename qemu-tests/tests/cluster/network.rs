@@ -5,6 +5,7 @@ use qemu_tests::{Cluster, Kubectl, Result, pods, wait};
 
 pub(crate) const TESTS: &[super::Test] = &[
     ("a_pod_sees_the_address_of_a_pod_on_another_node", no_nat),
+    ("a_pod_address_that_is_nobodys_is_unreachable", nobodys),
     ("vxlan_works_where_the_network_drops_foreign_sources", provider_network),
     ("pods_reach_the_api_and_the_world_of_the_node", pod_to_api),
     ("host_ports_answer", host_port),
@@ -14,6 +15,18 @@ pub(crate) const TESTS: &[super::Test] = &[
 fn no_nat(cluster: &Cluster) -> Result {
     pods::pair(cluster, "net")?;
     pods::reach_each_other(cluster, "net")
+}
+
+/// Neither of this node's pods nor of any node's: by the default route a stranger could answer.
+fn nobodys(cluster: &Cluster) -> Result {
+    let own = cluster.k(&["get", "node", "worker-1", "-o", "jsonpath={.spec.podCIDR}"])?;
+    let (start, _) = own.rsplit_once('.').context("a pod CIDR")?;
+    for address in [format!("{start}.250"), "10.200.250.1".to_owned()] {
+        let knock = format!("nc -w 5 {address} 80 </dev/null 2>&1; true");
+        let said = cluster.exec("net", "one", &["sh", "-c", &knock])?;
+        ensure!(said.contains("No route to host"), "{address}: {said}");
+    }
+    Ok(())
 }
 
 /// As providers do: a frame whose source is not the sender's own address is lost.

@@ -65,6 +65,11 @@ pub fn prepare(disk: &Disk) -> Result<String> {
     mount::mount(&name, Path::new(MOUNT_POINT), "ext4", options, "errors=remount-ro")?;
     fs::create_dir_all(VAR).with_context(|| format!("cannot make {VAR}"))?;
     mount::bind(Path::new(VAR), Path::new("/var"))?;
+    // What is written there is of network namespaces that ended with the last boot, and is not written durably.
+    let gone = Path::new("/var/lib/cni");
+    if gone.exists() {
+        fs::remove_dir_all(gone).with_context(|| format!("cannot remove {}", gone.display()))?;
+    }
     for folder in FOLDERS {
         let path = Path::new("/var").join(folder);
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;

@@ -1,5 +1,5 @@
 //! The little of containerd's own API that importing image archives takes:
-//! write blobs into the content store under a lease, and name the image.
+//! write blobs into the content store under a lease, unpack layers, and name the image.
 
 use super::client::unix_channel;
 use std::collections::BTreeMap;
@@ -10,6 +10,8 @@ use tonic_prost::ProstCodec;
 
 /// The namespace that CRI uses.
 const NAMESPACE: &str = "k8s.io";
+/// The one that the node's `config.toml` gives CRI.
+const SNAPSHOTTER: &str = "overlayfs";
 /// Bytes of one write; containerd's limit of a message is 16 MiB, its default buffer 1 MiB.
 const CHUNK: usize = 512 << 10;
 
@@ -90,6 +92,62 @@ struct WriteAnswer {
     offset: i64,
 }
 
+/// `PrepareSnapshotRequest`; with another method `StatSnapshotRequest` or `RemoveSnapshotRequest`, which end at `key`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+struct Snapshot {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    key: String,
+    #[prost(string, tag = "3")]
+    parent: String,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+struct CommitSnapshot {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    key: String,
+}
+
+/// `containerd.types.Mount`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+struct Mount {
+    #[prost(string, tag = "1")]
+    r#type: String,
+    #[prost(string, tag = "2")]
+    source: String,
+    #[prost(string, tag = "3")]
+    target: String,
+    #[prost(string, repeated, tag = "4")]
+    options: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+struct Mounts {
+    #[prost(message, repeated, tag = "1")]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+struct ApplyDiff {
+    #[prost(message, optional, tag = "1")]
+    diff: Option<Descriptor>,
+    #[prost(message, repeated, tag = "2")]
+    mounts: Vec<Mount>,
+    #[prost(bool, tag = "4")]
+    sync_fs: bool,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+struct Applied {
+    #[prost(message, optional, tag = "1")]
+    applied: Option<Descriptor>,
+}
+
 /// A client of containerd's own services.
 #[derive(Clone, Debug)]
 pub struct Containerd {
@@ -164,6 +222,44 @@ impl Containerd {
     pub async fn delete_lease(&self, id: &str) -> Result<(), tonic::Status> {
         let request = DeleteLease { id: id.into(), sync: false };
         self.call::<_, ()>("/containerd.services.leases.v1.Leases/Delete", request, None).await
+    }
+
+    /// Unpacks a layer upon the layers of `parent` (empty: upon nothing), as the snapshot `chain`.
+    ///
+    /// containerd would do it when the first container asks, and without `sync_fs`: after a power cut the snapshot
+    /// is then on record as whole, and its files are empty.
+    pub async fn unpack(
+        &self,
+        layer: Descriptor,
+        diff_id: &str,
+        parent: &str,
+        chain: &str,
+        lease: &str,
+    ) -> Result<(), tonic::Status> {
+        let of = |key: &str, parent: &str| Snapshot {
+            snapshotter: SNAPSHOTTER.into(),
+            key: key.into(),
+            parent: parent.into(),
+        };
+        match self.call::<_, ()>("/containerd.services.snapshots.v1.Snapshots/Stat", of(chain, ""), Some(lease)).await {
+            Err(status) if status.code() == tonic::Code::NotFound => {}
+            other => return other,
+        }
+        let key = format!("kimg-import-{chain}");
+        // What an interrupted import left.
+        match self.call::<_, ()>("/containerd.services.snapshots.v1.Snapshots/Remove", of(&key, ""), Some(lease)).await {
+            Err(status) if status.code() == tonic::Code::NotFound => {}
+            other => other?,
+        }
+        let Mounts { mounts } = self.call("/containerd.services.snapshots.v1.Snapshots/Prepare", of(&key, parent), Some(lease)).await?;
+        let apply = ApplyDiff { diff: Some(layer), mounts, sync_fs: true };
+        let Applied { applied } = self.call("/containerd.services.diff.v1.Diff/Apply", apply, Some(lease)).await?;
+        let unpacked = applied.map(|descriptor| descriptor.digest).unwrap_or_default();
+        if unpacked != diff_id {
+            return Err(tonic::Status::data_loss(format!("a layer unpacks to {unpacked}, and should to {diff_id}")));
+        }
+        let commit = CommitSnapshot { snapshotter: SNAPSHOTTER.into(), name: chain.into(), key };
+        self.call("/containerd.services.snapshots.v1.Snapshots/Commit", commit, Some(lease)).await
     }
 
     /// Writes one blob; a blob that is there already is left as it is.

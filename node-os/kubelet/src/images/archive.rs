@@ -4,6 +4,7 @@
 use crate::cri::containerd::{Containerd, Descriptor, StoredImage};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -36,6 +37,17 @@ struct Index {
 struct Manifest {
     config: OciDescriptor,
     layers: Vec<OciDescriptor>,
+}
+
+/// Of an image's configuration: the digests of its unpacked layers, the lowest first.
+#[derive(Deserialize)]
+struct Configuration {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<String>,
 }
 
 /// Where a file of the archive lies in it.
@@ -126,21 +138,48 @@ async fn write_image(
         for layer in &content.layers {
             write(containerd, path, files, layer, BTreeMap::new(), lease).await?;
         }
-        write(containerd, path, files, &content.config, BTreeMap::new(), lease).await?;
+        let Configuration { rootfs } = read_json(path, files, &blob(&content.config.digest)?)?;
+        let chain = chain_ids(&rootfs.diff_ids);
+        let top = chain.last().map(|top| ("containerd.io/gc.ref.snapshot.overlayfs".to_owned(), top.clone()));
+        write(containerd, path, files, &content.config, top.into_iter().collect(), lease).await?;
         let mut labels = child_labels("l", content.layers.iter());
         labels.insert("containerd.io/gc.ref.content.config".into(), content.config.digest.clone());
         write(containerd, path, files, manifest, labels, lease).await?;
+        if content.layers.len() != chain.len() {
+            bail!("{} layers, and digests of {} unpacked ones", content.layers.len(), chain.len());
+        }
+        let mut below = "";
+        for ((layer, diff_id), name) in content.layers.iter().zip(&rootfs.diff_ids).zip(&chain) {
+            containerd.unpack(described(layer), diff_id, below, name, lease).await.map_err(sentence)?;
+            below = name;
+        }
     }
-    let target = Descriptor {
-        media_type: entry.media_type.clone(),
-        digest: entry.digest.clone(),
-        size: entry.size as i64,
-        annotations: BTreeMap::new(),
-    };
+    let target = described(entry);
     // Without CRI's own label: its plugin sees the new name, registers the image under its id
     // and labels both itself. With the label it would take that as done.
     let image = StoredImage { name: name.into(), labels: BTreeMap::new(), target: Some(target) };
     containerd.put_image(image, lease).await.map_err(sentence)
+}
+
+fn described(descriptor: &OciDescriptor) -> Descriptor {
+    Descriptor {
+        media_type: descriptor.media_type.clone(),
+        digest: descriptor.digest.clone(),
+        size: descriptor.size as i64,
+        annotations: BTreeMap::new(),
+    }
+}
+
+/// What each layer makes of those below it, as a name (OCI image specification, "Layer ChainID").
+fn chain_ids(diff_ids: &[String]) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::new();
+    for diff_id in diff_ids {
+        chain.push(match chain.last() {
+            None => diff_id.clone(),
+            Some(below) => format!("sha256:{}", hex::encode(Sha256::digest(format!("{below} {diff_id}")))),
+        });
+    }
+    chain
 }
 
 fn fits(descriptor: &OciDescriptor) -> bool {
