@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("port_forward_works_with_both", port_forward),
     ("logs_follow_with_both", logs),
     ("rollouts_go_forward_and_back", rollouts),
+    ("what_is_owned_goes_with_its_owner_and_its_namespace", deletions),
     ("debug_adds_a_container_and_makes_a_node_pod", debug),
     ("drain_moves_pods_with_both", drain),
     ("certificates_are_approved_and_tokens_made", certificates),
@@ -198,6 +199,35 @@ fn logs(cluster: &Cluster) -> Result {
         ensure!(heard.lines().count() >= 2, "{name}: logs -f heard '{heard}'");
     }
     Ok(())
+}
+
+/// A deployment without pods owns a replica set, which is all that is needed.
+fn deletions(cluster: &Cluster) -> Result {
+    cluster.namespace("owned")?;
+    let k = |args: &[&str]| cluster.k(&["-n", "owned"].into_iter().chain(args.iter().copied()).collect::<Vec<_>>());
+    let sets = || k(&["get", "replicasets", "-o", "jsonpath={.items[*].metadata.name}"]);
+    let made = || -> Result<String> {
+        k(&["create", "deployment", "d", "--image=none", "--replicas=0"])?;
+        wait::until("its replica set", wait::scale(20), || Ok(Some(sets()?).filter(|name| !name.is_empty())))
+    };
+    let set = made()?;
+    k(&["delete", "deployment", "d", "--cascade=orphan"])?;
+    let owners = k(&["get", "replicaset", &set, "-o", "jsonpath={.metadata.ownerReferences}"])?;
+    ensure!(owners.is_empty(), "the orphan still has owners: {owners}");
+    k(&["delete", "replicaset", &set])?;
+    made()?;
+    k(&["delete", "deployment", "d", "--cascade=foreground"])?;
+    ensure!(sets()?.is_empty(), "the owner went before what it owns");
+    made()?;
+    k(&["delete", "deployment", "d"])?;
+    wait::until("the replica set to go", wait::scale(20), || Ok(sets()?.is_empty().then_some(())))?;
+    k(&["create", "configmap", "c", "--from-literal=a=b"])?;
+    k(&["delete", "namespace", "owned"])?;
+    // One of the same name begins empty.
+    cluster.namespace("owned")?;
+    let left = k(&["get", "configmaps", "-o", "name"])?;
+    ensure!(!left.contains("/c"), "the namespace left {left}");
+    k(&["delete", "namespace", "owned", "--wait=false"]).map(|_| ())
 }
 
 fn rollouts(cluster: &Cluster) -> Result {

@@ -247,11 +247,13 @@ impl Containerd {
         }
         let key = format!("kimg-import-{chain}");
         // What an interrupted import left.
-        match self.call::<_, ()>("/containerd.services.snapshots.v1.Snapshots/Remove", of(&key, ""), Some(lease)).await {
+        match self.call::<_, ()>("/containerd.services.snapshots.v1.Snapshots/Remove", of(&key, ""), Some(lease)).await
+        {
             Err(status) if status.code() == tonic::Code::NotFound => {}
             other => other?,
         }
-        let Mounts { mounts } = self.call("/containerd.services.snapshots.v1.Snapshots/Prepare", of(&key, parent), Some(lease)).await?;
+        let Mounts { mounts } =
+            self.call("/containerd.services.snapshots.v1.Snapshots/Prepare", of(&key, parent), Some(lease)).await?;
         let apply = ApplyDiff { diff: Some(layer), mounts, sync_fs: true };
         let Applied { applied } = self.call("/containerd.services.diff.v1.Diff/Apply", apply, Some(lease)).await?;
         let unpacked = applied.map(|descriptor| descriptor.digest).unwrap_or_default();
