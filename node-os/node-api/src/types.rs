@@ -220,7 +220,7 @@ pub struct Image {
 pub struct Route {
     /// CIDR, or `default`.
     pub destination: String,
-    /// Next hop, empty when the destination is on the link.
+    /// Next hop, empty when the destination is on the link; `unreachable` where the route says so.
     pub gateway: String,
     /// Interface.
     pub device: String,

@@ -205,7 +205,7 @@ impl Links {
                 self.handle.route().get(family).execute().try_collect().await.context("cannot list the routes")?;
             routes.extend(
                 list.iter()
-                    .filter(|route| route.header.kind == RouteType::Unicast)
+                    .filter(|route| matches!(route.header.kind, RouteType::Unicast | RouteType::Unreachable))
                     .map(|route| describe_route(route, &names)),
             );
         }
@@ -347,6 +347,9 @@ fn describe_route(route: &RouteMessage, names: &BTreeMap<u32, String>) -> node_a
         protocol: format!("{:?}", route.header.protocol).to_ascii_lowercase(),
         ..Default::default()
     };
+    if route.header.kind == RouteType::Unreachable {
+        shown.gateway = "unreachable".to_owned();
+    }
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(to) => {
