@@ -21,6 +21,7 @@ use std::process::ExitCode;
 fn tests() -> Vec<Test> {
     [
         nodes::TESTS,
+        resilience::FIRST,
         example::TESTS,
         network::TESTS,
         volumes::TESTS,

@@ -1,13 +1,31 @@
 //! Everything may be killed; the cluster is whole again.
 
 use anyhow::{Context, ensure};
-use qemu_tests::{Cluster, Result, wait};
+use kimg::local::qmp;
+use qemu_tests::{Cluster, Result, pods, wait};
+
+/// Of a cluster that has only just come up.
+pub(crate) const FIRST: &[super::Test] = &[("a_worker_whose_power_went_at_its_first_pod_runs_it_again", power_cut)];
 
 pub(crate) const TESTS: &[super::Test] = &[
     ("every_service_may_be_killed", kill_services),
     ("every_vm_may_be_rebooted", reboot),
     ("no_node_ran_out_of_memory_after_all_this", super::nodes::consoles_are_clean),
 ];
+
+/// What the images and the pod's first start have written is seconds old then, and only partly on the disk.
+fn power_cut(cluster: &Cluster) -> Result {
+    pods::pair(cluster, "power")?;
+    qmp::execute(&cluster.dir.join("run/worker-1"), "qmp.sock", "quit", None)?;
+    cluster.kimg(&["up"])?.success()?;
+    wait::until("the pod to run again", wait::scale(60), || {
+        let pod = cluster.json(&["-n", "power", "get", "pod", "one"])?;
+        let container = &pod["status"]["containerStatuses"][0];
+        Ok((container["restartCount"] == 1 && container["ready"] == true).then_some(()))
+    })
+    .with_context(|| cluster.k(&["-n", "power", "describe", "pod", "one"]).unwrap_or_else(|error| error.to_string()))?;
+    pods::reach_each_other(cluster, "power")
+}
 
 fn example_answers(cluster: &Cluster) -> Result {
     wait::until("the example to answer", wait::scale(60), || {

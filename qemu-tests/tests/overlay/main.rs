@@ -1,9 +1,8 @@
 //! Host-gw: plain routes between nodes, which only an honest network carries. The cluster's image says which
 //! kind of overlay it is, so this needs a cluster of its own; that vxlan works on either network is shown on
-//! the shared one. And what needs a cluster that has only just come up.
+//! the shared one.
 
-use anyhow::{Context, ensure};
-use kimg::local::qmp;
+use anyhow::ensure;
 use qemu_tests::cluster::settings;
 use qemu_tests::suite::{self, Suite};
 use qemu_tests::{Cluster, Result, pods, wait};
@@ -11,26 +10,11 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let tests: Vec<suite::Test> = vec![
-        ("a_worker_whose_power_went_at_its_first_pod_runs_it_again", power_cut),
         ("host_gw_needs_no_tunnel_on_an_honest_network", honest),
         ("host_gw_fails_where_the_network_drops_foreign_sources", provider),
     ];
     let cluster = settings("hostgw", 2, "overlay = \"host-gw\"", "");
     suite::main(Suite { name: "hostgw", cluster, tests, long: &[], end: || () })
-}
-
-/// What the images and the pod's first start have written is seconds old then, and only partly on the disk.
-fn power_cut(cluster: &Cluster) -> Result {
-    pods::pair(cluster, "power")?;
-    qmp::execute(&cluster.dir.join("run/worker-1"), "qmp.sock", "quit", None)?;
-    cluster.kimg(&["up"])?.success()?;
-    wait::until("the pod to run again", wait::scale(60), || {
-        let pod = cluster.json(&["-n", "power", "get", "pod", "one"])?;
-        let container = &pod["status"]["containerStatuses"][0];
-        Ok((container["restartCount"] == 1 && container["ready"] == true).then_some(()))
-    })
-    .with_context(|| cluster.k(&["-n", "power", "describe", "pod", "one"]).unwrap_or_else(|error| error.to_string()))?;
-    pods::reach_each_other(cluster, "power")
 }
 
 fn honest(cluster: &Cluster) -> Result {
