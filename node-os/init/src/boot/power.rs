@@ -45,11 +45,12 @@ async fn button(machine: Shared) {
             if known.contains(&name) {
                 continue;
             }
+            // sysfs shows a device a moment before its node in /dev is there: the next round opens it.
+            let Ok(device) = File::open(format!("/dev/input/{name}")) else { continue };
             let press = press.clone();
-            let device = name.clone();
             // A blocked read needs a thread of its own; it sleeps there and costs a few pages.
             let thread = std::thread::Builder::new().name("power-button".to_owned()).stack_size(64 * 1024);
-            match thread.spawn(move || read_presses(&device, &press)) {
+            match thread.spawn(move || read_presses(device, &press)) {
                 Ok(_) => known.push(name),
                 Err(error) => return tracing::warn!("the power button cannot be read: {error}"),
             }
@@ -75,8 +76,7 @@ fn power_buttons() -> Vec<String> {
         .collect()
 }
 
-fn read_presses(name: &str, press: &tokio::sync::mpsc::UnboundedSender<()>) {
-    let Ok(mut device) = File::open(format!("/dev/input/{name}")) else { return };
+fn read_presses(mut device: File, press: &tokio::sync::mpsc::UnboundedSender<()>) {
     let mut event = [0u8; EVENT];
     while device.read_exact(&mut event).is_ok() {
         if is_press(&event) && press.send(()).is_err() {
