@@ -153,6 +153,37 @@ fn stopped_vms_are_named_and_nothing_is_made() {
 }
 
 #[test]
+fn a_kubeconfig_needs_the_place_of_the_api() {
+    let cluster = cluster();
+    let dir = cluster.path();
+    let server = |args: &[&str]| {
+        let output = kimg(dir, args);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let server = text.lines().find_map(|line| line.trim().strip_prefix("server: ")).map(str::to_string);
+        server.unwrap_or_else(|| panic!("{args:?}: {text}{}", String::from_utf8_lossy(&output.stderr)))
+    };
+    assert_eq!(
+        server(&["kubeconfig", "--output", "-", "--server", "https://api.example:6443"]),
+        "https://api.example:6443"
+    );
+    assert!(!dir.join("-").exists());
+    // At a provider, as docs/provider.md has it, but without the API's place.
+    let path = dir.join("cluster.toml");
+    let text = std::fs::read_to_string(&path).expect("cluster.toml");
+    let lines = text.lines().filter(|line| !line.starts_with("secrets") && !line.starts_with("addresses"));
+    let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+    std::fs::write(&path, &text).expect("cluster.toml");
+    for args in [&["kubeconfig"] as &[&str], &["seed", "worker-1"]] {
+        let error = ends_with(2, dir, args);
+        assert!(error.contains("give master-1 its address (`addresses = ["), "{error}");
+        assert!(error.contains("`addresses` or `names` under [api]"), "{error}");
+    }
+    assert_eq!(server(&["kubeconfig", "--server", "https://10.0.0.1:6443"]), "https://10.0.0.1:6443");
+    std::fs::write(&path, format!("{text}[api]\nnames = [\"api.example\"]\n")).expect("cluster.toml");
+    assert_eq!(server(&["kubeconfig"]), "https://api.example:6443");
+}
+
+#[test]
 fn certificates_are_listed_without_a_file() {
     let cluster = cluster();
     let output = kimg(cluster.path(), &["pki", "show"]);
