@@ -39,11 +39,13 @@ fn each_mistake_is_told_and_ends_with_2() {
     std::fs::write(dir.join("notes.md"), "# Notes\n").expect("file");
     std::fs::write(dir.join("kimg.lock"), "version = 1\ngarbage").expect("file");
     pipe(&dir.join("pipe"));
-    let cases: [(&[&str], &str); 30] = [
+    let cases: [(&[&str], &str); 34] = [
         (&["inspect", "nosuch"], "there is no nosuch"),
         (&["inspect", "notes.md"], "notes.md is no readable image"),
         (&["inspect", "pipe"], "pipe is a pipe"),
         (&["inspect", "/dev/zero"], "/dev/zero is a device"),
+        (&["inspect", "secrets"], "there is no secrets/disk.raw"),
+        (&["diff", "pipe", "pipe"], "pipe is a pipe"),
         (&["init", "notes.md"], "notes.md is no folder"),
         (&["init", "."], "exists and stays as it is"),
         (&["pki", "show", "notes.md"], "notes.md holds no certificate"),
@@ -66,6 +68,8 @@ fn each_mistake_is_told_and_ends_with_2() {
         (&["push", "nosuch"], "there is no nosuch"),
         (&["push", "worker"], "a node image has no name of its own"),
         (&["pull", "r.example/web:"], "is no image name"),
+        (&["pull", "u:s3cr3t@r.example/web"], "no user and password in it"),
+        (&["push", "u:s3cr3t@r.example/web"], "no user and password in it"),
         (&["upload", "nobody", "--to", "s3"], "'nobody' is no role"),
         (&["upload", "master", "--to", "s3"], "--bucket is missing"),
         (&["image", "ls", "--at", "digitalocean"], "--region is missing"),
@@ -75,7 +79,7 @@ fn each_mistake_is_told_and_ends_with_2() {
         // Whether the VMs run is looked at before what is asked of them: not a mistake, but a failure.
         let code = if said.starts_with("the VMs") { 1 } else { 2 };
         let error = ends_with(code, dir, args);
-        assert!(error.contains(said), "{args:?}: {error}");
+        assert!(error.contains(said) && !error.contains("s3cr3t"), "{args:?}: {error}");
     }
 }
 
@@ -146,6 +150,37 @@ fn stopped_vms_are_named_and_nothing_is_made() {
     assert!(kimg(dir, &["pki", "init"]).status.success());
     let error = ends_with(1, dir, &["seed", "worker-1"]);
     assert!(error.contains("do not run; start them with `kimg up`"), "{error}");
+}
+
+#[test]
+fn a_kubeconfig_needs_the_place_of_the_api() {
+    let cluster = cluster();
+    let dir = cluster.path();
+    let server = |args: &[&str]| {
+        let output = kimg(dir, args);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let server = text.lines().find_map(|line| line.trim().strip_prefix("server: ")).map(str::to_string);
+        server.unwrap_or_else(|| panic!("{args:?}: {text}{}", String::from_utf8_lossy(&output.stderr)))
+    };
+    assert_eq!(
+        server(&["kubeconfig", "--output", "-", "--server", "https://api.example:6443"]),
+        "https://api.example:6443"
+    );
+    assert!(!dir.join("-").exists());
+    // At a provider, as docs/provider.md has it, but without the API's place.
+    let path = dir.join("cluster.toml");
+    let text = std::fs::read_to_string(&path).expect("cluster.toml");
+    let lines = text.lines().filter(|line| !line.starts_with("secrets") && !line.starts_with("addresses"));
+    let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+    std::fs::write(&path, &text).expect("cluster.toml");
+    for args in [&["kubeconfig"] as &[&str], &["seed", "worker-1"]] {
+        let error = ends_with(2, dir, args);
+        assert!(error.contains("give master-1 its address (`addresses = ["), "{error}");
+        assert!(error.contains("`addresses` or `names` under [api]"), "{error}");
+    }
+    assert_eq!(server(&["kubeconfig", "--server", "https://10.0.0.1:6443"]), "https://10.0.0.1:6443");
+    std::fs::write(&path, format!("{text}[api]\nnames = [\"api.example\"]\n")).expect("cluster.toml");
+    assert_eq!(server(&["kubeconfig"]), "https://api.example:6443");
 }
 
 #[test]

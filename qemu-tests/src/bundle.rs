@@ -15,7 +15,7 @@ pub fn write(cluster: &Cluster, root: &Path, test: &str) -> std::io::Result<Path
             let said = cluster.kimg(&["node", "--node", &node, what]);
             put(&format!("{node}.{what}.txt"), &said.map_or_else(|e| format!("{e:#}"), |o| o.all()))?;
         }
-        let said = cluster.kimg(&["node", "--node", &node, "logs"]);
+        let said = cluster.kimg(&["node", "--node", &node, "logs", "--tail", "1000000"]);
         put(&format!("{node}.logs.txt"), &said.map_or_else(|e| format!("{e:#}"), |o| o.all()))?;
     }
     for (name, args) in [

@@ -46,10 +46,21 @@ struct Answered {
     status: u16,
 }
 
+/// A file that is longer than it may be: another one, and no shorter when it is asked for again.
+#[derive(Debug, thiserror::Error)]
+#[error("{url} is longer than the {size} bytes that it should have; the server or a proxy on the way changes files")]
+struct Longer {
+    url: String,
+    size: u64,
+}
+
 /// Whether another try would end like this one.
 fn is_final(error: &anyhow::Error) -> bool {
     let said_no = |answered: &Answered| matches!(answered.status, 300..=407 | 409..=428 | 430..=499);
-    error.is::<Missing>() || error.is::<Interrupted>() || error.downcast_ref::<Answered>().is_some_and(said_no)
+    error.is::<Missing>()
+        || error.is::<Interrupted>()
+        || error.is::<Longer>()
+        || error.downcast_ref::<Answered>().is_some_and(said_no)
 }
 
 /// Fetches a small file into memory.
@@ -223,6 +234,10 @@ fn transfer(url: &str, partial: &Path, size: u64, bar: &ProgressBar, open: &Open
         bar.inc(n as u64);
     }
     let now = file.metadata()?.len();
+    if now > size {
+        file.set_len(0)?;
+        return Err(Longer { url: url.to_string(), size }.into());
+    }
     if now != size {
         bail!("{url} ended after {now} of {size} bytes");
     }
@@ -298,6 +313,9 @@ mod tests {
             }
         }
         assert!(fetch(&|| Ok((200, Box::new(Stopped)))).unwrap_err().is::<Interrupted>());
+        assert_eq!(asked.get(), 1);
+        let error = fetch(&|| Ok((200, Box::new(&b"xy"[..])))).unwrap_err().to_string();
+        assert!(error.contains("longer than the 1 bytes"), "{error}");
         assert_eq!(asked.get(), 1);
         // Too many calls pass.
         fetch(&|| Ok((if asked.get() < 2 { 429 } else { 200 }, Box::new(&b"x"[..])))).unwrap();

@@ -39,12 +39,12 @@ enum NodeCommand {
     Services,
     /// The log of a service
     Logs {
-        /// Service, `init` is PID 1 [default: all, one after the other]
+        /// Service, `init` is PID 1 [default: the last 20 lines of each]
         service: Option<String>,
         /// Go on with new lines
         #[arg(long, short)]
         follow: bool,
-        /// Only the last lines
+        /// Only so many last lines, of each service where none is named
         #[arg(long, alias = "lines")]
         tail: Option<u32>,
     },
@@ -123,19 +123,25 @@ async fn ask(args: &NodeArgs, settings: &Settings, client: &NodeClient) -> Resul
             if json { print_json(&status) } else { write_out(print::status(&status).as_bytes()) }
         }
         NodeCommand::Services => list::<node_api::Service>(client, path::SERVICES, json).await,
-        NodeCommand::Logs { service, follow, tail } => {
-            let tail = tail.map(|n| format!("&tail={n}")).unwrap_or_default();
-            match service {
-                Some(service) => {
-                    let path = format!("{}/{}?follow={}{tail}", path::LOGS, segment(service)?, u8::from(*follow));
-                    client.text(&path, write_out).await
-                }
-                None if *follow => {
-                    Err(BadInput("name the service to follow; `kimg node services` lists them".into()).into())
-                }
-                None => all_logs(client, &tail).await,
+        NodeCommand::Logs { service, follow, tail } => match service {
+            Some(service) => {
+                let tail = tail.map(|n| format!("&tail={n}")).unwrap_or_default();
+                let path = format!("{}/{}?follow={}{tail}", path::LOGS, segment(service)?, u8::from(*follow));
+                client.text(&path, write_out).await
             }
-        }
+            None if *follow => {
+                Err(BadInput("name the service to follow; `kimg node services` lists them".into()).into())
+            }
+            None => {
+                all_logs(client, tail.unwrap_or(SOME_LINES)).await?;
+                if tail.is_none() {
+                    eprintln!(
+                        "the last {SOME_LINES} lines of each; `kimg node logs SERVICE` shows one log, --tail N more of all"
+                    );
+                }
+                Ok(())
+            }
+        },
         NodeCommand::Dmesg { follow } => {
             client.text(&format!("{}?follow={}", path::DMESG, u8::from(*follow)), write_out).await
         }
@@ -169,12 +175,17 @@ async fn list<T: Row + Serialize + DeserializeOwned>(client: &NodeClient, path: 
     if json { print_json(&list) } else { write_out(table(&list).as_bytes()) }
 }
 
-async fn all_logs(client: &NodeClient, tail: &str) -> Result<()> {
+/// Lines of each log where all are shown and nobody says how many.
+const SOME_LINES: u32 = 20;
+
+async fn all_logs(client: &NodeClient, tail: u32) -> Result<()> {
     let services: Vec<node_api::Service> = client.get(path::SERVICES).await?;
     for name in std::iter::once("init").chain(services.iter().map(|s| s.name.as_str())) {
         write_out(format!("== {name}\n").as_bytes())?;
         // A service that never started has no log.
-        if let Err(error) = client.text(&format!("{}/{}?follow=0{tail}", path::LOGS, segment(name)?), write_out).await {
+        if let Err(error) =
+            client.text(&format!("{}/{}?follow=0&tail={tail}", path::LOGS, segment(name)?), write_out).await
+        {
             write_out(format!("{error:#}\n").as_bytes())?;
         }
     }

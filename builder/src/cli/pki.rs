@@ -1,12 +1,11 @@
 //! `kimg pki` and `kimg kubeconfig`.
 
 use super::{dir_flag, next, program};
-use crate::config::Settings;
+use crate::config::{SecretsForm, Settings};
 use crate::input;
 use crate::pki::kubeconfig::{kubeconfig as document, server_url};
 use crate::pki::{Authority, Secrets, SecureBoot, Subject, issue, secrets, secure_boot, show};
 use anyhow::{Context, Result};
-use node_metadata::Role;
 use std::path::PathBuf;
 use time::Duration;
 
@@ -67,7 +66,7 @@ pub(super) struct KubeconfigArgs {
     /// Past RBAC (group system:masters), valid for four hours
     #[arg(long)]
     break_glass: bool,
-    /// File to write [default: standard output]
+    /// File to write [default: standard output, as for -]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -165,10 +164,12 @@ fn secure_boot_files(args: &SecureBootArgs, settings: &Settings) -> Result<()> {
 }
 
 pub(super) fn kubeconfig(args: &KubeconfigArgs, settings: &Settings) -> Result<()> {
-    if let Some(path) = &args.output {
+    let output = args.output.as_deref().filter(|path| path.as_os_str() != "-");
+    if let Some(path) = output {
         input::writable_place(path)?;
     }
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    let server = server(settings, args.server.as_deref())?;
     let (user, client) = if args.break_glass {
         let subject = Subject::break_glass();
         let client = issue::issue(&secrets, Authority::Cluster, &subject, issue::BREAK_GLASS_LIFE)?;
@@ -177,9 +178,8 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs, settings: &Settings) -> Result<(
         (Subject::admin().user, issue::admin(&secrets)?)
     };
     let ca = secrets.read(&Authority::Cluster.certificate_file())?;
-    let server = server(settings, args.server.as_deref())?;
     let text = document(&settings.name, &server, &ca, &user, &client);
-    match &args.output {
+    match output {
         Some(path) => {
             secrets::write_private(path, text.as_bytes())?;
             println!("{}", path.display());
@@ -201,9 +201,12 @@ fn server(settings: &Settings, told: Option<&str>) -> Result<String> {
     if let Some(port) = crate::local::state::api_port(settings) {
         return Ok(server_url("127.0.0.1", port));
     }
-    let host = settings
-        .api_host()
-        .or_else(|| settings.nodes_of(Role::Master).next().map(|n| n.local_address.to_string()))
-        .context("cluster.toml names no address of the API; add one under [api], or use --server")?;
+    // The address of a local VM is of use on its own network only, so no cluster elsewhere has it.
+    if settings.secrets == SecretsForm::Sealed
+        && let Some(missing) = settings.api_missing()
+    {
+        return input::bad(missing);
+    }
+    let host = settings.api_host().context("cluster.toml names no address of the API; use --server")?;
     Ok(server_url(&host, 6443))
 }

@@ -45,7 +45,13 @@ impl ConfigError {
     pub fn from_toml(file: &Path, text: &str, error: &toml::de::Error) -> Self {
         let message = error.message();
         let Ok(document) = DeTable::parse(text) else {
-            let way_out = if message.contains("duplicate key") { "; remove one of the two" } else { "" };
+            let way_out = if !message.contains("duplicate key") {
+                ""
+            } else if line_at(text, error.span()).starts_with("[nodes]") {
+                "; begin each node with [[nodes]], in double brackets"
+            } else {
+                "; remove one of the two"
+            };
             return ConfigError::at(file, text, error.span(), "", &format!("not valid TOML: {message}{way_out}"));
         };
         let mut field = error.span().map(|span| field_at(document.get_ref(), span.start)).unwrap_or_default();
@@ -60,6 +66,9 @@ impl ConfigError {
             let whole = error.span().is_none_or(|span| span.start == 0 && span.end + 1 >= text.len());
             field = if whole { missing.to_string() } else { join(&field, missing) };
             format!("missing; {}", missing_sentence(missing))
+        } else if field == "nodes" && message.starts_with("invalid type: map") {
+            // `[nodes]`, or `nodes = { … }`.
+            "must be a list of nodes; begin each with [[nodes]], in double brackets".to_string()
         } else {
             type_sentence(message)
         };
@@ -176,6 +185,12 @@ fn edit_distance(a: &str, b: &str) -> usize {
         rows.push(row);
     }
     rows[a.len()][b.len()]
+}
+
+/// The line that a span begins in, without its indentation.
+fn line_at(text: &str, span: Option<Range<usize>>) -> &str {
+    let (line, _) = span.map_or((0, 0), |span| line_column(text, span.start));
+    line.checked_sub(1).and_then(|number| text.lines().nth(number)).unwrap_or_default().trim_start()
 }
 
 fn line_column(text: &str, offset: usize) -> (usize, usize) {

@@ -215,6 +215,18 @@ impl Settings {
         all
     }
 
+    /// What `cluster.toml` lacks for machines elsewhere to find the API, and what to write.
+    pub fn api_missing(&self) -> Option<String> {
+        if !self.api.names.is_empty() || !self.api_addresses(false).is_empty() {
+            return None;
+        }
+        let master = self.nodes_of(Role::Master).next().map_or("the master", |node| node.entry.name.as_str());
+        Some(format!(
+            "cluster.toml does not say where the API is found: give {master} its address (`addresses = [\"…\"]`), or \
+             write `addresses` or `names` under [api]"
+        ))
+    }
+
     /// Where clients look for the API: a name, an address, and that of a local VM only where there is no other.
     pub fn api_host(&self) -> Option<String> {
         let address = |local| self.api_addresses(local).first().map(ToString::to_string);

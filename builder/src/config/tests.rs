@@ -122,6 +122,19 @@ fn node_errors() {
     }
 }
 
+/// One bracket too few, as people write it.
+#[test]
+fn a_single_table_of_nodes_is_told_of_its_brackets() {
+    for nodes in ["[nodes]\nname = \"m\"\nrole = \"master\"\n", "nodes = { name = \"m\", role = \"master\" }\n"] {
+        let error = settings(&format!("name = \"demo\"\n{nodes}")).expect_err(nodes).to_string();
+        assert!(error.starts_with("cluster.toml:2:"), "{error}");
+        assert!(error.contains(": nodes: must be a list of nodes; begin each with [[nodes]]"), "{error}");
+    }
+    let twice = "name = \"demo\"\n[nodes]\nname = \"m\"\nrole = \"master\"\n[nodes]\nname = \"w\"\nrole = \"worker\"\n";
+    let error = settings(twice).expect_err("twice").to_string();
+    assert!(error.contains("[[nodes]]"), "{error}");
+}
+
 /// A cluster of `count` workers and a master.
 fn cluster_of(count: usize, more: &str) -> Result<Settings, ConfigError> {
     let workers: String = (0..count).map(|n| format!(", {{ name = \"w{n}\", role = \"worker\" }}")).collect();

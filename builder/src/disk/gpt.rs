@@ -208,10 +208,10 @@ impl Table {
                 kind: guid(&e[..16]),
                 id: guid(&e[16..32]),
                 first,
-                sectors: last - first + 1,
+                sectors: (last - first).saturating_add(1),
             });
         }
-        Ok(Table { disk: guid(&h[56..72]), partitions, sectors: u64_at(h, 32) + 1 })
+        Ok(Table { disk: guid(&h[56..72]), partitions, sectors: u64_at(h, 32).saturating_add(1) })
     }
 }
 

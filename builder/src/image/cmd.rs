@@ -7,7 +7,7 @@ use super::provenance;
 use super::sources::Sources;
 use crate::cache::{self, bundle, hash};
 use crate::cli::{dir_flag, next, program};
-use crate::config::{self, Settings};
+use crate::config::{self, SecretsForm, Settings};
 use crate::input;
 use crate::lock::{self, Lock};
 use crate::pki::Secrets;
@@ -99,6 +99,15 @@ pub fn build(target: Target, args: &BuildArgs, settings: &Settings) -> Result<()
     let options = Options { components: args.components.clone(), formats: args.format.clone(), sources: None };
     let built = build::build(settings, target.roles(), &options, &Progress::new())?;
     tell(&built, started);
+    // No error: the VMs of `kimg up` know their master without it.
+    if settings.secrets == SecretsForm::Sealed
+        && let Some(missing) = settings.api_missing()
+    {
+        eprintln!(
+            "warning: {missing}, and build again: names and addresses are part of the images, and a worker outside of \
+             this machine cannot be seeded without"
+        );
+    }
     next(&format!("{} up{}", program(), dir_flag(settings)));
     Ok(())
 }

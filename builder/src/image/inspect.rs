@@ -131,6 +131,7 @@ fn read(path: &Path, mut disk: Disk) -> Result<Report> {
     let command_line = command_line_in(&read_partition(&mut disk, &table, "esp", MOST_ESP)?);
     let top = disk.read_at(offset_of(partition(&table, "verity")?)?, 2 * verity::BLOCK)?;
     let files = config_in(&mut disk, &table)?;
+    disk.check_end(table.sectors.saturating_mul(gpt::SECTOR))?;
     let manifest = path.parent().and_then(Manifest::read).filter(|m| m.root_hash == root_hash);
 
     let mut report = Report {

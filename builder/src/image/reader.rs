@@ -52,6 +52,35 @@ impl Disk {
         }
     }
 
+    /// Checks that nothing is missing at the end of a disk of `size` bytes; a stream has then been read to its end.
+    ///
+    /// # Errors
+    /// The file is cut short.
+    pub fn check_end(&mut self, size: u64) -> Result<()> {
+        let (length, disk) = match &mut self.form {
+            Form::Plain(file) => {
+                let length = file.metadata()?.len();
+                (length, length)
+            }
+            Form::Blocks(blocks) => {
+                let length = blocks.file.metadata()?.len();
+                let missing = |place: &Place| match place {
+                    Place::Zeros => false,
+                    Place::Stored(offset) | Place::Deflated { offset, .. } => *offset >= length,
+                };
+                (length, if blocks.places.iter().any(missing) { 0 } else { blocks.size })
+            }
+            Form::Stream(reader) => {
+                let most = MOST_BYTES.saturating_sub(self.at);
+                self.at += io::copy(&mut reader.take(most), &mut io::sink()).context("it is cut short, or damaged")?;
+                (0, self.at)
+            }
+        };
+        // All forms but streams end with a whole sector.
+        ensure!(length.is_multiple_of(SECTOR) && disk >= size, "it is cut short: its end is missing");
+        Ok(())
+    }
+
     /// `length` bytes from `offset`, which must not lie before what a compressed image has been read to.
     pub fn read_at(&mut self, offset: u64, length: usize) -> Result<Vec<u8>> {
         match &mut self.form {
@@ -103,9 +132,24 @@ fn gzip(file: File) -> Result<Box<dyn Read>> {
         let header = tar::Header::from_byte_slice(&first);
         ensure!(header.path()?.to_str() == Some("disk.raw"), "the archive does not begin with disk.raw");
         let size = header.size().context("reading the archive's header")?;
-        return Ok(Box::new(reader.take(size)));
+        return Ok(Box::new(Archived { file: reader.take(size) }));
     }
     Ok(Box::new(io::Cursor::new(first[..length].to_vec()).chain(reader)))
+}
+
+/// The only file of an archive; its end is that of the archive, which is read to show whether it is whole.
+struct Archived<R> {
+    file: io::Take<R>,
+}
+
+impl<R: Read> Read for Archived<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        if read == 0 && !buffer.is_empty() {
+            io::copy(&mut self.file.get_mut().take(MOST_BYTES), &mut io::sink())?;
+        }
+        Ok(read)
+    }
 }
 
 /// Where a block of the disk lies in the file.
@@ -261,6 +305,7 @@ fn vmdk(mut file: File) -> Result<Blocks> {
 mod tests {
     use super::*;
     use crate::image::output::Format;
+    use std::path::PathBuf;
 
     #[test]
     fn every_form_reads_as_the_disk() {
@@ -283,6 +328,37 @@ mod tests {
             let mut whole = Vec::new();
             Disk::open(&out).unwrap().take(content.len() as u64).read_to_end(&mut whole).unwrap();
             assert!(whole == content, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn an_end_that_is_cut_off_is_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        let mut content: Vec<u8> = (0..100_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        // The last sectors, as those of a disk's second partition table, are no zeros.
+        content.resize(1 << 20, 7);
+        std::fs::write(&raw, &content).unwrap();
+        let mut forms: Vec<PathBuf> = vec![raw.clone()];
+        for format in [Format::RawZst, Format::RawGz, Format::Qcow2, Format::Vhd, Format::Vmdk] {
+            forms.push(dir.path().join(format.file()));
+            format.write(&raw, &forms[forms.len() - 1]).unwrap();
+        }
+        let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        archive.append_data(&mut header, "disk.raw", &content[..]).unwrap();
+        forms.push(dir.path().join(Format::Gce.file()));
+        std::fs::write(&forms[forms.len() - 1], archive.into_inner().unwrap().finish().unwrap()).unwrap();
+        for path in forms {
+            let whole = std::fs::read(&path).unwrap();
+            let check = || Disk::open(&path).and_then(|mut disk| disk.check_end(content.len() as u64));
+            check().unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+            for cut in [1, 2, 8, 511] {
+                std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
+                let error = format!("{:#}", check().expect_err(&format!("{} without {cut}", path.display())));
+                assert!(error.contains("cut short"), "{}: {error}", path.display());
+            }
         }
     }
 

@@ -21,7 +21,7 @@ pub struct Line {
     pub vm: String,
     /// QEMU's process.
     pub pid: Option<i32>,
-    /// `Ready`, `NotReady`, `unknown` (no API server), `absent` (not joined).
+    /// `Ready`, `NotReady`, `unknown` (no API server, or no VM that could be ready), `absent` (not joined).
     pub status: String,
     /// Address.
     pub address: String,
@@ -100,6 +100,8 @@ fn line(name: &str, role: String, address: String, vm: Option<&Vm>, known: Optio
     let node = known.and_then(|nodes| nodes.iter().find(|n| n.name == name));
     let status = match (known, node) {
         (None, _) => "unknown",
+        // For a while the API shows what a node said before its VM ended.
+        (Some(_), Some(_)) if vm.is_some_and(|vm| !vm.running()) => "unknown",
         (Some(_), None) => "absent",
         (Some(_), Some(node)) if node.ready => "Ready",
         _ => "NotReady",
@@ -140,4 +142,41 @@ pub fn table(status: &Status) -> String {
         .collect();
     let head = ["NODE", "ROLE", "VM", "PID", "STATUS", "ADDRESS", "VERSION", "IMAGE", "NODE API"];
     crate::table::render(&head, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::process::Process;
+    use node_metadata::Role;
+
+    #[test]
+    fn a_stopped_vm_is_not_ready_whatever_the_api_still_shows() {
+        let known = [NodeState {
+            name: "w".into(),
+            ready: true,
+            reason: String::new(),
+            version: String::new(),
+            image: String::new(),
+            address: String::new(),
+            boot_id: String::new(),
+        }];
+        let mut vm = Vm {
+            role: Role::Worker,
+            process: None,
+            api_port: None,
+            node_port: 1,
+            node_ports: BTreeMap::new(),
+            token: None,
+            image: String::new(),
+        };
+        let shown = |vm: Option<&Vm>| {
+            let line = line("w", "worker".into(), String::new(), vm, Some(&known));
+            (line.vm, line.status)
+        };
+        assert_eq!(shown(Some(&vm)), ("stopped".into(), "unknown".into()));
+        vm.process = Process::find(std::process::id() as i32);
+        assert_eq!(shown(Some(&vm)), ("running".into(), "Ready".into()));
+        assert_eq!(shown(None), ("-".into(), "Ready".into()));
+    }
 }

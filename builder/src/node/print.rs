@@ -65,7 +65,7 @@ impl Row for Service {
             self.name.clone(),
             state_name(&self.state),
             self.pid.map(|p| p.to_string()).unwrap_or_default(),
-            format!("{:.1} s", self.since_ms as f64 / 1000.0),
+            format!("{:.1} s after boot", self.since_ms as f64 / 1000.0),
             self.restarts.to_string(),
             size(self.memory),
             status,
@@ -235,5 +235,9 @@ mod tests {
         assert_eq!(size(3 << 30), "3.0 GiB");
         let text = table(&[Route { destination: "default".into(), ..Route::default() }]);
         assert!(text.contains("default       -"), "{text}");
+        let service = serde_json::json!({"name": "dns", "state": "ready", "since_ms": 20_340, "restarts": 0,
+            "status": "", "last_exit": "", "needs": [], "memory": 0});
+        let text = table(&[serde_json::from_value::<Service>(service).expect("a service")]);
+        assert!(text.contains("20.3 s after boot"), "{text}");
     }
 }

@@ -31,7 +31,12 @@ pub fn of_node_image(dir: &Path, names: &[Reference]) -> Result<Content> {
     )?;
     let packed = Format::RawZst.file();
     let Some(sum) = known.files.get(packed) else {
-        bail!("the image in {} has no {packed}; build it with --format raw,raw.zst", dir.display());
+        return input::bad(format!(
+            "the image in {} has no {packed}, the form that is pushed (`kimg up` writes none, nor does a build with \
+             another --format); write it with `kimg build {} --format raw.zst`",
+            dir.display(),
+            known.role.as_str()
+        ));
     };
     let disk = dir.join(packed);
     let found = FileSum::of(&disk)?;
@@ -201,6 +206,12 @@ mod tests {
         built(dir.path(), "secrets/sa.key");
         let error = of_node_image(dir.path(), &[]).unwrap_err().to_string();
         assert!(error.contains("private keys in clear") && error.contains("secrets = \"sealed\""), "{error}");
+        built(dir.path(), "secrets.sealed");
+        let mut unpacked = manifest::Manifest::read(dir.path()).unwrap();
+        unpacked.files.clear();
+        unpacked.write(dir.path()).unwrap();
+        let error = of_node_image(dir.path(), &[]).unwrap_err().to_string();
+        assert!(error.contains("`kimg build master --format raw.zst`"), "{error}");
         built(dir.path(), "secrets.sealed");
         let packed = dir.path().join(Format::RawZst.file());
         let mut bytes = std::fs::read(&packed).unwrap();

@@ -1,5 +1,6 @@
 //! Names of images: `registry.example.com:5000/team/web:1`, completed as the container runtime completes them.
 
+use super::registry::credentials;
 use crate::input;
 use anyhow::Result;
 use std::fmt;
@@ -27,6 +28,7 @@ impl Reference {
             let way_out = "write REGISTRY/NAME:TAG, e.g. registry.example.com/web:1";
             input::bad(format!("'{text}' is no image name: {why}; {way_out}"))
         };
+        no_password(text)?;
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => (name, Some(digest.to_string())),
             None => (text, None),
@@ -96,6 +98,23 @@ impl fmt::Display for Reference {
     }
 }
 
+/// Refuses `user:password@…`, and does not repeat it: errors end in logs.
+///
+/// # Errors
+/// Something stands before an `@` that no digest follows.
+pub fn no_password(text: &str) -> Result<()> {
+    match text.split_once('@') {
+        Some((_, rest)) if !rest.starts_with("sha256:") => input::bad(format!(
+            "an image name has no user and password in it, and behind @ stands a digest only, which is sha256: and 64 \
+             hex digits; for a password set {}, {} and {}, or log in with `docker login`, `skopeo login` or `oras login`",
+            credentials::REGISTRY,
+            credentials::USERNAME,
+            credentials::PASSWORD
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// `sha256:` and 64 lower-case hex digits; other algorithms are not checked by kimg and so not taken.
 pub fn is_digest(text: &str) -> bool {
     let hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
@@ -135,6 +154,11 @@ mod tests {
             ["", "a b", "a/B:1", "web:", "web:-1", "web@sha256:1", "r.example/", "r.example//a", "https://r.example/a"]
         {
             assert!(Reference::parse(bad).is_err(), "{bad}");
+        }
+        let pinned = format!("u:s3cr3t@r.example/web@sha256:{}", "a".repeat(64));
+        for bad in ["u:s3cr3t@r.example/web:1", "u:s3cr3t@r.example", "https://u:s3c@s3cr3t@r.example/web", &pinned] {
+            let error = Reference::parse(bad).unwrap_err().to_string();
+            assert!(error.contains("no user and password") && !error.contains("s3c"), "{error}");
         }
     }
 }

@@ -4,7 +4,7 @@ use super::artifact;
 use super::build::{Base, named};
 use super::content::{Blob, Content, DEPTH};
 use super::model::{BASE_NAME, Descriptor, Index, Manifest, Platform};
-use super::reference::Reference;
+use super::reference::{Reference, no_password};
 use super::registry::{Placed, Registry, credentials};
 use super::source::choose_platform;
 use crate::cache::{self, download::Store};
@@ -79,6 +79,8 @@ pub fn push(args: &PushArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
         }
         Some(role) => artifact::of_node_image(&output_dir(&cluster()?, role), &names)?,
         None if !path.exists() => {
+            // Who forgot the archive gave the name in its place.
+            no_password(&args.source)?;
             return input::bad(format!("there is no {}, and it is no role of a cluster", args.source));
         }
         None => Content::read(path)?,

@@ -61,12 +61,10 @@ pub fn user_data(
     }
     if !api.is_empty() {
         let _ = writeln!(text, "  api: {}", list(&api));
-    } else if node.entry.role == Role::Worker {
-        return input::bad(format!(
-            "cluster.toml does not say where {} finds the API: give the master its address (`addresses = [\"…\"]`), \
-             or write `addresses` or `names` under [api]",
-            node.entry.name
-        ));
+    } else if node.entry.role == Role::Worker
+        && let Some(missing) = settings.api_missing()
+    {
+        return input::bad(missing);
     }
     if let Some(token) = token {
         let _ = writeln!(text, "  token: {token}");

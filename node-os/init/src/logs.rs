@@ -149,7 +149,7 @@ impl Log {
     }
 }
 
-fn last_lines(bytes: &[u8], lines: usize) -> usize {
+pub(crate) fn last_lines(bytes: &[u8], lines: usize) -> usize {
     let body = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let breaks = body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
     if lines == 0 {

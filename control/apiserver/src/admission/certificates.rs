@@ -2,13 +2,14 @@
 
 use base64::Engine as _;
 use serde_json::Value;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
 use super::{Attributes, Operation};
 use crate::authn::view::str_at;
 use crate::authz::Query;
-use crate::error::Result;
+use crate::error::{ApiError, Cause, Result};
 
 const GROUP: &str = "certificates.k8s.io";
 const REQUESTS: &str = "certificatesigningrequests";
@@ -39,6 +40,52 @@ pub fn request_of(csr: &Value) -> Result<Subject, String> {
     })
 }
 
+/// What is wrong with the certificates of a CertificateSigningRequest, in upstream's words.
+fn certificate_fault(csr: &Value) -> Option<String> {
+    let encoded = str_at(csr, "/status/certificate");
+    if encoded.is_empty() {
+        return None;
+    }
+    let none = || Some("must contain one or more CERTIFICATE PEM blocks".to_string());
+    let Ok(pem) = base64::engine::general_purpose::STANDARD.decode(encoded) else { return none() };
+    // No line of base64 has a colon; the reader below takes such a line for damage.
+    let mut within = false;
+    for line in String::from_utf8_lossy(&pem).lines() {
+        within = line.starts_with("-----BEGIN ") || (within && !line.starts_with("-----END "));
+        if within && line.contains(':') {
+            return Some("no PEM block headers are permitted".into());
+        }
+    }
+    let mut blocks = 0;
+    for block in x509_parser::pem::Pem::iter_from_buffer(&pem) {
+        let Ok(block) = block else { return none() };
+        if block.label != "CERTIFICATE" {
+            return Some(format!("only CERTIFICATE PEM blocks are allowed, found {:?}", block.label));
+        }
+        let mut rest = block.contents.as_slice();
+        if rest.is_empty() {
+            return Some("found CERTIFICATE PEM block containing 0 certificates".into());
+        }
+        while !rest.is_empty() {
+            match X509Certificate::from_der(rest) {
+                Ok((after, _)) => rest = after,
+                Err(error) => return Some(format!("x509: malformed certificate: {error}")),
+            }
+        }
+        blocks += 1;
+    }
+    if blocks == 0 { none() } else { None }
+}
+
+/// Refuses a status whose certificates are none; one that was stored so may stay.
+fn certificate_is_sound(new: &Value, old: Option<&Value>) -> Result<()> {
+    let Some(fault) = certificate_fault(new).filter(|_| old.is_none_or(|old| certificate_fault(old).is_none())) else {
+        return Ok(());
+    };
+    let cause = Cause::invalid("status.certificate", &"<certificate data>".into(), &fault);
+    Err(ApiError::invalid(GROUP, "CertificateSigningRequest", str_at(new, "/metadata/name"), vec![cause]))
+}
+
 /// Checks a write of a request or of its approval or status.
 pub fn check(at: &Attributes<'_>, new: &Value, old: Option<&Value>) -> Result<()> {
     if at.info.group != GROUP || at.info.resource != REQUESTS {
@@ -47,7 +94,12 @@ pub fn check(at: &Attributes<'_>, new: &Value, old: Option<&Value>) -> Result<()
     match (at.operation, at.info.subresource.as_str()) {
         (Operation::Create, "") => subject_restriction(at, new),
         (Operation::Update, "approval") => signer_permission(at, "approve", old.unwrap_or(new)),
-        (Operation::Update, "status") if signs(new, old) => signer_permission(at, "sign", old.unwrap_or(new)),
+        (Operation::Update, "status") => {
+            if signs(new, old) {
+                signer_permission(at, "sign", old.unwrap_or(new))?;
+            }
+            certificate_is_sound(new, old)
+        }
         _ => Ok(()),
     }
 }
@@ -100,6 +152,35 @@ fn subject_restriction(at: &Attributes<'_>, new: &Value) -> Result<()> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_status_holds_certificates_only() {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let pem = rcgen::CertificateParams::default().self_signed(&key).expect("certificate").pem();
+        let csr = |text: &str| {
+            let data = base64::engine::general_purpose::STANDARD.encode(text);
+            json!({"metadata": {"name": "c"}, "status": {"certificate": data}})
+        };
+        let block = |label: &str, body: &str| format!("-----BEGIN {label}-----\n{body}-----END {label}-----\n");
+        for fine in ["", &pem, &format!("{pem}{pem}"), &format!("a comment: here\n{pem}")] {
+            assert_eq!(certificate_fault(&csr(fine)), None, "{fine}");
+        }
+        let second = format!("{pem}{}", block("CERTIFICATE", "AAAA\n"));
+        for (bad, said) in [
+            ("hello", "must contain one or more CERTIFICATE PEM blocks"),
+            (&pem[..pem.len() / 2], "must contain one or more CERTIFICATE PEM blocks"),
+            (&key.serialize_pem()[..], "only CERTIFICATE PEM blocks are allowed, found \"PRIVATE KEY\""),
+            (&pem.replacen("-----\n", "-----\na: b\n\n", 1)[..], "no PEM block headers are permitted"),
+            (&block("CERTIFICATE", "")[..], "containing 0 certificates"),
+            (&second[..], "x509: malformed certificate"),
+        ] {
+            let error = certificate_is_sound(&csr(bad), None).expect_err(bad).to_string();
+            assert!(error.contains("status.certificate: Invalid value: \"<certificate data>\": "), "{error}");
+            assert!(error.contains(said), "{bad}: {error}");
+            // What an older server took does not keep its conditions from being written.
+            assert!(certificate_is_sound(&csr(bad), Some(&csr(bad))).is_ok());
+        }
+    }
 
     #[test]
     fn reads_requests() {

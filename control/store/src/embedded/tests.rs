@@ -204,6 +204,25 @@ fn missing_and_doubled_records_are_damage() {
     }
 }
 
+#[test]
+fn a_pipe_in_the_place_of_the_log_is_refused_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join(LOG);
+    assert!(std::process::Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let (said, heard) = std::sync::mpsc::channel();
+    let folder = dir.path().to_path_buf();
+    std::thread::spawn(move || {
+        said.send(crate::read_picture(&log).unwrap_err().to_string()).unwrap();
+        said.send(crate::verify(&log).unwrap_err().to_string()).unwrap();
+        let disk = crate::DirDisk::open(&folder).unwrap();
+        said.send(Embedded::open(Arc::new(disk), Options::default()).unwrap_err().to_string()).unwrap();
+    });
+    for _ in 0..3 {
+        let error = heard.recv_timeout(Duration::from_secs(20)).expect("an answer");
+        assert!(error.contains("store.log: it is no regular file"), "{error}");
+    }
+}
+
 /// Some damage, as disks and people do it.
 fn damage(data: &mut Vec<u8>, rng: &mut StdRng) {
     let at = rng.random_range(0..data.len());

@@ -65,7 +65,10 @@ fn kernel_log_of(query: &str, only_ours: bool) -> Result<Response<Body>, Refusal
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
     let mut file =
         file.map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read /dev/kmsg: {error}")))?;
-    let first = read_records(&mut file, only_ours);
+    let mut first = read_records(&mut file, only_ours);
+    if let Some(lines) = number(query, "tail") {
+        first.drain(..crate::logs::last_lines(first.as_bytes(), lines));
+    }
     if !flag(query, "follow") {
         return Ok(text(first));
     }

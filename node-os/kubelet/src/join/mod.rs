@@ -214,6 +214,14 @@ fn explain_join(error: request::Error, options: &Options) -> anyhow::Error {
             "the API server does not accept the join token of node {name}: it is wrong, has expired or was used before; make a new one with `kimg seed {name}`"
         ),
         request::Error::Denied(message) => anyhow::anyhow!("node {name} may not join: {message}"),
+        // As the TLS library says it; both are what the key of another authority leads to.
+        request::Error::Unreachable(message)
+            if ["UnknownIssuer", "BadSignature"].iter().any(|why| message.contains(why)) =>
+        {
+            anyhow::anyhow!(
+                "the API server that the user-data of node {name} names is not of the cluster that this image was built for: seed and image belong to different clusters, or to a cluster whose keys were made anew; take image and `kimg seed {name}` from the same cluster folder ({message})"
+            )
+        }
         request::Error::Unreachable(message) => {
             anyhow::anyhow!("the API server cannot be reached through {}: {message}", options.server)
         }
@@ -257,5 +265,12 @@ mod tests {
         let denied =
             explain_join(request::Error::Denied("bootstrap token x is for node w2, not for w1".into()), &options);
         assert!(denied.to_string().contains("for node w2"), "{denied}");
+        let unreachable = |message: String| explain_join(request::Error::Unreachable(message), &options).to_string();
+        for fault in [rustls::CertificateError::UnknownIssuer, rustls::CertificateError::BadSignature] {
+            let text = unreachable(format!("client error: {}", rustls::Error::InvalidCertificate(fault)));
+            assert!(text.contains("seed and image belong to different clusters"), "{text}");
+        }
+        let text = unreachable("connection refused".into());
+        assert!(text.contains("cannot be reached") && !text.contains("different clusters"), "{text}");
     }
 }
