@@ -134,10 +134,7 @@ fn main(e: &mut Errors, w: &Write, new: &At, old: &At) {
             core::node(e, new);
             core::node_update(e, new, old);
         }
-        ("apps", "StatefulSet") => {
-            apps::stateful_set(e, new, Some(old));
-            apps::stateful_set_update(e, new, old);
-        }
+        ("apps", "StatefulSet") => apps::stateful_set_update(e, new, old),
         ("apps", "ControllerRevision") => apps::revision_update(e, new, old),
         ("apps", _) => {
             state(e, w.kind, new);
