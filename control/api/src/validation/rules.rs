@@ -38,7 +38,7 @@ fn state(e: &mut Errors, kind: &Kind, o: &At) {
             _ => batch::cron_job(e, o),
         },
         "networking.k8s.io" => match kind.kind.as_ref() {
-            "NetworkPolicy" => networking::policy(e, o),
+            "NetworkPolicy" => networking::policy(e, o, None),
             "IngressClass" => networking::class(e, o),
             "IPAddress" => networking::address(e, o),
             "ServiceCIDR" => networking::service_cidr(e, o),
@@ -143,6 +143,7 @@ fn main(e: &mut Errors, w: &Write, new: &At, old: &At) {
         ("batch", "Job") => batch::job_update(e, new, old),
         ("batch", _) => batch::cron_job_update(e, new, old),
         ("networking.k8s.io", "Ingress") => networking::ingress(e, new, Some(old)),
+        ("networking.k8s.io", "NetworkPolicy") => networking::policy(e, new, Some(old)),
         ("autoscaling", _) => autoscaling::autoscaler(e, new, Some(old)),
         ("storage.k8s.io", "StorageClass") => {
             storage::class(e, new);
