@@ -1,6 +1,7 @@
 //! Rules for names, labels and qualified names, with the texts that clients know.
 
 use serde_json::{Map, Value};
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::status::FieldError;
 
@@ -216,12 +217,66 @@ pub fn object_name(group: &str, plural: &str, name: &str, prefix: bool) -> Vec<S
         ("", "services") | ("apps", "statefulsets") => dns1123_label(name),
         ("rbac.authorization.k8s.io", _) => path_segment(name),
         ("certificates.k8s.io" | "apiregistration.k8s.io", _) => path_segment(name),
-        ("networking.k8s.io", "ipaddresses") => match name.parse::<std::net::IpAddr>() {
-            Ok(ip) if ip.to_string() == name => Vec::new(),
-            _ => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()],
-        },
+        ("networking.k8s.io", "ipaddresses") => address(name),
         _ => dns1123_subdomain(name),
     }
+}
+
+const MAPPED: &str = "must not be an IPv4-mapped IPv6 address";
+
+fn is_mapped(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(six) if six.to_ipv4_mapped().is_some())
+}
+
+/// An IPv4 address without the leading zeros that some programs take for octal numbers.
+fn without_zeros(text: &str) -> String {
+    let lean = |part: &str| match part.trim_start_matches('0') {
+        "" if !part.is_empty() => "0".to_string(),
+        rest => rest.to_string(),
+    };
+    text.split('.').map(lean).collect::<Vec<_>>().join(".")
+}
+
+/// What is wrong with an address that is to be written in its one form.
+pub fn address(text: &str) -> Vec<String> {
+    let fault = match text.parse::<IpAddr>() {
+        Ok(ip) if is_mapped(ip) => MAPPED.into(),
+        Ok(ip) if ip.to_string() == text => return Vec::new(),
+        Ok(ip) => format!("must be in canonical form ({:?})", ip.to_string()),
+        Err(_) if without_zeros(text).parse::<Ipv4Addr>().is_ok() => "must not have leading 0s".into(),
+        Err(_) => "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into(),
+    };
+    vec![fault]
+}
+
+/// What is wrong with a network; fields that are new take it in its one form only.
+pub fn network(text: &str, canonical: bool) -> Vec<String> {
+    let (address, length) = text.split_once('/').unwrap_or((text, ""));
+    let bits = length.parse::<u32>().ok().filter(|_| length.bytes().all(|b| b.is_ascii_digit()));
+    let lean = without_zeros(address);
+    let ip = address.parse().or_else(|_| lean.parse::<Ipv4Addr>().map(IpAddr::V4)).ok();
+    let width = if ip.is_some_and(|ip: IpAddr| ip.is_ipv4()) { 32 } else { 128 };
+    let (Some(ip), Some(bits)) = (ip, bits.filter(|b| *b <= width)) else {
+        return vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".into()];
+    };
+    let zeros = address.parse::<IpAddr>().is_err() || (length.len() > 1 && length.starts_with('0'));
+    // The bits of IPv4 stand in front of 96 others.
+    let all = match ip {
+        IpAddr::V4(four) => u128::from(u32::from(four)) << 96,
+        IpAddr::V6(six) => u128::from(six),
+    };
+    let fault = if zeros {
+        "must not have leading 0s in IP or prefix length".into()
+    } else if is_mapped(ip) {
+        "must not have an IPv4-mapped IPv6 address".into()
+    } else if all.checked_shl(bits).is_some_and(|rest| rest != 0) {
+        "must not have bits set beyond the prefix length".into()
+    } else if canonical && format!("{ip}/{bits}") != text {
+        format!("must be in canonical form ({:?})", format!("{ip}/{bits}"))
+    } else {
+        return Vec::new();
+    };
+    vec![fault]
 }
 
 /// Errors of labels below `field`.

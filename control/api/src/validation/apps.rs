@@ -28,10 +28,8 @@ pub(crate) fn at_most_100_percent(e: &mut Errors, at: &At) {
 }
 
 fn amount(at: &At) -> i64 {
-    match at.text().strip_suffix('%').and_then(|p| p.parse().ok()) {
-        Some(n) => n,
-        None => at.int().unwrap_or(0),
-    }
+    let text = at.text();
+    text.strip_suffix('%').unwrap_or(text).parse().ok().or(at.int()).unwrap_or(0)
 }
 
 /// The selector that a workload's kind must have; `word` is what the kind calls itself.

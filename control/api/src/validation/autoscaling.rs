@@ -28,9 +28,26 @@ pub(crate) fn autoscaler(e: &mut Errors, o: &At, old: Option<&At>) {
     if min.int().is_some_and(|n| most < n) {
         e.invalid_as(&max, most, "must be greater than or equal to `minReplicas`");
     }
-    reference(e, &spec.get("scaleTargetRef"));
+    let target = spec.get("scaleTargetRef");
+    reference(e, &target);
+    // A target that stays is not asked for its group again.
+    let stays = old.is_some_and(|o| {
+        let was = o.get("spec.scaleTargetRef");
+        ["apiVersion", "kind"].iter().all(|f| was.get(f).text() == target.get(f).text())
+    });
+    if !stays {
+        group_of(e, &target, target.get("kind").text() == "ReplicationController");
+    }
     let metrics = spec.get("metrics");
-    metrics.items().for_each(|m| metric(e, &m));
+    let described = |o: &At| {
+        let mut faults = Errors::default();
+        let list = o.get("spec.metrics");
+        let objects = list.items().filter(|m| m.get("type").text() == "Object");
+        objects.for_each(|m| group_of(&mut faults, &m.get("object.describedObject"), true));
+        !faults.0.is_empty()
+    };
+    let loose = old.is_some_and(described);
+    metrics.items().for_each(|m| metric(e, &m, loose));
     let outside = metrics.items().any(|m| ["Object", "External"].contains(&m.get("type").text()));
     if min.int() == Some(0) && !outside {
         let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
@@ -47,9 +64,20 @@ fn reference(e: &mut Errors, at: &At) {
             e.all(&at.get(field), names::path_segment(at.get(field).text()));
         }
     }
-    let version = at.get("apiVersion").text();
-    if version.matches('/').count() > 1 {
-        e.invalid(&at.get("apiVersion"), format!("unexpected GroupVersion string: {version}"));
+}
+
+/// The group that a reference names; the core group is named by none.
+fn group_of(e: &mut Errors, at: &At, core: bool) {
+    let version = at.get("apiVersion");
+    let text = version.text();
+    match text.matches('/').count() {
+        0 | 1 if text.starts_with('/') || !text.contains('/') => {
+            if !core {
+                e.invalid_as(&version, text, "apiVersion must specify API group");
+            }
+        }
+        1 => {}
+        _ => e.invalid(&version, format!("unexpected GroupVersion string: {text}")),
     }
 }
 
@@ -91,7 +119,8 @@ fn rules(e: &mut Errors, at: &At) {
     }
 }
 
-fn metric(e: &mut Errors, m: &At) {
+/// One metric; `loose` when the versions of described objects are taken as they are.
+fn metric(e: &mut Errors, m: &At, loose: bool) {
     let kind = m.get("type");
     if kind.is_empty() {
         e.required(&kind, "must specify a metric source type");
@@ -101,7 +130,7 @@ fn metric(e: &mut Errors, m: &At) {
     }
     let present: Vec<&str> = SOURCES.iter().map(|s| s.0).filter(|s| m.get(s).is_set()).collect();
     if let Some(first) = present.first() {
-        source(e, first, &m.get(first));
+        source(e, first, &m.get(first), loose);
     }
     let expected = SOURCES.iter().find(|s| s.1 == kind.text()).map(|s| s.0);
     match expected {
@@ -119,11 +148,14 @@ fn metric(e: &mut Errors, m: &At) {
     }
 }
 
-fn source(e: &mut Errors, kind: &str, at: &At) {
+fn source(e: &mut Errors, kind: &str, at: &At, loose: bool) {
     let target = at.get("target");
     let has = |f: &str| target.get(f).is_set();
     if kind == "object" {
         reference(e, &at.get("describedObject"));
+        if !loose {
+            group_of(e, &at.get("describedObject"), true);
+        }
     }
     match kind {
         "object" | "external" | "pods" => identifier(e, &at.get("metric")),

@@ -84,12 +84,7 @@ fn job_spec(e: &mut Errors, spec: &At) {
     if manager.is_set() {
         e.all(&manager, names::domain_prefixed_path(manager.text()));
         if manager.text().len() > 63 {
-            e.0.push(crate::status::FieldError::new(
-                crate::status::ErrorKind::TooLong,
-                manager.path(),
-                Value::Null,
-                "may not be longer than 63",
-            ));
+            e.too_long(&manager, 63);
         }
     }
     completion(e, spec);
@@ -298,31 +293,7 @@ fn success_policy(e: &mut Errors, spec: &At, policy: &At) {
 fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
     let (mut last, mut total) = (None::<i64>, 0);
     for interval in text.split(',').filter(|_| !text.is_empty()) {
-        let parts: Vec<&str> = interval.split('-').collect();
-        if parts.len() > 2 {
-            return Err(format!(
-                "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
-            ));
-        }
-        let number =
-            |s: &str| s.parse::<i64>().map_err(|_| format!("cannot convert string to integer for index: {s:?}"));
-        let low = number(parts[0])?;
-        if low >= completions {
-            return Err(format!("too large index: {:?}", parts[0]));
-        }
-        let high = match parts.get(1) {
-            None => low,
-            Some(p) => {
-                let high = number(p)?;
-                if high >= completions {
-                    return Err(format!("too large index: {p:?}"));
-                }
-                if low >= high {
-                    return Err(format!("non-increasing order, previous: {low}, current: {high}"));
-                }
-                high
-            }
-        };
+        let (low, high) = indexes(interval, completions)?;
         if let Some(last) = last.filter(|l| *l >= low) {
             return Err(format!("non-increasing order, previous: {last}, current: {low}"));
         }
@@ -332,9 +303,45 @@ fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
     Ok(total)
 }
 
+/// The first and the last index of a text such as `2-4`.
+fn indexes(interval: &str, completions: i64) -> Result<(i64, i64), String> {
+    let parts: Vec<&str> = interval.split('-').collect();
+    if parts.len() > 2 {
+        return Err(format!(
+            "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+        ));
+    }
+    let number = |s: &str| match s.parse::<i64>() {
+        Err(_) => Err(format!("cannot convert string to integer for index: {s:?}")),
+        Ok(n) if n >= completions => Err(format!("too large index: {s:?}")),
+        Ok(n) => Ok(n),
+    };
+    let low = number(parts[0])?;
+    let Some(high) = parts.get(1) else { return Ok((low, low)) };
+    let high = number(high)?;
+    if low >= high {
+        return Err(format!("non-increasing order, previous: {low}, current: {high}"));
+    }
+    Ok((low, high))
+}
+
+/// The first index that both texts name.
+fn overlap(a: &str, b: &str, completions: i64) -> Option<i64> {
+    let all =
+        |text: &str| -> Vec<(i64, i64)> { text.split(',').filter_map(|i| indexes(i, completions).ok()).collect() };
+    let b = all(b);
+    all(a).iter().find_map(|x| b.iter().find(|y| x.0 <= y.1 && y.0 <= x.1).map(|y| x.0.max(y.0)))
+}
+
 /// A changed job.
 pub(crate) fn job_update(e: &mut Errors, new: &At, old: &At) {
     let (spec, was) = (new.get("spec"), old.get("spec"));
+    // What the server made is looked at again, but where it was made before there was such a rule.
+    let mut before = Errors::default();
+    generated_selector(&mut before, old);
+    if before.0.is_empty() {
+        generated_selector(e, new);
+    }
     job_spec_and_selector(e, &spec);
     let completions = spec.get("completions");
     if spec.get("completionMode").text() != "Indexed" {
@@ -352,11 +359,11 @@ pub(crate) fn job_update(e: &mut Errors, new: &At, old: &At) {
     }
 }
 
-/// A job that has not begun may still choose its nodes.
+/// A suspended job without pods may still choose its nodes and what its containers ask for.
 fn template_update(e: &mut Errors, spec: &At, old: &At) {
     let was = old.get("spec");
     let mut before = was.get("template").value.clone();
-    let idle = was.get("suspend").is_true() && !old.get("status.startTime").is_set();
+    let idle = was.get("suspend").is_true() && old.get("status.active").int().unwrap_or(0) == 0;
     if idle {
         let template = spec.get("template");
         for pointer in [
@@ -369,6 +376,15 @@ fn template_update(e: &mut Errors, spec: &At, old: &At) {
             let value = template.get(pointer[0]).get(pointer[1]).value.clone();
             if before[pointer[0]].is_object() {
                 before[pointer[0]][pointer[1]] = value;
+            }
+        }
+        for list in ["containers", "initContainers"] {
+            for (i, c) in before["spec"][list].as_array_mut().into_iter().flatten().enumerate() {
+                let containers = template.get("spec").value;
+                let is = &containers[list][i];
+                if c.is_object() && is["name"] == c["name"] {
+                    c["resources"] = is["resources"].clone();
+                }
             }
         }
         let node = template.get("spec.affinity.nodeAffinity").value.clone();
@@ -394,15 +410,16 @@ fn has(o: &At, kind: &str) -> bool {
     o.get("status.conditions").items().any(|c| c.get("type").text() == kind && c.get("status").text() == "True")
 }
 
-/// A job's changed status. Rules for what changes only, so that old faults do not block.
+/// A job's changed status. Most rules are for what changes only, so that old faults do not block.
 pub(crate) fn job_status(e: &mut Errors, new: &At, old: &At) {
-    let s = new.get("status");
+    let (s, was) = (new.get("status"), old.get("status"));
     for f in ["active", "succeeded", "failed", "ready", "terminating"] {
         e.non_negative(&s.get(f));
     }
+    let uncounted = s.get("uncountedTerminatedPods");
     let mut seen: Vec<&str> = Vec::new();
     for list in ["succeeded", "failed"] {
-        for uid in s.get("uncountedTerminatedPods").get(list).items() {
+        for uid in uncounted.get(list).items() {
             if uid.is_empty() {
                 e.invalid(&uid, "must not be empty");
             } else if seen.contains(&uid.text()) {
@@ -412,29 +429,23 @@ pub(crate) fn job_status(e: &mut Errors, new: &At, old: &At) {
         }
     }
     let conditions = s.get("conditions");
-    let changed = !same(conditions.value, old.get("status.conditions").value);
-    let (complete, failed) = (has(new, "Complete"), has(new, "Failed"));
-    let (met, target) = (has(new, "SuccessCriteriaMet"), has(new, "FailureTarget"));
-    let mut refuse = |when: bool, text: &str| {
+    let refuse = |e: &mut Errors, when: bool, text: &str| {
         if when {
             e.invalid_hidden(&conditions, text);
         }
     };
-    if changed {
-        refuse(complete && failed, "cannot set Complete=True and Failed=true conditions");
-        refuse(complete && target, "cannot set Complete=True and FailureTarget=true conditions");
-        refuse(failed && !target, "cannot set Failed=True condition without the FailureTarget=true condition");
-        refuse(complete && !met, "cannot set Complete=True condition without the SuccessCriteriaMet=true condition");
+    let changed = |f: &str| !same(s.get(f).value, was.get(f).value);
+    let turned = |kind: &str| has(new, kind) != has(old, kind);
+    let (complete, failed) = (has(new, "Complete"), has(new, "Failed"));
+    let (met, target) = (has(new, "SuccessCriteriaMet"), has(new, "FailureTarget"));
+    if turned("Complete") || turned("Failed") {
+        refuse(e, complete && failed, "cannot set Complete=True and Failed=true conditions");
     }
-    refuse(met && failed, "cannot set SuccessCriteriaMet=True and Failed=true conditions");
-    refuse(met && target, "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions");
-    for kind in ["Failed", "Complete", "FailureTarget"] {
-        refuse(has(old, kind) && !has(new, kind), &format!("cannot disable the terminal {kind}=True condition"));
+    if turned("Complete") || turned("FailureTarget") {
+        refuse(e, complete && target, "cannot set Complete=True and FailureTarget=true conditions");
     }
-    refuse(has(old, "SuccessCriteriaMet") && !met, "cannot disable the SuccessCriteriaMet=True condition");
-    let ended = s.get("completionTime");
-    let was = old.get("status.completionTime");
-    if ended.value != was.value || changed {
+    let (started, ended) = (s.get("startTime"), s.get("completionTime"));
+    if turned("Complete") || changed("completionTime") {
         if ended.is_set() && !complete {
             e.invalid(&ended, "cannot set completionTime when there is no Complete=True condition");
         }
@@ -442,40 +453,107 @@ pub(crate) fn job_status(e: &mut Errors, new: &At, old: &At) {
             e.required(&ended, "completionTime is required for Complete jobs");
         }
     }
-    if ended.is_set() && was.is_set() && ended.value != was.value {
+    let moment = |at: &At| crate::time::parse(at.text()).map(|t| t.seconds);
+    let early = moment(&ended).zip(moment(&started)).is_some_and(|(ended, started)| ended < started);
+    if early && (changed("startTime") || changed("completionTime")) {
+        e.invalid(&ended, "completionTime cannot be set before startTime");
+    }
+    if turned("Failed") || changed("failedIndexes") {
+        let text = "cannot set Failed=True condition without the FailureTarget=true condition";
+        refuse(e, failed && !target, text);
+    }
+    if turned("Complete") || turned("SuccessCriteriaMet") {
+        let text = "cannot set Complete=True condition without the SuccessCriteriaMet=true condition";
+        refuse(e, complete && !met, text);
+    }
+    if complete || failed {
+        finished(e, new, old, (has(old, "Complete") || has(old, "Failed")) != (complete || failed));
+    }
+    status_indexes(e, new, old);
+    let n = |o: &At, f: &str| o.get(f).int().unwrap_or(0);
+    if n(&s, "terminating") > 0
+        && (complete || failed)
+        && (turned("Complete") || turned("Failed") || changed("terminating"))
+    {
+        e.invalid(&s.get("terminating"), "terminating>0 is invalid for finished job");
+    }
+    if (changed("ready") || changed("active")) && s.get("ready").int().is_some_and(|r| r > n(&s, "active")) {
+        e.invalid(&s.get("ready"), "cannot set more ready pods than active");
+    }
+    refuse(e, met && failed, "cannot set SuccessCriteriaMet=True and Failed=true conditions");
+    refuse(e, met && target, "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions");
+    if new.get("spec.successPolicy").is_set() {
+        let text = "cannot set Complete=True for Job with SuccessPolicy unless SuccessCriteriaMet=True";
+        refuse(e, complete && !met, text);
+    }
+    for kind in ["Failed", "Complete", "FailureTarget"] {
+        let text = format!("cannot disable the terminal {kind}=True condition");
+        refuse(e, has(old, kind) && !has(new, kind), &text);
+    }
+    if n(&s, "failed") < n(&was, "failed") {
+        e.invalid_as(&s.get("failed"), n(&s, "failed"), "cannot decrease the failed counter");
+    }
+    // An indexed job that is made smaller succeeds at fewer indexes.
+    let spec = new.get("spec");
+    let elastic = spec.get("completionMode").text() == "Indexed"
+        && spec.get("completions").int() == spec.get("parallelism").int();
+    if n(&s, "succeeded") < n(&was, "succeeded") && !elastic {
+        e.invalid_as(&s.get("succeeded"), n(&s, "succeeded"), "cannot decrease the succeeded counter");
+    }
+    if ended.is_set() && was.get("completionTime").is_set() && changed("completionTime") {
         e.invalid(&ended, "completionTime cannot be mutated");
     }
-    finished(e, new, old, complete || failed);
-}
-
-fn finished(e: &mut Errors, new: &At, old: &At, done: bool) {
-    let (s, was) = (new.get("status"), old.get("status"));
-    let n = |o: &At, f: &str| o.get(f).int().unwrap_or(0);
-    if done
-        && n(&s, "active") > 0
-        && (n(&s, "active") != n(&was, "active") || !same(s.get("conditions").value, was.get("conditions").value))
-    {
-        e.invalid(&s.get("active"), "active>0 is invalid for finished job");
-    }
-    let started = s.get("startTime");
-    if done && !started.is_set() {
-        e.required(&started, "startTime is required for finished job");
-    }
-    for (f, text) in
-        [("failed", "cannot decrease the failed counter"), ("succeeded", "cannot decrease the succeeded counter")]
-    {
-        if n(&s, f) < n(&was, f) {
-            e.invalid_as(&s.get(f), n(&s, f), text);
-        }
-    }
-    if was.get("startTime").is_set()
-        && started.value != was.get("startTime").value
-        && !new.get("spec.suspend").is_true()
-    {
+    if was.get("startTime").is_set() && changed("startTime") && !spec.get("suspend").is_true() {
         e.required(&started, "startTime cannot be removed for unsuspended job");
     }
-    if n(&s, "ready") > n(&s, "active") && n(&s, "ready") != n(&was, "ready") {
-        e.invalid(&s.get("ready"), "cannot set more ready pods than active");
+    refuse(e, has(old, "SuccessCriteriaMet") && !met, "cannot disable the SuccessCriteriaMet=True condition");
+    let late = has(old, "Complete") && !has(old, "SuccessCriteriaMet") && met;
+    refuse(e, late, "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions");
+}
+
+/// What a finished job has no more; `now` whether this change ends it.
+fn finished(e: &mut Errors, new: &At, old: &At, now: bool) {
+    let (s, was) = (new.get("status"), old.get("status"));
+    let concerns = |f: &str| now || !same(s.get(f).value, was.get(f).value);
+    let (active, started, uncounted) = (s.get("active"), s.get("startTime"), s.get("uncountedTerminatedPods"));
+    if active.int().is_some_and(|n| n > 0) && concerns("active") {
+        e.invalid(&active, "active>0 is invalid for finished job");
+    }
+    // A job of no completions may end without ever having been resumed.
+    let never = new.get("spec.suspend").is_true() && new.get("spec.completions").int() == Some(0);
+    if !started.is_set() && concerns("startTime") && !never {
+        e.required(&started, "startTime is required for finished job");
+    }
+    let left = ["succeeded", "failed"].iter().any(|l| !uncounted.get(l).is_empty());
+    if left && concerns("uncountedTerminatedPods") {
+        e.invalid(&uncounted, "uncountedTerminatedPods needs to be empty for finished job");
+    }
+}
+
+/// The indexes that a status names, where they change.
+fn status_indexes(e: &mut Errors, new: &At, old: &At) {
+    let (s, spec) = (new.get("status"), new.get("spec"));
+    let (done, lost) = (s.get("completedIndexes"), s.get("failedIndexes"));
+    let changed = |at: &At, field: &str| at.text() != old.get("status").get(field).text();
+    let (done_new, lost_new) = (changed(&done, "completedIndexes"), changed(&lost, "failedIndexes"));
+    let completions = spec.get("completions").int();
+    let per_index = spec.get("backoffLimitPerIndex").is_set();
+    for (at, checked, name) in [(&done, done_new, "completedIndexes"), (&lost, lost_new && per_index, "failedIndexes")]
+    {
+        let fault = completions.filter(|_| checked).and_then(|n| count_indexes(at.text(), n).err());
+        if let Some(fault) = fault {
+            e.invalid(at, format!("error parsing {name}: {fault}"));
+        }
+    }
+    if done_new && !done.is_empty() && spec.get("completionMode").text() != "Indexed" {
+        e.invalid(&done, "cannot set non-empty completedIndexes when non-indexed completion mode");
+    }
+    if lost_new && lost.is_set() && !per_index {
+        e.invalid(&lost, "cannot set non-null failedIndexes when backoffLimitPerIndex is null");
+    }
+    let both = completions.filter(|_| done_new || lost_new).and_then(|n| overlap(done.text(), lost.text(), n));
+    if let Some(index) = both {
+        e.invalid(&lost, format!("failedIndexes and completedIndexes overlap at index: {index}"));
     }
 }
 

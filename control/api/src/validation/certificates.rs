@@ -38,20 +38,28 @@ pub(crate) fn signer(e: &mut Errors, at: &At) {
     if at.is_empty() {
         return e.required(at, "");
     }
-    let Some((domain, path)) = at.text().split_once('/') else {
+    let Some((domain, path)) = at.text().split_once('/').filter(|(_, path)| !path.contains('/')) else {
         return e.invalid(at, "must be a fully qualified domain and path of the form 'example.com/signer-name'");
     };
-    for text in names::dns1123_subdomain(domain) {
-        e.invalid_as(at, domain, format!("validating label {domain:?}: {text}"));
+    if domain.len() > 253 {
+        e.too_long(at, 253);
     }
+    labels(e, at, domain, names::dns1123_label);
     if domain.split('.').count() < 2 {
-        e.invalid(at, "should be a domain with at least two segments separated by dots");
+        e.invalid_as(at, domain, "should be a domain with at least two segments separated by dots");
     }
-    for text in names::dns1123_subdomain(path) {
-        e.invalid_as(at, path, format!("validating label {path:?}: {text}"));
-    }
+    labels(e, at, path, names::dns1123_subdomain);
     if at.text().len() > 571 {
         e.too_long(at, 571);
+    }
+}
+
+/// The first part between dots of half a signer's name that is none.
+fn labels(e: &mut Errors, at: &At, half: &str, faults: fn(&str) -> Vec<String>) {
+    if let Some(label) = half.split('.').find(|l| !faults(l).is_empty()) {
+        for text in faults(label) {
+            e.invalid_as(at, half, format!("validating label {label:?}: {text}"));
+        }
     }
 }
 

@@ -102,7 +102,7 @@ pub(crate) fn time_zone_error(name: &str) -> Option<String> {
     if name.eq_ignore_ascii_case("local") {
         return Some("timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones".into());
     }
-    None
+    name.parse::<chrono_tz::Tz>().is_err().then(|| format!("unknown time zone {name}"))
 }
 
 #[cfg(test)]
@@ -133,7 +133,7 @@ mod tests {
         for good in ["Etc/UTC", "Europe/Vienna", "UTC", "Etc/GMT+5"] {
             assert_eq!(time_zone_error(good), None, "{good}");
         }
-        for bad in ["", "Local", "Europe/", "a b", "-x", ".."] {
+        for bad in ["", "Local", "Europe/", "a b", "-x", "..", "Mars/Olympus"] {
             assert!(time_zone_error(bad).is_some(), "{bad}");
         }
     }

@@ -15,6 +15,7 @@ mod coordination;
 mod core;
 mod cron;
 mod customs;
+mod devices;
 mod discovery;
 mod flow;
 mod metadata;

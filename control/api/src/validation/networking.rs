@@ -3,16 +3,21 @@
 use super::at::{At, Errors, parse_cidr};
 use super::selectors::label_selector;
 use crate::names;
+use serde_json::Value;
 use std::net::IpAddr;
 
-/// A network policy.
-pub(crate) fn policy(e: &mut Errors, o: &At) {
+/// Where a policy's rules are, and the peers in them.
+const RULES: [(&str, &str); 2] = [("ingress", "from"), ("egress", "to")];
+
+/// A network policy; `old` is what is there, whose networks may stay as they are written.
+pub(crate) fn policy(e: &mut Errors, o: &At, old: Option<&At>) {
     let spec = o.get("spec");
+    let known = old.map(networks).unwrap_or_default();
     label_selector(e, &spec.get("podSelector"));
-    for (rules, peers) in [("ingress", "from"), ("egress", "to")] {
+    for (rules, peers) in RULES {
         for rule in spec.get(rules).items() {
             rule.get("ports").items().for_each(|p| policy_port(e, &p));
-            rule.get(peers).items().for_each(|p| peer(e, &p));
+            rule.get(peers).items().for_each(|p| peer(e, &p, &known));
         }
     }
     let types = spec.get("policyTypes");
@@ -24,6 +29,15 @@ pub(crate) fn policy(e: &mut Errors, o: &At) {
     }
 }
 
+/// The texts of a policy's networks.
+fn networks<'v>(o: &At<'_, 'v>) -> Vec<&'v str> {
+    let spec = o.get("spec").value;
+    let list = |v: &'v Value| v.as_array().into_iter().flatten();
+    let rules = RULES.iter().flat_map(|(rules, peers)| list(&spec[*rules]).flat_map(move |r| list(&r[*peers])));
+    let blocks = rules.map(|peer| &peer["ipBlock"]);
+    blocks.flat_map(|b| list(&b["except"]).chain([&b["cidr"]]).filter_map(Value::as_str)).collect()
+}
+
 fn policy_port(e: &mut Errors, p: &At) {
     let (protocol, port, end) = (p.get("protocol"), p.get("port"), p.get("endPort"));
     if protocol.is_set() && !["TCP", "UDP", "SCTP"].contains(&protocol.text()) {
@@ -31,22 +45,24 @@ fn policy_port(e: &mut Errors, p: &At) {
     }
     if !port.is_set() {
         if end.is_set() {
-            e.required(&port, "must be specified when `endPort` is set");
+            e.invalid(&end, "may not be specified when `port` is not specified");
         }
         return;
+    }
+    if end.is_set() && port.value.is_string() {
+        e.invalid(&end, "may not be specified when `port` is non-numeric");
     }
     e.port_or_name(&port);
     if let (Some(first), Some(last)) = (port.int(), end.int()) {
         if last < first {
-            e.invalid(&end, "must be greater than or equal to `port`");
+            // The value that clients see is the port's.
+            e.invalid_as(&end, first, "must be greater than or equal to `port`");
         }
         e.port(&end);
-    } else if end.is_set() && port.value.is_string() {
-        e.invalid(&end, "may not be specified when `port` is non-numeric");
     }
 }
 
-fn peer(e: &mut Errors, p: &At) {
+fn peer(e: &mut Errors, p: &At, known: &[&str]) {
     let mut found = 0;
     for field in ["podSelector", "namespaceSelector"] {
         if p.get(field).is_set() {
@@ -57,7 +73,7 @@ fn peer(e: &mut Errors, p: &At) {
     let block = p.get("ipBlock");
     if block.is_set() {
         found += 1;
-        ip_block(e, &block);
+        ip_block(e, &block, known);
     }
     if found == 0 {
         e.required(p, "must specify a peer");
@@ -66,19 +82,21 @@ fn peer(e: &mut Errors, p: &At) {
     }
 }
 
-fn ip_block(e: &mut Errors, b: &At) {
+fn ip_block(e: &mut Errors, b: &At, known: &[&str]) {
     let cidr = b.get("cidr");
     if !e.need(&cidr) {
         return;
     }
-    let Some((network, bits)) = parse_cidr(cidr.text()) else { return e.cidr(&cidr) };
+    let network = |e: &mut Errors, at: &At| {
+        if !known.contains(&at.text()) {
+            e.all(at, names::network(at.text(), false));
+        }
+        parse_cidr(at.text())
+    };
+    let Some((outer, bits)) = network(e, &cidr) else { return };
     for x in b.get("except").items() {
-        match parse_cidr(x.text()) {
-            None => e.cidr(&x),
-            Some((ip, length)) if !contains(network, bits, ip) || bits >= length => {
-                e.invalid(&x, "must be a strict subset of `cidr`");
-            }
-            Some(_) => {}
+        if network(e, &x).is_some_and(|(ip, length)| !contains(outer, bits, ip) || bits >= length) {
+            e.invalid(&x, "must be a strict subset of `cidr`");
         }
     }
 }
@@ -102,8 +120,18 @@ pub(crate) fn ingress(e: &mut Errors, o: &At, old: Option<&At>) {
     if default.is_set() {
         backend(e, &default);
     }
+    let loose = old.is_some_and(|o| {
+        o.get("spec.rules").items().any(|r| {
+            let mut faults = Errors::default();
+            paths(&mut faults, &r);
+            r.get("host").text().contains('*') && !faults.0.is_empty()
+        })
+    });
     for r in rules.items() {
         rule(e, &r);
+        if !loose || !r.get("host").text().contains('*') {
+            paths(e, &r);
+        }
     }
     let tolerated = old.is_some_and(|o| {
         let spec = o.get("spec");
@@ -149,6 +177,9 @@ fn rule(e: &mut Errors, r: &At) {
         }
         host(e, &name);
     }
+}
+
+fn paths(e: &mut Errors, r: &At) {
     let http = r.get("http");
     if !http.is_set() {
         return;
@@ -296,5 +327,5 @@ pub(crate) fn service_cidr(e: &mut Errors, o: &At) {
             "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
         );
     }
-    list.items().for_each(|c| e.cidr(&c));
+    list.items().for_each(|c| e.all(&c, names::network(c.text(), true)));
 }

@@ -2,7 +2,7 @@
 
 use super::apps::{at_most_100_percent, int_or_percent};
 use super::at::{At, Errors};
-use super::selectors::label_selector;
+use super::selectors::{conditions, label_selector};
 
 /// A budget.
 pub(crate) fn budget(e: &mut Errors, o: &At) {
@@ -27,4 +27,5 @@ pub(crate) fn budget_status(e: &mut Errors, o: &At) {
     for field in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
         e.non_negative(&s.get(field));
     }
+    conditions(e, &s.get("conditions"));
 }

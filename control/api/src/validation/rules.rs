@@ -2,8 +2,8 @@
 
 use super::at::{At, Errors, IMMUTABLE};
 use super::{
-    Write, admission, apps, autoscaling, batch, certificates, cluster, coordination, core, customs, discovery, flow,
-    networking, pod, policy, rbac, storage,
+    Write, admission, apps, autoscaling, batch, certificates, cluster, coordination, core, customs, devices, discovery,
+    flow, networking, pod, policy, rbac, storage,
 };
 use crate::kinds::Kind;
 use crate::status::FieldError;
@@ -38,7 +38,7 @@ fn state(e: &mut Errors, kind: &Kind, o: &At) {
             _ => batch::cron_job(e, o),
         },
         "networking.k8s.io" => match kind.kind.as_ref() {
-            "NetworkPolicy" => networking::policy(e, o),
+            "NetworkPolicy" => networking::policy(e, o, None),
             "IngressClass" => networking::class(e, o),
             "IPAddress" => networking::address(e, o),
             "ServiceCIDR" => networking::service_cidr(e, o),
@@ -72,6 +72,13 @@ fn state(e: &mut Errors, kind: &Kind, o: &At) {
         "coordination.k8s.io" => match kind.kind.as_ref() {
             "Lease" => coordination::lease(e, o),
             _ => coordination::candidate(e, o),
+        },
+        "resource.k8s.io" => match kind.kind.as_ref() {
+            "DeviceClass" => devices::class(e, o, None),
+            "ResourceClaim" => devices::claim(e, o),
+            "ResourceClaimTemplate" => devices::template(e, o),
+            "ResourceSlice" => devices::slice(e, o, None),
+            _ => customs::required_texts(e, kind, o),
         },
         "policy" => policy::budget(e, o),
         "discovery.k8s.io" => discovery::slice(e, o),
@@ -134,10 +141,7 @@ fn main(e: &mut Errors, w: &Write, new: &At, old: &At) {
             core::node(e, new);
             core::node_update(e, new, old);
         }
-        ("apps", "StatefulSet") => {
-            apps::stateful_set(e, new, Some(old));
-            apps::stateful_set_update(e, new, old);
-        }
+        ("apps", "StatefulSet") => apps::stateful_set_update(e, new, old),
         ("apps", "ControllerRevision") => apps::revision_update(e, new, old),
         ("apps", _) => {
             state(e, w.kind, new);
@@ -146,6 +150,7 @@ fn main(e: &mut Errors, w: &Write, new: &At, old: &At) {
         ("batch", "Job") => batch::job_update(e, new, old),
         ("batch", _) => batch::cron_job_update(e, new, old),
         ("networking.k8s.io", "Ingress") => networking::ingress(e, new, Some(old)),
+        ("networking.k8s.io", "NetworkPolicy") => networking::policy(e, new, Some(old)),
         ("autoscaling", _) => autoscaling::autoscaler(e, new, Some(old)),
         ("storage.k8s.io", "StorageClass") => {
             storage::class(e, new);
@@ -163,6 +168,10 @@ fn main(e: &mut Errors, w: &Write, new: &At, old: &At) {
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             rbac::binding_update(e, new, old, w.kind.namespaced);
         }
+        // The specs of claims and templates stay, so they are not looked at again.
+        ("resource.k8s.io", "ResourceClaim" | "ResourceClaimTemplate") => {}
+        ("resource.k8s.io", "DeviceClass") => devices::class(e, new, Some(old)),
+        ("resource.k8s.io", "ResourceSlice") => devices::slice(e, new, Some(old)),
         ("coordination.k8s.io", "LeaseCandidate") => coordination::candidate_update(e, new, old),
         ("scheduling.k8s.io", "PriorityClass") => cluster::priority_class_update(e, new, old),
         ("node.k8s.io", _) => {
@@ -195,6 +204,7 @@ fn status(e: &mut Errors, kind: &Kind, new: &At, old: &At) {
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => flow::conditions(e, new),
         ("flowcontrol.apiserver.k8s.io", _) => flow::conditions(e, new),
         ("apiregistration.k8s.io", _) => cluster::api_service_status(e, new),
+        ("resource.k8s.io", "ResourceClaim") => devices::claim_status(e, new, old),
         _ => {}
     }
 }
@@ -216,9 +226,6 @@ fn fixed(e: &mut Errors, kind: &Kind, new: &At, old: &At) {
         ("networking.k8s.io", "IPAddress") => &["spec.parentRef"],
         ("discovery.k8s.io", _) => &["addressType"],
         ("resource.k8s.io", "ResourceClaim" | "ResourceClaimTemplate") => &["spec"],
-        ("resource.k8s.io", "ResourceSlice") => {
-            &["spec.nodeName", "spec.driver", "spec.pool.name", "spec.nodeSelector", "spec.allNodes"]
-        }
         ("apiextensions.k8s.io", _) => &["spec.group", "spec.scope", "spec.names.plural", "spec.names.kind"],
         _ => &[],
     };

@@ -75,6 +75,45 @@ pub(crate) fn matches(selector: &At, labels: &At) -> bool {
         })
 }
 
+/// Conditions of the kind that all newer statuses have.
+pub(crate) fn conditions(e: &mut Errors, list: &At) {
+    const REASON: &str = "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName',  or 'ReasonA,ReasonB',  or 'ReasonA:ReasonB', regex used for validation is '[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?')";
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_reason = |s: &str| {
+        s.starts_with(|c: char| c.is_ascii_alphabetic())
+            && s.ends_with(word)
+            && s.chars().all(|c| word(c) || c == ',' || c == ':')
+    };
+    let mut seen: Vec<&str> = Vec::new();
+    for c in list.items() {
+        let (kind, status, reason) = (c.get("type"), c.get("status"), c.get("reason"));
+        if seen.contains(&kind.text()) {
+            e.duplicate_as(&kind, kind.text());
+        }
+        seen.push(kind.text());
+        label_name(e, &kind);
+        if !["False", "True", "Unknown"].contains(&status.text()) {
+            e.not_supported(&status, &["False", "True", "Unknown"]);
+        }
+        if c.get("observedGeneration").int().is_some_and(|n| n < 0) {
+            e.invalid(&c.get("observedGeneration"), "must be greater than or equal to zero");
+        }
+        for at in [&c.get("lastTransitionTime"), &reason] {
+            if at.is_empty() {
+                e.required(at, "must be set");
+            }
+        }
+        if !reason.is_empty() && !is_reason(reason.text()) {
+            e.invalid(&reason, REASON);
+        }
+        for (at, most) in [(&reason, 1024), (&c.get("message"), 32 * 1024)] {
+            if at.text().len() > most {
+                e.too_long(at, most);
+            }
+        }
+    }
+}
+
 /// A node selector. Values of preferred terms may be anything.
 pub(crate) fn node_selector(e: &mut Errors, at: &At) {
     let terms = at.get("nodeSelectorTerms");

@@ -4,6 +4,8 @@ use super::at::{At, Errors, IMMUTABLE, same};
 use super::selectors::{label_name, label_selector};
 use super::{core, pod};
 use crate::names;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn driver(e: &mut Errors, at: &At) {
     if e.need(at) {
@@ -37,7 +39,9 @@ pub(crate) fn class(e: &mut Errors, o: &At) {
     parameters(e, &o.get("parameters"), false);
     e.one_of(&o.get("reclaimPolicy"), &["Delete", "Retain"]);
     e.need_one_of(&o.get("volumeBindingMode"), &["Immediate", "WaitForFirstConsumer"]);
-    for term in o.get("allowedTopologies").items() {
+    let terms = o.get("allowedTopologies");
+    let mut seen: Vec<BTreeMap<&str, BTreeSet<&str>>> = Vec::new();
+    for term in terms.items() {
         let mut keys: Vec<&str> = Vec::new();
         for x in term.get("matchLabelExpressions").items() {
             let values = x.get("values");
@@ -53,6 +57,18 @@ pub(crate) fn class(e: &mut Errors, o: &At) {
             }
             keys.push(x.get("key").text());
         }
+        let expressions = term.value["matchLabelExpressions"].as_array().into_iter().flatten();
+        let meant = expressions.map(|x| {
+            let values = x["values"].as_array().into_iter().flatten();
+            (x["key"].as_str().unwrap_or(""), values.filter_map(Value::as_str).collect())
+        });
+        let meant: BTreeMap<&str, BTreeSet<&str>> = meant.collect();
+        // Upstream holds a term that names nothing for said already, once for each term.
+        let said = if term.get("matchLabelExpressions").is_empty() { terms.len() } else { 0 };
+        for _ in 0..said + seen.iter().filter(|s| **s == meant).count() {
+            e.duplicate_as(&term.get("matchLabelExpressions"), "");
+        }
+        seen.push(meant);
     }
 }
 
@@ -81,6 +97,23 @@ pub(crate) fn attachment(e: &mut Errors, o: &At) {
         (true, false) => core::inline_volume_spec(e, &inline),
     }
     e.all(&spec.get("nodeName"), names::dns1123_subdomain(spec.get("nodeName").text()));
+    attachment_status(e, &o.get("status"));
+}
+
+fn attachment_status(e: &mut Errors, s: &At) {
+    const MOST: usize = 256 * 1024;
+    let about = s.get("attachmentMetadata");
+    if about.entries().map(|(k, v)| k.len() + v.text().len()).sum::<usize>() > MOST {
+        e.too_long(&about, MOST);
+    }
+    for field in ["attachError", "detachError"] {
+        let fault = s.get(field);
+        if fault.get("message").text().len() > 1024 {
+            // The bound that clients are told is the other one.
+            e.too_long(&fault.get("message"), MOST);
+        }
+        e.id(&fault.get("errorCode"));
+    }
 }
 
 /// What only a new attachment must fulfil.
@@ -186,6 +219,10 @@ pub(crate) fn csi_driver(e: &mut Errors, o: &At) {
     let period = spec.get("nodeAllocatableUpdatePeriodSeconds");
     if period.int().is_some_and(|n| n < 10) {
         e.invalid(&period, "must be greater than or equal to 10 seconds");
+    }
+    let secret = spec.get("serviceAccountTokenInSecrets");
+    if secret.is_set() && spec.get("tokenRequests").is_empty() {
+        e.invalid(&secret, "serviceAccountTokenInSecrets is set but no tokenRequests are specified");
     }
 }
 

@@ -84,7 +84,25 @@ fn spent(mut budget: Value, pod: &Value) -> Result<Option<Value>> {
         return Err(ApiError::forbidden("policy", "poddisruptionbudgets", &name, detail));
     }
     let allowed = number(&budget, "disruptionsAllowed");
-    if allowed <= 0 {
+    if allowed < 0 {
+        return Err(ApiError::forbidden(
+            "policy",
+            "poddisruptionbudgets",
+            &name,
+            "pdb disruptions allowed is negative",
+        ));
+    }
+    let failed = items_at(&budget, "/status/conditions")
+        .iter()
+        .find(|c| str_at(c, "/type") == "DisruptionAllowed" && str_at(c, "/reason") == "SyncFailed");
+    if let (0, Some(condition)) = (allowed, failed) {
+        let why = str_at(condition, "/message");
+        let detail = format!(
+            "The disruption budget {name} does not allow evicting pods currently because it failed sync: {why}"
+        );
+        return Err(refused(detail, None));
+    }
+    if allowed == 0 {
         let detail = format!(
             "The disruption budget {name} needs {} healthy pods and has {} currently",
             number(&budget, "desiredHealthy"),
@@ -134,6 +152,12 @@ mod tests {
         let error = spent(out, &ready).expect_err("used up");
         assert_eq!((error.code, error.causes[0].reason.as_str()), (429, "DisruptionBudget"));
         assert!(spent(budget(1, 3, 0), &ready).is_err(), "not yet observed");
+        assert_eq!(spent(budget(-1, 3, 1), &ready).expect_err("negative").code, 403);
+        let mut broken = budget(0, 3, 1);
+        broken["status"]["conditions"] =
+            json!([{"type": "DisruptionAllowed", "status": "False", "reason": "SyncFailed", "message": "no scale"}]);
+        let error = spent(broken, &ready).expect_err("the controller could not count");
+        assert!(error.causes[0].message.ends_with("because it failed sync: no scale"), "{:?}", error.causes);
         assert!(spent(budget(0, 2, 1), &unready).expect("unhealthy pods may go").is_none());
         assert!(spent(budget(0, 1, 1), &unready).is_err());
     }

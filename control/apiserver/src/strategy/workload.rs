@@ -75,7 +75,8 @@ impl Strategy for Job {
     }
 }
 
-/// Labels and selector by the job's uid, unless its author keeps them himself.
+/// Labels and selector by the job's uid, unless its author keeps them himself. What he wrote
+/// there stays; the rules refuse it where it is another job's.
 fn generate_selector(new: &mut Value) {
     if new["spec"]["manualSelector"] == json!(true) {
         return;
@@ -94,11 +95,16 @@ fn generate_selector(new: &mut Value) {
     }
     for (keys, value) in [(UID_LABELS, &uid), (NAME_LABELS, &name)] {
         for key in keys {
-            fields::set_meta(template, "labels", key, value);
+            if template["metadata"]["labels"].get(key).is_none() {
+                fields::set_meta(template, "labels", key, value);
+            }
         }
     }
-    if new["spec"]["selector"].is_null() || new["spec"]["selector"] == json!({}) {
-        new["spec"]["selector"] = json!({"matchLabels": {UID_LABELS[0]: uid}});
+    if let Some(selector) = fields::map_mut(&mut new["spec"], "selector") {
+        let chosen = selector.entry("matchLabels").or_insert_with(|| json!({}));
+        if chosen.get(UID_LABELS[0]).is_none() {
+            chosen[UID_LABELS[0]] = json!(uid);
+        }
     }
 }
 
@@ -124,6 +130,11 @@ mod tests {
         assert_eq!(job["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"], "u");
         let labels = &job["spec"]["template"]["metadata"]["labels"];
         assert_eq!((&labels["job-name"], &labels["controller-uid"]), (&json!("j"), &json!("u")));
+        // A job made from the text of another keeps that one's labels, and is refused for them.
+        let mut copied = job.clone();
+        copied["metadata"] = json!({"name": "k", "uid": "v"});
+        generate_selector(&mut copied);
+        assert_eq!(copied["spec"], job["spec"]);
         let manual = json!({"metadata": {"name": "j"}, "spec": {"manualSelector": true, "template": {}}});
         let mut same = manual.clone();
         generate_selector(&mut same);

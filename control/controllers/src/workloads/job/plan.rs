@@ -228,6 +228,8 @@ impl Work<'_> {
         }
         let uncounted = (succeeded.len(), failed.len());
         if self.indexed {
+            // A job that was made smaller has no indexes beyond its completions any more.
+            self.completed.retain(|i| self.spec.completions.is_none_or(|n| *i < n));
             self.status.completed_indexes = Some(indexes::format(&self.completed)).filter(|t| !t.is_empty());
             self.succeeded = self.completed.len() as i32;
         }
@@ -255,7 +257,8 @@ impl Work<'_> {
         }
         let over = counts.into_iter().filter(|(_, count)| *count > limit).map(|(index, _)| index);
         self.failed_indexes.extend(over);
-        self.failed_indexes.retain(|i| !self.completed.contains(i));
+        let spec = self.spec;
+        self.failed_indexes.retain(|i| !self.completed.contains(i) && spec.completions.is_none_or(|n| *i < n));
         self.status.failed_indexes = Some(indexes::format(&self.failed_indexes));
     }
 

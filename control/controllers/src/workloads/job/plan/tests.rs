@@ -116,6 +116,25 @@ fn indexes_are_each_done_once() {
 }
 
 #[test]
+fn a_smaller_job_forgets_its_indexes_beyond() {
+    let mut world = World::new(JobSpec { completion_mode: Some("Indexed".into()), ..spec(Some(3), 3) });
+    world.settle();
+    world.end("u3", "Succeeded");
+    world.settle();
+    assert_eq!(world.status().completed_indexes.as_deref(), Some("2"));
+    let spec = world.job.spec.as_mut().unwrap();
+    (spec.completions, spec.parallelism) = (Some(2), Some(2));
+    world.settle();
+    assert_eq!((world.status().completed_indexes, world.status().succeeded), (None, None));
+    for id in ["u1", "u2"] {
+        world.end(id, "Succeeded");
+    }
+    world.settle();
+    assert_eq!(world.status().completed_indexes.as_deref(), Some("0-1"));
+    assert!(has(&world.status(), "Complete"));
+}
+
+#[test]
 fn suspension_ends_pods_and_resumption_starts_anew() {
     let mut world = World::new(spec(Some(1), 1));
     world.settle();
