@@ -142,18 +142,25 @@ pub(super) async fn create_object(scope: &Scope<'_>, mut object: Value, manager:
         }
         let done = admit_and_store(scope, object.clone(), manager, track).await;
         match done {
-            Err(error) if error.reason == "AlreadyExists" && generated.is_some() && attempt < TRIES => {
-                continue;
-            }
-            Err(mut error) if error.reason == "AlreadyExists" && generated.is_some() => {
-                error.retry_after = Some(1);
-                return Err(error);
+            Err(mut error) if generated.is_some() && error.reason == "AlreadyExists" => {
+                if !another_name(&mut error, attempt) {
+                    return Err(error);
+                }
             }
             Err(error) if strategy::is_taken(&error) && attempt < TAKEN_TRIES => tokio::time::sleep(AGAIN).await,
             done => return done,
         }
     }
     Err(ApiError::internal("no name was found"))
+}
+
+/// Whether a taken name that was generated is followed by another; the last one asks the client to come again.
+fn another_name(error: &mut ApiError, attempt: usize) -> bool {
+    let again = attempt < TRIES;
+    if !again {
+        error.retry_after = Some(1);
+    }
+    again
 }
 
 /// Kinds whose creator says what state they are in.
@@ -315,4 +322,18 @@ pub(super) async fn validate(
 
 pub(super) fn refuse(scope: &Scope<'_>, name: &str, causes: Vec<Cause>) -> Result<()> {
     if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid(&scope.kind.group, &scope.kind.kind, name, causes)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_the_last_generated_name_the_client_is_asked_to_come_again() {
+        let mut error = ApiError::already_exists("", "configmaps", "c-abcde");
+        assert!((0..TRIES).all(|attempt| another_name(&mut error, attempt)));
+        assert_eq!((error.code, error.retry_after), (409, None));
+        assert!(!another_name(&mut error, TRIES));
+        assert_eq!((error.code, error.retry_after), (409, Some(1)));
+    }
 }
