@@ -4,6 +4,7 @@ use super::inspect;
 use super::reader::Disk;
 use crate::pki::Secrets;
 use crate::pki::secrets::secret_number;
+use aho_corasick::AhoCorasick;
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -57,8 +58,10 @@ fn names_a_key(content: &[u8]) -> bool {
 
 /// The forms in which a cluster's private keys could stand in a file.
 pub struct Keys {
-    needles: Vec<(String, memmem::Finder<'static>)>,
-    longest: usize,
+    /// All forms of all keys at once: one pass over an image, whatever their number.
+    needles: AhoCorasick,
+    /// The key that each form is of.
+    names: Vec<String>,
 }
 
 impl Keys {
@@ -67,16 +70,16 @@ impl Keys {
     /// # Errors
     /// The folder cannot be read, or holds no key.
     pub fn of(secrets: &Secrets) -> Result<Keys> {
-        let mut needles = Vec::new();
+        let (mut needles, mut names) = (Vec::new(), Vec::new());
         for name in secrets.private_keys()? {
             let text = secrets.read(&name)?;
             for needle in forms(&text).with_context(|| format!("reading the key {name}"))? {
-                needles.push((name.clone(), memmem::Finder::new(&needle).into_owned()));
+                needles.push(needle);
+                names.push(name.clone());
             }
         }
         anyhow::ensure!(!needles.is_empty(), "there is no private key to search for");
-        let longest = needles.iter().map(|(_, finder)| finder.needle().len()).max().unwrap_or(0);
-        Ok(Keys { needles, longest })
+        Ok(Keys { needles: AhoCorasick::new(needles).context("the keys are too many to search for")?, names })
     }
 
     /// Names of the keys that stand anywhere in `reader`, in any of their forms.
@@ -96,14 +99,11 @@ impl Keys {
             }
             let filled = kept + read;
             if window[..filled].iter().any(|byte| *byte != 0) {
-                for (name, finder) in &self.needles {
-                    if finder.find(&window[..filled]).is_some() {
-                        found.push(name.clone());
-                    }
-                }
+                let matches = self.needles.find_overlapping_iter(&window[..filled]);
+                found.extend(matches.map(|at| self.names[at.pattern()].clone()));
             }
             // What may be the begin of a key that goes on in the next read.
-            kept = filled.min(self.longest - 1);
+            kept = filled.min(self.needles.max_pattern_len() - 1);
             window.copy_within(filled - kept..filled, 0);
         }
     }
