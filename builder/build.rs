@@ -79,8 +79,7 @@ fn collect() -> Result<(), String> {
             Some(_) => vec![("LICENSE".to_string(), read(&workspace.join("LICENSE"))?)],
             None => licences(&source_of(id, &places)?)?,
         };
-        let files: Vec<(String, (usize, usize))> =
-            files.into_iter().map(|(name, bytes)| (name, blob.add(bytes))).collect();
+        let files: Vec<Licence> = files.into_iter().map(|(name, bytes)| (name, blob.add(bytes))).collect();
         let depends: Vec<&Id> = node.depends.iter().filter(|d| used.contains_key(d)).collect();
         writeln!(
             code,
@@ -231,7 +230,7 @@ fn add_licences(dir: &Path, prefix: &str, depth: usize, out: &mut Vec<(String, V
 }
 
 /// Licence files of Rust's standard library, which every program carries; a toolchain without its documents has none.
-fn standard_library(blob: &mut Blob) -> Result<Vec<(String, (usize, usize))>, String> {
+fn standard_library(blob: &mut Blob) -> Result<Vec<Licence>, String> {
     let sysroot = output(&env("RUSTC")?, &["--print", "sysroot"], Path::new("."))?;
     let dir = Path::new(sysroot.trim()).join("share/doc/rust");
     // COPYRIGHT.html beside it is the compiler's, of which nothing gets into a program.
@@ -239,6 +238,9 @@ fn standard_library(blob: &mut Blob) -> Result<Vec<(String, (usize, usize))>, St
     let path = dir.join(name);
     if path.is_file() { Ok(vec![(name.to_string(), blob.add(read(&path)?))]) } else { Ok(Vec::new()) }
 }
+
+/// Its name, and where in the blob its text begins and ends.
+type Licence = (String, (usize, usize));
 
 /// All licence files behind one another, each text once.
 #[derive(Default)]
