@@ -296,7 +296,7 @@ fn files(dir: &Path, paths: &[Spanned<PathBuf>], field: &str, folders: bool) -> 
     let mut found = Vec::new();
     for path in paths {
         let full = dir.join(path.get_ref());
-        if !full.is_file() && !(folders && full.join("image.toml").is_file()) {
+        if !(full.is_file() || folders && full.join("image.toml").is_file()) {
             let more = if folders { " (nor a folder with an image.toml)" } else { "" };
             let message =
                 format!("there is no file {}{more}; paths are relative to the cluster's folder", full.display());

@@ -41,7 +41,7 @@ fn hash(pe: &[u8]) -> Result<[u8; 32]> {
     let hashed: usize = layout.headers_size + sections.iter().map(ExactSizeIterator::len).sum::<usize>();
     let head = [0..checksum, checksum + 4..entry.start, entry.end..layout.headers_size];
     let mut context = digest::Context::new(&digest::SHA256);
-    for range in head.into_iter().chain(sections).chain([hashed..pe.len()]) {
+    for range in head.into_iter().chain(sections).chain(std::iter::once(hashed..pe.len())) {
         context.update(pe.get(range).context("the EFI executable is cut short")?);
     }
     let mut out = [0; 32];

@@ -40,7 +40,7 @@ pub fn hash_file(path: &Path) -> Result<HashTree> {
 
 /// Hashes the next `size` bytes, a multiple of [`BLOCK`].
 pub fn hash_of(file: &mut impl Read, size: u64) -> Result<HashTree> {
-    if size == 0 || size % BLOCK as u64 != 0 {
+    if size == 0 || !size.is_multiple_of(BLOCK as u64) {
         bail!("a root of {size} bytes is no multiple of {BLOCK}");
     }
     let mut leaves = Vec::with_capacity(usize::try_from(size)? / PER_BLOCK);

@@ -128,10 +128,10 @@ impl FromStr for Platform {
         let words: Vec<&str> = text.split('/').collect();
         let fine = |w: &&str| !w.is_empty() && w.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         match words[..] {
-            [os, architecture] if words.iter().all(|w| fine(&w)) => {
+            [os, architecture] if words.iter().all(fine) => {
                 Ok(Platform { architecture: architecture.into(), os: os.into(), variant: None })
             }
-            [os, architecture, variant] if words.iter().all(|w| fine(&w)) => {
+            [os, architecture, variant] if words.iter().all(fine) => {
                 Ok(Platform { architecture: architecture.into(), os: os.into(), variant: Some(variant.into()) })
             }
             _ => {

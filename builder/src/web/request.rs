@@ -46,6 +46,9 @@ pub enum Body {
 /// Signs a request as of a time.
 type Sign = dyn Fn(Request, jiff::Timestamp) -> Result<Request> + Send + Sync;
 
+/// What a dry run takes for the answer: status, headers, body.
+type Would = (u16, Vec<(String, String)>, Vec<u8>);
+
 /// A request.
 #[derive(Clone)]
 pub struct Request {
@@ -57,7 +60,7 @@ pub struct Request {
     repeatable: bool,
     hide_query: bool,
     hide_body: bool,
-    would: Option<(u16, Vec<(String, String)>, Vec<u8>)>,
+    would: Option<Would>,
     sign: Option<Arc<Sign>>,
 }
 

@@ -112,10 +112,10 @@ fn find_in(file: &Path, authority: &str, env: Environment<'_>) -> Result<Option<
             return Ok(Some(found));
         }
     }
-    if let Some(store) = config["credsStore"].as_str() {
-        for key in keys.iter().filter(|key| !config["auths"][key].is_null()) {
-            return ask(store, key, env).map(Some);
-        }
+    if let Some(store) = config["credsStore"].as_str()
+        && let Some(key) = keys.iter().find(|key| !config["auths"][key].is_null())
+    {
+        return ask(store, key, env).map(Some);
     }
     Ok(None)
 }
