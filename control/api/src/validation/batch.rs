@@ -325,12 +325,24 @@ fn indexes(interval: &str, completions: i64) -> Result<(i64, i64), String> {
     Ok((low, high))
 }
 
-/// The first index that both texts name.
+/// The first index that both texts name; in each they stand in order, or it is refused for that.
 fn overlap(a: &str, b: &str, completions: i64) -> Option<i64> {
-    let all =
-        |text: &str| -> Vec<(i64, i64)> { text.split(',').filter_map(|i| indexes(i, completions).ok()).collect() };
-    let b = all(b);
-    all(a).iter().find_map(|x| b.iter().find(|y| x.0 <= y.1 && y.0 <= x.1).map(|y| x.0.max(y.0)))
+    let all = |text: &str| -> Vec<(i64, i64)> {
+        text.split(',').filter_map(|interval| indexes(interval, completions).ok()).collect()
+    };
+    let (a, b) = (all(a), all(b));
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
+        if x.0 <= y.1 && y.0 <= x.1 {
+            return Some(x.0.max(y.0));
+        }
+        if x.1 < y.1 {
+            a.next()
+        } else {
+            b.next()
+        };
+    }
+    None
 }
 
 /// A changed job.
@@ -417,15 +429,14 @@ pub(crate) fn job_status(e: &mut Errors, new: &At, old: &At) {
         e.non_negative(&s.get(f));
     }
     let uncounted = s.get("uncountedTerminatedPods");
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
     for list in ["succeeded", "failed"] {
         for uid in uncounted.get(list).items() {
             if uid.is_empty() {
                 e.invalid(&uid, "must not be empty");
-            } else if seen.contains(&uid.text()) {
+            } else if !seen.insert(uid.text()) {
                 e.duplicate(&uid);
             }
-            seen.push(uid.text());
         }
     }
     let conditions = s.get("conditions");

@@ -5,6 +5,7 @@ use super::at::{At, Errors, IMMUTABLE, same};
 use super::{pod, resources, selectors};
 use crate::names;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// Most entries that lists of requests, constraints, selectors and the like may have.
 const MANY: usize = 32;
@@ -30,7 +31,7 @@ fn set(e: &mut Errors, at: &At, most: usize, key: &str, item: impl FnMut(&mut Er
 }
 
 fn unique(e: &mut Errors, at: &At, key: impl Fn(&At) -> String) {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for item in at.items() {
         let key = key(&item);
         if !seen.insert(key.clone()) {
@@ -66,6 +67,10 @@ pub(crate) fn template(e: &mut Errors, o: &At) {
 }
 
 fn claimed(e: &mut Errors, devices: &At) {
+    // Each reference below is looked for among them.
+    if devices.get("requests").len() > MANY {
+        return e.too_many(&devices.get("requests"), MANY);
+    }
     set(e, &devices.get("requests"), MANY, "name", request);
     list(e, &devices.get("constraints"), MANY, |e, c| {
         references(e, &c.get("requests"), devices);
@@ -252,7 +257,7 @@ pub(crate) fn claim_status(e: &mut Errors, new: &At, old: &At) {
         }
     });
     let id = |d: &At| ["driver", "pool", "device", "shareID"].map(|f| d.get(f).text().to_string());
-    let given: Vec<[String; 4]> = allocation.get("devices.results").items().map(|d| id(&d)).collect();
+    let given: BTreeSet<[String; 4]> = allocation.get("devices.results").items().map(|d| id(&d)).collect();
     let reported = s.get("devices");
     for d in reported.items() {
         pod::driver_name(e, &d.get("driver"));

@@ -4,6 +4,7 @@ use super::at::{At, Errors, parse_cidr};
 use super::selectors::label_selector;
 use crate::names;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 /// Where a policy's rules are, and the peers in them.
@@ -30,7 +31,7 @@ pub(crate) fn policy(e: &mut Errors, o: &At, old: Option<&At>) {
 }
 
 /// The texts of a policy's networks.
-fn networks<'v>(o: &At<'_, 'v>) -> Vec<&'v str> {
+fn networks<'v>(o: &At<'_, 'v>) -> HashSet<&'v str> {
     let spec = o.get("spec").value;
     let list = |v: &'v Value| v.as_array().into_iter().flatten();
     let rules = RULES.iter().flat_map(|(rules, peers)| list(&spec[*rules]).flat_map(move |r| list(&r[*peers])));
@@ -62,7 +63,7 @@ fn policy_port(e: &mut Errors, p: &At) {
     }
 }
 
-fn peer(e: &mut Errors, p: &At, known: &[&str]) {
+fn peer(e: &mut Errors, p: &At, known: &HashSet<&str>) {
     let mut found = 0;
     for field in ["podSelector", "namespaceSelector"] {
         if p.get(field).is_set() {
@@ -82,13 +83,13 @@ fn peer(e: &mut Errors, p: &At, known: &[&str]) {
     }
 }
 
-fn ip_block(e: &mut Errors, b: &At, known: &[&str]) {
+fn ip_block(e: &mut Errors, b: &At, known: &HashSet<&str>) {
     let cidr = b.get("cidr");
     if !e.need(&cidr) {
         return;
     }
     let network = |e: &mut Errors, at: &At| {
-        if !known.contains(&at.text()) {
+        if !known.contains(at.text()) {
             e.all(at, names::network(at.text(), false));
         }
         parse_cidr(at.text())

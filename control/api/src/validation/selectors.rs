@@ -3,6 +3,7 @@
 use super::at::{At, Errors};
 use crate::names;
 use serde_json::Value;
+use std::collections::HashSet;
 
 /// A map of labels.
 pub(crate) fn labels(e: &mut Errors, at: &At) {
@@ -84,13 +85,12 @@ pub(crate) fn conditions(e: &mut Errors, list: &At) {
             && s.ends_with(word)
             && s.chars().all(|c| word(c) || c == ',' || c == ':')
     };
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for c in list.items() {
         let (kind, status, reason) = (c.get("type"), c.get("status"), c.get("reason"));
-        if seen.contains(&kind.text()) {
+        if !seen.insert(kind.text()) {
             e.duplicate_as(&kind, kind.text());
         }
-        seen.push(kind.text());
         label_name(e, &kind);
         if !["False", "True", "Unknown"].contains(&status.text()) {
             e.not_supported(&status, &["False", "True", "Unknown"]);

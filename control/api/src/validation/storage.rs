@@ -40,35 +40,29 @@ pub(crate) fn class(e: &mut Errors, o: &At) {
     e.one_of(&o.get("reclaimPolicy"), &["Delete", "Retain"]);
     e.need_one_of(&o.get("volumeBindingMode"), &["Immediate", "WaitForFirstConsumer"]);
     let terms = o.get("allowedTopologies");
-    let mut seen: Vec<BTreeMap<&str, BTreeSet<&str>>> = Vec::new();
+    // Upstream holds a term that names nothing for said already.
+    let mut seen: BTreeSet<BTreeMap<&str, BTreeSet<&str>>> = BTreeSet::from([BTreeMap::new()]);
     for term in terms.items() {
-        let mut keys: Vec<&str> = Vec::new();
+        let mut keys = BTreeSet::new();
         for x in term.get("matchLabelExpressions").items() {
             let values = x.get("values");
             e.need(&values);
-            for (i, v) in values.items().enumerate() {
-                if values.items().take(i).any(|w| w.value == v.value) {
-                    e.duplicate(&v);
-                }
-            }
+            let mut named = BTreeSet::new();
+            values.items().filter(|v| !named.insert(v.text())).for_each(|v| e.duplicate(&v));
             label_name(e, &x.get("key"));
-            if keys.contains(&x.get("key").text()) {
+            if !keys.insert(x.get("key").text()) {
                 e.duplicate(&x.get("key"));
             }
-            keys.push(x.get("key").text());
         }
         let expressions = term.value["matchLabelExpressions"].as_array().into_iter().flatten();
         let meant = expressions.map(|x| {
             let values = x["values"].as_array().into_iter().flatten();
             (x["key"].as_str().unwrap_or(""), values.filter_map(Value::as_str).collect())
         });
-        let meant: BTreeMap<&str, BTreeSet<&str>> = meant.collect();
-        // Upstream holds a term that names nothing for said already, once for each term.
-        let said = if term.get("matchLabelExpressions").is_empty() { terms.len() } else { 0 };
-        for _ in 0..said + seen.iter().filter(|s| **s == meant).count() {
+        // Once a term, where upstream says it once for each of those before.
+        if !seen.insert(meant.collect()) {
             e.duplicate_as(&term.get("matchLabelExpressions"), "");
         }
-        seen.push(meant);
     }
 }
 
