@@ -100,11 +100,9 @@ fn generate_selector(new: &mut Value) {
             }
         }
     }
-    if let Some(selector) = fields::map_mut(&mut new["spec"], "selector") {
-        let chosen = selector.entry("matchLabels").or_insert_with(|| json!({}));
-        if chosen.get(UID_LABELS[0]).is_none() {
-            chosen[UID_LABELS[0]] = json!(uid);
-        }
+    fields::map_mut(&mut new["spec"], "selector");
+    if let Some(chosen) = fields::map_mut(&mut new["spec"]["selector"], "matchLabels") {
+        chosen.entry(UID_LABELS[0]).or_insert_with(|| json!(uid));
     }
 }
 
