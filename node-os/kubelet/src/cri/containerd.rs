@@ -256,7 +256,9 @@ impl Containerd {
             self.call("/containerd.services.snapshots.v1.Snapshots/Prepare", of(&key, parent), Some(lease)).await?;
         let apply = ApplyDiff { diff: Some(layer), mounts, sync_fs: true };
         let Applied { applied } = self.call("/containerd.services.diff.v1.Diff/Apply", apply, Some(lease)).await?;
-        let unpacked = applied.map(|descriptor| descriptor.digest).unwrap_or_default();
+        let Some(Descriptor { digest: unpacked, .. }) = applied else {
+            return Err(tonic::Status::data_loss("it does not say what a layer unpacks to"));
+        };
         if unpacked != diff_id {
             return Err(tonic::Status::data_loss(format!("a layer unpacks to {unpacked}, and should to {diff_id}")));
         }

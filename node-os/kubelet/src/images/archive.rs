@@ -42,11 +42,14 @@ struct Manifest {
 /// Of an image's configuration: the digests of its unpacked layers, the lowest first.
 #[derive(Deserialize)]
 struct Configuration {
+    #[serde(default)]
     rootfs: RootFs,
 }
 
-#[derive(Deserialize)]
+/// Empty where an archive holds something that is no container image, and has nothing to unpack.
+#[derive(Deserialize, Default)]
 struct RootFs {
+    #[serde(default)]
     diff_ids: Vec<String>,
 }
 
@@ -145,7 +148,7 @@ async fn write_image(
         let mut labels = child_labels("l", content.layers.iter());
         labels.insert("containerd.io/gc.ref.content.config".into(), content.config.digest.clone());
         write(containerd, path, files, manifest, labels, lease).await?;
-        if content.layers.len() != chain.len() {
+        if !chain.is_empty() && content.layers.len() != chain.len() {
             bail!("{} layers, and digests of {} unpacked ones", content.layers.len(), chain.len());
         }
         let mut below = "";
