@@ -39,8 +39,8 @@ use std::sync::{Mutex, MutexGuard};
 /// How the names of kimg's images and temporary things begin.
 pub const PREFIX: &str = "kimg-";
 
-/// A list of more pages than this has no end. (In tests each page is a real call.)
-const PAGES: u32 = if cfg!(test) { 20 } else { 1000 };
+/// A list of more pages than this has no end: at a hundred images and more a page, nobody has so many.
+const PAGES: u32 = 100;
 
 /// How far an image is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

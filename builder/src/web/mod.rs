@@ -297,11 +297,12 @@ impl Client {
             if self.dry.is_some() {
                 bail!("the dry run does not know how {what} ends");
             }
-            let waited = Duration::try_from(self.clock.now().duration_since(start)).unwrap_or_default();
+            // Negative where the clock was set back: then it is waited that much longer.
+            let waited = Duration::try_from(self.clock.now().duration_since(start)).unwrap_or(Duration::ZERO);
             if waited >= limit {
                 bail!("{what}: not done after {} minutes", limit.as_secs() / 60);
             }
-            self.clock.sleep(every.max(waited / 10))?;
+            self.clock.sleep(every.max(waited / 10).min(limit - waited))?;
         }
     }
 }
