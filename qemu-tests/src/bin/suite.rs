@@ -62,7 +62,7 @@ const PARTS: &[Part] = &[
     part("memory", RELEASE, None, &["boots", "--", "--ignored", "memory::"]),
     part("clients", RELEASE, Some(&["clients"]), &["clients", "--", "--include-ignored"]),
     part("cluster", RELEASE, Some(&["cluster"]), &["cluster", "--", "--include-ignored"]),
-    part("overlay", RELEASE, None, &["overlay"]),
+    both("overlay", RELEASE, &["overlay"]),
     part("etcd", RELEASE, None, &["etcd", "--", "--include-ignored"]),
     part("store", &["test", "--release", "-p", "store", "--lib"], None, &["--", "--ignored", "--nocapture"]),
     part(
