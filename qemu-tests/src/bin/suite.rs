@@ -49,12 +49,6 @@ const PARTS: &[Part] = &[
     both("registry", RELEASE, &["registry", "--", "--include-ignored"]),
     both("signatures", RELEASE, &["signatures", "--", "--include-ignored"]),
     both("faults", RELEASE, &["faults", "--", "--include-ignored"]),
-    part(
-        "uploads",
-        &["test", "--workspace", "--exclude", "qemu-tests", "--lib"],
-        None,
-        &["--", "--ignored", "upload::"],
-    ),
     part("secrets", RELEASE, None, &["secrets", "--", "--include-ignored"]),
     part("sbom", RELEASE, None, &["sbom", "--", "--include-ignored"]),
     part("boots", RELEASE, Some(&["boots"]), &["boots", "--", "--include-ignored", "boot::"]),
