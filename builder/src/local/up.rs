@@ -482,7 +482,8 @@ impl Waiter<'_> {
     }
 
     fn said(&self, name: &str) -> String {
-        let lines = console::last_lines(&self.console(name), 8);
+        // A whole status screen: what keeps a node from joining stands at its top.
+        let lines = console::last_lines(&self.console(name), 24);
         if lines.is_empty() {
             return "  (nothing on its console yet)".into();
         }

@@ -4,13 +4,16 @@ use anyhow::{Context, ensure};
 use kimg::local::state::State;
 use kimg::seed::token::BootstrapToken;
 use qemu_tests::cluster::condition;
+use qemu_tests::cluster::{Output, run_in};
 use qemu_tests::guest::Guest;
+use qemu_tests::tools::{self, Kubectl};
 use qemu_tests::{Cluster, Result, wait};
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) const TESTS: &[super::Test] = &[
     ("a_used_token_is_gone", used_token),
+    ("a_node_that_missed_its_certificate_gets_it_with_its_token", missed_certificate),
     ("a_seed_is_small_and_its_token_bound", seed),
     ("a_live_nodes_name_is_not_taken_over", live_name),
     ("a_machine_with_bad_user_data_says_why_and_does_not_join", bad_user_data),
@@ -120,6 +123,57 @@ fn used_token(cluster: &Cluster) -> Result {
     ])?;
     ensure!(tokens.trim().is_empty(), "tokens of joined nodes are left: {tokens}");
     Ok(())
+}
+
+/// The certificate is signed and its answer lost: the token still fetches it, and does nothing else any more.
+fn missed_certificate(cluster: &Cluster) -> Result {
+    let node = "worker-7";
+    let token = token(cluster, node, 600)?;
+    let secret = format!("bootstrap-token-{}", token.split('.').next().unwrap_or_default());
+    let dir = cluster.dir.join("csr");
+    std::fs::create_dir_all(&dir).context("making a folder")?;
+    let server = cluster.k(&["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+    let ca = cluster.dir.join("secrets/cluster-ca.crt").display().to_string();
+    // No kubeconfig: the administrator's certificate would go before the token.
+    let with = |credential: &[&str], args: &[&str], input: Option<&str>| -> Result<Output> {
+        let all = [&["--kubeconfig=/dev/null", "--server", &server, "--certificate-authority", &ca], credential, args];
+        run_in(&dir, tools::kubectl(Kubectl::V1_32)?, &all.concat(), input)
+    };
+    let request = |name: &str, subject: &str, signer: &str| -> Result<String> {
+        let make = format!(
+            "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -subj {subject} 2>/dev/null | base64 -w0"
+        );
+        let pem = run_in(&dir, "sh".into(), &["-c", &make], None)?.success()?;
+        Ok(format!(
+            "apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {{name: {name}}}\nspec:\n  \
+             signerName: kubernetes.io/{signer}\n  usages: [digital signature, client auth]\n  request: {pem}\n"
+        ))
+    };
+    let subject = format!("/O=system:nodes/CN=system:node:{node}");
+    let bearer: &[&str] = &["--token", &token];
+    let create: &[&str] = &["create", "-f", "-"];
+    let fetch: &[&str] = &["get", "csr", "missed-1", "-o", "jsonpath={.status.certificate}"];
+
+    with(bearer, create, Some(&request("missed-1", &subject, "kube-apiserver-client-kubelet")?))?.success()?;
+    wait::until("the certificate", wait::scale(15), || Ok((!cluster.k(fetch)?.is_empty()).then_some(())))?;
+    let certificate = with(bearer, fetch, None)?.success()?;
+    run_in(&dir, "sh".into(), &["-c", "base64 -d >missed-1.crt"], Some(&certificate))?.success()?;
+
+    with(bearer, create, Some(&request("missed-2", &subject, "kube-apiserver-client-kubelet")?))?.success()?;
+    wait::until("the second request's refusal", wait::scale(15), || {
+        let said = cluster.k(&["get", "csr", "missed-2", "-o", "jsonpath={.status.conditions[*].reason}"])?;
+        ensure!(said.is_empty() || said == "TokenUsed", "the token is good for two joins: {said}");
+        Ok((!said.is_empty()).then_some(()))
+    })?;
+
+    let own: &[&str] = &["--client-certificate", "missed-1.crt", "--client-key", "missed-1.key"];
+    with(own, create, Some(&request("missed-3", "/CN=kimg:overlay", "kube-apiserver-client")?))?.success()?;
+    wait::until("the end of the token", wait::scale(15), || {
+        Ok(cluster.kubectl(&["-n", "kube-system", "get", "secret", &secret])?.err.contains("NotFound").then_some(()))
+    })?;
+    let after = with(bearer, fetch, None)?;
+    ensure!(!after.ok && after.err.contains("Unauthorized"), "a used token is accepted: {}", after.all());
+    cluster.k(&["delete", "csr", "missed-1", "missed-2", "missed-3"]).map(|_| ())
 }
 
 fn seed(cluster: &Cluster) -> Result {

@@ -1,7 +1,8 @@
 //! Certificate requests: who gets a certificate without being asked about, the signing, and the tidying up.
 //!
 //! ```text
-//! CSR ─► policy (pure) ─► Approved / Denied / left to a person ─► issue ─► certificate in status ─► token's Secret deleted
+//! CSR ─► policy (pure) ─► Approved / Denied / left to a person ─► issue ─► certificate in status
+//! the node's first request with that certificate ─► token's Secret deleted
 //! ```
 
 mod der;
@@ -77,8 +78,8 @@ async fn work(context: &Context, issuer: Option<&Issuer>, name: &str) -> Worked 
         context.caches.requests.delete(&csr).await?;
         return Ok(Outcome::Done);
     }
+    tokens::delete_used(context, &csr).await?;
     if certificate(&csr).is_some() {
-        tokens::delete_used(context, &csr).await?;
         return Ok(Outcome::Done);
     }
     if has(&csr, "Denied") || has(&csr, "Failed") {

@@ -65,6 +65,12 @@ pub fn token_id(spec: &CertificateSigningRequestSpec) -> Option<&str> {
     spec.username.as_deref()?.strip_prefix(TOKEN_USER)
 }
 
+/// The name of the node that asks.
+pub fn requesting_node(spec: &CertificateSigningRequestSpec) -> Option<&str> {
+    let of_node = spec.groups.as_deref().unwrap_or_default().iter().any(|g| g == NODES_GROUP);
+    spec.username.as_deref()?.strip_prefix(NODE_USER).filter(|_| of_node)
+}
+
 /// The name of the node whose certificate is asked for.
 pub fn requested_node(request: &Request) -> Option<&str> {
     request.common_name.strip_prefix(NODE_USER)
@@ -74,12 +80,7 @@ pub fn judge(spec: &CertificateSigningRequestSpec, request: &Request, observed: 
     if let Some(id) = token_id(spec) {
         return judge_token(id, spec, request, observed, now);
     }
-    let Some(requester) = spec.username.as_deref().and_then(|u| u.strip_prefix(NODE_USER)) else {
-        return Verdict::LeaveToPeople;
-    };
-    if !spec.groups.as_deref().unwrap_or_default().iter().any(|g| g == NODES_GROUP) {
-        return Verdict::LeaveToPeople;
-    }
+    let Some(requester) = requesting_node(spec) else { return Verdict::LeaveToPeople };
     if spec.signer_name == CLIENT {
         return judge_component(requester, request);
     }

@@ -79,18 +79,24 @@ pub async fn mark_used(context: &Context, token: &Token, csr: &CertificateSignin
     Ok(())
 }
 
-/// Deletes the token that the signed request was made with.
+/// Deletes the tokens that a node joined with, once the node asks for something with the certificate that it got.
+///
+/// Not when that is signed: a node that misses the answer would have no credential to fetch it with. Until then a
+/// marked token lets its bearer read the certificate, which is public, and nothing else.
 pub async fn delete_used(context: &Context, csr: &CertificateSigningRequest) -> anyhow::Result<()> {
-    let Some(id) = policy::token_id(&csr.spec) else { return Ok(()) };
-    let Some(secret) = context.caches.bootstrap_tokens.named(NAMESPACE, &format!("{PREFIX}{id}")) else {
-        return Ok(());
-    };
-    let used_by = secret.metadata.annotations.as_ref().and_then(|a| a.get(USED_BY));
-    if used_by != csr.metadata.name.as_ref() {
-        return Ok(());
+    let Some(node) = policy::requesting_node(&csr.spec) else { return Ok(()) };
+    for secret in context.caches.bootstrap_tokens.list() {
+        let used_by = secret.metadata.annotations.as_ref().and_then(|a| a.get(USED_BY));
+        let joined = used_by.and_then(|name| context.caches.requests.named("", name));
+        // A request from before the join came from an earlier node of that name.
+        let since = joined.as_ref().and_then(|joined| joined.metadata.creation_timestamp.as_ref());
+        let is_later = since.is_none() || csr.metadata.creation_timestamp.as_ref() >= since;
+        if used_by.is_none() || !is_later || text(&secret, NODE_NAME).as_deref() != Some(node) {
+            continue;
+        }
+        context.caches.bootstrap_tokens.delete(&secret).await?;
+        tracing::info!("bootstrap token {} is used up", text(&secret, "token-id").unwrap_or_default());
     }
-    context.caches.bootstrap_tokens.delete(&secret).await?;
-    tracing::info!("bootstrap token {id} is used up");
     Ok(())
 }
 

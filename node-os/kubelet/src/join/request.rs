@@ -17,8 +17,6 @@ use std::time::Duration;
 
 /// How long a request is waited for in one go.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Head start of the watch before the request is sent.
-const HEAD_START: Duration = Duration::from_millis(300);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -170,10 +168,6 @@ pub async fn obtain(client: &kube::Client, pair: &Pair, wish: &Wish) -> Result<(
 
 async fn ask(client: &kube::Client, name: &str, pem: &str, wish: &Wish) -> Result<Vec<u8>, Error> {
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
-    // The watch is opened first: once the certificate is signed, the token is no longer good for
-    // another call.
-    let watcher = tokio::spawn(wait_for(api.clone(), name.to_string()));
-    tokio::time::sleep(HEAD_START).await;
     let request = CertificateSigningRequest {
         metadata: ObjectMeta { name: Some(name.to_string()), ..Default::default() },
         spec: CertificateSigningRequestSpec {
@@ -186,13 +180,11 @@ async fn ask(client: &kube::Client, name: &str, pem: &str, wish: &Wish) -> Resul
     };
     match api.create(&PostParams::default(), &request).await {
         Ok(_) => {}
+        // A try before this one was cut short; its request is waited for.
         Err(error) if code(&error) == Some(409) => {}
-        Err(error) => {
-            watcher.abort();
-            return Err(from_api(&error));
-        }
+        Err(error) => return Err(from_api(&error)),
     }
-    watcher.await.map_err(|e| Error::Local(e.into()))?
+    wait_for(api, name.to_string()).await
 }
 
 fn from_api(error: &kube::Error) -> Error {
