@@ -1,5 +1,5 @@
-//! What is kept between runs: downloaded packages and unpacked tools (per user, addressed by content),
-//! and the results of build steps (per cluster, addressed by the hash of their inputs).
+//! What is kept between runs, per user: downloaded packages and unpacked tools (addressed by content),
+//! and the results of build steps (addressed by the hash of their inputs, so that clusters share them).
 
 pub mod bundle;
 pub mod download;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// How many results of one kind are kept: two roles, and what they were before the last changes.
-const KEEP: usize = 6;
+/// How many results of one kind are kept: two roles of some clusters, and what they were before the last changes.
+const KEEP: usize = 12;
 /// Younger results are never swept: another build may be about to use them.
 const KEEP_AT_LEAST: Duration = Duration::from_secs(600);
 

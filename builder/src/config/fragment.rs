@@ -46,11 +46,23 @@ pub struct Fragment {
     /// Options of the two images.
     #[serde(default)]
     pub image: ImagesFragment,
+    /// Access to the platform's metadata server.
+    #[serde(default)]
+    pub metadata: MetadataFragment,
     /// The nodes.
     pub nodes: Vec<Spanned<NodeFragment>>,
     /// VMs on this machine.
     #[serde(default)]
     pub local: LocalFragment,
+}
+
+/// `[metadata]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MetadataFragment {
+    /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server; default none.
+    #[serde(default)]
+    pub allow: Vec<Spanned<String>>,
 }
 
 /// `[api]`

@@ -91,6 +91,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
             SecretsForm::Sealed,
         )?,
         manifests: manifests(dir, &f.manifests)?,
+        metadata_allow: service_accounts(f.metadata.allow)?,
         api: resolve_api(&f.api)?,
         packages: Packages {
             mirror: url(f.packages.mirror, "packages.mirror")?,
@@ -327,6 +328,17 @@ fn ntp_servers(written: Option<Vec<Spanned<String>>>) -> Result<Vec<String>, Fau
                 "`{text}` is no time server; write a host name or an address, without a port, e.g. 0.debian.pool.ntp.org"
             );
             return Err(fault(server, "ntp-servers", message));
+        }
+    }
+    Ok(written.into_iter().map(Spanned::into_inner).collect())
+}
+
+fn service_accounts(written: Vec<Spanned<String>>) -> Result<Vec<String>, Fault> {
+    for account in &written {
+        let text = account.get_ref();
+        if !text.split_once('/').is_some_and(|(namespace, name)| is_dns_label(namespace) && is_dns_name(name)) {
+            let message = format!("`{text}` is no service account; write NAMESPACE/NAME, e.g. kube-system/csi-node");
+            return Err(fault(account, "metadata.allow", message));
         }
     }
     Ok(written.into_iter().map(Spanned::into_inner).collect())

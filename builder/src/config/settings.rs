@@ -35,6 +35,8 @@ pub struct Settings {
     pub ntp_servers: Vec<String>,
     /// How masters carry their keys.
     pub secrets: SecretsForm,
+    /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server.
+    pub metadata_allow: Vec<String>,
     /// More add-on manifests, absolute paths.
     pub manifests: Vec<PathBuf>,
     /// API names and addresses.
@@ -247,6 +249,7 @@ impl Settings {
             overlay: self.overlay,
             store: self.store,
             ntp_servers: self.ntp_servers.clone(),
+            metadata_allow: self.metadata_allow.clone(),
             nodes: self.nodes.iter().map(NodeSettings::baked).collect(),
             build,
         }

@@ -61,6 +61,10 @@ fn errors_name_line_field_and_way_out() {
         ("service-cidr = \"fd00::/112\"\n", "service-cidr: fd00::/112 is IPv6"),
         ("pod-cidr = \"10.200.0.0/25\"\n", "pod-cidr: 10.200.0.0/25 has room for 0 nodes"),
         ("ntp-servers = [\"a.example\", \"a.example:123\"]\n", ":3:29: ntp-servers: `a.example:123` is no time server"),
+        (
+            "[metadata]\nallow = [\"kube-system/csi\", \"csi\"]\n",
+            ":4:29: metadata.allow: `csi` is no service account; write NAMESPACE/NAME",
+        ),
         ("ntp-servers = [\"\"]\n", "ntp-servers: `` is no time server"),
         ("manifests = [\"/dev/null\"]\n", "manifests: there is no file /dev/null"),
         ("[image.worker]\nmodules = [\"a b\"]\n", ":4:12: image.worker.modules: `a b` is no kernel module"),

@@ -205,7 +205,10 @@ impl<'a> Workshop<'a> {
         let mut private = std::fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
         private.create(&build).with_context(|| format!("creating {}", build.display()))?;
-        let steps = Steps::open(&build.join(".steps"))?;
+        let steps = cache::user_dir()?.join("steps");
+        // As private as a cluster's images: the files of `[image.files]` are in it.
+        private.create(&steps).with_context(|| format!("creating {}", steps.display()))?;
+        let steps = Steps::open(&steps)?;
         let lock = match &options.sources {
             Some(sources) => sources.lock(),
             None => read_or_make_lock(settings, progress)?,

@@ -5,11 +5,12 @@
 //! Strangers reach no service by its cluster address, and masters answer on no NodePort.
 //! Pods, with the host's network or their own, reach neither the node API nor the metadata address, not by way
 //! of a service either, nor by what the node's services fetch for them: of this node only init opens connections to
-//! a metadata server.
+//! a metadata server. But for the pods whose service accounts `[metadata] allow` names: the kubelet fills the sets
+//! `metadata_pods` and `metadata_groups`.
 
 use anyhow::{Context, Result};
 use node_metadata::sources::{SERVERS_V4, SERVERS_V6, WIRE_SERVER};
-use node_metadata::{Cluster, Overlay, Role};
+use node_metadata::{Cluster, METADATA_GROUPS, METADATA_PODS, Overlay, Role};
 use node_sys::nft::{
     Batch, CmpOp, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types,
 };
@@ -19,6 +20,8 @@ use std::os::unix::fs::MetadataExt;
 const TABLE: &str = "kimg-host";
 /// Host side of each pod's link: `podHASH`.
 const POD_LINKS: &[u8] = b"pod";
+/// How deep pods' control groups lie: those of guaranteed pods, and those of the other classes.
+const POD_LEVELS: [u32; 2] = [2, 3];
 const TUNNEL: &str = "kimg.vxlan";
 /// Between connection tracking (-200) and the first change of a destination (-100).
 const BEFORE_NAT: i32 = -150;
@@ -61,14 +64,20 @@ struct Groups {
 fn rules(cluster: &Cluster, groups: &Groups) -> Batch {
     let mut batch = Batch::new(Family::Inet, TABLE);
     batch.replace_table();
-    for (name, key_type, key_len) in [("node_v4", types::IPV4, 4), ("node_v6", types::IPV6, 16)] {
+    let sets = [
+        ("node_v4", types::IPV4, 4),
+        ("node_v6", types::IPV6, 16),
+        (METADATA_PODS, types::IPV4, 4),
+        (METADATA_GROUPS, types::CGROUP, 8),
+    ];
+    for (name, key_type, key_len) in sets {
         batch.add_set(&Set { name, id: 0, flags: 0, key_type, key_len, data: MapData::None, timeout_ms: None });
     }
     // The batch is one transaction: not even for a moment is a chain there without its rules.
     prerouting(&mut batch, cluster);
     input(&mut batch, cluster.role);
     forward(&mut batch, cluster);
-    output(&mut batch, groups);
+    output(&mut batch, groups, cluster);
     batch
 }
 
@@ -165,8 +174,12 @@ fn node_port_range() -> [Expr; 3] {
     ]
 }
 
+fn lookup(set: &str, key: Reg) -> Expr {
+    Expr::Lookup { set: set.to_owned(), id: 0, key, invert: false }
+}
+
 fn from_nodes(batch: &mut Batch, chain: &str) {
-    let lookup = |set: &str| Expr::Lookup { set: set.to_owned(), id: 0, key: Reg(0), invert: false };
+    let lookup = |set: &str| lookup(set, Reg(0));
     let source6 = Expr::Payload { base: PayloadBase::Network, offset: 8, len: 16, into: Reg(0) };
     rule(batch, chain, &[&Expr::nfproto(IPV4), &[Expr::load_saddr4(Reg(0)), lookup("node_v4")]], Verdict::Accept);
     rule(batch, chain, &[&Expr::nfproto(IPV6), &[source6, lookup("node_v6")]], Verdict::Accept);
@@ -203,6 +216,12 @@ fn to_v4(address: Ipv4Addr) -> Vec<Expr> {
 
 fn forward(batch: &mut Batch, cluster: &Cluster) {
     chain(batch, "forward", HookPoint::Forward, true);
+    if !cluster.metadata_allow.is_empty() {
+        let of_set = [Expr::load_saddr4(Reg(0)), lookup(METADATA_PODS, Reg(0))];
+        for what in metadata_servers() {
+            rule(batch, "forward", &[&from_pod_links(), &Expr::nfproto(IPV4), &of_set, &what], Verdict::Accept);
+        }
+    }
     for what in forbidden_to_pods() {
         rule(batch, "forward", &[&what], Verdict::Drop);
     }
@@ -220,11 +239,19 @@ fn forward(batch: &mut Batch, cluster: &Cluster) {
 
 /// Pods with the host's network are told by the control group of the socket. The node's services, which act for pods
 /// too (probes, hooks, images, webhooks), open no connection to a metadata server but for DNS, which some give.
-fn output(batch: &mut Batch, groups: &Groups) {
+fn output(batch: &mut Batch, groups: &Groups, cluster: &Cluster) {
     chain(batch, "output", HookPoint::Output, false);
     let of_group = |level: u32, id: u64| {
         [Expr::SocketCgroup { level, into: Reg(8) }, Expr::Cmp(Reg(8), CmpOp::Eq, id.to_ne_bytes().to_vec())]
     };
+    if !cluster.metadata_allow.is_empty() {
+        for what in metadata_servers() {
+            for level in POD_LEVELS {
+                let of_set = [Expr::SocketCgroup { level, into: Reg(8) }, lookup(METADATA_GROUPS, Reg(8))];
+                rule(batch, "output", &[&what, &of_set], Verdict::Accept);
+            }
+        }
+    }
     for what in forbidden_to_pods() {
         rule(batch, "output", &[&what, &of_group(1, groups.pods)], Verdict::Drop);
     }
@@ -252,6 +279,7 @@ mod tests {
             overlay,
             store: StoreEngine::Embedded,
             ntp_servers: vec![],
+            metadata_allow: vec![],
             nodes: vec![],
             build: Default::default(),
         }

@@ -5,6 +5,7 @@ use crate::cri::Cri;
 use crate::cri::containerd::Containerd;
 use crate::events::Recorder;
 use crate::images::{self, Images};
+use crate::metadata_access::MetadataAccess;
 use crate::node::NodeState;
 use crate::options::Options;
 use crate::pods::status_sender::Statuses;
@@ -39,6 +40,8 @@ pub struct Kubelet {
     pub node: NodeState,
     /// Tokens of pods.
     pub tokens: Tokens,
+    /// Which pods may ask the platform's metadata server.
+    pub metadata: MetadataAccess,
     /// The pods.
     pub pods: Pods,
     runtime_name: Mutex<String>,
@@ -97,6 +100,7 @@ async fn serve(options: Options) -> Result<()> {
     let kubelet = Arc::new(Kubelet {
         runtime_name: Mutex::new("containerd".into()),
         tokens: Tokens::default(),
+        metadata: MetadataAccess::new(options.metadata_allow.iter().cloned()),
         pods: Pods::default(),
         options,
         api,

@@ -27,6 +27,7 @@ pub mod join;
 pub mod kubelet;
 pub mod local_api;
 pub mod logs;
+pub mod metadata_access;
 pub mod mounts;
 pub mod node;
 pub mod options;

@@ -134,6 +134,8 @@ pub struct Options {
     pub reserved: BTreeMap<String, String>,
     /// Provider ID.
     pub provider_id: Option<String>,
+    /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server.
+    pub metadata_allow: Vec<String>,
     /// Whether this node is a master.
     pub master: bool,
 }
@@ -195,6 +197,7 @@ impl Options {
             cluster_domain,
             reserved,
             provider_id,
+            metadata_allow: cluster.map(|c| c.metadata_allow).unwrap_or_default(),
             master,
             flags,
         })

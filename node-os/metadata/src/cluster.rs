@@ -31,6 +31,11 @@ impl std::fmt::Display for Role {
     }
 }
 
+/// Set of the host firewall: addresses of the pods of [`Cluster::metadata_allow`], filled by the kubelet.
+pub const METADATA_PODS: &str = "metadata_pods";
+/// Set of the host firewall: control groups of those that have the host's network.
+pub const METADATA_GROUPS: &str = "metadata_groups";
+
 /// How pods on different nodes reach each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -126,6 +131,9 @@ pub struct Cluster {
     /// NTP servers (host names or addresses); empty: time is taken from the RTC only.
     #[serde(default)]
     pub ntp_servers: Vec<String>,
+    /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metadata_allow: Vec<String>,
     /// All nodes that `cluster.toml` names.
     pub nodes: Vec<NodeEntry>,
     /// Which build made this.

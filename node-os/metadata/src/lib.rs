@@ -20,7 +20,9 @@ pub mod userdata;
 /// Stack that the parsers may need: documents may be nested as deep as the parsers allow.
 pub const STACK_BYTES: usize = 2 << 20;
 
-pub use cluster::{BuildInfo, Cluster, NodeEntry, Overlay, Reserved, Role, StoreEngine};
+pub use cluster::{
+    BuildInfo, Cluster, METADATA_GROUPS, METADATA_PODS, NodeEntry, Overlay, Reserved, Role, StoreEngine,
+};
 pub use node::{Node, Taint};
 pub use read_at::ReadAt;
 pub use seal::{SEAL_MAGIC, SealError, SealKey, seal, unseal};

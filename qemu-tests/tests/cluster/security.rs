@@ -123,6 +123,24 @@ fn closed_addresses(cluster: &Cluster) -> Result {
         let found = reached(cluster, pod, "", &[&forbidden[..], &ways_around[..]].concat())?;
         ensure!(found.is_empty(), "pod {pod} reaches {found:?}");
     }
+    // Those of the service account that `[metadata] allow` names reach the metadata server, and nothing else more.
+    cluster.k(&["-n", "closed", "create", "serviceaccount", "trusted"])?;
+    for (pod, host_network) in [("trusted", false), ("trusted-host", true)] {
+        let yaml = toolbox(pod, Some(GUEST), host_network);
+        apply(&yaml.replace("spec:\n", "spec:\n  serviceAccountName: trusted\n"))?;
+        cluster.pod_ready("closed", pod)?;
+        let found = reached(cluster, pod, "", &forbidden)?;
+        ensure!(found == forbidden[..1], "pod {pod}, whose service account is allowed to, reaches {found:?}");
+    }
+    let sets = || -> Result<Vec<String>> {
+        let rules = guest.node(cluster, GUEST, &["nft"])?.success()?;
+        Ok(rules.lines().filter(|line| line.trim().starts_with("set metadata_")).map(str::to_owned).collect())
+    };
+    ensure!(sets()?.len() == 2 && !sets()?.iter().any(|set| set.ends_with("{  }")), "{:?}", sets()?);
+    cluster.k(&["-n", "closed", "delete", "pod", "trusted", "trusted-host"])?;
+    ensure!(sets()?.iter().all(|set| set.ends_with("{  }")), "pods that are gone may still: {:?}", sets()?);
+    let found = reached(cluster, "ordinary", "", &forbidden)?;
+    ensure!(found.is_empty(), "after pods that may, an ordinary one reaches {found:?}");
     metadata_is_no_endpoint(cluster)?;
     let by_kubelet = "echo 0 > /machine/kimg/kubelet/cgroup.procs || exit 1; ";
     let found = reached(cluster, "breaker", by_kubelet, &forbidden[..1])?;

@@ -247,6 +247,7 @@ mod tests {
             overlay: Overlay::Vxlan,
             store: StoreEngine::Embedded,
             ntp_servers: vec![],
+            metadata_allow: vec![],
             nodes: vec![],
             build: Default::default(),
         };

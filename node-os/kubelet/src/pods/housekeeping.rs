@@ -30,8 +30,8 @@ async fn sweep(kubelet: &Arc<Kubelet>, cri: &Cri) -> anyhow::Result<()> {
         let Some(uid) = sandbox.labels.get(spec::POD_UID).filter(|uid| !kubelet.pods.has(uid)) else { continue };
         let name = sandbox.labels.get(spec::POD_NAME).map(String::as_str).unwrap_or_default();
         tracing::info!("ending pod {name} ({uid}), which the API does not have");
-        if let Err(error) = end_sandbox(cri, &sandbox.id).await {
-            tracing::warn!("ending pod {name}: {error}");
+        if let Err(error) = end_sandbox(kubelet, uid, cri, &sandbox.id).await {
+            tracing::warn!("ending pod {name}: {error:#}");
             still_there.insert(uid.clone());
         }
     }
@@ -55,7 +55,7 @@ async fn sweep(kubelet: &Arc<Kubelet>, cri: &Cri) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn end_sandbox(cri: &Cri, id: &str) -> Result<(), crate::cri::CriError> {
+async fn end_sandbox(kubelet: &Kubelet, uid: &str, cri: &Cri, id: &str) -> anyhow::Result<()> {
     let filter = crate::cri::ContainerFilter { pod_sandbox_id: id.into(), ..Default::default() };
     for container in cri.list_containers(Some(filter)).await? {
         if container.state == crate::cri::ContainerState::Running as i32 {
@@ -63,8 +63,9 @@ async fn end_sandbox(cri: &Cri, id: &str) -> Result<(), crate::cri::CriError> {
             cri.stop_container(&container.id, grace).await?;
         }
     }
+    kubelet.metadata.close(uid)?;
     cri.stop_pod_sandbox(id).await?;
-    cri.remove_pod_sandbox(id).await
+    Ok(cri.remove_pod_sandbox(id).await?)
 }
 
 fn directories(path: &Path) -> Vec<String> {

@@ -219,6 +219,7 @@ impl Worker {
         if let Err(wait) = self.prepare(&seen).await {
             return Next::Wait(wait);
         }
+        self.open_metadata(&self.facts(&seen));
         let plan = plan::plan(&self.pod, &seen, &self.probes);
         if plan.is_empty() {
             self.failures = 0;
@@ -258,6 +259,12 @@ impl Worker {
             pod_ips,
             allocatable: self.kubelet.node.allocatable(),
         }
+    }
+
+    fn open_metadata(&self, facts: &Facts) {
+        let groups = self.kubelet.cgroups.as_ref();
+        let group = groups.map(|groups| groups.path(&crate::cgroups::Cgroups::pod_path(&self.pod)));
+        self.kubelet.metadata.open(&self.pod, &facts.pod_ips, group.as_deref());
     }
 
     /// Computes the status and hands it over when it has changed.
@@ -348,6 +355,7 @@ impl Worker {
                     if !spec::host_network(&self.pod) {
                         facts.pod_ips = ips;
                     }
+                    self.open_metadata(&facts);
                 }
                 Err(wait) => return (false, wait),
             }
@@ -605,10 +613,16 @@ impl Worker {
             }
         }
         for sandbox in &seen.sandboxes {
-            if let Err(error) = cri.stop_pod_sandbox(&sandbox.id).await {
-                tracing::warn!("stopping a sandbox of {}: {error}", spec::full_name(&self.pod));
+            if let Err(error) = self.stop_sandbox(cri, &sandbox.id).await {
+                tracing::warn!("stopping a sandbox of {}: {error:#}", spec::full_name(&self.pod));
             }
         }
+    }
+
+    /// Gives the pod's addresses back, and before them what they alone may do.
+    async fn stop_sandbox(&self, cri: &Cri, id: &str) -> anyhow::Result<()> {
+        self.kubelet.metadata.close(spec::uid(&self.pod))?;
+        Ok(cri.stop_pod_sandbox(id).await?)
     }
 
     /// A pod that is to end.
@@ -647,8 +661,8 @@ impl Worker {
         let uid = spec::uid(&self.pod).to_string();
         if let Ok(seen) = observed::observe(cri, &uid).await {
             for sandbox in seen.sandboxes.iter().filter(|s| s.ready) {
-                if let Err(error) = cri.stop_pod_sandbox(&sandbox.id).await {
-                    tracing::warn!("stopping a sandbox of {}: {error}", spec::full_name(&self.pod));
+                if let Err(error) = self.stop_sandbox(cri, &sandbox.id).await {
+                    tracing::warn!("stopping a sandbox of {}: {error:#}", spec::full_name(&self.pod));
                     return Next::Wait(RETRY);
                 }
             }

@@ -89,6 +89,8 @@ pub mod types {
     pub const MARK: u32 = 19;
     /// Host-order integer.
     pub const INTEGER: u32 = 4;
+    /// Control group (version 2), its inode.
+    pub const CGROUP: u32 = 46;
     /// A concatenation of two types.
     pub const fn concat2(a: u32, b: u32) -> u32 {
         a << 6 | b
