@@ -73,6 +73,8 @@ fn autoscaler_to_v1(o: &mut Value) {
         notes.insert(BEHAVIOR.into(), b.to_string().into());
     }
     let status = meta::child_mut(meta::object_mut(o), "status");
+    // Optional in v2 and not in v1, whose clients miss it.
+    status.entry("currentReplicas").or_insert_with(|| 0.into());
     if let Some(Value::Array(current)) = status.remove("currentMetrics") {
         if let Some(u) =
             current.iter().find(|m| is_cpu(m)).and_then(|m| m["resource"]["current"]["averageUtilization"].as_i64())
@@ -115,6 +117,9 @@ fn autoscaler_to_v2(o: &mut Value) {
     }
     let status = meta::child_mut(meta::object_mut(o), "status");
     let cpu = status.remove("currentCPUUtilizationPercentage");
+    if status.get("currentReplicas").is_some_and(|n| *n == 0) {
+        status.remove("currentReplicas");
+    }
     match (current, cpu) {
         (Some(c), _) => {
             status.insert("currentMetrics".into(), c);
@@ -142,7 +147,13 @@ mod tests {
                 {"type": "Resource", "resource": {"name": "memory", "target": {"type": "Utilization", "averageUtilization": 70}}}]}, "status": {"currentReplicas": 1}});
         let v1 = convert(v2.clone(), find("autoscaling", "v1", "horizontalpodautoscalers").unwrap());
         assert_eq!(v1["spec"]["targetCPUUtilizationPercentage"], 50);
-        assert_eq!(convert(v1, find("autoscaling", "v2", "horizontalpodautoscalers").unwrap()), v2);
+        let back = |v1: Value| convert(v1, find("autoscaling", "v2", "horizontalpodautoscalers").unwrap());
+        assert_eq!(back(v1), v2);
+        let mut fresh = v2;
+        fresh["status"] = json!({"desiredReplicas": 0});
+        let v1 = convert(fresh.clone(), find("autoscaling", "v1", "horizontalpodautoscalers").unwrap());
+        assert_eq!(v1["status"], json!({"currentReplicas": 0, "desiredReplicas": 0}));
+        assert_eq!(back(v1), fresh);
     }
 
     #[test]

@@ -112,6 +112,28 @@ impl Kind {
         self.custom.is_some()
     }
 
+    /// Whether DELETE answers with the object that is gone, not with a Status (upstream's registries that set
+    /// `ReturnDeletedObject`).
+    pub fn is_shown_when_deleted(&self) -> bool {
+        const SHOWN: [(&str, &[&str]); 3] = [
+            (
+                "",
+                &[
+                    "Pod",
+                    "Service",
+                    "ServiceAccount",
+                    "PersistentVolumeClaim",
+                    "PersistentVolume",
+                    "PodTemplate",
+                    "ResourceQuota",
+                ],
+            ),
+            ("storage.k8s.io", &["StorageClass", "CSIDriver", "CSINode", "VolumeAttachment", "VolumeAttributesClass"]),
+            ("resource.k8s.io", &["DeviceClass", "ResourceClaim", "ResourceClaimTemplate", "ResourceSlice"]),
+        ];
+        SHOWN.iter().any(|(group, kinds)| *self.group == **group && kinds.contains(&&*self.kind))
+    }
+
     /// Whether its schema holds CEL rules.
     pub fn has_rules(&self) -> bool {
         self.custom.as_ref().is_some_and(|custom| custom.has_rules)

@@ -201,7 +201,8 @@ pub fn of_kind(k: &Kind) -> Vec<(String, Value)> {
             "delete" => Some(format!("{META}DeleteOptions")),
             _ => None,
         };
-        let answer = if verb == "delete" { format!("{META}Status") } else { one.clone() };
+        let is_status = verb == "delete" && !k.is_shown_when_deleted();
+        let answer = if is_status { format!("{META}Status") } else { one.clone() };
         item[method] = make(action, id, k.namespaced, "", body, answer);
     }
     if item.as_object().is_some_and(|m| !m.is_empty()) {

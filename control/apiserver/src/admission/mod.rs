@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::authn::view::ClusterView;
+use crate::authn::view::{self, ClusterView};
 use crate::config::Config;
-use crate::error::{ApiError, Result};
+use crate::error::{ApiError, Cause, Result};
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
 use crate::strategy::alloc::Allocator;
@@ -162,11 +162,47 @@ impl Admission {
             storage::resize(&at, new, old)?;
             pods::priority_class(&at, new)?;
             pod_security::check(&at, new, old, warnings)?;
+            pod_security::check_namespace(&at, new, old, warnings)?;
+            not_in_force(&at, new, old, warnings)?;
             quota::charge(&at, new, old).await?;
         } else {
             lifecycle::check_delete(&at)?;
             node_restriction::check(&at, None, old)?;
         }
         Ok(())
+    }
+}
+
+/// Says of what others would rely on that it is not done: webhooks and policies are kept and hold nobody back, and
+/// objects are not converted. Where several versions are served that would spoil them, so that is refused.
+fn not_in_force(at: &Attributes<'_>, new: &Value, old: Option<&Value>, warnings: &mut Warnings) -> Result<()> {
+    if at.info.group == "admissionregistration.k8s.io" && at.info.subresource.is_empty() {
+        warnings.push(format!(
+            "{} {:?} is stored and not in force: this server calls no admission webhooks and evaluates no admission policies yet",
+            at.kind, at.name
+        ));
+    }
+    if !at.is("apiextensions.k8s.io", "customresourcedefinitions") {
+        return Ok(());
+    }
+    let spoils = |crd: &Value| {
+        let served = view::items_at(crd, "/spec/versions").iter().filter(|v| v["served"] == true).count();
+        (crd["spec"]["conversion"]["strategy"] == "Webhook").then_some(served > 1)
+    };
+    match spoils(new) {
+        Some(true) if old.and_then(spoils) != Some(true) => {
+            let field = "spec.conversion.strategy";
+            let mut cause = Cause::not_supported(field, &"Webhook".into(), &["None"]);
+            cause
+                .message
+                .push_str(": this server calls no conversion webhooks yet, and more than one version is served");
+            Err(ApiError::invalid("apiextensions.k8s.io", "CustomResourceDefinition", at.name, vec![cause]))
+        }
+        Some(_) => {
+            let text = "spec.conversion.strategy: this server calls no conversion webhooks yet: objects are stored and served as they are";
+            warnings.push(text.to_string());
+            Ok(())
+        }
+        None => Ok(()),
     }
 }

@@ -2,9 +2,11 @@
 
 use serde_json::{Value, json};
 
+use std::collections::BTreeMap;
+
 use super::{Attributes, Operation, Warnings};
-use crate::authn::view::{NAMESPACES, items_at, str_at};
-use crate::error::Result;
+use crate::authn::view::{NAMESPACES, PODS, items_at, str_at};
+use crate::error::{ApiError, Cause, Result};
 
 const LABEL: &str = "pod-security.kubernetes.io/";
 const CAPABILITIES: [&str; 13] = [
@@ -37,6 +39,160 @@ const SAFE_SYSCTLS: [&str; 10] = [
 const RESTRICTED_VOLUMES: [&str; 8] =
     ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
 
+/// Pods that are looked at when a namespace's level changes, as upstream.
+const MOST_PODS: usize = 3000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Privileged,
+    Baseline,
+    Restricted,
+}
+
+/// What a mode asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mode {
+    level: Level,
+    version: String,
+}
+
+impl Mode {
+    /// What the pod does and the level forbids.
+    fn violations(&self, spec: &Value) -> Vec<String> {
+        if self.level == Level::Privileged {
+            return Vec::new();
+        }
+        let mut found = violations(spec, self.level == Level::Restricted);
+        if knows_probe_hosts(&self.version) {
+            found.extend(probe_hosts(spec));
+        }
+        found
+    }
+
+    fn name(&self) -> String {
+        let level = match self.level {
+            Level::Privileged => "privileged",
+            Level::Baseline => "baseline",
+            Level::Restricted => "restricted",
+        };
+        format!("{level}:{}", self.version)
+    }
+}
+
+/// What a namespace's labels ask for (upstream's `pod-security-admission/api/helpers.go`).
+struct Policy {
+    enforce: Mode,
+    warn: Mode,
+    /// Labels whose values cannot be read.
+    faults: Vec<Cause>,
+}
+
+impl Policy {
+    fn of(namespace: &Value) -> Policy {
+        let labels = &namespace["metadata"]["labels"];
+        let mut faults = Vec::new();
+        let mut mode = |name: &str, otherwise: Level| {
+            let mut text = |suffix: &str, known: &dyn Fn(&str) -> bool, detail: &str| {
+                let key = format!("{LABEL}{name}{suffix}");
+                let text = labels[&key].as_str()?.to_string();
+                if known(&text) {
+                    return Some(Ok(text));
+                }
+                faults.push(Cause::invalid(&format!("metadata.labels[{key}]"), &text.into(), detail));
+                Some(Err(()))
+            };
+            let levels = "must be one of privileged, baseline, restricted";
+            let level = text("", &|t| matches!(t, "privileged" | "baseline" | "restricted"), levels);
+            let version = text("-version", &is_version, "must be \"latest\" or \"v1.x\"");
+            let level = level.map(|level| match level.as_deref() {
+                Ok("privileged") => Level::Privileged,
+                Ok("baseline") => Level::Baseline,
+                Ok(_) => Level::Restricted,
+                Err(()) => otherwise,
+            });
+            (level, version.and_then(Result::ok))
+        };
+        // What cannot be read is enforced at its strictest, and warned about not at all.
+        let (enforce, enforce_version) = mode("enforce", Level::Restricted);
+        let _ = mode("audit", Level::Privileged);
+        let (warn, warn_version) = mode("warn", Level::Privileged);
+        let latest = || "latest".to_string();
+        // Who asks for no warnings gets those of what is enforced.
+        let warn_version = if warn.is_none() { warn_version.or(enforce_version.clone()) } else { warn_version };
+        Policy {
+            warn: Mode {
+                level: warn.or(enforce).unwrap_or(Level::Privileged),
+                version: warn_version.unwrap_or_else(latest),
+            },
+            enforce: Mode {
+                level: enforce.unwrap_or(Level::Privileged),
+                version: enforce_version.unwrap_or_else(latest),
+            },
+            faults,
+        }
+    }
+}
+
+/// `latest`, or `v1.` and a number without leading zeros.
+fn is_version(text: &str) -> bool {
+    let minor = text.strip_prefix("v1.").unwrap_or_default();
+    let number =
+        !minor.is_empty() && minor.bytes().all(|b| b.is_ascii_digit()) && (minor == "0" || !minor.starts_with('0'));
+    text == "latest" || number
+}
+
+/// Refuses labels that cannot be read, unless they were there before, and names the pods that a stricter level forbids.
+pub fn check_namespace(at: &Attributes<'_>, new: &Value, old: Option<&Value>, warnings: &mut Warnings) -> Result<()> {
+    if !at.is("", "namespaces") {
+        return Ok(());
+    }
+    let policy = Policy::of(new);
+    let before = old.map(Policy::of);
+    if !policy.faults.is_empty() && before.as_ref().is_none_or(|before| before.faults.is_empty()) {
+        return Err(ApiError::invalid("", "Namespace", at.name, policy.faults));
+    }
+    let Some(before) = before else { return Ok(()) };
+    let is_laxer = policy.enforce.version == before.enforce.version && policy.enforce.level <= before.enforce.level;
+    if policy.enforce.level == Level::Privileged || is_laxer {
+        return Ok(());
+    }
+    // Reasons, and the pods that have them: how many, and the first by name.
+    let mut found: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for pod in at.view().list(PODS, at.name).iter().take(MOST_PODS) {
+        let titles: Vec<String> = policy
+            .enforce
+            .violations(&pod["spec"])
+            .iter()
+            .map(|text| text.split_once(" (").map_or(text.as_str(), |(title, _)| title).to_string())
+            .collect();
+        if !titles.is_empty() {
+            let name = str_at(pod, "/metadata/name").to_string();
+            let entry = found.entry(titles.join(", ")).or_insert((0, name.clone()));
+            entry.0 += 1;
+            entry.1 = entry.1.clone().min(name);
+        }
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    warnings.push(format!(
+        "existing pods in namespace {:?} violate the new PodSecurity enforce level {:?}",
+        at.name,
+        policy.enforce.name()
+    ));
+    let mut lines: Vec<String> = found
+        .into_iter()
+        .map(|(reasons, (count, name))| match count {
+            1 => format!("{name}: {reasons}"),
+            2 => format!("{name} (and 1 other pod): {reasons}"),
+            _ => format!("{name} (and {} other pods): {reasons}", count - 1),
+        })
+        .collect();
+    lines.sort();
+    warnings.extend(lines);
+    Ok(())
+}
+
 /// Where a kind keeps its pod: pods themselves are enforced, the others only warned about.
 fn template(at: &Attributes<'_>) -> Option<&'static str> {
     Some(match (at.info.group.as_str(), at.info.resource.as_str()) {
@@ -61,25 +217,18 @@ pub fn check(at: &Attributes<'_>, new: &Value, old: Option<&Value>, warnings: &m
         return Ok(());
     }
     let Some(namespace) = at.view().get(NAMESPACES, "", at.namespace) else { return Ok(()) };
-    let label = |mode: &str| {
-        namespace.pointer("/metadata/labels").and_then(|l| l.get(format!("{LABEL}{mode}"))).and_then(Value::as_str)
-    };
     let Some(pod) = new.pointer(pointer) else { return Ok(()) };
-    let describe = |mode: &str| {
-        let level = label(mode).filter(|l| matches!(*l, "baseline" | "restricted"))?;
-        let version = label(&format!("{mode}-version")).unwrap_or("latest").to_string();
-        let mut found = violations(&pod["spec"], level == "restricted");
-        if knows_probe_hosts(&version) {
-            found.extend(probe_hosts(&pod["spec"]));
-        }
-        (!found.is_empty()).then(|| format!("violate PodSecurity \"{level}:{version}\": {}", found.join(", ")))
+    let policy = Policy::of(&namespace);
+    let describe = |mode: &Mode| {
+        let found = mode.violations(&pod["spec"]);
+        (!found.is_empty()).then(|| format!("violate PodSecurity {:?}: {}", mode.name(), found.join(", ")))
     };
     if pointer.is_empty()
-        && let Some(text) = describe("enforce")
+        && let Some(text) = describe(&policy.enforce)
     {
         return Err(at.forbidden(&text.replacen("violate", "violates", 1)));
     }
-    if let Some(text) = describe("warn") {
+    if let Some(text) = describe(&policy.warn) {
         warnings.push(format!("would {text}"));
     }
     Ok(())
@@ -291,6 +440,26 @@ mod tests {
         let good = json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{"name": "a", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]});
         assert!(violations(&good, true).is_empty(), "{:?}", violations(&good, true));
+    }
+
+    #[test]
+    fn labels_are_read_as_upstream_reads_them() {
+        let read = |labels: Value| {
+            let labels: serde_json::Map<String, Value> =
+                labels.as_object().unwrap().iter().map(|(k, v)| (format!("{LABEL}{k}"), v.clone())).collect();
+            let policy = Policy::of(&json!({"metadata": {"labels": labels}}));
+            (policy.enforce.name(), policy.warn.name(), policy.faults.len())
+        };
+        let cases = [
+            (json!({}), "privileged:latest", "privileged:latest", 0),
+            (json!({"enforce": "baseline", "enforce-version": "v1.30"}), "baseline:v1.30", "baseline:v1.30", 0),
+            (json!({"enforce": "restricted", "warn": "baseline"}), "restricted:latest", "baseline:latest", 0),
+            (json!({"enforce": "bogus", "warn": "bogus"}), "restricted:latest", "privileged:latest", 2),
+            (json!({"enforce-version": "v1.01", "audit": "x"}), "privileged:latest", "privileged:latest", 2),
+        ];
+        for (labels, enforce, warn, faults) in cases {
+            assert_eq!(read(labels.clone()), (enforce.to_string(), warn.to_string(), faults), "{labels}");
+        }
     }
 
     #[test]

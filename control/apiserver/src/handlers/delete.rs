@@ -77,10 +77,13 @@ pub(super) fn options(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Res
 pub(super) async fn delete(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>> {
     let options = options(scope, content_type, &body)?;
     match remove(scope, &scope.info.name, &options).await? {
-        Outcome::Gone { uid } => {
+        Outcome::Gone(last) if scope.kind.is_shown_when_deleted() => {
+            write::finish(scope, 200, write::Written::Stored(last))
+        }
+        Outcome::Gone(last) => {
             let status = json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                "details": status_details(scope, &uid),
+                "details": status_details(scope, &last.uid),
             });
             let bytes = api::codec::encode(&status, scope.accept.format, None)?;
             Ok(respond::answer(200, scope.accept.format.media_type(), crate::pipeline::full(bytes)))
@@ -99,9 +102,8 @@ fn status_details(scope: &Scope<'_>, uid: &str) -> Value {
 
 /// What a delete came to.
 pub(super) enum Outcome {
-    Gone {
-        uid: String,
-    },
+    /// Its last state, with the revision of the deletion.
+    Gone(Arc<Object>),
     /// It goes on living for a while.
     Held(write::Written),
 }
@@ -144,11 +146,12 @@ async fn remove_once(scope: &Scope<'_>, name: &str, options: &DeleteOptions, cur
         let stored = scope.store().update(&new, current.revision, write::ttl(scope)).await?;
         return Ok(Outcome::Held(write::Written::Stored(stored)));
     }
-    if !options.dry_run {
-        scope.store().delete(&current.namespace, &current.name, current.revision).await?;
-        scope.strategy.after_delete(scope.context(), &old).await;
+    if options.dry_run {
+        return Ok(Outcome::Gone(current.clone()));
     }
-    Ok(Outcome::Gone { uid: current.uid.to_string() })
+    let revision = scope.store().delete(&current.namespace, &current.name, current.revision).await?;
+    scope.strategy.after_delete(scope.context(), &old).await;
+    Ok(Outcome::Gone(current.restamped(revision)))
 }
 
 fn preconditions(scope: &Scope<'_>, name: &str, options: &DeleteOptions, current: &Object) -> Result<()> {

@@ -9,6 +9,7 @@ use api::codec::{Accept, Format, Transform};
 use api::kinds::Kind;
 use api::protobuf::wire;
 use api::table::Include;
+use base64::Engine as _;
 use bytes::Bytes;
 use futures::stream;
 use http_body::Frame;
@@ -215,6 +216,24 @@ impl Form {
                 (format!("{{{},\"{items}\":[", own.join(",")).into_bytes(), b",", b"]}\n")
             }
         }
+    }
+
+    /// The empty list in the form of this request, in base64: with it a client that watches makes the list that it
+    /// did not ask for (`kubernetes.io/initial-events-list-blueprint`). There is none of a table.
+    pub(super) fn blueprint(&self) -> String {
+        let mut form = self.clone();
+        form.accept.pretty = false;
+        if matches!(form.accept.transform, Transform::Table(_)) {
+            form.accept.transform = Transform::None;
+        }
+        let metadata = json!({});
+        let bytes = if form.is_protobuf() {
+            form.protobuf_head(&metadata, 0)
+        } else {
+            let (head, _, tail) = form.frame(&metadata, true);
+            [&head, tail].concat()
+        };
+        base64::engine::general_purpose::STANDARD.encode(bytes)
     }
 
     /// The protobuf list's envelope up to its first item: lengths stand first, so that the

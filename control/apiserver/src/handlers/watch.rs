@@ -307,7 +307,10 @@ impl Encoder {
     fn bookmark(&mut self, out: &mut Vec<u8>, revision: u64, initial: bool) {
         let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
         if initial {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+            metadata["annotations"] = json!({
+                "k8s.io/initial-events-end": "true",
+                "kubernetes.io/initial-events-list-blueprint": self.form.blueprint(),
+            });
         }
         let value = self.form.bookmark(metadata, std::mem::take(&mut self.first));
         self.put(out, "BOOKMARK", &value);

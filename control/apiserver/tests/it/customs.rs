@@ -118,3 +118,43 @@ async fn rules_of_definitions() {
     assert_eq!(refused.expect(422)["message"], failed);
     cluster.patch(&path, "merge-patch+json", json!({"spec": {"size": 5}})).await.expect(200);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_definition_that_is_established_can_be_changed() {
+    let cluster = Cluster::start().await;
+    cluster.post(CRDS, crd()).await.expect(201);
+    established(&cluster).await;
+    let path = format!("{CRDS}/foos.example.com");
+    let labelled =
+        cluster.patch(&path, "merge-patch+json", json!({"metadata": {"labels": {"a": "b"}}})).await.expect(200);
+    assert_eq!(labelled["metadata"]["finalizers"], json!(["customresourcecleanup.apiextensions.k8s.io"]));
+    let mut newer = labelled.clone();
+    newer["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["weight"] =
+        json!({"type": "integer"});
+    cluster.put(&path, &newer).await.expect(200);
+}
+
+/// What is not there is not half there: where objects would be spoiled it is refused, else a warning says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_in_force_says_so() {
+    let cluster = Cluster::start().await;
+    let warning = |answer: &crate::client::Answer| {
+        answer.headers.get("warning").and_then(|w| w.to_str().ok()).unwrap_or_default().to_string()
+    };
+    let mut converted = crd();
+    converted["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+        "clientConfig": {"url": "https://127.0.0.1:1/x"}}});
+    let mut two = converted.clone();
+    let mut second = two["spec"]["versions"][0].clone();
+    (second["name"], second["storage"]) = (json!("v2"), json!(false));
+    two["spec"]["versions"].as_array_mut().unwrap().push(second);
+    let refused = cluster.post(CRDS, two).await.expect(422);
+    assert!(refused["message"].as_str().unwrap().contains("no conversion webhooks yet"), "{refused}");
+    let answer = cluster.post(CRDS, converted).await;
+    assert!(answer.code == 201 && warning(&answer).contains("served as they are"), "{}", warning(&answer));
+    let hooks = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": "w"}, "webhooks": []});
+    let path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+    let answer = cluster.post(path, hooks).await;
+    assert!(answer.code == 201 && warning(&answer).contains("not in force"), "{}", warning(&answer));
+}

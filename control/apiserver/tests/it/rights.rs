@@ -192,3 +192,41 @@ async fn bodies_of_subresources_speak_of_the_object_of_the_path() {
         assert_eq!(answer.code == 400, refused, "{metadata}: {answer:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn levels_of_namespaces_are_read_and_tell_whom_they_hit() {
+    let cluster = Cluster::start().await;
+    let enforce = |level: &str| json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}});
+    let mut namespace = enforce("bogus");
+    namespace["metadata"]["name"] = "levels".into();
+    let refused = cluster.post("/api/v1/namespaces", namespace.clone()).await.expect(422);
+    assert_eq!(
+        refused["message"],
+        "Namespace \"levels\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"bogus\": \
+         must be one of privileged, baseline, restricted"
+    );
+    namespace["metadata"]["labels"] = json!({});
+    cluster.post("/api/v1/namespaces", namespace).await.expect(201);
+    cluster
+        .post("/api/v1/namespaces/levels/serviceaccounts", json!({"metadata": {"name": "default"}}))
+        .await
+        .expect(201);
+    for name in ["b", "a"] {
+        let pod = json!({"metadata": {"name": name}, "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "i"}]}});
+        cluster.post("/api/v1/namespaces/levels/pods", pod).await.expect(201);
+    }
+    let path = "/api/v1/namespaces/levels";
+    assert_eq!(cluster.patch(path, "merge-patch+json", enforce("x")).await.code, 422);
+    let answer = cluster.patch(path, "merge-patch+json", enforce("baseline")).await;
+    let said: Vec<&str> = answer.headers.get_all("warning").iter().filter_map(|w| w.to_str().ok()).collect();
+    assert_eq!(
+        said,
+        [
+            "299 - \"existing pods in namespace \\\"levels\\\" violate the new PodSecurity enforce level \\\"baseline:latest\\\"\"",
+            "299 - \"a (and 1 other pod): host namespaces\"",
+        ]
+    );
+    let pod =
+        json!({"metadata": {"name": "n"}, "spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "i"}]}});
+    assert_eq!(cluster.post("/api/v1/namespaces/levels/pods", pod).await.code, 403);
+}

@@ -1,5 +1,6 @@
 //! Watches.
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 
 use crate::client::Cluster;
@@ -62,6 +63,33 @@ async fn watch_list_ends_with_its_bookmark() {
         (kind.as_str(), &mark["metadata"]["annotations"]["k8s.io/initial-events-end"]),
         ("BOOKMARK", &json!("true"))
     );
+    // The empty list in the form of the watch, from which clients make theirs.
+    let blueprint = |mark: &Value| -> Vec<u8> {
+        let text = mark["metadata"]["annotations"]["kubernetes.io/initial-events-list-blueprint"].as_str().unwrap();
+        base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+    };
+    let list: Value = serde_json::from_slice(&blueprint(&mark)).unwrap();
+    assert_eq!(list, json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": []}));
+    let short = format!("{MAPS}?{query}&timeoutSeconds=1");
+    let partial = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let answer = cluster.send_with("GET", &short, &[("accept", partial)], "").await;
+    let mark: Value = serde_json::from_slice(answer.body.split(|b| *b == b'\n').nth(1).unwrap()).unwrap();
+    let list: Value = serde_json::from_slice(&blueprint(&mark["object"])).unwrap();
+    assert_eq!(list["kind"], "PartialObjectMetadataList");
+    let protobuf = "application/vnd.kubernetes.protobuf;stream=watch";
+    let answer = cluster.send_with("GET", &short, &[("accept", protobuf)], "").await;
+    let bytes = blueprint(&frames(&answer.body)[1].1);
+    let listed = cluster
+        .send_with(
+            "GET",
+            "/api/v1/namespaces/default/configmaps?labelSelector=none",
+            &[("accept", "application/vnd.kubernetes.protobuf")],
+            "",
+        )
+        .await;
+    assert_eq!((&bytes[..4], bytes.len() < listed.body.len()), (&b"k8s\0"[..], true));
+    assert!(bytes.windows(13).any(|w| w == b"ConfigMapList"));
+
     cluster.post(MAPS, map("b", "x")).await.expect(201);
     assert_eq!(events.brief().await, brief("ADDED", "b"));
     assert_eq!(cluster.get(&format!("{MAPS}?watch=1&sendInitialEvents=true")).await.code, 422);

@@ -363,6 +363,17 @@ async fn deletions() {
     }
     with(&path, json!({"dryRun": ["All"]})).await.expect(200);
     cluster.get(&path).await.expect(200);
+    // Some kinds show what is gone, the others say that it is.
+    let services = "/api/v1/namespaces/default/services";
+    let service = json!({"metadata": {"name": "gone"}, "spec": {"ports": [{"port": 80}]}});
+    let made = cluster.post(services, service).await.expect(201);
+    let gone = with(&format!("{services}/gone"), json!({})).await.expect(200);
+    assert_eq!((&gone["kind"], &gone["spec"]), (&json!("Service"), &made["spec"]));
+    let number = |o: &Value| o["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<u64>().ok());
+    assert!(number(&gone) > number(&made), "{gone}");
+    cluster.post(MAPS, map("gone")).await.expect(201);
+    let gone = with(&format!("{MAPS}/gone"), json!({})).await.expect(200);
+    assert_eq!((&gone["kind"], &gone["details"]["kind"]), (&json!("Status"), &json!("configmaps")));
     // What it is waiting for, by policy; and nothing new once it waits.
     for (policy, finalizer) in [("Foreground", "foregroundDeletion"), ("Orphan", "orphan")] {
         cluster.post(MAPS, map("p")).await.expect(201);
