@@ -2,6 +2,9 @@
 //! As at a provider, a metadata server at 169.254.169.254 tells it who it is; the test
 //! writes what that server says, at any time, and may say in the firmware which provider it is.
 
+mod leash;
+
+use self::leash::Leash;
 use crate::{Cluster, Output};
 use anyhow::{Context, Result, bail, ensure};
 use kimg::local::qemu::{self, Bus, Disk, VmSpec};
@@ -25,12 +28,27 @@ pub struct Platform<'a> {
     pub system: &'a str,
     /// The chassis' asset tag, which some providers have instead.
     pub chassis: Option<&'a str>,
+    /// Where its metadata server is; DHCP gives the card beside it an address of the same /24.
+    pub server: Ipv4Addr,
+    /// What is on the cable to the switch.
+    pub lan: Lan,
+}
+
+/// What is on a machine's cable to the cluster's switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lan {
+    /// Nobody but the cluster.
+    Plain,
+    /// A DHCP server, too, which has this address to give.
+    Dhcp(Ipv4Addr),
+    /// All there is, with the metadata server: the machine has one card, whose hardware address begins with these bytes.
+    Only([u8; 2]),
 }
 
 impl<'a> Platform<'a> {
     /// One that its system's strings tell.
     pub fn new(system: &'a str) -> Platform<'a> {
-        Platform { system, chassis: None }
+        Platform { system, chassis: None, server: Ipv4Addr::new(169, 254, 169, 254), lan: Lan::Plain }
     }
 }
 
@@ -44,6 +62,8 @@ pub struct Guest {
     node_port: u16,
     /// How long the console was when the server last said something new.
     heard: Cell<usize>,
+    /// Where it has one, it lives as long as the machine.
+    _leash: Option<Leash>,
 }
 
 impl Guest {
@@ -130,6 +150,7 @@ impl Guest {
             forwards: vec![(node_port, 10270)],
         };
         let log = std::fs::File::create(dir.join("qemu.log")).context("making qemu.log")?;
+        let leash = (platform.lan != Lan::Plain).then(|| Leash::start(&run, &name)).transpose()?;
         let qemu = Command::new(qemu::PROGRAM)
             .args(with_metadata_server(qemu::arguments(&spec), &name, platform)?)
             .current_dir(&run)
@@ -138,7 +159,7 @@ impl Guest {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", qemu::PROGRAM))?;
-        Ok(Guest { qemu, dir, node_port, heard: Cell::new(0) })
+        Ok(Guest { qemu, dir, node_port, heard: Cell::new(0), _leash: leash })
     }
 
     /// From now on the server says this.
@@ -232,19 +253,48 @@ fn title(cluster: &str, name: &str) -> String {
 /// The user network becomes the one in which the metadata address lies; the firmware says where to ask, or who made
 /// the machine.
 fn with_metadata_server(mut arguments: Vec<String>, name: &str, platform: Platform<'_>) -> Result<Vec<String>> {
-    let mut change = |old: &str, new: String| {
-        let found = arguments.iter_mut().find(|argument| argument.contains(old));
-        let found = found.with_context(|| format!("QEMU's arguments do not hold {old}"))?;
-        *found = found.replace(old, &new);
-        anyhow::Ok(())
+    change(&mut arguments, "serial=ds=nocloud", platform.system)?;
+    let [a, b, c, _] = platform.server.octets();
+    let server = format!("guestfwd=tcp:{}:80-cmd:/bin/sh {name}/server.sh", platform.server);
+    change(&mut arguments, "user,id=nat", &format!("user,id=nat,net={a}.{b}.{c}.0/24,{server}"))?;
+    let beside = match platform.lan {
+        Lan::Plain => None,
+        Lan::Dhcp(address) => {
+            let [a, b, c, _] = address.octets();
+            let own = format!("net={a}.{b}.{c}.0/24,host={a}.{b}.{c}.250,dns={a}.{b}.{c}.251,dhcpstart={address}");
+            arguments.extend(["-netdev".to_owned(), format!("user,id=dhcp,{own}")]);
+            Some("dhcp")
+        }
+        Lan::Only([first, second]) => {
+            let mac = format!("netdev=lan,romfile=,mac={first:02x}:{second:02x}");
+            change(&mut arguments, "netdev=lan,romfile=,mac=52:54", &mac)?;
+            let card = arguments.iter().position(|a| a.contains("netdev=nat,")).context("there is no second card")?;
+            // With its `-device`.
+            arguments.drain(card - 1..=card);
+            Some("nat")
+        }
     };
-    change("serial=ds=nocloud", platform.system.to_owned())?;
-    let server = format!("guestfwd=tcp:169.254.169.254:80-cmd:/bin/sh {name}/server.sh");
-    change("user,id=nat", format!("user,id=nat,net=169.254.169.0/24,{server}"))?;
+    if let Some(beside) = beside {
+        let cable = |local: &str, remote: &str| {
+            format!("local.type=unix,local.path={name}.{local},remote.type=unix,remote.path={name}.{remote}")
+        };
+        change(&mut arguments, &cable("vm", "sw"), &cable("card", "leash-card"))?;
+        let user = format!("dgram,id=user,{}", cable("user", "leash-user"));
+        for netdev in [&user, "hubport,hubid=1,id=a,netdev=user", &format!("hubport,hubid=1,id=b,netdev={beside}")] {
+            arguments.extend(["-netdev".to_owned(), netdev.to_owned()]);
+        }
+    }
     if let Some(tag) = platform.chassis {
         arguments.extend(["-smbios".to_owned(), format!("type=3,asset={tag}")]);
     }
     Ok(arguments)
+}
+
+fn change(arguments: &mut [String], old: &str, new: &str) -> Result<()> {
+    let found = arguments.iter_mut().find(|argument| argument.contains(old));
+    let found = found.with_context(|| format!("QEMU's arguments do not hold {old}"))?;
+    *found = found.replace(old, new);
+    Ok(())
 }
 
 /// Ends the machine of a test run that was itself ended before it could.

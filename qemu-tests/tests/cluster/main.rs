@@ -49,9 +49,14 @@ const LONG: &[&str] = &[
     "an_oracle_instance_wakes_up_and_joins",
     "an_azure_machine_wakes_up_and_joins",
     "an_openstack_server_wakes_up_and_joins",
+    "a_linode_wakes_up_and_joins",
+    "a_scaleway_instance_wakes_up_and_joins",
+    "an_exoscale_instance_wakes_up_and_joins",
+    "a_google_machine_wakes_up_and_joins",
 ];
 
 fn main() -> ExitCode {
-    let cluster = settings("shared", 2, "", "node-ports = [30080]\nspare-ports = 2");
+    let cluster =
+        settings("shared", 2, "[metadata]\nallow = [\"closed/trusted\"]\n", "node-ports = [30080]\nspare-ports = 2");
     suite::main(Suite { name: "shared", cluster, tests: tests(), long: LONG, end: joining::end })
 }

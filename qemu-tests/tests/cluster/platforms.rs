@@ -3,9 +3,11 @@
 
 use super::joining::{GUEST, GUEST_ADDRESS, end, good_user_data, token};
 use anyhow::{Context, ensure};
-use qemu_tests::guest::{Guest, Platform};
+use qemu_tests::cluster::run_in;
+use qemu_tests::guest::{Guest, Lan, Platform};
 use qemu_tests::{Cluster, Result, wait};
 use serde_json::Value;
+use std::net::Ipv4Addr;
 
 pub(crate) const TESTS: &[super::Test] = &[
     ("a_hetzner_server_wakes_up_and_joins", hetzner),
@@ -16,6 +18,10 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("an_oracle_instance_wakes_up_and_joins", oracle),
     ("an_azure_machine_wakes_up_and_joins", azure),
     ("an_openstack_server_wakes_up_and_joins", openstack),
+    ("a_linode_wakes_up_and_joins", linode),
+    ("a_scaleway_instance_wakes_up_and_joins", scaleway),
+    ("an_exoscale_instance_wakes_up_and_joins", exoscale),
+    ("a_google_machine_wakes_up_and_joins", gcp),
 ];
 
 const SPARE: u8 = 2;
@@ -283,4 +289,108 @@ fn openstack(cluster: &Cluster) -> Result {
         external: Some("198.51.100.7"),
     };
     joins(cluster, Platform::new(&format!("product=OpenStack Nova,uuid={uuid}")), &documents, &wanted)
+}
+
+/// One card: public by DHCP, the private address beside it. Nothing without a token.
+fn linode(cluster: &Cluster) -> Result {
+    let instance = serde_json::json!({"id": 4242, "label": GUEST, "region": "us-iad", "type": "g6-nanode-1",
+        "host_uuid": "aa", "tags": []});
+    let network = serde_json::json!({"interfaces": [], "ipv4": {"public": ["203.0.113.14/32"],
+        "private": [format!("{GUEST_ADDRESS}/24")], "shared": []}, "ipv6": {"slaac": null, "ranges": []}});
+    let user_data = good_user_data(GUEST, &token(cluster, GUEST, 600)?);
+    let documents = [
+        ("v1/token", "T0KEN".to_owned()),
+        ("secret", "Metadata-Token: T0KEN\n".to_owned()),
+        ("v1/instance", instance.to_string()),
+        ("v1/network", network.to_string()),
+        ("v1/user-data", run_in(&cluster.dir, "base64".into(), &["-w0"], Some(&user_data))?.success()?),
+    ];
+    let wanted = Wanted {
+        provider_id: "linode://4242",
+        labels: &[("topology.kubernetes.io/region", "us-iad"), ("node.kubernetes.io/instance-type", "g6-nanode-1")],
+        external: Some("203.0.113.14"),
+    };
+    let platform = Platform { lan: Lan::Only([0xf2, 0x3c]), ..Platform::new("manufacturer=Akamai,serial=4242") };
+    joins(cluster, platform, &documents, &wanted)
+}
+
+/// DHCP on every card, and the server at an address of its own.
+fn scaleway(cluster: &Cluster) -> Result {
+    let conf = serde_json::json!({
+        "id": "11111111-1111-4111-8111-111111111111", "name": GUEST, "hostname": GUEST, "commercial_type": "DEV1-S",
+        "tags": [], "state_detail": "booted", "zone": "fr-par-1", "private_ip": null,
+        "public_ip": {"id": "x", "address": "203.0.113.15", "dynamic": false},
+    });
+    let documents = [
+        ("conf?format=json", conf.to_string()),
+        ("user_data/cloud-init", good_user_data(GUEST, &token(cluster, GUEST, 600)?)),
+    ];
+    let wanted = Wanted {
+        provider_id: "scaleway://instance/fr-par-1/11111111-1111-4111-8111-111111111111",
+        labels: &[
+            ("topology.kubernetes.io/region", "fr-par"),
+            ("topology.kubernetes.io/zone", "fr-par-1"),
+            ("node.kubernetes.io/instance-type", "DEV1-S"),
+        ],
+        external: Some("203.0.113.15"),
+    };
+    let platform = Platform {
+        server: Ipv4Addr::new(169, 254, 42, 42),
+        lan: Lan::Dhcp(GUEST_ADDRESS),
+        ..Platform::new("manufacturer=Scaleway")
+    };
+    joins(cluster, platform, &documents, &wanted)
+}
+
+/// DHCP on every card; one document for each value.
+fn exoscale(cluster: &Cluster) -> Result {
+    let documents = [
+        ("1.0/meta-data/instance-id", "4b81c1a4-0b06-4e0e-9d8b-1c2d3e4f5a6b".to_owned()),
+        ("1.0/meta-data/local-hostname", GUEST.to_owned()),
+        ("1.0/meta-data/availability-zone", "ch-gva-2".to_owned()),
+        ("1.0/meta-data/service-offering", "standard.tiny".to_owned()),
+        ("1.0/meta-data/public-ipv4", "203.0.113.16\n".to_owned()),
+        ("1.0/user-data", good_user_data(GUEST, &token(cluster, GUEST, 600)?)),
+    ];
+    let wanted = Wanted {
+        provider_id: "exoscale://4b81c1a4-0b06-4e0e-9d8b-1c2d3e4f5a6b",
+        labels: &[("topology.kubernetes.io/region", "ch-gva-2"), ("node.kubernetes.io/instance-type", "standard.tiny")],
+        external: Some("203.0.113.16"),
+    };
+    let platform = Platform { lan: Lan::Dhcp(GUEST_ADDRESS), ..Platform::new("product=Exoscale Compute Platform") };
+    joins(cluster, platform, &documents, &wanted)
+}
+
+/// Nothing without its header; DHCP on the cards that it lists.
+fn gcp(cluster: &Cluster) -> Result {
+    let [lan, nat] = Guest::macs(cluster, SPARE)?;
+    let interfaces = serde_json::json!([
+        {"mac": nat, "ip": "169.254.169.15", "mtu": 1460, "gateway": "169.254.169.2",
+            "accessConfigs": [{"externalIp": "203.0.113.17", "type": "ONE_TO_ONE_NAT"}]},
+        {"mac": lan, "ip": GUEST_ADDRESS.to_string(), "mtu": 1460, "gateway": "10.77.0.250"},
+    ]);
+    let root = "computeMetadata/v1";
+    let texts = [
+        ("secret".to_owned(), "Metadata-Flavor: Google\n".to_owned()),
+        (format!("{root}/instance/id"), "4242424242".to_owned()),
+        (format!("{root}/project/project-id"), "my-project".to_owned()),
+        (format!("{root}/instance/name"), GUEST.to_owned()),
+        (format!("{root}/instance/hostname"), GUEST.to_owned()),
+        (format!("{root}/instance/zone"), "projects/1234/zones/europe-west3-a".to_owned()),
+        (format!("{root}/instance/machine-type"), "projects/1234/machineTypes/e2-micro".to_owned()),
+        (format!("{root}/instance/network-interfaces/?recursive=true&alt=json"), interfaces.to_string()),
+        (format!("{root}/instance/attributes/user-data"), good_user_data(GUEST, &token(cluster, GUEST, 600)?)),
+    ];
+    let documents: Vec<(&str, String)> = texts.iter().map(|(path, text)| (path.as_str(), text.clone())).collect();
+    let wanted = Wanted {
+        provider_id: "gce://my-project/europe-west3-a/worker-3",
+        labels: &[
+            ("topology.kubernetes.io/region", "europe-west3"),
+            ("topology.kubernetes.io/zone", "europe-west3-a"),
+            ("node.kubernetes.io/instance-type", "e2-micro"),
+        ],
+        external: Some("203.0.113.17"),
+    };
+    let smbios = "product=Google Compute Engine,serial=GoogleCloud-F7E0";
+    joins(cluster, Platform { lan: Lan::Dhcp(GUEST_ADDRESS), ..Platform::new(smbios) }, &documents, &wanted)
 }
