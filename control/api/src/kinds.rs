@@ -60,6 +60,8 @@ pub struct Custom {
     pub preserve_unknown: bool,
     /// Whether there are `x-kubernetes-validations` anywhere in the schema.
     pub has_rules: bool,
+    /// Whether the definition was changed since it was made: stored objects may have fields that it has no more.
+    pub was_changed: bool,
     pub scale: Option<ScalePaths>,
     pub selectable: Vec<String>,
     pub deprecated: Option<String>,

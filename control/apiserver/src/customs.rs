@@ -53,17 +53,22 @@ async fn pass(state: &Arc<AppState>) -> bool {
             meta::name(b),
         ))
     });
+    let mut conflicts = Vec::with_capacity(crds.len());
     for crd in &crds {
         let conflict = taken.take(crd);
         if conflict.is_none() {
             serve(&mut kinds, crd);
         }
+        conflicts.push(conflict);
+    }
+    // Served first, said so afterwards: who waits for a definition to be established uses it at once.
+    publish(state, kinds);
+    for (crd, conflict) in crds.iter().zip(conflicts) {
         if let Err(error) = settle(state, crd, conflict).await {
             tracing::warn!("the definition {} was not brought up to date: {error}", meta::name(crd));
             unfinished = true;
         }
     }
-    publish(state, kinds);
     for crd in crds.iter().filter(|c| meta::deletion_timestamp(c).is_some() && meta::finalizers(c).contains(&CLEANUP)) {
         match clear(state, crd).await {
             Ok(done) => unfinished |= !done,

@@ -9,6 +9,7 @@ use crate::handlers::Scope;
 /// Fills in what a client left out.
 pub(crate) fn defaults(kind: &Kind, object: &mut Value) {
     if kind.is_custom() {
+        api::crd::whole_numbers(object);
         api::crd::default_object(object, kind.schema());
     } else {
         api::defaults::apply(kind, object);

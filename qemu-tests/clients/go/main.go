@@ -29,6 +29,7 @@ var checks = map[string]check{
 	"metadata_informer":          metadataInformer,
 	"informer_through_a_restart": informerThroughRestart,
 	"watch_list":                 watchList,
+	"lists_by_watches":           listsByWatches,
 	"leader_election":            leaderElection,
 	"protobuf":                   protobuf,
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -204,6 +206,62 @@ func watchList(ctx context.Context, config *rest.Config) error {
 		return err
 	}
 	return that(lists == 0 && streams > 0, "%d lists and %d streams of a list", lists, streams)
+}
+
+// counting counts the requests that ask for lists.
+type counting struct {
+	http.RoundTripper
+	lists *atomic.Int32
+}
+
+func (c counting) RoundTrip(request *http.Request) (*http.Response, error) {
+	if request.Method == http.MethodGet && request.URL.Query().Get("watch") == "" {
+		c.lists.Add(1)
+	}
+	return c.RoundTripper.RoundTrip(request)
+}
+
+// listsByWatches has the clients' own List made of a watch, which takes the empty list from the bookmark at its end.
+func listsByWatches(ctx context.Context, config *rest.Config) error {
+	clientfeatures.ReplaceFeatureGates(switched{clientfeatures.FeatureGates()})
+	typed, err := maps(config)
+	if err != nil {
+		return err
+	}
+	if _, err := typed.Create(ctx, configMap("listed", "red"), metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	var lists atomic.Int32
+	counted := rest.CopyConfig(config)
+	counted.Wrap(func(next http.RoundTripper) http.RoundTripper { return counting{next, &lists} })
+	typed, err = maps(counted)
+	if err != nil {
+		return err
+	}
+	anything, err := dynamic.NewForConfig(counted)
+	if err != nil {
+		return err
+	}
+	partly, err := metadata.NewForConfig(counted)
+	if err != nil {
+		return err
+	}
+	options := metav1.ListOptions{FieldSelector: "metadata.name=listed"}
+	first, err := typed.List(ctx, options)
+	if err != nil {
+		return err
+	}
+	second, err := anything.Resource(configMaps).Namespace("default").List(ctx, options)
+	if err != nil {
+		return err
+	}
+	third, err := partly.Resource(configMaps).Namespace("default").List(ctx, options)
+	if err != nil {
+		return err
+	}
+	found := []int{len(first.Items), len(second.Items), len(third.Items)}
+	fine := lists.Load() == 0 && found[0] == 1 && found[1] == 1 && found[2] == 1 && second.GetKind() == "ConfigMapList"
+	return that(fine, "%d requests for lists; %v items; the dynamic list is a %s", lists.Load(), found, second.GetKind())
 }
 
 func leaderElection(ctx context.Context, config *rest.Config) error {

@@ -58,6 +58,7 @@ const PROGRAMS: &[(Language, &[&str])] = &[
             "typed_informer",
             "dynamic_informer",
             "metadata_informer",
+            "lists_by_watches",
             "informer_through_a_restart",
             "watch_list",
             "leader_election",

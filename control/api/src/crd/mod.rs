@@ -98,6 +98,7 @@ fn kind_of_version(crd: &Value, v: &Value) -> Kind {
             storage_version: storage_version(crd).into(),
             preserve_unknown,
             has_rules: has_rules(raw),
+            was_changed: meta::generation(crd) > 1,
             scale,
             selectable: v["selectableFields"]
                 .as_array()
@@ -152,6 +153,24 @@ fn columns(v: &Value) -> Vec<Column> {
         description: "".into(),
         path: ".metadata.creationTimestamp".into(),
     }]
+}
+
+/// Numbers without a fraction become integers, however they were written: clients in Go read them so from what
+/// upstream's encoder writes.
+pub fn whole_numbers(value: &mut Value) {
+    /// Above it not every integer is a number of this kind.
+    const EXACT: f64 = (1i64 << 53) as f64;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() <= EXACT);
+            if let Some(whole) = whole {
+                *value = (whole as i64).into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(map) => map.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
 }
 
 /// Applies the defaults of a structural schema.

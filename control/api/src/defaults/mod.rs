@@ -81,6 +81,21 @@ fn by_kind(kind: &Kind, o: &mut Value) {
     }
 }
 
+/// A single value and its newer list say the same, and the single one stands above the list's first (upstream's
+/// conversions of `core/v1`). `key`: where an item has the value, if it is not the value itself.
+pub(crate) fn pair(o: &mut Value, one: &str, many: &str, key: Option<&str>) {
+    let of_item = |item: &Value| key.map_or(item, |key| &item[key]).as_str().unwrap_or_default().to_string();
+    let first = o[many].get(0).map(of_item).unwrap_or_default();
+    let single = o[one].as_str().unwrap_or_default().to_string();
+    let Value::Object(map) = o else { return };
+    if single.is_empty() && !first.is_empty() {
+        map.insert(one.into(), first.into());
+    } else if single != first {
+        let item = key.map_or(Value::from(single.as_str()), |key| serde_json::json!({key: single}));
+        map.insert(many.into(), Value::Array(vec![item]));
+    }
+}
+
 /// Sets a field that is missing or null.
 pub(crate) fn set(o: &mut Value, key: &str, value: Value) {
     if let Value::Object(m) = o {
@@ -153,6 +168,7 @@ fn namespace(o: &mut Value) {
 }
 
 fn node(o: &mut Value) {
+    with_existing(o, &["spec"], |s| pair(s, "podCIDR", "podCIDRs", None));
     with_existing(o, &["status"], |s| {
         if let Some(capacity) = s.get("capacity").cloned() {
             set(s, "allocatable", capacity);

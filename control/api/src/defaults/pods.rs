@@ -1,12 +1,13 @@
 //! Defaults of pods and of the pod templates inside other kinds.
 
-use super::{each_at, set, set_nonzero, set_text, with, with_existing};
+use super::{each_at, pair, set, set_nonzero, set_text, with, with_existing};
 use crate::quantity::Quantity;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// A Pod.
 pub(super) fn pod(o: &mut Value) {
+    with_existing(o, &["status"], |s| pair(s, "podIP", "podIPs", Some("ip")));
     with(o, "spec", |s| {
         // Requests follow limits in pods only, not in templates.
         for list in ["containers", "initContainers"] {

@@ -69,8 +69,10 @@ fn finalizers(kind: &Kind, o: &Value, out: &mut Vec<FieldError>) {
         let detail = "finalizer orphan and foregroundDeletion cannot be both set";
         out.push(FieldError::invalid(AT, all.clone(), detail));
     }
-    // The servers of these groups know no rule but those above (upstream's apiextensions and kube-aggregator).
-    let has_own_rule = !kind.is_custom() && !["apiextensions.k8s.io", "apiregistration.k8s.io"].contains(&&*kind.group);
+    // Upstream validates these groups by the generic rules above alone.
+    let generic =
+        ["apiextensions.k8s.io", "apiregistration.k8s.io", "admissionregistration.k8s.io", "coordination.k8s.io"];
+    let has_own_rule = !kind.is_custom() && !generic.contains(&&*kind.group);
     let loose = |f: &str| !f.contains('/') && !PLAIN_FINALIZERS.contains(&f);
     for (i, f) in all.iter().enumerate().filter(|(_, f)| has_own_rule && loose(f)) {
         out.push(FieldError::invalid(format!("{AT}[{i}]"), *f, NOT_A_FINALIZER));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::meta;
 use bytes::Bytes;
 use http::Response;
+use rand::Rng;
 use serde_json::Value;
 
 use super::write::{
@@ -18,8 +19,11 @@ use crate::object::Object;
 use crate::pipeline::Body;
 use crate::{shape, strategy};
 
-/// Tries of a write that somebody else was faster than.
-const TRIES: usize = 8;
+/// Tries of a write that somebody else was faster than: as upstream's, it is to end well whatever the crowd.
+const TRIES: usize = 500;
+/// From this try on there is a pause before the next, in milliseconds at most as many as tries so far.
+const PAUSE_FROM: usize = 4;
+const LONGEST_PAUSE: usize = 25;
 /// Tries of a Service whose numbers another server gave out: each try learns one number, and most may be taken.
 pub(super) const TAKEN_TRIES: usize = 64;
 /// How long another server gets to store what it has taken.
@@ -143,7 +147,10 @@ async fn change_as(
                     && attempt < TRIES
                     && scope.store().get(scope.namespace(), name).is_none_or(|o| o.revision != current.revision) =>
             {
-                continue;
+                if attempt >= PAUSE_FROM {
+                    let pause = rand::rng().random_range(0..=attempt.min(LONGEST_PAUSE));
+                    tokio::time::sleep(std::time::Duration::from_millis(pause as u64)).await;
+                }
             }
             Err(error) if strategy::is_taken(&error) && attempt < TAKEN_TRIES => tokio::time::sleep(AGAIN).await,
             done => return done,
@@ -307,5 +314,7 @@ async fn store_change(scope: &Scope<'_>, current: &Arc<Object>, old: &Value, new
     }
     let store = scope.store();
     let update = store.update(new, current.revision, ttl(scope));
-    write_reserved(scope, new, Some(old), update).await.map(Written::Stored)
+    let stored = write_reserved(scope, new, Some(old), update).await?;
+    scope.strategy.after_update(scope.context(), new, old).await;
+    Ok(Written::Stored(stored))
 }

@@ -32,6 +32,10 @@ pub(super) fn options(scope: &Scope<'_>, content_type: &str, body: &[u8]) -> Res
         let schema = api::kinds::type_schema("", "v1", "DeleteOptions")
             .ok_or_else(|| ApiError::internal("no schema of DeleteOptions"))?;
         given = api::codec::decode(body, content_type, schema, true)?.object;
+        let kind = meta::kind(&given);
+        if !matches!(kind, "" | "DeleteOptions") {
+            return Err(ApiError::bad_request(format!("the body of a delete is a DeleteOptions, not a {kind}")));
+        }
     }
     let text =
         |field: &str| given[field].as_str().or_else(|| query.get(field)).filter(|t| !t.is_empty()).map(str::to_string);
@@ -172,8 +176,11 @@ fn terminating(scope: &Scope<'_>, old: &Value, options: &DeleteOptions) -> Value
     let mut new = old.clone();
     let already = meta::deletion_timestamp(old).is_some();
     let grace = scope.strategy.grace_period(old, options).unwrap_or(0).max(0);
-    if !already {
+    // A kind that has a grace period goes on as it began.
+    if !already || scope.strategy.grace_period(old, options).is_none() {
         propagation(scope, &mut new, options);
+    }
+    if !already {
         if meta::generation(old) > 0 {
             meta::set_value(&mut new, "generation", (meta::generation(old) + 1).into());
         }

@@ -28,7 +28,7 @@ pub(super) fn check(scope: &Scope<'_>, content_type: &str) -> Result<()> {
     }
     let manager = query.get("fieldManager").unwrap_or("");
     causes.extend(api::validation::manager("fieldManager", manager).into_iter().map(Cause::from));
-    let dry_run: Vec<&str> = query.all("dryRun").filter(|v| !v.is_empty()).collect();
+    let dry_run: Vec<&str> = query.all("dryRun").collect();
     if dry_run.iter().any(|v| *v != "All") {
         causes.push(Cause::not_supported("dryRun", &dry_run.clone().into(), &["All"]));
     }

@@ -27,10 +27,11 @@ pub(super) fn same_version(scope: &Scope<'_>) -> bool {
     (&scope.kind.group, &scope.kind.version) == (&scope.stored.group, &scope.stored.version)
 }
 
-/// Whether stored objects are what clients of this version get: custom resources get defaults
-/// when they are read, too.
+/// Whether stored objects are what clients of this version get: custom resources get defaults, and lose what their
+/// definition has no more, when they are read, too.
 pub(super) fn served_as_stored(scope: &Scope<'_>) -> bool {
-    same_version(scope) && !(scope.kind.is_custom() && has_defaults(scope.kind.schema()))
+    let changes = |custom: &api::kinds::Custom| custom.was_changed || has_defaults(scope.kind.schema());
+    same_version(scope) && !scope.kind.custom.as_deref().is_some_and(changes)
 }
 
 /// Whether a schema has defaults anywhere.

@@ -145,6 +145,11 @@ impl<'a> Scope<'a> {
             "" => self.kind.has_verb(verb),
             sub => self.kind.subresource(sub).ok_or_else(ApiError::no_such_path)?.verbs.iter().any(|v| v == verb),
         };
+        // Of all namespaces at once things are only read.
+        let all_namespaces = self.kind.namespaced && self.info.namespace.is_empty();
+        if all_namespaces && !matches!(self.info.verb, Verb::List | Verb::Watch) {
+            return Err(ApiError::method_not_served());
+        }
         // A new object has no name in its path; what is changed has one.
         let named = match self.info.verb {
             Verb::Update | Verb::Patch => !self.info.name.is_empty(),

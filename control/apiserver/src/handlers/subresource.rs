@@ -109,7 +109,11 @@ async fn scale_of(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<
         .ok_or_else(|| ApiError::internal("no schema of Scale"))?;
     let manager = scope.manager()?;
     let put = match scope.info.verb {
-        Verb::Update => Some(write::decode_any(scope, content_type, &body, schema)?),
+        Verb::Update => {
+            let scale = write::decode_any(scope, content_type, &body, schema)?;
+            its_own(scope, &scale)?;
+            Some(scale)
+        }
         _ => None,
     };
     let applied = match scope.info.verb {
@@ -191,6 +195,7 @@ async fn binding(scope: &Scope<'_>, pod: &str, content_type: &str, body: &[u8]) 
     let schema =
         api::kinds::type_schema("", "v1", "Binding").ok_or_else(|| ApiError::internal("no schema of Binding"))?;
     let binding = write::decode_any(scope, content_type, body, schema)?;
+    its_own(scope, &binding)?;
     strategy::binding::bind(scope.state, &scope.info.namespace, pod, &binding, scope.dry_run).await?;
     plain(scope, 201, &success(201))
 }

@@ -131,6 +131,7 @@ pub(super) async fn create_object(scope: &Scope<'_>, mut object: Value, manager:
     if !meta::resource_version(&object).is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
+    not_terminating(scope)?;
     let generated = name(scope, &mut object)?;
     new_metadata(scope, &mut object);
     if scope.stored.has_status() && keeps_no_status(scope) {
@@ -152,6 +153,19 @@ pub(super) async fn create_object(scope: &Scope<'_>, mut object: Value, manager:
         }
     }
     Err(ApiError::internal("no name was found"))
+}
+
+/// Nothing new of a kind whose definition is on its way out.
+fn not_terminating(scope: &Scope<'_>) -> Result<()> {
+    let Some(custom) = &scope.stored.custom else { return Ok(()) };
+    let registry = &scope.state.registry;
+    let definition = registry.get("apiextensions.k8s.io", "customresourcedefinitions", "", &custom.crd);
+    if definition.is_some_and(|crd| meta::deletion_timestamp(&crd.value()).is_none()) {
+        return Ok(());
+    }
+    let mut error = ApiError::method_not_allowed(&scope.kind.group, &scope.kind.plural, "create");
+    error.message = "create not allowed while custom resource definition is terminating".into();
+    Err(error)
 }
 
 /// Whether a taken name that was generated is followed by another; the last one asks the client to come again.

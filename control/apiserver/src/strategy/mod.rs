@@ -137,6 +137,11 @@ pub trait Strategy: Send + Sync {
         Box::pin(std::future::ready(()))
     }
 
+    /// After an update is in the store: give back what the object has no more.
+    fn after_update<'a>(&'a self, _ctx: Context<'a>, _new: &'a Value, _old: &'a Value) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// After a create or update that the store did not take (or a dry run): give back what
     /// `prepare_*` allocated.
     fn abandoned(&self, _ctx: Context<'_>, _new: &Value, _old: Option<&Value>) {}

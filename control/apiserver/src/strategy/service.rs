@@ -77,18 +77,11 @@ impl Strategy for Service {
     }
 
     fn after_delete<'a>(&'a self, ctx: Context<'a>, old: &'a Value) -> BoxFuture<'a, ()> {
-        Box::pin(async move {
-            allocator(&ctx).release(&owner(old), None);
-            if !allocator(&ctx).is_shared() {
-                return;
-            }
-            let store = ctx.state.registry.store();
-            for key in alloc::claims(old, None) {
-                if let Err(error) = alloc::unclaim(store.as_ref(), &key, &claimant(old)).await {
-                    tracing::warn!("{key} is given out again only when its time is over: {error}");
-                }
-            }
-        })
+        Box::pin(give_up(ctx, old, None))
+    }
+
+    fn after_update<'a>(&'a self, ctx: Context<'a>, new: &'a Value, old: &'a Value) -> BoxFuture<'a, ()> {
+        Box::pin(give_up(ctx, old, Some(new)))
     }
 
     fn abandoned(&self, ctx: Context<'_>, new: &Value, old: Option<&Value>) {
@@ -97,6 +90,24 @@ impl Strategy for Service {
 
     fn allow_create_on_update(&self) -> bool {
         true
+    }
+}
+
+/// Gives back what `old` had and the object has no more.
+async fn give_up(ctx: Context<'_>, old: &Value, new: Option<&Value>) {
+    let given_up = alloc::claims(old, new);
+    if given_up.is_empty() {
+        return;
+    }
+    allocator(&ctx).release(&owner(old), new);
+    if !allocator(&ctx).is_shared() {
+        return;
+    }
+    let store = ctx.state.registry.store();
+    for key in given_up {
+        if let Err(error) = alloc::unclaim(store.as_ref(), &key, &claimant(old)).await {
+            tracing::warn!("{key} is given out again only when its time is over: {error}");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use http_body_util::Empty;
 
 use super::backend::{self, escape};
 use super::target;
+use crate::authn::view::str_at;
 use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
 use crate::request::RequestInfo;
@@ -20,6 +21,11 @@ pub async fn handle(state: &AppState, info: &RequestInfo) -> Result<Response<Bod
     let pod = target::pod(state, info, &info.name)?;
     let container = target::container(&pod, info.query.get("container"))?;
     check(info)?;
+    if str_at(&pod, "/spec/nodeName").is_empty() {
+        // No node, no logs: an empty answer, as upstream's.
+        let empty = Response::builder().status(204).body(crate::pipeline::full(Vec::new()));
+        return empty.map_err(ApiError::internal);
+    }
     let mut target = target::kubelet_of(state, &pod)?;
     if info.query.flag("insecureSkipTLSVerifyBackend") {
         target.tls = Some(state.streaming.any_tls.clone());

@@ -158,3 +158,49 @@ async fn what_is_not_in_force_says_so() {
     let answer = cluster.post(path, hooks).await;
     assert!(answer.code == 201 && warning(&answer).contains("not in force"), "{}", warning(&answer));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_definition_drops_is_not_shown_and_in_nobodys_way() {
+    let cluster = Cluster::start().await;
+    cluster.post(CRDS, crd()).await.expect(201);
+    established(&cluster).await;
+    let made = cluster.post(FOOS, foo("a", json!({"colour": "red", "size": 2.0}))).await.expect(201);
+    assert_eq!(made["spec"].to_string(), r#"{"colour":"red","size":2}"#, "a whole number is an integer");
+    let mut without = cluster.get(&format!("{CRDS}/foos.example.com")).await.expect(200);
+    let spec = &mut without["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+    spec.as_object_mut().unwrap().remove("colour");
+    cluster.put(&format!("{CRDS}/foos.example.com"), &without).await.expect(200);
+    let path = format!("{FOOS}/a");
+    let mut seen = Value::Null;
+    for _ in 0..100 {
+        seen = cluster.get(&path).await.expect(200);
+        if seen["spec"].get("colour").is_none() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(seen["spec"], json!({"size": 2}));
+    assert_eq!(cluster.get(FOOS).await.expect(200)["items"][0]["spec"], json!({"size": 2}));
+    let strict = format!("{path}?fieldValidation=Strict");
+    cluster.patch(&strict, "merge-patch+json", json!({"spec": {"size": 5}})).await.expect(200);
+    let read = cluster.get(&path).await.expect(200);
+    cluster.put(&strict, &read).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_made_while_its_definition_goes() {
+    let cluster = Cluster::start().await;
+    cluster.post(CRDS, crd()).await.expect(201);
+    established(&cluster).await;
+    let mut held = foo("held", json!({}));
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    cluster.post(FOOS, held).await.expect(201);
+    cluster.delete(&format!("{CRDS}/foos.example.com")).await.expect(200);
+    let refused = cluster.post(FOOS, foo("late", json!({}))).await.expect(405);
+    assert!(
+        refused["message"].as_str().unwrap().contains("while custom resource definition is terminating"),
+        "{refused}"
+    );
+    let change = json!({"metadata": {"finalizers": null}});
+    cluster.patch(&format!("{FOOS}/held"), "merge-patch+json", change).await.expect(200);
+}

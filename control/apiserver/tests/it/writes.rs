@@ -658,3 +658,77 @@ async fn writes_of_custom_resources() {
     cluster.delete(&format!("{path}?dryRun=All")).await.expect(200);
     cluster.get(&path).await.expect(200);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_written_in_all_namespaces_at_once() {
+    let cluster = Cluster::start().await;
+    cluster.post(MAPS, map("stays")).await.expect(201);
+    for path in ["/api/v1/configmaps", "/api/v1/pods", "/apis/apps/v1/deployments"] {
+        assert_eq!(cluster.delete(path).await.code, 405, "{path}");
+        assert_eq!(cluster.post(path, map("a")).await.code, 405, "{path}");
+    }
+    cluster.get(&format!("{MAPS}/stays")).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn options_and_names_that_do_not_fit_are_refused() {
+    let cluster = Cluster::start().await;
+    account(&cluster).await;
+    let path = format!("{MAPS}/kept");
+    cluster.post(MAPS, map("kept")).await.expect(201);
+    let delete = async |query: &str, body: Value| {
+        cluster.send("DELETE", &format!("{path}{query}"), "application/json", body.to_string()).await
+    };
+    assert_eq!(delete("?dryRun=", json!({})).await.code, 422);
+    assert_eq!(delete("", json!({"kind": "Pod", "apiVersion": "v1"})).await.code, 400);
+    // A deletion under way may get another policy, as long as nothing has a grace period.
+    delete("", json!({"propagationPolicy": "Foreground"})).await.expect(200);
+    let orphaned = delete("", json!({"propagationPolicy": "Orphan"})).await.expect(200);
+    assert_eq!(orphaned["metadata"]["finalizers"], json!(["orphan"]));
+    delete("", json!({"propagationPolicy": "Background"})).await.expect(200);
+    assert_eq!(cluster.get(&path).await.code, 404);
+
+    let pods = "/api/v1/namespaces/default/pods";
+    cluster
+        .post(pods, json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}))
+        .await
+        .expect(201);
+    let binding = json!({"metadata": {"name": "other"}, "target": {"kind": "Node", "name": "n"}});
+    assert_eq!(cluster.post(&format!("{pods}/p/binding"), binding).await.code, 400);
+    let logs = cluster.get(&format!("{pods}/p/log")).await;
+    assert_eq!((logs.code, logs.body.len()), (204, 0), "no node, no logs");
+    let status = json!({"status": {"podIP": "10.0.0.5"}});
+    let done = cluster.patch(&format!("{pods}/p/status"), "merge-patch+json", status).await.expect(200);
+    assert_eq!(done["status"]["podIPs"], json!([{"ip": "10.0.0.5"}]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_of_patches_all_come_through() {
+    let cluster = Cluster::start().await;
+    cluster.post(MAPS, map("crowded")).await.expect(201);
+    let cluster = &cluster;
+    let patches = (0..24).map(|writer| async move {
+        for round in 0..5 {
+            let change = json!({"data": {(format!("w{writer}")): round.to_string()}});
+            cluster.patch(&format!("{MAPS}/crowded"), "merge-patch+json", change).await.expect(200);
+        }
+    });
+    futures::future::join_all(patches).await;
+    let data = cluster.get(&format!("{MAPS}/crowded")).await.expect(200)["data"].clone();
+    assert!((0..24).all(|writer| data[format!("w{writer}")] == "4"), "{data}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_service_gives_up_is_free_at_once() {
+    let cluster = Cluster::start().await;
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: &str| {
+        json!({"metadata": {"name": name},
+        "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}})
+    };
+    cluster.post(services, service("blue")).await.expect(201);
+    assert_eq!(cluster.post(services, service("green")).await.code, 422);
+    let inside = json!({"spec": {"type": "ClusterIP", "ports": [{"port": 80, "nodePort": null}]}});
+    cluster.patch(&format!("{services}/blue"), "merge-patch+json", inside).await.expect(200);
+    cluster.post(services, service("green")).await.expect(201);
+}
