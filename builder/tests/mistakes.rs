@@ -39,12 +39,14 @@ fn each_mistake_is_told_and_ends_with_2() {
     std::fs::write(dir.join("notes.md"), "# Notes\n").expect("file");
     std::fs::write(dir.join("kimg.lock"), "version = 1\ngarbage").expect("file");
     pipe(&dir.join("pipe"));
-    let cases: [(&[&str], &str); 34] = [
+    let cases: [(&[&str], &str); 36] = [
         (&["inspect", "nosuch"], "there is no nosuch"),
         (&["inspect", "notes.md"], "notes.md is no readable image"),
         (&["inspect", "pipe"], "pipe is a pipe"),
         (&["inspect", "/dev/zero"], "/dev/zero is a device"),
         (&["inspect", "secrets"], "there is no secrets/disk.raw"),
+        (&["vulnerabilities", "notes.md", "--tracker", "pipe"], "pipe is a pipe"),
+        (&["vulnerabilities", "notes.md", "--tracker", "notes.md"], "notes.md is no readable image"),
         (&["diff", "pipe", "pipe"], "pipe is a pipe"),
         (&["init", "notes.md"], "notes.md is no folder"),
         (&["init", "."], "exists and stays as it is"),

@@ -57,6 +57,8 @@ enum Command {
     Gc(crate::upload::cmd::GcArgs),
     /// Show what is in an image
     Inspect(crate::image::cmd::InspectArgs),
+    /// Show which known vulnerabilities an image has; ends with 1 when newer packages have a fix
+    Vulnerabilities(crate::image::cmd::VulnerabilitiesArgs),
     /// Sign an image and where it comes from, as cosign verifies it
     Sign(crate::image::cmd::SignArgs),
     /// Show what changed between two images
@@ -154,6 +156,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Image(command) => crate::upload::cmd::run_image(&command)?,
         Command::Gc(args) => crate::upload::cmd::run_gc(&args)?,
         Command::Inspect(args) => image::inspect(&args, &settings)?,
+        Command::Vulnerabilities(args) => return crate::image::cmd::vulnerabilities(&args, &settings),
         Command::Sign(args) => crate::image::cmd::sign(&args, &settings()?)?,
         Command::Diff(args) => image::diff(&args, &settings)?,
         Command::Pki(command) => pki::run(command, &settings)?,

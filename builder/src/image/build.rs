@@ -55,6 +55,7 @@ const DISK_CODE: &[&str] = &[
     include_str!("output/gce.rs"),
     include_str!("output/qcow2.rs"),
     include_str!("output/vhd.rs"),
+    include_str!("output/vhdx.rs"),
     include_str!("output/vmdk.rs"),
     include_str!("../disk/mod.rs"),
     include_str!("../disk/gpt.rs"),

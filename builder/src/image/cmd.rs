@@ -1,4 +1,4 @@
-//! The commands of node images: lock, build, again, export and import, inspect, diff, sign.
+//! The commands of node images: lock, build, again, export and import, inspect, vulnerabilities, diff, sign.
 
 use super::build::{self, Built, Options};
 use super::manifest::Manifest;
@@ -12,9 +12,13 @@ use crate::input;
 use crate::lock::{self, Lock};
 use crate::pki::Secrets;
 use crate::progress::Progress;
-use crate::sbom::Form;
+use crate::sbom::tracker::{self, Finding};
+use crate::sbom::{Form, cyclonedx};
+use crate::table::render;
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -274,6 +278,59 @@ pub fn diff(args: &DiffArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
     Ok(())
 }
 
+/// `kimg vulnerabilities IMAGE --tracker FILE`
+#[derive(Debug, clap::Args)]
+pub struct VulnerabilitiesArgs {
+    /// A disk image in any form, a folder with one, or a role of this cluster
+    image: PathBuf,
+    /// The file of Debian's security tracker: https://security-tracker.debian.org/tracker/data/json
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    tracker: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Bytes of the tracker's file at most; it has some 60 MB.
+const MOST_TRACKER: u64 = 256 << 20;
+
+/// Shows which known vulnerabilities an image has. Exit code 1 when newer packages have a fix.
+pub fn vulnerabilities(args: &VulnerabilitiesArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<ExitCode> {
+    let file = input::open(&args.tracker)?;
+    let (found, sources) = known_of(&image_path(&args.image, cluster)?, file, &args.tracker)?;
+    let fixed = found.iter().filter(|finding| finding.is_fixed()).count();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&found)?);
+    } else {
+        print!("{}", table(found.clone()));
+        println!(
+            "{} known vulnerabilities in {sources} source packages; fixed in newer ones, which `kimg lock` takes: {fixed}",
+            found.len(),
+        );
+    }
+    Ok(if fixed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the tracker's file says of the image, and the number of its source packages.
+fn known_of(image: &Path, file: File, tracker_path: &Path) -> Result<(Vec<Finding>, usize)> {
+    let shown = tracker_path.display();
+    if file.metadata().with_context(|| format!("reading {shown}"))?.len() > MOST_TRACKER {
+        return input::bad(format!("{shown} is longer than the {} that such a file may have", mib(MOST_TRACKER)));
+    }
+    let sources = cyclonedx::sources(&sbom_of(image, Form::Cyclonedx)?)?;
+    let found = tracker::findings(BufReader::with_capacity(1 << 20, file), &sources)
+        .or_else(|error| input::bad(format!("{shown} {error}")))?;
+    Ok((found, sources.len()))
+}
+
+/// For people: first what can be done something about.
+fn table(mut found: Vec<Finding>) -> String {
+    found.sort_by_key(|finding| !finding.is_fixed());
+    let cells = |f: Finding| vec![f.name, f.source, f.installed, f.fix.to_string(), f.urgency];
+    let rows: Vec<Vec<String>> = found.into_iter().map(cells).collect();
+    if rows.is_empty() { String::new() } else { render(&["NAME", "SOURCE", "INSTALLED", "FIXED IN", "URGENCY"], &rows) }
+}
+
 /// The disk that is meant by a path, a folder or a role.
 fn image_path(given: &Path, cluster: &dyn Fn() -> Result<Settings>) -> Result<PathBuf> {
     let mut path = given.to_path_buf();
@@ -312,5 +369,67 @@ pub fn mib(bytes: u64) -> String {
         format!("{:.1} KiB", bytes as f64 / 1024.0)
     } else {
         format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::testing::{self, Fixture};
+    use serde_json::json;
+
+    #[test]
+    fn vulnerabilities_are_those_of_the_bill_beside_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, tracker) = (dir.path().join("disk.raw"), dir.path().join("tracker.json"));
+        testing::image(&Fixture::new(dir.path()), &image);
+        let part = |name: &str, version: &str| {
+            let properties = [("kimg:source-package", name), ("kimg:source-version", version)];
+            let properties = properties.map(|(name, value)| json!({"name": name, "value": value}));
+            json!({"name": name, "purl": "pkg:deb/debian/x@1?arch=amd64&distro=trixie", "properties": properties})
+        };
+        let bill = json!({"components": [part("crun", "1.21-1"), part("linux-signed-amd64", "6.12.57+1")]}).to_string();
+        std::fs::write(dir.path().join(Form::Cyclonedx.file()), &bill).unwrap();
+        let manifest: Manifest = serde_json::from_value(json!({
+            "version": "1", "cluster": "demo", "role": "master", "kernel": "", "command-line": "", "secrets": "none",
+            "inputs": "", "partitions": {}, "packages": {}, "components": [],
+            "root-hash": crate::image::inspect::inspect(&image).unwrap().root_hash,
+            "files": {Form::Cyclonedx.file(): {"size": bill.len(), "sha256": hash::hex_of(bill.as_bytes())}},
+        }))
+        .unwrap();
+        manifest.write(dir.path()).unwrap();
+        let known = |text: &str| {
+            std::fs::write(&tracker, text).unwrap();
+            known_of(&image, File::open(&tracker).unwrap(), &tracker)
+        };
+
+        let (found, sources) = known(
+            r#"{"crun": {"CVE-1": {"releases": {"trixie": {"status": "open", "urgency": "low"}}}},
+                "linux": {"CVE-2": {"releases": {"trixie": {"status": "resolved", "fixed_version": "6.12.58-1"}}},
+                          "CVE-3": {"releases": {"trixie": {"status": "resolved", "fixed_version": "6.12.57-1"}}}}}"#,
+        )
+        .unwrap();
+        assert_eq!(sources, 2);
+        let text = table(found);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[1], ["CVE-2", "linux", "6.12.57-1", "6.12.58-1", "not", "yet", "assigned"]);
+        assert_eq!(lines[2], ["CVE-1", "crun", "1.21-1", "none", "low"]);
+        assert_eq!(lines.len(), 3);
+
+        for text in ["", "{\"crun\": [", "[[[["] {
+            let error = known(text).unwrap_err();
+            assert!(
+                error.is::<input::BadInput>() && error.to_string().contains("tracker.json is not what"),
+                "{error:#}"
+            );
+        }
+        // Sparse: nothing of it is read.
+        let long = File::create(&tracker).unwrap();
+        long.set_len(MOST_TRACKER + 1).unwrap();
+        let error = known_of(&image, File::open(&tracker).unwrap(), &tracker).unwrap_err();
+        assert!(error.to_string().contains("longer than the 256.0 MiB"), "{error:#}");
+        // Another bill than the one that was built.
+        std::fs::write(dir.path().join(Form::Cyclonedx.file()), bill.replace("crun", "runc")).unwrap();
+        assert!(known("{}").unwrap_err().to_string().contains("not the file that was built"));
     }
 }

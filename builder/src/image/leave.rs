@@ -198,7 +198,7 @@ mod tests {
         let keys = Keys::of(&Secrets::ensure(&settings.secrets_dir(), "demo").unwrap()).unwrap();
         let raw = dir.path().join("disk.raw");
         image(&settings, Role::Master, &raw);
-        for format in [Format::Raw, Format::RawZst, Format::Qcow2, Format::Vhd, Format::Vmdk] {
+        for format in [Format::Raw, Format::RawZst, Format::Qcow2, Format::Vhd, Format::Vhdx, Format::Vmdk] {
             let out = dir.path().join(format.file());
             if format != Format::Raw {
                 format.write(&raw, &out).unwrap();

@@ -1,5 +1,7 @@
 //! A disk image in any form that kimg writes, read front to back as the disk that it stands for.
 
+use super::output::vhdx as format;
+use crate::disk::gpt::Guid;
 use crate::input;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::{Decompress, FlushDecompress};
@@ -37,6 +39,7 @@ impl Disk {
             Ok(match &magic[..length] {
                 b"QFI\xfb" => Form::Blocks(qcow2(file)?),
                 b"KDMV" => Form::Blocks(vmdk(file)?),
+                b"vhdx" => Form::Blocks(vhdx(file)?),
                 [0x28, 0xb5, 0x2f, 0xfd] => {
                     let mut decoder = zstd::stream::read::Decoder::new(file)?;
                     decoder.window_log_max(crate::image::output::ZSTD_WINDOW_LOG)?;
@@ -267,12 +270,12 @@ fn vmdk(mut file: File) -> Result<Blocks> {
     let length = file.metadata()?.len();
     let footer = length.checked_sub(2 * SECTOR).context("the VMDK is cut short")?;
     let header = bytes_at(&mut file, footer, SECTOR as usize)?;
-    let le = |at: usize, count: usize| header[at..at + count].iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
-    if &header[..4] != b"KDMV" || le(8, 4) >> 16 & 1 == 0 {
+    if &header[..4] != b"KDMV" || le(&header, 8, 4) >> 16 & 1 == 0 {
         bail!("the VMDK is cut short, or not stream-optimised");
     }
     // Grains and tables as output/vmdk.rs writes them: others would make a great table of a small file.
-    let (capacity, grain, per_table, directory) = (le(12, 8), le(20, 8), le(44, 4), le(56, 8));
+    let (capacity, grain, per_table, directory) =
+        (le(&header, 12, 8), le(&header, 20, 8), le(&header, 44, 4), le(&header, 56, 8));
     ensure!(capacity <= MOST_BYTES / SECTOR && grain == 128 && per_table == 512, "the VMDK header is damaged");
     let entries = |bytes: Vec<u8>| {
         bytes.chunks_exact(4).map(|e| u64::from(u32::from_le_bytes([e[0], e[1], e[2], e[3]]))).collect::<Vec<u64>>()
@@ -301,6 +304,64 @@ fn vmdk(mut file: File) -> Result<Blocks> {
     Ok(Blocks { file, size: capacity * SECTOR, block: grain * SECTOR, zlib: true, places, current: None })
 }
 
+/// MS-VHDX, fixed or dynamic, without a parent and closed in order.
+fn vhdx(mut file: File) -> Result<Blocks> {
+    let length = file.metadata()?.len();
+    ensure!(length.is_multiple_of(format::MIB), "the VHDX is cut short");
+    let headers = format::HEADERS.map(|at| vhdx_table(&mut file, at, format::HEADER, b"head"));
+    let header = headers.into_iter().flatten().max_by_key(|header| le(header, 8, 8));
+    let header = header.context("both headers of the VHDX are damaged")?;
+    ensure!(header[48..64].iter().all(|byte| *byte == 0), "the VHDX has a log to replay; detach it in order first");
+    let regions = format::REGION_TABLES.map(|at| vhdx_table(&mut file, at, format::TABLE, b"regi"));
+    let regions = regions.into_iter().flatten().next().context("both region tables of the VHDX are damaged")?;
+    let region = |id| find(&regions[16..], le(&regions, 8, 4), id).context("a region of the VHDX is missing");
+    let (metadata_at, bat) = (le(region(format::METADATA)?, 16, 8), region(format::BAT)?);
+
+    let items = bytes_at(&mut file, metadata_at, format::TABLE)?;
+    let mut item = |id, length| -> Result<Vec<u8>> {
+        let entry = find(&items[32..], le(&items, 10, 2), id).context("the metadata of the VHDX are not whole")?;
+        bytes_at(&mut file, metadata_at.saturating_add(le(entry, 16, 4)), length)
+    };
+    let parameters = item(format::FILE_PARAMETERS, 8)?;
+    let (block, size) = (le(&parameters, 0, 4), le(&item(format::DISK_SIZE, 8)?, 0, 8));
+    let sector = le(&item(format::LOGICAL_SECTOR, 4)?, 0, 4);
+    ensure!(parameters[4] & 2 == 0, "the VHDX has a parent; give the whole disk");
+    // 32 MiB is what Hyper-V takes for new disks.
+    let sane = block.is_power_of_two() && (format::MIB..=32 * format::MIB).contains(&block);
+    ensure!(sane && sector == SECTOR && size <= MOST_BYTES, "the VHDX has blocks or sectors that kimg does not read");
+
+    let blocks = size.div_ceil(block);
+    let length = format::bat_index(blocks, block) * 8;
+    ensure!(length <= le(bat, 24, 4), "the VHDX's table of blocks is too short");
+    let table = bytes_at(&mut file, le(bat, 16, 8), usize::try_from(length)?)?;
+    let place = |number: u64| -> Result<Place> {
+        match le(&table, usize::try_from(format::bat_index(number, block) * 8)?, 8) {
+            entry if entry & 7 == format::FULLY_PRESENT => Ok(Place::Stored(entry & !(format::MIB - 1))),
+            entry if entry & 7 <= 3 => Ok(Place::Zeros),
+            _ => bail!("the VHDX's table of blocks is damaged"),
+        }
+    };
+    let places = (0..blocks).map(place).collect::<Result<_>>()?;
+    Ok(Blocks { file, size, block, zlib: false, places, current: None })
+}
+
+/// A header or region table; none where its checksum is wrong.
+fn vhdx_table(file: &mut File, at: u64, length: usize, signature: &[u8; 4]) -> Option<Vec<u8>> {
+    let bytes = bytes_at(file, at, length).ok()?;
+    (bytes.starts_with(signature) && le(&bytes, 4, 4) == u64::from(format::checksum(&bytes))).then_some(bytes)
+}
+
+/// The entry of an identifier among the first `count` of 32 bytes.
+fn find(entries: &[u8], count: u64, id: Guid) -> Option<&[u8]> {
+    let count = usize::try_from(count).ok()?;
+    entries.chunks_exact(32).take(count).find(|entry| entry.starts_with(&id.disk_bytes()))
+}
+
+/// A little-endian number.
+fn le(bytes: &[u8], at: usize, count: usize) -> u64 {
+    bytes[at..at + count].iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,7 +377,9 @@ mod tests {
         content.extend((0..700_000u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]));
         content.resize(content.len().next_multiple_of(512), 7);
         std::fs::write(&raw, &content).unwrap();
-        for format in [Format::Raw, Format::RawZst, Format::RawGz, Format::Qcow2, Format::Vhd, Format::Vmdk] {
+        for format in
+            [Format::Raw, Format::RawZst, Format::RawGz, Format::Qcow2, Format::Vhd, Format::Vhdx, Format::Vmdk]
+        {
             let out = dir.path().join(format.file());
             if format != Format::Raw {
                 format.write(&raw, &out).unwrap();
@@ -340,7 +403,7 @@ mod tests {
         content.resize(1 << 20, 7);
         std::fs::write(&raw, &content).unwrap();
         let mut forms: Vec<PathBuf> = vec![raw.clone()];
-        for format in [Format::RawZst, Format::RawGz, Format::Qcow2, Format::Vhd, Format::Vmdk] {
+        for format in [Format::RawZst, Format::RawGz, Format::Qcow2, Format::Vhd, Format::Vhdx, Format::Vmdk] {
             forms.push(dir.path().join(format.file()));
             format.write(&raw, &forms[forms.len() - 1]).unwrap();
         }
@@ -397,12 +460,57 @@ mod tests {
     }
 
     #[test]
+    fn a_vhdx_is_read_by_what_of_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (raw, out) = (dir.path().join("disk.raw"), dir.path().join(Format::Vhdx.file()));
+        let mut disk = vec![0; (3 << 20) + 512];
+        disk[3 << 20] = 7;
+        std::fs::write(&raw, disk).unwrap();
+        Format::Vhdx.write(&raw, &out).unwrap();
+        let whole = std::fs::read(&out).unwrap();
+        let (metadata, block_size) = (2usize << 20, (2usize << 20) + (64 << 10));
+        let cases: [(&[usize], &str); 8] = [
+            (&[], ""),
+            // One header, one region table: the other is there.
+            (&[(64 << 10) + 4095, (192 << 10) + 65_535], ""),
+            (&[(128 << 10) + 4], ""),
+            (&[(64 << 10) + 100, (128 << 10) + 100], "headers"),
+            (&[(192 << 10) + 16, (256 << 10) + 16], "region tables"),
+            (&[metadata + 32], "not whole"),
+            (&[block_size + 2], "does not read"),
+            // The state of the last block.
+            (&[(3 << 20) + 3 * 8], "damaged"),
+        ];
+        for (flipped, said) in cases {
+            let mut bytes = whole.clone();
+            flipped.iter().for_each(|at| bytes[*at] ^= 1);
+            std::fs::write(&out, bytes).unwrap();
+            match Disk::open(&out).and_then(|mut disk| disk.read_at(3 << 20, 1)) {
+                Ok(read) => assert!(said.is_empty() && read == [7], "{flipped:?}"),
+                Err(error) => {
+                    assert!(!said.is_empty() && format!("{error:#}").contains(said), "{flipped:?}: {error:#}")
+                }
+            }
+        }
+        // A log that was not replayed, under a right checksum.
+        let mut bytes = whole;
+        for at in format::HEADERS.map(|at| at as usize) {
+            bytes[at + 48] = 1;
+            let sum = format::checksum(&bytes[at..at + format::HEADER]);
+            bytes[at + 4..at + 8].copy_from_slice(&sum.to_le_bytes());
+        }
+        std::fs::write(&out, bytes).unwrap();
+        let error = Disk::open(&out).err().expect("a log");
+        assert!(format!("{error:#}").contains("a log to replay"), "{error:#}");
+    }
+
+    #[test]
     fn damage_is_an_error_and_no_panic() {
         let dir = tempfile::tempdir().unwrap();
         let raw = dir.path().join("disk.raw");
         let content: Vec<u8> = (0..100_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
         std::fs::write(&raw, &content).unwrap();
-        for format in [Format::Qcow2, Format::Vmdk, Format::RawZst, Format::RawGz] {
+        for format in [Format::Qcow2, Format::Vhdx, Format::Vmdk, Format::RawZst, Format::RawGz] {
             let out = dir.path().join(format.file());
             format.write(&raw, &out).unwrap();
             let whole = std::fs::read(&out).unwrap();

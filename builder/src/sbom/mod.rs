@@ -8,6 +8,7 @@ pub mod cyclonedx;
 pub mod debian;
 pub mod licences;
 pub mod spdx;
+pub mod tracker;
 
 use crate::cache::hash;
 use crate::image::components::Component;

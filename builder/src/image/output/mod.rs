@@ -3,6 +3,7 @@
 mod gce;
 mod qcow2;
 mod vhd;
+pub(super) mod vhdx;
 mod vmdk;
 
 use crate::cache;
@@ -29,6 +30,9 @@ pub enum Format {
     /// Fixed size: Azure.
     #[value(name = "vhd")]
     Vhd,
+    /// As large as its content: Hyper-V.
+    #[value(name = "vhdx")]
+    Vhdx,
     /// Stream-optimised: VMware.
     #[value(name = "vmdk")]
     Vmdk,
@@ -51,6 +55,7 @@ impl Format {
             Format::RawGz => "disk.raw.gz",
             Format::Qcow2 => "disk.qcow2",
             Format::Vhd => "disk.vhd",
+            Format::Vhdx => "disk.vhdx",
             Format::Vmdk => "disk.vmdk",
             Format::Gce => "disk.gce.tar.gz",
         }
@@ -79,6 +84,7 @@ impl Format {
             Format::RawGz => gzip_to(&mut from, BufWriter::with_capacity(1 << 20, to)),
             Format::Qcow2 => qcow2::write(&mut from, size, &mut to),
             Format::Vhd => vhd::write(&mut from, size, &mut to),
+            Format::Vhdx => vhdx::write(&mut from, size, &mut to),
             Format::Vmdk => vmdk::write(&mut from, size, self.file(), &mut to),
             Format::Gce => gce::write(&mut from, size, &mut to),
         }
