@@ -379,6 +379,23 @@ fn a_snapshot_without_an_image_is_found() {
 }
 
 #[test]
+fn an_image_that_glance_was_taking_when_it_crashed_is_found() {
+    let stage = Stage::new(Which::OpenStack);
+    for (id, name, status) in [
+        ("i1", "kimg-c-worker-0123456789ab", "saving"),
+        ("i2", "kimg-c-worker-0123456789ab", "queued"),
+        ("i3", "kimg-c-master-0123456789ab", "active"),
+        ("i4", "kimg-c-master-0123456789ab", "deactivated"),
+        ("i5", "somebody's", "saving"),
+    ] {
+        let image = fakes::Image { name: name.into(), status: status.into(), ..fakes::Image::default() };
+        stage.world().images.insert(id.into(), image);
+    }
+    let left: Vec<String> = stage.provider().leftovers().unwrap().into_iter().map(|known| known.id).collect();
+    assert_eq!(left, ["i1", "i2"]);
+}
+
+#[test]
 fn an_archive_that_is_there_is_not_sent_again() {
     let dir = tempfile::tempdir().unwrap();
     let image = image(dir.path());

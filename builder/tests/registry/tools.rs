@@ -1,4 +1,4 @@
-//! Programs of Debian that read and serve images, below `target/tools/`.
+//! Programs of other projects that read and serve images, below `target/tools/`.
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -91,4 +91,33 @@ pub fn s3rver() -> Result<PathBuf> {
         );
     }
     Ok(program)
+}
+
+/// Keystone and Glance of the Python index, in an environment of their own: its folder; fetched once for each list of
+/// packages.
+pub fn openstack() -> Result<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().map_err(|_| anyhow::anyhow!("fetching failed in another test"))?;
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = here.join("tests/registry/requirements.txt");
+    let dir = here.join("../target/tools/openstack");
+    let (stamp, venv) = (dir.join("stamp"), dir.join("venv"));
+    let wanted = std::fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
+    if std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(venv);
+    }
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let run = |program: &Path, arguments: &[&str]| -> Result<()> {
+        let output = Command::new(program).args(arguments).current_dir(&dir).output();
+        let output = output.context("Keystone and Glance cannot be had here: Python does not run")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "Keystone and Glance cannot be had here: {said}");
+        Ok(())
+    };
+    run(Path::new("python3"), &["-m", "venv", "--clear", "venv"])?;
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
+    let requirements = list.display().to_string();
+    run(&venv.join("bin/python3"), &[&install[..], &[&requirements]].concat())?;
+    std::fs::write(&stamp, wanted).with_context(|| format!("writing {}", stamp.display()))?;
+    Ok(venv)
 }
