@@ -1,11 +1,12 @@
 //! `kimg build image`, `push` and `pull` against Debian's docker-registry, and what skopeo, umoci and oras make of
-//! the results; and uploads to an S3 server and to OpenStack. The programs are fetched once into
+//! the results; and uploads to an S3 server, to OpenStack and over ssh. The programs are fetched once into
 //! `target/tools/`; one that cannot be had is skipped with the reason, and counted as ignored.
 //!
 //! `cargo test --workspace --test registry -- --include-ignored`; `make test` runs it.
 
 mod gate;
 mod openstack;
+mod rescue;
 mod s3;
 mod server;
 mod tools;
@@ -35,6 +36,7 @@ const UPLOADS: &[Upload] = &[
     ("an_image_goes_to_an_s3_server_once", tools::s3rver, s3::an_image_goes_there_once),
     ("an_image_goes_to_glance_once", tools::openstack, openstack::an_image_goes_there_once),
     ("a_token_of_keystone_runs_out_on_the_way", tools::openstack, openstack::a_token_runs_out_on_the_way),
+    ("a_disk_is_written_by_who_has_the_key", || Tool::Sshd.find(), rescue::a_disk_is_written_by_who_has_the_key),
     ("what_glance_was_taking_is_removed", tools::openstack, openstack::what_it_was_taking_is_removed),
 ];
 
