@@ -4,6 +4,7 @@ use super::aws::Aws;
 use super::digitalocean::DigitalOcean;
 use super::gcp::Gcp;
 use super::google::Account;
+use super::hetzner::Hetzner;
 use super::linode::Linode;
 use super::openstack::OpenStack;
 use super::proxmox::Proxmox;
@@ -35,6 +36,9 @@ pub enum Name {
     /// Images of Compute Engine; made of an archive in --bucket.
     #[value(name = "gcp")]
     Gcp,
+    /// Snapshots of Hetzner Cloud; a server is made to write each.
+    #[value(name = "hetzner")]
+    Hetzner,
     /// Private images, sent straight there.
     #[value(name = "linode")]
     Linode,
@@ -76,6 +80,9 @@ pub struct PlaceArgs {
     /// Storage of Proxmox, with the content type 'import'
     #[arg(long, value_name = "NAME", default_value = "local")]
     storage: String,
+    /// Type of Hetzner's server that writes the image: machines need at least its disk
+    #[arg(long, value_name = "NAME", default_value = "cx23")]
+    server_type: String,
     /// PEM file with authorities to trust besides this machine's
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     ca: Option<PathBuf>,
@@ -111,6 +118,7 @@ pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>
             };
             Box::new(Gcp::new(env, Account::open(client, env)?, bucket)?)
         }
+        Name::Hetzner => Box::new(Hetzner::new(client, env, place.region.as_deref(), &place.server_type)?),
         Name::Linode => Box::new(Linode::new(client, env, region("eu-central")?)?),
         Name::OpenStack => Box::new(OpenStack::new(client, env, place.region.as_deref())?),
         Name::Proxmox => {

@@ -9,9 +9,11 @@ pub mod cmd;
 mod digitalocean;
 mod gcp;
 mod google;
+mod hetzner;
 mod linode;
 mod openstack;
 mod proxmox;
+pub mod rescue;
 pub mod s3;
 pub mod settings;
 mod sigv4;
@@ -214,7 +216,7 @@ impl Local {
     /// The image in `dir`, which `kimg build` made, in this form; a form that is missing is made.
     ///
     /// # Errors
-    /// There is no image, it is not what its manifest says, or it holds private keys in clear.
+    /// There is no image, it is not what its manifest says or not in this form, or it holds private keys in clear.
     pub fn read(dir: &Path, format: Format) -> Result<Local> {
         let known = manifest::Manifest::read(dir).map_or_else(
             || input::bad(format!("there is no image in {}; build it with `kimg build all`", dir.display())),
@@ -242,6 +244,7 @@ impl Local {
                 FileSum::of(&path)?
             }
         };
+        format.check(&path)?;
         leave::may_leave(&path)?;
         let role = known.role.as_str().to_string();
         let name = format!("{PREFIX}{}-{role}-{}", known.cluster, &disk.sha256[..12]);

@@ -4,7 +4,7 @@
 //! The bytes go straight to Glance, which keeps their SHA-512; it is compared before the image counts.
 
 use super::settings::{self, Environment};
-use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt, broken};
+use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt};
 use crate::image::output::Format;
 use crate::input;
 use crate::web::{Answer, Client, Request, trust};
@@ -289,7 +289,10 @@ impl Provider for OpenStack {
     }
 
     fn leftovers(&self) -> Result<Vec<Leftover>> {
-        broken(self)
+        // One whose bytes were on their way when Glance itself crashed is 'saving' for ever.
+        let ends = |image: &Value| matches!(state(image), State::Broken(_)) || image["status"] == "saving";
+        let left = self.images()?.into_iter().filter(ends).filter_map(|image| remote(&image));
+        Ok(left.map(|image| Leftover { kind: "image".into(), id: image.id }).collect())
     }
 
     fn discard(&self, leftover: &Leftover) -> Result<()> {

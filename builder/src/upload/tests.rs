@@ -6,6 +6,7 @@ use super::digitalocean::DigitalOcean;
 use super::fakes::{self, Object, Shared, Upload, World, held};
 use super::gcp::Gcp;
 use super::google::Account;
+use super::hetzner::Hetzner;
 use super::linode::Linode;
 use super::openstack::OpenStack;
 use super::proxmox::Proxmox;
@@ -29,17 +30,19 @@ enum Which {
     Aws,
     DigitalOcean,
     Gcp,
+    Hetzner,
     Linode,
     OpenStack,
     Proxmox,
     Vultr,
 }
 
-const ALL: [Which; 8] = [
+const ALL: [Which; 9] = [
     Which::S3,
     Which::Aws,
     Which::DigitalOcean,
     Which::Gcp,
+    Which::Hetzner,
     Which::Linode,
     Which::OpenStack,
     Which::Proxmox,
@@ -54,6 +57,7 @@ impl Which {
             Which::Aws => fakes::aws::answer(call, world),
             Which::DigitalOcean => fakes::digitalocean::answer(call, world),
             Which::Gcp => fakes::gcp::answer(call, world),
+            Which::Hetzner => fakes::hetzner::answer(call, world),
             Which::Linode => fakes::linode::answer(call, world),
             Which::OpenStack => fakes::openstack::answer(call, world),
             Which::Proxmox => fakes::proxmox::answer(call, world),
@@ -67,6 +71,7 @@ impl Which {
             Which::Aws => include_str!("../../tests/data/providers/aws.json"),
             Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
             Which::Gcp => include_str!("../../tests/data/providers/gcp.json"),
+            Which::Hetzner => include_str!("../../tests/data/providers/hetzner.json"),
             Which::Linode => include_str!("../../tests/data/providers/linode.json"),
             Which::OpenStack => include_str!("../../tests/data/providers/openstack.json"),
             Which::Proxmox => include_str!("../../tests/data/providers/proxmox.json"),
@@ -106,7 +111,7 @@ impl Stage {
 
     fn provider_for(&self, client: &crate::web::Client) -> Box<dyn Provider> {
         let url = self.server.url();
-        let (ebs, ec2) = (format!("{url}/ebs"), format!("{url}/ec2"));
+        let (ebs, ec2, v1) = (format!("{url}/ebs"), format!("{url}/ec2"), format!("{url}/v1"));
         let env = |name: &str| {
             let value = match name {
                 "AWS_ACCESS_KEY_ID" => "key",
@@ -114,7 +119,8 @@ impl Stage {
                 "AWS_ENDPOINT_URL_EC2" => ec2.as_str(),
                 "AWS_SECRET_ACCESS_KEY" | "OS_PASSWORD" | "PROXMOX_TOKEN_SECRET" => "s3cr3t",
                 "PROXMOX_TOKEN_ID" => "kimg@pve!up",
-                "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" => "t0ken",
+                "DIGITALOCEAN_TOKEN" | "HCLOUD_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" => "t0ken",
+                "HCLOUD_ENDPOINT" => v1.as_str(),
                 "DIGITALOCEAN_API_URL"
                 | "LINODE_URL"
                 | "VULTR_API_URL"
@@ -135,6 +141,10 @@ impl Stage {
             Which::Gcp => {
                 let account = Account::of(client, &fakes::gcp::key_file(&url)).unwrap();
                 Box::new(Gcp::new(&env, account, "archive").unwrap().with_pieces_of(PART))
+            }
+            Which::Hetzner => {
+                let provider = Hetzner::new(client, &env, Some("nbg1"), "cx23").unwrap();
+                Box::new(provider.with_writer(Box::new(fakes::hetzner::Disk(self.world.clone()))))
             }
             Which::Linode => Box::new(Linode::new(client, &env, "eu-central").unwrap()),
             Which::OpenStack => Box::new(OpenStack::new(client, &env, Some("R1")).unwrap()),
@@ -171,13 +181,15 @@ impl Stage {
         let objects = world.objects.keys().filter(|_| self.which != Which::S3).cloned();
         let used = |id: &String| world.images.values().any(|image| image.snapshot == *id);
         let snapshots = world.snapshots.keys().filter(|id| !used(id)).cloned();
-        uploads.chain(objects).chain(snapshots).collect()
+        let servers = world.servers.values().map(|server| server.name.clone());
+        uploads.chain(objects).chain(snapshots).chain(servers).chain(world.keys.values().cloned()).collect()
     }
 
     fn is_empty(&self) -> bool {
         let world = self.world();
         let (images, snapshots) = (world.images.is_empty(), world.snapshots.is_empty());
-        images && snapshots && world.objects.is_empty() && world.uploads.is_empty()
+        let servers = world.servers.is_empty() && world.keys.is_empty();
+        images && snapshots && servers && world.objects.is_empty() && world.uploads.is_empty()
     }
 
     /// `but`: a call that was cut, and so is not what was sent.
@@ -287,6 +299,7 @@ fn what_a_provider_does_not_take_is_said_and_removed() {
         (Which::Aws, "the snapshot is 'error'"),
         (Which::DigitalOcean, "not an image"),
         (Which::Gcp, "no valid disk"),
+        (Which::Hetzner, "no rescue system today"),
         (Which::Linode, "did not take"),
         (Which::OpenStack, "killed"),
         (Which::Proxmox, "checksum mismatch"),
@@ -298,7 +311,7 @@ fn what_a_provider_does_not_take_is_said_and_removed() {
         assert!(error.contains(says), "{error}");
         assert!(stage.is_empty(), "{which:?}");
     }
-    for which in [Which::S3, Which::Aws, Which::Gcp, Which::OpenStack] {
+    for which in [Which::S3, Which::Aws, Which::Gcp, Which::Hetzner, Which::OpenStack] {
         let stage = Stage::new(which);
         stage.world().damages = true;
         let error = format!("{:#}", stage.upload(&image).unwrap_err());
@@ -376,6 +389,44 @@ fn a_snapshot_without_an_image_is_found() {
     stage.provider().discard(&left[0]).unwrap();
     assert!(stage.world().snapshots.keys().eq(["snap-8"]));
     stage.check_calls(None);
+}
+
+#[test]
+fn servers_and_keys_of_earlier_runs_are_found() {
+    let stage = Stage::new(Which::Hetzner);
+    let server = || fakes::Server { name: "kimg-upload-1".into(), locked: 3, ..fakes::Server::default() };
+    stage.world().servers.extend([("1".to_string(), server()), ("2".to_string(), server())]);
+    stage.world().keys.insert("3".into(), "kimg-upload-1".into());
+    let image =
+        fakes::Image { name: "kimg-c-master-01".into(), status: "unavailable".into(), ..fakes::Image::default() };
+    stage.world().images.insert("4".into(), image);
+    let provider = stage.provider();
+    let left = provider.leftovers().unwrap();
+    let known: Vec<String> = left.iter().map(|left| format!("{} {}", left.kind, left.id)).collect();
+    assert_eq!(known, ["image 4", "server 1", "server 2", "ssh-key 3"]);
+    for leftover in &left {
+        provider.discard(leftover).unwrap();
+        provider.discard(leftover).unwrap();
+    }
+    assert!(stage.is_empty());
+    stage.check_calls(None);
+}
+
+#[test]
+fn an_image_that_glance_was_taking_when_it_crashed_is_found() {
+    let stage = Stage::new(Which::OpenStack);
+    for (id, name, status) in [
+        ("i1", "kimg-c-worker-0123456789ab", "saving"),
+        ("i2", "kimg-c-worker-0123456789ab", "queued"),
+        ("i3", "kimg-c-master-0123456789ab", "active"),
+        ("i4", "kimg-c-master-0123456789ab", "deactivated"),
+        ("i5", "somebody's", "saving"),
+    ] {
+        let image = fakes::Image { name: name.into(), status: status.into(), ..fakes::Image::default() };
+        stage.world().images.insert(id.into(), image);
+    }
+    let left: Vec<String> = stage.provider().leftovers().unwrap().into_iter().map(|known| known.id).collect();
+    assert_eq!(left, ["i1", "i2"]);
 }
 
 #[test]
@@ -479,7 +530,7 @@ fn a_signature_is_no_older_than_the_try() {
 fn no_token_goes_out_in_clear() {
     let clock = Virtual::new();
     let env = |name: &str| match name {
-        "DIGITALOCEAN_API_URL" | "LINODE_URL" | "VULTR_API_URL" | "OS_AUTH_URL" => {
+        "DIGITALOCEAN_API_URL" | "HCLOUD_ENDPOINT" | "LINODE_URL" | "VULTR_API_URL" | "OS_AUTH_URL" => {
             Some("http://api.example".to_string())
         }
         _ => Some("s3cr3t".to_string()),
@@ -490,6 +541,7 @@ fn no_token_goes_out_in_clear() {
     let shelf = bucket("https://s3.example").unwrap();
     for error in [
         DigitalOcean::new(&client, &env, "fra1", shelf.clone()).unwrap_err(),
+        Hetzner::new(&client, &env, None, "cx23").unwrap_err(),
         Linode::new(&client, &env, "eu-central").unwrap_err(),
         OpenStack::new(&client, &env, None).unwrap_err(),
         Proxmox::new(&client, &env, "pve", "local").unwrap_err(),
@@ -540,6 +592,7 @@ fn a_dry_run_shows_the_calls_and_no_secret() {
         (Which::DigitalOcean, "POST http"),
         (Which::Aws, "/snapshots/completion/snap-0"),
         (Which::Gcp, "PUT https://UPLOAD"),
+        (Which::Hetzner, "ssh root@192.0.2.1: 163840 bytes"),
         (Which::Linode, "PUT https://UPLOAD"),
         (Which::OpenStack, "PUT https://GLANCE/v2/images/IMAGE/file"),
         (Which::Proxmox, "name=\"checksum-algorithm\""),
@@ -552,7 +605,8 @@ fn a_dry_run_shows_the_calls_and_no_secret() {
         upload(&*stage.provider_for(&client), &image, &ProgressBar::hidden()).unwrap();
         let text = lines.lock().unwrap().join("\n");
         assert!(text.contains(call) && text.contains("(secret)"), "{which:?}: {text}");
-        assert!(!text.contains("s3cr3t") && !text.contains("t0ken"), "{which:?}: {text}");
+        let keys = ["s3cr3t", "t0ken", "PRIVATE KEY"];
+        assert!(!keys.iter().any(|key| text.contains(key)), "{which:?}: {text}");
         assert!(stage.server.calls().is_empty(), "{which:?}");
     }
 }

@@ -115,6 +115,13 @@ impl Client {
         self.dry.is_some()
     }
 
+    /// Writes down, in a dry run, what would be done besides calls.
+    pub fn tell(&self, what: &str) {
+        if let Some(sink) = &self.dry {
+            sink(what);
+        }
+    }
+
     /// The client for tidying up: an interrupt does not stop it.
     #[must_use]
     pub fn for_cleanup(&self) -> Client {

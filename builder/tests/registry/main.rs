@@ -1,9 +1,12 @@
 //! `kimg build image`, `push` and `pull` against Debian's docker-registry, and what skopeo, umoci and oras make of
-//! the results; and uploads to an S3 server. The programs are fetched once into `target/tools/`; one that cannot be had is skipped with the
-//! reason, and counted as ignored.
+//! the results; and uploads to an S3 server, to OpenStack and over ssh. The programs are fetched once into
+//! `target/tools/`; one that cannot be had is skipped with the reason, and counted as ignored.
 //!
 //! `cargo test --workspace --test registry -- --include-ignored`; `make test` runs it.
 
+mod gate;
+mod openstack;
+mod rescue;
 mod s3;
 mod server;
 mod tools;
@@ -26,6 +29,17 @@ const TESTS: &[(&str, &[Tool], Test)] = &[
     ("what_oras_pushes_is_pulled", &[Tool::Oras], what_oras_pushes),
 ];
 
+/// Name, what it needs, and the test in a folder of its own.
+type Upload = (&'static str, fn() -> Result<PathBuf>, fn(&Path) -> Result<()>);
+
+const UPLOADS: &[Upload] = &[
+    ("an_image_goes_to_an_s3_server_once", tools::s3rver, s3::an_image_goes_there_once),
+    ("an_image_goes_to_glance_once", tools::openstack, openstack::an_image_goes_there_once),
+    ("a_token_of_keystone_runs_out_on_the_way", tools::openstack, openstack::a_token_runs_out_on_the_way),
+    ("a_disk_is_written_by_who_has_the_key", || Tool::Sshd.find(), rescue::a_disk_is_written_by_who_has_the_key),
+    ("what_glance_was_taking_is_removed", tools::openstack, openstack::what_it_was_taking_is_removed),
+];
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = TESTS.iter().map(|(name, needs, test)| {
@@ -40,15 +54,17 @@ fn main() -> ExitCode {
         // They fetch programs, which `cargo test` alone should not.
         Trial::ignorable_test(*name, run).with_ignored_flag(true)
     });
-    let object_store = Trial::ignorable_test("an_image_goes_to_an_s3_server_once", || {
-        if let Err(error) = tools::s3rver() {
-            return Ok(Completion::ignored_with(format!("{error:#}")));
-        }
-        let done =
-            tempfile::tempdir().context("making a folder").and_then(|dir| s3::an_image_goes_there_once(dir.path()));
-        done.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
+    let uploads = UPLOADS.iter().map(|(name, needs, test)| {
+        let run = move || {
+            if let Err(error) = needs() {
+                return Ok(Completion::ignored_with(format!("{error:#}")));
+            }
+            let done = tempfile::tempdir().context("making a folder").and_then(|dir| test(dir.path()));
+            done.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
+        };
+        Trial::ignorable_test(*name, run).with_ignored_flag(true)
     });
-    let trials = trials.chain([object_store.with_ignored_flag(true)]).collect();
+    let trials = trials.chain(uploads).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

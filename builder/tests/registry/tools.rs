@@ -1,6 +1,7 @@
-//! Programs of Debian that read and serve images, below `target/tools/`.
+//! Programs of other projects that read and serve images, below `target/tools/`.
 
 use anyhow::{Context, Result};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -11,6 +12,7 @@ pub enum Tool {
     Skopeo,
     Umoci,
     Oras,
+    Sshd,
 }
 
 /// Suite, package, program.
@@ -21,6 +23,7 @@ impl Tool {
             Tool::Skopeo => ("bookworm", "skopeo", "skopeo"),
             Tool::Umoci => ("bookworm", "umoci", "umoci"),
             Tool::Oras => ("trixie", "oras", "oras"),
+            Tool::Sshd => ("bookworm", "openssh-server", "sshd"),
         }
     }
 
@@ -36,6 +39,7 @@ impl Tool {
                 "libudev1",
                 "libpcre2-8-0",
             ],
+            Tool::Sshd => &["libwrap0", "libnsl2", "libtirpc3"],
             _ => &[],
         }
     }
@@ -49,11 +53,12 @@ impl Tool {
     pub fn find(self) -> Result<PathBuf> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let (suite, package, program) = self.origin();
-        let path = self.tree().join("usr/bin").join(program);
+        let folder = if self == Tool::Sshd { "usr/sbin" } else { "usr/bin" };
+        let path = self.tree().join(folder).join(program);
         let _turn = ONE_AT_A_TIME.lock().map_err(|_| anyhow::anyhow!("fetching failed in another test"))?;
         if !path.exists() {
             let packages = [&[package][..], self.libraries()].concat();
-            let wanted = |path: &str| path == format!("/usr/bin/{program}") || path.contains("/lib/");
+            let wanted = |path: &str| path == format!("/{folder}/{program}") || path.contains("/lib/");
             kimg::packages::fetch_tree(suite, &packages, wanted, &self.tree())
                 .with_context(|| format!("{package} cannot be had here"))?;
         }
@@ -63,10 +68,15 @@ impl Tool {
     /// The command with the tool's libraries where the loader finds them.
     pub fn prepare(self, mut command: Command) -> Result<Command> {
         if !self.libraries().is_empty() {
-            let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|dir| self.tree().join(dir));
-            command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries)?);
+            command.env("LD_LIBRARY_PATH", self.library_path()?);
         }
         Ok(command)
+    }
+
+    /// Where the loader finds its libraries.
+    pub fn library_path(self) -> Result<OsString> {
+        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|dir| self.tree().join(dir));
+        Ok(std::env::join_paths(libraries)?)
     }
 }
 
@@ -91,4 +101,33 @@ pub fn s3rver() -> Result<PathBuf> {
         );
     }
     Ok(program)
+}
+
+/// Keystone and Glance of the Python index, in an environment of their own: its folder; fetched once for each list of
+/// packages.
+pub fn openstack() -> Result<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().map_err(|_| anyhow::anyhow!("fetching failed in another test"))?;
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = here.join("tests/registry/requirements.txt");
+    let dir = here.join("../target/tools/openstack");
+    let (stamp, venv) = (dir.join("stamp"), dir.join("venv"));
+    let wanted = std::fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
+    if std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(venv);
+    }
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let run = |program: &Path, arguments: &[&str]| -> Result<()> {
+        let output = Command::new(program).args(arguments).current_dir(&dir).output();
+        let output = output.context("Keystone and Glance cannot be had here: Python does not run")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "Keystone and Glance cannot be had here: {said}");
+        Ok(())
+    };
+    run(Path::new("python3"), &["-m", "venv", "--clear", "venv"])?;
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
+    let requirements = list.display().to_string();
+    run(&venv.join("bin/python3"), &[&install[..], &[&requirements]].concat())?;
+    std::fs::write(&stamp, wanted).with_context(|| format!("writing {}", stamp.display()))?;
+    Ok(venv)
 }

@@ -7,6 +7,8 @@ pub(super) mod vhdx;
 mod vmdk;
 
 use crate::cache;
+use crate::disk::gpt;
+use crate::input;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -59,6 +61,35 @@ impl Format {
             Format::Vmdk => "disk.vmdk",
             Format::Gce => "disk.gce.tar.gz",
         }
+    }
+
+    /// Checks that a file begins as this form does: who is told a form mostly takes any file for it, and a machine
+    /// that was made of it does not boot.
+    ///
+    /// # Errors
+    /// It begins otherwise, or cannot be read.
+    pub fn check(self, path: &Path) -> Result<()> {
+        let mark: &[u8] = match self {
+            Format::Raw | Format::Vhd => b"EFI PART",
+            Format::RawZst => &[0x28, 0xb5, 0x2f, 0xfd],
+            Format::RawGz | Format::Gce => &[0x1f, 0x8b],
+            Format::Qcow2 => b"QFI\xfb",
+            Format::Vmdk => b"KDMV",
+        };
+        // The partition table stands behind the first sector.
+        let offset = if matches!(self, Format::Raw | Format::Vhd) { gpt::SECTOR } else { 0 };
+        let mut begins = Vec::new();
+        let mut file = input::open(path)?;
+        file.seek(SeekFrom::Start(offset)).with_context(|| format!("reading {}", path.display()))?;
+        file.take(mark.len() as u64).read_to_end(&mut begins).with_context(|| format!("reading {}", path.display()))?;
+        if begins != mark {
+            return input::bad(format!(
+                "{} does not begin as {} does; build the image again",
+                path.display(),
+                self.file()
+            ));
+        }
+        Ok(())
     }
 
     /// Makes this form of `raw` at `out`, whole or not at all.
@@ -155,5 +186,27 @@ mod tests {
             assert!(plain == content, "{format:?}");
             assert!(packed.len() < content.len());
         }
+    }
+
+    #[test]
+    fn no_form_passes_for_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        let mut content = vec![0; 1 << 20];
+        content[512..520].copy_from_slice(b"EFI PART");
+        std::fs::write(&raw, &content).unwrap();
+        // A disk of fixed size begins as the plain one, and both archives as gzip does.
+        let all = [Format::Raw, Format::RawZst, Format::RawGz, Format::Qcow2, Format::Vmdk];
+        for made in all {
+            let out = dir.path().join(made.file());
+            if made != Format::Raw {
+                made.write(&raw, &out).unwrap();
+            }
+            for said in all {
+                assert_eq!(said.check(&out).is_ok(), said == made, "{made:?} as {said:?}");
+            }
+        }
+        std::fs::write(&raw, b"short").unwrap();
+        assert!(Format::Raw.check(&raw).unwrap_err().is::<input::BadInput>());
     }
 }

@@ -3,6 +3,7 @@
 pub(super) mod aws;
 pub(super) mod digitalocean;
 pub(super) mod gcp;
+pub(super) mod hetzner;
 pub(super) mod linode;
 pub(super) mod openstack;
 pub(super) mod proxmox;
@@ -24,6 +25,9 @@ pub(super) struct World {
     /// What the provider is at work on.
     pub(super) tasks: BTreeMap<String, Task>,
     pub(super) snapshots: BTreeMap<String, Snapshot>,
+    pub(super) servers: BTreeMap<String, Server>,
+    /// Names of the keys that servers let in.
+    pub(super) keys: BTreeMap<String, String>,
     /// EBS is asked too much, once.
     pub(super) busy: bool,
     pub(super) count: usize,
@@ -103,6 +107,20 @@ impl Snapshot {
     }
 }
 
+/// A server with a disk.
+#[derive(Default)]
+pub(super) struct Server {
+    pub(super) name: String,
+    pub(super) user_data: String,
+    pub(super) disk: Vec<u8>,
+    pub(super) runs: bool,
+    /// The next start is one of the rescue system.
+    pub(super) rescue: bool,
+    pub(super) in_rescue: bool,
+    /// How often it cannot be removed yet.
+    pub(super) locked: usize,
+}
+
 /// Work that ends when it was asked for often enough.
 pub(super) struct Task {
     pub(super) asked: usize,
@@ -114,6 +132,12 @@ pub(super) struct Task {
 }
 
 impl World {
+    /// The id of a new thing.
+    pub(super) fn number(&mut self) -> String {
+        self.count += 1;
+        self.count.to_string()
+    }
+
     /// The name of a new task.
     pub(super) fn task(&mut self) -> String {
         self.count += 1;
