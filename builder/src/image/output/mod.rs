@@ -75,6 +75,7 @@ impl Format {
             Format::RawGz | Format::Gce => &[0x1f, 0x8b],
             Format::Qcow2 => b"QFI\xfb",
             Format::Vmdk => b"KDMV",
+            Format::Vhdx => b"vhdxfile",
         };
         // The partition table stands behind the first sector.
         let offset = if matches!(self, Format::Raw | Format::Vhd) { gpt::SECTOR } else { 0 };
