@@ -1,19 +1,28 @@
 //! What every cluster has from its first start: namespaces, default roles, priority classes,
-//! the `kubernetes` Service, the service address range.
+//! the `kubernetes` Service, the service address range, and what aggregated API servers are to trust.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 
+use crate::config::Config;
 use crate::error::Result;
 use crate::registry::Change;
 use crate::state::AppState;
 
+/// How often what must never be gone is looked at.
+const KEEP: Duration = Duration::from_secs(10);
+
 /// Makes what is missing; does nothing to what is there.
 pub async fn run(state: &Arc<AppState>) -> anyhow::Result<()> {
+    if own_address(state).is_unspecified() {
+        tracing::warn!("no --advertise-address: the Service kubernetes has no endpoint");
+    }
     let names = ["default", "kube-system", "kube-public", "kube-node-lease"];
     try_join_all(names.map(|name| namespace(state, name))).await?;
     // What does not wait for each other is made durable together.
@@ -22,9 +31,82 @@ pub async fn run(state: &Arc<AppState>) -> anyhow::Result<()> {
         priority_class(state, "system-node-critical", 2_000_001_000),
         priority_class(state, "system-cluster-critical", 2_000_000_000),
         service_range(state),
-        async { own_service(state).await.context("making the Service kubernetes") },
+        async { own_service(state, Found::Replaced).await.context("making the Service kubernetes") },
     )
     .map(drop)
+}
+
+/// Puts the Service `kubernetes`, its endpoints and what aggregated API servers are to trust back
+/// when somebody removes or changes them.
+pub async fn keep(state: Arc<AppState>) {
+    // What is checked by this server, not what the files may say by now.
+    let trust = match authentication(&state.config) {
+        Ok(trust) => trust,
+        Err(error) => return tracing::error!("aggregated API servers are not told whom to trust: {error:#}"),
+    };
+    // Only one server has the embedded store, so whoever else is among the endpoints is wrong.
+    let found = if state.config.etcd.etcd_servers.is_empty() { Found::Replaced } else { Found::Joined };
+    let mut stopping = state.stopping();
+    loop {
+        let kept = tokio::try_join!(
+            async { own_service(&state, found).await.context("keeping the Service kubernetes") },
+            async { publish(&state, &trust).await.context("keeping the ConfigMap of aggregated API servers") },
+        );
+        if let Err(error) = kept {
+            tracing::warn!("{error:#}");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(KEEP) => {}
+            _ = stopping.wait_for(|s| *s) => return,
+        }
+    }
+}
+
+/// The data of ConfigMap `extension-apiserver-authentication`, from which aggregated API servers
+/// learn whom to trust.
+fn authentication(config: &Config) -> anyhow::Result<Value> {
+    let mut data = json!({});
+    if let Some(path) = &config.client_ca_file {
+        data["client-ca-file"] = certificates(path)?.into();
+    }
+    if let Some(path) = &config.requestheader_client_ca_file {
+        data["requestheader-client-ca-file"] = certificates(path)?.into();
+        let lists = [
+            ("allowed-names", json!(config.requestheader_allowed_names)),
+            ("username-headers", json!(["X-Remote-User"])),
+            ("uid-headers", json!(["X-Remote-Uid"])),
+            ("group-headers", json!(["X-Remote-Group"])),
+            ("extra-headers-prefix", json!(["X-Remote-Extra-"])),
+        ];
+        for (name, list) in lists {
+            data[format!("requestheader-{name}")] = list.to_string().into();
+        }
+    }
+    Ok(data)
+}
+
+/// The certificates of a PEM file, without what else is in it: a key would be shown to others.
+fn certificates(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let (mut out, mut inside) = (String::new(), false);
+    for line in text.lines().map(str::trim) {
+        inside |= line == "-----BEGIN CERTIFICATE-----";
+        if inside {
+            out.push_str(line);
+            out.push('\n');
+        }
+        inside &= line != "-----END CERTIFICATE-----";
+    }
+    Ok(out)
+}
+
+async fn publish(state: &AppState, data: &Value) -> Result<()> {
+    let map = json!({
+        "kind": "ConfigMap", "apiVersion": "v1",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": data,
+    });
+    replace(state, "", "configmaps", &map, &["data"]).await
 }
 
 async fn namespace(state: &AppState, name: &str) -> anyhow::Result<()> {
@@ -91,7 +173,16 @@ fn own_address(state: &AppState) -> IpAddr {
     config.advertise_address.unwrap_or(config.bind_address)
 }
 
-async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
+/// What becomes of endpoints that are there already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// This server's take their place.
+    Replaced,
+    /// This server's are added: the others are those of servers that share the store.
+    Joined,
+}
+
+async fn own_service(state: &Arc<AppState>, found: Found) -> anyhow::Result<()> {
     let range = &state.config.service_cluster_ip_range;
     let address =
         first_address(range).with_context(|| format!("--service-cluster-ip-range {range} is not an address range"))?;
@@ -110,7 +201,6 @@ async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
     ensure(state, "", "services", service).await?;
     let own = own_address(state);
     if own.is_unspecified() {
-        tracing::warn!("no --advertise-address: the Service kubernetes has no endpoint");
         return Ok(());
     }
     let (port, own_family) = (state.config.secure_port, if own.is_ipv4() { "IPv4" } else { "IPv6" });
@@ -119,7 +209,9 @@ async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
         "subsets": [{"addresses": [{"ip": own}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
     });
-    replace(state, "", "endpoints", endpoints, "subsets").await?;
+    if found == Found::Replaced || !joined(state, "", "endpoints", &endpoints, "/subsets/0/addresses").await? {
+        replace(state, "", "endpoints", &endpoints, &["subsets"]).await?;
+    }
     let slice = json!({
         "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
@@ -127,27 +219,72 @@ async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
         "endpoints": [{"addresses": [own], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
-    replace(state, "discovery.k8s.io", "endpointslices", slice, "endpoints").await?;
+    if found == Found::Replaced || !joined(state, "discovery.k8s.io", "endpointslices", &slice, "/endpoints").await? {
+        replace(state, "discovery.k8s.io", "endpointslices", &slice, &["endpoints", "ports"]).await?;
+    }
     Ok(())
 }
 
-/// Creates an object, or puts one field of it right: this server's address may have changed.
-async fn replace(state: &AppState, group: &str, resource: &str, wanted: Value, field: &str) -> Result<()> {
-    let text = |name: &str| wanted["metadata"][name].as_str().unwrap_or("").to_string();
-    let (namespace, name, value) = (text("namespace"), text("name"), wanted[field].clone());
-    ensure(state, group, resource, wanted).await?;
-    let change = |mut object: Value| {
-        if object[field] == value {
-            return Ok(Change::Keep);
+/// Creates an object, or puts its labels and these fields right: this server's address may have changed.
+async fn replace(state: &AppState, group: &str, resource: &str, wanted: &Value, fields: &[&str]) -> Result<()> {
+    ensure(state, group, resource, wanted.clone()).await?;
+    change(state, group, resource, wanted, |object| {
+        for field in fields {
+            object[*field] = wanted[*field].clone();
         }
-        object[field] = value.clone();
-        Ok(Change::Write(object))
+        for (key, value) in wanted["metadata"]["labels"].as_object().into_iter().flatten() {
+            object["metadata"]["labels"][key] = value.clone();
+        }
+    })
+    .await
+}
+
+/// Adds what `wanted` has in the list at `pointer` to the list that is there; false: there is none.
+async fn joined(state: &AppState, group: &str, resource: &str, wanted: &Value, pointer: &str) -> Result<bool> {
+    let text = |name: &str| wanted["metadata"][name].as_str().unwrap_or("").to_string();
+    let Some(object) = state.registry.get(group, resource, &text("namespace"), &text("name")) else { return Ok(false) };
+    if !object.value().pointer(pointer).is_some_and(Value::is_array) {
+        return Ok(false);
+    }
+    let own: Vec<Value> = wanted.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
+    let join = |object: &mut Value| {
+        if let Some(list) = object.pointer_mut(pointer).and_then(Value::as_array_mut) {
+            let missing: Vec<Value> = own.iter().filter(|o| !list.contains(o)).cloned().collect();
+            list.extend(missing);
+        }
     };
-    state.registry.guaranteed_update(group, resource, &namespace, &name, change).await.map(drop)
+    change(state, group, resource, wanted, join).await.map(|()| true)
+}
+
+/// Changes the object that has the name of `named`; writes only where something becomes different.
+async fn change(
+    state: &AppState,
+    group: &str,
+    resource: &str,
+    named: &Value,
+    mut edit: impl FnMut(&mut Value) + Send,
+) -> Result<()> {
+    let text = |name: &str| named["metadata"][name].as_str().unwrap_or("").to_string();
+    let edited = |object: Value| {
+        let mut new = object.clone();
+        edit(&mut new);
+        Ok(if new == object { Change::Keep } else { Change::Write(new) })
+    };
+    let done = state.registry.guaranteed_update(group, resource, &text("namespace"), &text("name"), edited).await;
+    done.map(drop)
 }
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn only_certificates_are_shown_to_others() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let block = |kind: &str| format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n");
+        let text = ["CERTIFICATE", "EC PRIVATE KEY", "CERTIFICATE"].map(block).join("# a bundle\n");
+        std::fs::write(file.path(), text).unwrap();
+        assert_eq!(super::certificates(file.path()).unwrap(), block("CERTIFICATE").repeat(2));
+    }
+
     #[test]
     fn the_first_address() {
         for (range, first) in [("10.32.0.0/24", "10.32.0.1"), ("fd00::/108", "fd00::1")] {

@@ -7,7 +7,7 @@ use clap::Parser;
 
 /// Settings of the API server.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "kube-apiserver", version = crate::GIT_VERSION, about = "The Kubernetes API server")]
+#[command(name = "kube-apiserver", version = crate::GIT_VERSION, about = "The Kubernetes API server", next_line_help = true)]
 pub struct Config {
     /// Address to listen on.
     #[arg(long, default_value = "0.0.0.0")]

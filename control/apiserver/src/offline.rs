@@ -10,7 +10,7 @@ use crate::storage::commands;
 
 /// The store without the server, or beside it.
 #[derive(Debug, Parser)]
-#[command(name = "kube-apiserver store")]
+#[command(name = "kube-apiserver store", next_line_help = true)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -83,6 +83,26 @@ fn run(args: Args) -> anyhow::Result<String> {
         Command::Torture(args) => crate::torture::run(&args),
         Command::TortureChild { spec } => {
             store::torture::child(&spec).map(|()| String::new()).map_err(anyhow::Error::msg)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn help_takes_two_or_three_lines_a_flag() {
+        let mut store = Args::command();
+        store.build();
+        let commands = store.get_subcommands().filter(|c| !c.is_hide_set()).cloned();
+        for command in commands.chain([store.clone(), crate::config::Config::command()]) {
+            let flags = command.get_arguments().count() + command.get_subcommands().count();
+            let name = command.get_name().to_string();
+            let help = command.term_width(100).render_help().to_string();
+            assert!(help.lines().count() <= 3 * flags + 8, "{name}:\n{help}");
         }
     }
 }

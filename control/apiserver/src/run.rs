@@ -108,6 +108,7 @@ impl Server {
         tokio::spawn(serve_socket(state.clone(), socket));
         tokio::spawn(crate::encryption::follow(state.clone(), sealed));
         tokio::spawn(forget_the_past(state.clone()));
+        tokio::spawn(bootstrap::keep(state.clone()));
         let serving = tokio::spawn(server::serve(state.clone(), listener, renewed, stopped));
         state.set_ready();
         Ok(Server { state, address, serving, stop })

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 
 #[derive(Debug, Parser)]
-#[command(name = "kube-controller-manager", about = "Runs the controllers of the cluster")]
+#[command(name = "kube-controller-manager", about = "Runs the controllers of the cluster", next_line_help = true)]
 pub struct Settings {
     /// How to reach the API server, and as whom.
     #[arg(long)]
@@ -73,6 +73,14 @@ fn seconds(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn help_takes_two_or_three_lines_a_flag() {
+        use clap::CommandFactory as _;
+        let flags = Settings::command().get_arguments().count();
+        let help = Settings::command().term_width(100).render_help().to_string();
+        assert!(help.lines().count() <= 3 * flags + 8, "{help}");
+    }
 
     #[test]
     fn flags_parse_in_both_forms() {

@@ -36,7 +36,7 @@ pub const NAME: &str = "kube-scheduler";
 const PORT: u16 = 10259;
 
 #[derive(Debug, Parser)]
-#[command(name = "kube-scheduler", about = "Finds a node for each pod")]
+#[command(name = "kube-scheduler", about = "Finds a node for each pod", next_line_help = true)]
 struct Settings {
     /// How to reach the API server, and as whom.
     #[arg(long)]

@@ -113,7 +113,7 @@ pub(crate) fn read_log(
     mut each: impl FnMut(Record) -> Result<(), String>,
 ) -> Result<Extent> {
     let damaged = |offset: u64, what: &str| StoreError::Damaged { file: file.into(), offset, what: what.into() };
-    let io = |source| StoreError::Io { what: format!("reading {file}"), source };
+    let io = |why| StoreError::Io { what: format!("reading {file}"), why };
     let mut header = [0u8; HEADER.len()];
     if fill(reader, &mut header).map_err(io)? < HEADER.len() || &header != HEADER {
         return Err(damaged(0, "it does not begin as a store log of this version"));
@@ -142,8 +142,9 @@ pub(crate) fn read_log(
             seen.extend_from_slice(&payload[..got]);
         }
         reader.read_to_end(&mut seen).map_err(io)?;
-        if whole_frame_in(&seen) {
-            return Err(damaged(at, "a record's checksum is wrong, and whole records follow it"));
+        if let Some(next) = whole_frame_in(&seen) {
+            let what = format!("the checksum up to byte {} is wrong, and whole records follow", at + next as u64);
+            return Err(damaged(at, &what));
         }
         if !short && !has_lost_sector(at, &seen) {
             return Err(damaged(at, "the last record's checksum is wrong, and no lost power leaves it like that"));
@@ -152,9 +153,9 @@ pub(crate) fn read_log(
     }
 }
 
-/// Whether in `tail`, after its first byte, a whole frame begins.
-fn whole_frame_in(tail: &[u8]) -> bool {
-    (1..tail.len().saturating_sub(FRAME_HEAD)).any(|i| {
+/// Where in `tail`, after its first byte, a whole frame begins.
+fn whole_frame_in(tail: &[u8]) -> Option<usize> {
+    (1..tail.len().saturating_sub(FRAME_HEAD)).find(|&i| {
         tail[i..].starts_with(MAGIC) && {
             let number =
                 |j: usize| u32::from_le_bytes([tail[i + j], tail[i + j + 1], tail[i + j + 2], tail[i + j + 3]]);

@@ -55,7 +55,7 @@ impl DirDisk {
 
     /// Opens a directory, makes it if need be, and locks it.
     pub fn open(dir: &Path) -> crate::Result<DirDisk> {
-        let io = |what: &str, source| crate::StoreError::Io { what: format!("{what} {}", dir.display()), source };
+        let io = |what: &str, why| crate::StoreError::Io { what: format!("{what} {}", dir.display()), why };
         if !dir.is_dir() {
             std::fs::create_dir_all(dir).map_err(|e| io("making the store directory", e))?;
             // The directory's own name must survive, too.

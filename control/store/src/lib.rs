@@ -84,12 +84,8 @@ pub enum StoreError {
     #[error("{key} in etcd was not written by this API server; choose another --etcd-prefix")]
     Foreign { key: String },
     /// The disk said no.
-    #[error("{what}: {source}")]
-    Io {
-        what: String,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error("{what}: {why}")]
+    Io { what: String, why: std::io::Error },
 }
 
 /// The usual result.

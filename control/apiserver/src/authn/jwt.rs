@@ -20,9 +20,18 @@ const P256_SPKI_PREFIX: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
     0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
+/// DER between the length of a P-256 key in PKCS#8 and its SEC1 form.
+const P256_PKCS8_HEAD: [u8; 24] = [
+    0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
+    0xce, 0x3d, 0x03, 0x01, 0x07,
+];
 /// DER between the length of a SubjectPublicKeyInfo and its BIT STRING, for RSA.
 const RSA_ALGORITHM: [u8; 15] =
     [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+
+const NO_PUBLIC: &str = "a file of --service-account-key-file holds neither public keys in PEM (BEGIN PUBLIC KEY) nor a \
+                         private one; this makes one of RSA's older form fit: openssl rsa -RSAPublicKey_in -pubout -in \
+                         KEY -out NEW";
 
 /// Why a key could not be used or a token was refused.
 #[derive(Debug, thiserror::Error)]
@@ -64,21 +73,22 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Takes the signing key (PKCS#8 PEM) and further public keys (SPKI PEM, any number in each).
+    /// Takes the signing key (PEM: PKCS#8, PKCS#1 or SEC1) and further keys (PEM: any number of public
+    /// ones in each, or a private one, whose public half is taken).
     pub fn from_pem(private_pem: &[u8], public_pems: &[&[u8]]) -> Result<Self, JwtError> {
         let rng = SystemRandom::new();
-        let der = PrivateKeyDer::from_pem_slice(private_pem)
-            .map_err(|e| JwtError::Key(format!("the signing key is not PEM: {e}")))?;
-        let PrivateKeyDer::Pkcs8(pkcs8) = &der else {
-            return Err(JwtError::Key("the signing key must be PKCS#8 (BEGIN PRIVATE KEY)".into()));
-        };
-        let (private, spki) = load_private(pkcs8.secret_pkcs8_der(), &rng)?;
+        let (private, spki) = load_private(private_pem, &rng)?;
         let own = public_entry(&spki)?;
         let kid = own.kid.clone();
         let mut public = vec![own];
         for pem in public_pems {
-            for item in SubjectPublicKeyInfoDer::pem_slice_iter(pem) {
-                let item = item.map_err(|e| JwtError::Key(format!("a public key is not PEM: {e}")))?;
+            let items: Result<Vec<_>, _> = SubjectPublicKeyInfoDer::pem_slice_iter(pem).collect();
+            let mut items = items.map_err(|e| JwtError::Key(format!("a public key is not PEM: {e}")))?;
+            if items.is_empty() {
+                let private = load_private(pem, &rng).map_err(|_| JwtError::Key(NO_PUBLIC.into()))?;
+                items.push(private.1.into());
+            }
+            for item in items {
                 let entry = public_entry(&item)?;
                 if public.iter().all(|p| p.kid != entry.kid) {
                     public.push(entry);
@@ -191,16 +201,40 @@ fn decode_json(part: &str) -> Result<Value, JwtError> {
     serde_json::from_slice(&bytes).map_err(|_| JwtError::Malformed("not JSON"))
 }
 
-fn load_private(pkcs8: &[u8], rng: &SystemRandom) -> Result<(Private, Vec<u8>), JwtError> {
-    if let Ok(key) = EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, rng) {
-        let mut spki = P256_SPKI_PREFIX.to_vec();
-        spki.extend_from_slice(key.public_key().as_ref());
-        return Ok((Private::Ec(Box::new(key)), spki));
+/// A private key, and its public half as SubjectPublicKeyInfo.
+fn load_private(pem: &[u8], rng: &SystemRandom) -> Result<(Private, Vec<u8>), JwtError> {
+    let unusable = |why: &dyn std::fmt::Display| {
+        JwtError::Key(format!(
+            "it must be P-256 or RSA of 2048 bits or more, in PEM and not encrypted ({why}); this makes one of another \
+             form fit: openssl pkcs8 -topk8 -nocrypt -in KEY -out NEW"
+        ))
+    };
+    let der = PrivateKeyDer::from_pem_slice(pem).map_err(|e| match e {
+        rustls_pki_types::pem::Error::NoItemsFound => unusable(&"there is no such key in the file"),
+        e => unusable(&e),
+    })?;
+    let ec = |pkcs8: &[u8]| EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, rng);
+    let (ec, rsa) = match &der {
+        PrivateKeyDer::Pkcs8(key) => (ec(key.secret_pkcs8_der()).ok(), RsaKeyPair::from_pkcs8(key.secret_pkcs8_der())),
+        PrivateKeyDer::Pkcs1(key) => (None, RsaKeyPair::from_der(key.secret_pkcs1_der())),
+        PrivateKeyDer::Sec1(key) => {
+            let body = [&P256_PKCS8_HEAD[..], &der_tlv(0x04, key.secret_sec1_der())].concat();
+            let key = ec(&der_tlv(0x30, &body)).map_err(|e| unusable(&e))?;
+            return Ok(ec_half(key));
+        }
+        _ => return Err(unusable(&"its form is not known")),
+    };
+    if let Some(key) = ec {
+        return Ok(ec_half(key));
     }
-    let key = RsaKeyPair::from_pkcs8(pkcs8)
-        .map_err(|e| JwtError::Key(format!("the signing key is neither P-256 nor RSA: {e}")))?;
+    let key = rsa.map_err(|e| unusable(&e))?;
     let spki = rsa_spki(key.public_key().as_ref());
     Ok((Private::Rsa(Box::new(key)), spki))
+}
+
+fn ec_half(key: EcdsaKeyPair) -> (Private, Vec<u8>) {
+    let spki = [&P256_SPKI_PREFIX[..], key.public_key().as_ref()].concat();
+    (Private::Ec(Box::new(key)), spki)
 }
 
 fn rsa_spki(pkcs1: &[u8]) -> Vec<u8> {
@@ -268,6 +302,46 @@ pub(crate) mod tests {
             assert!(keys.verify(bad).is_err(), "{bad}");
         }
         assert_eq!(keys.jwks()["keys"][0]["kty"], "EC");
+    }
+
+    fn pem(kind: &str, der: &[u8]) -> String {
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("ASCII")).collect();
+        format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", lines.join("\n"))
+    }
+
+    #[test]
+    fn keys_in_every_form() {
+        use rsa::pkcs1::EncodeRsaPrivateKey;
+        use rsa::pkcs8::EncodePrivateKey;
+        let rsa = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).expect("key");
+        let (pkcs1, rsa_pkcs8) = (rsa.to_pkcs1_der().expect("DER"), rsa.to_pkcs8_der().expect("DER"));
+        let ec_pkcs8 = rcgen::KeyPair::generate().expect("key").serialize_der();
+        // SEC1 stands in PKCS#8 after two lengths and the head; OpenSSL writes the curve before it.
+        let sec1 = &ec_pkcs8[3 + P256_PKCS8_HEAD.len() + 2..];
+        let parameters = pem("EC PARAMETERS", &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07]);
+        let pairs = [
+            ("RS256", pem("RSA PRIVATE KEY", pkcs1.as_bytes()), pem("PRIVATE KEY", rsa_pkcs8.as_bytes())),
+            ("ES256", parameters + &pem("EC PRIVATE KEY", sec1), pem("PRIVATE KEY", &ec_pkcs8)),
+        ];
+        for (algorithm, old, new) in pairs {
+            let old_keys = Keys::from_pem(old.as_bytes(), &[]).expect("old form");
+            let token = old_keys.sign(&json!({"sub": "x"})).expect("sign");
+            assert_eq!(old_keys.algorithm(), algorithm);
+            // The same key, and also where only tokens are checked with it.
+            assert!(Keys::from_pem(new.as_bytes(), &[]).expect("PKCS#8").verify(&token).is_ok());
+            let other = rcgen::KeyPair::generate().expect("key").serialize_pem();
+            let checking = Keys::from_pem(other.as_bytes(), &[old.as_bytes()]).expect("keys");
+            assert!(checking.verify(&token).is_ok(), "{algorithm}");
+        }
+        let other_curve = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("key");
+        for bad in [other_curve.serialize_pem(), "nonsense".into(), pem("ENCRYPTED PRIVATE KEY", &[0x30, 0])] {
+            let Err(error) = Keys::from_pem(bad.as_bytes(), &[]) else { panic!("{bad} was taken") };
+            assert!(error.to_string().contains("openssl pkcs8 -topk8 -nocrypt -in"), "{error}");
+        }
+        let good = rcgen::KeyPair::generate().expect("key").serialize_pem();
+        let Err(error) = Keys::from_pem(good.as_bytes(), &[b"nonsense"]) else { panic!("nonsense was taken") };
+        assert!(error.to_string().contains("--service-account-key-file holds neither"), "{error}");
     }
 
     #[test]

@@ -184,8 +184,8 @@ pub(super) async fn pending(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<()>
 
 /// The engine of a store that exists.
 pub(super) async fn existing(place: &Place) -> anyhow::Result<Arc<dyn Store>> {
-    if place.etcd.is_none() && !place.log().exists() {
-        bail!("there is no store in {}", place.dir.display());
+    if place.etcd.is_none() {
+        place.exists()?;
     }
     place.engine().await
 }

@@ -125,8 +125,23 @@ impl Place {
     async fn read(&self) -> store::Result<(Vec<Entry>, u64)> {
         match &self.etcd {
             Some(options) => store::read_etcd(options).await,
-            None => store::read_picture(&self.log()),
+            None => {
+                self.exists()?;
+                store::read_picture(&self.log())
+            }
         }
+    }
+
+    /// Refuses a directory that holds no embedded store.
+    fn exists(&self) -> store::Result<()> {
+        // Where it cannot be told, reading says why.
+        if !matches!(self.log().try_exists(), Ok(false)) {
+            return Ok(());
+        }
+        Err(StoreError::Settings(format!(
+            "there is no store in {}; look at --store-dir, or say where etcd is (--etcd-servers)",
+            self.dir.display()
+        )))
     }
 }
 

@@ -22,7 +22,8 @@ pub struct Cluster {
     port: u16,
 }
 
-fn ca() -> (String, Issuer<'static, KeyPair>) {
+/// A CA, and its certificate.
+pub fn ca() -> (String, Issuer<'static, KeyPair>) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "test");

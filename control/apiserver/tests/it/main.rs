@@ -8,6 +8,7 @@ mod customs;
 mod documents;
 mod encryption;
 mod etcd;
+mod kept;
 mod kinds;
 mod limits;
 mod memory;

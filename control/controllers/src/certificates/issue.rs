@@ -48,8 +48,7 @@ impl Issuer {
             std::fs::read_to_string(path).with_context(|| format!("reading signing CA file {}", path.display()))
         };
         let (certificate_pem, key_pem) = (read(certificate)?, read(key)?);
-        let key_pair = KeyPair::from_pem(&key_pem)
-            .with_context(|| format!("parsing key {}: it must be PKCS#8 in PEM", key.display()))?;
+        let key_pair = private_key(&key_pem).with_context(|| format!("reading the key {}", key.display()))?;
         let (_, block) = x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes())
             .with_context(|| format!("parsing certificate {}", certificate.display()))?;
         let (_, x509) = x509_parser::certificate::X509Certificate::from_der(&block.contents)
@@ -136,6 +135,39 @@ impl Issuer {
         }
         der::tagged(der::SEQUENCE, &all)
     }
+}
+
+/// Algorithm of an RSA key; and of keys on P-256 and P-384, with the curve.
+const RSA: (&[u64], Option<&[u64]>) = (&[1, 2, 840, 113549, 1, 1, 1], None);
+const EC: [(&[u64], Option<&[u64]>); 2] = [
+    (&[1, 2, 840, 10045, 2, 1], Some(&[1, 2, 840, 10045, 3, 1, 7])),
+    (&[1, 2, 840, 10045, 2, 1], Some(&[1, 3, 132, 0, 34])),
+];
+
+/// The first private key of a PEM file: in PKCS#8, or in the older forms, PKCS#1 (RSA) and SEC1 (EC).
+fn private_key(pem: &str) -> anyhow::Result<KeyPair> {
+    let blocks = x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes());
+    let block = blocks.filter_map(Result::ok).find(|b| b.label.ends_with("PRIVATE KEY"));
+    let found = block.and_then(|block| {
+        let forms = match block.label.as_str() {
+            "RSA PRIVATE KEY" => vec![pkcs8(RSA, &block.contents)],
+            // The curve need not be in it: only the right one fits.
+            "EC PRIVATE KEY" => EC.map(|curve| pkcs8(curve, &block.contents)).to_vec(),
+            _ => vec![block.contents],
+        };
+        forms.into_iter().find_map(|form| KeyPair::try_from(form).ok())
+    });
+    found.context(
+        "it must be P-256, P-384, Ed25519 or RSA of 2048 bits or more, in PEM and not encrypted; this makes one of \
+         another form fit: openssl pkcs8 -topk8 -nocrypt -in KEY -out NEW",
+    )
+}
+
+/// The older form of a key in the newer one.
+fn pkcs8((kind, curve): (&[u64], Option<&[u64]>), key: &[u8]) -> Vec<u8> {
+    let parameters = curve.map_or(vec![5, 0], der::oid);
+    let algorithm = der::sequence(&[&der::oid(kind), &parameters]);
+    der::sequence(&[&der::integer(&[0]), &algorithm, &der::octets(key)])
 }
 
 fn extension(oid: &[u64], critical: bool, value: &[u8]) -> Vec<u8> {
@@ -294,6 +326,42 @@ mod tests {
         assert!(certificate.key_usage().unwrap().unwrap().value.digital_signature());
         assert_eq!(certificate.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
         assert_eq!(certificate.validity().not_after.timestamp(), now.as_second() + 1000);
+    }
+
+    fn pem_of(kind: &str, der: &[u8]) -> String {
+        pem(der).replace("CERTIFICATE", kind)
+    }
+
+    #[test]
+    fn the_cas_key_in_every_form() {
+        use rsa::pkcs1::EncodeRsaPrivateKey;
+        use rsa::pkcs8::EncodePrivateKey;
+        let rsa = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
+        let mut pairs = vec![(
+            pem_of("PRIVATE KEY", rsa.to_pkcs8_der().unwrap().as_bytes()),
+            pem_of("RSA PRIVATE KEY", rsa.to_pkcs1_der().unwrap().as_bytes()),
+        )];
+        let kinds = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384];
+        for (kind, (_, curve)) in kinds.into_iter().zip(EC) {
+            let key = KeyPair::generate_for(kind).unwrap().serialize_der();
+            // SEC1 begins with the number 1 and the secret; then OpenSSL writes the curve, and also before it.
+            let body = &key[key.windows(4).position(|w| w == [2, 1, 1, 4]).unwrap()..];
+            let (secret, public) = body.split_at(5 + usize::from(body[4]));
+            let curve = der::oid(curve.unwrap());
+            let openssl = der::sequence(&[secret, &der::tagged(0xa0, &curve), public]);
+            let new = pem_of("PRIVATE KEY", &key);
+            pairs.push((new.clone(), pem_of("EC PARAMETERS", &curve) + &pem_of("EC PRIVATE KEY", &openssl)));
+            pairs.push((new, pem_of("EC PRIVATE KEY", &der::sequence(&[body]))));
+        }
+        for (new, old) in pairs {
+            let (new, old) = (private_key(&new).unwrap(), private_key(&old).unwrap());
+            assert_eq!(new.subject_public_key_info(), old.subject_public_key_info());
+            assert!(old.sign(b"x").is_ok());
+        }
+        for bad in ["nonsense", &pem_of("ENCRYPTED PRIVATE KEY", &[0x30, 0]), &pem_of("EC PRIVATE KEY", &[0x30, 0])] {
+            let Err(error) = private_key(bad) else { panic!("{bad} was taken") };
+            assert!(error.to_string().contains("openssl pkcs8 -topk8 -nocrypt -in"), "{error}");
+        }
     }
 
     #[test]

@@ -80,15 +80,17 @@ fn plan_conditions(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
 fn plan_taints(node: &Node, evict: bool, now: Timestamp) -> Option<Vec<Taint>> {
     let present = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
     let mut wanted: Vec<(&str, &str)> = Vec::new();
-    match readiness(node) {
-        "True" => {}
-        "False" => {
+    match condition(node, "Ready").map(|c| c.status.as_str()) {
+        Some("True") => {}
+        // It never reported: what admission gave it at its creation stays, until its time to report is over.
+        None => wanted.push((NOT_READY, "NoSchedule")),
+        Some("False") => {
             wanted.push((NOT_READY, "NoSchedule"));
             if evict {
                 wanted.push((NOT_READY, "NoExecute"));
             }
         }
-        _ => {
+        Some(_) => {
             wanted.push((UNREACHABLE, "NoSchedule"));
             if evict {
                 wanted.push((UNREACHABLE, "NoExecute"));
@@ -276,6 +278,22 @@ mod tests {
                 wanted.map(|all| all.iter().map(|(k, e)| ((*k).to_owned(), (*e).to_owned())).collect::<Vec<_>>());
             assert_eq!(got, wanted, "{ready} {present:?}");
         }
+    }
+
+    #[test]
+    fn a_node_that_never_reported_is_not_ready_first_and_unreachable_after_its_time() {
+        let keys = |node: &Node| {
+            plan_taints(node, true, Timestamp::UNIX_EPOCH)
+                .map(|all| all.into_iter().map(|t| (t.key, t.effect)).collect::<Vec<_>>())
+        };
+        let taint = |key: &str, effect: &str| (key.to_owned(), effect.to_owned());
+        let mut new = node("True", &[(NOT_READY, "NoSchedule")]);
+        new.status = None;
+        assert_eq!(keys(&new), None, "admission's taint is all that it has");
+        let conditions = plan_conditions(&new, Timestamp::UNIX_EPOCH).unwrap();
+        assert!(conditions.iter().all(|c| c.reason.as_deref() == Some("NodeStatusNeverUpdated")));
+        new.status.get_or_insert_default().conditions = Some(conditions);
+        assert_eq!(keys(&new), Some(vec![taint(UNREACHABLE, "NoSchedule"), taint(UNREACHABLE, "NoExecute")]));
     }
 
     #[test]

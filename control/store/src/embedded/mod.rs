@@ -98,7 +98,7 @@ impl Embedded {
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&inbox))
-            .map_err(|source| StoreError::Io { what: "starting the store's writer thread".into(), source })?;
+            .map_err(|why| StoreError::Io { what: "starting the store's writer thread".into(), why })?;
         Ok(Embedded { shared, counts, clock, requests: Mutex::new(Some(requests)), writer: Mutex::new(Some(thread)) })
     }
 

@@ -15,8 +15,10 @@ use crate::{DirDisk, Entry, Point, Result, StoreError};
 const RESTORE_RAISE: u64 = 1_000_000_000;
 const REVISIONS_A_SECOND: u64 = 1000;
 
-/// About the size of the frames of a picture.
-const FRAME_BYTES: usize = 1 << 20;
+/// A picture's frame ends after the entry that takes it beyond this: damage is named by its frame.
+const FRAME_BYTES: usize = 4 << 10;
+/// How much of a picture is written at a time.
+const WRITE_BYTES: usize = 1 << 20;
 
 pub(crate) struct Opened {
     pub(crate) state: State,
@@ -26,7 +28,7 @@ pub(crate) struct Opened {
 
 fn io_error(disk: &dyn Disk, what: &str, name: &str) -> impl FnOnce(std::io::Error) -> StoreError {
     let what = format!("{what} {}", disk.describe(name));
-    move |source| StoreError::Io { what, source }
+    move |why| StoreError::Io { what, why }
 }
 
 pub(crate) fn open(disk: &dyn Disk, options: &Options) -> Result<Opened> {
@@ -141,8 +143,8 @@ pub fn verify(file: &Path) -> Result<Report> {
 }
 
 fn load_file(disk: &dyn Disk, name: &str) -> Result<(State, Extent)> {
-    load(disk, name, Keep { changes: 1, bytes: 1 })?
-        .ok_or_else(|| io_error(disk, "opening", name)(std::io::Error::from(std::io::ErrorKind::NotFound)))
+    let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such file");
+    load(disk, name, Keep { changes: 1, bytes: 1 })?.ok_or_else(|| io_error(disk, "opening", name)(missing()))
 }
 
 /// Everything in a snapshot file, in key order, and its revision.  A log file will do, too, but
@@ -217,6 +219,8 @@ pub(crate) fn write_picture<'a>(
         frame.put(entry);
         if frame.len() > FRAME_BYTES {
             data.extend_from_slice(&std::mem::replace(&mut frame, FrameWriter::new()).finish());
+        }
+        if data.len() > WRITE_BYTES {
             size += data.len() as u64;
             file.append(&data).map_err(failed)?;
             data.clear();
@@ -242,7 +246,7 @@ pub(crate) fn write_picture<'a>(
 fn place<D>(open: &dyn Fn(PathBuf) -> D, path: &Path) -> Result<(D, String)> {
     let invalid = || StoreError::Io {
         what: format!("taking {}", path.display()),
-        source: std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no name of a file"),
+        why: std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no name of a file"),
     };
     let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(invalid)?;
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -258,7 +262,7 @@ pub fn write_picture_file(to: &Path, entries: &[Entry], revision: u64) -> Result
 pub(crate) fn write_snapshot(disk: &dyn Disk, to: &Path, entries: &[Entry], revision: u64) -> Result<u64> {
     let (opened, name) = place(&|dir| disk.beside(&dir), to)?;
     let opened: Arc<dyn Disk> =
-        opened.map_err(|source| StoreError::Io { what: format!("opening the place of {}", to.display()), source })?;
+        opened.map_err(|why| StoreError::Io { what: format!("opening the place of {}", to.display()), why })?;
     let disk = opened.as_ref();
     if disk.read(&name).map_err(io_error(disk, "looking for", &name))?.is_some() {
         let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);

@@ -127,7 +127,7 @@ impl Writer {
 
     fn swap(&mut self, mut file: Box<dyn DiskFile>, mut size: u64, tail: &[Vec<u8>]) -> Result<()> {
         let place = self.disk.describe(LOG);
-        let failed = |source| StoreError::Io { what: format!("putting the rewritten {place} in place"), source };
+        let failed = |why| StoreError::Io { what: format!("putting the rewritten {place} in place"), why };
         self.disk.reach(Point::CompactionTail);
         if !tail.is_empty() {
             for data in tail {

@@ -187,6 +187,34 @@ fn damage_is_named_and_refused_wherever_it_is() {
 }
 
 #[test]
+fn damage_in_a_snapshot_is_named_to_a_few_kilobytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = dir.path().join("snap");
+    let entry = |i: u64| Entry {
+        key: format!("/k/{i:04}").into(),
+        value: vec![b'v'; 500].into(),
+        revision: i + 1,
+        created: i + 1,
+        expires: 0,
+    };
+    let entries: Vec<Entry> = (0..4000).map(entry).collect();
+    crate::write_picture_file(&snapshot, &entries, 4001).unwrap();
+    let whole = std::fs::read(&snapshot).unwrap();
+    assert_eq!(crate::read_picture(&snapshot).unwrap().0.len(), entries.len());
+    for at in [20, 100_000, 1_500_000, whole.len() - 100] {
+        let mut bad = whole.clone();
+        bad[at] ^= 1;
+        std::fs::write(&snapshot, bad).unwrap();
+        let error = verify(&snapshot).unwrap_err();
+        let StoreError::Damaged { offset, what, .. } = &error else { panic!("{error}") };
+        let from = *offset as usize;
+        assert!(from <= at && at < from + 5000, "byte {at}: {error}");
+        let to: usize = what.split("up to byte ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        assert!(at < to && to - from < 5000, "byte {at}: {error}");
+    }
+}
+
+#[test]
 fn missing_and_doubled_records_are_damage() {
     let whole = content(&ten_keys());
     let starts: Vec<usize> = (0..whole.len()).filter(|&i| whole[i..].starts_with(b"KFRM")).collect();

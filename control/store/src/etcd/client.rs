@@ -164,7 +164,7 @@ impl Client {
             self.leave(number);
             let may = again == Again::Yes || fate == Fate::NotDone;
             if !may || Instant::now() + PAUSE > deadline {
-                return Err(CallError::Unavailable(sentence(&status)));
+                return Err(CallError::Unavailable(self.sentence(&status)));
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -186,7 +186,7 @@ impl Client {
         let shared = Shared { targets, members: self.shared.members.clone(), at: AtomicUsize::new(0) };
         match tokio::time::timeout(within, unary(channel(&Arc::new(shared)), path, request)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) => Err(CallError::Unavailable(sentence(&status))),
+            Ok(Err(status)) => Err(CallError::Unavailable(self.sentence(&status))),
             Err(_) => Err(CallError::Unavailable(format!("no answer within {} seconds", within.as_secs()))),
         }
     }
@@ -220,12 +220,23 @@ impl Client {
             Ok(Ok(answer)) => Ok((Connection(number), answer.into_inner())),
             Ok(Err(status)) => {
                 self.leave(number);
-                Err(CallError::Unavailable(sentence(&status)))
+                Err(CallError::Unavailable(self.sentence(&status)))
             }
             Err(_) => {
                 self.leave(number);
                 Err(CallError::Unavailable(format!("no answer within {} seconds", TRY.as_secs())))
             }
+        }
+    }
+
+    /// What happened; a member that speaks TLS only hangs up on whoever does not.
+    fn sentence(&self, status: &Status) -> String {
+        let hung_up = causes(status).next().is_some() && !causes(status).any(|c| c.is::<NotConnected>());
+        match self.shared.targets.iter().find(|t| !t.tls).filter(|_| hung_up) {
+            Some(plain) => {
+                format!("{}; if {} speaks TLS, write https:// (--etcd-servers)", sentence(status), plain.text)
+            }
+            None => sentence(status),
         }
     }
 
@@ -382,6 +393,24 @@ fn tls(members: &Members) -> Result<rustls::ClientConfig> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_hangs_up_on_plain_http_may_speak_tls() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                // As a TLS server does: it reads, answers with an alert, and closes.
+                drop(stream.read(&mut [0; 16]).await);
+                drop(stream.write_all(&[0x15, 3, 1, 0, 2, 2, 0x46]).await);
+            }
+        });
+        let client = Client::new(&Members { endpoints: vec![endpoint.clone()], ..Members::default() }).unwrap();
+        let asked = client.call::<(), ()>("/etcdserverpb.KV/Range", (), Again::No).await;
+        let said = asked.unwrap_err().to_string();
+        assert!(said.contains(&format!("if {endpoint} speaks TLS, write https://")), "{said}");
+    }
 
     #[test]
     fn endpoints_are_checked() {

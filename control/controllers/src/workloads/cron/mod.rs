@@ -9,7 +9,7 @@ use control_client::events::reference;
 use control_client::{Key, Queue, owner};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::core::params::DeleteParams;
 
@@ -146,7 +146,7 @@ async fn work(context: &Context, key: &Key) -> Worked {
     let now = Timestamp::now();
     let due = due(&cron, &schedule, &zone, now);
     if let Some(time) = due.now {
-        let active: Vec<_> = jobs.iter().filter(|j| finished_at(j).is_none()).collect();
+        let active: Vec<_> = jobs.iter().filter(|j| is_active(&cron, j)).collect();
         match spec.concurrency_policy.as_deref() {
             Some("Forbid") if !active.is_empty() => {
                 context.events.normal(
@@ -202,34 +202,58 @@ async fn begin(context: &Context, cron: Arc<CronJob>, time: Timestamp) -> anyhow
         spec: template.spec,
         status: None,
     };
-    match context.caches.jobs.create(&job).await {
-        Ok(_) => context.events.normal(&*cron, "SuccessfulCreate", format!("Created job {name}")),
-        Err(failure) if failure.already_exists() => {}
+    let made = match context.caches.jobs.create(&job).await {
+        Ok(made) => {
+            context.events.normal(&*cron, "SuccessfulCreate", format!("Created job {name}"));
+            made
+        }
+        // Made before, and the status was not written.
+        Err(failure) if failure.already_exists() => {
+            Arc::new(context.client.get::<Job>(cron.metadata.namespace.as_deref(), &name).await?)
+        }
         Err(failure) => {
             context.events.warning(&*cron, "FailedCreate", format!("Error creating job: {}", failure.message()));
             return Err(failure.into());
         }
-    }
+    };
     let mut updated = (*cron).clone();
     let status = updated.status.get_or_insert_default();
     status.last_schedule_time = Some(Time(time));
+    let uid = cron.metadata.uid.as_deref().unwrap_or_default();
+    if owner::is_controlled_by(&made.metadata, uid) && finished_at(&made).is_none() && !is_active(&cron, &made) {
+        status.active.get_or_insert_default().push(reference(&*made));
+    }
     Ok(context.caches.cron_jobs.replace_status(&updated).await?)
 }
 
-/// Writes down which jobs run, and the latest success.
-async fn note_jobs(context: &Context, cron: Arc<CronJob>, jobs: &[Arc<Job>]) -> anyhow::Result<Arc<CronJob>> {
+/// Whether the job is one that the schedule began, as the status says.
+fn is_active(cron: &CronJob, job: &Job) -> bool {
+    let active = cron.status.iter().flat_map(|s| s.active.iter().flatten());
+    active.into_iter().any(|known| known.uid == job.metadata.uid)
+}
+
+/// The status as the jobs are now, and the names of those that run and were not begun by the schedule: a person may
+/// have made them from it, and they hold nothing up.
+fn plan_status(cron: &CronJob, jobs: &[Arc<Job>]) -> (CronJobStatus, Vec<String>) {
     let mut status = cron.status.clone().unwrap_or_default();
-    let running = jobs.iter().filter(|j| finished_at(j).is_none() && j.metadata.deletion_timestamp.is_none());
-    let known = status.active.clone().unwrap_or_default();
-    let active: Vec<_> = running
-        .map(|job| {
-            let same = known.iter().find(|r| r.uid == job.metadata.uid).cloned();
-            same.unwrap_or_else(|| reference(&**job))
-        })
-        .collect();
-    status.active = Some(active).filter(|a| !a.is_empty());
+    let (known, unexpected): (Vec<_>, Vec<_>) =
+        jobs.iter().filter(|j| finished_at(j).is_none()).partition(|j| is_active(cron, j));
+    if let Some(active) = &mut status.active {
+        active.retain(|r| known.iter().any(|j| j.metadata.uid == r.uid));
+    }
+    status.active = status.active.filter(|a| !a.is_empty());
     let success = jobs.iter().filter(|j| !has_failed(j)).filter_map(|j| finished_at(j)).max();
     status.last_successful_time = status.last_successful_time.max(success.map(Time));
+    (status, unexpected.into_iter().filter_map(|j| j.metadata.name.clone()).collect())
+}
+
+/// Writes down which of the schedule's jobs run, and the latest success.
+async fn note_jobs(context: &Context, cron: Arc<CronJob>, jobs: &[Arc<Job>]) -> anyhow::Result<Arc<CronJob>> {
+    let (status, unexpected) = plan_status(&cron, jobs);
+    for name in unexpected {
+        let message = format!("Saw a job that the controller did not create or forgot: {name}");
+        context.events.warning(&*cron, "UnexpectedJob", message);
+    }
     if cron.status.clone().unwrap_or_default() == status {
         return Ok(cron);
     }
@@ -254,4 +278,41 @@ async fn trim_history(context: &Context, cron: &CronJob, jobs: &[Arc<Job>]) -> a
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
+
+    fn job(name: &str, finished: Option<&str>) -> Arc<Job> {
+        let mut job = Job::default();
+        job.metadata.name = Some(name.into());
+        job.metadata.uid = Some(format!("uid of {name}"));
+        let end = |kind: &str| JobCondition {
+            type_: kind.into(),
+            status: "True".into(),
+            last_transition_time: Some(Time(Timestamp::UNIX_EPOCH)),
+            ..JobCondition::default()
+        };
+        job.status = finished.map(|kind| JobStatus { conditions: Some(vec![end(kind)]), ..JobStatus::default() });
+        Arc::new(job)
+    }
+
+    #[test]
+    fn only_the_schedules_own_jobs_are_active() {
+        let (own, ended, manual) = (job("own", None), job("ended", Some("Complete")), job("manual", None));
+        let active = [&own, &ended, &job("gone", None)].map(|j| reference(&**j)).to_vec();
+        let mut cron = CronJob::default();
+        cron.status.get_or_insert_default().active = Some(active);
+        let failed = job("failed", Some("Failed"));
+        let (status, unexpected) = plan_status(&cron, &[own.clone(), ended, manual.clone(), failed]);
+        assert_eq!(unexpected, ["manual"], "what has ended surprises nobody");
+        assert_eq!(status.active, Some(vec![reference(&*own)]));
+        assert_eq!(status.last_successful_time, Some(Time(Timestamp::UNIX_EPOCH)));
+        cron.status = Some(status);
+        assert!(is_active(&cron, &own) && !is_active(&cron, &manual), "Forbid and Replace ask this");
+        let (status, _) = plan_status(&cron, &[manual]);
+        assert_eq!(status.active, None);
+    }
 }

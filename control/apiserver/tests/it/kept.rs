@@ -1,0 +1,76 @@
+//! What the server puts back when somebody removes it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::client::{Cluster, ca};
+
+const SERVICE: &str = "/api/v1/namespaces/default/services/kubernetes";
+const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
+const SLICE: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+const TRUST: &str = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
+
+/// The object once it is as wanted, within a few of the server's rounds.
+pub async fn until(cluster: &Cluster, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    for _ in 0..300 {
+        last = cluster.get(path).await.json();
+        if wanted(&last) {
+            return last;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    panic!("{path} did not come back: {last}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_own_service_and_what_others_trust_come_back() {
+    let front_proxy = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(front_proxy.path(), ca().0).unwrap();
+    let cluster = Cluster::start_with(|config| {
+        config.advertise_address = Some("192.0.2.7".parse().unwrap());
+        config.requestheader_client_ca_file = Some(front_proxy.path().into());
+        config.requestheader_allowed_names = vec!["front-proxy".into()];
+    })
+    .await;
+    let trust = until(&cluster, TRUST, |o| o["kind"] == "ConfigMap").await;
+    let text = |path: &Path| std::fs::read_to_string(path).unwrap().replace('\r', "");
+    let wanted = json!({
+        "client-ca-file": text(&cluster.dir().join("ca.crt")),
+        "requestheader-client-ca-file": text(front_proxy.path()),
+        "requestheader-allowed-names": r#"["front-proxy"]"#,
+        "requestheader-username-headers": r#"["X-Remote-User"]"#,
+        "requestheader-uid-headers": r#"["X-Remote-Uid"]"#,
+        "requestheader-group-headers": r#"["X-Remote-Group"]"#,
+        "requestheader-extra-headers-prefix": r#"["X-Remote-Extra-"]"#,
+    });
+    assert_eq!(trust["data"], wanted);
+
+    let before = cluster.get(SERVICE).await.expect(200);
+    for path in [SERVICE, ENDPOINTS, SLICE] {
+        assert_eq!(cluster.delete(path).await.code, 200, "{path}");
+    }
+    let patch = json!({"data": {"client-ca-file": "somebody else's", "more": "x"}});
+    cluster.patch(TRUST, "merge-patch+json", patch).await.expect(200);
+    let service = until(&cluster, SERVICE, |o| o["kind"] == "Service").await;
+    assert_eq!(service["spec"], before["spec"]);
+    assert_ne!(service["metadata"]["uid"], before["metadata"]["uid"]);
+    let endpoints = until(&cluster, ENDPOINTS, |o| o["kind"] == "Endpoints").await;
+    assert_eq!(endpoints["subsets"][0]["addresses"][0]["ip"], "192.0.2.7");
+    let slice = until(&cluster, SLICE, |o| o["kind"] == "EndpointSlice").await;
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.7"]));
+    let trust = until(&cluster, TRUST, |o| o["data"] == wanted).await;
+
+    // A round that has one thing to do writes nothing else.
+    let patch = json!({"endpoints": [{"addresses": ["192.0.2.8"]}], "ports": [], "metadata": {"labels": null}});
+    cluster.patch(SLICE, "merge-patch+json", patch).await.expect(200);
+    let again = until(&cluster, SLICE, |o| o["endpoints"] == slice["endpoints"]).await;
+    assert_eq!(again["ports"], slice["ports"]);
+    assert_eq!(again["metadata"]["labels"], slice["metadata"]["labels"]);
+    for (path, object) in [(SERVICE, service), (ENDPOINTS, endpoints), (TRUST, trust)] {
+        let now = cluster.get(path).await.expect(200);
+        assert_eq!(now["metadata"]["resourceVersion"], object["metadata"]["resourceVersion"], "{path}");
+    }
+}
