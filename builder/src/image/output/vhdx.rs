@@ -72,7 +72,7 @@ pub(super) fn write(raw: &mut File, size: u64, out: &mut File) -> Result<()> {
         hash.update(&block[..length]);
         if block.iter().any(|byte| *byte != 0) {
             put(out, end, &block)?;
-            bat[usize::try_from(bat_index(number, BLOCK))?] = end / MIB << 20 | FULLY_PRESENT;
+            bat[usize::try_from(bat_index(number, BLOCK))?] = (end / MIB) << 20 | FULLY_PRESENT;
             end += BLOCK;
         }
     }

@@ -180,10 +180,8 @@ fn terminating(scope: &Scope<'_>, old: &Value, options: &DeleteOptions) -> Value
     if !already || scope.strategy.grace_period(old, options).is_none() {
         propagation(scope, &mut new, options);
     }
-    if !already {
-        if meta::generation(old) > 0 {
-            meta::set_value(&mut new, "generation", (meta::generation(old) + 1).into());
-        }
+    if !already && meta::generation(old) > 0 {
+        meta::set_value(&mut new, "generation", (meta::generation(old) + 1).into());
     }
     // Grace only shrinks.
     let shorter = already && options.grace_period_seconds.is_some() && grace < meta::deletion_grace(old).unwrap_or(0);
