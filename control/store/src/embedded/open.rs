@@ -15,6 +15,10 @@ use crate::{DirDisk, Entry, Point, Result, StoreError};
 const RESTORE_RAISE: u64 = 1_000_000_000;
 const REVISIONS_A_SECOND: u64 = 1000;
 
+/// A revision above this was never given out: clients read them as signed numbers of 64 bits, and there is room for
+/// all that are still to come.
+const MOST_REVISIONS: u64 = 1 << 62;
+
 /// A picture's frame ends after the entry that takes it beyond this: damage is named by its frame.
 const FRAME_BYTES: usize = 4 << 10;
 /// How much of a picture is written at a time.
@@ -80,6 +84,9 @@ impl Replay {
                 if keys != self.state.live.len() as u64 {
                     return Err(format!("{keys} keys should stand before it, not {}", self.state.live.len()));
                 }
+                if revision > MOST_REVISIONS {
+                    return Err(format!("no store comes to revision {revision}"));
+                }
                 self.state.revision = revision;
                 self.state.compacted = revision;
                 self.whole_picture = true;
@@ -103,7 +110,7 @@ impl Replay {
 
     fn follows(&self, revision: u64) -> Result<(), String> {
         let last = self.state.revision;
-        if revision == last + 1 { Ok(()) } else { Err(format!("revision {revision} follows {last}")) }
+        if last.checked_add(1) == Some(revision) { Ok(()) } else { Err(format!("revision {revision} follows {last}")) }
     }
 }
 
