@@ -4,6 +4,10 @@ use anyhow::{Context, Result, bail};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long who has just taken the lock may take to write its number.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Held while a build runs; the kernel lets go of it when the process ends, however it ends.
 #[derive(Debug)]
@@ -27,12 +31,9 @@ impl BuildLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                // Only for the message.
-                let _ = file.read_to_string(&mut owner);
                 bail!(
                     "another kimg{} is building in {}; wait until it is done, or build in another --dir",
-                    if owner.trim().is_empty() { String::new() } else { format!(" (process {})", owner.trim()) },
+                    owner(&mut file).map(|pid| format!(" (process {pid})")).unwrap_or_default(),
                     path.parent().unwrap_or(path).display()
                 );
             }
@@ -48,9 +49,45 @@ impl BuildLock {
     }
 }
 
+/// Who has the lock. Who took it only now writes so in a moment, and until then the file names who had it before.
+fn owner(file: &mut File) -> Option<u32> {
+    let begin = Instant::now();
+    loop {
+        let mut text = String::new();
+        // Only for the message.
+        let pid =
+            file.rewind().and_then(|()| file.read_to_string(&mut text)).ok().and_then(|_| text.trim().parse().ok());
+        if let Some(pid) = pid.filter(|pid: &u32| Path::new("/proc").join(pid.to_string()).exists()) {
+            return Some(pid);
+        }
+        if begin.elapsed() > PATIENCE {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_takes_it_only_now_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock");
+        // Of a process that is gone: numbers end far below.
+        fs::write(&path, format!("{}\n", u32::MAX)).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        file.try_lock().unwrap();
+        let late = path.clone();
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            fs::write(late, format!("{}\n", std::process::id())).unwrap();
+        });
+        let error = BuildLock::take(&path).unwrap_err().to_string();
+        writer.join().unwrap();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+    }
 
     #[test]
     fn the_second_one_is_told_who_builds() {

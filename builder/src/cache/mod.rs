@@ -27,6 +27,11 @@ pub fn user_dir() -> Result<PathBuf> {
     Ok(PathBuf::from(home).join(".cache/kimg"))
 }
 
+/// Where the sums of files that were read once are remembered ([`hash::hex_of_file_remembered`]).
+pub fn sums_dir() -> Result<PathBuf> {
+    Ok(user_dir()?.join("sums"))
+}
+
 /// Writes a file whole or not at all: under another name first, then renamed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary_beside(path)?;

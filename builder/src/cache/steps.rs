@@ -28,11 +28,6 @@ impl Steps {
         Ok(Steps { dir: dir.to_path_buf(), running: Arc::default() })
     }
 
-    /// The folder itself.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// Where the result `kind` of inputs `key` is or will be.
     pub fn path(&self, kind: &str, key: &str) -> PathBuf {
         self.dir.join(format!("{kind}-{key}"))

@@ -214,7 +214,7 @@ impl<'a> Workshop<'a> {
             Some(sources) => sources.lock(),
             None => read_or_make_lock(settings, progress)?,
         };
-        let components = Components::find(options.components.as_deref(), &steps.dir().join("sums"))?;
+        let components = Components::find(options.components.as_deref(), &cache::sums_dir()?)?;
         let boot = recipe::boot()?;
         Ok(Workshop {
             settings,
@@ -270,7 +270,7 @@ impl<'a> Workshop<'a> {
     fn container_image(&self, path: &Path) -> Result<BakedImage> {
         if !path.is_dir() {
             oci::references(path)?;
-            let sha256 = hash::hex_of_file_remembered(path, &self.steps.dir().join("sums"))?;
+            let sha256 = hash::hex_of_file_remembered(path, &cache::sums_dir()?)?;
             let name = path.file_name().and_then(|n| n.to_str());
             let name = name.with_context(|| format!("{} has no usable file name", path.display()))?.to_string();
             return Ok(BakedImage { name, path: path.to_path_buf(), sha256 });

@@ -108,7 +108,7 @@ pub fn run(args: &ImageArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
             build::make_lock(&settings, &progress)
         }
     };
-    let memory = cache::user_dir()?.join("sums");
+    let memory = cache::sums_dir()?;
     let pins = transfer::Pins::default();
     let surroundings = Surroundings {
         lock: &lock,
