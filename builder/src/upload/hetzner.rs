@@ -72,14 +72,13 @@ impl Hetzner {
     }
 
     /// Makes a thing with a name of its own, and notes it. Where the answer is lost it is looked for by its name.
-    fn make(&self, kind: Kind, body: &Value, would: &Value) -> Result<(u64, Value)> {
+    fn make(&self, kind: Kind, name: &str, body: &Value, would: &Value) -> Result<(u64, Value)> {
         let request = Request::post(self.api.url(kind.path)).json(body).hiding(false, true).would(201, would);
         let made = self.api.send(request).and_then(|answer| answer.expect(&[201])?.json());
         let made = made.or_else(|error| {
             if !may_be_done(&error) {
                 return Err(error);
             }
-            let name = body["name"].as_str().unwrap_or_default();
             match self.all(&self.api.for_cleanup(), kind, &format!("name={name}")) {
                 Ok(found) => found.into_iter().next().map(|one| json!({kind.key: one})).ok_or(error),
                 Err(_) => Err(error.context(format!("whether {name} was made is not known; `kimg gc` finds it"))),
@@ -114,10 +113,11 @@ impl Hetzner {
         let id = action["id"].as_u64().context("the answer names no action")?;
         let mut known = action.clone();
         self.api.client().poll(what, EVERY, LIMIT, || {
-            match known["status"].as_str().unwrap_or_default() {
-                "success" => return Ok(Some(())),
-                "error" => bail!("{what}: {}", known["error"]["message"].as_str().unwrap_or("it failed")),
-                _ => {}
+            match known["status"].as_str() {
+                Some("success") => return Ok(Some(())),
+                Some("error") => bail!("{what}: {}", known["error"]["message"].as_str().unwrap_or("it failed")),
+                Some("running") => {}
+                other => bail!("{what}: its status is {other:?}, which Hetzner does not describe"),
             }
             let request = Request::get(self.api.url(&format!("/actions/{id}")));
             known = self.api.send(request)?.expect(&[200])?.json()?["action"].take();
@@ -143,7 +143,7 @@ impl Hetzner {
         let name = format!("kimg-upload-{:08x}", rand::random::<u32>());
         let labels = json!({"kimg": "upload"});
         let body = json!({"name": name, "public_key": keys.client, "labels": labels});
-        let (key, _) = self.make(KEY, &body, &json!({"ssh_key": {"id": 1}}))?;
+        let (key, _) = self.make(KEY, &name, &body, &json!({"ssh_key": {"id": 1}}))?;
         let mut body = json!({
             "name": name,
             "server_type": self.server_type,
@@ -158,7 +158,7 @@ impl Hetzner {
         }
         let would = json!({"server": {"id": 1, "public_net": {"ipv4": {"ip": "192.0.2.1"}}},
             "action": {"id": 1, "status": "success"}});
-        let (server, made) = self.make(SERVER, &body, &would)?;
+        let (server, made) = self.make(SERVER, &name, &body, &would)?;
         let address = made["server"]["public_net"]["ipv4"]["ip"].as_str().and_then(|text| text.parse().ok());
         let address = address.with_context(|| format!("Hetzner names no address of the server {server}"))?;
         if made["action"].is_object() {

@@ -181,7 +181,9 @@ impl Writer for Rescue {
         if !said.success {
             bail!("writing the disk in the rescue system: {}", last_lines(&said.error));
         }
-        let sum = said.output.split_whitespace().next().unwrap_or_default();
+        let Some(sum) = said.output.split_whitespace().next() else {
+            bail!("the rescue system does not say what is on the server's disk now");
+        };
         if sum != image.disk_sha256 {
             bail!("the server's disk has the SHA-256 {sum}, and {} was sent; it is damaged", image.disk_sha256);
         }
@@ -211,13 +213,21 @@ fn run(mut command: Command, from: Option<(&Path, &ProgressBar)>, client: &Clien
     let (pipe, output, error) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| {
         let (output, error) = (scope.spawn(|| text(output)), scope.spawn(|| text(error)));
-        if let (Some(mut file), Some(mut pipe)) = (file, pipe) {
+        let feeder = match (file, pipe) {
+            (Some(mut file), Some(mut pipe)) => Some(scope.spawn(move || std::io::copy(&mut file, &mut pipe))),
+            _ => None,
+        };
+        let status = wait(&mut child, client)?;
+        let ended = |_| anyhow::anyhow!("a thread beside ssh ended in a panic");
+        let (output, error) = (output.join().map_err(ended)?, error.join().map_err(ended)?);
+        match feeder.map(|thread| thread.join().map_err(ended)).transpose()? {
             // A command that ends early says why by itself.
-            scope.spawn(move || std::io::copy(&mut file, &mut pipe).ok());
+            Some(Err(fault)) if fault.kind() != std::io::ErrorKind::BrokenPipe => {
+                return Err(fault).context("reading the image that is sent");
+            }
+            _ => {}
         }
-        let status = wait(&mut child, client);
-        let (output, error) = (output.join().unwrap_or_default(), error.join().unwrap_or_default());
-        Ok(Said { success: status?.success(), output, error })
+        Ok(Said { success: status.success(), output, error })
     })
 }
 
