@@ -8,6 +8,7 @@ mod gate;
 mod openstack;
 mod rescue;
 mod s3;
+mod served;
 mod server;
 mod tools;
 

@@ -1,6 +1,7 @@
 //! `kimg upload --to openstack`, `image` and `gc` against a real Keystone and Glance: gunicorn, SQLite and a folder.
 
 use crate::gate::Gate;
+use crate::served::{Served, free_port, pid};
 use crate::{said, tools};
 use anyhow::{Context, Result, bail, ensure};
 use kimg::disk::{self, Parts, config_part};
@@ -10,7 +11,6 @@ use kimg::web::{Answer, Client, Request};
 use node_metadata::Role;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -152,10 +152,6 @@ pub fn what_it_was_taking_is_removed(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn pid(child: &Child) -> Result<Pid> {
-    Pid::from_raw(child.id().cast_signed()).context("no process id")
-}
-
 /// What a command that fails says.
 fn failed(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
@@ -236,22 +232,6 @@ struct Cloud {
     client: Client,
 }
 
-/// An application that gunicorn serves.
-struct Served {
-    child: Child,
-    port: u16,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        // In order, so that gunicorn ends its worker; unless it has ended.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = pid(&self.child).map(|pid| kill_process(pid, Signal::TERM));
-            let _ = self.child.wait();
-        }
-    }
-}
-
 impl Cloud {
     /// Both servers, with a user of the role `member`, whose tokens live so many seconds.
     fn start(dir: &Path, token_life: u64) -> Result<Cloud> {
@@ -259,8 +239,8 @@ impl Cloud {
         let keystone_port = free_port()?;
         configure(dir, &format!("http://127.0.0.1:{keystone_port}"), token_life)?;
         let cloud = Cloud {
-            keystone: Served::start(dir, "served_keystone:application", keystone_port)?,
-            glance: Served::start(dir, "glance.wsgi.api:application", free_port()?)?,
+            keystone: serve(dir, "served_keystone:application", keystone_port)?,
+            glance: serve(dir, "glance.wsgi.api:application", free_port()?)?,
             way: Gate::new(0)?,
             client: Client::new(None)?,
             dir: dir.to_path_buf(),
@@ -359,7 +339,7 @@ impl Cloud {
     }
 
     fn start_glance(&mut self) -> Result<()> {
-        self.glance = Served::start(&self.dir, "glance.wsgi.api:application", free_port()?)?;
+        self.glance = serve(&self.dir, "glance.wsgi.api:application", free_port()?)?;
         self.way.lead_to(self.glance.port);
         Ok(())
     }
@@ -399,32 +379,20 @@ impl Cloud {
     }
 }
 
-impl Served {
-    fn start(dir: &Path, application: &str, port: u16) -> Result<Served> {
-        let at = |end: &str| dir.join(format!("{application}.{end}")).display().to_string();
-        let log = std::fs::File::create(at("err"))?;
-        let child = command(dir, "gunicorn")?
-            .args(["--workers", "1", "--threads", "4", "--bind", &format!("127.0.0.1:{port}")])
-            .args(["--access-logfile", &at("log"), "--access-logformat", "%(a)s %(r)s %(s)s"])
-            .args(["--pythonpath", &dir.display().to_string(), "--no-control-socket", application])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("starting gunicorn")?;
-        let mut served = Served { child, port };
-        for _ in 0..1200 {
-            // It listens before its application is there, and answers when it is.
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Ok(served);
-            }
-            if let Some(status) = served.child.try_wait()? {
-                bail!("{application} ended: {status}: {}", std::fs::read_to_string(at("err"))?);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        bail!("{application} does not listen")
-    }
+/// The program that serves one of their applications.
+fn serve(dir: &Path, application: &str, port: u16) -> Result<Served> {
+    let at = |end: &str| dir.join(format!("{application}.{end}")).display().to_string();
+    let log = std::fs::File::create(at("err"))?;
+    let mut command = command(dir, "gunicorn")?;
+    command
+        .args(["--workers", "1", "--threads", "4", "--bind", &format!("127.0.0.1:{port}")])
+        .args(["--access-logfile", &at("log"), "--access-logformat", "%(a)s %(r)s %(s)s"])
+        .args(["--pythonpath", &dir.display().to_string(), "--no-control-socket", application])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    // It listens before its application is there, and answers when it is.
+    Served::start(&mut command, application, port, Some(Path::new(&at("err"))))
 }
 
 /// Keys and databases that nothing is in but an administrator: programs that take seconds each, run once for each list
@@ -463,10 +431,6 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     let said = Command::new("cp").arg("-a").args([from, to]).status().context("running cp")?;
     ensure!(said.success(), "copying {}", from.display());
     Ok(())
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// A program of the environment, which leaves nothing outside of `dir`.

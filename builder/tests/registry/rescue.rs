@@ -1,8 +1,9 @@
 //! A disk written over ssh, by a real sshd on loopback that plays the rescue system: whoever has not the key that kimg
 //! gave the server gets nothing.
 
+use crate::served::{Served, free_port};
 use crate::tools::Tool;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 use kimg::image::manifest::FileSum;
 use kimg::image::output::Format;
@@ -10,9 +11,9 @@ use kimg::upload::Local;
 use kimg::upload::rescue::{Keys, Rescue, Writer};
 use kimg::web::{Client, Clock, Interrupted};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// The right key, a wrong one and none, a damaged image, a disk that cannot be written, and Ctrl-C.
 pub fn a_disk_is_written_by_who_has_the_key(dir: &Path) -> Result<()> {
     let (keys, others) = (Keys::new()?, Keys::new()?);
-    let sshd = Sshd::start(dir, &keys.client)?;
+    let sshd = self::sshd(dir, &keys.client)?;
     let disk = dir.join("disk");
     let rescue = |user_data: &str| -> Result<Rescue> {
         Ok(Rescue {
@@ -43,7 +44,7 @@ pub fn a_disk_is_written_by_who_has_the_key(dir: &Path) -> Result<()> {
     ensure!(!disk.exists(), "the image went to a stranger");
 
     // A server whose user-data cannot be read from there.
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = free_port()?;
     let (user_data, boot) = (format!("http://127.0.0.1:{port}/"), Duration::from_secs(3));
     let silent = Rescue { user_data, boot, ..right.clone() };
     let error = format!("{:#}", silent.write(HERE, &keys, &client, &image, &bar).unwrap_err());
@@ -148,70 +149,39 @@ fn user() -> Result<String> {
 }
 
 /// The rescue system's own sshd, with a host key that nobody knows.
-struct Sshd {
-    child: Child,
-    port: u16,
-}
-
-impl Sshd {
-    fn start(dir: &Path, client: &str) -> Result<Sshd> {
-        let at = |name: &str| dir.join(name).display().to_string();
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        crate::said(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &at("own")]))?;
-        std::fs::write(at("authorized"), client)?;
-        let libraries = Tool::Sshd.library_path()?;
-        let config = format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
+fn sshd(dir: &Path, client: &str) -> Result<Served> {
+    let at = |name: &str| dir.join(name).display().to_string();
+    let port = free_port()?;
+    crate::said(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &at("own")]))?;
+    std::fs::write(at("authorized"), client)?;
+    let libraries = Tool::Sshd.library_path()?;
+    let config = format!(
+        "ListenAddress 127.0.0.1\nPort {port}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
              PidFile none\nSetEnv LD_LIBRARY_PATH={}\n",
-            at("own"),
-            at("authorized"),
-            libraries.to_string_lossy(),
+        at("own"),
+        at("authorized"),
+        libraries.to_string_lossy(),
+    );
+    std::fs::write(at("sshd_config"), config)?;
+    let program = Tool::Sshd.find()?;
+    let serve = format!("exec {} -D -e -f {}", program.display(), at("sshd_config"));
+    let mut command = if rustix::process::getuid().is_root() {
+        // As root it wants a user of its own and a folder, which the package makes; here only it sees them.
+        let users = std::fs::read_to_string("/etc/passwd").context("reading the users")?;
+        std::fs::write(at("passwd"), format!("{users}sshd:x:64222:65534::/run/sshd:/usr/sbin/nologin\n"))?;
+        let mut command = Command::new("unshare");
+        let set_up = format!(
+            "mount --bind {} /etc/passwd; mount -t tmpfs tmpfs /run; mkdir -m 755 /run/sshd; {serve}",
+            at("passwd")
         );
-        std::fs::write(at("sshd_config"), config)?;
-        let program = Tool::Sshd.find()?;
-        let serve = format!("exec {} -D -e -f {}", program.display(), at("sshd_config"));
-        let mut command = if rustix::process::getuid().is_root() {
-            // As root it wants a user of its own and a folder, which the package makes; here only it sees them.
-            let users = std::fs::read_to_string("/etc/passwd").context("reading the users")?;
-            std::fs::write(at("passwd"), format!("{users}sshd:x:64222:65534::/run/sshd:/usr/sbin/nologin\n"))?;
-            let mut command = Command::new("unshare");
-            let set_up = format!(
-                "mount --bind {} /etc/passwd; mount -t tmpfs tmpfs /run; mkdir -m 755 /run/sshd; {serve}",
-                at("passwd")
-            );
-            command.args(["--mount", "sh", "-euc", &set_up]);
-            command
-        } else {
-            let mut command = Command::new("sh");
-            command.args(["-euc", &serve]);
-            command
-        };
-        let log = std::fs::File::create(at("sshd.log"))?;
-        let child = command
-            .env("LD_LIBRARY_PATH", &libraries)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .context("starting sshd")?;
-        let mut sshd = Sshd { child, port };
-        for _ in 0..600 {
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Ok(sshd);
-            }
-            if let Some(status) = sshd.child.try_wait()? {
-                bail!("sshd ended: {status}: {}", std::fs::read_to_string(at("sshd.log"))?);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        bail!("sshd does not listen")
-    }
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+        command.args(["--mount", "sh", "-euc", &set_up]);
+        command
+    } else {
+        let mut command = Command::new("sh");
+        command.args(["-euc", &serve]);
+        command
+    };
+    let log = std::fs::File::create(at("sshd.log"))?;
+    command.env("LD_LIBRARY_PATH", &libraries).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    Served::start(&mut command, "sshd", port, Some(Path::new(&at("sshd.log"))))
 }

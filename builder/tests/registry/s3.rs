@@ -1,48 +1,34 @@
 //! `kimg`'s S3 provider against s3rver: another project's multipart uploads, lists and removals. It looks at the key
 //! but not at signatures of version 4; those are tested by AWS' published examples.
 
+use crate::served::{Served, free_port};
 use crate::tools;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
 use kimg::image::manifest::FileSum;
 use kimg::upload::s3::{Bucket, Store};
 use kimg::upload::{Local, Provider, upload};
 use kimg::web::Client;
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 /// The one user that s3rver knows; its secret is the same word.
 const USER: &str = "S3RVER";
 
-struct Server {
-    child: Child,
-    url: String,
-}
+struct Server(Served);
 
 impl Server {
     fn start(dir: &Path) -> Result<Server> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let data = dir.join("data").display().to_string();
-        let mut child = Command::new("node")
+        let mut command = Command::new("node");
+        command
             .arg(tools::s3rver()?)
             .args(["--directory", &data, "--address", "127.0.0.1", "--port", &port.to_string()])
             .args(["--configure-bucket", "images", "--silent"])
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("starting s3rver")?;
-        for _ in 0..600 {
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Ok(Server { child, url: format!("http://127.0.0.1:{port}") });
-            }
-            if let Some(status) = child.try_wait()? {
-                bail!("s3rver ended: {status}");
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        bail!("s3rver does not listen")
+            .stdout(Stdio::null());
+        Served::start(&mut command, "s3rver", port, None).map(Server)
     }
 
     fn store(&self, key: &str) -> Result<Store> {
@@ -51,15 +37,8 @@ impl Server {
             "AWS_SECRET_ACCESS_KEY" => Some(USER.to_string()),
             _ => None,
         };
-        Ok(Store::new(Bucket::open(&Client::new(None)?, &env, "images", "nodes/", Some(&self.url), None)?))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let url = format!("http://127.0.0.1:{}", self.0.port);
+        Ok(Store::new(Bucket::open(&Client::new(None)?, &env, "images", "nodes/", Some(&url), None)?))
     }
 }
 

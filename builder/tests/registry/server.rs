@@ -1,10 +1,9 @@
 //! Debian's docker-registry on a free port of loopback, with or without TLS and a password.
 
+use crate::served::{Served, free_port};
 use crate::tools::Tool;
-use anyhow::{Context, Result, bail};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use anyhow::Result;
+use std::process::{Command, Stdio};
 
 pub const USER: &str = "user";
 /// The password of a published bcrypt test vector, so that no test needs a program to make hashes.
@@ -18,8 +17,7 @@ pub struct Setup {
 }
 
 pub struct Server {
-    child: Child,
-    port: u16,
+    served: Served,
     pem: String,
     _dir: tempfile::TempDir,
 }
@@ -28,7 +26,7 @@ impl Server {
     pub fn start(setup: &Setup) -> Result<Server> {
         let dir = tempfile::tempdir()?;
         let at = |name: &str| dir.path().join(name).display().to_string();
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let mut config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
              http:\n  addr: 127.0.0.1:{port}\n",
@@ -53,41 +51,22 @@ impl Server {
             config.push_str(&format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", at("htpasswd")));
         }
         std::fs::write(at("config.yml"), config)?;
-        let child = Command::new(Tool::Registry.find()?)
+        let mut command = Command::new(Tool::Registry.find()?);
+        command
             .args(["serve", &at("config.yml")])
             .env("OTEL_TRACES_EXPORTER", "none")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             // It calls each blob that is not there an error.
-            .stderr(Stdio::null())
-            .spawn()
-            .context("starting docker-registry")?;
-        let mut server = Server { child, port, pem, _dir: dir };
-        for _ in 0..600 {
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Ok(server);
-            }
-            if let Some(status) = server.child.try_wait()? {
-                bail!("docker-registry ended: {status}");
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        bail!("docker-registry does not listen")
+            .stderr(Stdio::null());
+        Ok(Server { served: Served::start(&mut command, "docker-registry", port, None)?, pem, _dir: dir })
     }
 
     pub fn authority(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("127.0.0.1:{}", self.served.port)
     }
 
     pub fn authority_pem(&self) -> &str {
         &self.pem
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
