@@ -139,8 +139,9 @@ impl Managers {
         let entry = |(m, o): &(Manager, Owner)| {
             let mut e = json!({
                 "manager": m.name, "operation": if m.apply { "Apply" } else { "Update" }, "apiVersion": o.api_version,
-                "fieldsType": "FieldsV1", "fieldsV1": o.set.to_value(),
+                "fieldsType": "FieldsV1",
             });
+            e["fieldsV1"] = o.set.to_value();
             if !o.time.is_empty() {
                 e["time"] = o.time.as_str().into();
             }

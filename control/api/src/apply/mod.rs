@@ -108,10 +108,10 @@ pub fn on_update(live: Option<&Value>, new: &mut Value, schema: &Schema, write: 
     let id = write.id(false);
     take_over(&mut managers, &change, &id, true);
     let mut own = change.modified;
-    own.union(&change.added);
+    own.append(change.added);
     if !own.is_empty() {
         let mut set = managers.get(&id).map(|o| o.set.clone()).unwrap_or_default();
-        set.union(&own);
+        set.append(own);
         managers.put(id, Owner { set, time: write.now.into(), api_version: write.api_version.into() });
     }
     managers.drop_empty();
@@ -121,6 +121,9 @@ pub fn on_update(live: Option<&Value>, new: &mut Value, schema: &Schema, write: 
 
 /// What others own of a change: they lose it. Returns who was in the way.
 fn take_over(managers: &mut Managers, change: &typed::Change, me: &Manager, include_me: bool) -> Vec<(Manager, Set)> {
+    if managers.is_empty() {
+        return Vec::new();
+    }
     let mut touched = change.modified.clone();
     touched.union(&change.added);
     let mut conflicts = Vec::new();

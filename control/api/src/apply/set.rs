@@ -19,9 +19,9 @@ pub enum Element {
 impl Element {
     fn to_text(&self) -> String {
         match self {
-            Element::Field(s) => format!("f:{s}"),
-            Element::Key(s) => format!("k:{s}"),
-            Element::Value(s) => format!("v:{s}"),
+            Element::Field(s) => ["f:", s].concat(),
+            Element::Key(s) => ["k:", s].concat(),
+            Element::Value(s) => ["v:", s].concat(),
             Element::Index(i) => format!("i:{i}"),
         }
     }
@@ -115,15 +115,12 @@ impl Set {
         self.nodes.get(e).map(|n| &n.below)
     }
 
-    /// Adds an element.
-    pub fn insert(&mut self, e: Element) {
-        self.nodes.entry(e).or_default().member = true;
-    }
-
-    /// Puts a set below an element.
-    pub fn insert_below(&mut self, e: Element, below: Set) {
-        if !below.is_empty() {
-            self.nodes.entry(e).or_default().below.union(&below);
+    /// Adds an element if it is a `member`, and what lies below it.
+    pub fn put(&mut self, e: Element, member: bool, below: Set) {
+        if member || !below.is_empty() {
+            let mine = self.nodes.entry(e).or_default();
+            mine.member |= member;
+            mine.below.append(below);
         }
     }
 
@@ -133,6 +130,17 @@ impl Set {
             let mine = self.nodes.entry(e.clone()).or_default();
             mine.member |= n.member;
             mine.below.union(&n.below);
+        }
+    }
+
+    /// Moves everything of another set into this one.
+    pub fn append(&mut self, other: Set) {
+        if self.nodes.is_empty() {
+            *self = other;
+            return;
+        }
+        for (e, n) in other.nodes {
+            self.put(e, n.member, n.below);
         }
     }
 

@@ -69,8 +69,17 @@ fn item_element(v: &Value, schema: &Schema) -> Option<Element> {
 /// The set of fields that an object has.
 pub fn fields(v: &Value, schema: &Schema) -> Result<Set, String> {
     let mut out = Set::default();
-    collect_as(v, Some(schema), false, false, "", &mut out)?;
+    collect_as(v, Some(schema), false, false, &Path(None), &mut out)?;
     Ok(out)
+}
+
+/// Where a value lies: the fields from the root, the last one first.
+struct Path<'a>(Option<(&'a Path<'a>, &'a str)>);
+
+impl std::fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |(above, name)| write!(f, "{above}.{name}"))
+    }
 }
 
 /// Fills `out` with what is inside `v`; false when `v` is owned as a whole.
@@ -80,7 +89,7 @@ fn collect_as(
     schema: Option<&Schema>,
     atomic: bool,
     maps: bool,
-    path: &str,
+    path: &Path<'_>,
     out: &mut Set,
 ) -> Result<bool, String> {
     match (shape(v, schema, atomic), v) {
@@ -88,13 +97,10 @@ fn collect_as(
             for (k, x) in m {
                 let (s, atomic, named) = child(schema, k);
                 let mut below = Set::default();
-                let inside = collect_as(x, s, atomic, maps, &format!("{path}.{k}"), &mut below)?;
-                let e = Element::Field(k.clone());
+                let inside = collect_as(x, s, atomic, maps, &Path(Some((path, k))), &mut below)?;
                 let bare = x.is_null() || x.as_object().is_some_and(Map::is_empty);
-                if !inside || bare || !named || (maps && s.is_some_and(Schema::is_map)) {
-                    out.insert(e.clone());
-                }
-                out.insert_below(e, below);
+                let own = !inside || bare || !named || (maps && s.is_some_and(Schema::is_map));
+                out.put(Element::Field(k.clone()), own, below);
             }
             Ok(true)
         }
@@ -116,8 +122,7 @@ fn collect_as(
                 }
                 let mut below = Set::default();
                 collect_as(x, s.item(), false, maps, path, &mut below)?;
-                out.insert(e.clone());
-                out.insert_below(e, below);
+                out.put(e, true, below);
             }
             Ok(true)
         }
@@ -197,9 +202,9 @@ fn entry(
         (Some(a), Some(b)) => {
             let mut below = Change::default();
             if compare_node(a, b, schema, atomic, &mut below) {
-                out.added.insert_below(e.clone(), below.added);
-                out.modified.insert_below(e.clone(), below.modified);
-                out.removed.insert_below(e, below.removed);
+                out.added.put(e.clone(), false, below.added);
+                out.modified.put(e.clone(), false, below.modified);
+                out.removed.put(e, false, below.removed);
             } else {
                 whole(&mut out.modified, e, b, schema, atomic);
             }
@@ -214,15 +219,14 @@ fn entry(
 fn whole(out: &mut Set, e: Element, v: &Value, schema: Option<&Schema>, atomic: bool) {
     let mut below = Set::default();
     // Items without a key cannot be told apart; the whole is owned then.
-    let inside = collect_as(v, schema, atomic, true, "", &mut below).unwrap_or(false);
+    let inside = collect_as(v, schema, atomic, true, &Path(None), &mut below).unwrap_or(false);
+    if !inside {
+        below = Set::default();
+    }
     // Maps with free keys own themselves too, so that they stay when they run empty.
     let map = schema.is_some_and(Schema::is_map);
-    if !inside || below.is_empty() || map || matches!(e, Element::Key(_) | Element::Value(_)) {
-        out.insert(e.clone());
-    }
-    if inside {
-        out.insert_below(e, below);
-    }
+    let own = below.is_empty() || map || matches!(e, Element::Key(_) | Element::Value(_));
+    out.put(e, own, below);
 }
 
 /// The live object with a configuration merged into it.

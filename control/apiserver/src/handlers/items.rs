@@ -24,7 +24,7 @@ use crate::object::Object;
 use crate::pipeline::Body;
 
 /// Bytes that go out in one piece.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 32 << 10;
 /// Items that are measured before others get their turn.
 const TURN: usize = 64;
 

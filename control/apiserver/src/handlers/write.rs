@@ -137,6 +137,9 @@ pub(super) async fn create_object(scope: &Scope<'_>, mut object: Value, manager:
     if scope.stored.has_status() && keeps_no_status(scope) {
         meta::object_mut(&mut object).remove("status");
     }
+    if generated.is_none() && !scope.strategy.reserves() {
+        return admit_and_store(scope, object, manager, track).await;
+    }
     for attempt in 0.. {
         if let Some(prefix) = &generated {
             meta::set(&mut object, "name", &format!("{prefix}{}", suffix()));

@@ -121,6 +121,11 @@ pub trait Strategy: Send + Sync {
         Ok(())
     }
 
+    /// Whether [`Strategy::reserve`] may say [`TAKEN`].
+    fn reserves(&self) -> bool {
+        false
+    }
+
     /// Right before a write: reserve in the store what other servers must not give out meanwhile. An error with the
     /// cause [`TAKEN`] says that one of them was faster, and the write is made anew.
     fn reserve<'a>(

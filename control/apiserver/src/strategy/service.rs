@@ -40,6 +40,10 @@ impl Strategy for Service {
         self.allocate(ctx, new)
     }
 
+    fn reserves(&self) -> bool {
+        true
+    }
+
     fn reserve<'a>(
         &'a self,
         ctx: Context<'a>,
