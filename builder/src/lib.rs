@@ -1,5 +1,6 @@
 //! kimg, the tool people run: cluster descriptions, images, keys, local VMs, and a client of nodes.
 
+pub mod backup;
 pub mod cache;
 pub mod cli;
 pub mod client;

@@ -70,6 +70,19 @@ pub fn etcd() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Debian's age; fetched once.
+///
+/// # Errors
+/// The package cannot be had.
+pub fn age() -> Result<PathBuf> {
+    let program = workspace().join("target/tools/age");
+    if !program.exists() {
+        kimg::packages::fetch_program("bookworm", "age", "/usr/bin/age", &program)
+            .context("fetching age from Debian bookworm")?;
+    }
+    Ok(program)
+}
+
 /// Ubuntu's and Debian's verifier of signed EFI programs, ready for its arguments; fetched once.
 ///
 /// # Errors

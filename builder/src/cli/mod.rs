@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong arguments or a faulty file of the user's, 130 ended by Ctrl-C.
 //! Results go to standard output, progress and hints to standard error.
 
+mod backup;
 mod image;
 mod init;
 mod node;
@@ -80,6 +81,9 @@ enum Command {
     Node(node::NodeArgs),
     /// The store of a master: snapshot, restore, integrity check
     Store(store::StoreArgs),
+    /// The copies of the store that workers keep: show, fetch, restore
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
     /// What this machine lacks, and the command that brings it
     Doctor(image::DoctorArgs),
     /// The network between the VMs; `kimg up` starts it
@@ -167,6 +171,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => return vm::show_status(&args, &settings()?),
         Command::Node(args) => node::run(&args, &settings()?)?,
         Command::Store(args) => store::run(&args, &settings()?)?,
+        Command::Backup(command) => backup::run(&command, &settings()?)?,
         Command::Doctor(args) => return image::doctor(&args, &dir),
         Command::Switch(args) => vm::switch(&args, &settings()?)?,
         Command::Launch { command } => crate::local::qemu::launch(&command)?,

@@ -1,5 +1,6 @@
 //! `kimg store …`: asks a master's node API, which asks its API server.  Nothing here opens a store.
 
+use crate::backup::{self, age};
 use crate::client::block_on;
 use crate::client::node::NodeClient;
 use crate::config::Settings;
@@ -39,7 +40,7 @@ enum StoreCommand {
     },
     /// Put a snapshot in the place of the store: what was written after it is lost
     Restore {
-        /// Snapshot of this cluster, of the embedded store or of etcd
+        /// Snapshot of this cluster, of the embedded store or of etcd, or an encrypted backup
         file: PathBuf,
         /// Do not ask
         #[arg(long, short)]
@@ -85,13 +86,8 @@ pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
             println!("{}: {size} bytes", file.display());
         }
         StoreCommand::Restore { file, yes } => {
-            let bytes = read_snapshot(file)?;
-            if !yes && !agreed(file)? {
-                return input::bad("nothing was changed; --yes says yes in advance");
-            }
-            let client = target.client(settings)?;
-            let done: Done = block_on(client.post_bytes(path::STORE_RESTORE, bytes))?;
-            println!("{}", done.message);
+            let bytes = read_snapshot(settings, file)?;
+            put_in_place(settings, &target, bytes, &file.display().to_string(), *yes)?;
         }
         StoreCommand::Migrate { to } => {
             let to = match to {
@@ -146,24 +142,38 @@ async fn take(client: &NodeClient, out: &mut File, part: &Path) -> Result<u64> {
     Ok(size)
 }
 
-fn read_snapshot(file: &Path) -> Result<Vec<u8>> {
+/// A snapshot, or a backup that is one once it is decrypted.
+fn read_snapshot(settings: &Settings, file: &Path) -> Result<Vec<u8>> {
     // Its beginning first: what is no snapshot is not read in full.
     let mut begin = Vec::new();
     input::open(file)?
-        .take(MAGIC.len() as u64)
+        .take(age::MAGIC.len() as u64)
         .read_to_end(&mut begin)
         .with_context(|| format!("reading {}", file.display()))?;
-    if begin != MAGIC {
-        return input::bad(format!("{} is no snapshot of a store", file.display()));
+    if begin == age::MAGIC {
+        return backup::open(settings, file, &input::bytes(file, MOST_BYTES)?);
+    }
+    if !begin.starts_with(MAGIC) {
+        return input::bad(format!("{} is neither a snapshot nor a backup of a store", file.display()));
     }
     input::bytes(file, MOST_BYTES)
 }
 
-fn agreed(file: &Path) -> Result<bool> {
+/// Has a master put a snapshot in its store's place, once the user agrees; `what` names it.
+pub(super) fn put_in_place(settings: &Settings, target: &Target, bytes: Vec<u8>, what: &str, yes: bool) -> Result<()> {
+    if !yes && !agreed(what)? {
+        return input::bad("nothing was changed; --yes says yes in advance");
+    }
+    let done: Done = block_on(target.client(settings)?.post_bytes(path::STORE_RESTORE, bytes))?;
+    println!("{}", done.message);
+    Ok(())
+}
+
+fn agreed(what: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Ok(false);
     }
-    eprint!("{} takes the place of everything in the cluster's store. Go on? [y/N] ", file.display());
+    eprint!("{what} takes the place of everything in the cluster's store. Go on? [y/N] ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("reading the answer")?;
     Ok(answer.trim() == "y")
@@ -172,15 +182,25 @@ fn agreed(file: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pki::Secrets;
 
     #[test]
     fn only_snapshots_are_sent() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x");
-        assert!(read_snapshot(&file).unwrap_err().is::<input::BadInput>());
-        std::fs::write(&file, "something else").unwrap();
-        assert!(read_snapshot(&file).unwrap_err().to_string().contains("no snapshot"));
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n";
+        let settings = crate::config::parse(Path::new("cluster.toml"), text, dir.path()).unwrap();
+        Secrets::ensure(&settings.secrets_dir(), "demo").unwrap();
+        let said = |content: &[u8]| {
+            std::fs::write(&file, content).unwrap();
+            let error = read_snapshot(&settings, &file).unwrap_err();
+            assert!(error.is::<input::BadInput>());
+            error.to_string()
+        };
+        assert!(read_snapshot(&settings, &file).unwrap_err().is::<input::BadInput>());
+        assert!(said(b"something else").contains("neither a snapshot nor a backup"));
+        assert!(said(b"age-encryption.org/v1\n-> X25519 x\n").contains("no file that age encrypted"));
         std::fs::write(&file, "KIMG-STORE-LOG-2…").unwrap();
-        assert!(read_snapshot(&file).is_ok());
+        assert!(read_snapshot(&settings, &file).is_ok());
     }
 }

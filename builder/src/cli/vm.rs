@@ -1,6 +1,7 @@
 //! `kimg up`, `down`, `status`, and the hidden switch process.
 
 use super::{dir_flag, next, program, shown};
+use crate::backup;
 use crate::config::Settings;
 use crate::kubectl;
 use crate::local::{self, status};
@@ -99,7 +100,12 @@ pub(super) fn show_status(args: &StatusArgs, settings: &Settings) -> Result<Exit
         match &found.api_error {
             Some(why) if found.stopped => println!("\n{why}"),
             Some(error) => println!("\nThe API server does not answer: {error}"),
-            None => {}
+            None => {
+                let warning = backup::warning(settings, &backup::look(settings)?, backup::now_ms());
+                if let Some(warning) = warning {
+                    println!("\n{warning}");
+                }
+            }
         }
     }
     let any_runs = found.nodes.iter().any(|n| n.vm == "running");

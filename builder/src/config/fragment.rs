@@ -49,11 +49,22 @@ pub struct Fragment {
     /// Access to the platform's metadata server.
     #[serde(default)]
     pub metadata: MetadataFragment,
+    /// Copies of the store.
+    #[serde(default)]
+    pub backup: BackupFragment,
     /// The nodes.
     pub nodes: Vec<Spanned<NodeFragment>>,
     /// VMs on this machine.
     #[serde(default)]
     pub local: LocalFragment,
+}
+
+/// `[backup]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct BackupFragment {
+    /// Seconds between two copies of the store on two workers; default 600.
+    pub every: Option<Spanned<i64>>,
 }
 
 /// `[metadata]`

@@ -92,6 +92,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         )?,
         manifests: manifests(dir, &f.manifests)?,
         metadata_allow: service_accounts(f.metadata.allow)?,
+        backup_every_s: backup_every(&f.backup.every)?,
         api: resolve_api(&f.api)?,
         packages: Packages {
             mirror: url(f.packages.mirror, "packages.mirror")?,
@@ -342,6 +343,15 @@ fn service_accounts(written: Vec<Spanned<String>>) -> Result<Vec<String>, Fault>
         }
     }
     Ok(written.into_iter().map(Spanned::into_inner).collect())
+}
+
+fn backup_every(written: &Option<Spanned<i64>>) -> Result<u64, Fault> {
+    let Some(written) = written else { return Ok(600) };
+    let allowed = 10..=86_400;
+    match u64::try_from(*written.get_ref()) {
+        Ok(seconds) if allowed.contains(&seconds) => Ok(seconds),
+        _ => Err(fault(written, "backup.every", "write seconds, from 10 to 86400 (a day)")),
+    }
 }
 
 fn resolve_api(f: &super::fragment::ApiFragment) -> Result<Api, Fault> {

@@ -37,6 +37,8 @@ pub struct Settings {
     pub secrets: SecretsForm,
     /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server.
     pub metadata_allow: Vec<String>,
+    /// Seconds between two backups of the store.
+    pub backup_every_s: u64,
     /// More add-on manifests, absolute paths.
     pub manifests: Vec<PathBuf>,
     /// API names and addresses.
@@ -250,6 +252,7 @@ impl Settings {
             store: self.store,
             ntp_servers: self.ntp_servers.clone(),
             metadata_allow: self.metadata_allow.clone(),
+            backup_every_s: self.backup_every_s,
             nodes: self.nodes.iter().map(NodeSettings::baked).collect(),
             build,
         }

@@ -2,6 +2,7 @@
 
 use super::inspect;
 use super::reader::Disk;
+use crate::backup::age::Identity;
 use crate::pki::Secrets;
 use crate::pki::secrets::secret_number;
 use aho_corasick::AhoCorasick;
@@ -125,6 +126,10 @@ fn forms(text: &str) -> Result<Vec<Vec<u8>>> {
             needles.push(STANDARD.encode(text).into_bytes());
             needles.push(der);
             secrets
+        }
+        None if text.starts_with("AGE-SECRET-KEY-") => {
+            needles.push(text.trim().as_bytes().to_vec());
+            vec![Identity::parse(text)?.secret().to_vec()]
         }
         None => vec![STANDARD.decode(text.trim())?],
     };

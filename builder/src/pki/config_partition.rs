@@ -31,6 +31,7 @@ pub fn config_partition(settings: &Settings, role: Role, build: BuildInfo) -> Re
     }
     files.insert("pki/sa.pub".into(), (0o644, secrets.read("sa.pub")?.into_bytes()));
     if role == Role::Master {
+        files.insert("pki/backup.pub".into(), (0o644, secrets.read("backup.pub")?.into_bytes()));
         for (name, text) in manifests::render(settings)? {
             files.insert(Path::new("manifests").join(name), (0o644, text.into_bytes()));
         }

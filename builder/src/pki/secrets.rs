@@ -1,6 +1,7 @@
 //! The `secrets/` folder: files appear whole or not at all, with mode 0600, and are never overwritten by `ensure`.
 
 use super::authority::Authority;
+use crate::backup::age::Identity;
 use crate::input;
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -71,6 +72,7 @@ impl Secrets {
                 secrets.write(name, text.as_bytes())?;
             }
         }
+        secrets.ensure_backup_key()?;
         Ok(secrets)
     }
 
@@ -112,6 +114,11 @@ impl Secrets {
         SealKey::from_base64(&self.read("seal.key")?).or_else(|_| self.damaged("seal.key", "seal key"))
     }
 
+    /// The key that opens backups of the store.
+    pub fn backup_key(&self) -> Result<Identity> {
+        Identity::parse(&self.read("backup.key")?).or_else(|_| self.damaged("backup.key", "key of age"))
+    }
+
     /// Fails: a file that kimg once wrote is not what it was. What a parser says of it stays away from logs.
     pub fn damaged<T>(&self, name: &str, what: &str) -> Result<T> {
         let path = self.path(name);
@@ -136,6 +143,17 @@ impl Secrets {
         if !self.path(&public).exists() {
             let text = self.key(&private)?.public_key_pem();
             self.write(&public, text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The key that backups of the store are encrypted to, and its public half, which masters get.
+    fn ensure_backup_key(&self) -> Result<()> {
+        if !self.path("backup.key").exists() {
+            self.write("backup.key", format!("{}\n", Identity::generate().to_text()).as_bytes())?;
+        }
+        if !self.path("backup.pub").exists() {
+            self.write("backup.pub", format!("{}\n", self.backup_key()?.recipient()).as_bytes())?;
         }
         Ok(())
     }
@@ -175,7 +193,7 @@ pub fn secret_number(der: &[u8]) -> Result<[u8; 32]> {
 
 /// Writes a file of mode 0600 so that it is there whole or not at all.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
         .prefix(TEMPORARY)
         .tempfile_in(dir)

@@ -84,6 +84,9 @@ pub struct Config {
     /// Unix socket for snapshots and integrity checks of the store, open to root and to the same user; none without it.
     #[arg(long)]
     pub store_socket: Option<PathBuf>,
+    /// Public key (age1…) that backups of the store are encrypted to; without it none are given out.
+    #[arg(long)]
+    pub backup_recipient_file: Option<PathBuf>,
     /// File to write audit records to, one JSON object a line; none without it.
     #[arg(long)]
     pub audit_log_path: Option<PathBuf>,

@@ -10,6 +10,7 @@ pub mod admission;
 pub mod audit;
 pub mod authn;
 pub mod authz;
+mod backup;
 mod bootstrap;
 mod compress;
 pub mod config;

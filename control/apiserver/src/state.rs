@@ -10,6 +10,7 @@ use crate::admission::Admission;
 use crate::audit::Audit;
 use crate::authn::Authn;
 use crate::authz::Authz;
+use crate::backup::Backup;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
@@ -32,6 +33,7 @@ pub struct AppState {
     pub authz: Authz,
     pub admission: Admission,
     pub audit: Audit,
+    pub(crate) backup: Option<Backup>,
     pub streaming: Streaming,
     pub metrics: Metrics,
     pub(crate) offload: Offload,
@@ -58,6 +60,7 @@ impl AppState {
             authz: Authz::new(&config)?,
             admission: Admission::new(&config)?,
             audit: Audit::new(&config)?,
+            backup: Backup::new(&config)?,
             streaming: Streaming::new(&config)?,
             metrics: Metrics::default(),
             offload: Offload::default(),

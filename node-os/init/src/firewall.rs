@@ -280,6 +280,7 @@ mod tests {
             store: StoreEngine::Embedded,
             ntp_servers: vec![],
             metadata_allow: vec![],
+            backup_every_s: 600,
             nodes: vec![],
             build: Default::default(),
         }

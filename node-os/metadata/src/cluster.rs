@@ -104,6 +104,11 @@ pub struct BuildInfo {
     pub root_hash: String,
 }
 
+/// What `cluster.json` of an older image does not say.
+fn backup_every_s() -> u64 {
+    600
+}
+
 /// The whole of `cluster.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -134,6 +139,9 @@ pub struct Cluster {
     /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub metadata_allow: Vec<String>,
+    /// Seconds between two backups of the store.
+    #[serde(default = "backup_every_s")]
+    pub backup_every_s: u64,
     /// All nodes that `cluster.toml` names.
     pub nodes: Vec<NodeEntry>,
     /// Which build made this.

@@ -11,6 +11,9 @@ pub use types::*;
 /// The port of the node API, the same on every node.
 pub const PORT: u16 = 10270;
 
+/// Where a worker keeps its copies of the store.
+pub const BACKUP_DIR: &str = "/var/lib/kimg/backups";
+
 /// Paths of the node API.
 pub mod path {
     /// GET: [`crate::NodeStatus`].
@@ -55,6 +58,8 @@ pub mod path {
     pub const UNSEAL: &str = "/v1/unseal";
     /// GET, bytes: a snapshot of this master's store, made while it runs.
     pub const STORE_SNAPSHOT: &str = "/v1/store/snapshot";
+    /// GET: list of [`crate::Backup`] that this node keeps; `/v1/backups/NAME`: its bytes.
+    pub const BACKUPS: &str = "/v1/backups";
     /// GET, text: what the integrity check of this master's store found.
     pub const STORE_CHECK: &str = "/v1/store/check";
     /// POST, body a snapshot: it takes the store's place; answers [`crate::Done`].

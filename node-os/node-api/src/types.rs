@@ -16,6 +16,33 @@ pub struct Done {
     pub message: String,
 }
 
+/// A copy of the store that a worker keeps, encrypted to the operator.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Backup {
+    /// When it was taken.
+    pub taken_unix_ms: u64,
+    /// The store's revision.
+    pub revision: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Backup {
+    /// The name of its file: `SECONDS-REVISION.age`.
+    pub fn name(&self) -> String {
+        format!("{}-{}.age", self.taken_unix_ms / 1000, self.revision)
+    }
+
+    /// What a file's name says; None: it is no backup.
+    pub fn of_file(name: &str, bytes: u64) -> Option<Backup> {
+        let (seconds, revision) = name.strip_suffix(".age")?.split_once('-')?;
+        let seconds: u64 = seconds.parse().ok()?;
+        let backup = Backup { taken_unix_ms: seconds.checked_mul(1000)?, revision: revision.parse().ok()?, bytes };
+        // One spelling only, so that a name is never a path.
+        (backup.name() == name).then_some(backup)
+    }
+}
+
 /// The node in one screen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -342,4 +369,21 @@ pub struct Process {
 pub struct Unseal {
     /// The key, 32 bytes in base64.
     pub key: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Backup;
+
+    #[test]
+    fn only_names_of_backups_are_read() {
+        let backup = Backup { taken_unix_ms: 1_764_192_000_000, revision: 42, bytes: 7 };
+        assert_eq!(backup.name(), "1764192000-42.age");
+        assert_eq!(Backup::of_file("1764192000-42.age", 7), Some(backup));
+        for bad in
+            ["", "1-2", "+1-2.age", "01-2.age", "../1-2.age", "1-2.age.part", "99999999999999999999-1.age", "1-.age"]
+        {
+            assert_eq!(Backup::of_file(bad, 1), None, "{bad}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! What a client needs is fetched into `target/tools/`, pinned and once. Where it cannot be had here, its tests
 //! are skipped with the reason, and counted.
 
+mod backup;
 mod kube_rs;
 mod kubectl;
 mod program;
@@ -70,7 +71,7 @@ const PROGRAMS: &[(Language, &[&str])] = &[
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for (name, test) in [kubectl::TESTS, kube_rs::TESTS].concat() {
+    for (name, test) in [kubectl::TESTS, kube_rs::TESTS, backup::TESTS].concat() {
         let run = move || test(&mut server()?).map_err(said);
         trials.push(Trial::test(name, run));
     }

@@ -41,6 +41,7 @@ const LONG: &[&str] = &[
     "every_service_may_be_killed",
     "every_vm_may_be_rebooted",
     "the_store_is_snapshot_checked_and_restored",
+    "a_worker_s_backup_brings_the_store_back",
     "a_hetzner_server_wakes_up_and_joins",
     "a_droplet_wakes_up_and_joins",
     "an_ec2_instance_wakes_up_and_joins",
@@ -56,7 +57,11 @@ const LONG: &[&str] = &[
 ];
 
 fn main() -> ExitCode {
-    let cluster =
-        settings("shared", 2, "[metadata]\nallow = [\"closed/trusted\"]\n", "node-ports = [30080]\nspare-ports = 2");
+    let cluster = settings(
+        "shared",
+        2,
+        "[metadata]\nallow = [\"closed/trusted\"]\n[backup]\nevery = 60\n",
+        "node-ports = [30080]\nspare-ports = 2",
+    );
     suite::main(Suite { name: "shared", cluster, tests: tests(), long: LONG, end: joining::end })
 }

@@ -1,9 +1,62 @@
-//! The store through `kimg`: snapshot, integrity check, restore.
+//! The store through `kimg`: snapshot, integrity check, restore, and the workers' backups.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use qemu_tests::{Cluster, Result, wait};
+use std::collections::BTreeSet;
 
-pub(crate) const TESTS: &[super::Test] = &[("the_store_is_snapshot_checked_and_restored", snapshot_and_restore)];
+pub(crate) const TESTS: &[super::Test] = &[
+    ("workers_keep_backups_that_only_the_operator_reads", backups),
+    ("the_store_is_snapshot_checked_and_restored", snapshot_and_restore),
+    ("a_worker_s_backup_brings_the_store_back", restore_backup),
+];
+
+/// Name, node and revision of the backups there are, newest first.
+fn kept(cluster: &Cluster) -> Result<Vec<(String, String, u64)>> {
+    let listed = cluster.kimg(&["backup", "ls", "--json"])?.success()?;
+    let listed: serde_json::Value = serde_json::from_str(&listed).context("reading `kimg backup ls --json`")?;
+    let one = |b: &serde_json::Value| {
+        let (taken, revision) = (b["taken_unix_ms"].as_u64()?, b["revision"].as_u64()?);
+        Some((format!("{}-{revision}.age", taken / 1000), b["node"].as_str()?.to_owned(), revision))
+    };
+    Ok(listed["backups"].as_array().into_iter().flatten().filter_map(one).collect())
+}
+
+fn backups(cluster: &Cluster) -> Result {
+    let both = wait::until("backups on both workers", wait::scale(60), || {
+        let nodes: BTreeSet<String> = kept(cluster)?.into_iter().map(|(_, node, _)| node).collect();
+        Ok((nodes.len() == 2).then_some(nodes))
+    })?;
+    ensure!(both.iter().all(|node| node.starts_with("worker")), "{both:?}");
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("snapshot");
+    cluster.kimg(&["backup", "get", &file.display().to_string()])?.success()?;
+    let bytes = std::fs::read(&file)?;
+    ensure!(bytes.starts_with(b"KIMG-STORE-LOG-"), "what came is no snapshot");
+    ensure!(bytes.windows(11).any(|w| w == b"kube-system"), "it does not hold what every cluster has");
+    let missing = cluster.kimg(&["backup", "get", "--name", "1-1.age", &dir.path().join("x").display().to_string()])?;
+    ensure!(missing.code == 2 && missing.all().contains("kimg backup ls"), "{}", missing.all());
+    // A node's own identity, and everybody else but administrators, is refused.
+    let refused =
+        cluster.kubectl(&["--as=system:node:worker-1", "--as-group=system:nodes", "get", "--raw", "/kimg/backup"])?;
+    ensure!(!refused.ok && refused.all().contains("orbidden"), "{}", refused.all());
+    Ok(())
+}
+
+fn restore_backup(cluster: &Cluster) -> Result {
+    cluster.k(&["-n", "default", "create", "configmap", "before-backup"])?;
+    let version = "-o=jsonpath={.metadata.resourceVersion}";
+    let written: u64 = cluster.k(&["-n", "default", "get", "configmap", "before-backup", version])?.trim().parse()?;
+    let name = wait::until("a backup of what was written", wait::scale(150), || {
+        Ok(kept(cluster)?.into_iter().find(|(_, _, revision)| *revision >= written).map(|(name, ..)| name))
+    })?;
+    cluster.k(&["-n", "default", "delete", "configmap", "before-backup"])?;
+    cluster.kimg(&["backup", "restore", "--yes", "--name", &name])?.success()?;
+    wait::until("what was deleted", wait::scale(60), || {
+        Ok(exists(cluster, "before-backup").ok().filter(|there| *there))
+    })?;
+    cluster.k(&["-n", "default", "delete", "configmap", "before-backup"])?;
+    cluster.all_ready()
+}
 
 fn exists(cluster: &Cluster, name: &str) -> Result<bool> {
     let out = cluster.kubectl(&["-n", "default", "get", "configmap", name])?;

@@ -30,7 +30,7 @@ use crate::offload::{LARGE, Room, Weight};
 use crate::pipeline::Body;
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
-use crate::{authn, authz, strategy, streaming};
+use crate::{authn, authz, backup, strategy, streaming};
 
 pub(crate) use respond::include;
 pub(crate) use scope::Scope;
@@ -52,7 +52,12 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<Body>> {
     if !info.is_resource {
-        return plain::handle(state, info, request.headers());
+        return match &state.backup {
+            Some(backup) if info.path == backup::PATH && info.verb == Verb::Get => {
+                backup.answer(state.registry.store().as_ref()).await
+            }
+            _ => plain::handle(state, info, request.headers()),
+        };
     }
     if streaming::serves(info) {
         // As for other requests: authorisation was asked in the namespace that the path names.

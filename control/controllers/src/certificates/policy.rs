@@ -16,7 +16,7 @@ use super::issue::{CLIENT, KUBELET_CLIENT, KUBELET_SERVING};
 use super::request::Request;
 
 /// Components of a node, whose certificates the node may ask for.
-const COMPONENTS: [&str; 3] = ["system:kube-proxy", "kimg:overlay", "kimg:dns"];
+const COMPONENTS: [&str; 4] = ["system:kube-proxy", "kimg:overlay", "kimg:dns", "kimg:backup"];
 const TOKEN_USER: &str = "system:bootstrap:";
 const NODE_USER: &str = "system:node:";
 const NODES_GROUP: &str = "system:nodes";

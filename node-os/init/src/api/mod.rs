@@ -1,5 +1,6 @@
 //! The node API: HTTPS on port 10270, for holders of a client certificate of the node-API CA.
 
+mod backups;
 pub mod certificates;
 mod kubelet;
 pub mod proc;

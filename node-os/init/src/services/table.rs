@@ -104,6 +104,7 @@ fn worker(facts: Facts<'_>) -> Vec<Spec> {
         service("overlay", NODE, joined, overlay(facts)),
         service("kube-proxy", NODE, joined, proxy(facts)),
         service("cluster-dns", NODE, &["join", "overlay"], dns(facts)),
+        service("backup", NODE, joined, backup(facts)),
     ]
 }
 
@@ -152,6 +153,7 @@ fn apiserver(facts: Facts<'_>) -> Vec<String> {
         "--store-dir=/var/lib/kimg/store".to_owned(),
         "--store-socket=/run/kimg/kube-apiserver.sock".to_owned(),
         format!("--encryption-key-file={SECRETS}/encryption.key"),
+        format!("--backup-recipient-file={PKI}/backup.pub"),
     ];
     if cluster.store == StoreEngine::Etcd {
         arguments.extend([
@@ -229,6 +231,14 @@ fn dns(facts: Facts<'_>) -> Vec<String> {
     ]
 }
 
+fn backup(facts: Facts<'_>) -> Vec<String> {
+    vec![
+        kubeconfig("backup"),
+        format!("--node-name={}", facts.node.name),
+        format!("--every={}", facts.cluster.backup_every_s),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +258,7 @@ mod tests {
             store: StoreEngine::Embedded,
             ntp_servers: vec![],
             metadata_allow: vec![],
+            backup_every_s: 600,
             nodes: vec![],
             build: Default::default(),
         };

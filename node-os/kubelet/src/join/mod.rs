@@ -24,8 +24,8 @@ pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 
 /// Components other than the kubelet: file name and user.
-pub const COMPONENTS: [(&str, &str); 3] =
-    [("kube-proxy", "system:kube-proxy"), ("overlay", "kimg:overlay"), ("dns", "kimg:dns")];
+pub const COMPONENTS: [(&str, &str); 4] =
+    [("kube-proxy", "system:kube-proxy"), ("overlay", "kimg:overlay"), ("dns", "kimg:dns"), ("backup", "kimg:backup")];
 
 /// Fetches this node's certificates by TLS bootstrap.
 #[derive(Debug, Clone, Parser)]

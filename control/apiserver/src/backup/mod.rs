@@ -1,0 +1,114 @@
+//! `GET /kimg/backup`: a snapshot of the whole store, encrypted to the operator's public key.
+//!
+//! Who may fetch it (RBAC on the path) learns nothing: the private half is not in the cluster. So every node can
+//! keep copies, and nothing but the operator's folder brings them back.
+
+mod age;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use age::{PIECE, Recipient, Sealer};
+use anyhow::Context as _;
+use bytes::Bytes;
+use futures::stream;
+use http::{HeaderValue, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use store::Store;
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::config::Config;
+use crate::error::{ApiError, Result};
+use crate::pipeline::Body;
+
+/// The path that is asked.
+pub(crate) const PATH: &str = "/kimg/backup";
+/// Header with the snapshot's revision.
+const REVISION: &str = "kimg-revision";
+/// The snapshot that is on its way to a client.
+const OUTGOING: &str = "outgoing.backup";
+
+/// Makes backups.
+#[derive(Debug)]
+pub(crate) struct Backup {
+    recipient: Recipient,
+    dir: PathBuf,
+    /// One at a time, until its last byte: each takes disk.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Backup {
+    /// None: no public key was given.
+    pub(crate) fn new(config: &Config) -> anyhow::Result<Option<Backup>> {
+        let Some(file) = &config.backup_recipient_file else { return Ok(None) };
+        let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+        let recipient = Recipient::parse(&text).with_context(|| format!("reading {}", file.display()))?;
+        Ok(Some(Backup { recipient, dir: config.store_dir.clone(), turn: Arc::default() }))
+    }
+
+    /// Answers with a backup of what is in the store now.
+    pub(crate) async fn answer(&self, store: &dyn Store) -> Result<Response<Body>> {
+        let turn = self.turn.clone().lock_owned().await;
+        let (file, revision) = snapshot(store, &self.dir).await.map_err(ApiError::internal)?;
+        let size = file.metadata().await.map_err(ApiError::internal)?.len();
+        let (head, sealer) = Sealer::start(&self.recipient).map_err(ApiError::internal)?;
+        let length = head.len() as u64 + Sealer::sealed_size(size);
+        let rest = Rest { file, left: size, sealer: Some(sealer), head: Some(head), _turn: turn };
+        let body = StreamBody::new(stream::unfold(rest, |mut rest| async move {
+            let piece = rest.piece().await.transpose()?;
+            if piece.is_err() {
+                rest.sealer = None;
+            }
+            Some((piece.map(|bytes| Frame::data(Bytes::from(bytes))), rest))
+        }));
+        let mut response = Response::new(body.boxed_unsync());
+        let headers = response.headers_mut();
+        headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(http::header::CONTENT_LENGTH, length.into());
+        headers.insert(REVISION, revision.into());
+        Ok(response)
+    }
+}
+
+/// A snapshot in a file that has no name any more, and its revision.
+async fn snapshot(store: &dyn Store, dir: &Path) -> anyhow::Result<(File, u64)> {
+    let path = dir.join(OUTGOING);
+    tokio::fs::create_dir_all(dir).await.with_context(|| format!("making {}", dir.display()))?;
+    // Of a server that was killed.
+    drop(tokio::fs::remove_file(&path).await);
+    let revision = store.snapshot(path.clone()).await?;
+    let file = File::open(&path).await.with_context(|| format!("opening {}", path.display()))?;
+    tokio::fs::remove_file(&path).await.with_context(|| format!("removing {}", path.display()))?;
+    Ok((file, revision))
+}
+
+/// What is still to be sent.
+struct Rest {
+    file: File,
+    left: u64,
+    /// None: all has been sent, or it failed.
+    sealer: Option<Sealer>,
+    head: Option<Vec<u8>>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Rest {
+    async fn piece(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        if let Some(head) = self.head.take() {
+            return Ok(Some(head));
+        }
+        let Some(sealer) = &mut self.sealer else { return Ok(None) };
+        let size = usize::try_from(self.left).unwrap_or(PIECE).min(PIECE);
+        let mut piece = vec![0; size];
+        self.file.read_exact(&mut piece).await?;
+        self.left -= size as u64;
+        sealer.seal(&mut piece, self.left == 0).map_err(std::io::Error::other)?;
+        if self.left == 0 {
+            self.sealer = None;
+        }
+        Ok(Some(piece))
+    }
+}
