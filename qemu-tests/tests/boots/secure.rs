@@ -52,7 +52,7 @@ fn skipped(error: anyhow::Error) -> anyhow::Error {
 }
 
 /// Firmware, and variables with the cluster's keys in them: Secure Boot is on.
-fn enrolled(bench: &Bench) -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn enrolled(bench: &Bench) -> Result<(PathBuf, PathBuf)> {
     static ENROLLED: OnceLock<PathBuf> = OnceLock::new();
     let (code, empty) = firmware()?;
     if let Some(variables) = ENROLLED.get() {
@@ -127,7 +127,7 @@ fn altered_command_line(bench: &Bench) -> Result {
     with_secure_boot(bench, "secure-command-line", change, firmware_refuses)
 }
 
-fn firmware_refuses(machine: &mut Machine<'_>) -> Result {
+pub(crate) fn firmware_refuses(machine: &mut Machine<'_>) -> Result {
     refuses(machine, REFUSED, 40)?;
     ensure!(!machine.console().contains("Linux version"), "the kernel was started");
     Ok(())
