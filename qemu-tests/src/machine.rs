@@ -3,6 +3,7 @@
 
 use crate::cluster::run_in;
 use crate::nbd::Server;
+use crate::tpm::Tpm;
 use crate::{tools, wait};
 use anyhow::{Context, Result, bail};
 use kimg::client::node::NodeClient;
@@ -170,6 +171,7 @@ impl Bench {
             node_port,
             api_port,
             medium: Vec::new(),
+            tpm: None,
             process: None,
             server: None,
             console_start: 0,
@@ -192,6 +194,8 @@ pub struct Machine<'a> {
     api_port: u16,
     /// QEMU's arguments for the medium that is in.
     medium: Vec<String>,
+    /// The TPM of the next or this start, and QEMU's arguments for it.
+    tpm: Option<(Tpm, Vec<String>)>,
     process: Option<Child>,
     /// The disk's server, while it is not a file.
     server: Option<Server>,
@@ -285,6 +289,23 @@ impl Machine<'_> {
         }
     }
 
+    /// Gives it a new TPM for one start.
+    ///
+    /// # Errors
+    /// As [`Tpm::start`].
+    pub fn give_tpm(&mut self) -> Result<()> {
+        self.tpm = Some(Tpm::start(&self.dir, &self.spec.node)?);
+        Ok(())
+    }
+
+    /// Its TPM.
+    ///
+    /// # Errors
+    /// It was given none.
+    pub fn tpm(&self) -> Result<&Tpm> {
+        self.tpm.as_ref().map(|(tpm, _)| tpm).context("this machine has no TPM")
+    }
+
     /// Attaches a copy of another disk, which the VM sees before its own. The copy's file.
     ///
     /// # Errors
@@ -342,6 +363,7 @@ impl Machine<'_> {
         let process = Command::new(qemu::PROGRAM)
             .args(qemu::arguments(&self.spec))
             .args(&self.medium)
+            .args(self.tpm.iter().flat_map(|(_, arguments)| arguments))
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(out.try_clone().context("sharing qemu.log")?)
