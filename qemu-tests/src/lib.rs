@@ -14,6 +14,7 @@ pub mod pods;
 pub mod stranger;
 pub mod suite;
 pub mod tools;
+pub mod tpm;
 pub mod wait;
 
 pub use cluster::{Cluster, Output};

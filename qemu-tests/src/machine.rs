@@ -3,12 +3,14 @@
 
 use crate::cluster::run_in;
 use crate::nbd::Server;
+use crate::tpm::Tpm;
 use crate::{tools, wait};
 use anyhow::{Context, Result, bail};
 use kimg::client::node::NodeClient;
 use kimg::client::{Https, block_on, kube, tls};
 use kimg::config::{self, NodeSettings, Settings};
 use kimg::image::build::output_dir;
+use kimg::image::output::Format;
 use kimg::local::qemu::{self, Bus, Disk, Uefi, VmSpec};
 use kimg::local::{Accel, accel, console, disk, qmp, state};
 use kimg::pki::{Authority, Secrets, SecureBoot, issue, secrets};
@@ -27,6 +29,15 @@ pub enum Firmware {
     Bios,
     /// OVMF.
     Uefi,
+}
+
+/// How a medium with the installer is put in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drive {
+    /// A CD drive.
+    Cd,
+    /// A USB stick.
+    Usb,
 }
 
 /// The built images of a cluster and its keys: what machines are made from.
@@ -64,6 +75,19 @@ impl Bench {
     /// `cluster.toml` has no such node.
     pub fn image(&self, node: &str) -> Result<PathBuf> {
         Ok(output_dir(&self.settings, self.settings.node(node)?.entry.role).join("disk.raw"))
+    }
+
+    /// The medium that installs a node; built when it is first asked for.
+    ///
+    /// # Errors
+    /// `cluster.toml` has no such node, or `kimg build` failed.
+    pub fn medium(&self, node: &str) -> Result<PathBuf> {
+        let medium = self.image(node)?.with_file_name(Format::Iso.file());
+        let role = self.settings.node(node)?.entry.role;
+        run_in(&self.settings.dir, tools::kimg(), &["build", role.as_str(), "--format", "raw,iso"], None)?
+            .success()
+            .context("kimg build")?;
+        Ok(medium)
     }
 
     /// The cluster's keys.
@@ -146,6 +170,8 @@ impl Bench {
             disk_mib: size.disk_mib,
             node_port,
             api_port,
+            medium: Vec::new(),
+            tpm: None,
             process: None,
             server: None,
             console_start: 0,
@@ -166,6 +192,10 @@ pub struct Machine<'a> {
     disk_mib: u32,
     node_port: u16,
     api_port: u16,
+    /// QEMU's arguments for the medium that is in.
+    medium: Vec<String>,
+    /// The TPM of the next or this start, and QEMU's arguments for it.
+    tpm: Option<(Tpm, Vec<String>)>,
     process: Option<Child>,
     /// The disk's server, while it is not a file.
     server: Option<Server>,
@@ -234,6 +264,48 @@ impl Machine<'_> {
         disk::copy(from, &self.disk(), self.disk_mib, |_| ())
     }
 
+    /// Makes its disk an empty one.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn empty_disk(&mut self) -> Result<()> {
+        let made = std::fs::File::create(self.disk()).and_then(|file| file.set_len(u64::from(self.disk_mib) << 20));
+        made.with_context(|| format!("making {}", self.disk().display()))
+    }
+
+    /// Puts a medium in, or takes it out, from the next start on; it is started before the disk.
+    pub fn put_in(&mut self, medium: Option<(&Path, Drive)>) {
+        self.medium.clear();
+        let Some((file, drive)) = medium else { return };
+        let mut add = |option: &str, value: String| self.medium.extend([option.to_owned(), value]);
+        add("-drive", format!("if=none,id=medium,format=raw,readonly=on,file={}", file.display()));
+        match drive {
+            // The last port of the board's AHCI: disks begin at the first.
+            Drive::Cd => add("-device", "ide-cd,drive=medium,bus=ide.5,bootindex=0".into()),
+            Drive::Usb => {
+                add("-device", "qemu-xhci".into());
+                add("-device", "usb-storage,drive=medium,removable=on,bootindex=0".into());
+            }
+        }
+    }
+
+    /// Gives it a new TPM for one start.
+    ///
+    /// # Errors
+    /// As [`Tpm::start`].
+    pub fn give_tpm(&mut self) -> Result<()> {
+        self.tpm = Some(Tpm::start(&self.dir, &self.spec.node)?);
+        Ok(())
+    }
+
+    /// Its TPM.
+    ///
+    /// # Errors
+    /// It was given none.
+    pub fn tpm(&self) -> Result<&Tpm> {
+        self.tpm.as_ref().map(|(tpm, _)| tpm).context("this machine has no TPM")
+    }
+
     /// Attaches a copy of another disk, which the VM sees before its own. The copy's file.
     ///
     /// # Errors
@@ -290,6 +362,8 @@ impl Machine<'_> {
         let out = std::fs::File::create(&log).with_context(|| format!("making {}", log.display()))?;
         let process = Command::new(qemu::PROGRAM)
             .args(qemu::arguments(&self.spec))
+            .args(&self.medium)
+            .args(self.tpm.iter().flat_map(|(_, arguments)| arguments))
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(out.try_clone().context("sharing qemu.log")?)

@@ -100,6 +100,30 @@ pub fn sbverify() -> Result<Command> {
     Ok(command)
 }
 
+/// Debian's emulator of a TPM, ready for its arguments; fetched once.
+///
+/// # Errors
+/// The packages cannot be had.
+pub fn swtpm() -> Result<Command> {
+    let tree = workspace().join("target/tools/swtpm");
+    if !tree.exists() {
+        std::fs::create_dir_all(workspace().join("target/tools")).context("making target/tools")?;
+        let wanted = |path: &str| path == "/usr/bin/swtpm" || path.contains(".so.");
+        kimg::packages::fetch_tree(
+            "bookworm",
+            &["swtpm", "swtpm-libs", "libtpms0", "libseccomp2", "libssl3"],
+            wanted,
+            &tree,
+        )
+        .context("fetching swtpm from Debian bookworm")?;
+    }
+    let mut command = Command::new(tree.join("usr/bin/swtpm"));
+    let libraries = tree.join("usr/lib/x86_64-linux-gnu");
+    let libraries = std::env::join_paths([libraries.join("swtpm"), libraries]).context("naming swtpm's libraries")?;
+    command.env("LD_LIBRARY_PATH", libraries);
+    Ok(command)
+}
+
 /// systemd's boot loader, which puts Secure Boot keys into a firmware that has none; fetched once.
 ///
 /// # Errors

@@ -364,6 +364,8 @@ fn resolve_api(f: &super::fragment::ApiFragment) -> Result<Api, Fault> {
     })
 }
 
+/// Names the disk that an installer overwrites: the only word of kimg's own that is the operator's.
+const INSTALL_TO: &str = "kimg.install-to=";
 /// Words of the kernel's command line that kimg itself writes, and that decide what is booted.
 const OWN_WORDS: [&str; 6] = ["kimg.", "root=", "init=", "rdinit=", "dm-mod.", "dm_verity."];
 /// Where the image keeps nothing: these are mounted over or made anew at each boot.
@@ -428,7 +430,11 @@ fn kernel_word(word: &Spanned<String>, field: &str) -> Result<(), Fault> {
     if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(fault(word, field, "one word for each entry; split it into several"));
     }
-    if OWN_WORDS.iter().any(|own| text.starts_with(own)) {
+    if let Some(disk) = text.strip_prefix(INSTALL_TO) {
+        if disk.is_empty() || !disk.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(fault(word, field, format!("`{disk}` is no kernel name of a disk, such as vda or nvme0n1")));
+        }
+    } else if OWN_WORDS.iter().any(|own| text.starts_with(own)) {
         return Err(fault(word, field, format!("`{text}` decides which root is booted, and kimg writes that itself")));
     }
     Ok(())

@@ -5,6 +5,7 @@ pub mod config_part;
 pub mod fat;
 pub mod gpt;
 pub mod grub;
+pub mod iso;
 pub mod uki;
 
 use anyhow::{Context, Result, bail};

@@ -41,6 +41,22 @@ pub fn build(stub: &[u8], sections: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Where the bytes of a section lie in the file, of which its headers are enough.
+pub fn section(pe: &[u8], name: &str) -> Result<Range<usize>> {
+    let layout = Layout::read(pe)?;
+    let mut wanted = [0; 8];
+    wanted[..name.len()].copy_from_slice(name.as_bytes());
+    for n in 0..layout.count {
+        let header = layout.table + n * SECTION_HEADER;
+        let header = pe.get(header..header + SECTION_HEADER).context("the kernel is cut short")?;
+        if header[..8] == wanted {
+            let start = layout.sections[n].start;
+            return Ok(start..start + u32::from_le_bytes(header[8..12].try_into()?) as usize);
+        }
+    }
+    bail!("the kernel has no section {name}")
+}
+
 /// Where the parts of a PE32+ file lie.
 pub(super) struct Layout {
     pub(super) pe: usize,
@@ -104,10 +120,10 @@ impl Layout {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(in crate::disk) fn stub() -> Vec<u8> {
+    pub(crate) fn stub() -> Vec<u8> {
         let mut b = vec![0u8; 0x600];
         b[..2].copy_from_slice(b"MZ");
         b[0x3c] = 0x80;

@@ -3,12 +3,12 @@
 use super::components::{Component, Components};
 use super::manifest::{FileSum, Manifest};
 use super::modules::Kernel;
-use super::output::Format;
+use super::output::{self, Format};
 use super::recipe::{self, Recipe};
 use super::root::{BakedFile, BakedImage, Ingredients, KERNEL_OWNER};
 use super::sources::{SourceFile, Sources};
 use super::toolbox::Toolbox;
-use super::{contents, initramfs, kernel, provenance, squashfs, unpack, verity};
+use super::{contents, initramfs, installer, kernel, provenance, squashfs, unpack, verity};
 use crate::cache::bundle::{self, Material};
 use crate::cache::hash::{self, Inputs};
 use crate::cache::lockfile::BuildLock;
@@ -21,6 +21,7 @@ use crate::manifests;
 use crate::oci::{self, source};
 use crate::packages::resolve::Wish;
 use crate::packages::{self, Mirrors};
+use crate::pki::secure_boot::EnrolmentFile;
 use crate::pki::{self, SecureBoot};
 use crate::progress::Progress;
 use crate::sbom;
@@ -50,6 +51,8 @@ const ROOT_CODE: &[&str] = &[
 const INITRAMFS_CODE: &[&str] = &[include_str!("initramfs.rs"), include_str!("cpio.rs"), include_str!("modules.rs")];
 const DISK_CODE: &[&str] = &[
     include_str!("build.rs"),
+    include_str!("cpio.rs"),
+    include_str!("installer.rs"),
     include_str!("kernel.rs"),
     include_str!("output/mod.rs"),
     include_str!("output/gce.rs"),
@@ -61,6 +64,7 @@ const DISK_CODE: &[&str] = &[
     include_str!("../disk/gpt.rs"),
     include_str!("../disk/fat.rs"),
     include_str!("../disk/grub.rs"),
+    include_str!("../disk/iso.rs"),
     include_str!("../disk/uki.rs"),
     include_str!("../disk/authenticode.rs"),
     include_str!("../pki/signed_data.rs"),
@@ -406,7 +410,11 @@ impl<'a> Workshop<'a> {
                 // What was signed is another manifest.
                 remove(&dir, &SIGNATURES)?;
                 let bar = self.progress.step(&format!("{}: writing {}", plan.role, format.file()));
-                format.write(&dir.join(Format::Raw.file()), &dir.join(format.file()))?;
+                let (raw, out) = (dir.join(Format::Raw.file()), dir.join(format.file()));
+                match format {
+                    Format::Iso => output::whole(&out, |out| self.write_installer(&dir, &manifest, &raw, out))?,
+                    _ => format.write(&raw, &out)?,
+                }
                 manifest.files.insert(format.file().into(), FileSum::of(&dir.join(format.file()))?);
                 manifest.write(&dir)?;
                 bar.finish_and_clear();
@@ -471,25 +479,10 @@ impl<'a> Workshop<'a> {
 
         let tools = self.tools()?;
         let command_line = parts.command_line;
-        let os_release =
-            format!("ID=kimg\nVERSION_ID={0}\nPRETTY_NAME=\"kimg {0} {1}\"\n", env!("CARGO_PKG_VERSION"), plan.role);
-        let sections: [(&str, &[u8]); 5] = [
-            (".osrel", os_release.as_bytes()),
-            (".uname", release.as_bytes()),
-            (".cmdline", command_line.as_bytes()),
-            (".initrd", &initrd),
-            (".linux", &vmlinuz),
-        ];
-        let mut uki = disk::uki::build(&tools.read(STUB)?, &sections)?;
-        let core = self.core_image(&tools, command_line)?;
+        let uki = self.kernel_image(&tools, plan.role, &release, [command_line.as_bytes(), &initrd, &vmlinuz])?;
+        let core = self.in_work_folder(|work| disk::grub::core_image(&tools, command_line, disk::CORE_SECTOR, work))?;
         let boot_img = tools.read(BOOT_IMG)?;
-        let mut keys = Vec::new();
-        if let Some(secure_boot) = &self.secure_boot {
-            disk::authenticode::sign(&mut uki, secure_boot.signer())?;
-            // For the machine that has nothing but its firmware's menu to learn them from.
-            keys = secure_boot.certificates();
-            keys.iter_mut().for_each(|file| file.name.insert_str(0, "/loader/keys/"));
-        }
+        let keys = self.keys_for_firmware();
         let mut esp: Vec<(&str, &[u8])> =
             vec![("/EFI/BOOT/BOOTX64.EFI", &uki), ("/boot/vmlinuz", &vmlinuz), ("/boot/initrd", &initrd)];
         esp.extend(keys.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())));
@@ -604,12 +597,67 @@ impl<'a> Workshop<'a> {
         ])
     }
 
-    fn core_image(&self, tools: &Toolbox, command_line: &str) -> Result<Vec<u8>> {
+    /// The unified kernel image, signed where `cluster.toml` wants it: command line, initramfs and kernel in one file.
+    fn kernel_image(
+        &self,
+        tools: &Toolbox,
+        role: Role,
+        release: &str,
+        [command_line, initrd, vmlinuz]: [&[u8]; 3],
+    ) -> Result<Vec<u8>> {
+        let os_release =
+            format!("ID=kimg\nVERSION_ID={0}\nPRETTY_NAME=\"kimg {0} {role}\"\n", env!("CARGO_PKG_VERSION"));
+        let sections: [(&str, &[u8]); 5] = [
+            (".osrel", os_release.as_bytes()),
+            (".uname", release.as_bytes()),
+            (".cmdline", command_line),
+            (".initrd", initrd),
+            (".linux", vmlinuz),
+        ];
+        let mut uki = disk::uki::build(&tools.read(STUB)?, &sections)?;
+        if let Some(secure_boot) = &self.secure_boot {
+            disk::authenticode::sign(&mut uki, secure_boot.signer())?;
+        }
+        Ok(uki)
+    }
+
+    /// For the machine that has nothing but its firmware's menu to learn the keys from.
+    fn keys_for_firmware(&self) -> Vec<EnrolmentFile> {
+        let mut keys = self.secure_boot.as_ref().map(SecureBoot::certificates).unwrap_or_default();
+        keys.iter_mut().for_each(|file| file.name.insert_str(0, "/loader/keys/"));
+        keys
+    }
+
+    /// The medium that writes a built disk onto a machine's.
+    fn write_installer(&self, dir: &Path, manifest: &Manifest, raw: &Path, out: &Path) -> Result<()> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
+        };
+        let (tools, vmlinuz, keys) = (self.tools()?, read("vmlinuz")?, self.keys_for_firmware());
+        let sum = manifest.files.get(Format::Raw.file()).context("the manifest does not name the disk")?;
+        let source = installer::Source {
+            label: format!("KIMG_{}", manifest.role.as_str().to_ascii_uppercase()),
+            raw,
+            raw_sha256: &sum.sha256,
+            command_line: &manifest.command_line,
+            initrd: read("initrd")?,
+            boot_img: &tools.read(BOOT_IMG)?,
+            kernel: &|line, initrd| {
+                self.kernel_image(&tools, manifest.role, &manifest.kernel, [line.as_bytes(), initrd, &vmlinuz])
+            },
+            esp_files: &keys.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())).collect::<Vec<_>>(),
+        };
+        self.in_work_folder(|work| installer::write(source, &tools, work, out))
+    }
+
+    /// What `make` makes in a folder of its own, which is gone afterwards.
+    fn in_work_folder<T>(&self, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         let work = cache::temporary_beside(&self.steps.path("grub", "work"))?;
         std::fs::create_dir(&work).with_context(|| format!("creating {}", work.display()))?;
-        let core = disk::grub::core_image(tools, command_line, disk::CORE_SECTOR, &work);
+        let made = make(&work);
         std::fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
-        core
+        made
     }
 
     fn manifest(

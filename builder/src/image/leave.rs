@@ -158,6 +158,7 @@ mod tests {
     use super::*;
     use crate::config::{self, Settings};
     use crate::disk::{self, config_part};
+    use crate::image::installer;
     use crate::image::output::Format;
     use crate::pki;
     use node_metadata::{BuildInfo, Role};
@@ -212,6 +213,9 @@ mod tests {
             let why = error.downcast_ref::<KeysInClear>().unwrap_or_else(|| panic!("{format:?}: {error:#}"));
             assert!(why.files.contains(&"secrets/cluster-ca.key".to_string()), "{format:?}: {why}");
         }
+        let medium = dir.path().join(Format::Iso.file());
+        installer::tests::medium(&raw, &medium);
+        assert!(may_leave(&medium).unwrap_err().is::<KeysInClear>());
         let found = keys.search(Disk::open(&raw).unwrap()).unwrap();
         assert!(found.contains(&"cluster-ca.key".to_string()), "{found:?}");
         assert!(found.contains(&"encryption.key".to_string()), "{found:?}");

@@ -10,6 +10,7 @@ pub mod elf;
 pub mod glob;
 pub mod initramfs;
 pub mod inspect;
+pub mod installer;
 pub mod kernel;
 pub mod leave;
 pub mod manifest;

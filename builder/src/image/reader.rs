@@ -1,12 +1,15 @@
 //! A disk image in any form that kimg writes, read front to back as the disk that it stands for.
 
+use super::installer;
 use super::output::vhdx as format;
 use crate::disk::gpt::Guid;
+use crate::disk::iso;
 use crate::input;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::{Decompress, FlushDecompress};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 const SECTOR: u64 = 512;
@@ -46,7 +49,13 @@ impl Disk {
                     Form::Stream(Box::new(decoder))
                 }
                 [0x1f, 0x8b, ..] => Form::Stream(gzip(file)?),
-                _ => Form::Plain(file),
+                _ => match iso::initramfs_in(&mut file)? {
+                    Some(range) => Form::Stream(medium(file, range)?),
+                    None => {
+                        file.seek(SeekFrom::Start(0))?;
+                        Form::Plain(file)
+                    }
+                },
             })
         };
         match open() {
@@ -138,6 +147,13 @@ fn gzip(file: File) -> Result<Box<dyn Read>> {
         return Ok(Box::new(Archived { file: reader.take(size) }));
     }
     Ok(Box::new(io::Cursor::new(first[..length].to_vec()).chain(reader)))
+}
+
+/// The disk that a medium installs.
+fn medium(mut file: File, range: Range<u64>) -> Result<Box<dyn Read>> {
+    file.seek(SeekFrom::Start(range.start))?;
+    let (size, archive) = installer::disk_in(file.take(range.end - range.start))?;
+    Ok(Box::new(Archived { file: archive.take(size) }))
 }
 
 /// The only file of an archive; its end is that of the archive, which is read to show whether it is whole.
@@ -392,6 +408,13 @@ mod tests {
             Disk::open(&out).unwrap().take(content.len() as u64).read_to_end(&mut whole).unwrap();
             assert!(whole == content, "{format:?}");
         }
+        let out = dir.path().join(Format::Iso.file());
+        installer::tests::medium(&raw, &out);
+        Format::Iso.check(&out).unwrap();
+        Format::Iso.check(&raw).unwrap_err();
+        let mut disk = Disk::open(&out).unwrap();
+        assert_eq!(disk.read_at(1000, 70_000).unwrap(), content[1000..71_000]);
+        disk.check_end(content.len() as u64).unwrap();
     }
 
     #[test]
@@ -413,6 +436,8 @@ mod tests {
         archive.append_data(&mut header, "disk.raw", &content[..]).unwrap();
         forms.push(dir.path().join(Format::Gce.file()));
         std::fs::write(&forms[forms.len() - 1], archive.into_inner().unwrap().finish().unwrap()).unwrap();
+        forms.push(dir.path().join(Format::Iso.file()));
+        installer::tests::medium(&raw, &forms[forms.len() - 1]);
         for path in forms {
             let whole = std::fs::read(&path).unwrap();
             let check = || Disk::open(&path).and_then(|mut disk| disk.check_end(content.len() as u64));

@@ -164,7 +164,8 @@ fn disks(vm: &VmSpec) -> Vec<(&'static str, String)> {
         }
     };
     out.push(("-drive", format!("if=none,id=disk,format=raw,cache=writeback,discard=unmap,{place}")));
-    out.push(("-device", format!("{},bootindex=0", bus.device("disk", own))));
+    // 0 is for a medium that is put in besides.
+    out.push(("-device", format!("{},bootindex=1", bus.device("disk", own))));
     // A SATA disk cannot be read-only, but its file can: what the VM would write goes nowhere.
     let guard = if bus == Bus::Sata { "snapshot=on" } else { "readonly=on" };
     out.push(("-drive", format!("if=none,id=seed,format=raw,{guard},file={node}/seed.img")));
@@ -296,14 +297,14 @@ mod tests {
     #[test]
     fn all_disks_are_on_the_vms_bus() {
         let cases = [
-            (Bus::VirtioBlk, "-device virtio-blk-pci,drive=other0", "-device virtio-blk-pci,drive=disk,bootindex=0"),
+            (Bus::VirtioBlk, "-device virtio-blk-pci,drive=other0", "-device virtio-blk-pci,drive=disk,bootindex=1"),
             (
                 Bus::VirtioScsi,
                 "-device virtio-scsi-pci,id=scsi",
-                "-device scsi-hd,drive=disk,bus=scsi.0,scsi-id=1,bootindex=0",
+                "-device scsi-hd,drive=disk,bus=scsi.0,scsi-id=1,bootindex=1",
             ),
-            (Bus::Nvme, "-device nvme,drive=seed,serial=seed", "-device nvme,drive=disk,serial=disk,bootindex=0"),
-            (Bus::Sata, "snapshot=on,file=m/seed.img", "-device ide-hd,drive=disk,bus=ide.1,bootindex=0"),
+            (Bus::Nvme, "-device nvme,drive=seed,serial=seed", "-device nvme,drive=disk,serial=disk,bootindex=1"),
+            (Bus::Sata, "snapshot=on,file=m/seed.img", "-device ide-hd,drive=disk,bus=ide.1,bootindex=1"),
         ];
         for (bus, one, other) in cases {
             let spec = VmSpec { bus, earlier_disks: vec!["second.raw".into()], ..vm(Accel::Tcg) };

@@ -1,9 +1,10 @@
-//! Block devices: size, and telling the kernel that a partition became larger.
+//! Block devices: size, telling the kernel that a partition became larger, and reading what is really there.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 
+const BLKFLSBUF: u64 = 0x1261;
 const BLKPG: u64 = 0x1269;
 const BLKPG_RESIZE_PARTITION: i32 = 3;
 
@@ -27,6 +28,16 @@ struct Partition {
 /// Bytes of a device or file.
 pub fn size(device: &mut File) -> io::Result<u64> {
     device.seek(SeekFrom::End(0))
+}
+
+/// Writes out what the kernel holds of a disk in memory, and forgets it: the next read asks the disk itself.
+pub fn forget(disk: &File) -> io::Result<()> {
+    disk.sync_all()?;
+    // SAFETY: the request takes no argument.
+    if unsafe { libc::ioctl(disk.as_raw_fd(), BLKFLSBUF, 0) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
 }
 
 /// Tells the kernel the new bounds (in bytes) of a partition of `disk`; works while other partitions are in use.

@@ -38,7 +38,7 @@ const fn both(name: &'static str, cargo: &'static [&'static str], rest: &'static
 const PARTS: &[Part] = &[
     both("unit", DEV, &["--exclude", "qemu-tests"]),
     both("tidy", DEV, &["--test", "tidy"]),
-    both("harness", DEV, &["--lib", "--quiet", "--", "leash::", "load::", "nbd::", "stranger::"]),
+    both("harness", DEV, &["--lib", "--quiet", "--", "leash::", "load::", "nbd::", "stranger::", "tpm::"]),
     part(
         "reproducible",
         RELEASE,

@@ -75,7 +75,7 @@ fn mark(api: &Https) -> Result<String> {
 }
 
 /// What init did to STATE.
-fn state_note(machine: &Machine<'_>) -> Result<String> {
+pub(crate) fn state_note(machine: &Machine<'_>) -> Result<String> {
     let timeline: BootTimeline = machine.node(path::BOOT)?;
     let step = timeline.steps.into_iter().find(|step| step.name == "state");
     Ok(step.context("the boot's timeline has no step 'state'")?.note)
@@ -140,7 +140,7 @@ fn worker_keeps_its_key(bench: &Bench) -> Result {
 }
 
 /// Whether `other` begins with the bytes of `image` and holds nothing behind them.
-fn same(image: &Path, other: &Path) -> Result<bool> {
+pub(crate) fn same(image: &Path, other: &Path) -> Result<bool> {
     let open = |path: &Path| File::open(path).with_context(|| format!("opening {}", path.display()));
     let (mut image, mut other) = (open(image)?, open(other)?);
     let (mut expected, mut found) = (vec![0; 1 << 20], vec![0; 1 << 20]);

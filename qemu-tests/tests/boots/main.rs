@@ -6,6 +6,7 @@
 
 mod boot;
 mod disks;
+mod installer;
 mod memory;
 mod plug;
 mod secure;
@@ -59,8 +60,10 @@ fn main() -> ExitCode {
     // Two cores carry no more, and a time-out would mean nothing.
     arguments.test_threads = Some(1);
     let bench: Arc<OnceLock<std::result::Result<Bench, String>>> = Arc::default();
-    let tests = [boot::tests(), disks::tests(), plug::tests(), memory::tests(), secure::tests()].into_iter().flatten();
+    let tests = [boot::tests(), disks::tests(), installer::tests(), plug::tests(), memory::tests(), secure::tests()]
+        .into_iter();
     let trials = tests
+        .flatten()
         .map(|test| {
             let bench = bench.clone();
             Trial::ignorable_test(test.name, move || {

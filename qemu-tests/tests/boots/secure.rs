@@ -7,6 +7,7 @@
 use crate::Test;
 use crate::disks::{refuses, table_of};
 use anyhow::{Context, bail, ensure};
+use kimg::cache::hash;
 use kimg::disk::gpt::{Guid, SECTOR};
 use kimg::pki::secure_boot::write_enrolment;
 use node_api::path;
@@ -27,6 +28,8 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("boot::secure_boot_signatures_hold_before_sbverify", false, sbverify),
         Test::new("boot::secure_boot_refuses_an_unsigned_kernel", false, unsigned_kernel),
         Test::new("boot::secure_boot_starts_the_signed_image", true, signed_image),
+        Test::new("boot::secure_boot_with_a_tpm_measures_what_was_built", true, measured),
+        Test::new("boot::secure_boot_refuses_an_unsigned_kernel_with_a_tpm_too", true, unsigned_with_tpm),
         Test::new("boot::secure_boot_refuses_another_command_line", true, altered_command_line),
         Test::new("boot::secure_boot_does_not_start_this_root_by_an_older_signed_kernel", true, older_kernel),
         Test::new("boot::secure_boot_keys_are_taken_by_the_firmware", true, enrolment),
@@ -52,7 +55,7 @@ fn skipped(error: anyhow::Error) -> anyhow::Error {
 }
 
 /// Firmware, and variables with the cluster's keys in them: Secure Boot is on.
-fn enrolled(bench: &Bench) -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn enrolled(bench: &Bench) -> Result<(PathBuf, PathBuf)> {
     static ENROLLED: OnceLock<PathBuf> = OnceLock::new();
     let (code, empty) = firmware()?;
     if let Some(variables) = ENROLLED.get() {
@@ -114,6 +117,61 @@ fn unsigned_kernel(bench: &Bench) -> Result {
     with_secure_boot(bench, "secure-unsigned", change, firmware_refuses)
 }
 
+/// Firmware with a TPM goes another way to a kernel: it measures first.
+fn unsigned_with_tpm(bench: &Bench) -> Result {
+    tools::swtpm().map_err(skipped)?;
+    let (code, variables) = enrolled(bench)?;
+    bench.with("secure-unsigned-tpm", MASTER, |machine| {
+        machine.attach_guarded(&code, &variables)?;
+        let disk = machine.disk();
+        let mut kernel = Kernel::find(&disk)?;
+        let entry = kernel.certificate_entry();
+        kernel.bytes[entry..entry + 8].fill(0);
+        kernel.put(&disk)?;
+        machine.give_tpm()?;
+        machine.start()?;
+        firmware_refuses(machine)?;
+        // That it was asked is what is not to be taken for granted: it looks the same without one.
+        ensure!(registers(machine)?.contains(&SECURE_BOOT_STATE), "the firmware did not use the TPM");
+        Ok(())
+    })
+}
+
+/// What firmware knows of Secure Boot is measured here, and the parts of a unified kernel image by systemd's stub there
+/// (<https://uapi-group.org/specifications/specs/linux_tpm_pcr_registry/>).
+const SECURE_BOOT_STATE: u8 = 7;
+const KERNEL_PARTS: u8 = 11;
+
+fn registers(machine: &Machine<'_>) -> Result<Vec<u8>> {
+    Ok(machine.tpm()?.measured()?.into_iter().map(|(register, _)| register).collect())
+}
+
+/// The signed image starts as without a TPM, and what was measured of it can be told from the files that were built.
+fn measured(bench: &Bench) -> Result {
+    tools::swtpm().map_err(skipped)?;
+    let (code, variables) = enrolled(bench)?;
+    bench.with("secure-measured", MASTER, |machine| {
+        machine.attach_guarded(&code, &variables)?;
+        machine.give_tpm()?;
+        machine.start()?;
+        boots_with_secure_boot(machine)?;
+        let log = machine.node_text(path::DMESG)?;
+        ensure!(log.contains("TPMEventLog="), "the kernel was not told of the firmware's log");
+        let found = machine.tpm()?.measured()?;
+        ensure!(found.iter().any(|(register, _)| *register == SECURE_BOOT_STATE), "nothing of Secure Boot: {found:?}");
+        let parts: Vec<&str> = found.iter().filter(|(r, _)| *r == KERNEL_PARTS).map(|(_, d)| d.as_str()).collect();
+        for (section, file) in [(".linux", "vmlinuz"), (".initrd", "initrd"), (".cmdline", "cmdline")] {
+            let content = bench.image(MASTER)?.with_file_name(file);
+            let content = std::fs::read(&content).with_context(|| format!("reading {}", content.display()))?;
+            // A section's name with its end, then its content.
+            let name = format!("{section}\0");
+            let wanted = [hash::hex_of(name.as_bytes()), hash::hex_of(&content)];
+            ensure!(parts.windows(2).any(|pair| pair == wanted), "{section} {wanted:?} is not among {parts:?}");
+        }
+        Ok(())
+    })
+}
+
 fn altered_command_line(bench: &Bench) -> Result {
     let line = bench.command_line(MASTER)?;
     let change = |disk: &Path| {
@@ -127,7 +185,7 @@ fn altered_command_line(bench: &Bench) -> Result {
     with_secure_boot(bench, "secure-command-line", change, firmware_refuses)
 }
 
-fn firmware_refuses(machine: &mut Machine<'_>) -> Result {
+pub(crate) fn firmware_refuses(machine: &mut Machine<'_>) -> Result {
     refuses(machine, REFUSED, 40)?;
     ensure!(!machine.console().contains("Linux version"), "the kernel was started");
     Ok(())

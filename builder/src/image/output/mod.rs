@@ -7,9 +7,9 @@ pub(super) mod vhdx;
 mod vmdk;
 
 use crate::cache;
-use crate::disk::gpt;
+use crate::disk::{gpt, iso};
 use crate::input;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -41,6 +41,9 @@ pub enum Format {
     /// Archive for Google Compute Engine.
     #[value(name = "gce.tar.gz")]
     Gce,
+    /// Medium for CD drive and USB stick that writes the disk onto the machine's own: bare metal.
+    #[value(name = "iso")]
+    Iso,
 }
 
 /// The root is compressed already: a higher level only takes longer.
@@ -60,6 +63,7 @@ impl Format {
             Format::Vhdx => "disk.vhdx",
             Format::Vmdk => "disk.vmdk",
             Format::Gce => "disk.gce.tar.gz",
+            Format::Iso => "disk.iso",
         }
     }
 
@@ -76,9 +80,14 @@ impl Format {
             Format::Qcow2 => b"QFI\xfb",
             Format::Vmdk => b"KDMV",
             Format::Vhdx => b"vhdxfile",
+            Format::Iso => b"\x01CD001",
         };
-        // The partition table stands behind the first sector.
-        let offset = if matches!(self, Format::Raw | Format::Vhd) { gpt::SECTOR } else { 0 };
+        let offset = match self {
+            // The partition table stands behind the first sector.
+            Format::Raw | Format::Vhd => gpt::SECTOR,
+            Format::Iso => 16 * iso::SECTOR,
+            _ => 0,
+        };
         let mut begins = Vec::new();
         let mut file = input::open(path)?;
         file.seek(SeekFrom::Start(offset)).with_context(|| format!("reading {}", path.display()))?;
@@ -95,15 +104,7 @@ impl Format {
 
     /// Makes this form of `raw` at `out`, whole or not at all.
     pub fn write(self, raw: &Path, out: &Path) -> Result<()> {
-        let temporary = cache::temporary_beside(out)?;
-        let made = self
-            .encode(raw, &temporary)
-            .and_then(|()| std::fs::rename(&temporary, out).with_context(|| format!("storing {}", out.display())));
-        if made.is_err() {
-            // The first error is the one to report.
-            let _ = std::fs::remove_file(&temporary);
-        }
-        made
+        whole(out, |temporary| self.encode(raw, temporary))
     }
 
     fn encode(self, raw: &Path, out: &Path) -> Result<()> {
@@ -119,9 +120,22 @@ impl Format {
             Format::Vhdx => vhdx::write(&mut from, size, &mut to),
             Format::Vmdk => vmdk::write(&mut from, size, self.file(), &mut to),
             Format::Gce => gce::write(&mut from, size, &mut to),
+            Format::Iso => bail!("it needs a kernel besides the disk, which only `kimg build` has"),
         }
         .with_context(|| format!("making {} of {}", self.file(), raw.display()))
     }
+}
+
+/// What `make` writes to the path that it is given, at `out`, whole or not at all.
+pub(super) fn whole(out: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = cache::temporary_beside(out)?;
+    let made = make(&temporary)
+        .and_then(|()| std::fs::rename(&temporary, out).with_context(|| format!("storing {}", out.display())));
+    if made.is_err() {
+        // The first error is the one to report.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    made
 }
 
 fn gzip_to(from: &mut impl Read, to: impl Write) -> Result<()> {
@@ -146,14 +160,20 @@ fn copy_sparse(from: &mut File, size: u64, to: &mut File) -> Result<()> {
     Ok(())
 }
 
-fn zstd_to(from: &mut impl Read, to: impl Write) -> Result<()> {
+/// Without a window beyond that of its level.
+pub(super) fn zstd_encoder<W: Write>(to: W) -> Result<zstd::stream::write::Encoder<'static, W>> {
     let mut encoder = zstd::stream::write::Encoder::new(to, ZSTD_LEVEL)?;
-    encoder.long_distance_matching(true)?;
-    encoder.window_log(ZSTD_WINDOW_LOG)?;
     encoder.include_checksum(true)?;
     // With one worker or more the output is always the same; without workers it is another.
     let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 8);
     encoder.multithread(u32::try_from(workers)?)?;
+    Ok(encoder)
+}
+
+fn zstd_to(from: &mut impl Read, to: impl Write) -> Result<()> {
+    let mut encoder = zstd_encoder(to)?;
+    encoder.long_distance_matching(true)?;
+    encoder.window_log(ZSTD_WINDOW_LOG)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         let n = from.read(&mut buffer)?;

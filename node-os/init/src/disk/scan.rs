@@ -31,6 +31,11 @@ impl Disk {
         read_number(&format!("{CLASS}/{}/size", self.name)).unwrap_or(0).saturating_mul(512)
     }
 
+    /// Whether the kernel lets nobody write to it.
+    pub fn is_read_only(&self) -> bool {
+        read_number(&format!("{CLASS}/{}/ro", self.name)) == Some(1)
+    }
+
     /// Kernel name of partition `number`, e.g. `vda6` or `nvme0n1p6`.
     pub fn partition_name(&self, number: u32) -> String {
         let separator = if self.name.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };

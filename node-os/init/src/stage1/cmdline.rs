@@ -1,4 +1,4 @@
-//! The root hash from the kernel's command line. Pure.
+//! What the kernel's command line says: the root hash, and whether this is an installer. Pure.
 
 use crate::disk::gpt::Guid;
 use anyhow::{Context, Result, bail};
@@ -28,6 +28,24 @@ pub(super) fn root_hash(line: &str) -> Result<RootHash> {
     Ok(RootHash { hex, root, verity })
 }
 
+/// What an installer is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Install {
+    /// SHA-256 of the disk that it carries, hex.
+    pub(super) sha256: String,
+    /// The disk that is overwritten whatever it holds, by its kernel name.
+    pub(super) to: Option<String>,
+}
+
+const INSTALL: &str = "kimg.install=";
+const INSTALL_TO: &str = "kimg.install-to=";
+
+/// None where the kernel was started from a node's disk.
+pub(super) fn install(line: &str) -> Option<Install> {
+    let word = |name: &str| line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned);
+    Some(Install { sha256: word(INSTALL)?, to: word(INSTALL_TO) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +58,13 @@ mod tests {
         for line in ["quiet", "kimg.roothash=12", &format!("kimg.roothash={}", "g".repeat(64))] {
             assert!(root_hash(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn only_a_medium_installs() {
+        assert_eq!(install("kimg.roothash=00 kimg.install-to=vda"), None);
+        let found = install("kimg.install-to=vda console=ttyS0 kimg.install=ab").unwrap();
+        assert_eq!(found, Install { sha256: "ab".into(), to: Some("vda".into()) });
+        assert_eq!(install("kimg.install=ab").unwrap().to, None);
     }
 }

@@ -1,12 +1,14 @@
 //! Stage 1: `/init` of the initramfs. Finds the disk that carries this kernel's root, sets up dm-verity,
-//! and hands over to `/sbin/init` on it. Nothing is written to any disk.
+//! and hands over to `/sbin/init` on it. Nothing is written to any disk, but by [`install`].
 //!
 //! ```text
 //! mounts → modules (first group) → find root ⇄ modules (late group) → verity → squashfs → switch root
+//!                                  └ started from a medium, no root → install → start again
 //! ```
 
 mod cmdline;
 mod hardware;
+mod install;
 mod modules;
 mod root;
 mod superblock;
@@ -49,7 +51,12 @@ fn run(started: Duration) -> Result<std::convert::Infallible> {
     let hash = cmdline::root_hash(&line)?;
     let hardware = hardware::Hardware::read();
     modules.load_first(|file| hardware.may_need(file), &mut |text| say(4, text));
-    let root = root::find(&hash, || modules.load_late(&mut |text| say(4, text)), |text| say(4, text))?;
+    let load_late = || modules.load_late(&mut |text| say(4, text));
+    let root = match cmdline::install(&line) {
+        None => root::find(&hash, load_late, |text| say(4, text))?,
+        // What an installer does is to be seen, whatever the log's level.
+        Some(wanted) => install::find_or_install(&hash, &wanted, load_late, |text| say(3, text))?,
+    };
     let found = machine::uptime();
     root::open(&root, &hash, Path::new(NEW_ROOT))?;
     let handover = Handover {

@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How often the disks are looked at.
-const POLL: Duration = Duration::from_millis(20);
+pub(super) const POLL: Duration = Duration::from_millis(20);
 /// Without a root after this time the late modules are loaded.
 const LATE_AFTER: Duration = Duration::from_millis(1500);
 /// How long a disk that was never used waits for one that was.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Controllers of slow machines need so long at most.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+pub(super) const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 const STATE_PARTITION: u32 = 6;
 const EXT4_MAGIC_AT: u64 = 1024 + 56;
 
@@ -65,6 +65,11 @@ pub(super) fn find(hash: &RootHash, load_late: impl FnOnce(), say: impl Fn(&str)
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// A disk with both partitions of `hash` that is there now; with `used` only one that has been booted before.
+pub(super) fn present(hash: &RootHash, used: bool) -> Option<Root> {
+    choose(candidates(hash)).filter(|root| !used || has_state(&root.disk))
 }
 
 fn candidates(hash: &RootHash) -> Vec<Root> {
