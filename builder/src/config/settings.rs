@@ -4,7 +4,7 @@ use super::error::ConfigError;
 use crate::image::recipe::PackageRecipe;
 use crate::input::BadInput;
 use ipnet::IpNet;
-use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, Role, StoreEngine};
+use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, Registry, Role, StoreEngine};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
@@ -37,6 +37,8 @@ pub struct Settings {
     pub secrets: SecretsForm,
     /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server.
     pub metadata_allow: Vec<String>,
+    /// The cluster's own registry, where it has one.
+    pub registry: Option<Registry>,
     /// More add-on manifests, absolute paths.
     pub manifests: Vec<PathBuf>,
     /// API names and addresses.
@@ -250,6 +252,7 @@ impl Settings {
             store: self.store,
             ntp_servers: self.ntp_servers.clone(),
             metadata_allow: self.metadata_allow.clone(),
+            registry: self.registry,
             nodes: self.nodes.iter().map(NodeSettings::baked).collect(),
             build,
         }

@@ -18,6 +18,7 @@ const COMPONENTS: &[(&str, Entry)] = &[
     ("api-balancer", kube_proxy::balancer_main),
     ("overlay", overlay::main),
     ("cluster-dns", cluster_dns::main),
+    ("cluster-registry", cluster_registry::main),
     ("kimg", cni::main),
     ("loopback", cni::main),
 ];

@@ -280,6 +280,7 @@ mod tests {
             store: StoreEngine::Embedded,
             ntp_servers: vec![],
             metadata_allow: vec![],
+            registry: None,
             nodes: vec![],
             build: Default::default(),
         }

@@ -308,6 +308,7 @@ mod tests {
             store: StoreEngine::Embedded,
             ntp_servers: vec![],
             metadata_allow: vec![],
+            registry: None,
             nodes: vec![entry("master-1", Role::Master, "10.77.0.10"), entry("worker-1", Role::Worker, "10.77.0.11")],
             build: Default::default(),
         }

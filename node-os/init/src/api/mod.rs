@@ -3,6 +3,7 @@
 pub mod certificates;
 mod kubelet;
 pub mod proc;
+mod registry;
 mod server;
 mod store;
 mod streams;

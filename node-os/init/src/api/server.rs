@@ -1,6 +1,6 @@
 //! Requests and their answers.
 
-use super::{certificates, kubelet, proc, store, streams, tls::Tls};
+use super::{certificates, kubelet, proc, registry, store, streams, tls::Tls};
 use crate::machine::{Command, Shared};
 use crate::network::Network;
 use anyhow::{Context, Result};
@@ -123,6 +123,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, path::PROCESSES) => Ok(json(&proc::processes())),
         (&Method::GET, path::DMESG) => streams::kernel_log(&query),
         (&Method::GET, other) if other.starts_with(path::LOGS) => streams::log(context, other, &query),
+        (_, other) if other.starts_with(path::REGISTRY) => registry::pass_on(context, request).await,
         (&Method::GET, path::STORE_SNAPSHOT) => store::ask("/snapshot").await,
         (&Method::GET, path::STORE_CHECK) => store::ask("/check").await,
         // The key may be the very thing that a node waits for; nothing else is changed before it has joined.
