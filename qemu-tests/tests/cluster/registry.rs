@@ -135,7 +135,7 @@ impl Forward {
             .spawn()
             .context("starting kubectl")?;
         let said = BufReader::new(process.stdout.take().context("kubectl has no output")?);
-        let mut forward = Forward { process, said: said, target: String::new() };
+        let mut forward = Forward { process, said, target: String::new() };
         let mut line = String::new();
         forward.said.read_line(&mut line).context("reading what kubectl says")?;
         let target = line.split_whitespace().nth(2).map(str::to_owned);
