@@ -67,3 +67,18 @@ pub(super) fn registry(settings: &Settings, client: &Client) -> Result<Registry>
 pub(super) fn needs_cluster(name: &Reference) -> String {
     format!("{name} is in the registry of a cluster; name the cluster's folder with --dir")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::BadInput;
+    use std::path::Path;
+
+    #[test]
+    fn a_cluster_without_a_registry_says_how_to_get_one() {
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n";
+        let settings = crate::config::parse(Path::new("cluster.toml"), text, Path::new("/nowhere")).unwrap();
+        let error = registry(&settings, &Client::new(None).unwrap()).unwrap_err();
+        assert!(error.is::<BadInput>() && error.to_string().contains("write [registry] in cluster.toml"), "{error}");
+    }
+}

@@ -270,9 +270,17 @@ async fn begin(serving: &Serving, repository: &str, query: Option<&str>) -> Resu
 
 /// Writes what comes behind what has come; how much there is then.
 async fn append(serving: &Serving, id: &str, request: Request<Incoming>) -> Result<u64, Fault> {
+    let (head, mut body) = request.into_parts();
+    let have = take(serving, id, &head.headers, &mut body).await;
+    // Clients that send before they listen would find a closed connection, and not hear why.
+    while have.is_err() && matches!(body.frame().await, Some(Ok(_))) {}
+    have
+}
+
+async fn take(serving: &Serving, id: &str, headers: &HeaderMap, body: &mut Incoming) -> Result<u64, Fault> {
     let wanted = id.to_owned();
     let (path, mut have) = serving.at_disk(move |store| store.upload(&wanted)).await?;
-    let said = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let said = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let begins =
         said(CONTENT_RANGE).and_then(|range| range.trim_start_matches("bytes ").split('-').next()?.parse().ok());
     if begins.is_some_and(|begins: u64| begins != have) {
@@ -282,7 +290,6 @@ async fn append(serving: &Serving, id: &str, request: Request<Incoming>) -> Resu
     serving.at_disk(move |store| store.make_room(room)).await?;
     let mut options = tokio::fs::OpenOptions::new();
     let mut file = options.append(true).open(&path).await.with_context(|| format!("opening {}", path.display()))?;
-    let mut body = request.into_body();
     let cut = |error| Fault::Wrong("BLOB_UPLOAD_INVALID", format!("the upload was cut off: {error}"));
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(cut)?.into_data() else { continue };

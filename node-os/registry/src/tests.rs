@@ -167,6 +167,17 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     Ok(Answer { status: parts.status, headers: parts.headers, body: body.collect().await?.to_bytes().to_vec() })
 }
 
+/// Sends a chunk as a client does that listens only when it has sent all.
+fn all_before_an_answer(socket: &Path, place: &str, length: usize) -> std::io::Result<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+    write!(stream, "PATCH {place} HTTP/1.1\r\nhost: r\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n")?;
+    stream.write_all(&vec![7; length])?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said)
+}
+
 #[test]
 fn what_is_pushed_in_chunks_is_read_by_nodes() {
     with_registry(64, async |bench| {
@@ -265,6 +276,10 @@ fn a_full_registry_makes_room_or_says_so() {
         let refused = bench.blob(&of(3)).await;
         assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
         assert!(refused.text().contains("the registry is full: it holds 3 of its 3 MiB"), "{}", refused.text());
+        let begun = bench.operator(Method::POST, "/v2/web/blobs/uploads/", NO_HEADERS, b"").await;
+        let (socket, place) = (bench.dir.path().join("socket"), begun.header("location").to_owned());
+        let said = tokio::task::spawn_blocking(move || all_before_an_answer(&socket, &place, 4 << 20)).await.unwrap();
+        assert!(said.unwrap().starts_with("HTTP/1.1 413"), "who sends first is told, too");
         assert!(bench.has(&blob(1)).await && bench.has(&blob(2)).await, "what has a name stays");
         // What has lost its name goes when room is needed, and not before.
         assert_eq!(bench.manifest("1", &[]).await.status, StatusCode::CREATED);

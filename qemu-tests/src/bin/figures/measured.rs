@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Between two looks; what comes and goes in between is not seen.
-const LOOK: Duration = Duration::from_millis(10);
+/// Between two looks, which cost time themselves; what comes and goes in between is not seen.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What a command took.
 #[derive(Debug, Clone, Copy)]
