@@ -6,6 +6,7 @@
 pub mod apiserver;
 pub mod bundle;
 pub mod cluster;
+pub mod debian;
 pub mod guest;
 pub mod load;
 pub mod machine;

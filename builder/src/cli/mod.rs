@@ -49,6 +49,9 @@ enum Command {
     Push(crate::oci::transfer::PushArgs),
     /// Fetch an image from an OCI registry
     Pull(crate::oci::transfer::PullArgs),
+    /// The images of the cluster's own registry
+    #[command(subcommand)]
+    Registry(crate::oci::own::RegistryCommand),
     /// Bring a node image to a provider
     Upload(crate::upload::cmd::UploadArgs),
     /// kimg's images at a provider
@@ -155,7 +158,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Build(what) => image::run_build(&what, &dir, &settings)?,
         Command::Cache(command) => image::run_cache(&command, &settings)?,
         Command::Push(args) => crate::oci::transfer::push(&args, &settings)?,
-        Command::Pull(args) => crate::oci::transfer::pull(&args)?,
+        Command::Pull(args) => crate::oci::transfer::pull(&args, &settings)?,
+        Command::Registry(command) => crate::oci::own::run(&command, &settings()?)?,
         Command::Upload(args) => crate::upload::cmd::run_upload(&args, &settings()?)?,
         Command::Image(command) => crate::upload::cmd::run_image(&command)?,
         Command::Gc(args) => crate::upload::cmd::run_gc(&args)?,

@@ -52,6 +52,8 @@ pub struct Fragment {
     /// Copies of the store.
     #[serde(default)]
     pub backup: BackupFragment,
+    /// The cluster's own registry; default none.
+    pub registry: Option<RegistryFragment>,
     /// The nodes.
     pub nodes: Vec<Spanned<NodeFragment>>,
     /// VMs on this machine.
@@ -74,6 +76,14 @@ pub struct MetadataFragment {
     /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server; default none.
     #[serde(default)]
     pub allow: Vec<Spanned<String>>,
+}
+
+/// `[registry]`: where it stands, the cluster has a registry of its own.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RegistryFragment {
+    /// MiB of the master's disk that images may take; default 1024.
+    pub size: Option<Spanned<i64>>,
 }
 
 /// `[api]`

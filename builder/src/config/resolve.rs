@@ -1,11 +1,11 @@
 //! From the fragment to settings that hold: checks and defaults.
 
-use super::fragment::{Fragment, ImageFragment, LocalFragment, NodeFragment, VmFragment};
+use super::fragment::{Fragment, ImageFragment, LocalFragment, NodeFragment, RegistryFragment, VmFragment};
 use super::settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
 use crate::image::recipe::{self, PackageRecipe};
 use ipnet::IpNet;
 use node_metadata::merge::{is_label_value, is_qualified};
-use node_metadata::{NodeEntry, Overlay, Reserved, Role, StoreEngine};
+use node_metadata::{NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
@@ -66,7 +66,8 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         });
     }
     let local = resolve_local(&f.local, network)?;
-    let local_fault = check_local(&f, &nodes, [pod_cidr, service_cidr], &local).err();
+    let registry = registry(&f.registry)?;
+    let local_fault = check_local(&f, &nodes, [pod_cidr, service_cidr], registry, &local).err();
     let settings = Settings {
         dir: dir.to_path_buf(),
         text: String::new(),
@@ -92,7 +93,8 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         )?,
         manifests: manifests(dir, &f.manifests)?,
         metadata_allow: service_accounts(f.metadata.allow)?,
-        backup_every_s: backup_every(&f.backup.every)?,
+        backup_every_s: number(&f.backup.every, "backup.every", BACKUP_SECONDS, 600)?.into(),
+        registry,
         api: resolve_api(&f.api)?,
         packages: Packages {
             mirror: url(f.packages.mirror, "packages.mirror")?,
@@ -345,12 +347,28 @@ fn service_accounts(written: Vec<Spanned<String>>) -> Result<Vec<String>, Fault>
     Ok(written.into_iter().map(Spanned::into_inner).collect())
 }
 
-fn backup_every(written: &Option<Spanned<i64>>) -> Result<u64, Fault> {
-    let Some(written) = written else { return Ok(600) };
-    let allowed = 10..=86_400;
-    match u64::try_from(*written.get_ref()) {
-        Ok(seconds) if allowed.contains(&seconds) => Ok(seconds),
-        _ => Err(fault(written, "backup.every", "write seconds, from 10 to 86400 (a day)")),
+/// Seconds between two backups.
+const BACKUP_SECONDS: Range<i64> = 10..86_400 + 1;
+/// Sizes of a registry, MiB.
+const REGISTRY_SIZES: Range<i64> = 64..(1 << 20) + 1;
+/// What a registry leaves of its master's disk, MiB.
+const BESIDE_REGISTRY: u32 = 1024;
+
+fn registry(written: &Option<RegistryFragment>) -> Result<Option<Registry>, Fault> {
+    let Some(written) = written else { return Ok(None) };
+    Ok(Some(Registry { size: number(&written.size, "registry.size", REGISTRY_SIZES, 1024)? }))
+}
+
+/// A number within a range.
+fn number(written: &Option<Spanned<i64>>, field: &str, range: Range<i64>, default: u32) -> Result<u32, Fault> {
+    let Some(written) = written else { return Ok(default) };
+    let value = *written.get_ref();
+    match u32::try_from(value) {
+        Ok(number) if range.contains(&value) => Ok(number),
+        _ => {
+            let message = format!("{value} is out of range; write {} to {}", range.start, range.end - 1);
+            Err(fault(written, field, message))
+        }
     }
 }
 
@@ -665,7 +683,23 @@ fn check_taint(taint: &Spanned<String>) -> Result<(), Fault> {
 const NAT: ipnet::Ipv4Net = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24);
 
 /// What VMs on this machine need besides: each node's first address is its VM's, and its memory suffices.
-fn check_local(f: &Fragment, nodes: &[NodeSettings], ranges: [IpNet; 2], local: &Local) -> Result<(), Fault> {
+fn check_local(
+    f: &Fragment,
+    nodes: &[NodeSettings],
+    ranges: [IpNet; 2],
+    registry: Option<Registry>,
+    local: &Local,
+) -> Result<(), Fault> {
+    if let Some(Registry { size }) = registry
+        && local.master.disk_mib < size.saturating_add(BESIDE_REGISTRY)
+    {
+        let message = format!(
+            "{size} MiB do not fit on the master's disk of {} MiB, of which {BESIDE_REGISTRY} are left to the store, \
+             the logs and the image; write less, or raise local.master.disk",
+            local.master.disk_mib
+        );
+        return Err(optional_fault(&f.registry.as_ref().and_then(|r| r.size.clone()), "registry.size", &message));
+    }
     for (spanned, node) in f.nodes.iter().zip(nodes) {
         let written = spanned.get_ref();
         let name = &node.entry.name;
@@ -756,18 +790,7 @@ fn resolve_local(f: &LocalFragment, network: ipnet::Ipv4Net) -> Result<Local, Fa
 }
 
 fn vm_size(f: &VmFragment, field: &str, default: VmSize) -> Result<VmSize, Fault> {
-    let number = |written: &Option<Spanned<i64>>, key: &str, range: Range<i64>, default: u32| {
-        let Some(written) = written else { return Ok(default) };
-        let value = *written.get_ref();
-        match u32::try_from(value) {
-            Ok(number) if range.contains(&value) => Ok(number),
-            _ => Err(fault(
-                written,
-                &format!("{field}.{key}"),
-                format!("{value} is out of range; write {} to {}", range.start, range.end - 1),
-            )),
-        }
-    };
+    let number = |written, key: &str, range, default| number(written, &format!("{field}.{key}"), range, default);
     Ok(VmSize {
         memory_mib: number(&f.memory, "memory", 128..1_048_577, default.memory_mib)?,
         cpus: number(&f.cpus, "cpus", 1..257, default.cpus)?,

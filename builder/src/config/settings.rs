@@ -4,7 +4,7 @@ use super::error::ConfigError;
 use crate::image::recipe::PackageRecipe;
 use crate::input::BadInput;
 use ipnet::IpNet;
-use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, Role, StoreEngine};
+use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, Registry, Role, StoreEngine};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
@@ -39,6 +39,8 @@ pub struct Settings {
     pub metadata_allow: Vec<String>,
     /// Seconds between two backups of the store.
     pub backup_every_s: u64,
+    /// The cluster's own registry, where it has one.
+    pub registry: Option<Registry>,
     /// More add-on manifests, absolute paths.
     pub manifests: Vec<PathBuf>,
     /// API names and addresses.
@@ -253,6 +255,7 @@ impl Settings {
             ntp_servers: self.ntp_servers.clone(),
             metadata_allow: self.metadata_allow.clone(),
             backup_every_s: self.backup_every_s,
+            registry: self.registry,
             nodes: self.nodes.iter().map(NodeSettings::baked).collect(),
             build,
         }

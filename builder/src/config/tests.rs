@@ -67,6 +67,13 @@ fn errors_name_line_field_and_way_out() {
             "[metadata]\nallow = [\"kube-system/csi\", \"csi\"]\n",
             ":4:29: metadata.allow: `csi` is no service account; write NAMESPACE/NAME",
         ),
+        ("[registry]\nsize = 12\n", "cluster.toml:4:8: registry.size: 12 is out of range; write 64 to 1048576"),
+        (
+            "[registry]\nsize = \"1Gi\"\n",
+            "registry.size: must be a whole number without quotes, e.g. 512, not a string",
+        ),
+        ("[registry]\nnode = \"m\"\n", "registry.node: unknown key"),
+        ("registry = true\n", "registry: must be a table"),
         ("ntp-servers = [\"\"]\n", "ntp-servers: `` is no time server"),
         ("manifests = [\"/dev/null\"]\n", "manifests: there is no file /dev/null"),
         ("[image.worker]\nmodules = [\"a b\"]\n", ":4:12: image.worker.modules: `a b` is no kernel module"),
@@ -180,6 +187,11 @@ fn what_local_vms_need() {
             "service-cidr = \"10.0.2.0/24\"\n",
             "service-cidr: 10.0.2.0/24 overlaps 10.0.2.0/24",
         ),
+        (
+            r#"{ name = "a", role = "master" }"#,
+            "registry.size = 1500\n",
+            "registry.size: 1500 MiB do not fit on the master's disk of 2048 MiB",
+        ),
     ];
     for (nodes, more, expected) in cases {
         let text = |form: &str| format!("name = \"demo\"\nsecrets = \"{form}\"\n{more}nodes = [{nodes}]\n");
@@ -192,6 +204,16 @@ fn what_local_vms_need() {
     let larger =
         "nodes = [{ name = \"a\", role = \"master\", reserved = { memory = \"1Gi\" } }]\nlocal.master.memory = 2048\n";
     assert!(settings(&format!("name = \"demo\"\n{larger}")).expect("valid").local.fault.is_none());
+}
+
+#[test]
+fn a_registry_is_there_where_its_table_stands() {
+    assert_eq!(settings(MINIMAL).expect("valid").registry, None);
+    let with = |table: &str| settings(&format!("{MINIMAL}[registry]\n{table}")).expect("valid");
+    let size = |table: &str| with(table).cluster(Role::Master, BuildInfo::default()).registry.map(|r| r.size);
+    assert_eq!(size(""), Some(1024));
+    assert_eq!(size("size = 64\n"), Some(64));
+    assert!(with("").local.fault.is_none(), "the default fits into the default");
 }
 
 #[test]

@@ -20,8 +20,15 @@ pub struct Target {
 }
 
 impl Target {
-    /// A client: the local VM's forwarded port where it runs here, else the node's address.
+    /// A client of the node's API.
     pub fn client(&self, settings: &Settings) -> Result<NodeClient> {
+        let (name, address, fingerprint) = self.place(settings)?;
+        let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+        NodeClient::new(&secrets, &name, address, fingerprint.as_deref())
+    }
+
+    /// Name, place and fingerprint: the local VM's forwarded port where it runs here, else the node's address.
+    pub fn place(&self, settings: &Settings) -> Result<(String, String, Option<String>)> {
         let name = match &self.node {
             Some(name) => name.clone(),
             None => settings
@@ -49,8 +56,7 @@ impl Target {
             .fingerprint
             .clone()
             .or_else(|| vm.and_then(|_| console::fingerprint(&settings.run_dir().join(&name).join("console.log"))));
-        let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
-        NodeClient::new(&secrets, &name, address, fingerprint.as_deref())
+        Ok((name, address, fingerprint))
     }
 }
 

@@ -114,7 +114,7 @@ pub fn run(args: &ImageArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
         lock: &lock,
         components: &|| Components::find(args.components.as_deref(), &memory),
         mirrors: &mirrors,
-        bases: &|name, platform| transfer::base(name, platform, &args.registry, &pins, &progress),
+        bases: &|name, platform| transfer::base(name, platform, (&args.registry, cluster), &pins, &progress),
         progress: &progress,
     };
     let image = source::make(&args.source, &overrides, &surroundings)?;

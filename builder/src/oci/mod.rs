@@ -5,6 +5,7 @@ pub mod build;
 pub mod cmd;
 pub mod content;
 pub mod model;
+pub mod own;
 pub mod pause;
 pub mod reference;
 pub mod registry;

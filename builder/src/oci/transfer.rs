@@ -4,6 +4,7 @@ use super::artifact;
 use super::build::{Base, named};
 use super::content::{Blob, Content, DEPTH};
 use super::model::{BASE_NAME, Descriptor, Index, Manifest, Platform};
+use super::own;
 use super::reference::{Reference, no_password};
 use super::registry::{Placed, Registry, credentials};
 use super::source::choose_platform;
@@ -24,6 +25,9 @@ use std::path::{Path, PathBuf};
 /// The most that the manifests and indexes of one image may have: they are held in memory.
 const DOCUMENTS: u64 = 64 << 20;
 
+/// Loads the cluster's settings.
+pub type Cluster<'a> = &'a dyn Fn() -> Result<Settings>;
+
 /// How registries are reached.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct RegistryArgs {
@@ -36,11 +40,15 @@ pub struct RegistryArgs {
 }
 
 impl RegistryArgs {
-    /// The registry of a name, with the credentials that this user has for it.
+    /// The registry of a name, with the credentials that this user has for it; `cluster` is looked for where the name
+    /// is that of the cluster's own.
     ///
     /// # Errors
-    /// The authorities or the credentials cannot be read.
-    pub fn registry(&self, client: &Client, name: &Reference) -> Result<Registry> {
+    /// The authorities or the credentials cannot be read, or the cluster has no registry.
+    pub fn registry(&self, client: &Client, name: &Reference, cluster: Cluster<'_>) -> Result<Registry> {
+        if name.authority == node_metadata::REGISTRY {
+            return own::registry(&cluster().with_context(|| own::needs_cluster(name))?, client);
+        }
         let known = credentials::find(&name.authority, &credentials::environment)?;
         let plain = self.plain_http || (self.ca.is_none() && trust::is_loopback(&name.authority));
         Ok(Registry::new(client, &name.authority, known, plain))
@@ -65,7 +73,7 @@ pub struct PushArgs {
 }
 
 /// Pushes an image under all its names.
-pub fn push(args: &PushArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<()> {
+pub fn push(args: &PushArgs, cluster: Cluster<'_>) -> Result<()> {
     let client = Client::interruptible(args.registry.ca.as_deref())?;
     let names = args.names.iter().map(|n| Reference::parse(n)).collect::<Result<Vec<_>>>()?;
     let role = [Role::Master, Role::Worker].into_iter().find(|r| r.as_str() == args.source);
@@ -91,7 +99,8 @@ pub fn push(args: &PushArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
     }
     let progress = Progress::new();
     for (name, root) in targets {
-        let sent = send(&content, &root, &name, &args.registry.registry(&client, &name)?, &args.mount_from, &progress)?;
+        let registry = args.registry.registry(&client, &name, cluster)?;
+        let sent = send(&content, &root, &name, &registry, &args.mount_from, &progress)?;
         println!("{name}@{}\n  {sent}", root.digest);
     }
     Ok(())
@@ -194,12 +203,12 @@ pub struct PullArgs {
 }
 
 /// Pulls an image.
-pub fn pull(args: &PullArgs) -> Result<()> {
+pub fn pull(args: &PullArgs, cluster: Cluster<'_>) -> Result<()> {
     let client = Client::interruptible(args.registry.ca.as_deref())?;
     let name = Reference::parse(&args.name)?;
     let platform = args.platform.as_ref().map(|p| p.parse::<Platform>()).transpose()?;
-    let (mut content, mut root) =
-        fetch(&name, &args.registry.registry(&client, &name)?, platform.as_ref(), &Progress::new())?;
+    let registry = args.registry.registry(&client, &name, cluster)?;
+    let (mut content, mut root) = fetch(&name, &registry, platform.as_ref(), &Progress::new())?;
     let last = name.repository.rsplit('/').next().unwrap_or(&name.repository);
     let single = if root.is_manifest() { Some(Manifest::parse(&content.document(&root)?)?) } else { None };
     if let Some(manifest) = single.as_ref().filter(|manifest| artifact::is_node_image(manifest)) {
@@ -324,12 +333,18 @@ pub type Pins = RefCell<BTreeMap<String, String>>;
 ///
 /// # Errors
 /// It is not there, or not for this platform.
-pub fn base(name: &str, platform: &Platform, args: &RegistryArgs, pins: &Pins, progress: &Progress) -> Result<Base> {
+pub fn base(
+    name: &str,
+    platform: &Platform,
+    (args, cluster): (&RegistryArgs, Cluster<'_>),
+    pins: &Pins,
+    progress: &Progress,
+) -> Result<Base> {
     if name.starts_with(super::source::ON_DISK) {
         return super::source::base_from_disk(name, platform);
     }
     let reference = Reference::parse(name)?;
-    let registry = args.registry(&Client::new(args.ca.as_deref())?, &reference)?;
+    let registry = args.registry(&Client::new(args.ca.as_deref())?, &reference, cluster)?;
     let known = pins.borrow().get(name).cloned();
     let digest = match known {
         Some(digest) => digest,

@@ -15,13 +15,18 @@ mod tests;
 pub use request::{Answer, Body, Refused, Request, escape};
 pub use retry::{Clock, Interrupted, SystemClock};
 
+use crate::pki::ClientCertificate;
 use anyhow::{Context, Result, bail};
 use http::Method;
 use retry::{Pause, Verdict};
 use std::io::Read;
+use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 /// How long a server may think before its answer begins: Glance sums a whole image first. A short answer is whole
 /// after as long again.
@@ -66,7 +71,30 @@ impl Client {
     /// `ca` cannot be read or holds no certificate.
     pub fn new(ca: Option<&Path>) -> Result<Client> {
         let tls = ureq::tls::TlsConfig::builder().root_certs(trust::roots(ca)?).build();
-        let agent = ureq::Agent::config_builder()
+        let agent = ureq::Agent::new_with_config(Client::config(tls, ureq::Proxy::try_from_env()));
+        Ok(Client { agent, clock: Arc::new(SystemClock::default()), dry: None, stall: STALL })
+    }
+
+    /// The same client of one server, whatever the host in an address: it is found at `target` (`host:port`), proves that it
+    /// is that host by a certificate of the authority `ca` (PEM), and is shown `certificate`.
+    ///
+    /// # Errors
+    /// One of the certificates cannot be read.
+    pub fn of_server(&self, ca: &str, certificate: &ClientCertificate, target: &str) -> Result<Client> {
+        let authority = Certificate::from_pem(ca.as_bytes()).context("reading the authority")?;
+        let chain = [Certificate::from_pem(certificate.certificate.as_bytes()).context("reading the certificate")?];
+        let key = PrivateKey::from_pem(certificate.key.as_bytes()).context("reading the certificate's key")?;
+        let tls = ureq::tls::TlsConfig::builder()
+            .root_certs(RootCerts::Specific(Arc::new(vec![authority])))
+            .client_cert(Some(ClientCert::new_with_certs(&chain, key)))
+            .build();
+        let config = Client::config(tls, None);
+        let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), At(target.to_string()));
+        Ok(Client { agent, ..self.clone() })
+    }
+
+    fn config(tls: ureq::tls::TlsConfig, proxy: Option<ureq::Proxy>) -> ureq::config::Config {
+        ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(20)))
             .http_status_as_error(false)
             // They are followed here: ureq would take most secrets along, to anybody.
@@ -75,10 +103,9 @@ impl Client {
             // A connection that a server is about to close would lose the next call.
             .max_idle_age(Duration::from_secs(3))
             .tls_config(tls)
+            .proxy(proxy)
             .user_agent(concat!("kimg/", env!("CARGO_PKG_VERSION")))
             .build()
-            .into();
-        Ok(Client { agent, clock: Arc::new(SystemClock::default()), dry: None, stall: STALL })
     }
 
     /// The same client that waits for less long at a connection that stands still.
@@ -311,5 +338,23 @@ impl Client {
             }
             self.clock.sleep(every.max(waited / 10).min(limit - waited))?;
         }
+    }
+}
+
+/// Finds every host at one place.
+#[derive(Debug)]
+struct At(String);
+
+impl Resolver for At {
+    fn resolve(
+        &self,
+        _: &http::Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let mut found = self.empty();
+        // An address more than ureq has room for is one too many.
+        self.0.to_socket_addrs()?.take(4).for_each(|address| found.push(address));
+        if found.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(found) }
     }
 }

@@ -19,6 +19,7 @@ const COMPONENTS: &[(&str, Entry)] = &[
     ("overlay", overlay::main),
     ("cluster-dns", cluster_dns::main),
     ("backup", backup::main),
+    ("cluster-registry", cluster_registry::main),
     ("kimg", cni::main),
     ("loopback", cni::main),
 ];

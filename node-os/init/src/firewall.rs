@@ -281,6 +281,7 @@ mod tests {
             ntp_servers: vec![],
             metadata_allow: vec![],
             backup_every_s: 600,
+            registry: None,
             nodes: vec![],
             build: Default::default(),
         }

@@ -31,6 +31,11 @@ impl std::fmt::Display for Role {
     }
 }
 
+/// Name of the cluster's own registry in the names of images. Nobody resolves it: nodes and `kimg` know where it is.
+pub const REGISTRY: &str = "registry.kimg.local";
+/// Its port: on the master for nodes only, and on every worker's loopback, which leads there.
+pub const REGISTRY_PORT: u16 = 10271;
+
 /// Set of the host firewall: addresses of the pods of [`Cluster::metadata_allow`], filled by the kubelet.
 pub const METADATA_PODS: &str = "metadata_pods";
 /// Set of the host firewall: control groups of those that have the host's network.
@@ -54,6 +59,14 @@ pub enum StoreEngine {
     Embedded,
     /// etcd 3.5 on the masters.
     Etcd,
+}
+
+/// The cluster's own registry, on its master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Registry {
+    /// The most that it holds, MiB.
+    pub size: u32,
 }
 
 /// Resources kept for the system and not offered to pods.
@@ -142,6 +155,9 @@ pub struct Cluster {
     /// Seconds between two backups of the store.
     #[serde(default = "backup_every_s")]
     pub backup_every_s: u64,
+    /// The cluster's own registry, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<Registry>,
     /// All nodes that `cluster.toml` names.
     pub nodes: Vec<NodeEntry>,
     /// Which build made this.

@@ -21,7 +21,8 @@ pub mod userdata;
 pub const STACK_BYTES: usize = 2 << 20;
 
 pub use cluster::{
-    BuildInfo, Cluster, METADATA_GROUPS, METADATA_PODS, NodeEntry, Overlay, Reserved, Role, StoreEngine,
+    BuildInfo, Cluster, METADATA_GROUPS, METADATA_PODS, NodeEntry, Overlay, REGISTRY, REGISTRY_PORT, Registry,
+    Reserved, Role, StoreEngine,
 };
 pub use node::{Node, Taint};
 pub use read_at::ReadAt;

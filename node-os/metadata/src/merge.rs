@@ -309,6 +309,7 @@ mod tests {
             ntp_servers: vec![],
             metadata_allow: vec![],
             backup_every_s: 600,
+            registry: None,
             nodes: vec![entry("master-1", Role::Master, "10.77.0.10"), entry("worker-1", Role::Worker, "10.77.0.11")],
             build: Default::default(),
         }

@@ -66,4 +66,6 @@ pub mod path {
     pub const STORE_RESTORE: &str = "/v1/store/restore";
     /// POST, body [`crate::Migrate`]: moves the store to the other engine; answers [`crate::Done`].
     pub const STORE_MIGRATE: &str = "/v1/store/migrate";
+    /// What begins so is asked of the cluster's registry on this master, by the OCI distribution specification.
+    pub const REGISTRY: &str = "/v2/";
 }

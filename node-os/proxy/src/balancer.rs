@@ -29,6 +29,9 @@ struct Flags {
     /// Where to listen.
     #[arg(long, default_value = "127.0.0.1:6443")]
     listen: SocketAddr,
+    /// Another port of the masters, to which the same port of this address leads.
+    #[arg(long)]
+    also: Option<u16>,
     /// Kubeconfig to follow the list of API servers with, once it is there.
     #[arg(long)]
     kubeconfig: PathBuf,
@@ -52,7 +55,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_secs(5);
 
 async fn run(flags: Flags) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(flags.listen).await.with_context(|| format!("binding {}", flags.listen))?;
+    let listener = listen(flags.listen).await?;
     let mut first = flags.servers.clone();
     for kept in read_list(&flags.state_file) {
         if !first.contains(&kept) {
@@ -60,12 +63,37 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         }
     }
     let servers: Servers = Rc::new(RefCell::new(first));
+    let also = match flags.also {
+        Some(port) => Some(listen(SocketAddr::new(flags.listen.ip(), port)).await?),
+        None => None,
+    };
     node_sys::notify::ready();
     tokio::task::spawn_local(keep_list(flags.kubeconfig, flags.state_file, servers.clone()));
+    let beside = async {
+        match also {
+            Some(listener) => pass_on(listener, &servers, flags.also).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = pass_on(listener, &servers, None) => ended,
+        ended = beside => ended,
+    }
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("binding {address}"))
+}
+
+/// Passes each connection on to a server, at its own port or at this one.
+async fn pass_on(listener: TcpListener, servers: &Servers, port: Option<u16>) -> anyhow::Result<()> {
     let mut next = 0usize;
     loop {
         let (client, _) = listener.accept().await.context("accepting a connection")?;
-        let list = servers.borrow().clone();
+        let mut list = servers.borrow().clone();
+        if let Some(port) = port {
+            list.iter_mut().for_each(|server| server.set_port(port));
+        }
         next = next.wrapping_add(1);
         tokio::task::spawn_local(async move {
             if let Err(error) = forward(client, &list, next).await {
@@ -77,7 +105,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
 
 /// Connects to the first server that answers, beginning at `start`, and passes bytes on until both sides are done.
 async fn forward(mut client: TcpStream, servers: &[SocketAddr], start: usize) -> anyhow::Result<()> {
-    let mut why = String::from("the list of API servers is empty");
+    let mut why = String::from("the list of servers is empty");
     for i in 0..servers.len() {
         let Some(server) = servers.get((start + i) % servers.len()) else { continue };
         match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(server)).await {
@@ -93,7 +121,7 @@ async fn forward(mut client: TcpStream, servers: &[SocketAddr], start: usize) ->
             Err(_) => why = format!("{server} does not answer within {} s", CONNECT_TIMEOUT.as_secs()),
         }
     }
-    anyhow::bail!("no API server can be reached: {why}")
+    anyhow::bail!("no server can be reached: {why}")
 }
 
 async fn keep_list(kubeconfig: PathBuf, file: PathBuf, servers: Servers) {

@@ -45,6 +45,8 @@ const PARTS: &[Part] = &[
         Some(&["reproducible", "--", "--include-ignored", "--skip", "an_image_comes_back"]),
         &["reproducible", "--", "--include-ignored"],
     ),
+    part("roots", RELEASE, None, &["roots", "--", "--include-ignored"]),
+    part("mkosi", &["run", "--release", "--workspace", "--bin"], None, &["figures", "--", "mkosi"]),
     both("formats", RELEASE, &["formats", "--", "--include-ignored"]),
     // Keystone and Glance take minutes to be fetched and made.
     part(

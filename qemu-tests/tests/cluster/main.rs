@@ -8,6 +8,7 @@ mod network;
 mod nodes;
 mod outside;
 mod platforms;
+mod registry;
 mod resilience;
 mod security;
 mod store;
@@ -25,6 +26,7 @@ fn tests() -> Vec<Test> {
         example::TESTS,
         network::TESTS,
         volumes::TESTS,
+        registry::TESTS,
         kubectl::TESTS,
         outside::TESTS,
         joining::TESTS,
@@ -57,11 +59,7 @@ const LONG: &[&str] = &[
 ];
 
 fn main() -> ExitCode {
-    let cluster = settings(
-        "shared",
-        2,
-        "[metadata]\nallow = [\"closed/trusted\"]\n[backup]\nevery = 60\n",
-        "node-ports = [30080]\nspare-ports = 2",
-    );
+    let more = "[metadata]\nallow = [\"closed/trusted\"]\n[backup]\nevery = 60\n[registry]\nsize = 256\n";
+    let cluster = settings("shared", 2, more, "node-ports = [30080]\nspare-ports = 2");
     suite::main(Suite { name: "shared", cluster, tests: tests(), long: LONG, end: joining::end })
 }

@@ -52,6 +52,16 @@ const ZSTD_LEVEL: i32 = 6;
 pub(super) const ZSTD_WINDOW_LOG: u32 = 27;
 
 impl Format {
+    /// All that there are.
+    pub fn all() -> &'static [Format] {
+        clap::ValueEnum::value_variants()
+    }
+
+    /// How it is called on the command line.
+    pub fn name(self) -> &'static str {
+        self.file().trim_start_matches("disk.")
+    }
+
     /// Name of the file.
     pub fn file(self) -> &'static str {
         match self {
@@ -188,6 +198,14 @@ fn zstd_to(from: &mut impl Read, to: impl Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_form_is_called_as_its_file_ends() {
+        for format in Format::all() {
+            let word = clap::ValueEnum::to_possible_value(format).unwrap();
+            assert_eq!(word.get_name(), format.name());
+        }
+    }
 
     #[test]
     fn each_form_unpacks_to_the_disk() {

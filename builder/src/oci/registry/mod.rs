@@ -12,6 +12,7 @@ pub use upload::Placed;
 use super::model::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, INDEX, MANIFEST};
 use super::reference::Reference;
 use crate::cache::download::Store;
+use crate::input;
 use crate::web::{Answer, Client, Request, trust};
 use anyhow::{Context, Result, bail};
 use auth::Challenge;
@@ -47,6 +48,11 @@ impl Scope {
     /// Reading.
     pub fn pull(repository: &str) -> Scope {
         Scope(vec![format!("repository:{repository}:pull")])
+    }
+
+    /// Reading what there is.
+    pub fn catalog() -> Scope {
+        Scope(vec!["registry:catalog:*".to_string()])
     }
 
     /// Writing.
@@ -204,6 +210,43 @@ impl Registry {
         }
         let answer = answer.expect(&[200])?;
         Ok(Some(answer.header("docker-content-digest").context("the registry names no digest")?.to_string()))
+    }
+
+    /// All names, without the registry's own: `REPOSITORY:TAG`.
+    ///
+    /// # Errors
+    /// The registry cannot be asked, or does not tell.
+    pub fn names(&self) -> Result<Vec<String>> {
+        #[derive(serde::Deserialize)]
+        struct Catalog {
+            repositories: Vec<String>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Tags {
+            tags: Vec<String>,
+        }
+        let catalog = self.send(&Scope::catalog(), Request::get(self.url("_catalog")))?.expect(&[200])?.json()?;
+        let mut names = Vec::new();
+        for repository in serde_json::from_value::<Catalog>(catalog).context("reading the catalog")?.repositories {
+            let url = self.url(&format!("{repository}/tags/list"));
+            let list = self.send(&Scope::pull(&repository), Request::get(url))?.expect(&[200])?.json()?;
+            let tags = serde_json::from_value::<Tags>(list).context("reading a list of tags")?.tags;
+            names.extend(tags.into_iter().map(|tag| format!("{repository}:{tag}")));
+        }
+        Ok(names)
+    }
+
+    /// Removes a name.
+    ///
+    /// # Errors
+    /// It is not there, or the registry keeps it.
+    pub fn remove(&self, name: &Reference) -> Result<()> {
+        let url = self.url(&format!("{}/manifests/{}", name.repository, name.target()));
+        let answer = self.send(&Scope::push(&name.repository), Request::delete(url))?;
+        if answer.status == 404 {
+            return input::bad(format!("{} has no {}", name.place(), name.target()));
+        }
+        answer.expect(&[202]).map(|_| ())
     }
 
     /// Fetches a blob into the store, resumed and checked.

@@ -4,6 +4,7 @@ mod backups;
 pub mod certificates;
 mod kubelet;
 pub mod proc;
+mod registry;
 mod server;
 mod store;
 mod streams;

@@ -1,6 +1,6 @@
 //! Requests and their answers.
 
-use super::{backups, certificates, kubelet, proc, store, streams, tls::Tls};
+use super::{backups, certificates, kubelet, proc, registry, store, streams, tls::Tls};
 use crate::machine::{Command, Shared};
 use crate::network::Network;
 use anyhow::{Context, Result};
@@ -127,6 +127,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, other) if other.strip_prefix(path::BACKUPS).is_some_and(|rest| rest.starts_with('/')) => {
             backups::send(&other[path::BACKUPS.len() + 1..]).await
         }
+        (_, other) if other.starts_with(path::REGISTRY) => registry::pass_on(context, request).await,
         (&Method::GET, path::STORE_SNAPSHOT) => store::ask("/snapshot").await,
         (&Method::GET, path::STORE_CHECK) => store::ask("/check").await,
         // The key may be the very thing that a node waits for; nothing else is changed before it has joined.

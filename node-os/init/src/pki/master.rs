@@ -4,7 +4,7 @@
 use super::issue::{Authority, Leaf, Usage};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use node_metadata::{Cluster, Node, StoreEngine};
+use node_metadata::{Cluster, Node, REGISTRY, StoreEngine};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -94,10 +94,13 @@ fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
     };
     let node_user = format!("system:node:{}", node.name);
     let own_names = vec![node.name.clone()];
+    // By the node API the operator reaches the registry, too, and calls it by its own name.
+    let registry = cluster.registry.map(|_| REGISTRY.to_owned());
+    let node_api_names = own_names.iter().cloned().chain(registry.clone()).collect();
     let mut leaves = vec![
         ("apiserver", server("kube-apiserver", None, api_names(cluster, node), api_addresses(cluster, node))),
-        ("kubelet-server", server(&node_user, Some("system:nodes"), own_names.clone(), node.addresses.clone())),
-        ("node-api", server(&format!("kimg:node-api:{}", node.name), None, own_names, node.addresses.clone())),
+        ("kubelet-server", server(&node_user, Some("system:nodes"), own_names, node.addresses.clone())),
+        ("node-api", server(&format!("kimg:node-api:{}", node.name), None, node_api_names, node.addresses.clone())),
         ("apiserver-kubelet-client", client("kube-apiserver-kubelet-client", Some("kimg:kubelet-api-clients"))),
         ("front-proxy-client", client("front-proxy-client", None)),
         ("kubelet", client(&node_user, Some("system:nodes"))),
@@ -111,6 +114,10 @@ fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
         let loopback = server("etcd", None, vec!["localhost".to_owned()], vec![Ipv4Addr::LOCALHOST.into()]);
         leaves.push(("etcd", Leaf { usage: Usage::Both, ..loopback }));
         leaves.push(("apiserver-etcd-client", client("kube-apiserver-etcd-client", None)));
+    }
+    if let Some(name) = registry {
+        // Nodes reach it by the loopback port of their balancer.
+        leaves.push(("registry", server("kimg:registry", None, vec![name], vec![Ipv4Addr::LOCALHOST.into()])));
     }
     leaves
 }
@@ -220,6 +227,15 @@ mod tests {
             let certificate = block.parse_x509().unwrap();
             let usage = certificate.extended_key_usage().unwrap().unwrap().value;
             assert_eq!((usage.client_auth, usage.server_auth), (true, server), "{file}");
+        }
+        let registry = Some(node_metadata::Registry { size: 64 });
+        assert_eq!(make(&folders, &Cluster { registry, ..cluster }, &node).unwrap(), 13);
+        for (file, address) in [("registry", "[127, 0, 0, 1]"), ("node-api", "[10, 77, 0, 10]")] {
+            let pem = std::fs::read(folders.leaves.join(format!("{file}.crt"))).unwrap();
+            let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
+            let certificate = block.parse_x509().unwrap();
+            let text = format!("{:?}", certificate.subject_alternative_name().unwrap().unwrap().value);
+            assert!(text.contains(REGISTRY) && text.contains(address), "{file}: {text}");
         }
         std::fs::remove_dir_all(base).unwrap();
     }

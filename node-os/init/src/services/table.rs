@@ -1,7 +1,7 @@
 //! Which services a node runs, with their command lines. Pure.
 
 use super::{Kind, Spec};
-use node_metadata::{Cluster, Node, Overlay, Role, StoreEngine};
+use node_metadata::{Cluster, Node, Overlay, REGISTRY_PORT, Registry, Role, StoreEngine};
 
 const PKI: &str = "/run/kimg/config/pki";
 const SECRETS: &str = "/run/kimg/secrets";
@@ -45,7 +45,23 @@ fn master(facts: Facts<'_>) -> Vec<Spec> {
         service("overlay", NODE, api, overlay(facts)),
         service("kube-proxy", NODE, api, proxy(facts)),
     ];
-    std::iter::once(task("master-pki", &[])).chain(store).chain(servers).collect()
+    let registry = facts.cluster.registry.map(registry);
+    std::iter::once(task("master-pki", &[])).chain(store).chain(servers).chain(registry).collect()
+}
+
+/// It waits for nothing but its certificate: nodes pull also while the API server is away.
+fn registry(registry: Registry) -> Spec {
+    let arguments = vec![
+        format!("--listen=0.0.0.0:{REGISTRY_PORT}"),
+        "--socket=/run/kimg/cluster-registry.sock".to_owned(),
+        "--data-dir=/var/lib/kimg/registry".to_owned(),
+        format!("--size-mib={}", registry.size),
+        format!("--tls-cert-file={MASTER_PKI}/registry.crt"),
+        format!("--tls-private-key-file={MASTER_PKI}/registry.key"),
+        format!("--client-ca-file={PKI}/cluster-ca.crt"),
+    ];
+    // Before it costs the API server its memory, it ends.
+    Spec { oom_score: 0, ..service("cluster-registry", NODE, &["master-pki"], arguments) }
 }
 
 /// One member, that only this machine's API server talks to.
@@ -89,7 +105,8 @@ fn etcd(facts: Facts<'_>) -> Spec {
 
 fn worker(facts: Facts<'_>) -> Vec<Spec> {
     let servers = facts.node.api_endpoints.iter().map(|endpoint| format!("--server={endpoint}"));
-    let balancer = servers.chain([kubeconfig("kube-proxy")]).collect();
+    let registry = facts.cluster.registry.map(|_| format!("--also={REGISTRY_PORT}"));
+    let balancer = servers.chain([kubeconfig("kube-proxy")]).chain(registry).collect();
     let containerd = Spec {
         oom_score: -999,
         environment: vec![("GOGC".to_owned(), "50".to_owned()), ("TMPDIR".to_owned(), "/var/tmp".to_owned())],
@@ -259,6 +276,7 @@ mod tests {
             ntp_servers: vec![],
             metadata_allow: vec![],
             backup_every_s: 600,
+            registry: None,
             nodes: vec![],
             build: Default::default(),
         };
@@ -294,6 +312,25 @@ mod tests {
                 assert_eq!(spec.command[0], spec.name, "the first argument names the component");
             }
             assert_eq!(seen.contains("etcd"), role == Role::Master && store == StoreEngine::Etcd);
+        }
+    }
+
+    #[test]
+    fn a_registry_runs_on_the_master_and_workers_know_the_way() {
+        let lines = |role: Role, registry: Option<Registry>| -> Vec<Vec<String>> {
+            let (cluster, node) = facts(role);
+            let cluster = Cluster { registry, ..cluster };
+            services(Facts { cluster: &cluster, node: &node }).into_iter().map(|spec| spec.command).collect()
+        };
+        let has = |lines: &[Vec<String>], name: &str, flag: &str| {
+            lines.iter().any(|line| line[0] == name && line.iter().any(|word| word == flag))
+        };
+        let registry = Some(Registry { size: 64 });
+        assert!(has(&lines(Role::Master, registry), "cluster-registry", "--size-mib=64"));
+        assert!(has(&lines(Role::Worker, registry), "api-balancer", "--also=10271"));
+        assert!(!has(&lines(Role::Worker, None), "api-balancer", "--also=10271"));
+        for (role, registry) in [(Role::Master, None), (Role::Worker, registry)] {
+            assert!(lines(role, registry).iter().all(|line| line[0] != "cluster-registry"));
         }
     }
 }

@@ -161,6 +161,9 @@ impl Images {
                 Err(error) => last = error.to_string(),
             }
         }
+        if let Some(hint) = own_registry(image, &last) {
+            last.push_str(hint);
+        }
         Err(last)
     }
 
@@ -179,6 +182,19 @@ impl Images {
         delays.insert(key.into(), Delay { until: now + length, length, message: message.into() });
         length
     }
+}
+
+/// What to do where the cluster's own registry gave no image.
+fn own_registry(image: &str, error: &str) -> Option<&'static str> {
+    if !image.strip_prefix(node_metadata::REGISTRY)?.starts_with('/') {
+        return None;
+    }
+    Some(if error.contains("not found") {
+        "; `kimg push` brings images to the cluster's registry, and `kimg registry ls` lists them"
+    } else {
+        "; the cluster's registry does not answer: it runs on the master, where [registry] stands in cluster.toml, and \
+         is asked again"
+    })
 }
 
 fn refusal(reason: &str, message: String, again: Duration) -> Refusal {
@@ -200,5 +216,19 @@ fn go_duration(duration: Duration) -> String {
         format!("{}ms", duration.as_millis())
     } else {
         format!("{:.3}s", duration.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_own_registry_lacks_is_said_with_a_way_out() {
+        let own = "registry.kimg.local/web:1";
+        assert!(own_registry(own, "failed to resolve reference: not found").unwrap().contains("`kimg push`"));
+        assert!(own_registry(own, "failed to do request: EOF").unwrap().contains("does not answer"));
+        assert_eq!(own_registry("registry.kimg.local.example/web:1", "not found"), None);
+        assert_eq!(own_registry("web:1", "not found"), None);
     }
 }

@@ -1,16 +1,22 @@
 //! `make figures`: sizes, times and memory of a cluster as the demo has it,
 //! printed and written flat to `target/figures.json`. Everything is measured in this run.
+//!
+//! `figures mkosi` holds a build against one of mkosi's, into `target/figures-mkosi.json`.
 
-use anyhow::{Context, Result};
-use qemu_tests::cluster::{Cluster, accelerated, run_in};
-use qemu_tests::tools::{kimg, workspace};
+mod build;
+mod measured;
+mod mkosi;
+
+use anyhow::{Context, Result, bail};
+use qemu_tests::cluster::{Cluster, accelerated};
+use qemu_tests::tools::workspace;
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use std::time::Instant;
 
 const CLUSTER: &str = "name = \"figures\"\nsecrets = \"plain\"\nnodes = [{ name = \"master-1\", role = \"master\" }, { name = \"worker-1\", role = \"worker\" }, { name = \"worker-2\", role = \"worker\" }]\n";
 
 fn main() -> Result<()> {
+    let what = std::env::args().nth(1);
     let dir = workspace().join("target/figures");
     if dir.exists() {
         std::fs::remove_dir_all(&dir).context("removing the last run's folder")?;
@@ -18,21 +24,24 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&dir).context("making a folder")?;
     std::fs::write(dir.join("cluster.toml"), CLUSTER).context("writing cluster.toml")?;
     let mut figures = Map::new();
+    match what.as_deref() {
+        None => of_a_cluster(&dir, &mut figures)?,
+        Some("mkosi") => mkosi::figures(&dir, &mut figures)?,
+        Some(other) => {
+            bail!("there are no figures of {other:?}; there are those of mkosi, and the others without a word")
+        }
+    }
+    let text = serde_json::to_string_pretty(&Value::Object(figures)).context("writing JSON")?;
+    let file = format!("target/figures{}.json", what.map(|what| format!("-{what}")).unwrap_or_default());
+    std::fs::write(workspace().join(&file), &text).with_context(|| format!("writing {file}"))?;
+    say(&text);
+    Ok(())
+}
+
+fn of_a_cluster(dir: &Path, figures: &mut Map<String, Value>) -> Result<()> {
     figures.insert("accel".into(), json!(if accelerated() { "kvm" } else { "tcg" }));
-    // Packages and tools are fetched and unpacked before anything is timed.
-    build(&dir)?;
-    // Also what the builds of other clusters have made.
-    for made in [dir.join("build"), kimg::cache::user_dir()?.join("steps")] {
-        std::fs::remove_dir_all(&made).with_context(|| format!("removing {}", made.display()))?;
-    }
-    figures.insert("build.cold_s".into(), json!(build(&dir)?));
-    figures.insert("build.unchanged_s".into(), json!(build(&dir)?));
-    for role in ["master", "worker"] {
-        let image = dir.join("build").join(role).join("disk.raw.zst");
-        let bytes = std::fs::metadata(&image).with_context(|| format!("reading {}", image.display()))?.len();
-        figures.insert(format!("image.{role}.zst_bytes"), json!(bytes));
-    }
-    let cluster = Cluster::up(&dir, CLUSTER)?;
+    build::figures(dir, figures)?;
+    let cluster = Cluster::up(dir, CLUSTER)?;
     figures.insert("boot.three_ready_s".into(), json!(cluster.up_took.as_secs_f64()));
     for (role, node) in [("master", "master-1"), ("worker", "worker-1")] {
         let (total, parts) = pss(&cluster, node)?;
@@ -41,22 +50,12 @@ fn main() -> Result<()> {
             figures.insert(format!("pss.{role}.{name}_kib"), json!(kib));
         }
     }
-    cluster.down()?;
-    let text = serde_json::to_string_pretty(&Value::Object(figures)).context("writing JSON")?;
-    std::fs::write(workspace().join("target/figures.json"), &text).context("writing target/figures.json")?;
-    say(&text);
-    Ok(())
+    cluster.down()
 }
 
 #[allow(clippy::print_stdout, reason = "the figures are this program's output")]
 fn say(text: &str) {
     println!("{text}");
-}
-
-fn build(dir: &Path) -> Result<f64> {
-    let start = Instant::now();
-    run_in(dir, kimg(), &["build", "all"], None)?.success().context("kimg build all")?;
-    Ok(start.elapsed().as_secs_f64())
 }
 
 /// Sum of the processes' proportional set sizes, and each program's share. Pods do not count.
