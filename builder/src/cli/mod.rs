@@ -8,6 +8,7 @@ mod image;
 mod init;
 mod node;
 mod pki;
+mod roll;
 mod seed;
 mod store;
 mod vm;
@@ -78,6 +79,8 @@ enum Command {
     Up(vm::UpArgs),
     /// End the VMs; their disks stay
     Down(vm::DownArgs),
+    /// Put a new image under the running workers, one after the other, without losing a request
+    Roll(Box<roll::RollArgs>),
     /// VMs and nodes
     Status(vm::StatusArgs),
     /// Ask a node: services, logs, pods, network, …
@@ -172,6 +175,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Seed(args) => seed::run(&args, &settings()?)?,
         Command::Up(args) => vm::up(&args, &settings()?)?,
         Command::Down(args) => vm::down(&args, &settings()?)?,
+        Command::Roll(args) => return roll::run(&args, &settings()?),
         Command::Status(args) => return vm::show_status(&args, &settings()?),
         Command::Node(args) => node::run(&args, &settings()?)?,
         Command::Store(args) => store::run(&args, &settings()?)?,

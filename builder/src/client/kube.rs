@@ -46,7 +46,7 @@ pub async fn nodes(api: &Https) -> Result<Vec<NodeState>> {
     Ok(items.iter().map(node_state).collect())
 }
 
-fn node_state(node: &Value) -> NodeState {
+pub(crate) fn node_state(node: &Value) -> NodeState {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
     let status = &node["status"];
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -71,6 +71,17 @@ pub async fn create_token(
     replace: bool,
     life: Duration,
 ) -> Result<()> {
+    let secret = token_secret(token, node, replace, life)?;
+    let answer = api.send(Method::POST, "/api/v1/namespaces/kube-system/secrets", Some(&secret)).await?;
+    match answer.status {
+        StatusCode::CONFLICT => replace_secret(api, token, &secret).await,
+        status if status.is_success() => Ok(()),
+        _ => bail!("making the bootstrap token of {node}: {}", sentence(&answer)),
+    }
+}
+
+/// The Secret of a bootstrap token.
+pub(crate) fn token_secret(token: &BootstrapToken, node: &str, replace: bool, life: Duration) -> Result<Value> {
     let expiry = jiff::Timestamp::now() + life;
     let expiry = jiff::Timestamp::from_second(expiry.as_second()).context("computing the token's end")?;
     let mut data = json!({
@@ -84,19 +95,13 @@ pub async fn create_token(
     if replace {
         data["kimg-replace"] = json!("true");
     }
-    let secret = json!({
+    Ok(json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "bootstrap.kubernetes.io/token",
         "metadata": {"name": format!("bootstrap-token-{}", token.id), "namespace": "kube-system"},
         "stringData": data,
-    });
-    let answer = api.send(Method::POST, "/api/v1/namespaces/kube-system/secrets", Some(&secret)).await?;
-    match answer.status {
-        StatusCode::CONFLICT => replace_secret(api, token, &secret).await,
-        status if status.is_success() => Ok(()),
-        _ => bail!("making the bootstrap token of {node}: {}", sentence(&answer)),
-    }
+    }))
 }
 
 /// A token that stands in a seed already gets a new end of life.
@@ -120,7 +125,7 @@ pub async fn delete_token(api: &Https, token: &BootstrapToken) -> Result<()> {
 }
 
 /// The message of a Status, else the body, else the status line.
-fn sentence(answer: &Answer) -> String {
+pub(crate) fn sentence(answer: &Answer) -> String {
     let message =
         serde_json::from_slice::<Value>(&answer.body).ok().and_then(|v| v["message"].as_str().map(str::to_string));
     match message {

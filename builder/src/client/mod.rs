@@ -105,6 +105,10 @@ impl Https {
         body: Option<&serde_json::Value>,
     ) -> Result<http::Response<Incoming>> {
         let (kind, bytes) = match body {
+            // The one kind of patch that is written like the object itself.
+            Some(json) if method == Method::PATCH => {
+                ("application/merge-patch+json", serde_json::to_vec(json).context("writing a request")?)
+            }
             Some(json) => ("application/json", serde_json::to_vec(json).context("writing a request")?),
             None => ("", Vec::new()),
         };

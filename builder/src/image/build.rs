@@ -141,6 +141,19 @@ pub fn build(settings: &Settings, roles: &[Role], options: &Options, progress: &
     results.into_iter().collect()
 }
 
+/// The images of these roles as they were built last; nothing is built. None for a role whose image is missing or for
+/// which a build would make another one.
+pub fn current(
+    settings: &Settings,
+    roles: &[Role],
+    options: &Options,
+    progress: &Progress,
+) -> Result<BTreeMap<Role, Option<Built>>> {
+    let _held = BuildLock::take(&settings.dir.join("build/.lock"))?;
+    let workshop = Workshop::open(settings, options, progress)?;
+    roles.iter().map(|role| Ok((*role, workshop.current(&workshop.plan(*role)?)?))).collect()
+}
+
 /// Everything that the images of all roles are made of, fetched and made, for [`crate::cache::bundle::export`].
 pub fn materials(settings: &Settings, options: &Options, progress: &Progress) -> Result<Vec<Material>> {
     let _held = BuildLock::take(&settings.dir.join("build/.lock"))?;
@@ -368,24 +381,7 @@ impl<'a> Workshop<'a> {
     fn build_role(&self, plan: &Plan, options: &Options) -> Result<Built> {
         let root = self.root(plan)?;
         let tree = self.steps.result("verity", &plan.root_key, |out| verity::write(&root, out).map(|_| ()))?;
-        let root_hash = verity::root_of(&tree)?;
-        let command_line = self.command_line(plan, &root_hash);
-        let info = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), root_hash: hex::encode(root_hash) };
-        let config_files = pki::config_partition(self.settings, plan.role, info)?;
-        let config = disk::config_part::encode(&config_files)?;
-        let mut inputs = with_code(Inputs::new("disk"), DISK_CODE)
-            .with("version", env!("CARGO_PKG_VERSION"))
-            .with("root", &plan.root_key)
-            .with("root-hash", root_hash)
-            .with("initrd", &plan.initrd_key)
-            .with("kernel", &self.kernel_package()?.sha256)
-            .with("tools", &self.tools_key)
-            .with("command-line", &command_line)
-            .with("config", hash::sha256(&config));
-        if let Some(keys) = &self.secure_boot {
-            inputs = inputs.with("secure-boot", keys.fingerprint());
-        }
-        let inputs = inputs.key();
+        let (root_hash, command_line, config, inputs) = self.disk_inputs(plan, &tree)?;
         let dir = output_dir(self.settings, plan.role);
         cache::sweep(&dir);
         let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir));
@@ -424,6 +420,41 @@ impl<'a> Workshop<'a> {
             provenance::write(&manifest, &dir)?;
         }
         Ok(Built { dir, manifest, changed, components_dir: self.components.dir().to_path_buf() })
+    }
+
+    /// The image as it was built last; none where a build would make another one.
+    fn current(&self, plan: &Plan) -> Result<Option<Built>> {
+        let tree = self.steps.path("verity", &plan.root_key);
+        if !tree.exists() {
+            return Ok(None);
+        }
+        let (.., inputs) = self.disk_inputs(plan, &tree)?;
+        let dir = output_dir(self.settings, plan.role);
+        let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir));
+        let components_dir = self.components.dir().to_path_buf();
+        Ok(known.map(|manifest| Built { dir, manifest, changed: false, components_dir }))
+    }
+
+    /// Root hash, command line and CONFIG of a disk, and the hash of all that it is made of.
+    fn disk_inputs(&self, plan: &Plan, tree: &Path) -> Result<([u8; 32], String, Vec<u8>, String)> {
+        let root_hash = verity::root_of(tree)?;
+        let command_line = self.command_line(plan, &root_hash);
+        let info = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), root_hash: hex::encode(root_hash) };
+        let config_files = pki::config_partition(self.settings, plan.role, info)?;
+        let config = disk::config_part::encode(&config_files)?;
+        let mut inputs = with_code(Inputs::new("disk"), DISK_CODE)
+            .with("version", env!("CARGO_PKG_VERSION"))
+            .with("root", &plan.root_key)
+            .with("root-hash", root_hash)
+            .with("initrd", &plan.initrd_key)
+            .with("kernel", &self.kernel_package()?.sha256)
+            .with("tools", &self.tools_key)
+            .with("command-line", &command_line)
+            .with("config", hash::sha256(&config));
+        if let Some(keys) = &self.secure_boot {
+            inputs = inputs.with("secure-boot", keys.fingerprint());
+        }
+        Ok((root_hash, command_line, config, inputs.key()))
     }
 
     fn root(&self, plan: &Plan) -> Result<PathBuf> {

@@ -1,6 +1,5 @@
 //! `kimg down`: ends the VMs cleanly, keeps their disks unless told otherwise.
 
-use super::process::Process;
 use super::state::{self, State, Vm};
 use super::{accel::Accel, qmp};
 use crate::client::block_on;
@@ -10,6 +9,7 @@ use crate::pki::Secrets;
 use crate::progress::Progress;
 use anyhow::{Context, Result};
 use node_api::{Done, path};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -35,17 +35,17 @@ pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Do
     let (run_dir, _lock) = state::lock(settings)?;
     let mut state = State::load(&run_dir)?;
     let secrets = Secrets::open(&settings.secrets_dir());
-    let grace = GRACE * if state.accel == "kvm" { Accel::Kvm.patience() } else { 2 };
+    let grace = grace(&state);
     let results: Vec<(String, Result<bool>)> = std::thread::scope(|scope| {
         let threads: Vec<_> = state
             .vms
             .iter()
-            .filter_map(|(name, vm)| Some((name, vm, vm.process.filter(|p| p.alive())?)))
-            .map(|(name, vm, process)| {
+            .filter(|(_, vm)| vm.running())
+            .map(|(name, vm)| {
                 let bar = progress.step(&format!("{name}: stopping"));
                 let (run_dir, secrets) = (&run_dir, &secrets);
                 let thread = scope.spawn(move || {
-                    let result = stop(run_dir, secrets, name, vm, process, grace);
+                    let result = stop(run_dir, secrets, name, vm, grace);
                     bar.finish_with_message(format!("{name}: stopped"));
                     result
                 });
@@ -75,8 +75,14 @@ pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Do
     Ok(done)
 }
 
-/// True when the node powered off by itself.
-fn stop(run_dir: &Path, secrets: &Secrets, name: &str, vm: &Vm, process: Process, grace: Duration) -> Result<bool> {
+/// How long the cluster's VMs may take to power off.
+pub(super) fn grace(state: &State) -> Duration {
+    GRACE * if state.accel == "kvm" { Accel::Kvm.patience() } else { 2 }
+}
+
+/// Ends a VM; true when the node powered off by itself, or did not run.
+pub(super) fn stop(run_dir: &Path, secrets: &Secrets, name: &str, vm: &Vm, grace: Duration) -> Result<bool> {
+    let Some(process) = vm.process.filter(|p| p.alive()) else { return Ok(true) };
     let dir = run_dir.join(name);
     if ask_node(secrets, name, vm, &dir).is_err() {
         // A node that does not listen yet still has a power button.
@@ -119,13 +125,14 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
             remove_file(&run_dir.join(format!("{port}.{end}")))?;
         }
     }
+    super::stock::tidy(run_dir, &State::default(), &BTreeSet::new())?;
     for name in ["state.json", "switch.log", "switch.json"] {
         remove_file(&run_dir.join(name))?;
     }
     remove_file(&settings.dir.join("kubeconfig"))
 }
 
-fn remove_file(path: &Path) -> Result<()> {
+pub(super) fn remove_file(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", path.display()))

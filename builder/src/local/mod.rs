@@ -3,6 +3,7 @@
 //! Everything about them lies in `<cluster>/run/` (0700):
 //! ```text
 //! state.json          what runs, which ports, which tokens
+//! images/HASH.raw     images that VMs have or had
 //! switch.log          the switch process
 //! switch.json         rules of its ports, while tests make the network worse
 //! NODE/disk.raw       the VM's disk, a sparse copy of the image, grown
@@ -22,8 +23,10 @@ pub mod interrupt;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod rebuild;
 pub mod state;
 pub mod status;
+pub mod stock;
 pub mod switch;
 pub mod up;
 

@@ -49,12 +49,22 @@ pub struct Vm {
     pub token: Option<String>,
     /// Identity of the image that its disk was made from.
     pub image: String,
+    /// The image before this one: the way back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
 }
 
 impl Vm {
     /// Whether QEMU runs.
     pub fn running(&self) -> bool {
         self.process.is_some_and(Process::alive)
+    }
+
+    /// Its disk is made from this image now.
+    pub fn turn_to(&mut self, image: &str) {
+        if self.image != image {
+            self.previous = Some(std::mem::replace(&mut self.image, image.to_string()));
+        }
     }
 }
 
@@ -204,6 +214,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             image: String::new(),
+            previous: None,
         };
         let mut state = State { vms: BTreeMap::from([("m".into(), vm.clone())]), ..State::default() };
         assert!(stopped(&settings("sealed"), &state, None).is_some());
@@ -227,6 +238,7 @@ mod tests {
             node_ports: BTreeMap::from([(30080, 30080)]),
             token: None,
             image: "x".into(),
+            previous: None,
         };
         let state = State { accel: "tcg".into(), switch: None, vms: BTreeMap::from([("w".into(), vm)]) };
         state.save(dir.path()).expect("saved");

@@ -169,6 +169,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             image: String::new(),
+            previous: None,
         };
         let shown = |vm: Option<&Vm>| {
             let line = line("w", "worker".into(), String::new(), vm, Some(&known));

@@ -4,7 +4,7 @@ use super::accel::{self, Accel};
 use super::interrupt::Interrupt;
 use super::qemu::{self, Bus, Disk, VmSpec};
 use super::state::{self, State, Vm};
-use super::{console, disk, switch};
+use super::{console, disk, stock, switch};
 use crate::client::kube::{self, NodeState};
 use crate::client::node::NodeClient;
 use crate::client::{Https, block_on};
@@ -129,6 +129,7 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
             () = interrupt.wait() => Err(interrupted(settings, &state).into()),
         }
     })?;
+    stock::tidy(&run_dir, &state, &BTreeSet::new())?;
     let outdated = outdated(&state, images);
     let node_ports = state.vms.values().flat_map(|vm| vm.node_ports.clone()).collect();
     Ok(Up { kubeconfig, accel, nodes, node_ports, outdated, boot_time: (!started.is_empty()).then(|| start.elapsed()) })
@@ -182,18 +183,18 @@ fn choose_accel(
 }
 
 /// Starts VMs, several at a time.
-struct Starter<'a> {
-    settings: &'a Settings,
-    secrets: &'a Secrets,
-    images: &'a BTreeMap<Role, ImageFile>,
-    accel: Accel,
-    run_dir: &'a Path,
-    state: &'a Mutex<State>,
-    interrupt: &'a Interrupt,
+pub(super) struct Starter<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) secrets: &'a Secrets,
+    pub(super) images: &'a BTreeMap<Role, ImageFile>,
+    pub(super) accel: Accel,
+    pub(super) run_dir: &'a Path,
+    pub(super) state: &'a Mutex<State>,
+    pub(super) interrupt: &'a Interrupt,
 }
 
 impl Starter<'_> {
-    fn ensure(&self, node: &NodeSettings, bar: &Step) -> Result<()> {
+    pub(super) fn ensure(&self, node: &NodeSettings, bar: &Step) -> Result<()> {
         let name = &node.entry.name;
         let known = lock(self.state).vms.get(name).cloned();
         if known.as_ref().is_some_and(Vm::running) {
@@ -204,6 +205,7 @@ impl Starter<'_> {
             .images
             .get(&node.entry.role)
             .with_context(|| format!("there is no {} image; run `kimg build all`", node.entry.role))?;
+        stock::keep(self.run_dir, image)?;
         let dir = self.run_dir.join(name);
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         let size = self.size(node.entry.role);
@@ -272,7 +274,7 @@ impl Starter<'_> {
             }
         }
         let before = known.as_ref();
-        let vm = Vm {
+        let mut vm = Vm {
             role,
             process: None,
             api_port: match role {
@@ -287,8 +289,10 @@ impl Starter<'_> {
                     before.and_then(|vm| vm.token.clone()).or_else(|| Some(BootstrapToken::random().to_string()))
                 }
             },
-            image: image.id.clone(),
+            image: before.map_or_else(|| image.id.clone(), |vm| vm.image.clone()),
+            previous: before.and_then(|vm| vm.previous.clone()),
         };
+        vm.turn_to(&image.id);
         state.vms.insert(node.entry.name.clone(), vm.clone());
         Ok(vm)
     }
@@ -511,6 +515,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             image: String::new(),
+            previous: None,
         };
         state.vms.insert("m".into(), vm);
         let said = interrupted(&settings, &state).to_string();

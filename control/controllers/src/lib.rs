@@ -18,6 +18,7 @@ mod certificates;
 mod disruption;
 mod endpoints;
 mod garbage;
+mod load_balancers;
 mod namespaces;
 mod nodes;
 mod pod_collector;
@@ -100,6 +101,7 @@ fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {
     account_tokens::start(context).context("starting the service account token controller")?;
     namespaces::start(context);
     endpoints::start(context);
+    load_balancers::start(context);
     workloads::start(context);
     storage::start(context);
     disruption::start(context);
@@ -122,6 +124,7 @@ fn component_for(kind: &str) -> &'static str {
         "Job" => "job-controller",
         "CronJob" => "cronjob-controller",
         "Node" => "node-controller",
+        "Service" => "service-controller",
         "Pod" => "taint-eviction-controller",
         "PersistentVolume" | "PersistentVolumeClaim" => "persistentvolume-controller",
         "PodDisruptionBudget" => "controllermanager",

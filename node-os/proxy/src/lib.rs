@@ -81,13 +81,15 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let mut state = State::new(flags.hostname_override, settings);
     let mut due: Option<tokio::time::Instant> = None;
     loop {
+        let end = state.next_end();
+        let ends = end.is_some() && due.is_none() && state.complete();
         tokio::select! {
-            Some(change) = services.next() => state.services(change),
+            Some(change) = services.next() => state.services(change, Instant::now()),
             Some(change) = slices.next() => state.slices(change),
             () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
                 due = None;
                 let start = Instant::now();
-                match state.sync().context("writing service rules") {
+                match state.sync(start).context("writing service rules") {
                     Ok(true) => metrics.synced(start.elapsed()),
                     Ok(false) => {}
                     Err(error) => {
@@ -97,6 +99,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
                 }
                 continue;
             }
+            () = tokio::time::sleep_until(end.map_or_else(tokio::time::Instant::now, Into::into)), if ends => {}
         }
         if state.complete() && due.is_none() {
             due = Some(tokio::time::Instant::now() + GATHER);

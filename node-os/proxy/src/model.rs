@@ -108,14 +108,22 @@ fn protocol(port: &ServicePort) -> Option<(u8, &'static str)> {
 }
 
 fn external_ips(service: &Service) -> Vec<Ipv4Addr> {
-    let spec = service.spec.iter().flat_map(|s| s.external_ips.iter().flatten().cloned());
-    let balancer = service.status.iter().flat_map(|s| {
-        let ingress = s.load_balancer.iter().flat_map(|l| l.ingress.iter().flatten());
-        // Proxy mode means that the balancer itself wants the traffic (KEP 1860).
-        ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.clone())
-    });
-    let all: BTreeSet<Ipv4Addr> = spec.chain(balancer).filter_map(|ip| ip.parse().ok()).collect();
+    let spec = service.spec.iter().flat_map(|s| s.external_ips.iter().flatten());
+    let all: BTreeSet<Ipv4Addr> = spec.filter_map(|ip| ip.parse().ok()).chain(balancer_ips(service)).collect();
     all.into_iter().collect()
+}
+
+/// Addresses of the Service's load balancer that are answered here.
+pub(crate) fn balancer_ips(service: &Service) -> BTreeSet<Ipv4Addr> {
+    let ingress = service.status.iter().flat_map(|s| s.load_balancer.iter().flat_map(|l| l.ingress.iter().flatten()));
+    // Proxy mode means that the balancer itself wants the traffic (KEP 1860).
+    let ours = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
+    ours.filter_map(|ip| ip.parse().ok()).collect()
+}
+
+/// Whether it has, or may get, addresses of a load balancer.
+pub(crate) fn is_balanced(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|s| s.type_.as_deref()) == Some("LoadBalancer")
 }
 
 fn prefix(text: &str) -> Option<(Ipv4Addr, u8)> {

@@ -65,6 +65,7 @@ const PARTS: &[Part] = &[
     part("clients", RELEASE, Some(&["clients"]), &["clients", "--", "--include-ignored"]),
     part("cluster", RELEASE, Some(&["cluster"]), &["cluster", "--", "--include-ignored"]),
     both("overlay", RELEASE, &["overlay"]),
+    part("roll", RELEASE, Some(&["roll"]), &["roll", "--", "--include-ignored"]),
     part("etcd", RELEASE, None, &["etcd", "--", "--include-ignored"]),
     part("store", &["test", "--release", "-p", "store", "--lib"], None, &["--", "--ignored", "--nocapture"]),
     part(

@@ -14,9 +14,16 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ARP_REQUEST: u8 = 1;
 const ARP_REPLY: u8 = 2;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+/// Flags of TCP.
+pub const FIN: u8 = 0x01;
+/// See [`FIN`].
+pub const SYN: u8 = 0x02;
+/// See [`FIN`].
+pub const RST: u8 = 0x04;
+/// See [`FIN`].
+pub const PSH: u8 = 0x08;
+/// See [`FIN`].
+pub const ACK: u8 = 0x10;
 /// Sequence number of every knock.
 const SEQUENCE: u32 = 0x6b69_6d67;
 
@@ -131,11 +138,35 @@ pub fn reset(own: Ipv4Addr, target: Ipv4Addr, from: u16, to: u16) -> Vec<u8> {
 }
 
 fn tcp(own: Ipv4Addr, target: Ipv4Addr, from: u16, to: u16, sequence: u32, flags: u8) -> Vec<u8> {
-    let mut segment = Vec::from(from.to_be_bytes());
-    segment.extend(to.to_be_bytes());
-    segment.extend(sequence.to_be_bytes());
-    // Nothing acknowledged; a header of five words; a window; no checksum yet.
-    segment.extend([0, 0, 0, 0, 5 << 4, flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+    segment(own, target, &Segment { port: to, to: from, sequence, flags, ..Segment::default() })
+}
+
+/// A TCP packet of a connection between a port of this machine and one of another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// The port over there.
+    pub port: u16,
+    /// The port here.
+    pub to: u16,
+    /// Of its first byte.
+    pub sequence: u32,
+    /// The next byte that the sender expects.
+    pub acknowledges: u32,
+    /// [`SYN`] and others.
+    pub flags: u8,
+    /// What it carries.
+    pub content: Vec<u8>,
+}
+
+/// Writes a segment from here to there.
+pub fn segment(own: Ipv4Addr, target: Ipv4Addr, what: &Segment) -> Vec<u8> {
+    let mut segment = Vec::from(what.to.to_be_bytes());
+    segment.extend(what.port.to_be_bytes());
+    segment.extend(what.sequence.to_be_bytes());
+    segment.extend(what.acknowledges.to_be_bytes());
+    // A header of five words; a window; no checksum yet.
+    segment.extend([5 << 4, what.flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+    segment.extend(&what.content);
     let sum = checksum(&[&pseudo_header(own, target, TCP, segment.len()), &segment]);
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
     segment
@@ -182,6 +213,29 @@ fn checksum(parts: &[&[u8]]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// Reads a TCP packet to this machine, and who sent it.
+pub fn read_segment(frame: &[u8], mac: Mac, own: Ipv4Addr) -> Option<(Ipv4Addr, Segment)> {
+    let packet = frame.get(14..)?;
+    let ours = frame.get(..6)? == mac.0 && word(frame, 12)? == ETHERTYPE_IPV4 && address(packet, 16)? == own;
+    if !ours || *packet.get(9)? != TCP {
+        return None;
+    }
+    // What follows the packet only fills the frame.
+    let packet = packet.get(..usize::from(word(packet, 2)?))?;
+    let segment = packet.get(usize::from(packet.first()? & 0x0f) * 4..)?;
+    let number = |at: usize| Some(u32::from_be_bytes(segment.get(at..at + 4)?.try_into().ok()?));
+    let content = segment.get(usize::from(*segment.get(12)? >> 4) * 4..)?;
+    let read = Segment {
+        port: word(segment, 0)?,
+        to: word(segment, 2)?,
+        sequence: number(4)?,
+        acknowledges: number(8)?,
+        flags: *segment.get(13)?,
+        content: content.to_vec(),
+    };
+    Some((address(packet, 12)?, read))
 }
 
 /// Reads a frame; none where it says nothing to the machine with these addresses.
@@ -301,6 +355,20 @@ mod tests {
         let mut pong = ping(77);
         pong[0] = 0;
         assert_eq!(from_node(ICMP, &pong), Some(Heard::Pong { from: NODE.1, mark: 77 }));
+    }
+
+    #[test]
+    fn a_segment_is_read_without_what_fills_its_frame() {
+        let sent =
+            Segment { port: 7, to: 80, sequence: 3, acknowledges: 9, flags: ACK | PSH, content: b"odd".to_vec() };
+        let frame = ipv4(NODE.0, ME.0, NODE.1, ME.1, TCP, &segment(NODE.1, ME.1, &sent));
+        assert_eq!(frame.len(), 60);
+        // What is there for the sender is here for the one who hears it.
+        let heard = Segment { port: 80, to: 7, ..sent };
+        assert_eq!(read_segment(&frame, ME.0, ME.1), Some((NODE.1, heard)));
+        for length in 0..14 + 20 + 23 {
+            assert_eq!(read_segment(&frame[..length], ME.0, ME.1), None, "{length}");
+        }
     }
 
     #[test]

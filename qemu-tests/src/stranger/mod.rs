@@ -5,6 +5,7 @@
 //! the answer to the ping means that every knock before it was heard.
 
 pub mod frames;
+pub mod visitor;
 
 use crate::Cluster;
 use anyhow::{Context, Result, bail};

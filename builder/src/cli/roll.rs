@@ -1,0 +1,367 @@
+//! `kimg roll`.
+
+use super::{dir_flag, next, program};
+use crate::client::Https;
+use crate::config::Settings;
+use crate::image::build::{self, Options};
+use crate::image::output::Format;
+use crate::input::{self, BadInput};
+use crate::local::interrupt::Interrupt;
+use crate::local::state::{self, State};
+use crate::local::up::{ImageFile, Interrupted};
+use crate::machines::local::{LocalMachines, short};
+use crate::machines::{Machine, Machines};
+use crate::pki::Secrets;
+use crate::progress::Progress;
+use crate::roll::RealClock;
+use crate::roll::api::Kube;
+use crate::roll::begin;
+use crate::roll::engine::{Book, Engine, Stop};
+use crate::roll::journal::{Journal, OnBlocked, Outcome, Rules, Step};
+use crate::roll::lock::Holder;
+use crate::roll::plan::{self, Amount, Plan, Refusal, Situation, Wish};
+use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
+use node_metadata::Role;
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// How long a node may take to be Ready with KVM, seconds; see [`crate::local::Accel::patience`].
+const READY_SECS: u64 = 90;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 all chosen nodes have the new image (or were skipped as --on-blocked says); \
+1 the cluster is not fit for it, or the roll stopped; 2 a mistake, or a decision that is missing; 130 interrupted.\n\n\
+An interrupted roll goes on with the next `kimg roll`. How it works: docs/how-to/roll.md")]
+pub(super) struct RollArgs {
+    /// `workers`, or names of nodes [default: all workers]
+    #[arg(value_name = "NODE")]
+    nodes: Vec<String>,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Print the plan (with --dry-run) or the outcome as JSON
+    #[arg(long)]
+    json: bool,
+    /// Go back to the images that the nodes of the last roll had
+    #[arg(long, conflicts_with = "nodes")]
+    rollback: bool,
+    /// Nodes that may be away at a time after the first one: a number, or a percentage of all workers (rounded down)
+    #[arg(long, value_name = "N|N%", default_value = "1", value_parser = str::parse::<Amount>)]
+    max_unavailable: Amount,
+    /// How long a new node must stay Ready, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    settle: u64,
+    /// How long a drain may take, and after it workloads to be whole again, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// How long a new node may take to be Ready, seconds [default: 90, with emulation 450]
+    #[arg(long, value_name = "SECONDS")]
+    ready_timeout: Option<u64>,
+    /// What to do with a node that is not drained in time
+    #[arg(long, value_name = "WHAT", default_value = "stop")]
+    on_blocked: OnBlocked,
+    /// Keep the data of all nodes (STATE), not only of those that hold bound local volumes
+    #[arg(long)]
+    keep_data: bool,
+    /// Give up the local volume of this claim; may be repeated
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    lose_data: Vec<String>,
+    /// Give up pods that no controller starts again
+    #[arg(long)]
+    lose_pods: bool,
+    /// Folder with kimg-node, kimg-control and kimg-stage1
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    components: Option<PathBuf>,
+    /// End at once at this point of the journal, as if killed; for tests
+    #[arg(long, hide = true, value_name = "POINT")]
+    fail_at: Option<String>,
+}
+
+pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<ExitCode> {
+    if args.json && !args.dry_run && !args.yes {
+        return input::bad("--json does not ask: add --yes, or --dry-run to see the plan");
+    }
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    let mut machines = LocalMachines::new(settings, &secrets);
+    let listed = machines.list()?;
+    if listed.is_empty() {
+        return input::bad(format!(
+            "cluster {} has no VMs on this machine; a roll of machines at a provider is not there yet: make them anew \
+             from the new image one by one, with the user-data that `kimg seed NODE --replace` prints",
+            settings.name
+        ));
+    }
+    let api = state::api_client(settings, &secrets, None)?;
+    let kube = Kube(&api);
+    kube.check_ready().context("the API server is not fit for a roll")?;
+    let last = kube.journal()?.map(|(journal, _)| journal);
+    let command = Command { args, settings, kube, progress: Progress::new() };
+    let planned = match &last {
+        Some(last) if args.rollback => command.plan_back(last, &machines, &listed)?,
+        None if args.rollback => return input::bad("there was no roll yet that could be taken back"),
+        Some(last) if last.outcome == Outcome::Running => command.go_on(last)?,
+        _ => command.plan_new(&mut machines, &listed)?,
+    };
+    let Some(planned) = planned else { return Ok(ExitCode::SUCCESS) };
+    if args.dry_run || !(args.yes || confirmed()?) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    command.execute(&api, &mut machines, planned, last.as_ref())
+}
+
+/// What is to be done.
+enum Planned {
+    /// A roll that was interrupted.
+    GoOn(Journal),
+    /// A roll from its beginning.
+    Anew(Journal),
+}
+
+struct Command<'a> {
+    args: &'a RollArgs,
+    settings: &'a Settings,
+    kube: Kube<'a>,
+    progress: Progress,
+}
+
+impl Command<'_> {
+    fn plan_new(&self, machines: &mut LocalMachines<'_>, listed: &[Machine]) -> Result<Option<Planned>> {
+        let image = self.built_image()?;
+        let images = self.settings.nodes_of(Role::Worker).map(|n| (n.entry.name.clone(), image.id.clone())).collect();
+        let wish = Wish {
+            nodes: self.args.nodes.clone(),
+            images,
+            first: Vec::new(),
+            keep_data: self.args.keep_data,
+            lose: self.args.lose_data.clone(),
+            lose_pods: self.args.lose_pods,
+        };
+        let plan = self.make(&wish, machines, listed)?;
+        if !self.show(&plan, &format!("every chosen node runs image {}; nothing to do", short(&image.id)))? {
+            return Ok(None);
+        }
+        if !self.args.dry_run {
+            machines.offer(&image)?;
+        }
+        Ok(Some(Planned::Anew(self.journal(&plan, false)?)))
+    }
+
+    fn plan_back(&self, last: &Journal, machines: &LocalMachines<'_>, listed: &[Machine]) -> Result<Option<Planned>> {
+        let images = begin::images_before(last, listed);
+        begin::check_held(machines, &images)?;
+        let wish = Wish {
+            nodes: images.keys().cloned().collect(),
+            images,
+            first: begin::unsettled(last),
+            keep_data: self.args.keep_data,
+            lose: self.args.lose_data.clone(),
+            lose_pods: self.args.lose_pods,
+        };
+        // No name at all would mean all nodes.
+        let plan = if wish.nodes.is_empty() { Plan { nodes: Vec::new() } } else { self.make(&wish, machines, listed)? };
+        let mut journal = self.journal(&plan, true)?;
+        begin::take_along(&mut journal, last, listed);
+        let returning: Vec<&str> =
+            journal.nodes.iter().filter(|e| e.step == Step::Returning).map(|e| e.node.as_str()).collect();
+        if !returning.is_empty() && !self.args.json {
+            println!("take pods again, with the image that they have: {}", returning.join(", "));
+        }
+        let nothing = "every node of the last roll has the image of before; nothing to do";
+        let any = if returning.is_empty() { self.show(&plan, nothing)? } else { self.show(&plan, "")? || true };
+        Ok(any.then_some(Planned::Anew(journal)))
+    }
+
+    fn go_on(&self, last: &Journal) -> Result<Option<Planned>> {
+        if !self.args.nodes.is_empty() {
+            return input::bad(
+                "the last roll was interrupted: `kimg roll` without nodes goes on with it, `kimg roll --rollback` goes back",
+            );
+        }
+        if self.args.json {
+            if self.args.dry_run {
+                println!("{}", serde_json::to_string_pretty(last).context("writing JSON")?);
+            }
+        } else {
+            println!("goes on with the roll that began at {}:", last.started.strftime("%F %T UTC"));
+            for entry in &last.nodes {
+                println!(
+                    "{}: image {} to {}: {}",
+                    entry.node,
+                    short(&entry.from),
+                    short(&entry.to),
+                    step_name(entry.step)
+                );
+            }
+        }
+        Ok(Some(Planned::GoOn(last.clone())))
+    }
+
+    /// The worker image, where it is what a build would make.
+    fn built_image(&self) -> Result<ImageFile> {
+        let options = Options { components: self.args.components.clone(), formats: vec![Format::Raw], sources: None };
+        let mut found = build::current(self.settings, &[Role::Worker], &options, &self.progress)?;
+        let Some(Some(built)) = found.remove(&Role::Worker) else {
+            bail!(
+                "the worker image is missing, or older than cluster.toml, kimg.lock or the components; build it first: {} build \
+                 worker{}",
+                program(),
+                dir_flag(self.settings)
+            );
+        };
+        let name = Format::Raw.file();
+        let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
+        Ok(ImageFile { path: built.dir.join(name), id: sum.sha256.clone() })
+    }
+
+    fn make(&self, wish: &Wish, machines: &dyn Machines, listed: &[Machine]) -> Result<Plan> {
+        let names = |role| self.settings.nodes_of(role).map(|n| n.entry.name.as_str()).collect();
+        let situation = Situation {
+            workers: names(Role::Worker),
+            masters: names(Role::Master),
+            nodes: &self.kube.nodes()?,
+            machines: listed,
+            keeps_data: machines.keeps_data(),
+            claims: &self.kube.local_claims()?,
+            bare_pods: &self.kube.bare_pods()?,
+        };
+        plan::make(wish, &situation).map_err(|refusal| match refusal {
+            Refusal::Mistake(why) => BadInput(why).into(),
+            Refusal::Unfit(why) => anyhow::anyhow!(why),
+        })
+    }
+
+    /// Shows the plan; whether there is anything to do.
+    fn show(&self, plan: &Plan, nothing: &str) -> Result<bool> {
+        let any = !plan.nodes.is_empty();
+        if self.args.json {
+            if self.args.dry_run {
+                println!("{}", serde_json::to_string_pretty(plan).context("writing JSON")?);
+            } else if !any && !nothing.is_empty() {
+                println!("{}", json!({"outcome": "done", "nodes": []}));
+            }
+        } else if any {
+            println!("{}", plan.text());
+        } else if !nothing.is_empty() {
+            println!("{nothing}");
+        }
+        Ok(any)
+    }
+
+    fn journal(&self, plan: &Plan, back: bool) -> Result<Journal> {
+        let accel = State::load(&self.settings.run_dir())?.accel;
+        let patience = if accel == "kvm" { crate::local::Accel::Kvm } else { crate::local::Accel::Tcg }.patience();
+        let rules = Rules {
+            max_unavailable: self.args.max_unavailable.unavailable_of(self.settings.nodes_of(Role::Worker).count()),
+            settle_secs: self.args.settle,
+            timeout_secs: self.args.timeout,
+            ready_secs: self.args.ready_timeout.unwrap_or(READY_SECS * u64::from(patience)),
+            on_blocked: self.args.on_blocked,
+        };
+        let workloads = self.kube.workloads()?;
+        let whole =
+            workloads.into_iter().filter(|(_, (ready, wanted))| ready >= wanted).map(|(name, _)| name).collect();
+        Ok(plan.journal(rules, whole, back, Timestamp::now()))
+    }
+
+    fn execute(
+        &self,
+        api: &Https,
+        machines: &mut LocalMachines<'_>,
+        planned: Planned,
+        last: Option<&Journal>,
+    ) -> Result<ExitCode> {
+        let interrupt = Interrupt::watch()?;
+        let stop = || interrupt.asked();
+        let say = |line: &str| eprintln!("{line}");
+        let failpoint = |point: &str| {
+            if self.args.fail_at.as_deref() == Some(point) {
+                eprintln!("ended at {point}");
+                std::process::exit(137);
+            }
+            Ok(())
+        };
+        let (kube, me) = (Kube(api), Holder::me());
+        begin::take_lock(kube, &me, &RealClock, &stop, &say).map_err(|error| self.explain(error))?;
+        let found = kube.journal()?;
+        if found.as_ref().map(|(journal, _)| journal) != last {
+            kube.release_lock(&me)?;
+            bail!("another roll was begun or ended while this one was planned; run `kimg roll` again");
+        }
+        let mut book = match (planned, found) {
+            (Planned::GoOn(journal), Some((_, version))) => Book { journal, version },
+            (Planned::GoOn(journal) | Planned::Anew(journal), _) => begin::write(kube, journal)?,
+        };
+        failpoint("begin")?;
+        let clock = RealClock;
+        interrupt.busy(true);
+        let mut engine = Engine { kube, machines, clock: &clock, me, stop: &stop, failpoint: &failpoint, say: &say };
+        let outcome = begin::run(&mut engine, &mut book).map_err(|error| self.explain(error))?;
+        self.report(&book.journal, outcome)
+    }
+
+    fn report(&self, journal: &Journal, outcome: Outcome) -> Result<ExitCode> {
+        let code = if outcome == Outcome::Done { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        if self.args.json {
+            let answer = json!({"outcome": outcome, "nodes": journal.nodes});
+            println!("{}", serde_json::to_string_pretty(&answer).context("writing JSON")?);
+            return Ok(code);
+        }
+        let named = |step: Step| {
+            let of = journal.nodes.iter().filter(move |entry| entry.step == step);
+            of.map(|entry| entry.node.as_str()).collect::<Vec<_>>()
+        };
+        let done = named(Step::Done);
+        if !done.is_empty() {
+            println!("replaced: {}", done.join(", "));
+        }
+        for entry in journal.nodes.iter().filter(|entry| entry.step == Step::Skipped) {
+            println!("skipped: {}: {}", entry.node, entry.why.as_deref().unwrap_or_default());
+        }
+        if let Some(failed) = journal.failed() {
+            let (waiting, dir) = (named(Step::Waiting), dir_flag(self.settings));
+            println!("failed: {}: {}", failed.node, failed.why.as_deref().unwrap_or_default());
+            if !waiting.is_empty() {
+                println!("not touched: {}", waiting.join(", "));
+            }
+            println!(
+                "The roll has stopped. `{0} roll --rollback{dir}` puts the images of before back; with what was wrong put right \
+                 and a new image built, `{0} roll{dir}` begins anew.",
+                program()
+            );
+        }
+        next(&format!("{} status{}", program(), dir_flag(self.settings)));
+        Ok(code)
+    }
+
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        if error.is::<Stop>() {
+            let dir = dir_flag(self.settings);
+            return Interrupted(format!(
+                "interrupted; `kimg roll{dir}` goes on where it was, `kimg roll --rollback{dir}` goes back"
+            ))
+            .into();
+        }
+        error
+    }
+}
+
+fn step_name(step: Step) -> String {
+    format!("{step:?}").to_lowercase()
+}
+
+fn confirmed() -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return input::bad("nobody is there to be asked: add --yes, or --dry-run to see the plan only");
+    }
+    eprint!("Go on? [y/N] ");
+    std::io::stderr().flush().context("asking")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

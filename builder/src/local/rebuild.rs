@@ -1,0 +1,65 @@
+//! A VM made anew from another image, with its name, addresses and ports: one step of `kimg roll`.
+
+use super::accel::Accel;
+use super::interrupt::Interrupt;
+use super::state::{self, State, Vm};
+use super::up::{ImageFile, Starter};
+use super::{disk, down};
+use crate::config::{NodeSettings, Settings};
+use crate::pki::Secrets;
+use crate::progress::Progress;
+use crate::seed::token::BootstrapToken;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Ends the VM, puts the image under its disk (or makes a new disk) and starts it with a seed that holds `token`.
+/// Called again after an interruption, it begins anew and comes to the same.
+///
+/// # Errors
+/// The VM cannot be ended or started, or there is no room for the disk.
+pub fn rebuild(
+    settings: &Settings,
+    secrets: &Secrets,
+    node: &NodeSettings,
+    image: &ImageFile,
+    token: &BootstrapToken,
+    keep_data: bool,
+    progress: &Progress,
+) -> Result<()> {
+    let (run_dir, _lock) = state::lock(settings)?;
+    let name = &node.entry.name;
+    let mut state = State::load(&run_dir)?;
+    let accel = if state.accel == "kvm" { Accel::Kvm } else { Accel::Tcg };
+    let grace = down::grace(&state);
+    let vm =
+        state.vms.get_mut(name).with_context(|| format!("{name} is no VM on this machine; start it with `kimg up`"))?;
+    down::stop(&run_dir, secrets, name, vm, grace)?;
+    vm.process = None;
+    vm.token = Some(token.to_string());
+    let disk_file = run_dir.join(name).join("disk.raw");
+    if keep_data {
+        renew_disk(vm, image, &disk_file)?;
+    } else {
+        down::remove_file(&disk_file)?;
+    }
+    state.save(&run_dir)?;
+    let state = Mutex::new(state);
+    let images = BTreeMap::from([(node.entry.role, image.clone())]);
+    let interrupt = Interrupt::default();
+    let starter =
+        Starter { settings, secrets, images: &images, accel, run_dir: &run_dir, state: &state, interrupt: &interrupt };
+    starter.ensure(node, &progress.step(&format!("{name}: starting")))?;
+    let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    super::stock::tidy(&run_dir, &state, &[image.id.clone()].into())
+}
+
+/// Also where the image is the one that the disk was made from: what is broken may be the disk.
+fn renew_disk(vm: &mut Vm, image: &ImageFile, disk_file: &std::path::Path) -> Result<()> {
+    if disk_file.exists() {
+        disk::remove_leftovers(disk_file.parent().context("a disk lies in a folder")?)?;
+        disk::replace_image(&image.path, disk_file)?;
+        vm.turn_to(&image.id);
+    }
+    Ok(())
+}

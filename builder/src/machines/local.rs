@@ -1,0 +1,67 @@
+//! VMs on this machine, as `kimg up` makes them.
+//!
+//! The images that they can be made from lie in `run/images/` ([`crate::local::stock`]).
+
+use super::{Machine, Machines, Order};
+use crate::config::Settings;
+use crate::local::state::{State, Vm};
+use crate::local::up::ImageFile;
+use crate::local::{console, rebuild, state, stock};
+use crate::pki::Secrets;
+use crate::progress::Progress;
+use anyhow::{Result, bail};
+
+/// The VMs of a cluster.
+#[derive(Debug)]
+pub struct LocalMachines<'a> {
+    settings: &'a Settings,
+    secrets: &'a Secrets,
+}
+
+impl<'a> LocalMachines<'a> {
+    /// Of this cluster.
+    pub fn new(settings: &'a Settings, secrets: &'a Secrets) -> LocalMachines<'a> {
+        LocalMachines { settings, secrets }
+    }
+}
+
+impl Machines for LocalMachines<'_> {
+    fn list(&self) -> Result<Vec<Machine>> {
+        let state = State::load(&self.settings.run_dir())?;
+        let machine =
+            |(name, vm): (&String, &Vm)| Machine { node: name.clone(), image: vm.image.clone(), running: vm.running() };
+        Ok(state.vms.iter().map(machine).collect())
+    }
+
+    fn offer(&mut self, image: &ImageFile) -> Result<()> {
+        let (run_dir, _lock) = state::lock(self.settings)?;
+        stock::keep(&run_dir, image)
+    }
+
+    fn holds(&self, image: &str) -> Result<bool> {
+        Ok(stock::path(&self.settings.run_dir(), image).is_file())
+    }
+
+    fn keeps_data(&self) -> bool {
+        true
+    }
+
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
+        let path = stock::path(&self.settings.run_dir(), order.image);
+        if !path.is_file() {
+            bail!("the image {} is no longer in {}", short(order.image), self.settings.run_dir().display());
+        }
+        let image = ImageFile { path, id: order.image.to_string() };
+        let node = self.settings.node(order.node)?;
+        rebuild::rebuild(self.settings, self.secrets, node, &image, order.token, order.keep_data, &Progress::hidden())
+    }
+
+    fn console(&self, node: &str) -> Vec<String> {
+        console::last_lines(&self.settings.run_dir().join(node).join("console.log"), 24)
+    }
+}
+
+/// The beginning of an image's hash, as people are shown it.
+pub fn short(image: &str) -> &str {
+    image.get(..12).unwrap_or(image)
+}

@@ -1,0 +1,58 @@
+//! The machines of a cluster's nodes, at whoever runs them. What exists is asked of the provider; there is no file of ours.
+//!
+//! To add a provider: a file here with a type that implements [`Machines`], its constructor in [`of`], and a run of the
+//! roll's tests (`roll/tests.rs`) against it. Images are known by the SHA-256 of the raw disk, which a provider keeps with
+//! the image (its name or a tag) and with each machine made of it.
+//! Where machines cannot be rebuilt in place, [`Machines::rebuild`] deletes one and creates another of its name.
+
+pub mod local;
+
+use crate::local::up::ImageFile;
+use crate::seed::token::BootstrapToken;
+use anyhow::Result;
+
+/// A machine as its provider describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The node that it is.
+    pub node: String,
+    /// SHA-256 of the image that its disk was made from.
+    pub image: String,
+    /// Whether it runs.
+    pub running: bool,
+}
+
+/// What a machine is made anew from.
+#[derive(Debug, Clone)]
+pub struct Order<'a> {
+    /// Which node it is.
+    pub node: &'a str,
+    /// Which image, as [`Machine::image`].
+    pub image: &'a str,
+    /// What it joins with, where it has to.
+    pub token: &'a BootstrapToken,
+    /// The data on its disk stays (STATE); else the disk is new.
+    pub keep_data: bool,
+}
+
+/// A provider of machines.
+pub trait Machines {
+    /// All machines of the cluster.
+    fn list(&self) -> Result<Vec<Machine>>;
+
+    /// Makes an image that was built here one that machines can be made from.
+    fn offer(&mut self, image: &ImageFile) -> Result<()>;
+
+    /// Whether machines can be made from the image.
+    fn holds(&self, image: &str) -> Result<bool>;
+
+    /// Whether a machine's data can outlive [`Machines::rebuild`].
+    fn keeps_data(&self) -> bool;
+
+    /// Stops a machine, puts another image under it and starts it again; name and addresses stay. Returns when the old
+    /// machine has surely ended and the new one is started, and does not wait for it to boot. Called again after it was interrupted, it comes to the same.
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<()>;
+
+    /// What the machine shows: the last lines of its console, where the provider has one.
+    fn console(&self, node: &str) -> Vec<String>;
+}

@@ -1,0 +1,116 @@
+//! How a roll begins, goes on, goes back and ends: lock, journal, engine.
+
+use super::Clock;
+use super::api::Kube;
+use super::engine::{Book, Engine, Killed};
+use super::journal::{Entry, Journal, Outcome, Step};
+use super::lock::{Holder, Verdict};
+use crate::machines::{Machine, Machines};
+use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const POLL: Duration = Duration::from_secs(2);
+
+/// Takes the lock; waits for one whose holder may be dead.
+///
+/// # Errors
+/// Its holder lives.
+pub fn take_lock(
+    kube: Kube<'_>,
+    me: &Holder,
+    clock: &dyn Clock,
+    stop: &dyn Fn() -> bool,
+    say: &dyn Fn(&str),
+) -> Result<()> {
+    let (mut first, mut told) = (None, false);
+    loop {
+        match kube.take_lock(me, &mut first, clock.now())? {
+            Verdict::Take | Verdict::Mine => return Ok(()),
+            Verdict::Held(holder) => bail!("{holder} rolls this cluster; wait for its end, or end it there"),
+            Verdict::Wait(holder, left) => {
+                if !told {
+                    say(&format!(
+                        "{holder} has the lock and may be dead; it is taken over in {} s at most",
+                        left.as_secs()
+                    ));
+                    told = true;
+                }
+            }
+        }
+        if stop() {
+            bail!(super::engine::Stop);
+        }
+        clock.sleep(POLL);
+    }
+}
+
+/// Writes the journal of a new roll, over the one of the last.
+pub fn write(kube: Kube<'_>, journal: Journal) -> Result<Book> {
+    let last = kube.journal()?.map(|(_, version)| version);
+    let version = kube.save(&journal, last.as_deref())?;
+    Ok(Book { journal, version })
+}
+
+/// Runs the engine to an end and gives the lock back, unless a failpoint ended it.
+pub fn run(engine: &mut Engine<'_>, book: &mut Book) -> Result<Outcome> {
+    book.journal.resume(engine.clock.now());
+    let result = engine.run(book);
+    if !result.as_ref().is_err_and(|error| error.is::<Killed>()) {
+        let released = engine.kube.release_lock(&engine.me);
+        if result.is_ok() {
+            released?;
+        }
+    }
+    result
+}
+
+/// The images that a journal's nodes had, where their machines have others now, or none that runs.
+pub fn images_before(journal: &Journal, machines: &[Machine]) -> BTreeMap<String, String> {
+    let has = |entry: &&Entry| {
+        let machine = machines.iter().find(|machine| machine.node == entry.node);
+        machine.is_some_and(|machine| machine.image != entry.from || !machine.running)
+    };
+    journal.nodes.iter().filter(has).map(|entry| (entry.node.clone(), entry.from.clone())).collect()
+}
+
+/// The nodes that a roll has left on their way: their machines may be down while the API server still shows them Ready.
+pub fn unsettled(journal: &Journal) -> Vec<String> {
+    let on_the_way = journal.nodes.iter().filter(|entry| entry.step.touched() && entry.step != Step::Done);
+    on_the_way.map(|entry| entry.node.clone()).collect()
+}
+
+/// Adds to a roll back the nodes that the last one had taken from the cluster without touching their machines: they only
+/// have to return. And what the last one left of tokens is taken along, to be deleted.
+pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
+    for entry in &last.nodes {
+        if let Some(known) = back.nodes.iter_mut().find(|known| known.node == entry.node) {
+            known.token = entry.token.clone();
+            continue;
+        }
+        let as_it_was = machines.iter().any(|m| m.node == entry.node && m.image == entry.from && m.running);
+        if entry.step.is_active() && as_it_was {
+            back.nodes.push(Entry {
+                to: entry.from.clone(),
+                lose: Vec::new(),
+                step: Step::Returning,
+                boot: String::new(),
+                ..entry.clone()
+            });
+        }
+    }
+}
+
+/// The images that the images of a rollback are taken from must be there before anything is touched.
+pub fn check_held(machines: &dyn Machines, images: &BTreeMap<String, String>) -> Result<()> {
+    for (node, image) in images {
+        if !machines.holds(image)? {
+            bail!(
+                "there is no way back for {node}: its image {} is kept no more; build it again (`kimg build worker \
+                 --from-manifest`, or as cluster.toml was), then `kimg roll`",
+                crate::machines::local::short(image)
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,389 @@
+//! Does what the journal says, node by node, and writes it there first.
+
+use super::Clock;
+use super::api::{Evicted, Kube, Overtaken};
+use super::drain::{self, Blocked, Next};
+use super::journal::{Entry, Journal, OnBlocked, Outcome, Step};
+use super::lock::{Holder, Verdict};
+use super::plan::Node;
+use crate::machines::{Machines, Order, local::short};
+use crate::seed::token::BootstrapToken;
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const POLL: Duration = Duration::from_millis(500);
+/// For how long clients may go on with an address that has left the load balancers before the node's pods are told to end.
+const QUIET: Duration = Duration::from_secs(3);
+/// How long an address may stay in load balancers that are not the cluster's own.
+const LEAVE_LIMIT: Duration = Duration::from_secs(30);
+/// How long the API server may be silent: a master that starts anew.
+const API_PATIENCE: Duration = Duration::from_secs(180);
+/// How often a line says what is waited for.
+const SAY: Duration = Duration::from_secs(30);
+
+/// A place where a test ends the process; `Err` is what the process is then to say.
+pub type Failpoint<'a> = &'a dyn Fn(&str) -> Result<()>;
+
+/// The process ends here, as if it were killed: nothing is tidied up.
+#[derive(Debug, thiserror::Error)]
+#[error("ended at the failpoint {0}")]
+pub struct Killed(pub String);
+
+/// The user wants an end; the journal says where to go on.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; the journal says where to go on")]
+pub struct Stop;
+
+/// What a roll works on and with.
+pub struct Engine<'a> {
+    /// The API server.
+    pub kube: Kube<'a>,
+    /// The machines.
+    pub machines: &'a mut dyn Machines,
+    /// The time.
+    pub clock: &'a dyn Clock,
+    /// Who rolls; holds the lock.
+    pub me: Holder,
+    /// Whether the user wants an end.
+    pub stop: &'a dyn Fn() -> bool,
+    /// Where tests end it.
+    pub failpoint: Failpoint<'a>,
+    /// Where lines about what happens go.
+    pub say: &'a dyn Fn(&str),
+}
+
+impl std::fmt::Debug for Engine<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+/// The journal and the version that was written last.
+#[derive(Debug)]
+pub struct Book {
+    /// The journal.
+    pub journal: Journal,
+    /// Its resourceVersion.
+    pub version: String,
+}
+
+impl Engine<'_> {
+    /// Rolls until all nodes are done or one has failed. The journal is in the cluster already, and the lock is held.
+    ///
+    /// # Errors
+    /// [`Stop`], [`Overtaken`], and what keeps the API server from answering for minutes.
+    pub fn run(&mut self, book: &mut Book) -> Result<Outcome> {
+        let mut heard = self.clock.now();
+        let mut said: BTreeMap<String, Timestamp> = BTreeMap::new();
+        loop {
+            if (self.stop)() {
+                return Err(Stop.into());
+            }
+            match self.round(book, &mut said) {
+                Ok(Some(outcome)) => return Ok(outcome),
+                Ok(None) => heard = self.clock.now(),
+                Err(error) if error.is::<Killed>() || error.is::<Overtaken>() => return Err(error),
+                // The same request is made again in the next round.
+                Err(error) if since(heard, self.clock.now()) > API_PATIENCE => {
+                    return Err(error.context(format!("nothing could be done for {} s", API_PATIENCE.as_secs())));
+                }
+                Err(error) => tracing::debug!("trying again: {error:#}"),
+            }
+            self.clock.sleep(POLL);
+        }
+    }
+
+    /// One look at the cluster, and a step with each node that can go on.
+    fn round(&mut self, book: &mut Book, said: &mut BTreeMap<String, Timestamp>) -> Result<Option<Outcome>> {
+        self.hold_lock()?;
+        let nodes = self.kube.nodes()?;
+        for index in book.journal.active() {
+            self.advance(book, index, &nodes, said)?;
+        }
+        let away = away(&book.journal, &nodes);
+        for index in book.journal.may_begin(away) {
+            self.enter(book, index, Step::Leaving)?;
+        }
+        if !book.journal.active().is_empty() || !book.journal.may_begin(0).is_empty() {
+            return Ok(None);
+        }
+        book.journal.outcome = book.journal.conclusion();
+        self.save(book, "end")?;
+        Ok(Some(book.journal.outcome))
+    }
+
+    fn hold_lock(&self) -> Result<()> {
+        match self.kube.take_lock(&self.me, &mut None, self.clock.now())? {
+            Verdict::Mine => Ok(()),
+            _ => Err(Overtaken("another `kimg roll` has taken the lock; this one ends".into()).into()),
+        }
+    }
+
+    fn advance(
+        &mut self,
+        book: &mut Book,
+        index: usize,
+        nodes: &[Node],
+        said: &mut BTreeMap<String, Timestamp>,
+    ) -> Result<()> {
+        let entry = book.journal.nodes[index].clone();
+        let node = nodes.iter().find(|node| node.name == entry.node);
+        let waits_for = match entry.step {
+            Step::Leaving => self.leave(book, index, &entry, node)?,
+            Step::Draining => self.drain(book, index, &entry, node)?,
+            Step::Replacing => self.replace(book, index, &entry)?,
+            Step::Booting => self.wait_ready(book, index, &entry, node)?,
+            Step::Settling => self.settle(book, index, &entry, node)?,
+            Step::Returning => self.bring_back(book, index, &entry, node)?,
+            Step::Recovering => self.recover(book, index, &entry)?,
+            Step::Waiting | Step::Done | Step::Skipped | Step::Failed => None,
+        };
+        if let Some(sentence) = waits_for {
+            let now = self.clock.now();
+            let due = said.get(&entry.node).is_none_or(|last| since(*last, now) > SAY);
+            if due && entry.lasted(now) > SAY / 6 {
+                (self.say)(&sentence);
+                said.insert(entry.node, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// No new pods, and out of the load balancers' addresses.
+    fn leave(&mut self, book: &mut Book, index: usize, entry: &Entry, node: Option<&Node>) -> Result<Option<String>> {
+        let Some(node) = node else { return self.go(book, index, Step::Replacing) };
+        if !node.cordoned {
+            self.kube.cordon(&node.name)?;
+            (self.failpoint)(&format!("cordoned:{}", node.name))?;
+        }
+        if !node.ready {
+            // Nobody is there who could end its pods in order.
+            return self.go(book, index, Step::Replacing);
+        }
+        let lasted = entry.lasted(self.clock.now());
+        let balanced = self.kube.balanced_at(&node.addresses)?;
+        if lasted < QUIET || (!balanced.is_empty() && lasted < LEAVE_LIMIT) {
+            return Ok(balanced.first().map(|s| format!("{}: Service {s} still sends requests to it", node.name)));
+        }
+        if let Some(service) = balanced.first() {
+            (self.say)(&format!("{}: Service {service} keeps its address; going on", node.name));
+        }
+        self.go(book, index, Step::Draining)
+    }
+
+    fn drain(&mut self, book: &mut Book, index: usize, entry: &Entry, node: Option<&Node>) -> Result<Option<String>> {
+        let (name, rules) = (&entry.node, book.journal.rules.clone());
+        if node.is_none_or(|node| !node.ready) {
+            return self.go(book, index, Step::Replacing);
+        }
+        let pods = self.kube.pods_on(name)?;
+        let leaving: Vec<_> = pods.into_iter().filter(drain::Pod::must_leave).collect();
+        let mut blocked = Vec::new();
+        let mut ending = Vec::new();
+        for pod in &leaving {
+            if pod.ending {
+                ending.push(Blocked { pod: pod.key(), said: None });
+            } else if let Evicted::Refused(said) = self.kube.evict(pod)? {
+                blocked.push(Blocked { pod: pod.key(), said: Some(said) });
+            }
+            (self.failpoint)(&format!("evicted:{name}"))?;
+        }
+        // What a budget keeps is more worth saying than what takes its time.
+        blocked.append(&mut ending);
+        let limit = Duration::from_secs(rules.timeout_secs);
+        match drain::next(leaving.len(), entry.lasted(self.clock.now()), limit, rules.on_blocked) {
+            Next::Gone => self.go(book, index, Step::Replacing),
+            Next::Evict => Ok((!blocked.is_empty()).then(|| drain::sentence(name, &blocked))),
+            Next::Overdue(OnBlocked::Force) => {
+                for pod in &leaving {
+                    self.kube.delete_pod(pod)?;
+                }
+                // What does not come to its end now ends with the machine.
+                let over = entry.lasted(self.clock.now()) > limit * 2;
+                if over { self.go(book, index, Step::Replacing) } else { Ok(Some(drain::sentence(name, &blocked))) }
+            }
+            Next::Overdue(what) => {
+                let step = if what == OnBlocked::Skip { Step::Skipped } else { Step::Failed };
+                let why = format!("{} for {} s", drain::sentence(name, &blocked), rules.timeout_secs);
+                self.uncordon(node)?;
+                self.give_up(book, index, step, why)
+            }
+        }
+    }
+
+    fn replace(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
+        let name = &entry.node;
+        for claim in &entry.lose {
+            self.kube.delete_claim(claim)?;
+        }
+        if let Some(id) = &entry.token {
+            self.kube.delete_token(id)?;
+        }
+        let token = BootstrapToken::random();
+        book.journal.nodes[index].token = Some(token.id.clone());
+        self.save(book, &format!("token:{name}"))?;
+        self.kube.create_token(&token, name)?;
+        (self.failpoint)(&format!("token-made:{name}"))?;
+        (self.say)(&format!("{name}: stops, and starts from image {}", short(&entry.to)));
+        let order = Order { node: name, image: &entry.to, token: &token, keep_data: entry.keep_data };
+        if let Err(error) = self.machines.rebuild(&order) {
+            if error.is::<Killed>() {
+                return Err(error);
+            }
+            return self.give_up(book, index, Step::Failed, format!("its machine could not be made anew: {error:#}"));
+        }
+        (self.failpoint)(&format!("rebuilt:{name}"))?;
+        // What the node says until now is of the old machine, or of one that an interrupted attempt has started: asked
+        // before the new one can have booted.
+        let nodes = self.kube.nodes()?;
+        let boot = nodes.into_iter().find(|node| node.name == *name).map(|node| node.boot);
+        book.journal.nodes[index].boot = boot.unwrap_or_default();
+        self.go(book, index, Step::Booting)
+    }
+
+    fn wait_ready(
+        &mut self,
+        book: &mut Book,
+        index: usize,
+        entry: &Entry,
+        node: Option<&Node>,
+    ) -> Result<Option<String>> {
+        if node.is_some_and(|node| is_back(entry, node)) {
+            return self.go(book, index, Step::Settling);
+        }
+        let limit = book.journal.rules.ready_secs;
+        if entry.lasted(self.clock.now()) < Duration::from_secs(limit) {
+            let line = self.machines.console(&entry.node).pop().unwrap_or_default();
+            return Ok(Some(format!("{}: boots: {}", entry.node, line.trim())));
+        }
+        let state = match node {
+            Some(node) if node.boot != entry.boot => format!("it has joined and is not Ready: {}", node.reason),
+            _ => "it has not joined".to_string(),
+        };
+        let console = self.machines.console(&entry.node);
+        let console: Vec<String> = console.iter().map(|line| format!("  {line}")).collect();
+        let why = format!(
+            "{state}, {limit} s after it was started from image {}; its console says:\n{}",
+            short(&entry.to),
+            console.join("\n")
+        );
+        self.give_up(book, index, Step::Failed, why)
+    }
+
+    fn settle(&mut self, book: &mut Book, index: usize, entry: &Entry, node: Option<&Node>) -> Result<Option<String>> {
+        if !node.is_some_and(|node| is_back(entry, node)) {
+            return self.go(book, index, Step::Booting);
+        }
+        if entry.lasted(self.clock.now()) < Duration::from_secs(book.journal.rules.settle_secs) {
+            return Ok(None);
+        }
+        self.go(book, index, Step::Returning)
+    }
+
+    fn bring_back(
+        &mut self,
+        book: &mut Book,
+        index: usize,
+        entry: &Entry,
+        node: Option<&Node>,
+    ) -> Result<Option<String>> {
+        if let Some(id) = &entry.token {
+            self.kube.delete_token(id)?;
+        }
+        (self.failpoint)(&format!("token-deleted:{}", entry.node))?;
+        self.uncordon(node)?;
+        self.go(book, index, Step::Recovering)
+    }
+
+    /// What was whole before is whole again: pods that fail on the new image are no success.
+    fn recover(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
+        let found = self.kube.workloads()?;
+        let lame = book.journal.whole.iter().find_map(|name| {
+            let (ready, wanted) = found.get(name)?;
+            (ready < wanted).then(|| format!("{name} has {ready} of {wanted} pods ready"))
+        });
+        let Some(lame) = lame else { return self.go(book, index, Step::Done) };
+        let limit = book.journal.rules.timeout_secs;
+        if entry.lasted(self.clock.now()) < Duration::from_secs(limit) {
+            return Ok(Some(format!("{}: {lame}", entry.node)));
+        }
+        let why = format!("{lame}, {limit} s after {} came back with image {}", entry.node, short(&entry.to));
+        self.give_up(book, index, Step::Failed, why)
+    }
+
+    /// Takes back what the roll has done, and no more.
+    fn uncordon(&self, node: Option<&Node>) -> Result<()> {
+        match node {
+            Some(node) if node.cordoned_by_roll => {
+                self.kube.uncordon(&node.name)?;
+                (self.failpoint)(&format!("uncordoned:{}", node.name))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn go(&mut self, book: &mut Book, index: usize, step: Step) -> Result<Option<String>> {
+        self.enter(book, index, step).map(|()| None)
+    }
+
+    fn enter(&mut self, book: &mut Book, index: usize, step: Step) -> Result<()> {
+        let before = book.journal.clone();
+        book.journal.enter(index, step, self.clock.now());
+        let entry = &book.journal.nodes[index];
+        let what = match step {
+            Step::Leaving => Some("takes no new pods, and leaves the load balancers"),
+            Step::Draining => Some("its pods are evicted"),
+            Step::Settling => Some("Ready; watched for a while"),
+            Step::Returning => Some("takes pods again"),
+            Step::Done => Some("done"),
+            _ => None,
+        };
+        if let Some(what) = what {
+            (self.say)(&format!("{}: {what}", entry.node));
+        }
+        self.save_or_restore(book, before, &format!("{step:?}:{}", book.journal.nodes[index].node).to_lowercase())
+    }
+
+    fn give_up(&mut self, book: &mut Book, index: usize, step: Step, why: String) -> Result<Option<String>> {
+        let before = book.journal.clone();
+        (self.say)(&format!("{}: {why}", before.nodes[index].node));
+        book.journal.give_up(index, step, why, self.clock.now());
+        self.save_or_restore(book, before, &format!("{step:?}:{}", book.journal.nodes[index].node).to_lowercase())?;
+        Ok(None)
+    }
+
+    /// A step that could not be written has not begun.
+    fn save_or_restore(&self, book: &mut Book, before: Journal, point: &str) -> Result<()> {
+        let saved = self.save(book, point);
+        if saved.is_err() {
+            book.journal = before;
+        }
+        saved
+    }
+
+    fn save(&self, book: &mut Book, point: &str) -> Result<()> {
+        (self.failpoint)(&format!("before-{point}"))?;
+        book.version = self.kube.save(&book.journal, Some(&book.version)).context("writing the journal")?;
+        (self.failpoint)(point)
+    }
+}
+
+/// Whether the node reports from a boot after it was replaced, and is Ready.
+fn is_back(entry: &Entry, node: &Node) -> bool {
+    node.ready && node.boot != entry.boot
+}
+
+/// How many nodes are not there and are not the roll's doing; those that wait for their turn do not count.
+fn away(journal: &Journal, nodes: &[Node]) -> usize {
+    let ours = |name: &str| {
+        let entry = journal.nodes.iter().find(|entry| entry.node == name);
+        entry.is_some_and(|entry| entry.step.is_active() || entry.step == Step::Waiting)
+    };
+    nodes.iter().filter(|node| !node.ready && !ours(&node.name)).count()
+}
+
+fn since(past: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(past)).unwrap_or_default()
+}

@@ -1,0 +1,455 @@
+//! A cluster that is only told of: an API server with a Deployment behind a load balancer, machines and a clock.
+//!
+//! It keeps its own account of what a roll must not do: [`World::faults`] lists every moment in which a request would
+//! have been lost.
+
+use super::Clock;
+use super::api::Api;
+use super::lock::Holder;
+use crate::client::Answer;
+use crate::local::process::Process;
+use crate::local::up::ImageFile;
+use crate::machines::{Machine, Machines, Order};
+use anyhow::{Result, bail};
+use http::{Method, StatusCode};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// From the start of a machine until its node reports.
+const BOOT_SECS: i64 = 20;
+/// From the start of a container until it is ready.
+const START_SECS: i64 = 3;
+/// From the word to a pod that it is to end until it is gone.
+const GRACE_SECS: i64 = 2;
+/// Until the API server shows that a node is not heard of.
+const MISSED_SECS: i64 = 40;
+/// The Deployment's namespace.
+const PODS: &str = "/api/v1/namespaces/a/pods/";
+
+/// All that there is.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) now: Timestamp,
+    /// Objects by their path.
+    pub(super) objects: BTreeMap<String, Value>,
+    pub(super) machines: BTreeMap<String, FakeMachine>,
+    /// Images whose nodes boot and never become Ready.
+    pub(super) broken: BTreeSet<String>,
+    /// Images on which containers never become ready.
+    pub(super) spoiled: BTreeSet<String>,
+    /// Pods of the Deployment that its budget wants; none: no budget.
+    pub(super) budget: Option<usize>,
+    /// The API server does not answer until then.
+    pub(super) silent_until: Timestamp,
+    /// What went wrong for somebody outside.
+    pub(super) faults: Vec<String>,
+    /// The most machines that were down at a time.
+    pub(super) most_down: usize,
+    version: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct FakeMachine {
+    pub(super) image: String,
+    pub(super) running: bool,
+    pub(super) rebuilt: usize,
+    pub(super) kept_data: bool,
+    started: Timestamp,
+    /// The node has reported from this start.
+    booted: bool,
+}
+
+/// The world, for all who have to do with it.
+#[derive(Debug, Clone)]
+pub(super) struct Fake(pub(super) Rc<RefCell<World>>);
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("a time")
+}
+
+impl Fake {
+    /// A master, so many workers with the image `old`, and a Deployment of two pods, never two on a node.
+    pub(super) fn new(workers: usize) -> Fake {
+        let mut world = World {
+            now: at(1000),
+            objects: BTreeMap::new(),
+            machines: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            spoiled: BTreeSet::new(),
+            budget: Some(1),
+            silent_until: at(0),
+            faults: Vec::new(),
+            most_down: 0,
+            version: 0,
+        };
+        let names = (1..=workers).map(|n| format!("w{n}")).chain(["m".to_string()]);
+        for (number, name) in names.enumerate() {
+            let node = json!({
+                "metadata": {"name": name, "annotations": {}},
+                "spec": {},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "addresses": [{"type": "InternalIP", "address": format!("10.0.0.{number}")}],
+                    "nodeInfo": {"bootID": "first"},
+                },
+            });
+            world.put(&format!("/api/v1/nodes/{name}"), node);
+            if name != "m" {
+                let machine = FakeMachine {
+                    image: "old".into(),
+                    running: true,
+                    rebuilt: 0,
+                    kept_data: false,
+                    started: at(0),
+                    booted: true,
+                };
+                world.machines.insert(name, machine);
+            }
+        }
+        let deployment = json!({"metadata": {"name": "web", "namespace": "a"}, "spec": {"replicas": 2}, "status": {}});
+        world.put("/apis/apps/v1/namespaces/a/deployments/web", deployment);
+        let service = json!({"metadata": {"name": "web", "namespace": "a"}, "status": {"loadBalancer": {}}});
+        world.put("/api/v1/namespaces/a/services/web", service);
+        let fake = Fake(Rc::new(RefCell::new(world)));
+        fake.sleep(Duration::from_secs(30));
+        fake
+    }
+
+    /// Another `kimg`, and all before it have ended.
+    pub(super) fn process(&self) -> Holder {
+        let mut world = self.0.borrow_mut();
+        world.version += 1;
+        let process = Process { pid: i32::MAX, started: world.version };
+        Holder { process, ..Holder::me() }
+    }
+
+    /// Changes an object where it stands.
+    pub(super) fn change(&self, path: &str, change: impl FnOnce(&mut Value)) {
+        let mut world = self.0.borrow_mut();
+        let mut object = world.objects[path].clone();
+        change(&mut object);
+        world.put(path, object);
+    }
+
+    /// Names of the objects below a path.
+    pub(super) fn names(&self, path: &str) -> Vec<String> {
+        let world = self.0.borrow();
+        world.objects.keys().filter_map(|key| key.strip_prefix(path)).map(str::to_string).collect()
+    }
+
+    /// The image of each machine.
+    pub(super) fn images(&self) -> Vec<String> {
+        self.0.borrow().machines.values().map(|machine| machine.image.clone()).collect()
+    }
+}
+
+impl World {
+    fn put(&mut self, path: &str, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.objects.insert(path.to_string(), object.clone());
+        object
+    }
+
+    fn node(&self, name: &str) -> &Value {
+        &self.objects[&format!("/api/v1/nodes/{name}")]
+    }
+
+    fn takes_pods(&self, name: &str) -> bool {
+        let node = self.node(name);
+        node["status"]["conditions"][0]["status"] == "True" && node["spec"]["unschedulable"] != true
+    }
+
+    fn pods(&self) -> Vec<(String, Value)> {
+        let pods = self.objects.iter().filter(|(path, _)| path.starts_with(PODS));
+        pods.map(|(path, pod)| (path.clone(), pod.clone())).collect()
+    }
+
+    fn is_ready(&self, pod: &Value) -> bool {
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        let Some(machine) = self.machines.get(node) else { return false };
+        let since = pod["fake"]["started"].as_i64().unwrap_or(i64::MAX);
+        machine.running
+            && machine.booted
+            && !self.spoiled.contains(&machine.image)
+            && pod["metadata"]["deletionTimestamp"].is_null()
+            && self.now.as_second() >= since + START_SECS
+    }
+
+    fn ready_pods(&self) -> usize {
+        self.pods().iter().filter(|(_, pod)| self.is_ready(pod)).count()
+    }
+
+    /// Lets a second pass.
+    fn tick(&mut self) {
+        self.now += Duration::from_secs(1);
+        self.boot();
+        self.end_pods();
+        self.start_pods();
+        self.balance();
+        let down = self.machines.values().filter(|machine| !machine.booted).count();
+        self.most_down = self.most_down.max(down);
+        // The first pods of all need their time.
+        if self.ready_pods() == 0 && self.now > at(1020) {
+            self.faults.push(format!("{}: no pod answers", self.now));
+        }
+    }
+
+    fn boot(&mut self) {
+        for (name, machine) in self.machines.clone() {
+            if machine.booted {
+                continue;
+            }
+            let path = format!("/api/v1/nodes/{name}");
+            let lasted = self.now.as_second() - machine.started.as_second();
+            let mut node = self.objects[&path].clone();
+            if machine.running && lasted >= BOOT_SECS {
+                let ready = !self.broken.contains(&machine.image);
+                node["status"]["conditions"][0]["status"] = json!(if ready { "True" } else { "False" });
+                node["status"]["conditions"][0]["message"] = json!("the network is not ready");
+                node["status"]["nodeInfo"]["bootID"] = json!(format!("{}", machine.started));
+                if let Some(machine) = self.machines.get_mut(&name) {
+                    machine.booted = true;
+                }
+                self.put(&path, node);
+            } else if lasted >= MISSED_SECS {
+                node["status"]["conditions"][0]["status"] = json!("Unknown");
+                self.put(&path, node);
+            }
+        }
+    }
+
+    fn end_pods(&mut self) {
+        for (path, pod) in self.pods() {
+            let ends = pod["fake"]["ends"].as_i64();
+            let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+            let there = self.machines.get(node).is_none_or(|machine| machine.booted);
+            if ends.is_some_and(|ends| ends <= self.now.as_second()) && there {
+                self.objects.remove(&path);
+            }
+        }
+    }
+
+    fn start_pods(&mut self) {
+        let living = self.pods().iter().filter(|(_, pod)| pod["metadata"]["deletionTimestamp"].is_null()).count();
+        if living < 2 {
+            self.version += 1;
+            let name = format!("web-{}", self.version);
+            let owner = json!([{"kind": "ReplicaSet", "controller": true}]);
+            let meta = json!({"name": name, "namespace": "a", "ownerReferences": owner});
+            self.put(&format!("{PODS}{name}"), json!({"metadata": meta, "spec": {}, "status": {}}));
+        }
+        for (path, mut pod) in self.pods() {
+            if !pod["spec"]["nodeName"].is_null() {
+                continue;
+            }
+            let taken: Vec<Value> = self.pods().iter().map(|(_, pod)| pod["spec"]["nodeName"].clone()).collect();
+            let free = self.machines.keys().find(|name| !taken.contains(&json!(name)) && self.takes_pods(name));
+            if let Some(node) = free {
+                pod["spec"]["nodeName"] = json!(node);
+                pod["fake"]["started"] = json!(self.now.as_second());
+                self.put(&path, pod);
+            }
+        }
+    }
+
+    /// The controller of load balancers.
+    fn balance(&mut self) {
+        let ready: Vec<Value> = self
+            .machines
+            .keys()
+            .filter(|name| self.takes_pods(name))
+            .map(|name| json!({"ip": self.node(name)["status"]["addresses"][0]["address"]}))
+            .collect();
+        let mut service = self.objects["/api/v1/namespaces/a/services/web"].clone();
+        service["status"]["loadBalancer"]["ingress"] = json!(ready);
+        self.put("/api/v1/namespaces/a/services/web", service);
+    }
+
+    fn balanced(&self, node: &str) -> bool {
+        let service = &self.objects["/api/v1/namespaces/a/services/web"];
+        let list = service["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+        list.iter().any(|ingress| ingress["ip"] == self.node(node)["status"]["addresses"][0]["address"])
+    }
+
+    fn list(&self, path: &str) -> Vec<Value> {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let node = query.strip_prefix("fieldSelector=spec.nodeName%3D");
+        let (group, plural) = path.rsplit_once('/').unwrap_or(("", path));
+        let belongs = |key: &str| {
+            let Some(rest) = key.strip_prefix(group) else { return false };
+            let parts: Vec<&str> = rest.trim_start_matches('/').split('/').collect();
+            matches!(parts.as_slice(), [kind, _] | ["namespaces", _, kind, _] if *kind == plural)
+        };
+        let found = self.objects.iter().filter(|(key, _)| belongs(key)).map(|(_, object)| object.clone());
+        found.filter(|object| node.is_none_or(|node| object["spec"]["nodeName"] == node)).collect()
+    }
+
+    fn evict(&mut self, path: &str) -> (StatusCode, Value) {
+        if !self.objects.contains_key(path) {
+            return (StatusCode::NOT_FOUND, json!({"message": "not found"}));
+        }
+        let ready = self.ready_pods();
+        if let Some(budget) = self.budget
+            && self.is_ready(&self.objects[path])
+            && ready <= budget
+        {
+            let cause = format!("The disruption budget web needs {budget} healthy pods and has {ready} currently");
+            let status = json!({"message": "Cannot evict pod", "details": {"causes": [{"message": cause}]}});
+            return (StatusCode::TOO_MANY_REQUESTS, status);
+        }
+        self.end(path);
+        (StatusCode::CREATED, json!({}))
+    }
+
+    fn end(&mut self, path: &str) {
+        let mut pod = self.objects[path].clone();
+        if pod["metadata"]["deletionTimestamp"].is_null() {
+            pod["metadata"]["deletionTimestamp"] = json!(self.now.to_string());
+            pod["fake"]["ends"] = json!(self.now.as_second() + GRACE_SECS);
+            self.put(path, pod);
+        }
+    }
+
+    fn answer(&mut self, method: &Method, path: &str, body: Option<&Value>) -> (StatusCode, Value) {
+        let object = || body.cloned().unwrap_or_default();
+        let conflict = (StatusCode::CONFLICT, json!({"message": "conflict"}));
+        match *method {
+            Method::GET if path == "/readyz" => (StatusCode::OK, json!("ok")),
+            Method::GET if path.ends_with("/deployments") => {
+                let mut items = self.list(path);
+                items.iter_mut().for_each(|web| web["status"]["readyReplicas"] = json!(self.ready_pods()));
+                (StatusCode::OK, json!({"items": items}))
+            }
+            Method::GET => match self.objects.get(path) {
+                Some(object) => (StatusCode::OK, object.clone()),
+                None if path.contains(super::api::NAME) => (StatusCode::NOT_FOUND, json!({"message": "not found"})),
+                None => (StatusCode::OK, json!({"items": self.list(path)})),
+            },
+            Method::POST if path.ends_with("/eviction") => self.evict(path.trim_end_matches("/eviction")),
+            Method::POST => {
+                let name = object()["metadata"]["name"].as_str().unwrap_or_default().to_string();
+                let path = format!("{path}/{name}");
+                if self.objects.contains_key(&path) {
+                    return conflict;
+                }
+                (StatusCode::CREATED, self.put(&path, object()))
+            }
+            Method::PUT => match self.objects.get(path) {
+                Some(old) if old["metadata"]["resourceVersion"] == object()["metadata"]["resourceVersion"] => {
+                    (StatusCode::OK, self.put(path, object()))
+                }
+                _ => conflict,
+            },
+            Method::PATCH => {
+                let mut patched = self.objects[path].clone();
+                merge(&mut patched, &object());
+                (StatusCode::OK, self.put(path, patched))
+            }
+            Method::DELETE if path.starts_with(PODS) && self.objects.contains_key(path) => {
+                self.end(path);
+                (StatusCode::OK, json!({}))
+            }
+            Method::DELETE => match self.objects.remove(path) {
+                Some(_) => (StatusCode::OK, json!({})),
+                None => (StatusCode::NOT_FOUND, json!({"message": "not found"})),
+            },
+            _ => (StatusCode::METHOD_NOT_ALLOWED, json!({})),
+        }
+    }
+}
+
+/// RFC 7396.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        match (value, target.as_object_mut()) {
+            (Value::Null, Some(map)) => drop(map.remove(key)),
+            _ => merge(&mut target[key], value),
+        }
+    }
+}
+
+impl Api for Fake {
+    fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
+        let mut world = self.0.borrow_mut();
+        if world.now < world.silent_until {
+            bail!("connecting: refused");
+        }
+        let (status, body) = world.answer(&method, path, body);
+        Ok(Answer { status, body: serde_json::to_vec(&body)?.into() })
+    }
+}
+
+impl Clock for Fake {
+    fn now(&self) -> Timestamp {
+        self.0.borrow().now
+    }
+
+    /// In whole seconds, at least one.
+    fn sleep(&self, time: Duration) {
+        for _ in 0..time.as_secs().max(1) {
+            self.0.borrow_mut().tick();
+        }
+    }
+}
+
+impl Machines for Fake {
+    fn list(&self) -> Result<Vec<Machine>> {
+        let machine = |(node, machine): (&String, &FakeMachine)| Machine {
+            node: node.clone(),
+            image: machine.image.clone(),
+            running: machine.running,
+        };
+        Ok(self.0.borrow().machines.iter().map(machine).collect())
+    }
+
+    fn offer(&mut self, _: &ImageFile) -> Result<()> {
+        Ok(())
+    }
+
+    fn holds(&self, image: &str) -> Result<bool> {
+        Ok(image != "lost")
+    }
+
+    fn keeps_data(&self) -> bool {
+        true
+    }
+
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
+        let mut world = self.0.borrow_mut();
+        let secret = format!("/api/v1/namespaces/kube-system/secrets/bootstrap-token-{}", order.token.id);
+        if !world.objects.contains_key(&secret) {
+            bail!("{} could not join: the API server knows no such token", order.node);
+        }
+        if world.balanced(order.node) {
+            let now = world.now;
+            world.faults.push(format!("{now}: {} is stopped and still in the load balancer", order.node));
+        }
+        let left = world.pods().iter().any(|(_, pod)| pod["spec"]["nodeName"] == order.node && world.is_ready(pod));
+        if left {
+            let now = world.now;
+            world.faults.push(format!("{now}: {} is stopped with a pod that serves", order.node));
+        }
+        let now = world.now;
+        let Some(machine) = world.machines.get_mut(order.node) else { bail!("there is no machine {}", order.node) };
+        let (image, kept_data) = (order.image.to_string(), order.keep_data);
+        let rebuilt = machine.rebuilt + 1;
+        *machine = FakeMachine { image, running: true, rebuilt, kept_data, started: now, booted: false };
+        Ok(())
+    }
+
+    fn console(&self, node: &str) -> Vec<String> {
+        vec![format!("{node} waits for its network")]
+    }
+}

@@ -1,0 +1,317 @@
+//! The journal of a roll: what is to be done with each node, and how far it is. It is all that a roll remembers.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Raised when a `kimg` of before could not go on with what this one writes.
+pub const VERSION: u32 = 1;
+
+/// A roll.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Journal {
+    /// [`VERSION`] of the `kimg` that wrote it.
+    pub version: u32,
+    /// When it began.
+    pub started: Timestamp,
+    /// It goes back to the images of before.
+    pub back: bool,
+    /// How it is done.
+    pub rules: Rules,
+    /// Workloads that were whole when it began, `Kind namespace/name`: they must be so again after each node.
+    pub whole: Vec<String>,
+    /// The nodes, in the order in which they are replaced.
+    pub nodes: Vec<Entry>,
+    /// How it stands.
+    pub outcome: Outcome,
+}
+
+/// How a roll is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rules {
+    /// Nodes that may be away at a time, once the first has been replaced.
+    pub max_unavailable: usize,
+    /// How long a new node must stay Ready, seconds.
+    pub settle_secs: u64,
+    /// How long a drain may take, and workloads to be whole again, seconds.
+    pub timeout_secs: u64,
+    /// How long a new node may take to be Ready, seconds.
+    pub ready_secs: u64,
+    /// What happens when a drain takes longer.
+    pub on_blocked: OnBlocked,
+}
+
+/// What happens when a drain does not end in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBlocked {
+    /// The node takes pods again, and the roll stops
+    Stop,
+    /// It is waited for on and on
+    Wait,
+    /// The node takes pods again and keeps its image; the next one follows
+    Skip,
+    /// The pods are deleted, against their disruption budgets
+    Force,
+}
+
+/// A node of a roll.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// Its name.
+    pub node: String,
+    /// The image that it had.
+    pub from: String,
+    /// The image that it gets.
+    pub to: String,
+    /// Its data stays.
+    pub keep_data: bool,
+    /// Claims that are given up, `namespace/name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lose: Vec<String>,
+    /// How far it is.
+    pub step: Step,
+    /// Since when.
+    pub since: Timestamp,
+    /// The boot that the node reported from before it was replaced; none where it never did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot: String,
+    /// The first half of the bootstrap token that is out for it; the secret half is never here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Why it was skipped or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// How far a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Step {
+    /// Its turn has not come.
+    Waiting,
+    /// It takes no new pods, and its address leaves the load balancers.
+    Leaving,
+    /// Its pods are evicted.
+    Draining,
+    /// The machine is made anew.
+    Replacing,
+    /// The new machine is waited for.
+    Booting,
+    /// It is Ready, and watched for a while.
+    Settling,
+    /// It takes pods again.
+    Returning,
+    /// Workloads that were whole become so again.
+    Recovering,
+    /// It runs the image that it was to get.
+    Done,
+    /// It was left as it was.
+    Skipped,
+    /// The roll ended with it.
+    Failed,
+}
+
+impl Step {
+    /// Whether something is being done with the node.
+    pub fn is_active(self) -> bool {
+        self > Step::Waiting && self < Step::Done
+    }
+
+    /// Whether the machine may have been touched, so that the image under it is no longer surely the old one.
+    pub fn touched(self) -> bool {
+        (self >= Step::Replacing && self <= Step::Done) || self == Step::Failed
+    }
+
+    /// Whether the journal may say `next` after this.
+    pub fn leads_to(self, next: Step) -> bool {
+        use Step::{
+            Booting, Done, Draining, Failed, Leaving, Recovering, Replacing, Returning, Settling, Skipped, Waiting,
+        };
+        match self {
+            Waiting => matches!(next, Leaving | Returning),
+            // A node that does not answer has nothing that could be drained.
+            Leaving => matches!(next, Draining | Replacing | Skipped | Failed),
+            Draining => matches!(next, Replacing | Skipped | Failed),
+            Replacing => matches!(next, Booting | Failed),
+            Booting => matches!(next, Settling | Failed),
+            Settling => matches!(next, Booting | Returning | Failed),
+            Returning => matches!(next, Recovering | Failed),
+            Recovering => matches!(next, Done | Failed),
+            Done | Skipped | Failed => false,
+        }
+    }
+}
+
+/// How a roll stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// It goes on, or was interrupted.
+    Running,
+    /// All nodes are replaced or skipped.
+    Done,
+    /// It ended with a node that failed.
+    Stopped,
+}
+
+impl Journal {
+    /// Goes on to a step.
+    ///
+    /// # Panics
+    /// The step does not follow: a fault of the engine, which must not reach the cluster.
+    pub fn enter(&mut self, index: usize, step: Step, now: Timestamp) {
+        let entry = &mut self.nodes[index];
+        assert!(entry.step.leads_to(step), "{:?} does not lead to {step:?}", entry.step);
+        (entry.step, entry.since) = (step, now);
+    }
+
+    /// Ends with a node, for a reason.
+    pub fn give_up(&mut self, index: usize, step: Step, why: String, now: Timestamp) {
+        self.enter(index, step, now);
+        self.nodes[index].why = Some(why);
+    }
+
+    /// What time passed while nobody worked on it counts for nothing.
+    pub fn resume(&mut self, now: Timestamp) {
+        for entry in self.nodes.iter_mut().filter(|entry| entry.step.is_active()) {
+            entry.since = now;
+        }
+    }
+
+    /// Which nodes are under way.
+    pub fn active(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|i| self.nodes[*i].step.is_active()).collect()
+    }
+
+    /// The first node that failed.
+    pub fn failed(&self) -> Option<&Entry> {
+        self.nodes.iter().find(|entry| entry.step == Step::Failed)
+    }
+
+    /// The nodes that may begin now: the first alone, and after it as many as may be away. `away` are nodes that are not
+    /// there for other reasons.
+    pub fn may_begin(&self, away: usize) -> Vec<usize> {
+        if self.failed().is_some() {
+            return Vec::new();
+        }
+        let proven = self.nodes.iter().any(|entry| entry.step == Step::Done);
+        let most = if proven { self.rules.max_unavailable } else { 1 };
+        let free = most.saturating_sub(self.active().len() + away);
+        let waiting = (0..self.nodes.len()).filter(|i| self.nodes[*i].step == Step::Waiting);
+        // One that is away itself frees its own place.
+        waiting.take(free).collect()
+    }
+
+    /// The outcome once nothing is under way and nothing may begin.
+    pub fn conclusion(&self) -> Outcome {
+        if self.failed().is_some() { Outcome::Stopped } else { Outcome::Done }
+    }
+}
+
+impl Entry {
+    /// How long it has been in its step.
+    pub fn lasted(&self, now: Timestamp) -> Duration {
+        Duration::try_from(now.duration_since(self.since)).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A roll of nodes `n0`, `n1`, …, which are at these steps.
+    pub(in crate::roll) fn journal(max_unavailable: usize, steps: &[Step]) -> Journal {
+        let now = Timestamp::UNIX_EPOCH;
+        let entry = |(number, step): (usize, &Step)| Entry {
+            node: format!("n{number}"),
+            from: "old".into(),
+            to: "new".into(),
+            keep_data: false,
+            lose: Vec::new(),
+            step: *step,
+            since: now,
+            boot: String::new(),
+            token: None,
+            why: None,
+        };
+        Journal {
+            version: VERSION,
+            started: now,
+            back: false,
+            rules: Rules {
+                max_unavailable,
+                settle_secs: 1,
+                timeout_secs: 1,
+                ready_secs: 1,
+                on_blocked: OnBlocked::Stop,
+            },
+            whole: Vec::new(),
+            nodes: steps.iter().enumerate().map(entry).collect(),
+            outcome: Outcome::Running,
+        }
+    }
+
+    #[test]
+    fn the_first_goes_alone_and_a_failure_ends_it() {
+        use Step::{Booting, Done, Draining, Failed, Skipped, Waiting};
+        let cases: [(&str, &[Step], usize, &[usize]); 9] = [
+            ("the first alone", &[Waiting, Waiting, Waiting], 0, &[0]),
+            ("the first is under way", &[Booting, Waiting, Waiting], 0, &[]),
+            ("after it two at a time", &[Done, Waiting, Waiting], 0, &[1, 2]),
+            ("one more beside the one under way", &[Done, Draining, Waiting], 0, &[2]),
+            ("another node is away", &[Done, Waiting, Waiting], 1, &[1]),
+            ("as many are away as may be", &[Done, Waiting, Waiting], 2, &[]),
+            ("one that was skipped proves nothing", &[Skipped, Waiting, Waiting], 0, &[1]),
+            ("a failure", &[Failed, Waiting, Waiting], 0, &[]),
+            ("a failure beside one under way", &[Done, Failed, Booting], 0, &[]),
+        ];
+        for (what, steps, away, begin) in cases {
+            assert_eq!(journal(2, steps).may_begin(away), begin, "{what}");
+        }
+    }
+
+    #[test]
+    fn steps_follow_each_other() {
+        let way = [
+            Step::Waiting,
+            Step::Leaving,
+            Step::Draining,
+            Step::Replacing,
+            Step::Booting,
+            Step::Settling,
+            Step::Returning,
+            Step::Recovering,
+            Step::Done,
+        ];
+        for pair in way.windows(2) {
+            assert!(pair[0].leads_to(pair[1]), "{pair:?}");
+        }
+        // Nothing leads back before the machine was made anew, and nothing out of an end.
+        for (at, step) in way.iter().enumerate() {
+            for earlier in &way[..at] {
+                let again = (*step, *earlier) == (Step::Settling, Step::Booting);
+                assert_eq!(step.leads_to(*earlier), again, "{step:?} {earlier:?}");
+            }
+            for end in [Step::Done, Step::Skipped, Step::Failed] {
+                assert!(!end.leads_to(*step));
+            }
+            // What was touched is not said to be as it was.
+            assert!(!(step.touched() && step.leads_to(Step::Skipped)), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut written = journal(1, &[Step::Waiting, Step::Settling]);
+        written.nodes[1].token = Some("abcdef".into());
+        let text = serde_json::to_string(&written).expect("text");
+        assert_eq!(serde_json::from_str::<Journal>(&text).expect("journal"), written);
+        let later = Timestamp::from_second(100).expect("time");
+        written.resume(later);
+        assert_eq!((written.nodes[0].since, written.nodes[1].since), (Timestamp::UNIX_EPOCH, later));
+    }
+}

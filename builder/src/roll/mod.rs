@@ -1,0 +1,51 @@
+//! `kimg roll`: puts a new image under the nodes of a running cluster, a few at a time, without losing a request.
+//!
+//! The parts: [`plan`], [`drain`], [`journal`] and [`lock`] decide, do no I/O and are given the time; [`api`] asks the
+//! API server; [`engine`] does what was decided, step by step, on [`crate::machines::Machines`].
+//!
+//! What a node goes through; each step is in the journal (a ConfigMap in kube-system) before anything of it is done, so
+//! that whoever finds the journal goes on from there:
+//! ```text
+//! Waiting → Leaving → Draining → Replacing → Booting ⇄ Settling → Returning → Recovering → Done
+//!              │          │          │          │                                │
+//!              └──────────┴→ Skipped └──────────┴────────────→ Failed ←──────────┘
+//! ```
+//! A node that fails lets those that are under way come to their end, and no other begins.
+//! What is done in a step may be done twice: the process may have ended between the deed and the next entry.
+
+pub mod api;
+pub mod begin;
+pub mod drain;
+pub mod engine;
+#[cfg(test)]
+mod fake;
+pub mod journal;
+pub mod lock;
+pub mod plan;
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use std::time::Duration;
+
+/// Time as the engine sees it.
+pub trait Clock {
+    /// Now.
+    fn now(&self) -> Timestamp;
+    /// Lets time pass.
+    fn sleep(&self, time: Duration);
+}
+
+/// The machine's clock.
+#[derive(Debug)]
+pub struct RealClock;
+
+impl Clock for RealClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+}

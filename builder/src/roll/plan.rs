@@ -1,0 +1,471 @@
+//! What a roll would do, or why it must not begin. Pure.
+
+use super::journal::{Entry, Journal, Outcome, Rules, Step, VERSION};
+use crate::machines::{Machine, local::short};
+use jiff::Timestamp;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+/// A node as the API server shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Condition Ready is True.
+    pub ready: bool,
+    /// Why it is not.
+    pub reason: String,
+    /// The boot that it last reported from.
+    pub boot: String,
+    /// It takes no new pods.
+    pub cordoned: bool,
+    /// A roll has cordoned it.
+    pub cordoned_by_roll: bool,
+    /// All addresses.
+    pub addresses: Vec<String>,
+}
+
+/// A claim whose volume lies on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Which node.
+    pub node: String,
+    /// `namespace/name`.
+    pub claim: String,
+    /// As the volume says it.
+    pub size: String,
+    /// The pods that use it, without their namespace.
+    pub pods: Vec<String>,
+}
+
+/// What is known when a roll is planned.
+#[derive(Debug)]
+pub struct Situation<'a> {
+    /// Workers and masters of `cluster.toml`, in its order.
+    pub workers: Vec<&'a str>,
+    /// As above.
+    pub masters: Vec<&'a str>,
+    /// All nodes that the API server knows.
+    pub nodes: &'a [Node],
+    /// All machines.
+    pub machines: &'a [Machine],
+    /// Whether the provider can keep a machine's data.
+    pub keeps_data: bool,
+    /// All claims that are bound to volumes of one node.
+    pub claims: &'a [Claim],
+    /// `(node, namespace/name)` of pods that nothing would make anew.
+    pub bare_pods: &'a [(String, String)],
+}
+
+/// What the user wants.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// `workers`, or nodes; nothing means all workers.
+    pub nodes: Vec<String>,
+    /// The image that each node is to have.
+    pub images: BTreeMap<String, String>,
+    /// Nodes that come before all others: what the API server shows of them may not be true any more.
+    pub first: Vec<String>,
+    /// Nodes without local volumes keep their data too.
+    pub keep_data: bool,
+    /// Claims that may be lost.
+    pub lose: Vec<String>,
+    /// Pods may be lost that nothing makes anew.
+    pub lose_pods: bool,
+}
+
+/// What would be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The nodes that get another image, in this order.
+    pub nodes: Vec<Item>,
+}
+
+/// What would be done with a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Item {
+    /// The node.
+    pub node: String,
+    /// The image that it has.
+    pub from: String,
+    /// The image that it gets.
+    pub to: String,
+    /// Why it is made anew though its image is the right one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broken: Option<String>,
+    /// Its data stays.
+    pub keep_data: bool,
+    /// Local volumes whose claims go on.
+    pub keeps: Vec<Claim>,
+    /// Local volumes that are lost.
+    pub loses: Vec<Claim>,
+    /// Pods that nothing makes anew.
+    pub ends: Vec<String>,
+}
+
+/// Why a roll must not begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// What was asked for is wrong, or lacks a decision: exit code 2.
+    Mistake(String),
+    /// The cluster is not fit for it: exit code 1.
+    Unfit(String),
+}
+
+/// Decides what to roll, in which order.
+///
+/// # Errors
+/// [`Refusal`]
+pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
+    let mut items = Vec::new();
+    for name in chosen(wish, now)? {
+        items.extend(item(name, wish, now)?);
+    }
+    check_claims_named(wish, &items)?;
+    let replaced = |name: &str| items.iter().any(|item| item.node == name);
+    let known = |name: &str| now.nodes.iter().find(|node| node.name == name);
+    let mut broken: Vec<String> = Vec::new();
+    for name in now.masters.iter().chain(&now.workers).filter(|name| known(name).is_none() && !replaced(name)) {
+        broken.push(format!("{name} has not joined"));
+    }
+    for node in now.nodes.iter().filter(|node| !node.ready && !replaced(&node.name)) {
+        broken.push(format!("{} is not Ready ({})", node.name, node.reason));
+    }
+    if !broken.is_empty() && !items.is_empty() {
+        return Err(Refusal::Unfit(format!(
+            "the cluster is not whole, and a roll would make it worse: {}; bring it back first, or name a broken worker \
+             to have it replaced (`kimg roll NODE`)",
+            broken.join(", ")
+        )));
+    }
+    // What is broken comes first: it costs nothing, and what is whole stays so until the image has proved itself.
+    items.sort_by_key(|item| known(&item.node).is_some_and(|node| node.ready) && !wish.first.contains(&item.node));
+    Ok(Plan { nodes: items })
+}
+
+/// The nodes that were asked for, in the order of `cluster.toml`.
+fn chosen<'a>(wish: &Wish, now: &Situation<'a>) -> Result<Vec<&'a str>, Refusal> {
+    for name in wish.nodes.iter().filter(|name| *name != "workers") {
+        if now.masters.contains(&name.as_str()) || name == "master" || name == "masters" {
+            return Err(Refusal::Mistake(format!(
+                "{name}: a roll replaces workers; a master with its store is not replaced while the cluster runs yet. \
+                 `kimg down` and `kimg up` start it from the new image, with its data, and the API is away for that time"
+            )));
+        }
+        if !now.workers.contains(&name.as_str()) {
+            return Err(Refusal::Mistake(format!(
+                "{name} is no worker of cluster.toml; say `workers`, or some of: {}",
+                now.workers.join(", ")
+            )));
+        }
+    }
+    let all = wish.nodes.is_empty() || wish.nodes.iter().any(|name| name == "workers");
+    Ok(now.workers.iter().copied().filter(|name| all || wish.nodes.iter().any(|wanted| wanted == name)).collect())
+}
+
+/// What a node needs; none where nothing.
+fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Refusal> {
+    let Some(to) = wish.images.get(name) else { return Ok(None) };
+    let Some(machine) = now.machines.iter().find(|machine| machine.node == name) else {
+        return Err(Refusal::Unfit(format!("there is no machine {name}; `kimg up` makes it")));
+    };
+    let node = now.nodes.iter().find(|node| node.name == name);
+    let named = wish.nodes.iter().any(|wanted| wanted == name);
+    let broken = match node {
+        Some(node) if node.ready && machine.running => None,
+        _ if !machine.running => Some("its machine does not run".to_string()),
+        Some(node) => Some(format!("it is not Ready: {}", node.reason)),
+        None => Some("it has not joined".to_string()),
+    };
+    let current = machine.image == *to;
+    // A broken node with the right image is made anew only where it was named.
+    if current && (broken.is_none() || !named) {
+        return Ok(None);
+    }
+    let (loses, keeps): (Vec<Claim>, Vec<Claim>) =
+        now.claims.iter().filter(|claim| claim.node == name).cloned().partition(|c| wish.lose.contains(&c.claim));
+    if !keeps.is_empty() && !now.keeps_data {
+        let list: Vec<String> = keeps.iter().map(shown).collect();
+        return Err(Refusal::Mistake(format!(
+            "{name} holds data that this provider cannot keep while the machine is made anew: {}; give each up with \
+             `--lose-data CLAIM`, or move it first",
+            list.join(", ")
+        )));
+    }
+    let ends: Vec<String> = now.bare_pods.iter().filter(|(node, _)| node == name).map(|(_, pod)| pod.clone()).collect();
+    // A node that does not answer has lost them already.
+    if !ends.is_empty() && !wish.lose_pods && broken.is_none() {
+        return Err(Refusal::Mistake(format!(
+            "nothing would start these pods of {name} again: {}; delete them, or give them up with `--lose-pods`",
+            ends.join(", ")
+        )));
+    }
+    Ok(Some(Item {
+        node: name.to_string(),
+        from: machine.image.clone(),
+        to: to.clone(),
+        broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
+        keep_data: now.keeps_data && (wish.keep_data || !keeps.is_empty()),
+        keeps,
+        loses,
+        ends,
+    }))
+}
+
+fn check_claims_named(wish: &Wish, items: &[Item]) -> Result<(), Refusal> {
+    let lost = |claim: &&String| !items.iter().any(|item| item.loses.iter().any(|lost| lost.claim == **claim));
+    match wish.lose.iter().find(lost) {
+        Some(claim) if !items.is_empty() => Err(Refusal::Mistake(format!(
+            "--lose-data {claim}: no node that would be replaced holds a volume of it; write NAMESPACE/NAME of a claim \
+             that the plan lists"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn shown(claim: &Claim) -> String {
+    let pods = if claim.pods.is_empty() { "no pod".to_string() } else { claim.pods.join(", ") };
+    format!("{} ({}, {pods})", claim.claim, claim.size)
+}
+
+impl Plan {
+    /// The journal of a roll that does this.
+    pub fn journal(&self, rules: Rules, whole: Vec<String>, back: bool, now: Timestamp) -> Journal {
+        let entry = |item: &Item| Entry {
+            node: item.node.clone(),
+            from: item.from.clone(),
+            to: item.to.clone(),
+            keep_data: item.keep_data,
+            lose: item.loses.iter().map(|claim| claim.claim.clone()).collect(),
+            step: Step::Waiting,
+            since: now,
+            boot: String::new(),
+            token: None,
+            why: None,
+        };
+        let nodes = self.nodes.iter().map(entry).collect();
+        Journal { version: VERSION, started: now, back, rules, whole, nodes, outcome: Outcome::Running }
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut lines = Vec::new();
+        for item in &self.nodes {
+            let data = if item.keep_data { "keeps its data" } else { "gets a new disk" };
+            let images = match &item.broken {
+                Some(broken) if item.from == item.to => format!("{}, again ({broken})", short(&item.to)),
+                Some(broken) => format!("{} to {} ({broken})", short(&item.from), short(&item.to)),
+                None => format!("{} to {}", short(&item.from), short(&item.to)),
+            };
+            lines.push(format!("{}: image {images}; {data}", item.node));
+            lines.extend(item.keeps.iter().map(|claim| format!("  stays: claim {}", shown(claim))));
+            lines.extend(item.loses.iter().map(|claim| format!("  IS LOST: claim {}", shown(claim))));
+            lines.extend(item.ends.iter().map(|pod| format!("  ends: pod {pod}, which nothing starts again")));
+        }
+        lines.join("\n")
+    }
+}
+
+/// A number of nodes, or a part of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Amount {
+    /// So many.
+    Number(usize),
+    /// So many of a hundred.
+    Percent(usize),
+}
+
+impl FromStr for Amount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Amount, String> {
+        let wrong = || format!("{text} is neither a number from 1 nor a percentage up to 100%");
+        match text.strip_suffix('%') {
+            Some(percent) => percent.parse().ok().filter(|p| *p <= 100).map(Amount::Percent).ok_or_else(wrong),
+            None => text.parse().ok().filter(|n| *n > 0).map(Amount::Number).ok_or_else(wrong),
+        }
+    }
+}
+
+impl Amount {
+    /// How many of `total` nodes may be away: rounded down as Cluster API does it for `maxUnavailable`, and one where that
+    /// leaves none, since without surge nothing would ever be replaced.
+    pub fn unavailable_of(self, total: usize) -> usize {
+        match self {
+            Amount::Number(number) => number,
+            Amount::Percent(percent) => total * percent / 100,
+        }
+        .max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, ready: bool) -> Node {
+        Node {
+            name: name.into(),
+            ready,
+            reason: "no news".into(),
+            boot: "b".into(),
+            cordoned: false,
+            cordoned_by_roll: false,
+            addresses: Vec::new(),
+        }
+    }
+
+    fn machine(name: &str, image: &str) -> Machine {
+        Machine { node: name.into(), image: image.into(), running: true }
+    }
+
+    /// A cluster of a master and three workers, of which `w2` holds a claim.
+    struct World {
+        nodes: Vec<Node>,
+        machines: Vec<Machine>,
+        claims: Vec<Claim>,
+        bare: Vec<(String, String)>,
+        keeps_data: bool,
+    }
+
+    fn world() -> World {
+        let claim = Claim { node: "w2".into(), claim: "a/db".into(), size: "1Gi".into(), pods: vec!["db-0".into()] };
+        World {
+            nodes: ["m", "w1", "w2", "w3"].map(|name| node(name, true)).into(),
+            machines: ["w1", "w2", "w3"].map(|name| machine(name, "old")).into(),
+            claims: vec![claim],
+            bare: Vec::new(),
+            keeps_data: true,
+        }
+    }
+
+    fn wish(nodes: &[&str]) -> Wish {
+        Wish {
+            nodes: nodes.iter().map(ToString::to_string).collect(),
+            images: ["w1", "w2", "w3"].map(|name| (name.to_string(), "new".to_string())).into(),
+            ..Wish::default()
+        }
+    }
+
+    fn plan(world: &World, wish: &Wish) -> Result<Plan, Refusal> {
+        let situation = Situation {
+            workers: vec!["w1", "w2", "w3"],
+            masters: vec!["m"],
+            nodes: &world.nodes,
+            machines: &world.machines,
+            keeps_data: world.keeps_data,
+            claims: &world.claims,
+            bare_pods: &world.bare,
+        };
+        make(wish, &situation)
+    }
+
+    fn names(world: &World, wish: &Wish) -> Vec<String> {
+        plan(world, wish).expect("a plan").nodes.into_iter().map(|item| item.node).collect()
+    }
+
+    fn refused(world: &World, wish: &Wish) -> (u8, String) {
+        match plan(world, wish).expect_err("refused") {
+            Refusal::Mistake(why) => (2, why),
+            Refusal::Unfit(why) => (1, why),
+        }
+    }
+
+    #[test]
+    fn old_images_are_replaced_in_the_order_of_the_file() {
+        let mut world = world();
+        assert_eq!(names(&world, &wish(&[])), ["w1", "w2", "w3"]);
+        assert_eq!(names(&world, &wish(&["w3", "w1"])), ["w1", "w3"]);
+        assert_eq!(names(&world, &Wish { first: vec!["w2".into()], ..wish(&[]) }), ["w2", "w1", "w3"]);
+        world.machines[0].image = "new".into();
+        assert_eq!(names(&world, &wish(&["workers"])), ["w2", "w3"]);
+        assert!(names(&world, &wish(&["w1"])).is_empty());
+    }
+
+    #[test]
+    fn a_broken_cluster_is_left_alone_unless_the_broken_node_is_replaced() {
+        let mut world = world();
+        world.nodes[3] = node("w3", false);
+        // It is among those that are replaced, and comes first.
+        assert_eq!(names(&world, &wish(&[])), ["w3", "w1", "w2"]);
+        let (code, why) = refused(&world, &wish(&["w1"]));
+        assert!(code == 1 && why.contains("w3 is not Ready (no news)"), "{why}");
+        // Its image is the right one: it is made anew only by name, and until then nothing else is.
+        world.machines[2].image = "new".into();
+        assert_eq!(refused(&world, &wish(&[])).0, 1);
+        assert_eq!(names(&world, &wish(&["w3"])), ["w3"]);
+        world.machines[0].image = "new".into();
+        world.machines[1].image = "new".into();
+        assert!(names(&world, &wish(&[])).is_empty(), "nothing to do is no failure");
+        world.nodes.remove(3);
+        let again = plan(&world, &wish(&["w3"])).expect("plan");
+        assert!(again.text().contains("image new, again (it has not joined)"), "{}", again.text());
+        world.machines[0].image = "old".into();
+        assert!(refused(&world, &wish(&["w1"])).1.contains("w3 has not joined"));
+    }
+
+    #[test]
+    fn masters_and_strangers_are_refused_with_the_way_out() {
+        let world = world();
+        for (name, word) in [("m", "kimg down"), ("master", "kimg down"), ("w4", "w1, w2, w3")] {
+            let (code, why) = refused(&world, &wish(&[name]));
+            assert!(code == 2 && why.contains(word), "{why}");
+        }
+    }
+
+    #[test]
+    fn no_local_volume_is_lost_without_a_decision() {
+        let mut world = world();
+        let with = |lose: &[&str], keep_data| Wish {
+            lose: lose.iter().map(ToString::to_string).collect(),
+            keep_data,
+            ..wish(&[])
+        };
+        let kept = |world: &World, wish: &Wish| -> Vec<bool> {
+            plan(world, wish).expect("plan").nodes.iter().map(|item| item.keep_data).collect()
+        };
+        assert_eq!(kept(&world, &with(&[], false)), [false, true, false]);
+        assert_eq!(kept(&world, &with(&[], true)), [true, true, true]);
+        assert_eq!(kept(&world, &with(&["a/db"], false)), [false, false, false]);
+        let text = plan(&world, &with(&["a/db"], false)).expect("plan").text();
+        assert!(text.contains("IS LOST: claim a/db (1Gi, db-0)"), "{text}");
+        let text = plan(&world, &with(&[], false)).expect("plan").text();
+        assert!(text.contains("w2: image old to new; keeps its data\n  stays: claim a/db (1Gi, db-0)"), "{text}");
+        let (code, why) = refused(&world, &with(&["a/other"], false));
+        assert!(code == 2 && why.contains("--lose-data a/other"), "{why}");
+        world.keeps_data = false;
+        let (code, why) = refused(&world, &with(&[], true));
+        assert!(code == 2 && why.contains("a/db (1Gi, db-0)") && why.contains("--lose-data"), "{why}");
+        assert_eq!(kept(&world, &with(&["a/db"], true)), [false, false, false]);
+        assert_eq!(names(&world, &Wish { nodes: vec!["w1".into()], ..with(&[], false) }), ["w1"]);
+    }
+
+    #[test]
+    fn pods_that_nothing_starts_again_need_a_decision() {
+        let mut world = world();
+        world.bare.push(("w1".into(), "a/once".into()));
+        let (code, why) = refused(&world, &wish(&[]));
+        assert!(code == 2 && why.contains("a/once") && why.contains("--lose-pods"), "{why}");
+        let plan = plan(&world, &Wish { lose_pods: true, ..wish(&[]) }).expect("plan");
+        assert_eq!(plan.nodes[0].ends, ["a/once"]);
+        assert_eq!(names(&world, &wish(&["w2"])), ["w2"]);
+        // On a node that is down they are gone already.
+        world.nodes[1] = node("w1", false);
+        assert_eq!(names(&world, &wish(&[])), ["w1", "w2", "w3"]);
+    }
+
+    #[test]
+    fn amounts_round_as_cluster_api_does() {
+        let cases =
+            [("1", 3, 1), ("2", 3, 2), ("34%", 3, 1), ("50%", 3, 1), ("67%", 3, 2), ("1%", 3, 1), ("100%", 4, 4)];
+        for (text, total, most) in cases {
+            assert_eq!(text.parse::<Amount>().expect(text).unavailable_of(total), most, "{text} of {total}");
+        }
+        for text in ["0", "-1", "101%", "x", "%"] {
+            assert!(text.parse::<Amount>().is_err(), "{text}");
+        }
+    }
+}

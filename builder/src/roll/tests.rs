@@ -1,0 +1,384 @@
+//! Whole rolls, on a cluster that is only told of.
+
+use super::api::Kube;
+use super::begin;
+use super::engine::{Book, Engine, Killed};
+use super::fake::Fake;
+use super::journal::{Journal, OnBlocked, Outcome, Rules, Step};
+use super::lock::Holder;
+use super::plan::{self, Plan, Situation, Wish};
+use super::{Clock, RealClock};
+use crate::machines::Machines;
+use anyhow::Result;
+use serde_json::json;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/";
+const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets/";
+
+fn rules() -> Rules {
+    Rules { max_unavailable: 1, settle_secs: 10, timeout_secs: 120, ready_secs: 90, on_blocked: OnBlocked::Stop }
+}
+
+fn never(_: &str) -> Result<()> {
+    Ok(())
+}
+
+fn make(fake: &Fake, wish: &Wish) -> Plan {
+    let kube = Kube(fake);
+    let machines = fake.list().expect("machines");
+    let nodes = kube.nodes().expect("nodes");
+    let claims = kube.local_claims().expect("claims");
+    let bare = kube.bare_pods().expect("pods");
+    let situation = Situation {
+        workers: machines.iter().map(|machine| machine.node.as_str()).collect(),
+        masters: vec!["m"],
+        nodes: &nodes,
+        machines: &machines,
+        keeps_data: true,
+        claims: &claims,
+        bare_pods: &bare,
+    };
+    plan::make(wish, &situation).unwrap_or_else(|why| panic!("no plan: {why:?}"))
+}
+
+fn to(fake: &Fake, image: &str) -> Wish {
+    let images = fake.list().expect("machines").into_iter().map(|machine| (machine.node, image.to_string()));
+    Wish { images: images.collect(), ..Wish::default() }
+}
+
+/// The journal of a new roll, as the command writes it.
+fn journal(fake: &Fake, wish: &Wish, rules: Rules, back: bool) -> Journal {
+    let workloads = Kube(fake).workloads().expect("workloads");
+    let whole = workloads.into_iter().filter(|(_, (ready, wanted))| ready >= wanted).map(|(name, _)| name).collect();
+    make(fake, wish).journal(rules, whole, back, fake.now())
+}
+
+/// One `kimg roll`: goes on where there is something to go on with, else does `anew`.
+fn command(
+    fake: &Fake,
+    me: Holder,
+    failpoint: &dyn Fn(&str) -> Result<()>,
+    anew: impl FnOnce() -> Journal,
+) -> Result<(Outcome, Journal)> {
+    let kube = Kube(fake);
+    begin::take_lock(kube, &me, fake, &|| false, &|_| ())?;
+    failpoint("locked")?;
+    let mut book = match kube.journal()? {
+        Some((journal, version)) if journal.outcome == Outcome::Running => Book { journal, version },
+        _ => begin::write(kube, anew())?,
+    };
+    failpoint("begin")?;
+    let mut machines = fake.clone();
+    let mut engine =
+        Engine { kube, machines: &mut machines, clock: fake, me, stop: &|| false, failpoint, say: &|_| () };
+    let outcome = begin::run(&mut engine, &mut book)?;
+    Ok((outcome, book.journal))
+}
+
+fn roll(fake: &Fake, rules: Rules) -> (Outcome, Journal) {
+    command(fake, fake.process(), &never, || journal(fake, &to(fake, "new"), rules, false)).expect("a roll")
+}
+
+/// `kimg roll --rollback`.
+fn roll_back(fake: &Fake) -> (Outcome, Journal) {
+    let (kube, me) = (Kube(fake), fake.process());
+    begin::take_lock(kube, &me, fake, &|| false, &|_| ()).expect("the lock");
+    let (last, _) = kube.journal().expect("a journal").expect("a journal");
+    let machines = fake.list().expect("machines");
+    let images = begin::images_before(&last, &machines);
+    let nodes: Vec<String> = images.keys().cloned().collect();
+    let plan = if nodes.is_empty() {
+        Plan { nodes: Vec::new() }
+    } else {
+        make(fake, &Wish { nodes, images, first: begin::unsettled(&last), ..Wish::default() })
+    };
+    let mut back = plan.journal(rules(), last.whole.clone(), true, fake.now());
+    begin::take_along(&mut back, &last, &machines);
+    let mut book = begin::write(kube, back).expect("written");
+    let mut hands = fake.clone();
+    let mut engine =
+        Engine { kube, machines: &mut hands, clock: fake, me, stop: &|| false, failpoint: &never, say: &|_| () };
+    (begin::run(&mut engine, &mut book).expect("a roll back"), book.journal)
+}
+
+/// Nobody outside noticed anything, and nothing is left over.
+fn check_clean(fake: &Fake, what: &str) {
+    fake.sleep(Duration::from_secs(60));
+    assert!(fake.0.borrow().faults.is_empty(), "{what}: {:?}", fake.0.borrow().faults);
+    assert!(fake.names(LEASE).is_empty(), "{what}: the lock is left");
+    assert!(fake.names(SECRETS).is_empty(), "{what}: a token is left: {:?}", fake.names(SECRETS));
+    for node in Kube(fake).nodes().expect("nodes") {
+        assert!(node.ready && !node.cordoned && !node.cordoned_by_roll, "{what}: {node:?}");
+    }
+    let (ready, wanted) = Kube(fake).workloads().expect("workloads")["Deployment a/web"];
+    assert_eq!(ready, wanted, "{what}");
+}
+
+#[test]
+fn all_workers_are_replaced_and_nobody_notices() {
+    let fake = Fake::new(3);
+    let (outcome, journal) = roll(&fake, rules());
+    assert_eq!(outcome, Outcome::Done, "{journal:?}");
+    assert_eq!(fake.images(), ["new", "new", "new"]);
+    let world = fake.0.borrow();
+    assert!(world.machines.values().all(|machine| machine.rebuilt == 1 && !machine.kept_data), "{:?}", world.machines);
+    assert_eq!(world.most_down, 1);
+    drop(world);
+    check_clean(&fake, "a roll");
+}
+
+/// Ends the process at every point that a roll passes, once at each, and once more in the run after it.
+#[test]
+fn wherever_it_is_killed_it_goes_on() {
+    let mut points = Vec::new();
+    for number in 0.. {
+        let fake = Fake::new(2);
+        let (passed, hit) = (Cell::new(0), RefCell::new(None));
+        let failpoint = |point: &str| {
+            let here = passed.replace(passed.get() + 1);
+            if here == number {
+                *hit.borrow_mut() = Some(point.to_string());
+                return Err(Killed(point.to_string()).into());
+            }
+            Ok(())
+        };
+        let killed = command(&fake, fake.process(), &failpoint, || journal(&fake, &to(&fake, "new"), rules(), false));
+        let Some(point) = hit.take() else {
+            assert!(killed.is_ok());
+            break;
+        };
+        assert!(killed.expect_err("killed").is::<Killed>());
+        // Somebody needs a while to notice, and the machines go on.
+        fake.sleep(Duration::from_secs(7));
+        let (outcome, journal) = roll(&fake, rules());
+        assert_eq!(outcome, Outcome::Done, "after {point}: {journal:?}");
+        assert_eq!(fake.images(), ["new", "new"], "after {point}");
+        check_clean(&fake, &format!("killed at {point}"));
+        let most = fake.0.borrow().machines.values().map(|machine| machine.rebuilt).max();
+        assert!(most <= Some(2), "after {point} a machine was made {most:?} times");
+        points.push(point);
+    }
+    for step in ["leaving", "draining", "replacing", "booting", "settling", "returning", "recovering", "done"] {
+        for node in ["w1", "w2"] {
+            for point in [format!("{step}:{node}"), format!("before-{step}:{node}")] {
+                assert!(points.contains(&point), "nothing was killed at {point}: {points:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn wherever_it_is_killed_it_goes_back() {
+    for number in 0.. {
+        let fake = Fake::new(2);
+        let (passed, hit) = (Cell::new(0), RefCell::new(None));
+        let failpoint = |point: &str| {
+            let here = passed.replace(passed.get() + 1);
+            if here == number {
+                *hit.borrow_mut() = Some(point.to_string());
+                return Err(Killed(point.to_string()).into());
+            }
+            Ok(())
+        };
+        let killed = command(&fake, fake.process(), &failpoint, || journal(&fake, &to(&fake, "new"), rules(), false));
+        let Some(point) = hit.take() else { break };
+        assert!(killed.is_err());
+        if Kube(&fake).journal().expect("journal").is_none() {
+            continue;
+        }
+        let (outcome, journal) = roll_back(&fake);
+        assert_eq!(outcome, Outcome::Done, "after {point}: {journal:?}");
+        assert_eq!(fake.images(), ["old", "old"], "after {point}");
+        check_clean(&fake, &format!("killed at {point} and rolled back"));
+    }
+}
+
+#[test]
+fn a_node_that_never_becomes_ready_stops_it_and_the_cluster_is_whole() {
+    let fake = Fake::new(3);
+    fake.0.borrow_mut().broken.insert("new".into());
+    let (outcome, journal) = roll(&fake, rules());
+    assert_eq!(outcome, Outcome::Stopped);
+    let failed = journal.failed().expect("one failed");
+    let why = failed.why.clone().expect("a reason");
+    assert!(why.contains("not Ready: the network is not ready") && why.contains("waits for its network"), "{why}");
+    assert_eq!(fake.images(), ["new", "old", "old"]);
+    assert!(fake.0.borrow().faults.is_empty(), "{:?}", fake.0.borrow().faults);
+    assert!(fake.names(LEASE).is_empty());
+    // The broken node takes no pods, and is where the next roll begins: with a better image, or back.
+    let nodes = Kube(&fake).nodes().expect("nodes");
+    assert!(nodes.iter().any(|node| node.name == failed.node && node.cordoned_by_roll && !node.ready));
+    let (outcome, journal) = roll_back(&fake);
+    assert_eq!((outcome, journal.nodes.len()), (Outcome::Done, 1));
+    assert_eq!(fake.images(), ["old", "old", "old"]);
+    check_clean(&fake, "rolled back");
+}
+
+#[test]
+fn after_a_broken_image_comes_a_better_one() {
+    let fake = Fake::new(2);
+    fake.0.borrow_mut().broken.insert("new".into());
+    assert_eq!(roll(&fake, rules()).0, Outcome::Stopped);
+    let better = || journal(&fake, &to(&fake, "better"), rules(), false);
+    let (outcome, journal) = command(&fake, fake.process(), &never, better).expect("a roll");
+    assert_eq!(outcome, Outcome::Done, "{journal:?}");
+    assert_eq!(fake.images(), ["better", "better"]);
+    // The token of the failed attempt ends with its hour; nobody else may use it before.
+    fake.0.borrow_mut().objects.retain(|path, _| !path.starts_with(SECRETS));
+    check_clean(&fake, "a better image");
+}
+
+#[test]
+fn pods_that_fail_on_the_new_image_stop_it() {
+    let fake = Fake::new(2);
+    fake.0.borrow_mut().spoiled.insert("new".into());
+    let (outcome, journal) = roll(&fake, rules());
+    assert_eq!(outcome, Outcome::Stopped);
+    let why = journal.failed().and_then(|entry| entry.why.clone()).expect("a reason");
+    assert!(why.contains("Deployment a/web has 1 of 2 pods ready"), "{why}");
+    assert_eq!(fake.images(), ["new", "old"]);
+    assert!(fake.0.borrow().faults.is_empty(), "{:?}", fake.0.borrow().faults);
+    roll_back(&fake);
+    assert_eq!(fake.images(), ["old", "old"]);
+    check_clean(&fake, "rolled back");
+}
+
+#[test]
+fn a_budget_that_blocks_is_named_and_obeys_the_choice() {
+    // As many pods as workers, and none may be missing.
+    let blocked = |on_blocked| {
+        let fake = Fake::new(2);
+        fake.0.borrow_mut().budget = Some(2);
+        let (outcome, journal) = roll(&fake, Rules { on_blocked, ..rules() });
+        (fake, outcome, journal)
+    };
+    let (fake, outcome, journal) = blocked(OnBlocked::Stop);
+    assert_eq!(outcome, Outcome::Stopped);
+    let why = journal.failed().and_then(|entry| entry.why.clone()).expect("a reason");
+    assert!(why.contains("w1 cannot be drained: pod a/web-"), "{why}");
+    assert!(why.contains("the disruption budget web needs 2 healthy pods and has 2 currently for 120 s"), "{why}");
+    assert_eq!(fake.images(), ["old", "old"]);
+    check_clean(&fake, "stopped");
+
+    let (fake, outcome, journal) = blocked(OnBlocked::Skip);
+    assert_eq!(outcome, Outcome::Done);
+    assert!(journal.nodes.iter().all(|entry| entry.step == Step::Skipped), "{journal:?}");
+    assert_eq!(fake.images(), ["old", "old"]);
+    check_clean(&fake, "skipped");
+
+    let (fake, outcome, journal) = blocked(OnBlocked::Force);
+    assert_eq!(outcome, Outcome::Done, "{journal:?}");
+    assert_eq!(fake.images(), ["new", "new"]);
+    check_clean(&fake, "forced");
+
+    // Waits until somebody lets it go on.
+    let fake = Fake::new(2);
+    fake.0.borrow_mut().budget = Some(2);
+    let begun = fake.now();
+    let give_way = |_: &str| {
+        if fake.now().duration_since(begun).as_secs() > 1000 {
+            fake.0.borrow_mut().budget = Some(1);
+        }
+        Ok(())
+    };
+    let waiting = Rules { on_blocked: OnBlocked::Wait, ..rules() };
+    let (outcome, _) = command(&fake, fake.process(), &give_way, || journal_of(&fake, waiting)).expect("a roll");
+    assert_eq!((outcome, fake.images()), (Outcome::Done, vec!["new".to_string(), "new".to_string()]));
+    check_clean(&fake, "waited");
+}
+
+fn journal_of(fake: &Fake, rules: Rules) -> Journal {
+    journal(fake, &to(fake, "new"), rules, false)
+}
+
+#[test]
+fn after_the_first_as_many_as_may_be_away() {
+    let fake = Fake::new(5);
+    let (outcome, _) = roll(&fake, Rules { max_unavailable: 2, ..rules() });
+    assert_eq!((outcome, fake.0.borrow().most_down), (Outcome::Done, 2));
+    check_clean(&fake, "two at a time");
+}
+
+#[test]
+fn what_others_have_cordoned_stays_so() {
+    let fake = Fake::new(3);
+    fake.change("/api/v1/nodes/w3", |node| node["spec"]["unschedulable"] = json!(true));
+    assert_eq!(roll(&fake, rules()).0, Outcome::Done);
+    assert_eq!(fake.images(), ["new", "new", "new"]);
+    let nodes = Kube(&fake).nodes().expect("nodes");
+    let cordoned: BTreeMap<&str, bool> = nodes.iter().map(|node| (node.name.as_str(), node.cordoned)).collect();
+    assert_eq!(cordoned, BTreeMap::from([("m", false), ("w1", false), ("w2", false), ("w3", true)]));
+}
+
+#[test]
+fn data_stays_unless_it_is_given_up() {
+    let volume = json!({
+        "metadata": {"name": "v"},
+        "spec": {
+            "claimRef": {"namespace": "a", "name": "db"},
+            "capacity": {"storage": "1Gi"},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": ["w2"]}
+            ]}]}},
+        },
+        "status": {"phase": "Bound"},
+    });
+    let claim = "/api/v1/namespaces/a/persistentvolumeclaims/db";
+    for (lose, kept) in [(vec![], true), (vec!["a/db".to_string()], false)] {
+        let fake = Fake::new(2);
+        let mut objects = BTreeMap::from([("/api/v1/persistentvolumes/v".to_string(), volume.clone())]);
+        objects.insert(claim.to_string(), json!({"metadata": {"name": "db", "namespace": "a"}}));
+        fake.0.borrow_mut().objects.extend(objects);
+        let wish = Wish { lose, ..to(&fake, "new") };
+        let begin = || journal(&fake, &wish, rules(), false);
+        let (outcome, _) = command(&fake, fake.process(), &never, begin).expect("a roll");
+        assert_eq!(outcome, Outcome::Done);
+        let world = fake.0.borrow();
+        assert_eq!((world.machines["w1"].kept_data, world.machines["w2"].kept_data), (false, kept));
+        assert_eq!(world.objects.contains_key(claim), kept);
+    }
+}
+
+#[test]
+fn an_api_server_that_starts_anew_is_waited_for() {
+    let fake = Fake::new(2);
+    let cut = Cell::new(false);
+    let silence = |point: &str| {
+        if point == "booting:w1" && !cut.replace(true) {
+            let until = fake.now() + Duration::from_secs(100);
+            fake.0.borrow_mut().silent_until = until;
+        }
+        Ok(())
+    };
+    let (outcome, journal) =
+        command(&fake, fake.process(), &silence, || journal_of(&fake, Rules { ready_secs: 300, ..rules() }))
+            .expect("a roll");
+    assert_eq!(outcome, Outcome::Done, "{journal:?}");
+    check_clean(&fake, "a silent API server");
+}
+
+#[test]
+fn two_do_not_roll_at_a_time() {
+    let fake = Fake::new(2);
+    // This test's own process lives as long as it looks.
+    let other = Holder::me();
+    begin::take_lock(Kube(&fake), &other, &RealClock, &|| false, &|_| ()).expect("free");
+    let refused = command(&fake, fake.process(), &never, || journal_of(&fake, rules())).expect_err("held");
+    assert!(refused.to_string().contains("rolls this cluster"), "{refused}");
+    Kube(&fake).release_lock(&other).expect("released");
+    // One that loses the lock on its way ends, and leaves the journal to the other.
+    let steal = |point: &str| {
+        if point == "draining:w1" {
+            fake.0.borrow_mut().objects.retain(|path, _| !path.starts_with(LEASE));
+            begin::take_lock(Kube(&fake), &other, &RealClock, &|| false, &|_| ()).expect("stolen");
+        }
+        Ok(())
+    };
+    let ended = command(&fake, fake.process(), &steal, || journal_of(&fake, rules())).expect_err("overtaken");
+    assert!(ended.to_string().contains("has taken the lock"), "{ended}");
+    assert_eq!(fake.images(), ["old", "old"]);
+    assert_eq!(fake.names(LEASE), ["kimg-roll"], "the lock of the other is its own");
+}

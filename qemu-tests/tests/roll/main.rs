@@ -1,0 +1,200 @@
+//! `kimg roll` while somebody outside visits: workers get a new image, and not one request is lost.
+//!
+//! The visitor is a machine of nobody's on the switch; it asks on a new connection each time, at the addresses that
+//! `status.loadBalancer` of the Service holds at that moment, and tries nothing twice.
+
+mod visits;
+
+use anyhow::{Context, ensure};
+use qemu_tests::cluster::settings;
+use qemu_tests::suite::{self, Suite};
+use qemu_tests::{Cluster, Result, wait};
+use serde_json::Value;
+use std::process::ExitCode;
+use visits::Visitor;
+
+/// The example as somebody runs it who wants it to be there: two pods on two nodes where there are two, a budget, a
+/// readiness probe, and a while between the word to end and the end.
+const WEB: &str = include_str!("web.yaml");
+/// A word for the kernel that changes the image and nothing else.
+const CHANGED: &str = "tests.image=changed2";
+/// With it the node boots, and finds no network.
+const BROKEN: &str = "module_blacklist=virtio_net";
+
+fn main() -> ExitCode {
+    let tests: Vec<suite::Test> = vec![
+        ("a_worker_is_replaced_and_no_request_is_lost", one_worker),
+        ("a_claim_that_is_bound_to_a_node_keeps_its_data", claim),
+        ("an_image_whose_node_is_never_ready_stops_the_roll", broken),
+        ("killed_in_between_it_goes_on_with_all_workers", killed),
+    ];
+    let long = &["an_image_whose_node_is_never_ready_stops_the_roll", "killed_in_between_it_goes_on_with_all_workers"];
+    let cluster = settings("roll", 2, "", "spare-ports = 1");
+    suite::main(Suite { name: "roll", cluster, tests, long, end: || () })
+}
+
+/// Starts the application once, and waits until it answers at both workers.
+fn web(cluster: &Cluster) -> Result {
+    cluster.apply(WEB)?;
+    let timeout = format!("--timeout={}s", wait::scale(60).as_secs());
+    cluster.k(&["-n", "shop", "rollout", "status", "deployment/web", &timeout])?;
+    wait::until("both workers in the Service's status", wait::scale(20), || {
+        Ok((visits::addresses(&visits::api(cluster)?)?.len() == 2).then_some(()))
+    })
+}
+
+/// Builds a worker image that differs from the last one by a word of the kernel's command line.
+fn build(cluster: &Cluster, word: &str) -> Result {
+    let path = cluster.dir.join("cluster.toml");
+    let text = std::fs::read_to_string(&path).context("reading cluster.toml")?;
+    let lines = text.lines().filter(|line| !line.starts_with("kernel-args"));
+    let text: Vec<String> = lines
+        .map(|line| match line {
+            "[image.worker]" if !word.is_empty() => format!("[image.worker]\nkernel-args = [\"{word}\"]"),
+            line => line.to_owned(),
+        })
+        .collect();
+    std::fs::write(&path, text.join("\n") + "\n").context("writing cluster.toml")?;
+    cluster.kimg(&["build", "worker"])?.success().map(drop)
+}
+
+/// Name, boot and whether it takes pods, of each node.
+fn boots(cluster: &Cluster) -> Result<Vec<(String, String, bool)>> {
+    let nodes = cluster.json(&["get", "nodes"])?;
+    let items = nodes["items"].as_array().context("no nodes")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let one = |node: &Value| {
+        let boot = text(&node["status"]["nodeInfo"]["bootID"]);
+        (text(&node["metadata"]["name"]), boot, node["spec"]["unschedulable"] != true)
+    };
+    Ok(items.iter().map(one).collect())
+}
+
+fn boot_of(boots: &[(String, String, bool)], node: &str) -> String {
+    boots.iter().find(|(name, ..)| name == node).map(|(_, boot, _)| boot.clone()).unwrap_or_default()
+}
+
+/// All nodes are Ready and take pods, and nothing of a roll is left.
+fn check_whole(cluster: &Cluster) -> Result {
+    let status = cluster.kimg(&["status", "--json"])?;
+    ensure!(status.ok, "not all nodes are Ready: {}", status.all());
+    let boots = boots(cluster)?;
+    ensure!(boots.iter().all(|(.., takes_pods)| *takes_pods), "{boots:?}");
+    let lease = cluster.kubectl(&["-n", "kube-system", "get", "lease", "kimg-roll"])?;
+    ensure!(lease.err.contains("NotFound"), "the lock is left: {}", lease.all());
+    let tokens = cluster.k(&[
+        "-n",
+        "kube-system",
+        "get",
+        "secrets",
+        "--field-selector=type=bootstrap.kubernetes.io/token",
+        "-o",
+        "name",
+    ])?;
+    ensure!(tokens.trim().is_empty(), "tokens are left: {tokens}");
+    Ok(())
+}
+
+fn one_worker(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    build(cluster, CHANGED)?;
+    let before = boots(cluster)?;
+    let plan = cluster.kimg(&["roll", "worker-1", "--dry-run"])?.success()?;
+    ensure!(plan.contains("worker-1: image ") && !plan.contains("worker-2"), "{plan}");
+    let visitor = Visitor::start(cluster)?;
+    let said = cluster.kimg(&["roll", "worker-1", "--yes", "--settle", "3"])?;
+    let visits = visitor.stop()?;
+    ensure!(said.ok, "{}", said.all());
+    visits.check_all_seen()?;
+    let after = boots(cluster)?;
+    ensure!(boot_of(&after, "worker-1") != boot_of(&before, "worker-1"), "worker-1 did not boot anew");
+    ensure!(boot_of(&after, "worker-2") == boot_of(&before, "worker-2"), "worker-2 was touched");
+    let again = cluster.kimg(&["roll", "worker-1", "--yes"])?.success()?;
+    ensure!(again.contains("nothing to do"), "{again}");
+    check_whole(cluster)
+}
+
+const CLAIM: &str = r#"
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: row, namespace: shop}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 10Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: writer, namespace: shop}
+spec:
+  nodeSelector: {kubernetes.io/hostname: worker-2}
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: localhost/kimg/toolbox:latest
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'trap exit TERM; while true; do sleep 1; done']
+    volumeMounts: [{name: row, mountPath: /row}]
+  volumes: [{name: row, persistentVolumeClaim: {claimName: row}}]
+"#;
+
+/// What the plan says of it; and that nothing is lost without a decision.
+fn claim(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    build(cluster, CHANGED)?;
+    cluster.apply(CLAIM)?;
+    cluster.pod_ready("shop", "writer")?;
+    cluster.exec("shop", "writer", &["sh", "-c", "echo kept > /row/row; sync"])?;
+    let refused = cluster.kimg(&["roll", "worker-2", "--dry-run"])?;
+    ensure!(refused.code == 2 && refused.err.contains("shop/writer"), "{}", refused.all());
+    let plan = cluster.kimg(&["roll", "worker-2", "--dry-run", "--lose-pods"])?.success()?;
+    ensure!(plan.contains("keeps its data\n  stays: claim shop/row (10Mi, writer)"), "{plan}");
+    let visitor = Visitor::start(cluster)?;
+    let said = cluster.kimg(&["roll", "worker-2", "--yes", "--lose-pods", "--settle", "3"])?;
+    let visits = visitor.stop()?;
+    ensure!(said.ok, "{}", said.all());
+    visits.check_all_seen()?;
+    cluster.apply(CLAIM)?;
+    cluster.pod_ready("shop", "writer")?;
+    let row = cluster.exec("shop", "writer", &["cat", "/row/row"])?;
+    ensure!(row.trim() == "kept", "the row says '{row}'");
+    cluster.k(&["-n", "shop", "delete", "pod", "writer"])?;
+    check_whole(cluster)
+}
+
+fn broken(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    build(cluster, BROKEN)?;
+    let before = boots(cluster)?;
+    let visitor = Visitor::start(cluster)?;
+    let said = cluster.kimg(&["roll", "--yes", "--keep-data", "--ready-timeout", "45"])?;
+    ensure!(said.code == 1 && said.out.contains("failed: worker-1: "), "{}", said.all());
+    ensure!(said.out.contains("not touched: worker-2") && said.out.contains("--rollback"), "{}", said.out);
+    let nodes = boots(cluster)?;
+    ensure!(boot_of(&nodes, "worker-2") == boot_of(&before, "worker-2"), "worker-2 was touched");
+    let back = cluster.kimg(&["roll", "--rollback", "--yes", "--settle", "3"])?;
+    let visits = visitor.stop()?;
+    ensure!(back.ok, "{}", back.all());
+    visits.check_all_seen()?;
+    build(cluster, CHANGED)?;
+    check_whole(cluster)
+}
+
+/// Both workers, in three runs: two are ended by SIGKILL's effect in the middle of a step.
+fn killed(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    build(cluster, "tests.image=again")?;
+    let before = boots(cluster)?;
+    let visitor = Visitor::start(cluster)?;
+    for point in ["rebuilt:worker-1", "token-made:worker-2"] {
+        let out = cluster.kimg(&["roll", "--yes", "--settle", "3", "--fail-at", point])?;
+        ensure!(out.code == 137 && out.err.contains(&format!("ended at {point}")), "{}", out.all());
+    }
+    let said = cluster.kimg(&["roll", "--yes"])?;
+    let visits = visitor.stop()?;
+    ensure!(said.ok, "{}", said.all());
+    ensure!(said.out.contains("replaced: worker-1, worker-2"), "{}", said.out);
+    visits.check_all_seen()?;
+    let after = boots(cluster)?;
+    for node in ["worker-1", "worker-2"] {
+        ensure!(boot_of(&after, node) != boot_of(&before, node), "{node} did not boot anew");
+    }
+    check_whole(cluster)
+}

@@ -1,0 +1,110 @@
+//! Visits from outside in the background, and what came of them.
+
+use anyhow::{Context, Result, bail, ensure};
+use http::Method;
+use kimg::client::{Https, block_on};
+use kimg::local::state;
+use kimg::pki::Secrets;
+use qemu_tests::Cluster;
+use qemu_tests::stranger::Stranger;
+use qemu_tests::stranger::visitor::Visits;
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Visits a second.
+const RATE: u32 = 25;
+const LEAST_RATE: f64 = 20.0;
+/// How often the Service is asked for its addresses.
+const LOOK: Duration = Duration::from_millis(500);
+const SERVICE: &str = "/api/v1/namespaces/shop/services/web";
+
+/// A client of the cluster's API server.
+pub(crate) fn api(cluster: &Cluster) -> Result<Https> {
+    let settings = kimg::config::load(&cluster.dir)?;
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    state::api_client(&settings, &secrets, None)
+}
+
+/// The addresses that the Service's status holds now.
+pub(crate) fn addresses(api: &Https) -> Result<Vec<Ipv4Addr>> {
+    let answer = block_on(api.send(Method::GET, SERVICE, None))?;
+    ensure!(answer.status.is_success(), "{}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+    let service: Value = serde_json::from_slice(&answer.body).context("reading the Service")?;
+    let ingress = service["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+    ingress
+        .iter()
+        .map(|i| i["ip"].as_str().unwrap_or_default().parse().with_context(|| format!("{i} has no address")))
+        .collect()
+}
+
+/// Somebody who visits until told to stop.
+pub(crate) struct Visitor {
+    stop: Arc<AtomicBool>,
+    visits: JoinHandle<Result<Visits>>,
+    looks: JoinHandle<()>,
+}
+
+impl Visitor {
+    pub(crate) fn start(cluster: &Cluster) -> Result<Visitor> {
+        let api = api(cluster)?;
+        let targets = Arc::new(Mutex::new(addresses(&api)?));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stranger = Stranger::plug_in(cluster, 1, Ipv4Addr::new(10, 77, 0, 77))?;
+        let visits = std::thread::spawn({
+            let (stop, targets) = (stop.clone(), targets.clone());
+            move || stranger.visit("/status/", RATE, &targets, &stop)
+        });
+        let looks = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                while !stop.load(Relaxed) {
+                    // Where the API server is slow to answer, clients go on with what they know.
+                    if let (Ok(found), Ok(mut known)) = (addresses(&api), targets.lock()) {
+                        *known = found;
+                    }
+                    std::thread::park_timeout(LOOK);
+                }
+            }
+        });
+        Ok(Visitor { stop, visits, looks })
+    }
+
+    pub(crate) fn stop(self) -> Result<Seen> {
+        self.stop.store(true, Relaxed);
+        let visits = self.visits.join();
+        let looked = self.looks.join();
+        match (visits, looked) {
+            (Ok(visits), Ok(())) => Ok(Seen(visits?)),
+            _ => bail!("a thread of the visitor failed"),
+        }
+    }
+}
+
+/// What the visitor saw.
+pub(crate) struct Seen(Visits);
+
+impl Seen {
+    /// The page, each time, and often enough to have noticed.
+    pub(crate) fn check_all_seen(&self) -> Result<()> {
+        let visits = &self.0;
+        let seen: usize = visits.seen.values().sum();
+        eprintln!(
+            "{} visits in {:.0} s, {} failed, the slowest took {:.1} s; by address {:?}",
+            visits.begun,
+            visits.lasted.as_secs_f64(),
+            visits.failed.len(),
+            visits.slowest.as_secs_f64(),
+            visits.seen
+        );
+        let first = &visits.failed[..visits.failed.len().min(20)];
+        ensure!(visits.failed.is_empty(), "{} of {} visits failed: {first:#?}", visits.failed.len(), visits.begun);
+        ensure!(seen == visits.begun, "of {} visits {seen} saw the page", visits.begun);
+        ensure!(visits.seen.len() == 2, "only {:?} were visited", visits.seen);
+        ensure!(visits.rate() >= LEAST_RATE, "only {:.1} visits a second", visits.rate());
+        Ok(())
+    }
+}
