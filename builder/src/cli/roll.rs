@@ -173,8 +173,8 @@ impl Command<'_> {
             println!("take pods again, with the image that they have: {}", returning.join(", "));
         }
         let nothing = "every node of the last roll has the image of before; nothing to do";
-        let any = if returning.is_empty() { self.show(&plan, nothing)? } else { self.show(&plan, "")? || true };
-        Ok(any.then_some(Planned::Anew(journal)))
+        let any = self.show(&plan, if returning.is_empty() { nothing } else { "" })?;
+        Ok((any || !returning.is_empty()).then_some(Planned::Anew(journal)))
     }
 
     fn go_on(&self, last: &Journal) -> Result<Option<Planned>> {

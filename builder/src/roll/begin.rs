@@ -45,10 +45,14 @@ pub fn take_lock(
     }
 }
 
-/// Writes the journal of a new roll, over the one of the last.
+/// Writes the journal of a new roll over the one of the last, and takes back the tokens that one has left.
 pub fn write(kube: Kube<'_>, journal: Journal) -> Result<Book> {
-    let last = kube.journal()?.map(|(_, version)| version);
-    let version = kube.save(&journal, last.as_deref())?;
+    let last = kube.journal()?;
+    let left = last.iter().flat_map(|(last, _)| &last.nodes).filter(|entry| entry.step != Step::Done);
+    for id in left.filter_map(|entry| entry.token.as_ref()) {
+        kube.delete_token(id)?;
+    }
+    let version = kube.save(&journal, last.as_ref().map(|(_, version)| version.as_str()))?;
     Ok(Book { journal, version })
 }
 
@@ -81,15 +85,12 @@ pub fn unsettled(journal: &Journal) -> Vec<String> {
 }
 
 /// Adds to a roll back the nodes that the last one had taken from the cluster without touching their machines: they only
-/// have to return. And what the last one left of tokens is taken along, to be deleted.
+/// have to return.
 pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
     for entry in &last.nodes {
-        if let Some(known) = back.nodes.iter_mut().find(|known| known.node == entry.node) {
-            known.token = entry.token.clone();
-            continue;
-        }
+        let known = back.nodes.iter().any(|known| known.node == entry.node);
         let as_it_was = machines.iter().any(|m| m.node == entry.node && m.image == entry.from && m.running);
-        if entry.step.is_active() && as_it_was {
+        if !known && entry.step.is_active() && as_it_was {
             back.nodes.push(Entry {
                 to: entry.from.clone(),
                 lose: Vec::new(),

@@ -36,6 +36,20 @@ pub struct Killed(pub String);
 #[error("interrupted; the journal says where to go on")]
 pub struct Stop;
 
+/// Another node is away for too long; the roll ends, and can go on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Held(pub String);
+
+/// What is not worth a place in the journal.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When something was said last about each node.
+    said: BTreeMap<String, Timestamp>,
+    /// Since when no node may begin.
+    held: Option<Timestamp>,
+}
+
 /// What a roll works on and with.
 pub struct Engine<'a> {
     /// The API server.
@@ -76,15 +90,17 @@ impl Engine<'_> {
     /// [`Stop`], [`Overtaken`], and what keeps the API server from answering for minutes.
     pub fn run(&mut self, book: &mut Book) -> Result<Outcome> {
         let mut heard = self.clock.now();
-        let mut said: BTreeMap<String, Timestamp> = BTreeMap::new();
+        let mut pace = Pace::default();
         loop {
             if (self.stop)() {
                 return Err(Stop.into());
             }
-            match self.round(book, &mut said) {
+            match self.round(book, &mut pace) {
                 Ok(Some(outcome)) => return Ok(outcome),
                 Ok(None) => heard = self.clock.now(),
-                Err(error) if error.is::<Killed>() || error.is::<Overtaken>() => return Err(error),
+                Err(error) if error.is::<Killed>() || error.is::<Overtaken>() || error.is::<Held>() => {
+                    return Err(error);
+                }
                 // The same request is made again in the next round.
                 Err(error) if since(heard, self.clock.now()) > API_PATIENCE => {
                     return Err(error.context(format!("nothing could be done for {} s", API_PATIENCE.as_secs())));
@@ -96,14 +112,15 @@ impl Engine<'_> {
     }
 
     /// One look at the cluster, and a step with each node that can go on.
-    fn round(&mut self, book: &mut Book, said: &mut BTreeMap<String, Timestamp>) -> Result<Option<Outcome>> {
+    fn round(&mut self, book: &mut Book, pace: &mut Pace) -> Result<Option<Outcome>> {
         self.hold_lock()?;
         let nodes = self.kube.nodes()?;
         for index in book.journal.active() {
-            self.advance(book, index, &nodes, said)?;
+            self.advance(book, index, &nodes, pace)?;
         }
         let away = away(&book.journal, &nodes);
-        for index in book.journal.may_begin(away) {
+        self.check_held(book, &away, pace)?;
+        for index in book.journal.may_begin(away.len()) {
             self.enter(book, index, Step::Leaving)?;
         }
         if !book.journal.active().is_empty() || !book.journal.may_begin(0).is_empty() {
@@ -114,6 +131,33 @@ impl Engine<'_> {
         Ok(Some(book.journal.outcome))
     }
 
+    /// Nodes that are none of the roll's may keep it from going on, for as long as a drain may take.
+    fn check_held(&self, book: &Book, away: &[String], pace: &mut Pace) -> Result<()> {
+        let now = self.clock.now();
+        let journal = &book.journal;
+        let held =
+            journal.active().is_empty() && journal.may_begin(away.len()).len() < journal.may_begin(0).len().min(1);
+        if !held {
+            pace.held = None;
+            return Ok(());
+        }
+        let begun = *pace.held.get_or_insert(now);
+        let sentence = format!("{} is not Ready, and no other node may be away", away.join(", "));
+        if since(begun, now) > Duration::from_secs(journal.rules.timeout_secs) {
+            return Err(Held(format!("{sentence}; `kimg roll` goes on once it is back")).into());
+        }
+        self.say_now_and_then("", &sentence, pace);
+        Ok(())
+    }
+
+    fn say_now_and_then(&self, about: &str, sentence: &str, pace: &mut Pace) {
+        let now = self.clock.now();
+        if pace.said.get(about).is_none_or(|last| since(*last, now) > SAY) {
+            (self.say)(sentence);
+            pace.said.insert(about.to_string(), now);
+        }
+    }
+
     fn hold_lock(&self) -> Result<()> {
         match self.kube.take_lock(&self.me, &mut None, self.clock.now())? {
             Verdict::Mine => Ok(()),
@@ -121,13 +165,7 @@ impl Engine<'_> {
         }
     }
 
-    fn advance(
-        &mut self,
-        book: &mut Book,
-        index: usize,
-        nodes: &[Node],
-        said: &mut BTreeMap<String, Timestamp>,
-    ) -> Result<()> {
+    fn advance(&mut self, book: &mut Book, index: usize, nodes: &[Node], pace: &mut Pace) -> Result<()> {
         let entry = book.journal.nodes[index].clone();
         let node = nodes.iter().find(|node| node.name == entry.node);
         let waits_for = match entry.step {
@@ -140,13 +178,10 @@ impl Engine<'_> {
             Step::Recovering => self.recover(book, index, &entry)?,
             Step::Waiting | Step::Done | Step::Skipped | Step::Failed => None,
         };
-        if let Some(sentence) = waits_for {
-            let now = self.clock.now();
-            let due = said.get(&entry.node).is_none_or(|last| since(*last, now) > SAY);
-            if due && entry.lasted(now) > SAY / 6 {
-                (self.say)(&sentence);
-                said.insert(entry.node, now);
-            }
+        if let Some(sentence) = waits_for
+            && entry.lasted(self.clock.now()) > SAY / 6
+        {
+            self.say_now_and_then(&entry.node, &sentence, pace);
         }
         Ok(())
     }
@@ -375,13 +410,13 @@ fn is_back(entry: &Entry, node: &Node) -> bool {
     node.ready && node.boot != entry.boot
 }
 
-/// How many nodes are not there and are not the roll's doing; those that wait for their turn do not count.
-fn away(journal: &Journal, nodes: &[Node]) -> usize {
+/// Nodes that are not there and are not the roll's doing; those that wait for their turn do not count.
+fn away(journal: &Journal, nodes: &[Node]) -> Vec<String> {
     let ours = |name: &str| {
         let entry = journal.nodes.iter().find(|entry| entry.node == name);
         entry.is_some_and(|entry| entry.step.is_active() || entry.step == Step::Waiting)
     };
-    nodes.iter().filter(|node| !node.ready && !ours(&node.name)).count()
+    nodes.iter().filter(|node| !node.ready && !ours(&node.name)).map(|node| node.name.clone()).collect()
 }
 
 fn since(past: Timestamp, now: Timestamp) -> Duration {

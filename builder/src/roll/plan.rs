@@ -134,6 +134,11 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
     for node in now.nodes.iter().filter(|node| !node.ready && !replaced(&node.name)) {
         broken.push(format!("{} is not Ready ({})", node.name, node.reason));
     }
+    // The API server shows a node as it was for a while.
+    let down = |name: &str| now.machines.iter().any(|machine| machine.node == name && !machine.running);
+    for node in now.nodes.iter().filter(|node| node.ready && down(&node.name) && !replaced(&node.name)) {
+        broken.push(format!("the machine {} does not run", node.name));
+    }
     if !broken.is_empty() && !items.is_empty() {
         return Err(Refusal::Unfit(format!(
             "the cluster is not whole, and a roll would make it worse: {}; bring it back first, or name a broken worker \
@@ -400,6 +405,13 @@ mod tests {
         world.machines[0].image = "new".into();
         world.machines[1].image = "new".into();
         assert!(names(&world, &wish(&[])).is_empty(), "nothing to do is no failure");
+        // It is Ready by what the API server knows, and its machine is down.
+        world.nodes[3] = node("w3", true);
+        world.machines[2].running = false;
+        world.machines[0].image = "old".into();
+        assert!(refused(&world, &wish(&[])).1.contains("the machine w3 does not run"));
+        world.machines[0].image = "new".into();
+        world.machines[2].running = true;
         world.nodes.remove(3);
         let again = plan(&world, &wish(&["w3"])).expect("plan");
         assert!(again.text().contains("image new, again (it has not joined)"), "{}", again.text());

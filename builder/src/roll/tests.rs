@@ -226,8 +226,6 @@ fn after_a_broken_image_comes_a_better_one() {
     let (outcome, journal) = command(&fake, fake.process(), &never, better).expect("a roll");
     assert_eq!(outcome, Outcome::Done, "{journal:?}");
     assert_eq!(fake.images(), ["better", "better"]);
-    // The token of the failed attempt ends with its hour; nobody else may use it before.
-    fake.0.borrow_mut().objects.retain(|path, _| !path.starts_with(SECRETS));
     check_clean(&fake, "a better image");
 }
 
@@ -358,6 +356,29 @@ fn an_api_server_that_starts_anew_is_waited_for() {
             .expect("a roll");
     assert_eq!(outcome, Outcome::Done, "{journal:?}");
     check_clean(&fake, "a silent API server");
+}
+
+#[test]
+fn a_node_that_goes_away_elsewhere_holds_it_up() {
+    let fake = Fake::new(3);
+    // The third worker is not rolled, and dies while the first is.
+    let wish = Wish { nodes: vec!["w1".into(), "w2".into()], ..to(&fake, "new") };
+    let dies = |point: &str| {
+        if point == "booting:w1" {
+            fake.change("/api/v1/nodes/w3", |node| node["status"]["conditions"][0]["status"] = json!("Unknown"));
+        }
+        Ok(())
+    };
+    let held = command(&fake, fake.process(), &dies, || journal(&fake, &wish, rules(), false)).expect_err("held");
+    assert!(
+        held.to_string().starts_with("w3 is not Ready, and no other node may be away; `kimg roll` goes on"),
+        "{held}"
+    );
+    assert_eq!(fake.images(), ["new", "old", "old"]);
+    fake.change("/api/v1/nodes/w3", |node| node["status"]["conditions"][0]["status"] = json!("True"));
+    assert_eq!(roll(&fake, rules()).0, Outcome::Done);
+    assert_eq!(fake.images(), ["new", "new", "old"]);
+    check_clean(&fake, "held up");
 }
 
 #[test]

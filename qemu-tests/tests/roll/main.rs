@@ -17,7 +17,7 @@ use visits::Visitor;
 /// readiness probe, and a while between the word to end and the end.
 const WEB: &str = include_str!("web.yaml");
 /// A word for the kernel that changes the image and nothing else.
-const CHANGED: &str = "tests.image=changed2";
+const CHANGED: &str = "tests.image=changed";
 /// With it the node boots, and finds no network.
 const BROKEN: &str = "module_blacklist=virtio_net";
 
@@ -28,7 +28,11 @@ fn main() -> ExitCode {
         ("an_image_whose_node_is_never_ready_stops_the_roll", broken),
         ("killed_in_between_it_goes_on_with_all_workers", killed),
     ];
-    let long = &["an_image_whose_node_is_never_ready_stops_the_roll", "killed_in_between_it_goes_on_with_all_workers"];
+    let long = &[
+        "a_claim_that_is_bound_to_a_node_keeps_its_data",
+        "an_image_whose_node_is_never_ready_stops_the_roll",
+        "killed_in_between_it_goes_on_with_all_workers",
+    ];
     let cluster = settings("roll", 2, "", "spare-ports = 1");
     suite::main(Suite { name: "roll", cluster, tests, long, end: || () })
 }
@@ -180,7 +184,7 @@ fn broken(cluster: &Cluster) -> Result {
 /// Both workers, in three runs: two are ended by SIGKILL's effect in the middle of a step.
 fn killed(cluster: &Cluster) -> Result {
     web(cluster)?;
-    build(cluster, "tests.image=again")?;
+    build(cluster, "tests.image=other")?;
     let before = boots(cluster)?;
     let visitor = Visitor::start(cluster)?;
     for point in ["rebuilt:worker-1", "token-made:worker-2"] {
