@@ -16,6 +16,9 @@ const PARAMETER: &str = "kimg.install=";
 const FOLDER: &str = "install";
 const FILE: &str = "install/disk.raw";
 
+/// Makes a kernel image, signed where the disk's is, of a command line and an initramfs.
+type KernelMaker<'a> = &'a dyn Fn(&str, &[u8]) -> Result<Vec<u8>>;
+
 /// What a medium is made of.
 pub struct Source<'a> {
     /// Name of the volume.
@@ -30,8 +33,8 @@ pub struct Source<'a> {
     pub initrd: Vec<u8>,
     /// GRUB's boot.img.
     pub boot_img: &'a [u8],
-    /// Makes a kernel image, signed where the disk's is, of a command line and an initramfs.
-    pub kernel: &'a dyn Fn(&str, &[u8]) -> Result<Vec<u8>>,
+    /// Makes the kernel image.
+    pub kernel: KernelMaker<'a>,
     /// Other files of the EFI partition.
     pub esp_files: &'a [(&'a str, &'a [u8])],
 }

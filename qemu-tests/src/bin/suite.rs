@@ -46,7 +46,7 @@ const PARTS: &[Part] = &[
         &["reproducible", "--", "--include-ignored"],
     ),
     part("roots", RELEASE, None, &["roots", "--", "--include-ignored"]),
-    part("mkosi", &["run", "--release", "--workspace", "--bin"], None, &["figures", "--", "mkosi"]),
+    part("mkosi", &["run", "--release", "-p", "qemu-tests", "--bin", "figures"], None, &["--", "mkosi"]),
     both("formats", RELEASE, &["formats", "--", "--include-ignored"]),
     // Keystone and Glance take minutes to be fetched and made.
     part(
