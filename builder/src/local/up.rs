@@ -129,7 +129,6 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
             () = interrupt.wait() => Err(interrupted(settings, &state).into()),
         }
     })?;
-    stock::tidy(&run_dir, &state, &BTreeSet::new())?;
     let outdated = outdated(&state, images);
     let node_ports = state.vms.values().flat_map(|vm| vm.node_ports.clone()).collect();
     Ok(Up { kubeconfig, accel, nodes, node_ports, outdated, boot_time: (!started.is_empty()).then(|| start.elapsed()) })

@@ -149,11 +149,24 @@ impl Secrets {
 
     /// The key that backups of the store are encrypted to, and its public half, which masters get.
     fn ensure_backup_key(&self) -> Result<()> {
-        if !self.path("backup.key").exists() {
+        let (private, public) = (self.path("backup.key"), self.path("backup.pub"));
+        if !private.exists() {
+            if public.exists() {
+                // Images that encrypt to the old one may run, and only its other half opens what they have made.
+                return input::bad(format!(
+                    "{} is missing, and {} is there; restore it from your backup of the cluster's secrets (or, if it \
+                     is lost, remove the .pub: older backups of the store cannot be read any more then)",
+                    private.display(),
+                    public.display()
+                ));
+            }
             self.write("backup.key", format!("{}\n", Identity::generate().to_text()).as_bytes())?;
         }
-        if !self.path("backup.pub").exists() {
-            self.write("backup.pub", format!("{}\n", self.backup_key()?.recipient()).as_bytes())?;
+        let recipient = self.backup_key()?.recipient();
+        if !public.exists() {
+            self.write("backup.pub", format!("{recipient}\n").as_bytes())?;
+        } else if self.read("backup.pub")?.trim() != recipient {
+            return input::bad(format!("{} does not belong to {}", public.display(), private.display()));
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ const QUIET: Duration = Duration::from_secs(3);
 const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 /// How long the API server may be silent: a master that starts anew.
 const API_PATIENCE: Duration = Duration::from_secs(180);
+/// A node that is not Ready for so long has nobody who could end its pods in order; a kubelet that starts anew has.
+const DOWN: Duration = Duration::from_secs(60);
 /// How often a line says what is waited for.
 const SAY: Duration = Duration::from_secs(30);
 
@@ -48,6 +50,8 @@ struct Pace {
     said: BTreeMap<String, Timestamp>,
     /// Since when no node may begin.
     held: Option<Timestamp>,
+    /// Since when nodes are not Ready that are to leave.
+    down: BTreeMap<String, Timestamp>,
 }
 
 /// What a roll works on and with.
@@ -168,9 +172,18 @@ impl Engine<'_> {
     fn advance(&mut self, book: &mut Book, index: usize, nodes: &[Node], pace: &mut Pace) -> Result<()> {
         let entry = book.journal.nodes[index].clone();
         let node = nodes.iter().find(|node| node.name == entry.node);
+        let now = self.clock.now();
+        if node.is_some_and(|node| node.ready) {
+            pace.down.remove(&entry.node);
+        }
+        let down = match node {
+            Some(node) if node.ready => false,
+            Some(_) => since(*pace.down.entry(entry.node.clone()).or_insert(now), now) >= DOWN,
+            None => true,
+        };
         let waits_for = match entry.step {
-            Step::Leaving => self.leave(book, index, &entry, node)?,
-            Step::Draining => self.drain(book, index, &entry, node)?,
+            Step::Leaving => self.leave(book, index, &entry, node, down)?,
+            Step::Draining => self.drain(book, index, &entry, node, down)?,
             Step::Replacing => self.replace(book, index, &entry)?,
             Step::Booting => self.wait_ready(book, index, &entry, node)?,
             Step::Settling => self.settle(book, index, &entry, node)?,
@@ -187,13 +200,20 @@ impl Engine<'_> {
     }
 
     /// No new pods, and out of the load balancers' addresses.
-    fn leave(&mut self, book: &mut Book, index: usize, entry: &Entry, node: Option<&Node>) -> Result<Option<String>> {
+    fn leave(
+        &mut self,
+        book: &mut Book,
+        index: usize,
+        entry: &Entry,
+        node: Option<&Node>,
+        down: bool,
+    ) -> Result<Option<String>> {
         let Some(node) = node else { return self.go(book, index, Step::Replacing) };
         if !node.cordoned {
             self.kube.cordon(&node.name)?;
             (self.failpoint)(&format!("cordoned:{}", node.name))?;
         }
-        if !node.ready {
+        if down {
             // Nobody is there who could end its pods in order.
             return self.go(book, index, Step::Replacing);
         }
@@ -208,9 +228,16 @@ impl Engine<'_> {
         self.go(book, index, Step::Draining)
     }
 
-    fn drain(&mut self, book: &mut Book, index: usize, entry: &Entry, node: Option<&Node>) -> Result<Option<String>> {
+    fn drain(
+        &mut self,
+        book: &mut Book,
+        index: usize,
+        entry: &Entry,
+        node: Option<&Node>,
+        down: bool,
+    ) -> Result<Option<String>> {
         let (name, rules) = (&entry.node, book.journal.rules.clone());
-        if node.is_none_or(|node| !node.ready) {
+        if down {
             return self.go(book, index, Step::Replacing);
         }
         let pods = self.kube.pods_on(name)?;
@@ -250,6 +277,17 @@ impl Engine<'_> {
 
     fn replace(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
         let name = &entry.node;
+        // A claim that was bound since the plan was made is in no decision: its node keeps its data.
+        let claims = self.kube.local_claims()?;
+        let bound = claims.iter().find(|claim| claim.node == *name && !entry.lose.contains(&claim.claim));
+        let keep_data = entry.keep_data || bound.is_some();
+        if let Some(claim) = bound.filter(|_| !entry.keep_data) {
+            if !self.machines.keeps_data() {
+                let why = format!("claim {} was bound there since the plan was made; roll anew", claim.claim);
+                return self.give_up(book, index, Step::Failed, why);
+            }
+            book.journal.nodes[index].keep_data = true;
+        }
         for claim in &entry.lose {
             self.kube.delete_claim(claim)?;
         }
@@ -262,7 +300,7 @@ impl Engine<'_> {
         self.kube.create_token(&token, name)?;
         (self.failpoint)(&format!("token-made:{name}"))?;
         (self.say)(&format!("{name}: stops, and starts from image {}", short(&entry.to)));
-        let order = Order { node: name, image: &entry.to, token: &token, keep_data: entry.keep_data };
+        let order = Order { node: name, image: &entry.to, token: &token, keep_data };
         if let Err(error) = self.machines.rebuild(&order) {
             if error.is::<Killed>() {
                 return Err(error);

@@ -75,6 +75,11 @@ fn ports(service: &Service) -> Vec<Port> {
     all.map(|port| (port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), port.port)).collect()
 }
 
+fn node_ports(service: &Service) -> Vec<Port> {
+    let all = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    all.filter_map(|port| Some((port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), port.node_port?))).collect()
+}
+
 /// What each Service's status should say; the older of two Services has a port that both want.
 fn plan(services: &[Arc<Service>], addresses: &[String]) -> BTreeMap<Key, Wanted> {
     let age = |service: &Arc<Service>| {
@@ -83,7 +88,9 @@ fn plan(services: &[Arc<Service>], addresses: &[String]) -> BTreeMap<Key, Wanted
     };
     let mut sorted: Vec<&Arc<Service>> = services.iter().collect();
     sorted.sort_by_key(|service| age(service));
-    let mut taken: BTreeMap<Port, Key> = BTreeMap::new();
+    // A NodePort answers at the same addresses.
+    let mut taken: BTreeMap<Port, Key> =
+        services.iter().flat_map(|s| node_ports(s).into_iter().map(|port| (port, Key::of(&**s)))).collect();
     let mut out = BTreeMap::new();
     for service in sorted {
         let key = Key::of(&**service);
@@ -102,7 +109,7 @@ fn judge(service: &Service, key: &Key, addresses: &[String], taken: &mut BTreeMa
             NODE_PORTS.end()
         ));
     }
-    let held = ports.iter().find_map(|port| Some((port, taken.get(port)?)));
+    let held = ports.iter().find_map(|port| Some((port, taken.get(port).filter(|holder| *holder != key)?)));
     if let Some(((protocol, port), holder)) = held {
         return Wanted::Refused(format!("port {port}/{protocol} of the workers belongs to Service {holder} already"));
     }

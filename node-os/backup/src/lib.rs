@@ -59,10 +59,9 @@ async fn run(flags: Flags) -> Result<()> {
     node_sys::notify::ready();
     let mut said = String::new();
     loop {
-        let status = match tokio::time::timeout(PATIENCE, round(&client, &keep, &flags.node_name, every)).await {
-            Ok(Ok(status)) => status,
-            Ok(Err(error)) => format!("no backup: {error:#}"),
-            Err(_) => format!("no backup: the API server did not answer for {} s", PATIENCE.as_secs()),
+        let status = match round(&client, &keep, &flags.node_name, every).await {
+            Ok(status) => status,
+            Err(error) => format!("no backup: {error:#}"),
         };
         node_sys::notify::status(&status);
         let failed = status.starts_with("no ");
@@ -97,17 +96,22 @@ async fn round(client: &kube::Client, keep: &Keep, name: &str, every: Duration) 
 
 async fn fetch(client: &kube::Client, keep: &Keep, now: u64) -> Result<node_api::Backup> {
     let request = http::Request::get(PATH).body(kube::client::Body::empty()).context("writing the request")?;
-    let response = client.send(request).await.context("asking the API server")?;
+    let response = in_time(client.send(request)).await?.context("asking the API server")?;
     let (parts, body) = response.into_parts();
     anyhow::ensure!(parts.status.is_success(), "the API server answers {PATH} with {}", parts.status);
     let number = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let revision = number(REVISION).context("the API server does not say the backup's revision")?;
     let mut incoming = keep.begin()?;
     let mut pieces = body.into_data_stream();
-    while let Some(piece) = pieces.next().await {
+    while let Some(piece) = in_time(pieces.next()).await? {
         incoming.write(&piece.context("the backup was cut off")?)?;
     }
     incoming.end(now, revision, number("content-length"))
+}
+
+async fn in_time<T>(asked: impl Future<Output = T>) -> Result<T> {
+    let answer = tokio::time::timeout(PATIENCE, asked).await;
+    answer.with_context(|| format!("the API server did not answer for {} s", PATIENCE.as_secs()))
 }
 
 fn unix_ms() -> u64 {

@@ -38,19 +38,23 @@ fn is_ready(node: &Node) -> bool {
     ready && !cordoned && node.metadata.deletion_timestamp.is_none()
 }
 
-/// Whether it is time for another one. A clock that was put back does not keep one from being taken.
+/// Whether it is time for another one. What was taken by a clock that has been put back since then does not count.
 pub fn is_due(kept: &[Backup], now_ms: u64, every_ms: u64) -> bool {
-    let newest = kept.iter().map(|b| b.taken_unix_ms).max();
-    newest.is_none_or(|taken| taken > now_ms || now_ms - taken >= every_ms)
+    let newest = kept.iter().map(|b| b.taken_unix_ms).filter(|taken| *taken <= now_ms).max();
+    newest.is_none_or(|taken| now_ms - taken >= every_ms)
 }
 
-/// The ones that go.
+/// The ones that go. Those that seem to come from the future go once there is another.
 pub fn outdated(kept: &[Backup], now_ms: u64) -> Vec<Backup> {
-    let mut sorted = kept.to_vec();
+    let (mut sorted, future): (Vec<Backup>, Vec<Backup>) =
+        kept.iter().cloned().partition(|backup| backup.taken_unix_ms <= now_ms);
+    if sorted.is_empty() {
+        return Vec::new();
+    }
     sorted.sort_unstable_by(|a, b| b.cmp(a));
     let mut periods = BTreeSet::new();
     let mut bytes = 0u64;
-    let mut gone = Vec::new();
+    let mut gone = future;
     for (i, backup) in sorted.into_iter().enumerate() {
         let age = now_ms.saturating_sub(backup.taken_unix_ms);
         let period = match age {
@@ -109,6 +113,7 @@ mod tests {
         assert!(!is_due(&[at(100, 1), at(50, 1)], 109, 10));
         assert!(is_due(&[at(100, 1), at(50, 1)], 110, 10));
         assert!(is_due(&[at(100, 1)], 99, 10));
+        assert!(!is_due(&[at(100, 1), at(95, 1)], 99, 10));
     }
 
     #[test]
@@ -128,6 +133,9 @@ mod tests {
         assert_eq!(kept.iter().map(|b| b.taken_unix_ms).max(), Some(now));
         let oldest = kept.iter().map(|b| b.taken_unix_ms).min().unwrap();
         assert!((now - 7 * DAY_MS..=now - 6 * DAY_MS).contains(&oldest));
+
+        assert_eq!(outdated(&[at(9, 1), at(5, 1)], 6), vec![at(9, 1)], "of a clock that was ahead");
+        assert!(outdated(&[at(9, 1)], 6).is_empty(), "better than none");
 
         let large = [at(3, 300 << 20), at(2, 1), at(1, 300 << 20)];
         assert_eq!(outdated(&large, 3), vec![at(2, 1), at(1, 300 << 20)], "only the newest may be too large");

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, StreamBody};
 use store::Store;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
 use crate::error::{ApiError, Result};
@@ -31,13 +31,17 @@ const REVISION: &str = "kimg-revision";
 /// The snapshot that is on its way to a client.
 const OUTGOING: &str = "outgoing.backup";
 
+const PLACES: usize = 4;
+
 /// Makes backups.
 #[derive(Debug)]
 pub(crate) struct Backup {
     recipient: Recipient,
     dir: PathBuf,
-    /// One at a time, until its last byte: each takes disk.
+    /// One snapshot is made at a time.
     turn: Arc<Mutex<()>>,
+    /// How many may be on their way: each takes disk until its last byte.
+    places: Arc<Semaphore>,
 }
 
 impl Backup {
@@ -46,17 +50,30 @@ impl Backup {
         let Some(file) = &config.backup_recipient_file else { return Ok(None) };
         let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
         let recipient = Recipient::parse(&text).with_context(|| format!("reading {}", file.display()))?;
-        Ok(Some(Backup { recipient, dir: config.store_dir.clone(), turn: Arc::default() }))
+        Ok(Some(Backup {
+            recipient,
+            dir: config.store_dir.clone(),
+            turn: Arc::default(),
+            places: Arc::new(Semaphore::new(PLACES)),
+        }))
     }
 
     /// Answers with a backup of what is in the store now.
-    pub(crate) async fn answer(&self, store: &dyn Store) -> Result<Response<Body>> {
-        let turn = self.turn.clone().lock_owned().await;
-        let (file, revision) = snapshot(store, &self.dir).await.map_err(ApiError::internal)?;
+    pub(crate) async fn answer(&self, store: Arc<dyn Store>) -> Result<Response<Body>> {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            return Err(ApiError::too_many_requests("backups are on their way to others; ask again later", 10));
+        };
+        let (turn, dir) = (self.turn.clone(), self.dir.clone());
+        // It goes on to its end when the client goes away: two must never write the same file.
+        let made = tokio::spawn(async move {
+            let _turn = turn.lock_owned().await;
+            snapshot(store.as_ref(), &dir).await
+        });
+        let (file, revision) = made.await.map_err(ApiError::internal)?.map_err(ApiError::internal)?;
         let size = file.metadata().await.map_err(ApiError::internal)?.len();
         let (head, sealer) = Sealer::start(&self.recipient).map_err(ApiError::internal)?;
         let length = head.len() as u64 + Sealer::sealed_size(size);
-        let rest = Rest { file, left: size, sealer: Some(sealer), head: Some(head), _turn: turn };
+        let rest = Rest { file, left: size, sealer: Some(sealer), head: Some(head), _place: place };
         let body = StreamBody::new(stream::unfold(rest, |mut rest| async move {
             let piece = rest.piece().await.transpose()?;
             if piece.is_err() {
@@ -92,7 +109,7 @@ struct Rest {
     /// None: all has been sent, or it failed.
     sealer: Option<Sealer>,
     head: Option<Vec<u8>>,
-    _turn: OwnedMutexGuard<()>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Rest {

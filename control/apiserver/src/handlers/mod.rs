@@ -54,7 +54,7 @@ pub async fn handle(
     if !info.is_resource {
         return match &state.backup {
             Some(backup) if info.path == backup::PATH && info.verb == Verb::Get => {
-                backup.answer(state.registry.store().as_ref()).await
+                backup.answer(state.registry.store().clone()).await
             }
             _ => plain::handle(state, info, request.headers()),
         };

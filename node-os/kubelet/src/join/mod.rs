@@ -27,6 +27,10 @@ pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const COMPONENTS: [(&str, &str); 4] =
     [("kube-proxy", "system:kube-proxy"), ("overlay", "kimg:overlay"), ("dns", "kimg:dns"), ("backup", "kimg:backup")];
 
+/// A master from before there were backups refuses its certificate, and the node works without it.
+const OPTIONAL: &str = "backup";
+const OPTIONAL_LIMIT: Duration = Duration::from_secs(20);
+
 /// Fetches this node's certificates by TLS bootstrap.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "join", version = crate::VERSION)]
@@ -164,7 +168,7 @@ async fn try_join(options: &Options) -> Result<()> {
         .collect();
     if !missing.is_empty() {
         let client = crate::client::from_kubeconfig(&options.kubeconfig_dir.join("kubelet.conf")).await?;
-        let asked = missing.into_iter().map(|(component, user)| {
+        let asked = missing.iter().copied().filter(|(component, _)| *component != OPTIONAL).map(|(component, user)| {
             let client = &client;
             async move {
                 let wish = request::Wish::component(component, user);
@@ -175,8 +179,23 @@ async fn try_join(options: &Options) -> Result<()> {
             }
         });
         futures::future::try_join_all(asked).await?;
+        if let Some((component, user)) = missing.iter().find(|(component, _)| *component == OPTIONAL) {
+            let wish = request::Wish::component(component, user);
+            let pair = options.pair(component);
+            let asked = request::obtain(&client, &pair, &wish);
+            if let Ok(Err(error)) | Err(error) = tokio::time::timeout(OPTIONAL_LIMIT, asked)
+                .await
+                .map_err(|_| request::Error::Unreachable(format!("no answer for {} s", OPTIONAL_LIMIT.as_secs())))
+            {
+                let why = explain_join(error, options);
+                tracing::warn!("this node keeps no backups: certificate of {component}: {why:#}");
+            }
+        }
     }
-    for (component, _) in COMPONENTS {
+    for (component, user) in COMPONENTS {
+        if component == OPTIONAL && options.pair(component).check(&authorities, user).is_err() {
+            continue;
+        }
         files::write_kubeconfig(options, component, &options.pair(component))?;
     }
     Ok(())
