@@ -59,7 +59,7 @@ fn each_mistake_is_told_and_ends_with_2() {
         (&["node", "restart", "a b"], "the VMs of cluster"),
         (&["node", "unseal"], "nothing is sealed"),
         (&["store", "--node", "worker-1", "check"], "worker-1 is a worker and has no store"),
-        (&["store", "restore", "--yes", "notes.md"], "notes.md is no snapshot"),
+        (&["store", "restore", "--yes", "notes.md"], "notes.md is neither a snapshot"),
         (&["store", "restore", "--yes", "pipe"], "pipe is a pipe"),
         (&["seed", "nobody"], "has no node nobody"),
         (&["seed", "master-1", "--drive", "notes.md"], "notes.md exists and is no seed"),
