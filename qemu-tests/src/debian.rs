@@ -8,8 +8,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A mirror that has all that other machines' sources have.
-const MIRROR: &str = "http://deb.debian.org/debian";
 /// With its own processes, the machine's devices, and nothing of its firmware; all mounts end with the program.
 const ENTER: &str = "root=$1; shift; mount --bind \"$root\" \"$root\" && mount -t proc proc \"$root/proc\" && \
                      mount --rbind /dev \"$root/dev\" && mount -t sysfs -o ro sysfs \"$root/sys\" && \
@@ -43,7 +41,7 @@ impl Debian {
             let mut command = Command::new(program.join("usr/sbin/debootstrap"));
             command
                 .args(["--variant=minbase", suite])
-                .args([root.as_os_str(), MIRROR.as_ref()])
+                .args([root.as_os_str(), kimg::packages::mirror_of(suite)?.as_ref()])
                 .env("DEBOOTSTRAP_DIR", program.join("usr/share/debootstrap"));
             logged(&mut command, &log)?;
             std::fs::copy("/etc/resolv.conf", root.join("etc/resolv.conf")).context("copying resolv.conf")?;

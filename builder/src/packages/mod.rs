@@ -90,11 +90,28 @@ pub fn offers(mirrors: &Mirrors, now: jiff::Timestamp, progress: &Progress) -> R
     Ok(all)
 }
 
+/// The archive root of this host's apt sources that gives a suite.
+///
+/// # Errors
+/// There are no sources, or none of them gives the suite.
+pub fn mirror_of(suite: &str) -> Result<String> {
+    Ok(mirror_and_offers(&download::client(), &Mirrors::default(), suite, jiff::Timestamp::now())?.0)
+}
+
 fn offers_of(client: &ureq::Agent, mirrors: &Mirrors, suite: &str, now: jiff::Timestamp) -> Result<Vec<index::Offer>> {
+    Ok(mirror_and_offers(client, mirrors, suite, now)?.1)
+}
+
+fn mirror_and_offers(
+    client: &ureq::Agent,
+    mirrors: &Mirrors,
+    suite: &str,
+    now: jiff::Timestamp,
+) -> Result<(String, Vec<index::Offer>)> {
     let mut failures = Vec::new();
     for root in mirrors.candidates(archive_of(suite))? {
         match offers_from(client, &root, suite, now) {
-            Ok(offers) => return Ok(offers),
+            Ok(offers) => return Ok((root, offers)),
             Err(error) => failures.push(format!("{root}: {error:#}")),
         }
     }

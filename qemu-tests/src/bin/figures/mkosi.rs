@@ -4,7 +4,7 @@
 use crate::build::{self, on_disk};
 use crate::measured::{self, Measured};
 use anyhow::{Context, Result};
-use kimg::packages::RELEASE;
+use kimg::packages::{RELEASE, mirror_of};
 use qemu_tests::debian::Debian;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -35,14 +35,6 @@ const SETTINGS: &[(&str, &str)] = &[
          Packages=linux-image-cloud-amd64\n systemd\n systemd-boot\n systemd-boot-efi\n udev\n containerd\n crun\n\
          [Build]\nPackageCacheDirectory=cache\n",
     ),
-    // Without the debugging archive and the sources, which not every mirror has.
-    (
-        "mkosi.sandbox/etc/apt/sources.list.d/mkosi.sources",
-        "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie trixie-updates\nComponents: main\n\
-         Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\n\
-         Types: deb\nURIs: http://security.debian.org/debian-security\nSuites: trixie-security\nComponents: main\n\
-         Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
-    ),
     (
         "mkosi.repart/00-esp.conf",
         "[Partition]\nType=esp\nFormat=vfat\nCopyFiles=/efi:/\nCopyFiles=/boot:/\nSizeMinBytes=256M\n",
@@ -53,6 +45,19 @@ const SETTINGS: &[(&str, &str)] = &[
     ),
     ("mkosi.repart/20-verity.conf", "[Partition]\nType=root-verity\nVerity=hash\nVerityMatchKey=root\nMinimize=best\n"),
 ];
+
+/// The host's mirrors, without the debugging archive and the sources, which not every mirror has.
+fn apt_sources() -> Result<String> {
+    let security = format!("{RELEASE}-security");
+    let source = |mirror: &str, suites: &str| {
+        format!(
+            "Types: deb\nURIs: {mirror}\nSuites: {suites}\nComponents: main\n\
+             Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
+        )
+    };
+    let main = source(&mirror_of(RELEASE)?, &format!("{RELEASE} {RELEASE}-updates"));
+    Ok(format!("{main}\n{}", source(&mirror_of(&security)?, &security)))
+}
 
 /// Builds one image with each, and says how they compare: above 1 is what mkosi takes more.
 pub fn figures(dir: &Path, into: &mut Map<String, Value>) -> Result<()> {
@@ -67,7 +72,9 @@ pub fn figures(dir: &Path, into: &mut Map<String, Value>) -> Result<()> {
     if project.exists() {
         std::fs::remove_dir_all(&project).with_context(|| format!("removing {}", project.display()))?;
     }
-    for (name, text) in SETTINGS {
+    let sources = apt_sources().context("choosing mkosi's mirrors")?;
+    let sources = ("mkosi.sandbox/etc/apt/sources.list.d/mkosi.sources", sources.as_str());
+    for (name, text) in SETTINGS.iter().copied().chain([sources]) {
         let file = project.join(name);
         let folder = file.parent().context("a file without a folder")?;
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
