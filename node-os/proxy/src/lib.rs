@@ -38,6 +38,9 @@ struct Flags {
     /// Pod addresses of the whole cluster: other sources are masqueraded.
     #[arg(long)]
     cluster_cidr: ipnet::Ipv4Net,
+    /// Addresses of this node, where it answers for Services of type LoadBalancer; none on a master.
+    #[arg(long, value_delimiter = ',')]
+    node_ips: Vec<Ipv4Addr>,
     /// Address of the health port.
     #[arg(long, default_value = "127.0.0.1:10256")]
     healthz_bind_address: SocketAddr,
@@ -78,7 +81,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
     let mut slices =
         std::pin::pin!(node_client::follow::<EndpointSlice>(kube::Api::all(client), slices, "endpointslices"));
 
-    let mut state = State::new(flags.hostname_override, settings);
+    let mut state = State::new(flags.hostname_override, flags.node_ips, settings);
     let mut due: Option<tokio::time::Instant> = None;
     loop {
         let end = state.next_end();

@@ -114,16 +114,23 @@ fn external_ips(service: &Service) -> Vec<Ipv4Addr> {
 }
 
 /// Addresses of the Service's load balancer that are answered here.
-pub(crate) fn balancer_ips(service: &Service) -> BTreeSet<Ipv4Addr> {
+fn balancer_ips(service: &Service) -> BTreeSet<Ipv4Addr> {
     let ingress = service.status.iter().flat_map(|s| s.load_balancer.iter().flat_map(|l| l.ingress.iter().flatten()));
     // Proxy mode means that the balancer itself wants the traffic (KEP 1860).
     let ours = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
     ours.filter_map(|ip| ip.parse().ok()).collect()
 }
 
-/// Whether it has, or may get, addresses of a load balancer.
+/// Whether its load balancer has an address now.
+pub(crate) fn has_address(service: &Service) -> bool {
+    !balancer_ips(service).is_empty()
+}
+
+/// Whether the nodes themselves are its load balancer: nobody else's class is named.
 pub(crate) fn is_balanced(service: &Service) -> bool {
-    service.spec.as_ref().and_then(|s| s.type_.as_deref()) == Some("LoadBalancer")
+    let spec = service.spec.as_ref();
+    spec.and_then(|s| s.type_.as_deref()) == Some("LoadBalancer")
+        && spec.is_some_and(|s| s.load_balancer_class.is_none())
 }
 
 fn prefix(text: &str) -> Option<(Ipv4Addr, u8)> {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// How long an address that has left a Service's load balancer is still answered: clients learn of it late, by names
+/// How long a Service whose load balancer has no address any more is still answered: clients learn of it late, by names
 /// that they have resolved before.
 const LINGER: Duration = Duration::from_secs(300);
 
@@ -21,17 +21,22 @@ pub(crate) struct State {
     settings: rules::Settings,
     services: BTreeMap<ServiceKey, Service>,
     slices: BTreeMap<String, EndpointSlice>,
-    /// Addresses that have left a load balancer, and until when they are answered.
-    leaving: BTreeMap<(ServiceKey, Ipv4Addr), Instant>,
+    /// This node's addresses where it is part of load balancers. It answers there for every Service that has some
+    /// addresses, whether this one is among them or not: before clients can read it, and after they have; and where a
+    /// provider translates it, packets never bear the one that they read.
+    own: Vec<Ipv4Addr>,
+    /// Services that have lost their last address, and until when they are answered.
+    leaving: BTreeMap<ServiceKey, Instant>,
     heard: (bool, bool),
     /// What the kernel has; `None` before the first transaction and after a refused one.
     applied: Option<(Ports, BTreeSet<Ipv4Addr>)>,
 }
 
 impl State {
-    pub(crate) fn new(node: String, settings: rules::Settings) -> Self {
+    pub(crate) fn new(node: String, own: Vec<Ipv4Addr>, settings: rules::Settings) -> Self {
         State {
             node,
+            own,
             settings,
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
@@ -44,24 +49,22 @@ impl State {
     /// Takes a change of Services.
     pub(crate) fn services(&mut self, change: Change<Service>, now: Instant) {
         self.heard.0 |= matches!(change, Change::All(_));
-        let balanced = |services: &BTreeMap<ServiceKey, Service>| -> BTreeSet<(ServiceKey, Ipv4Addr)> {
-            let all = services.iter();
-            all.flat_map(|(key, s)| model::balancer_ips(s).into_iter().map(|ip| (key.clone(), ip))).collect()
+        let answered = |services: &BTreeMap<ServiceKey, Service>| -> BTreeSet<ServiceKey> {
+            let all = services.iter().filter(|(_, s)| model::is_balanced(s) && model::has_address(s));
+            all.map(|(key, _)| key.clone()).collect()
         };
-        let before = balanced(&self.services);
+        let before = answered(&self.services);
         apply(&mut self.services, change);
-        let after = balanced(&self.services);
+        let after = answered(&self.services);
         for gone in before.difference(&after) {
             self.leaving.insert(gone.clone(), now + LINGER);
         }
         let services = &self.services;
         // One that is no load balancer any more, or gone, has nothing to answer for.
-        self.leaving.retain(|(key, ip), _| {
-            services.get(key).is_some_and(model::is_balanced) && !after.contains(&(key.clone(), *ip))
-        });
+        self.leaving.retain(|key, _| services.get(key).is_some_and(model::is_balanced) && !after.contains(key));
     }
 
-    /// When the next address is answered no more.
+    /// When the next Service is answered no more.
     pub(crate) fn next_end(&self) -> Option<Instant> {
         self.leaving.values().min().copied()
     }
@@ -109,23 +112,25 @@ impl State {
             let slices = by_service.get(key).map_or(&[][..], Vec::as_slice);
             out.extend(model::ports_of(service, slices, &self.node));
         }
-        self.linger(&mut out);
+        self.answer_here(&mut out);
         out
     }
 
-    /// Adds the addresses that are leaving, where no other Service has them by now.
-    fn linger(&self, ports: &mut Ports) {
+    /// Adds this node's own addresses to what load balancers answer, where no other Service has them.
+    fn answer_here(&self, ports: &mut Ports) {
         let held: BTreeSet<(Ipv4Addr, u8, u16)> = ports
             .values()
             .flat_map(|p| p.external_ips.iter().chain([&p.cluster_ip]).map(|ip| (*ip, p.protocol, p.port)))
             .collect();
-        for (service, ip) in self.leaving.keys() {
+        let balanced = self.services.iter().filter(|(key, service)| {
+            model::is_balanced(service) && (model::has_address(service) || self.leaving.contains_key(*key))
+        });
+        for (service, _) in balanced {
             let own = format!("{service}:");
             for (_, port) in ports.range_mut(own.clone()..).take_while(|(key, _)| key.starts_with(&own)) {
-                if !held.contains(&(*ip, port.protocol, port.port)) {
-                    port.external_ips.push(*ip);
-                    port.external_ips.sort_unstable();
-                }
+                port.external_ips
+                    .extend(self.own.iter().filter(|ip| !held.contains(&(**ip, port.protocol, port.port))));
+                port.external_ips.sort_unstable();
             }
         }
     }
@@ -147,9 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_has_left_is_answered_for_a_while() {
+    fn a_node_answers_at_its_own_addresses_before_and_after_clients_read_them() {
         let start = Instant::now();
-        let mut state = State::new("n".into(), rules::Settings { pod_cidr: (Ipv4Addr::new(10, 1, 0, 0), 16) });
+        let mut state = State::new(
+            "n".into(),
+            vec![Ipv4Addr::new(10, 0, 0, 1)],
+            rules::Settings { pod_cidr: (Ipv4Addr::new(10, 1, 0, 0), 16) },
+        );
         let answered = |state: &mut State, name: &str, now: Instant| -> Vec<String> {
             state.leaving.retain(|_, end| *end > now);
             let ports = state.wanted();
@@ -157,22 +166,29 @@ mod tests {
             port.map(|p| p.external_ips.iter().map(ToString::to_string).collect()).unwrap_or_default()
         };
         let apply = |state: &mut State, service| state.services(Change::Apply(service), start);
-        apply(&mut state, service("web", "LoadBalancer", &["10.0.0.1", "10.0.0.2"]));
-        assert_eq!(state.next_end(), None);
+        // No port is a Service's before the cluster has given it one.
+        apply(&mut state, service("web", "LoadBalancer", &[]));
+        assert!(answered(&mut state, "web", start).is_empty());
         apply(&mut state, service("web", "LoadBalancer", &["10.0.0.2"]));
         assert_eq!(answered(&mut state, "web", start), ["10.0.0.1", "10.0.0.2"]);
-        assert_eq!(state.next_end(), Some(start + LINGER));
-        // Another Service has the address now.
-        apply(&mut state, service("other", "LoadBalancer", &["10.0.0.1"]));
-        assert_eq!(answered(&mut state, "web", start), ["10.0.0.2"]);
-        state.services(Change::Delete(service("other", "LoadBalancer", &[])), start);
-        // It comes back, and leaves again.
         apply(&mut state, service("web", "LoadBalancer", &["10.0.0.1", "10.0.0.2"]));
+        assert_eq!(answered(&mut state, "web", start), ["10.0.0.1", "10.0.0.2"]);
         assert_eq!(state.next_end(), None);
+        // The last address leaves.
+        apply(&mut state, service("web", "LoadBalancer", &[]));
+        assert_eq!(state.next_end(), Some(start + LINGER));
+        assert_eq!(answered(&mut state, "web", start + LINGER - Duration::from_secs(1)), ["10.0.0.1"]);
+        assert!(answered(&mut state, "web", start + LINGER).is_empty());
+        // Another Service has the address.
+        apply(&mut state, service("other", "ClusterIP", &["10.0.0.1"]));
         apply(&mut state, service("web", "LoadBalancer", &["10.0.0.2"]));
-        assert_eq!(answered(&mut state, "web", start + LINGER - Duration::from_secs(1)).len(), 2);
-        assert_eq!(answered(&mut state, "web", start + LINGER), ["10.0.0.2"]);
-        // What is no load balancer any more lets go at once.
+        assert_eq!(answered(&mut state, "web", start), ["10.0.0.2"]);
+        state.services(Change::Delete(service("other", "ClusterIP", &[])), start);
+        // Somebody else's load balancer, and what is none any more.
+        let mut foreign = service("web", "LoadBalancer", &["10.0.0.2"]);
+        foreign.spec.as_mut().expect("a spec").load_balancer_class = Some("example.com/lb".into());
+        apply(&mut state, foreign);
+        assert_eq!(answered(&mut state, "web", start), ["10.0.0.2"]);
         apply(&mut state, service("web", "LoadBalancer", &[]));
         apply(&mut state, service("web", "ClusterIP", &[]));
         assert!(answered(&mut state, "web", start).is_empty() && state.next_end().is_none());

@@ -65,8 +65,7 @@ const PARTS: &[Part] = &[
     part("clients", RELEASE, Some(&["clients"]), &["clients", "--", "--include-ignored"]),
     part("cluster", RELEASE, Some(&["cluster"]), &["cluster", "--", "--include-ignored"]),
     both("overlay", RELEASE, &["overlay"]),
-    // Not in the fast set yet: a client that reads a new address at once may be faster than the node that has it.
-    part("roll", RELEASE, None, &["roll", "--", "--include-ignored"]),
+    part("roll", RELEASE, Some(&["roll"]), &["roll", "--", "--include-ignored"]),
     part("etcd", RELEASE, None, &["etcd", "--", "--include-ignored"]),
     part("store", &["test", "--release", "-p", "store", "--lib"], None, &["--", "--ignored", "--nocapture"]),
     part(

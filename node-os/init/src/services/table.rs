@@ -232,11 +232,16 @@ fn overlay(facts: Facts<'_>) -> Vec<String> {
 }
 
 fn proxy(facts: Facts<'_>) -> Vec<String> {
-    vec![
+    let mut arguments = vec![
         kubeconfig("kube-proxy"),
         format!("--hostname-override={}", facts.node.name),
         format!("--cluster-cidr={}", facts.cluster.pod_cidr),
-    ]
+    ];
+    if facts.node.role == Role::Worker {
+        let own = facts.node.addresses.iter().filter(|address| address.is_ipv4());
+        arguments.extend(own.map(|address| format!("--node-ips={address}")));
+    }
+    arguments
 }
 
 fn dns(facts: Facts<'_>) -> Vec<String> {
