@@ -152,6 +152,9 @@ impl Seen {
     fn unfit(&self, image: u64) -> Option<String> {
         if self.read_only {
             Some("cannot be written to".into())
+        } else if self.content == Content::Unreadable {
+            // It may be this node's own, on a bad day.
+            Some("cannot be read".into())
         } else if self.size < image {
             Some(format!("is smaller than the image ({} of {} MiB)", self.size / MIB, image.div_ceil(MIB)))
         } else if self.sector != SECTOR as u64 {
@@ -354,6 +357,7 @@ mod tests {
             (vec![empty("vda"), empty("vdb")], Some("vdb"), Ok("vdb")),
             (vec![full("vda"), empty("vdb")], Some("vda"), Ok("vda")),
             (vec![empty("vda")], Some("sda"), Err(&["there is no disk sda", "vda is empty", "Nothing was written"])),
+            (vec![broken("vda"), empty("vdb")], Some("vda"), Err(&["vda, which the command line names", "cannot be read"])),
             (vec![small("vda"), empty("vdb")], Some("vda"), Err(&["vda, which the command line names", "smaller"])),
         ];
         for (seen, wanted, expected) in cases {
