@@ -277,6 +277,9 @@ async fn append(serving: &Serving, id: &str, request: Request<Incoming>) -> Resu
     have
 }
 
+/// An upload writes so much at most before its room is looked at again.
+const STEP: u64 = 1 << 20;
+
 async fn take(serving: &Serving, id: &str, headers: &HeaderMap, body: &mut Incoming) -> Result<u64, Fault> {
     let wanted = id.to_owned();
     let (path, mut have) = serving.at_disk(move |store| store.upload(&wanted)).await?;
@@ -286,8 +289,11 @@ async fn take(serving: &Serving, id: &str, headers: &HeaderMap, body: &mut Incom
     if begins.is_some_and(|begins: u64| begins != have) {
         return Err(Fault::OutOfStep(have));
     }
-    let mut room = said(CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or(0);
-    serving.at_disk(move |store| store.make_room(room)).await?;
+    // Refused before anything is written where that much can never be; and asked again as it comes, since others write
+    // meanwhile: other pushes, and the cluster's store.
+    let announced: u64 = said(CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or(0);
+    serving.at_disk(move |store| store.make_room(announced)).await?;
+    let mut room = announced.min(STEP);
     let mut options = tokio::fs::OpenOptions::new();
     let mut file = options.append(true).open(&path).await.with_context(|| format!("opening {}", path.display()))?;
     let cut = |error| Fault::Wrong("BLOB_UPLOAD_INVALID", format!("the upload was cut off: {error}"));
@@ -295,8 +301,7 @@ async fn take(serving: &Serving, id: &str, headers: &HeaderMap, body: &mut Incom
         let Ok(data) = frame.map_err(cut)?.into_data() else { continue };
         let length = data.len() as u64;
         if length > room {
-            // Who does not say how much comes is looked at now and then.
-            room = length.max(1 << 20);
+            room = length.max(STEP);
             serving.at_disk(move |store| store.make_room(room)).await?;
         }
         room -= length;
