@@ -357,7 +357,11 @@ mod tests {
             (vec![empty("vda"), empty("vdb")], Some("vdb"), Ok("vdb")),
             (vec![full("vda"), empty("vdb")], Some("vda"), Ok("vda")),
             (vec![empty("vda")], Some("sda"), Err(&["there is no disk sda", "vda is empty", "Nothing was written"])),
-            (vec![broken("vda"), empty("vdb")], Some("vda"), Err(&["vda, which the command line names", "cannot be read"])),
+            (
+                vec![broken("vda"), empty("vdb")],
+                Some("vda"),
+                Err(&["vda, which the command line names", "cannot be read"]),
+            ),
             (vec![small("vda"), empty("vdb")], Some("vda"), Err(&["vda, which the command line names", "smaller"])),
         ];
         for (seen, wanted, expected) in cases {
