@@ -65,7 +65,7 @@ impl Kube<'_> {
     /// Whether the API server says that it is ready.
     pub fn check_ready(&self) -> Result<()> {
         let answer = self.0.send(Method::GET, "/readyz", None)?;
-        done(&answer, "asking whether the API server is ready").map(|_| ())
+        done(&answer, "asking whether the API server is ready")
     }
 
     /// All nodes.
@@ -155,7 +155,7 @@ impl Kube<'_> {
 
     fn patch_node(&self, node: &str, patch: &Value) -> Result<()> {
         let answer = self.0.send(Method::PATCH, &format!("{NODES}/{node}"), Some(patch))?;
-        done(&answer, &format!("changing node {node}")).map(|_| ())
+        done(&answer, &format!("changing node {node}"))
     }
 
     /// Evicts a pod where its disruption budget allows it.
@@ -172,7 +172,7 @@ impl Kube<'_> {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::INTERNAL_SERVER_ERROR => {
                 Ok(Evicted::Refused(drain::refusal(&serde_json::from_slice(&answer.body).unwrap_or_default())))
             }
-            _ => done(&answer, &format!("evicting pod {}", pod.key())).map(|_| Evicted::Yes),
+            _ => done(&answer, &format!("evicting pod {}", pod.key())).map(|()| Evicted::Yes),
         }
     }
 
@@ -192,7 +192,7 @@ impl Kube<'_> {
     pub fn create_token(&self, token: &BootstrapToken, node: &str) -> Result<()> {
         let secret = kube::token_secret(token, node, true, LIFE)?;
         let answer = self.0.send(Method::POST, SECRETS, Some(&secret))?;
-        done(&answer, &format!("making the bootstrap token of {node}")).map(|_| ())
+        done(&answer, &format!("making the bootstrap token of {node}"))
     }
 
     /// Takes a token back; one that was used is gone already.
@@ -206,7 +206,7 @@ impl Kube<'_> {
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let object = done(&answer, "reading the roll's journal")?;
+        let object = said(&answer, "reading the roll's journal")?;
         let version: u64 = serde_json::from_str::<Value>(&text(&object["data"]["journal"]))
             .ok()
             .and_then(|journal| journal["version"].as_u64())
@@ -241,7 +241,7 @@ impl Kube<'_> {
         if answer.status == StatusCode::CONFLICT {
             return Err(Overtaken("another `kimg roll` has written the journal; this one ends".into()).into());
         }
-        let object = done(&answer, "writing the roll's journal")?;
+        let object = said(&answer, "writing the roll's journal")?;
         Ok(text(&object["metadata"]["resourceVersion"]))
     }
 
@@ -250,7 +250,7 @@ impl Kube<'_> {
         let answer = self.0.send(Method::GET, &format!("{LEASES}/{NAME}"), None)?;
         let found = match answer.status {
             StatusCode::NOT_FOUND => None,
-            _ => Some(done(&answer, "reading the roll's lock")?),
+            _ => Some(said(&answer, "reading the roll's lock")?),
         };
         let verdict = lock::judge(found.as_ref(), me, first, now);
         if !matches!(verdict, Verdict::Take | Verdict::Mine) {
@@ -281,7 +281,7 @@ impl Kube<'_> {
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(());
         }
-        let lease = done(&answer, "reading the roll's lock")?;
+        let lease = said(&answer, "reading the roll's lock")?;
         if lease["spec"]["holderIdentity"] != me.identity() {
             return Ok(());
         }
@@ -293,26 +293,33 @@ impl Kube<'_> {
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(());
         }
-        done(&answer, &format!("deleting {what}")).map(|_| ())
+        done(&answer, &format!("deleting {what}"))
     }
 
     fn items(&self, path: &str) -> Result<Vec<Value>> {
         let answer = self.0.send(Method::GET, path, None)?;
-        let mut list = done(&answer, &format!("reading {}", path.split('?').next().unwrap_or(path)))?;
+        let what = format!("reading {}", path.split('?').next().unwrap_or(path));
+        let mut list = said(&answer, &what)?;
+        // An answer that is no list must never pass for an empty one: no pods, no claims.
         match list["items"].take() {
             Value::Array(items) => Ok(items),
-            _ => Ok(Vec::new()),
+            _ => bail!("{what}: the API server's answer is no list"),
         }
     }
 }
 
-/// The answer's JSON where the request succeeded.
-fn done(answer: &Answer, what: &str) -> Result<Value> {
+/// Fails where the request did.
+fn done(answer: &Answer, what: &str) -> Result<()> {
     if !answer.status.is_success() {
         bail!("{what}: {}", kube::sentence(answer));
     }
-    // `/readyz` answers with a word.
-    Ok(serde_json::from_slice(&answer.body).unwrap_or_default())
+    Ok(())
+}
+
+/// The answer's JSON where the request succeeded.
+fn said(answer: &Answer, what: &str) -> Result<Value> {
+    done(answer, what)?;
+    serde_json::from_slice(&answer.body).with_context(|| format!("{what}: the API server's answer is not readable"))
 }
 
 fn text(value: &Value) -> String {
