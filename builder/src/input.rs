@@ -1,8 +1,8 @@
 //! What people give kimg: arguments, and files of theirs. A mistake in them ends in exit code 2.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::fs::{File, FileType};
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -61,6 +61,20 @@ pub fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
 pub fn text(path: &Path, limit: u64) -> Result<String> {
     let bytes = bytes(path, limit)?;
     String::from_utf8(bytes).or_else(|_| bad(format!("{} is no text (UTF-8)", path.display())))
+}
+
+/// Asks a question that is answered with yes or no; None: nobody is there to be asked.
+///
+/// # Errors
+/// The answer cannot be read.
+pub fn agreed(question: &str) -> Result<Option<bool>> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
+    Ok(Some(matches!(answer.trim(), "y" | "Y" | "yes")))
 }
 
 /// Checks that a file with a secret is its owner's alone.

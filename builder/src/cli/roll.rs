@@ -24,7 +24,6 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use node_metadata::Role;
 use serde_json::json;
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -356,12 +355,8 @@ fn step_name(step: Step) -> String {
 }
 
 fn confirmed() -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return input::bad("nobody is there to be asked: add --yes, or --dry-run to see the plan only");
+    match input::agreed("Go on?")? {
+        Some(agreed) => Ok(agreed),
+        None => input::bad("nobody is there to be asked: add --yes, or --dry-run to see the plan only"),
     }
-    eprint!("Go on? [y/N] ");
-    std::io::stderr().flush().context("asking")?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use node_api::{Done, path};
 use node_metadata::Role;
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -161,22 +161,13 @@ fn read_snapshot(settings: &Settings, file: &Path) -> Result<Vec<u8>> {
 
 /// Has a master put a snapshot in its store's place, once the user agrees; `what` names it.
 pub(super) fn put_in_place(settings: &Settings, target: &Target, bytes: Vec<u8>, what: &str, yes: bool) -> Result<()> {
-    if !yes && !agreed(what)? {
+    let question = format!("{what} takes the place of everything in the cluster's store. Go on?");
+    if !yes && !input::agreed(&question)?.unwrap_or(false) {
         return input::bad("nothing was changed; --yes says yes in advance");
     }
     let done: Done = block_on(target.client(settings)?.post_bytes(path::STORE_RESTORE, bytes))?;
     println!("{}", done.message);
     Ok(())
-}
-
-fn agreed(what: &str) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Ok(false);
-    }
-    eprint!("{what} takes the place of everything in the cluster's store. Go on? [y/N] ");
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("reading the answer")?;
-    Ok(answer.trim() == "y")
 }
 
 #[cfg(test)]
