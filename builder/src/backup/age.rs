@@ -66,12 +66,18 @@ impl Identity {
     }
 
     /// `AGE-SECRET-KEY-1…`
-    pub fn to_text(&self) -> String {
-        spell(PRIVATE, &self.0).to_uppercase()
+    ///
+    /// # Errors
+    /// It cannot be spelled.
+    pub fn to_text(&self) -> Result<String, AgeError> {
+        Ok(spell(PRIVATE, &self.0)?.to_uppercase())
     }
 
     /// The public half, `age1…`.
-    pub fn recipient(&self) -> String {
+    ///
+    /// # Errors
+    /// It cannot be spelled.
+    pub fn recipient(&self) -> Result<String, AgeError> {
         spell(PUBLIC, &self.public())
     }
 
@@ -167,9 +173,9 @@ fn read_header(identity: &Identity, from: &mut impl BufRead) -> Result<[u8; 16],
     Err(AgeError::BadHeader)
 }
 
-fn spell(hrp: &str, bytes: &[u8]) -> String {
-    // Both names are good, and 32 bytes fit.
-    Hrp::parse(hrp).ok().and_then(|hrp| bech32::encode::<Bech32>(hrp, bytes).ok()).unwrap_or_default()
+fn spell(hrp: &str, bytes: &[u8]) -> Result<String, AgeError> {
+    let hrp = Hrp::parse(hrp).map_err(|_| AgeError::BadKey)?;
+    bech32::encode::<Bech32>(hrp, bytes).map_err(|_| AgeError::BadKey)
 }
 
 fn cipher(key: &[u8; 32]) -> Option<LessSafeKey> {
@@ -192,11 +198,12 @@ mod tests {
     #[test]
     fn keys_are_spelled_as_age_spells_them() {
         let identity = Identity::generate();
-        let text = identity.to_text();
-        assert!(text.starts_with("AGE-SECRET-KEY-1") && identity.recipient().starts_with("age1"));
+        let text = identity.to_text().expect("text");
+        let recipient = identity.recipient().expect("text");
+        assert!(text.starts_with("AGE-SECRET-KEY-1") && recipient.starts_with("age1"));
         let read = Identity::parse(&format!("# made for a test\n\n{text}\n")).expect("key");
         assert_eq!(read.secret(), identity.secret());
-        for bad in ["", "AGE-SECRET-KEY-1", &text[..40], identity.recipient().as_str()] {
+        for bad in ["", "AGE-SECRET-KEY-1", &text[..40], recipient.as_str()] {
             assert!(Identity::parse(bad).is_err(), "{bad}");
         }
     }

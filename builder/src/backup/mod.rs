@@ -50,7 +50,12 @@ pub fn look(settings: &Settings) -> Result<Inventory> {
             Err(error) => inventory.silent.push((node, format!("{error:#}"))),
         }
     }
-    inventory.backups.sort_by(|a, b| b.backup.cmp(&a.backup).then_with(|| a.node.cmp(&b.node)));
+    let now = now_ms();
+    inventory.backups.sort_by(|a, b| {
+        // What a wrong clock has dated ahead is nobody's newest.
+        let ahead = |found: &Found| is_ahead(&found.backup, now);
+        ahead(a).cmp(&ahead(b)).then_with(|| b.backup.cmp(&a.backup)).then_with(|| a.node.cmp(&b.node))
+    });
     Ok(inventory)
 }
 
@@ -105,6 +110,7 @@ pub fn fetch(settings: &Settings, found: &Found) -> Result<Vec<u8>> {
     let path = format!("{}/{}", path::BACKUPS, found.backup.name());
     block_on(client(settings, &found.node)?.text(&path, |piece| {
         sealed.extend_from_slice(piece);
+        anyhow::ensure!(sealed.len() as u64 <= found.backup.bytes, "it is longer than node {} said", found.node);
         Ok(())
     }))?;
     let mut plain = Vec::with_capacity(sealed.len());
@@ -152,11 +158,24 @@ fn words(seconds: u64) -> String {
     }
 }
 
+/// A worker's clock may be a little ahead of this machine's.
+fn is_ahead(backup: &Backup, now_ms: u64) -> bool {
+    backup.taken_unix_ms > now_ms.saturating_add(5 * 60_000)
+}
+
 /// One sentence where the newest backup is missing or older than it should be: three times its period.
 pub fn warning(settings: &Settings, inventory: &Inventory, now_ms: u64) -> Option<String> {
     let Some(newest) = inventory.backups.first() else {
         return Some("no worker keeps a backup of the store; `kimg node --node WORKER logs backup` says why".into());
     };
+    if is_ahead(&newest.backup, now_ms) {
+        return Some(format!(
+            "the only backups of the store bear times that are still to come ({} on {}): that worker's clock was wrong, \
+             or this machine's is",
+            newest.backup.name(),
+            newest.node
+        ));
+    }
     let age = now_ms.saturating_sub(newest.backup.taken_unix_ms) / 1000;
     (age > 3 * settings.backup_every_s).then(|| {
         format!(
@@ -185,6 +204,7 @@ mod tests {
         };
         assert!(warning(&settings, &Inventory::default(), 0).expect("warning").contains("no worker keeps"));
         assert_eq!(warning(&settings, &at(0), 1_800_000), None);
+        assert!(warning(&settings, &at(9_000_000), 0).expect("warning").contains("still to come"));
         assert!(warning(&settings, &at(0), 1_801_000).expect("warning").contains("0-7.age on w) is 30m old"));
     }
 }

@@ -160,9 +160,9 @@ impl Secrets {
                     public.display()
                 ));
             }
-            self.write("backup.key", format!("{}\n", Identity::generate().to_text()).as_bytes())?;
+            self.write("backup.key", format!("{}\n", Identity::generate().to_text()?).as_bytes())?;
         }
-        let recipient = self.backup_key()?.recipient();
+        let recipient = self.backup_key()?.recipient()?;
         if !public.exists() {
             self.write("backup.pub", format!("{recipient}\n").as_bytes())?;
         } else if self.read("backup.pub")?.trim() != recipient {

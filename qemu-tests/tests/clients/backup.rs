@@ -16,8 +16,8 @@ fn read(server: &mut Apiserver) -> Result {
     let identity = Identity::generate();
     let at = |name: &str| server.dir().join(name);
     let (recipient, key, sealed, plain) = (at("backup.pub"), at("backup.key"), at("store.age"), at("store.snapshot"));
-    std::fs::write(&recipient, identity.recipient())?;
-    std::fs::write(&key, identity.to_text())?;
+    std::fs::write(&recipient, identity.recipient()?)?;
+    std::fs::write(&key, identity.to_text()?)?;
     let ask = |server: &Apiserver| -> Result<std::process::Output> {
         Command::new(tools::kubectl(Kubectl::V1_32)?)
             .arg(format!("--kubeconfig={}", server.kubeconfig().display()))
@@ -77,7 +77,7 @@ fn read(server: &mut Apiserver) -> Result {
         let data = vec![7u8; size];
         std::fs::write(&plain, &data)?;
         let theirs = Command::new(tools::age()?)
-            .args(["-r", &identity.recipient()])
+            .args(["-r", &identity.recipient()?])
             .arg(&plain)
             .stderr(Stdio::inherit())
             .output()?;
