@@ -1,8 +1,8 @@
 //! The machines of a cluster's nodes, at whoever runs them. What exists is asked of the provider; there is no file of ours.
 //!
-//! To add a provider: a file here with a type that implements [`Machines`], its constructor in [`of`], and a run of the
-//! roll's tests (`roll/tests.rs`) against it. Images are known by the SHA-256 of the raw disk, which a provider keeps with
-//! the image (its name or a tag) and with each machine made of it.
+//! To add a provider: a file here with a type that implements [`Machines`], and a run of the roll's tests
+//! (`roll/tests.rs`) against it. Images are known by the SHA-256 of the raw disk, which a provider keeps with the image
+//! (its name or a tag) and with each machine made of it.
 //! Where machines cannot be rebuilt in place, [`Machines::rebuild`] deletes one and creates another of its name.
 
 pub mod local;

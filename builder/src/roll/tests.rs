@@ -1,6 +1,6 @@
 //! Whole rolls, on a cluster that is only told of.
 
-use super::api::Kube;
+use super::api::{Api, Kube};
 use super::begin;
 use super::engine::{Book, Engine, Killed};
 use super::fake::Fake;
@@ -8,9 +8,11 @@ use super::journal::{Journal, OnBlocked, Outcome, Rules, Step};
 use super::lock::Holder;
 use super::plan::{self, Plan, Situation, Wish};
 use super::{Clock, RealClock};
+use crate::client::Answer;
 use crate::machines::Machines;
 use anyhow::Result;
-use serde_json::json;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -130,27 +132,31 @@ fn all_workers_are_replaced_and_nobody_notices() {
     check_clean(&fake, "a roll");
 }
 
-/// Ends the process at every point that a roll passes, once at each, and once more in the run after it.
+/// Begins a roll and ends its process at the point of this number; gives the point, or None when the roll came to its end
+/// before.
+fn kill_at(fake: &Fake, number: usize) -> Option<String> {
+    let (passed, hit) = (Cell::new(0), RefCell::new(None));
+    let failpoint = |point: &str| {
+        let here = passed.replace(passed.get() + 1);
+        if here == number {
+            *hit.borrow_mut() = Some(point.to_string());
+            return Err(Killed(point.to_string()).into());
+        }
+        Ok(())
+    };
+    let ended = command(fake, fake.process(), &failpoint, || journal_of(fake, rules()));
+    let point = hit.take();
+    assert_eq!(ended.is_err_and(|error| error.is::<Killed>()), point.is_some());
+    point
+}
+
+/// Ends the process at every point that a roll passes, once at each.
 #[test]
 fn wherever_it_is_killed_it_goes_on() {
     let mut points = Vec::new();
     for number in 0.. {
         let fake = Fake::new(2);
-        let (passed, hit) = (Cell::new(0), RefCell::new(None));
-        let failpoint = |point: &str| {
-            let here = passed.replace(passed.get() + 1);
-            if here == number {
-                *hit.borrow_mut() = Some(point.to_string());
-                return Err(Killed(point.to_string()).into());
-            }
-            Ok(())
-        };
-        let killed = command(&fake, fake.process(), &failpoint, || journal(&fake, &to(&fake, "new"), rules(), false));
-        let Some(point) = hit.take() else {
-            assert!(killed.is_ok());
-            break;
-        };
-        assert!(killed.expect_err("killed").is::<Killed>());
+        let Some(point) = kill_at(&fake, number) else { break };
         // Somebody needs a while to notice, and the machines go on.
         fake.sleep(Duration::from_secs(7));
         let (outcome, journal) = roll(&fake, rules());
@@ -174,18 +180,7 @@ fn wherever_it_is_killed_it_goes_on() {
 fn wherever_it_is_killed_it_goes_back() {
     for number in 0.. {
         let fake = Fake::new(2);
-        let (passed, hit) = (Cell::new(0), RefCell::new(None));
-        let failpoint = |point: &str| {
-            let here = passed.replace(passed.get() + 1);
-            if here == number {
-                *hit.borrow_mut() = Some(point.to_string());
-                return Err(Killed(point.to_string()).into());
-            }
-            Ok(())
-        };
-        let killed = command(&fake, fake.process(), &failpoint, || journal(&fake, &to(&fake, "new"), rules(), false));
-        let Some(point) = hit.take() else { break };
-        assert!(killed.is_err());
+        let Some(point) = kill_at(&fake, number) else { break };
         if Kube(&fake).journal().expect("journal").is_none() {
             continue;
         }
@@ -311,8 +306,10 @@ fn what_others_have_cordoned_stays_so() {
     assert_eq!(cordoned, BTreeMap::from([("m", false), ("w1", false), ("w2", false), ("w3", true)]));
 }
 
-#[test]
-fn data_stays_unless_it_is_given_up() {
+const CLAIM: &str = "/api/v1/namespaces/a/persistentvolumeclaims/db";
+
+/// Binds a claim to a volume of w2.
+fn bind(fake: &Fake) {
     let volume = json!({
         "metadata": {"name": "v"},
         "spec": {
@@ -324,19 +321,59 @@ fn data_stays_unless_it_is_given_up() {
         },
         "status": {"phase": "Bound"},
     });
-    let claim = "/api/v1/namespaces/a/persistentvolumeclaims/db";
+    let claim = json!({"metadata": {"name": "db", "namespace": "a"}});
+    let objects = [("/api/v1/persistentvolumes/v".to_string(), volume), (CLAIM.to_string(), claim)];
+    fake.0.borrow_mut().objects.extend(objects);
+}
+
+#[test]
+fn a_claim_that_is_bound_after_the_plan_was_made_keeps_its_data() {
+    let fake = Fake::new(2);
+    let bound = |point: &str| {
+        if point == "leaving:w2" {
+            bind(&fake);
+        }
+        Ok(())
+    };
+    let (outcome, _) = command(&fake, fake.process(), &bound, || journal_of(&fake, rules())).expect("a roll");
+    assert_eq!((outcome, fake.images()), (Outcome::Done, vec!["new".to_string(), "new".to_string()]));
+    let world = fake.0.borrow();
+    assert_eq!((world.machines["w1"].kept_data, world.machines["w2"].kept_data), (false, true));
+    assert!(world.objects.contains_key(CLAIM));
+}
+
+#[test]
+fn a_kubelet_that_starts_anew_is_no_reason_to_end_its_pods() {
+    // The budget allows no eviction, and the node is not Ready for a while.
+    let fake = Fake::new(2);
+    fake.0.borrow_mut().budget = Some(2);
+    let (begun, away) = (fake.now(), Cell::new(false));
+    let blip = |point: &str| {
+        let lasted = fake.now().duration_since(begun).as_secs();
+        let wanted = point != "locked" && (10..50).contains(&lasted);
+        if wanted != away.replace(wanted) {
+            let ready = if wanted { "False" } else { "True" };
+            fake.change("/api/v1/nodes/w1", |node| node["status"]["conditions"][0]["status"] = json!(ready));
+        }
+        Ok(())
+    };
+    let (outcome, journal) = command(&fake, fake.process(), &blip, || journal_of(&fake, rules())).expect("a roll");
+    assert_eq!((outcome, fake.images()), (Outcome::Stopped, vec!["old".to_string(), "old".to_string()]), "{journal:?}");
+    check_clean(&fake, "a blip");
+}
+
+#[test]
+fn data_stays_unless_it_is_given_up() {
     for (lose, kept) in [(vec![], true), (vec!["a/db".to_string()], false)] {
         let fake = Fake::new(2);
-        let mut objects = BTreeMap::from([("/api/v1/persistentvolumes/v".to_string(), volume.clone())]);
-        objects.insert(claim.to_string(), json!({"metadata": {"name": "db", "namespace": "a"}}));
-        fake.0.borrow_mut().objects.extend(objects);
+        bind(&fake);
         let wish = Wish { lose, ..to(&fake, "new") };
         let begin = || journal(&fake, &wish, rules(), false);
         let (outcome, _) = command(&fake, fake.process(), &never, begin).expect("a roll");
         assert_eq!(outcome, Outcome::Done);
         let world = fake.0.borrow();
         assert_eq!((world.machines["w1"].kept_data, world.machines["w2"].kept_data), (false, kept));
-        assert_eq!(world.objects.contains_key(claim), kept);
+        assert_eq!(world.objects.contains_key(CLAIM), kept);
     }
 }
 
@@ -402,4 +439,19 @@ fn two_do_not_roll_at_a_time() {
     assert!(ended.to_string().contains("has taken the lock"), "{ended}");
     assert_eq!(fake.images(), ["old", "old"]);
     assert_eq!(fake.names(LEASE), ["kimg-roll"], "the lock of the other is its own");
+}
+
+#[test]
+fn an_answer_that_cannot_be_read_is_no_empty_node() {
+    struct Garbled(&'static str);
+    impl Api for Garbled {
+        fn send(&self, _: Method, _: &str, _: Option<&Value>) -> Result<Answer> {
+            Ok(Answer { status: StatusCode::OK, body: self.0.into() })
+        }
+    }
+    for body in ["", "<html>", "{}", r#"{"items": 3}"#] {
+        let garbled = Garbled(body);
+        let kube = Kube(&garbled);
+        assert!(kube.pods_on("w1").is_err() && kube.local_claims().is_err() && kube.nodes().is_err(), "{body:?}");
+    }
 }
