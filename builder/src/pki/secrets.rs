@@ -217,3 +217,25 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     file.persist(path).with_context(|| format!("writing {}", path.display()))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_key_that_is_lost_or_another_is_told() {
+        let dir = tempfile::tempdir().expect("dir");
+        let secrets = Secrets::ensure(&dir.path().join("secrets"), "demo").expect("secrets");
+        let key = secrets.read("backup.key").expect("key");
+        Secrets::ensure(&dir.path().join("secrets"), "demo").expect("the same again");
+        assert_eq!(secrets.read("backup.key").expect("key"), key);
+        std::fs::remove_file(secrets.path("backup.key")).expect("removed");
+        let error = Secrets::ensure(&dir.path().join("secrets"), "demo").expect_err("lost");
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("backup.key is missing"), "{error}");
+        assert!(!secrets.path("backup.key").exists(), "another one was made");
+        let other = Identity::generate().to_text().expect("text");
+        secrets.write("backup.key", other.as_bytes()).expect("written");
+        let error = Secrets::ensure(&dir.path().join("secrets"), "demo").expect_err("another");
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("does not belong to"), "{error}");
+    }
+}

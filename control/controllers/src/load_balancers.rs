@@ -88,13 +88,15 @@ fn plan(services: &[Arc<Service>], addresses: &[String]) -> BTreeMap<Key, Wanted
     };
     let mut sorted: Vec<&Arc<Service>> = services.iter().collect();
     sorted.sort_by_key(|service| age(service));
-    // A NodePort answers at the same addresses.
-    let mut taken: BTreeMap<Port, Key> =
-        services.iter().flat_map(|s| node_ports(s).into_iter().map(|port| (port, Key::of(&**s)))).collect();
+    let mut taken: BTreeMap<Port, Key> = BTreeMap::new();
     let mut out = BTreeMap::new();
     for service in sorted {
         let key = Key::of(&**service);
         let wanted = if is_ours(service) { judge(service, &key, addresses, &mut taken) } else { Wanted::Foreign };
+        // A NodePort answers at the same addresses.
+        for port in node_ports(service) {
+            taken.entry(port).or_insert_with(|| key.clone());
+        }
         out.insert(key, wanted);
     }
     out
@@ -266,6 +268,12 @@ mod tests {
             service("udp", "06", &[], json!({"ports": [{"port": 80, "protocol": "UDP"}]})),
             service("high", "02", &[30_080], json!({})),
             service("kubelet", "00", &[10_250], json!({})),
+            // Its own NodePort, another's that is older, and another's that is younger.
+            service("own", "03", &[], json!({"ports": [{"port": 30_100, "protocol": "TCP", "nodePort": 30_100}]})),
+            service("node", "03", &[], json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30_200}]})),
+            service("late", "04", &[30_200], json!({})),
+            service("early", "01", &[30_300], json!({})),
+            service("later", "09", &[], json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 30_300}]})),
             service("class", "00", &[80], json!({"loadBalancerClass": "metallb"})),
             service("inside", "00", &[80], json!({"type": "ClusterIP"})),
         ];
@@ -275,6 +283,9 @@ mod tests {
         assert_eq!((of("class"), of("inside")), (Wanted::Foreign, Wanted::Foreign));
         let Wanted::Refused(why) = of("younger") else { panic!("{:?}", of("younger")) };
         assert_eq!(why, "port 80/TCP of the workers belongs to Service a/older already");
+        assert_eq!((of("own"), of("early")), (given(), given()));
+        let Wanted::Refused(why) = of("late") else { panic!("{:?}", of("late")) };
+        assert_eq!(why, "port 30200/TCP of the workers belongs to Service a/node already");
         let Wanted::Refused(why) = of("kubelet") else { panic!("{:?}", of("kubelet")) };
         assert!(why.starts_with("port 10250 of a worker is not open"), "{why}");
     }
