@@ -10,6 +10,7 @@ use futures::StreamExt;
 use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::Node;
 use keep::Keep;
+use node_api::Backup;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,7 +70,8 @@ async fn run(flags: Flags) -> Result<()> {
             tracing::warn!("{status}");
         }
         said = status;
-        tokio::time::sleep(if failed { FIRST } else { LOOK.min(every / 2) }).await;
+        let none = failed && keep.list().is_ok_and(|kept| kept.is_empty());
+        tokio::time::sleep(if none { FIRST } else { LOOK.min(every / 2) }).await;
     }
 }
 
@@ -87,20 +89,27 @@ async fn round(client: &kube::Client, keep: &Keep, name: &str, every: Duration) 
     let mut kept = keep.list()?;
     let now = unix_ms();
     if plan::is_due(&kept, now, u64::try_from(every.as_millis()).unwrap_or(u64::MAX)) {
-        kept.push(fetch(client, keep, now).await?);
+        kept.push(fetch(client, keep, &kept, now).await?);
         keep.remove(&plan::outdated(&kept, now))?;
     }
     let newest = kept.iter().max().context("there is no backup yet")?;
     Ok(format!("newest backup: revision {}, {} bytes", newest.revision, newest.bytes))
 }
 
-async fn fetch(client: &kube::Client, keep: &Keep, now: u64) -> Result<node_api::Backup> {
+async fn fetch(client: &kube::Client, keep: &Keep, kept: &[Backup], now: u64) -> Result<Backup> {
     let request = http::Request::get(PATH).body(kube::client::Body::empty()).context("writing the request")?;
     let response = in_time(client.send(request)).await?.context("asking the API server")?;
     let (parts, body) = response.into_parts();
     anyhow::ensure!(parts.status.is_success(), "the API server answers {PATH} with {}", parts.status);
     let number = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let revision = number(REVISION).context("the API server does not say the backup's revision")?;
+    if let Some(older) = plan::older_store(kept, revision, now) {
+        anyhow::bail!(
+            "the store has begun anew (revision {revision}), and {} is of the one before: `kimg backup restore` brings \
+             that back; none is taken until then, or for a week",
+            older.name()
+        );
+    }
     let mut incoming = keep.begin()?;
     let mut pieces = body.into_data_stream();
     while let Some(piece) = in_time(pieces.next()).await? {

@@ -44,6 +44,14 @@ pub fn is_due(kept: &[Backup], now_ms: u64, every_ms: u64) -> bool {
     newest.is_none_or(|taken| now_ms - taken >= every_ms)
 }
 
+/// The copy that speaks against taking one of `revision`: a store's revisions never go back, not even by a restore, so
+/// this is another store, of a master that has lost its own. What could bring that one back must not be crowded out.
+/// After a week it is taken for what somebody wanted.
+pub fn older_store(kept: &[Backup], revision: u64, now_ms: u64) -> Option<&Backup> {
+    let young = |backup: &&Backup| now_ms.saturating_sub(backup.taken_unix_ms) < DAYS * DAY_MS;
+    kept.iter().filter(|backup| backup.revision > revision).filter(young).max_by_key(|backup| backup.revision)
+}
+
 /// The ones that go. Those that seem to come from the future go once there is another.
 pub fn outdated(kept: &[Backup], now_ms: u64) -> Vec<Backup> {
     let (mut sorted, future): (Vec<Backup>, Vec<Backup>) =
@@ -114,6 +122,16 @@ mod tests {
         assert!(is_due(&[at(100, 1), at(50, 1)], 110, 10));
         assert!(is_due(&[at(100, 1)], 99, 10));
         assert!(!is_due(&[at(100, 1), at(95, 1)], 99, 10));
+    }
+
+    #[test]
+    fn a_store_that_begins_anew_does_not_crowd_out_the_one_before() {
+        let kept = [Backup { revision: 500, ..at(10, 1) }, Backup { revision: 700, ..at(20, 1) }];
+        assert_eq!(older_store(&kept, 700, 30), None);
+        assert_eq!(older_store(&kept, 701, 30), None);
+        assert_eq!(older_store(&kept, 3, 30), Some(&kept[1]));
+        assert_eq!(older_store(&kept, 3, 20 + DAYS * DAY_MS), None);
+        assert_eq!(older_store(&[], 3, 30), None);
     }
 
     #[test]

@@ -32,6 +32,8 @@ const REVISION: &str = "kimg-revision";
 const OUTGOING: &str = "outgoing.backup";
 
 const PLACES: usize = 4;
+/// What a backup leaves for the store to grow into.
+const KEPT_FREE: u64 = 64 << 20;
 
 /// Makes backups.
 #[derive(Debug)]
@@ -64,12 +66,12 @@ impl Backup {
             return Err(ApiError::too_many_requests("backups are on their way to others; ask again later", 10));
         };
         let (turn, dir) = (self.turn.clone(), self.dir.clone());
-        // It goes on to its end when the client goes away: two must never write the same file.
+        // It goes on to its end, and keeps its place, when the client goes away: two must never write the same file.
         let made = tokio::spawn(async move {
             let _turn = turn.lock_owned().await;
-            snapshot(store.as_ref(), &dir).await
+            snapshot(store.as_ref(), &dir).await.map(|made| (place, made))
         });
-        let (file, revision) = made.await.map_err(ApiError::internal)?.map_err(ApiError::internal)?;
+        let (place, (file, revision)) = made.await.map_err(ApiError::internal)?.map_err(ApiError::internal)?;
         let size = file.metadata().await.map_err(ApiError::internal)?.len();
         let (head, sealer) = Sealer::start(&self.recipient).map_err(ApiError::internal)?;
         let length = head.len() as u64 + Sealer::sealed_size(size);
@@ -94,12 +96,29 @@ impl Backup {
 async fn snapshot(store: &dyn Store, dir: &Path) -> anyhow::Result<(File, u64)> {
     let path = dir.join(OUTGOING);
     tokio::fs::create_dir_all(dir).await.with_context(|| format!("making {}", dir.display()))?;
+    check_room(dir)?;
     // Of a server that was killed.
     drop(tokio::fs::remove_file(&path).await);
     let revision = store.snapshot(path.clone()).await?;
     let file = File::open(&path).await.with_context(|| format!("opening {}", path.display()))?;
     tokio::fs::remove_file(&path).await.with_context(|| format!("removing {}", path.display()))?;
     Ok((file, revision))
+}
+
+/// The snapshot lies beside the store for a while, which must not be refused a write for it.
+fn check_room(dir: &Path) -> anyhow::Result<()> {
+    let disk = rustix::fs::statvfs(dir).with_context(|| format!("looking at {}", dir.display()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // A snapshot is no larger than the log; of etcd it is not known before.
+    let log = std::fs::metadata(dir.join("store.log")).map_or(0, |meta| meta.len());
+    let needed = log.saturating_add(KEPT_FREE);
+    anyhow::ensure!(
+        free >= needed,
+        "no backup is made: {} MiB are free beside the store, and it needs {}",
+        free >> 20,
+        needed >> 20
+    );
+    Ok(())
 }
 
 /// What is still to be sent.
