@@ -162,43 +162,36 @@ async fn try_join(options: &Options) -> Result<()> {
         }
         _ => {}
     }
-    let missing: Vec<(&str, &str)> = COMPONENTS
-        .into_iter()
-        .filter(|(component, user)| options.pair(component).check(&authorities, user).is_err())
-        .collect();
-    if !missing.is_empty() {
+    let lacks = |(component, user): &(&str, &str)| options.pair(component).check(&authorities, user).is_err();
+    let (optional, needed): (Vec<_>, Vec<_>) =
+        COMPONENTS.into_iter().filter(lacks).partition(|(component, _)| *component == OPTIONAL);
+    if !(optional.is_empty() && needed.is_empty()) {
         let client = crate::client::from_kubeconfig(&options.kubeconfig_dir.join("kubelet.conf")).await?;
-        let asked = missing.iter().copied().filter(|(component, _)| *component != OPTIONAL).map(|(component, user)| {
-            let client = &client;
-            async move {
-                let wish = request::Wish::component(component, user);
-                request::obtain(client, &options.pair(component), &wish)
-                    .await
-                    .map_err(|e| explain_join(e, options))
-                    .with_context(|| format!("certificate of {component}"))
-            }
-        });
-        futures::future::try_join_all(asked).await?;
-        if let Some((component, user)) = missing.iter().find(|(component, _)| *component == OPTIONAL) {
-            let wish = request::Wish::component(component, user);
-            let pair = options.pair(component);
-            let asked = request::obtain(&client, &pair, &wish);
-            if let Ok(Err(error)) | Err(error) = tokio::time::timeout(OPTIONAL_LIMIT, asked)
-                .await
-                .map_err(|_| request::Error::Unreachable(format!("no answer for {} s", OPTIONAL_LIMIT.as_secs())))
-            {
-                let why = explain_join(error, options);
-                tracing::warn!("this node keeps no backups: certificate of {component}: {why:#}");
-            }
-        }
+        let needed = needed.into_iter().map(|(component, user)| ask(&client, options, component, user));
+        let optional = optional.into_iter().map(|(component, user)| try_to_ask(&client, options, component, user));
+        let (asked, _) = tokio::join!(futures::future::try_join_all(needed), futures::future::join_all(optional));
+        asked?;
     }
-    for (component, user) in COMPONENTS {
-        if component == OPTIONAL && options.pair(component).check(&authorities, user).is_err() {
-            continue;
-        }
+    for (component, _) in COMPONENTS.into_iter().filter(|wanted| !lacks(wanted)) {
         files::write_kubeconfig(options, component, &options.pair(component))?;
     }
     Ok(())
+}
+
+/// Comes to the certificate of a component.
+async fn ask(client: &kube::Client, options: &Options, component: &str, user: &str) -> Result<()> {
+    let wish = request::Wish::component(component, user);
+    let obtained = request::obtain(client, &options.pair(component), &wish).await;
+    obtained.map_err(|error| explain_join(error, options)).with_context(|| format!("certificate of {component}"))
+}
+
+/// Comes to the certificate of a component that the node works without.
+async fn try_to_ask(client: &kube::Client, options: &Options, component: &str, user: &str) {
+    let asked = tokio::time::timeout(OPTIONAL_LIMIT, ask(client, options, component, user)).await;
+    let no_answer = |_| Err(anyhow::anyhow!("no answer for {} s", OPTIONAL_LIMIT.as_secs()));
+    if let Err(why) = asked.unwrap_or_else(no_answer) {
+        tracing::warn!("this node works without {component}: {why:#}");
+    }
 }
 
 fn read_token(options: &Options) -> Result<String> {

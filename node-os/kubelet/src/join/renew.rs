@@ -1,9 +1,9 @@
 //! Renewal of a node's certificates by the kubelet, and its serving certificate, which needs the
 //! Node object and therefore comes after the join.
 
-use super::files::Authorities;
+use super::files::{self, Authorities};
 use super::request::{self, Wish};
-use super::{COMPONENTS, Options};
+use super::{COMPONENTS, OPTIONAL, Options};
 use crate::kubelet::Kubelet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,19 @@ pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
             if let Some(reason) = due(&options, component, &wish) {
                 tracing::info!("asking for a certificate of {component}: {reason}");
                 match request::obtain(&kubelet.api, &options.pair(component), &wish).await {
-                    Ok(()) => tracing::info!("certificate of {component} is new"),
+                    Ok(()) => {
+                        tracing::info!("certificate of {component} is new");
+                        // The join wrote no kubeconfig where it came to no certificate.
+                        if component == OPTIONAL
+                            && let Err(error) = files::write_kubeconfig(&options, component, &options.pair(component))
+                        {
+                            tracing::warn!("kubeconfig of {component}: {error:#}");
+                        }
+                    }
+                    // The master may be older than the component: no reason to hurry.
+                    Err(error) if component == OPTIONAL => {
+                        tracing::warn!("this node works without {component}: {error}; trying again in {PERIOD:?}");
+                    }
                     Err(error) => {
                         fine = false;
                         // A node that has just joined is not known to everybody at once.
