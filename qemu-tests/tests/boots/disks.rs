@@ -207,18 +207,25 @@ fn flip(disk: &Path, damage: &Damage) -> Result {
     let file = File::options().read(true).write(true).open(disk).context("opening the disk")?;
     let table = table_of(&file)?;
     let partition = table.partition(damage.partition).with_context(|| format!("no partition {}", damage.partition))?;
+    let start = partition.first * gpt::SECTOR;
+    let end = if damage.step == 0 { damage.first + 1 } else { end_of_files(&file, start)? };
     let mut offset = damage.first;
-    while offset < partition.sectors * gpt::SECTOR {
-        let at = partition.first * gpt::SECTOR + offset;
+    while offset < end {
+        let at = start + offset;
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).context("reading a byte")?;
         file.write_all_at(&[byte[0] ^ 0b100], at).context("flipping a bit")?;
-        if damage.step == 0 {
-            break;
-        }
-        offset += damage.step;
+        offset += damage.step.max(1);
     }
     Ok(())
+}
+
+/// Bytes of a squashfs that hold the contents of files. Its inodes are behind them, of which the mount itself reads
+/// one (`inode_table_start` of the superblock, Documentation/filesystems/squashfs.rst).
+fn end_of_files(disk: &File, start: u64) -> Result<u64> {
+    let mut inode_table = [0; 8];
+    disk.read_exact_at(&mut inode_table, start + 64).context("reading the superblock")?;
+    Ok(u64::from_le_bytes(inode_table))
 }
 
 /// The disk's partition table.
