@@ -11,7 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls::{CipherSuite, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
@@ -72,7 +72,10 @@ impl ClientCertVerifier for AnyClient {
 
 /// The serving certificate as the files have it now.
 pub fn tls(config: &Config) -> anyhow::Result<Arc<rustls::ServerConfig>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut provider = rustls::crypto::ring::default_provider();
+    // The cheapest one first, as Go's servers have it (crypto/tls, `defaultCipherSuitesTLS13`).
+    provider.cipher_suites.sort_by_key(|known| known.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let provider = Arc::new(provider);
     let chain: Vec<_> = CertificateDer::pem_file_iter(&config.tls_cert_file)
         .and_then(Iterator::collect)
         .with_context(|| format!("reading --tls-cert-file {}", config.tls_cert_file.display()))?;
@@ -90,6 +93,7 @@ pub fn tls(config: &Config) -> anyhow::Result<Arc<rustls::ServerConfig>> {
             )
         })?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    tls.ignore_client_order = true;
     Ok(Arc::new(tls))
 }
 

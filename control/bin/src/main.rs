@@ -16,8 +16,11 @@ const COMPONENTS: [(&str, Main); 3] = [
 
 /// What makes the C library's allocator give memory back: few arenas, and large buffers in
 /// maps of their own.  It reads them at its start only.
-const ALLOCATOR: [(&str, &str); 3] =
-    [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "131072"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
+const ALLOCATOR: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
+/// Bytes at the heap's end that are kept for the next allocation.
+const TRIM: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "131072");
+/// The API server keeps more: with little, half of what a list costs went to page faults.
+const TRIM_OF_SERVER: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "4194304");
 
 fn component(name: &OsStr) -> Option<Main> {
     let name = Path::new(name).file_name()?;
@@ -32,7 +35,9 @@ fn tune(args: &[OsString]) {
     if std::env::var_os(ALLOCATOR[0].0).is_some() {
         return;
     }
-    let error = Command::new("/proc/self/exe").arg0(name).args(rest).envs(ALLOCATOR).exec();
+    let is_server = |arg: &OsString| Path::new(arg).file_name() == Some(OsStr::new(COMPONENTS[0].0));
+    let trim = if args.iter().take(2).any(is_server) { TRIM_OF_SERVER } else { TRIM };
+    let error = Command::new("/proc/self/exe").arg0(name).args(rest).envs(ALLOCATOR).envs([trim]).exec();
     eprintln!("running with more memory than needed: {error}");
 }
 

@@ -202,8 +202,37 @@ pub fn parse_yaml(body: &[u8]) -> Result<Parsed, String> {
     let Some(de) = documents.next() else {
         return Err("error converting YAML to JSON: the body is empty".into());
     };
-    let value = Seed(&mut context).deserialize(de).map_err(|e| format!("error converting YAML to JSON: {e}"))?;
+    let mut value = Seed(&mut context).deserialize(de).map_err(|e| format!("error converting YAML to JSON: {e}"))?;
+    merge(&mut value)?;
     Ok(Parsed { value, duplicates: context.duplicates })
+}
+
+/// Puts what stands at a map's key `<<` into the map, which keeps what it has itself
+/// (<https://yaml.org/type/merge.html>; go-yaml does it, too).
+fn merge(value: &mut Value) -> Result<(), String> {
+    match value {
+        Value::Array(items) => items.iter_mut().try_for_each(merge),
+        Value::Object(map) => {
+            map.values_mut().try_for_each(merge)?;
+            let sources = match map.remove("<<") {
+                None => return Ok(()),
+                Some(Value::Array(sources)) => sources,
+                Some(source) => vec![source],
+            };
+            for source in sources {
+                let Value::Object(source) = source else {
+                    return Err(
+                        "error converting YAML to JSON: map merge requires map or sequence of maps as the value".into(),
+                    );
+                };
+                for (key, value) in source {
+                    map.entry(key).or_insert(value);
+                }
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -225,6 +254,18 @@ mod tests {
         let p = parse_yaml(b"a: 1\nb:\n- c: 'x'\n  d: true\n").unwrap();
         assert_eq!(p.value, json!({"a": 1, "b": [{"c": "x", "d": true}]}));
         assert_eq!(parse_yaml(b" {\"a\":1}").unwrap().value, json!({"a": 1}));
+    }
+
+    #[test]
+    fn yaml_merges_maps() {
+        let text = b"base: &b {a: 1, deep: {x: 1}}\nother: &o {c: 3}\n\
+            one: {<<: *b, a: 2}\nboth:\n- <<: [*o, *b]\n  d: 4\n";
+        let value = parse_yaml(text).unwrap().value;
+        assert_eq!(value["one"], json!({"a": 2, "deep": {"x": 1}}));
+        assert_eq!(value["both"], json!([{"a": 1, "deep": {"x": 1}, "c": 3, "d": 4}]));
+        assert!(parse_yaml(b"a: {<<: 5}").unwrap_err().contains("map merge requires"));
+        // JSON knows nothing of it.
+        assert_eq!(parse_yaml(br#"{"<<": 5}"#).unwrap().value, json!({"<<": 5}));
     }
 
     #[test]

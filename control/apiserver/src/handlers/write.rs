@@ -321,7 +321,30 @@ pub(super) async fn mutate(scope: &Scope<'_>, at: Attributes<'_>, new: &mut Valu
     let mut warnings = Vec::new();
     let done = scope.state.admission.mutate(at, new, old, &mut warnings).await;
     warnings.into_iter().for_each(|w| scope.warn(w));
+    let twice = without_repeated_owners(new);
+    if !twice.is_empty() {
+        scope.warn(format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and \
+             may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: [{}]",
+            twice.join(" ")
+        ));
+    }
     done
+}
+
+/// Takes out the owners that stand there once more; gives their UIDs (upstream's `dedupOwnerReferencesAndAddWarning`).
+fn without_repeated_owners(object: &mut Value) -> Vec<String> {
+    if meta::owners(object).len() < 2 {
+        return Vec::new();
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    let (once, twice): (Vec<_>, Vec<_>) =
+        meta::owners(object).iter().cloned().partition(|owner| seen.insert(owner.to_string()));
+    let twice: Vec<String> = twice.iter().map(|owner| owner["uid"].as_str().unwrap_or_default().to_owned()).collect();
+    if !twice.is_empty() {
+        meta::metadata_mut(object).insert("ownerReferences".into(), once.into());
+    }
+    twice
 }
 
 /// The one place where validating admission is called.

@@ -72,6 +72,20 @@ async fn options_that_mean_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_stands_once() {
+    let cluster = Cluster::start().await;
+    let owner = |uid: &str| json!({"apiVersion": "v1", "kind": "Node", "name": "n", "uid": uid});
+    let owned = |owners: &[Value]| json!({"metadata": {"name": "owned", "ownerReferences": owners}});
+    let made = cluster.post(MAPS, owned(&[owner("u1"), owner("u2"), owner("u1")])).await;
+    let said = warnings(&made);
+    assert!(said.len() == 1 && said[0].ends_with("duplicate UID(s) observed: [u1]\""), "{said:?}");
+    assert_eq!(made.expect(201)["metadata"]["ownerReferences"], json!([owner("u1"), owner("u2")]));
+    let changed = cluster.put(&format!("{MAPS}/owned"), &owned(&[owner("u2"), owner("u2")])).await;
+    assert_eq!(warnings(&changed).len(), 1);
+    assert_eq!(changed.expect(200)["metadata"]["ownerReferences"], json!([owner("u2")]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_unknown_fields_make_few_warnings() {
     let cluster = Cluster::start().await;
     let body = |name: &str| {
