@@ -56,6 +56,8 @@ const LONG: &[&str] = &[
     "a_scaleway_instance_wakes_up_and_joins",
     "an_exoscale_instance_wakes_up_and_joins",
     "a_google_machine_wakes_up_and_joins",
+    "an_openstack_server_without_ipv4_metadata_wakes_up_and_joins",
+    "a_hetzner_server_without_ipv4_metadata_wakes_up_and_joins",
 ];
 
 fn main() -> ExitCode {

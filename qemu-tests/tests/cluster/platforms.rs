@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use qemu_tests::cluster::run_in;
 use qemu_tests::guest::{Guest, Lan, Platform};
 use qemu_tests::{Cluster, Result, wait};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::net::Ipv4Addr;
 
 pub(crate) const TESTS: &[super::Test] = &[
@@ -22,6 +22,8 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("a_scaleway_instance_wakes_up_and_joins", scaleway),
     ("an_exoscale_instance_wakes_up_and_joins", exoscale),
     ("a_google_machine_wakes_up_and_joins", gcp),
+    ("an_openstack_server_without_ipv4_metadata_wakes_up_and_joins", openstack_over_ipv6),
+    ("a_hetzner_server_without_ipv4_metadata_wakes_up_and_joins", hetzner_over_ipv6),
 ];
 
 const SPARE: u8 = 2;
@@ -73,6 +75,19 @@ fn compare(node: &Value, wanted: &Wanted) -> Result {
 
 /// The server is asked over the link, before there is an address, and has too much to do at first.
 fn hetzner(cluster: &Cluster) -> Result {
+    let mut documents = hetzner_documents(cluster)?.to_vec();
+    documents.push(("busy", "2".to_owned()));
+    joins(cluster, Platform::new(HETZNER), &documents, &HETZNER_NODE)
+}
+
+const HETZNER: &str = "manufacturer=Hetzner,serial=4711";
+const HETZNER_NODE: Wanted = Wanted {
+    provider_id: "hcloud://4711",
+    labels: &[("topology.kubernetes.io/region", "fsn1"), ("topology.kubernetes.io/zone", "fsn1-dc14")],
+    external: Some("203.0.113.7"),
+};
+
+fn hetzner_documents(cluster: &Cluster) -> Result<[(&'static str, String); 2]> {
     let [lan, nat] = Guest::macs(cluster, SPARE)?;
     let metadata = format!(
         "instance-id: 4711\nhostname: {GUEST}\navailability-zone: fsn1-dc14\nregion: eu-central\n\
@@ -80,17 +95,10 @@ fn hetzner(cluster: &Cluster) -> Result {
          - {{type: physical, name: eth0, mac_address: '{nat}', subnets: [{{type: dhcp, ipv4: true}}]}}\n  \
          - {{type: physical, name: eth1, mac_address: '{lan}', subnets: [{{type: static, address: {GUEST_ADDRESS}/24}}]}}\n"
     );
-    let documents = [
-        ("metadata", metadata),
-        ("userdata", good_user_data(GUEST, &token(cluster, GUEST, 600)?)),
-        ("busy", "2".to_owned()),
-    ];
-    let wanted = Wanted {
-        provider_id: "hcloud://4711",
-        labels: &[("topology.kubernetes.io/region", "fsn1"), ("topology.kubernetes.io/zone", "fsn1-dc14")],
-        external: Some("203.0.113.7"),
-    };
-    joins(cluster, Platform::new("manufacturer=Hetzner,serial=4711"), &documents, &wanted)
+    Ok([
+        ("hetzner/v1/metadata", metadata),
+        ("hetzner/v1/userdata", good_user_data(GUEST, &token(cluster, GUEST, 600)?)),
+    ])
 }
 
 /// No DHCP: the metadata give every address.
@@ -264,9 +272,25 @@ fn azure(cluster: &Cluster) -> Result {
 }
 
 fn openstack(cluster: &Cluster) -> Result {
+    let mut documents = openstack_documents(cluster)?.to_vec();
+    documents.extend([
+        ("latest/meta-data/public-ipv4", "198.51.100.7".to_owned()),
+        ("latest/meta-data/instance-type", "m1.small".to_owned()),
+    ]);
+    let wanted = Wanted {
+        provider_id: OPENSTACK_ID,
+        labels: &[("topology.kubernetes.io/zone", "nova"), ("node.kubernetes.io/instance-type", "m1.small")],
+        external: Some("198.51.100.7"),
+    };
+    joins(cluster, Platform::new(OPENSTACK), &documents, &wanted)
+}
+
+const OPENSTACK: &str = "product=OpenStack Nova,uuid=83679162-1378-4288-a2d4-70e13ec132aa";
+const OPENSTACK_ID: &str = "openstack:///83679162-1378-4288-a2d4-70e13ec132aa";
+
+fn openstack_documents(cluster: &Cluster) -> Result<[(&'static str, String); 3]> {
     let [lan, nat] = Guest::macs(cluster, SPARE)?;
-    let uuid = "83679162-1378-4288-a2d4-70e13ec132aa";
-    let meta = serde_json::json!({"uuid": uuid, "hostname": format!("{GUEST}.novalocal"), "name": GUEST,
+    let meta = serde_json::json!({"uuid": "83679162-1378-4288-a2d4-70e13ec132aa", "hostname": format!("{GUEST}.novalocal"), "name": GUEST,
         "availability_zone": "nova", "meta": {}});
     let network = serde_json::json!({
         "links": [{"id": "tap0", "type": "ovs", "mtu": 1442, "ethernet_mac_address": nat},
@@ -276,19 +300,11 @@ fn openstack(cluster: &Cluster) -> Result {
                 "netmask": "255.255.255.0", "routes": []}],
         "services": [],
     });
-    let documents = [
+    Ok([
         ("openstack/latest/meta_data.json", meta.to_string()),
         ("openstack/latest/network_data.json", network.to_string()),
         ("openstack/latest/user_data", good_user_data(GUEST, &token(cluster, GUEST, 600)?)),
-        ("latest/meta-data/public-ipv4", "198.51.100.7".to_owned()),
-        ("latest/meta-data/instance-type", "m1.small".to_owned()),
-    ];
-    let wanted = Wanted {
-        provider_id: "openstack:///83679162-1378-4288-a2d4-70e13ec132aa",
-        labels: &[("topology.kubernetes.io/zone", "nova"), ("node.kubernetes.io/instance-type", "m1.small")],
-        external: Some("198.51.100.7"),
-    };
-    joins(cluster, Platform::new(&format!("product=OpenStack Nova,uuid={uuid}")), &documents, &wanted)
+    ])
 }
 
 /// One card: public by DHCP, the private address beside it. Nothing without a token.
@@ -393,4 +409,48 @@ fn gcp(cluster: &Cluster) -> Result {
     };
     let smbios = "product=Google Compute Engine,serial=GoogleCloud-F7E0";
     joins(cluster, Platform { lan: Lan::Dhcp(GUEST_ADDRESS), ..Platform::new(smbios) }, &documents, &wanted)
+}
+
+fn openstack_over_ipv6(cluster: &Cluster) -> Result {
+    let wanted =
+        Wanted { provider_id: OPENSTACK_ID, labels: &[("topology.kubernetes.io/zone", "nova")], external: None };
+    joins_over_ipv6(cluster, OPENSTACK, &openstack_documents(cluster)?, &wanted)
+}
+
+fn hetzner_over_ipv6(cluster: &Cluster) -> Result {
+    joins_over_ipv6(cluster, HETZNER, &hetzner_documents(cluster)?, &HETZNER_NODE)
+}
+
+/// The metadata server is on the switch at fe80::a9fe:a9fe, and nothing at 169.254.169.254: QEMU's user network
+/// hands nothing to a server of ours in IPv6, so a worker has the address and the server for as long as it takes.
+fn joins_over_ipv6(cluster: &Cluster, system: &str, documents: &[(&str, String)], wanted: &Wanted) -> Result {
+    let secret = serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "metadata"},
+        "stringData": documents.iter().enumerate().map(|(n, (_, text))| (format!("d{n}"), text)).collect::<Map<_, _>>()});
+    let items: Vec<Value> = documents
+        .iter()
+        .enumerate()
+        .map(|(n, (path, _))| serde_json::json!({"key": format!("d{n}"), "path": path}))
+        .collect();
+    let serve = "dev=$(ip -o -4 address | grep ' 10.77.0.' | cut -d' ' -f2) && \
+        ip address add fe80::a9fe:a9fe/64 dev $dev nodad && \
+        trap \"ip address del fe80::a9fe:a9fe/64 dev $dev; exit\" TERM && \
+        { httpd -f -p [fe80::a9fe:a9fe%$dev]:80 -h /documents & wait; }";
+    let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "metadata"}, "spec": {
+        "nodeName": "worker-1", "hostNetwork": true, "terminationGracePeriodSeconds": 5,
+        "containers": [{"name": "main", "image": "localhost/kimg/toolbox:latest", "imagePullPolicy": "IfNotPresent",
+            "securityContext": {"privileged": true}, "command": ["sh", "-ec", serve],
+            "volumeMounts": [{"name": "documents", "mountPath": "/documents"}]}],
+        "volumes": [{"name": "documents", "secret": {"secretName": "metadata", "items": items}}]}});
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [secret, pod]});
+    cluster.apply(&list.to_string())?;
+    let outcome = cluster
+        .k(&["wait", "--for=condition=Ready", "pod/metadata", "--timeout=60s"])
+        .map(drop)
+        .and_then(|()| {
+            let platform = Platform { server: Ipv4Addr::new(169, 254, 42, 42), ..Platform::new(system) };
+            joins(cluster, platform, &[], wanted)
+        })
+        .with_context(|| format!("the server says: {:?}", cluster.k(&["logs", "metadata"])));
+    cluster.k(&["delete", "pod/metadata", "secret/metadata", "--wait"])?;
+    outcome
 }
