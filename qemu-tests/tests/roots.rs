@@ -1,5 +1,5 @@
-//! One input, built in a bookworm and in a trixie: by two users, in two folders, locales, time zones, umasks and numbers
-//! of cores. diffoscope finds nothing. Of the host, the builds have the kernel and its clock.
+//! One input, built in a bookworm and in a trixie: by two users, in two folders, locales, time zones, years, umasks and
+//! numbers of cores. diffoscope finds nothing. Of the host, the builds have the kernel.
 //!
 //! Needs root, a mirror and what `make build` leaves; without one of the first two it is skipped, and counted as ignored.
 
@@ -10,7 +10,7 @@ use qemu_tests::cluster::run_in;
 use qemu_tests::debian::Debian;
 use qemu_tests::tools::{kimg, workspace};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 const CLUSTER: &str = "name = \"roots\"\nsecrets = \"plain\"\n\
     nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
@@ -27,12 +27,18 @@ struct Builder {
     environment: &'static str,
     /// Comes before the program.
     cores: &'static str,
+    program: &'static str,
 }
+
+/// faketime tells another year by preloading a library, which a static program does not do.
+const DYNAMIC: &str = "kimg-dynamic";
+const LATER: &str = "faketime @1935619200";
 
 fn main() -> ExitCode {
     let run = || {
-        let made = Debian::with("bookworm", "bookworm", &["locales"])
-            .and_then(|bookworm| Ok((bookworm, Debian::with("trixie", "trixie", &["diffoscope-minimal"])?)));
+        let made = Debian::with("bookworm", "bookworm", &["locales"]).and_then(|bookworm| {
+            Ok((bookworm, Debian::with("trixie", "trixie", &["diffoscope-minimal", "faketime"])?))
+        });
         match made {
             Err(error) => Ok(Completion::ignored_with(format!("{error:#}"))),
             Ok((bookworm, trixie)) => {
@@ -60,6 +66,9 @@ fn diffoscope_finds_nothing(bookworm: Debian, trixie: Debian) -> Result {
         let copied = std::fs::copy(own.with_file_name(name), dir.join("programs").join(name));
         copied.with_context(|| format!("copying {name}"))?;
     }
+    dynamic(&dir.join("programs").join(DYNAMIC))?;
+    let year = trixie.run("sh").args(["-c", &format!("{LATER} date +%Y")]).output().context("asking for the year")?;
+    ensure!(year.stdout == b"2031\n", "faketime says {:?}", String::from_utf8_lossy(&year.stdout));
     host(&["lock"])?;
     host(&["pki", "init"])?;
     host(&["cache", "export", "bundle.tar"])?;
@@ -73,6 +82,7 @@ fn diffoscope_finds_nothing(bookworm: Debian, trixie: Debian) -> Result {
         umask: "022",
         environment: "LC_ALL=tr_TR.UTF-8 TZ=America/St_Johns",
         cores: "taskset 1",
+        program: "kimg",
     };
     let other = Builder {
         debian: trixie.clone(),
@@ -81,7 +91,8 @@ fn diffoscope_finds_nothing(bookworm: Debian, trixie: Debian) -> Result {
         uid: "4321",
         umask: "077",
         environment: "LC_ALL=C TZ=Asia/Tokyo SOURCE_DATE_EPOCH=5",
-        cores: "",
+        cores: LATER,
+        program: DYNAMIC,
     };
     one.build(&dir)?;
     other.build(&dir)?;
@@ -110,6 +121,21 @@ fn diffoscope_finds_nothing(bookworm: Debian, trixie: Debian) -> Result {
     Ok(())
 }
 
+/// Builds `kimg` once more, with the C library as a shared object.
+fn dynamic(to: &Path) -> Result {
+    let target = workspace().join("target/dynamic");
+    let status = Command::new("cargo")
+        .args(["build", "--quiet", "--package", "kimg", "--bin", "kimg"])
+        .current_dir(workspace())
+        .env("RUSTFLAGS", "-Ctarget-feature=-crt-static")
+        .env("CARGO_TARGET_DIR", &target)
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "kimg does not build with a shared C library");
+    std::fs::copy(target.join("x86_64-unknown-linux-gnu/debug/kimg"), to).context("copying kimg")?;
+    Ok(())
+}
+
 impl Builder {
     fn build(&self, from: &Path) -> Result {
         let root = &self.debian.root;
@@ -125,10 +151,10 @@ impl Builder {
         for file in ["cluster.toml", "kimg.lock", "bundle.tar"] {
             std::fs::copy(from.join(file), folder.join(file)).with_context(|| format!("copying {file}"))?;
         }
-        let Builder { folder, home, uid, umask, environment, cores, .. } = self;
+        let Builder { folder, home, uid, umask, environment, cores, program, .. } = self;
         let script = format!(
             "set -e; chown -R {uid}:{uid} '/{folder}' '/{home}'; chmod 700 '/{folder}/secrets'; cd '/{folder}'; umask {umask}; \
-             user=\"setpriv --reuid {uid} --regid {uid} --clear-groups env -i PATH=/usr/bin:/bin HOME=/{home} {environment} {cores} /opt/kimg/kimg\"; \
+             user=\"setpriv --reuid {uid} --regid {uid} --clear-groups env -i PATH=/usr/bin:/bin HOME=/{home} {environment} {cores} /opt/kimg/{program}\"; \
              $user cache import bundle.tar; $user build all; rm bundle.tar"
         );
         let output = self.debian.run("sh").args(["-c", &script]).output().context("entering the root")?;

@@ -425,7 +425,7 @@ fn hetzner_over_ipv6(cluster: &Cluster) -> Result {
 /// hands nothing to a server of ours in IPv6, so a worker has the address and the server for as long as it takes.
 fn joins_over_ipv6(cluster: &Cluster, system: &str, documents: &[(&str, String)], wanted: &Wanted) -> Result {
     let secret = serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "metadata"},
-        "stringData": documents.iter().enumerate().map(|(n, (_, text))| (format!("d{n}"), text)).collect::<Map<_, _>>()});
+        "stringData": documents.iter().enumerate().map(|(n, (_, text))| (format!("d{n}"), Value::from(text.as_str()))).collect::<Map<_, _>>()});
     let items: Vec<Value> = documents
         .iter()
         .enumerate()
