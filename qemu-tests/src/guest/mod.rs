@@ -30,6 +30,8 @@ pub struct Platform<'a> {
     pub chassis: Option<&'a str>,
     /// Where its metadata server is; DHCP gives the card beside it an address of the same /24.
     pub server: Ipv4Addr,
+    /// Whether the card beside it leads to the world, by this machine's network.
+    pub routed: bool,
     /// What is on the cable to the switch.
     pub lan: Lan,
 }
@@ -48,7 +50,7 @@ pub enum Lan {
 impl<'a> Platform<'a> {
     /// One that its system's strings tell.
     pub fn new(system: &'a str) -> Platform<'a> {
-        Platform { system, chassis: None, server: Ipv4Addr::new(169, 254, 169, 254), lan: Lan::Plain }
+        Platform { system, chassis: None, server: Ipv4Addr::new(169, 254, 169, 254), routed: true, lan: Lan::Plain }
     }
 }
 
@@ -256,7 +258,9 @@ fn with_metadata_server(mut arguments: Vec<String>, name: &str, platform: Platfo
     change(&mut arguments, "serial=ds=nocloud", platform.system)?;
     let [a, b, c, _] = platform.server.octets();
     let server = format!("guestfwd=tcp:{}:80-cmd:/bin/sh {name}/server.sh", platform.server);
-    change(&mut arguments, "user,id=nat", &format!("user,id=nat,net={a}.{b}.{c}.0/24,{server}"))?;
+    let restrict = if platform.routed { "off" } else { "on" };
+    let net = format!("user,id=nat,restrict={restrict},net={a}.{b}.{c}.0/24,{server}");
+    change(&mut arguments, "user,id=nat", &net)?;
     let beside = match platform.lan {
         Lan::Plain => None,
         Lan::Dhcp(address) => {

@@ -432,7 +432,7 @@ fn joins_over_ipv6(cluster: &Cluster, system: &str, documents: &[(&str, String)]
         .map(|(n, (path, _))| serde_json::json!({"key": format!("d{n}"), "path": path}))
         .collect();
     let serve = "dev=$(ip -o -4 address | grep ' 10.77.0.' | cut -d' ' -f2) && \
-        ip address add fe80::a9fe:a9fe/64 dev $dev nodad && \
+        ip address add fe80::a9fe:a9fe/64 dev $dev && sleep 3 && \
         trap \"ip address del fe80::a9fe:a9fe/64 dev $dev; exit\" TERM && \
         { httpd -f -p [fe80::a9fe:a9fe%$dev]:80 -h /documents & wait; }";
     let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "metadata"}, "spec": {
@@ -447,7 +447,7 @@ fn joins_over_ipv6(cluster: &Cluster, system: &str, documents: &[(&str, String)]
         .k(&["wait", "--for=condition=Ready", "pod/metadata", "--timeout=60s"])
         .map(drop)
         .and_then(|()| {
-            let platform = Platform { server: Ipv4Addr::new(169, 254, 42, 42), ..Platform::new(system) };
+            let platform = Platform { server: Ipv4Addr::new(169, 254, 42, 42), routed: false, ..Platform::new(system) };
             joins(cluster, platform, &[], wanted)
         })
         .with_context(|| format!("the server says: {:?}", cluster.k(&["logs", "metadata"])));
