@@ -273,15 +273,15 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The built-in kinds alone.
+    /// The built-in kinds and those of `metrics.k8s.io`.
     pub fn builtin() -> Registry {
         Registry::with_custom(&[])
     }
 
-    /// The built-in kinds and these; a custom kind never hides a built-in one.
+    /// The built-in kinds, those of `metrics.k8s.io`, and these; a custom kind never hides another.
     pub fn with_custom(custom: &[Arc<Kind>]) -> Registry {
         let mut r = Registry { kinds: Vec::new(), by_resource: HashMap::new(), by_kind: HashMap::new() };
-        for k in builtin().iter().chain(custom) {
+        for k in builtin().iter().chain(crate::usage::kinds()).chain(custom) {
             let resource = (k.group.clone(), k.version.clone(), k.plural.clone());
             if r.by_resource.contains_key(&resource) {
                 continue;

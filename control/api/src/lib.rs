@@ -40,4 +40,5 @@ pub mod selector;
 pub mod status;
 pub mod table;
 pub mod time;
+pub mod usage;
 pub mod validation;

@@ -39,6 +39,7 @@ pub mod strategy;
 pub mod streaming;
 mod table;
 mod torture;
+pub mod usage;
 pub mod versions;
 
 pub use config::Config;

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::offload::Offload;
 use crate::registry::Registry;
 use crate::streaming::Streaming;
+use crate::usage::Usages;
 
 /// The kinds that CustomResourceDefinitions make.
 #[derive(Debug, Default)]
@@ -35,6 +36,7 @@ pub struct AppState {
     pub audit: Audit,
     pub(crate) backup: Option<Backup>,
     pub streaming: Streaming,
+    pub(crate) usages: Usages,
     pub metrics: Metrics,
     pub(crate) offload: Offload,
     /// Places for reading and for writing requests.
@@ -62,6 +64,7 @@ impl AppState {
             audit: Audit::new(&config)?,
             backup: Backup::new(&config)?,
             streaming: Streaming::new(&config)?,
+            usages: Usages::default(),
             metrics: Metrics::default(),
             offload: Offload::default(),
             places: (

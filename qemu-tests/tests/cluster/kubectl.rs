@@ -10,6 +10,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("exec_attach_and_cp_work_with_both", streams),
     ("port_forward_works_with_both", port_forward),
     ("logs_follow_with_both", logs),
+    ("top_shows_what_nodes_and_pods_use_with_both", top),
     ("rollouts_go_forward_and_back", rollouts),
     ("what_is_owned_goes_with_its_owner_and_its_namespace", deletions),
     ("debug_adds_a_container_and_makes_a_node_pod", debug),
@@ -228,6 +229,62 @@ fn deletions(cluster: &Cluster) -> Result {
     let left = k(&["get", "configmaps", "-o", "name"])?;
     ensure!(!left.contains("/c"), "the namespace left {left}");
     k(&["delete", "namespace", "owned", "--wait=false"]).map(|_| ())
+}
+
+/// A pod that would take a whole cpu, and gets a fifth of one.
+const BUSY: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: busy, namespace: top, labels: {app: busy}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: localhost/kimg/toolbox:latest
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'while true; do :; done']
+    resources: {limits: {cpu: 200m, memory: 32Mi}}
+  - {name: idle, image: localhost/kimg/toolbox:latest, imagePullPolicy: IfNotPresent, command: [sleep, '1000000']}
+";
+
+fn top(cluster: &Cluster) -> Result {
+    cluster.namespace("top")?;
+    cluster.apply(BUSY)?;
+    cluster.pod_ready("top", "busy")?;
+    // What autoscalers ask for; a container that was started just now is known a moment later.
+    let query = "/apis/metrics.k8s.io/v1beta1/namespaces/top/pods?labelSelector=app%3Dbusy";
+    let list = wait::until("the usage of the busy pod", wait::scale(30), || {
+        let list: serde_json::Value = serde_json::from_str(&cluster.k(&["get", "--raw", query])?)?;
+        Ok(list["items"].as_array().is_some_and(|items| items.len() == 1).then_some(list))
+    })?;
+    let containers = list["items"][0]["containers"].as_array().context("no containers")?;
+    let nanocores = |name: &str| -> Result<u64> {
+        let one = containers.iter().find(|c| c["name"] == name).with_context(|| format!("no {name} in {list}"))?;
+        let cpu = one["usage"]["cpu"].as_str().and_then(|cpu| cpu.strip_suffix('n')).context("no cpu")?;
+        cpu.parse().context("cpu")
+    };
+    let (busy, idle) = (nanocores("main")?, nanocores("idle")?);
+    ensure!((50_000_000..=400_000_000).contains(&busy) && idle < 50_000_000, "a fifth of a cpu and nothing: {list}");
+    for (version, name) in both() {
+        let k = |args: &[&str]| cluster.kubectl_of(version, args, None)?.success();
+        let nodes = k(&["top", "nodes", "--no-headers"]).context("top nodes")?;
+        for node in cluster.nodes()? {
+            let line =
+                nodes.lines().find(|line| line.starts_with(&node)).with_context(|| format!("{name}: {nodes}"))?;
+            ensure!(line.contains("m ") && line.contains("Mi ") && line.contains('%'), "{name}: {line}");
+        }
+        let pods = k(&["top", "pods", "-n", "top", "--containers", "--no-headers"]).context("top pods")?;
+        ensure!(pods.lines().count() == 2 && pods.contains("idle") && pods.contains("Mi"), "{name}: {pods}");
+        let of_all = k(&["top", "pods", "-A", "-l", "app=busy", "--no-headers"]).context("top pods -A")?;
+        ensure!(of_all.lines().count() == 1 && of_all.starts_with("top"), "{name}: {of_all}");
+        let one = k(&["top", "pod", "busy", "-n", "top", "--no-headers"]).context("top pod")?;
+        ensure!(one.starts_with("busy"), "{name}: {one}");
+    }
+    // Whoever may view a namespace may see what it uses.
+    cluster.k(&["-n", "top", "create", "rolebinding", "viewers", "--clusterrole=view", "--user=jo"])?;
+    cluster.k(&["-n", "top", "--as=jo", "top", "pods"])?;
+    let nodes = cluster.kubectl(&["--as=jo", "top", "nodes"])?;
+    ensure!(nodes.err.contains("forbidden"), "{}", nodes.all());
+    cluster.k(&["delete", "namespace", "top", "--wait=false"]).map(drop)
 }
 
 fn rollouts(cluster: &Cluster) -> Result {

@@ -62,6 +62,9 @@ fn describe(c: &Column) -> &str {
 
 /// The cells of one object at `now` (seconds since 1970).
 pub fn cells(kind: &Kind, o: &Value, now: i64) -> Vec<Value> {
+    if kind.group == crate::usage::GROUP {
+        return crate::usage::cells(o);
+    }
     if kind.is_custom() {
         let name = std::iter::once(Value::from(meta::name(o)));
         return name.chain(kind.columns.iter().map(|c| custom_cell(c, o, now))).collect();

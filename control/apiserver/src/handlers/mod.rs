@@ -30,7 +30,7 @@ use crate::offload::{LARGE, Room, Weight};
 use crate::pipeline::Body;
 use crate::request::{RequestInfo, UserInfo, Verb};
 use crate::state::AppState;
-use crate::{authn, authz, backup, strategy, streaming};
+use crate::{authn, authz, backup, strategy, streaming, usage};
 
 pub(crate) use respond::include;
 pub(crate) use scope::Scope;
@@ -51,6 +51,9 @@ pub async fn handle(
     user: &UserInfo,
     request: Request<Incoming>,
 ) -> Result<Response<Body>> {
+    if let Some(service) = streaming::aggregated::service(state, info) {
+        return streaming::aggregated::pass(state, &service, user, request).await;
+    }
     if !info.is_resource {
         return match &state.backup {
             Some(backup) if info.path == backup::PATH && info.verb == Verb::Get => {
@@ -150,6 +153,7 @@ async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> 
     match (scope.info.group.as_str(), scope.info.verb) {
         ("authentication.k8s.io" | "authorization.k8s.io", _) => review(scope, content_type, body).await,
         ("", Verb::Get | Verb::List) if scope.info.resource == "componentstatuses" => component_statuses(scope).await,
+        (api::usage::GROUP, Verb::Get | Verb::List) => usages(scope).await,
         (_, Verb::Get) => read::get(scope).await,
         (_, Verb::List) => list::list(scope).await,
         (_, Verb::Watch) => watch::watch(scope).await,
@@ -174,6 +178,17 @@ async fn review(scope: &Scope<'_>, content_type: &str, body: Bytes) -> Result<Re
         authz::review(scope.state, scope.user, scope.info, object).await?
     };
     respond::value(scope, 201, done)
+}
+
+/// What nodes and pods use is measured, never stored.
+async fn usages(scope: &Scope<'_>) -> Result<Response<Body>> {
+    let items = usage::items(scope, &list::filter(scope)?).await?;
+    if scope.info.verb == Verb::List {
+        return list::made(scope, items);
+    }
+    // Of a pod that does not run, or of a kubelet that did not answer, nothing is known.
+    let one = items.into_iter().next().ok_or_else(|| scope.not_found())?;
+    respond::value(scope, 200, one)
 }
 
 /// Component statuses are looked up, never stored.

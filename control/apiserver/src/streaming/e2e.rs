@@ -82,6 +82,15 @@ async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Inf
             answer(200, &format!("log of {} tail {}\n", path[3], query.get("tailLines").unwrap_or("all")))
         }
         "healthz" => answer(200, "ok"),
+        "metrics" => answer(200, &readings()),
+        "apis" => {
+            let header = |name: &str| {
+                let all = request.headers().get_all(name).iter().map(|v| v.to_str().expect("text"));
+                all.collect::<Vec<_>>().join(",")
+            };
+            let who = json!([header("x-remote-user"), header("x-remote-group"), header("authorization")]);
+            answer(200, &json!({"kind": "Another", "path": request.uri().to_string(), "who": who}).to_string())
+        }
         "size" => {
             let mark = request.headers().get("x-forwarded-uri").map_or("", |v| v.to_str().expect("text")).to_string();
             let body = request.into_body().collect().await.expect("body").to_bytes();
@@ -107,6 +116,18 @@ async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Inf
         }
         _ => answer(404, "no such path"),
     })
+}
+
+/// What a kubelet says whose node uses two cpus, and whose pod a quarter of one.
+fn readings() -> String {
+    let now = jiff::Timestamp::now().as_millisecond();
+    let (node, pod) = (now as f64 / 500.0, now as f64 / 4000.0);
+    let place = "container=\"c\",namespace=\"default\",pod=\"p\"";
+    format!(
+        "# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total {node} {now}\n\
+         node_memory_working_set_bytes 1048576 {now}\ncontainer_cpu_usage_seconds_total{{{place}}} {pod} {now}\n\
+         container_memory_working_set_bytes{{{place}}} 4096 {now}\ncontainer_start_time_seconds{{{place}}} 1600000000\n"
+    )
 }
 
 async fn pump(sender: &websocket::Sender, channel: u8, mut read: impl tokio::io::AsyncRead + Unpin) {
@@ -255,6 +276,8 @@ async fn cluster() -> Cluster {
         file("kubelet-client-certificate", "client.crt"),
         file("kubelet-client-key", "client.key"),
         file("kubelet-certificate-authority", "ca.crt"),
+        file("proxy-client-cert-file", "client.crt"),
+        file("proxy-client-key-file", "client.key"),
         file("service-account-signing-key-file", "sa.key"),
         file("store-dir", "store"),
     ]);
@@ -266,8 +289,8 @@ async fn cluster() -> Cluster {
     // The second of each is where the proxy goes to.
     for (node, pod, ip) in [("n1", "p", Some(LOOPBACK)), ("n2", "p2", own_address())] {
         let Some(ip) = ip else { continue };
-        put("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "uid": node}, "status": {
-            "addresses": [{"type": "InternalIP", "address": ip}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}}))
+        put("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "uid": node, "labels": {"of": node}}, "status": {
+            "conditions": [{"type": "Ready", "status": "True"}], "addresses": [{"type": "InternalIP", "address": ip}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}}))
         .await;
         put("pods", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": "default", "uid": pod},
             "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i", "stdin": true, "ports": [{"containerPort": port}]}]},
@@ -428,6 +451,101 @@ async fn proxied_requests_reach_nodes_and_pods() {
     sender.channel(255, &[0]).await.expect("send");
     assert_eq!(collect(&mut receiver).await[1], "typed");
     cluster.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_is_measured_when_asked_for() {
+    let cluster = cluster().await;
+    let target = cluster.admin();
+    let get = async |path: &str, accept: &str| {
+        let path = format!("/apis/metrics.k8s.io{path}");
+        let request = Request::get(&path).header("accept", accept).body(http_body_util::Empty::<Bytes>::new());
+        let (parts, body) = backend::send(&target, request.expect("request")).await.expect("answer").into_parts();
+        let body = body.collect().await.expect("body").to_bytes();
+        let value: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        (parts.status.as_u16(), value)
+    };
+    let json = "application/json";
+    let (code, list) = get("/v1beta1/nodes?labelSelector=of%3Dn1", json).await;
+    assert_eq!((code, &list["kind"]), (200, &json!("NodeMetricsList")), "{list}");
+    let [node] = list["items"].as_array().expect("items").as_slice() else { panic!("{list}") };
+    assert_eq!((&node["metadata"]["name"], &node["usage"]["memory"]), (&json!("n1"), &json!("1024Ki")));
+    let nanocores = |usage: &serde_json::Value| -> f64 {
+        usage["cpu"].as_str().and_then(|cpu| cpu.strip_suffix('n')).expect("cpu").parse().expect("number")
+    };
+    assert!((nanocores(&node["usage"]) / 2e9 - 1.0).abs() < 0.05, "{node}");
+    assert_eq!(node["metadata"]["labels"], json!({"of": "n1"}));
+    let (code, pod) = get("/v1beta1/namespaces/default/pods/p", json).await;
+    assert_eq!((code, &pod["kind"], &pod["containers"][0]["name"]), (200, &json!("PodMetrics"), &json!("c")), "{pod}");
+    assert!((nanocores(&pod["containers"][0]["usage"]) / 0.25e9 - 1.0).abs() < 0.05, "{pod}");
+    let (_, list) = get("/v1beta1/pods?fieldSelector=metadata.name%3Dp,metadata.namespace%3Ddefault", json).await;
+    assert_eq!(list["items"][0]["timestamp"], node["timestamp"], "the answer was not kept");
+    let (_, list) = get("/v1beta1/namespaces/other/pods", json).await;
+    assert_eq!(list["items"], json!([]));
+    let (_, table) = get("/v1beta1/nodes/n1", "application/json;as=Table;v=v1;g=meta.k8s.io").await;
+    assert_eq!((&table["kind"], &table["rows"][0]["cells"][2]), (&json!("Table"), &json!("1Mi")), "{table}");
+    let (_, resources) = get("/v1beta1", json).await;
+    assert_eq!(resources["resources"][0]["verbs"], json!(["get", "list"]), "{resources}");
+    for (path, expected) in [
+        ("/v1beta1/nodes/none", 404),
+        ("/v1beta1/namespaces/default/pods/none", 404),
+        ("/v1beta1/pods?watch=1", 405),
+        ("/v1beta1/pods?labelSelector=a%20in%201", 400),
+        ("/v1beta1/pods?fieldSelector=spec.nodeName%3Dn1", 400),
+        ("/v1/pods", 404),
+    ] {
+        assert_eq!(get(path, json).await.0, expected, "{path}");
+    }
+    // A node that is not ready is not waited for, and one whose kubelet does not answer is left out.
+    let change = |mut node: serde_json::Value| {
+        node["status"]["conditions"][0]["status"] = "Unknown".into();
+        Ok(crate::registry::Change::Write(node))
+    };
+    cluster.server.state.registry.guaranteed_update("", "nodes", "", "n1", change).await.expect("update");
+    assert_eq!(get("/v1beta1/nodes/n1", json).await.0, 404);
+    another_server(&cluster, &get).await;
+    cluster.server.stop().await;
+}
+
+/// An APIService gives the group to another server.
+async fn another_server(cluster: &Cluster, get: &impl AsyncFn(&str, &str) -> (u16, serde_json::Value)) {
+    let Some(ip) = own_address() else {
+        return eprintln!("this machine has no network, and no address to pass anything to");
+    };
+    let registry = &cluster.server.state.registry;
+    let port = registry.get("", "nodes", "", "n1").expect("node").value()["status"]["daemonEndpoints"].clone();
+    let port = &port["kubeletEndpoint"]["Port"];
+    let put = async |group: &str, resource: &str, object: serde_json::Value| {
+        registry.create(group, resource, &object, None).await.expect("create");
+    };
+    let service = json!({"metadata": {"name": "metrics-server", "namespace": "kube-system", "uid": "s"},
+        "spec": {"ports": [{"name": "https", "port": 443}]}});
+    put("", "services", service).await;
+    let registered = json!({"metadata": {"name": "v1beta1.metrics.k8s.io", "uid": "a"}, "spec": {
+        "group": "metrics.k8s.io", "version": "v1beta1", "insecureSkipTLSVerify": true,
+        "service": {"name": "metrics-server", "namespace": "kube-system"}}});
+    put("apiregistration.k8s.io", "apiservices", registered).await;
+    assert_eq!(get("/v1beta1/nodes", "application/json").await.0, 503, "no endpoint yet");
+    let slice = json!({"metadata": {"name": "s-1", "namespace": "kube-system", "uid": "e",
+        "labels": {"kubernetes.io/service-name": "metrics-server"}}, "addressType": "IPv4",
+        "ports": [{"name": "https", "port": port}], "endpoints": [{"addresses": [ip]}]});
+    put("discovery.k8s.io", "endpointslices", slice).await;
+    let (code, answer) = get("/v1beta1/nodes?limit=5", "application/json").await;
+    assert_eq!((code, &answer["kind"]), (200, &json!("Another")), "{answer}");
+    assert_eq!(answer["path"], "/apis/metrics.k8s.io/v1beta1/nodes?limit=5");
+    assert_eq!(answer["who"], json!(["kubernetes-admin", "kimg:cluster-admins,system:authenticated", ""]));
+    assert_eq!(get("/v1beta1", "application/json").await.1["kind"], "Another");
+    // Its certificate is looked at, unless that was waived.
+    let change = |mut service: serde_json::Value| {
+        let pem = std::fs::read(cluster.pki.path("ca.crt")).expect("read");
+        service["spec"]["insecureSkipTLSVerify"] = false.into();
+        service["spec"]["caBundle"] = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pem).into();
+        Ok(crate::registry::Change::Write(service))
+    };
+    let name = "v1beta1.metrics.k8s.io";
+    registry.guaranteed_update("apiregistration.k8s.io", "apiservices", "", name, change).await.expect("update");
+    let (code, refused) = get("/v1beta1/nodes", "application/json").await;
+    assert!(code == 503 && refused["message"].as_str().is_some_and(|m| m.contains("certificate")), "{code} {refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,6 +38,7 @@
 //!
 //! Pings are answered by both sides; messages are at most 64 KiB (fragments are allowed).
 
+pub mod aggregated;
 pub mod backend;
 #[cfg(test)]
 mod e2e;

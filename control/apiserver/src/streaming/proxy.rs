@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::header::{CONNECTION, HeaderValue, LOCATION, UPGRADE};
-use http::{Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rand::seq::IndexedRandom;
@@ -55,7 +55,7 @@ pub async fn handle(state: &AppState, info: &RequestInfo, request: Request<Incom
         Some(query) => format!("{path}?{query}"),
         None => path,
     };
-    pass(&target, &prefix, &path, request).await
+    pass(&target, &prefix, &path, request, HeaderMap::new()).await
 }
 
 fn own_prefix(info: &RequestInfo) -> String {
@@ -98,7 +98,7 @@ fn locate(state: &AppState, info: &RequestInfo) -> Result<Target> {
             Ok(Target { host, port: pod_port(&pod, name.port)?, tls, ips: Vec::new() })
         }
         _ => {
-            let (host, port) = endpoint(state, info, &name)?;
+            let (host, port) = endpoint(state, &info.namespace, name.name, name.port)?;
             Ok(Target { host, port, tls, ips: Vec::new() })
         }
     }
@@ -124,7 +124,7 @@ async fn looked_up(target: Target) -> Result<Target> {
     Ok(Target { ips, ..target })
 }
 
-fn is_allowed(ip: IpAddr) -> bool {
+pub(super) fn is_allowed(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     let local = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
@@ -148,19 +148,19 @@ fn pod_port(pod: &Value, asked: &str) -> Result<u16> {
 }
 
 /// A ready endpoint of the service, any one.
-fn endpoint(state: &AppState, info: &RequestInfo, name: &Name<'_>) -> Result<(String, u16)> {
-    let service = state.registry.get("", "services", &info.namespace, name.name);
-    let service = service.ok_or_else(|| ApiError::not_found("", "services", name.name))?.value();
-    let port = service_port(&service, name.port)?;
+pub(super) fn endpoint(state: &AppState, namespace: &str, name: &str, port: &str) -> Result<(String, u16)> {
+    let service = state.registry.get("", "services", namespace, name);
+    let service = service.ok_or_else(|| ApiError::not_found("", "services", name))?.value();
+    let asked = port;
+    let port = service_port(&service, asked)?;
     let mut found = Vec::new();
-    for slice in state.registry.list("discovery.k8s.io", "endpointslices", Some(&info.namespace)) {
-        if slice.label("kubernetes.io/service-name") == Some(name.name) {
+    for slice in state.registry.list("discovery.k8s.io", "endpointslices", Some(namespace)) {
+        if slice.label("kubernetes.io/service-name") == Some(name) {
             endpoints_of(&slice.value(), &port, &mut found);
         }
     }
     found.choose(&mut rand::rng()).cloned().ok_or_else(|| {
-        let what =
-            if name.port.is_empty() { format!("{:?}", name.name) } else { format!("\"{}:{}\"", name.name, name.port) };
+        let what = if asked.is_empty() { format!("{name:?}") } else { format!("\"{name}:{asked}\"") };
         ApiError::unavailable(format!("no endpoints available for service {what}"))
     })
 }
@@ -197,12 +197,20 @@ fn endpoints_of(slice: &Value, port: &str, found: &mut Vec<(String, u16)>) {
     }
 }
 
-async fn pass(target: &Target, prefix: &str, path: &str, mut request: Request<Incoming>) -> Result<Response<Body>> {
+/// Passes a request on to `path` of the target, with headers of our own.
+pub(super) async fn pass(
+    target: &Target,
+    prefix: &str,
+    path: &str,
+    mut request: Request<Incoming>,
+    own: HeaderMap,
+) -> Result<Response<Body>> {
     let upgrade = request.headers().get(UPGRADE).cloned();
     let upgraded = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let original_host = parts.headers.get(http::header::HOST).cloned();
     backend::strip(&mut parts.headers);
+    parts.headers.extend(own);
     parts.uri = path.parse().map_err(|e| ApiError::bad_request(format!("the path {path:?} cannot be proxied: {e}")))?;
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
@@ -242,7 +250,7 @@ async fn bridge(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUp
 }
 
 /// A redirect within the backend stays below the proxy's path.
-fn rewrite_location(target: &Target, prefix: &str, headers: &mut http::HeaderMap) {
+fn rewrite_location(target: &Target, prefix: &str, headers: &mut HeaderMap) {
     let Some(uri) = headers.get(LOCATION).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<Uri>().ok()) else {
         return;
     };
@@ -325,7 +333,7 @@ mod tests {
         for (from, to) in
             [("/x", "/p/x"), ("http://10.0.0.1:80/x?y", "/p/x?y"), ("http://elsewhere/x", "http://elsewhere/x")]
         {
-            let mut headers = http::HeaderMap::new();
+            let mut headers = HeaderMap::new();
             headers.insert(LOCATION, from.parse().expect("value"));
             rewrite_location(&target, "/p", &mut headers);
             assert_eq!(headers[LOCATION], to);

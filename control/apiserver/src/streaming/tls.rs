@@ -35,6 +35,30 @@ pub fn kubelet(config: &Config) -> anyhow::Result<Option<Arc<ClientConfig>>> {
     Ok(Some(Arc::new(config.context("the kubelet client certificate and its key do not fit together")?)))
 }
 
+/// The client towards an aggregated API server; it shows `--proxy-client-cert-file`, which is read anew, as it may have
+/// been renewed, and trusts `authority` (PEM) alone, or with `insecure` whoever answers.
+pub fn aggregated(config: &Config, authority: Option<&[u8]>, insecure: bool) -> anyhow::Result<Arc<ClientConfig>> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = match authority {
+        _ if insecure => builder.dangerous().with_custom_certificate_verifier(Unverified::new()),
+        Some(pem) => {
+            let mut roots = RootCertStore::empty();
+            for ca in CertificateDer::pem_slice_iter(pem) {
+                roots.add(ca.context("its caBundle")?).context("its caBundle")?;
+            }
+            builder.with_root_certificates(roots)
+        }
+        None => anyhow::bail!("it has neither a caBundle nor insecureSkipTLSVerify, so that nobody can be trusted"),
+    };
+    let (Some(cert), Some(key)) = (&config.proxy_client_cert_file, &config.proxy_client_key_file) else {
+        anyhow::bail!("this server has no certificate to show (--proxy-client-cert-file, --proxy-client-key-file)");
+    };
+    let read =
+        PrivateKeyDer::from_pem_file(key).with_context(|| format!("--proxy-client-key-file {}", key.display()))?;
+    let config = builder.with_client_auth_cert(certificates(cert)?, read);
+    Ok(Arc::new(config.context("the proxy client certificate and its key do not fit together")?))
+}
+
 /// A client that trusts whoever answers: for proxying to pods and services, as upstream does.
 pub fn unverified() -> Result<Arc<ClientConfig>, Error> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;

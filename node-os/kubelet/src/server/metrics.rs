@@ -15,13 +15,19 @@ fn answer(text: String) -> Answer {
 
 /// A family of samples: labels and value.
 fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(String, f64)]) {
+    family_at(out, name, kind, help, samples, "");
+}
+
+/// A family of samples that were taken at a time: Unix milliseconds.
+fn family_at(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(String, f64)], at: &str) {
+    let space = if at.is_empty() { "" } else { " " };
     // Writing to a String cannot fail.
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
     for (labels, value) in samples {
         let _ = if labels.is_empty() {
-            writeln!(out, "{name} {value}")
+            writeln!(out, "{name} {value}{space}{at}")
         } else {
-            writeln!(out, "{name}{{{labels}}} {value}")
+            writeln!(out, "{name}{{{labels}}} {value}{space}{at}")
         };
     }
 }
@@ -53,12 +59,16 @@ pub fn kubelet(kubelet: &Kubelet) -> Answer {
     answer(out)
 }
 
-/// What metrics servers read.
+/// What metrics servers read: counters and readings with the time at which they were read, as rates are made of two.
 pub async fn resource(kubelet: &Kubelet) -> Answer {
     let (mut cpu, mut memory, mut start, mut pod_cpu, mut pod_memory) = (vec![], vec![], vec![], vec![], vec![]);
+    let listed = containers(kubelet).await;
+    let failed = listed.is_err();
+    let running = listed.unwrap_or_default();
+    let at = jiff::Timestamp::now().as_millisecond().to_string();
     for pod in kubelet.pods.list() {
         let place = format!("namespace=\"{}\",pod=\"{}\"", spec::namespace(&pod), spec::name(&pod));
-        for container in containers(kubelet, &pod).await {
+        for container in running.get(spec::uid(&pod)).into_iter().flatten() {
             let labels = format!("container=\"{}\",{place}", container.name);
             cpu.push((labels.clone(), seconds(container.figures.cpu_ns)));
             memory.push((labels.clone(), container.figures.working_set as f64));
@@ -73,56 +83,24 @@ pub async fn resource(kubelet: &Kubelet) -> Answer {
     let node = node_figures(kubelet);
     let one = |value: f64| vec![(String::new(), value)];
     let mut out = String::new();
-    family(
-        &mut out,
-        "container_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed by the container in core-seconds",
-        &cpu,
-    );
-    family(
-        &mut out,
-        "container_memory_working_set_bytes",
-        "gauge",
-        "Current working set of the container in bytes",
-        &memory,
-    );
-    family(
-        &mut out,
-        "container_start_time_seconds",
-        "gauge",
-        "Start time of the container since unix epoch in seconds",
-        &start,
-    );
-    family(
-        &mut out,
-        "node_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed by the node in core-seconds",
-        &one(seconds(node.cpu_ns)),
-    );
-    family(
-        &mut out,
-        "node_memory_working_set_bytes",
-        "gauge",
-        "Current working set of the node in bytes",
-        &one(node.working_set as f64),
-    );
-    family(
-        &mut out,
-        "pod_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed by the pod in core-seconds",
-        &pod_cpu,
-    );
-    family(&mut out, "pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes", &pod_memory);
-    family(
-        &mut out,
-        "resource_scrape_error",
-        "gauge",
-        "1 if there was an error while getting container metrics, 0 otherwise",
-        &one(0.0),
-    );
+    let mut timed = |name: &str, kind: &str, help: &str, samples: &[(String, f64)]| {
+        family_at(&mut out, name, kind, help, samples, &at);
+    };
+    let help = "Cumulative cpu time consumed by the container in core-seconds";
+    timed("container_cpu_usage_seconds_total", "counter", help, &cpu);
+    let help = "Current working set of the container in bytes";
+    timed("container_memory_working_set_bytes", "gauge", help, &memory);
+    let help = "Cumulative cpu time consumed by the node in core-seconds";
+    timed("node_cpu_usage_seconds_total", "counter", help, &one(seconds(node.cpu_ns)));
+    let help = "Current working set of the node in bytes";
+    timed("node_memory_working_set_bytes", "gauge", help, &one(node.working_set as f64));
+    let help = "Cumulative cpu time consumed by the pod in core-seconds";
+    timed("pod_cpu_usage_seconds_total", "counter", help, &pod_cpu);
+    timed("pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes", &pod_memory);
+    let help = "Start time of the container since unix epoch in seconds";
+    family(&mut out, "container_start_time_seconds", "gauge", help, &start);
+    let help = "1 if there was an error while getting container metrics, 0 otherwise";
+    family(&mut out, "resource_scrape_error", "gauge", help, &one(f64::from(u8::from(failed))));
     answer(out)
 }
 
@@ -139,5 +117,8 @@ mod tests {
         let mut out = String::new();
         family(&mut out, "a", "gauge", "h", &[(String::new(), 1.0), ("x=\"y\"".into(), 2.5)]);
         assert_eq!(out, "# HELP a h\n# TYPE a gauge\na 1\na{x=\"y\"} 2.5\n");
+        let mut out = String::new();
+        family_at(&mut out, "a", "counter", "h", &[(String::new(), 1.0), ("x=\"y\"".into(), 2.5)], "1700000000123");
+        assert_eq!(out, "# HELP a h\n# TYPE a counter\na 1 1700000000123\na{x=\"y\"} 2.5 1700000000123\n");
     }
 }

@@ -3,22 +3,22 @@
 use super::Answer;
 use super::routes::json;
 use crate::cgroups::{Cgroups, Figures, figures};
+use crate::cri::{self, CriError};
 use crate::kubelet::Kubelet;
-use crate::pods::observed::{self, State};
 use crate::pods::spec;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json as value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 /// A container's figures.
 pub struct ContainerFigures {
     /// Name in the pod.
     pub name: String,
-    /// Unix nanoseconds.
+    /// When it was made, which is as good as its start; Unix nanoseconds.
     pub started_at: i64,
     /// Its cgroup.
     pub path: PathBuf,
@@ -26,44 +26,58 @@ pub struct ContainerFigures {
     pub figures: Figures,
 }
 
-/// Figures of a pod's running containers.
-pub async fn containers(kubelet: &Kubelet, pod: &Pod) -> Vec<ContainerFigures> {
-    let (Some(cri), Some(cgroups)) = (&kubelet.cri, &kubelet.cgroups) else { return Vec::new() };
-    let Ok(seen) = observed::observe(cri, spec::uid(pod)).await else { return Vec::new() };
-    let parent = cgroups.path(&Cgroups::pod_path(pod));
-    let running = seen.containers.iter().filter(|c| c.state == State::Running);
-    running
-        .filter_map(|c| {
-            let path = parent.join(&c.id);
-            let figures = figures(&path).ok()?;
-            Some(ContainerFigures { name: c.name.clone(), started_at: c.started_at, path, figures })
-        })
-        .collect()
+/// Figures of all running containers, by their pod's uid; the runtime is asked once, however many there are.
+pub async fn containers(kubelet: &Kubelet) -> Result<HashMap<String, Vec<ContainerFigures>>, CriError> {
+    let (Some(cri), Some(cgroups)) = (&kubelet.cri, &kubelet.cgroups) else { return Ok(HashMap::new()) };
+    let state = Some(cri::ContainerStateValue { state: cri::ContainerState::Running as i32 });
+    let listed = cri.list_containers(Some(cri::ContainerFilter { state, ..Default::default() })).await?;
+    let parents: HashMap<String, PathBuf> = kubelet
+        .pods
+        .list()
+        .iter()
+        .map(|pod| (spec::uid(pod).to_string(), cgroups.path(&Cgroups::pod_path(pod))))
+        .collect();
+    let mut all: HashMap<String, Vec<ContainerFigures>> = HashMap::new();
+    for container in listed {
+        let label = |key: &str| container.labels.get(key).cloned().unwrap_or_default();
+        let (uid, name) = (label(spec::POD_UID), label(spec::CONTAINER_NAME));
+        let Some(path) = parents.get(&uid).map(|parent| parent.join(&container.id)) else { continue };
+        // One that ended meanwhile has no group any more.
+        let Ok(figures) = figures(&path) else { continue };
+        all.entry(uid).or_default().push(ContainerFigures { name, started_at: container.created_at, path, figures });
+    }
+    Ok(all)
 }
 
-/// Cpu figures of the last look by cgroup, for rates.
-static LAST: LazyLock<Mutex<HashMap<PathBuf, (u64, Instant)>>> = LazyLock::new(Mutex::default);
+/// What a cgroup had used at a look, and its rate then, in nanocores.
+struct Look {
+    cpu_ns: u64,
+    at: Instant,
+    rate: u64,
+}
 
-/// Nanocores since the last look at this cgroup.
+/// The last look at each cgroup, for rates.
+static LAST: LazyLock<Mutex<HashMap<PathBuf, Look>>> = LazyLock::new(Mutex::default);
+/// Over less than this a rate says little: who asks again sooner gets the last one.
+const LEAST_WINDOW: Duration = Duration::from_millis(500);
+
+/// Nanocores since the last look at this cgroup; 0 at the first.
 fn rate(path: &Path, cpu_ns: u64) -> u64 {
     let mut last = crate::lock(&LAST);
     if last.len() > 1024 {
         last.clear();
     }
-    let now = Instant::now();
-    match last.get(path) {
-        Some((before, at)) if at.elapsed().as_millis() >= 500 => {
-            let elapsed = at.elapsed().as_nanos().max(1);
-            let used = u128::from(cpu_ns.saturating_sub(*before));
-            last.insert(path.to_path_buf(), (cpu_ns, now));
-            (used * 1_000_000_000 / elapsed) as u64
+    let at = Instant::now();
+    let rate = match last.get(path) {
+        Some(before) if at.duration_since(before.at) < LEAST_WINDOW => return before.rate,
+        Some(before) => {
+            let used = u128::from(cpu_ns.saturating_sub(before.cpu_ns));
+            (used * 1_000_000_000 / at.duration_since(before.at).as_nanos().max(1)) as u64
         }
-        Some(_) => 0,
-        None => {
-            last.insert(path.to_path_buf(), (cpu_ns, now));
-            0
-        }
-    }
+        None => 0,
+    };
+    last.insert(path.to_path_buf(), Look { cpu_ns, at, rate });
+    rate
 }
 
 fn cpu_and_memory(path: &Path, figures: &Figures, capacity: u64, now: &str) -> (Value, Value) {
@@ -117,10 +131,13 @@ pub async fn summary(kubelet: &Kubelet) -> Answer {
         "inodesFree": disk.inodes_free,
         "inodesUsed": disk.inodes.saturating_sub(disk.inodes_free),
     });
-    let mut pods = Vec::new();
-    for pod in kubelet.pods.list() {
-        pods.push(pod_summary(kubelet, &pod, &now).await);
-    }
+    // A runtime that does not answer leaves its containers out, not the node.
+    let mut running = containers(kubelet).await.unwrap_or_default();
+    let mut summary = |pod: &Arc<Pod>| {
+        let running = running.remove(spec::uid(pod)).unwrap_or_default();
+        pod_summary(kubelet, pod, &running, &now)
+    };
+    let pods: Vec<Value> = kubelet.pods.list().iter().map(&mut summary).collect();
     json(&value!({
         "node": {
             "nodeName": kubelet.options.node_name,
@@ -135,9 +152,9 @@ pub async fn summary(kubelet: &Kubelet) -> Answer {
     }))
 }
 
-async fn pod_summary(kubelet: &Kubelet, pod: &Pod, now: &str) -> Value {
+fn pod_summary(kubelet: &Kubelet, pod: &Pod, running: &[ContainerFigures], now: &str) -> Value {
     let mut list = Vec::new();
-    for container in containers(kubelet, pod).await {
+    for container in running {
         let (cpu, memory) = cpu_and_memory(&container.path, &container.figures, 0, now);
         list.push(value!({
             "name": container.name, "startTime": time(container.started_at), "cpu": cpu, "memory": memory,
@@ -157,4 +174,19 @@ async fn pod_summary(kubelet: &Kubelet, pod: &Pod, now: &str) -> Value {
         summary["process_stats"] = value!({ "process_count": figures.pids });
     }
     summary
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_reader_takes_no_rate_from_the_first() {
+        let path = Path::new("/a-group-of-this-test");
+        assert_eq!(rate(path, 1_000), 0, "nothing to compare with");
+        crate::lock(&LAST).get_mut(path).unwrap().at -= Duration::from_secs(2);
+        let first = rate(path, 4_000_001_000);
+        assert!((1_500_000_000..=2_000_000_000).contains(&first), "{first}");
+        assert_eq!(rate(path, 4_000_002_000), first);
+    }
 }
