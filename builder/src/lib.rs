@@ -12,6 +12,7 @@ pub mod input;
 pub mod kubectl;
 pub mod local;
 pub mod lock;
+pub mod logs;
 pub mod machines;
 pub mod manifests;
 pub mod node;

@@ -91,8 +91,8 @@ impl Choice {
         match (&self.name, silent.as_slice()) {
             (Some(name), []) => input::bad(format!("no worker keeps a backup {name}; `kimg backup ls` shows them")),
             (None, []) => bail!(
-                "no worker keeps a backup yet; the first one is taken when a worker is ready, and `kimg node --node \
-                 WORKER logs backup` says what keeps it"
+                "no worker keeps a backup yet; the first one is taken when a worker is ready, and `kimg logs backup` \
+                 says what keeps it"
             ),
             (_, why) => bail!("no worker that answers keeps such a backup: {}", why.join("; ")),
         }
@@ -166,7 +166,7 @@ fn is_ahead(backup: &Backup, now_ms: u64) -> bool {
 /// One sentence where the newest backup is missing or older than it should be: three times its period.
 pub fn warning(settings: &Settings, inventory: &Inventory, now_ms: u64) -> Option<String> {
     let Some(newest) = inventory.backups.first() else {
-        return Some("no worker keeps a backup of the store; `kimg node --node WORKER logs backup` says why".into());
+        return Some("no worker keeps a backup of the store; `kimg logs backup` says why".into());
     };
     if is_ahead(&newest.backup, now_ms) {
         return Some(format!(
@@ -179,7 +179,7 @@ pub fn warning(settings: &Settings, inventory: &Inventory, now_ms: u64) -> Optio
     let age = now_ms.saturating_sub(newest.backup.taken_unix_ms) / 1000;
     (age > 3 * settings.backup_every_s).then(|| {
         format!(
-            "the newest backup of the store ({} on {}) is {} old, and one is due every {} s; `kimg node --node {} logs \
+            "the newest backup of the store ({} on {}) is {} old, and one is due every {} s; `kimg logs {} \
              backup` says why",
             newest.backup.name(),
             newest.node,

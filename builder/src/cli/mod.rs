@@ -6,6 +6,7 @@
 mod backup;
 mod image;
 mod init;
+mod logs;
 mod node;
 mod pki;
 mod roll;
@@ -83,6 +84,8 @@ enum Command {
     Roll(Box<roll::RollArgs>),
     /// VMs and nodes
     Status(vm::StatusArgs),
+    /// Logs of all nodes' services, kernels and PID 1s as one, by time; ends with 1 when a node did not answer
+    Logs(logs::LogsArgs),
     /// Ask a node: services, logs, pods, network, …
     Node(node::NodeArgs),
     /// The store of a master: snapshot, restore, integrity check
@@ -177,7 +180,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Down(args) => vm::down(&args, &settings()?)?,
         Command::Roll(args) => return roll::run(&args, &settings()?),
         Command::Status(args) => return vm::show_status(&args, &settings()?),
-        Command::Node(args) => node::run(&args, &settings()?)?,
+        Command::Logs(args) => return logs::run(&args, &settings()?),
+        Command::Node(args) => return node::run(&args, &settings()?),
         Command::Store(args) => store::run(&args, &settings()?)?,
         Command::Backup(command) => backup::run(&command, &settings()?)?,
         Command::Doctor(args) => return image::doctor(&args, &dir),

@@ -12,6 +12,7 @@ use node_api::{BootTimeline, Done, NodeStatus, path};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct NodeArgs {
@@ -37,16 +38,12 @@ enum NodeCommand {
     Status,
     /// Services and their state
     Services,
-    /// The log of a service
+    /// Its logs by time, also of a node that is not in cluster.toml; `kimg logs` has those of all nodes
     Logs {
-        /// Service, `init` is PID 1 [default: the last 20 lines of each]
-        service: Option<String>,
-        /// Go on with new lines
-        #[arg(long, short)]
-        follow: bool,
-        /// Only so many last lines, of each service where none is named
-        #[arg(long, alias = "lines")]
-        tail: Option<u32>,
+        /// Services: `init` is PID 1 [default: all but audit]
+        services: Vec<String>,
+        #[command(flatten)]
+        which: super::logs::WhichLines,
     },
     /// The kernel's log
     Dmesg {
@@ -95,7 +92,7 @@ enum NodeCommand {
     Poweroff,
 }
 
-pub(super) fn run(args: &NodeArgs, settings: &Settings) -> Result<()> {
+pub(super) fn run(args: &NodeArgs, settings: &Settings) -> Result<ExitCode> {
     if let Some(name) = &args.node
         && args.address.is_none()
     {
@@ -115,33 +112,18 @@ pub(super) fn run(args: &NodeArgs, settings: &Settings) -> Result<()> {
     block_on(ask(args, settings, &client))
 }
 
-async fn ask(args: &NodeArgs, settings: &Settings, client: &NodeClient) -> Result<()> {
+async fn ask(args: &NodeArgs, settings: &Settings, client: &NodeClient) -> Result<ExitCode> {
     let json = args.json;
-    match &args.command {
+    let shown = match &args.command {
+        NodeCommand::Logs { services, which } => {
+            let name = args.node.as_deref().unwrap_or("the master");
+            return super::logs::of_node(name, client.clone(), services, which).await;
+        }
         NodeCommand::Status => {
             let status: NodeStatus = client.get(path::STATUS).await?;
             if json { print_json(&status) } else { write_out(print::status(&status).as_bytes()) }
         }
         NodeCommand::Services => list::<node_api::Service>(client, path::SERVICES, json).await,
-        NodeCommand::Logs { service, follow, tail } => match service {
-            Some(service) => {
-                let tail = tail.map(|n| format!("&tail={n}")).unwrap_or_default();
-                let path = format!("{}/{}?follow={}{tail}", path::LOGS, segment(service)?, u8::from(*follow));
-                client.text(&path, write_out).await
-            }
-            None if *follow => {
-                Err(BadInput("name the service to follow; `kimg node services` lists them".into()).into())
-            }
-            None => {
-                all_logs(client, tail.unwrap_or(SOME_LINES)).await?;
-                if tail.is_none() {
-                    eprintln!(
-                        "the last {SOME_LINES} lines of each; `kimg node logs SERVICE` shows one log, --tail N more of all"
-                    );
-                }
-                Ok(())
-            }
-        },
         NodeCommand::Dmesg { follow } => {
             client.text(&format!("{}?follow={}", path::DMESG, u8::from(*follow)), write_out).await
         }
@@ -167,29 +149,13 @@ async fn ask(args: &NodeArgs, settings: &Settings, client: &NodeClient) -> Resul
         }
         NodeCommand::Reboot => done(client, path::REBOOT, None).await,
         NodeCommand::Poweroff => done(client, path::POWEROFF, None).await,
-    }
+    };
+    shown.map(|()| ExitCode::SUCCESS)
 }
 
 async fn list<T: Row + Serialize + DeserializeOwned>(client: &NodeClient, path: &str, json: bool) -> Result<()> {
     let list: Vec<T> = client.get(path).await?;
     if json { print_json(&list) } else { write_out(table(&list).as_bytes()) }
-}
-
-/// Lines of each log where all are shown and nobody says how many.
-const SOME_LINES: u32 = 20;
-
-async fn all_logs(client: &NodeClient, tail: u32) -> Result<()> {
-    let services: Vec<node_api::Service> = client.get(path::SERVICES).await?;
-    for name in std::iter::once("init").chain(services.iter().map(|s| s.name.as_str())) {
-        write_out(format!("== {name}\n").as_bytes())?;
-        // A service that never started has no log.
-        if let Err(error) =
-            client.text(&format!("{}/{}?follow=0&tail={tail}", path::LOGS, segment(name)?), write_out).await
-        {
-            write_out(format!("{error:#}\n").as_bytes())?;
-        }
-    }
-    Ok(())
 }
 
 async fn done(client: &NodeClient, path: &str, body: Option<&serde_json::Value>) -> Result<()> {

@@ -7,7 +7,7 @@ pub mod node;
 pub mod tls;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use anyhow::{Context, Result, bail};
 use http::{Method, Request, StatusCode};

@@ -15,13 +15,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-struct Server {
-    target: String,
+pub(crate) struct Server {
+    pub(crate) target: String,
     fingerprint: String,
 }
 
 /// Answers every request with `response`; its certificate is for `name`, by the cluster's CA or by itself.
 async fn serve(secrets: &Secrets, name: &str, by_itself: bool, response: &'static str) -> Server {
+    answer(secrets, name, by_itself, |_| response.to_string()).await
+}
+
+/// Answers every request by its first line, and closes the connection.
+pub(crate) async fn answer(
+    secrets: &Secrets,
+    name: &str,
+    by_itself: bool,
+    respond: impl Fn(&str) -> String + Send + 'static,
+) -> Server {
     let key = KeyPair::generate().expect("key");
     let mut params = CertificateParams::new(vec![name.to_string()]).expect("params");
     params.serial_number = Some(random_serial());
@@ -51,7 +61,9 @@ async fn serve(secrets: &Secrets, name: &str, by_itself: bool, response: &'stati
         while let Ok((stream, _)) = listener.accept().await {
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
             let mut buffer = [0u8; 4096];
-            if stream.read(&mut buffer).await.is_ok() {
+            if let Ok(length) = stream.read(&mut buffer).await {
+                let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                let response = respond(request.lines().next().unwrap_or_default());
                 let _ = stream.write_all(response.as_bytes()).await;
                 let _ = stream.shutdown().await;
             }
@@ -63,7 +75,7 @@ async fn serve(secrets: &Secrets, name: &str, by_itself: bool, response: &'stati
 const LIST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]";
 const REFUSAL: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 36\r\nConnection: close\r\n\r\n{\"error\":\"there is no service `x`.\"} ";
 
-fn secrets() -> (tempfile::TempDir, Secrets) {
+pub(crate) fn secrets() -> (tempfile::TempDir, Secrets) {
     let dir = tempfile::tempdir().expect("dir");
     let secrets = Secrets::ensure(&dir.path().join("secrets"), "demo").expect("secrets");
     (dir, secrets)

@@ -90,6 +90,9 @@ pub struct Config {
     /// File to write audit records to, one JSON object a line; none without it.
     #[arg(long)]
     pub audit_log_path: Option<PathBuf>,
+    /// MiB of audit records after which a file is put aside as PATH.1, in place of the one before.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub audit_log_maxsize: u64,
     /// Whether requests without credentials are let in as system:anonymous.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub anonymous_auth: bool,

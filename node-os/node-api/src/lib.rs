@@ -14,13 +14,17 @@ pub const PORT: u16 = 10270;
 /// Where a worker keeps its copies of the store.
 pub const BACKUP_DIR: &str = "/var/lib/kimg/backups";
 
+/// Where a master keeps who changed what; a second file beside it ends in `.1`.
+pub const AUDIT_LOG: &str = "/var/log/kimg/audit.log";
+
 /// Paths of the node API.
 pub mod path {
     /// GET: [`crate::NodeStatus`].
     pub const STATUS: &str = "/v1/status";
     /// GET: list of [`crate::Service`].
     pub const SERVICES: &str = "/v1/services";
-    /// GET, text: `/v1/logs/SERVICE?tail=N&follow=1`; the service `init` is PID 1 itself.
+    /// GET, text: `/v1/logs/SERVICE?tail=N&follow=1`; the service `init` is PID 1 itself, `audit` on masters who
+    /// changed what.
     pub const LOGS: &str = "/v1/logs";
     /// GET, text: kernel messages, `?follow=1`.
     pub const DMESG: &str = "/v1/dmesg";

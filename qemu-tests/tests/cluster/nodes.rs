@@ -1,13 +1,16 @@
 //! The nodes are what their metadata said.
 
-use anyhow::{Context, ensure};
-use qemu_tests::{Cluster, Result, cluster::condition};
+use anyhow::{Context, anyhow, ensure};
+use qemu_tests::{Cluster, Result, cluster::condition, tools, wait};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 pub(crate) const TESTS: &[super::Test] = &[
     ("nodes_are_ready_with_the_addresses_of_their_metadata", ready_with_addresses),
     ("get_nodes_wide_shows_what_a_node_is", wide),
     ("a_second_up_changes_nothing", second_up),
     ("kimg_node_shows_every_part_of_a_node", node_api),
+    ("kimg_logs_merges_the_logs_of_all_nodes", logs),
     ("no_node_ran_out_of_memory_or_panicked", consoles_are_clean),
 ];
 
@@ -77,6 +80,60 @@ fn node_api(cluster: &Cluster) -> Result {
     let logs = cluster.kimg(&["node", "--node", "worker-1", "logs", "kubelet"])?.success()?;
     ensure!(!logs.trim().is_empty(), "the kubelet's log is empty");
     Ok(())
+}
+
+fn logs(cluster: &Cluster) -> Result {
+    let all = cluster.kimg(&["logs", "init", "kernel", "kubelet", "--tail", "100000"])?.success()?;
+    let words = |line: &str| line.split_whitespace().take(3).map(String::from).collect::<Vec<_>>();
+    let lines: Vec<Vec<String>> = all.lines().map(words).collect();
+    for node in cluster.nodes()? {
+        for service in ["init", "kernel", "kubelet"] {
+            ensure!(lines.iter().any(|l| l.starts_with(&[node.clone(), service.into()])), "{node} has no {service}");
+        }
+    }
+    // All of these write their times in one form, which sorts as text does.
+    let times: Vec<&String> = lines.iter().filter_map(|l| l.get(2)).filter(|w| w.ends_with('Z')).collect();
+    ensure!(times.len() > 100 && times.is_sorted(), "the lines are not in order:\n{all}");
+    let refused = cluster.kimg(&["logs", "worker-1", "nothing"])?;
+    ensure!(refused.code == 2 && refused.err.contains("containerd"), "{}", refused.all());
+    let audit = followed(cluster, "logged-by-the-audit-log")?;
+    ensure!(audit.starts_with("master-1") && audit.contains("kubernetes-admin"), "{audit}");
+    cluster.kimg(&["switch", "--set", "worker-2", "--cut"])?.success()?;
+    let rest = cluster.kimg(&["logs", "kubelet", "--since", "1d"]);
+    cluster.kimg(&["switch", "--set", "worker-2", "--reset"])?.success()?;
+    let rest = rest?;
+    ensure!(rest.code == 1 && rest.err.contains("worker-2"), "{} {}", rest.code, rest.err);
+    ensure!(rest.out.contains("worker-1") && rest.out.contains("master-1"), "the others are gone:\n{}", rest.out);
+    wait::until("all nodes to answer", wait::scale(30), || {
+        Ok(cluster.kimg(&["logs", "kubelet", "--tail", "1"])?.ok.then_some(()))
+    })?;
+    cluster.all_ready()
+}
+
+/// The first line about a ConfigMap of this name that comes while the audit log is followed.
+fn followed(cluster: &Cluster, name: &str) -> Result<String> {
+    let mut child = Command::new(tools::kimg())
+        .args(["logs", "--follow", "audit", "--tail", "0"])
+        .current_dir(&cluster.dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting kimg")?;
+    let out = child.stdout.take().context("no output")?;
+    let found = std::thread::scope(|scope| {
+        let reader =
+            scope.spawn(|| BufReader::new(out).lines().map_while(std::io::Result::ok).find(|l| l.contains(name)));
+        // When it has begun to follow is not known: something is changed again and again.
+        let came = wait::until("a line in the audit log", wait::scale(60), || {
+            cluster.k(&["create", "configmap", name])?;
+            cluster.k(&["delete", "configmap", name])?;
+            Ok(reader.is_finished().then_some(()))
+        });
+        child.kill().context("ending kimg")?;
+        came?;
+        reader.join().map_err(|_| anyhow!("the reader has panicked"))
+    });
+    child.wait().context("ending kimg")?;
+    found?.context("kimg logs ended by itself")
 }
 
 /// What no console and kernel log may hold.

@@ -19,7 +19,6 @@ use crate::state::AppState;
 
 /// Records that wait for the disk; beyond that they are dropped and counted in the log.
 const QUEUE: usize = 4096;
-const MAX_FILE: u64 = 64 << 20;
 
 /// Writes audit records.
 #[derive(Debug)]
@@ -44,10 +43,10 @@ impl Audit {
         let Some(path) = &config.audit_log_path else { return Ok(Audit { queue: None }) };
         let file = open(path).with_context(|| format!("--audit-log-path {}: cannot be opened", path.display()))?;
         let (tx, rx) = sync_channel(QUEUE);
-        let path = path.clone();
+        let (path, most) = (path.clone(), config.audit_log_maxsize << 20);
         std::thread::Builder::new()
             .name("audit".into())
-            .spawn(move || write_lines(file, &path, &rx))
+            .spawn(move || write_lines(file, &path, most, &rx))
             .context("starting the audit thread")?;
         Ok(Audit { queue: Some(tx) })
     }
@@ -132,18 +131,31 @@ fn open(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
-fn write_lines(mut file: File, path: &Path, lines: &Receiver<String>) {
+fn write_lines(mut file: File, path: &Path, most: u64, lines: &Receiver<String>) {
     let mut size = file.metadata().map(|m| m.len()).unwrap_or(0);
+    // A full disk is told once, or the log of this server would fill what is left of it.
+    let mut lost = 0_u64;
     while let Ok(line) = lines.recv() {
-        if size > MAX_FILE {
+        if size > most {
             match cut_over(path) {
                 Ok(fresh) => (file, size) = (fresh, 0),
                 Err(e) => tracing::error!("audit log {}: cannot be cut over: {e}", path.display()),
             }
         }
         match file.write_all(line.as_bytes()) {
-            Ok(()) => size += line.len() as u64,
-            Err(e) => tracing::error!("audit log {}: a record is lost: {e}", path.display()),
+            Ok(()) => {
+                size += line.len() as u64;
+                if lost > 0 {
+                    tracing::warn!("audit log {}: {lost} records were lost", path.display());
+                    lost = 0;
+                }
+            }
+            Err(e) => {
+                if lost == 0 {
+                    tracing::error!("audit log {}: records are lost: {e}", path.display());
+                }
+                lost += 1;
+            }
         }
     }
 }
@@ -159,6 +171,20 @@ fn cut_over(path: &Path) -> std::io::Result<File> {
 mod tests {
     use super::*;
     use http::Method;
+
+    #[test]
+    fn a_file_that_is_large_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let (tx, rx) = sync_channel(8);
+        for line in ["one\n", "two\n", "three\n"] {
+            tx.send(line.to_string()).unwrap();
+        }
+        drop(tx);
+        write_lines(open(&path).unwrap(), &path, 5, &rx);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
+        assert_eq!(std::fs::read_to_string(dir.path().join("audit.log.1")).unwrap(), "one\ntwo\n");
+    }
 
     #[test]
     fn what_is_worth_a_line() {

@@ -24,7 +24,7 @@ pub(super) async fn pass_on(serving: &Rc<Serving>, request: Request<Incoming>) -
     }
     let without_body = request.method() == Method::HEAD;
     let response = ask(request).await.map_err(|error| {
-        let why = format!("the registry does not answer: {error:#}; `kimg node logs {SERVICE}` says why");
+        let why = format!("the registry does not answer: {error:#}; `kimg logs {SERVICE}` says why");
         Refusal(StatusCode::SERVICE_UNAVAILABLE, why)
     })?;
     let (parts, body) = response.into_parts();

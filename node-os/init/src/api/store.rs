@@ -79,7 +79,7 @@ pub(super) async fn restore(serving: &Serving, request: Request<Incoming>) -> Re
     lay(serving, &part, PENDING).await?;
     if refused.exists() {
         remove(&refused)?;
-        let why = "the snapshot is damaged, and nothing was changed; `kimg node logs kube-apiserver` says where";
+        let why = "the snapshot is damaged, and nothing was changed; `kimg logs kube-apiserver` says where";
         return Err(Refusal(StatusCode::BAD_REQUEST, why.into()));
     }
     Ok(json(&Done { message: "the snapshot was restored; clients list everything anew".into() }))
@@ -152,7 +152,7 @@ async fn lay(serving: &Serving, part: &Path, name: &str) -> Result<(), Refusal> 
         }
     });
     waited.await.map_err(|_| {
-        let why = format!("the API server has not taken {name} in yet; `kimg node logs kube-apiserver` says why");
+        let why = format!("the API server has not taken {name} in yet; `kimg logs kube-apiserver` says why");
         Refusal(StatusCode::GATEWAY_TIMEOUT, why)
     })
 }

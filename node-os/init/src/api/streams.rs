@@ -9,15 +9,18 @@ use hyper::body::Frame;
 use node_api::path;
 use std::convert::Infallible;
 use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 const DEFAULT_TAIL: usize = 10_000;
-/// Kernel messages have no file descriptor to wait on that tokio knows; a look so often is cheap.
-const KERNEL_LOOK: Duration = Duration::from_millis(500);
+/// Kernel messages and files have no descriptor to wait on that tokio knows; a look so often is cheap.
+const LOOK: Duration = Duration::from_millis(500);
+/// What is read of a log file at most: PID 1 is to stay small.
+const MOST_OF_FILE: usize = 2 << 20;
 const RECORD: usize = 8192;
 
 /// `/v1/logs/SERVICE`.
@@ -26,6 +29,9 @@ pub(super) fn log(serving: &Rc<Serving>, target: &str, query: &str) -> Result<Re
     let logs = serving.machine.logs.clone();
     if name == "init" {
         return kernel_log_of(query, true);
+    }
+    if name == "audit" && Path::new(node_api::AUDIT_LOG).exists() {
+        return Ok(file_log(Path::new(node_api::AUDIT_LOG), query));
     }
     let Some(log) = logs.find(name) else {
         let names: Vec<String> = serving.machine.services().into_iter().map(|service| service.name).collect();
@@ -56,6 +62,74 @@ pub(super) fn log(serving: &Rc<Serving>, target: &str, query: &str) -> Result<Re
     Ok(stream(receiver))
 }
 
+/// A log that a service keeps by itself, in a file that it puts aside as `PATH.1` when it is large.
+fn file_log(path: &Path, query: &str) -> Response<Body> {
+    let mut file = Followed::default();
+    let mut bytes = read_end(&path.with_extension("log.1"));
+    bytes.extend(file.more(path));
+    let excess = bytes.len().saturating_sub(MOST_OF_FILE);
+    bytes.drain(..excess);
+    let start = crate::logs::last_lines(&bytes, number(query, "tail").unwrap_or(DEFAULT_TAIL));
+    let first = bytes.split_off(start);
+    if !flag(query, "follow") {
+        return text(first);
+    }
+    let (sender, receiver) = mpsc::channel(8);
+    let path = path.to_owned();
+    tokio::task::spawn_local(async move {
+        let mut chunk = first;
+        loop {
+            if !chunk.is_empty() && sender.send(Bytes::from(chunk)).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = sender.closed() => return,
+            }
+            chunk = file.more(&path);
+        }
+    });
+    stream(receiver)
+}
+
+/// A file that is read as it grows, and another one that takes its place.
+#[derive(Default)]
+struct Followed {
+    inode: u64,
+    position: u64,
+}
+
+impl Followed {
+    /// What is new in the file.
+    fn more(&mut self, path: &Path) -> Vec<u8> {
+        let Ok(file) = std::fs::File::open(path) else { return Vec::new() };
+        let Ok(metadata) = file.metadata() else { return Vec::new() };
+        if metadata.ino() != self.inode || metadata.len() < self.position {
+            (self.inode, self.position) = (metadata.ino(), 0);
+        }
+        let start = self.position.max(metadata.len().saturating_sub(MOST_OF_FILE as u64));
+        let bytes = read_from(file, start);
+        self.position = start + bytes.len() as u64;
+        bytes
+    }
+}
+
+/// The end of a file; nothing where there is none.
+fn read_end(path: &Path) -> Vec<u8> {
+    let Ok(file) = std::fs::File::open(path) else { return Vec::new() };
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    read_from(file, length.saturating_sub(MOST_OF_FILE as u64))
+}
+
+fn read_from(mut file: std::fs::File, start: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.take(MOST_OF_FILE as u64).read_to_end(&mut bytes));
+    if read.is_err() {
+        bytes.clear();
+    }
+    bytes
+}
+
 /// `/v1/dmesg`.
 pub(super) fn kernel_log(query: &str) -> Result<Response<Body>, Refusal> {
     kernel_log_of(query, false)
@@ -80,7 +154,7 @@ fn kernel_log_of(query: &str, only_ours: bool) -> Result<Response<Body>, Refusal
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(KERNEL_LOOK) => {}
+                () = tokio::time::sleep(LOOK) => {}
                 () = sender.closed() => return,
             }
             chunk = read_records(&mut file, only_ours);
@@ -140,6 +214,27 @@ fn flag(query: &str, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_followed_into_the_one_that_takes_their_place() {
+        let folder = std::env::temp_dir().join(format!("kimg-followed-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("audit.log");
+        let mut file = Followed::default();
+        assert_eq!(file.more(&path), b"", "there is none yet");
+        std::fs::write(&path, "one\n").unwrap();
+        assert_eq!(file.more(&path), b"one\n");
+        assert_eq!(file.more(&path), b"");
+        std::fs::write(&path, "one\ntwo\n").unwrap();
+        assert_eq!(file.more(&path), b"two\n");
+        std::fs::rename(&path, path.with_extension("log.1")).unwrap();
+        std::fs::write(&path, "three, which is longer\n").unwrap();
+        assert_eq!(file.more(&path), b"three, which is longer\n");
+        std::fs::write(&path, "x".repeat(2 * MOST_OF_FILE)).unwrap();
+        assert_eq!(file.more(&path).len(), MOST_OF_FILE, "only the end of what is too much");
+        assert_eq!(read_end(&path.with_extension("log.1")), b"one\ntwo\n");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn records_and_queries_are_read() {

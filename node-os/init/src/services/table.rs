@@ -171,6 +171,8 @@ fn apiserver(facts: Facts<'_>) -> Vec<String> {
         "--store-socket=/run/kimg/kube-apiserver.sock".to_owned(),
         format!("--encryption-key-file={SECRETS}/encryption.key"),
         format!("--backup-recipient-file={PKI}/backup.pub"),
+        format!("--audit-log-path={}", node_api::AUDIT_LOG),
+        "--audit-log-maxsize=8".to_owned(),
     ];
     if cluster.store == StoreEngine::Etcd {
         arguments.extend([

@@ -1,0 +1,344 @@
+//! `kimg logs`: the logs of all nodes' services as one, by time.
+//!
+//! Nodes are asked over their API, all at once. A node that does not answer is named on standard error, and the others
+//! go on; the exit code tells it.
+
+pub mod line;
+pub mod merge;
+pub mod show;
+#[cfg(test)]
+mod tests;
+
+use crate::client::node::NodeClient;
+use crate::input::{self, BadInput};
+use anyhow::Result;
+use line::Reader;
+use merge::{Entry, Place, Waiting};
+use node_api::{NodeStatus, Service, path};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+pub use show::Printer;
+
+/// Lines shown where nobody says how many or since when.
+pub const SOME: usize = 200;
+/// Lines asked of a log where all are wanted; a node keeps fewer.
+const ALL: usize = 1_000_000;
+/// Lines asked for again after a lost connection.
+const AGAIN: usize = 2000;
+/// Between two tries to reach a node, and between two looks whether it is still there.
+const PAUSE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(10);
+/// Longest wait for the first lines of all logs that are followed.
+const BEGIN: Duration = Duration::from_secs(15);
+/// Log of a node's kernel, which also holds that of PID 1.
+const KERNEL: &str = "kernel";
+const INIT: &str = "init";
+const AUDIT: &str = "audit";
+
+/// A node whose logs are wanted; the client, or why there is none.
+#[derive(Debug)]
+pub struct Source {
+    /// Its name.
+    pub node: Arc<str>,
+    /// Its API.
+    pub client: Result<NodeClient>,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Services; all but the audit log where none is named.
+    pub services: Vec<String>,
+    /// Not older than this.
+    pub since: Option<Duration>,
+    /// The last so many lines.
+    pub tail: Option<usize>,
+}
+
+impl Wanted {
+    /// Lines to ask of each log.
+    fn lines(&self) -> usize {
+        if self.since.is_some() { ALL } else { self.tail.unwrap_or(ALL) }
+    }
+
+    /// Which of a node's logs are wanted.
+    fn of(&self, known: &[String]) -> Vec<String> {
+        let wanted = |name: &&String| {
+            if self.services.is_empty() { *name != AUDIT } else { self.services.contains(name) }
+        };
+        known.iter().filter(wanted).cloned().collect()
+    }
+
+    /// Fails where nobody has a service that was named.
+    fn check(&self, known: &BTreeSet<String>) -> Result<()> {
+        match self.services.iter().find(|name| !known.contains(*name)) {
+            // Where nobody answers nothing is known.
+            Some(name) if !known.is_empty() => {
+                let known: Vec<&str> = known.iter().map(String::as_str).collect();
+                input::bad(format!("`{name}` is neither a node nor a service; services are {}", known.join(", ")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A node as it is now.
+#[derive(Debug)]
+struct Begun {
+    /// When its kernel began to count, and the oldest wanted time: microseconds since 1970 by its own clock.
+    booted: i64,
+    since: i64,
+    /// Its logs.
+    known: Vec<String>,
+}
+
+async fn begin(client: &NodeClient, wanted: &Wanted) -> Result<Begun> {
+    let status: NodeStatus = client.get(path::STATUS).await?;
+    let services: Vec<Service> = client.get(path::SERVICES).await?;
+    let micros = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000);
+    let now = micros(status.now_unix_ms);
+    let since = wanted.since.map(|since| now.saturating_sub(i64::try_from(since.as_micros()).unwrap_or(i64::MAX)));
+    let mut known = vec![INIT.to_string(), KERNEL.to_string()];
+    if status.role == node_metadata::Role::Master.to_string() {
+        known.push(AUDIT.to_string());
+    }
+    known.extend(services.into_iter().map(|service| service.name));
+    Ok(Begun { booted: now.saturating_sub(micros(status.uptime_ms)), since: since.unwrap_or(i64::MIN), known })
+}
+
+fn log_path(service: &str, lines: usize, follow: bool) -> Result<String> {
+    let follow = u8::from(follow);
+    if service == KERNEL {
+        return Ok(format!("{}?follow={follow}&tail={lines}", path::DMESG));
+    }
+    if service.is_empty() || !service.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+        return input::bad(format!("`{service}` is no service"));
+    }
+    Ok(format!("{}/{service}?follow={follow}&tail={lines}", path::LOGS))
+}
+
+/// Whether a line of the kernel's log is not shown: PID 1 has a log of its own, which is a part of it.
+fn stands_elsewhere(service: &str, text: &str, chosen: &[String]) -> bool {
+    // After the time, which the reader has put there.
+    let said = text.split_once(' ').map_or("", |(_, said)| said);
+    service == KERNEL && said.starts_with("kimg: ") && chosen.iter().any(|name| name == INIT)
+}
+
+/// Shows what there is; says whether all nodes answered.
+///
+/// # Errors
+/// A service that no node has.
+pub async fn show(sources: Vec<Source>, wanted: &Wanted, printer: &mut Printer) -> Result<bool> {
+    let each = sources.into_iter().map(|source| async move {
+        let node = source.node.clone();
+        (node, whole(source, wanted).await)
+    });
+    let (mut all, mut known, mut whole) = (Vec::new(), BTreeSet::new(), true);
+    for (node, answer) in futures::future::join_all(each).await {
+        match answer {
+            Ok((entries, logs)) => {
+                all.extend(entries);
+                known.extend(logs);
+            }
+            Err(error) => {
+                whole = false;
+                printer.complain(&node, &error);
+            }
+        }
+    }
+    wanted.check(&known)?;
+    merge::sort(&mut all);
+    merge::last(&mut all, wanted.tail);
+    printer.print(&all)?;
+    Ok(whole)
+}
+
+/// All lines of a node, and the names of its logs.
+async fn whole(source: Source, wanted: &Wanted) -> Result<(Vec<Entry>, Vec<String>)> {
+    let client = source.client?;
+    let begun = begin(&client, wanted).await?;
+    let chosen = wanted.of(&begun.known);
+    let mut all = Vec::new();
+    for service in &chosen {
+        let mut reader = Reader::new(begun.booted);
+        let mut lines = Vec::new();
+        let path = log_path(service, wanted.lines(), false)?;
+        let asked = client.text(&path, |bytes| {
+            lines.extend(reader.feed(bytes));
+            Ok(())
+        });
+        match asked.await {
+            Ok(()) => lines.extend(reader.end()),
+            // A service that never started has no log.
+            Err(error) if error.is::<BadInput>() => continue,
+            Err(error) => return Err(error),
+        }
+        let mut entries = merge::entries(&source.node, &service.as_str().into(), lines);
+        entries.retain(|e| e.at >= begun.since && !stands_elsewhere(service, &e.text, &chosen));
+        all.extend(entries);
+    }
+    Ok((all, begun.known))
+}
+
+/// What happens on the nodes that are followed.
+enum News {
+    /// It answers, and has these logs.
+    Begun(Arc<str>, Vec<String>),
+    /// It does not answer.
+    Lost(Arc<str>, anyhow::Error),
+    /// A line.
+    Line(Entry),
+}
+
+/// Shows what there is and what comes, until somebody ends it.
+///
+/// # Errors
+/// A service that no node has.
+pub async fn follow(sources: Vec<Source>, wanted: &Wanted, printer: &mut Printer) -> Result<bool> {
+    let (sender, mut news) = mpsc::unbounded_channel();
+    // Whether each node was reached at its last try; None before the first.
+    let mut reached: BTreeMap<Arc<str>, Option<bool>> = BTreeMap::new();
+    let mut nodes = JoinSet::new();
+    for source in sources {
+        reached.insert(source.node.clone(), None);
+        match source.client {
+            Ok(client) => {
+                nodes.spawn(follow_node(source.node, client, wanted.clone(), sender.clone()));
+            }
+            Err(error) => drop(sender.send(News::Lost(source.node, error))),
+        }
+    }
+    drop(sender);
+    let (mut waiting, mut known, start) = (Waiting::default(), BTreeSet::new(), Instant::now());
+    let mut beginning = true;
+    let mut tick = tokio::time::interval(Waiting::MOMENT / 2);
+    loop {
+        tokio::select! {
+            next = news.recv() => match next {
+                Some(News::Line(entry)) => waiting.add(entry, Instant::now()),
+                Some(News::Begun(node, logs)) => {
+                    known.extend(logs);
+                    if reached.insert(node.clone(), Some(true)) == Some(Some(false)) {
+                        printer.note(&node, "answers again");
+                    }
+                }
+                Some(News::Lost(node, error)) => {
+                    if reached.insert(node.clone(), Some(false)) != Some(Some(false)) {
+                        printer.complain(&node, &error);
+                    }
+                }
+                // No node can be asked at all.
+                None => return Ok(false),
+            },
+            _ = tick.tick() => {
+                let now = Instant::now();
+                if beginning {
+                    let quiet = waiting.newest().is_none_or(|came| now.duration_since(came) >= Waiting::MOMENT);
+                    let asked = reached.values().all(Option::is_some);
+                    if !(asked && quiet && now.duration_since(start) > Waiting::MOMENT) && now.duration_since(start) < BEGIN {
+                        continue;
+                    }
+                    wanted.check(&known)?;
+                    beginning = false;
+                    let mut first = waiting.due(now + Waiting::MOMENT);
+                    merge::last(&mut first, wanted.tail);
+                    printer.print(&first)?;
+                } else {
+                    printer.print(&waiting.due(now))?;
+                }
+            }
+        }
+    }
+}
+
+/// The places in a node's logs, by service.
+type Places = Arc<Mutex<BTreeMap<String, Place>>>;
+
+/// Follows a node's logs for ever.
+async fn follow_node(node: Arc<str>, client: NodeClient, wanted: Wanted, sender: mpsc::UnboundedSender<News>) {
+    let places = Places::default();
+    loop {
+        match begin(&client, &wanted).await {
+            Ok(begun) => {
+                let begun = Arc::new(begun);
+                drop(sender.send(News::Begun(node.clone(), begun.known.clone())));
+                let chosen = Arc::new(wanted.of(&begun.known));
+                let mut logs = JoinSet::new();
+                for service in chosen.iter() {
+                    let log = Log {
+                        node: node.clone(),
+                        service: service.clone(),
+                        chosen: chosen.clone(),
+                        places: places.clone(),
+                    };
+                    logs.spawn(log.follow(client.clone(), begun.clone(), wanted.lines(), sender.clone()));
+                }
+                // The other end may be gone without a word.
+                let watched = async {
+                    loop {
+                        tokio::time::sleep(LOOK).await;
+                        if let Err(error) = client.get::<NodeStatus>(path::STATUS).await {
+                            return error;
+                        }
+                    }
+                };
+                tokio::select! {
+                    _ = logs.join_next(), if !logs.is_empty() => {}
+                    error = watched => drop(sender.send(News::Lost(node.clone(), error))),
+                }
+                logs.shutdown().await;
+                for place in places.lock().unwrap_or_else(|e| e.into_inner()).values_mut() {
+                    place.lost();
+                }
+            }
+            Err(error) => drop(sender.send(News::Lost(node.clone(), error))),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// One log that is followed.
+struct Log {
+    node: Arc<str>,
+    service: String,
+    chosen: Arc<Vec<String>>,
+    places: Places,
+}
+
+impl Log {
+    /// Until the connection is lost.
+    async fn follow(self, client: NodeClient, begun: Arc<Begun>, lines: usize, sender: mpsc::UnboundedSender<News>) {
+        let name: Arc<str> = self.service.as_str().into();
+        let again = self.places.lock().unwrap_or_else(|e| e.into_inner()).contains_key(&self.service);
+        let Ok(path) = log_path(&self.service, if again { AGAIN } else { lines }, true) else {
+            return std::future::pending().await;
+        };
+        loop {
+            let mut reader = Reader::new(begun.booted);
+            let asked = client.text(&path, |bytes| {
+                let mut fresh = reader.feed(bytes);
+                let mut places = self.places.lock().unwrap_or_else(|e| e.into_inner());
+                let place = places.entry(self.service.clone()).or_default();
+                fresh.retain(|line| place.is_new(line));
+                for mut entry in merge::entries(&self.node, &name, fresh) {
+                    if entry.at == i64::MIN {
+                        entry.at = jiff::Timestamp::now().as_microsecond();
+                    }
+                    if entry.at >= begun.since && !stands_elsewhere(&name, &entry.text, &self.chosen) {
+                        drop(sender.send(News::Line(entry)));
+                    }
+                }
+                Ok(())
+            });
+            match asked.await {
+                // It has not started yet.
+                Err(error) if error.is::<BadInput>() => tokio::time::sleep(LOOK).await,
+                _ => return,
+            }
+        }
+    }
+}
