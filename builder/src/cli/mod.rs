@@ -173,7 +173,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Vulnerabilities(args) => return crate::image::cmd::vulnerabilities(&args, &settings),
         Command::Sign(args) => crate::image::cmd::sign(&args, &settings()?)?,
         Command::Diff(args) => image::diff(&args, &settings)?,
-        Command::Pki(command) => pki::run(command, &settings)?,
+        Command::Pki(command) => return pki::run(command, &settings),
         Command::Kubeconfig(args) => pki::kubeconfig(&args, &settings()?)?,
         Command::Seed(args) => seed::run(&args, &settings()?)?,
         Command::Up(args) => vm::up(&args, &settings()?)?,

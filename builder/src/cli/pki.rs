@@ -1,12 +1,16 @@
 //! `kimg pki` and `kimg kubeconfig`.
 
-use super::{dir_flag, next, program};
+use super::{dir_flag, next, program, write_out};
+use crate::client::block_on;
 use crate::config::{SecretsForm, Settings};
 use crate::input;
+use crate::logs::line::harmless;
+use crate::node::Target;
 use crate::pki::kubeconfig::{kubeconfig as document, server_url};
-use crate::pki::{Authority, Secrets, SecureBoot, Subject, issue, secrets, secure_boot, show};
+use crate::pki::{Authority, Secrets, SecureBoot, Subject, issue, ls, secrets, secure_boot, show};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use time::Duration;
 
 #[derive(Debug, clap::Subcommand)]
@@ -15,6 +19,9 @@ pub(super) enum PkiCommand {
     Init,
     /// Show certificates: subject, names, dates, issuer
     Show(ShowArgs),
+    /// List every certificate of nodes and operator, what ends first at the top; ends with 1 where one has expired or
+    /// a node did not answer
+    Ls(LsArgs),
     /// Issue a client certificate of the cluster's CA
     Issue(IssueArgs),
     /// Write what firmware has to learn to start this cluster's signed kernels
@@ -29,6 +36,16 @@ pub(super) struct ShowArgs {
     #[arg(long, conflicts_with = "files")]
     all: bool,
     /// As JSON, with the field names of cfssl-certinfo
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct LsArgs {
+    /// What is called soon: less than so long is left, as 12h or 30d [default: a quarter of its life]
+    #[arg(long, value_name = "SPAN", value_parser = crate::logs::line::span)]
+    warn_below: Option<std::time::Duration>,
+    /// As JSON
     #[arg(long)]
     json: bool,
 }
@@ -71,8 +88,8 @@ pub(super) struct KubeconfigArgs {
     output: Option<PathBuf>,
 }
 
-pub(super) fn run(command: PkiCommand, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {
-    match command {
+pub(super) fn run(command: PkiCommand, settings: &dyn Fn() -> Result<Settings>) -> Result<ExitCode> {
+    let done = match command {
         PkiCommand::Init => {
             let settings = settings()?;
             let dir = settings.secrets_dir();
@@ -82,9 +99,55 @@ pub(super) fn run(command: PkiCommand, settings: &dyn Fn() -> Result<Settings>) 
             Ok(())
         }
         PkiCommand::Show(args) => show_certificates(&args, settings),
+        PkiCommand::Ls(args) => return list_certificates(&args, &settings()?),
         PkiCommand::Issue(args) => issue_certificate(&args, &settings()?),
         PkiCommand::SecureBoot(args) => secure_boot_files(&args, &settings()?),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// The certificates of nodes that answer, and of the operator: `secrets/` and the kubeconfig that `kimg up` writes.
+fn list_certificates(args: &LsArgs, settings: &Settings) -> Result<ExitCode> {
+    let judge = ls::Judge { now: jiff::Timestamp::now().as_second(), below: args.warn_below };
+    let mut all = Vec::new();
+    let kubeconfig = settings.dir.join("kubeconfig");
+    for file in certificate_files(settings)?.into_iter().chain(kubeconfig.exists().then_some(kubeconfig)) {
+        all.extend(show::read(&file)?.iter().map(|info| judge.of_file(&file, info)));
     }
+    let mut whole = true;
+    for (node, answer) in block_on(async { Ok(certificates_of_nodes(settings).await) })? {
+        match answer {
+            Ok(list) => all.extend(list.iter().map(|certificate| judge.of_node(&node, certificate))),
+            Err(error) => {
+                whole = false;
+                eprintln!("kimg: {node}: {}", harmless(&format!("{error:#}")));
+            }
+        }
+    }
+    ls::sort(&mut all);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        write_out(ls::table(&all).as_bytes())?;
+    }
+    if let Some(warning) = ls::warning(&all) {
+        eprintln!("kimg: {warning}");
+    }
+    let fine = whole && all.iter().all(|held| held.state != ls::State::Expired);
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn certificates_of_nodes(settings: &Settings) -> Vec<(String, Result<Vec<node_api::Certificate>>)> {
+    let each = settings.nodes.iter().map(|node| async {
+        let name = node.entry.name.clone();
+        let target = Target { node: Some(name.clone()), ..Target::default() };
+        let answer = match target.client(settings) {
+            Ok(client) => client.get(node_api::path::CERTIFICATES).await,
+            Err(error) => Err(error),
+        };
+        (name, answer)
+    });
+    futures::future::join_all(each).await
 }
 
 fn show_certificates(args: &ShowArgs, settings: &dyn Fn() -> Result<Settings>) -> Result<()> {

@@ -26,6 +26,13 @@ pub struct Name {
     full: String,
 }
 
+impl Name {
+    /// As one text: `O=…, CN=…`.
+    pub fn text(&self) -> &str {
+        &self.full
+    }
+}
+
 /// A certificate, field names as cfssl-certinfo has them.
 #[derive(Debug, Clone, Serialize)]
 pub struct Info {

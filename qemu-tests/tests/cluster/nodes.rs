@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("a_second_up_changes_nothing", second_up),
     ("kimg_node_shows_every_part_of_a_node", node_api),
     ("kimg_logs_merges_the_logs_of_all_nodes", logs),
+    ("kimg_pki_ls_lists_the_certificates_of_all_nodes", certificates),
     ("no_node_ran_out_of_memory_or_panicked", consoles_are_clean),
 ];
 
@@ -134,6 +135,35 @@ fn followed(cluster: &Cluster, name: &str) -> Result<String> {
     });
     child.wait().context("ending kimg")?;
     found?.context("kimg logs ended by itself")
+}
+
+fn certificates(cluster: &Cluster) -> Result {
+    let list = |args: &[&str]| -> Result<(Vec<serde_json::Value>, String)> {
+        let said = cluster.kimg(&[&["pki", "ls", "--json"], args].concat())?;
+        ensure!(said.ok, "{}", said.all());
+        Ok((serde_json::from_str(&said.out).context("its JSON")?, said.err))
+    };
+    let (all, said) = list(&[])?;
+    for (node, name) in [
+        ("master-1", "apiserver"),
+        ("master-1", "kubelet"),
+        ("worker-1", "kubelet"),
+        ("worker-2", "kubelet-server"),
+        ("worker-2", "overlay"),
+    ] {
+        let held = all.iter().find(|c| c["node"] == node && c["name"] == name);
+        let held = held.with_context(|| format!("no {name} of {node} in {all:?}"))?;
+        ensure!(held["state"] == "ok" && held["subject"].is_string() && held["issuer"].is_string(), "{held}");
+    }
+    let own = |name: &str| all.iter().any(|c| c["node"].is_null() && c["name"] == name);
+    ensure!(own("cluster-ca") && own("kubeconfig"), "the operator's own are not there: {all:?}");
+    ensure!(all.iter().map(|c| c["secondsLeft"].as_i64()).is_sorted(), "{all:?}");
+    ensure!(!said.contains("expire"), "{said}");
+    let (all, said) = list(&["--warn-below", "36500d"])?;
+    ensure!(all.iter().all(|c| c["state"] == "soon") && said.contains("expire soon"), "{said} {all:?}");
+    let text = cluster.kimg(&["pki", "ls"])?.success()?;
+    ensure!(text.starts_with("NODE") && text.contains("system:node:worker-1"), "{text}");
+    Ok(())
 }
 
 /// What no console and kernel log may hold.

@@ -3,11 +3,13 @@
 use super::stats::{containers, node_figures};
 use super::{Answer, typed};
 use crate::cgroups::{Cgroups, figures};
+use crate::join::files::Pair;
 use crate::kubelet::Kubelet;
 use crate::pods::spec;
 use bytes::Bytes;
 use http::StatusCode;
 use std::fmt::Write;
+use std::path::Path;
 
 fn answer(text: String) -> Answer {
     typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(text))
@@ -47,6 +49,9 @@ pub fn kubelet(kubelet: &Kubelet) -> Answer {
         "Number of pods bound to this node.",
         &[(String::new(), pods.len() as f64)],
     );
+    let folder = kubelet.options.flags.tls_cert_file.parent().unwrap_or(Path::new("/"));
+    let help = "When each of the node's own certificates ends, in seconds since 1970.";
+    family(&mut out, "kimg_certificate_expiration_timestamp_seconds", "gauge", help, &certificates(folder));
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let resident = crate::node::facts::meminfo(&status).get("VmRSS").copied().unwrap_or(0);
     family(
@@ -57,6 +62,19 @@ pub fn kubelet(kubelet: &Kubelet) -> Answer {
         &[(String::new(), resident as f64)],
     );
     answer(out)
+}
+
+/// The ends of the certificates in a folder; one that cannot be read is in the log of who uses it.
+fn certificates(folder: &Path) -> Vec<(String, f64)> {
+    let files = std::fs::read_dir(folder).map(|entries| entries.flatten().collect::<Vec<_>>()).unwrap_or_default();
+    let names = files.iter().filter_map(|file| file.file_name().to_str()?.strip_suffix(".crt").map(String::from));
+    let end = |name: String| {
+        let leaf = Pair::new(folder, &name).leaf().ok()?;
+        Some((format!("certificate=\"{name}\""), leaf.not_after as f64))
+    };
+    let mut ends: Vec<(String, f64)> = names.filter_map(end).collect();
+    ends.sort_by(|a, b| a.0.cmp(&b.0));
+    ends
 }
 
 /// What metrics servers read: counters and readings with the time at which they were read, as rates are made of two.
@@ -120,5 +138,18 @@ mod tests {
         let mut out = String::new();
         family_at(&mut out, "a", "counter", "h", &[(String::new(), 1.0), ("x=\"y\"".into(), 2.5)], "1700000000123");
         assert_eq!(out, "# HELP a h\n# TYPE a counter\na 1 1700000000123\na{x=\"y\"} 2.5 1700000000123\n");
+    }
+
+    #[test]
+    fn certificates_say_when_they_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["n".to_string()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2030, 1, 1);
+        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        for (name, text) in [("overlay.crt", certificate.as_str()), ("broken.crt", "x"), ("overlay.key", "x")] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        assert_eq!(certificates(folder.path()), [("certificate=\"overlay\"".to_string(), 1_893_456_000.0)]);
+        assert!(certificates(&folder.path().join("none")).is_empty());
     }
 }
