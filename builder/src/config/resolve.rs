@@ -437,6 +437,11 @@ fn image_options(
                     format!("there is no file {}; paths are relative to the cluster's folder", full.display());
                 return Err(fault(source, &field, message));
             }
+            let beneath = |folder: &Path| Some(full.canonicalize().ok()?.starts_with(folder.canonicalize().ok()?));
+            if beneath(&dir.join("secrets")) == Some(true) {
+                let message = "it lies in secrets/, and whoever has the image would have it too; name another file";
+                return Err(fault(source, &field, message));
+            }
             options.files.push((path.get_ref().clone(), full));
         }
     }

@@ -25,6 +25,19 @@ fn two_lines_are_enough() {
     assert!(settings(&format!("{MINIMAL}[image]\nsecure-boot = true\n")).expect("valid").secure_boot);
 }
 
+#[test]
+fn the_operators_secrets_go_into_no_image() {
+    let dir = tempfile::tempdir().expect("folder");
+    std::fs::create_dir(dir.path().join("secrets")).expect("folder");
+    std::fs::write(dir.path().join("secrets/sa.key"), "key").expect("written");
+    std::os::unix::fs::symlink("secrets/sa.key", dir.path().join("innocent")).expect("link");
+    for source in ["secrets/sa.key", "./secrets/../secrets/sa.key", "innocent"] {
+        let text = format!("{MINIMAL}[image.files]\n\"/etc/x\" = \"{source}\"\n");
+        let error = parse(Path::new("cluster.toml"), &text, dir.path()).expect_err(source).to_string();
+        assert!(error.contains("image.files: it lies in secrets/"), "{error}");
+    }
+}
+
 /// `(lines put before or instead of the minimal text, what the error says)`
 #[test]
 fn errors_name_line_field_and_way_out() {

@@ -461,6 +461,7 @@ impl<'a> Workshop<'a> {
         self.steps.result("root", &plan.root_key, |out| {
             let kernel = self.kernel()?;
             self.check_modules(plan.role, &kernel)?;
+            let _alone = super::much_memory();
             let bar = self.progress.step(&format!("{}: assembling the root", plan.role));
             let tree = self.ingredients(plan).assemble(&kernel)?;
             bar.set_message(format!("{}: packing the root ({} MiB)", plan.role, tree.content_size() >> 20));

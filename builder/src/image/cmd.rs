@@ -340,7 +340,8 @@ fn image_path(given: &Path, cluster: &dyn Fn() -> Result<Settings>) -> Result<Pa
         path = build::output_dir(&cluster()?, role);
     }
     if path.is_dir() {
-        path = path.join(Format::Raw.file());
+        let there = Format::all().iter().map(|form| path.join(form.file())).find(|file| file.exists());
+        path = there.unwrap_or_else(|| path.join(Format::Raw.file()));
     }
     if !path.exists() {
         return input::bad(format!("there is no {}; build it with `kimg build all`", path.display()));
@@ -356,6 +357,9 @@ fn sbom_of(image: &Path, form: Form) -> Result<String> {
     let manifest = Manifest::read(dir).filter(|m| m.root_hash == root_hash).with_context(|| {
         format!("there is no {} of this image beside it; its SBOM lies where it was built", super::manifest::FILE)
     })?;
+    if !path.exists() {
+        return input::bad(format!("there is no {}; an image's SBOM lies where it was built", path.display()));
+    }
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     if manifest.files.get(form.file()).is_none_or(|sum| sum.sha256 != hash::hex_of(text.as_bytes())) {
         bail!("{} is not the file that was built with this image; build it again", path.display());

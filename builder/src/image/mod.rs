@@ -29,3 +29,12 @@ pub mod tree;
 pub mod treemap;
 pub mod unpack;
 pub mod verity;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Waits until nobody else in this process does something that takes a few hundred MiB. Both images are made at
+/// once, and such steps use all cores by themselves.
+fn much_memory() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}

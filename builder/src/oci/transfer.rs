@@ -212,7 +212,8 @@ pub fn pull(args: &PullArgs, cluster: Cluster<'_>) -> Result<()> {
     let last = name.repository.rsplit('/').next().unwrap_or(&name.repository);
     let single = if root.is_manifest() { Some(Manifest::parse(&content.document(&root)?)?) } else { None };
     if let Some(manifest) = single.as_ref().filter(|manifest| artifact::is_node_image(manifest)) {
-        let output = absolute(args.output.as_deref().unwrap_or(Path::new(last)))?;
+        // A folder called as a role would stand for it from then on.
+        let output = absolute(&args.output.clone().unwrap_or_else(|| PathBuf::from(format!("pulled-{last}"))))?;
         artifact::write_files(&content, manifest, &output)?;
         println!("{}: node image {name}@{}", output.display(), root.digest);
         return Ok(());

@@ -310,8 +310,9 @@ impl Request {
             Body::None => {}
             Body::Bytes(_) if self.hide_body => text.push_str("\n  (a body with secrets)"),
             Body::Bytes(bytes) => match std::str::from_utf8(bytes) {
-                Ok(body) => text.push_str(&format!("\n  {body}")),
-                Err(_) => text.push_str(&format!("\n  ({} bytes)", bytes.len())),
+                // A part of a disk may be all zeros, which are UTF-8.
+                Ok(body) if !body.contains('\0') => text.push_str(&format!("\n  {body}")),
+                _ => text.push_str(&format!("\n  ({} bytes)", bytes.len())),
             },
             Body::File(part) => {
                 let around =

@@ -110,7 +110,10 @@ fn a_dry_run_sends_nothing_and_shows_no_secret() {
     let answer = client.send(&request.would(202, &json!({"id": 7})).would_header("x", "y")).unwrap();
     assert_eq!((answer.status, answer.header("x")), (202, Some("y")));
     assert_eq!(answer.json().unwrap()["id"], 7);
+    let zeros = Request::put(format!("{}/disk", server.url())).bytes("application/octet-stream", vec![0; 64]);
+    client.send(&zeros.would(200, &json!({}))).unwrap();
     let text = lines.lock().unwrap().join("\n");
+    assert!(text.contains("(64 bytes)") && !text.contains('\0'), "{text:?}");
     assert!(text.contains("POST http://") && text.contains(r#"{"name":"a"}"#) && !text.contains("s3cr3t"), "{text}");
     assert!(server.log().is_empty());
 }

@@ -181,6 +181,7 @@ pub(super) fn zstd_encoder<W: Write>(to: W) -> Result<zstd::stream::write::Encod
 }
 
 fn zstd_to(from: &mut impl Read, to: impl Write) -> Result<()> {
+    let _alone = super::much_memory();
     let mut encoder = zstd_encoder(to)?;
     encoder.long_distance_matching(true)?;
     encoder.window_log(ZSTD_WINDOW_LOG)?;
