@@ -1,6 +1,7 @@
 //! `kimg backup …`: the copies of the store that workers keep, encrypted to `secrets/backup.key`.
 
 pub mod age;
+pub mod here;
 
 use crate::client::block_on;
 use crate::client::node::NodeClient;

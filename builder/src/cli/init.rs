@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// The example; every key stands in it, most as a comment with its default.
 pub const EXAMPLE: &str = include_str!("cluster.toml");
-const IGNORED: &str = "# Private keys, and what kimg makes anew.\n/secrets/\n/build/\n/run/\n/kubeconfig\n*.raw\n";
+const IGNORED: &str =
+    "# Private keys, and what kimg makes anew.\n/secrets/\n/build/\n/run/\n/backups/\n/kubeconfig\n*.raw\n";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct InitArgs {

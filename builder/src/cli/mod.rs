@@ -80,7 +80,7 @@ enum Command {
     Up(vm::UpArgs),
     /// End the VMs; their disks stay
     Down(vm::DownArgs),
-    /// Put a new image under the running workers, one after the other, without losing a request
+    /// Put a new image under the running nodes, one after the other, without losing a request
     Roll(Box<roll::RollArgs>),
     /// VMs and nodes
     Status(vm::StatusArgs),

@@ -1,7 +1,8 @@
 //! `kimg roll`.
 
 use super::{dir_flag, next, program};
-use crate::client::Https;
+use crate::backup::here;
+use crate::client::{Answer, Https, block_on};
 use crate::config::Settings;
 use crate::image::build::{self, Options};
 use crate::image::output::Format;
@@ -14,28 +15,34 @@ use crate::machines::{Machine, Machines};
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::roll::RealClock;
-use crate::roll::api::Kube;
+use crate::roll::api::{Api, Kube};
 use crate::roll::begin;
+use crate::roll::copy::LocalCopy;
 use crate::roll::engine::{Book, Engine, Stop};
 use crate::roll::journal::{Journal, OnBlocked, Outcome, Rules, Step};
 use crate::roll::lock::Holder;
 use crate::roll::plan::{self, Amount, Plan, Refusal, Situation, Wish};
 use anyhow::{Context, Result, bail};
+use http::Method;
 use jiff::Timestamp;
 use node_metadata::Role;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// How long a node may take to be Ready with KVM, seconds; see [`crate::local::Accel::patience`].
 const READY_SECS: u64 = 90;
+/// For how long the API is away while the master is replaced, about, with KVM, seconds.
+const GAP_SECS: u64 = 10;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes: 0 all chosen nodes have the new image (or were skipped as --on-blocked says); \
 1 the cluster is not fit for it, or the roll stopped; 2 a mistake, or a decision that is missing; 130 interrupted.\n\n\
 An interrupted roll goes on with the next `kimg roll`. How it works: docs/how-to/roll.md")]
 pub(super) struct RollArgs {
-    /// `workers`, or names of nodes [default: all workers]
+    /// `workers`, `master`, or names of nodes [default: all nodes]
     #[arg(value_name = "NODE")]
     nodes: Vec<String>,
     /// Show what would be done, and do nothing
@@ -96,22 +103,76 @@ pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<ExitCode> {
             settings.name
         ));
     }
-    let api = state::api_client(settings, &secrets, None)?;
+    let api = LocalApi::new(settings, &secrets)?;
     let kube = Kube(&api);
-    kube.check_ready().context("the API server is not fit for a roll")?;
-    let last = kube.journal()?.map(|(journal, _)| journal);
-    let command = Command { args, settings, kube, progress: Progress::new() };
+    let copy = LocalCopy::of(&settings.run_dir());
+    let last = match kube.check_ready() {
+        Ok(()) => begin::last(kube, &copy)?,
+        Err(error) => Some(without_api(args, settings, &copy, error)?),
+    };
+    let command = Command { args, settings, secrets: &secrets, api: &api, copy: &copy, progress: Progress::new() };
     let planned = match &last {
-        Some(last) if args.rollback => command.plan_back(last, &machines, &listed)?,
+        Some(last) if args.rollback && last.apart => Some(command.plan_back_without_api(&last.journal, &machines)?),
+        Some(last) if args.rollback => command.plan_back(&last.journal, &machines, &listed)?,
         None if args.rollback => return input::bad("there was no roll yet that could be taken back"),
-        Some(last) if last.outcome == Outcome::Running => command.go_on(last)?,
+        Some(last) if last.journal.outcome == Outcome::Running => command.go_on(&last.journal)?,
         _ => command.plan_new(&mut machines, &listed)?,
     };
     let Some(planned) = planned else { return Ok(ExitCode::SUCCESS) };
     if args.dry_run || !(args.yes || confirmed()?) {
         return Ok(ExitCode::SUCCESS);
     }
-    command.execute(&api, &mut machines, planned, last.as_ref())
+    command.execute(&mut machines, planned, last.as_ref())
+}
+
+/// The last roll as this machine knows it, where it may be why the API server does not answer.
+fn without_api(args: &RollArgs, settings: &Settings, copy: &LocalCopy, error: anyhow::Error) -> Result<Book> {
+    let dir = dir_flag(settings);
+    match begin::last_without_api(copy)? {
+        Some(last) if args.rollback || last.journal.outcome == Outcome::Running => Ok(last),
+        Some(last) if last.journal.outcome == Outcome::Stopped => Err(error.context(format!(
+            "the API server does not answer, and the last roll stopped with its master: `{} roll --rollback{dir}` puts \
+             the image of before under it",
+            program()
+        ))),
+        _ => match state::stopped(settings, &State::load(&settings.run_dir())?, None) {
+            Some(why) => bail!(why),
+            None => Err(error.context("the API server is not fit for a roll")),
+        },
+    }
+}
+
+/// The API server of the master on this machine, whose port may be another after it was made anew.
+struct LocalApi<'a> {
+    settings: &'a Settings,
+    https: Https,
+}
+
+impl<'a> LocalApi<'a> {
+    fn new(settings: &'a Settings, secrets: &Secrets) -> Result<LocalApi<'a>> {
+        let port = port_of_master(settings)?.context("no VM on this machine is a master; `kimg up` makes it")?;
+        let https = state::api_client(settings, secrets, Some(&format!("https://127.0.0.1:{port}")))?;
+        Ok(LocalApi { settings, https })
+    }
+
+    fn now(&self) -> Result<Https> {
+        let mut https = self.https.clone();
+        if let Some(port) = port_of_master(self.settings)? {
+            https.target = format!("127.0.0.1:{port}");
+        }
+        Ok(https)
+    }
+}
+
+impl Api for LocalApi<'_> {
+    fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
+        block_on(self.now()?.send(method, path, body))
+    }
+}
+
+/// Also of one that does not run.
+fn port_of_master(settings: &Settings) -> Result<Option<u16>> {
+    Ok(State::load(&settings.run_dir())?.vms.values().find_map(|vm| vm.api_port))
 }
 
 /// What is to be done.
@@ -120,33 +181,41 @@ enum Planned {
     GoOn(Journal),
     /// A roll from its beginning.
     Anew(Journal),
+    /// A roll that begins while the API server is away.
+    WithoutApi(Journal),
 }
 
 struct Command<'a> {
     args: &'a RollArgs,
     settings: &'a Settings,
-    kube: Kube<'a>,
+    secrets: &'a Secrets,
+    api: &'a LocalApi<'a>,
+    copy: &'a LocalCopy,
     progress: Progress,
 }
 
 impl Command<'_> {
     fn plan_new(&self, machines: &mut LocalMachines<'_>, listed: &[Machine]) -> Result<Option<Planned>> {
-        let image = self.built_image()?;
-        let images = self.settings.nodes_of(Role::Worker).map(|n| (n.entry.name.clone(), image.id.clone())).collect();
+        let built = self.built_images()?;
+        let nodes = self.settings.nodes.iter().map(|node| &node.entry);
+        let image = |node: &node_metadata::NodeEntry| Some((node.name.clone(), built.get(&node.role)?.id.clone()));
         let wish = Wish {
             nodes: self.args.nodes.clone(),
-            images,
+            images: nodes.filter_map(image).collect(),
+            back: false,
             first: Vec::new(),
             keep_data: self.args.keep_data,
             lose: self.args.lose_data.clone(),
             lose_pods: self.args.lose_pods,
         };
         let plan = self.make(&wish, machines, listed)?;
-        if !self.show(&plan, &format!("every chosen node runs image {}; nothing to do", short(&image.id)))? {
+        if !self.show(&plan, "every chosen node runs the image that was built last; nothing to do")? {
             return Ok(None);
         }
         if !self.args.dry_run {
-            machines.offer(&image)?;
+            for image in built.values() {
+                machines.offer(image)?;
+            }
         }
         Ok(Some(Planned::Anew(self.journal(&plan, false)?)))
     }
@@ -157,6 +226,7 @@ impl Command<'_> {
         let wish = Wish {
             nodes: images.keys().cloned().collect(),
             images,
+            back: true,
             first: begin::unsettled(last),
             keep_data: self.args.keep_data,
             lose: self.args.lose_data.clone(),
@@ -174,6 +244,31 @@ impl Command<'_> {
         let nothing = "every node of the last roll has the image of before; nothing to do";
         let any = self.show(&plan, if returning.is_empty() { nothing } else { "" })?;
         Ok((any || !returning.is_empty()).then_some(Planned::Anew(journal)))
+    }
+
+    /// Only the master, and only what this machine knows.
+    fn plan_back_without_api(&self, last: &Journal, machines: &dyn Machines) -> Result<Planned> {
+        let Some(back) = begin::back_without_api(last, &machines.list()?, Timestamp::now()) else {
+            bail!(
+                "the API server does not answer, and the master has the image of before the last roll; its console is \
+                 under {}",
+                self.settings.run_dir().display()
+            );
+        };
+        for entry in &back.nodes {
+            begin::check_held(machines, &[(entry.node.clone(), entry.to.clone())].into())?;
+            if !self.args.json {
+                println!(
+                    "{}: image {} to {}; keeps its store (the API server does not answer)",
+                    entry.node,
+                    short(&entry.from),
+                    short(&entry.to)
+                );
+            } else if self.args.dry_run {
+                println!("{}", serde_json::to_string_pretty(&back).context("writing JSON")?);
+            }
+        }
+        Ok(Planned::WithoutApi(back))
     }
 
     fn go_on(&self, last: &Journal) -> Result<Option<Planned>> {
@@ -201,21 +296,46 @@ impl Command<'_> {
         Ok(Some(Planned::GoOn(last.clone())))
     }
 
-    /// The worker image, where it is what a build would make.
-    fn built_image(&self) -> Result<ImageFile> {
-        let options = Options { components: self.args.components.clone(), formats: vec![Format::Raw], sources: None };
-        let mut found = build::current(self.settings, &[Role::Worker], &options, &self.progress)?;
-        let Some(Some(built)) = found.remove(&Role::Worker) else {
-            bail!(
-                "the worker image is missing, or older than cluster.toml, kimg.lock or the components; build it first: {} build \
-                 worker{}",
-                program(),
-                dir_flag(self.settings)
-            );
+    /// The images of the chosen nodes' roles, where they are what a build would make.
+    fn built_images(&self) -> Result<BTreeMap<Role, ImageFile>> {
+        let asked = |role: Role, groups: &[&str]| {
+            let named = |name: &String| {
+                groups.contains(&name.as_str()) || self.settings.nodes_of(role).any(|n| n.entry.name == *name)
+            };
+            self.args.nodes.is_empty() || self.args.nodes.iter().any(named)
         };
-        let name = Format::Raw.file();
-        let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
-        Ok(ImageFile { path: built.dir.join(name), id: sum.sha256.clone() })
+        let roles = [(Role::Master, &["master", "masters"][..]), (Role::Worker, &["workers"][..])];
+        let roles: Vec<Role> =
+            roles.into_iter().filter(|(role, groups)| asked(*role, groups)).map(|(role, _)| role).collect();
+        let options = Options { components: self.args.components.clone(), formats: vec![Format::Raw], sources: None };
+        let found = build::current(self.settings, &roles, &options, &self.progress)?;
+        let mut images = BTreeMap::new();
+        for (role, built) in found {
+            let Some(built) = built else {
+                bail!(
+                    "the {role} image is missing, or older than cluster.toml, kimg.lock or the components; build it first: \
+                     {} build {}{}",
+                    program(),
+                    if roles.len() > 1 { "all".to_owned() } else { role.to_string() },
+                    dir_flag(self.settings)
+                );
+            };
+            let name = Format::Raw.file();
+            let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
+            images.insert(role, ImageFile { path: built.dir.join(name), id: sum.sha256.clone() });
+        }
+        Ok(images)
+    }
+
+    fn kube(&self) -> Kube<'_> {
+        Kube(self.api)
+    }
+
+    /// How many times longer everything takes than with KVM.
+    fn patience(&self) -> Result<u64> {
+        let accel = State::load(&self.settings.run_dir())?.accel;
+        let accel = if accel == "kvm" { crate::local::Accel::Kvm } else { crate::local::Accel::Tcg };
+        Ok(accel.patience().into())
     }
 
     fn make(&self, wish: &Wish, machines: &dyn Machines, listed: &[Machine]) -> Result<Plan> {
@@ -223,11 +343,12 @@ impl Command<'_> {
         let situation = Situation {
             workers: names(Role::Worker),
             masters: names(Role::Master),
-            nodes: &self.kube.nodes()?,
+            nodes: &self.kube().nodes()?,
             machines: listed,
             keeps_data: machines.keeps_data(),
-            claims: &self.kube.local_claims()?,
-            bare_pods: &self.kube.bare_pods()?,
+            gap_secs: GAP_SECS * self.patience()?,
+            claims: &self.kube().local_claims()?,
+            bare_pods: &self.kube().bare_pods()?,
         };
         plan::make(wish, &situation).map_err(|refusal| match refusal {
             Refusal::Mistake(why) => BadInput(why).into(),
@@ -245,7 +366,7 @@ impl Command<'_> {
                 println!("{}", json!({"outcome": "done", "nodes": []}));
             }
         } else if any {
-            println!("{}", plan.text());
+            println!("{}\nfirst: {}", plan.text(), here::intent(self.settings));
         } else if !nothing.is_empty() {
             println!("{nothing}");
         }
@@ -253,28 +374,20 @@ impl Command<'_> {
     }
 
     fn journal(&self, plan: &Plan, back: bool) -> Result<Journal> {
-        let accel = State::load(&self.settings.run_dir())?.accel;
-        let patience = if accel == "kvm" { crate::local::Accel::Kvm } else { crate::local::Accel::Tcg }.patience();
         let rules = Rules {
             max_unavailable: self.args.max_unavailable.unavailable_of(self.settings.nodes_of(Role::Worker).count()),
             settle_secs: self.args.settle,
             timeout_secs: self.args.timeout,
-            ready_secs: self.args.ready_timeout.unwrap_or(READY_SECS * u64::from(patience)),
+            ready_secs: self.args.ready_timeout.unwrap_or(READY_SECS * self.patience()?),
             on_blocked: self.args.on_blocked,
         };
-        let workloads = self.kube.workloads()?;
+        let workloads = self.kube().workloads()?;
         let whole =
             workloads.into_iter().filter(|(_, (ready, wanted))| ready >= wanted).map(|(name, _)| name).collect();
         Ok(plan.journal(rules, whole, back, Timestamp::now()))
     }
 
-    fn execute(
-        &self,
-        api: &Https,
-        machines: &mut LocalMachines<'_>,
-        planned: Planned,
-        last: Option<&Journal>,
-    ) -> Result<ExitCode> {
+    fn execute(&self, machines: &mut LocalMachines<'_>, planned: Planned, last: Option<&Book>) -> Result<ExitCode> {
         let interrupt = Interrupt::watch()?;
         let stop = || interrupt.asked();
         let say = |line: &str| eprintln!("{line}");
@@ -285,29 +398,61 @@ impl Command<'_> {
             }
             Ok(())
         };
-        let (kube, me) = (Kube(api), Holder::me());
-        begin::take_lock(kube, &me, &RealClock, &stop, &say).map_err(|error| self.explain(error))?;
-        let found = kube.journal()?;
-        if found.as_ref().map(|(journal, _)| journal) != last {
-            kube.release_lock(&me)?;
+        let (kube, me, _alone) = (self.kube(), Holder::me(), self.copy.lock()?);
+        let apart = last.is_some_and(|last| last.apart);
+        if !apart {
+            begin::take_lock(kube, &me, &RealClock, &stop, &say).map_err(|error| self.explain(error))?;
+        }
+        let found = if apart { begin::last_without_api(self.copy)? } else { begin::last(kube, self.copy)? };
+        if found.as_ref().map(|found| &found.journal) != last.map(|last| &last.journal) {
+            if !apart {
+                kube.release_lock(&me)?;
+            }
             bail!("another roll was begun or ended while this one was planned; run `kimg roll` again");
         }
+        let kept = RefCell::new(None);
+        let backup = || {
+            let (said, file) = here::make(self.settings, self.secrets, &self.api.now()?)?;
+            *kept.borrow_mut() = file;
+            anyhow::Ok(said)
+        };
         let mut book = match (planned, found) {
-            (Planned::GoOn(journal), Some((_, version))) => Book { journal, version },
-            (Planned::GoOn(journal) | Planned::Anew(journal), _) => begin::write(kube, journal)?,
+            (Planned::GoOn(journal) | Planned::WithoutApi(journal), Some(found)) => Book { journal, ..found },
+            (Planned::GoOn(journal) | Planned::WithoutApi(journal) | Planned::Anew(journal), _) => {
+                match backup() {
+                    Ok(said) => say(&said),
+                    // What is broken must not keep itself from being put right.
+                    Err(error) if journal.back => say(&format!("no backup of the store: {error:#}")),
+                    Err(error) => {
+                        kube.release_lock(&me)?;
+                        return Err(error.context("nothing was touched, as no backup of the store could be made"));
+                    }
+                }
+                begin::write(kube, journal)?
+            }
         };
         failpoint("begin")?;
         let clock = RealClock;
         interrupt.busy(true);
-        let mut engine = Engine { kube, machines, clock: &clock, me, stop: &stop, failpoint: &failpoint, say: &say };
+        let mut engine = Engine {
+            kube,
+            machines,
+            copy: self.copy,
+            backup: &backup,
+            clock: &clock,
+            me,
+            stop: &stop,
+            failpoint: &failpoint,
+            say: &say,
+        };
         let outcome = begin::run(&mut engine, &mut book).map_err(|error| self.explain(error))?;
-        self.report(&book.journal, outcome)
+        self.report(&book.journal, outcome, kept.into_inner())
     }
 
-    fn report(&self, journal: &Journal, outcome: Outcome) -> Result<ExitCode> {
+    fn report(&self, journal: &Journal, outcome: Outcome, backup: Option<PathBuf>) -> Result<ExitCode> {
         let code = if outcome == Outcome::Done { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         if self.args.json {
-            let answer = json!({"outcome": outcome, "nodes": journal.nodes});
+            let answer = json!({"outcome": outcome, "backup": backup, "nodes": journal.nodes});
             println!("{}", serde_json::to_string_pretty(&answer).context("writing JSON")?);
             return Ok(code);
         }

@@ -56,7 +56,7 @@ pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
     }
     if !up.outdated.is_empty() {
         println!(
-            "run an older image than the built one: {} (`roll` replaces workers while the cluster runs; `down` and `up` start all from the new one, with their data)",
+            "run an older image than the built one: {} (`roll` replaces them one by one while the cluster runs; `down` and `up` start all from the new one, with their data)",
             up.outdated.join(", ")
         );
     }

@@ -10,7 +10,7 @@ pub mod tls;
 pub(crate) mod tests;
 
 use anyhow::{Context, Result, bail};
-use http::{Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
@@ -47,6 +47,8 @@ impl std::fmt::Debug for Https {
 pub struct Answer {
     /// Status.
     pub status: StatusCode,
+    /// Headers.
+    pub headers: HeaderMap,
     /// Body.
     pub body: Bytes,
 }
@@ -56,14 +58,10 @@ impl Https {
     pub async fn send(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<Answer> {
         let exchange = async {
             let response = self.open(method, path, body).await?;
-            let status = response.status();
-            let body = response
-                .into_body()
-                .collect()
-                .await
-                .with_context(|| format!("reading the answer of {}", self.target))?
-                .to_bytes();
-            Ok(Answer { status, body })
+            let (parts, body) = response.into_parts();
+            let body =
+                body.collect().await.with_context(|| format!("reading the answer of {}", self.target))?.to_bytes();
+            Ok(Answer { status: parts.status, headers: parts.headers, body })
         };
         match tokio::time::timeout(ANSWER_LIMIT, exchange).await {
             Ok(answer) => answer,
@@ -75,10 +73,10 @@ impl Https {
     /// Returns the status; the body of a failure is returned whole and not given to `sink`.
     pub async fn stream(&self, path: &str, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<Answer> {
         let mut response = self.open(Method::GET, path, None).await?;
-        let status = response.status();
+        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         if !status.is_success() {
             let body = response.into_body().collect().await?.to_bytes();
-            return Ok(Answer { status, body });
+            return Ok(Answer { status, headers, body });
         }
         while let Some(frame) = response.body_mut().frame().await {
             let frame = frame.with_context(|| format!("reading the answer of {}", self.target))?;
@@ -86,16 +84,16 @@ impl Https {
                 sink(data)?;
             }
         }
-        Ok(Answer { status, body: Bytes::new() })
+        Ok(Answer { status, headers, body: Bytes::new() })
     }
 
     /// POSTs bytes, and reads the whole answer; takes as long as it takes.
     pub async fn post_bytes(&self, path: &str, body: Bytes) -> Result<Answer> {
         let response = self.exchange(Method::POST, path, "application/octet-stream", body).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await;
         let body = body.with_context(|| format!("reading the answer of {}", self.target))?.to_bytes();
-        Ok(Answer { status, body })
+        Ok(Answer { status: parts.status, headers: parts.headers, body })
     }
 
     async fn open(

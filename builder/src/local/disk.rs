@@ -55,7 +55,9 @@ pub fn replace_image(image: &Path, disk: &Path) -> Result<()> {
         copy_range(&mut from, 0, to, 0, new_start, &mut |_| ())?;
         // The node moves the backup table to the new end when it boots.
         to.set_len(new_start + length + TAIL)?;
-        copy_range(&mut old, old_start, to, new_start, length, &mut |_| ())
+        copy_range(&mut old, old_start, to, new_start, length, &mut |_| ())?;
+        // A master's acknowledged writes are in there, and the old disk is gone with the next line.
+        to.sync_all()
     })();
     copied.with_context(|| format!("copying {} and the data of {}", image.display(), disk.display()))?;
     temporary.persist(disk).with_context(|| format!("writing {}", disk.display()))?;

@@ -1,6 +1,6 @@
 //! Processes that outlive the command: known by number and start time, so that a number used again is not mistaken.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -54,7 +54,8 @@ impl Process {
         self.signal(Signal::TERM)?;
         if !self.wait_gone(grace) {
             self.signal(Signal::KILL)?;
-            self.wait_gone(Duration::from_secs(5));
+            // Whoever called goes on with what the process holds.
+            ensure!(self.wait_gone(Duration::from_secs(5)), "process {} does not end", self.pid);
         }
         Ok(())
     }

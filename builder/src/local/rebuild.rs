@@ -3,7 +3,7 @@
 use super::accel::Accel;
 use super::interrupt::Interrupt;
 use super::state::{self, State, Vm};
-use super::up::{ImageFile, Starter};
+use super::up::{self, ImageFile, Starter};
 use super::{disk, down};
 use crate::config::{NodeSettings, Settings};
 use crate::pki::Secrets;
@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Ends the VM, puts the image under its disk (or makes a new disk) and starts it with a seed that holds `token`.
+/// The VM has ended before its disk is touched, and its disk has one name: a master's store never has two writers.
 /// Called again after an interruption, it begins anew and comes to the same.
 ///
 /// # Errors
@@ -23,7 +24,7 @@ pub fn rebuild(
     secrets: &Secrets,
     node: &NodeSettings,
     image: &ImageFile,
-    token: &BootstrapToken,
+    token: Option<&BootstrapToken>,
     keep_data: bool,
     progress: &Progress,
 ) -> Result<()> {
@@ -36,7 +37,8 @@ pub fn rebuild(
         state.vms.get_mut(name).with_context(|| format!("{name} is no VM on this machine; start it with `kimg up`"))?;
     down::stop(&run_dir, secrets, name, vm, grace)?;
     vm.process = None;
-    vm.token = Some(token.to_string());
+    vm.token = token.map(ToString::to_string);
+    let api_port = vm.api_port;
     let disk_file = run_dir.join(name).join("disk.raw");
     if keep_data {
         renew_disk(vm, image, &disk_file)?;
@@ -51,6 +53,10 @@ pub fn rebuild(
         Starter { settings, secrets, images: &images, accel, run_dir: &run_dir, state: &state, interrupt: &interrupt };
     starter.ensure(node, &progress.step(&format!("{name}: starting")))?;
     let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if state.vms.get(name).is_some_and(|vm| vm.api_port != api_port) {
+        // Somebody else has taken the port meanwhile.
+        up::write_kubeconfig(settings, secrets)?;
+    }
     super::stock::tidy(&run_dir, &state, &[image.id.clone()].into())
 }
 

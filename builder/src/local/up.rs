@@ -325,7 +325,7 @@ impl Starter<'_> {
 }
 
 /// Writes `<cluster>/kubeconfig` with the port of the local master.
-fn write_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result<PathBuf> {
+pub(super) fn write_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result<PathBuf> {
     let port = state::api_port(settings).context("no master VM runs; see its console under run/")?;
     let ca = secrets.read(&Authority::Cluster.certificate_file())?;
     let client = issue::admin(secrets)?;

@@ -3,13 +3,20 @@
 //! The images that they can be made from lie in `run/images/` ([`crate::local::stock`]).
 
 use super::{Machine, Machines, Order};
+use crate::client::block_on;
 use crate::config::Settings;
 use crate::local::state::{State, Vm};
 use crate::local::up::ImageFile;
 use crate::local::{console, rebuild, state, stock};
+use crate::node::Target;
 use crate::pki::Secrets;
 use crate::progress::Progress;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use node_api::{NodeStatus, path};
+use std::time::Duration;
+
+/// How long a node may take to say what it is.
+const ASK: Duration = Duration::from_secs(5);
 
 /// The VMs of a cluster.
 #[derive(Debug)]
@@ -47,13 +54,22 @@ impl Machines for LocalMachines<'_> {
     }
 
     fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
-        let path = stock::path(&self.settings.run_dir(), order.image);
-        if !path.is_file() {
+        let file = stock::path(&self.settings.run_dir(), order.image);
+        if !file.is_file() {
             bail!("the image {} is no longer in {}", short(order.image), self.settings.run_dir().display());
         }
-        let image = ImageFile { path, id: order.image.to_string() };
+        let image = ImageFile { path: file, id: order.image.to_string() };
         let node = self.settings.node(order.node)?;
         rebuild::rebuild(self.settings, self.secrets, node, &image, order.token, order.keep_data, &Progress::hidden())
+    }
+
+    fn boot(&self, node: &str) -> Option<String> {
+        let target = Target { node: Some(node.to_owned()), ..Target::default() };
+        let asked = async {
+            let client = target.client(self.settings)?;
+            tokio::time::timeout(ASK, client.get::<NodeStatus>(path::STATUS)).await.context("asking the node")?
+        };
+        block_on(asked).ok().map(|status| status.boot_id)
     }
 
     fn console(&self, node: &str) -> Vec<String> {

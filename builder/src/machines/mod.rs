@@ -29,9 +29,9 @@ pub struct Order<'a> {
     pub node: &'a str,
     /// Which image, as [`Machine::image`].
     pub image: &'a str,
-    /// What it joins with, where it has to.
-    pub token: &'a BootstrapToken,
-    /// The data on its disk stays (STATE); else the disk is new.
+    /// What it joins with; none: a master, which needs nobody's leave.
+    pub token: Option<&'a BootstrapToken>,
+    /// The data on its disk stays (STATE), as it was when the old machine ended; else the disk is new.
     pub keep_data: bool,
 }
 
@@ -52,6 +52,9 @@ pub trait Machines {
     /// Stops a machine, puts another image under it and starts it again; name and addresses stay. Returns when the old
     /// machine has surely ended and the new one is started, and does not wait for it to boot. Called again after it was interrupted, it comes to the same.
     fn rebuild(&mut self, order: &Order<'_>) -> Result<()>;
+
+    /// The boot that a machine is in, as its node says it; none while it does not answer.
+    fn boot(&self, node: &str) -> Option<String>;
 
     /// What the machine shows: the last lines of its console, where the provider has one.
     fn console(&self, node: &str) -> Vec<String>;

@@ -2,11 +2,13 @@
 
 use super::Clock;
 use super::api::Kube;
+use super::copy::{Kept, LocalCopy};
 use super::engine::{Book, Engine, Killed};
 use super::journal::{Entry, Journal, Outcome, Step};
 use super::lock::{Holder, Verdict};
 use crate::machines::{Machine, Machines};
 use anyhow::{Result, bail};
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -45,6 +47,41 @@ pub fn take_lock(
     }
 }
 
+/// The journal of the last roll, from where it is newer: the cluster or this machine.
+pub fn last(kube: Kube<'_>, copy: &LocalCopy) -> Result<Option<Book>> {
+    let Some((journal, version)) = kube.journal()? else { return Ok(None) };
+    let journal = match copy.read()? {
+        Some(kept) if kept.version == version => kept.journal,
+        _ => journal,
+    };
+    Ok(Some(Book { journal, version, apart: false }))
+}
+
+/// The same while no API server answers; none where the last roll has not touched the master, and so is not why.
+pub fn last_without_api(copy: &LocalCopy) -> Result<Option<Book>> {
+    let Some(Kept { journal, version }) = copy.read()? else { return Ok(None) };
+    let touched = journal.nodes.iter().any(|entry| entry.master && entry.step.touched());
+    Ok(touched.then_some(Book { journal, version, apart: true }))
+}
+
+/// The way back for the master alone, which needs no API server. Where workers have another image than the last roll began
+/// with, they have an older one than the master: that may stay so.
+pub fn back_without_api(last: &Journal, machines: &[Machine], now: Timestamp) -> Option<Journal> {
+    let entry = last.nodes.iter().find(|entry| entry.master)?;
+    let from = images_before(last, machines).remove(&entry.node)?;
+    let has = machines.iter().find(|machine| machine.node == entry.node).map(|machine| machine.image.clone());
+    let master = Entry {
+        from: has.unwrap_or_default(),
+        to: from,
+        keep_data: true,
+        step: Step::Replacing,
+        since: now,
+        why: None,
+        ..entry.clone()
+    };
+    Some(Journal { started: now, back: true, nodes: vec![master], outcome: Outcome::Running, ..last.clone() })
+}
+
 /// Writes the journal of a new roll over the one of the last, and takes back the tokens that one has left.
 pub fn write(kube: Kube<'_>, journal: Journal) -> Result<Book> {
     let last = kube.journal()?;
@@ -53,14 +90,18 @@ pub fn write(kube: Kube<'_>, journal: Journal) -> Result<Book> {
         kube.delete_token(id)?;
     }
     let version = kube.save(&journal, last.as_ref().map(|(_, version)| version.as_str()))?;
-    Ok(Book { journal, version })
+    Ok(Book { journal, version, apart: false })
 }
 
 /// Runs the engine to an end and gives the lock back, unless a failpoint ended it.
 pub fn run(engine: &mut Engine<'_>, book: &mut Book) -> Result<Outcome> {
     book.journal.resume(engine.clock.now());
+    // From here on it is as new as what the cluster has.
+    engine.copy.write(&book.journal, &book.version)?;
+    (engine.failpoint)("copied")?;
     let result = engine.run(book);
-    if !result.as_ref().is_err_and(|error| error.is::<Killed>()) {
+    // While the API server is away, the lock is left to whoever goes on or back.
+    if !book.apart && !result.as_ref().is_err_and(|error| error.is::<Killed>()) {
         let released = engine.kube.release_lock(&engine.me);
         if result.is_ok() {
             released?;

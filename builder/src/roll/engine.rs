@@ -2,6 +2,7 @@
 
 use super::Clock;
 use super::api::{Evicted, Kube, Overtaken};
+use super::copy::LocalCopy;
 use super::drain::{self, Blocked, Next};
 use super::journal::{Entry, Journal, OnBlocked, Outcome, Step};
 use super::lock::{Holder, Verdict};
@@ -22,6 +23,8 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 const API_PATIENCE: Duration = Duration::from_secs(180);
 /// A node that is not Ready for so long has nobody who could end its pods in order; a kubelet that starts anew has.
 const DOWN: Duration = Duration::from_secs(60);
+/// How long it is tried to have a backup of the store before its master is replaced.
+const BACKUP_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a line says what is waited for.
 const SAY: Duration = Duration::from_secs(30);
 
@@ -52,6 +55,8 @@ struct Pace {
     held: Option<Timestamp>,
     /// Since when nodes are not Ready that are to leave.
     down: BTreeMap<String, Timestamp>,
+    /// When the master was told to stop that has not answered since.
+    silent: Option<Timestamp>,
 }
 
 /// What a roll works on and with.
@@ -60,6 +65,10 @@ pub struct Engine<'a> {
     pub kube: Kube<'a>,
     /// The machines.
     pub machines: &'a mut dyn Machines,
+    /// The journal while the API server is away.
+    pub copy: &'a LocalCopy,
+    /// Makes a backup of the store, and says where.
+    pub backup: &'a dyn Fn() -> Result<String>,
     /// The time.
     pub clock: &'a dyn Clock,
     /// Who rolls; holds the lock.
@@ -83,8 +92,10 @@ impl std::fmt::Debug for Engine<'_> {
 pub struct Book {
     /// The journal.
     pub journal: Journal,
-    /// Its resourceVersion.
+    /// The resourceVersion of what the cluster has of it.
     pub version: String,
+    /// The API server is away, as the master is being replaced: it is written to this machine only.
+    pub apart: bool,
 }
 
 impl Engine<'_> {
@@ -117,8 +128,7 @@ impl Engine<'_> {
 
     /// One look at the cluster, and a step with each node that can go on.
     fn round(&mut self, book: &mut Book, pace: &mut Pace) -> Result<Option<Outcome>> {
-        self.hold_lock()?;
-        let nodes = self.kube.nodes()?;
+        let Some(nodes) = self.look(book, pace)? else { return self.round_without_api(book, pace) };
         for index in book.journal.active() {
             self.advance(book, index, &nodes, pace)?;
         }
@@ -133,6 +143,56 @@ impl Engine<'_> {
         book.journal.outcome = book.journal.conclusion();
         self.save(book, "end")?;
         Ok(Some(book.journal.outcome))
+    }
+
+    /// The lock and the nodes; none where the API server is away for the roll's own reason.
+    fn look(&self, book: &mut Book, pace: &mut Pace) -> Result<Option<Vec<Node>>> {
+        match self.hold_lock().and_then(|()| self.kube.nodes()) {
+            Ok(nodes) => {
+                book.apart = false;
+                if let Some(since_when) = pace.silent.take() {
+                    (self.say)(&format!(
+                        "the API answers again; it was away for {} s",
+                        since(since_when, self.clock.now()).as_secs()
+                    ));
+                }
+                Ok(Some(nodes))
+            }
+            Err(error) if error.is::<Overtaken>() || !awaits_api(book) => Err(error),
+            Err(error) => {
+                tracing::debug!("the API server is away: {error:#}");
+                book.apart = true;
+                Ok(None)
+            }
+        }
+    }
+
+    /// One step with the master whose API server does not answer. No other node is under way.
+    fn round_without_api(&mut self, book: &mut Book, pace: &mut Pace) -> Result<Option<Outcome>> {
+        if let Some(index) = book.journal.active_master() {
+            let entry = book.journal.nodes[index].clone();
+            match entry.step {
+                Step::Replacing => self.replace_master(book, index, &entry, pace)?,
+                Step::Settling => self.enter(book, index, Step::Booting)?,
+                _ => self.await_api(book, index, &entry, pace)?,
+            }
+        }
+        if book.journal.failed().is_none() {
+            return Ok(None);
+        }
+        book.journal.outcome = book.journal.conclusion();
+        self.save(book, "end")?;
+        Ok(Some(book.journal.outcome))
+    }
+
+    fn await_api(&mut self, book: &mut Book, index: usize, entry: &Entry, pace: &mut Pace) -> Result<()> {
+        if entry.lasted(self.clock.now()) < Duration::from_secs(book.journal.rules.ready_secs) {
+            let sentence = self.boots(&entry.node);
+            self.say_now_and_then(&entry.node, &sentence, pace);
+            return Ok(());
+        }
+        let why = self.not_back(book, entry, "its API server does not answer");
+        self.give_up(book, index, Step::Failed, why).map(drop)
     }
 
     /// Nodes that are none of the roll's may keep it from going on, for as long as a drain may take.
@@ -182,8 +242,13 @@ impl Engine<'_> {
             None => true,
         };
         let waits_for = match entry.step {
+            Step::Leaving if entry.master => self.back_up(book, index, &entry)?,
             Step::Leaving => self.leave(book, index, &entry, node, down)?,
             Step::Draining => self.drain(book, index, &entry, node, down)?,
+            Step::Replacing if entry.master => {
+                self.replace_master(book, index, &entry, pace)?;
+                None
+            }
             Step::Replacing => self.replace(book, index, &entry)?,
             Step::Booting => self.wait_ready(book, index, &entry, node)?,
             Step::Settling => self.settle(book, index, &entry, node)?,
@@ -275,6 +340,43 @@ impl Engine<'_> {
         }
     }
 
+    /// A fresh backup, before the store's only machine is touched.
+    fn back_up(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
+        match (self.backup)() {
+            Ok(said) => (self.say)(&said),
+            Err(error) if error.is::<Killed>() => return Err(error),
+            // On the way back the master may be what keeps it from being made.
+            Err(error) if book.journal.back => (self.say)(&format!("{}: no backup: {error:#}", entry.node)),
+            Err(error) if entry.lasted(self.clock.now()) < BACKUP_PATIENCE => {
+                return Ok(Some(format!("{}: no backup yet: {error:#}", entry.node)));
+            }
+            Err(error) => {
+                let why = format!("it was not touched, as no backup of its store could be made: {error:#}");
+                return self.give_up(book, index, Step::Failed, why);
+            }
+        }
+        self.go(book, index, Step::Replacing)
+    }
+
+    /// The same machine with the same STATE: the old one has ended when the new one starts, so that the store has one
+    /// writer at a time, and what was acknowledged is there.
+    fn replace_master(&mut self, book: &mut Book, index: usize, entry: &Entry, pace: &mut Pace) -> Result<()> {
+        let name = &entry.node;
+        (self.say)(&format!("{name}: stops, and starts from image {}; the API is away", short(&entry.to)));
+        pace.silent = Some(self.clock.now());
+        book.apart = true;
+        let order = Order { node: name, image: &entry.to, token: None, keep_data: true };
+        if let Err(error) = self.machines.rebuild(&order) {
+            if error.is::<Killed>() {
+                return Err(error);
+            }
+            let why = format!("its machine could not be made anew: {error:#}");
+            return self.give_up(book, index, Step::Failed, why).map(drop);
+        }
+        (self.failpoint)(&format!("rebuilt:{name}"))?;
+        self.enter(book, index, Step::Booting)
+    }
+
     fn replace(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
         let name = &entry.node;
         // A claim that was bound since the plan was made is in no decision: its node keeps its data.
@@ -300,7 +402,7 @@ impl Engine<'_> {
         self.kube.create_token(&token, name)?;
         (self.failpoint)(&format!("token-made:{name}"))?;
         (self.say)(&format!("{name}: stops, and starts from image {}", short(&entry.to)));
-        let order = Order { node: name, image: &entry.to, token: &token, keep_data };
+        let order = Order { node: name, image: &entry.to, token: Some(&token), keep_data };
         if let Err(error) = self.machines.rebuild(&order) {
             if error.is::<Killed>() {
                 return Err(error);
@@ -323,30 +425,51 @@ impl Engine<'_> {
         entry: &Entry,
         node: Option<&Node>,
     ) -> Result<Option<String>> {
-        if node.is_some_and(|node| is_back(entry, node)) {
+        if node.is_some_and(|node| self.is_back(entry, node)) {
             return self.go(book, index, Step::Settling);
         }
-        let limit = book.journal.rules.ready_secs;
-        if entry.lasted(self.clock.now()) < Duration::from_secs(limit) {
-            let line = self.machines.console(&entry.node).pop().unwrap_or_default();
-            return Ok(Some(format!("{}: boots: {}", entry.node, line.trim())));
+        if entry.lasted(self.clock.now()) < Duration::from_secs(book.journal.rules.ready_secs) {
+            return Ok(Some(self.boots(&entry.node)));
         }
-        let state = match node {
-            Some(node) if node.boot != entry.boot => format!("it has joined and is not Ready: {}", node.reason),
-            _ => "it has not joined".to_string(),
+        let why = match node {
+            Some(node) if entry.master || node.boot != entry.boot => {
+                self.not_back(book, entry, &format!("it has joined and is not Ready: {}", node.reason))
+            }
+            _ => self.not_back(book, entry, "it has not joined"),
         };
-        let console = self.machines.console(&entry.node);
-        let console: Vec<String> = console.iter().map(|line| format!("  {line}")).collect();
-        let why = format!(
-            "{state}, {limit} s after it was started from image {}; its console says:\n{}",
-            short(&entry.to),
-            console.join("\n")
-        );
         self.give_up(book, index, Step::Failed, why)
     }
 
+    /// What a machine that boots shows.
+    fn boots(&self, node: &str) -> String {
+        let line = self.machines.console(node).pop().unwrap_or_default();
+        format!("{node}: boots: {}", line.trim())
+    }
+
+    /// Why a node that boots is given up.
+    fn not_back(&self, book: &Book, entry: &Entry, state: &str) -> String {
+        let console = self.machines.console(&entry.node);
+        let console: Vec<String> = console.iter().map(|line| format!("  {line}")).collect();
+        format!(
+            "{state}, {} s after it was started from image {}; its console says:\n{}",
+            book.journal.rules.ready_secs,
+            short(&entry.to),
+            console.join("\n")
+        )
+    }
+
+    /// Whether the node reports from a boot after it was replaced, and is Ready.
+    fn is_back(&self, entry: &Entry, node: &Node) -> bool {
+        // What the API server shows of its own node right after its start is of the boot before.
+        let this_boot = || match entry.master {
+            true => self.machines.boot(&entry.node).is_some_and(|boot| boot == node.boot),
+            false => node.boot != entry.boot,
+        };
+        node.ready && this_boot()
+    }
+
     fn settle(&mut self, book: &mut Book, index: usize, entry: &Entry, node: Option<&Node>) -> Result<Option<String>> {
-        if !node.is_some_and(|node| is_back(entry, node)) {
+        if !node.is_some_and(|node| self.is_back(entry, node)) {
             return self.go(book, index, Step::Booting);
         }
         if entry.lasted(self.clock.now()) < Duration::from_secs(book.journal.rules.settle_secs) {
@@ -406,6 +529,8 @@ impl Engine<'_> {
         book.journal.enter(index, step, self.clock.now());
         let entry = &book.journal.nodes[index];
         let what = match step {
+            Step::Leaving if entry.master => None,
+            Step::Returning if entry.master => None,
             Step::Leaving => Some("takes no new pods, and leaves the load balancers"),
             Step::Draining => Some("its pods are evicted"),
             Step::Settling => Some("Ready; watched for a while"),
@@ -438,14 +563,24 @@ impl Engine<'_> {
 
     fn save(&self, book: &mut Book, point: &str) -> Result<()> {
         (self.failpoint)(&format!("before-{point}"))?;
-        book.version = self.kube.save(&book.journal, Some(&book.version)).context("writing the journal")?;
+        if !book.apart {
+            book.version = self.kube.save(&book.journal, Some(&book.version)).context("writing the journal")?;
+            (self.failpoint)(&format!("half-{point}"))?;
+        }
+        self.copy.write(&book.journal, &book.version)?;
         (self.failpoint)(point)
     }
 }
 
-/// Whether the node reports from a boot after it was replaced, and is Ready.
-fn is_back(entry: &Entry, node: &Node) -> bool {
-    node.ready && node.boot != entry.boot
+/// Whether the roll itself may be why no API server answers. Before the master is replaced, and once it is back for a
+/// while, that has another reason.
+fn awaits_api(book: &Book) -> bool {
+    let master = book.journal.nodes.iter().find(|entry| entry.master);
+    match master.map(|entry| entry.step) {
+        Some(Step::Replacing | Step::Booting | Step::Settling) => true,
+        Some(Step::Failed) => book.apart,
+        _ => false,
+    }
 }
 
 /// Nodes that are not there and are not the roll's doing; those that wait for their turn do not count.

@@ -1,10 +1,12 @@
-//! A cluster that is only told of: an API server with a Deployment behind a load balancer, machines and a clock.
+//! A cluster that is only told of: an API server with a Deployment behind a load balancer, machines and a clock. Where
+//! the master is one of the machines, the API server is there while that runs.
 //!
 //! It keeps its own account of what a roll must not do: [`World::faults`] lists every moment in which a request would
 //! have been lost.
 
 use super::Clock;
 use super::api::Api;
+use super::copy::LocalCopy;
 use super::lock::Holder;
 use crate::client::Answer;
 use crate::local::process::Process;
@@ -39,6 +41,14 @@ pub(super) struct World {
     pub(super) machines: BTreeMap<String, FakeMachine>,
     /// Images whose nodes boot and never become Ready.
     pub(super) broken: BTreeSet<String>,
+    /// Images of masters whose API server never answers.
+    pub(super) mute: BTreeSet<String>,
+    /// Backups that were made of the store; none can be made where there is none.
+    pub(super) backups: Option<usize>,
+    /// The machines that were made anew, in this order.
+    pub(super) order: Vec<String>,
+    /// The cluster's folder for what runs.
+    dir: tempfile::TempDir,
     /// Images on which containers never become ready.
     pub(super) spoiled: BTreeSet<String>,
     /// Pods of the Deployment that its budget wants; none: no budget.
@@ -63,6 +73,9 @@ pub(super) struct FakeMachine {
     booted: bool,
 }
 
+/// The master's node, and its machine where there is one.
+const MASTER: &str = "m";
+
 /// The world, for all who have to do with it.
 #[derive(Debug, Clone)]
 pub(super) struct Fake(pub(super) Rc<RefCell<World>>);
@@ -79,6 +92,10 @@ impl Fake {
             objects: BTreeMap::new(),
             machines: BTreeMap::new(),
             broken: BTreeSet::new(),
+            mute: BTreeSet::new(),
+            backups: Some(0),
+            order: Vec::new(),
+            dir: tempfile::tempdir().expect("a folder"),
             spoiled: BTreeSet::new(),
             budget: Some(1),
             silent_until: at(0),
@@ -98,16 +115,8 @@ impl Fake {
                 },
             });
             world.put(&format!("/api/v1/nodes/{name}"), node);
-            if name != "m" {
-                let machine = FakeMachine {
-                    image: "old".into(),
-                    running: true,
-                    rebuilt: 0,
-                    kept_data: false,
-                    started: at(0),
-                    booted: true,
-                };
-                world.machines.insert(name, machine);
+            if name != MASTER {
+                world.machines.insert(name, FakeMachine::old());
             }
         }
         let deployment = json!({"metadata": {"name": "web", "namespace": "a"}, "spec": {"replicas": 2}, "status": {}});
@@ -119,12 +128,34 @@ impl Fake {
         fake
     }
 
+    /// The same, and the master is a machine with the image `old` too.
+    pub(super) fn with_master(workers: usize) -> Fake {
+        let fake = Fake::new(workers);
+        fake.0.borrow_mut().machines.insert(MASTER.into(), FakeMachine::old());
+        fake
+    }
+
     /// Another `kimg`, and all before it have ended.
     pub(super) fn process(&self) -> Holder {
         let mut world = self.0.borrow_mut();
         world.version += 1;
         let process = Process { pid: i32::MAX, started: world.version };
         Holder { process, ..Holder::me() }
+    }
+
+    /// The journal on this machine.
+    pub(super) fn copy(&self) -> LocalCopy {
+        LocalCopy::of(self.0.borrow().dir.path())
+    }
+
+    /// As a roll asks for it.
+    pub(super) fn back_up(&self) -> Result<String> {
+        let mut world = self.0.borrow_mut();
+        match (world.has_api(), world.backups) {
+            (true, Some(made)) => world.backups = Some(made + 1),
+            _ => bail!("no room"),
+        }
+        Ok("backup of the store".into())
     }
 
     /// Changes an object where it stands.
@@ -147,7 +178,25 @@ impl Fake {
     }
 }
 
+impl FakeMachine {
+    fn old() -> FakeMachine {
+        let (rebuilt, kept_data, booted) = (0, false, true);
+        FakeMachine { image: "old".into(), running: true, rebuilt, kept_data, started: at(0), booted }
+    }
+}
+
 impl World {
+    /// Whether the API server answers: in the middle of its master's boot it does, before the node reports.
+    fn has_api(&self) -> bool {
+        let Some(master) = self.machines.get(MASTER) else { return true };
+        let lasted = self.now.as_second() - master.started.as_second();
+        master.running && (master.booted || lasted >= BOOT_SECS / 2) && !self.mute.contains(&master.image)
+    }
+
+    fn workers(&self) -> impl Iterator<Item = &String> {
+        self.machines.keys().filter(|name| *name != MASTER)
+    }
+
     fn put(&mut self, path: &str, mut object: Value) -> Value {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
@@ -187,10 +236,12 @@ impl World {
     /// Lets a second pass.
     fn tick(&mut self) {
         self.now += Duration::from_secs(1);
-        self.boot();
-        self.end_pods();
-        self.start_pods();
-        self.balance();
+        if self.has_api() {
+            self.boot();
+            self.end_pods();
+            self.start_pods();
+            self.balance();
+        }
         let down = self.machines.values().filter(|machine| !machine.booted).count();
         self.most_down = self.most_down.max(down);
         // The first pods of all need their time.
@@ -248,8 +299,8 @@ impl World {
                 continue;
             }
             let taken: Vec<Value> = self.pods().iter().map(|(_, pod)| pod["spec"]["nodeName"].clone()).collect();
-            let free = self.machines.keys().find(|name| !taken.contains(&json!(name)) && self.takes_pods(name));
-            if let Some(node) = free {
+            let free = self.workers().find(|name| !taken.contains(&json!(name)) && self.takes_pods(name));
+            if let Some(node) = free.cloned() {
                 pod["spec"]["nodeName"] = json!(node);
                 pod["fake"]["started"] = json!(self.now.as_second());
                 self.put(&path, pod);
@@ -260,8 +311,7 @@ impl World {
     /// The controller of load balancers.
     fn balance(&mut self) {
         let ready: Vec<Value> = self
-            .machines
-            .keys()
+            .workers()
             .filter(|name| self.takes_pods(name))
             .map(|name| json!({"ip": self.node(name)["status"]["addresses"][0]["address"]}))
             .collect();
@@ -383,11 +433,11 @@ fn merge(target: &mut Value, patch: &Value) {
 impl Api for Fake {
     fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
         let mut world = self.0.borrow_mut();
-        if world.now < world.silent_until {
+        if world.now < world.silent_until || !world.has_api() {
             bail!("connecting: refused");
         }
         let (status, body) = world.answer(&method, path, body);
-        Ok(Answer { status, body: serde_json::to_vec(&body)?.into() })
+        Ok(Answer { status, headers: Default::default(), body: serde_json::to_vec(&body)?.into() })
     }
 }
 
@@ -428,11 +478,16 @@ impl Machines for Fake {
 
     fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
         let mut world = self.0.borrow_mut();
-        let secret = format!("/api/v1/namespaces/kube-system/secrets/bootstrap-token-{}", order.token.id);
-        if !world.objects.contains_key(&secret) {
-            bail!("{} could not join: the API server knows no such token", order.node);
+        let secret = |id: &str| format!("/api/v1/namespaces/kube-system/secrets/bootstrap-token-{id}");
+        match order.token {
+            None if order.node == MASTER => {}
+            Some(token) if world.objects.contains_key(&secret(&token.id)) => {}
+            _ => bail!("{} could not join: the API server knows no such token", order.node),
         }
-        if world.balanced(order.node) {
+        if order.node == MASTER && !order.keep_data {
+            world.objects.clear();
+        }
+        if order.node != MASTER && world.balanced(order.node) {
             let now = world.now;
             world.faults.push(format!("{now}: {} is stopped and still in the load balancer", order.node));
         }
@@ -442,11 +497,19 @@ impl Machines for Fake {
             world.faults.push(format!("{now}: {} is stopped with a pod that serves", order.node));
         }
         let now = world.now;
+        world.order.push(order.node.to_string());
         let Some(machine) = world.machines.get_mut(order.node) else { bail!("there is no machine {}", order.node) };
         let (image, kept_data) = (order.image.to_string(), order.keep_data);
         let rebuilt = machine.rebuilt + 1;
         *machine = FakeMachine { image, running: true, rebuilt, kept_data, started: now, booted: false };
         Ok(())
+    }
+
+    fn boot(&self, node: &str) -> Option<String> {
+        let world = self.0.borrow();
+        let machine = world.machines.get(node)?;
+        let lasted = world.now.as_second() - machine.started.as_second();
+        (machine.running && lasted >= BOOT_SECS / 2).then(|| machine.started.to_string())
     }
 
     fn console(&self, node: &str) -> Vec<String> {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Raised when a `kimg` of before could not go on with what this one writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A roll.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,9 @@ pub enum OnBlocked {
 pub struct Entry {
     /// Its name.
     pub node: String,
+    /// It is the master: it goes alone, has no pods, and the API server with the journal is away meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub master: bool,
     /// The image that it had.
     pub from: String,
     /// The image that it gets.
@@ -76,7 +79,8 @@ pub struct Entry {
     pub step: Step,
     /// Since when.
     pub since: Timestamp,
-    /// The boot that the node reported from before it was replaced; none where it never did.
+    /// The boot that the node reported from before it was replaced; none where it never did, and of a master, which
+    /// tells its boot itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub boot: String,
     /// The first half of the bootstrap token that is out for it; the secret half is never here.
@@ -93,7 +97,7 @@ pub struct Entry {
 pub enum Step {
     /// Its turn has not come.
     Waiting,
-    /// It takes no new pods, and its address leaves the load balancers.
+    /// It takes no new pods, and its address leaves the load balancers; of a master a backup is made.
     Leaving,
     /// Its pods are evicted.
     Draining,
@@ -133,7 +137,7 @@ impl Step {
         };
         match self {
             Waiting => matches!(next, Leaving | Returning),
-            // A node that does not answer has nothing that could be drained.
+            // A node that does not answer has nothing that could be drained, nor has a master.
             Leaving => matches!(next, Draining | Replacing | Skipped | Failed),
             Draining => matches!(next, Replacing | Skipped | Failed),
             Replacing => matches!(next, Booting | Failed),
@@ -192,18 +196,28 @@ impl Journal {
         self.nodes.iter().find(|entry| entry.step == Step::Failed)
     }
 
-    /// The nodes that may begin now: the first alone, and after it as many as may be away. `away` are nodes that are not
-    /// there for other reasons.
+    /// The master that is on its way, if it is.
+    pub fn active_master(&self) -> Option<usize> {
+        self.active().into_iter().find(|i| self.nodes[*i].master)
+    }
+
+    /// The nodes that may begin now: a master alone, the first worker alone, and after it as many as may be away. `away`
+    /// are nodes that are not there for other reasons.
     pub fn may_begin(&self, away: usize) -> Vec<usize> {
-        if self.failed().is_some() {
+        if self.failed().is_some() || self.active_master().is_some() {
             return Vec::new();
         }
-        let proven = self.nodes.iter().any(|entry| entry.step == Step::Done);
+        // A master proves nothing of the workers' image.
+        let proven = self.nodes.iter().any(|entry| entry.step == Step::Done && !entry.master);
         let most = if proven { self.rules.max_unavailable } else { 1 };
-        let free = most.saturating_sub(self.active().len() + away);
-        let waiting = (0..self.nodes.len()).filter(|i| self.nodes[*i].step == Step::Waiting);
+        let active = self.active().len();
+        let free = most.saturating_sub(active + away);
+        let mut waiting = (0..self.nodes.len()).filter(|i| self.nodes[*i].step == Step::Waiting).peekable();
+        if waiting.peek().is_some_and(|first| self.nodes[*first].master) {
+            return waiting.take(if active == 0 { free.min(1) } else { 0 }).collect();
+        }
         // One that is away itself frees its own place.
-        waiting.take(free).collect()
+        waiting.take_while(|i| !self.nodes[*i].master).take(free).collect()
     }
 
     /// The outcome once nothing is under way and nothing may begin.
@@ -228,6 +242,7 @@ pub(super) mod tests {
         let now = Timestamp::UNIX_EPOCH;
         let entry = |(number, step): (usize, &Step)| Entry {
             node: format!("n{number}"),
+            master: false,
             from: "old".into(),
             to: "new".into(),
             keep_data: false,
@@ -272,6 +287,27 @@ pub(super) mod tests {
         for (what, steps, away, begin) in cases {
             assert_eq!(journal(2, steps).may_begin(away), begin, "{what}");
         }
+    }
+
+    #[test]
+    fn a_master_goes_alone_and_proves_nothing_of_workers() {
+        use Step::{Booting, Done, Returning, Waiting};
+        let cases: [(&str, &[Step], usize, &[usize]); 6] = [
+            ("the master first", &[Waiting, Waiting, Waiting], 0, &[0]),
+            ("the master is under way", &[Booting, Waiting, Waiting], 0, &[]),
+            ("after it one worker", &[Done, Waiting, Waiting], 0, &[1]),
+            ("after that two", &[Done, Done, Waiting, Waiting], 0, &[2, 3]),
+            ("it waits for all others", &[Waiting, Returning, Waiting], 0, &[]),
+            ("it waits for who is away", &[Waiting, Waiting, Waiting], 1, &[]),
+        ];
+        for (what, steps, away, begin) in cases {
+            let mut journal = journal(2, steps);
+            journal.nodes[0].master = true;
+            assert_eq!(journal.may_begin(away), begin, "{what}");
+        }
+        let mut last = journal(2, &[Done, Waiting, Waiting]);
+        last.nodes[2].master = true;
+        assert_eq!(last.may_begin(0), [1], "not with a worker");
     }
 
     #[test]

@@ -10,17 +10,22 @@
 //!              │          │          │          │                                │
 //!              └──────────┴→ Skipped └──────────┴────────────→ Failed ←──────────┘
 //! ```
+//! A master has no pods: while it is Leaving a backup of its store is made, and then it is replaced. From then on until
+//! its API server answers again the journal is written to this machine only ([`copy`]).
 //! A node that fails lets those that are under way come to their end, and no other begins.
 //! What is done in a step may be done twice: the process may have ended between the deed and the next entry.
 
 pub mod api;
 pub mod begin;
+pub mod copy;
 pub mod drain;
 pub mod engine;
 #[cfg(test)]
 mod fake;
 pub mod journal;
 pub mod lock;
+#[cfg(test)]
+mod master_tests;
 pub mod plan;
 #[cfg(test)]
 mod tests;

@@ -53,6 +53,8 @@ pub struct Situation<'a> {
     pub machines: &'a [Machine],
     /// Whether the provider can keep a machine's data.
     pub keeps_data: bool,
+    /// For how long the API is away while the master is replaced, about.
+    pub gap_secs: u64,
     /// All claims that are bound to volumes of one node.
     pub claims: &'a [Claim],
     /// `(node, namespace/name)` of pods that nothing would make anew.
@@ -62,10 +64,12 @@ pub struct Situation<'a> {
 /// What the user wants.
 #[derive(Debug, Clone, Default)]
 pub struct Wish {
-    /// `workers`, or nodes; nothing means all workers.
+    /// `workers`, `master`, or nodes; nothing means all nodes.
     pub nodes: Vec<String>,
     /// The image that each node is to have.
     pub images: BTreeMap<String, String>,
+    /// It goes back to images of before.
+    pub back: bool,
     /// Nodes that come before all others: what the API server shows of them may not be true any more.
     pub first: Vec<String>,
     /// Nodes without local volumes keep their data too.
@@ -89,6 +93,9 @@ pub struct Plan {
 pub struct Item {
     /// The node.
     pub node: String,
+    /// It is the master: for about so long the API is away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_away_secs: Option<u64>,
     /// The image that it has.
     pub from: String,
     /// The image that it gets.
@@ -141,34 +148,38 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
     }
     if !broken.is_empty() && !items.is_empty() {
         return Err(Refusal::Unfit(format!(
-            "the cluster is not whole, and a roll would make it worse: {}; bring it back first, or name a broken worker \
+            "the cluster is not whole, and a roll would make it worse: {}; bring it back first, or name a broken node \
              to have it replaced (`kimg roll NODE`)",
             broken.join(", ")
         )));
     }
-    // What is broken comes first: it costs nothing, and what is whole stays so until the image has proved itself.
-    items.sort_by_key(|item| known(&item.node).is_some_and(|node| node.ready) && !wish.first.contains(&item.node));
+    // What is broken comes first: it costs nothing, and what is whole stays so until the image has proved itself. But no
+    // kubelet may be newer than its API server: forth the master comes before the workers, and back after them.
+    items.sort_by_key(|item| {
+        let whole = known(&item.node).is_some_and(|node| node.ready) && !wish.first.contains(&item.node);
+        let master = item.api_away_secs.is_some();
+        if wish.back { (whole, master) } else { (!master, whole) }
+    });
     Ok(Plan { nodes: items })
 }
 
 /// The nodes that were asked for, in the order of `cluster.toml`.
 fn chosen<'a>(wish: &Wish, now: &Situation<'a>) -> Result<Vec<&'a str>, Refusal> {
-    for name in wish.nodes.iter().filter(|name| *name != "workers") {
-        if now.masters.contains(&name.as_str()) || name == "master" || name == "masters" {
+    let is_asked = |name: &str, group: &str| {
+        let named = |wanted: &String| wanted == name || wanted == group || (group == "master" && wanted == "masters");
+        wish.nodes.is_empty() || wish.nodes.iter().any(named)
+    };
+    let all: Vec<&str> = now.masters.iter().chain(&now.workers).copied().collect();
+    for name in &wish.nodes {
+        if !["workers", "master", "masters"].contains(&name.as_str()) && !all.contains(&name.as_str()) {
             return Err(Refusal::Mistake(format!(
-                "{name}: a roll replaces workers; a master with its store is not replaced while the cluster runs yet. \
-                 `kimg down` and `kimg up` start it from the new image, with its data, and the API is away for that time"
-            )));
-        }
-        if !now.workers.contains(&name.as_str()) {
-            return Err(Refusal::Mistake(format!(
-                "{name} is no worker of cluster.toml; say `workers`, or some of: {}",
-                now.workers.join(", ")
+                "{name} is no node of cluster.toml; say `workers`, `master`, or some of: {}",
+                all.join(", ")
             )));
         }
     }
-    let all = wish.nodes.is_empty() || wish.nodes.iter().any(|name| name == "workers");
-    Ok(now.workers.iter().copied().filter(|name| all || wish.nodes.iter().any(|wanted| wanted == name)).collect())
+    let masters = now.masters.iter().filter(|name| is_asked(name, "master"));
+    Ok(masters.chain(now.workers.iter().filter(|name| is_asked(name, "workers"))).copied().collect())
 }
 
 /// What a node needs; none where nothing.
@@ -190,6 +201,13 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     if current && (broken.is_none() || !named) {
         return Ok(None);
     }
+    let master = now.masters.contains(&name);
+    if master && !now.keeps_data {
+        return Err(Refusal::Mistake(format!(
+            "{name}: this provider cannot keep the store while the machine is made anew; restore a backup onto a new \
+             master instead (`kimg backup restore`)"
+        )));
+    }
     let (loses, keeps): (Vec<Claim>, Vec<Claim>) =
         now.claims.iter().filter(|claim| claim.node == name).cloned().partition(|c| wish.lose.contains(&c.claim));
     if !keeps.is_empty() && !now.keeps_data {
@@ -210,10 +228,11 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     }
     Ok(Some(Item {
         node: name.to_string(),
+        api_away_secs: master.then_some(now.gap_secs),
         from: machine.image.clone(),
         to: to.clone(),
         broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
-        keep_data: now.keeps_data && (wish.keep_data || !keeps.is_empty()),
+        keep_data: now.keeps_data && (master || wish.keep_data || !keeps.is_empty()),
         keeps,
         loses,
         ends,
@@ -241,6 +260,7 @@ impl Plan {
     pub fn journal(&self, rules: Rules, whole: Vec<String>, back: bool, now: Timestamp) -> Journal {
         let entry = |item: &Item| Entry {
             node: item.node.clone(),
+            master: item.api_away_secs.is_some(),
             from: item.from.clone(),
             to: item.to.clone(),
             keep_data: item.keep_data,
@@ -265,7 +285,13 @@ impl Plan {
                 Some(broken) => format!("{} to {} ({broken})", short(&item.from), short(&item.to)),
                 None => format!("{} to {}", short(&item.from), short(&item.to)),
             };
-            lines.push(format!("{}: image {images}; {data}", item.node));
+            lines.push(match item.api_away_secs {
+                Some(secs) => format!(
+                    "{}: image {images}; keeps its store; the API is away for about {secs} s, pods run on",
+                    item.node
+                ),
+                None => format!("{}: image {images}; {data}", item.node),
+            });
             lines.extend(item.keeps.iter().map(|claim| format!("  stays: claim {}", shown(claim))));
             lines.extend(item.loses.iter().map(|claim| format!("  IS LOST: claim {}", shown(claim))));
             lines.extend(item.ends.iter().map(|pod| format!("  ends: pod {pod}, which nothing starts again")));
@@ -362,6 +388,7 @@ mod tests {
             nodes: &world.nodes,
             machines: &world.machines,
             keeps_data: world.keeps_data,
+            gap_secs: 7,
             claims: &world.claims,
             bare_pods: &world.bare,
         };
@@ -420,12 +447,36 @@ mod tests {
     }
 
     #[test]
-    fn masters_and_strangers_are_refused_with_the_way_out() {
-        let world = world();
-        for (name, word) in [("m", "kimg down"), ("master", "kimg down"), ("w4", "w1, w2, w3")] {
-            let (code, why) = refused(&world, &wish(&[name]));
-            assert!(code == 2 && why.contains(word), "{why}");
+    fn the_master_is_first_on_the_way_forth_and_last_on_the_way_back() {
+        let mut world = world();
+        world.machines.push(machine("m", "old"));
+        let image = ("m".to_string(), "new".to_string());
+        let with = |nodes: &[&str]| {
+            let mut wish = wish(nodes);
+            wish.images.extend([image.clone()]);
+            wish
+        };
+        assert_eq!(names(&world, &with(&[])), ["m", "w1", "w2", "w3"]);
+        assert_eq!(names(&world, &with(&["workers"])), ["w1", "w2", "w3"]);
+        for name in ["m", "master", "masters"] {
+            assert_eq!(names(&world, &with(&[name])), ["m"]);
         }
+        assert_eq!(names(&world, &Wish { back: true, ..with(&[]) }), ["w1", "w2", "w3", "m"]);
+        let text = plan(&world, &with(&[])).expect("plan").text();
+        assert!(text.starts_with("m: image old to new; keeps its store; the API is away for about 7 s, pods run on\n"));
+        // Also where a worker is broken; what is on its way back is the first to go there.
+        world.nodes[3] = node("w3", false);
+        assert_eq!(names(&world, &with(&[])), ["m", "w3", "w1", "w2"]);
+        world.nodes[3] = node("w3", true);
+        let back = Wish { back: true, first: vec!["m".into()], ..with(&[]) };
+        assert_eq!(names(&world, &back), ["m", "w1", "w2", "w3"]);
+        world.keeps_data = false;
+        world.claims.clear();
+        let (code, why) = refused(&world, &with(&[]));
+        assert!(code == 2 && why.contains("cannot keep the store"), "{why}");
+        assert_eq!(names(&world, &with(&["workers"])), ["w1", "w2", "w3"]);
+        let (code, why) = refused(&world, &wish(&["w4"]));
+        assert!(code == 2 && why.contains("`workers`, `master`, or some of: m, w1, w2, w3"), "{why}");
     }
 
     #[test]

@@ -20,11 +20,11 @@ use std::time::Duration;
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/";
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets/";
 
-fn rules() -> Rules {
+pub(super) fn rules() -> Rules {
     Rules { max_unavailable: 1, settle_secs: 10, timeout_secs: 120, ready_secs: 90, on_blocked: OnBlocked::Stop }
 }
 
-fn never(_: &str) -> Result<()> {
+pub(super) fn never(_: &str) -> Result<()> {
     Ok(())
 }
 
@@ -35,79 +35,106 @@ fn make(fake: &Fake, wish: &Wish) -> Plan {
     let claims = kube.local_claims().expect("claims");
     let bare = kube.bare_pods().expect("pods");
     let situation = Situation {
-        workers: machines.iter().map(|machine| machine.node.as_str()).collect(),
+        workers: machines.iter().map(|machine| machine.node.as_str()).filter(|name| *name != "m").collect(),
         masters: vec!["m"],
         nodes: &nodes,
         machines: &machines,
         keeps_data: true,
+        gap_secs: 10,
         claims: &claims,
         bare_pods: &bare,
     };
     plan::make(wish, &situation).unwrap_or_else(|why| panic!("no plan: {why:?}"))
 }
 
-fn to(fake: &Fake, image: &str) -> Wish {
+pub(super) fn to(fake: &Fake, image: &str) -> Wish {
     let images = fake.list().expect("machines").into_iter().map(|machine| (machine.node, image.to_string()));
     Wish { images: images.collect(), ..Wish::default() }
 }
 
 /// The journal of a new roll, as the command writes it.
-fn journal(fake: &Fake, wish: &Wish, rules: Rules, back: bool) -> Journal {
+pub(super) fn journal(fake: &Fake, wish: &Wish, rules: Rules, back: bool) -> Journal {
     let workloads = Kube(fake).workloads().expect("workloads");
     let whole = workloads.into_iter().filter(|(_, (ready, wanted))| ready >= wanted).map(|(name, _)| name).collect();
     make(fake, wish).journal(rules, whole, back, fake.now())
 }
 
+/// The last roll; the lock is held after it, where there is an API server.
+fn begin_with(fake: &Fake, me: &Holder) -> Result<Option<Book>> {
+    let kube = Kube(fake);
+    if let Err(error) = kube.check_ready() {
+        return begin::last_without_api(&fake.copy())?.map(Some).ok_or(error);
+    }
+    begin::take_lock(kube, me, fake, &|| false, &|_| ())?;
+    begin::last(kube, &fake.copy())
+}
+
+fn run(fake: &Fake, me: Holder, failpoint: &dyn Fn(&str) -> Result<()>, mut book: Book) -> Result<(Outcome, Journal)> {
+    let (mut machines, copy) = (fake.clone(), fake.copy());
+    let mut engine = Engine {
+        kube: Kube(fake),
+        machines: &mut machines,
+        copy: &copy,
+        backup: &|| fake.back_up(),
+        clock: fake,
+        me,
+        stop: &|| false,
+        failpoint,
+        say: &|_| (),
+    };
+    let outcome = begin::run(&mut engine, &mut book)?;
+    Ok((outcome, book.journal))
+}
+
 /// One `kimg roll`: goes on where there is something to go on with, else does `anew`.
-fn command(
+pub(super) fn command(
     fake: &Fake,
     me: Holder,
     failpoint: &dyn Fn(&str) -> Result<()>,
     anew: impl FnOnce() -> Journal,
 ) -> Result<(Outcome, Journal)> {
-    let kube = Kube(fake);
-    begin::take_lock(kube, &me, fake, &|| false, &|_| ())?;
+    let last = begin_with(fake, &me)?;
     failpoint("locked")?;
-    let mut book = match kube.journal()? {
-        Some((journal, version)) if journal.outcome == Outcome::Running => Book { journal, version },
-        _ => begin::write(kube, anew())?,
+    let book = match last {
+        Some(book) if book.journal.outcome == Outcome::Running => book,
+        _ => begin::write(Kube(fake), anew())?,
     };
     failpoint("begin")?;
-    let mut machines = fake.clone();
-    let mut engine =
-        Engine { kube, machines: &mut machines, clock: fake, me, stop: &|| false, failpoint, say: &|_| () };
-    let outcome = begin::run(&mut engine, &mut book)?;
-    Ok((outcome, book.journal))
+    run(fake, me, failpoint, book)
 }
 
-fn roll(fake: &Fake, rules: Rules) -> (Outcome, Journal) {
+pub(super) fn roll(fake: &Fake, rules: Rules) -> (Outcome, Journal) {
     command(fake, fake.process(), &never, || journal(fake, &to(fake, "new"), rules, false)).expect("a roll")
 }
 
 /// `kimg roll --rollback`.
-fn roll_back(fake: &Fake) -> (Outcome, Journal) {
-    let (kube, me) = (Kube(fake), fake.process());
-    begin::take_lock(kube, &me, fake, &|| false, &|_| ()).expect("the lock");
-    let (last, _) = kube.journal().expect("a journal").expect("a journal");
+pub(super) fn roll_back(fake: &Fake) -> (Outcome, Journal) {
+    roll_back_until(fake, &never).expect("a roll back")
+}
+
+pub(super) fn roll_back_until(fake: &Fake, failpoint: &dyn Fn(&str) -> Result<()>) -> Result<(Outcome, Journal)> {
+    let me = fake.process();
+    let last = begin_with(fake, &me)?.expect("a roll before");
     let machines = fake.list().expect("machines");
+    if last.apart {
+        let journal = begin::back_without_api(&last.journal, &machines, fake.now()).expect("a way back");
+        return run(fake, me, failpoint, Book { journal, ..last });
+    }
+    let last = last.journal;
     let images = begin::images_before(&last, &machines);
     let nodes: Vec<String> = images.keys().cloned().collect();
     let plan = if nodes.is_empty() {
         Plan { nodes: Vec::new() }
     } else {
-        make(fake, &Wish { nodes, images, first: begin::unsettled(&last), ..Wish::default() })
+        make(fake, &Wish { nodes, images, back: true, first: begin::unsettled(&last), ..Wish::default() })
     };
     let mut back = plan.journal(rules(), last.whole.clone(), true, fake.now());
     begin::take_along(&mut back, &last, &machines);
-    let mut book = begin::write(kube, back).expect("written");
-    let mut hands = fake.clone();
-    let mut engine =
-        Engine { kube, machines: &mut hands, clock: fake, me, stop: &|| false, failpoint: &never, say: &|_| () };
-    (begin::run(&mut engine, &mut book).expect("a roll back"), book.journal)
+    run(fake, me, failpoint, begin::write(Kube(fake), back)?)
 }
 
 /// Nobody outside noticed anything, and nothing is left over.
-fn check_clean(fake: &Fake, what: &str) {
+pub(super) fn check_clean(fake: &Fake, what: &str) {
     fake.sleep(Duration::from_secs(60));
     assert!(fake.0.borrow().faults.is_empty(), "{what}: {:?}", fake.0.borrow().faults);
     assert!(fake.names(LEASE).is_empty(), "{what}: the lock is left");
@@ -135,8 +162,22 @@ fn all_workers_are_replaced_and_nobody_notices() {
 /// Begins a roll and ends its process at the point of this number; gives the point, or None when the roll came to its end
 /// before.
 fn kill_at(fake: &Fake, number: usize) -> Option<String> {
+    let begin =
+        |failpoint: &dyn Fn(&str) -> Result<()>| command(fake, fake.process(), failpoint, || journal_of(fake, rules()));
+    kill(number, |_| true, begin)
+}
+
+/// Does something and ends it at the point of this number, of those that count.
+pub(super) fn kill(
+    number: usize,
+    counts: impl Fn(&str) -> bool,
+    deed: impl FnOnce(&dyn Fn(&str) -> Result<()>) -> Result<(Outcome, Journal)>,
+) -> Option<String> {
     let (passed, hit) = (Cell::new(0), RefCell::new(None));
     let failpoint = |point: &str| {
+        if !counts(point) {
+            return Ok(());
+        }
         let here = passed.replace(passed.get() + 1);
         if here == number {
             *hit.borrow_mut() = Some(point.to_string());
@@ -144,7 +185,7 @@ fn kill_at(fake: &Fake, number: usize) -> Option<String> {
         }
         Ok(())
     };
-    let ended = command(fake, fake.process(), &failpoint, || journal_of(fake, rules()));
+    let ended = deed(&failpoint);
     let point = hit.take();
     assert_eq!(ended.is_err_and(|error| error.is::<Killed>()), point.is_some());
     point
@@ -283,7 +324,7 @@ fn a_budget_that_blocks_is_named_and_obeys_the_choice() {
     check_clean(&fake, "waited");
 }
 
-fn journal_of(fake: &Fake, rules: Rules) -> Journal {
+pub(super) fn journal_of(fake: &Fake, rules: Rules) -> Journal {
     journal(fake, &to(fake, "new"), rules, false)
 }
 
@@ -446,7 +487,7 @@ fn an_answer_that_cannot_be_read_is_no_empty_node() {
     struct Garbled(&'static str);
     impl Api for Garbled {
         fn send(&self, _: Method, _: &str, _: Option<&Value>) -> Result<Answer> {
-            Ok(Answer { status: StatusCode::OK, body: self.0.into() })
+            Ok(Answer { status: StatusCode::OK, headers: Default::default(), body: self.0.into() })
         }
     }
     for body in ["", "<html>", "{}", r#"{"items": 3}"#] {

@@ -1,9 +1,10 @@
-//! `kimg roll` while somebody outside visits: workers get a new image, and not one request is lost.
+//! `kimg roll` while somebody outside visits: nodes get a new image, and not one request is lost.
 //!
 //! The visitor is a machine of nobody's on the switch; it asks on a new connection each time, at the addresses that
 //! `status.loadBalancer` of the Service holds at that moment, and tries nothing twice.
 
 mod visits;
+mod writes;
 
 use anyhow::{Context, ensure};
 use qemu_tests::cluster::settings;
@@ -12,6 +13,7 @@ use qemu_tests::{Cluster, Result, wait};
 use serde_json::Value;
 use std::process::ExitCode;
 use visits::Visitor;
+use writes::Writer;
 
 /// The example as somebody runs it who wants it to be there: two pods on two nodes where there are two, a budget, a
 /// readiness probe, and a while between the word to end and the end.
@@ -27,11 +29,15 @@ fn main() -> ExitCode {
         ("a_claim_that_is_bound_to_a_node_keeps_its_data", claim),
         ("an_image_whose_node_is_never_ready_stops_the_roll", broken),
         ("killed_in_between_it_goes_on_with_all_workers", killed),
+        ("all_nodes_are_replaced_and_no_acknowledged_write_is_lost", all_nodes),
+        ("an_image_whose_api_server_never_answers_goes_back", mute_master),
     ];
     let long = &[
         "a_claim_that_is_bound_to_a_node_keeps_its_data",
         "an_image_whose_node_is_never_ready_stops_the_roll",
         "killed_in_between_it_goes_on_with_all_workers",
+        "all_nodes_are_replaced_and_no_acknowledged_write_is_lost",
+        "an_image_whose_api_server_never_answers_goes_back",
     ];
     let cluster = settings("roll", 2, "", "spare-ports = 1");
     suite::main(Suite { name: "roll", cluster, tests, long, end: || () })
@@ -47,19 +53,27 @@ fn web(cluster: &Cluster) -> Result {
     })
 }
 
-/// Builds a worker image that differs from the last one by a word of the kernel's command line.
+/// Builds images of which the worker's differs from the last one by a word of the kernel's command line; the master's stays
+/// as it is.
 fn build(cluster: &Cluster, word: &str) -> Result {
+    set_word(cluster, "worker", word)?;
+    cluster.kimg(&["build", "all"])?.success().map(drop)
+}
+
+/// The words of a role's image on the kernel's command line, in `cluster.toml`.
+fn set_word(cluster: &Cluster, role: &str, word: &str) -> Result {
     let path = cluster.dir.join("cluster.toml");
     let text = std::fs::read_to_string(&path).context("reading cluster.toml")?;
-    let lines = text.lines().filter(|line| !line.starts_with("kernel-args"));
-    let text: Vec<String> = lines
-        .map(|line| match line {
-            "[image.worker]" if !word.is_empty() => format!("[image.worker]\nkernel-args = [\"{word}\"]"),
-            line => line.to_owned(),
-        })
-        .collect();
-    std::fs::write(&path, text.join("\n") + "\n").context("writing cluster.toml")?;
-    cluster.kimg(&["build", "worker"])?.success().map(drop)
+    let section = format!("[image.{role}]");
+    let text = if text.contains(&section) { text } else { text.replace("[local]", &format!("{section}\n\n[local]")) };
+    let (before, after) = text.split_once(&section).context("no such section")?;
+    let after = after.trim_start();
+    let after = match after.starts_with("kernel-args") {
+        true => after.split_once('\n').map_or("", |(_, rest)| rest),
+        false => after,
+    };
+    let words = if word.is_empty() { String::new() } else { format!("kernel-args = [\"{word}\"]\n") };
+    std::fs::write(&path, format!("{before}{section}\n{words}{after}")).context("writing cluster.toml")
 }
 
 /// Name, boot and whether it takes pods, of each node.
@@ -200,5 +214,60 @@ fn killed(cluster: &Cluster) -> Result {
     for node in ["worker-1", "worker-2"] {
         ensure!(boot_of(&after, node) != boot_of(&before, node), "{node} did not boot anew");
     }
+    check_whole(cluster)
+}
+
+const NODES: [&str; 3] = ["master-1", "worker-1", "worker-2"];
+
+/// The whole cluster, while somebody visits and somebody writes.
+fn all_nodes(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    set_word(cluster, "master", "tests.image=all")?;
+    build(cluster, "tests.image=all")?;
+    let before = boots(cluster)?;
+    let plan = cluster.kimg(&["roll", "--dry-run"])?.success()?;
+    ensure!(plan.starts_with("master-1: image ") && plan.contains("the API is away for about"), "{plan}");
+    ensure!(plan.contains("worker-1: image ") && plan.contains("worker-2: image "), "{plan}");
+    let visitor = Visitor::start(cluster)?;
+    let writer = Writer::start(cluster)?;
+    let said = cluster.kimg(&["roll", "--yes", "--settle", "3"])?;
+    let (visits, writes) = (visitor.stop()?, writer.stop()?);
+    ensure!(said.ok, "{}", said.all());
+    ensure!(said.out.contains("replaced: master-1, worker-1, worker-2"), "{}", said.out);
+    ensure!(said.err.contains("the API answers again; it was away for "), "{}", said.err);
+    visits.check_all_seen()?;
+    writes.check_all_there(cluster)?;
+    let after = boots(cluster)?;
+    for node in NODES {
+        ensure!(boot_of(&after, node) != boot_of(&before, node), "{node} did not boot anew");
+    }
+    // Each backup was read through when it was made.
+    let backups = std::fs::read_dir(cluster.dir.join("backups"))?.count();
+    ensure!(backups >= 2, "{backups} backups were kept");
+    check_whole(cluster)
+}
+
+/// A master that finds no network: what is known of the roll is on this machine only.
+fn mute_master(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    set_word(cluster, "master", BROKEN)?;
+    build(cluster, CHANGED)?;
+    let before = boots(cluster)?;
+    let visitor = Visitor::start(cluster)?;
+    let writer = Writer::start(cluster)?;
+    let said = cluster.kimg(&["roll", "master", "--yes", "--ready-timeout", "45"])?;
+    ensure!(said.code == 1 && said.out.contains("failed: master-1: its API server does not answer"), "{}", said.all());
+    let refused = cluster.kimg(&["roll", "--yes"])?;
+    ensure!(refused.code == 1 && refused.err.contains("roll --rollback"), "{}", refused.all());
+    let back = cluster.kimg(&["roll", "--rollback", "--yes", "--settle", "3"])?;
+    let (visits, writes) = (visitor.stop()?, writer.stop()?);
+    ensure!(back.ok, "{}", back.all());
+    visits.check_all_seen()?;
+    writes.check_all_there(cluster)?;
+    let after = boots(cluster)?;
+    ensure!(boot_of(&after, "master-1") != boot_of(&before, "master-1"), "master-1 did not boot anew");
+    ensure!(boot_of(&after, "worker-1") == boot_of(&before, "worker-1"), "worker-1 was touched");
+    set_word(cluster, "master", "")?;
+    build(cluster, CHANGED)?;
     check_whole(cluster)
 }

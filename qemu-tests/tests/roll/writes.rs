@@ -1,0 +1,94 @@
+//! Writes through the API server in the background, and which of them are there in the end.
+
+use crate::visits;
+use anyhow::{Context, Result, bail, ensure};
+use http::Method;
+use kimg::client::block_on;
+use qemu_tests::Cluster;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Between two writes.
+const PAUSE: Duration = Duration::from_millis(100);
+const NAMESPACE: &str = "written";
+const PATH: &str = "/api/v1/namespaces/written/configmaps";
+
+/// Somebody who writes until told to stop.
+pub(crate) struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Written>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    acknowledged: Vec<String>,
+    failed: usize,
+    /// The longest time from one acknowledged write to the next.
+    gap: Duration,
+}
+
+impl Writer {
+    pub(crate) fn start(cluster: &Cluster) -> Result<Writer> {
+        cluster.namespace(NAMESPACE)?;
+        let api = visits::api(cluster)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let (mut written, mut last) = (Written::default(), Instant::now());
+                for number in 0.. {
+                    if stop.load(Relaxed) {
+                        break;
+                    }
+                    // No name twice: an answer that is lost may be one to a write that was done.
+                    let name = format!("n{number}");
+                    let object = json!({"metadata": {"name": name}, "data": {"number": name}});
+                    match block_on(api.send(Method::POST, PATH, Some(&object))) {
+                        Ok(answer) if answer.status.is_success() => {
+                            written.acknowledged.push(name);
+                            written.gap = written.gap.max(last.elapsed());
+                            last = Instant::now();
+                        }
+                        _ => written.failed += 1,
+                    }
+                    std::thread::park_timeout(PAUSE);
+                }
+                written
+            }
+        });
+        Ok(Writer { stop, thread })
+    }
+
+    pub(crate) fn stop(self) -> Result<Written> {
+        self.stop.store(true, Relaxed);
+        match self.thread.join() {
+            Ok(written) => Ok(written),
+            Err(_) => bail!("the thread that writes failed"),
+        }
+    }
+}
+
+impl Written {
+    /// Each write that was acknowledged is there, with what was written.
+    pub(crate) fn check_all_there(&self, cluster: &Cluster) -> Result<()> {
+        let found = cluster.json(&["-n", NAMESPACE, "get", "configmaps"])?;
+        let items = found["items"].as_array().context("no list")?;
+        let there: BTreeSet<&str> = items.iter().filter_map(|item| item["data"]["number"].as_str()).collect();
+        eprintln!(
+            "{} writes acknowledged, {} not; the API was away for {:.1} s",
+            self.acknowledged.len(),
+            self.failed,
+            self.gap.as_secs_f64()
+        );
+        let lost: Vec<&String> = self.acknowledged.iter().filter(|name| !there.contains(name.as_str())).collect();
+        ensure!(lost.is_empty(), "{} acknowledged writes are lost: {lost:?}", lost.len());
+        // The master was away for a while, and there was enough before and after it.
+        ensure!(self.failed > 0 && self.acknowledged.len() > 50, "{self:?}");
+        cluster.k(&["delete", "namespace", NAMESPACE]).map(drop)
+    }
+}
