@@ -7,6 +7,7 @@ pub mod client;
 pub mod config;
 pub mod disk;
 pub mod doctor;
+pub mod heal;
 pub mod image;
 pub mod input;
 pub mod kubectl;

@@ -14,7 +14,7 @@ use kimg::image::output::Format;
 use kimg::local::qemu::{self, Bus, Disk, Uefi, VmSpec};
 use kimg::local::{Accel, accel, console, disk, qmp, state};
 use kimg::pki::{Authority, Secrets, SecureBoot, issue, secrets};
-use kimg::seed::{self, token::BootstrapToken};
+use kimg::seed::{self, Begin, token::BootstrapToken};
 use node_api::{NodeStatus, path};
 use node_metadata::Role;
 use serde::de::DeserializeOwned;
@@ -147,7 +147,7 @@ impl Bench {
             Role::Worker => self.settings.local.worker,
         };
         let token = (node.entry.role == Role::Worker).then(BootstrapToken::random);
-        let drive = seed::local_drive(&self.settings, node, token.as_ref(), &self.secrets)?;
+        let drive = seed::local_drive(&self.settings, node, Begin::Join(token.as_ref()), &self.secrets)?;
         secrets::write_private(&own.join("seed.img"), &drive)?;
         let (node_port, api_port) = (state::free_port(None)?, state::free_port(None)?);
         let mut machine = Machine {

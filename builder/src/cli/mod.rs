@@ -4,6 +4,7 @@
 //! Results go to standard output, progress and hints to standard error.
 
 mod backup;
+mod heal;
 mod image;
 mod init;
 mod logs;
@@ -82,6 +83,8 @@ enum Command {
     Down(vm::DownArgs),
     /// Put a new image under the running nodes, one after the other, without losing a request
     Roll(Box<roll::RollArgs>),
+    /// Make a master anew that was lost with its disk, from the newest backup
+    Heal(heal::HealArgs),
     /// VMs and nodes
     Status(vm::StatusArgs),
     /// Logs of all nodes' services, kernels and PID 1s as one, by time; ends with 1 when a node did not answer
@@ -179,6 +182,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Up(args) => vm::up(&args, &settings()?)?,
         Command::Down(args) => vm::down(&args, &settings()?)?,
         Command::Roll(args) => return roll::run(&args, &settings()?),
+        Command::Heal(args) => heal::run(&args, &settings()?)?,
         Command::Status(args) => return vm::show_status(&args, &settings()?),
         Command::Logs(args) => return logs::run(&args, &settings()?),
         Command::Node(args) => return node::run(&args, &settings()?),

@@ -29,7 +29,7 @@ use node_metadata::Role;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// How long a node may take to be Ready with KVM, seconds; see [`crate::local::Accel::patience`].
@@ -143,13 +143,13 @@ fn without_api(args: &RollArgs, settings: &Settings, copy: &LocalCopy, error: an
 }
 
 /// The API server of the master on this machine, whose port may be another after it was made anew.
-struct LocalApi<'a> {
+pub(super) struct LocalApi<'a> {
     settings: &'a Settings,
     https: Https,
 }
 
 impl<'a> LocalApi<'a> {
-    fn new(settings: &'a Settings, secrets: &Secrets) -> Result<LocalApi<'a>> {
+    pub(super) fn new(settings: &'a Settings, secrets: &Secrets) -> Result<LocalApi<'a>> {
         let port = port_of_master(settings)?.context("no VM on this machine is a master; `kimg up` makes it")?;
         let https = state::api_client(settings, secrets, Some(&format!("https://127.0.0.1:{port}")))?;
         Ok(LocalApi { settings, https })
@@ -307,24 +307,7 @@ impl Command<'_> {
         let roles = [(Role::Master, &["master", "masters"][..]), (Role::Worker, &["workers"][..])];
         let roles: Vec<Role> =
             roles.into_iter().filter(|(role, groups)| asked(*role, groups)).map(|(role, _)| role).collect();
-        let options = Options { components: self.args.components.clone(), formats: vec![Format::Raw], sources: None };
-        let found = build::current(self.settings, &roles, &options, &self.progress)?;
-        let mut images = BTreeMap::new();
-        for (role, built) in found {
-            let Some(built) = built else {
-                bail!(
-                    "the {role} image is missing, or older than cluster.toml, kimg.lock or the components; build it first: \
-                     {} build {}{}",
-                    program(),
-                    if roles.len() > 1 { "all".to_owned() } else { role.to_string() },
-                    dir_flag(self.settings)
-                );
-            };
-            let name = Format::Raw.file();
-            let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
-            images.insert(role, ImageFile { path: built.dir.join(name), id: sum.sha256.clone() });
-        }
-        Ok(images)
+        built_images(self.settings, &roles, self.args.components.as_deref(), &self.progress)
     }
 
     fn kube(&self) -> Kube<'_> {
@@ -446,7 +429,11 @@ impl Command<'_> {
             say: &say,
         };
         let outcome = begin::run(&mut engine, &mut book).map_err(|error| self.explain(error))?;
-        self.report(&book.journal, outcome, kept.into_inner())
+        let code = self.report(&book.journal, outcome, kept.into_inner())?;
+        if outcome == Outcome::Done {
+            machines.tidy()?;
+        }
+        Ok(code)
     }
 
     fn report(&self, journal: &Journal, outcome: Outcome, backup: Option<PathBuf>) -> Result<ExitCode> {
@@ -493,6 +480,33 @@ impl Command<'_> {
         }
         error
     }
+}
+
+/// Images of roles, where they are what a build would make.
+pub(super) fn built_images(
+    settings: &Settings,
+    roles: &[Role],
+    components: Option<&Path>,
+    progress: &Progress,
+) -> Result<BTreeMap<Role, ImageFile>> {
+    let options = Options { components: components.map(Path::to_owned), formats: vec![Format::Raw], sources: None };
+    let found = build::current(settings, roles, &options, progress)?;
+    let mut images = BTreeMap::new();
+    for (role, built) in found {
+        let Some(built) = built else {
+            bail!(
+                "the {role} image is missing, or older than cluster.toml, kimg.lock or the components; build it first: \
+                 {} build {}{}",
+                program(),
+                if roles.len() > 1 { "all".to_owned() } else { role.to_string() },
+                dir_flag(settings)
+            );
+        };
+        let name = Format::Raw.file();
+        let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
+        images.insert(role, ImageFile { path: built.dir.join(name), id: sum.sha256.clone() });
+    }
+    Ok(images)
 }
 
 fn step_name(step: Step) -> String {

@@ -7,7 +7,7 @@ use crate::input;
 use crate::local::state;
 use crate::pki::{Secrets, secrets};
 use crate::seed::token::{BootstrapToken, LIFE};
-use crate::seed::{self, Interface};
+use crate::seed::{self, Begin, Interface};
 use anyhow::Result;
 use node_metadata::Role;
 use std::path::PathBuf;
@@ -32,6 +32,9 @@ pub(super) struct SeedArgs {
     /// Let this node take over the name of a node that still answers
     #[arg(long)]
     replace: bool,
+    /// A new machine for a master that was lost with its store: it serves nothing until `kimg backup restore`
+    #[arg(long)]
+    await_backup: bool,
     /// URL of the API server [default: as for `kimg kubeconfig`]
     #[arg(long)]
     server: Option<String>,
@@ -47,7 +50,11 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
         args.interfaces.iter().enumerate().map(|(number, text)| interface(number, text)).collect::<Result<Vec<_>>>()?;
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let token = (node.entry.role == Role::Worker).then(BootstrapToken::random);
-    let user_data = seed::user_data(settings, node, seed::Place::Elsewhere, token.as_ref(), &secrets)?;
+    if args.await_backup && node.entry.role != Role::Master {
+        return input::bad(format!("--await-backup: {} is a worker and has no store", args.node));
+    }
+    let begin = if args.await_backup { Begin::AwaitBackup } else { Begin::Join(token.as_ref()) };
+    let user_data = seed::user_data(settings, node, seed::Place::Elsewhere, begin, &secrets)?;
     // Before the token goes to the API server: what is refused here leaves nothing behind.
     if let Some(provider) = &args.provider {
         let sentence = seed::check_for(provider, &user_data)?;

@@ -6,14 +6,16 @@ use super::state::{self, State, Vm};
 use super::up::{self, ImageFile, Starter};
 use super::{disk, down};
 use crate::config::{NodeSettings, Settings};
+use crate::machines::Data;
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Ends the VM, puts the image under its disk (or makes a new disk) and starts it with a seed that holds `token`.
+/// Ends the VM, puts the image under its disk (or makes a new disk) and starts it with a seed that says what it begins with.
 /// The VM has ended before its disk is touched, and its disk has one name: a master's store never has two writers.
 /// Called again after an interruption, it begins anew and comes to the same.
 ///
@@ -25,7 +27,7 @@ pub fn rebuild(
     node: &NodeSettings,
     image: &ImageFile,
     token: Option<&BootstrapToken>,
-    keep_data: bool,
+    data: Data,
     progress: &Progress,
 ) -> Result<()> {
     let (run_dir, _lock) = state::lock(settings)?;
@@ -40,10 +42,11 @@ pub fn rebuild(
     vm.token = token.map(ToString::to_string);
     let api_port = vm.api_port;
     let disk_file = run_dir.join(name).join("disk.raw");
-    if keep_data {
-        renew_disk(vm, image, &disk_file)?;
-    } else {
-        down::remove_file(&disk_file)?;
+    vm.awaits_backup = data == Data::AwaitsBackup;
+    match data {
+        Data::Stays => renew_disk(vm, image, &disk_file)?,
+        Data::Goes => down::remove_file(&disk_file)?,
+        Data::AwaitsBackup => set_aside(&disk_file)?,
     }
     state.save(&run_dir)?;
     let state = Mutex::new(state);
@@ -57,11 +60,20 @@ pub fn rebuild(
         // Somebody else has taken the port meanwhile.
         up::write_kubeconfig(settings, secrets)?;
     }
-    super::stock::tidy(&run_dir, &state, &[image.id.clone()].into())
+    Ok(())
+}
+
+/// What is on a disk that nobody wants may still be the only copy of something.
+fn set_aside(disk_file: &Path) -> Result<()> {
+    if !disk_file.exists() {
+        return Ok(());
+    }
+    let aside = disk_file.with_file_name(format!("disk-until-{}.raw", jiff::Timestamp::now().as_second()));
+    std::fs::rename(disk_file, &aside).with_context(|| format!("naming {}", aside.display()))
 }
 
 /// Also where the image is the one that the disk was made from: what is broken may be the disk.
-fn renew_disk(vm: &mut Vm, image: &ImageFile, disk_file: &std::path::Path) -> Result<()> {
+fn renew_disk(vm: &mut Vm, image: &ImageFile, disk_file: &Path) -> Result<()> {
     if disk_file.exists() {
         disk::remove_leftovers(disk_file.parent().context("a disk lies in a folder")?)?;
         disk::replace_image(&image.path, disk_file)?;

@@ -47,6 +47,9 @@ pub struct Vm {
     /// The bootstrap token in its seed (workers).
     #[serde(default)]
     pub token: Option<String>,
+    /// Its disk was made for a backup that has not been restored yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub awaits_backup: bool,
     /// Identity of the image that its disk was made from.
     pub image: String,
     /// The image before this one: the way back.
@@ -90,6 +93,16 @@ impl State {
         let json = serde_json::to_vec_pretty(self).context("writing the state")?;
         secrets::write_private(&run_dir.join("state.json"), &json)
     }
+}
+
+/// Notes that a master has its store again: from now on it starts like any other.
+pub fn backup_has_come(settings: &Settings, node: &str) -> Result<()> {
+    let (run_dir, _lock) = lock(settings)?;
+    let mut state = State::load(&run_dir)?;
+    if let Some(vm) = state.vms.get_mut(node) {
+        vm.awaits_backup = false;
+    }
+    state.save(&run_dir)
 }
 
 /// Makes `run/` and holds it: two `up` or `down` at a time would start everything twice.
@@ -213,6 +226,7 @@ mod tests {
             node_port: 1,
             node_ports: BTreeMap::new(),
             token: None,
+            awaits_backup: false,
             image: String::new(),
             previous: None,
         };
@@ -237,6 +251,7 @@ mod tests {
             node_port: 1,
             node_ports: BTreeMap::from([(30080, 30080)]),
             token: None,
+            awaits_backup: false,
             image: "x".into(),
             previous: None,
         };

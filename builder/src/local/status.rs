@@ -168,6 +168,7 @@ mod tests {
             node_port: 1,
             node_ports: BTreeMap::new(),
             token: None,
+            awaits_backup: false,
             image: String::new(),
             previous: None,
         };

@@ -78,6 +78,7 @@ mod tests {
             node_port: 1,
             node_ports: Default::default(),
             token: None,
+            awaits_backup: false,
             image: "c".into(),
             previous: Some("b".into()),
         };

@@ -12,8 +12,8 @@ use crate::config::{NodeSettings, Settings, VmSize};
 use crate::pki::kubeconfig::{kubeconfig, server_url};
 use crate::pki::{Authority, Secrets, Subject, issue, secrets};
 use crate::progress::{Progress, Step};
-use crate::seed;
 use crate::seed::token::{BootstrapToken, LIFE};
+use crate::seed::{self, Begin};
 use anyhow::{Context, Result, bail};
 use node_api::{NodeStatus, path};
 use node_metadata::Role;
@@ -210,6 +210,14 @@ impl Starter<'_> {
         let size = self.size(node.entry.role);
         let disk_file = dir.join("disk.raw");
         let has_disk = disk_file.exists();
+        let lost = |vm: &Vm| !has_disk && vm.role == Role::Master && !vm.awaits_backup;
+        if known.as_ref().is_some_and(lost) {
+            let dir = crate::cli::dir_flag(self.settings);
+            bail!(
+                "the disk of {name} is gone, and the cluster's store with it; with an empty one the workers would end all \
+                 pods. `kimg heal master{dir}` brings it back from a backup, `kimg down --delete{dir}` gives the cluster up"
+            );
+        }
         if !has_disk {
             disk::remove_leftovers(&dir)?;
             bar.set_message(format!("{name}: copying the image"));
@@ -288,6 +296,7 @@ impl Starter<'_> {
                     before.and_then(|vm| vm.token.clone()).or_else(|| Some(BootstrapToken::random().to_string()))
                 }
             },
+            awaits_backup: before.is_some_and(|vm| vm.awaits_backup),
             image: before.map_or_else(|| image.id.clone(), |vm| vm.image.clone()),
             previous: before.and_then(|vm| vm.previous.clone()),
         };
@@ -298,7 +307,8 @@ impl Starter<'_> {
 
     fn write_seed(&self, node: &NodeSettings, vm: &Vm, dir: &Path) -> Result<()> {
         let token = vm.token.as_deref().and_then(BootstrapToken::parse);
-        let volume = seed::local_drive(self.settings, node, token.as_ref(), self.secrets)?;
+        let begin = if vm.awaits_backup { Begin::AwaitBackup } else { Begin::Join(token.as_ref()) };
+        let volume = seed::local_drive(self.settings, node, begin, self.secrets)?;
         secrets::write_private(&dir.join("seed.img"), &volume)
     }
 
@@ -513,6 +523,7 @@ mod tests {
             node_port: 1,
             node_ports: BTreeMap::new(),
             token: None,
+            awaits_backup: false,
             image: String::new(),
             previous: None,
         };

@@ -13,6 +13,7 @@ use crate::pki::Secrets;
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use node_api::{NodeStatus, path};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How long a node may take to say what it is.
@@ -29,6 +30,12 @@ impl<'a> LocalMachines<'a> {
     /// Of this cluster.
     pub fn new(settings: &'a Settings, secrets: &'a Secrets) -> LocalMachines<'a> {
         LocalMachines { settings, secrets }
+    }
+
+    /// Removes the images that nobody needs any more; not while a roll is under way, whose nodes are still to get some.
+    pub fn tidy(&self) -> Result<()> {
+        let (run_dir, _lock) = state::lock(self.settings)?;
+        stock::tidy(&run_dir, &State::load(&run_dir)?, &BTreeSet::new())
     }
 }
 
@@ -60,7 +67,7 @@ impl Machines for LocalMachines<'_> {
         }
         let image = ImageFile { path: file, id: order.image.to_string() };
         let node = self.settings.node(order.node)?;
-        rebuild::rebuild(self.settings, self.secrets, node, &image, order.token, order.keep_data, &Progress::hidden())
+        rebuild::rebuild(self.settings, self.secrets, node, &image, order.token, order.data, &Progress::hidden())
     }
 
     fn boot(&self, node: &str) -> Option<String> {

@@ -31,8 +31,20 @@ pub struct Order<'a> {
     pub image: &'a str,
     /// What it joins with; none: a master, which needs nobody's leave.
     pub token: Option<&'a BootstrapToken>,
-    /// The data on its disk stays (STATE), as it was when the old machine ended; else the disk is new.
-    pub keep_data: bool,
+    /// What becomes of its data.
+    pub data: Data,
+}
+
+/// What becomes of a machine's data (STATE).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    /// It stays, as it was when the old machine ended.
+    Stays,
+    /// The disk is new.
+    Goes,
+    /// The disk is new, and the master on it serves nothing until a backup is restored; a disk that is there is set
+    /// aside where the provider can.
+    AwaitsBackup,
 }
 
 /// A provider of machines.

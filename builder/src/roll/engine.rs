@@ -7,7 +7,7 @@ use super::drain::{self, Blocked, Next};
 use super::journal::{Entry, Journal, OnBlocked, Outcome, Step};
 use super::lock::{Holder, Verdict};
 use super::plan::Node;
-use crate::machines::{Machines, Order, local::short};
+use crate::machines::{Data, Machines, Order, local::short};
 use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -365,7 +365,7 @@ impl Engine<'_> {
         (self.say)(&format!("{name}: stops, and starts from image {}; the API is away", short(&entry.to)));
         pace.silent = Some(self.clock.now());
         book.apart = true;
-        let order = Order { node: name, image: &entry.to, token: None, keep_data: true };
+        let order = Order { node: name, image: &entry.to, token: None, data: Data::Stays };
         if let Err(error) = self.machines.rebuild(&order) {
             if error.is::<Killed>() {
                 return Err(error);
@@ -402,7 +402,8 @@ impl Engine<'_> {
         self.kube.create_token(&token, name)?;
         (self.failpoint)(&format!("token-made:{name}"))?;
         (self.say)(&format!("{name}: stops, and starts from image {}", short(&entry.to)));
-        let order = Order { node: name, image: &entry.to, token: Some(&token), keep_data };
+        let data = if keep_data { Data::Stays } else { Data::Goes };
+        let order = Order { node: name, image: &entry.to, token: Some(&token), data };
         if let Err(error) = self.machines.rebuild(&order) {
             if error.is::<Killed>() {
                 return Err(error);

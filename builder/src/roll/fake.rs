@@ -11,7 +11,7 @@ use super::lock::Holder;
 use crate::client::Answer;
 use crate::local::process::Process;
 use crate::local::up::ImageFile;
-use crate::machines::{Machine, Machines, Order};
+use crate::machines::{Data, Machine, Machines, Order};
 use anyhow::{Result, bail};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
@@ -34,43 +34,45 @@ const PODS: &str = "/api/v1/namespaces/a/pods/";
 
 /// All that there is.
 #[derive(Debug)]
-pub(super) struct World {
-    pub(super) now: Timestamp,
+pub(crate) struct World {
+    pub(crate) now: Timestamp,
     /// Objects by their path.
-    pub(super) objects: BTreeMap<String, Value>,
-    pub(super) machines: BTreeMap<String, FakeMachine>,
+    pub(crate) objects: BTreeMap<String, Value>,
+    pub(crate) machines: BTreeMap<String, FakeMachine>,
     /// Images whose nodes boot and never become Ready.
-    pub(super) broken: BTreeSet<String>,
+    pub(crate) broken: BTreeSet<String>,
     /// Images of masters whose API server never answers.
-    pub(super) mute: BTreeSet<String>,
+    pub(crate) mute: BTreeSet<String>,
     /// Backups that were made of the store; none can be made where there is none.
-    pub(super) backups: Option<usize>,
+    pub(crate) backups: Option<usize>,
     /// The machines that were made anew, in this order.
-    pub(super) order: Vec<String>,
+    pub(crate) order: Vec<String>,
     /// The cluster's folder for what runs.
     dir: tempfile::TempDir,
     /// Images on which containers never become ready.
-    pub(super) spoiled: BTreeSet<String>,
+    pub(crate) spoiled: BTreeSet<String>,
     /// Pods of the Deployment that its budget wants; none: no budget.
-    pub(super) budget: Option<usize>,
+    pub(crate) budget: Option<usize>,
     /// The API server does not answer until then.
-    pub(super) silent_until: Timestamp,
+    pub(crate) silent_until: Timestamp,
     /// What went wrong for somebody outside.
-    pub(super) faults: Vec<String>,
+    pub(crate) faults: Vec<String>,
     /// The most machines that were down at a time.
-    pub(super) most_down: usize,
+    pub(crate) most_down: usize,
     version: u64,
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct FakeMachine {
-    pub(super) image: String,
-    pub(super) running: bool,
-    pub(super) rebuilt: usize,
-    pub(super) kept_data: bool,
+pub(crate) struct FakeMachine {
+    pub(crate) image: String,
+    pub(crate) running: bool,
+    pub(crate) rebuilt: usize,
+    pub(crate) kept_data: bool,
     started: Timestamp,
     /// The node has reported from this start.
     booted: bool,
+    /// It serves nothing until a backup is restored.
+    pub(crate) awaits_backup: bool,
 }
 
 /// The master's node, and its machine where there is one.
@@ -78,7 +80,7 @@ const MASTER: &str = "m";
 
 /// The world, for all who have to do with it.
 #[derive(Debug, Clone)]
-pub(super) struct Fake(pub(super) Rc<RefCell<World>>);
+pub(crate) struct Fake(pub(crate) Rc<RefCell<World>>);
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a time")
@@ -86,7 +88,7 @@ fn at(second: i64) -> Timestamp {
 
 impl Fake {
     /// A master, so many workers with the image `old`, and a Deployment of two pods, never two on a node.
-    pub(super) fn new(workers: usize) -> Fake {
+    pub(crate) fn new(workers: usize) -> Fake {
         let mut world = World {
             now: at(1000),
             objects: BTreeMap::new(),
@@ -111,7 +113,7 @@ impl Fake {
                 "status": {
                     "conditions": [{"type": "Ready", "status": "True"}],
                     "addresses": [{"type": "InternalIP", "address": format!("10.0.0.{number}")}],
-                    "nodeInfo": {"bootID": "first"},
+                    "nodeInfo": {"bootID": at(0).to_string()},
                 },
             });
             world.put(&format!("/api/v1/nodes/{name}"), node);
@@ -129,14 +131,14 @@ impl Fake {
     }
 
     /// The same, and the master is a machine with the image `old` too.
-    pub(super) fn with_master(workers: usize) -> Fake {
+    pub(crate) fn with_master(workers: usize) -> Fake {
         let fake = Fake::new(workers);
         fake.0.borrow_mut().machines.insert(MASTER.into(), FakeMachine::old());
         fake
     }
 
     /// Another `kimg`, and all before it have ended.
-    pub(super) fn process(&self) -> Holder {
+    pub(crate) fn process(&self) -> Holder {
         let mut world = self.0.borrow_mut();
         world.version += 1;
         let process = Process { pid: i32::MAX, started: world.version };
@@ -144,12 +146,12 @@ impl Fake {
     }
 
     /// The journal on this machine.
-    pub(super) fn copy(&self) -> LocalCopy {
+    pub(crate) fn copy(&self) -> LocalCopy {
         LocalCopy::of(self.0.borrow().dir.path())
     }
 
     /// As a roll asks for it.
-    pub(super) fn back_up(&self) -> Result<String> {
+    pub(crate) fn back_up(&self) -> Result<String> {
         let mut world = self.0.borrow_mut();
         match (world.has_api(), world.backups) {
             (true, Some(made)) => world.backups = Some(made + 1),
@@ -159,7 +161,7 @@ impl Fake {
     }
 
     /// Changes an object where it stands.
-    pub(super) fn change(&self, path: &str, change: impl FnOnce(&mut Value)) {
+    pub(crate) fn change(&self, path: &str, change: impl FnOnce(&mut Value)) {
         let mut world = self.0.borrow_mut();
         let mut object = world.objects[path].clone();
         change(&mut object);
@@ -167,13 +169,13 @@ impl Fake {
     }
 
     /// Names of the objects below a path.
-    pub(super) fn names(&self, path: &str) -> Vec<String> {
+    pub(crate) fn names(&self, path: &str) -> Vec<String> {
         let world = self.0.borrow();
         world.objects.keys().filter_map(|key| key.strip_prefix(path)).map(str::to_string).collect()
     }
 
     /// The image of each machine.
-    pub(super) fn images(&self) -> Vec<String> {
+    pub(crate) fn images(&self) -> Vec<String> {
         self.0.borrow().machines.values().map(|machine| machine.image.clone()).collect()
     }
 }
@@ -181,7 +183,15 @@ impl Fake {
 impl FakeMachine {
     fn old() -> FakeMachine {
         let (rebuilt, kept_data, booted) = (0, false, true);
-        FakeMachine { image: "old".into(), running: true, rebuilt, kept_data, started: at(0), booted }
+        FakeMachine {
+            image: "old".into(),
+            running: true,
+            rebuilt,
+            kept_data,
+            started: at(0),
+            booted,
+            awaits_backup: false,
+        }
     }
 }
 
@@ -190,7 +200,8 @@ impl World {
     fn has_api(&self) -> bool {
         let Some(master) = self.machines.get(MASTER) else { return true };
         let lasted = self.now.as_second() - master.started.as_second();
-        master.running && (master.booted || lasted >= BOOT_SECS / 2) && !self.mute.contains(&master.image)
+        let started = master.running && !master.awaits_backup && (master.booted || lasted >= BOOT_SECS / 2);
+        started && !self.mute.contains(&master.image)
     }
 
     fn workers(&self) -> impl Iterator<Item = &String> {
@@ -484,7 +495,7 @@ impl Machines for Fake {
             Some(token) if world.objects.contains_key(&secret(&token.id)) => {}
             _ => bail!("{} could not join: the API server knows no such token", order.node),
         }
-        if order.node == MASTER && !order.keep_data {
+        if order.node == MASTER && order.data == Data::Goes {
             world.objects.clear();
         }
         if order.node != MASTER && world.balanced(order.node) {
@@ -499,9 +510,10 @@ impl Machines for Fake {
         let now = world.now;
         world.order.push(order.node.to_string());
         let Some(machine) = world.machines.get_mut(order.node) else { bail!("there is no machine {}", order.node) };
-        let (image, kept_data) = (order.image.to_string(), order.keep_data);
+        let (image, kept_data) = (order.image.to_string(), order.data == Data::Stays);
+        let awaits_backup = order.data == Data::AwaitsBackup;
         let rebuilt = machine.rebuilt + 1;
-        *machine = FakeMachine { image, running: true, rebuilt, kept_data, started: now, booted: false };
+        *machine = FakeMachine { image, running: true, rebuilt, kept_data, started: now, booted: false, awaits_backup };
         Ok(())
     }
 

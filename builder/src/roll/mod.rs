@@ -21,7 +21,7 @@ pub mod copy;
 pub mod drain;
 pub mod engine;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod journal;
 pub mod lock;
 #[cfg(test)]

@@ -40,6 +40,15 @@ pub enum Place {
     Elsewhere,
 }
 
+/// What a node begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin<'a> {
+    /// A worker joins with a token; a master, and a worker that has joined, needs none.
+    Join(Option<&'a BootstrapToken>),
+    /// A master without a store waits for a backup: an empty one would have every worker end its pods.
+    AwaitBackup,
+}
+
 /// The user-data of a node.
 ///
 /// # Errors
@@ -48,7 +57,7 @@ pub fn user_data(
     settings: &Settings,
     node: &NodeSettings,
     place: Place,
-    token: Option<&BootstrapToken>,
+    begin: Begin<'_>,
     secrets: &Secrets,
 ) -> Result<String> {
     let mut text = format!("#cloud-config\nhostname: {}\nkimg:\n  role: {}\n", node.entry.name, node.entry.role);
@@ -66,8 +75,10 @@ pub fn user_data(
     {
         return input::bad(missing);
     }
-    if let Some(token) = token {
-        let _ = writeln!(text, "  token: {token}");
+    match begin {
+        Begin::Join(Some(token)) => drop(writeln!(text, "  token: {token}")),
+        Begin::Join(None) => {}
+        Begin::AwaitBackup => text.push_str("  await-backup: true\n"),
     }
     if node.entry.role == Role::Master && settings.secrets == SecretsForm::Sealed {
         let _ = writeln!(text, "  seal-key: {}", secrets.seal_key()?.to_base64());
@@ -155,12 +166,7 @@ pub fn drive(settings: &Settings, node: &str, user_data: &str, interfaces: &[Int
 }
 
 /// The drive of a VM on this machine: its first interface is on the switch, its second behind QEMU's NAT.
-pub fn local_drive(
-    settings: &Settings,
-    node: &NodeSettings,
-    token: Option<&BootstrapToken>,
-    secrets: &Secrets,
-) -> Result<Vec<u8>> {
+pub fn local_drive(settings: &Settings, node: &NodeSettings, begin: Begin<'_>, secrets: &Secrets) -> Result<Vec<u8>> {
     let name = &node.entry.name;
     let prefix = settings.local.network.prefix_len();
     let interfaces = [
@@ -171,7 +177,7 @@ pub fn local_drive(
         },
         Interface { name: "nat".into(), mac: mac(&settings.name, name, 1), address: None },
     ];
-    drive(settings, name, &user_data(settings, node, Place::Local, token, secrets)?, &interfaces)
+    drive(settings, name, &user_data(settings, node, Place::Local, begin, secrets)?, &interfaces)
 }
 
 /// A locally administered hardware address that follows from cluster, node and interface.
@@ -204,23 +210,28 @@ mod tests {
         let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
         let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
         let token = BootstrapToken { id: "abcdef".into(), secret: "0123456789abcdef".into() };
-        let worker = user_data(&settings, &settings.nodes[1], Place::Local, Some(&token), &secrets).expect("text");
+        let worker =
+            user_data(&settings, &settings.nodes[1], Place::Local, Begin::Join(Some(&token)), &secrets).expect("text");
         assert_eq!(
             worker,
             "#cloud-config\nhostname: w\nkimg:\n  role: worker\n  node-ip: [\"10.77.0.11\"]\n  \
              api: [\"10.77.0.10\"]\n  token: abcdef.0123456789abcdef\n"
         );
-        let master = user_data(&settings, &settings.nodes[0], Place::Local, None, &secrets).expect("text");
+        let master = user_data(&settings, &settings.nodes[0], Place::Local, Begin::Join(None), &secrets).expect("text");
         assert!(master.contains("  seal-key: "), "{master}");
+        let waits = user_data(&settings, &settings.nodes[0], Place::Local, Begin::AwaitBackup, &secrets).expect("text");
+        assert!(node_metadata::userdata::parse(waits.as_bytes()).expect("user-data").kimg.await_backup);
         // At a provider, nobody knows the addresses yet.
-        let master = user_data(&settings, &settings.nodes[0], Place::Elsewhere, None, &secrets).expect("text");
+        let master =
+            user_data(&settings, &settings.nodes[0], Place::Elsewhere, Begin::Join(None), &secrets).expect("text");
         assert!(!master.contains("10.77") && !master.contains("api:"), "{master}");
-        let lost = user_data(&settings, &settings.nodes[1], Place::Elsewhere, Some(&token), &secrets);
+        let lost = user_data(&settings, &settings.nodes[1], Place::Elsewhere, Begin::Join(Some(&token)), &secrets);
         assert!(lost.expect_err("no API").to_string().contains("[api]"));
         let settings =
             crate::config::parse(Path::new("c"), &format!("{text}[api]\nnames = [\"api.example\"]\n"), dir.path())
                 .expect("valid");
-        let worker = user_data(&settings, &settings.nodes[1], Place::Elsewhere, Some(&token), &secrets).expect("text");
+        let worker = user_data(&settings, &settings.nodes[1], Place::Elsewhere, Begin::Join(Some(&token)), &secrets)
+            .expect("text");
         assert!(!worker.contains("node-ip") && worker.contains("  api: [\"api.example\"]\n"), "{worker}");
     }
 
@@ -256,7 +267,8 @@ mod tests {
         let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
         let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
         let token = BootstrapToken::random();
-        let user_data = user_data(&settings, &settings.nodes[1], Place::Local, Some(&token), &secrets).expect("text");
+        let user_data =
+            user_data(&settings, &settings.nodes[1], Place::Local, Begin::Join(Some(&token)), &secrets).expect("text");
         let interfaces = [
             Interface { name: "lan".into(), mac: mac("demo", "w", 0), address: Some("10.77.0.11/24".into()) },
             Interface { name: "nat".into(), mac: mac("demo", "w", 1), address: None },

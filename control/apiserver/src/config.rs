@@ -84,6 +84,10 @@ pub struct Config {
     /// Unix socket for snapshots and integrity checks of the store, open to root and to the same user; none without it.
     #[arg(long)]
     pub store_socket: Option<PathBuf>,
+    /// Where there is no store yet, wait until a snapshot to be restored is there (`restore.pending` in its directory)
+    /// and the server is started anew, instead of making an empty one.
+    #[arg(long, default_value_t = false)]
+    pub await_restore: bool,
     /// Public key (age1…) that backups of the store are encrypted to; without it none are given out.
     #[arg(long)]
     pub backup_recipient_file: Option<PathBuf>,

@@ -70,7 +70,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
         }
         stop.send_replace(true);
     });
-    let server = Server::start(config).await?;
+    let mut stopped = stopping.clone();
+    // It may wait on and on, for etcd or for a backup.
+    let server = tokio::select! {
+        started = Server::start(config) => started?,
+        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+    };
     notify::send("READY=1\nSTATUS=serving");
     tracing::info!(address = %server.address, version = crate::GIT_VERSION, "serving");
     server.until(stopping).await
@@ -90,7 +95,7 @@ impl Server {
     pub async fn start(mut config: Config) -> anyhow::Result<Server> {
         notify::send("STATUS=opening the store");
         let tls = server::tls(&config)?;
-        let place = Place::of_server(&config.store_dir, &config.etcd).await?;
+        let place = Place::of_server(&config.store_dir, &config.etcd, config.await_restore).await?;
         let engine = place.engine().await?;
         let sealed = Arc::new(Sealed::open(engine.clone(), crate::encryption::keyring(&config)?).await?);
         let socket = config.store_socket.as_deref().map(|path| storage::serve(path, place, engine)).transpose()?;

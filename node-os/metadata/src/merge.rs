@@ -99,6 +99,7 @@ pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) 
         taints: taints(cluster.role, entry, user)?,
         reserved: entry.map(|entry| entry.reserved.clone()).unwrap_or_default(),
         provider_id: found.provider_id.clone(),
+        await_backup: user.kimg.await_backup,
         source: found.source.clone(),
         name,
     };
@@ -333,6 +334,13 @@ mod tests {
         assert_eq!(merged.node.labels["zone"], "a");
         assert!(merged.node.taints.is_empty());
         assert_eq!(merged.token.unwrap().0, "abcdef.0123456789abcdef");
+    }
+
+    #[test]
+    fn a_master_is_told_to_wait_for_a_backup() {
+        assert!(run(Role::Worker, "await-backup: true").unwrap().node.await_backup);
+        assert!(!run(Role::Worker, "role: worker").unwrap().node.await_backup);
+        assert!(userdata::parse(b"#cloud-config\nkimg: {await-backup: soon}\n").is_err());
     }
 
     #[test]

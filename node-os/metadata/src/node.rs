@@ -44,6 +44,9 @@ pub struct Node {
     /// `spec.providerID`, where the platform has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_id: Option<String>,
+    /// A master without a store waits for a backup, and serves nothing until then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub await_backup: bool,
     /// Which data source said so, e.g. `nocloud`.
     pub source: String,
 }

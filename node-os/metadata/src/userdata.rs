@@ -63,6 +63,8 @@ pub struct Kimg {
     pub token: Option<Secret>,
     /// Key of the sealed secrets.
     pub seal_key: Option<Secret>,
+    /// A master without a store waits for a backup, and serves nothing until then.
+    pub await_backup: bool,
 }
 
 /// A text that must not show up in logs.

@@ -44,6 +44,7 @@ const LONG: &[&str] = &[
     "every_vm_may_be_rebooted",
     "the_store_is_snapshot_checked_and_restored",
     "a_worker_s_backup_brings_the_store_back",
+    "a_lost_master_is_healed_and_pods_run_on",
     "a_hetzner_server_wakes_up_and_joins",
     "a_droplet_wakes_up_and_joins",
     "an_ec2_instance_wakes_up_and_joins",

@@ -1,13 +1,16 @@
 //! The store through `kimg`: snapshot, integrity check, restore, and the workers' backups.
 
 use anyhow::{Context, ensure};
-use qemu_tests::{Cluster, Result, wait};
+use qemu_tests::tools::Kubectl;
+use qemu_tests::{Cluster, Result, pods, wait};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 pub(crate) const TESTS: &[super::Test] = &[
     ("workers_keep_backups_that_only_the_operator_reads", backups),
     ("the_store_is_snapshot_checked_and_restored", snapshot_and_restore),
     ("a_worker_s_backup_brings_the_store_back", restore_backup),
+    ("a_lost_master_is_healed_and_pods_run_on", heal),
 ];
 
 /// Name, node and revision of the backups there are, newest first.
@@ -55,6 +58,47 @@ fn restore_backup(cluster: &Cluster) -> Result {
         Ok(exists(cluster, "before-backup").ok().filter(|there| *there))
     })?;
     cluster.k(&["-n", "default", "delete", "configmap", "before-backup"])?;
+    cluster.all_ready()
+}
+
+/// The pod's container, and how often it was started.
+fn container(cluster: &Cluster) -> Result<String> {
+    let path = "jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}";
+    cluster.k(&["-n", "healed", "get", "pod", "runs-on", "-o", path])
+}
+
+/// The master's VM and its disk are gone; what the newest backup has is there again.
+fn heal(cluster: &Cluster) -> Result {
+    cluster.namespace("healed")?;
+    let pod = pods::toolbox("runs-on", Some("worker-1"), false);
+    cluster.kubectl_of(Kubectl::V1_32, &["-n", "healed", "apply", "-f", "-"], Some(&pod))?.success()?;
+    cluster.pod_ready("healed", "runs-on")?;
+    let ran = container(cluster)?;
+    let version = "-o=jsonpath={.metadata.resourceVersion}";
+    let written: u64 = cluster.k(&["-n", "healed", "get", "pod", "runs-on", version])?.trim().parse()?;
+    wait::until("a backup of what was written", wait::scale(150), || {
+        Ok(kept(cluster)?.into_iter().any(|(_, _, revision)| revision >= written).then_some(()))
+    })?;
+    let refused = cluster.kimg(&["heal", "master", "--yes"])?;
+    ensure!(refused.code == 2 && refused.all().contains("its API server answers"), "{}", refused.all());
+
+    let run = cluster.dir.join("run");
+    let state = kimg::local::state::State::load(&run)?;
+    let vm = state.vms.get("master-1").and_then(|vm| vm.process).context("no VM of the master")?;
+    vm.end(Duration::ZERO)?;
+    let stopped = cluster.kimg(&["heal", "master", "--yes"])?;
+    ensure!(stopped.code == 2 && stopped.all().contains("its disk is there"), "{}", stopped.all());
+    std::fs::remove_file(run.join("master-1/disk.raw"))?;
+    let refused = cluster.kimg(&["up"])?;
+    ensure!(!refused.ok && refused.all().contains("kimg heal master"), "{}", refused.all());
+
+    let healed = cluster.kimg(&["heal", "master", "--yes"])?;
+    ensure!(healed.ok, "{}", healed.all());
+    eprintln!("{}", healed.out.trim());
+    ensure!(container(cluster)? == ran, "the pod did not run on: {ran}, now {}", container(cluster)?);
+    let inside = cluster.exec("healed", "runs-on", &["echo", "here"])?;
+    ensure!(inside.trim() == "here", "{inside}");
+    cluster.k(&["delete", "namespace", "healed"])?;
     cluster.all_ready()
 }
 

@@ -89,14 +89,29 @@ impl Place {
         migrate::place(dir, flags)
     }
 
-    /// The same, after a migration and a restore that wait were done.
-    pub(crate) async fn of_server(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<Place> {
+    /// The same, after a migration and a restore that wait were done; with `await_restore` an empty place is none.
+    pub(crate) async fn of_server(dir: &Path, flags: &EtcdFlags, await_restore: bool) -> anyhow::Result<Place> {
         migrate::pending(dir, flags).await?;
         restore_pending(dir, flags).await?;
-        match Place::new(dir, flags) {
-            Ok(place) => Ok(place),
-            Err(error) => Err(migrate::undecided(dir, flags, error).await),
+        let place = match Place::new(dir, flags) {
+            Ok(place) => place,
+            Err(error) => return Err(migrate::undecided(dir, flags, error).await),
+        };
+        if await_restore && place.is_empty().await? {
+            tracing::warn!("there is no store in {place}, and none is made: a backup is waited for");
+            crate::notify::send("STATUS=waits for a backup to be restored (`kimg backup restore`)");
+            // Whoever lays the snapshot down starts the server anew.
+            std::future::pending::<()>().await;
         }
+        Ok(place)
+    }
+
+    /// Whether nothing was ever stored there.
+    async fn is_empty(&self) -> anyhow::Result<bool> {
+        Ok(match &self.etcd {
+            Some(options) => store::etcd_holds(options).await? == store::EtcdHolds::Nothing,
+            None => !self.log().try_exists().with_context(|| format!("looking at {}", self.log().display()))?,
+        })
     }
 
     /// The embedded store's log.

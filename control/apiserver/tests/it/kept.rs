@@ -1,11 +1,11 @@
-//! What the server puts back when somebody removes it.
+//! What the server puts back when somebody removes it, and a store that is to be put back before it serves.
 
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::client::{Cluster, ca};
+use crate::client::{Cluster, ca, config};
 
 const SERVICE: &str = "/api/v1/namespaces/default/services/kubernetes";
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
@@ -72,5 +72,35 @@ async fn the_own_service_and_what_others_trust_come_back() {
     for (path, object) in [(SERVICE, service), (ENDPOINTS, endpoints), (TRUST, trust)] {
         let now = cluster.get(path).await.expect(200);
         assert_eq!(now["metadata"]["resourceVersion"], object["metadata"]["resourceVersion"], "{path}");
+    }
+}
+
+/// An empty store would tell every node that none of its pods is wanted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_awaits_a_backup_makes_no_store_of_its_own() {
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let mut cluster = Cluster::start().await;
+    cluster.post(maps, json!({"metadata": {"name": "old"}})).await.expect(201);
+    cluster.end().await;
+    let store = cluster.dir().join("store");
+    let snapshot = std::fs::read(store.join("store.log")).unwrap();
+    std::fs::remove_dir_all(&store).unwrap();
+    let awaiting = || {
+        let mut config = config(cluster.dir());
+        config.await_restore = true;
+        tokio::time::timeout(Duration::from_secs(1), kube_apiserver::Server::start(config))
+    };
+    assert!(awaiting().await.is_err(), "it serves");
+    assert!(!store.join("store.log").exists());
+    std::fs::create_dir_all(&store).unwrap();
+    std::fs::write(store.join("restore.pending"), "damaged").unwrap();
+    assert!(awaiting().await.is_err(), "it serves without what was to be restored");
+    assert!(store.join("restore.refused").exists() && !store.join("store.log").exists());
+
+    std::fs::write(store.join("restore.pending"), snapshot).unwrap();
+    for round in ["restored", "started anew"] {
+        cluster.begin_with(|config| config.await_restore = true).await;
+        assert_eq!(cluster.get(&format!("{maps}/old")).await.code, 200, "{round}");
+        cluster.end().await;
     }
 }

@@ -183,6 +183,7 @@ fn apiserver(facts: Facts<'_>) -> Vec<String> {
         ]);
     }
     arguments.extend(node.addresses.first().map(|address| format!("--advertise-address={address}")));
+    arguments.extend(node.await_backup.then(|| "--await-restore".to_owned()));
     arguments
 }
 
@@ -297,6 +298,7 @@ mod tests {
             taints: vec![],
             reserved: Default::default(),
             provider_id: None,
+            await_backup: false,
             source: "nocloud".into(),
         };
         (cluster, node)

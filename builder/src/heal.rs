@@ -1,0 +1,304 @@
+//! `kimg heal master`: a master that was lost with its disk is made anew, and gets its store back from a backup.
+//!
+//! Between the two it serves nothing ([`Data::AwaitsBackup`]): to workers that see an empty store, all their pods are
+//! ones that nobody wants.
+
+use crate::backup::{self, Choice, Found, here};
+use crate::config::Settings;
+use crate::input::{self, BadInput};
+use crate::machines::{Data, Machines, Order, local::short};
+use crate::roll::Clock;
+use crate::roll::api::Kube;
+use anyhow::{Context, Result, bail};
+use node_api::Backup;
+use std::time::Duration;
+
+const POLL: Duration = Duration::from_millis(500);
+/// How often a line says what is waited for.
+const SAY: Duration = Duration::from_secs(30);
+
+/// What is known of the master before anything is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Lost {
+    /// Something answers where its API server is.
+    pub answers: bool,
+    /// Its disk is there.
+    pub has_disk: bool,
+}
+
+/// Whether it may be made anew.
+///
+/// # Errors
+/// Bad input: it is not lost, and nobody said that its disk shall go.
+pub fn check(master: &str, lost: Lost, discard_disk: bool) -> Result<()> {
+    let why = match lost {
+        _ if discard_disk => return Ok(()),
+        Lost { answers: true, .. } => "its API server answers",
+        Lost { has_disk: true, .. } => "its disk is there, and `kimg up` starts it from that",
+        Lost { .. } => return Ok(()),
+    };
+    input::bad(format!(
+        "{master} is not lost: {why}. To put a backup in the place of a store that is there, say `kimg backup restore`; \
+         where the disk itself is damaged, add --discard-disk: it is set aside, and what is newer than the backup is lost"
+    ))
+}
+
+/// A backup, and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Copy {
+    /// On a worker.
+    Worker(Found),
+    /// In the cluster's folder.
+    Here(Backup),
+}
+
+impl Copy {
+    /// The newest one that fits: of the workers, and, where no worker was named, of the cluster's folder.
+    ///
+    /// # Errors
+    /// There is none, and why.
+    pub fn find(settings: &Settings, choice: &Choice) -> Result<Copy> {
+        let here = if choice.node.is_none() { here::list(settings)? } else { Vec::new() };
+        let here = here.into_iter().find(|backup| choice.name.as_ref().is_none_or(|name| *name == backup.name()));
+        Copy::newest(choice.find(settings), here)
+    }
+
+    fn newest(worker: Result<Found>, here: Option<Backup>) -> Result<Copy> {
+        match (worker, here) {
+            (Ok(found), Some(here)) if found.backup < here => Ok(Copy::Here(here)),
+            (Err(_), Some(here)) => Ok(Copy::Here(here)),
+            (worker, _) => worker.map(Copy::Worker),
+        }
+    }
+
+    /// For people.
+    pub fn shown(&self) -> String {
+        let (backup, place) = match self {
+            Copy::Worker(found) => (&found.backup, format!("of {}", found.node)),
+            Copy::Here(backup) => (backup, "of the cluster's folder".to_owned()),
+        };
+        format!("backup {} {place} ({} old)", backup.name(), backup::age_of(backup))
+    }
+
+    /// Fetched and decrypted: a snapshot of the store.
+    ///
+    /// # Errors
+    /// It cannot be had, or is damaged.
+    pub fn open(&self, settings: &Settings) -> Result<Vec<u8>> {
+        match self {
+            Copy::Worker(found) => backup::fetch(settings, found),
+            Copy::Here(backup) => here::read(settings, backup),
+        }
+    }
+}
+
+/// What healing works on and with.
+pub struct Healer<'a> {
+    /// The API server that is to be.
+    pub kube: Kube<'a>,
+    /// The machines.
+    pub machines: &'a mut dyn Machines,
+    /// Gives the snapshot to the master's node API.
+    pub restore: &'a dyn Fn() -> Result<()>,
+    /// The time.
+    pub clock: &'a dyn Clock,
+    /// How long each of its parts may take.
+    pub limit: Duration,
+    /// Where lines about what happens go.
+    pub say: &'a dyn Fn(&str),
+}
+
+impl std::fmt::Debug for Healer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Healer").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+impl Healer<'_> {
+    /// Makes the master anew from an image, restores the snapshot, and waits until all `nodes` are Ready. Called again
+    /// after it was interrupted, it begins anew.
+    ///
+    /// # Errors
+    /// A machine cannot be made or does not come up, or the snapshot is refused.
+    pub fn heal(&mut self, master: &str, image: &str, nodes: &[&str]) -> Result<()> {
+        (self.say)(&format!("{master}: starts with a new disk from image {}", short(image)));
+        self.machines.rebuild(&Order { node: master, image, token: None, data: Data::AwaitsBackup })?;
+        self.until(master, "takes the backup", |healer| match (healer.restore)() {
+            Ok(()) => Ok(None),
+            // It is there, and says no.
+            Err(error) if error.is::<BadInput>() => Err(error),
+            Err(error) => Ok(Some(format!("{error:#}"))),
+        })?;
+        (self.say)(&format!("{master}: the backup is restored"));
+        self.until(master, "is whole", |healer| {
+            Ok(healer.missing(nodes).unwrap_or_else(|error| Some(format!("{error:#}"))))
+        })
+    }
+
+    /// The first node that is not Ready from the boot that its machine is in: the store shows them all as they once were.
+    fn missing(&self, nodes: &[&str]) -> Result<Option<String>> {
+        let known = self.kube.nodes()?;
+        for name in nodes {
+            let Some(node) = known.iter().find(|node| node.name == *name) else {
+                return Ok(Some(format!("{name} has not joined")));
+            };
+            if !node.ready {
+                return Ok(Some(format!("{name} is not Ready: {}", node.reason)));
+            }
+            if self.machines.boot(name).as_ref() != Some(&node.boot) {
+                return Ok(Some(format!("{name} has not reported yet")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tries until nothing speaks against it.
+    fn until(&self, master: &str, what: &str, attempt: impl Fn(&Self) -> Result<Option<String>>) -> Result<()> {
+        let begun = self.clock.now();
+        let mut said = begun;
+        loop {
+            let Some(why) = attempt(self)? else { return Ok(()) };
+            let now = self.clock.now();
+            let lasted = |since| Duration::try_from(now.duration_since(since)).unwrap_or_default();
+            if lasted(begun) > self.limit {
+                let console: Vec<String> =
+                    self.machines.console(master).iter().map(|line| format!("  {line}")).collect();
+                bail!(
+                    "{why}, and that for {} s; the console of {master} says:\n{}",
+                    self.limit.as_secs(),
+                    console.join("\n")
+                );
+            }
+            if lasted(said) > SAY {
+                (self.say)(&format!("until {master} {what}: {why}"));
+                said = now;
+            }
+            self.clock.sleep(POLL);
+        }
+    }
+}
+
+/// The image to make the master from: the one that it had, where that is kept, else the one that was built.
+///
+/// # Errors
+/// There is neither.
+pub fn image(
+    machines: &mut dyn Machines,
+    master: &str,
+    built: impl FnOnce() -> Result<crate::local::up::ImageFile>,
+) -> Result<String> {
+    let listed = machines.list()?;
+    let known = listed.into_iter().find(|machine| machine.node == master);
+    let known = known.with_context(|| format!("there never was a machine {master} here; `kimg up` makes one"))?;
+    if machines.holds(&known.image)? {
+        return Ok(known.image);
+    }
+    let built = built()?;
+    machines.offer(&built)?;
+    Ok(built.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roll::fake::Fake;
+    use std::cell::Cell;
+
+    #[test]
+    fn only_what_is_lost_is_healed() {
+        let lost = |answers, has_disk| Lost { answers, has_disk };
+        check("m", lost(false, false), false).expect("lost");
+        for (lost, word) in
+            [(lost(true, true), "answers"), (lost(true, false), "answers"), (lost(false, true), "kimg up")]
+        {
+            let error = check("m", lost, false).expect_err("not lost");
+            assert!(error.is::<BadInput>() && error.to_string().contains(word), "{error}");
+            check("m", lost, true).expect("somebody has decided");
+        }
+    }
+
+    #[test]
+    fn the_newest_copy_is_taken() {
+        let at = |second: u64| Backup { taken_unix_ms: second * 1000, revision: 7, bytes: 1 };
+        let worker = |second| Ok(Found { node: "w".into(), backup: at(second) });
+        let none = || Err(anyhow::anyhow!("no worker keeps a backup"));
+        assert_eq!(Copy::newest(worker(5), Some(at(4))).expect("one"), Copy::Worker(worker(5).expect("one")));
+        assert_eq!(Copy::newest(worker(5), None).expect("one"), Copy::Worker(worker(5).expect("one")));
+        assert_eq!(Copy::newest(worker(5), Some(at(6))).expect("one"), Copy::Here(at(6)));
+        assert_eq!(Copy::newest(none(), Some(at(6))).expect("one"), Copy::Here(at(6)));
+        assert!(Copy::newest(none(), None).is_err());
+        assert!(Copy::Here(at(6)).shown().starts_with("backup 6-7.age of the cluster's folder ("));
+    }
+
+    /// A cluster whose master and store are gone, and what a backup has of the store.
+    fn lost() -> (Fake, std::collections::BTreeMap<String, serde_json::Value>) {
+        let fake = Fake::with_master(2);
+        let objects = fake.0.borrow().objects.clone();
+        fake.0.borrow_mut().machines.get_mut("m").expect("master").running = false;
+        fake.sleep(Duration::from_secs(100));
+        (fake, objects)
+    }
+
+    fn heal(fake: &Fake, restore: &dyn Fn() -> Result<()>) -> Result<()> {
+        let mut machines = fake.clone();
+        let limit = Duration::from_secs(60);
+        let mut healer =
+            Healer { kube: Kube(fake), machines: &mut machines, restore, clock: fake, limit, say: &|_| () };
+        healer.heal("m", "old", &["m", "w1", "w2"])
+    }
+
+    #[test]
+    fn a_lost_master_comes_back_and_pods_run_on() {
+        let (fake, objects) = lost();
+        let asked = Cell::new(0);
+        let restore = || {
+            // Its node API is not there at once.
+            if asked.replace(asked.get() + 1) < 5 {
+                bail!("connecting: refused");
+            }
+            let mut world = fake.0.borrow_mut();
+            world.objects = objects.clone();
+            world.machines.get_mut("m").expect("master").awaits_backup = false;
+            Ok(())
+        };
+        heal(&fake, &restore).expect("healed");
+        let world = fake.0.borrow();
+        assert!(world.faults.is_empty(), "{:?}", world.faults);
+        assert!(world.machines["m"].rebuilt == 1 && world.machines["w1"].rebuilt == 0);
+        assert!(asked.get() == 6 && !world.machines["m"].kept_data);
+    }
+
+    #[test]
+    fn what_is_refused_is_not_tried_again_and_what_never_comes_ends() {
+        let (fake, _) = lost();
+        let asked = Cell::new(0);
+        let refuse = || {
+            asked.set(asked.get() + 1);
+            input::bad("node m: the snapshot is damaged")
+        };
+        let error = heal(&fake, &refuse).expect_err("refused");
+        assert!(error.is::<BadInput>() && asked.get() == 1, "{error}");
+        let silent = || bail!("connecting: refused");
+        let error = heal(&fake, &silent).expect_err("silent").to_string();
+        assert!(error.contains("connecting: refused, and that for 60 s") && error.contains("m waits for"), "{error}");
+        // Restored, and the node never reports.
+        let lazy = || {
+            let mut world = fake.0.borrow_mut();
+            world.broken.insert("old".into());
+            world.machines.get_mut("m").expect("master").awaits_backup = false;
+            Ok(())
+        };
+        let error = heal(&fake, &lazy).expect_err("never Ready").to_string();
+        assert!(error.contains("m is not Ready: the network is not ready, and that for 60 s"), "{error}");
+    }
+
+    #[test]
+    fn the_image_is_the_one_that_it_had() {
+        let mut fake = Fake::with_master(1);
+        let built = || Ok(crate::local::up::ImageFile { path: "x".into(), id: "new".into() });
+        assert_eq!(image(&mut fake, "m", built).expect("image"), "old");
+        fake.0.borrow_mut().machines.get_mut("m").expect("master").image = "lost".into();
+        assert_eq!(image(&mut fake, "m", built).expect("image"), "new");
+        assert!(image(&mut fake, "x", built).is_err());
+    }
+}
