@@ -6,6 +6,7 @@
 use crate::sources::Found;
 use crate::userdata::UserData;
 use crate::{Cluster, Node, NodeEntry, Role, Taint};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -133,8 +134,16 @@ fn addresses(
 
 fn check_address(cluster: &Cluster, given: &str, own: &[IpAddr]) -> Result<IpAddr, MergeError> {
     let bad = |why: String| MergeError::BadAddress { address: given.to_owned(), why };
-    let address: IpAddr =
-        given.trim().parse().map_err(|_| bad("is no IP address; correct it in the user-data".to_owned()))?;
+    let address = match given.trim().parse::<IpNet>() {
+        // A provider gives out the addresses of its private network when the machine is there already.
+        Ok(range) => *own.iter().find(|own| range.contains(*own)).ok_or_else(|| {
+            bad(format!("holds no address of this machine's interfaces (they have: {})", listed(own)))
+        })?,
+        Err(_) => given
+            .trim()
+            .parse()
+            .map_err(|_| bad("is no IP address and no range of them; correct it in the user-data".to_owned()))?,
+    };
     if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
         return Err(bad("cannot be the address of a node; give the address of its network interface".to_owned()));
     }
@@ -144,13 +153,17 @@ fn check_address(cluster: &Cluster, given: &str, own: &[IpAddr]) -> Result<IpAdd
         }
     }
     if !own.contains(&address) {
-        let have: Vec<String> = own.iter().map(IpAddr::to_string).collect();
-        let have = if have.is_empty() { "none".to_owned() } else { have.join(", ") };
         return Err(bad(format!(
-            "is on none of this machine's interfaces (they have: {have}); correct node-ip or the network configuration"
+            "is on none of this machine's interfaces (they have: {}); correct node-ip or the network configuration",
+            listed(own)
         )));
     }
     Ok(address)
+}
+
+fn listed(own: &[IpAddr]) -> String {
+    let have: Vec<String> = own.iter().map(IpAddr::to_string).collect();
+    if have.is_empty() { "none".to_owned() } else { have.join(", ") }
 }
 
 fn api_endpoints(cluster: &Cluster, user: &UserData) -> Result<Vec<String>, MergeError> {
@@ -369,6 +382,8 @@ mod tests {
     fn user_data_wins() {
         let node = run(Role::Worker, "node-ip: [10.0.2.15], api: [kube.example.org, '1.2.3.4:443'], labels: {zone: b}, taints: ['a=b:NoExecute']").unwrap().node;
         assert_eq!(node.addresses, ["10.0.2.15".parse::<IpAddr>().unwrap()]);
+        let in_range = run(Role::Worker, "node-ip: 10.0.0.0/16").unwrap().node;
+        assert_eq!(in_range.addresses, node.addresses, "what a private network gave");
         assert_eq!(node.api_endpoints, ["kube.example.org:6443", "1.2.3.4:443"]);
         assert_eq!(node.labels["zone"], "b");
         assert_eq!(node.taints, [Taint { key: "a".into(), value: "b".into(), effect: "NoExecute".into() }]);
@@ -384,6 +399,7 @@ mod tests {
             ),
             (Role::Master, "", "this is a master image, and cluster.toml says"),
             (Role::Worker, "node-ip: 10.77.0", "is no IP address"),
+            (Role::Worker, "node-ip: 10.99.0.0/16", "holds no address of this machine's interfaces (they have: "),
             (Role::Worker, "node-ip: 127.0.0.1", "cannot be the address"),
             (Role::Worker, "node-ip: 10.200.0.1", "pod range"),
             (Role::Worker, "node-ip: 10.77.0.99", "on none of this machine's interfaces"),

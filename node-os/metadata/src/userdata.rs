@@ -49,7 +49,7 @@ pub struct UserData {
 pub struct Kimg {
     /// The role the operator expects.
     pub role: Option<Role>,
-    /// Node addresses, the first is the InternalIP.
+    /// Node addresses, the first is the InternalIP; a range stands for the address in it that the machine has.
     #[serde(deserialize_with = "one_or_many")]
     pub node_ip: Vec<String>,
     /// Masters, `host` or `host:port`.

@@ -136,6 +136,8 @@ fn api_addresses(cluster: &Cluster, node: &Node) -> Vec<IpAddr> {
         .into_iter()
         .chain(first_address(cluster.service_cidr))
         .chain(node.addresses.iter().copied())
+        // Where a provider lets it be reached from outside, which nobody knows when the image is built.
+        .chain(node.external_addresses.iter().copied())
         .chain(cluster.api_addresses.iter().copied())
         .collect();
     addresses.into_iter().collect()
@@ -198,7 +200,8 @@ mod tests {
             "dns-address":"10.32.0.10","overlay":"vxlan","store":"embedded","nodes":[]}"#;
         let cluster: Cluster = serde_json::from_str(json).unwrap();
         let node: Node = serde_json::from_str(
-            r#"{"name":"m1","role":"master","addresses":["10.77.0.10"],"api-endpoints":[],"source":"nocloud"}"#,
+            r#"{"name":"m1","role":"master","addresses":["10.77.0.10"],"external-addresses":["198.51.100.7"],
+                "api-endpoints":[],"source":"nocloud"}"#,
         )
         .unwrap();
         assert_eq!(make(&folders, &cluster, &node).unwrap(), 10);
@@ -214,6 +217,7 @@ mod tests {
             "[10, 32, 0, 1]",
             "[10, 77, 0, 10]",
             "[203, 0, 113, 5]",
+            "[198, 51, 100, 7]",
             "[127, 0, 0, 1]",
         ] {
             assert!(text.contains(wanted), "{wanted} is missing in {text}");

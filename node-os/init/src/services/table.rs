@@ -241,7 +241,9 @@ fn proxy(facts: Facts<'_>) -> Vec<String> {
         format!("--cluster-cidr={}", facts.cluster.pod_cidr),
     ];
     if facts.node.role == Role::Worker {
-        let own = facts.node.addresses.iter().filter(|address| address.is_ipv4());
+        // NodePorts answer at the addresses outside, too; where those are a provider's translation, nothing arrives there.
+        let outside = facts.node.external_addresses.iter().filter(|address| !facts.node.addresses.contains(address));
+        let own = facts.node.addresses.iter().chain(outside).filter(|address| address.is_ipv4());
         arguments.extend(own.map(|address| format!("--node-ips={address}")));
     }
     arguments
@@ -268,6 +270,7 @@ fn backup(facts: Facts<'_>) -> Vec<String> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+    use std::net::IpAddr;
 
     fn facts(role: Role) -> (Cluster, Node) {
         let cluster = Cluster {
@@ -322,6 +325,16 @@ mod tests {
             }
             assert_eq!(seen.contains("etcd"), role == Role::Master && store == StoreEngine::Etcd);
         }
+    }
+
+    #[test]
+    fn node_ports_answer_outside_too() {
+        let (cluster, node) = facts(Role::Worker);
+        let inside: IpAddr = "10.77.0.11".parse().unwrap();
+        let external_addresses = vec!["203.0.113.9".parse().unwrap(), inside, "2001:db8::9".parse().unwrap()];
+        let line = proxy(Facts { cluster: &cluster, node: &Node { external_addresses, ..node } });
+        let told: Vec<&str> = line.iter().filter_map(|word| word.strip_prefix("--node-ips=")).collect();
+        assert_eq!(told, ["10.77.0.11", "203.0.113.9"]);
     }
 
     #[test]
