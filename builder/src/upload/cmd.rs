@@ -88,6 +88,20 @@ pub struct PlaceArgs {
     ca: Option<PathBuf>,
 }
 
+impl PlaceArgs {
+    /// Where the machines of `[provider]` find their images.
+    pub fn of_machines(
+        region: &str,
+        server_type: &str,
+        bucket: Option<String>,
+        endpoint: Option<String>,
+        bucket_region: Option<String>,
+    ) -> PlaceArgs {
+        let (region, server_type) = (Some(region.to_string()), server_type.to_string());
+        PlaceArgs { region, server_type, bucket, endpoint, bucket_region, ..PlaceArgs::default() }
+    }
+}
+
 /// Opens a provider with the credentials of the environment.
 ///
 /// # Errors

@@ -35,10 +35,27 @@ impl DigitalOcean {
     /// # Errors
     /// There is no token.
     pub fn new(client: &Client, env: Environment<'_>, region: &str, shelf: Bucket) -> Result<DigitalOcean> {
-        let token = settings::need(env, "DIGITALOCEAN_TOKEN", "a token with the scopes image:create, read and delete")?;
-        let api = Api::new(client, env, "DIGITALOCEAN_API_URL", API, format!("Bearer {token}"))?;
+        let api = account(client, env, "a token with the scopes image:create, read and delete")?;
         Ok(DigitalOcean { api, region: region.into(), shelf, temporaries: Temporaries::default() })
     }
+}
+
+/// The API of the account of `DIGITALOCEAN_TOKEN`; `what` is what the token must be.
+///
+/// # Errors
+/// There is no token.
+pub(crate) fn account(client: &Client, env: Environment<'_>, what: &str) -> Result<Api> {
+    let token = settings::need(env, "DIGITALOCEAN_TOKEN", what)?;
+    Api::new(client, env, "DIGITALOCEAN_API_URL", API, format!("Bearer {token}"))
+}
+
+/// All entries of the list `name` at `path`.
+///
+/// # Errors
+/// As [`Api::list`].
+pub(crate) fn pages(api: &Api, path: &str, name: &str) -> Result<Vec<Value>> {
+    let next = |page: &Value| page["links"]["pages"]["next"].as_str().map(str::to_string);
+    api.list(path, name, |request| request, next)
 }
 
 fn remote(image: &Value) -> Option<Remote> {
@@ -68,8 +85,7 @@ impl Provider for DigitalOcean {
     }
 
     fn list(&self) -> Result<Vec<Remote>> {
-        let next = |page: &Value| page["links"]["pages"]["next"].as_str().map(str::to_string);
-        let images = self.api.list("/v2/images?private=true&per_page=200", "images", |request| request, next)?;
+        let images = pages(&self.api, "/v2/images?private=true&per_page=200", "images")?;
         Ok(images.iter().filter_map(remote).collect())
     }
 

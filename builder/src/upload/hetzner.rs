@@ -44,8 +44,7 @@ impl Hetzner {
     /// # Errors
     /// There is no token.
     pub fn new(client: &Client, env: Environment<'_>, location: Option<&str>, server_type: &str) -> Result<Hetzner> {
-        let token = settings::need(env, "HCLOUD_TOKEN", "a token of the project that may read and write")?;
-        let api = Api::new(client, env, "HCLOUD_ENDPOINT", API, format!("Bearer {token}"))?;
+        let api = project(client, env)?;
         let writer = Box::new(Rescue {
             port: 22,
             user: "root".into(),
@@ -90,12 +89,7 @@ impl Hetzner {
     }
 
     fn all(&self, api: &Api, kind: Kind, query: &str) -> Result<Vec<Value>> {
-        let first = format!("{}?{query}&per_page=50&page=1", kind.path);
-        let next = |page: &Value| {
-            let number = page["meta"]["pagination"]["next_page"].as_u64()?;
-            Some(api.url(&format!("{}?{query}&per_page=50&page={number}", kind.path)))
-        };
-        api.list(&first, kind.list, |request| request, next)
+        pages(api, kind.path, kind.list, query)
     }
 
     /// Has something done with a server, which twice is as good as once, and waits for its end.
@@ -108,21 +102,8 @@ impl Hetzner {
         self.done(&answer["action"], &format!("'{what}' of the server {server}"))
     }
 
-    /// Waits until an action has ended well.
     fn done(&self, action: &Value, what: &str) -> Result<()> {
-        let id = action["id"].as_u64().context("the answer names no action")?;
-        let mut known = action.clone();
-        self.api.client().poll(what, EVERY, LIMIT, || {
-            match known["status"].as_str() {
-                Some("success") => return Ok(Some(())),
-                Some("error") => bail!("{what}: {}", known["error"]["message"].as_str().unwrap_or("it failed")),
-                Some("running") => {}
-                other => bail!("{what}: its status is {other:?}, which Hetzner does not describe"),
-            }
-            let request = Request::get(self.api.url(&format!("/actions/{id}")));
-            known = self.api.send(request)?.expect(&[200])?.json()?["action"].take();
-            Ok((known["status"] == "success").then_some(()))
-        })
+        done(&self.api, action, what)
     }
 
     /// Removes a thing, once Hetzner is no more at work on it.
@@ -179,6 +160,46 @@ impl Hetzner {
             Ok((found["server"]["status"] == "off").then_some(()))
         })
     }
+}
+
+/// The API of the project of `HCLOUD_TOKEN`.
+///
+/// # Errors
+/// There is no token.
+pub(crate) fn project(client: &Client, env: Environment<'_>) -> Result<Api> {
+    let token = settings::need(env, "HCLOUD_TOKEN", "a token of the project that may read and write")?;
+    Api::new(client, env, "HCLOUD_ENDPOINT", API, format!("Bearer {token}"))
+}
+
+/// All entries of the list `name` at `path`, of those that the query names.
+///
+/// # Errors
+/// As [`Api::list`].
+pub(crate) fn pages(api: &Api, path: &str, name: &str, query: &str) -> Result<Vec<Value>> {
+    let query = if query.is_empty() { String::new() } else { format!("{query}&") };
+    let page = |number: u64| format!("{path}?{query}per_page=50&page={number}");
+    let next = |found: &Value| Some(api.url(&page(found["meta"]["pagination"]["next_page"].as_u64()?)));
+    api.list(&page(1), name, |request| request, next)
+}
+
+/// Waits until an action has ended well.
+///
+/// # Errors
+/// It has not.
+pub(crate) fn done(api: &Api, action: &Value, what: &str) -> Result<()> {
+    let id = action["id"].as_u64().context("the answer names no action")?;
+    let mut known = action.clone();
+    api.client().poll(what, EVERY, LIMIT, || {
+        match known["status"].as_str() {
+            Some("success") => return Ok(Some(())),
+            Some("error") => bail!("{what}: {}", known["error"]["message"].as_str().unwrap_or("it failed")),
+            Some("running") => {}
+            other => bail!("{what}: its status is {other:?}, which Hetzner does not describe"),
+        }
+        let request = Request::get(api.url(&format!("/actions/{id}")));
+        known = api.send(request)?.expect(&[200])?.json()?["action"].take();
+        Ok((known["status"] == "success").then_some(()))
+    })
 }
 
 /// What Hetzner calls a kind of thing, and what `kimg gc` does.

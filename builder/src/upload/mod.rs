@@ -3,13 +3,13 @@
 //! To add a provider: a module with a `Provider`, its arm in [`cmd::open`], its published calls in
 //! `builder/tests/data/providers/NAME.json`, a fake in `fakes/NAME.rs`, its row in `docs/uploads.md`.
 
-mod api;
+pub(crate) mod api;
 mod aws;
 pub mod cmd;
-mod digitalocean;
+pub(crate) mod digitalocean;
 mod gcp;
 mod google;
-mod hetzner;
+pub(crate) mod hetzner;
 mod linode;
 mod openstack;
 mod proxmox;
@@ -22,7 +22,7 @@ mod vultr;
 #[cfg(test)]
 mod fakes;
 #[cfg(test)]
-mod schema;
+pub(crate) mod schema;
 #[cfg(test)]
 mod tests;
 
@@ -164,7 +164,7 @@ impl Temporaries {
 }
 
 /// Whether a call that failed may have been done: its answer was lost or not waited for, or a gateway lost it.
-fn may_be_done(error: &anyhow::Error) -> bool {
+pub(crate) fn may_be_done(error: &anyhow::Error) -> bool {
     let lost_behind = |refused: &Refused| refused.status >= 500;
     error
         .chain()

@@ -5,15 +5,15 @@ use crate::web::fake::Call;
 use serde_json::Value;
 
 /// A provider's published calls.
-pub(super) struct Published(Value);
+pub(crate) struct Published(Value);
 
 impl Published {
-    pub(super) fn new(text: &str) -> Published {
+    pub(crate) fn new(text: &str) -> Published {
         Published(serde_json::from_str(text).unwrap())
     }
 
     /// Panics where a call is none of the published ones.
-    pub(super) fn check(&self, call: &Call) {
+    pub(crate) fn check(&self, call: &Call) {
         let calls = self.0["calls"].as_object().unwrap();
         let mut what = format!("{} {}", call.method, call.path);
         if call.path == "/ec2/" {
