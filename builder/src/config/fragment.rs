@@ -54,6 +54,8 @@ pub struct Fragment {
     pub backup: BackupFragment,
     /// The cluster's own registry; default none.
     pub registry: Option<RegistryFragment>,
+    /// Where the machines are; default: VMs on this machine.
+    pub provider: Option<ProviderFragment>,
     /// The nodes.
     pub nodes: Vec<Spanned<NodeFragment>>,
     /// VMs on this machine.
@@ -84,6 +86,32 @@ pub struct MetadataFragment {
 pub struct RegistryFragment {
     /// MiB of the master's disk that images may take; default 1024.
     pub size: Option<Spanned<i64>>,
+}
+
+/// `[provider]`
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ProviderFragment {
+    /// `hetzner` or `digitalocean`.
+    pub name: Spanned<String>,
+    /// The provider's name of a region (Hetzner: location).
+    pub region: Spanned<String>,
+    /// The provider's name of a type of machine (DigitalOcean: size), for all nodes that say no other.
+    pub r#type: Option<Spanned<String>>,
+    /// Of masters, where it is another.
+    pub master_type: Option<Spanned<String>>,
+    /// Of workers, where it is another.
+    pub worker_type: Option<Spanned<String>>,
+    /// What the machines may cost in a month, in the provider's currency, without taxes; default: as much as they do.
+    pub budget: Option<Spanned<i64>>,
+    /// The private network between the machines; default 10.80.0.0/20.
+    pub network: Option<Spanned<String>>,
+    /// DigitalOcean: the bucket from which it fetches images.
+    pub bucket: Option<Spanned<String>>,
+    /// DigitalOcean: the bucket's server; default: `AWS_ENDPOINT_URL_S3`, else AWS' own.
+    pub endpoint: Option<Spanned<String>>,
+    /// DigitalOcean: the bucket's region.
+    pub bucket_region: Option<Spanned<String>>,
 }
 
 /// `[api]`
@@ -169,6 +197,8 @@ pub struct NodeFragment {
     pub name: Spanned<String>,
     /// `master` or `worker`.
     pub role: Spanned<String>,
+    /// The provider's name of its machine's type; default: as `[provider]` says.
+    pub r#type: Option<Spanned<String>>,
     /// Addresses, the first is the InternalIP; default: local VMs get one, elsewhere metadata says.
     #[serde(default)]
     pub addresses: Vec<Spanned<String>>,

@@ -6,11 +6,15 @@
 
 pub mod error;
 pub mod fragment;
+mod labels;
+mod provider;
 mod resolve;
 pub mod settings;
 
 pub use error::{ConfigError, nearest};
-pub use settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
+pub use settings::{
+    Api, Arch, ImageOptions, Local, NodeSettings, Packages, Provider, ProviderName, SecretsForm, Settings, VmSize,
+};
 
 use crate::input;
 use anyhow::Context;

@@ -1,10 +1,10 @@
 //! From the fragment to settings that hold: checks and defaults.
 
 use super::fragment::{Fragment, ImageFragment, LocalFragment, NodeFragment, RegistryFragment, VmFragment};
+use super::labels::{check_label, check_taint};
 use super::settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
 use crate::image::recipe::{self, PackageRecipe};
 use ipnet::IpNet;
-use node_metadata::merge::{is_label_value, is_qualified};
 use node_metadata::{NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,7 +20,7 @@ pub(super) struct Fault {
     pub(super) message: String,
 }
 
-fn fault<T>(at: &Spanned<T>, field: &str, message: impl Into<String>) -> Fault {
+pub(super) fn fault<T>(at: &Spanned<T>, field: &str, message: impl Into<String>) -> Fault {
     Fault { span: Some(at.span()), field: field.to_string(), message: message.into() }
 }
 
@@ -65,7 +65,8 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
             message: "a cluster has one master, and this would be another; keep one".into(),
         });
     }
-    let local = resolve_local(&f.local, network)?;
+    let (local, provider) =
+        (resolve_local(&f.local, network)?, super::provider::resolve(&f, [pod_cidr, service_cidr])?);
     let registry = registry(&f.registry)?;
     let local_fault = check_local(&f, &nodes, [pod_cidr, service_cidr], registry, &local).err();
     let settings = Settings {
@@ -104,17 +105,18 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         secure_boot: f.image.secure_boot.unwrap_or(false),
         master_image: image_options(dir, (Role::Master, store), &f.image, &f.image.master)?,
         worker_image: image_options(dir, (Role::Worker, store), &f.image, &f.image.worker)?,
+        provider,
         nodes,
         local,
     };
     Ok((settings, local_fault))
 }
 
-fn optional_fault<T>(at: &Option<Spanned<T>>, field: &str, message: &str) -> Fault {
+pub(super) fn optional_fault<T>(at: &Option<Spanned<T>>, field: &str, message: &str) -> Fault {
     Fault { span: at.as_ref().map(Spanned::span), field: field.to_string(), message: message.to_string() }
 }
 
-fn choice<T: Copy>(
+pub(super) fn choice<T: Copy>(
     written: &Option<Spanned<String>>,
     field: &str,
     known: &[(&str, T)],
@@ -160,7 +162,7 @@ fn dns_name(text: &Spanned<String>, field: &str) -> Result<(), Fault> {
     Err(fault(text, field, message))
 }
 
-fn cidr(written: &Option<Spanned<String>>, field: &str, default: &str) -> Result<IpNet, Fault> {
+pub(super) fn cidr(written: &Option<Spanned<String>>, field: &str, default: &str) -> Result<IpNet, Fault> {
     let text = written.as_ref().map_or(default, |w| w.get_ref());
     let net: IpNet = text.parse().map_err(|_| {
         optional_fault(
@@ -176,7 +178,7 @@ fn cidr(written: &Option<Spanned<String>>, field: &str, default: &str) -> Result
     Ok(net)
 }
 
-fn overlap(a: IpNet, b: IpNet) -> bool {
+pub(super) fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }
 
@@ -360,7 +362,12 @@ fn registry(written: &Option<RegistryFragment>) -> Result<Option<Registry>, Faul
 }
 
 /// A number within a range.
-fn number(written: &Option<Spanned<i64>>, field: &str, range: Range<i64>, default: u32) -> Result<u32, Fault> {
+pub(super) fn number(
+    written: &Option<Spanned<i64>>,
+    field: &str,
+    range: Range<i64>,
+    default: u32,
+) -> Result<u32, Fault> {
     let Some(written) = written else { return Ok(default) };
     let value = *written.get_ref();
     match u32::try_from(value) {
@@ -612,76 +619,6 @@ fn quantity(text: &str) -> Option<f64> {
         _ => return None,
     };
     digits.parse::<f64>().ok().filter(|n| *n >= 0.0 && n.is_finite()).map(|n| n * factor)
-}
-
-const KEY_FORM: &str = "a key is letters, digits, `-`, `_` and `.`, at most 63, beginning and ending with a letter or \
-                        digit, and may have a DNS name and `/` in front, e.g. disk or example.org/disk";
-const VALUE_FORM: &str = "a value is empty, or letters, digits, `-`, `_` and `.`, at most 63, beginning and ending with \
-                          a letter or digit";
-
-fn check_label(key: &Spanned<String>, value: &Spanned<String>, role: Role) -> Result<(), Fault> {
-    let field = "nodes.labels";
-    if !is_qualified(key.get_ref()) {
-        return Err(fault(key, field, format!("`{}` is no label; {KEY_FORM}", key.get_ref())));
-    }
-    if !is_label_value(value.get_ref()) {
-        return Err(fault(value, field, format!("`{}` is no label's value; {VALUE_FORM}", value.get_ref())));
-    }
-    if !kubelet_may_set(key.get_ref(), role) {
-        let message = format!(
-            "a node may not give itself the label {} (the API server refuses it, and the node would never join); \
-             set it with kubectl label, or use a name of your own",
-            key.get_ref()
-        );
-        return Err(fault(key, field, message));
-    }
-    Ok(())
-}
-
-/// The rule of the API server's NodeRestriction: kubernetes.io and k8s.io are kept, but for a few.
-fn kubelet_may_set(key: &str, role: Role) -> bool {
-    const ALLOWED: [&str; 12] = [
-        "kubernetes.io/hostname",
-        "kubernetes.io/arch",
-        "kubernetes.io/os",
-        "beta.kubernetes.io/arch",
-        "beta.kubernetes.io/os",
-        "beta.kubernetes.io/instance-type",
-        "failure-domain.beta.kubernetes.io/region",
-        "failure-domain.beta.kubernetes.io/zone",
-        "topology.kubernetes.io/region",
-        "topology.kubernetes.io/zone",
-        "node-role.kubernetes.io/worker",
-        "node-role.kubernetes.io/control-plane",
-    ];
-    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
-    let under = |zone: &str| domain == zone || domain.ends_with(&format!(".{zone}"));
-    if under("node-restriction.kubernetes.io")
-        || (role == Role::Worker && key == "node-role.kubernetes.io/control-plane")
-    {
-        return false;
-    }
-    !(under("kubernetes.io") || under("k8s.io"))
-        || ALLOWED.contains(&key)
-        || under("kubelet.kubernetes.io")
-        || under("node.kubernetes.io")
-}
-
-fn check_taint(taint: &Spanned<String>) -> Result<(), Fault> {
-    let text = taint.get_ref();
-    let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-    let Some((pair, _)) = text.rsplit_once(':').filter(|(_, effect)| effects.contains(effect)) else {
-        let message = format!("`{text}` is no taint; write key=value:Effect with the effect {}", effects.join(", "));
-        return Err(fault(taint, "nodes.taints", message));
-    };
-    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-    if !is_qualified(key) {
-        return Err(fault(taint, "nodes.taints", format!("`{text}`: `{key}` is no taint's key; {KEY_FORM}")));
-    }
-    if !is_label_value(value) {
-        return Err(fault(taint, "nodes.taints", format!("`{text}`: `{value}` is no taint's value; {VALUE_FORM}")));
-    }
-    Ok(())
 }
 
 /// The network behind QEMU's NAT, which every local VM's second interface is in.

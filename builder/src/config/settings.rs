@@ -5,6 +5,7 @@ use crate::image::recipe::PackageRecipe;
 use crate::input::BadInput;
 use ipnet::IpNet;
 use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, Registry, Role, StoreEngine};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
@@ -53,6 +54,8 @@ pub struct Settings {
     pub master_image: ImageOptions,
     /// Options of the worker image.
     pub worker_image: ImageOptions,
+    /// Where the machines are, if not here.
+    pub provider: Option<Provider>,
     /// The nodes, in the file's order.
     pub nodes: Vec<NodeSettings>,
     /// VMs on this machine.
@@ -131,6 +134,46 @@ impl NodeSettings {
         }
         entry
     }
+}
+
+/// A provider that machines can be made at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProviderName {
+    /// Hetzner Cloud.
+    Hetzner,
+    /// DigitalOcean.
+    DigitalOcean,
+}
+
+impl ProviderName {
+    /// As it is written in `cluster.toml`, and called as a source of metadata.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProviderName::Hetzner => "hetzner",
+            ProviderName::DigitalOcean => "digitalocean",
+        }
+    }
+}
+
+/// Where the machines are, and which.
+#[derive(Debug, Clone)]
+pub struct Provider {
+    /// Which.
+    pub name: ProviderName,
+    /// Region.
+    pub region: String,
+    /// Each node's type of machine.
+    pub types: BTreeMap<String, String>,
+    /// What a month may cost, in whole units of the provider's currency.
+    pub budget: Option<u32>,
+    /// The private network between the machines.
+    pub network: ipnet::Ipv4Net,
+    /// DigitalOcean: the bucket from which it fetches images, its server and its region.
+    pub bucket: Option<String>,
+    /// Its server.
+    pub endpoint: Option<String>,
+    /// Its region.
+    pub bucket_region: Option<String>,
 }
 
 /// VMs on this machine.

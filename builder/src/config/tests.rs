@@ -229,6 +229,68 @@ fn a_registry_is_there_where_its_table_stands() {
     assert!(with("").local.fault.is_none(), "the default fits into the default");
 }
 
+/// A cluster at a provider.
+fn at(provider: &str, nodes: &str) -> Result<Settings, ConfigError> {
+    settings(&format!("name = \"demo\"\n[provider]\n{provider}\n{nodes}"))
+}
+
+const HETZNER: &str = "name = \"hetzner\"\nregion = \"nbg1\"\ntype = \"cx23\"\nworker-type = \"cx33\"";
+const THREE: &str = "[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname = \"w\"\nrole = \"worker\"\n\
+                     [[nodes]]\nname = \"x\"\nrole = \"worker\"\ntype = \"cx43\"\n";
+
+#[test]
+fn a_provider_has_a_type_for_each_node() {
+    let provider = at(&format!("{HETZNER}\nbudget = 30"), THREE).expect("valid").provider.expect("there");
+    let types: Vec<(&str, &str)> = provider.types.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
+    assert_eq!(types, [("m", "cx23"), ("w", "cx33"), ("x", "cx43")]);
+    assert_eq!((provider.budget, provider.network.to_string().as_str()), (Some(30), "10.80.0.0/20"));
+    assert!(settings(MINIMAL).expect("valid").provider.is_none());
+}
+
+#[test]
+fn the_example_in_the_documents_is_valid() {
+    let text = include_str!("../../../docs/provider.md");
+    let example = text.split("```").nth(1).and_then(|block| block.strip_prefix("toml\n")).expect("a block");
+    let types = settings(example).expect("valid").provider.expect("there").types;
+    assert_eq!(types["worker-1"], "cx33");
+    assert!(settings(&example.replace("#network", "network")).is_ok(), "what is commented out is the default");
+}
+
+#[test]
+fn what_no_provider_can_do_is_said() {
+    let digitalocean = HETZNER.replace("hetzner", "digitalocean");
+    let cases = [
+        (HETZNER.replace("hetzner", "acme"), THREE, ":3:8: provider.name: `acme` is not known; write \"hetzner\" or"),
+        (HETZNER.replace("nbg1", "nbg1&x"), THREE, ":4:10: provider.region: `nbg1&x` is no name"),
+        (HETZNER.replace("\ntype = \"cx23\"", ""), THREE, "provider.type: nothing says which type of machine m is"),
+        (format!("{HETZNER}\nbudget = 0"), THREE, "provider.budget: 0 is out of range"),
+        (format!("{HETZNER}\nnetwork = \"10.200.0.0/20\""), THREE, "provider.network: 10.200.0.0/20 overlaps pod-cidr"),
+        (format!("{HETZNER}\nnetwork = \"8.8.0.0/20\""), THREE, "8.8.0.0/20 is no private IPv4 network"),
+        (format!("{HETZNER}\nnetwork = \"10.80.0.0/28\""), THREE, "of /16 to /24"),
+        (format!("{HETZNER}\nbucket = \"b\""), THREE, ":7:10: provider.bucket: hetzner takes images from no bucket"),
+        (format!("{HETZNER}\nsize = \"b\""), THREE, "provider.size: unknown key"),
+        (digitalocean, THREE, "provider.bucket: digitalocean fetches images from a bucket"),
+        (
+            HETZNER.into(),
+            "[[nodes]]\nname = \"m\"\nrole = \"master\"\naddresses = [\"192.0.2.1\"]\n",
+            "nodes.addresses: the provider of [provider] gives its machines their addresses",
+        ),
+        (
+            HETZNER.into(),
+            "[[nodes]]\nname = \"a123456789a123456789a123456789a123456789a123456789a123456789\"\nrole = \"master\"\n",
+            "has more than 63 characters",
+        ),
+    ];
+    for (provider, nodes, expected) in cases {
+        let error = at(&provider, nodes).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = settings(&format!("secrets = \"plain\"\n{MINIMAL}[provider]\n{HETZNER}")).expect_err("keys in clear");
+    assert!(error.to_string().starts_with("cluster.toml:1:11: secrets: keys in clear"), "{error}");
+    let error = settings(&format!("name = \"demo\"\n{THREE}")).expect_err("no provider").to_string();
+    assert!(error.contains("nodes.type: is a machine's at a provider"), "{error}");
+}
+
 #[test]
 fn a_key_is_guessed_only_where_it_is_near() {
     let known = ["image", "name", "local"];

@@ -1,0 +1,125 @@
+//! `[provider]`: where a cluster's machines are, and which.
+
+use super::fragment::{Fragment, NodeFragment, ProviderFragment};
+use super::resolve::{Fault, choice, cidr, fault, number, optional_fault, overlap};
+use super::settings::{Provider, ProviderName};
+use ipnet::IpNet;
+use std::collections::BTreeMap;
+use toml::Spanned;
+
+/// A machine is called `NODE.CLUSTER`, which is a host name at the providers.
+const MACHINE_NAME: usize = 63;
+
+/// Checks `[provider]`, and what the rest of the file must be where it stands.
+pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provider>, Fault> {
+    let Some(written) = &f.provider else {
+        let typed = f.nodes.iter().find_map(|node| node.get_ref().r#type.as_ref());
+        return match typed {
+            Some(typed) => Err(fault(typed, "nodes.type", "is a machine's at a provider, and there is no [provider]")),
+            None => Ok(None),
+        };
+    };
+    if let Some(form) = f.secrets.as_ref().filter(|form| form.get_ref() == "plain") {
+        let message = "keys in clear are for local VMs only; remove this line, and the images of [provider] seal them";
+        return Err(fault(form, "secrets", message));
+    }
+    let known = [("hetzner", ProviderName::Hetzner), ("digitalocean", ProviderName::DigitalOcean)];
+    let name = choice(&Some(written.name.clone()), "provider.name", &known, ProviderName::Hetzner)?;
+    let network = cidr(&written.network, "provider.network", "10.80.0.0/20")?;
+    let network = match network {
+        IpNet::V4(net) if (16..=24).contains(&net.prefix_len()) && net.network().is_private() => net,
+        _ => {
+            let message = format!("{network} is no private IPv4 network of /16 to /24; write e.g. 10.80.0.0/20");
+            return Err(optional_fault(&written.network, "provider.network", &message));
+        }
+    };
+    for (what, range) in [("pod-cidr", ranges[0]), ("service-cidr", ranges[1])] {
+        if overlap(range, IpNet::V4(network)) {
+            let message = format!("{network} overlaps {what} {range}; choose a range that shares no address with it");
+            return Err(optional_fault(&written.network, "provider.network", &message));
+        }
+    }
+    check_bucket(name, written)?;
+    Ok(Some(Provider {
+        name,
+        region: word(&written.region, "provider.region")?,
+        types: types(f, written)?,
+        budget: match &written.budget {
+            Some(_) => Some(number(&written.budget, "provider.budget", 1..1_000_001, 0)?),
+            None => None,
+        },
+        network,
+        bucket: plain(&written.bucket),
+        endpoint: plain(&written.endpoint),
+        bucket_region: plain(&written.bucket_region),
+    }))
+}
+
+fn plain(written: &Option<Spanned<String>>) -> Option<String> {
+    written.as_ref().map(|text| text.get_ref().clone())
+}
+
+fn check_bucket(name: ProviderName, written: &ProviderFragment) -> Result<(), Fault> {
+    match name {
+        ProviderName::DigitalOcean if written.bucket.is_none() => {
+            let message =
+                "digitalocean fetches images from a bucket; add bucket = \"NAME\" (and endpoint = \"https://…\")";
+            Err(fault(&written.name, "provider.bucket", message))
+        }
+        ProviderName::Hetzner => {
+            let fields = [
+                ("provider.bucket", &written.bucket),
+                ("provider.endpoint", &written.endpoint),
+                ("provider.bucket-region", &written.bucket_region),
+            ];
+            match fields.into_iter().find_map(|(field, text)| Some((field, text.as_ref()?))) {
+                Some((field, text)) => Err(fault(text, field, "hetzner takes images from no bucket; remove this line")),
+                None => Ok(()),
+            }
+        }
+        ProviderName::DigitalOcean => Ok(()),
+    }
+}
+
+/// Each node's type of machine, and whether it can be a machine there at all.
+fn types(f: &Fragment, written: &ProviderFragment) -> Result<BTreeMap<String, String>, Fault> {
+    let mut types = BTreeMap::new();
+    for spanned in &f.nodes {
+        let node: &NodeFragment = spanned.get_ref();
+        let name = node.name.get_ref();
+        if name.len() + 1 + f.name.get_ref().len() > MACHINE_NAME {
+            let message = format!(
+                "its machine would be called {name}.{}, which has more than {MACHINE_NAME} characters; shorten one of the two",
+                f.name.get_ref()
+            );
+            return Err(fault(&node.name, "nodes.name", message));
+        }
+        if let Some(address) = node.addresses.first() {
+            let message = "the provider of [provider] gives its machines their addresses; remove `addresses`";
+            return Err(fault(address, "nodes.addresses", message));
+        }
+        let of_role = if node.role.get_ref() == "master" {
+            ("provider.master-type", &written.master_type)
+        } else {
+            ("provider.worker-type", &written.worker_type)
+        };
+        let given = [("nodes.type", &node.r#type), of_role, ("provider.type", &written.r#type)];
+        let Some((field, found)) = given.into_iter().find_map(|(field, text)| Some((field, text.as_ref()?))) else {
+            let message = format!("nothing says which type of machine {name} is; add e.g. type = \"cx23\"");
+            return Err(fault(&written.name, "provider.type", message));
+        };
+        types.insert(name.clone(), word(found, field)?);
+    }
+    Ok(types)
+}
+
+/// A name of the provider's: it goes into addresses of its API.
+fn word(text: &Spanned<String>, field: &str) -> Result<String, Fault> {
+    let value = text.get_ref();
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if value.is_empty() || value.len() > 63 || !value.chars().all(fine) {
+        let message = format!("`{value}` is no name of a provider's; write lower-case letters, digits and `-`");
+        return Err(fault(text, field, message));
+    }
+    Ok(value.clone())
+}
