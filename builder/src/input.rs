@@ -68,13 +68,21 @@ pub fn text(path: &Path, limit: u64) -> Result<String> {
 /// # Errors
 /// The answer cannot be read.
 pub fn agreed(question: &str) -> Result<Option<bool>> {
+    Ok(typed(&format!("{question} [y/N]"))?.map(|answer| matches!(answer.as_str(), "y" | "Y" | "yes")))
+}
+
+/// Asks for a line; None: nobody is there to be asked.
+///
+/// # Errors
+/// The answer cannot be read.
+pub fn typed(question: &str) -> Result<Option<String>> {
     if !std::io::stdin().is_terminal() {
         return Ok(None);
     }
-    eprint!("{question} [y/N] ");
+    eprint!("{question} ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("reading the answer")?;
-    Ok(Some(matches!(answer.trim(), "y" | "Y" | "yes")))
+    Ok(Some(answer.trim().to_string()))
 }
 
 /// Checks that a file with a secret is its owner's alone.

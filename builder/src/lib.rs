@@ -4,6 +4,7 @@ pub mod backup;
 pub mod cache;
 pub mod cli;
 pub mod client;
+pub mod cloud;
 pub mod config;
 pub mod disk;
 pub mod doctor;

@@ -4,6 +4,7 @@
 //! Results go to standard output, progress and hints to standard error.
 
 mod backup;
+mod cloud;
 mod heal;
 mod image;
 mod init;
@@ -77,10 +78,14 @@ enum Command {
     Kubeconfig(pki::KubeconfigArgs),
     /// Print a node's user-data with a fresh token, or write its NoCloud drive
     Seed(seed::SeedArgs),
-    /// Run the cluster as VMs on this machine; what already runs is kept
+    /// Run the cluster: as VMs on this machine, or at the [provider] of cluster.toml; what already runs is kept
     Up(vm::UpArgs),
+    /// Show what `up` would do at the provider, and what a month of it costs
+    Plan(cloud::PlanArgs),
     /// End the VMs; their disks stay
     Down(vm::DownArgs),
+    /// Remove the cluster's machines, networks and firewalls at the provider
+    Destroy(cloud::DestroyArgs),
     /// Put a new image under the running nodes, one after the other, without losing a request
     Roll(Box<roll::RollArgs>),
     /// Make a master anew that was lost with its disk, from the newest backup
@@ -180,7 +185,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Kubeconfig(args) => pki::kubeconfig(&args, &settings()?)?,
         Command::Seed(args) => seed::run(&args, &settings()?)?,
         Command::Up(args) => vm::up(&args, &settings()?)?,
+        Command::Plan(args) => cloud::show_plan(&args, &settings()?)?,
         Command::Down(args) => vm::down(&args, &settings()?)?,
+        Command::Destroy(args) => cloud::destroy(&args, &settings()?)?,
         Command::Roll(args) => return roll::run(&args, &settings()?),
         Command::Heal(args) => heal::run(&args, &settings()?)?,
         Command::Status(args) => return vm::show_status(&args, &settings()?),

@@ -261,6 +261,9 @@ fn server(settings: &Settings, told: Option<&str>) -> Result<String> {
         }
         return input::bad(format!("--server {url}: write it as https://HOST:6443"));
     }
+    if let Some(url) = crate::cloud::cluster::server(settings)? {
+        return Ok(url);
+    }
     if let Some(port) = crate::local::state::api_port(settings) {
         return Ok(server_url("127.0.0.1", port));
     }

@@ -3,6 +3,7 @@
 use super::{dir_flag, next, program, shown};
 use crate::backup;
 use crate::config::Settings;
+use crate::input;
 use crate::kubectl;
 use crate::local::{self, status};
 use crate::progress::Progress;
@@ -16,6 +17,9 @@ pub(super) struct UpArgs {
     /// Folder with kimg-node, kimg-control and kimg-stage1
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     components: Option<PathBuf>,
+    /// At a provider: do not ask
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +37,9 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
+    if settings.provider.is_some() {
+        return super::cloud::up(args.yes, args.components.as_deref(), settings);
+    }
     // Before images are built for VMs that could not run.
     if let Some(fault) = &settings.local.fault {
         return Err(fault.clone().into());
@@ -71,6 +78,9 @@ pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
 }
 
 pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
+    if let Some(provider) = &settings.provider {
+        return input::bad(format!("the machines are at {}; `kimg destroy` removes them", provider.name.as_str()));
+    }
     let done = local::down::down(settings, args.delete, &Progress::new())?;
     if done.clean.is_empty() && done.forced.is_empty() {
         println!("cluster {}: no VM was running", settings.name);

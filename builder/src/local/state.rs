@@ -2,6 +2,7 @@
 
 use super::process::Process;
 use crate::client::{Https, tls};
+use crate::cloud::cluster;
 use crate::config::{SecretsForm, Settings};
 use crate::input::{self, BadInput};
 use crate::pki::{Authority, Secrets, issue, secrets};
@@ -149,7 +150,8 @@ pub fn stopped(settings: &Settings, state: &State, node: Option<&str>) -> Option
 
 /// A client of the API server with the administrator's certificate: the URL told, the local master, or the masters' address.
 pub fn api_client(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> Result<Https> {
-    let (host, port) = match (url, api_port(settings)) {
+    let at_provider = if url.is_none() { cluster::server(settings)? } else { None };
+    let (host, port) = match (url.or(at_provider.as_deref()), api_port(settings)) {
         (Some(url), _) => parse_url(url)?,
         (None, Some(port)) => ("127.0.0.1".to_string(), port),
         (None, None) => {

@@ -73,7 +73,10 @@ pub fn status(settings: &Settings) -> Result<Status> {
     let mut names: Vec<(String, String, String)> = settings
         .nodes
         .iter()
-        .map(|n| (n.entry.name.clone(), n.entry.role.to_string(), n.local_address.to_string()))
+        .map(|n| {
+            let address = if settings.provider.is_some() { "-".into() } else { n.local_address.to_string() };
+            (n.entry.name.clone(), n.entry.role.to_string(), address)
+        })
         .collect();
     for node in known.iter().flatten() {
         if !names.iter().any(|(name, ..)| *name == node.name) {

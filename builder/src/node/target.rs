@@ -1,10 +1,13 @@
 //! Where a node's API listens, and how it is recognised.
 
 use crate::client::node::NodeClient;
+use crate::cloud;
 use crate::config::Settings;
 use crate::local::console;
 use crate::local::state::{self, State};
+use crate::oci::registry::credentials::environment;
 use crate::pki::Secrets;
+use crate::web::Client;
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 
@@ -38,6 +41,13 @@ impl Target {
                 .context("cluster.toml names no master; use --node")?,
         };
         let state = State::load(&settings.run_dir())?;
+        if let (None, Some(provider)) = (&self.address, &settings.provider) {
+            settings.node(&name)?;
+            let found = cloud::address_of(settings, provider, &name, &Client::new(None)?, &environment);
+            let address = found.context("asking the provider for the machine's address, as no --address is given")?;
+            let place = std::net::SocketAddr::new(address, node_api::PORT).to_string();
+            return Ok((name, place, self.fingerprint.clone()));
+        }
         if let (None, Some(why)) = (&self.address, state::stopped(settings, &state, Some(&name))) {
             bail!(why);
         }

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::Path;
 use token::BootstrapToken;
 
@@ -38,6 +39,14 @@ pub enum Place {
     Local,
     /// Any other machine: only what `cluster.toml` says, else its metadata.
     Elsewhere,
+    /// A machine of `kimg up` at a provider: its address is the one in this private network, and a worker finds the master
+    /// at this one.
+    Network {
+        /// The private network.
+        range: ipnet::Ipv4Net,
+        /// The master's address in it.
+        master: Option<IpAddr>,
+    },
 }
 
 /// What a node begins with.
@@ -61,11 +70,15 @@ pub fn user_data(
     secrets: &Secrets,
 ) -> Result<String> {
     let mut text = format!("#cloud-config\nhostname: {}\nkimg:\n  role: {}\n", node.entry.name, node.entry.role);
-    if place == Place::Local || !node.unaddressed {
+    if let Place::Network { range, .. } = place {
+        let _ = writeln!(text, "  node-ip: {}", list(&[range]));
+    } else if place == Place::Local || !node.unaddressed {
         let _ = writeln!(text, "  node-ip: {}", list(&node.entry.addresses));
     }
     let mut api: Vec<String> = settings.api_addresses(place == Place::Local).iter().map(ToString::to_string).collect();
-    if api.is_empty() {
+    if let Place::Network { master, .. } = place {
+        api = master.iter().map(ToString::to_string).collect();
+    } else if api.is_empty() {
         api.extend(settings.api.names.iter().cloned());
     }
     if !api.is_empty() {
@@ -227,6 +240,14 @@ mod tests {
         assert!(!master.contains("10.77") && !master.contains("api:"), "{master}");
         let lost = user_data(&settings, &settings.nodes[1], Place::Elsewhere, Begin::Join(Some(&token)), &secrets);
         assert!(lost.expect_err("no API").to_string().contains("[api]"));
+        // There, kimg has made the network and the master before.
+        let range = "10.80.0.0/20".parse().expect("range");
+        let master = Place::Network { range, master: None };
+        let master = user_data(&settings, &settings.nodes[0], master, None, &secrets).expect("text");
+        assert!(master.contains("  node-ip: [\"10.80.0.0/20\"]\n  seal-key: "), "{master}");
+        let worker = Place::Network { range, master: "10.80.0.2".parse().ok() };
+        let worker = user_data(&settings, &settings.nodes[1], worker, Some(&token), &secrets).expect("text");
+        assert!(worker.contains("  node-ip: [\"10.80.0.0/20\"]\n  api: [\"10.80.0.2\"]\n  token: abc"), "{worker}");
         let settings =
             crate::config::parse(Path::new("c"), &format!("{text}[api]\nnames = [\"api.example\"]\n"), dir.path())
                 .expect("valid");

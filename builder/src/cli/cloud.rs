@@ -1,0 +1,265 @@
+//! `kimg up` at a provider, `kimg plan` and `kimg destroy`.
+
+use super::{dir_flag, next, program, shown};
+use crate::cloud::cluster::Api;
+use crate::cloud::images::{self, Uploads};
+use crate::cloud::plan::{self, Plan, Situation};
+use crate::cloud::up::{Done, Up};
+use crate::cloud::{self, Cents, Cloud, Inventory, Offer, destroy};
+use crate::config::{Provider, Settings};
+use crate::image::build::output_dir;
+use crate::image::manifest::Manifest;
+use crate::image::output::Format;
+use crate::input;
+use crate::oci::registry::credentials::environment;
+use crate::pki::Secrets;
+use crate::progress::Progress;
+use crate::table;
+use crate::web::{Client, Interrupted};
+use anyhow::{Context, Result};
+use node_metadata::Role;
+use std::path::Path;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PlanArgs {
+    /// As JSON; amounts are in hundredths
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DestroyArgs {
+    /// Do not ask: the cluster's name
+    #[arg(long, value_name = "NAME")]
+    yes: Option<String>,
+    /// Remove the uploaded images too
+    #[arg(long)]
+    data: bool,
+}
+
+/// A provider that was asked.
+struct Asked<'a> {
+    settings: &'a Settings,
+    provider: &'a Provider,
+    client: Client,
+    cloud: Box<dyn Cloud>,
+    offer: Offer,
+}
+
+impl<'a> Asked<'a> {
+    fn new(settings: &'a Settings) -> Result<Asked<'a>> {
+        let Some(provider) = &settings.provider else {
+            return input::bad(
+                "cluster.toml has no [provider], so the machines are VMs here: `kimg up`, `kimg status` and `kimg down` are for those",
+            );
+        };
+        // Until the question is answered, Ctrl-C ends the command at once: nothing was begun.
+        let client = Client::new(None)?;
+        let cloud = cloud::open(settings, provider, &client, &environment)?;
+        let offer = cloud.offer()?;
+        Ok(Asked { settings, provider, client, cloud, offer })
+    }
+
+    /// From now on things are made or removed, and Ctrl-C ends the command in order.
+    fn begin(&mut self) -> Result<()> {
+        self.client = Client::interruptible(None)?;
+        self.cloud = cloud::open(self.settings, self.provider, &self.client, &environment)?;
+        Ok(())
+    }
+
+    fn plan(&self, inventory: &Inventory) -> Plan {
+        let roles = [Role::Master, Role::Worker];
+        let built = roles.into_iter().filter_map(|role| Some((role, built(self.settings, role)?)));
+        plan::plan(&Situation {
+            settings: self.settings,
+            provider: self.provider,
+            offer: &self.offer,
+            inventory,
+            rules: roles.into_iter().map(|role| (role, self.cloud.rules(role))).collect(),
+            built: built.collect(),
+        })
+    }
+}
+
+/// The beginning of the SHA-256 of the image that is built here.
+fn built(settings: &Settings, role: Role) -> Option<String> {
+    let manifest = Manifest::read(&output_dir(settings, role))?;
+    manifest.files.get(Format::Raw.file())?.sha256.get(..12).map(str::to_string)
+}
+
+pub(super) fn show_plan(args: &PlanArgs, settings: &Settings) -> Result<()> {
+    let asked = Asked::new(settings)?;
+    let plan = asked.plan(&asked.cloud.inventory()?);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&plan).context("writing JSON")?);
+    } else {
+        print!("{}", plan.shown());
+        next(&format!("{} up{}", program(), dir_flag(settings)));
+    }
+    Ok(())
+}
+
+pub(super) fn up(yes: bool, components: Option<&Path>, settings: &Settings) -> Result<()> {
+    let mut asked = Asked::new(settings)?;
+    let plan = asked.plan(&asked.cloud.inventory()?);
+    print!("{}", plan.shown());
+    if !plan.refusals.is_empty() {
+        return input::bad(plan.refusals.join("; "));
+    }
+    if !plan.steps.is_empty() && !yes {
+        match input::agreed("Go on?")? {
+            Some(true) => {}
+            Some(false) => return Ok(()),
+            None => return input::bad("nobody is there to be asked: add --yes, or see `kimg plan`"),
+        }
+    }
+    let progress = Progress::new();
+    if plan.makes_servers() {
+        super::image::ensure_images(settings, components, &progress)?;
+    }
+    let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
+    asked.begin()?;
+    let (client, provider) = (&asked.client, asked.provider);
+    let images = Uploads { settings, provider, offer: &asked.offer, client, env: &environment, progress: &progress };
+    let cluster = Api { settings, secrets: &secrets };
+    let cloud = &*asked.cloud;
+    let up = Up {
+        settings,
+        provider,
+        secrets: &secrets,
+        cloud,
+        images: &images,
+        cluster: &cluster,
+        client,
+        progress: &progress,
+    };
+    let done = up.run().map_err(|error| match error.is::<Interrupted>() {
+        true => error.context(format!("what was made stays, and `{} up{}` goes on", program(), dir_flag(settings))),
+        false => error,
+    })?;
+    show_done(settings, &done);
+    Ok(())
+}
+
+fn show_done(settings: &Settings, done: &Done) {
+    let made =
+        if done.made.is_empty() { "all were there".to_string() } else { format!("made {}", done.made.join(", ")) };
+    println!("cluster {}: {} nodes Ready ({made})\n", settings.name, done.servers.len());
+    let text = |address: Option<std::net::IpAddr>| address.map_or("-".to_string(), |address| address.to_string());
+    let rows: Vec<Vec<String>> = done
+        .servers
+        .iter()
+        .map(|one| vec![one.node.clone(), one.size.clone(), text(one.public), text(one.private), one.image.clone()])
+        .collect();
+    print!("{}", table::render(&["NODE", "TYPE", "PUBLIC", "PRIVATE", "IMAGE"], &rows));
+    for line in records(settings, done) {
+        println!("{line}");
+    }
+    println!("\nuse it:  kubectl --kubeconfig {} get nodes -o wide", shown(&done.kubeconfig));
+    println!("end it:  {} destroy{}", program(), dir_flag(settings));
+}
+
+/// The DNS records to set, and what for.
+fn records(settings: &Settings, done: &Done) -> Vec<String> {
+    let of = |role: Role| {
+        let nodes: Vec<&str> = settings.nodes_of(role).map(|node| node.entry.name.as_str()).collect();
+        let servers = done.servers.iter().filter(move |server| nodes.contains(&server.node.as_str()));
+        servers.filter_map(|server| server.public).map(|address| format!("A {address}")).collect::<Vec<_>>()
+    };
+    let mut lines = Vec::new();
+    if let [first, ..] = &of(Role::Master)[..] {
+        lines.extend(settings.api.names.iter().map(|name| format!("DNS:     {name} {first} (the API)")));
+    }
+    let workers = of(Role::Worker);
+    if !workers.is_empty() {
+        lines.push(format!("DNS:     the names of what the cluster serves: {}", workers.join(", ")));
+    }
+    lines
+}
+
+pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
+    if let Some(name) = args.yes.as_ref().filter(|name| **name != settings.name) {
+        return input::bad(format!("--yes {name}: the cluster is called {}", settings.name));
+    }
+    let mut asked = Asked::new(settings)?;
+    let inventory = asked.cloud.inventory()?;
+    let things = destroy::things(&inventory);
+    let images = match images::uploaded(settings, asked.provider, &asked.client, &environment) {
+        Ok((_, images)) => images,
+        // They stay, so nobody needs the credentials of the bucket that they came from.
+        Err(_) if !args.data => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let price = |id: &str| -> Option<Cents> {
+        let server = inventory.servers.iter().find(|server| server.id == id)?;
+        Some(asked.offer.sizes.get(&server.size)?.monthly)
+    };
+    let total: Cents = inventory.servers.iter().filter_map(|server| price(&server.id)).sum();
+    let mut rows: Vec<Vec<String>> = things
+        .iter()
+        .map(|thing| {
+            let price = if thing.kind == "server" { price(&thing.id) } else { None };
+            vec![thing.kind.into(), thing.name.clone(), thing.id.clone(), price.map_or("-".into(), |p| p.to_string())]
+        })
+        .collect();
+    let kept = if args.data { "" } else { " (stays)" };
+    rows.extend(
+        images.iter().map(|image| vec![format!("image{kept}"), image.name.clone(), image.id.clone(), "-".into()]),
+    );
+    if things.is_empty() && (images.is_empty() || !args.data) {
+        println!("cluster {}: nothing at {} bears its name", settings.name, asked.provider.name.as_str());
+        return Ok(());
+    }
+    print!("{}", table::render(&["KIND", "NAME", "ID", "A MONTH"], &rows));
+    println!("\n{total} {} a month; with the machines goes all that the cluster holds", asked.offer.currency);
+    if args.yes.is_none() {
+        match input::typed(&format!("Type the cluster's name ({}) to remove it:", settings.name))? {
+            Some(name) if name == settings.name => {}
+            Some(_) => return input::bad("that is not its name; nothing was removed"),
+            None => return input::bad(format!("nobody is there to be asked: add --yes {}", settings.name)),
+        }
+    }
+    asked.begin()?;
+    destroy::destroy(&*asked.cloud, &asked.client, |thing| println!("removed: {} {}", thing.kind, thing.name))?;
+    if args.data {
+        let (store, images) = images::uploaded(settings, asked.provider, &asked.client, &environment)?;
+        for image in &images {
+            store.delete(&image.id)?;
+            println!("removed: image {}", image.name);
+        }
+    }
+    println!("nothing at {} bears the cluster's name any more", asked.provider.name.as_str());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::{Server, State};
+
+    #[test]
+    fn records_name_the_api_and_the_workers() {
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n\
+                    [api]\nnames = [\"api.example\"]\n[provider]\nname = \"hetzner\"\nregion = \"nbg1\"\ntype = \"cx23\"\n";
+        let settings = crate::config::parse(Path::new("c"), text, Path::new("/nowhere")).expect("valid");
+        let server = |node: &str, public: &str| Server {
+            id: "1".into(),
+            node: node.into(),
+            image: String::new(),
+            size: "cx23".into(),
+            state: State::Running,
+            public: public.parse().ok(),
+            private: None,
+            created: None,
+        };
+        let servers = vec![server("m", "192.0.2.1"), server("w", "192.0.2.2")];
+        let done = Done { kubeconfig: "k".into(), servers, made: Vec::new() };
+        assert_eq!(
+            records(&settings, &done),
+            [
+                "DNS:     api.example A 192.0.2.1 (the API)",
+                "DNS:     the names of what the cluster serves: A 192.0.2.2"
+            ]
+        );
+    }
+}

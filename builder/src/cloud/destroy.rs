@@ -1,0 +1,60 @@
+//! Removes all that bears the cluster's name, in the order in which the provider lets it go.
+
+use super::{Busy, Cloud, Inventory, Thing};
+use crate::web::Client;
+use anyhow::Result;
+use std::time::Duration;
+
+const EVERY: Duration = Duration::from_secs(3);
+/// Machines go within a minute; what they were in, a little later.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Everything that is to go: machines first.
+pub fn things(inventory: &Inventory) -> Vec<Thing> {
+    let mut all: Vec<Thing> = inventory.servers.iter().map(super::Server::thing).collect();
+    all.extend(inventory.firewalls.iter().map(|firewall| Thing {
+        kind: "firewall",
+        id: firewall.id.clone(),
+        name: format!("of the {}s", firewall.role),
+    }));
+    all.extend(inventory.networks.iter().map(|network| Thing {
+        kind: "network",
+        id: network.id.clone(),
+        name: network.range.clone(),
+    }));
+    all.extend(inventory.rest.iter().cloned());
+    all
+}
+
+/// Removes all of it, and ends when the provider lists nothing any more. What cannot go yet is asked for again.
+///
+/// # Errors
+/// Something stays, or the provider refuses.
+pub fn destroy(cloud: &dyn Cloud, client: &Client, mut tell: impl FnMut(&Thing)) -> Result<()> {
+    let mut last = None;
+    let mut told = Vec::new();
+    let done = client.poll("removing what is left", EVERY, LIMIT, || {
+        let all = things(&cloud.inventory()?);
+        if all.is_empty() {
+            return Ok(Some(()));
+        }
+        // What machines are in or found by goes when there are none.
+        let servers = all.iter().any(|thing| thing.kind == "server");
+        for thing in all.into_iter().filter(|thing| !servers || thing.kind == "server") {
+            match cloud.delete(&thing) {
+                Ok(()) if told.contains(&thing) => {}
+                Ok(()) => {
+                    tell(&thing);
+                    told.push(thing);
+                }
+                Err(error) if error.is::<Busy>() => last = Some(format!("{} {}: {error:#}", thing.kind, thing.name)),
+                Err(error) => return Err(error.context(format!("removing the {} {}", thing.kind, thing.name))),
+            }
+        }
+        Ok(None)
+    });
+    done.map_err(|error| match last {
+        Some(last) => error.context(format!("not all is gone, and `kimg destroy` goes on ({last})")),
+        None => error,
+    })
+}

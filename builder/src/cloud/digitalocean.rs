@@ -1,0 +1,305 @@
+//! DigitalOcean: droplets found by the tag `kimg:CLUSTER`; VPC, firewalls and key, which bear no tags, by their names.
+//! <https://docs.digitalocean.com/reference/api/reference/>
+//!
+//! A droplet of a custom image must name an SSH key, so there is one, whose private half nobody keeps.
+//! Names of droplets are not unique: one is looked for before it is made.
+//! A firewall filters the private network, too, and lets nothing out by itself.
+
+use super::{
+    ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant,
+    Thing, explained, open_ports,
+};
+use crate::input;
+use crate::upload::api::Api;
+use crate::upload::digitalocean::{account, pages};
+use crate::upload::may_be_done;
+use crate::upload::rescue::Keys;
+use crate::upload::settings::Environment;
+use crate::web::{Client, Request, escape};
+use anyhow::{Context, Result};
+use node_metadata::Role;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// All ports of a protocol.
+const ALL: &str = "0";
+
+/// A cluster's part of an account.
+#[derive(Debug)]
+pub struct DigitalOcean {
+    api: Api,
+    tenant: Tenant,
+}
+
+impl DigitalOcean {
+    /// The account of `DIGITALOCEAN_TOKEN`.
+    ///
+    /// # Errors
+    /// There is no token.
+    pub fn new(client: &Client, env: Environment<'_>, tenant: Tenant) -> Result<DigitalOcean> {
+        Ok(DigitalOcean { api: account(client, env, "a token that reads and writes")?, tenant })
+    }
+
+    /// The cluster's tag, and with `more` one below it.
+    fn tag(&self, more: &str) -> String {
+        if more.is_empty() { format!("kimg:{}", self.tenant.cluster) } else { format!("{}:{more}", self.tag("")) }
+    }
+
+    fn list(&self, path: &str, name: &str) -> Result<Vec<Value>> {
+        let joint = if path.contains('?') { '&' } else { '?' };
+        pages(&self.api, &format!("{path}{joint}per_page=200"), name).map_err(explain)
+    }
+
+    /// What bears this name.
+    fn named(&self, path: &str, list: &str, name: &str) -> Result<Option<Value>> {
+        Ok(self.list(path, list)?.into_iter().find(|one| one["name"] == name))
+    }
+
+    /// Makes a thing. Where the answer is lost it is looked for by its name.
+    fn make(&self, path: &str, (list, key): (&str, &str), status: u16, body: &Value) -> Result<Value> {
+        let request = Request::post(self.api.url(path)).json(body).hiding(false, true);
+        let made = self.api.send(request).and_then(|answer| answer.expect(&[status])?.json());
+        let made = made.or_else(|error| {
+            if !may_be_done(&error) {
+                return Err(error);
+            }
+            let first = format!("{path}?per_page=200");
+            let found = pages(&self.api.for_cleanup(), &first, list);
+            match found.map(|found| found.into_iter().find(|one| one["name"] == body["name"])) {
+                Ok(Some(one)) => Ok(json!({key: one})),
+                _ => Err(error),
+            }
+        });
+        Ok(made.map_err(explain)?[key].take())
+    }
+
+    /// A tag that droplets and firewalls can name. Making it twice is as good as once.
+    fn ensure_tag(&self, name: &str) -> Result<()> {
+        let request = Request::post(self.api.url("/v2/tags")).json(&json!({"name": name})).repeatable(true);
+        let made = self.api.send(request).and_then(|answer| answer.expect(&[200, 201]));
+        made.map(|_| ()).map_err(explain)
+    }
+
+    /// The id of the key that nobody has.
+    fn key(&self) -> Result<u64> {
+        let name = self.tenant.name();
+        let known = self.named("/v2/account/keys", "ssh_keys", &name)?;
+        let key = match known {
+            Some(known) => known,
+            None => {
+                let body = json!({"name": name, "public_key": Keys::new()?.client});
+                self.make("/v2/account/keys", ("ssh_keys", "ssh_key"), 201, &body)?
+            }
+        };
+        key["id"].as_u64().context("DigitalOcean names no id of the key")
+    }
+
+    fn firewall_body(&self, role: Role) -> Value {
+        let inbound =
+            |rule: Rule| json!({"protocol": rule.protocol, "ports": rule.ports, "sources": {"addresses": rule.from}});
+        let inbound: Vec<Value> = self.rules(role).into_iter().map(inbound).collect();
+        let outbound =
+            |protocol: &str| json!({"protocol": protocol, "ports": ALL, "destinations": {"addresses": ANYWHERE}});
+        let outbound = ["tcp", "udp", "icmp"].map(outbound);
+        json!({
+            "name": self.tenant.firewall(role),
+            "tags": [self.tag(role.as_str())],
+            "inbound_rules": inbound,
+            "outbound_rules": outbound,
+        })
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    explained(error, "DigitalOcean", "DIGITALOCEAN_TOKEN")
+}
+
+fn rule(written: &Value) -> Rule {
+    let from = written["sources"]["addresses"].as_array();
+    let ports = text(written, "ports");
+    Rule {
+        protocol: text(written, "protocol").into(),
+        ports: if ports.is_empty() || ports == "all" { ALL.into() } else { ports.into() },
+        from: from.into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect(),
+    }
+}
+
+impl Cloud for DigitalOcean {
+    fn offer(&self) -> Result<Offer> {
+        let get = |path: &str| {
+            self.api.send(Request::get(self.api.url(path))).and_then(|a| a.expect(&[200])?.json()).map_err(explain)
+        };
+        let account = get("/v2/account")?["account"].take();
+        if account["status"] == "locked" {
+            return input::bad(format!("DigitalOcean has locked the account: {}", text(&account, "status_message")));
+        }
+        let region = self.tenant.region.as_str();
+        let all = self.list("/v2/sizes", "sizes")?;
+        let regions = |one: &Value| -> BTreeSet<String> {
+            one["regions"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
+        };
+        let size = |one: &Value| {
+            let monthly = Cents::of(one["price_monthly"].as_f64()?);
+            Some((text(one, "slug").to_string(), Size { monthly, disk_gb: one["disk"].as_u64()? }))
+        };
+        let here = |one: &&Value| one["available"] == true && regions(one).contains(region);
+        let sizes: std::collections::BTreeMap<_, _> = all.iter().filter(here).filter_map(size).collect();
+        if sizes.is_empty() {
+            let known: BTreeSet<String> = all.iter().flat_map(regions).collect();
+            let known: Vec<String> = known.into_iter().collect();
+            return input::bad(format!(
+                "provider.region: DigitalOcean has nothing in {region}; there are {}",
+                known.join(", ")
+            ));
+        }
+        let used = get("/v2/droplets?per_page=1")?["meta"]["total"].as_u64().unwrap_or(0);
+        let room = account["droplet_limit"].as_u64().map(|limit| limit.saturating_sub(used));
+        Ok(Offer { currency: "USD".into(), sizes, room })
+    }
+
+    fn inventory(&self) -> Result<Inventory> {
+        let name = self.tenant.name();
+        let own = self.tag("");
+        let below = format!("{own}:");
+        let tags = self.list("/v2/tags", "tags")?;
+        let ours = |tag: &&str| *tag == own || tag.starts_with(&below);
+        let tags: Vec<&str> = tags.iter().map(|one| text(one, "name")).filter(ours).collect();
+        let networks = self.list("/v2/vpcs", "vpcs")?;
+        let networks = networks.iter().filter(|one| one["name"] == name.as_str());
+        let networks = networks.map(|one| Network { id: text(one, "id").into(), range: text(one, "ip_range").into() });
+        let mut firewalls = Vec::new();
+        for one in self.list("/v2/firewalls", "firewalls")? {
+            if let Some(role) = ROLES.into_iter().find(|role| text(&one, "name") == self.tenant.firewall(*role)) {
+                let rules = one["inbound_rules"].as_array().into_iter().flatten().map(rule).collect();
+                firewalls.push(Firewall { id: text(&one, "id").into(), role, rules });
+            }
+        }
+        // Nothing bears a tag that is not there.
+        let droplets = if tags.contains(&own.as_str()) {
+            self.list(&format!("/v2/droplets?tag_name={}", escape(&own, true)), "droplets")?
+        } else {
+            Vec::new()
+        };
+        let servers = droplets.iter().map(|one| self.server(one)).collect::<Result<_>>()?;
+        let mut rest = Vec::new();
+        for key in self.list("/v2/account/keys", "ssh_keys")?.iter().filter(|one| one["name"] == name.as_str()) {
+            let id = key["id"].as_u64().context("DigitalOcean names no id of the key")?;
+            rest.push(Thing { kind: "ssh-key", id: id.to_string(), name: name.clone() });
+        }
+        // The cluster's own tag, by which droplets are found, goes last.
+        let (last, others): (Vec<&str>, Vec<&str>) = tags.into_iter().partition(|tag| *tag == own);
+        let thing = |tag: &str| Thing { kind: "tag", id: tag.into(), name: tag.into() };
+        rest.extend(others.into_iter().chain(last).map(thing));
+        Ok(Inventory { networks: networks.collect(), firewalls, servers, rest })
+    }
+
+    fn make_network(&self) -> Result<Network> {
+        let range = self.tenant.network.to_string();
+        let body = json!({"name": self.tenant.name(), "region": self.tenant.region, "ip_range": range});
+        let made = self.make("/v2/vpcs", ("vpcs", "vpc"), 201, &body)?;
+        Ok(Network { id: made["id"].as_str().context("DigitalOcean names no id of the VPC")?.into(), range })
+    }
+
+    fn make_firewall(&self, role: Role) -> Result<Firewall> {
+        self.ensure_tag(&self.tag(role.as_str()))?;
+        let made = self.make("/v2/firewalls", ("firewalls", "firewall"), 202, &self.firewall_body(role))?;
+        let id = made["id"].as_str().context("DigitalOcean names no id of the firewall")?.into();
+        Ok(Firewall { id, role, rules: self.rules(role) })
+    }
+
+    fn set_rules(&self, firewall: &Firewall) -> Result<()> {
+        self.ensure_tag(&self.tag(firewall.role.as_str()))?;
+        let request = Request::put(self.api.url(&format!("/v2/firewalls/{}", firewall.id)));
+        let set = self.api.send(request.json(&self.firewall_body(firewall.role))).and_then(|a| a.expect(&[200]));
+        set.map(|_| ()).map_err(explain)
+    }
+
+    fn rules(&self, role: Role) -> BTreeSet<Rule> {
+        let outside = open_ports(role).into_iter().map(|(protocol, ports)| Rule {
+            protocol: protocol.into(),
+            ports: if ports.is_empty() { ALL.into() } else { ports },
+            from: ANYWHERE.map(String::from).into(),
+        });
+        let inside = ["tcp", "udp"].map(|protocol| Rule {
+            protocol: protocol.into(),
+            ports: ALL.into(),
+            from: [self.tenant.network.to_string()].into(),
+        });
+        outside.chain(inside).collect()
+    }
+
+    fn make_server(&self, order: &Order<'_>) -> Result<()> {
+        let name = self.tenant.machine(order.node);
+        let place = format!("/v2/droplets?name={}", escape(&name, true));
+        if self.named(&place, "droplets", &name)?.is_some() {
+            return Ok(());
+        }
+        let tags = [self.tag(""), self.tag(order.role.as_str()), self.tag(&format!("image:{}", order.image))];
+        tags.iter().try_for_each(|tag| self.ensure_tag(tag))?;
+        let image: u64 = order.image_id.parse().with_context(|| format!("{} is no image", order.image_id))?;
+        let body = json!({
+            "name": name,
+            "region": self.tenant.region,
+            "size": order.size,
+            "image": image,
+            "ssh_keys": [self.key()?],
+            "vpc_uuid": order.network.id,
+            "tags": tags,
+            "user_data": order.user_data,
+            "with_droplet_agent": false,
+        });
+        self.make("/v2/droplets", ("droplets", "droplet"), 202, &body).map(|_| ())
+    }
+
+    fn start(&self, server: &Server) -> Result<()> {
+        let request = Request::post(self.api.url(&format!("/v2/droplets/{}/actions", server.id)));
+        let request = request.json(&json!({"type": "power_on"})).repeatable(true);
+        self.api.send(request).and_then(|answer| answer.expect(&[201])).map(|_| ()).map_err(explain)
+    }
+
+    fn delete(&self, thing: &Thing) -> Result<()> {
+        let path = match thing.kind {
+            "server" => "/v2/droplets",
+            "network" => "/v2/vpcs",
+            "firewall" => "/v2/firewalls",
+            "ssh-key" => "/v2/account/keys",
+            _ => "/v2/tags",
+        };
+        let answer = self.api.send(Request::delete(self.api.url(&format!("{path}/{}", thing.id))))?;
+        match answer.status {
+            200 | 204 | 404 => Ok(()),
+            // A VPC with members is forbidden to go.
+            403 if thing.kind == "network" => Err(Busy(answer.refused().to_string()).into()),
+            409 | 422 => Err(Busy(answer.refused().to_string()).into()),
+            _ => Err(explain(answer.refused().into())),
+        }
+    }
+}
+
+impl DigitalOcean {
+    fn server(&self, one: &Value) -> Result<Server> {
+        let networks = one["networks"]["v4"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let address =
+            |kind: &str| networks.iter().find(|net| net["type"] == kind)?["ip_address"].as_str()?.parse().ok();
+        let image = self.tag("image:");
+        let mut tags = one["tags"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        Ok(Server {
+            id: one["id"].as_u64().context("DigitalOcean names no id of a droplet")?.to_string(),
+            node: self.tenant.node(text(one, "name")).unwrap_or_else(|| text(one, "name").into()),
+            image: tags.find_map(|tag| tag.strip_prefix(&image)).unwrap_or_default().into(),
+            size: text(one, "size_slug").into(),
+            state: match text(one, "status") {
+                "active" => State::Running,
+                "off" | "archive" => State::Off,
+                _ => State::Pending,
+            },
+            public: address("public"),
+            private: address("private"),
+            created: one["created_at"].as_str().and_then(|text| text.parse().ok()),
+        })
+    }
+}

@@ -1,0 +1,220 @@
+//! Providers of machines as they behave, and a cluster that their machines make up: both know what they were told, work
+//! slowly, and remember it from one run of kimg to the next.
+
+pub(super) mod digitalocean;
+pub(super) mod hetzner;
+
+use super::cluster::Cluster;
+use crate::client::kube::NodeState;
+use crate::config::Settings;
+use crate::seed::token::{BootstrapToken, LIFE};
+use crate::web::fake::{Reply, Virtual};
+use anyhow::{Result, bail};
+use jiff::Timestamp;
+use node_metadata::sources::Found;
+use node_metadata::{BuildInfo, Role, merge, userdata};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// All that a provider and the cluster on its machines know.
+#[derive(Default, Clone)]
+pub(super) struct World {
+    pub(super) machines: BTreeMap<u64, Machine>,
+    /// Networks, firewalls and keys as they were asked for, by kind and id.
+    pub(super) things: BTreeMap<(&'static str, u64), Value>,
+    pub(super) tags: BTreeSet<String>,
+    pub(super) count: u64,
+    pub(super) answered: usize,
+    /// The user interrupts kimg by this clock behind so many calls.
+    pub(super) stops: Option<(Arc<Virtual>, usize)>,
+    /// How often a machine is looked at until it runs, and until it is gone.
+    pub(super) slow: usize,
+    /// How many machines the account may have.
+    pub(super) limit: Option<usize>,
+    /// Machines that are asked for cannot be made after all.
+    pub(super) refuses: bool,
+    /// Tokens of the cluster: the node, and until when.
+    pub(super) tokens: BTreeMap<String, (String, Timestamp)>,
+    /// Nodes of the cluster, and the machine that each was last.
+    pub(super) nodes: BTreeMap<String, u64>,
+    /// The API server is away for so many questions.
+    pub(super) away: usize,
+}
+
+/// A machine.
+#[derive(Default, Clone)]
+pub(super) struct Machine {
+    /// As it was asked for.
+    pub(super) body: Value,
+    pub(super) looked: usize,
+    pub(super) off: bool,
+    pub(super) going: bool,
+}
+
+impl World {
+    pub(super) fn number(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    /// One look at all machines, which is how time passes there.
+    fn look(&mut self) {
+        let slow = self.slow;
+        for machine in self.machines.values_mut() {
+            machine.looked += 1;
+        }
+        self.machines.retain(|_, machine| !machine.going || machine.looked <= slow);
+    }
+
+    fn add(&mut self, kind: &'static str, body: &Value) -> u64 {
+        let id = self.number();
+        self.things.insert((kind, id), body.clone());
+        id
+    }
+
+    fn of(&self, kind: &str) -> impl Iterator<Item = (u64, &Value)> {
+        self.things.iter().filter(move |((known, _), _)| *known == kind).map(|((_, id), body)| (*id, body))
+    }
+
+    fn full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.machines.len() >= limit)
+    }
+
+    fn runs(&self, id: u64) -> bool {
+        let machine = &self.machines[&id];
+        machine.looked > self.slow && !machine.off && !machine.going
+    }
+
+    pub(super) fn machine(&self, name: &str) -> Vec<u64> {
+        self.machines.iter().filter(|(_, one)| one.body["name"] == name).map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.machines.is_empty() && self.things.is_empty() && self.tags.is_empty()
+    }
+}
+
+/// When all machines were made: the moment at which the virtual clock begins.
+pub(super) const CREATED: &str = "2027-01-15T08:00:00Z";
+
+fn public(id: u64) -> String {
+    format!("192.0.2.{id}")
+}
+
+fn private(id: u64) -> String {
+    format!("10.80.0.{id}")
+}
+
+fn number(id: &str) -> u64 {
+    id.parse().unwrap()
+}
+
+/// The part of the body that a field of the answer has, or an id beside it.
+fn with_id(id: impl Into<Value>, body: &Value) -> Value {
+    let mut shown = body.clone();
+    shown["id"] = id.into();
+    shown
+}
+
+fn gone(was: bool) -> Reply {
+    Reply::new(if was { 204 } else { 404 })
+}
+
+pub(super) type Shared = Arc<Mutex<World>>;
+
+pub(super) fn held(world: &Shared) -> MutexGuard<'_, World> {
+    world.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The cluster on the machines: a worker joins once it runs and its user-data leads it to the master with a token that the
+/// cluster knows.
+pub(super) struct FakeCluster<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) world: Shared,
+    pub(super) now: Box<dyn Fn() -> Timestamp>,
+}
+
+impl FakeCluster<'_> {
+    /// The master that answers at an address.
+    fn master(&self, world: &World, at: IpAddr) -> Result<u64> {
+        let id = world.machines.keys().copied().find(|id| public(*id) == at.to_string() && world.runs(*id));
+        let Some(id) = id else { bail!("nobody answers at {at}") };
+        let (node, data) = self.told(world, id, Role::Master);
+        assert!(data.kimg.seal_key.is_some() && data.kimg.token.is_none(), "a master gets the seal's key");
+        assert_eq!(node.addresses, [private(id).parse::<IpAddr>().unwrap()]);
+        Ok(id)
+    }
+
+    /// What a machine makes of its user-data, by the node's own code.
+    fn told(&self, world: &World, id: u64, role: Role) -> (node_metadata::Node, userdata::UserData) {
+        let text = world.machines[&id].body["user_data"].as_str().unwrap();
+        let data = userdata::parse(text.as_bytes()).unwrap();
+        let found = Found { external_addresses: vec![public(id).parse().unwrap()], ..Found::default() };
+        let own = [public(id).parse().unwrap(), private(id).parse().unwrap()];
+        let cluster = self.settings.cluster(role, BuildInfo::default());
+        (merge::merge(&cluster, &found, &data, &own).unwrap().node, data)
+    }
+}
+
+impl Cluster for FakeCluster<'_> {
+    fn ready(&self, at: IpAddr) -> Result<()> {
+        let mut world = held(&self.world);
+        if world.away > 0 {
+            world.away -= 1;
+            bail!("it does not answer yet");
+        }
+        let id = self.master(&world, at)?;
+        let name = self.settings.nodes_of(Role::Master).next().unwrap().entry.name.clone();
+        world.nodes.insert(name, id);
+        Ok(())
+    }
+
+    fn nodes(&self, at: IpAddr) -> Result<Vec<NodeState>> {
+        let mut world = held(&self.world);
+        let master = self.master(&world, at)?;
+        // Time passes at the provider without being asked.
+        world.look();
+        let ids: Vec<u64> = world.machines.keys().copied().filter(|id| *id != master && world.runs(*id)).collect();
+        for id in ids {
+            let (node, data) = self.told(&world, id, Role::Worker);
+            assert_eq!(node.api_endpoints, [format!("{}:6443", private(master))]);
+            assert_eq!(node.addresses, [private(id).parse::<IpAddr>().unwrap()]);
+            let token = data.kimg.token.unwrap().0;
+            let good = world.tokens.get(&token).is_some_and(|(of, end)| *of == node.name && *end > (self.now)());
+            if good {
+                world.tokens.remove(&token);
+                world.nodes.insert(node.name, id);
+            }
+        }
+        let state = |(name, id): (&String, &u64)| NodeState {
+            name: name.clone(),
+            // One whose machine was lost stays so until somebody misses it.
+            ready: true,
+            reason: String::new(),
+            version: String::new(),
+            image: String::new(),
+            address: private(*id),
+            boot_id: id.to_string(),
+        };
+        Ok(world.nodes.iter().map(state).collect())
+    }
+
+    fn create_token(&self, at: IpAddr, token: &BootstrapToken, node: &str, replace: bool) -> Result<()> {
+        let mut world = held(&self.world);
+        self.master(&world, at)?;
+        assert_eq!(replace, world.nodes.contains_key(node), "only what is there is replaced");
+        world.tokens.insert(token.to_string(), (node.into(), (self.now)() + LIFE));
+        Ok(())
+    }
+}
+
+/// A page of two entries, and whether there is another; `next` is written by the provider's own hand.
+fn page(all: &[Value], at: usize) -> (Vec<Value>, bool) {
+    (all.iter().skip((at - 1) * 2).take(2).cloned().collect(), at * 2 < all.len())
+}
+
+fn action(world: &mut World) -> Value {
+    json!({"id": world.number(), "status": "running", "progress": 0})
+}

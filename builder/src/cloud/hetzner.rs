@@ -1,0 +1,285 @@
+//! Hetzner Cloud: servers, networks and firewalls, found by the label `kimg-cluster`.
+//! <https://docs.hetzner.cloud/reference/cloud>
+//!
+//! Names of servers, networks and firewalls are unique in a project. A firewall filters what comes from outside; the
+//! private network is behind it.
+
+use super::{
+    ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant,
+    Thing, explained, open_ports,
+};
+use crate::config::nearest;
+use crate::input;
+use crate::upload::api::Api;
+use crate::upload::hetzner::{done, pages, project};
+use crate::upload::may_be_done;
+use crate::upload::settings::Environment;
+use crate::web::{Client, Request, escape};
+use anyhow::{Context, Result, bail};
+use node_metadata::Role;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+const CLUSTER: &str = "kimg-cluster";
+const NODE: &str = "kimg-node";
+const ROLE: &str = "kimg-role";
+const IMAGE: &str = "kimg-image";
+
+/// A cluster's part of a project.
+#[derive(Debug)]
+pub struct Hetzner {
+    api: Api,
+    tenant: Tenant,
+}
+
+impl Hetzner {
+    /// The project of `HCLOUD_TOKEN`.
+    ///
+    /// # Errors
+    /// There is no token.
+    pub fn new(client: &Client, env: Environment<'_>, tenant: Tenant) -> Result<Hetzner> {
+        Ok(Hetzner { api: project(client, env)?, tenant })
+    }
+
+    fn labels(&self, more: &[(&str, &str)]) -> Value {
+        let mut labels = json!({CLUSTER: self.tenant.cluster});
+        for (key, value) in more {
+            labels[key] = json!(value);
+        }
+        labels
+    }
+
+    /// What bears the cluster's label.
+    fn ours(&self, path: &str, list: &str) -> Result<Vec<Value>> {
+        let selector = escape(&format!("{CLUSTER}={}", self.tenant.cluster), true);
+        pages(&self.api, path, list, &format!("label_selector={selector}")).map_err(explain)
+    }
+
+    /// Makes a thing. Where the answer is lost it is looked for by its name, which no other has.
+    fn make(&self, path: &str, list: &str, key: &str, body: &Value) -> Result<Value> {
+        let request = Request::post(self.api.url(path)).json(body).hiding(false, true);
+        let made = self.api.send(request).and_then(|answer| answer.expect(&[201])?.json());
+        made.or_else(|error| {
+            if !may_be_done(&error) {
+                return Err(error);
+            }
+            let found =
+                pages(&self.api.for_cleanup(), path, list, &format!("name={}", escape(text(body, "name"), true)));
+            let ours = |one: &Value| one["labels"][CLUSTER] == body["labels"][CLUSTER];
+            match found.map(|found| found.into_iter().find(ours)) {
+                Ok(Some(one)) => Ok(json!({key: one})),
+                _ => Err(error),
+            }
+        })
+        .map_err(explain)
+    }
+
+    /// The network zone of the location.
+    fn zone(&self) -> Result<String> {
+        let all = pages(&self.api, "/locations", "locations", "").map_err(explain)?;
+        match all.iter().find(|one| one["name"] == self.tenant.region.as_str()) {
+            Some(one) => Ok(text(one, "network_zone").to_string()),
+            None => {
+                let known: Vec<&str> = all.iter().map(|one| text(one, "name")).collect();
+                let hint = nearest(&self.tenant.region, &known)
+                    .map_or_else(|| format!("there are {}", known.join(", ")), |near| format!("did you mean {near}?"));
+                input::bad(format!("provider.region: Hetzner has no location {}; {hint}", self.tenant.region))
+            }
+        }
+    }
+
+    fn written(&self, role: Role) -> Vec<Value> {
+        let rule = |rule: Rule| {
+            let mut written = json!({"direction": "in", "protocol": rule.protocol, "source_ips": rule.from});
+            if !rule.ports.is_empty() {
+                written["port"] = json!(rule.ports);
+            }
+            written
+        };
+        self.rules(role).into_iter().map(rule).collect()
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+/// Hetzner's numbers as the names that they are.
+fn id(value: &Value) -> Result<String> {
+    Ok(value["id"].as_u64().context("Hetzner names no id")?.to_string())
+}
+
+fn number(id: &str) -> Result<u64> {
+    id.parse().with_context(|| format!("{id} is no number of Hetzner's"))
+}
+
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    explained(error, "Hetzner", "HCLOUD_TOKEN")
+}
+
+/// A price's net amount.
+fn net(price: &Value) -> Option<Cents> {
+    price["price_monthly"]["net"].as_str()?.parse().ok().map(Cents::of)
+}
+
+/// The price at a location.
+fn at<'a>(prices: &'a Value, location: &str) -> Option<&'a Value> {
+    prices.as_array()?.iter().find(|price| price["location"] == location)
+}
+
+fn rule(written: &Value) -> Option<Rule> {
+    (written["direction"] == "in").then(|| Rule {
+        protocol: text(written, "protocol").into(),
+        ports: text(written, "port").into(),
+        from: written["source_ips"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(Into::into)
+            .collect(),
+    })
+}
+
+impl Cloud for Hetzner {
+    fn offer(&self) -> Result<Offer> {
+        self.zone()?;
+        let region = self.tenant.region.as_str();
+        let pricing = self.api.send(Request::get(self.api.url("/pricing"))).and_then(|a| a.expect(&[200])?.json());
+        let pricing = pricing.map_err(explain)?["pricing"].take();
+        let address = pricing["primary_ips"].as_array().into_iter().flatten().find(|one| one["type"] == "ipv4");
+        let address = address.and_then(|one| at(&one["prices"], region)).and_then(net).unwrap_or_default();
+        let types = pages(&self.api, "/server_types", "server_types", "").map_err(explain)?;
+        let size = |one: &Value| {
+            let price = net(at(&one["prices"], region)?)?;
+            let monthly = [price, address].into_iter().sum();
+            Some((text(one, "name").to_string(), Size { monthly, disk_gb: one["disk"].as_u64()? }))
+        };
+        let sizes = types.iter().filter(|one| one["architecture"] == "x86").filter_map(size).collect();
+        Ok(Offer { currency: text(&pricing, "currency").into(), sizes, room: None })
+    }
+
+    fn inventory(&self) -> Result<Inventory> {
+        let network = |one: &Value| Ok(Network { id: id(one)?, range: text(one, "ip_range").into() });
+        let networks = self.ours("/networks", "networks")?.iter().map(network).collect::<Result<_>>()?;
+        let mut rest = Vec::new();
+        let mut firewalls = Vec::new();
+        for one in self.ours("/firewalls", "firewalls")? {
+            let rules = one["rules"].as_array().into_iter().flatten().filter_map(rule).collect();
+            match ROLES.into_iter().find(|role| text(&one, "name") == self.tenant.firewall(*role)) {
+                Some(role) => firewalls.push(Firewall { id: id(&one)?, role, rules }),
+                None => rest.push(Thing { kind: "firewall", id: id(&one)?, name: text(&one, "name").into() }),
+            }
+        }
+        let servers = self.ours("/servers", "servers")?.iter().map(server).collect::<Result<_>>()?;
+        Ok(Inventory { networks, firewalls, servers, rest })
+    }
+
+    fn make_network(&self) -> Result<Network> {
+        let range = self.tenant.network.to_string();
+        let body = json!({
+            "name": self.tenant.name(),
+            "ip_range": range,
+            "subnets": [{"type": "cloud", "ip_range": range, "network_zone": self.zone()?}],
+            "labels": self.labels(&[]),
+        });
+        let made = self.make("/networks", "networks", "network", &body)?;
+        Ok(Network { id: id(&made["network"])?, range })
+    }
+
+    fn make_firewall(&self, role: Role) -> Result<Firewall> {
+        // Where somebody removed it, the machines are there already.
+        let servers = self.ours("/servers", "servers")?;
+        let servers = servers.iter().filter(|one| one["labels"][ROLE] == role.as_str());
+        let apply: Vec<Value> = servers.map(|one| json!({"type": "server", "server": {"id": one["id"]}})).collect();
+        let body = json!({
+            "name": self.tenant.firewall(role),
+            "rules": self.written(role),
+            "apply_to": apply,
+            "labels": self.labels(&[(ROLE, role.as_str())]),
+        });
+        let made = self.make("/firewalls", "firewalls", "firewall", &body)?;
+        Ok(Firewall { id: id(&made["firewall"])?, role, rules: self.rules(role) })
+    }
+
+    fn set_rules(&self, firewall: &Firewall) -> Result<()> {
+        let request = Request::post(self.api.url(&format!("/firewalls/{}/actions/set_rules", firewall.id)));
+        let request = request.json(&json!({"rules": self.written(firewall.role)})).repeatable(true);
+        let done_all = self.api.send(request).and_then(|answer| {
+            let answer = answer.expect(&[201])?.json()?;
+            let actions = answer["actions"].as_array().cloned().unwrap_or_default();
+            actions.iter().try_for_each(|action| done(&self.api, action, "setting a firewall's rules"))
+        });
+        done_all.map_err(explain)
+    }
+
+    fn rules(&self, role: Role) -> BTreeSet<Rule> {
+        let rule = |(protocol, ports): (&str, String)| Rule {
+            protocol: protocol.into(),
+            ports,
+            from: ANYWHERE.map(String::from).into(),
+        };
+        open_ports(role).into_iter().map(rule).collect()
+    }
+
+    fn make_server(&self, order: &Order<'_>) -> Result<()> {
+        let body = json!({
+            "name": self.tenant.machine(order.node),
+            "server_type": order.size,
+            "image": order.image_id,
+            "location": self.tenant.region,
+            "user_data": order.user_data,
+            "networks": [number(&order.network.id)?],
+            "firewalls": [{"firewall": number(&order.firewall.id)?}],
+            "labels": self.labels(&[(NODE, order.node), (ROLE, order.role.as_str()), (IMAGE, order.image)]),
+        });
+        let made = self.make("/servers", "servers", "server", &body)?;
+        if made["action"].is_object() {
+            done(&self.api, &made["action"], &format!("making {}", self.tenant.machine(order.node)))?;
+        }
+        Ok(())
+    }
+
+    fn start(&self, server: &Server) -> Result<()> {
+        let request = Request::post(self.api.url(&format!("/servers/{}/actions/poweron", server.id)));
+        let started = self.api.send(request.repeatable(true)).and_then(|answer| answer.expect(&[201])?.json());
+        done(&self.api, &started.map_err(explain)?["action"], &format!("starting {}", server.node))
+    }
+
+    fn delete(&self, thing: &Thing) -> Result<()> {
+        let path = match thing.kind {
+            "server" => "/servers",
+            "network" => "/networks",
+            _ => "/firewalls",
+        };
+        let answer = self.api.send(Request::delete(self.api.url(&format!("{path}/{}", thing.id))))?;
+        let refused = answer.refused();
+        match answer.status {
+            200 | 204 | 404 => Ok(()),
+            _ if refused.said.contains("protected") => {
+                bail!("the {} {} is protected against deletion; take that off at Hetzner", thing.kind, thing.name)
+            }
+            409 | 422 | 423 => Err(Busy(refused.to_string()).into()),
+            _ => Err(explain(refused.into())),
+        }
+    }
+}
+
+fn server(one: &Value) -> Result<Server> {
+    let address = |value: &Value| value.as_str().and_then(|text| text.parse().ok());
+    let label = |name: &str| one["labels"][name].as_str();
+    Ok(Server {
+        id: id(one)?,
+        node: label(NODE).unwrap_or(text(one, "name")).into(),
+        image: label(IMAGE).unwrap_or_default().into(),
+        size: text(&one["server_type"], "name").into(),
+        state: match text(one, "status") {
+            "running" => State::Running,
+            "off" => State::Off,
+            _ => State::Pending,
+        },
+        public: address(&one["public_net"]["ipv4"]["ip"]),
+        private: address(&one["private_net"][0]["ip"]),
+        created: one["created"].as_str().and_then(|text| text.parse().ok()),
+    })
+}

@@ -1,0 +1,364 @@
+//! The machines of a cluster at a provider: private network, firewalls, servers.
+//!
+//! What exists is asked of the provider: everything bears the cluster's name as a label, a tag or in its own name, and
+//! there is no file of ours. [`plan`] says what is missing, [`up`] makes it, [`destroy`] removes all of it.
+//!
+//! To add a provider: its name in [`crate::config::ProviderName`], a file here with a type that implements [`Cloud`], its
+//! arm in [`open`], its published calls in `builder/tests/data/providers/NAME.json`, a fake in `fakes/NAME.rs`.
+
+pub mod cluster;
+pub mod destroy;
+mod digitalocean;
+mod hetzner;
+pub mod images;
+pub mod plan;
+pub mod up;
+
+#[cfg(test)]
+mod fakes;
+#[cfg(test)]
+mod tests;
+
+use crate::config::{Provider, ProviderName, Settings};
+use crate::upload::settings::Environment;
+use crate::web::{Client, Refused};
+use anyhow::{Result, bail};
+use ipnet::Ipv4Net;
+use jiff::Timestamp;
+use node_metadata::Role;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// An amount of money in hundredths of the provider's currency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+#[serde(transparent)]
+pub struct Cents(pub u64);
+
+impl Cents {
+    /// What a provider writes as a number.
+    pub fn of(amount: f64) -> Cents {
+        // `as` keeps within bounds, and a price that is no number is none.
+        Cents((amount * 100.0).round() as u64)
+    }
+}
+
+impl std::fmt::Display for Cents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{:02}", self.0 / 100, self.0 % 100)
+    }
+}
+
+impl std::iter::Sum for Cents {
+    fn sum<I: Iterator<Item = Cents>>(all: I) -> Cents {
+        Cents(all.map(|one| one.0).fold(0, u64::saturating_add))
+    }
+}
+
+/// What a provider has in the cluster's region.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// `EUR`, `USD`.
+    pub currency: String,
+    /// The types of machine that can be made, by name.
+    pub sizes: BTreeMap<String, Size>,
+    /// How many machines more the account may have, where the provider says it.
+    pub room: Option<u64>,
+}
+
+/// A type of machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// A month of it with its public address, without taxes.
+    pub monthly: Cents,
+    /// Its disk.
+    pub disk_gb: u64,
+}
+
+/// How far a machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// The provider is at work on it.
+    Pending,
+    /// It runs.
+    Running,
+    /// It is switched off.
+    Off,
+}
+
+/// A machine with the cluster's label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The provider's name for it.
+    pub id: String,
+    /// The node that it is.
+    pub node: String,
+    /// The beginning of its image's SHA-256.
+    pub image: String,
+    /// The provider's name of its type.
+    pub size: String,
+    /// How far it is.
+    pub state: State,
+    /// Where it is found from outside.
+    pub public: Option<IpAddr>,
+    /// Where the other machines find it.
+    pub private: Option<IpAddr>,
+    /// When it was made.
+    pub created: Option<Timestamp>,
+}
+
+impl Server {
+    /// As a thing to remove.
+    fn thing(&self) -> Thing {
+        Thing { kind: "server", id: self.id.clone(), name: self.node.clone() }
+    }
+}
+
+/// A private network with the cluster's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// The provider's name for it.
+    pub id: String,
+    /// Its addresses, as the provider writes them.
+    pub range: String,
+}
+
+/// What a firewall lets in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// A port, `from-to`, or nothing where the protocol has none.
+    pub ports: String,
+    /// Ranges of addresses from which.
+    pub from: BTreeSet<String>,
+}
+
+/// A firewall with the cluster's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firewall {
+    /// The provider's name for it.
+    pub id: String,
+    /// For whose machines.
+    pub role: Role,
+    /// What it lets in.
+    pub rules: BTreeSet<Rule>,
+}
+
+/// Something that is to go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Thing {
+    /// What the provider calls such a thing.
+    pub kind: &'static str,
+    /// The provider's name for it.
+    pub id: String,
+    /// The name that kimg gave it.
+    pub name: String,
+}
+
+/// Everything at the provider that bears the cluster's name, but for images.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Private networks.
+    pub networks: Vec<Network>,
+    /// Firewalls.
+    pub firewalls: Vec<Firewall>,
+    /// Machines.
+    pub servers: Vec<Server>,
+    /// What only this provider needs besides.
+    pub rest: Vec<Thing>,
+}
+
+/// A machine to make. It is shown to nobody, for its secrets.
+pub struct Order<'a> {
+    /// The node that it will be.
+    pub node: &'a str,
+    /// Its role.
+    pub role: Role,
+    /// The provider's name of its type.
+    pub size: &'a str,
+    /// The provider's name for its image.
+    pub image_id: &'a str,
+    /// The beginning of the image's SHA-256.
+    pub image: &'a str,
+    /// What it is told; it holds secrets.
+    pub user_data: &'a str,
+    /// The private network.
+    pub network: &'a Network,
+    /// The firewall of its role.
+    pub firewall: &'a Firewall,
+}
+
+/// Where machines are made. Whatever a call of it makes is found again by [`Cloud::inventory`], also after it failed, and
+/// is not made twice when its answer was lost.
+pub trait Cloud {
+    /// What can be had, at which price. The first thing asked: it also tells whether the token counts.
+    ///
+    /// # Errors
+    /// The provider cannot be asked, or has no such region.
+    fn offer(&self) -> Result<Offer>;
+
+    /// All that bears the cluster's name.
+    ///
+    /// # Errors
+    /// The provider cannot be asked.
+    fn inventory(&self) -> Result<Inventory>;
+
+    /// Makes the private network.
+    ///
+    /// # Errors
+    /// The provider refuses.
+    fn make_network(&self) -> Result<Network>;
+
+    /// Makes the firewall of a role.
+    ///
+    /// # Errors
+    /// The provider refuses.
+    fn make_firewall(&self, role: Role) -> Result<Firewall>;
+
+    /// Gives a firewall the rules of its role again.
+    ///
+    /// # Errors
+    /// The provider refuses.
+    fn set_rules(&self, firewall: &Firewall) -> Result<()>;
+
+    /// What the firewall of a role lets in, as this provider writes it.
+    fn rules(&self, role: Role) -> BTreeSet<Rule>;
+
+    /// Orders a machine, and does not wait until it runs.
+    ///
+    /// # Errors
+    /// The provider refuses.
+    fn make_server(&self, order: &Order<'_>) -> Result<()>;
+
+    /// Switches a machine on.
+    ///
+    /// # Errors
+    /// The provider refuses.
+    fn start(&self, server: &Server) -> Result<()>;
+
+    /// Asks for a thing's end. Whether it has come to it, [`Cloud::inventory`] tells. One that is gone is no error.
+    ///
+    /// # Errors
+    /// [`Busy`] where it may go later; else the provider refuses.
+    fn delete(&self, thing: &Thing) -> Result<()>;
+}
+
+/// A thing cannot go as long as something else is there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Busy(pub String);
+
+/// Opens the provider of `[provider]` with the credentials of the environment.
+///
+/// # Errors
+/// There is no token.
+pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Environment<'_>) -> Result<Box<dyn Cloud>> {
+    let tenant = Tenant { cluster: settings.name.clone(), region: provider.region.clone(), network: provider.network };
+    Ok(match provider.name {
+        ProviderName::Hetzner => Box::new(hetzner::Hetzner::new(client, env, tenant)?),
+        ProviderName::DigitalOcean => Box::new(digitalocean::DigitalOcean::new(client, env, tenant)?),
+    })
+}
+
+/// Where a node's machine is found from outside, as its provider says: it knows also when the cluster's API is away.
+///
+/// # Errors
+/// The provider cannot be asked, or has no such machine.
+pub fn address_of(
+    settings: &Settings,
+    provider: &Provider,
+    node: &str,
+    client: &Client,
+    env: Environment<'_>,
+) -> Result<IpAddr> {
+    let servers = open(settings, provider, client, env)?.inventory()?.servers;
+    match servers.into_iter().find(|server| server.node == node).and_then(|server| server.public) {
+        Some(address) => Ok(address),
+        None => bail!("{} has no machine of {node} with a public address; see `kimg plan`", provider.name.as_str()),
+    }
+}
+
+/// Whose things, and where.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The region.
+    pub region: String,
+    /// The private network.
+    pub network: Ipv4Net,
+}
+
+impl Tenant {
+    /// What networks and the like are called.
+    fn name(&self) -> String {
+        format!("kimg-{}", self.cluster)
+    }
+
+    /// What a role's firewall is called.
+    fn firewall(&self, role: Role) -> String {
+        format!("kimg-{}-{role}", self.cluster)
+    }
+
+    /// What a node's machine is called: no two nodes of two clusters come to the same, and its first label is the node.
+    fn machine(&self, node: &str) -> String {
+        format!("{node}.{}", self.cluster)
+    }
+
+    /// The node of a machine's name.
+    fn node(&self, machine: &str) -> Option<String> {
+        let node = machine.strip_suffix(&self.cluster)?.strip_suffix('.')?;
+        (!node.is_empty() && !node.contains('.')).then(|| node.to_string())
+    }
+}
+
+/// Both roles.
+const ROLES: [Role; 2] = [Role::Master, Role::Worker];
+/// Everybody.
+const ANYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
+/// The ports that a role's nodes open to everybody; the host firewall of the node says the same.
+fn open_ports(role: Role) -> Vec<(&'static str, String)> {
+    let mut ports = vec![("tcp", node_api::PORT.to_string()), ("icmp", String::new())];
+    match role {
+        Role::Master => ports.push(("tcp", "6443".into())),
+        Role::Worker => {
+            for port in ["80", "443", "30000-32767"] {
+                ports.push(("tcp", port.into()));
+            }
+            ports.push(("udp", "30000-32767".into()));
+        }
+    }
+    ports
+}
+
+/// A provider's refusal as a sentence with the way out; `variable` is that of the token.
+fn explained(error: anyhow::Error, provider: &str, variable: &str) -> anyhow::Error {
+    let Some(refused) = error.chain().find_map(|cause| cause.downcast_ref::<Refused>()) else { return error };
+    let said = refused.said.to_lowercase();
+    let any = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    let sentence = match refused.status {
+        401 => format!("{provider} does not take the token of {variable}; make one that reads and writes"),
+        403 | 422 if any(&["limit_exceeded", "droplet limit", "exceed"]) => {
+            format!("the account at {provider} may have no more of these; remove some, or ask {provider} for more")
+        }
+        403 if any(&["readonly", "forbidden", "not authorized", "unauthorized", "permission"]) => {
+            format!("the token of {variable} may not do this; make one that reads and writes")
+        }
+        422 if any(&["overlap"]) => {
+            format!("the account at {provider} has these addresses already; write another network under [provider]")
+        }
+        409 | 422 if any(&["uniqueness", "already exists", "already in use", "must be unique"]) => {
+            format!("{provider} has one already that is not this cluster's; rename the cluster, or remove that one")
+        }
+        409 | 412 | 422 if any(&["unavailable", "placement_error", "not available"]) => {
+            format!(
+                "{provider} has none of this type in this region now; write another type or region under [provider]"
+            )
+        }
+        429 => format!("{provider} wants more patience than kimg has; the same command goes on later"),
+        _ => return error,
+    };
+    error.context(sentence)
+}

@@ -1,0 +1,279 @@
+//! What is missing at the provider, what somebody changed by hand, and what it all costs. Pure.
+
+use super::{Cents, Firewall, Inventory, Offer, Rule, Server, State};
+use crate::config::{Provider, Settings, nearest};
+use crate::table;
+use node_metadata::Role;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Step {
+    /// Make the private network.
+    MakeNetwork {
+        /// Its addresses.
+        range: String,
+    },
+    /// Make a firewall.
+    MakeFirewall {
+        /// For whose machines.
+        role: Role,
+    },
+    /// Give a firewall its rules again.
+    SetRules {
+        /// For whose machines.
+        role: Role,
+    },
+    /// Make a machine.
+    MakeServer {
+        /// The node that it will be.
+        node: String,
+        /// Its type.
+        r#type: String,
+        /// What a month of it costs, in hundredths.
+        monthly: Cents,
+    },
+    /// Switch a machine on.
+    Start {
+        /// The node that it is.
+        node: String,
+    },
+}
+
+/// What `kimg up` would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// The cluster.
+    pub cluster: String,
+    /// The provider.
+    pub provider: String,
+    /// The region.
+    pub region: String,
+    /// What is not as `cluster.toml` says, and is not merely missing.
+    pub drift: Vec<String>,
+    /// What is to be done, in this order.
+    pub steps: Vec<Step>,
+    /// Why nothing of it can be done.
+    pub refusals: Vec<String>,
+    /// The currency of the amounts.
+    pub currency: String,
+    /// What the machines cost in a month as they are, in hundredths, without taxes.
+    pub monthly_now: Cents,
+    /// What they cost then.
+    pub monthly_then: Cents,
+    /// What they may cost.
+    pub budget: Option<Cents>,
+}
+
+/// What the plan is made from.
+#[derive(Debug)]
+pub struct Situation<'a> {
+    /// The cluster.
+    pub settings: &'a Settings,
+    /// Its `[provider]`.
+    pub provider: &'a Provider,
+    /// What can be had.
+    pub offer: &'a Offer,
+    /// What is there.
+    pub inventory: &'a Inventory,
+    /// What each role's firewall should let in.
+    pub rules: BTreeMap<Role, BTreeSet<Rule>>,
+    /// The beginning of the SHA-256 of the images that are built here.
+    pub built: BTreeMap<Role, String>,
+}
+
+/// Makes the plan.
+pub fn plan(situation: &Situation<'_>) -> Plan {
+    let Situation { settings, provider, offer, inventory, .. } = situation;
+    let mut plan = Plan {
+        cluster: settings.name.clone(),
+        provider: provider.name.as_str().into(),
+        region: provider.region.clone(),
+        drift: Vec::new(),
+        steps: Vec::new(),
+        refusals: Vec::new(),
+        currency: offer.currency.clone(),
+        monthly_now: inventory.servers.iter().filter_map(|server| monthly(offer, &server.size)).sum(),
+        monthly_then: Cents::default(),
+        budget: provider.budget.map(|whole| Cents(u64::from(whole) * 100)),
+    };
+    plan.network(situation);
+    for role in [Role::Master, Role::Worker].into_iter().filter(|role| settings.nodes_of(*role).next().is_some()) {
+        plan.firewall(situation, role);
+    }
+    for node in &settings.nodes {
+        plan.node(situation, &node.entry.name, node.entry.role);
+    }
+    plan.strangers(situation);
+    let more: Vec<Cents> = plan.steps.iter().filter_map(Step::monthly).collect();
+    plan.count(offer, &more);
+    plan
+}
+
+fn monthly(offer: &Offer, size: &str) -> Option<Cents> {
+    Some(offer.sizes.get(size)?.monthly)
+}
+
+impl Step {
+    fn monthly(&self) -> Option<Cents> {
+        if let Step::MakeServer { monthly, .. } = self { Some(*monthly) } else { None }
+    }
+}
+
+impl Plan {
+    fn network(&mut self, situation: &Situation<'_>) {
+        let range = situation.provider.network.to_string();
+        match situation.inventory.networks.first() {
+            None => self.steps.push(Step::MakeNetwork { range }),
+            Some(found) if found.range != range => self.refusals.push(format!(
+                "the private network is {}, and cluster.toml says {range}: a network keeps its addresses; write \
+                 network = \"{}\" under [provider]",
+                found.range, found.range
+            )),
+            Some(_) => {}
+        }
+    }
+
+    fn firewall(&mut self, situation: &Situation<'_>, role: Role) {
+        let wanted = situation.rules.get(&role);
+        match situation.inventory.firewalls.iter().find(|known| known.role == role) {
+            None => {
+                let there = |server: &Server| situation.settings.nodes_of(role).any(|n| n.entry.name == server.node);
+                if situation.inventory.servers.iter().any(there) {
+                    self.drift.push(format!("the firewall of the {role}s is gone"));
+                }
+                self.steps.push(Step::MakeFirewall { role });
+            }
+            Some(Firewall { rules, .. }) if Some(rules) != wanted => {
+                self.drift.push(format!("the rules of the firewall of the {role}s were changed"));
+                self.steps.push(Step::SetRules { role });
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn node(&mut self, situation: &Situation<'_>, node: &str, role: Role) {
+        let Situation { provider, offer, inventory, built, .. } = situation;
+        let size = provider.types.get(node).cloned().unwrap_or_default();
+        let machines: Vec<&Server> = inventory.servers.iter().filter(|server| server.node == node).collect();
+        match machines[..] {
+            [] if role == Role::Master && !inventory.servers.is_empty() => self.refusals.push(format!(
+                "the machine of {node} is gone, and the store went with it, while others are there; a new one would begin \
+                 with nothing: `kimg backup ls` shows the copies that workers keep, and `kimg destroy` begins anew"
+            )),
+            [] => match monthly(offer, &size) {
+                Some(monthly) => self.steps.push(Step::MakeServer { node: node.into(), r#type: size, monthly }),
+                None => self.refusals.push(unknown(offer, provider, node, &size)),
+            },
+            [server] => {
+                if server.size != size {
+                    self.drift.push(format!("{node} is a {}, and cluster.toml says {size}; it stays one", server.size));
+                }
+                if let Some(image) = built.get(&role).filter(|image| **image != server.image) {
+                    self.drift.push(format!("{node} runs image {}, and {image} is built; it keeps its own", server.image));
+                }
+                if server.state == State::Off {
+                    self.drift.push(format!("{node} is switched off"));
+                    self.steps.push(Step::Start { node: node.into() });
+                }
+            }
+            _ => {
+                let ids: Vec<&str> = machines.iter().map(|server| server.id.as_str()).collect();
+                self.refusals.push(format!("{node} has several machines ({}); remove all but one", ids.join(", ")));
+            }
+        }
+    }
+
+    /// Machines of nodes that `cluster.toml` does not know. They may hold data, so they stay.
+    fn strangers(&mut self, situation: &Situation<'_>) {
+        let known = |node: &str| situation.settings.nodes.iter().any(|known| known.entry.name == node);
+        for server in situation.inventory.servers.iter().filter(|server| !known(&server.node)) {
+            self.drift.push(format!(
+                "{} ({}) is no node of cluster.toml; drain it, and remove its machine {} at the provider",
+                server.node, server.size, server.id
+            ));
+        }
+    }
+
+    fn count(&mut self, offer: &Offer, more: &[Cents]) {
+        self.monthly_then = [self.monthly_now].into_iter().chain(more.iter().copied()).sum();
+        if more.is_empty() {
+            return;
+        }
+        if let Some(budget) = self.budget.filter(|budget| self.monthly_then > *budget) {
+            self.refusals.push(format!(
+                "it would cost {} {} a month, and the budget is {budget}; raise budget under [provider], or write smaller \
+                 types or fewer nodes",
+                self.monthly_then, self.currency
+            ));
+        }
+        if let Some(room) = offer.room.filter(|room| *room < more.len() as u64) {
+            self.refusals.push(format!(
+                "{} machines are to be made, and the account may have {room} more; remove some, or ask {} for more",
+                more.len(),
+                self.provider
+            ));
+        }
+    }
+
+    /// Whether machines are to be made, for which images are needed.
+    pub fn makes_servers(&self) -> bool {
+        self.steps.iter().any(|step| step.monthly().is_some())
+    }
+
+    /// As people read it: drift first.
+    pub fn shown(&self) -> String {
+        let mut text = format!("cluster {} at {}, {}\n", self.cluster, self.provider, self.region);
+        let mut list = |title: &str, lines: &[String]| {
+            if !lines.is_empty() {
+                let _ = writeln!(text, "\n{title}:");
+                for line in lines {
+                    let _ = writeln!(text, "  {line}");
+                }
+            }
+        };
+        list("changed by hand, or not to be changed", &self.drift);
+        list("in the way", &self.refusals);
+        let rows: Vec<Vec<String>> = self.steps.iter().map(|step| step.row(&self.currency)).collect();
+        if rows.is_empty() {
+            text.push_str("\nnothing is to be made\n");
+        } else {
+            let _ = write!(text, "\n{}", table::render(&["TO DO", "TYPE", "A MONTH"], &rows));
+        }
+        let budget = self.budget.map_or(String::new(), |budget| format!(", of a budget of {budget}"));
+        let _ = writeln!(
+            text,
+            "\nmachines a month: {} {} now, {} then{budget} (without taxes, traffic and images)",
+            self.monthly_now, self.currency, self.monthly_then
+        );
+        text
+    }
+}
+
+impl Step {
+    fn row(&self, currency: &str) -> Vec<String> {
+        let (what, size, monthly) = match self {
+            Step::MakeNetwork { range } => (format!("make the private network {range}"), "", String::new()),
+            Step::MakeFirewall { role } => (format!("make the firewall of the {role}s"), "", String::new()),
+            Step::SetRules { role } => (format!("set the rules of the firewall of the {role}s"), "", String::new()),
+            Step::MakeServer { node, r#type, monthly } => {
+                (format!("make {node}"), r#type.as_str(), format!("{monthly} {currency}"))
+            }
+            Step::Start { node } => (format!("start {node}"), "", String::new()),
+        };
+        vec![what, size.to_string(), monthly]
+    }
+}
+
+fn unknown(offer: &Offer, provider: &Provider, node: &str, size: &str) -> String {
+    let known: Vec<&str> = offer.sizes.keys().map(String::as_str).collect();
+    let hint = match nearest(size, &known) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("there are {}", known.join(", ")),
+    };
+    format!("{node}: {} has no type {size} in {}; {hint}", provider.name.as_str(), provider.region)
+}

@@ -1,0 +1,503 @@
+//! `up`, `plan` and `destroy` against stateful fakes of the providers and of the cluster. The same question for all: is
+//! everything there once, whatever failed before, and is each call one that the provider has published.
+
+use super::fakes::{self, FakeCluster, Machine, Shared, World, held};
+use super::images::{Image, Images};
+use super::plan::{Plan, Situation, Step};
+use super::up::{Done, Up};
+use super::{Cents, Cloud, address_of, destroy, open, plan};
+use crate::config::{Provider, Settings};
+use crate::pki::Secrets;
+use crate::progress::Progress;
+use crate::upload::schema::Published;
+use crate::web::Interrupted;
+use crate::web::fake::{Call, Fault, Reply, Server, Virtual};
+use anyhow::Result;
+use node_metadata::Role;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, MutexGuard, OnceLock};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Hetzner,
+    DigitalOcean,
+}
+
+const ALL: [Which; 2] = [Which::Hetzner, Which::DigitalOcean];
+const SUM: &str = "0123456789ab";
+
+impl Which {
+    fn answer(self, call: &Call, world: &mut World) -> Reply {
+        match self {
+            Which::Hetzner => fakes::hetzner::answer(call, world),
+            Which::DigitalOcean => fakes::digitalocean::answer(call, world),
+        }
+    }
+
+    fn published(self) -> Published {
+        Published::new(match self {
+            Which::Hetzner => include_str!("../../tests/data/providers/hetzner.json"),
+            Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
+        })
+    }
+
+    fn provider(self) -> &'static str {
+        match self {
+            Which::Hetzner => "name = \"hetzner\"\nregion = \"nbg1\"\ntype = \"cx23\"\n",
+            Which::DigitalOcean => {
+                "name = \"digitalocean\"\nregion = \"fra1\"\ntype = \"s-1vcpu-1gb\"\nworker-type = \"s-1vcpu-2gb\"\nbucket = \"b\"\n"
+            }
+        }
+    }
+
+    /// A month of a master and a worker.
+    fn monthly(self) -> Cents {
+        match self {
+            Which::Hetzner => Cents(2 * (299 + 50)),
+            Which::DigitalOcean => Cents(600 + 1200),
+        }
+    }
+}
+
+/// The folder of all tests' cluster: its keys are made once.
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let dir = FOLDER.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        Secrets::ensure(&dir.path().join("secrets"), "demo").unwrap();
+        dir
+    });
+    dir.path()
+}
+
+fn settings(which: Which, more: &str) -> Settings {
+    let nodes = "[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname = \"w\"\nrole = \"worker\"\n";
+    let text = format!("name = \"demo\"\n[provider]\n{}{more}{nodes}", which.provider());
+    crate::config::parse(Path::new("cluster.toml"), &text, folder()).unwrap()
+}
+
+struct There;
+
+impl Images for There {
+    fn ensure(&self, _: Role) -> Result<Image> {
+        Ok(Image { id: "77".into(), sum: SUM.into() })
+    }
+}
+
+/// A provider and the cluster on it.
+struct Stage {
+    which: Which,
+    settings: Settings,
+    world: Shared,
+    server: Server,
+    clock: Arc<Virtual>,
+}
+
+impl Stage {
+    fn new(which: Which) -> Stage {
+        Stage::of(which, settings(which, ""))
+    }
+
+    fn of(which: Which, settings: Settings) -> Stage {
+        let world: Shared = Arc::default();
+        held(&world).slow = 1;
+        let there = world.clone();
+        let server = Server::start(move |call| {
+            let mut world = held(&there);
+            let reply = which.answer(call, &mut world);
+            world.answered += 1;
+            let answered = world.answered;
+            if let Some((clock, _)) = world.stops.as_ref().filter(|(_, before)| answered == before + 1) {
+                clock.stopped.store(true, Relaxed);
+            }
+            reply
+        });
+        Stage { which, settings, world, server, clock: Virtual::new() }
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        held(&self.world)
+    }
+
+    fn cloud(&self) -> Box<dyn Cloud> {
+        self.cloud_by("t0ken")
+    }
+
+    fn cloud_by(&self, token: &str) -> Box<dyn Cloud> {
+        let env = |name: &str| self.said(name, token);
+        open(&self.settings, self.provider(), &self.clock.client(), &env).unwrap()
+    }
+
+    fn provider(&self) -> &Provider {
+        self.settings.provider.as_ref().unwrap()
+    }
+
+    /// A variable of the environment.
+    fn said(&self, name: &str, token: &str) -> Option<String> {
+        match name {
+            "HCLOUD_TOKEN" | "DIGITALOCEAN_TOKEN" => Some(token.to_string()),
+            "HCLOUD_ENDPOINT" => Some(format!("{}/v1", self.server.url())),
+            "DIGITALOCEAN_API_URL" => Some(self.server.url()),
+            _ => None,
+        }
+    }
+
+    fn up(&self) -> Result<Done> {
+        let (cloud, client, clock) = (self.cloud(), self.clock.client(), self.clock.client());
+        let secrets = Secrets::open(&self.settings.secrets_dir());
+        let now = Box::new(move || clock.clock().now());
+        let cluster = FakeCluster { settings: &self.settings, world: self.world.clone(), now };
+        let up = Up {
+            settings: &self.settings,
+            provider: self.provider(),
+            secrets: &secrets,
+            cloud: &*cloud,
+            images: &There,
+            cluster: &cluster,
+            client: &client,
+            progress: &Progress::hidden(),
+        };
+        up.run()
+    }
+
+    fn plan(&self) -> Plan {
+        let cloud = self.cloud();
+        let (offer, inventory) = (cloud.offer().unwrap(), cloud.inventory().unwrap());
+        plan::plan(&Situation {
+            settings: &self.settings,
+            provider: self.provider(),
+            offer: &offer,
+            inventory: &inventory,
+            rules: [Role::Master, Role::Worker].map(|role| (role, cloud.rules(role))).into(),
+            built: BTreeMap::from([(Role::Master, SUM.to_string()), (Role::Worker, SUM.to_string())]),
+        })
+    }
+
+    fn destroy(&self) -> Result<()> {
+        destroy::destroy(&*self.cloud(), &self.clock.client(), |_| ())
+    }
+
+    /// Whether each thing is there, and once.
+    fn check_whole(&self, at: &str) {
+        let world = self.world();
+        let names: Vec<&str> = world.machines.values().map(|machine| machine.body["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["m.demo", "w.demo"], "{at}");
+        let mut kinds: Vec<&str> = world.things.keys().map(|(kind, _)| *kind).collect();
+        kinds.retain(|kind| *kind != "ssh_key");
+        let network = if self.which == Which::Hetzner { "network" } else { "vpc" };
+        let mut wanted = ["firewall", "firewall", network];
+        wanted.sort_unstable();
+        assert_eq!(kinds, wanted, "{at}");
+        assert_eq!(world.of_kind("ssh_key"), usize::from(self.which == Which::DigitalOcean), "{at}");
+        let joined: BTreeMap<&str, u64> = world.nodes.iter().map(|(name, id)| (name.as_str(), *id)).collect();
+        for (name, id) in joined {
+            assert!(world.machines.contains_key(&id), "{at}: {name} is no machine any more");
+        }
+        assert_eq!(world.nodes.len(), 2, "{at}");
+    }
+
+    fn check_calls(&self, but: Option<usize>) {
+        let published = self.which.published();
+        for (_, call) in self.server.calls().iter().enumerate().filter(|(n, _)| Some(*n) != but) {
+            published.check(call);
+        }
+    }
+}
+
+impl World {
+    fn of_kind(&self, kind: &str) -> usize {
+        self.things.keys().filter(|(known, _)| *known == kind).count()
+    }
+}
+
+#[test]
+fn a_cluster_comes_up_once_and_goes_by_published_calls() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        stage.world().away = 3;
+        let done = stage.up().unwrap();
+        stage.check_whole("up");
+        assert_eq!(done.made, ["m", "w"], "{which:?}");
+        let public = done.servers[0].public.unwrap().to_string();
+        let kubeconfig = std::fs::read_to_string(&done.kubeconfig).unwrap();
+        assert!(kubeconfig.contains("server: https://192.0.2."), "{kubeconfig}");
+        assert!(public.starts_with("192.0.2.") && done.servers[1].private.is_some(), "{done:?}");
+        let env = |name: &str| stage.said(name, "t0ken");
+        let asked = |node: &str| address_of(&stage.settings, stage.provider(), node, &stage.clock.client(), &env);
+        assert_eq!(asked("w").ok(), done.servers[1].public, "{which:?}");
+        assert!(asked("x").unwrap_err().to_string().contains("has no machine of x"));
+        // A second run asks, and does nothing.
+        let sent = stage.server.calls().len();
+        assert!(stage.up().unwrap().made.is_empty(), "{which:?}");
+        assert!(stage.server.calls()[sent..].iter().all(|call| call.method == "GET"), "{which:?}");
+        assert_eq!(stage.plan().steps, []);
+        assert!(stage.plan().drift.is_empty(), "{:?}", stage.plan().drift);
+        stage.destroy().unwrap();
+        assert!(stage.world().is_empty(), "{which:?}");
+        stage.destroy().unwrap();
+        stage.check_calls(None);
+    }
+}
+
+/// The faults of one call that `up` and `destroy` must come through, sooner or later. What only asks is asked again by
+/// the client in all other cases, which its own tests show.
+fn faults(call: &Call) -> Vec<Fault> {
+    if call.method == "GET" {
+        return vec![Fault::Instead(Reply::new(403))];
+    }
+    let limited = Reply::json(429, &json!({"id": "too_many_requests"})).header("retry-after", "20");
+    vec![
+        Fault::CutRequest(100),
+        Fault::CutAnswer(0),
+        Fault::After(Reply::new(504)),
+        Fault::Instead(limited),
+        Fault::Instead(Reply::new(403)),
+    ]
+}
+
+#[test]
+fn whichever_call_of_up_fails_the_next_run_ends_the_same() {
+    for which in ALL {
+        let calls = {
+            let stage = Stage::new(which);
+            stage.up().unwrap();
+            stage.server.calls()
+        };
+        for (n, call) in calls.iter().enumerate() {
+            for fault in faults(call) {
+                let stage = Stage::new(which);
+                stage.server.fail(n, fault.clone());
+                let at = format!("{which:?}, call {n}, {fault:?}");
+                if let Err(error) = stage.up() {
+                    let said = format!("{error:#}");
+                    assert!(!said.contains("t0ken") && !said.contains("seal-key"), "{at}: {said}");
+                }
+                stage.up().unwrap_or_else(|error| panic!("{at}: the next run: {error:#}"));
+                stage.check_whole(&at);
+                stage.check_calls(Some(n));
+            }
+        }
+    }
+}
+
+#[test]
+fn whenever_up_is_interrupted_the_next_run_ends_the_same() {
+    for which in ALL {
+        let mut interrupted = 0;
+        for n in 0.. {
+            let mut stage = Stage::new(which);
+            let stops = Some((stage.clock.clone(), n));
+            stage.world().stops = stops;
+            match stage.up() {
+                Ok(_) => break,
+                Err(error) => assert!(error.is::<Interrupted>(), "{which:?}, call {n}: {error:#}"),
+            }
+            interrupted += 1;
+            stage.world().stops = None;
+            stage.clock = Virtual::new();
+            stage.up().unwrap_or_else(|error| panic!("{which:?}, call {n}: {error:#}"));
+            stage.check_whole(&format!("{which:?}, interrupted behind call {n}"));
+        }
+        assert!(interrupted > 20, "{which:?}");
+    }
+}
+
+#[test]
+fn whichever_call_of_destroy_fails_the_next_run_leaves_nothing() {
+    for which in ALL {
+        let whole = Stage::new(which);
+        whole.up().unwrap();
+        let (before, there) = (whole.server.calls().len(), whole.world().clone());
+        whole.destroy().unwrap();
+        for (n, call) in whole.server.calls().iter().skip(before).enumerate() {
+            for fault in faults(call) {
+                let stage = Stage::new(which);
+                *stage.world() = there.clone();
+                stage.server.fail(n, fault.clone());
+                let first = stage.destroy();
+                assert!(first.is_err() || stage.world().is_empty(), "{which:?}, call {n}, {fault:?}");
+                stage.destroy().unwrap_or_else(|error| panic!("{which:?}, call {n}, {fault:?}: {error:#}"));
+                assert!(stage.world().is_empty(), "{which:?}, call {n}, {fault:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_plan_has_the_price_and_minds_the_budget() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        let plan = stage.plan();
+        let makes = |step: &Step| matches!(step, Step::MakeServer { .. });
+        assert_eq!(plan.steps.iter().filter(|step| makes(step)).count(), 2);
+        assert!(matches!(&plan.steps[0], Step::MakeNetwork { range } if range == "10.80.0.0/20"), "{plan:?}");
+        assert_eq!((plan.monthly_now, plan.monthly_then), (Cents(0), which.monthly()), "{which:?}");
+        assert!(plan.refusals.is_empty() && plan.makes_servers(), "{plan:?}");
+        assert!(plan.shown().contains("make the firewall of the workers"), "{}", plan.shown());
+        let text = serde_json::to_value(&plan).unwrap();
+        assert_eq!(text["monthlyThen"], which.monthly().0);
+        let poor = Stage::of(which, settings(which, "budget = 6\n"));
+        assert!(poor.plan().refusals[0].contains("the budget is 6.00"), "{:?}", poor.plan().refusals);
+        let typo = which.provider().split('\n').nth(2).unwrap().split('"').nth(1).unwrap();
+        let wrong = settings(which, "").text.replacen(typo, &format!("{typo}x"), 1);
+        let wrong = crate::config::parse(Path::new("c"), &wrong, folder()).unwrap();
+        let refusals = Stage::of(which, wrong).plan().refusals;
+        assert!(refusals[0].contains(&format!("did you mean {typo}?")), "{refusals:?}");
+        let elsewhere = settings(which, "").text.replace("nbg1", "nbg2").replace("fra1", "fra9");
+        let elsewhere = crate::config::parse(Path::new("c"), &elsewhere, folder()).unwrap();
+        let error = Stage::of(which, elsewhere).cloud().offer().unwrap_err();
+        assert!(error.is::<crate::input::BadInput>(), "{error:#}");
+    }
+}
+
+#[test]
+fn what_was_changed_by_hand_comes_first_and_is_put_right() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        stage.up().unwrap();
+        let rules = if which == Which::Hetzner { "rules" } else { "inbound_rules" };
+        {
+            let mut world = stage.world();
+            let id = world.machine("w.demo")[0];
+            world.machines.get_mut(&id).unwrap().off = true;
+            let name = |body: &serde_json::Value| body["name"] == "kimg-demo-worker";
+            let firewall = world.things.iter_mut().find(|(_, body)| name(body)).unwrap().1;
+            firewall[rules] = json!([]);
+            let master = world.things.iter().find(|(_, body)| body["name"] == "kimg-demo-master").unwrap().0;
+            let master = *master;
+            world.things.remove(&master);
+        }
+        let plan = stage.plan();
+        assert_eq!(
+            plan.drift,
+            [
+                "the firewall of the masters is gone",
+                "the rules of the firewall of the workers were changed",
+                "w is switched off"
+            ]
+        );
+        assert_eq!(
+            plan.steps,
+            [
+                Step::MakeFirewall { role: Role::Master },
+                Step::SetRules { role: Role::Worker },
+                Step::Start { node: "w".into() }
+            ]
+        );
+        assert!(stage.up().unwrap().made.is_empty());
+        stage.check_whole("put right");
+        assert!(stage.plan().drift.is_empty(), "{:?}", stage.plan());
+        stage.check_calls(None);
+    }
+}
+
+#[test]
+fn machines_that_nobody_knows_or_that_are_two_are_told() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        stage.up().unwrap();
+        let (w, copies) = {
+            let world = stage.world();
+            let id = world.machine("w.demo")[0];
+            (id, world.machines[&id].body.clone())
+        };
+        let mut stranger = copies.clone();
+        stranger["name"] = json!("x.demo");
+        if which == Which::Hetzner {
+            stranger["labels"]["kimg-node"] = json!("x");
+        }
+        stage.world().machines.insert(90, Machine { body: stranger, looked: 9, ..Machine::default() });
+        let plan = stage.plan();
+        assert!(plan.drift[0].starts_with("x ("), "{:?}", plan.drift);
+        assert!(plan.steps.is_empty() && plan.refusals.is_empty() && plan.monthly_now > which.monthly());
+        stage.world().machines.insert(91, Machine { body: copies, looked: 9, ..Machine::default() });
+        assert!(stage.plan().refusals[0].contains(&format!("w has several machines ({w}, 91)")), "{:?}", stage.plan());
+        // Without its master a cluster has no store: a new one is nothing that happens by itself.
+        let master = stage.world().machine("m.demo")[0];
+        stage.world().machines.remove(&master);
+        assert!(stage.plan().refusals[0].contains("the store went with it"), "{:?}", stage.plan());
+    }
+}
+
+#[test]
+fn a_lost_worker_is_made_anew_and_takes_its_name_over() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        stage.up().unwrap();
+        let old = stage.world().machine("w.demo")[0];
+        stage.world().machines.remove(&old);
+        let done = stage.up().unwrap();
+        assert_eq!(done.made, ["w"], "{which:?}");
+        stage.check_whole("made anew");
+        assert!(stage.world().tokens.is_empty(), "used up");
+    }
+}
+
+#[test]
+fn a_worker_that_missed_its_token_is_made_anew() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        stage.up().unwrap();
+        let old = stage.world().machine("w.demo")[0];
+        // As if the run had ended when the machine was made, and nobody came back for an hour.
+        stage.world().nodes.remove("w");
+        let before = stage.clock.client();
+        before.clock().sleep(std::time::Duration::from_secs(2 * 3600)).unwrap();
+        let done = stage.up().unwrap();
+        assert_eq!(done.made, ["w"], "{which:?}");
+        assert!(!stage.world().machines.contains_key(&old), "{which:?}");
+        stage.check_whole("made anew");
+    }
+}
+
+#[test]
+fn what_a_provider_refuses_is_a_sentence() {
+    for (which, says) in [(Which::Hetzner, "no room in this location"), (Which::DigitalOcean, "has none of this type")]
+    {
+        let stage = Stage::new(which);
+        stage.world().refuses = true;
+        let error = format!("{:#}", stage.up().unwrap_err());
+        assert!(error.contains(says), "{error}");
+        let stage = Stage::new(which);
+        stage.world().limit = Some(1);
+        let error = format!("{:#}", stage.up().unwrap_err());
+        assert!(error.contains("may have no more of these"), "{error}");
+        stage.destroy().unwrap();
+        assert!(stage.world().is_empty(), "{which:?}");
+        let error = format!("{:#}", stage.cloud_by("wr0ng").offer().unwrap_err());
+        assert!(error.contains("does not take the token of") && !error.contains("wr0ng"), "{error}");
+        let patience = Reply::json(429, &json!({})).header("retry-after", "9000");
+        stage.server.fail(stage.server.calls().len(), Fault::Instead(patience));
+        let error = format!("{:#}", stage.cloud().offer().unwrap_err());
+        assert!(error.contains("wants more patience"), "{error}");
+    }
+    let stage = Stage::new(Which::DigitalOcean);
+    stage.world().limit = Some(1);
+    assert!(stage.plan().refusals[0].contains("the account may have 1 more"), "{:?}", stage.plan());
+    stage.world().things.insert(("vpc", 9), json!({"name": "other", "ip_range": "10.80.0.0/20"}));
+    let error = format!("{:#}", stage.up().unwrap_err());
+    assert!(error.contains("write another network under [provider]"), "{error}");
+}
+
+#[test]
+fn what_somebody_else_called_so_is_not_taken() {
+    let stage = Stage::new(Which::Hetzner);
+    stage.world().things.insert(("network", 9), json!({"name": "kimg-demo", "labels": {}}));
+    let error = format!("{:#}", stage.up().unwrap_err());
+    assert!(error.contains("that is not this cluster's"), "{error}");
+    assert!(stage.world().machines.is_empty());
+}
+
+#[test]
+fn a_cluster_that_never_is_ready_is_given_up_with_what_it_said() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        stage.world().away = usize::MAX;
+        let error = format!("{:#}", stage.up().unwrap_err());
+        assert!(error.contains("it does not answer yet") && error.contains("not done after 15 minutes"), "{error}");
+        assert!(error.contains("`kimg up` goes on waiting"), "{error}");
+    }
+}
