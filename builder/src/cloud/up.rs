@@ -151,7 +151,7 @@ impl Up<'_> {
         let (name, role) = (node.entry.name.as_str(), node.entry.role);
         let image = self.images.ensure(role)?;
         let place = Place::Network { range: self.provider.network, master };
-        let user_data = seed::user_data(self.settings, node, place, token, self.secrets)?;
+        let user_data = seed::user_data(self.settings, node, place, seed::Begin::Join(token), self.secrets)?;
         let size = self.provider.types.get(name).with_context(|| format!("nothing says which type {name} is"))?;
         let firewall = ground.firewalls.get(&role).with_context(|| format!("there is no firewall of {role}s"))?;
         self.progress.line(&format!("making {name}, {size}"));

@@ -243,10 +243,11 @@ mod tests {
         // There, kimg has made the network and the master before.
         let range = "10.80.0.0/20".parse().expect("range");
         let master = Place::Network { range, master: None };
-        let master = user_data(&settings, &settings.nodes[0], master, None, &secrets).expect("text");
+        let master = user_data(&settings, &settings.nodes[0], master, Begin::Join(None), &secrets).expect("text");
         assert!(master.contains("  node-ip: [\"10.80.0.0/20\"]\n  seal-key: "), "{master}");
         let worker = Place::Network { range, master: "10.80.0.2".parse().ok() };
-        let worker = user_data(&settings, &settings.nodes[1], worker, Some(&token), &secrets).expect("text");
+        let worker =
+            user_data(&settings, &settings.nodes[1], worker, Begin::Join(Some(&token)), &secrets).expect("text");
         assert!(worker.contains("  node-ip: [\"10.80.0.0/20\"]\n  api: [\"10.80.0.2\"]\n  token: abc"), "{worker}");
         let settings =
             crate::config::parse(Path::new("c"), &format!("{text}[api]\nnames = [\"api.example\"]\n"), dir.path())
