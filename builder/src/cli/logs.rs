@@ -26,7 +26,7 @@ pub(super) struct WhichLines {
     #[arg(long, short)]
     follow: bool,
     /// Only lines of so long ago: 90s, 10m, 1h30m, 2d
-    #[arg(long, value_parser = line::span)]
+    #[arg(long, value_name = "SPAN", value_parser = line::span)]
     since: Option<Duration>,
     /// Only the last N lines of all [default: 200 where --since is not given]
     #[arg(long, alias = "lines", value_name = "N")]
