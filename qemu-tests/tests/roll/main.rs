@@ -235,8 +235,8 @@ fn all_nodes(cluster: &Cluster) -> Result {
     ensure!(said.ok, "{}", said.all());
     ensure!(said.out.contains("replaced: master-1, worker-1, worker-2"), "{}", said.out);
     ensure!(said.err.contains("the API answers again; it was away for "), "{}", said.err);
-    visits.check_all_seen()?;
     writes.check_all_there(cluster)?;
+    visits.check_all_seen()?;
     let after = boots(cluster)?;
     for node in NODES {
         ensure!(boot_of(&after, node) != boot_of(&before, node), "{node} did not boot anew");
@@ -262,8 +262,8 @@ fn mute_master(cluster: &Cluster) -> Result {
     let back = cluster.kimg(&["roll", "--rollback", "--yes", "--settle", "3"])?;
     let (visits, writes) = (visitor.stop()?, writer.stop()?);
     ensure!(back.ok, "{}", back.all());
-    visits.check_all_seen()?;
     writes.check_all_there(cluster)?;
+    visits.check_all_seen()?;
     let after = boots(cluster)?;
     ensure!(boot_of(&after, "master-1") != boot_of(&before, "master-1"), "master-1 did not boot anew");
     ensure!(boot_of(&after, "worker-1") == boot_of(&before, "worker-1"), "worker-1 was touched");
