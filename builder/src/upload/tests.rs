@@ -360,6 +360,18 @@ fn a_crash_leaves_parts_that_the_next_run_uses() {
 }
 
 #[test]
+fn a_store_that_never_ends_is_read_for_as_long_as_the_image_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
+    let stage = Stage::new(Which::S3);
+    let bytes = vec![7; image.sum.size as usize + 1000];
+    stage.world().objects.insert("x".into(), fakes::Object { sum: String::new(), bytes, public: false });
+    let error = stage.provider().wait("x", &image).unwrap_err().to_string();
+    let read = crate::cache::hash::hex_of(&vec![7; image.sum.size as usize + 1]);
+    assert!(error.contains(&read) && error.contains("damaged"), "{error}");
+}
+
+#[test]
 fn only_blocks_that_hold_something_are_sent() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = dir.path().join("disk");

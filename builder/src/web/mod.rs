@@ -12,8 +12,8 @@ pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use request::{Answer, Body, Refused, Request, escape};
-pub use retry::{Clock, Interrupted, SystemClock};
+pub use request::{Answer, Body, Refused, Request, escape, without_password};
+pub use retry::{Clock, Interrupted, Steady, SystemClock};
 
 use crate::pki::ClientCertificate;
 use anyhow::{Context, Result, bail};
@@ -193,7 +193,7 @@ impl Client {
         }
         self.persist(request, None, |response| {
             let (head, body) = response.into_parts();
-            let reader = Box::new(self.watched(body)) as Box<dyn Read>;
+            let reader = Box::new(Steady::new(self.watched(body))) as Box<dyn Read>;
             Ok((Answer::new(request, head.status.as_u16(), head.headers, Vec::new()), reader))
         })
     }

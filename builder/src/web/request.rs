@@ -1,5 +1,6 @@
 //! What is sent, and what came back. Neither shows a secret when it is printed.
 
+use crate::logs::line::harmless;
 use anyhow::{Context, Result, bail};
 use http::{HeaderMap, Method, StatusCode};
 use indicatif::ProgressBar;
@@ -337,12 +338,23 @@ impl Request {
 #[derive(Debug, Clone)]
 pub struct Answer {
     what: String,
+    place: Option<String>,
     /// Status.
     pub status: u16,
     /// Header fields.
     pub headers: HeaderMap,
     /// Body.
     pub body: Vec<u8>,
+}
+
+/// An address without the user and the password in it, for messages.
+pub fn without_password(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://…@{host}{path}"),
+        None => url.to_string(),
+    }
 }
 
 /// A server said no.
@@ -363,7 +375,13 @@ fn behind_colon(said: &str) -> String {
 
 impl Answer {
     pub(super) fn new(request: &Request, status: u16, headers: HeaderMap, body: Vec<u8>) -> Answer {
-        Answer { what: request.shown(), status, headers, body }
+        let place = headers.get("location").and_then(|place| resolved(&request.url, place.to_str().ok()?));
+        Answer { what: request.shown(), place, status, headers, body }
+    }
+
+    /// The whole address that its `Location` stands for, which may be written as seen from that of the request.
+    pub fn place(&self) -> Option<&str> {
+        self.place.as_deref()
     }
 
     /// Whether the status begins with 2.
@@ -383,7 +401,7 @@ impl Answer {
     pub fn refused(&self) -> Refused {
         let text = String::from_utf8_lossy(&self.body);
         let words: Vec<&str> = text.split_whitespace().collect();
-        let said: String = words.join(" ").chars().take(400).collect();
+        let said = harmless(&words.join(" ").chars().take(400).collect::<String>());
         Refused { what: self.what.clone(), status: self.status, said }
     }
 
@@ -440,7 +458,20 @@ pub fn escape(text: &str, slash: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::resolved;
+    use super::{resolved, without_password};
+
+    #[test]
+    fn a_message_shows_no_password() {
+        for (url, shown) in [
+            ("http://u:p@a.example/x", "http://…@a.example/x"),
+            ("https://u@a.example", "https://…@a.example"),
+            ("http://u:p@b@a.example:80?q=@", "http://…@a.example:80?q=@"),
+            ("http://a.example/x@y", "http://a.example/x@y"),
+            ("file:///a@b", "file:///a@b"),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
+    }
 
     #[test]
     fn references_lead_from_where_they_stand() {

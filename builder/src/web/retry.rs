@@ -6,7 +6,7 @@ use anyhow::Result;
 use http::HeaderMap;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Failures in a row after which a call has failed.
 const FAILURES: u32 = 6;
@@ -104,6 +104,42 @@ impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.clock.check().map_err(|_| io::Error::other(Interrupted))?;
         self.inner.read(buffer)
+    }
+}
+
+/// How slowly a body may come: this many bytes in that time. Whoever drips them keeps nobody waiting for ever.
+const LEAST: u64 = 30 << 10;
+const LEAST_IN: Duration = Duration::from_secs(30);
+
+/// A reader that ends with an error where its source gives less than [`LEAST`] in [`LEAST_IN`].
+#[derive(Debug)]
+pub struct Steady<R> {
+    inner: R,
+    window: Duration,
+    since: Instant,
+    bytes: u64,
+}
+
+impl<R> Steady<R> {
+    /// Reads from `inner`, which ends a read that gets nothing at all by itself.
+    pub fn new(inner: R) -> Steady<R> {
+        Steady { inner, window: LEAST_IN, since: Instant::now(), bytes: 0 }
+    }
+}
+
+impl<R: Read> Read for Steady<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.bytes += n as u64;
+        // The end is never too late.
+        if n > 0 && self.since.elapsed() >= self.window {
+            if self.bytes < LEAST {
+                let slow = format!("{} bytes came in {} s", self.bytes, self.since.elapsed().as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, slow));
+            }
+            (self.since, self.bytes) = (Instant::now(), 0);
+        }
+        Ok(n)
     }
 }
 
@@ -239,5 +275,36 @@ impl Pause {
         let time = base + base.mul_f64(rand::random_range(0.0..0.25));
         self.waited += time;
         time
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_drips_is_not_waited_for() {
+        struct Drip(u64);
+        impl Read for Drip {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                std::thread::sleep(Duration::from_millis(2));
+                self.0 = self.0.saturating_sub(1);
+                buffer[0] = 1;
+                Ok(usize::from(self.0 > 0))
+            }
+        }
+        let read = |count, window| {
+            let mut steady = Steady { window, ..Steady::new(Drip(count)) };
+            steady.read_to_end(&mut Vec::new()).map_err(|error| error.kind())
+        };
+        assert_eq!(read(u64::MAX, Duration::from_millis(20)), Err(io::ErrorKind::TimedOut));
+        // Little is no fault, and may be whole.
+        assert_eq!(read(10, Duration::from_secs(30)), Ok(9));
+        let mut enough = Steady { window: Duration::from_millis(1), ..Steady::new(io::repeat(0)) };
+        let mut buffer = vec![0; usize::try_from(LEAST).unwrap()];
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(2));
+            enough.read_exact(&mut buffer).unwrap();
+        }
     }
 }

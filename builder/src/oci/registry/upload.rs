@@ -125,9 +125,7 @@ impl Registry {
     }
 
     fn session(&self, answer: &Answer) -> Result<Session> {
-        let location = answer.header("location").context("the registry does not say where to upload to")?;
-        let location =
-            if location.starts_with('/') { format!("{}{location}", self.base) } else { location.to_string() };
+        let location = answer.place().context("the registry does not say where to upload to")?.to_string();
         if self.base.starts_with("https://") && !location.starts_with("https://") {
             bail!("{} names a place without TLS for the upload", self.base);
         }
