@@ -281,6 +281,12 @@ fn url(written: Option<Spanned<String>>, field: &str) -> Result<Option<String>, 
         return Ok(None);
     };
     let value = written.get_ref();
+    // Not even in the message.
+    if value.contains('@') {
+        let message = "a URL here has no user and password in it: this file goes into every image's manifest, and on \
+                       from there; leave out what stands before the @";
+        return Err(fault(&written, field, message));
+    }
     if value.starts_with("http://") || value.starts_with("https://") || value.starts_with("file://") {
         return Ok(Some(value.trim_end_matches('/').to_string()));
     }
