@@ -1,10 +1,21 @@
 //! Unpacking .deb files: an `ar` archive whose `data.tar.*` member holds the files.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
+
+/// What a package may unpack to, in bytes: it is held in memory, and a few kilobytes may claim to be any number.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Each file that is wanted.
+    file: u64,
+    /// All of the package.
+    all: u64,
+}
+
+const LIMITS: Limits = Limits { file: 512 << 20, all: 2 << 30 };
 
 /// One entry of a package. Owners and times are dropped: images have none of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +42,7 @@ pub fn control(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let read = || -> Result<String> {
         let (name, data) = member(&bytes, "control.tar")?;
-        let files = read_tar(decompressed(name, data)?, |file| file == "/control")?;
+        let files = read_tar(decompressed(name, data)?, LIMITS, |file| file == "/control")?;
         match files.get("/control") {
             Some(Entry::File(_, text)) => Ok(String::from_utf8_lossy(text).into_owned()),
             _ => bail!("it has no control file"),
@@ -42,7 +53,7 @@ pub fn control(path: &Path) -> Result<String> {
 
 fn unpack_bytes(bytes: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Files> {
     let (name, data) = member(bytes, "data.tar")?;
-    read_tar(decompressed(name, data)?, wanted)
+    read_tar(decompressed(name, data)?, LIMITS, wanted)
 }
 
 fn decompressed<'a>(name: &str, data: &'a [u8]) -> Result<Box<dyn Read + 'a>> {
@@ -70,10 +81,23 @@ fn member<'a>(bytes: &'a [u8], wanted: &str) -> Result<(&'a str, &'a [u8])> {
     bail!("no {wanted} member")
 }
 
+/// A reader that fails behind so many bytes.
+struct Limited<R>(io::Take<R>);
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.0.read(buffer)?;
+        if self.0.limit() == 0 {
+            return Err(io::Error::other("it unpacks to more than a package may have"));
+        }
+        Ok(n)
+    }
+}
+
 /// Reads a tar into memory, with absolute, merged-/usr paths.
-fn read_tar(reader: impl Read, wanted: impl Fn(&str) -> bool) -> Result<Files> {
+fn read_tar(reader: impl Read, limits: Limits, wanted: impl Fn(&str) -> bool) -> Result<Files> {
     let mut files = Files::new();
-    let mut archive = tar::Archive::new(reader);
+    let mut archive = tar::Archive::new(Limited(reader.take(limits.all)));
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = absolute(&entry.path_bytes())?;
@@ -83,8 +107,11 @@ fn read_tar(reader: impl Read, wanted: impl Fn(&str) -> bool) -> Result<Files> {
         let mode = entry.header().mode()? & 0o7777;
         match entry.header().entry_type() {
             tar::EntryType::Regular | tar::EntryType::Continuous => {
-                let mut data = Vec::with_capacity(usize::try_from(entry.size())?);
+                let size = entry.size();
+                ensure!(size <= limits.file, "{path} has {size} bytes, which is more than a file may have");
+                let mut data = Vec::new();
                 entry.read_to_end(&mut data)?;
+                ensure!(data.len() as u64 == size, "{path} is cut short");
                 files.insert(path, Entry::File(mode, data.into()));
             }
             tar::EntryType::Symlink => {
@@ -170,6 +197,27 @@ mod tests {
             let files = unpack_bytes(&deb(&[(member, &data)]), |_| true).unwrap();
             assert_eq!(files["/usr/sbin/mke2fs"], Entry::File(0o755, b"elf"[..].into()));
         }
+    }
+
+    #[test]
+    fn what_a_package_claims_takes_no_memory() {
+        for size in [1 << 36, 1 << 62] {
+            let mut header = tar::Header::new_gnu();
+            header.set_path("a").unwrap();
+            header.set_mode(0o644);
+            header.set_size(size);
+            header.set_cksum();
+            let error = unpack_bytes(&deb(&[("data.tar", header.as_bytes())]), |_| true).unwrap_err();
+            assert!(error.to_string().contains("/a has"), "{error:#}");
+        }
+        let text = "x".repeat(6000);
+        let tar = tar_of(&[("./a", text.as_str()), ("./b", text.as_str())]);
+        let read = |file, all| read_tar(&tar[..], Limits { file, all }, |_| true);
+        assert_eq!(read(6000, 1 << 20).unwrap().len(), 2);
+        assert!(read(5999, 1 << 20).unwrap_err().to_string().contains("more than a file may have"));
+        assert!(format!("{:#}", read(6000, 10_000).unwrap_err()).contains("more than a package may have"));
+        // Also what nobody wants takes time.
+        assert!(read_tar(&tar[..], Limits { file: 0, all: 10_000 }, |_| false).is_err());
     }
 
     #[test]
