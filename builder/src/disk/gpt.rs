@@ -195,6 +195,9 @@ impl Table {
         }
         let guid = |b: &[u8]| Guid::from_disk_bytes(b[..16].try_into().unwrap_or_default());
         let Some(entries) = bytes.get(1024..1024 + ENTRIES * ENTRY) else { bail!("the partition table is cut short") };
+        if crc32(entries).to_le_bytes() != h[88..92] {
+            bail!("the checksum of the partitions' entries is wrong; the image is damaged");
+        }
         let mut partitions = Vec::new();
         for e in entries.chunks_exact(ENTRY).filter(|e| e[..16] != [0; 16]) {
             let (first, last) = (u64_at(e, 32), u64_at(e, 40));
@@ -240,9 +243,12 @@ mod tests {
         assert_eq!(head[440..446], [0; 6], "boot code must not reach the disk signature");
         assert_eq!(Table::parse(&head).unwrap(), table);
         assert_eq!(table.tail().len(), 33 * 512);
-        let mut damaged = head.clone();
-        damaged[600] ^= 1;
-        assert!(Table::parse(&damaged).is_err());
+        // The header; an entry that is used; one that is not.
+        for place in [600, 1024 + 32, 34 * 512 - 1] {
+            let mut damaged = head.clone();
+            damaged[place] ^= 1;
+            assert!(Table::parse(&damaged).unwrap_err().to_string().contains("checksum"), "{place}");
+        }
     }
 
     #[test]
