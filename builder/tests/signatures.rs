@@ -40,7 +40,7 @@ fn cosign_takes_what_is_signed_and_nothing_else() {
         version: env!("CARGO_PKG_VERSION").into(),
         cluster: "demo".into(),
         role: Role::Worker,
-        root_hash: "00".into(),
+        root_hash: "00".repeat(32),
         kernel: String::new(),
         command_line: String::new(),
         secrets: "none".into(),

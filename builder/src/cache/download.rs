@@ -1,7 +1,7 @@
 //! Fetching files over HTTP into a content-addressed store: resumed after an interruption, checked, renamed into place.
 
-use crate::cache::hash;
-use crate::web::Interrupted;
+use crate::cache::{self, hash};
+use crate::web::{Interrupted, Steady, without_password};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use std::fs::{self, File};
@@ -65,20 +65,23 @@ fn is_final(error: &anyhow::Error) -> bool {
 
 /// Fetches a small file into memory.
 pub fn get(client: &ureq::Agent, url: &str, limit: u64) -> Result<Vec<u8>> {
-    let (head, body) = client.get(url).call().with_context(|| format!("fetching {url}"))?.into_parts();
+    let called = client.get(url).call();
+    // From here on for messages: the host's apt sources may have a password in them.
+    let url = without_password(url);
+    let (head, body) = called.with_context(|| format!("fetching {url}"))?.into_parts();
     match head.status.as_u16() {
         200 => {
             // ureq's own limit counts what came, and that may be packed.
             let mut bytes = Vec::new();
             let reader = body.into_with_config().limit(u64::MAX).reader();
-            reader.take(limit + 1).read_to_end(&mut bytes).with_context(|| format!("reading {url}"))?;
+            Steady::new(reader).take(limit + 1).read_to_end(&mut bytes).with_context(|| format!("reading {url}"))?;
             if bytes.len() as u64 > limit {
                 bail!("{url} is longer than the {limit} bytes that it may have");
             }
             Ok(bytes)
         }
-        status @ (404 | 410) => Err(Missing { url: url.to_string(), status }.into()),
-        status => Err(Answered { url: url.to_string(), status }.into()),
+        status @ (404 | 410) => Err(Missing { url, status }.into()),
+        status => Err(Answered { url, status }.into()),
     }
 }
 
@@ -89,12 +92,14 @@ pub type Open<'a> = dyn Fn(u64) -> Result<(u16, Box<dyn Read>)> + 'a;
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    /// Where the sums of unchanged files are remembered.
+    memory: PathBuf,
 }
 
 impl Store {
-    /// The store in `dir`.
-    pub fn new(dir: &Path) -> Store {
-        Store { dir: dir.to_path_buf() }
+    /// The store in `dir`; `memory` is that of [`hash::hex_of_file_remembered`].
+    pub fn new(dir: &Path, memory: &Path) -> Store {
+        Store { dir: dir.to_path_buf(), memory: memory.to_path_buf() }
     }
 
     /// Where a file with this SHA-256 is kept.
@@ -102,9 +107,11 @@ impl Store {
         self.dir.join(sha256)
     }
 
-    /// Whether the file is there in full. It was checked when it was stored.
+    /// Whether the file is there, and still what it was when it was stored; one that is not is fetched again.
     pub fn has(&self, sha256: &str, size: u64) -> bool {
-        fs::metadata(self.path(sha256)).is_ok_and(|m| m.len() == size)
+        let path = self.path(sha256);
+        fs::metadata(&path).is_ok_and(|m| m.len() == size)
+            && hash::hex_of_file_remembered(&path, &self.memory).is_ok_and(|found| found == sha256)
     }
 
     /// Makes sure that the file is there.
@@ -116,14 +123,16 @@ impl Store {
         size: u64,
         bar: &ProgressBar,
     ) -> Result<PathBuf> {
-        self.fetch_by(url, sha256, size, bar, &|from| {
+        let shown = without_password(url);
+        self.fetch_by(&shown, sha256, size, bar, &|from| {
             let mut request = client.get(url);
             if from > 0 {
                 request = request.header("range", format!("bytes={from}-"));
             }
-            let response = request.call().with_context(|| format!("fetching {url}"))?;
+            let response = request.call().with_context(|| format!("fetching {shown}"))?;
             let (head, body) = response.into_parts();
-            Ok((head.status.as_u16(), Box::new(body.into_with_config().limit(size + 1).reader()) as Box<dyn Read>))
+            let body = Steady::new(body.into_with_config().limit(u64::MAX).reader());
+            Ok((head.status.as_u16(), Box::new(body) as Box<dyn Read>))
         })
     }
 
@@ -137,9 +146,8 @@ impl Store {
         let partial = self.dir.join(format!("{sha256}.part"));
         // Another kimg may be fetching the same file; then its work is waited for, and used.
         let lock = self.dir.join(format!("{sha256}.lock"));
-        let turn = File::create(&lock)
-            .and_then(|file| file.lock().map(|()| file))
-            .with_context(|| format!("locking {}", partial.display()))?;
+        let turn = cache::open_private(&lock)?;
+        turn.lock().with_context(|| format!("locking {}", partial.display()))?;
         let fetched = self.fetch_alone(url, &partial, sha256, size, bar, open);
         drop(turn);
         if fetched.is_ok() {
@@ -178,7 +186,8 @@ impl Store {
                 "{url} has SHA-256 {found}, and {sha256} was asked for; the server or a proxy on the way changes files"
             );
         }
-        fs::rename(partial, &path).with_context(|| format!("storing {}", path.display()))?;
+        cache::store(partial, &path)?;
+        hash::remember(&path, sha256, &self.memory)?;
         Ok(path)
     }
 }
@@ -218,7 +227,7 @@ fn transfer(url: &str, partial: &Path, size: u64, bar: &ProgressBar, open: &Open
     file.seek(SeekFrom::Start(have))?;
     bar.set_position(have);
     // One byte too many shows that the file is another.
-    let mut body = body.take(size + 1);
+    let mut body = body.take(size.saturating_add(1));
     let mut buffer = vec![0; 1 << 16];
     loop {
         let n = match body.read(&mut buffer) {
@@ -282,7 +291,7 @@ mod tests {
     fn a_broken_transfer_goes_on_where_it_ended() {
         let content: &[u8] = b"0123456789abcdef";
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::new(dir.path(), &dir.path().join("sums"));
         let url = server(content, 2);
         let path = store.fetch(&client(), &url, &hash::hex_of(content), 16, &ProgressBar::hidden()).unwrap();
         assert_eq!(fs::read(path).unwrap(), content);
@@ -292,7 +301,7 @@ mod tests {
     fn a_no_is_not_asked_for_again() {
         use std::cell::Cell;
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::new(dir.path(), &dir.path().join("sums"));
         let asked = Cell::new(0);
         let fetch = |open: &dyn Fn() -> Result<(u16, Box<dyn Read>)>| {
             asked.set(0);
@@ -336,11 +345,32 @@ mod tests {
     #[test]
     fn wrong_content_is_refused_and_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::new(dir.path(), &dir.path().join("sums"));
         let url = server(b"0123456789abcdef", 2);
         let error = store.fetch(&client(), &url, &hash::hex_of(b"x"), 16, &ProgressBar::hidden()).unwrap_err();
         assert!(error.to_string().contains("was asked for"), "{error}");
         assert!(!store.has(&hash::hex_of(b"x"), 16));
         assert!(!fs::exists(dir.path().join(format!("{}.part", hash::hex_of(b"x")))).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_was_altered_is_fetched_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path(), &dir.path().join("sums"));
+        let (sha256, asked) = (hash::hex_of(b"whole"), std::cell::Cell::new(0));
+        let fetch = || {
+            store.fetch_by("u", &sha256, 5, &ProgressBar::hidden(), &|_| {
+                asked.set(asked.get() + 1);
+                Ok((200, Box::new(&b"whole"[..])))
+            })
+        };
+        let path = fetch().unwrap();
+        assert_eq!(fetch().unwrap(), path);
+        assert_eq!(asked.get(), 1);
+        // As long as before. Times are as fine as the kernel's clock.
+        std::thread::sleep(Duration::from_millis(30));
+        fs::write(&path, "whale").unwrap();
+        assert_eq!(fs::read(fetch().unwrap()).unwrap(), b"whole");
+        assert_eq!(asked.get(), 2);
     }
 }

@@ -1,11 +1,13 @@
 //! SHA-256 of bytes, files and step inputs.
 
+use crate::input;
 use anyhow::{Context, Result};
 use ring::digest;
 use std::fs;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whether a text is a SHA-256 in hex: what is none must never become part of a path.
 pub fn is_sha256(text: &str) -> bool {
@@ -26,13 +28,13 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 /// SHA-256 of a file, read once.
 pub fn hex_of_file(path: &Path) -> Result<String> {
-    let mut file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut file = input::open(path)?;
     hex_of_reader(&mut file).with_context(|| format!("reading {}", path.display()))
 }
 
 /// SHA-512 of a file, read once.
 pub fn sha512_of_file(path: &Path) -> Result<String> {
-    let mut file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut file = input::open(path)?;
     sum_of_reader(&digest::SHA512, &mut file).with_context(|| format!("reading {}", path.display()))
 }
 
@@ -55,6 +57,26 @@ fn sum_of_reader(algorithm: &'static digest::Algorithm, reader: &mut dyn Read) -
 
 /// SHA-256 of a file, remembered in `memory` (a folder) as long as size, times and inode stay the same.
 pub fn hex_of_file_remembered(path: &Path, memory: &Path) -> Result<String> {
+    let (note, stamp) = note_of(path, memory)?;
+    if let Ok(text) = fs::read_to_string(&note)
+        && let Some((hash, known)) = text.split_once(' ')
+        && known == stamp
+    {
+        return Ok(hash.to_string());
+    }
+    let hash = hex_of_file(path)?;
+    super::write_atomic(&note, format!("{hash} {stamp}").as_bytes())?;
+    Ok(hash)
+}
+
+/// Remembers a sum that is known of a file as it is now, so that nobody reads it for that again.
+pub fn remember(path: &Path, hash: &str, memory: &Path) -> Result<()> {
+    let (note, stamp) = note_of(path, memory)?;
+    super::write_atomic(&note, format!("{hash} {stamp}").as_bytes())
+}
+
+/// Where a file's sum is remembered, and what must stay the same for it to hold.
+fn note_of(path: &Path, memory: &Path) -> Result<(PathBuf, String)> {
     let path = fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;
     let meta = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
     let stamp = format!(
@@ -66,16 +88,7 @@ pub fn hex_of_file_remembered(path: &Path, memory: &Path) -> Result<String> {
         meta.ctime(),
         meta.ctime_nsec()
     );
-    let note = memory.join(&hex_of(path.to_string_lossy().as_bytes())[..24]);
-    if let Ok(text) = fs::read_to_string(&note)
-        && let Some((hash, known)) = text.split_once(' ')
-        && known == stamp
-    {
-        return Ok(hash.to_string());
-    }
-    let hash = hex_of_file(&path)?;
-    super::write_atomic(&note, format!("{hash} {stamp}").as_bytes())?;
-    Ok(hash)
+    Ok((memory.join(&hex_of(path.as_os_str().as_bytes())[..24]), stamp))
 }
 
 /// Collects the inputs of a step; every input is set apart by name and length.

@@ -1,7 +1,7 @@
 //! One build at a time in one folder.
 
 use anyhow::{Context, Result, bail};
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,18 +16,13 @@ pub struct BuildLock {
 }
 
 impl BuildLock {
-    /// Takes the lock `path`, or says who has it.
+    /// Takes the lock `path`, or says who has it. Its folder is made where it is missing, and closed to others: images
+    /// for local VMs hold the cluster's keys in clear.
     pub fn take(path: &Path) -> Result<BuildLock> {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+            super::private_dir(folder)?;
         }
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(|| format!("opening {}", path.display()))?;
+        let mut file = super::open_private(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -70,6 +65,24 @@ fn owner(file: &mut File) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_lock_that_is_a_link_harms_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, path) = (dir.path().join("victim"), dir.path().join("build/.lock"));
+        fs::write(&victim, "kept").unwrap();
+        fs::create_dir(dir.path().join("build")).unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        let error = format!("{:#}", BuildLock::take(&path).unwrap_err());
+        assert!(error.contains("must be a plain file"), "{error}");
+        assert_eq!(fs::read(&victim).unwrap(), b"kept");
+        fs::remove_file(&path).unwrap();
+        BuildLock::take(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&dir.path().join("build"))), (0o600, 0o700));
+    }
 
     #[test]
     fn who_takes_it_only_now_is_named() {

@@ -8,8 +8,10 @@ pub mod lockfile;
 pub mod steps;
 
 use anyhow::{Context, Result};
+use rustix::fs::OFlags;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,18 +34,58 @@ pub fn sums_dir() -> Result<PathBuf> {
     Ok(user_dir()?.join("sums"))
 }
 
+/// Makes a folder that is its owner's alone; one that is there and open to others is closed to them.
+///
+/// # Errors
+/// It cannot be made, or it is another user's.
+pub fn private_dir(dir: &Path) -> Result<()> {
+    let make = || -> std::io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let mut permissions = fs::metadata(dir)?.permissions();
+        if permissions.mode() & 0o077 != 0 {
+            permissions.set_mode(0o700);
+            fs::set_permissions(dir, permissions)?;
+        }
+        Ok(())
+    };
+    make().with_context(|| format!("making {} a folder of yours alone", dir.display()))
+}
+
+/// Opens a file, such as a lock or a log, that is its owner's alone; what it holds stays. In a folder of somebody
+/// else's its name may be a link to a file of the user's: that is not opened.
+///
+/// # Errors
+/// It cannot be made, or is a link.
+pub fn open_private(path: &Path) -> Result<fs::File> {
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)
+        .with_context(|| format!("opening {}, which must be a plain file", path.display()))
+}
+
 /// Writes a file whole or not at all: under another name first, then renamed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary_beside(path)?;
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        fs::rename(&temporary, path)
+    let write = || -> Result<()> {
+        fs::File::create(&temporary)?.write_all(bytes)?;
+        store(&temporary, path)
     };
     write().with_context(|| format!("writing {}", path.display())).inspect_err(|_| {
         // The error that matters is the first one.
         let _ = fs::remove_file(&temporary);
     })
+}
+
+/// Renames a file that has been written. Its bytes go to the disk before its name does: otherwise a power failure
+/// leaves an empty file that looks whole.
+pub fn store(temporary: &Path, path: &Path) -> Result<()> {
+    let store = || fs::File::open(temporary)?.sync_all().and_then(|()| fs::rename(temporary, path));
+    store().with_context(|| format!("storing {}", path.display()))
 }
 
 /// A name in the same folder, so that a rename onto `path` is atomic. Creates the folder.
@@ -52,7 +94,15 @@ pub fn temporary_beside(path: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     let name = path.file_name().context("a file needs a name")?.to_string_lossy();
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    Ok(folder.join(format!(".{name}.{number}.{}.tmp", std::process::id())))
+    let temporary = folder.join(format!(".{name}.{number}.{}.tmp", std::process::id()));
+    // Of an earlier process with this number; or a link, in a folder of somebody else's, to a file of the user's.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => fs::remove_dir_all(&temporary),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+    .with_context(|| format!("removing {}", temporary.display()))?;
+    Ok(temporary)
 }
 
 /// Removes what interrupted runs left in `folder`: temporary files of processes that are gone.
@@ -65,5 +115,36 @@ pub fn sweep(folder: &Path) {
             // A file that cannot be removed does no harm: its name is never read.
             let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_folder_is_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let open = dir.path().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
+        private_dir(&open).unwrap();
+        private_dir(&dir.path().join("a/new")).unwrap();
+        assert_eq!((mode(&open), mode(&dir.path().join("a/new"))), (0o700, 0o700));
+    }
+
+    #[test]
+    fn what_lies_under_a_temporary_name_is_not_written_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "kept").unwrap();
+        // The next numbers of this process; other tests take some of them.
+        let next = COUNTER.load(Ordering::Relaxed);
+        let name = |n| dir.path().join(format!(".x.{n}.{}.tmp", std::process::id()));
+        (next..next + 1000).for_each(|n| std::os::unix::fs::symlink(&victim, name(n)).unwrap());
+        write_atomic(&dir.path().join("x"), b"new").unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"kept");
+        assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"new");
     }
 }

@@ -5,7 +5,7 @@ use super::manifest::{FileSum, Manifest};
 use super::modules::Kernel;
 use super::output::{self, Format};
 use super::recipe::{self, Recipe};
-use super::root::{BakedFile, BakedImage, Ingredients, KERNEL_OWNER};
+use super::root::{self, BakedFile, BakedImage, Ingredients, KERNEL_OWNER};
 use super::sources::{SourceFile, Sources};
 use super::toolbox::Toolbox;
 use super::{contents, initramfs, installer, kernel, provenance, squashfs, unpack, verity};
@@ -29,7 +29,6 @@ use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use node_metadata::{BuildInfo, Role};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -109,7 +108,7 @@ pub struct Built {
 
 /// Where the images of a cluster lie.
 pub fn output_dir(settings: &Settings, role: Role) -> PathBuf {
-    settings.dir.join("build").join(role.as_str())
+    settings.build_dir().join(role.as_str())
 }
 
 /// The mirrors that `cluster.toml` names.
@@ -129,7 +128,7 @@ pub fn make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
 
 /// Builds the images of `roles`.
 pub fn build(settings: &Settings, roles: &[Role], options: &Options, progress: &Progress) -> Result<Vec<Built>> {
-    let _held = BuildLock::take(&settings.dir.join("build/.lock"))?;
+    let _held = BuildLock::take(&settings.build_dir().join(".lock"))?;
     let workshop = Workshop::open(settings, options, progress)?;
     let plans = roles.iter().map(|role| workshop.plan(*role)).collect::<Result<Vec<_>>>()?;
     workshop.fetch(&plans)?;
@@ -149,14 +148,14 @@ pub fn current(
     options: &Options,
     progress: &Progress,
 ) -> Result<BTreeMap<Role, Option<Built>>> {
-    let _held = BuildLock::take(&settings.dir.join("build/.lock"))?;
+    let _held = BuildLock::take(&settings.build_dir().join(".lock"))?;
     let workshop = Workshop::open(settings, options, progress)?;
     roles.iter().map(|role| Ok((*role, workshop.current(&workshop.plan(*role)?)?))).collect()
 }
 
 /// Everything that the images of all roles are made of, fetched and made, for [`crate::cache::bundle::export`].
 pub fn materials(settings: &Settings, options: &Options, progress: &Progress) -> Result<Vec<Material>> {
-    let _held = BuildLock::take(&settings.dir.join("build/.lock"))?;
+    let _held = BuildLock::take(&settings.build_dir().join(".lock"))?;
     let workshop = Workshop::open(settings, options, progress)?;
     let mut found = Vec::new();
     for role in [Role::Master, Role::Worker] {
@@ -194,6 +193,8 @@ struct Workshop<'a> {
     stage1: Component,
     components: Components,
     steps: Steps,
+    /// Where the sums of unchanged files are remembered.
+    sums: PathBuf,
     tools_key: String,
     tools: Mutex<Option<Toolbox>>,
     /// Roles share most packages; what one has read of them the other finds.
@@ -218,20 +219,13 @@ impl<'a> Workshop<'a> {
         let secrets = pki::Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
         let secure_boot = settings.secure_boot.then(|| SecureBoot::ensure(&secrets, &settings.name)).transpose()?;
         manifests::render(settings)?;
-        let build = settings.build_dir();
-        // Images for local VMs hold the cluster's keys in clear.
-        let mut private = std::fs::DirBuilder::new();
-        private.recursive(true).mode(0o700);
-        private.create(&build).with_context(|| format!("creating {}", build.display()))?;
-        let steps = cache::user_dir()?.join("steps");
-        // As private as a cluster's images: the files of `[image.files]` are in it.
-        private.create(&steps).with_context(|| format!("creating {}", steps.display()))?;
-        let steps = Steps::open(&steps)?;
+        let sums = cache::sums_dir()?;
+        let steps = Steps::open(&cache::user_dir()?.join("steps"), &sums)?;
         let lock = match &options.sources {
             Some(sources) => sources.lock(),
             None => read_or_make_lock(settings, progress)?,
         };
-        let components = Components::find(options.components.as_deref(), &cache::sums_dir()?)?;
+        let components = Components::find(options.components.as_deref(), &sums)?;
         let boot = recipe::boot()?;
         Ok(Workshop {
             settings,
@@ -244,6 +238,7 @@ impl<'a> Workshop<'a> {
             secure_boot,
             components,
             steps,
+            sums,
             tools: Mutex::default(),
             papers: Mutex::default(),
             kernel: Mutex::default(),
@@ -269,6 +264,7 @@ impl<'a> Workshop<'a> {
         for path in &self.settings.image(role).images {
             images.push(self.container_image(path)?);
         }
+        root::check_size(files.iter().map(|file| &file.source).chain(images.iter().map(|image| &image.path)))?;
         let kernel = &self.kernel_package()?.sha256;
         let mut plan =
             Plan { role, recipe, executables, images, files, root_key: String::new(), initrd_key: String::new() };
@@ -326,12 +322,11 @@ impl<'a> Workshop<'a> {
     fn fetch(&self, plans: &[Plan]) -> Result<()> {
         let mut names: BTreeSet<String> = BTreeSet::new();
         for plan in plans {
-            if !self.steps.path("root", &plan.root_key).exists() {
+            let root = self.steps.known("root", &plan.root_key);
+            if root.is_none() {
                 names.extend(self.ingredients(plan).packages()?);
             }
-            if !self.steps.path("root", &plan.root_key).exists()
-                || !self.steps.path("initrd", &plan.initrd_key).exists()
-            {
+            if root.is_none() || self.steps.known("initrd", &plan.initrd_key).is_none() {
                 names.insert(self.kernel_package()?.name.clone());
             }
         }
@@ -384,7 +379,7 @@ impl<'a> Workshop<'a> {
         let (root_hash, command_line, config, inputs) = self.disk_inputs(plan, &tree)?;
         let dir = output_dir(self.settings, plan.role);
         cache::sweep(&dir);
-        let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir));
+        let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir, &self.sums));
         let mut changed = known.is_none();
         let mut manifest = match known {
             Some(manifest) => manifest,
@@ -411,7 +406,7 @@ impl<'a> Workshop<'a> {
                     Format::Iso => output::whole(&out, |out| self.write_installer(&dir, &manifest, &raw, out))?,
                     _ => format.write(&raw, &out)?,
                 }
-                manifest.files.insert(format.file().into(), FileSum::of(&dir.join(format.file()))?);
+                manifest.files.insert(format.file().into(), FileSum::remembered(&out, &self.sums)?);
                 manifest.write(&dir)?;
                 bar.finish_and_clear();
             }
@@ -424,13 +419,12 @@ impl<'a> Workshop<'a> {
 
     /// The image as it was built last; none where a build would make another one.
     fn current(&self, plan: &Plan) -> Result<Option<Built>> {
-        let tree = self.steps.path("verity", &plan.root_key);
-        if !tree.exists() {
+        let Some(tree) = self.steps.known("verity", &plan.root_key) else {
             return Ok(None);
-        }
+        };
         let (.., inputs) = self.disk_inputs(plan, &tree)?;
         let dir = output_dir(self.settings, plan.role);
-        let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir));
+        let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir, &self.sums));
         let components_dir = self.components.dir().to_path_buf();
         Ok(known.map(|manifest| Built { dir, manifest, changed: false, components_dir }))
     }
@@ -526,15 +520,7 @@ impl<'a> Workshop<'a> {
             root_hash: parts.root_hash,
             config: parts.config,
         };
-        let raw = dir.join(Format::Raw.file());
-        let temporary = cache::temporary_beside(&raw)?;
-        let written = disk::write(&temporary, &content, &core)
-            .and_then(|_| std::fs::rename(&temporary, &raw).with_context(|| format!("storing {}", raw.display())));
-        if written.is_err() {
-            // The first error is the one to report; where the disk is full, the room is wanted.
-            let _ = std::fs::remove_file(&temporary);
-        }
-        written?;
+        output::whole(&dir.join(Format::Raw.file()), |out| disk::write(out, &content, &core).map(|_| ()))?;
         for (name, bytes) in [
             ("vmlinuz", &vmlinuz),
             ("vmlinux", &vmlinux),
@@ -685,7 +671,7 @@ impl<'a> Workshop<'a> {
 
     /// What `make` makes in a folder of its own, which is gone afterwards.
     fn in_work_folder<T>(&self, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-        let work = cache::temporary_beside(&self.steps.path("grub", "work"))?;
+        let work = self.steps.work()?;
         std::fs::create_dir(&work).with_context(|| format!("creating {}", work.display()))?;
         let made = make(&work);
         std::fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
@@ -703,7 +689,7 @@ impl<'a> Workshop<'a> {
     ) -> Result<Manifest> {
         let mut files = BTreeMap::new();
         for name in [Format::Raw.file(), "vmlinuz", "vmlinux", "initrd", "cmdline"].iter().chain(&PAPERS) {
-            files.insert(name.to_string(), FileSum::of(&dir.join(name))?);
+            files.insert(name.to_string(), FileSum::remembered(&dir.join(name), &self.sums)?);
         }
         let size = |path: &Path| -> Result<u64> { Ok(std::fs::metadata(path)?.len()) };
         let packages = packages.iter().map(|p| (p.name.clone(), p.version.clone())).collect();

@@ -1,7 +1,7 @@
 //! The commands of node images: lock, build, again, export and import, inspect, vulnerabilities, diff, sign.
 
 use super::build::{self, Built, Options};
-use super::manifest::Manifest;
+use super::manifest::{self, Manifest};
 use super::output::Format;
 use super::provenance;
 use super::sources::Sources;
@@ -116,15 +116,11 @@ pub fn build(target: Target, args: &BuildArgs, settings: &Settings) -> Result<()
     Ok(())
 }
 
-/// Bytes of a manifest at most; one has some hundred kilobytes.
-const MOST_MANIFEST: u64 = 16 << 20;
-
 /// Makes an image again from its manifest, in the cluster's folder `dir`.
 pub fn again(path: &Path, components: Option<&Path>, dir: &Path) -> Result<()> {
     let started = Instant::now();
-    let text = input::bytes(path, MOST_MANIFEST)?;
-    let manifest: Manifest = serde_json::from_slice(&text)
-        .or_else(|_| input::bad(format!("{} is no manifest of an image", path.display())))?;
+    let text = input::bytes(path, manifest::MOST_BYTES)?;
+    let manifest = Manifest::parse(&text).with_context(|| format!("reading {}", path.display()))?;
     let dir = dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))?;
     // The mirror of then may be gone; the cluster's present one is asked where there is one.
     let present = if dir.join(config::FILE_NAME).exists() { Some(config::load(&dir)?.packages) } else { None };
@@ -247,7 +243,7 @@ pub fn sign(args: &SignArgs, settings: &Settings) -> Result<()> {
         "\ncosign verify-blob --insecure-ignore-tlog=true --key {key} --signature {} {}\n\
          cosign verify-blob-attestation --insecure-ignore-tlog=true --key {key} --type slsaprovenance1 --signature {} {}",
         at(provenance::SIGNATURE_FILE),
-        at(super::manifest::FILE),
+        at(manifest::FILE),
         at(provenance::ENVELOPE_FILE),
         image.display(),
         key = at(provenance::PUBLIC_KEY_FILE),
@@ -349,18 +345,21 @@ fn image_path(given: &Path, cluster: &dyn Fn() -> Result<Settings>) -> Result<Pa
     Ok(path)
 }
 
+/// Bytes of an SBOM at most; one has a few megabytes.
+const MOST_SBOM: u64 = 64 << 20;
+
 /// The SBOM beside an image, which must be the one that the image's manifest names.
 fn sbom_of(image: &Path, form: Form) -> Result<String> {
     let dir = image.parent().unwrap_or(Path::new("."));
     let path = dir.join(form.file());
     let root_hash = super::inspect::inspect(image)?.root_hash;
     let manifest = Manifest::read(dir).filter(|m| m.root_hash == root_hash).with_context(|| {
-        format!("there is no {} of this image beside it; its SBOM lies where it was built", super::manifest::FILE)
+        format!("there is no {} of this image beside it; its SBOM lies where it was built", manifest::FILE)
     })?;
     if !path.exists() {
         return input::bad(format!("there is no {}; an image's SBOM lies where it was built", path.display()));
     }
-    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let text = input::text(&path, MOST_SBOM)?;
     if manifest.files.get(form.file()).is_none_or(|sum| sum.sha256 != hash::hex_of(text.as_bytes())) {
         bail!("{} is not the file that was built with this image; build it again", path.display());
     }

@@ -3,6 +3,7 @@
 
 use super::manifest::{self, FileSum, Manifest};
 use crate::cache;
+use crate::input;
 use crate::packages::RELEASE;
 use crate::pki::Secrets;
 use crate::sbom;
@@ -82,8 +83,8 @@ pub fn write(manifest: &Manifest, dir: &Path) -> Result<()> {
 /// A file is missing or another, or the key cannot be read.
 pub fn sign(dir: &Path, secrets: &Secrets) -> Result<Vec<PathBuf>> {
     let path = dir.join(manifest::FILE);
-    let bytes = std::fs::read(&path).with_context(|| format!("reading {}; build the image first", path.display()))?;
-    let manifest: Manifest = serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?;
+    let bytes = input::bytes(&path, manifest::MOST_BYTES).context("build the image first")?;
+    let manifest = Manifest::parse(&bytes).with_context(|| format!("reading {}", path.display()))?;
     for (name, sum) in &manifest.files {
         let found = FileSum::of(&dir.join(name))?;
         ensure!(found == *sum, "{} is not the file that its manifest names; build it again", dir.join(name).display());
@@ -132,7 +133,7 @@ mod tests {
             version: "0.1.0".into(),
             cluster: "demo".into(),
             role: Role::Worker,
-            root_hash: "00".into(),
+            root_hash: "00".repeat(32),
             kernel: String::new(),
             command_line: String::new(),
             secrets: "none".into(),

@@ -7,6 +7,7 @@ use super::recipe::Recipe;
 use super::tree::Tree;
 use super::unpack::Packages;
 use crate::cache::hash;
+use crate::input;
 use crate::lock::Lock;
 use crate::oci;
 use crate::packages::deb;
@@ -27,6 +28,31 @@ pub const KERNEL_OWNER: &str = "linux";
 const CLUSTER: &str = "cluster.toml";
 /// Owner of what kimg itself writes.
 const OWN: &str = "kimg";
+
+/// The most that the cluster's own files and container images may have in a role's root, in bytes: they are held in
+/// memory.
+const MOST_OWN: u64 = 2 << 30;
+
+/// Checks that these files have room in a root.
+///
+/// # Errors
+/// [`input::BadInput`] when they have not.
+pub fn check_size<'p>(paths: impl Iterator<Item = &'p PathBuf>) -> Result<()> {
+    let mut left = MOST_OWN;
+    for path in paths {
+        let size = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
+        let Some(rest) = left.checked_sub(size) else {
+            return input::bad(format!(
+                "with {} the files and container images under [image] have more than {} MiB, which is more than kimg \
+                 puts into a node's image; let nodes fetch the large ones from a registry",
+                path.display(),
+                MOST_OWN >> 20
+            ));
+        };
+        left = rest;
+    }
+    Ok(())
+}
 
 /// What the root of a role is made of.
 #[derive(Debug)]
@@ -133,7 +159,7 @@ impl Ingredients<'_> {
         }
         tree.owned_by(CLUSTER);
         for file in self.files {
-            let bytes = std::fs::read(&file.source).with_context(|| format!("reading {}", file.source.display()))?;
+            let bytes = input::bytes(&file.source, MOST_OWN)?;
             if hash::hex_of(&bytes) != file.sha256 {
                 bail!("{} changed while the image was being built; run the build again", file.source.display());
             }
@@ -203,7 +229,7 @@ impl Ingredients<'_> {
             tree.file(&format!("{IMAGES}/pause.tar"), 0o644, oci::pause_content()?.to_archive()?)?;
         }
         for BakedImage { name, path, sha256 } in self.images {
-            let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+            let bytes = input::bytes(path, MOST_OWN)?;
             if hash::hex_of(&bytes) != *sha256 {
                 bail!("{} changed while the image was being built; run the build again", path.display());
             }
@@ -224,5 +250,23 @@ impl Ingredients<'_> {
         tree.owned_by(OWN);
         tree.file(PACKAGE_LIST, 0o644, packages.into_bytes())?;
         tree.file(FILE_LIST, 0o644, files.into_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_any_size_are_told_before_they_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a", "b"].map(|name| dir.path().join(name));
+        for path in &paths {
+            // Sparse.
+            std::fs::File::create(path).unwrap().set_len(MOST_OWN / 2).unwrap();
+        }
+        check_size(paths.iter()).unwrap();
+        let error = check_size(paths.iter().chain(&paths[..1])).unwrap_err();
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("more than 2048 MiB"), "{error:#}");
     }
 }

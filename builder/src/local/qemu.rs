@@ -2,6 +2,7 @@
 
 use super::accel::Accel;
 use super::process::Process;
+use crate::cache;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -185,7 +186,8 @@ pub fn start(run_dir: &Path, vm: &VmSpec) -> Result<Process> {
         }
     }
     let log = run_dir.join(&vm.node).join("qemu.log");
-    let out = std::fs::File::create(&log).with_context(|| format!("making {}", log.display()))?;
+    let out = cache::open_private(&log)?;
+    out.set_len(0).with_context(|| format!("emptying {}", log.display()))?;
     let errors = out.try_clone().context("sharing qemu.log")?;
     // Not QEMU's own -daemonize: that leaves the folder which the sockets' short paths are relative to.
     let child = Command::new(std::env::current_exe().context("finding kimg itself")?)

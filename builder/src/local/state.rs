@@ -1,6 +1,7 @@
 //! `run/state.json`: what runs on this machine for a cluster. Written whole or not at all, read by every command.
 
 use super::process::Process;
+use crate::cache;
 use crate::client::{Https, tls};
 use crate::cloud::cluster;
 use crate::config::{SecretsForm, Settings};
@@ -11,7 +12,6 @@ use node_metadata::Role;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// A VM takes a few hundred bytes.
@@ -109,13 +109,9 @@ pub fn backup_has_come(settings: &Settings, node: &str) -> Result<()> {
 /// Makes `run/` and holds it: two `up` or `down` at a time would start everything twice.
 pub fn lock(settings: &Settings) -> Result<(PathBuf, std::fs::File)> {
     let run_dir = settings.run_dir();
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&run_dir)
-        .with_context(|| format!("making {}", run_dir.display()))?;
+    cache::private_dir(&run_dir)?;
     let path = run_dir.join(".lock");
-    let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    let file = cache::open_private(&path)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok((run_dir, file)),
         Err(rustix::io::Errno::WOULDBLOCK) => {

@@ -2,6 +2,7 @@
 
 use super::process::Process;
 use super::state::State;
+use crate::cache;
 use crate::config::Settings;
 use crate::pki::secrets;
 use crate::seed;
@@ -43,7 +44,8 @@ pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<
         running.end(Duration::from_secs(2))?;
     }
     let program = std::env::current_exe().context("finding kimg itself")?;
-    let log = std::fs::File::create(run_dir.join("switch.log")).context("making switch.log")?;
+    let log = cache::open_private(&run_dir.join("switch.log"))?;
+    log.set_len(0).context("emptying switch.log")?;
     let child = Command::new(program)
         .arg("--dir")
         .arg(&settings.dir)

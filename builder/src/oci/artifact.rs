@@ -17,9 +17,6 @@ pub const NODE_IMAGE: &str = "application/vnd.kimg.node-image.v1";
 const DISK: &str = "application/vnd.kimg.node-image.disk.v1.raw+zstd";
 const DESCRIPTION: &str = "application/vnd.kimg.node-image.manifest.v1+json";
 
-/// The most that a `manifest.json` may have.
-const DESCRIPTION_LIMIT: u64 = 16 << 20;
-
 /// The artifact of the image in `dir`, which `kimg build` made.
 ///
 /// # Errors
@@ -49,7 +46,7 @@ pub fn of_node_image(dir: &Path, names: &[Reference]) -> Result<Content> {
     let mut layer = Descriptor::new(DISK, &sum.sha256, sum.size);
     content.put_blob(&layer.digest, Blob::File { path: disk, offset: 0, size: sum.size });
     layer.annotations.insert(TITLE.into(), packed.into());
-    let text = std::fs::read(dir.join(manifest::FILE)).with_context(|| format!("reading {}", manifest::FILE))?;
+    let text = input::bytes(&dir.join(manifest::FILE), manifest::MOST_BYTES)?;
     let mut description = content.put(DESCRIPTION, text);
     description.annotations.insert(TITLE.into(), manifest::FILE.into());
     let mut artifact = Manifest::new(content.put(EMPTY, b"{}".to_vec()), vec![layer, description]);
@@ -91,7 +88,7 @@ pub fn write_files(content: &Content, artifact: &Manifest, out: &Path) -> Result
                 let only = format!("a node image has {packed} and {} alone", manifest::FILE);
                 bail!("a file of the artifact is called '{name}', which is no plain file name of those: {only}");
             }
-            if name == manifest::FILE && layer.size > DESCRIPTION_LIMIT {
+            if name == manifest::FILE && layer.size > manifest::MOST_BYTES {
                 bail!("the artifact's {name} has {} bytes, which is too long for one", layer.size);
             }
             let path = temporary.join(name);

@@ -25,6 +25,9 @@ use std::path::{Path, PathBuf};
 /// The most that the manifests and indexes of one image may have: they are held in memory.
 const DOCUMENTS: u64 = 64 << 20;
 
+/// The most that an image may have in all: without an end to it, who holds a registry could fill the disk.
+const PARTS: u64 = 64 << 30;
+
 /// Loads the cluster's settings.
 pub type Cluster<'a> = &'a dyn Fn() -> Result<Settings>;
 
@@ -255,8 +258,7 @@ pub fn fetch(
         && root.is_index()
     {
         root = choose_platform(&content, &root, None, platform)?.manifest;
-        let (_, bytes) = registry.manifest(name, &root.digest)?;
-        content.put(&root.media_type, bytes);
+        content.put(&root.media_type, document(name, registry, &root)?);
     }
     fetch_below(&mut content, &root, name, registry, progress)?;
     Ok((content, root))
@@ -269,11 +271,11 @@ fn fetch_below(
     registry: &Registry,
     progress: &Progress,
 ) -> Result<()> {
-    let mut left = DOCUMENTS.saturating_sub(root.size);
+    let (mut left, mut parts_left) = (DOCUMENTS.saturating_sub(root.size), PARTS);
     let mut open = vec![(root.clone(), 0)];
     while let Some((from, depth)) = open.pop() {
         if !from.is_index() {
-            fetch_parts(content, &from, name, registry, progress)?;
+            fetch_parts(content, &from, name, registry, &mut parts_left, progress)?;
             continue;
         }
         if depth > DEPTH {
@@ -287,15 +289,24 @@ fn fetch_below(
             left = left.checked_sub(manifest.size).with_context(|| {
                 format!("the manifests of {name} have more than {} MiB; no image needs that", DOCUMENTS >> 20)
             })?;
-            let (found, bytes) = registry.manifest(name, &manifest.digest)?;
-            if found.size != manifest.size {
-                bail!("{} has {} bytes and should have {}", manifest.digest, found.size, manifest.size);
-            }
-            content.put(&manifest.media_type, bytes);
+            content.put(&manifest.media_type, document(name, registry, &manifest)?);
             open.push((manifest, depth + 1));
         }
     }
     Ok(())
+}
+
+/// The manifest or index that an index names, which is of the size and the type that are said there: what is below a
+/// document that is taken for another would be missed.
+fn document(name: &Reference, registry: &Registry, said: &Descriptor) -> Result<Vec<u8>> {
+    let (found, bytes) = registry.manifest(name, &said.digest)?;
+    if found.size != said.size {
+        bail!("{} has {} bytes and should have {}", said.digest, found.size, said.size);
+    }
+    if found.media_type != said.media_type {
+        bail!("{} is of the type '{}', and the index says '{}'", said.digest, found.media_type, said.media_type);
+    }
+    Ok(bytes)
 }
 
 /// Fetches what a manifest names.
@@ -304,11 +315,18 @@ fn fetch_parts(
     root: &Descriptor,
     name: &Reference,
     registry: &Registry,
+    left: &mut u64,
     progress: &Progress,
 ) -> Result<()> {
-    let store = Store::new(&cache::user_dir()?.join("blobs"));
+    let store = Store::new(&cache::user_dir()?.join("blobs"), &cache::sums_dir()?);
     let manifest = Manifest::parse(&content.document(root)?)?;
     for part in std::iter::once(&manifest.config).chain(&manifest.layers) {
+        if content.blob(part).is_ok() {
+            continue;
+        }
+        *left = left
+            .checked_sub(part.size)
+            .with_context(|| format!("{name} has more than {} GiB, and kimg pulls no image so large", PARTS >> 30))?;
         let bar = progress.bytes(part.digest.get(..19).unwrap_or(&part.digest), part.size);
         let path = fetch_blob(registry, name, part, &store, &bar)?;
         bar.finish_and_clear();

@@ -10,9 +10,11 @@ pub mod version;
 
 pub use program::{fetch_program, fetch_tree};
 
+use crate::cache;
 use crate::cache::download::{self, Missing, Store};
 use crate::lock::{Lock, LockedPackage};
 use crate::progress::Progress;
+use crate::web::without_password;
 use anyhow::{Context, Result, anyhow, bail};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -112,7 +114,7 @@ fn mirror_and_offers(
     for root in mirrors.candidates(archive_of(suite))? {
         match offers_from(client, &root, suite, now) {
             Ok(offers) => return Ok((root, offers)),
-            Err(error) => failures.push(format!("{root}: {error:#}")),
+            Err(error) => failures.push(format!("{}: {error:#}", without_password(&root))),
         }
     }
     bail!("no mirror gave the suite {suite}:\n  {}", failures.join("\n  "))
@@ -143,7 +145,7 @@ fn offers_from(client: &ureq::Agent, root: &str, suite: &str, now: jiff::Timesta
 
 /// The store of downloaded packages.
 pub fn store() -> Result<Store> {
-    Ok(Store::new(&crate::cache::user_dir()?.join("packages")))
+    Ok(Store::new(&cache::user_dir()?.join("packages"), &cache::sums_dir()?))
 }
 
 /// Makes sure that all these packages are in the store; fetches several at once.

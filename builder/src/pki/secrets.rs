@@ -2,6 +2,7 @@
 
 use super::authority::Authority;
 use crate::backup::age::Identity;
+use crate::cache;
 use crate::input;
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -189,7 +190,7 @@ impl Secrets {
     /// Two runs at a time must not each make a key; the lock ends with the returned file.
     pub(super) fn lock(&self) -> Result<std::fs::File> {
         let path = self.path(".lock");
-        let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        let file = cache::open_private(&path)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
             .with_context(|| format!("locking {}", path.display()))?;
         Ok(file)

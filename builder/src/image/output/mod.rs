@@ -122,7 +122,7 @@ impl Format {
         let size = from.metadata().with_context(|| format!("reading {}", raw.display()))?.len();
         let mut to = File::create(out).with_context(|| format!("creating {}", out.display()))?;
         match self {
-            Format::Raw => Ok(()),
+            Format::Raw => bail!("it is the disk itself"),
             Format::RawZst => zstd_to(&mut from, BufWriter::with_capacity(1 << 20, to)),
             Format::RawGz => gzip_to(&mut from, BufWriter::with_capacity(1 << 20, to)),
             Format::Qcow2 => qcow2::write(&mut from, size, &mut to),
@@ -136,13 +136,14 @@ impl Format {
     }
 }
 
-/// What `make` writes to the path that it is given, at `out`, whole or not at all.
+/// What `make` writes to the path that it is given, at `out`, whole or not at all. It is its owner's alone: a disk may
+/// hold the cluster's keys in clear.
 pub(super) fn whole(out: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let temporary = cache::temporary_beside(out)?;
-    let made = make(&temporary)
-        .and_then(|()| std::fs::rename(&temporary, out).with_context(|| format!("storing {}", out.display())));
+    let made =
+        cache::open_private(&temporary).and_then(|_| make(&temporary)).and_then(|()| cache::store(&temporary, out));
     if made.is_err() {
-        // The first error is the one to report.
+        // The first error is the one to report; where the disk is full, the room is wanted.
         let _ = std::fs::remove_file(&temporary);
     }
     made
@@ -199,6 +200,16 @@ fn zstd_to(from: &mut impl Read, to: impl Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_disk_itself_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        std::fs::write(&raw, "disk").unwrap();
+        Format::Raw.write(&raw, &raw).unwrap_err();
+        assert_eq!(std::fs::read(&raw).unwrap(), b"disk");
+    }
 
     #[test]
     fn a_form_is_called_as_its_file_ends() {
@@ -217,6 +228,7 @@ mod tests {
         for format in [Format::RawZst, Format::RawGz] {
             let out = dir.path().join(format.file());
             format.write(&raw, &out).unwrap();
+            assert_eq!(std::fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o600);
             let packed = std::fs::read(&out).unwrap();
             let mut plain = Vec::new();
             match format {

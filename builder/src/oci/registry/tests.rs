@@ -5,7 +5,7 @@ use super::{Placed, Registry, Scope};
 use crate::cache::download::Store;
 use crate::cache::hash;
 use crate::oci::content::Blob;
-use crate::oci::model::{Descriptor, INDEX, Index, LAYER, MANIFEST};
+use crate::oci::model::{Descriptor, INDEX, Index, LAYER, MANIFEST, Manifest};
 use crate::oci::reference::Reference;
 use crate::oci::{pause_content, transfer};
 use crate::progress::Progress;
@@ -123,7 +123,8 @@ fn upload(call: &Call, state: &mut State, repository: &str, id: &str) -> Reply {
             }
             have.extend(&call.body);
             let last = have.len() - 1;
-            Reply::new(202).header("range", &format!("0-{last}")).header("location", &place(id))
+            // As seen from where the chunk went to.
+            Reply::new(202).header("range", &format!("0-{last}")).header("location", &format!("{id}?state=x"))
         }
         _ => {
             let Some(mut have) = state.uploads.remove(id) else { return Reply::new(404) };
@@ -301,7 +302,7 @@ fn a_blob_is_fetched_in_two_pieces_and_checked() {
         state.blobs.insert(format!("a {}", bad.digest), b"abd".to_vec());
     }
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::new(dir.path());
+    let store = Store::new(dir.path(), &dir.path().join("sums"));
     std::fs::write(dir.path().join(format!("{}.part", good.sha256().unwrap())), "0123").unwrap();
     let registry = client(&server, None);
     let fetch = |d: &Descriptor| registry.fetch(&name(&server, "a"), d, &store, &ProgressBar::hidden());
@@ -382,6 +383,37 @@ fn an_index_is_fetched_once_and_not_without_end() {
     state.lock().unwrap().manifests.insert("a 1".into(), (INDEX.into(), document(INDEX, &[long]).1));
     let done = transfer::fetch(&name(&server, "a:1"), &client(&server, None), None, &Progress::hidden());
     assert!(done.unwrap_err().to_string().contains("more than 64 MiB"));
+    assert_eq!(server.log().len(), 1);
+}
+
+#[test]
+fn an_index_that_takes_a_document_for_another_is_refused() {
+    let state: Shared = Arc::default();
+    let server = registry(&state);
+    let inner = serde_json::to_vec(&Index::new(Vec::new())).unwrap();
+    // What is below an index that is said to be something else would be missing.
+    for said in [MANIFEST, LAYER] {
+        let outer = serde_json::to_vec(&Index::new(vec![Descriptor::of(said, &inner)])).unwrap();
+        let mut state = state.lock().unwrap();
+        let digest = Descriptor::of(INDEX, &inner).digest;
+        state.manifests.insert(format!("a {digest}"), (INDEX.into(), inner.clone()));
+        state.manifests.insert("a 1".into(), (INDEX.into(), outer));
+        drop(state);
+        let done = transfer::fetch(&name(&server, "a:1"), &client(&server, None), None, &Progress::hidden());
+        let error = done.unwrap_err().to_string();
+        assert!(error.contains("and the index says"), "{error}");
+    }
+}
+
+#[test]
+fn an_image_that_would_fill_every_disk_is_not_pulled() {
+    let state: Shared = Arc::default();
+    let server = registry(&state);
+    let endless = Descriptor::new(LAYER, &hash::hex_of(b"x"), 1 << 63);
+    let manifest = serde_json::to_vec(&Manifest::new(endless, Vec::new())).unwrap();
+    state.lock().unwrap().manifests.insert("a 1".into(), (MANIFEST.into(), manifest));
+    let done = transfer::fetch(&name(&server, "a:1"), &client(&server, None), None, &Progress::hidden());
+    assert!(done.unwrap_err().to_string().contains("more than 64 GiB"));
     assert_eq!(server.log().len(), 1);
 }
 
