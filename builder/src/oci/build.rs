@@ -117,6 +117,10 @@ fn build_variant(content: &mut Content, common: &Common, variant: &Variant) -> R
         image = serde_json::from_slice(&base.content.document(&manifest.config)?)
             .context("reading the configuration of the base image")?;
         check_base(&image, &manifest, &variant.platform)?;
+        if !image["rootfs"]["diff_ids"].is_array() {
+            // A base without layers need not say so.
+            image["rootfs"] = json!({"type": "layers", "diff_ids": []});
+        }
         for layer in manifest.layers {
             let media_type = oci_layer(&layer.media_type)?;
             content.put_blob(&layer.digest, base.content.verify(&layer)?.clone());
@@ -199,8 +203,9 @@ fn config_json(config: &Config, base: &Value) -> Result<Value> {
         out.remove("Cmd");
     }
     let mut env: Vec<String> = match out.get("Env") {
+        // What Go writes for an empty list.
+        None | Some(Value::Null) => Vec::new(),
         Some(env) => serde_json::from_value(env.clone()).context("reading the environment of the base image")?,
-        None => Vec::new(),
     };
     for new in &config.env {
         let Some((name, _)) = new.split_once('=') else {
@@ -315,6 +320,21 @@ mod tests {
         assert_eq!(manifest.annotations[BASE_NAME], "r.example/base:1");
         let error = build(&common, &[variant("linux/arm64", vec![], Some(on))]).unwrap_err();
         assert!(format!("{error:#}").contains("base image is for linux/amd64"), "{error:#}");
+    }
+
+    #[test]
+    fn a_base_may_leave_out_what_it_has_not() {
+        let mut content = Content::default();
+        let config = json!({"architecture": "amd64", "os": "linux", "config": {"Env": null}});
+        let config = content.put_json(CONFIG, &config).unwrap();
+        let manifest = content.put_json(MANIFEST, &Manifest::new(config, Vec::new())).unwrap();
+        let base = Base { name: None, digest: manifest.digest.clone(), manifest, content };
+        let common = Common { names: vec![Reference::parse("r.example/web:1").unwrap()], ..Common::default() };
+        let content = build(&common, &[variant("linux/amd64", vec![tree("/a", "a")], Some(base))]).unwrap();
+        let (manifest, config) = config_of(&content, &content.entries[0]);
+        assert_eq!(manifest.layers.len(), 1);
+        assert_eq!(config["rootfs"], json!({"type": "layers", "diff_ids": [manifest.layers[0].digest]}));
+        assert_eq!(config["config"]["Env"], json!([PATH]));
     }
 
     #[test]

@@ -44,15 +44,20 @@ pub fn references(archive: &Path) -> Result<Vec<String>> {
     Ok(content.full_names().map(|(name, _)| name.to_string()).collect())
 }
 
+/// The most that the files of a folder, or a program alone, may have in an image, in bytes: they are held in memory.
+pub const MOST_FILES: u64 = 2 << 30;
+
 /// Reads a folder as an image's root. Owners become root; modes become 0644 or 0755, so that the umask under
 /// which the folder was made does not matter.
 pub fn tree_of_folder(folder: &Path) -> Result<Tree> {
     let mut tree = Tree::default();
-    add_folder(&mut tree, folder, "")?;
+    let mut left = MOST_FILES;
+    add_folder(&mut tree, folder, "", &mut left)?;
     Ok(tree)
 }
 
-fn add_folder(tree: &mut Tree, folder: &Path, prefix: &str) -> Result<()> {
+/// `left` is how many bytes the files may still have.
+fn add_folder(tree: &mut Tree, folder: &Path, prefix: &str, left: &mut u64) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let entries = std::fs::read_dir(folder)
         .map_err(|error| BadInput(format!("the folder {} cannot be read: {error}", folder.display())))?;
@@ -64,13 +69,21 @@ fn add_folder(tree: &mut Tree, folder: &Path, prefix: &str) -> Result<()> {
         let meta = entry.path().symlink_metadata()?;
         if meta.is_dir() {
             tree.dir(&path, 0o755)?;
-            add_folder(tree, &entry.path(), &path)?;
+            add_folder(tree, &entry.path(), &path, left)?;
         } else if meta.is_symlink() {
             let target = std::fs::read_link(entry.path())?;
             tree.link(&path, target.to_str().context("a link's target is not UTF-8")?)?;
         } else if meta.is_file() {
             let mode = if meta.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
-            let data = std::fs::read(entry.path()).with_context(|| format!("reading {}", entry.path().display()))?;
+            let Some(rest) = left.checked_sub(meta.len()) else {
+                return input::bad(format!(
+                    "with {} the folder has more than {} MiB, which is more than kimg puts into an image",
+                    entry.path().display(),
+                    MOST_FILES >> 20
+                ));
+            };
+            *left = rest;
+            let data = input::bytes(&entry.path(), meta.len())?;
             tree.file(&path, mode, data)?;
         } else {
             let shown = entry.path().display().to_string();
@@ -91,6 +104,19 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &bytes).unwrap();
         assert_eq!(references(file.path()).unwrap(), [PAUSE_IMAGE]);
+    }
+
+    #[test]
+    fn a_folder_of_any_size_takes_no_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        // Sparse: nothing of them is read.
+        for (name, size) in [("sub/large", MOST_FILES), ("small", 1)] {
+            std::fs::File::create(dir.path().join(name)).unwrap().set_len(size).unwrap();
+        }
+        let mut left = MOST_FILES - 1;
+        let error = add_folder(&mut Tree::default(), dir.path(), "", &mut left).unwrap_err();
+        assert!(error.is::<BadInput>() && error.to_string().contains("more than 2048 MiB"), "{error:#}");
     }
 
     #[test]

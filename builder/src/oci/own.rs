@@ -4,6 +4,7 @@ use super::reference::Reference;
 use super::registry::Registry;
 use crate::config::Settings;
 use crate::input;
+use crate::logs::line::harmless;
 use crate::node::Target;
 use crate::pki::{Authority, Secrets, issue};
 use crate::web::Client;
@@ -28,7 +29,7 @@ pub fn run(command: &RegistryCommand, settings: &Settings) -> Result<()> {
     match command {
         RegistryCommand::Ls => {
             for name in registry.names()? {
-                println!("{REGISTRY}/{name}");
+                println!("{REGISTRY}/{}", harmless(&name));
             }
         }
         RegistryCommand::Rm { name } => {

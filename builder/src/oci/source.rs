@@ -19,12 +19,10 @@ use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The recipe's file name.
 pub const RECIPE: &str = "image.toml";
-/// The most that a program alone may have, in bytes.
-const MOST_PROGRAM: u64 = 2 << 30;
 /// The example whose packages stand in every lock file.
 const TOOLBOX: &str = include_str!("../../../images/examples/toolbox/image.toml");
 
@@ -205,7 +203,7 @@ impl LayerRecipe {
             );
         }
         let mut tree = match &self.root {
-            Some(root) => super::tree_of_folder(&folder.join(root))?,
+            Some(root) => super::tree_of_folder(&below(folder, root)?)?,
             None => Tree::default(),
         };
         for link in &self.links {
@@ -234,6 +232,21 @@ impl LayerRecipe {
             }
         }
         Ok(tree)
+    }
+}
+
+/// The folder that a recipe names beside itself. Recipes come from anybody, and their images go to others: nothing else
+/// of this machine may get in.
+fn below(folder: &Path, root: &str) -> Result<PathBuf> {
+    let real = |path: &Path| {
+        path.canonicalize()
+            .map_err(|error| input::BadInput(format!("the folder {} cannot be read: {error}", path.display())))
+    };
+    let found = real(&folder.join(root))?;
+    if found.starts_with(real(folder)?) {
+        Ok(found)
+    } else {
+        input::bad(format!("root = \"{root}\" in {} leads out of its folder", folder.join(RECIPE).display()))
     }
 }
 
@@ -439,7 +452,7 @@ pub fn choose_platform(
 
 /// A single static program: `/NAME` is the whole image.
 fn program(source: &Path) -> Result<(Tree, Config, Platform)> {
-    let bytes = input::bytes(source, MOST_PROGRAM)?;
+    let bytes = input::bytes(source, super::MOST_FILES)?;
     if !elf::is_elf(&bytes) {
         return input::bad(format!("{} is neither a folder nor a program", source.display()));
     }
@@ -505,6 +518,26 @@ mod tests {
             let gzip = Overrides { gzip: true, names: vec!["other".into()], ..Overrides::default() };
             assert_eq!(make(dir.path(), &gzip, around).unwrap().name.to_string(), "docker.io/library/other:latest");
         });
+    }
+
+    #[test]
+    fn a_recipe_takes_nothing_from_beside_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recipe, outside) = (dir.path().join("recipe"), dir.path().join("outside"));
+        for folder in [&recipe, &outside, &recipe.join("files")] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("id_rsa"), "key").unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, recipe.join("link")).unwrap();
+        let absolute = outside.display().to_string();
+        let cases = [("files", true), (".", true), ("../outside", false), ("link", false), (absolute.as_str(), false)];
+        for (root, fine) in cases {
+            std::fs::write(recipe.join(RECIPE), format!("name = \"a/b:1\"\nroot = \"{root}\"\n")).unwrap();
+            let made = nothing("", |around| make(&recipe, &Overrides::default(), around));
+            assert_eq!(made.is_ok(), fine, "{root}");
+            let error = made.err().map(|error| format!("{error:#}")).unwrap_or_default();
+            assert!(fine || error.contains("leads out of its folder"), "{error}");
+        }
     }
 
     #[test]
