@@ -1,5 +1,6 @@
 //! What a user may type wrong, through the program itself: exit code 2, a sentence, nothing made, no panic, no wait.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -30,6 +31,36 @@ fn cluster() -> tempfile::TempDir {
 
 fn pipe(path: &Path) {
     rustix::fs::mkfifoat(rustix::fs::CWD, path, 0o600.into()).expect("pipe");
+}
+
+#[test]
+fn a_full_disk_behind_the_output_is_an_error() {
+    let cluster = cluster();
+    for args in [&["kubeconfig"][..], &["completion", "bash"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("device");
+        let output = Command::new(env!("CARGO_BIN_EXE_kimg"))
+            .current_dir(cluster.path())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(full)
+            .output()
+            .expect("kimg runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains("No space left") && !said.contains("panicked"), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn what_is_made_is_never_writable_by_everybody() {
+    let dir = tempfile::tempdir().expect("dir");
+    let script = format!("umask 0; exec {} init a", env!("CARGO_BIN_EXE_kimg"));
+    let made = Command::new("sh").current_dir(dir.path()).args(["-c", &script]).output().expect("kimg runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    for made in ["a", "a/cluster.toml"] {
+        let mode = std::fs::metadata(dir.path().join(made)).expect("made").permissions().mode();
+        assert_eq!(mode & 0o002, 0, "{made}: {mode:o}");
+    }
 }
 
 #[test]

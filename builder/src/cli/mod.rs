@@ -20,6 +20,7 @@ use crate::config::{self, ConfigError, Settings};
 use crate::image::leave::KeysInClear;
 use crate::input::BadInput;
 use crate::local::up::Interrupted;
+use crate::logs::line::harmless;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -122,7 +123,8 @@ enum Command {
 
 /// Runs `kimg` with the given arguments.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    end_quietly_when_nobody_reads();
+    end_when_nothing_can_be_printed();
+    close_to_everybody();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -151,15 +153,27 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// `kimg … | head`: the reader has seen enough. `println!` panics then, and that is no fault to report.
-fn end_quietly_when_nobody_reads() {
+/// Whatever the umask is: nothing that kimg makes may be written by everybody, its cache least of all.
+fn close_to_everybody() {
+    use rustix::fs::Mode;
+    let wanted = rustix::process::umask(Mode::WOTH);
+    rustix::process::umask(wanted | Mode::WOTH);
+}
+
+/// `println!` panics where it cannot write. `kimg … | head` is no fault to report: the reader has seen enough. A full
+/// disk is one, and none of kimg's.
+fn end_when_nothing_can_be_printed() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let text = panic.payload_as_str().unwrap_or_default();
-        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
-            std::process::exit(0);
+        match panic.payload_as_str().and_then(|text| text.strip_prefix("failed printing to ")) {
+            Some(what) if what.starts_with("stdout") && what.contains("Broken pipe") => std::process::exit(0),
+            Some(what) => {
+                // Where that cannot be printed, either, the exit code still tells.
+                let _ = writeln!(std::io::stderr(), "kimg: writing to {what}");
+                std::process::exit(1);
+            }
+            None => report(panic),
         }
-        report(panic);
     }));
 }
 
@@ -216,7 +230,7 @@ fn write_out(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// The chain of causes in one line, no part twice.
+/// The chain of causes in one line, no part twice; what servers and files say in it does nothing to a terminal.
 fn report(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
@@ -228,7 +242,7 @@ fn report(error: &anyhow::Error) -> String {
             text.push_str(&part);
         }
     }
-    text
+    text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
 }
 
 /// What to type next; on a terminal only, so that scripts see nothing of it.
@@ -282,6 +296,8 @@ mod tests {
     fn a_cause_is_not_said_twice() {
         let error = anyhow::anyhow!("no room").context("writing x: no room");
         assert_eq!(report(&error), "writing x: no room");
+        let error = anyhow::anyhow!("\u{1b}[2J said the server").context("none:\n  a");
+        assert_eq!(report(&error), "none:\n  a: \\u{1b}[2J said the server");
     }
 
     #[test]

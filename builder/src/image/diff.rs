@@ -2,6 +2,7 @@
 
 use super::contents::{Contents, Item};
 use super::inspect::{self, Report};
+use crate::logs::line::harmless;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -223,11 +224,12 @@ fn section(out: &mut String, title: &str, lines: impl Iterator<Item = String>) {
 }
 
 fn line(name: &str, before: Option<&str>, after: Option<&str>) -> String {
-    match (before, after) {
+    // Images come from anybody.
+    harmless(&match (before, after) {
         (None, Some(new)) => format!("  + {name} {new}"),
         (Some(old), None) => format!("  - {name} {old}"),
         (old, new) => format!("  ~ {name}: {} → {}", old.unwrap_or_default(), new.unwrap_or_default()),
-    }
+    })
 }
 
 #[cfg(test)]

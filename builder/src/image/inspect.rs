@@ -6,6 +6,7 @@ use super::verity;
 use crate::cache::hash;
 use crate::disk::{config_part, gpt};
 use crate::input;
+use crate::logs::line::harmless;
 use crate::pki::config_partition::ConfigFiles;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -222,24 +223,25 @@ pub(super) fn certificates(file: &str, pem: &[u8]) -> Result<Vec<CertificateRepo
 }
 
 impl Report {
-    /// For people.
+    /// For people. Images come from anybody: what they say does nothing to a terminal.
     pub fn to_text(&self) -> String {
         use std::fmt::Write;
         let mut out = String::new();
-        let text = |key: &str| self.cluster[key].as_str().unwrap_or("?").to_string();
+        let said = |value: &serde_json::Value| harmless(value.as_str().unwrap_or("?"));
+        let text = |key: &str| said(&self.cluster[key]);
         // Writing to a string does not fail.
         let _ = writeln!(
             out,
             "{} image of cluster {}, kimg {}",
             text("role"),
             text("name"),
-            self.cluster["build"]["version"].as_str().unwrap_or("?")
+            said(&self.cluster["build"]["version"])
         );
         let state = if self.hash_tree_matches { "matches the hash tree" } else { "DOES NOT match the hash tree" };
         let _ = writeln!(out, "root hash {} ({state})\nsecrets   {}", self.root_hash, self.secrets);
-        let _ = writeln!(out, "kernel    {}", self.command_line);
+        let _ = writeln!(out, "kernel    {}", harmless(&self.command_line));
         if let Some(certificate) = &self.secure_boot {
-            let _ = writeln!(out, "          signed for the certificate with SHA-256 {certificate}");
+            let _ = writeln!(out, "          signed for the certificate with SHA-256 {}", harmless(certificate));
         }
         let _ = writeln!(out, "\nPartitions");
         for p in &self.partitions {
@@ -247,7 +249,7 @@ impl Report {
                 out,
                 "  {} {:7} {:>10}  at {:>10}  {}",
                 p.number,
-                p.name,
+                harmless(&p.name),
                 super::cmd::mib(p.size),
                 p.offset,
                 p.id
@@ -255,24 +257,25 @@ impl Report {
         }
         let _ = writeln!(out, "\nCertificates");
         for c in &self.certificates {
-            let _ = writeln!(out, "  {:24} {}\n  {:24} {} to {}", c.file, c.subject, "", c.not_before, c.not_after);
+            let (file, subject) = (harmless(&c.file), harmless(&c.subject));
+            let _ = writeln!(out, "  {file:24} {subject}\n  {:24} {} to {}", "", c.not_before, c.not_after);
         }
         let _ = writeln!(out, "\nCONFIG");
         for (name, sum) in &self.config_files {
-            let _ = writeln!(out, "  {name:34} {:>8}", sum.size);
+            let _ = writeln!(out, "  {:34} {:>8}", harmless(name), sum.size);
         }
         for (title, sizes) in [("Programs", &self.components), ("Files", &self.files)] {
             if !sizes.is_empty() {
                 let _ = writeln!(out, "\n{title}");
                 for (name, size) in sizes {
-                    let _ = writeln!(out, "  {name:34} {:>10}", super::cmd::mib(*size));
+                    let _ = writeln!(out, "  {:34} {:>10}", harmless(name), super::cmd::mib(*size));
                 }
             }
         }
         if !self.packages.is_empty() {
             let _ = writeln!(out, "\nPackages");
             for (name, version) in &self.packages {
-                let _ = writeln!(out, "  {name:44} {version}");
+                let _ = writeln!(out, "  {:44} {}", harmless(name), harmless(version));
             }
         }
         out
@@ -298,6 +301,34 @@ mod tests {
         assert!(refused("big", &[7; 64 * 1024]).contains("no GUID partition table"));
         assert!(refused("disk.raw.zst", b"\x28\xb5\x2f\xfd kimg\n").contains("it is cut short"));
         assert!(inspect(Path::new("/dev/null")).unwrap_err().to_string().contains("is a device"));
+    }
+
+    #[test]
+    fn what_an_image_says_does_nothing_to_a_terminal() {
+        let evil = "\u{1b}]0;x\u{7}\n";
+        let report = Report {
+            partitions: vec![PartitionReport { number: 1, name: evil.into(), id: String::new(), offset: 0, size: 0 }],
+            root_hash: String::new(),
+            hash_tree_matches: true,
+            cluster: serde_json::json!({"name": evil, "role": evil, "build": {"version": evil}}),
+            certificates: vec![CertificateReport {
+                file: evil.into(),
+                subject: evil.into(),
+                not_before: String::new(),
+                not_after: String::new(),
+                fingerprint: String::new(),
+            }],
+            command_line: evil.into(),
+            config_files: [(evil.to_string(), FileSum { size: 1, sha256: String::new() })].into(),
+            secrets: String::new(),
+            secure_boot: Some(evil.into()),
+            packages: [(evil.to_string(), evil.to_string())].into(),
+            components: [(evil.to_string(), 1)].into(),
+            files: [(evil.to_string(), 1)].into(),
+        };
+        let text = report.to_text();
+        assert!(!text.contains(['\u{1b}', '\u{7}']), "{text}");
+        assert_eq!(text.matches("\\u{1b}]0;x\\u{7}\\n").count(), 13, "{text}");
     }
 
     #[test]

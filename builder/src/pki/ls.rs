@@ -1,7 +1,6 @@
 //! `kimg pki ls`: every certificate of the cluster, what ends first at the top.
 
 use super::show;
-use crate::logs::line::harmless;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
@@ -134,9 +133,7 @@ pub fn table(all: &[Held]) -> String {
         };
         let node = held.node.as_deref().unwrap_or("-");
         let left = held.seconds_left.map_or("-".into(), left);
-        let cells = [node, &held.name, &held.subject, &held.issuer, &held.not_after, &left, state];
-        // What nodes say steers no terminal.
-        cells.map(harmless).to_vec()
+        [node, &held.name, &held.subject, &held.issuer, &held.not_after, &left, state].map(str::to_string).to_vec()
     };
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
     crate::table::render(&["NODE", "NAME", "SUBJECT", "ISSUER", "EXPIRES", "LEFT", "STATE"], &rows)
