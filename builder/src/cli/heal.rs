@@ -28,7 +28,8 @@ const LIMIT: Duration = Duration::from_secs(90);
 #[derive(Debug, clap::Args)]
 pub(super) struct HealArgs {
     /// `master`, or its name
-    node: String,
+    #[arg(value_name = "MASTER")]
+    master: String,
     #[command(flatten)]
     choice: Choice,
     /// Also where the master answers, or its disk is there: the disk is set aside, and what is newer than the backup lost
@@ -45,9 +46,9 @@ pub(super) struct HealArgs {
 pub(super) fn run(args: &HealArgs, settings: &Settings) -> Result<()> {
     let master = settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
     let name = master.entry.name.as_str();
-    if args.node != "master" && args.node != name {
-        settings.node(&args.node)?;
-        return input::bad(format!("{0} is a worker; `kimg roll {0}` replaces a broken one", args.node));
+    if args.master != "master" && args.master != name {
+        settings.node(&args.master)?;
+        return input::bad(format!("{0} is a worker; `kimg roll {0}` replaces a broken one", args.master));
     }
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let state = State::load(&settings.run_dir())?;
