@@ -126,7 +126,7 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
         }
     }
     super::stock::tidy(run_dir, &State::default(), &BTreeSet::new())?;
-    for name in ["state.json", "switch.log", "switch.json"] {
+    for name in ["state.json", "switch.log", "switch.json", "roll.json", "roll.lock"] {
         remove_file(&run_dir.join(name))?;
     }
     remove_file(&settings.dir.join("kubeconfig"))
