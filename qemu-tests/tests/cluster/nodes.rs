@@ -99,16 +99,7 @@ fn logs(cluster: &Cluster) -> Result {
     ensure!(refused.code == 2 && refused.err.contains("containerd"), "{}", refused.all());
     let audit = followed(cluster, "logged-by-the-audit-log")?;
     ensure!(audit.starts_with("master-1") && audit.contains("kubernetes-admin"), "{audit}");
-    cluster.kimg(&["switch", "--set", "worker-2", "--cut"])?.success()?;
-    let rest = cluster.kimg(&["logs", "kubelet", "--since", "1d"]);
-    cluster.kimg(&["switch", "--set", "worker-2", "--reset"])?.success()?;
-    let rest = rest?;
-    ensure!(rest.code == 1 && rest.err.contains("worker-2"), "{} {}", rest.code, rest.err);
-    ensure!(rest.out.contains("worker-1") && rest.out.contains("master-1"), "the others are gone:\n{}", rest.out);
-    wait::until("all nodes to answer", wait::scale(30), || {
-        Ok(cluster.kimg(&["logs", "kubelet", "--tail", "1"])?.ok.then_some(()))
-    })?;
-    cluster.all_ready()
+    Ok(())
 }
 
 /// The first line about a ConfigMap of this name that comes while the audit log is followed.
