@@ -109,7 +109,8 @@ async fn metadata_of_new_objects() {
     let number = |o: &Value| o["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
     assert!(number(&other) > number(&made), "one order for all kinds");
     let owner = |controller: bool| json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u", "controller": controller});
-    let two = cluster.post(MAPS, map(json!({"name": "two", "ownerReferences": [owner(true), owner(true)]}))).await;
+    let other = json!({"apiVersion": "v1", "kind": "Pod", "name": "q", "uid": "v", "controller": true});
+    let two = cluster.post(MAPS, map(json!({"name": "two", "ownerReferences": [owner(true), other]}))).await;
     assert_eq!(two.code, 422, "one controller at most");
     let long = "a".repeat(254);
     for (path, object) in [
