@@ -200,7 +200,10 @@ fn bad_user_data(cluster: &Cluster) -> Result {
     let with = |lines: &[&str]| user_data(GUEST, lines).into_bytes();
     let cases = [
         (with(&["role: master"]), "this is a worker image, and its user-data says that this machine is a master"),
-        (with(&["role: worker", "node-ip: 10.77.0"]), "is no IP address; correct it in the user-data"),
+        (
+            with(&["role: worker", "node-ip: 10.77.0"]),
+            "is no IP address and no range of them; correct it in the user-data",
+        ),
         (with(&["role: worker", "node-ip: 10.77.0.11"]), "is on none of this machine's interfaces"),
         (b"\x1f\x8bnothing that was ever compressed".to_vec(), "user-data is unreadable"),
         (b"hello, world\n".to_vec(), "does not begin with the line #cloud-config"),
