@@ -14,8 +14,13 @@ const MEMORY: &str = "master = { memory = 256 }\nworker = { memory = 384 }";
 const OUT_OF_MEMORY: &[&str] = &["Out of memory", "oom-kill", "oom_reaper", "invoked oom-killer"];
 
 pub(crate) fn tests() -> Vec<Test> {
-    let name = "the_example_runs_in_little_memory_for_five_minutes";
-    vec![Test::new(format!("memory::{name}"), true, move |_| runs_for(name, Duration::from_secs(300)))]
+    let test = |name: &'static str, long, seconds| {
+        Test::new(format!("memory::{name}"), long, move |_| runs_for(name, Duration::from_secs(seconds)))
+    };
+    vec![
+        test("the_example_runs_in_little_memory_for_half_a_minute", false, 30),
+        test("the_example_runs_in_little_memory_for_five_minutes", true, 300),
+    ]
 }
 
 fn runs_for(name: &str, length: Duration) -> Result {
