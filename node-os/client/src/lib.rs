@@ -30,7 +30,7 @@ pub async fn connect(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::from_custom_kubeconfig(parsed, &Default::default())
         .await
         .with_context(|| format!("using {}", kubeconfig.display()))?;
-    // A watch ends by the server's clock; a dead connection is noticed by the next bookmark.
+    // A watch ends by the server's clock; a dead server is noticed by `api-balancer`, through which all connections go.
     config.connect_timeout = Some(Duration::from_secs(5));
     config.read_timeout = Some(Duration::from_secs(320));
     kube::Client::try_from(config).with_context(|| format!("connecting as {} says", kubeconfig.display()))

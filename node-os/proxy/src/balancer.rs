@@ -2,6 +2,9 @@
 //! It passes bytes on; TLS stays between client and API server.
 //! The first list comes from the node's metadata, then the EndpointSlice of `default/kubernetes`
 //! says which servers there are; the last list heard is kept on STATE for the next start.
+//!
+//! A master that lost its power, or was made anew, says nothing to connections of before, and who watches on one says
+//! nothing either. So this entrance asks for signs of life, for all of the node's components, and ends what is dead.
 
 use anyhow::Context;
 use clap::Parser;
@@ -9,6 +12,7 @@ use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
 use node_client::Change;
+use rustix::net::sockopt;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -53,6 +57,10 @@ type Servers = Rc<RefCell<Vec<SocketAddr>>>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_secs(5);
+/// After so long without a byte the kernel asks the server whether it is there, and again and again.
+const SILENT: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_secs(2);
+const TIMES: u32 = 3;
 
 async fn run(flags: Flags) -> anyhow::Result<()> {
     let listener = listen(flags.listen).await?;
@@ -113,6 +121,7 @@ async fn forward(mut client: TcpStream, servers: &[SocketAddr], start: usize) ->
                 // Small requests must not wait for each other's acknowledgement.
                 client.set_nodelay(true)?;
                 upstream.set_nodelay(true)?;
+                notice_death(&upstream).with_context(|| format!("connection to {server}"))?;
                 // Either side may just go away.
                 drop(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, 4096, 4096).await);
                 return Ok(());
@@ -122,6 +131,18 @@ async fn forward(mut client: TcpStream, servers: &[SocketAddr], start: usize) ->
         }
     }
     anyhow::bail!("no server can be reached: {why}")
+}
+
+/// Has the kernel end a connection whose other end is gone, within a dozen seconds.
+fn notice_death(connection: &TcpStream) -> std::io::Result<()> {
+    sockopt::set_socket_keepalive(connection, true)?;
+    sockopt::set_tcp_keepidle(connection, SILENT)?;
+    sockopt::set_tcp_keepintvl(connection, AGAIN)?;
+    sockopt::set_tcp_keepcnt(connection, TIMES)?;
+    // Where something was sent, the kernel asks nothing, and would send it again for a quarter of an hour.
+    let limit = SILENT + AGAIN * TIMES;
+    sockopt::set_tcp_user_timeout(connection, limit.as_millis().try_into().unwrap_or(u32::MAX))?;
+    Ok(())
 }
 
 async fn keep_list(kubeconfig: PathBuf, file: PathBuf, servers: Servers) {
@@ -184,4 +205,22 @@ fn write_list(file: &Path, list: &[SocketAddr]) -> std::io::Result<()> {
     let temporary = file.with_extension("new");
     std::fs::write(&temporary, text)?;
     std::fs::rename(&temporary, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_server_is_noticed_by_the_kernel() {
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("listening");
+        let connection = TcpStream::connect(listener.local_addr().expect("address")).await.expect("connected");
+        assert!(!sockopt::socket_keepalive(&connection).expect("option"));
+        notice_death(&connection).expect("options");
+        assert!(sockopt::socket_keepalive(&connection).expect("option"));
+        let most = sockopt::tcp_keepidle(&connection).expect("option")
+            + sockopt::tcp_keepintvl(&connection).expect("option") * sockopt::tcp_keepcnt(&connection).expect("option");
+        assert_eq!(most, Duration::from_secs(11));
+        assert_eq!(sockopt::tcp_user_timeout(&connection).expect("option"), 11_000);
+    }
 }
