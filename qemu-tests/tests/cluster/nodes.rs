@@ -2,6 +2,7 @@
 
 use anyhow::{Context, anyhow, ensure};
 use qemu_tests::{Cluster, Result, cluster::condition, tools, wait};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
@@ -99,7 +100,17 @@ fn logs(cluster: &Cluster) -> Result {
     ensure!(refused.code == 2 && refused.err.contains("containerd"), "{}", refused.all());
     let audit = followed(cluster, "logged-by-the-audit-log")?;
     ensure!(audit.starts_with("master-1") && audit.contains("kubernetes-admin"), "{audit}");
-    Ok(())
+    // A machine that hangs takes connections, for QEMU takes them, and says nothing.
+    let file = kimg::config::load(&cluster.dir)?.run_dir().join("worker-2/pid");
+    let pid = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let qemu = Pid::from_raw(pid.trim().parse().context("the number in a pid file")?).context("a pid file with 0")?;
+    kill_process(qemu, Signal::STOP).context("stopping a VM's process")?;
+    let rest = cluster.kimg(&["logs", "kubelet", "--since", "1d"]);
+    kill_process(qemu, Signal::CONT).context("letting it go on")?;
+    let rest = rest?;
+    ensure!(rest.code == 1 && rest.err.contains("worker-2"), "{} {}", rest.code, rest.err);
+    ensure!(rest.out.contains("worker-1") && rest.out.contains("master-1"), "the others are gone:\n{}", rest.out);
+    cluster.all_ready()
 }
 
 /// The first line about a ConfigMap of this name that comes while the audit log is followed.
