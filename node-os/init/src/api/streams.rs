@@ -74,19 +74,24 @@ fn file_log(path: &Path, query: &str) -> Response<Body> {
     if !flag(query, "follow") {
         return text(first);
     }
-    let (sender, receiver) = mpsc::channel(8);
     let path = path.to_owned();
+    growing(first, move || file.more(&path))
+}
+
+/// What is there first, and then again and again what has come since, until nobody reads any more.
+fn growing<T: Into<Bytes> + AsRef<[u8]> + 'static>(first: T, mut more: impl FnMut() -> T + 'static) -> Response<Body> {
+    let (sender, receiver) = mpsc::channel(8);
     tokio::task::spawn_local(async move {
         let mut chunk = first;
         loop {
-            if !chunk.is_empty() && sender.send(Bytes::from(chunk)).await.is_err() {
+            if !chunk.as_ref().is_empty() && sender.send(chunk.into()).await.is_err() {
                 return;
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = sender.closed() => return,
             }
-            chunk = file.more(&path);
+            chunk = more();
         }
     });
     stream(receiver)
@@ -146,21 +151,7 @@ fn kernel_log_of(query: &str, only_ours: bool) -> Result<Response<Body>, Refusal
     if !flag(query, "follow") {
         return Ok(text(first));
     }
-    let (sender, receiver) = mpsc::channel(8);
-    tokio::task::spawn_local(async move {
-        let mut chunk = first;
-        loop {
-            if !chunk.is_empty() && sender.send(Bytes::from(chunk)).await.is_err() {
-                return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = sender.closed() => return,
-            }
-            chunk = read_records(&mut file, only_ours);
-        }
-    });
-    Ok(stream(receiver))
+    Ok(growing(first, move || read_records(&mut file, only_ours)))
 }
 
 /// All records that are there; one read gives one.
