@@ -11,13 +11,12 @@ use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::upload::schema::Published;
 use crate::web::Interrupted;
-use crate::web::fake::{Call, Fault, Reply, Server, Virtual};
+use crate::web::fake::{self, Call, Fault, Reply, Server, Virtual};
 use anyhow::Result;
 use node_metadata::Role;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, MutexGuard, OnceLock};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,11 +107,8 @@ impl Stage {
         let server = Server::start(move |call| {
             let mut world = held(&there);
             let reply = which.answer(call, &mut world);
-            world.answered += 1;
-            let answered = world.answered;
-            if let Some((clock, _)) = world.stops.as_ref().filter(|(_, before)| answered == before + 1) {
-                clock.stopped.store(true, Relaxed);
-            }
+            let World { answered, stops, .. } = &mut *world;
+            fake::count(answered, stops.as_ref());
             reply
         });
         Stage { which, settings, world, server, clock: Virtual::new() }

@@ -16,12 +16,11 @@ use super::vultr::Vultr;
 use super::{Leftover, Local, Provider, Uploaded, upload};
 use crate::image::manifest::FileSum;
 use crate::web::Interrupted;
-use crate::web::fake::{Call, Fault, Reply, Server, Virtual};
+use crate::web::fake::{self, Call, Fault, Reply, Server, Virtual};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,11 +94,8 @@ impl Stage {
         let server = Server::start(move |call| {
             let mut world = held(&there);
             let reply = which.answer(call, &mut world);
-            world.answered += 1;
-            let answered = world.answered;
-            if let Some((clock, _)) = world.stops.as_ref().filter(|(_, before)| answered == before + 1) {
-                clock.stopped.store(true, Relaxed);
-            }
+            let World { answered, stops, .. } = &mut *world;
+            fake::count(answered, stops.as_ref());
             reply
         });
         Stage { which, world, server, clock: Virtual::new() }
