@@ -6,6 +6,12 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::Duration;
+
+/// How long a watch that failed is left alone: longer each time, and as much again by chance. Not long at most: an API
+/// server that was away comes back with a 410, which is one failure more, and until the list that follows a node works
+/// by what was true before.
+const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(2)];
 
 /// One step of following a kind.
 #[derive(Debug)]
@@ -25,7 +31,7 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut gathered = Vec::new();
-    watcher(api, config).default_backoff().filter_map(move |event| {
+    watcher(api, config).backoff(pauses()).filter_map(move |event| {
         let change = match event {
             Ok(watcher::Event::Init) => {
                 gathered = Vec::new();
@@ -45,6 +51,12 @@ where
         };
         futures::future::ready(change)
     })
+}
+
+fn pauses() -> watcher::ExponentialBackoff {
+    let [first, most] = PAUSES;
+    let pauses = backon::ExponentialBuilder::default().with_min_delay(first).with_max_delay(most);
+    pauses.with_jitter().without_max_times().into()
 }
 
 /// Notes a change in a map keyed by `namespace/name`; true if the map now holds everything of the kind.
@@ -70,4 +82,16 @@ pub fn apply<K: Resource>(objects: &mut BTreeMap<String, K>, change: Change<K>) 
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_long_absence_the_pause_is_short() {
+        let pauses: Vec<Duration> = pauses().take(100).collect();
+        assert_eq!(pauses.len(), 100, "it never gives up");
+        assert!(pauses.iter().all(|pause| *pause <= 2 * PAUSES[1]) && pauses[0] < pauses[99], "{pauses:?}");
+    }
 }
