@@ -1,6 +1,6 @@
 //! The node's Lease: a sign of life every ten seconds.
 
-use crate::client::{code, explain};
+use crate::client::{code, explain, within};
 use crate::kubelet::Kubelet;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -18,7 +18,7 @@ pub async fn run(kubelet: Arc<Kubelet>) {
     let api: Api<Lease> = Api::namespaced(kubelet.api.clone(), NAMESPACE);
     let mut failing = false;
     loop {
-        let wait = match renew(&kubelet, &api).await {
+        let wait = match within(PERIOD, renew(&kubelet, &api)).await {
             Ok(()) => {
                 failing = false;
                 PERIOD

@@ -1,7 +1,7 @@
 //! Registers the Node and keeps its status true.
 
 use super::build::{self, Look};
-use crate::client::{code, explain};
+use crate::client::{code, explain, within};
 use crate::events;
 use crate::kubelet::Kubelet;
 use jiff::Timestamp;
@@ -31,7 +31,7 @@ pub async fn run(kubelet: Arc<Kubelet>) {
             Some((old, at)) => at.elapsed() > REPORT || !build::same(old, &status),
         };
         if due {
-            match report(&kubelet, &api, &status).await {
+            match within(PERIOD, report(&kubelet, &api, &status)).await {
                 Ok(()) => {
                     if sent.as_ref().is_some_and(|(old, _)| is_ready(old) != ready) || (sent.is_none() && ready) {
                         tell(&kubelet, ready);
@@ -47,7 +47,7 @@ pub async fn run(kubelet: Arc<Kubelet>) {
             }
         } else if tick.is_multiple_of(2) {
             // Labels are needed for admission, annotations ask for things; somebody may have changed them.
-            match api.get(&kubelet.options.node_name).await {
+            match within(PERIOD, api.get(&kubelet.options.node_name)).await {
                 Ok(node) => {
                     crate::volumes::removal::follow(&kubelet, &node).await;
                     kubelet.node.set_object(node);
