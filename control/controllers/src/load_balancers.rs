@@ -20,7 +20,7 @@ use crate::context::Context;
 use crate::runner::{self, Outcome, Worked};
 
 const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
-const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+pub(crate) const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 const NODE_PORTS: std::ops::RangeInclusive<i32> = 30_000..=32_767;
 const WEB_PORTS: [i32; 2] = [80, 443];
 

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use tokio::time::Instant;
 
 use crate::context::Context;
+use crate::load_balancers::CONTROL_PLANE;
 use crate::runner::{self, Outcome, Worked};
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -74,6 +75,14 @@ fn plan_conditions(node: &Node, now: Timestamp) -> Option<Vec<NodeCondition>> {
         }
     }
     changed.then_some(all)
+}
+
+/// Whether pods may be driven from sick nodes. Where no worker at all is ready, it is this master that is cut off: it hears
+/// of itself always.
+fn may_evict<N: std::borrow::Borrow<Node>>(nodes: &[N]) -> bool {
+    let is_master =
+        |node: &Node| node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(CONTROL_PLANE));
+    nodes.iter().map(std::borrow::Borrow::borrow).any(|node| !is_master(node) && readiness(node) == "True")
 }
 
 /// All taints that the node should have; `evict` says whether pods may be driven from sick nodes.
@@ -203,9 +212,8 @@ impl Monitor {
                 serde_json::json!({"status": NodeStatus { conditions: Some(conditions), ..NodeStatus::default() }});
             node = context.caches.nodes.strategic(Some("status"), &node, &patch).await?;
         }
-        // Where no node at all is ready, it is this master that is cut off.
-        let any_ready = context.caches.nodes.list().iter().any(|n| readiness(n) == "True");
-        if let Some(taints) = plan_taints(&node, any_ready, Timestamp::now()) {
+        let evict = may_evict(&context.caches.nodes.list());
+        if let Some(taints) = plan_taints(&node, evict, Timestamp::now()) {
             let patch = serde_json::json!({
                 "metadata": {"resourceVersion": node.metadata.resource_version},
                 "spec": {"taints": Some(taints).filter(|t| !t.is_empty())},
@@ -277,6 +285,18 @@ mod tests {
             let wanted =
                 wanted.map(|all| all.iter().map(|(k, e)| ((*k).to_owned(), (*e).to_owned())).collect::<Vec<_>>());
             assert_eq!(got, wanted, "{ready} {present:?}");
+        }
+    }
+
+    #[test]
+    fn a_master_that_hears_of_no_worker_is_cut_off() {
+        let mut master = node("True", &[]);
+        master.metadata.labels = Some([(CONTROL_PLANE.to_owned(), String::new())].into());
+        let cases = [(vec!["Unknown", "False"], false), (vec!["Unknown", "True"], true), (vec![], false)];
+        for (workers, evict) in cases {
+            let nodes: Vec<Node> =
+                std::iter::once(master.clone()).chain(workers.iter().map(|ready| node(ready, &[]))).collect();
+            assert_eq!(may_evict(&nodes), evict, "{workers:?}");
         }
     }
 
