@@ -174,8 +174,9 @@ fn disks(vm: &VmSpec) -> Vec<(&'static str, String)> {
     out
 }
 
-/// Starts a VM in the background.
-pub fn start(run_dir: &Path, vm: &VmSpec) -> Result<Process> {
+/// Starts a VM in the background. `known` is told of the process before anything else: it outlives this one, whenever
+/// that ends.
+pub fn start(run_dir: &Path, vm: &VmSpec, known: impl FnOnce(Process) -> Result<()>) -> Result<()> {
     for stale in ["pid", "qmp.sock"] {
         let path = run_dir.join(&vm.node).join(stale);
         match std::fs::remove_file(&path) {
@@ -202,16 +203,19 @@ pub fn start(run_dir: &Path, vm: &VmSpec) -> Result<Process> {
         .spawn()
         .with_context(|| format!("running {PROGRAM}"))?;
     let pid = i32::try_from(child.id()).context("running QEMU")?;
+    if let Some(process) = Process::find(pid) {
+        known(process)?;
+    }
     let pid_file = run_dir.join(&vm.node).join("pid");
     let end = Instant::now() + START_LIMIT;
     loop {
         let Some(process) = Process::find(pid) else {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
-            bail!("QEMU did not start {}: {}", vm.node, said.trim());
+            return Err(ended(format!("QEMU did not start {}: {}", vm.node, said.trim())));
         };
         // QEMU writes it once everything that it was given is open.
         if pid_file.exists() {
-            return Ok(process);
+            return Ok(());
         }
         if Instant::now() > end {
             process.end(Duration::from_secs(1))?;
@@ -219,6 +223,15 @@ pub fn start(run_dir: &Path, vm: &VmSpec) -> Result<Process> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// QEMU found one of the ports on 127.0.0.1 in use.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct PortTaken(String);
+
+fn ended(said: String) -> anyhow::Error {
+    if said.contains("Could not set up host forwarding rule") { PortTaken(said).into() } else { anyhow::anyhow!(said) }
 }
 
 /// How long QEMU may take to open what it is given.
@@ -294,6 +307,14 @@ mod tests {
             assert!(line.contains(part), "{part} in {line}");
         }
         assert!(arguments(&vm(Accel::Kvm)).join(" ").contains("-accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn a_port_that_was_taken_is_known_by_what_qemu_says() {
+        let said =
+            "qemu-system-x86_64: -netdev user,id=nat: Could not set up host forwarding rule 'tcp:127.0.0.1:1-:2'";
+        assert!(ended(said.into()).is::<PortTaken>());
+        assert!(!ended("qemu-system-x86_64: Failed to get \"write\" lock".into()).is::<PortTaken>());
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Up {
 /// How long all nodes may take to be Ready with KVM; see [`Accel::patience`].
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(400);
+/// How often a VM is started whose ports are taken in between.
+const ATTEMPTS: u32 = 3;
 /// How often a line says that it still waits, where there are no bars.
 const SAY: Duration = Duration::from_secs(20);
 
@@ -231,14 +233,28 @@ impl Starter<'_> {
         if self.interrupt.asked() {
             return Ok(());
         }
-        let mut vm = self.plan(node, known, image)?;
-        self.write_seed(node, &vm, &dir)?;
         bar.set_message(format!("{name}: starting"));
-        let spec = self.spec(node, &vm, size)?;
-        // Known before it is started: a token in a seed that nobody knows could never be honoured.
-        self.record(name, &vm)?;
-        vm.process = Some(qemu::start(self.run_dir, &spec)?);
-        self.record(name, &vm)?;
+        let mut vm = self.plan(node, known, image)?;
+        for attempt in 1.. {
+            self.write_seed(node, &vm, &dir)?;
+            let spec = self.spec(node, &vm, size)?;
+            // Known before it is started: a token in a seed that nobody knows could never be honoured.
+            self.record(name, &vm)?;
+            let started = qemu::start(self.run_dir, &spec, |process| {
+                vm.process = Some(process);
+                self.record(name, &vm)
+            });
+            match started {
+                // Somebody has taken a port since it was found free.
+                Err(error) if error.is::<qemu::PortTaken>() && attempt < ATTEMPTS => {
+                    vm = self.plan(node, Some(vm), image)?;
+                }
+                started => {
+                    started?;
+                    break;
+                }
+            }
+        }
         bar.set_message(format!("{name}: boots"));
         Ok(())
     }
@@ -264,15 +280,18 @@ impl Starter<'_> {
             || (first_worker.is_none() && self.settings.nodes.first().is_some_and(|n| n.entry.name == node.entry.name));
         // Two threads must not be given one port.
         let mut state = lock(self.state);
-        let taken: BTreeSet<u16> = state
+        let mut taken: BTreeSet<u16> = state
             .vms
             .iter()
             .filter(|(name, _)| **name != node.entry.name)
             .flat_map(|(_, vm)| vm.api_port.into_iter().chain([vm.node_port]).chain(vm.node_ports.values().copied()))
             .collect();
-        let port = |wanted: Option<u16>| -> Result<u16> {
-            let port = state::free_port(wanted.filter(|p| !taken.contains(p)))?;
-            if taken.contains(&port) { state::free_port(None) } else { Ok(port) }
+        let mut port = |wanted: Option<u16>| -> Result<u16> {
+            let mut port = state::free_port(wanted.filter(|p| !taken.contains(p)))?;
+            while !taken.insert(port) {
+                port = state::free_port(None)?;
+            }
+            Ok(port)
         };
         let mut node_ports = BTreeMap::new();
         if takes_node_ports {
