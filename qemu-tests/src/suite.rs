@@ -37,6 +37,7 @@ struct Shared {
     /// A failure to come up fails every test with the same sentence.
     cluster: OnceLock<std::result::Result<Cluster, String>>,
     took: Mutex<Vec<(&'static str, Duration)>>,
+    failed: Mutex<Vec<(&'static str, String)>>,
 }
 
 impl Shared {
@@ -69,6 +70,13 @@ pub fn main(suite: Suite) -> ExitCode {
     for (name, took) in shared.took.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         eprintln!("{:6.1} s  {name}", took.as_secs_f64());
     }
+    // Again at the end, where whoever sees no more than the last lines finds it.
+    for (name, why) in shared.failed.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        eprintln!("{name}: {why}");
+    }
+    if let Some(Err(why)) = shared.cluster.get() {
+        eprintln!("{why}");
+    }
     if let Some(Ok(cluster)) = shared.cluster.get() {
         eprintln!("the VMs were Ready after {:.1} s", cluster.up_took.as_secs_f64());
         if std::env::var_os("KIMG_TESTS_KEEP").is_none()
@@ -94,6 +102,7 @@ fn run(
     result.map_err(|error| {
         // Said at once: the summary comes only after the last test.
         eprintln!("{error:#}");
+        shared.failed.lock().unwrap_or_else(PoisonError::into_inner).push((name, format!("{error:#}")));
         let kept = match bundle::write(cluster, &root().join("failures"), name) {
             Ok(dir) => format!("bundle: {}", dir.display()),
             Err(e) => format!("no bundle could be written: {e}"),
