@@ -115,21 +115,35 @@ impl std::fmt::Debug for Healer<'_> {
 }
 
 impl Healer<'_> {
-    /// Makes the master anew from an image, restores the snapshot, and waits until all `nodes` are Ready. Called again
-    /// after it was interrupted, it begins anew.
+    /// Makes the master anew from an image, and restores the snapshot. Called again after it was interrupted, it begins
+    /// anew.
     ///
     /// # Errors
-    /// A machine cannot be made or does not come up, or the snapshot is refused.
-    pub fn heal(&mut self, master: &str, image: &str, nodes: &[&str]) -> Result<()> {
+    /// The machine cannot be made or does not come up, or the snapshot is refused.
+    pub fn restore(&mut self, master: &str, image: &str) -> Result<()> {
         (self.say)(&format!("{master}: starts with a new disk from image {}", short(image)));
         self.machines.rebuild(&Order { node: master, image, token: None, data: Data::AwaitsBackup })?;
-        self.until(master, "takes the backup", |healer| match (healer.restore)() {
-            Ok(()) => Ok(None),
-            // It is there, and says no.
-            Err(error) if error.is::<BadInput>() => Err(error),
-            Err(error) => Ok(Some(format!("{error:#}"))),
+        self.until(master, "takes the backup", |healer| {
+            // It serves nothing without a store, so the answer was lost: what was written since must not be.
+            if healer.kube.check_ready().is_ok() {
+                return Ok(None);
+            }
+            match (healer.restore)() {
+                Ok(()) => Ok(None),
+                // It is there, and says no.
+                Err(error) if error.is::<BadInput>() => Err(error),
+                Err(error) => Ok(Some(format!("{error:#}"))),
+            }
         })?;
         (self.say)(&format!("{master}: the backup is restored"));
+        Ok(())
+    }
+
+    /// Waits until all `nodes` are Ready.
+    ///
+    /// # Errors
+    /// One of them is not for too long.
+    pub fn wait_ready(&self, master: &str, nodes: &[&str]) -> Result<()> {
         self.until(master, "is whole", |healer| {
             Ok(healer.missing(nodes).unwrap_or_else(|error| Some(format!("{error:#}"))))
         })
@@ -244,7 +258,8 @@ mod tests {
         let limit = Duration::from_secs(60);
         let mut healer =
             Healer { kube: Kube(fake), machines: &mut machines, restore, clock: fake, limit, say: &|_| () };
-        healer.heal("m", "old", &["m", "w1", "w2"])
+        healer.restore("m", "old")?;
+        healer.wait_ready("m", &["m", "w1", "w2"])
     }
 
     #[test]
@@ -266,6 +281,24 @@ mod tests {
         assert!(world.faults.is_empty(), "{:?}", world.faults);
         assert!(world.machines["m"].rebuilt == 1 && world.machines["w1"].rebuilt == 0);
         assert!(asked.get() == 6 && !world.machines["m"].kept_data);
+    }
+
+    #[test]
+    fn a_backup_that_was_taken_without_an_answer_is_not_restored_twice() {
+        let (fake, objects) = lost();
+        let (asked, begun) = (Cell::new(0), fake.now());
+        let restore = || {
+            if fake.now().duration_since(begun).as_secs() < 15 {
+                bail!("connecting: refused");
+            }
+            asked.set(asked.get() + 1);
+            let mut world = fake.0.borrow_mut();
+            world.objects = objects.clone();
+            world.machines.get_mut("m").expect("master").awaits_backup = false;
+            bail!("the connection was cut");
+        };
+        heal(&fake, &restore).expect("healed");
+        assert_eq!(asked.get(), 1);
     }
 
     #[test]

@@ -86,6 +86,11 @@ impl Choice {
                 && self.node.as_ref().is_none_or(|node| *node == found.node)
         };
         if let Some(found) = backups.iter().find(fits) {
+            if self.name.is_none() && self.node.is_none() {
+                for (node, why) in &silent {
+                    eprintln!("{node} may keep a newer backup, and does not answer: {why}");
+                }
+            }
             return Ok(found.clone());
         }
         let silent: Vec<String> = silent.into_iter().map(|(_, why)| why).collect();

@@ -59,11 +59,15 @@ pub(super) fn run(args: &HealArgs, settings: &Settings) -> Result<()> {
         ));
     }
     let api = LocalApi::new(settings, &secrets)?;
-    let lost = Lost {
-        answers: api.send(Method::GET, "/readyz", None).is_ok(),
-        has_disk: settings.run_dir().join(name).join("disk.raw").exists() && !state.vms[name].awaits_backup,
+    let check = || {
+        let awaits_backup = State::load(&settings.run_dir())?.vms.get(name).is_some_and(|vm| vm.awaits_backup);
+        let lost = Lost {
+            answers: api.send(Method::GET, "/readyz", None).is_ok(),
+            has_disk: settings.run_dir().join(name).join("disk.raw").exists() && !awaits_backup,
+        };
+        heal::check(name, lost, args.discard_disk)
     };
-    heal::check(name, lost, args.discard_disk)?;
+    check()?;
     let mut machines = LocalMachines::new(settings, &secrets);
     let copy = Copy::find(settings, &args.choice)?;
     let snapshot = copy.open(settings)?;
@@ -80,6 +84,8 @@ pub(super) fn run(args: &HealArgs, settings: &Settings) -> Result<()> {
     if !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
         return input::bad("nothing was changed; --yes says yes in advance");
     }
+    // The question may have waited for long.
+    check()?;
     let begun = Instant::now();
     let restore = || -> Result<()> {
         let client = Target { node: Some(name.to_owned()), ..Target::default() }.client(settings)?;
@@ -89,16 +95,15 @@ pub(super) fn run(args: &HealArgs, settings: &Settings) -> Result<()> {
     let mut healer = Healer {
         kube: Kube(&api),
         machines: &mut machines,
-        restore: &|| {
-            restore()?;
-            state::backup_has_come(settings, name)
-        },
+        restore: &restore,
         clock: &RealClock,
         limit: LIMIT * accel.patience(),
         say: &|line| eprintln!("{line}"),
     };
     let nodes: Vec<&str> = settings.nodes.iter().map(|node| node.entry.name.as_str()).collect();
-    healer.heal(name, &image, &nodes)?;
+    healer.restore(name, &image)?;
+    state::backup_has_come(settings, name)?;
+    healer.wait_ready(name, &nodes)?;
     println!("{name} is back after {:.0} s, with {}; all nodes are Ready", begun.elapsed().as_secs_f64(), copy.shown());
     next(&format!("{} status{}", program(), dir_flag(settings)));
     Ok(())

@@ -5,6 +5,7 @@ use crate::client::block_on;
 use crate::client::node::NodeClient;
 use crate::config::Settings;
 use crate::input;
+use crate::local::state;
 use crate::node::Target;
 use anyhow::{Context, Result};
 use node_api::{Done, path};
@@ -167,7 +168,12 @@ pub(super) fn put_in_place(settings: &Settings, target: &Target, bytes: Vec<u8>,
     }
     let done: Done = block_on(target.client(settings)?.post_bytes(path::STORE_RESTORE, bytes))?;
     println!("{}", done.message);
-    Ok(())
+    let mut masters = settings.nodes_of(Role::Master).map(|node| &node.entry.name);
+    let master = masters.find(|name| target.node.as_ref().is_none_or(|node| node == *name));
+    match master {
+        Some(name) if target.address.is_none() => state::backup_has_come(settings, name),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -96,8 +96,11 @@ impl State {
     }
 }
 
-/// Notes that a master has its store again: from now on it starts like any other.
+/// Notes that a master has its store again: from now on it starts like any other. Nothing, where it did not wait for one.
 pub fn backup_has_come(settings: &Settings, node: &str) -> Result<()> {
+    if !State::load(&settings.run_dir())?.vms.get(node).is_some_and(|vm| vm.awaits_backup) {
+        return Ok(());
+    }
     let (run_dir, _lock) = lock(settings)?;
     let mut state = State::load(&run_dir)?;
     if let Some(vm) = state.vms.get_mut(node) {
