@@ -1,10 +1,11 @@
 //! `kimg down`: ends the VMs cleanly, keeps their disks unless told otherwise.
 
+use super::qmp;
 use super::state::{self, State, Vm};
-use super::{accel::Accel, qmp};
 use crate::client::block_on;
 use crate::client::node::NodeClient;
 use crate::config::Settings;
+use crate::machines::Ended;
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use anyhow::{Context, Result};
@@ -13,8 +14,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a node may take to stop its services and pods with KVM.
-const GRACE: Duration = Duration::from_secs(20);
+/// How long a node that was asked may take to end its pods (30 s, as most have it), its services and itself with KVM.
+const GRACE: Duration = Duration::from_secs(90);
+/// The same of one that could not be asked: its power button may have no effect at all.
+const BUTTON: Duration = Duration::from_secs(20);
 
 /// What `down` did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -35,8 +38,8 @@ pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Do
     let (run_dir, _lock) = state::lock(settings)?;
     let mut state = State::load(&run_dir)?;
     let secrets = Secrets::open(&settings.secrets_dir());
-    let grace = grace(&state);
-    let results: Vec<(String, Result<bool>)> = std::thread::scope(|scope| {
+    let patience = patience(&state);
+    let results: Vec<(String, Result<Ended>)> = std::thread::scope(|scope| {
         let threads: Vec<_> = state
             .vms
             .iter()
@@ -45,7 +48,7 @@ pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Do
                 let bar = progress.step(&format!("{name}: stopping"));
                 let (run_dir, secrets) = (&run_dir, &secrets);
                 let thread = scope.spawn(move || {
-                    let result = stop(run_dir, secrets, name, vm, grace);
+                    let result = stop(run_dir, secrets, name, vm, patience);
                     bar.finish_with_message(format!("{name}: stopped"));
                     result
                 });
@@ -60,8 +63,8 @@ pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Do
     let mut done = Down { deleted: delete, ..Down::default() };
     for (name, result) in results {
         match result.with_context(|| format!("stopping {name}"))? {
-            true => done.clean.push(name),
-            false => done.forced.push(name),
+            Ended::Clean => done.clean.push(name),
+            Ended::Forced => done.forced.push(name),
         }
     }
     if let Some(switch) = state.switch.take() {
@@ -75,29 +78,30 @@ pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Do
     Ok(done)
 }
 
-/// How long the cluster's VMs may take to power off.
-pub(super) fn grace(state: &State) -> Duration {
-    GRACE * if state.accel == "kvm" { Accel::Kvm.patience() } else { 2 }
+/// How many times longer the cluster's VMs may take to power off than with KVM.
+pub(super) fn patience(state: &State) -> u32 {
+    if state.accel == "kvm" { 1 } else { 2 }
 }
 
-/// Ends a VM; true when the node powered off by itself, or did not run.
-pub(super) fn stop(run_dir: &Path, secrets: &Secrets, name: &str, vm: &Vm, grace: Duration) -> Result<bool> {
-    let Some(process) = vm.process.filter(|p| p.alive()) else { return Ok(true) };
+/// Ends a VM; clean when the node powered off by itself, or did not run.
+pub(super) fn stop(run_dir: &Path, secrets: &Secrets, name: &str, vm: &Vm, patience: u32) -> Result<Ended> {
+    let Some(process) = vm.process.filter(|p| p.alive()) else { return Ok(Ended::Clean) };
     let dir = run_dir.join(name);
-    if ask_node(secrets, name, vm, &dir).is_err() {
+    let asked = ask_node(secrets, name, vm, &dir).is_ok();
+    if !asked {
         // A node that does not listen yet still has a power button.
         if let Err(error) = qmp::execute(&dir, "qmp.sock", "system_powerdown", None) {
             tracing::debug!("{name}: {error:#}");
         }
     }
-    if process.wait_gone(grace) {
-        return Ok(true);
+    if process.wait_gone(if asked { GRACE } else { BUTTON } * patience) {
+        return Ok(Ended::Clean);
     }
     if qmp::execute(&dir, "qmp.sock", "quit", None).is_ok() && process.wait_gone(Duration::from_secs(5)) {
-        return Ok(false);
+        return Ok(Ended::Forced);
     }
     process.end(Duration::from_secs(3))?;
-    Ok(false)
+    Ok(Ended::Forced)
 }
 
 fn ask_node(secrets: &Secrets, name: &str, vm: &Vm, dir: &Path) -> Result<()> {

@@ -6,7 +6,7 @@ use super::state::{self, State, Vm};
 use super::up::{self, ImageFile, Starter};
 use super::{disk, down};
 use crate::config::{NodeSettings, Settings};
-use crate::machines::Data;
+use crate::machines::{Data, Ended};
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::seed::token::BootstrapToken;
@@ -29,20 +29,20 @@ pub fn rebuild(
     token: Option<&BootstrapToken>,
     data: Data,
     progress: &Progress,
-) -> Result<()> {
+) -> Result<Ended> {
     let (run_dir, _lock) = state::lock(settings)?;
     let name = &node.entry.name;
     let mut state = State::load(&run_dir)?;
     let accel = if state.accel == "kvm" { Accel::Kvm } else { Accel::Tcg };
-    let grace = down::grace(&state);
+    let patience = down::patience(&state);
     let vm =
         state.vms.get_mut(name).with_context(|| format!("{name} is no VM on this machine; start it with `kimg up`"))?;
-    down::stop(&run_dir, secrets, name, vm, grace)?;
+    let ended = down::stop(&run_dir, secrets, name, vm, patience)?;
     vm.process = None;
     vm.token = token.map(ToString::to_string);
     let api_port = vm.api_port;
     let disk_file = run_dir.join(name).join("disk.raw");
-    vm.awaits_backup = data == Data::AwaitsBackup;
+    vm.awaits_backup = data == Data::AwaitsBackup || (data == Data::Stays && vm.awaits_backup);
     match data {
         Data::Stays => renew_disk(vm, image, &disk_file)?,
         Data::Goes => down::remove_file(&disk_file)?,
@@ -60,7 +60,7 @@ pub fn rebuild(
         // Somebody else has taken the port meanwhile.
         up::write_kubeconfig(settings, secrets)?;
     }
-    Ok(())
+    Ok(ended)
 }
 
 /// What is on a disk that nobody wants may still be the only copy of something.

@@ -2,7 +2,7 @@
 //!
 //! The images that they can be made from lie in `run/images/` ([`crate::local::stock`]).
 
-use super::{Machine, Machines, Order};
+use super::{Ended, Machine, Machines, Order};
 use crate::client::block_on;
 use crate::config::Settings;
 use crate::local::state::{State, Vm};
@@ -60,7 +60,7 @@ impl Machines for LocalMachines<'_> {
         true
     }
 
-    fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended> {
         let file = stock::path(&self.settings.run_dir(), order.image);
         if !file.is_file() {
             bail!("the image {} is no longer in {}", short(order.image), self.settings.run_dir().display());

@@ -47,6 +47,15 @@ pub enum Data {
     AwaitsBackup,
 }
 
+/// How a machine came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself, or it did not run.
+    Clean,
+    /// It did not power off in time.
+    Forced,
+}
+
 /// A provider of machines.
 pub trait Machines {
     /// All machines of the cluster.
@@ -62,8 +71,9 @@ pub trait Machines {
     fn keeps_data(&self) -> bool;
 
     /// Stops a machine, puts another image under it and starts it again; name and addresses stay. Returns when the old
-    /// machine has surely ended and the new one is started, and does not wait for it to boot. Called again after it was interrupted, it comes to the same.
-    fn rebuild(&mut self, order: &Order<'_>) -> Result<()>;
+    /// machine has surely ended (and how) and the new one is started, and does not wait for it to boot. Called again
+    /// after it was interrupted, it comes to the same.
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended>;
 
     /// The boot that a machine is in, as its node says it; none while it does not answer.
     fn boot(&self, node: &str) -> Option<String>;

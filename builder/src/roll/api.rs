@@ -20,6 +20,7 @@ pub const NAMESPACE: &str = "kube-system";
 const CORDONED: &str = "kimg.dev/cordoned-by";
 const NODES: &str = "/api/v1/nodes";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+const NODE_LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 const JOURNALS: &str = "/api/v1/namespaces/kube-system/configmaps";
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 /// The node that a volume's affinity names.
@@ -71,6 +72,12 @@ impl Kube<'_> {
     /// All nodes.
     pub fn nodes(&self) -> Result<Vec<Node>> {
         Ok(self.items(NODES)?.iter().map(read_node).collect())
+    }
+
+    /// When each node renewed its Lease last, by its own clock: what a kubelet does every ten seconds.
+    pub fn renewals(&self) -> Result<BTreeMap<String, String>> {
+        let leases = self.items(NODE_LEASES)?;
+        Ok(leases.iter().map(|lease| (name_of(lease), text(&lease["spec"]["renewTime"]))).collect())
     }
 
     /// Pods on a node.
@@ -239,7 +246,11 @@ impl Kube<'_> {
             None => self.0.send(Method::POST, JOURNALS, Some(&object))?,
         };
         if answer.status == StatusCode::CONFLICT {
-            return Err(Overtaken("another `kimg roll` has written the journal; this one ends".into()).into());
+            // It may be this very journal, whose answer was lost.
+            return match self.journal()? {
+                Some((there, version)) if there == *journal => Ok(version),
+                _ => Err(Overtaken("another `kimg roll` has written the journal; this one ends".into()).into()),
+            };
         }
         let object = said(&answer, "writing the roll's journal")?;
         Ok(text(&object["metadata"]["resourceVersion"]))

@@ -57,15 +57,16 @@ pub fn last(kube: Kube<'_>, copy: &LocalCopy) -> Result<Option<Book>> {
     Ok(Some(Book { journal, version, apart: false }))
 }
 
-/// The same while no API server answers; none where the last roll has not touched the master, and so is not why.
+/// The same while no API server answers; none where the last roll is not why: it has not touched the master, or has gone
+/// on to workers since, whose kubelets must be no newer than their API server.
 pub fn last_without_api(copy: &LocalCopy) -> Result<Option<Book>> {
     let Some(Kept { journal, version }) = copy.read()? else { return Ok(None) };
     let touched = journal.nodes.iter().any(|entry| entry.master && entry.step.touched());
-    Ok(touched.then_some(Book { journal, version, apart: true }))
+    let gone_on = !journal.back && journal.nodes.iter().any(|entry| !entry.master && entry.step != Step::Waiting);
+    Ok((touched && !gone_on).then_some(Book { journal, version, apart: true }))
 }
 
-/// The way back for the master alone, which needs no API server. Where workers have another image than the last roll began
-/// with, they have an older one than the master: that may stay so.
+/// The way back for the master alone, which needs no API server. Workers have the image that they had ([`last_without_api`]).
 pub fn back_without_api(last: &Journal, machines: &[Machine], now: Timestamp) -> Option<Journal> {
     let entry = last.nodes.iter().find(|entry| entry.master)?;
     let from = images_before(last, machines).remove(&entry.node)?;

@@ -7,7 +7,7 @@ use super::drain::{self, Blocked, Next};
 use super::journal::{Entry, Journal, OnBlocked, Outcome, Step};
 use super::lock::{Holder, Verdict};
 use super::plan::Node;
-use crate::machines::{Data, Machines, Order, local::short};
+use crate::machines::{Data, Ended, Machines, Order, local::short};
 use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -27,6 +27,9 @@ const DOWN: Duration = Duration::from_secs(60);
 const BACKUP_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a line says what is waited for.
 const SAY: Duration = Duration::from_secs(30);
+/// From a node's first word to an API server that was away until all that watches on that node has found it again: the
+/// longest pause between two attempts, and a dead connection that is noticed.
+const CATCH_UP: Duration = Duration::from_secs(10);
 
 /// A place where a test ends the process; `Err` is what the process is then to say.
 pub type Failpoint<'a> = &'a dyn Fn(&str) -> Result<()>;
@@ -57,6 +60,13 @@ struct Pace {
     down: BTreeMap<String, Timestamp>,
     /// When the master was told to stop that has not answered since.
     silent: Option<Timestamp>,
+    /// Why the API server did not answer, last.
+    unheard: Option<String>,
+    /// When nodes began to boot, however often they were Ready since.
+    booting: BTreeMap<String, Timestamp>,
+    /// The nodes' renewals as they were when the API was there again, and when all had changed.
+    renewals: Option<BTreeMap<String, String>>,
+    renewed: Option<Timestamp>,
 }
 
 /// What a roll works on and with.
@@ -160,7 +170,7 @@ impl Engine<'_> {
             }
             Err(error) if error.is::<Overtaken>() || !awaits_api(book) => Err(error),
             Err(error) => {
-                tracing::debug!("the API server is away: {error:#}");
+                pace.unheard = Some(format!("{error:#}"));
                 book.apart = true;
                 Ok(None)
             }
@@ -186,13 +196,23 @@ impl Engine<'_> {
     }
 
     fn await_api(&mut self, book: &mut Book, index: usize, entry: &Entry, pace: &mut Pace) -> Result<()> {
-        if entry.lasted(self.clock.now()) < Duration::from_secs(book.journal.rules.ready_secs) {
+        if !self.overdue(book, entry, pace) {
             let sentence = self.boots(&entry.node);
             self.say_now_and_then(&entry.node, &sentence, pace);
             return Ok(());
         }
-        let why = self.not_back(book, entry, "its API server does not answer");
+        let error = pace.unheard.take().unwrap_or_default();
+        let why = self.not_back(book, entry, &format!("its API server does not answer ({error})"));
         self.give_up(book, index, Step::Failed, why).map(drop)
+    }
+
+    /// Whether a node boots for too long. One that was Ready in between has the time to settle besides, and no more: it
+    /// could go on for ever.
+    fn overdue(&self, book: &Book, entry: &Entry, pace: &mut Pace) -> bool {
+        let first = *pace.booting.entry(entry.node.clone()).or_insert(entry.since);
+        let rules = &book.journal.rules;
+        let secs = if first == entry.since { rules.ready_secs } else { rules.ready_secs + rules.settle_secs };
+        since(first, self.clock.now()) >= Duration::from_secs(secs)
     }
 
     /// Nodes that are none of the roll's may keep it from going on, for as long as a drain may take.
@@ -250,10 +270,10 @@ impl Engine<'_> {
                 None
             }
             Step::Replacing => self.replace(book, index, &entry)?,
-            Step::Booting => self.wait_ready(book, index, &entry, node)?,
+            Step::Booting => self.wait_ready(book, index, &entry, node, pace)?,
             Step::Settling => self.settle(book, index, &entry, node)?,
             Step::Returning => self.bring_back(book, index, &entry, node)?,
-            Step::Recovering => self.recover(book, index, &entry)?,
+            Step::Recovering => self.recover(book, index, &entry, nodes, pace)?,
             Step::Waiting | Step::Done | Step::Skipped | Step::Failed => None,
         };
         if let Some(sentence) = waits_for
@@ -363,18 +383,26 @@ impl Engine<'_> {
     fn replace_master(&mut self, book: &mut Book, index: usize, entry: &Entry, pace: &mut Pace) -> Result<()> {
         let name = &entry.node;
         (self.say)(&format!("{name}: stops, and starts from image {}; the API is away", short(&entry.to)));
-        pace.silent = Some(self.clock.now());
-        book.apart = true;
-        let order = Order { node: name, image: &entry.to, token: None, data: Data::Stays };
-        if let Err(error) = self.machines.rebuild(&order) {
+        let begun = self.clock.now();
+        if let Err(error) = self.rebuild(&Order { node: name, image: &entry.to, token: None, data: Data::Stays }) {
             if error.is::<Killed>() {
                 return Err(error);
             }
+            // The old machine may run on, and the journal of the cluster is then the one to write.
+            book.apart = self.kube.check_ready().is_err();
             let why = format!("its machine could not be made anew: {error:#}");
             return self.give_up(book, index, Step::Failed, why).map(drop);
         }
+        (pace.silent, book.apart) = (Some(begun), true);
         (self.failpoint)(&format!("rebuilt:{name}"))?;
         self.enter(book, index, Step::Booting)
+    }
+
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
+        if self.machines.rebuild(order)? == Ended::Forced {
+            (self.say)(&format!("{}: its machine did not power off in time, and was ended", order.node));
+        }
+        Ok(())
     }
 
     fn replace(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
@@ -404,7 +432,7 @@ impl Engine<'_> {
         (self.say)(&format!("{name}: stops, and starts from image {}", short(&entry.to)));
         let data = if keep_data { Data::Stays } else { Data::Goes };
         let order = Order { node: name, image: &entry.to, token: Some(&token), data };
-        if let Err(error) = self.machines.rebuild(&order) {
+        if let Err(error) = self.rebuild(&order) {
             if error.is::<Killed>() {
                 return Err(error);
             }
@@ -425,11 +453,14 @@ impl Engine<'_> {
         index: usize,
         entry: &Entry,
         node: Option<&Node>,
+        pace: &mut Pace,
     ) -> Result<Option<String>> {
-        if node.is_some_and(|node| self.is_back(entry, node)) {
+        // Noted also where it is Ready at once.
+        let overdue = self.overdue(book, entry, pace);
+        if node.is_some_and(|node| node.ready && self.in_new_boot(entry, node) == Some(true)) {
             return self.go(book, index, Step::Settling);
         }
-        if entry.lasted(self.clock.now()) < Duration::from_secs(book.journal.rules.ready_secs) {
+        if !overdue {
             return Ok(Some(self.boots(&entry.node)));
         }
         let why = match node {
@@ -459,18 +490,18 @@ impl Engine<'_> {
         )
     }
 
-    /// Whether the node reports from a boot after it was replaced, and is Ready.
-    fn is_back(&self, entry: &Entry, node: &Node) -> bool {
-        // What the API server shows of its own node right after its start is of the boot before.
-        let this_boot = || match entry.master {
-            true => self.machines.boot(&entry.node).is_some_and(|boot| boot == node.boot),
-            false => node.boot != entry.boot,
-        };
-        node.ready && this_boot()
+    /// Whether the node reports from a boot after it was replaced; none where that is not known.
+    fn in_new_boot(&self, entry: &Entry, node: &Node) -> Option<bool> {
+        match entry.master {
+            // What the API server shows of its own node right after its start is of the boot before.
+            true => self.machines.boot(&entry.node).map(|boot| boot == node.boot),
+            false => Some(node.boot != entry.boot),
+        }
     }
 
     fn settle(&mut self, book: &mut Book, index: usize, entry: &Entry, node: Option<&Node>) -> Result<Option<String>> {
-        if !node.is_some_and(|node| self.is_back(entry, node)) {
+        // A busy node that does not say its boot at once has not booted again.
+        if node.is_none_or(|node| !node.ready || self.in_new_boot(entry, node) == Some(false)) {
             return self.go(book, index, Step::Booting);
         }
         if entry.lasted(self.clock.now()) < Duration::from_secs(book.journal.rules.settle_secs) {
@@ -494,20 +525,50 @@ impl Engine<'_> {
         self.go(book, index, Step::Recovering)
     }
 
-    /// What was whole before is whole again: pods that fail on the new image are no success.
-    fn recover(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
+    /// What was whole before is whole again: pods that fail on the new image are no success. After a master all nodes have
+    /// heard of it again too: what they do not know yet, such as where a Service's pods are, would fail requests once the
+    /// next node goes.
+    fn recover(
+        &mut self,
+        book: &mut Book,
+        index: usize,
+        entry: &Entry,
+        nodes: &[Node],
+        pace: &mut Pace,
+    ) -> Result<Option<String>> {
         let found = self.kube.workloads()?;
         let lame = book.journal.whole.iter().find_map(|name| {
             let (ready, wanted) = found.get(name)?;
             (ready < wanted).then(|| format!("{name} has {ready} of {wanted} pods ready"))
         });
-        let Some(lame) = lame else { return self.go(book, index, Step::Done) };
+        let silent = if entry.master { self.unrenewed(nodes, pace)? } else { None };
+        let Some(lacks) = lame.or(silent) else {
+            let renewed = pace.renewed.unwrap_or(entry.since);
+            if entry.master && since(renewed, self.clock.now()) < CATCH_UP {
+                return Ok(None);
+            }
+            return self.go(book, index, Step::Done);
+        };
         let limit = book.journal.rules.timeout_secs;
         if entry.lasted(self.clock.now()) < Duration::from_secs(limit) {
-            return Ok(Some(format!("{}: {lame}", entry.node)));
+            return Ok(Some(format!("{}: {lacks}", entry.node)));
         }
-        let why = format!("{lame}, {limit} s after {} came back with image {}", entry.node, short(&entry.to));
+        let why = format!("{lacks}, {limit} s after {} came back with image {}", entry.node, short(&entry.to));
         self.give_up(book, index, Step::Failed, why)
+    }
+
+    /// The first node that shows as Ready and whose Lease has not been renewed since the API is there again. Only what
+    /// changes counts: clocks differ.
+    fn unrenewed(&self, nodes: &[Node], pace: &mut Pace) -> Result<Option<String>> {
+        let now = self.kube.renewals()?;
+        let first = pace.renewals.get_or_insert_with(|| now.clone());
+        let silent = |node: &&Node| node.ready && first.get(&node.name) == now.get(&node.name);
+        if let Some(node) = nodes.iter().find(silent) {
+            pace.renewed = None;
+            return Ok(Some(format!("{} has not renewed its Lease since the API is there again", node.name)));
+        }
+        pace.renewed.get_or_insert_with(|| self.clock.now());
+        Ok(None)
     }
 
     /// Takes back what the roll has done, and no more.

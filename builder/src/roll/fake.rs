@@ -11,7 +11,7 @@ use super::lock::Holder;
 use crate::client::Answer;
 use crate::local::process::Process;
 use crate::local::up::ImageFile;
-use crate::machines::{Data, Machine, Machines, Order};
+use crate::machines::{Data, Ended, Machine, Machines, Order};
 use anyhow::{Result, bail};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
@@ -29,6 +29,9 @@ const START_SECS: i64 = 3;
 const GRACE_SECS: i64 = 2;
 /// Until the API server shows that a node is not heard of.
 const MISSED_SECS: i64 = 40;
+/// From an API server that is there again until the workers hear of it.
+const REJOIN_SECS: i64 = 25;
+const RENEW_SECS: i64 = 10;
 /// The Deployment's namespace.
 const PODS: &str = "/api/v1/namespaces/a/pods/";
 
@@ -41,6 +44,12 @@ pub(crate) struct World {
     pub(crate) machines: BTreeMap<String, FakeMachine>,
     /// Images whose nodes boot and never become Ready.
     pub(crate) broken: BTreeSet<String>,
+    /// Images whose nodes are Ready for a while, and then not, and so on.
+    pub(crate) flapping: BTreeSet<String>,
+    /// Machines that cannot be stopped.
+    pub(crate) stuck: BTreeSet<String>,
+    /// Nodes say their boot every other second only.
+    pub(crate) busy: bool,
     /// Images of masters whose API server never answers.
     pub(crate) mute: BTreeSet<String>,
     /// Backups that were made of the store; none can be made where there is none.
@@ -55,6 +64,8 @@ pub(crate) struct World {
     pub(crate) budget: Option<usize>,
     /// The API server does not answer until then.
     pub(crate) silent_until: Timestamp,
+    /// Since when the API server has been there; none while it is not.
+    api_since: Option<Timestamp>,
     /// What went wrong for somebody outside.
     pub(crate) faults: Vec<String>,
     /// The most machines that were down at a time.
@@ -94,6 +105,9 @@ impl Fake {
             objects: BTreeMap::new(),
             machines: BTreeMap::new(),
             broken: BTreeSet::new(),
+            flapping: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            busy: false,
             mute: BTreeSet::new(),
             backups: Some(0),
             order: Vec::new(),
@@ -101,6 +115,7 @@ impl Fake {
             spoiled: BTreeSet::new(),
             budget: Some(1),
             silent_until: at(0),
+            api_since: Some(at(0)),
             faults: Vec::new(),
             most_down: 0,
             version: 0,
@@ -248,10 +263,14 @@ impl World {
     fn tick(&mut self) {
         self.now += Duration::from_secs(1);
         if self.has_api() {
+            self.api_since.get_or_insert(self.now);
             self.boot();
+            self.renew();
             self.end_pods();
             self.start_pods();
             self.balance();
+        } else {
+            self.api_since = None;
         }
         let down = self.machines.values().filter(|machine| !machine.booted).count();
         self.most_down = self.most_down.max(down);
@@ -261,12 +280,36 @@ impl World {
         }
     }
 
+    /// Whether a node acts on what the API server says now.
+    fn hears(&self, name: &str) -> bool {
+        let since = self.api_since.map_or(i64::MAX, Timestamp::as_second);
+        self.machines[name].booted && self.now.as_second() >= since.saturating_add(REJOIN_SECS)
+    }
+
+    fn renew(&mut self) {
+        if self.now.as_second() % RENEW_SECS != 0 {
+            return;
+        }
+        let heard: Vec<String> = self.machines.keys().filter(|name| self.hears(name)).cloned().collect();
+        for name in heard {
+            let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
+            let lease = json!({"metadata": {"name": name}, "spec": {"renewTime": self.now.to_string()}});
+            self.put(&path, lease);
+        }
+    }
+
     fn boot(&mut self) {
         for (name, machine) in self.machines.clone() {
+            let path = format!("/api/v1/nodes/{name}");
             if machine.booted {
+                if self.flapping.contains(&machine.image) {
+                    let ready = self.now.as_second() / 5 % 2 == 0;
+                    let mut node = self.objects[&path].clone();
+                    node["status"]["conditions"][0]["status"] = json!(if ready { "True" } else { "False" });
+                    self.put(&path, node);
+                }
                 continue;
             }
-            let path = format!("/api/v1/nodes/{name}");
             let lasted = self.now.as_second() - machine.started.as_second();
             let mut node = self.objects[&path].clone();
             if machine.running && lasted >= BOOT_SECS {
@@ -362,6 +405,11 @@ impl World {
             let cause = format!("The disruption budget web needs {budget} healthy pods and has {ready} currently");
             let status = json!({"message": "Cannot evict pod", "details": {"causes": [{"message": cause}]}});
             return (StatusCode::TOO_MANY_REQUESTS, status);
+        }
+        // Who has not heard where the other pods are goes on sending to this one.
+        let deaf = self.workers().find(|name| self.machines[*name].booted && !self.hears(name)).cloned();
+        if let Some(deaf) = deaf {
+            self.faults.push(format!("{}: a pod is evicted that {deaf} does not hear of", self.now));
         }
         self.end(path);
         (StatusCode::CREATED, json!({}))
@@ -487,7 +535,7 @@ impl Machines for Fake {
         true
     }
 
-    fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended> {
         let mut world = self.0.borrow_mut();
         let secret = |id: &str| format!("/api/v1/namespaces/kube-system/secrets/bootstrap-token-{id}");
         match order.token {
@@ -507,6 +555,9 @@ impl Machines for Fake {
             let now = world.now;
             world.faults.push(format!("{now}: {} is stopped with a pod that serves", order.node));
         }
+        if world.stuck.contains(order.node) {
+            bail!("it does not end");
+        }
         let now = world.now;
         world.order.push(order.node.to_string());
         let Some(machine) = world.machines.get_mut(order.node) else { bail!("there is no machine {}", order.node) };
@@ -514,14 +565,15 @@ impl Machines for Fake {
         let awaits_backup = order.data == Data::AwaitsBackup;
         let rebuilt = machine.rebuilt + 1;
         *machine = FakeMachine { image, running: true, rebuilt, kept_data, started: now, booted: false, awaits_backup };
-        Ok(())
+        Ok(Ended::Clean)
     }
 
     fn boot(&self, node: &str) -> Option<String> {
         let world = self.0.borrow();
         let machine = world.machines.get(node)?;
         let lasted = world.now.as_second() - machine.started.as_second();
-        (machine.running && lasted >= BOOT_SECS / 2).then(|| machine.started.to_string())
+        let says = !world.busy || world.now.as_second() % 2 == 0;
+        (machine.running && says && lasted >= BOOT_SECS / 2).then(|| machine.started.to_string())
     }
 
     fn console(&self, node: &str) -> Vec<String> {

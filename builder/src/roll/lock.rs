@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Longer than one step without a look at the lock may take: a VM that does not power off.
-pub const LIFE: Duration = Duration::from_secs(150);
+pub const LIFE: Duration = Duration::from_secs(300);
 
 /// Who rolls.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Whole rolls of a cluster that is only told of, with its single master among the nodes.
 
 use super::Clock;
-use super::api::Kube;
+use super::api::{Kube, Overtaken};
 use super::begin;
 use super::engine::Killed;
 use super::fake::Fake;
@@ -98,7 +98,7 @@ fn a_master_whose_api_server_never_answers_goes_back_without_it() {
         let (outcome, journal) = roll(&fake, rules());
         assert_eq!(outcome, Outcome::Stopped, "{journal:?}");
         let why = journal.failed().and_then(|entry| entry.why.clone()).expect("a reason");
-        assert!(why.contains("its API server does not answer, 90 s after") && why.contains("m waits for"), "{why}");
+        assert!(why.contains("does not answer (connecting: refused), 90 s after") && why.contains("m waits for"), "{why}");
         assert_eq!(fake.images(), ["new", "old", "old"]);
         fake
     };
@@ -137,6 +137,36 @@ fn a_master_that_answers_and_is_not_ready_stops_it() {
 }
 
 #[test]
+fn a_master_that_comes_and_goes_stops_it() {
+    let fake = Fake::with_master(2);
+    fake.0.borrow_mut().flapping.insert("new".into());
+    let (outcome, journal) = roll(&fake, rules());
+    let why = journal.failed().and_then(|entry| entry.why.clone()).expect("a reason");
+    assert!(outcome == Outcome::Stopped && why.contains("not Ready"), "{why}");
+    assert_eq!(fake.images(), ["new", "old", "old"]);
+}
+
+#[test]
+fn a_busy_master_that_does_not_say_its_boot_has_not_booted_again() {
+    let fake = Fake::with_master(2);
+    fake.0.borrow_mut().busy = true;
+    let (outcome, journal) = roll(&fake, rules());
+    assert_eq!(outcome, Outcome::Done, "{journal:?}");
+    check_clean(&fake, "busy");
+}
+
+#[test]
+fn a_master_that_cannot_be_stopped_is_written_down_where_all_see_it() {
+    let fake = Fake::with_master(2);
+    fake.0.borrow_mut().stuck.insert("m".into());
+    let (outcome, journal) = roll(&fake, rules());
+    let why = journal.failed().and_then(|entry| entry.why.clone()).expect("a reason");
+    assert!(outcome == Outcome::Stopped && why.contains("it does not end"), "{why}");
+    assert_eq!(Kube(&fake).journal().expect("journal").expect("journal").0, journal);
+    check_clean(&fake, "stuck");
+}
+
+#[test]
 fn without_a_backup_the_master_is_not_touched() {
     let fake = Fake::with_master(2);
     fake.0.borrow_mut().backups = None;
@@ -160,7 +190,10 @@ fn an_api_server_that_goes_away_for_other_reasons_is_no_reason_to_touch_its_mast
     let ended = begin(&fake, &dies).expect_err("ended");
     assert!(ended.to_string().contains("nothing could be done") && !ended.is::<Killed>(), "{ended}");
     assert!(order(&fake).is_empty());
-    // Nor is there a way back from what was not done.
+    // Nor is there a way back from what was not done, or to an API server that is older than kubelets.
+    assert!(begin::last_without_api(&fake.copy()).expect("copy").is_none());
+    let fake = Fake::with_master(2);
+    roll(&fake, rules());
     assert!(begin::last_without_api(&fake.copy()).expect("copy").is_none());
 }
 
@@ -172,7 +205,10 @@ fn a_copy_that_others_have_overtaken_counts_for_nothing() {
     // Somebody else rolls from another machine.
     let kube = Kube(&fake);
     let other = journal(&fake, &Wish { nodes: vec!["w1".into()], ..to(&fake, "newer") }, rules(), false);
-    kube.save(&other, Some(&kept.version)).expect("saved");
+    let saved = kube.save(&other, Some(&kept.version)).expect("saved");
+    // The answer may have been lost; what another one wrote is no answer.
+    assert_eq!(kube.save(&other, Some(&kept.version)).expect("the same"), saved);
+    assert!(kube.save(&kept.journal, Some(&kept.version)).expect_err("overtaken").is::<Overtaken>());
     let last = begin::last(kube, &fake.copy()).expect("last").expect("last");
     assert_eq!(last.journal, other);
     // What is newer here than there is what counts.
