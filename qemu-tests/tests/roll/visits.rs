@@ -10,6 +10,7 @@ use qemu_tests::stranger::Stranger;
 use qemu_tests::stranger::visitor::Visits;
 use serde_json::Value;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -22,9 +23,9 @@ const LEAST_RATE: f64 = 20.0;
 const LOOK: Duration = Duration::from_millis(500);
 const SERVICE: &str = "/api/v1/namespaces/shop/services/web";
 
-/// A client of the cluster's API server.
-pub(crate) fn api(cluster: &Cluster) -> Result<Https> {
-    let settings = kimg::config::load(&cluster.dir)?;
+/// A client of the API server of the cluster in a folder.
+pub(crate) fn api(dir: &Path) -> Result<Https> {
+    let settings = kimg::config::load(dir)?;
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     state::api_client(&settings, &secrets, None)
 }
@@ -50,8 +51,8 @@ pub(crate) struct Visitor {
 
 impl Visitor {
     pub(crate) fn start(cluster: &Cluster) -> Result<Visitor> {
-        let api = api(cluster)?;
-        let targets = Arc::new(Mutex::new(addresses(&api)?));
+        let (mut client, dir) = (api(&cluster.dir)?, cluster.dir.clone());
+        let targets = Arc::new(Mutex::new(addresses(&client)?));
         let stop = Arc::new(AtomicBool::new(false));
         let stranger = Stranger::plug_in(cluster, 1, Ipv4Addr::new(10, 77, 0, 77))?;
         let visits = std::thread::spawn({
@@ -63,8 +64,9 @@ impl Visitor {
             move || {
                 while !stop.load(Relaxed) {
                     // Where the API server is slow to answer, clients go on with what they know.
-                    if let (Ok(found), Ok(mut known)) = (addresses(&api), targets.lock()) {
-                        *known = found;
+                    match (addresses(&client), targets.lock()) {
+                        (Ok(found), Ok(mut known)) => *known = found,
+                        _ => client = api(&dir).unwrap_or(client),
                     }
                     std::thread::park_timeout(LOOK);
                 }
