@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The example; every key stands in it, most as a comment with its default.
 pub const EXAMPLE: &str = include_str!("cluster.toml");
 const IGNORED: &str =
-    "# Private keys, and what kimg makes anew.\n/secrets/\n/build/\n/run/\n/backups/\n/kubeconfig\n*.raw\n";
+    "# Private keys, and what kimg makes anew.\n/secrets/\n/build/\n/run/\n/backups/\n/logs/\n/kubeconfig\n*.raw\n";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct InitArgs {

@@ -3,6 +3,7 @@
 //! Nodes are asked over their API, all at once. A node that does not answer is named on standard error, and the others
 //! go on; the exit code tells it.
 
+pub mod kept;
 pub mod line;
 pub mod merge;
 pub mod show;

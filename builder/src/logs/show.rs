@@ -54,6 +54,11 @@ impl Printer {
         Printer { prefix, terminal, colours, write: Box::new(write), nodes: BTreeMap::new(), widths: (0, 0) }
     }
 
+    /// For a file.
+    pub fn plain(prefix: Prefix, write: impl FnMut(&[u8]) -> Result<()> + 'static) -> Printer {
+        Printer { terminal: false, colours: false, ..Printer::new(prefix, write) }
+    }
+
     /// Writes lines.
     ///
     /// # Errors

@@ -79,6 +79,8 @@ pub struct Engine<'a> {
     pub copy: &'a LocalCopy,
     /// Makes a backup of the store, and says where.
     pub backup: &'a dyn Fn() -> Result<String>,
+    /// Keeps the last logs of a node that is to be replaced, and says where.
+    pub keep_logs: &'a dyn Fn(&str) -> Result<String>,
     /// The time.
     pub clock: &'a dyn Clock,
     /// Who rolls; holds the lock.
@@ -399,6 +401,11 @@ impl Engine<'_> {
     }
 
     fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
+        match (self.keep_logs)(order.node) {
+            Ok(said) => (self.say)(&format!("{}: {said}", order.node)),
+            // A broken node may have nothing more to say, and is replaced for that.
+            Err(error) => (self.say)(&format!("{}: its last logs are not kept: {error:#}", order.node)),
+        }
         if self.machines.rebuild(order)? == Ended::Forced {
             (self.say)(&format!("{}: its machine did not power off in time, and was ended", order.node));
         }

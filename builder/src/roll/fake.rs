@@ -54,6 +54,8 @@ pub(crate) struct World {
     pub(crate) mute: BTreeSet<String>,
     /// Backups that were made of the store; none can be made where there is none.
     pub(crate) backups: Option<usize>,
+    /// The nodes whose last logs were kept.
+    pub(crate) logs: Vec<String>,
     /// The machines that were made anew, in this order.
     pub(crate) order: Vec<String>,
     /// The cluster's folder for what runs.
@@ -110,6 +112,7 @@ impl Fake {
             busy: false,
             mute: BTreeSet::new(),
             backups: Some(0),
+            logs: Vec::new(),
             order: Vec::new(),
             dir: tempfile::tempdir().expect("a folder"),
             spoiled: BTreeSet::new(),
@@ -173,6 +176,16 @@ impl Fake {
             _ => bail!("no room"),
         }
         Ok("backup of the store".into())
+    }
+
+    /// As a roll asks for it; a node that has no machine any more, or none that runs, says nothing.
+    pub(crate) fn keep_logs(&self, node: &str) -> Result<String> {
+        let mut world = self.0.borrow_mut();
+        if !world.machines.get(node).is_some_and(|machine| machine.running) {
+            bail!("it does not answer");
+        }
+        world.logs.push(node.to_owned());
+        Ok("kept".into())
     }
 
     /// Changes an object where it stands.

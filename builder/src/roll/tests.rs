@@ -76,6 +76,7 @@ fn run(fake: &Fake, me: Holder, failpoint: &dyn Fn(&str) -> Result<()>, mut book
         machines: &mut machines,
         copy: &copy,
         backup: &|| fake.back_up(),
+        keep_logs: &|node| fake.keep_logs(node),
         clock: fake,
         me,
         stop: &|| false,
