@@ -11,6 +11,7 @@ use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
 use crate::image::output::Format;
 use crate::input;
+use crate::logs::line::harmless;
 use crate::oci::registry::credentials::environment;
 use crate::pki::Secrets;
 use crate::progress::Progress;
@@ -183,6 +184,15 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     }
     let mut asked = Asked::new(settings)?;
     let inventory = asked.cloud.inventory()?;
+    destroy::check(&inventory)?;
+    for foreign in &inventory.foreign {
+        println!("not touched: {}", harmless(&foreign.why));
+    }
+    if args.data && !inventory.foreign.is_empty() {
+        return input::bad(
+            "images do not tell two clusters of one name apart: leave --data away, and see `kimg image ls`",
+        );
+    }
     let things = destroy::things(&inventory);
     let images = match images::uploaded(settings, asked.provider, &asked.client, &environment) {
         Ok((_, images)) => images,
@@ -207,7 +217,7 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
         images.iter().map(|image| vec![format!("image{kept}"), image.name.clone(), image.id.clone(), "-".into()]),
     );
     if things.is_empty() && (images.is_empty() || !args.data) {
-        println!("cluster {}: nothing at {} bears its name", settings.name, asked.provider.name.as_str());
+        println!("cluster {}: nothing at {} is its own", settings.name, asked.provider.name.as_str());
         return Ok(());
     }
     print!("{}", table::render(&["KIND", "NAME", "ID", "A MONTH"], &rows));
@@ -228,7 +238,7 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
             println!("removed: image {}", image.name);
         }
     }
-    println!("nothing at {} bears the cluster's name any more", asked.provider.name.as_str());
+    println!("nothing at {} is the cluster's any more", asked.provider.name.as_str());
     Ok(())
 }
 

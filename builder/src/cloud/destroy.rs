@@ -1,6 +1,7 @@
-//! Removes all that bears the cluster's name, in the order in which the provider lets it go.
+//! Removes all that is the cluster's, in the order in which the provider lets it go.
 
 use super::{Busy, Cloud, Inventory, Thing};
+use crate::input;
 use crate::web::Client;
 use anyhow::Result;
 use std::time::Duration;
@@ -8,6 +9,15 @@ use std::time::Duration;
 const EVERY: Duration = Duration::from_secs(3);
 /// Machines go within a minute; what they were in, a little later.
 const LIMIT: Duration = Duration::from_secs(900);
+
+/// Whether it is clear what is the cluster's.
+///
+/// # Errors
+/// Bad input: a machine that kimg made for it has become something else.
+pub fn check(inventory: &Inventory) -> Result<()> {
+    let why: Vec<&str> = inventory.foreign.iter().filter(|one| one.ours).map(|one| one.why.as_str()).collect();
+    if why.is_empty() { Ok(()) } else { input::bad(format!("nothing was removed: {}", why.join("; "))) }
+}
 
 /// Everything that is to go: machines first.
 pub fn things(inventory: &Inventory) -> Vec<Thing> {

@@ -1,4 +1,4 @@
-//! DigitalOcean: droplets found by the tag `kimg:CLUSTER`; VPC, firewalls and key, which bear no tags, by their names.
+//! DigitalOcean: droplets known by the tag `kimg:CLUSTER:CA`; VPC, firewalls and key, which bear no tags, by their names.
 //! <https://docs.digitalocean.com/reference/api/reference/>
 //!
 //! A droplet of a custom image must name an SSH key, so there is one, whose private half nobody keeps.
@@ -6,8 +6,8 @@
 //! A firewall filters the private network, too, and lets nothing out by itself.
 
 use super::{
-    ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant,
-    Thing, explained, open_ports,
+    ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
+    Tenant, Thing, checked, explained, numbered, open_ports,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -42,7 +42,8 @@ impl DigitalOcean {
 
     /// The cluster's tag, and with `more` one below it.
     fn tag(&self, more: &str) -> String {
-        if more.is_empty() { format!("kimg:{}", self.tenant.cluster) } else { format!("{}:{more}", self.tag("")) }
+        let own = format!("kimg:{}:{}", self.tenant.cluster, self.tenant.ca);
+        if more.is_empty() { own } else { format!("{own}:{more}") }
     }
 
     fn list(&self, path: &str, name: &str) -> Result<Vec<Value>> {
@@ -55,7 +56,7 @@ impl DigitalOcean {
         Ok(self.list(path, list)?.into_iter().find(|one| one["name"] == name))
     }
 
-    /// Makes a thing. Where the answer is lost it is looked for by its name.
+    /// Makes a thing. Where the answer is lost it is looked for by its name and its tags.
     fn make(&self, path: &str, (list, key): (&str, &str), status: u16, body: &Value) -> Result<Value> {
         let request = Request::post(self.api.url(path)).json(body).hiding(false, true);
         let made = self.api.send(request).and_then(|answer| answer.expect(&[status])?.json());
@@ -65,7 +66,9 @@ impl DigitalOcean {
             }
             let first = format!("{path}?per_page=200");
             let found = pages(&self.api.for_cleanup(), &first, list);
-            match found.map(|found| found.into_iter().find(|one| one["name"] == body["name"])) {
+            let same =
+                |one: &Value| one["name"] == body["name"] && tags(body).all(|tag| tags(one).any(|its| its == tag));
+            match found.map(|found| found.into_iter().find(same)) {
                 Ok(Some(one)) => Ok(json!({key: one})),
                 _ => Err(error),
             }
@@ -91,7 +94,7 @@ impl DigitalOcean {
                 self.make("/v2/account/keys", ("ssh_keys", "ssh_key"), 201, &body)?
             }
         };
-        key["id"].as_u64().context("DigitalOcean names no id of the key")
+        numbered(&key, "the SSH key")
     }
 
     fn firewall_body(&self, role: Role) -> Value {
@@ -108,6 +111,15 @@ impl DigitalOcean {
             "outbound_rules": outbound,
         })
     }
+}
+
+fn tags(one: &Value) -> impl Iterator<Item = &str> {
+    one["tags"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// The name of what has no number.
+fn id(one: &Value, what: &str) -> Result<String> {
+    checked(text(one, "id"), what)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
@@ -163,52 +175,47 @@ impl Cloud for DigitalOcean {
 
     fn inventory(&self) -> Result<Inventory> {
         let name = self.tenant.name();
+        let mut inventory = Inventory::default();
+        for one in self.list("/v2/vpcs", "vpcs")?.iter().filter(|one| one["name"] == name.as_str()) {
+            inventory.networks.push(network(one)?);
+        }
+        for one in self.list("/v2/firewalls", "firewalls")? {
+            if let Some(role) = ROLES.into_iter().find(|role| text(&one, "name") == self.tenant.firewall(*role)) {
+                let rules = one["inbound_rules"].as_array().into_iter().flatten().map(rule).collect();
+                inventory.firewalls.push(Firewall { id: id(&one, "a firewall")?, role, rules });
+            }
+        }
+        // All, for those that only look like ours.
+        for one in self.list("/v2/droplets", "droplets")? {
+            self.sort(&one, &mut inventory)?;
+        }
+        for key in self.list("/v2/account/keys", "ssh_keys")?.iter().filter(|one| one["name"] == name.as_str()) {
+            let id = numbered(key, "the SSH key")?.to_string();
+            inventory.rest.push(Thing { kind: "ssh-key", id, name: name.clone() });
+        }
+        // The cluster's own tag, by which droplets are known, goes last.
         let own = self.tag("");
         let below = format!("{own}:");
         let tags = self.list("/v2/tags", "tags")?;
         let ours = |tag: &&str| *tag == own || tag.starts_with(&below);
-        let tags: Vec<&str> = tags.iter().map(|one| text(one, "name")).filter(ours).collect();
-        let networks = self.list("/v2/vpcs", "vpcs")?;
-        let networks = networks.iter().filter(|one| one["name"] == name.as_str());
-        let networks = networks.map(|one| Network { id: text(one, "id").into(), range: text(one, "ip_range").into() });
-        let mut firewalls = Vec::new();
-        for one in self.list("/v2/firewalls", "firewalls")? {
-            if let Some(role) = ROLES.into_iter().find(|role| text(&one, "name") == self.tenant.firewall(*role)) {
-                let rules = one["inbound_rules"].as_array().into_iter().flatten().map(rule).collect();
-                firewalls.push(Firewall { id: text(&one, "id").into(), role, rules });
-            }
+        let (last, others): (Vec<&str>, Vec<&str>) =
+            tags.iter().map(|one| text(one, "name")).filter(ours).partition(|tag| *tag == own);
+        for tag in others.into_iter().chain(last) {
+            inventory.rest.push(Thing { kind: "tag", id: checked(tag, "a tag")?, name: tag.into() });
         }
-        // Nothing bears a tag that is not there.
-        let droplets = if tags.contains(&own.as_str()) {
-            self.list(&format!("/v2/droplets?tag_name={}", escape(&own, true)), "droplets")?
-        } else {
-            Vec::new()
-        };
-        let servers = droplets.iter().map(|one| self.server(one)).collect::<Result<_>>()?;
-        let mut rest = Vec::new();
-        for key in self.list("/v2/account/keys", "ssh_keys")?.iter().filter(|one| one["name"] == name.as_str()) {
-            let id = key["id"].as_u64().context("DigitalOcean names no id of the key")?;
-            rest.push(Thing { kind: "ssh-key", id: id.to_string(), name: name.clone() });
-        }
-        // The cluster's own tag, by which droplets are found, goes last.
-        let (last, others): (Vec<&str>, Vec<&str>) = tags.into_iter().partition(|tag| *tag == own);
-        let thing = |tag: &str| Thing { kind: "tag", id: tag.into(), name: tag.into() };
-        rest.extend(others.into_iter().chain(last).map(thing));
-        Ok(Inventory { networks: networks.collect(), firewalls, servers, rest })
+        Ok(inventory)
     }
 
     fn make_network(&self) -> Result<Network> {
         let range = self.tenant.network.to_string();
         let body = json!({"name": self.tenant.name(), "region": self.tenant.region, "ip_range": range});
-        let made = self.make("/v2/vpcs", ("vpcs", "vpc"), 201, &body)?;
-        Ok(Network { id: made["id"].as_str().context("DigitalOcean names no id of the VPC")?.into(), range })
+        network(&self.make("/v2/vpcs", ("vpcs", "vpc"), 201, &body)?)
     }
 
     fn make_firewall(&self, role: Role) -> Result<Firewall> {
         self.ensure_tag(&self.tag(role.as_str()))?;
         let made = self.make("/v2/firewalls", ("firewalls", "firewall"), 202, &self.firewall_body(role))?;
-        let id = made["id"].as_str().context("DigitalOcean names no id of the firewall")?.into();
-        Ok(Firewall { id, role, rules: self.rules(role) })
+        Ok(Firewall { id: id(&made, "the firewall")?, role, rules: self.rules(role) })
     }
 
     fn set_rules(&self, firewall: &Firewall) -> Result<()> {
@@ -235,10 +242,17 @@ impl Cloud for DigitalOcean {
     fn make_server(&self, order: &Order<'_>) -> Result<()> {
         let name = self.tenant.machine(order.node);
         let place = format!("/v2/droplets?name={}", escape(&name, true));
-        if self.named(&place, "droplets", &name)?.is_some() {
+        let mut there = Inventory::default();
+        self.list(&place, "droplets")?.iter().try_for_each(|one| self.sort(one, &mut there))?;
+        if let Some(foreign) = there.foreign.first() {
+            return input::bad(&foreign.why);
+        }
+        if !there.servers.is_empty() {
             return Ok(());
         }
-        let tags = [self.tag(""), self.tag(order.role.as_str()), self.tag(&format!("image:{}", order.image))];
+        let more =
+            ["".into(), order.role.to_string(), format!("node:{}", order.node), format!("image:{}", order.image)];
+        let tags = more.map(|more| self.tag(&more));
         tags.iter().try_for_each(|tag| self.ensure_tag(tag))?;
         let image: u64 = order.image_id.parse().with_context(|| format!("{} is no image", order.image_id))?;
         let body = json!({
@@ -280,17 +294,36 @@ impl Cloud for DigitalOcean {
     }
 }
 
+fn network(one: &Value) -> Result<Network> {
+    Ok(Network { id: id(one, "a VPC")?, range: text(one, "ip_range").into() })
+}
+
 impl DigitalOcean {
+    /// Puts a droplet where it belongs.
+    fn sort(&self, one: &Value, into: &mut Inventory) -> Result<()> {
+        let (own, named) = (self.tag(""), format!("kimg:{}", self.tenant.cluster));
+        let below = format!("{named}:");
+        let marks = Marks {
+            name: text(one, "name"),
+            cluster: tags(one).any(|tag| tag == named || tag.starts_with(&below)),
+            ca: tags(one).any(|tag| tag == own),
+        };
+        self.tenant.sort(self.server(one)?, &marks, into);
+        Ok(())
+    }
+
     fn server(&self, one: &Value) -> Result<Server> {
         let networks = one["networks"]["v4"].as_array().map(Vec::as_slice).unwrap_or_default();
         let address =
             |kind: &str| networks.iter().find(|net| net["type"] == kind)?["ip_address"].as_str()?.parse().ok();
-        let image = self.tag("image:");
-        let mut tags = one["tags"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let tagged = |what: &str| {
+            let prefix = self.tag(what);
+            tags(one).find_map(|tag| tag.strip_prefix(&prefix)).unwrap_or_default().to_string()
+        };
         Ok(Server {
-            id: one["id"].as_u64().context("DigitalOcean names no id of a droplet")?.to_string(),
-            node: self.tenant.node(text(one, "name")).unwrap_or_else(|| text(one, "name").into()),
-            image: tags.find_map(|tag| tag.strip_prefix(&image)).unwrap_or_default().into(),
+            id: numbered(one, "a droplet")?.to_string(),
+            node: tagged("node:"),
+            image: tagged("image:"),
             size: text(one, "size_slug").into(),
             state: match text(one, "status") {
                 "active" => State::Running,

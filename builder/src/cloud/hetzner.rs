@@ -1,12 +1,12 @@
-//! Hetzner Cloud: servers, networks and firewalls, found by the label `kimg-cluster`.
+//! Hetzner Cloud: servers, networks and firewalls, known by the labels `kimg-cluster` and `kimg-ca`.
 //! <https://docs.hetzner.cloud/reference/cloud>
 //!
 //! Names of servers, networks and firewalls are unique in a project. A firewall filters what comes from outside; the
 //! private network is behind it.
 
 use super::{
-    ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant,
-    Thing, explained, open_ports,
+    ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
+    Tenant, Thing, explained, numbered, open_ports,
 };
 use crate::config::nearest;
 use crate::input;
@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 const CLUSTER: &str = "kimg-cluster";
+const CA: &str = "kimg-ca";
 const NODE: &str = "kimg-node";
 const ROLE: &str = "kimg-role";
 const IMAGE: &str = "kimg-image";
@@ -42,17 +43,19 @@ impl Hetzner {
     }
 
     fn labels(&self, more: &[(&str, &str)]) -> Value {
-        let mut labels = json!({CLUSTER: self.tenant.cluster});
+        let mut labels = json!({CLUSTER: self.tenant.cluster, CA: self.tenant.ca});
         for (key, value) in more {
             labels[key] = json!(value);
         }
         labels
     }
 
-    /// What bears the cluster's label.
+    /// What bears the cluster's labels.
     fn ours(&self, path: &str, list: &str) -> Result<Vec<Value>> {
         let selector = escape(&format!("{CLUSTER}={}", self.tenant.cluster), true);
-        pages(&self.api, path, list, &format!("label_selector={selector}")).map_err(explain)
+        let mut all = pages(&self.api, path, list, &format!("label_selector={selector}")).map_err(explain)?;
+        all.retain(|one| one["labels"][CA] == self.tenant.ca);
+        Ok(all)
     }
 
     /// Makes a thing. Where the answer is lost it is looked for by its name, which no other has.
@@ -65,7 +68,7 @@ impl Hetzner {
             }
             let found =
                 pages(&self.api.for_cleanup(), path, list, &format!("name={}", escape(text(body, "name"), true)));
-            let ours = |one: &Value| one["labels"][CLUSTER] == body["labels"][CLUSTER];
+            let ours = |one: &Value| [CLUSTER, CA].iter().all(|key| one["labels"][key] == body["labels"][key]);
             match found.map(|found| found.into_iter().find(ours)) {
                 Ok(Some(one)) => Ok(json!({key: one})),
                 _ => Err(error),
@@ -105,8 +108,8 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 }
 
 /// Hetzner's numbers as the names that they are.
-fn id(value: &Value) -> Result<String> {
-    Ok(value["id"].as_u64().context("Hetzner names no id")?.to_string())
+fn id(value: &Value, what: &str) -> Result<String> {
+    Ok(numbered(value, what)?.to_string())
 }
 
 fn number(id: &str) -> Result<u64> {
@@ -160,19 +163,26 @@ impl Cloud for Hetzner {
     }
 
     fn inventory(&self) -> Result<Inventory> {
-        let network = |one: &Value| Ok(Network { id: id(one)?, range: text(one, "ip_range").into() });
-        let networks = self.ours("/networks", "networks")?.iter().map(network).collect::<Result<_>>()?;
-        let mut rest = Vec::new();
-        let mut firewalls = Vec::new();
+        let mut inventory = Inventory::default();
+        for one in self.ours("/networks", "networks")? {
+            inventory.networks.push(network(&one)?);
+        }
         for one in self.ours("/firewalls", "firewalls")? {
             let rules = one["rules"].as_array().into_iter().flatten().filter_map(rule).collect();
-            match ROLES.into_iter().find(|role| text(&one, "name") == self.tenant.firewall(*role)) {
-                Some(role) => firewalls.push(Firewall { id: id(&one)?, role, rules }),
-                None => rest.push(Thing { kind: "firewall", id: id(&one)?, name: text(&one, "name").into() }),
+            let (id, name) = (id(&one, "a firewall")?, text(&one, "name"));
+            match ROLES.into_iter().find(|role| name == self.tenant.firewall(*role)) {
+                Some(role) => inventory.firewalls.push(Firewall { id, role, rules }),
+                None => inventory.rest.push(Thing { kind: "firewall", id, name: name.into() }),
             }
         }
-        let servers = self.ours("/servers", "servers")?.iter().map(server).collect::<Result<_>>()?;
-        Ok(Inventory { networks, firewalls, servers, rest })
+        // All, for those that only look like ours.
+        for one in pages(&self.api, "/servers", "servers", "").map_err(explain)? {
+            let labels = &one["labels"];
+            let (name, cluster) = (text(&one, "name"), labels[CLUSTER] == self.tenant.cluster);
+            let marks = Marks { name, cluster, ca: labels[CA] == self.tenant.ca };
+            self.tenant.sort(server(&one)?, &marks, &mut inventory);
+        }
+        Ok(inventory)
     }
 
     fn make_network(&self) -> Result<Network> {
@@ -184,7 +194,7 @@ impl Cloud for Hetzner {
             "labels": self.labels(&[]),
         });
         let made = self.make("/networks", "networks", "network", &body)?;
-        Ok(Network { id: id(&made["network"])?, range })
+        network(&made["network"])
     }
 
     fn make_firewall(&self, role: Role) -> Result<Firewall> {
@@ -199,7 +209,7 @@ impl Cloud for Hetzner {
             "labels": self.labels(&[(ROLE, role.as_str())]),
         });
         let made = self.make("/firewalls", "firewalls", "firewall", &body)?;
-        Ok(Firewall { id: id(&made["firewall"])?, role, rules: self.rules(role) })
+        Ok(Firewall { id: id(&made["firewall"], "the firewall")?, role, rules: self.rules(role) })
     }
 
     fn set_rules(&self, firewall: &Firewall) -> Result<()> {
@@ -265,13 +275,16 @@ impl Cloud for Hetzner {
     }
 }
 
+fn network(one: &Value) -> Result<Network> {
+    Ok(Network { id: id(one, "a network")?, range: text(one, "ip_range").into() })
+}
+
 fn server(one: &Value) -> Result<Server> {
     let address = |value: &Value| value.as_str().and_then(|text| text.parse().ok());
-    let label = |name: &str| one["labels"][name].as_str();
     Ok(Server {
-        id: id(one)?,
-        node: label(NODE).unwrap_or(text(one, "name")).into(),
-        image: label(IMAGE).unwrap_or_default().into(),
+        id: id(one, "a server")?,
+        node: text(&one["labels"], NODE).into(),
+        image: text(&one["labels"], IMAGE).into(),
         size: text(&one["server_type"], "name").into(),
         state: match text(one, "status") {
             "running" => State::Running,

@@ -1,7 +1,8 @@
 //! The machines of a cluster at a provider: private network, firewalls, servers.
 //!
-//! What exists is asked of the provider: everything bears the cluster's name as a label, a tag or in its own name, and
-//! there is no file of ours. [`plan`] says what is missing, [`up`] makes it, [`destroy`] removes all of it.
+//! What exists is asked of the provider: everything bears the cluster's name and the fingerprint of its CA as labels, tags or
+//! in its own name, and there is no file of ours. [`plan`] says what is missing and what is in the way, [`up`] makes it,
+//! [`destroy`] removes it. Who has the name and another fingerprint is another cluster, and nothing of it is touched.
 //!
 //! To add a provider: its name in [`crate::config::ProviderName`], a file here with a type that implements [`Cloud`], its
 //! arm in [`open`], its published calls in `builder/tests/data/providers/NAME.json`, a fake in `fakes/NAME.rs`.
@@ -19,14 +20,17 @@ mod fakes;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{Provider, ProviderName, Settings};
+use crate::cache::hash;
+use crate::config::{NodeSettings, Provider, ProviderName, Settings};
+use crate::pki::{Authority, Secrets};
 use crate::upload::settings::Environment;
 use crate::web::{Client, Refused};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use node_metadata::Role;
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -87,7 +91,7 @@ pub enum State {
     Off,
 }
 
-/// A machine with the cluster's label.
+/// A machine of the cluster: it bears its name, its fingerprint, and is called as kimg called it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// The provider's name for it.
@@ -113,6 +117,17 @@ impl Server {
     fn thing(&self) -> Thing {
         Thing { kind: "server", id: self.id.clone(), name: self.node.clone() }
     }
+}
+
+/// A machine that looks like one of the cluster's and is none, or is no more what kimg made: nobody touches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// What it is called.
+    pub name: String,
+    /// Whether kimg made it for this cluster.
+    pub ours: bool,
+    /// What is wrong with it, and what to do.
+    pub why: String,
 }
 
 /// A private network with the cluster's name.
@@ -157,7 +172,7 @@ pub struct Thing {
     pub name: String,
 }
 
-/// Everything at the provider that bears the cluster's name, but for images.
+/// Everything at the provider that is the cluster's, but for images.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// Private networks.
@@ -166,6 +181,8 @@ pub struct Inventory {
     pub firewalls: Vec<Firewall>,
     /// Machines.
     pub servers: Vec<Server>,
+    /// Machines that are in the way, or might be taken for the cluster's.
+    pub foreign: Vec<Foreign>,
     /// What only this provider needs besides.
     pub rest: Vec<Thing>,
 }
@@ -199,7 +216,7 @@ pub trait Cloud {
     /// The provider cannot be asked, or has no such region.
     fn offer(&self) -> Result<Offer>;
 
-    /// All that bears the cluster's name.
+    /// All that is the cluster's, and the machines that might be taken for its own.
     ///
     /// # Errors
     /// The provider cannot be asked.
@@ -255,7 +272,14 @@ pub struct Busy(pub String);
 /// # Errors
 /// There is no token.
 pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Environment<'_>) -> Result<Box<dyn Cloud>> {
-    let tenant = Tenant { cluster: settings.name.clone(), region: provider.region.clone(), network: provider.network };
+    let machine = |node: &NodeSettings| machine_name(&settings.name, &node.entry.name);
+    let tenant = Tenant {
+        cluster: settings.name.clone(),
+        ca: fingerprint(&Secrets::open(&settings.secrets_dir()))?.unwrap_or_else(|| NO_CA.into()),
+        region: provider.region.clone(),
+        network: provider.network,
+        machines: settings.nodes.iter().map(machine).collect(),
+    };
     Ok(match provider.name {
         ProviderName::Hetzner => Box::new(hetzner::Hetzner::new(client, env, tenant)?),
         ProviderName::DigitalOcean => Box::new(digitalocean::DigitalOcean::new(client, env, tenant)?),
@@ -280,37 +304,126 @@ pub fn address_of(
     }
 }
 
+/// Stands for the fingerprint of a cluster that has no secrets yet: nothing bears it, so nothing is such a cluster's.
+const NO_CA: &str = "-";
+
+/// What tells a cluster from others of its name: the beginning of the SHA-256 of its CA's public key, which outlives the
+/// certificate. None where there is none yet.
+///
+/// # Errors
+/// The certificate cannot be read.
+fn fingerprint(secrets: &Secrets) -> Result<Option<String>> {
+    let file = Authority::Cluster.certificate_file();
+    if !secrets.path(&file).exists() {
+        return Ok(None);
+    }
+    let text = secrets.read(&file)?;
+    let key = x509_parser::pem::parse_x509_pem(text.as_bytes()).ok().and_then(|(_, pem)| {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&pem.contents).ok()?;
+        Some(hash::hex_of(certificate.public_key().raw))
+    });
+    match key {
+        Some(mut sum) => {
+            sum.truncate(12);
+            Ok(Some(sum))
+        }
+        None => secrets.damaged(&file, "certificate"),
+    }
+}
+
+/// A provider's name for a thing, which becomes part of an address of its API: an empty one, or one with a `/` in it, would
+/// be the address of something else.
+///
+/// # Errors
+/// It is no such name.
+fn checked(id: &str, what: &str) -> Result<String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-_:".contains(c);
+    if id.is_empty() || id.len() > 255 || !id.chars().all(fine) {
+        bail!("the provider's answer calls {what} `{id}`, which is no name; nothing is done with it");
+    }
+    Ok(id.to_string())
+}
+
+/// A number by which a provider names a thing.
+///
+/// # Errors
+/// There is none.
+fn numbered(one: &Value, what: &str) -> Result<u64> {
+    one["id"].as_u64().filter(|id| *id > 0).with_context(|| format!("the provider's answer names no id of {what}"))
+}
+
+/// What a node's machine is called: no two nodes of two clusters come to the same, and its first label is the node.
+fn machine_name(cluster: &str, node: &str) -> String {
+    format!("{node}.{cluster}")
+}
+
+/// What a machine shows of whose it is.
+struct Marks<'a> {
+    /// What it is called.
+    name: &'a str,
+    /// It bears the name of the cluster.
+    cluster: bool,
+    /// And its fingerprint.
+    ca: bool,
+}
+
 /// Whose things, and where.
 #[derive(Debug, Clone)]
 pub struct Tenant {
     /// The cluster's name.
     pub cluster: String,
+    /// The fingerprint of its CA.
+    pub ca: String,
     /// The region.
     pub region: String,
     /// The private network.
     pub network: Ipv4Net,
+    /// What the machines of its nodes are called.
+    pub machines: BTreeSet<String>,
 }
 
 impl Tenant {
     /// What networks and the like are called.
     fn name(&self) -> String {
-        format!("kimg-{}", self.cluster)
+        format!("kimg-{}-{}", self.cluster, self.ca)
     }
 
     /// What a role's firewall is called.
     fn firewall(&self, role: Role) -> String {
-        format!("kimg-{}-{role}", self.cluster)
+        format!("{}-{role}", self.name())
     }
 
-    /// What a node's machine is called: no two nodes of two clusters come to the same, and its first label is the node.
+    /// What a node's machine is called.
     fn machine(&self, node: &str) -> String {
-        format!("{node}.{}", self.cluster)
+        machine_name(&self.cluster, node)
     }
 
-    /// The node of a machine's name.
-    fn node(&self, machine: &str) -> Option<String> {
-        let node = machine.strip_suffix(&self.cluster)?.strip_suffix('.')?;
-        (!node.is_empty() && !node.contains('.')).then(|| node.to_string())
+    /// Puts a machine where it belongs: among the cluster's own, among those that might be taken for them, or nowhere.
+    fn sort(&self, server: Server, marks: &Marks<'_>, into: &mut Inventory) {
+        let (id, name, cluster) = (&server.id, marks.name, &self.cluster);
+        let own = self.machine(&server.node);
+        let why = if marks.cluster && marks.ca && !server.node.is_empty() && name == own {
+            return into.servers.push(server);
+        } else if marks.cluster && marks.ca {
+            let own = if server.node.is_empty() { "a node's".into() } else { own };
+            format!(
+                "the machine {id} was made for this cluster as {own}, and is called {name}: give it its name back at the \
+                 provider, or take its marks of kimg off, and it is no node any more"
+            )
+        } else if marks.cluster {
+            format!(
+                "the machine {id}, {name}, is of another cluster called {cluster}: rename one of the two, or, if it is this \
+                 one's, copy the secrets/ here with which it was made"
+            )
+        } else if self.machines.contains(name) {
+            format!(
+                "the machine {id} is called {name}, as a node of this cluster would be, and kimg did not make it: rename \
+                 it or the node"
+            )
+        } else {
+            return;
+        };
+        into.foreign.push(Foreign { name: name.into(), ours: marks.cluster && marks.ca, why });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Cents, Firewall, Inventory, Offer, Rule, Server, State};
 use crate::config::{Provider, Settings, nearest};
+use crate::logs::line::harmless;
 use crate::table;
 use node_metadata::Role;
 use serde::Serialize;
@@ -95,7 +96,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         region: provider.region.clone(),
         drift: Vec::new(),
         steps: Vec::new(),
-        refusals: Vec::new(),
+        refusals: inventory.foreign.iter().map(|foreign| foreign.why.clone()).collect(),
         currency: offer.currency.clone(),
         monthly_now: inventory.servers.iter().filter_map(|server| monthly(offer, &server.size)).sum(),
         monthly_then: Cents::default(),
@@ -232,7 +233,7 @@ impl Plan {
             if !lines.is_empty() {
                 let _ = writeln!(text, "\n{title}:");
                 for line in lines {
-                    let _ = writeln!(text, "  {line}");
+                    let _ = writeln!(text, "  {}", harmless(line));
                 }
             }
         };

@@ -5,8 +5,9 @@ use super::fakes::{self, FakeCluster, Machine, Shared, World, held};
 use super::images::{Image, Images};
 use super::plan::{Plan, Situation, Step};
 use super::up::{Done, Up};
-use super::{Cents, Cloud, address_of, destroy, open, plan};
+use super::{Cents, Cloud, Order, address_of, checked, destroy, fingerprint, open, plan};
 use crate::config::{Provider, Settings};
+use crate::input::BadInput;
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::upload::schema::Published;
@@ -14,7 +15,7 @@ use crate::web::Interrupted;
 use crate::web::fake::{self, Call, Fault, Reply, Server, Virtual};
 use anyhow::Result;
 use node_metadata::Role;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, OnceLock};
@@ -59,6 +60,11 @@ impl Which {
             Which::DigitalOcean => Cents(600 + 1200),
         }
     }
+}
+
+/// The fingerprint of all tests' cluster.
+fn ca() -> String {
+    fingerprint(&Secrets::open(&folder().join("secrets"))).unwrap().unwrap()
 }
 
 /// The folder of all tests' cluster: its keys are made once.
@@ -359,10 +365,10 @@ fn what_was_changed_by_hand_comes_first_and_is_put_right() {
             let mut world = stage.world();
             let id = world.machine("w.demo")[0];
             world.machines.get_mut(&id).unwrap().off = true;
-            let name = |body: &serde_json::Value| body["name"] == "kimg-demo-worker";
-            let firewall = world.things.iter_mut().find(|(_, body)| name(body)).unwrap().1;
+            let of = |role: &str| json!(format!("kimg-demo-{}-{role}", ca()));
+            let firewall = world.things.iter_mut().find(|(_, body)| body["name"] == of("worker")).unwrap().1;
             firewall[rules] = json!([]);
-            let master = world.things.iter().find(|(_, body)| body["name"] == "kimg-demo-master").unwrap().0;
+            let master = world.things.iter().find(|(_, body)| body["name"] == of("master")).unwrap().0;
             let master = *master;
             world.things.remove(&master);
         }
@@ -402,8 +408,9 @@ fn machines_that_nobody_knows_or_that_are_two_are_told() {
         };
         let mut stranger = copies.clone();
         stranger["name"] = json!("x.demo");
-        if which == Which::Hetzner {
-            stranger["labels"]["kimg-node"] = json!("x");
+        match which {
+            Which::Hetzner => stranger["labels"]["kimg-node"] = json!("x"),
+            Which::DigitalOcean => stranger = replaced(&stranger, ":node:w", ":node:x"),
         }
         stage.world().machines.insert(90, Machine { body: stranger, looked: 9, ..Machine::default() });
         let plan = stage.plan();
@@ -415,6 +422,104 @@ fn machines_that_nobody_knows_or_that_are_two_are_told() {
         let master = stage.world().machine("m.demo")[0];
         stage.world().machines.remove(&master);
         assert!(stage.plan().refusals[0].contains("the store went with it"), "{:?}", stage.plan());
+    }
+}
+
+/// The same with another text in it.
+fn replaced(body: &Value, what: &str, with: &str) -> Value {
+    serde_json::from_str(&body.to_string().replace(what, with)).unwrap()
+}
+
+#[test]
+fn what_only_looks_like_ours_is_named_and_not_touched() {
+    let (own, other) = (ca(), "ba9876543210");
+    let unmarked = |body: &Value| {
+        let mut body = body.clone();
+        (body["labels"], body["tags"]) = (json!({}), json!([]));
+        body
+    };
+    type Change<'a> = &'a dyn Fn(&Value) -> Value;
+    let changes: [(&str, &str, bool, Change<'_>); 4] = [
+        ("w.demo", "another cluster called demo", false, &|body| replaced(body, &own, other)),
+        ("www", "another cluster called demo", false, &|body| replaced(&replaced(body, &own, other), "w.demo", "www")),
+        ("w.demo", "kimg did not make it", false, &unmarked),
+        ("kept", "made for this cluster as w.demo", true, &|body| replaced(body, "\"w.demo\"", "\"kept\"")),
+    ];
+    for (which, (name, says, ours, change)) in ALL.into_iter().flat_map(|which| changes.map(|change| (which, change))) {
+        let stage = Stage::new(which);
+        stage.up().unwrap();
+        let id = stage.world().machine("w.demo")[0];
+        let mut body = change(&stage.world().machines[&id].body.clone());
+        // It is in no network and behind no firewall of this cluster.
+        (body["vpc_uuid"], body["firewalls"]) = (json!("999"), json!([{"firewall": 999}]));
+        stage.world().machines.get_mut(&id).unwrap().body = body;
+        let before = stage.server.calls().len();
+        let plan = stage.plan();
+        assert_eq!(plan.refusals.len(), 1, "{which:?}: {plan:?}");
+        let said = &plan.refusals[0];
+        assert!([name, says, &id.to_string()].iter().all(|part| said.contains(part)), "{which:?}: {said}");
+        let inventory = stage.cloud().inventory().unwrap();
+        assert!(stage.server.calls()[before..].iter().all(|call| call.method == "GET"), "{which:?}");
+        match destroy::check(&inventory) {
+            Err(error) => assert!(ours && error.is::<BadInput>() && error.to_string().contains(name), "{error:#}"),
+            Ok(()) => {
+                assert!(!ours, "{which:?}: {says}");
+                stage.destroy().unwrap();
+                let world = stage.world();
+                assert_eq!(world.machines.keys().collect::<Vec<_>>(), [&id], "{which:?}: {says}");
+                assert!(world.things.is_empty() && world.tags.is_empty(), "{which:?}: {says}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_machine_of_another_has_no_second_one_of_its_name_beside_it() {
+    let stage = Stage::new(Which::DigitalOcean);
+    stage.up().unwrap();
+    let id = stage.world().machine("w.demo")[0];
+    stage.world().machines.get_mut(&id).unwrap().body["tags"] = json!([]);
+    let there = stage.cloud().inventory().unwrap();
+    let (network, firewall) = (&there.networks[0], &there.firewalls[0]);
+    let (node, role, size, image_id, image, user_data) = ("w", Role::Worker, "s-1vcpu-2gb", "77", SUM, "");
+    let order = Order { node, role, size, image_id, image, user_data, network, firewall };
+    let error = stage.cloud().make_server(&order).unwrap_err();
+    assert!(error.is::<BadInput>() && error.to_string().contains("kimg did not make it"), "{error:#}");
+    assert_eq!(stage.world().machine("w.demo"), [id]);
+}
+
+#[test]
+fn a_cluster_without_secrets_has_nothing_at_the_provider() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        stage.up().unwrap();
+        let empty = tempfile::tempdir().unwrap();
+        let clone = Settings { dir: empty.path().into(), ..stage.settings.clone() };
+        let clone = Stage { settings: clone, ..stage };
+        let inventory = clone.cloud().inventory().unwrap();
+        assert!(destroy::things(&inventory).is_empty() && inventory.servers.is_empty(), "{which:?}: {inventory:?}");
+        assert_eq!(clone.plan().refusals.len(), 2, "{which:?}: {:?}", clone.plan());
+        assert!(clone.plan().refusals[0].contains("copy the secrets/ here"), "{which:?}: {:?}", clone.plan());
+    }
+}
+
+#[test]
+fn a_name_that_would_be_the_address_of_something_else_is_none() {
+    for id in ["", "a/b", "..", "a?b", "a#b", "a%2fb", "a b", &"a".repeat(256)] {
+        assert!(checked(id, "a VPC").is_err(), "{id}");
+    }
+    for id in ["5a4981aa-9653-4bd1-bef5-d6bff52042e4", "kimg:demo:0123456789ab:node:w_1"] {
+        assert_eq!(checked(id, "a VPC").unwrap(), id);
+    }
+    for which in ALL {
+        let stage = Stage::new(which);
+        let name = format!("kimg-demo-{}", ca());
+        let (kind, id) = if which == Which::Hetzner { ("networks", json!(0)) } else { ("vpcs", json!("")) };
+        let one = json!({"name": name, "id": id, "labels": {"kimg-cluster": "demo", "kimg-ca": ca()}});
+        stage.server.fail(0, Fault::Instead(Reply::json(200, &json!({kind: [one]}))));
+        let error = format!("{:#}", stage.destroy().unwrap_err());
+        assert!(error.contains("no id of a network") || error.contains("calls a VPC ``"), "{error}");
+        assert!(stage.server.calls().iter().all(|call| call.method == "GET"), "{which:?}");
     }
 }
 
@@ -481,7 +586,7 @@ fn what_a_provider_refuses_is_a_sentence() {
 #[test]
 fn what_somebody_else_called_so_is_not_taken() {
     let stage = Stage::new(Which::Hetzner);
-    stage.world().things.insert(("network", 9), json!({"name": "kimg-demo", "labels": {}}));
+    stage.world().things.insert(("network", 9), json!({"name": format!("kimg-demo-{}", ca()), "labels": {}}));
     let error = format!("{:#}", stage.up().unwrap_err());
     assert!(error.contains("that is not this cluster's"), "{error}");
     assert!(stage.world().machines.is_empty());

@@ -33,11 +33,8 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
         ("GET", ["droplets"]) => {
             world.look();
             let all: Vec<Value> = world.machines.iter().map(|(id, machine)| droplet(world, *id, machine)).collect();
-            let tag = call.asked("tag_name").map(|tag| tag.replace("%3A", ":"));
-            let tagged =
-                |one: &Value| tag.as_ref().is_none_or(|tag| one["tags"].as_array().unwrap().contains(&json!(tag)));
             let named = |one: &Value| call.asked("name").is_none_or(|name| one["name"] == name);
-            list(call, "droplets", &all.into_iter().filter(|one| tagged(one) && named(one)).collect::<Vec<_>>())
+            list(call, "droplets", &all.into_iter().filter(named).collect::<Vec<_>>())
         }
         ("POST", ["vpcs"]) => {
             let body = call.json();
