@@ -257,6 +257,7 @@ mod tests {
             node: node.into(),
             image: String::new(),
             size: "cx23".into(),
+            region: "nbg1".into(),
             state: State::Running,
             public: public.parse().ok(),
             private: None,

@@ -19,7 +19,7 @@ use crate::web::{Client, Request, escape};
 use anyhow::{Context, Result};
 use node_metadata::Role;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// All ports of a protocol.
 const ALL: &str = "0";
@@ -155,12 +155,12 @@ impl Cloud for DigitalOcean {
             one["regions"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
         };
         let size = |one: &Value| {
-            let monthly = Cents::of(one["price_monthly"].as_f64()?);
-            Some((text(one, "slug").to_string(), Size { monthly, disk_gb: one["disk"].as_u64()? }))
+            let monthly = Cents::of(one["price_monthly"].as_f64()?)?;
+            let available = one["available"] == true && regions(one).contains(region);
+            Some((text(one, "slug").to_string(), Size { monthly, disk_gb: one["disk"].as_u64()?, available }))
         };
-        let here = |one: &&Value| one["available"] == true && regions(one).contains(region);
-        let sizes: std::collections::BTreeMap<_, _> = all.iter().filter(here).filter_map(size).collect();
-        if sizes.is_empty() {
+        let sizes: BTreeMap<_, _> = all.iter().filter_map(size).collect();
+        if !sizes.values().any(|size| size.available) {
             let known: BTreeSet<String> = all.iter().flat_map(regions).collect();
             let known: Vec<String> = known.into_iter().collect();
             return input::bad(format!(
@@ -295,7 +295,11 @@ impl Cloud for DigitalOcean {
 }
 
 fn network(one: &Value) -> Result<Network> {
-    Ok(Network { id: id(one, "a VPC")?, range: text(one, "ip_range").into() })
+    Ok(Network {
+        id: id(one, "a VPC")?,
+        range: text(one, "ip_range").into(),
+        region: one["region"].as_str().map(Into::into),
+    })
 }
 
 impl DigitalOcean {
@@ -325,6 +329,7 @@ impl DigitalOcean {
             node: tagged("node:"),
             image: tagged("image:"),
             size: text(one, "size_slug").into(),
+            region: text(&one["region"], "slug").into(),
             state: match text(one, "status") {
                 "active" => State::Running,
                 "off" | "archive" => State::Off,

@@ -122,7 +122,7 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
 
 /// A price's net amount.
 fn net(price: &Value) -> Option<Cents> {
-    price["price_monthly"]["net"].as_str()?.parse().ok().map(Cents::of)
+    price["price_monthly"]["net"].as_str()?.parse().ok().and_then(Cents::of)
 }
 
 /// The price at a location.
@@ -151,12 +151,17 @@ impl Cloud for Hetzner {
         let pricing = self.api.send(Request::get(self.api.url("/pricing"))).and_then(|a| a.expect(&[200])?.json());
         let pricing = pricing.map_err(explain)?["pricing"].take();
         let address = pricing["primary_ips"].as_array().into_iter().flatten().find(|one| one["type"] == "ipv4");
-        let address = address.and_then(|one| at(&one["prices"], region)).and_then(net).unwrap_or_default();
+        let Some(address) = address.and_then(|one| at(&one["prices"], region)).and_then(net) else {
+            bail!(
+                "Hetzner's price list has no price of an IPv4 address in {region}, so what a machine costs is not known"
+            );
+        };
         let types = pages(&self.api, "/server_types", "server_types", "").map_err(explain)?;
         let size = |one: &Value| {
             let price = net(at(&one["prices"], region)?)?;
             let monthly = [price, address].into_iter().sum();
-            Some((text(one, "name").to_string(), Size { monthly, disk_gb: one["disk"].as_u64()? }))
+            let (disk_gb, available) = (one["disk"].as_u64()?, true);
+            Some((text(one, "name").to_string(), Size { monthly, disk_gb, available }))
         };
         let sizes = types.iter().filter(|one| one["architecture"] == "x86").filter_map(size).collect();
         Ok(Offer { currency: text(&pricing, "currency").into(), sizes, room: None })
@@ -276,7 +281,7 @@ impl Cloud for Hetzner {
 }
 
 fn network(one: &Value) -> Result<Network> {
-    Ok(Network { id: id(one, "a network")?, range: text(one, "ip_range").into() })
+    Ok(Network { id: id(one, "a network")?, range: text(one, "ip_range").into(), region: None })
 }
 
 fn server(one: &Value) -> Result<Server> {
@@ -286,6 +291,7 @@ fn server(one: &Value) -> Result<Server> {
         node: text(&one["labels"], NODE).into(),
         image: text(&one["labels"], IMAGE).into(),
         size: text(&one["server_type"], "name").into(),
+        region: text(&one["location"], "name").into(),
         state: match text(one, "status") {
             "running" => State::Running,
             "off" => State::Off,

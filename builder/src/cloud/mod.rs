@@ -40,10 +40,10 @@ use std::net::IpAddr;
 pub struct Cents(pub u64);
 
 impl Cents {
-    /// What a provider writes as a number.
-    pub fn of(amount: f64) -> Cents {
-        // `as` keeps within bounds, and a price that is no number is none.
-        Cents((amount * 100.0).round() as u64)
+    /// What a provider writes as a number; one that is none, or below nothing, is no price.
+    pub fn of(amount: f64) -> Option<Cents> {
+        // `as` keeps within bounds.
+        (amount.is_finite() && amount >= 0.0).then(|| Cents((amount * 100.0).round() as u64))
     }
 }
 
@@ -64,7 +64,7 @@ impl std::iter::Sum for Cents {
 pub struct Offer {
     /// `EUR`, `USD`.
     pub currency: String,
-    /// The types of machine that can be made, by name.
+    /// The types of machine whose price is known, by name.
     pub sizes: BTreeMap<String, Size>,
     /// How many machines more the account may have, where the provider says it.
     pub room: Option<u64>,
@@ -77,6 +77,8 @@ pub struct Size {
     pub monthly: Cents,
     /// Its disk.
     pub disk_gb: u64,
+    /// Whether it can be made in the region now; else there may be older ones.
+    pub available: bool,
 }
 
 /// How far a machine is.
@@ -102,6 +104,8 @@ pub struct Server {
     pub image: String,
     /// The provider's name of its type.
     pub size: String,
+    /// Where it is.
+    pub region: String,
     /// How far it is.
     pub state: State,
     /// Where it is found from outside.
@@ -137,6 +141,8 @@ pub struct Network {
     pub id: String,
     /// Its addresses, as the provider writes them.
     pub range: String,
+    /// Where it is, where it is in one region only.
+    pub region: Option<String>,
 }
 
 /// What a firewall lets in.

@@ -1,6 +1,6 @@
 //! What is missing at the provider, what somebody changed by hand, and what it all costs. Pure.
 
-use super::{Cents, Firewall, Inventory, Offer, Rule, Server, State};
+use super::{Cents, Firewall, Inventory, Network, Offer, Rule, Server, Size, State};
 use crate::config::{Provider, Settings, nearest};
 use crate::logs::line::harmless;
 use crate::table;
@@ -111,10 +111,11 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
     }
     plan.strangers(situation);
     let more: Vec<Cents> = plan.steps.iter().filter_map(Step::monthly).collect();
-    plan.count(offer, &more);
+    plan.count(offer, inventory, &more);
     plan
 }
 
+/// What a machine of this type costs that is there.
 fn monthly(offer: &Offer, size: &str) -> Option<Cents> {
     Some(offer.sizes.get(size)?.monthly)
 }
@@ -127,13 +128,17 @@ impl Step {
 
 impl Plan {
     fn network(&mut self, situation: &Situation<'_>) {
-        let range = situation.provider.network.to_string();
+        let (range, region) = (situation.provider.network.to_string(), &situation.provider.region);
         match situation.inventory.networks.first() {
             None => self.steps.push(Step::MakeNetwork { range }),
             Some(found) if found.range != range => self.refusals.push(format!(
                 "the private network is {}, and cluster.toml says {range}: a network keeps its addresses; write \
                  network = \"{}\" under [provider]",
                 found.range, found.range
+            )),
+            Some(Network { region: Some(found), .. }) if found != region => self.refusals.push(format!(
+                "the private network is in {found}, and cluster.toml says {region}: machines are where their network is; \
+                 write region = \"{found}\" under [provider]"
             )),
             Some(_) => {}
         }
@@ -166,13 +171,19 @@ impl Plan {
                 "the machine of {node} is gone, and the store went with it, while others are there; a new one would begin \
                  with nothing: `kimg backup ls` shows the copies that workers keep, and `kimg destroy` begins anew"
             )),
-            [] => match monthly(offer, &size) {
-                Some(monthly) => self.steps.push(Step::MakeServer { node: node.into(), r#type: size, monthly }),
+            [] => match offer.sizes.get(&size).filter(|size| size.available) {
+                Some(Size { monthly, .. }) => {
+                    self.steps.push(Step::MakeServer { node: node.into(), r#type: size, monthly: *monthly });
+                }
                 None => self.refusals.push(unknown(offer, provider, node, &size)),
             },
             [server] => {
                 if server.size != size {
                     self.drift.push(format!("{node} is a {}, and cluster.toml says {size}; it stays one", server.size));
+                }
+                if server.region != provider.region {
+                    let (there, wanted) = (&server.region, &provider.region);
+                    self.drift.push(format!("{node} is in {there}, and cluster.toml says {wanted}; it stays there"));
                 }
                 if let Some(image) = built.get(&role).filter(|image| **image != server.image) {
                     self.drift.push(format!("{node} runs image {}, and {image} is built; it keeps its own", server.image));
@@ -200,8 +211,21 @@ impl Plan {
         }
     }
 
-    fn count(&mut self, offer: &Offer, more: &[Cents]) {
+    fn count(&mut self, offer: &Offer, inventory: &Inventory, more: &[Cents]) {
         self.monthly_then = [self.monthly_now].into_iter().chain(more.iter().copied()).sum();
+        let unpriced = inventory.servers.iter().filter(|server| monthly(offer, &server.size).is_none());
+        let unpriced: Vec<String> = unpriced.map(|server| format!("{} ({})", server.node, server.size)).collect();
+        if !unpriced.is_empty() {
+            let unpriced = unpriced.join(", ");
+            match self.budget.filter(|_| !more.is_empty()) {
+                Some(budget) => self.refusals.push(format!(
+                    "{} has no price of {unpriced}, so nobody knows whether the budget of {budget} is kept; remove that \
+                     machine, or budget under [provider]",
+                    self.provider
+                )),
+                None => self.drift.push(format!("{} has no price of {unpriced}; the sums are without it", self.provider)),
+            }
+        }
         if more.is_empty() {
             return;
         }
@@ -271,7 +295,8 @@ impl Step {
 }
 
 fn unknown(offer: &Offer, provider: &Provider, node: &str, size: &str) -> String {
-    let known: Vec<&str> = offer.sizes.keys().map(String::as_str).collect();
+    let known: Vec<&str> =
+        offer.sizes.iter().filter(|(_, size)| size.available).map(|(name, _)| name.as_str()).collect();
     let hint = match nearest(size, &known) {
         Some(near) => format!("did you mean {near}?"),
         None => format!("there are {}", known.join(", ")),

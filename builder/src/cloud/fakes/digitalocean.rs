@@ -16,9 +16,10 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             Reply::json(200, &json!({"account": {"droplet_limit": limit, "status": "active"}}))
         }
         ("GET", ["sizes"]) => {
+            let price = if world.no_price { -1.0 } else { 6.0 };
             let one = |slug: &str, price: f64, disk: u64, region: &str| json!({"slug": slug, "price_monthly": price, "disk": disk, "available": true, "regions": [region]});
             let all =
-                [one("s-1vcpu-1gb", 6.0, 25, "fra1"), one("s-1vcpu-2gb", 12.0, 50, "fra1"), one("x", 1.0, 9, "nyc1")];
+                [one("s-1vcpu-1gb", price, 25, "fra1"), one("s-1vcpu-2gb", 12.0, 50, "fra1"), one("x", 1.0, 9, "nyc1")];
             list(call, "sizes", &all)
         }
         ("GET", ["tags"]) => list(call, "tags", &world.tags.iter().map(|tag| json!({"name": tag})).collect::<Vec<_>>()),
@@ -126,7 +127,7 @@ fn droplet(world: &World, id: u64, machine: &Machine) -> Value {
     let networks = [address("private", private(id)), address("public", public(id))];
     let networks = if world.runs(id) { &networks[..] } else { &[] };
     json!({"id": id, "name": machine.body["name"], "status": status, "tags": machine.body["tags"], "created_at": CREATED,
-        "size_slug": machine.body["size"], "networks": {"v4": networks}})
+        "size_slug": machine.body["size"], "region": {"slug": machine.body["region"]}, "networks": {"v4": networks}})
 }
 
 fn list(call: &Call, name: &str, all: &[Value]) -> Reply {

@@ -15,7 +15,8 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             list(call, "locations", &[location("ash", "us-east"), location("nbg1", "eu-central")])
         }
         ("GET", ["pricing"]) => {
-            let prices = json!([{"location": "nbg1", "price_monthly": {"net": "0.5000000000", "gross": "0.5950"}}]);
+            let net = if world.no_price { "NaN" } else { "0.5000000000" };
+            let prices = json!([{"location": "nbg1", "price_monthly": {"net": net, "gross": "0.5950"}}]);
             Reply::json(
                 200,
                 &json!({"pricing": {"currency": "EUR", "primary_ips": [{"type": "ipv4", "prices": prices}]}}),
@@ -125,7 +126,7 @@ fn server(world: &World, id: u64, machine: &Machine) -> Value {
     // The private address comes later than the machine.
     let private = if world.runs(id) { json!([{"ip": private(id)}]) } else { json!([]) };
     json!({"id": id, "name": machine.body["name"], "status": status, "labels": machine.body["labels"], "created": CREATED,
-        "server_type": {"name": machine.body["server_type"]}, "public_net": {"ipv4": {"ip": public(id)}},
+        "server_type": {"name": machine.body["server_type"]}, "location": {"name": machine.body["location"]}, "public_net": {"ipv4": {"ip": public(id)}},
         "private_net": private})
 }
 

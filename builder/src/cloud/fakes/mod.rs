@@ -35,6 +35,8 @@ pub(super) struct World {
     pub(super) limit: Option<usize>,
     /// Machines that are asked for cannot be made after all.
     pub(super) refuses: bool,
+    /// The price list has something else where an address (Hetzner) or the smallest size (DigitalOcean) has its price.
+    pub(super) no_price: bool,
     /// Tokens of the cluster: the node, and until when.
     pub(super) tokens: BTreeMap<String, (String, Timestamp)>,
     /// Nodes of the cluster, and the machine that each was last.
