@@ -5,7 +5,7 @@ use crate::cloud::cluster::Api;
 use crate::cloud::images::{self, Uploads};
 use crate::cloud::plan::{self, Plan, Situation};
 use crate::cloud::up::{Done, Up};
-use crate::cloud::{self, Cents, Cloud, Inventory, Offer, destroy};
+use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Thing, destroy};
 use crate::config::{Provider, Settings};
 use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
@@ -36,6 +36,9 @@ pub(super) struct DestroyArgs {
     /// Remove the uploaded images too
     #[arg(long)]
     data: bool,
+    /// Remove the machine of this node alone; `up` makes it anew where cluster.toml names it
+    #[arg(long, value_name = "NODE", conflicts_with = "data")]
+    node: Option<String>,
 }
 
 /// A provider that was asked.
@@ -69,14 +72,13 @@ impl<'a> Asked<'a> {
     }
 
     fn plan(&self, inventory: &Inventory) -> Plan {
-        let roles = [Role::Master, Role::Worker];
-        let built = roles.into_iter().filter_map(|role| Some((role, built(self.settings, role)?)));
+        let built = ROLES.into_iter().filter_map(|role| Some((role, built(self.settings, role)?)));
         plan::plan(&Situation {
             settings: self.settings,
             provider: self.provider,
             offer: &self.offer,
             inventory,
-            rules: roles.into_iter().map(|role| (role, self.cloud.rules(role))).collect(),
+            rules: plan::rules(&*self.cloud),
             built: built.collect(),
         })
     }
@@ -104,9 +106,7 @@ pub(super) fn up(yes: bool, components: Option<&Path>, settings: &Settings) -> R
     let mut asked = Asked::new(settings)?;
     let plan = asked.plan(&asked.cloud.inventory()?);
     print!("{}", plan.shown());
-    if !plan.refusals.is_empty() {
-        return input::bad(plan.refusals.join("; "));
-    }
+    plan.check()?;
     if !plan.steps.is_empty() && !yes {
         match input::agreed("Go on?")? {
             Some(true) => {}
@@ -128,6 +128,7 @@ pub(super) fn up(yes: bool, components: Option<&Path>, settings: &Settings) -> R
         settings,
         provider,
         secrets: &secrets,
+        offer: &asked.offer,
         cloud,
         images: &images,
         cluster: &cluster,
@@ -184,6 +185,9 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     }
     let mut asked = Asked::new(settings)?;
     let inventory = asked.cloud.inventory()?;
+    if let Some(node) = &args.node {
+        return destroy_node(asked, &inventory, node, args.yes.is_some());
+    }
     destroy::check(&inventory)?;
     for foreign in &inventory.foreign {
         println!("not touched: {}", harmless(&foreign.why));
@@ -222,15 +226,9 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     }
     print!("{}", table::render(&["KIND", "NAME", "ID", "A MONTH"], &rows));
     println!("\n{total} {} a month; with the machines goes all that the cluster holds", asked.offer.currency);
-    if args.yes.is_none() {
-        match input::typed(&format!("Type the cluster's name ({}) to remove it:", settings.name))? {
-            Some(name) if name == settings.name => {}
-            Some(_) => return input::bad("that is not its name; nothing was removed"),
-            None => return input::bad(format!("nobody is there to be asked: add --yes {}", settings.name)),
-        }
-    }
+    agree(settings, args.yes.is_some())?;
     asked.begin()?;
-    destroy::destroy(&*asked.cloud, &asked.client, |thing| println!("removed: {} {}", thing.kind, thing.name))?;
+    destroy::destroy(&*asked.cloud, &asked.client, destroy::things, tell)?;
     if args.data {
         let (store, images) = images::uploaded(settings, asked.provider, &asked.client, &environment)?;
         for image in &images {
@@ -239,6 +237,39 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
         }
     }
     println!("nothing at {} is the cluster's any more", asked.provider.name.as_str());
+    Ok(())
+}
+
+/// Has the cluster's name typed, unless it was given.
+fn agree(settings: &Settings, yes: bool) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    match input::typed(&format!("Type the cluster's name ({}) to go on:", settings.name))? {
+        Some(name) if name == settings.name => Ok(()),
+        Some(_) => input::bad("that is not its name; nothing was removed"),
+        None => input::bad(format!("nobody is there to be asked: add --yes {}", settings.name)),
+    }
+}
+
+fn tell(thing: &Thing) {
+    println!("removed: {} {}", thing.kind, harmless(&thing.name));
+}
+
+fn destroy_node(mut asked: Asked<'_>, inventory: &Inventory, node: &str, yes: bool) -> Result<()> {
+    let settings = asked.settings;
+    let things = destroy::of_node(settings, inventory, node)?;
+    let rows: Vec<Vec<String>> =
+        things.iter().map(|one| vec![one.kind.into(), one.name.clone(), one.id.clone()]).collect();
+    print!("{}", table::render(&["KIND", "NAME", "ID"], &rows));
+    println!("\nwith the machine goes all that is on its disk");
+    agree(settings, yes)?;
+    asked.begin()?;
+    // Those that were asked about, and none that came since.
+    let still =
+        |found: &Inventory| destroy::things(found).into_iter().filter(|one| things.contains(one)).collect::<Vec<_>>();
+    destroy::destroy(&*asked.cloud, &asked.client, still, tell)?;
+    next(&format!("{} up{}", program(), dir_flag(settings)));
     Ok(())
 }
 

@@ -1,9 +1,11 @@
 //! Removes all that is the cluster's, in the order in which the provider lets it go.
 
 use super::{Busy, Cloud, Inventory, Thing};
+use crate::config::Settings;
 use crate::input;
 use crate::web::Client;
 use anyhow::Result;
+use node_metadata::Role;
 use std::time::Duration;
 
 const EVERY: Duration = Duration::from_secs(3);
@@ -36,15 +38,34 @@ pub fn things(inventory: &Inventory) -> Vec<Thing> {
     all
 }
 
-/// Removes all of it, and ends when the provider lists nothing any more. What cannot go yet is asked for again.
+/// What goes with one node, which `cluster.toml` need not name: its machine, and nothing that others are in.
+///
+/// # Errors
+/// Bad input: it is a master, with which the store would go, or has no machine.
+pub fn of_node(settings: &Settings, inventory: &Inventory, node: &str) -> Result<Vec<Thing>> {
+    if settings.nodes_of(Role::Master).any(|master| master.entry.name == node) {
+        return input::bad(format!("the store goes with {node}; `kimg destroy` removes the whole cluster"));
+    }
+    let machines = inventory.servers.iter().filter(|server| server.node == node);
+    let things: Vec<Thing> = machines.map(super::Server::thing).collect();
+    if things.is_empty() { input::bad(format!("{node} has no machine; see `kimg plan`")) } else { Ok(things) }
+}
+
+/// Removes what `of` finds in all that is there, and ends when it finds nothing any more. What cannot go yet is asked for
+/// again.
 ///
 /// # Errors
 /// Something stays, or the provider refuses.
-pub fn destroy(cloud: &dyn Cloud, client: &Client, mut tell: impl FnMut(&Thing)) -> Result<()> {
+pub fn destroy(
+    cloud: &dyn Cloud,
+    client: &Client,
+    of: impl Fn(&Inventory) -> Vec<Thing>,
+    mut tell: impl FnMut(&Thing),
+) -> Result<()> {
     let mut last = None;
     let mut told = Vec::new();
     let done = client.poll("removing what is left", EVERY, LIMIT, || {
-        let all = things(&cloud.inventory()?);
+        let all = of(&cloud.inventory()?);
         if all.is_empty() {
             return Ok(Some(()));
         }

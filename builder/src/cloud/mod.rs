@@ -434,7 +434,7 @@ impl Tenant {
 }
 
 /// Both roles.
-const ROLES: [Role; 2] = [Role::Master, Role::Worker];
+pub const ROLES: [Role; 2] = [Role::Master, Role::Worker];
 /// Everybody.
 const ANYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
 /// The ports that a role's nodes open to everybody; the host firewall of the node says the same.

@@ -1,9 +1,11 @@
 //! What is missing at the provider, what somebody changed by hand, and what it all costs. Pure.
 
-use super::{Cents, Firewall, Inventory, Network, Offer, Rule, Server, Size, State};
+use super::{Cents, Cloud, Firewall, Inventory, Network, Offer, ROLES, Rule, Server, Size, State};
 use crate::config::{Provider, Settings, nearest};
+use crate::input;
 use crate::logs::line::harmless;
 use crate::table;
+use anyhow::Result;
 use node_metadata::Role;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,6 +89,11 @@ pub struct Situation<'a> {
     pub built: BTreeMap<Role, String>,
 }
 
+/// What the firewall of each role lets in at this provider.
+pub fn rules(cloud: &dyn Cloud) -> BTreeMap<Role, BTreeSet<Rule>> {
+    ROLES.map(|role| (role, cloud.rules(role))).into()
+}
+
 /// Makes the plan.
 pub fn plan(situation: &Situation<'_>) -> Plan {
     let Situation { settings, provider, offer, inventory, .. } = situation;
@@ -103,7 +110,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         budget: provider.budget.map(|whole| Cents(u64::from(whole) * 100)),
     };
     plan.network(situation);
-    for role in [Role::Master, Role::Worker].into_iter().filter(|role| settings.nodes_of(*role).next().is_some()) {
+    for role in ROLES.into_iter().filter(|role| settings.nodes_of(*role).next().is_some()) {
         plan.firewall(situation, role);
     }
     for node in &settings.nodes {
@@ -205,7 +212,7 @@ impl Plan {
         let known = |node: &str| situation.settings.nodes.iter().any(|known| known.entry.name == node);
         for server in situation.inventory.servers.iter().filter(|server| !known(&server.node)) {
             self.drift.push(format!(
-                "{} ({}) is no node of cluster.toml; drain it, and remove its machine {} at the provider",
+                "{0} ({1}) is no node of cluster.toml; drain it, and `kimg destroy --node {0}` removes its machine {2}",
                 server.node, server.size, server.id
             ));
         }
@@ -243,6 +250,14 @@ impl Plan {
                 self.provider
             ));
         }
+    }
+
+    /// Whether it can be done.
+    ///
+    /// # Errors
+    /// Bad input: why not.
+    pub fn check(&self) -> Result<()> {
+        if self.refusals.is_empty() { Ok(()) } else { input::bad(self.refusals.join("; ")) }
     }
 
     /// Whether machines are to be made, for which images are needed.

@@ -5,11 +5,12 @@ use super::fakes::{self, FakeCluster, Machine, Shared, World, held};
 use super::images::{Image, Images};
 use super::plan::{Plan, Situation, Step};
 use super::up::{Done, Up};
-use super::{Cents, Cloud, Order, Size, address_of, checked, destroy, fingerprint, open, plan};
+use super::{Cents, Cloud, Inventory, Order, Size, address_of, checked, destroy, fingerprint, open, plan};
 use crate::config::{Provider, Settings};
 use crate::input::BadInput;
 use crate::pki::Secrets;
 use crate::progress::Progress;
+use crate::seed::token::LIFE;
 use crate::upload::schema::Published;
 use crate::web::Interrupted;
 use crate::web::fake::{self, Call, Fault, Reply, Server, Virtual};
@@ -84,10 +85,17 @@ fn settings(which: Which, more: &str) -> Settings {
     crate::config::parse(Path::new("cluster.toml"), &text, folder()).unwrap()
 }
 
-struct There;
+/// Packs and uploads an image as long as the world says.
+struct There<'a>(&'a Stage);
 
-impl Images for There {
-    fn ensure(&self, _: Role) -> Result<Image> {
+impl Images for There<'_> {
+    fn ensure(&self, role: Role) -> Result<Image> {
+        let takes = {
+            let mut world = self.0.world();
+            world.packed.push(role);
+            world.packing
+        };
+        self.0.clock.client().clock().sleep(takes)?;
         Ok(Image { id: "77".into(), sum: SUM.into() })
     }
 }
@@ -152,12 +160,14 @@ impl Stage {
         let secrets = Secrets::open(&self.settings.secrets_dir());
         let now = Box::new(move || clock.clock().now());
         let cluster = FakeCluster { settings: &self.settings, world: self.world.clone(), now };
+        let offer = cloud.offer()?;
         let up = Up {
             settings: &self.settings,
             provider: self.provider(),
             secrets: &secrets,
+            offer: &offer,
             cloud: &*cloud,
-            images: &There,
+            images: &There(self),
             cluster: &cluster,
             client: &client,
             progress: &Progress::hidden(),
@@ -173,13 +183,13 @@ impl Stage {
             provider: self.provider(),
             offer: &offer,
             inventory: &inventory,
-            rules: [Role::Master, Role::Worker].map(|role| (role, cloud.rules(role))).into(),
+            rules: plan::rules(&*cloud),
             built: BTreeMap::from([(Role::Master, SUM.to_string()), (Role::Worker, SUM.to_string())]),
         })
     }
 
     fn destroy(&self) -> Result<()> {
-        destroy::destroy(&*self.cloud(), &self.clock.client(), |_| ())
+        destroy::destroy(&*self.cloud(), &self.clock.client(), destroy::things, |_| ())
     }
 
     /// Whether each thing is there, and once.
@@ -535,6 +545,8 @@ fn what_only_looks_like_ours_is_named_and_not_touched() {
         assert_eq!(plan.refusals.len(), 1, "{which:?}: {plan:?}");
         let said = &plan.refusals[0];
         assert!([name, says, &id.to_string()].iter().all(|part| said.contains(part)), "{which:?}: {said}");
+        let error = stage.up().unwrap_err();
+        assert!(error.is::<BadInput>() && error.to_string() == *said, "{which:?}: {error:#}");
         let inventory = stage.cloud().inventory().unwrap();
         assert!(stage.server.calls()[before..].iter().all(|call| call.method == "GET"), "{which:?}");
         match destroy::check(&inventory) {
@@ -615,19 +627,71 @@ fn a_lost_worker_is_made_anew_and_takes_its_name_over() {
 }
 
 #[test]
-fn a_worker_that_missed_its_token_is_made_anew() {
+fn a_worker_that_missed_its_token_stays_until_somebody_removes_it() {
     for which in ALL {
         let stage = Stage::new(which);
         stage.up().unwrap();
         let old = stage.world().machine("w.demo")[0];
         // As if the run had ended when the machine was made, and nobody came back for an hour.
         stage.world().nodes.remove("w");
-        let before = stage.clock.client();
-        before.clock().sleep(std::time::Duration::from_secs(2 * 3600)).unwrap();
-        let done = stage.up().unwrap();
-        assert_eq!(done.made, ["w"], "{which:?}");
+        stage.clock.client().clock().sleep(2 * LIFE).unwrap();
+        let before = stage.server.calls().len();
+        let error = stage.up().unwrap_err().to_string();
+        assert!(error.contains("not joined within the hour") && error.contains("`kimg destroy --node w`"), "{error}");
+        assert!(stage.server.calls()[before..].iter().all(|call| call.method == "GET"), "{which:?}");
+        let of = |found: &Inventory| destroy::of_node(&stage.settings, found, "w").unwrap_or_default();
+        destroy::destroy(&*stage.cloud(), &stage.clock.client(), of, |_| ()).unwrap();
         assert!(!stage.world().machines.contains_key(&old), "{which:?}");
+        assert_eq!(stage.up().unwrap().made, ["w"], "{which:?}");
         stage.check_whole("made anew");
+        let inventory = stage.cloud().inventory().unwrap();
+        for (node, says) in [("m", "the store goes with m"), ("x", "x has no machine")] {
+            let error = destroy::of_node(&stage.settings, &inventory, node).unwrap_err();
+            assert!(error.is::<BadInput>() && error.to_string().contains(says), "{error:#}");
+        }
+    }
+}
+
+#[test]
+fn however_long_an_image_takes_tokens_are_fresh_and_it_is_packed_once() {
+    for which in ALL {
+        let text = format!("{}[[nodes]]\nname = \"v\"\nrole = \"worker\"\n", settings(which, "").text);
+        let stage = Stage::of(which, crate::config::parse(Path::new("c"), &text, folder()).unwrap());
+        stage.world().packing = 2 * LIFE;
+        assert_eq!(stage.up().unwrap().made, ["m", "w", "v"], "{which:?}");
+        assert_eq!(stage.world().packed, [Role::Master, Role::Worker], "{which:?}");
+        assert_eq!(stage.world().nodes.len(), 3, "{which:?}");
+    }
+}
+
+#[test]
+fn what_stands_in_the_way_of_a_plan_stops_up_too() {
+    type Change = fn(&mut World);
+    let untouched: Change = |_| ();
+    let without_master: Change = |world| {
+        let master = world.machine("m.demo")[0];
+        world.machines.remove(&master);
+    };
+    let without_worker: Change = |world| {
+        let worker = world.machine("w.demo")[0];
+        world.machines.remove(&worker);
+    };
+    for which in ALL {
+        let cases = [
+            ("network = \"10.90.0.0/20\"\n", untouched, "a network keeps its addresses"),
+            ("", without_master, "the store went with it"),
+            ("budget = 6\n", without_worker, "the budget is 6.00"),
+        ];
+        for (more, change, says) in cases {
+            let stage = Stage::new(which);
+            stage.up().unwrap();
+            change(&mut stage.world());
+            let stage = Stage { settings: settings(which, more), ..stage };
+            let before = stage.server.calls().len();
+            let error = stage.up().unwrap_err();
+            assert!(error.is::<BadInput>() && error.to_string().contains(says), "{which:?}: {error:#}");
+            assert!(stage.server.calls()[before..].iter().all(|call| call.method == "GET"), "{which:?}: {says}");
+        }
     }
 }
 
@@ -653,8 +717,10 @@ fn what_a_provider_refuses_is_a_sentence() {
         assert!(error.contains("wants more patience"), "{error}");
     }
     let stage = Stage::new(Which::DigitalOcean);
-    stage.world().limit = Some(1);
-    assert!(stage.plan().refusals[0].contains("the account may have 1 more"), "{:?}", stage.plan());
+    stage.world().account = Some(1);
+    let error = stage.up().unwrap_err();
+    assert!(error.is::<BadInput>() && error.to_string().contains("the account may have 1 more"), "{error:#}");
+    stage.world().account = None;
     stage.world().things.insert(("vpc", 9), json!({"name": "other", "ip_range": "10.80.0.0/20"}));
     let error = format!("{:#}", stage.up().unwrap_err());
     assert!(error.contains("write another network under [provider]"), "{error}");

@@ -1,13 +1,14 @@
 //! From nothing, or from whatever an earlier run left, to a cluster whose nodes are all Ready.
 //!
 //! Each step asks first whether it is done, so that a run that was ended anywhere is gone on with by the next one. The
-//! master comes first: workers are told its private address, and their tokens are registered with it before they are made,
-//! so that no machine has a token that nobody knows. Nobody can give a machine another one later: one that has not joined
-//! when its token has run out is made anew.
+//! master comes first: workers are told its private address, and their tokens are registered with it right before they are
+//! made, so that no machine has a token that nobody knows or that has run out. Nobody can give a machine another one later:
+//! where one has not joined by then, it is said, and the machine is removed by whom it belongs to.
 
 use super::cluster::Cluster;
-use super::images::Images;
-use super::{Busy, Cloud, Firewall, Network, Order, Server, State};
+use super::images::{Image, Images};
+use super::plan::{self, Situation};
+use super::{Cloud, Firewall, Inventory, Network, Offer, Order, Server, State};
 use crate::client::kube::NodeState;
 use crate::config::{NodeSettings, Provider, Settings};
 use crate::pki::kubeconfig::{kubeconfig, server_url};
@@ -39,6 +40,8 @@ pub struct Up<'a> {
     pub provider: &'a Provider,
     /// Its secrets.
     pub secrets: &'a Secrets,
+    /// What can be had.
+    pub offer: &'a Offer,
     /// Where machines are made.
     pub cloud: &'a dyn Cloud,
     /// Where their images come from.
@@ -67,7 +70,16 @@ struct Ground {
     network: Network,
     firewalls: BTreeMap<Role, Firewall>,
     servers: Vec<Server>,
+    images: BTreeMap<Role, Image>,
     made: Vec<String>,
+}
+
+/// Where a worker finds its master.
+struct Master {
+    outside: IpAddr,
+    inside: IpAddr,
+    /// The worker takes the place of one of its name.
+    replace: bool,
 }
 
 impl Ground {
@@ -77,24 +89,32 @@ impl Ground {
 }
 
 impl Up<'_> {
-    /// Makes what is missing and waits until all nodes are Ready.
+    /// Makes what is missing and waits until all nodes are Ready. Nothing is removed.
     ///
     /// # Errors
-    /// Something cannot be made, or a node does not become Ready; the next run goes on.
+    /// Bad input: what is there now stands in the way. Something cannot be made, or a node does not become Ready; the next
+    /// run goes on.
     pub fn run(&self) -> Result<Done> {
-        let mut ground = self.ground()?;
+        let known = self.cloud.inventory()?;
+        self.check(&known)?;
+        let mut ground = self.ground(known)?;
         let master = self.settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
         if ground.server(&master.entry.name).is_none() {
-            self.make(&mut ground, master, None, None)?;
+            self.make(&mut ground, master, None)?;
         }
         let (outside, inside) = self.addresses_of(&master.entry.name)?;
         let kubeconfig = self.write_kubeconfig(outside)?;
         self.progress.line(&format!("{} is at {outside}; waiting for its API server", master.entry.name));
         self.persist(&format!("the API server at {outside}"), READY, || self.cluster.ready(outside))?;
         let before = self.persist("the nodes", AWAY, || self.cluster.nodes(outside))?;
+        self.none_is_late(&ground, &before)?;
         let at_first = ground.made.len();
         for worker in self.settings.nodes_of(Role::Worker) {
-            self.ensure_worker(&mut ground, worker, (outside, inside), &before)?;
+            let name = &worker.entry.name;
+            if ground.server(name).is_none() {
+                let replace = before.iter().any(|known| known.name == *name);
+                self.make(&mut ground, worker, Some(Master { outside, inside, replace }))?;
+            }
         }
         self.all_ready(outside, &before, ground.made.get(at_first..).unwrap_or_default())?;
         let known = self.cloud.inventory()?.servers;
@@ -102,9 +122,16 @@ impl Up<'_> {
         Ok(Done { kubeconfig, servers: self.settings.nodes.iter().filter_map(of).collect(), made: ground.made })
     }
 
+    /// What stands in the way of a plan does so here, whatever has happened since a plan was agreed to.
+    fn check(&self, inventory: &Inventory) -> Result<()> {
+        let (settings, provider, offer, rules) = (self.settings, self.provider, self.offer, plan::rules(self.cloud));
+        // A newer image is in nobody's way.
+        let built = BTreeMap::new();
+        plan::plan(&Situation { settings, provider, offer, inventory, rules, built }).check()
+    }
+
     /// Network and firewalls as they should be, and no machine switched off.
-    fn ground(&self) -> Result<Ground> {
-        let known = self.cloud.inventory()?;
+    fn ground(&self, known: Inventory) -> Result<Ground> {
         let network = match known.networks.into_iter().next() {
             Some(network) => network,
             None => {
@@ -134,24 +161,35 @@ impl Up<'_> {
             self.progress.line(&format!("starting {}", server.node));
             self.cloud.start(server)?;
         }
-        Ok(Ground { network, firewalls, servers: known.servers, made: Vec::new() })
+        Ok(Ground { network, firewalls, servers: known.servers, images: BTreeMap::new(), made: Vec::new() })
     }
 
     fn found(&self, node: &str) -> Result<Option<Server>> {
         Ok(self.cloud.inventory()?.servers.into_iter().find(|server| server.node == node))
     }
 
-    fn make(
-        &self,
-        ground: &mut Ground,
-        node: &NodeSettings,
-        token: Option<&BootstrapToken>,
-        master: Option<IpAddr>,
-    ) -> Result<()> {
-        let (name, role) = (node.entry.name.as_str(), node.entry.role);
+    /// The image of a role, which is packed and asked for once.
+    fn image(&self, ground: &mut Ground, role: Role) -> Result<Image> {
+        if let Some(known) = ground.images.get(&role) {
+            return Ok(known.clone());
+        }
         let image = self.images.ensure(role)?;
-        let place = Place::Network { range: self.provider.network, master };
-        let user_data = seed::user_data(self.settings, node, place, seed::Begin::Join(token), self.secrets)?;
+        ground.images.insert(role, image.clone());
+        Ok(image)
+    }
+
+    /// Makes the machine of a node; `master` is there for a worker.
+    fn make(&self, ground: &mut Ground, node: &NodeSettings, master: Option<Master>) -> Result<()> {
+        let (name, role) = (node.entry.name.as_str(), node.entry.role);
+        let image = self.image(ground, role)?;
+        // Its hour begins when it is registered, so what takes long is done before.
+        let token = master.as_ref().map(|_| BootstrapToken::random());
+        if let (Some(token), Some(master)) = (&token, &master) {
+            let register = || self.cluster.create_token(master.outside, token, name, master.replace);
+            self.persist(&format!("the token of {name}"), AWAY, register)?;
+        }
+        let place = Place::Network { range: self.provider.network, master: master.map(|master| master.inside) };
+        let user_data = seed::user_data(self.settings, node, place, seed::Begin::Join(token.as_ref()), self.secrets)?;
         let size = self.provider.types.get(name).with_context(|| format!("nothing says which type {name} is"))?;
         let firewall = ground.firewalls.get(&role).with_context(|| format!("there is no firewall of {role}s"))?;
         self.progress.line(&format!("making {name}, {size}"));
@@ -163,35 +201,21 @@ impl Up<'_> {
         Ok(())
     }
 
-    fn ensure_worker(
-        &self,
-        ground: &mut Ground,
-        node: &NodeSettings,
-        (outside, inside): (IpAddr, IpAddr),
-        before: &[NodeState],
-    ) -> Result<()> {
-        let name = node.entry.name.as_str();
-        let joined = before.iter().any(|known| known.name == name);
-        if let Some(server) = ground.server(name) {
-            let now = self.client.clock().now();
-            let token_is_good = server.created.is_none_or(|created| now.duration_since(created) < life());
-            if joined || token_is_good {
-                return Ok(());
-            }
-            self.progress.line(&format!("{name} has not joined and its token has run out; it is made anew"));
-            match self.cloud.delete(&server.thing()) {
-                // It is on its way out already.
-                Err(error) if error.is::<Busy>() => {}
-                asked => asked?,
-            }
-            self.client.poll(&format!("removing the machine of {name}"), EVERY, MADE, || {
-                Ok(self.found(name)?.is_none().then_some(()))
-            })?;
-        }
-        let token = BootstrapToken::random();
-        let register = || self.cluster.create_token(outside, &token, name, joined);
-        self.persist(&format!("the token of {name}"), AWAY, register)?;
-        self.make(ground, node, Some(&token), Some(inside))
+    /// Nobody waits for a worker whose token has run out before it joined.
+    fn none_is_late(&self, ground: &Ground, nodes: &[NodeState]) -> Result<()> {
+        let now = self.client.clock().now();
+        let is_late = |node: &&str| {
+            let created = ground.server(node).and_then(|server| server.created);
+            created.is_some_and(|at| now.duration_since(at) >= life()) && nodes.iter().all(|known| known.name != **node)
+        };
+        let workers = self.settings.nodes_of(Role::Worker).map(|node| node.entry.name.as_str());
+        let late: Vec<&str> = workers.filter(is_late).collect();
+        let Some(first) = late.first() else { return Ok(()) };
+        bail!(
+            "not joined within the hour of their tokens, which no machine is given twice: {}; `kimg node --node {first} \
+             status` may tell why, `kimg destroy --node {first}` removes the machine, and `kimg up` makes it anew",
+            late.join(", ")
+        )
     }
 
     /// Where a machine is found from outside and by the others, once it is.

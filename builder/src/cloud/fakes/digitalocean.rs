@@ -12,7 +12,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
     let parts: Vec<&str> = call.path.strip_prefix("/v2/").unwrap().split('/').collect();
     match (call.method.as_str(), &parts[..]) {
         ("GET", ["account"]) => {
-            let limit = world.limit.unwrap_or(25);
+            let limit = world.account.unwrap_or(25);
             Reply::json(200, &json!({"account": {"droplet_limit": limit, "status": "active"}}))
         }
         ("GET", ["sizes"]) => {

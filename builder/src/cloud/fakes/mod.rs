@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// All that a provider and the cluster on its machines know.
 #[derive(Default, Clone)]
@@ -33,6 +34,11 @@ pub(super) struct World {
     pub(super) slow: usize,
     /// How many machines the account may have.
     pub(super) limit: Option<usize>,
+    /// How many the account says that it may have.
+    pub(super) account: Option<usize>,
+    /// How long it takes to pack an image, and for which roles it was done.
+    pub(super) packing: Duration,
+    pub(super) packed: Vec<Role>,
     /// Machines that are asked for cannot be made after all.
     pub(super) refuses: bool,
     /// The price list has something else where an address (Hetzner) or the smallest size (DigitalOcean) has its price.
