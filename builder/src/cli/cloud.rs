@@ -17,7 +17,7 @@ use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::table;
 use crate::web::{Client, Interrupted};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 use std::path::Path;
 
@@ -198,46 +198,63 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
         );
     }
     let things = destroy::things(&inventory);
-    let images = match images::uploaded(settings, asked.provider, &asked.client, &environment) {
-        Ok((_, images)) => images,
-        // They stay, so nobody needs the credentials of the bucket that they came from.
-        Err(_) if !args.data => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    let price = |id: &str| -> Option<Cents> {
-        let server = inventory.servers.iter().find(|server| server.id == id)?;
-        Some(asked.offer.sizes.get(&server.size)?.monthly)
-    };
-    let total: Cents = inventory.servers.iter().filter_map(|server| price(&server.id)).sum();
-    let mut rows: Vec<Vec<String>> = things
-        .iter()
-        .map(|thing| {
-            let price = if thing.kind == "server" { price(&thing.id) } else { None };
-            vec![thing.kind.into(), thing.name.clone(), thing.id.clone(), price.map_or("-".into(), |p| p.to_string())]
-        })
-        .collect();
-    let kept = if args.data { "" } else { " (stays)" };
-    rows.extend(
-        images.iter().map(|image| vec![format!("image{kept}"), image.name.clone(), image.id.clone(), "-".into()]),
-    );
-    if things.is_empty() && (images.is_empty() || !args.data) {
-        println!("cluster {}: nothing at {} is its own", settings.name, asked.provider.name.as_str());
+    let images = images::uploaded(settings, asked.provider, &asked.client, &environment).map(|(_, images)| images);
+    let left = destroy::left(&inventory, &images, args.data);
+    // Where they stay, nobody needs the credentials of the bucket that they came from.
+    let images = if args.data { images? } else { Vec::new() };
+    let at = asked.provider.name.as_str();
+    if things.is_empty() && images.is_empty() {
+        println!("cluster {}: nothing that can be removed is at {at}", settings.name);
+        show_left(&left);
         return Ok(());
     }
+    let price = |thing: &Thing| -> Option<Cents> {
+        let server = inventory.servers.iter().find(|server| thing.kind == "server" && server.id == thing.id)?;
+        Some(asked.offer.sizes.get(&server.size)?.monthly)
+    };
+    let total: Cents = things.iter().filter_map(price).sum();
+    let row = |thing: &Thing| {
+        let price = match price(thing) {
+            Some(price) => price.to_string(),
+            None if thing.kind == "server" => "?".into(),
+            None => "-".into(),
+        };
+        vec![thing.kind.into(), thing.name.clone(), thing.id.clone(), price]
+    };
+    let mut rows: Vec<Vec<String>> = things.iter().map(row).collect();
+    rows.extend(images.iter().map(|image| vec!["image".into(), image.name.clone(), image.id.clone(), "?".into()]));
     print!("{}", table::render(&["KIND", "NAME", "ID", "A MONTH"], &rows));
     println!("\n{total} {} a month; with the machines goes all that the cluster holds", asked.offer.currency);
     agree(settings, args.yes.is_some())?;
     asked.begin()?;
-    destroy::destroy(&*asked.cloud, &asked.client, destroy::things, tell)?;
+    let mut stay = Vec::new();
+    if let Err(error) = destroy::destroy(&*asked.cloud, &asked.client, destroy::things, tell) {
+        if error.is::<Interrupted>() {
+            return Err(error);
+        }
+        stay.push(format!("{error:#}"));
+    }
     if args.data {
-        let (store, images) = images::uploaded(settings, asked.provider, &asked.client, &environment)?;
+        let (store, _) = images::uploaded(settings, asked.provider, &asked.client, &environment)?;
         for image in &images {
-            store.delete(&image.id)?;
-            println!("removed: image {}", image.name);
+            match store.delete(&image.id) {
+                Ok(()) => println!("removed: image {}", harmless(&image.name)),
+                Err(error) => stay.push(format!("image {} ({}) stays: {error:#}", image.name, image.id)),
+            }
         }
     }
-    println!("nothing at {} is the cluster's any more", asked.provider.name.as_str());
+    show_left(&left);
+    if !stay.is_empty() {
+        bail!("{}", stay.join("; "));
+    }
+    println!("nothing{} at {at} is the cluster's any more", if left.is_empty() { "" } else { " else" });
     Ok(())
+}
+
+fn show_left(left: &[String]) {
+    for line in left {
+        println!("{}", harmless(line));
+    }
 }
 
 /// Has the cluster's name typed, unless it was given.

@@ -3,8 +3,9 @@
 use super::{Busy, Cloud, Inventory, Thing};
 use crate::config::Settings;
 use crate::input;
-use crate::web::Client;
-use anyhow::Result;
+use crate::upload::Remote;
+use crate::web::{Client, Interrupted};
+use anyhow::{Result, bail};
 use node_metadata::Role;
 use std::time::Duration;
 
@@ -15,13 +16,15 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// Whether it is clear what is the cluster's.
 ///
 /// # Errors
-/// Bad input: a machine that kimg made for it has become something else.
+/// Bad input: a machine that kimg made for it has become something else, or there are only those of others.
 pub fn check(inventory: &Inventory) -> Result<()> {
-    let why: Vec<&str> = inventory.foreign.iter().filter(|one| one.ours).map(|one| one.why.as_str()).collect();
+    let nothing = things(inventory).is_empty();
+    let in_the_way = inventory.foreign.iter().filter(|one| one.ours || nothing);
+    let why: Vec<&str> = in_the_way.map(|one| one.why.as_str()).collect();
     if why.is_empty() { Ok(()) } else { input::bad(format!("nothing was removed: {}", why.join("; "))) }
 }
 
-/// Everything that is to go: machines first.
+/// Everything that can go: machines first.
 pub fn things(inventory: &Inventory) -> Vec<Thing> {
     let mut all: Vec<Thing> = inventory.servers.iter().map(super::Server::thing).collect();
     all.extend(inventory.firewalls.iter().map(|firewall| Thing {
@@ -29,7 +32,7 @@ pub fn things(inventory: &Inventory) -> Vec<Thing> {
         id: firewall.id.clone(),
         name: format!("of the {}s", firewall.role),
     }));
-    all.extend(inventory.networks.iter().map(|network| Thing {
+    all.extend(inventory.networks.iter().filter(|network| !network.kept).map(|network| Thing {
         kind: "network",
         id: network.id.clone(),
         name: network.range.clone(),
@@ -51,41 +54,87 @@ pub fn of_node(settings: &Settings, inventory: &Inventory, node: &str) -> Result
     if things.is_empty() { input::bad(format!("{node} has no machine; see `kimg plan`")) } else { Ok(things) }
 }
 
+/// What is left behind a removal without an error, a line for each kind; `data`: images go, too.
+pub fn left(inventory: &Inventory, images: &Result<Vec<Remote>>, data: bool) -> Vec<String> {
+    let kept = inventory.networks.iter().filter(|network| network.kept);
+    let mut lines: Vec<String> = kept
+        .map(|network| {
+            format!(
+                "stays: network {} ({}), its region's default, which the provider removes for nobody and which costs nothing",
+                network.range, network.id
+            )
+        })
+        .collect();
+    match images {
+        _ if data => {}
+        Ok(images) if images.is_empty() => {}
+        Ok(images) => {
+            let names: Vec<String> = images.iter().map(|image| format!("{} ({})", image.name, image.id)).collect();
+            // By its name alone an image may be another cluster's.
+            let command = if inventory.foreign.is_empty() { "destroy --data" } else { "image rm" };
+            let names = names.join(", image ");
+            lines.push(format!("stays, and costs money: image {names}; `kimg {command}` removes images"));
+        }
+        Err(error) => lines.push(format!(
+            "whether uploaded images stay, which cost money, is not known ({error:#}); `kimg image ls` lists them"
+        )),
+    }
+    lines
+}
+
 /// Removes what `of` finds in all that is there, and ends when it finds nothing any more. What cannot go yet is asked for
-/// again.
+/// again, and what the provider refuses keeps no other.
 ///
 /// # Errors
-/// Something stays, or the provider refuses.
+/// Something stays; the error names all of it.
 pub fn destroy(
     cloud: &dyn Cloud,
     client: &Client,
     of: impl Fn(&Inventory) -> Vec<Thing>,
     mut tell: impl FnMut(&Thing),
 ) -> Result<()> {
-    let mut last = None;
     let mut told = Vec::new();
+    // Why things are still there: for good, and since the last round.
+    let (mut refused, mut busy) = (Vec::<(Thing, String)>::new(), Vec::<(Thing, String)>::new());
     let done = client.poll("removing what is left", EVERY, LIMIT, || {
         let all = of(&cloud.inventory()?);
-        if all.is_empty() {
-            return Ok(Some(()));
-        }
-        // What machines are in or found by goes when there are none.
+        // What machines are in or known by goes when there are none.
         let servers = all.iter().any(|thing| thing.kind == "server");
-        for thing in all.into_iter().filter(|thing| !servers || thing.kind == "server") {
+        let is_next = |thing: &&Thing| {
+            (!servers || thing.kind == "server") && refused.iter().all(|(refused, _)| refused != *thing)
+        };
+        let next: Vec<Thing> = all.iter().filter(is_next).cloned().collect();
+        if next.is_empty() {
+            return Ok(Some(all));
+        }
+        busy.clear();
+        for thing in next {
             match cloud.delete(&thing) {
                 Ok(()) if told.contains(&thing) => {}
                 Ok(()) => {
                     tell(&thing);
                     told.push(thing);
                 }
-                Err(error) if error.is::<Busy>() => last = Some(format!("{} {}: {error:#}", thing.kind, thing.name)),
-                Err(error) => return Err(error.context(format!("removing the {} {}", thing.kind, thing.name))),
+                Err(error) if error.is::<Busy>() => busy.push((thing, format!("{error:#}"))),
+                Err(error) if error.is::<Interrupted>() => return Err(error),
+                Err(error) => refused.push((thing, format!("{error:#}"))),
             }
         }
         Ok(None)
     });
-    done.map_err(|error| match last {
-        Some(last) => error.context(format!("not all is gone, and `kimg destroy` goes on ({last})")),
-        None => error,
-    })
+    let shown = |thing: &Thing| {
+        let why = refused.iter().chain(&busy).find(|(known, _)| known == thing);
+        let why = why.map_or("a machine that stays needs it", |(_, why)| why.as_str());
+        format!("{} {} ({}): {why}", thing.kind, thing.name, thing.id)
+    };
+    let listed = |things: &mut dyn Iterator<Item = &Thing>| things.map(shown).collect::<Vec<_>>().join("; ");
+    match done {
+        Ok(stay) if stay.is_empty() => Ok(()),
+        Ok(stay) => bail!("these stay: {}; see to it, and `kimg destroy` goes on", listed(&mut stay.iter())),
+        Err(error) if refused.is_empty() && busy.is_empty() => Err(error),
+        Err(error) => {
+            let known = listed(&mut refused.iter().chain(&busy).map(|(thing, _)| thing));
+            Err(error.context(format!("not all is gone, and `kimg destroy` goes on ({known})")))
+        }
+    }
 }

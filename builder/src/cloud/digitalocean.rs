@@ -3,6 +3,7 @@
 //!
 //! A droplet of a custom image must name an SSH key, so there is one, whose private half nobody keeps.
 //! Names of droplets are not unique: one is looked for before it is made.
+//! A VPC that has become its region's default stays: nobody can remove it.
 //! A firewall filters the private network, too, and lets nothing out by itself.
 
 use super::{
@@ -299,6 +300,7 @@ fn network(one: &Value) -> Result<Network> {
         id: id(one, "a VPC")?,
         range: text(one, "ip_range").into(),
         region: one["region"].as_str().map(Into::into),
+        kept: one["default"] == true,
     })
 }
 

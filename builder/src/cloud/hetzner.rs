@@ -281,7 +281,7 @@ impl Cloud for Hetzner {
 }
 
 fn network(one: &Value) -> Result<Network> {
-    Ok(Network { id: id(one, "a network")?, range: text(one, "ip_range").into(), region: None })
+    Ok(Network { id: id(one, "a network")?, range: text(one, "ip_range").into(), region: None, kept: false })
 }
 
 fn server(one: &Value) -> Result<Server> {

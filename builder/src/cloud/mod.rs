@@ -143,6 +143,8 @@ pub struct Network {
     pub range: String,
     /// Where it is, where it is in one region only.
     pub region: Option<String>,
+    /// Whether the provider keeps it, whoever asks for its end.
+    pub kept: bool,
 }
 
 /// What a firewall lets in.

@@ -12,6 +12,7 @@ use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::seed::token::LIFE;
 use crate::upload::schema::Published;
+use crate::upload::{self, Remote};
 use crate::web::Interrupted;
 use crate::web::fake::{self, Call, Fault, Reply, Server, Virtual};
 use anyhow::Result;
@@ -339,6 +340,72 @@ fn whichever_call_of_destroy_fails_the_next_run_leaves_nothing() {
 }
 
 #[test]
+fn what_the_provider_refuses_to_remove_keeps_no_other() {
+    // A machine that is protected stays, with what it is in, and the other one goes.
+    let stage = Stage::new(Which::Hetzner);
+    stage.up().unwrap();
+    let master = stage.world().machine("m.demo")[0];
+    stage.world().machines.get_mut(&master).unwrap().body["protected"] = json!(true);
+    let error = format!("{:#}", stage.destroy().unwrap_err());
+    assert!(error.contains(&format!("server m ({master}): the server m is protected")), "{error}");
+    assert!(error.contains("firewall of the masters") && error.contains("a machine that stays needs it"), "{error}");
+    assert_eq!(stage.world().machines.keys().collect::<Vec<_>>(), [&master]);
+    assert_eq!(stage.world().of_kind("firewall"), 2);
+    assert_eq!(stage.world().of_kind("network"), 1);
+    stage.world().machines.get_mut(&master).unwrap().body["protected"] = json!(false);
+    stage.destroy().unwrap();
+    assert!(stage.world().is_empty());
+    // Of what machines are in, only that one thing stays.
+    for which in ALL {
+        let whole = Stage::new(which);
+        whole.up().unwrap();
+        let (before, there) = (whole.server.calls().len(), whole.world().clone());
+        whole.destroy().unwrap();
+        let calls = whole.server.calls();
+        let firewalls = calls.iter().skip(before).position(|c| c.method == "DELETE" && c.path.contains("/firewalls/"));
+        let stage = Stage::new(which);
+        *stage.world() = there;
+        stage.server.fail(firewalls.unwrap(), Fault::Instead(Reply::new(403)));
+        let error = format!("{:#}", stage.destroy().unwrap_err());
+        assert!(error.contains("these stay: firewall of the masters") && !error.contains("network"), "{error}");
+        let left: Vec<&str> = stage.world().things.keys().map(|(kind, _)| *kind).collect();
+        assert_eq!(left, ["firewall"], "{which:?}");
+        assert!(stage.world().tags.is_empty(), "{which:?}");
+        stage.destroy().unwrap();
+        assert!(stage.world().is_empty(), "{which:?}");
+    }
+}
+
+#[test]
+fn what_stays_is_told() {
+    // The default VPC of a region goes by nobody's hand.
+    let stage = Stage::new(Which::DigitalOcean);
+    stage.up().unwrap();
+    stage.world().things.iter_mut().find(|((kind, _), _)| *kind == "vpc").unwrap().1["default"] = json!(true);
+    stage.destroy().unwrap();
+    assert!(stage.server.log().iter().all(|call| !call.starts_with("DELETE /v2/vpcs")));
+    assert_eq!(stage.world().things.len(), 1);
+    assert_eq!(stage.world().of_kind("vpc"), 1);
+    let inventory = stage.cloud().inventory().unwrap();
+    let lines = destroy::left(&inventory, &Ok(Vec::new()), false);
+    assert!(matches!(&lines[..], [line] if line.contains("stays: network 10.80.0.0/20")), "{lines:?}");
+    // Images cost money.
+    let image = Remote {
+        id: "77".into(),
+        name: format!("kimg-demo-master-{SUM}"),
+        state: upload::State::Ready,
+        created: String::new(),
+    };
+    let empty = Inventory::default();
+    let lines = destroy::left(&empty, &Ok(vec![image.clone()]), false);
+    let says = format!("costs money: image kimg-demo-master-{SUM} (77); `kimg destroy --data`");
+    assert!(matches!(&lines[..], [line] if line.contains(&says)), "{lines:?}");
+    assert!(destroy::left(&empty, &Ok(vec![image]), true).is_empty());
+    let lines = destroy::left(&empty, &Err(anyhow::anyhow!("no bucket")), false);
+    assert!(matches!(&lines[..], [line] if line.contains("is not known (no bucket)")), "{lines:?}");
+}
+
+#[test]
 fn a_plan_has_the_price_and_minds_the_budget() {
     for which in ALL {
         let stage = Stage::new(which);
@@ -589,6 +656,7 @@ fn a_cluster_without_secrets_has_nothing_at_the_provider() {
         assert!(destroy::things(&inventory).is_empty() && inventory.servers.is_empty(), "{which:?}: {inventory:?}");
         assert_eq!(clone.plan().refusals.len(), 2, "{which:?}: {:?}", clone.plan());
         assert!(clone.plan().refusals[0].contains("copy the secrets/ here"), "{which:?}: {:?}", clone.plan());
+        assert!(destroy::check(&inventory).unwrap_err().is::<BadInput>(), "{which:?}");
     }
 }
 

@@ -95,6 +95,9 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             if world.machines.values().any(|machine| machine.body["vpc_uuid"] == *id) {
                 return error(403, "forbidden", "Can not delete VPC with members");
             }
+            if world.of("vpc").any(|(known, vpc)| known == number(id) && vpc["default"] == true) {
+                return error(403, "forbidden", "Can not delete default VPCs");
+            }
             gone(world.things.remove(&("vpc", number(id))).is_some())
         }
         ("DELETE", ["firewalls", id]) => gone(world.things.remove(&("firewall", number(id))).is_some()),

@@ -84,6 +84,9 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
         }
         ("DELETE", ["servers", id]) => {
             let Some(machine) = world.machines.get_mut(&number(id)) else { return error(404, "not_found") };
+            if machine.body["protected"] == true {
+                return error(423, "protected");
+            }
             if machine.going {
                 return error(423, "locked");
             }
