@@ -63,7 +63,7 @@ impl Images for Uploads<'_> {
 impl Uploads<'_> {
     /// The type with the smallest disk that the role's machines have: an image of Hetzner's wants the disk of the machine
     /// that wrote it.
-    fn smallest(&self, role: Role) -> String {
+    pub(super) fn smallest(&self, role: Role) -> String {
         let types = self.settings.nodes_of(role).filter_map(|node| self.provider.types.get(&node.entry.name));
         let disk = |size: &&String| self.offer.sizes.get(*size).map_or(u64::MAX, |size| size.disk_gb);
         types.min_by_key(disk).cloned().unwrap_or_default()

@@ -2,7 +2,7 @@
 //! everything there once, whatever failed before, and is each call one that the provider has published.
 
 use super::fakes::{self, FakeCluster, Machine, Shared, World, held};
-use super::images::{Image, Images};
+use super::images::{Image, Images, Uploads};
 use super::plan::{Plan, Situation, Step};
 use super::up::{Done, Up};
 use super::{Cents, Cloud, Inventory, Order, Size, address_of, checked, destroy, fingerprint, open, plan};
@@ -83,7 +83,11 @@ fn folder() -> &'static Path {
 fn settings(which: Which, more: &str) -> Settings {
     let nodes = "[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname = \"w\"\nrole = \"worker\"\n";
     let text = format!("name = \"demo\"\n[provider]\n{}{more}{nodes}", which.provider());
-    crate::config::parse(Path::new("cluster.toml"), &text, folder()).unwrap()
+    read(&text)
+}
+
+fn read(text: &str) -> Settings {
+    crate::config::parse(Path::new("cluster.toml"), text, folder()).unwrap()
 }
 
 /// Packs and uploads an image as long as the world says.
@@ -113,6 +117,13 @@ struct Stage {
 impl Stage {
     fn new(which: Which) -> Stage {
         Stage::of(which, settings(which, ""))
+    }
+
+    /// With the cluster on it.
+    fn whole(which: Which) -> Stage {
+        let stage = Stage::new(which);
+        stage.up().unwrap();
+        stage
     }
 
     fn of(which: Which, settings: Settings) -> Stage {
@@ -198,18 +209,22 @@ impl Stage {
         let world = self.world();
         let names: Vec<&str> = world.machines.values().map(|machine| machine.body["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["m.demo", "w.demo"], "{at}");
-        let mut kinds: Vec<&str> = world.things.keys().map(|(kind, _)| *kind).collect();
-        kinds.retain(|kind| *kind != "ssh_key");
-        let network = if self.which == Which::Hetzner { "network" } else { "vpc" };
-        let mut wanted = ["firewall", "firewall", network];
-        wanted.sort_unstable();
-        assert_eq!(kinds, wanted, "{at}");
-        assert_eq!(world.of_kind("ssh_key"), usize::from(self.which == Which::DigitalOcean), "{at}");
-        let joined: BTreeMap<&str, u64> = world.nodes.iter().map(|(name, id)| (name.as_str(), *id)).collect();
-        for (name, id) in joined {
-            assert!(world.machines.contains_key(&id), "{at}: {name} is no machine any more");
+        let wanted: &[&str] = match self.which {
+            Which::Hetzner => &["firewall", "firewall", "network"],
+            Which::DigitalOcean => &["firewall", "firewall", "ssh_key", "vpc"],
+        };
+        assert_eq!(world.kinds(), wanted, "{at}");
+        for (name, id) in &world.nodes {
+            assert!(world.machines.contains_key(id), "{at}: {name} is no machine any more");
         }
         assert_eq!(world.nodes.len(), 2, "{at}");
+    }
+
+    /// Nothing was changed from call `from` on.
+    fn check_only_asked(&self, from: usize) {
+        for call in self.server.calls().iter().skip(from) {
+            assert_eq!(call.method, "GET", "{:?}: {}", self.which, call.path);
+        }
     }
 
     fn check_calls(&self, but: Option<usize>) {
@@ -221,8 +236,9 @@ impl Stage {
 }
 
 impl World {
-    fn of_kind(&self, kind: &str) -> usize {
-        self.things.keys().filter(|(known, _)| *known == kind).count()
+    /// The kind of each thing.
+    fn kinds(&self) -> Vec<&'static str> {
+        self.things.keys().map(|(kind, _)| *kind).collect()
     }
 }
 
@@ -230,9 +246,10 @@ impl World {
 fn a_cluster_comes_up_once_and_goes_by_published_calls() {
     for which in ALL {
         let stage = Stage::new(which);
-        stage.world().away = 3;
+        (stage.world().away, stage.world().unready) = (3, 4);
         let done = stage.up().unwrap();
         stage.check_whole("up");
+        assert_eq!(stage.world().unready, 0, "{which:?}: it was not waited for");
         assert_eq!(done.made, ["m", "w"], "{which:?}");
         let public = done.servers[0].public.unwrap().to_string();
         let kubeconfig = std::fs::read_to_string(&done.kubeconfig).unwrap();
@@ -245,7 +262,7 @@ fn a_cluster_comes_up_once_and_goes_by_published_calls() {
         // A second run asks, and does nothing.
         let sent = stage.server.calls().len();
         assert!(stage.up().unwrap().made.is_empty(), "{which:?}");
-        assert!(stage.server.calls()[sent..].iter().all(|call| call.method == "GET"), "{which:?}");
+        stage.check_only_asked(sent);
         assert_eq!(stage.plan().steps, []);
         assert!(stage.plan().drift.is_empty(), "{:?}", stage.plan().drift);
         stage.destroy().unwrap();
@@ -275,8 +292,7 @@ fn faults(call: &Call) -> Vec<Fault> {
 fn whichever_call_of_up_fails_the_next_run_ends_the_same() {
     for which in ALL {
         let calls = {
-            let stage = Stage::new(which);
-            stage.up().unwrap();
+            let stage = Stage::whole(which);
             stage.server.calls()
         };
         for (n, call) in calls.iter().enumerate() {
@@ -321,8 +337,7 @@ fn whenever_up_is_interrupted_the_next_run_ends_the_same() {
 #[test]
 fn whichever_call_of_destroy_fails_the_next_run_leaves_nothing() {
     for which in ALL {
-        let whole = Stage::new(which);
-        whole.up().unwrap();
+        let whole = Stage::whole(which);
         let (before, there) = (whole.server.calls().len(), whole.world().clone());
         whole.destroy().unwrap();
         for (n, call) in whole.server.calls().iter().skip(before).enumerate() {
@@ -342,23 +357,20 @@ fn whichever_call_of_destroy_fails_the_next_run_leaves_nothing() {
 #[test]
 fn what_the_provider_refuses_to_remove_keeps_no_other() {
     // A machine that is protected stays, with what it is in, and the other one goes.
-    let stage = Stage::new(Which::Hetzner);
-    stage.up().unwrap();
+    let stage = Stage::whole(Which::Hetzner);
     let master = stage.world().machine("m.demo")[0];
     stage.world().machines.get_mut(&master).unwrap().body["protected"] = json!(true);
     let error = format!("{:#}", stage.destroy().unwrap_err());
     assert!(error.contains(&format!("server m ({master}): the server m is protected")), "{error}");
     assert!(error.contains("firewall of the masters") && error.contains("a machine that stays needs it"), "{error}");
     assert_eq!(stage.world().machines.keys().collect::<Vec<_>>(), [&master]);
-    assert_eq!(stage.world().of_kind("firewall"), 2);
-    assert_eq!(stage.world().of_kind("network"), 1);
+    assert_eq!(stage.world().kinds(), ["firewall", "firewall", "network"]);
     stage.world().machines.get_mut(&master).unwrap().body["protected"] = json!(false);
     stage.destroy().unwrap();
     assert!(stage.world().is_empty());
     // Of what machines are in, only that one thing stays.
     for which in ALL {
-        let whole = Stage::new(which);
-        whole.up().unwrap();
+        let whole = Stage::whole(which);
         let (before, there) = (whole.server.calls().len(), whole.world().clone());
         whole.destroy().unwrap();
         let calls = whole.server.calls();
@@ -368,8 +380,7 @@ fn what_the_provider_refuses_to_remove_keeps_no_other() {
         stage.server.fail(firewalls.unwrap(), Fault::Instead(Reply::new(403)));
         let error = format!("{:#}", stage.destroy().unwrap_err());
         assert!(error.contains("these stay: firewall of the masters") && !error.contains("network"), "{error}");
-        let left: Vec<&str> = stage.world().things.keys().map(|(kind, _)| *kind).collect();
-        assert_eq!(left, ["firewall"], "{which:?}");
+        assert_eq!(stage.world().kinds(), ["firewall"], "{which:?}");
         assert!(stage.world().tags.is_empty(), "{which:?}");
         stage.destroy().unwrap();
         assert!(stage.world().is_empty(), "{which:?}");
@@ -379,13 +390,11 @@ fn what_the_provider_refuses_to_remove_keeps_no_other() {
 #[test]
 fn what_stays_is_told() {
     // The default VPC of a region goes by nobody's hand.
-    let stage = Stage::new(Which::DigitalOcean);
-    stage.up().unwrap();
+    let stage = Stage::whole(Which::DigitalOcean);
     stage.world().things.iter_mut().find(|((kind, _), _)| *kind == "vpc").unwrap().1["default"] = json!(true);
     stage.destroy().unwrap();
     assert!(stage.server.log().iter().all(|call| !call.starts_with("DELETE /v2/vpcs")));
-    assert_eq!(stage.world().things.len(), 1);
-    assert_eq!(stage.world().of_kind("vpc"), 1);
+    assert_eq!(stage.world().kinds(), ["vpc"]);
     let inventory = stage.cloud().inventory().unwrap();
     let lines = destroy::left(&inventory, &Ok(Vec::new()), false);
     assert!(matches!(&lines[..], [line] if line.contains("stays: network 10.80.0.0/20")), "{lines:?}");
@@ -422,11 +431,11 @@ fn a_plan_has_the_price_and_minds_the_budget() {
         assert!(poor.plan().refusals[0].contains("the budget is 6.00"), "{:?}", poor.plan().refusals);
         let typo = which.provider().split('\n').nth(2).unwrap().split('"').nth(1).unwrap();
         let wrong = settings(which, "").text.replacen(typo, &format!("{typo}x"), 1);
-        let wrong = crate::config::parse(Path::new("c"), &wrong, folder()).unwrap();
+        let wrong = read(&wrong);
         let refusals = Stage::of(which, wrong).plan().refusals;
         assert!(refusals[0].contains(&format!("did you mean {typo}?")), "{refusals:?}");
         let elsewhere = settings(which, "").text.replace("nbg1", "nbg2").replace("fra1", "fra9");
-        let elsewhere = crate::config::parse(Path::new("c"), &elsewhere, folder()).unwrap();
+        let elsewhere = read(&elsewhere);
         let error = Stage::of(which, elsewhere).cloud().offer().unwrap_err();
         assert!(error.is::<crate::input::BadInput>(), "{error:#}");
     }
@@ -475,7 +484,7 @@ fn a_size_that_is_made_no_more_keeps_its_price() {
     let offer = stage.cloud().offer().unwrap();
     assert_eq!(offer.sizes["x"], Size { monthly: Cents(100), disk_gb: 9, available: false });
     let elsewhere = settings(Which::DigitalOcean, "").text.replace("\"s-1vcpu-1gb\"", "\"x\"");
-    let elsewhere = crate::config::parse(Path::new("c"), &elsewhere, folder()).unwrap();
+    let elsewhere = read(&elsewhere);
     let refusals = Stage::of(Which::DigitalOcean, elsewhere).plan().refusals;
     assert!(refusals[0].contains("has no type x in fra1; there are s-1vcpu-1gb, s-1vcpu-2gb"), "{refusals:?}");
 }
@@ -483,8 +492,7 @@ fn a_size_that_is_made_no_more_keeps_its_price() {
 #[test]
 fn a_machine_of_another_region_or_type_is_told() {
     for which in ALL {
-        let stage = Stage::new(which);
-        stage.up().unwrap();
+        let stage = Stage::whole(which);
         let id = stage.world().machine("w.demo")[0];
         let (place, size) = match which {
             Which::Hetzner => ("location", "server_type"),
@@ -503,8 +511,7 @@ fn a_machine_of_another_region_or_type_is_told() {
         assert!(plan.refusals.is_empty() && plan.steps.is_empty(), "{plan:?}");
     }
     // A VPC is in one region, and its droplets with it.
-    let stage = Stage::new(Which::DigitalOcean);
-    stage.up().unwrap();
+    let stage = Stage::whole(Which::DigitalOcean);
     stage.world().things.iter_mut().find(|((kind, _), _)| *kind == "vpc").unwrap().1["region"] = json!("ams3");
     assert!(stage.plan().refusals[0].contains("write region = \"ams3\" under [provider]"), "{:?}", stage.plan());
 }
@@ -512,8 +519,7 @@ fn a_machine_of_another_region_or_type_is_told() {
 #[test]
 fn what_was_changed_by_hand_comes_first_and_is_put_right() {
     for which in ALL {
-        let stage = Stage::new(which);
-        stage.up().unwrap();
+        let stage = Stage::whole(which);
         let rules = if which == Which::Hetzner { "rules" } else { "inbound_rules" };
         {
             let mut world = stage.world();
@@ -553,8 +559,7 @@ fn what_was_changed_by_hand_comes_first_and_is_put_right() {
 #[test]
 fn machines_that_nobody_knows_or_that_are_two_are_told() {
     for which in ALL {
-        let stage = Stage::new(which);
-        stage.up().unwrap();
+        let stage = Stage::whole(which);
         let (w, copies) = {
             let world = stage.world();
             let id = world.machine("w.demo")[0];
@@ -600,8 +605,7 @@ fn what_only_looks_like_ours_is_named_and_not_touched() {
         ("kept", "made for this cluster as w.demo", true, &|body| replaced(body, "\"w.demo\"", "\"kept\"")),
     ];
     for (which, (name, says, ours, change)) in ALL.into_iter().flat_map(|which| changes.map(|change| (which, change))) {
-        let stage = Stage::new(which);
-        stage.up().unwrap();
+        let stage = Stage::whole(which);
         let id = stage.world().machine("w.demo")[0];
         let mut body = change(&stage.world().machines[&id].body.clone());
         // It is in no network and behind no firewall of this cluster.
@@ -615,7 +619,7 @@ fn what_only_looks_like_ours_is_named_and_not_touched() {
         let error = stage.up().unwrap_err();
         assert!(error.is::<BadInput>() && error.to_string() == *said, "{which:?}: {error:#}");
         let inventory = stage.cloud().inventory().unwrap();
-        assert!(stage.server.calls()[before..].iter().all(|call| call.method == "GET"), "{which:?}");
+        stage.check_only_asked(before);
         match destroy::check(&inventory) {
             Err(error) => assert!(ours && error.is::<BadInput>() && error.to_string().contains(name), "{error:#}"),
             Ok(()) => {
@@ -631,8 +635,7 @@ fn what_only_looks_like_ours_is_named_and_not_touched() {
 
 #[test]
 fn a_machine_of_another_has_no_second_one_of_its_name_beside_it() {
-    let stage = Stage::new(Which::DigitalOcean);
-    stage.up().unwrap();
+    let stage = Stage::whole(Which::DigitalOcean);
     let id = stage.world().machine("w.demo")[0];
     stage.world().machines.get_mut(&id).unwrap().body["tags"] = json!([]);
     let there = stage.cloud().inventory().unwrap();
@@ -647,8 +650,7 @@ fn a_machine_of_another_has_no_second_one_of_its_name_beside_it() {
 #[test]
 fn a_cluster_without_secrets_has_nothing_at_the_provider() {
     for which in ALL {
-        let stage = Stage::new(which);
-        stage.up().unwrap();
+        let stage = Stage::whole(which);
         let empty = tempfile::tempdir().unwrap();
         let clone = Settings { dir: empty.path().into(), ..stage.settings.clone() };
         let clone = Stage { settings: clone, ..stage };
@@ -676,15 +678,14 @@ fn a_name_that_would_be_the_address_of_something_else_is_none() {
         stage.server.fail(0, Fault::Instead(Reply::json(200, &json!({kind: [one]}))));
         let error = format!("{:#}", stage.destroy().unwrap_err());
         assert!(error.contains("no id of a network") || error.contains("calls a VPC ``"), "{error}");
-        assert!(stage.server.calls().iter().all(|call| call.method == "GET"), "{which:?}");
+        stage.check_only_asked(0);
     }
 }
 
 #[test]
 fn a_lost_worker_is_made_anew_and_takes_its_name_over() {
     for which in ALL {
-        let stage = Stage::new(which);
-        stage.up().unwrap();
+        let stage = Stage::whole(which);
         let old = stage.world().machine("w.demo")[0];
         stage.world().machines.remove(&old);
         let done = stage.up().unwrap();
@@ -697,8 +698,7 @@ fn a_lost_worker_is_made_anew_and_takes_its_name_over() {
 #[test]
 fn a_worker_that_missed_its_token_stays_until_somebody_removes_it() {
     for which in ALL {
-        let stage = Stage::new(which);
-        stage.up().unwrap();
+        let stage = Stage::whole(which);
         let old = stage.world().machine("w.demo")[0];
         // As if the run had ended when the machine was made, and nobody came back for an hour.
         stage.world().nodes.remove("w");
@@ -706,7 +706,7 @@ fn a_worker_that_missed_its_token_stays_until_somebody_removes_it() {
         let before = stage.server.calls().len();
         let error = stage.up().unwrap_err().to_string();
         assert!(error.contains("not joined within the hour") && error.contains("`kimg destroy --node w`"), "{error}");
-        assert!(stage.server.calls()[before..].iter().all(|call| call.method == "GET"), "{which:?}");
+        stage.check_only_asked(before);
         let of = |found: &Inventory| destroy::of_node(&stage.settings, found, "w").unwrap_or_default();
         destroy::destroy(&*stage.cloud(), &stage.clock.client(), of, |_| ()).unwrap();
         assert!(!stage.world().machines.contains_key(&old), "{which:?}");
@@ -724,7 +724,7 @@ fn a_worker_that_missed_its_token_stays_until_somebody_removes_it() {
 fn however_long_an_image_takes_tokens_are_fresh_and_it_is_packed_once() {
     for which in ALL {
         let text = format!("{}[[nodes]]\nname = \"v\"\nrole = \"worker\"\n", settings(which, "").text);
-        let stage = Stage::of(which, crate::config::parse(Path::new("c"), &text, folder()).unwrap());
+        let stage = Stage::of(which, read(&text));
         stage.world().packing = 2 * LIFE;
         assert_eq!(stage.up().unwrap().made, ["m", "w", "v"], "{which:?}");
         assert_eq!(stage.world().packed, [Role::Master, Role::Worker], "{which:?}");
@@ -751,14 +751,13 @@ fn what_stands_in_the_way_of_a_plan_stops_up_too() {
             ("budget = 6\n", without_worker, "the budget is 6.00"),
         ];
         for (more, change, says) in cases {
-            let stage = Stage::new(which);
-            stage.up().unwrap();
+            let stage = Stage::whole(which);
             change(&mut stage.world());
             let stage = Stage { settings: settings(which, more), ..stage };
             let before = stage.server.calls().len();
             let error = stage.up().unwrap_err();
             assert!(error.is::<BadInput>() && error.to_string().contains(says), "{which:?}: {error:#}");
-            assert!(stage.server.calls()[before..].iter().all(|call| call.method == "GET"), "{which:?}: {says}");
+            stage.check_only_asked(before);
         }
     }
 }
@@ -811,5 +810,24 @@ fn a_cluster_that_never_is_ready_is_given_up_with_what_it_said() {
         let error = format!("{:#}", stage.up().unwrap_err());
         assert!(error.contains("it does not answer yet") && error.contains("not done after 15 minutes"), "{error}");
         assert!(error.contains("`kimg up` goes on waiting"), "{error}");
+        stage.world().away = 0;
+        stage.world().unready = usize::MAX;
+        let error = format!("{:#}", stage.up().unwrap_err());
+        assert!(error.contains("w is not ready: no network yet"), "{error}");
     }
+}
+
+#[test]
+fn the_smallest_disk_of_a_role_is_that_of_its_images() {
+    let more = "[[nodes]]\nname = \"v\"\nrole = \"worker\"\ntype = \"cx23\"\n";
+    let text = settings(Which::Hetzner, "worker-type = \"cx33\"\n").text;
+    let stage = Stage::of(Which::Hetzner, read(&text));
+    let offer = stage.cloud().offer().unwrap();
+    let smallest = |settings: &Settings| {
+        let provider = settings.provider.as_ref().unwrap();
+        let (client, progress) = (&stage.clock.client(), &Progress::hidden());
+        Uploads { settings, provider, offer: &offer, client, env: &|_| None, progress }.smallest(Role::Worker)
+    };
+    assert_eq!(smallest(&stage.settings), "cx33");
+    assert_eq!(smallest(&read(&format!("{text}{more}"))), "cx23");
 }

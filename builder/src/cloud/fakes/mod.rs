@@ -49,6 +49,8 @@ pub(super) struct World {
     pub(super) nodes: BTreeMap<String, u64>,
     /// The API server is away for so many questions.
     pub(super) away: usize,
+    /// No node is Ready for so many.
+    pub(super) unready: usize,
 }
 
 /// A machine.
@@ -196,11 +198,13 @@ impl Cluster for FakeCluster<'_> {
                 world.nodes.insert(node.name, id);
             }
         }
+        let ready = world.unready == 0;
+        world.unready = world.unready.saturating_sub(1);
         let state = |(name, id): (&String, &u64)| NodeState {
             name: name.clone(),
             // One whose machine was lost stays so until somebody misses it.
-            ready: true,
-            reason: String::new(),
+            ready,
+            reason: "no network yet".into(),
             version: String::new(),
             image: String::new(),
             address: private(*id),
