@@ -7,6 +7,7 @@ pub mod hash;
 pub mod lockfile;
 pub mod steps;
 
+use crate::input;
 use anyhow::{Context, Result};
 use rustix::fs::OFlags;
 use std::fs;
@@ -34,21 +35,38 @@ pub fn sums_dir() -> Result<PathBuf> {
     Ok(user_dir()?.join("sums"))
 }
 
-/// Makes a folder that is its owner's alone; one that is there and open to others is closed to them.
+/// Makes a folder that is its owner's alone; one that is there and open to others is closed to them. A link is not
+/// followed: in a folder that came from somebody else it may lead to any of the user's own.
 ///
 /// # Errors
-/// It cannot be made, or it is another user's.
+/// [`input::BadInput`] where a link stands in its place; it cannot be made, or is another user's.
 pub fn private_dir(dir: &Path) -> Result<()> {
     let make = || -> std::io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let mut permissions = fs::metadata(dir)?.permissions();
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // What is opened is what is changed, whatever its name stands for by then.
+        let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed();
+        let folder = fs::File::options().read(true).custom_flags(flags).open(dir)?;
+        let mut permissions = folder.metadata()?.permissions();
         if permissions.mode() & 0o077 != 0 {
             permissions.set_mode(0o700);
-            fs::set_permissions(dir, permissions)?;
+            folder.set_permissions(permissions)?;
         }
         Ok(())
     };
-    make().with_context(|| format!("making {} a folder of yours alone", dir.display()))
+    make().or_else(|error| match fs::read_link(dir) {
+        Ok(target) => input::bad(format!(
+            "{} is a link to {}, and kimg writes what is private into folders of its own only; remove the link",
+            dir.display(),
+            target.display()
+        )),
+        Err(_) => Err(error).with_context(|| format!("making {} a folder of yours alone", dir.display())),
+    })
 }
 
 /// Opens a file, such as a lock or a log, that is its owner's alone; what it holds stays. In a folder of somebody
@@ -132,6 +150,24 @@ mod tests {
         private_dir(&open).unwrap();
         private_dir(&dir.path().join("a/new")).unwrap();
         assert_eq!((mode(&open), mode(&dir.path().join("a/new"))), (0o700, 0o700));
+    }
+
+    #[test]
+    fn a_link_is_no_private_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (other, link) = (dir.path().join("other"), dir.path().join("build"));
+        fs::create_dir(&other).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
+        for target in [other.as_path(), &dir.path().join("nowhere")] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            let error = private_dir(&link).unwrap_err();
+            assert!(error.is::<input::BadInput>(), "{error:#}");
+            let error = error.to_string();
+            assert!(error.contains(&format!("{} is a link to {}", link.display(), target.display())), "{error}");
+            fs::remove_file(&link).unwrap();
+        }
+        assert_eq!(fs::metadata(&other).unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

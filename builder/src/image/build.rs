@@ -131,6 +131,7 @@ pub fn build(settings: &Settings, roles: &[Role], options: &Options, progress: &
     let _held = BuildLock::take(&settings.build_dir().join(".lock"))?;
     let workshop = Workshop::open(settings, options, progress)?;
     let plans = roles.iter().map(|role| workshop.plan(*role)).collect::<Result<Vec<_>>>()?;
+    roles.iter().try_for_each(|role| cache::private_dir(&output_dir(settings, *role)))?;
     workshop.fetch(&plans)?;
     // Roles share the cores: while one is packed by all of them, the other unpacks by one.
     let results: Vec<Result<Built>> = std::thread::scope(|scope| {
@@ -490,7 +491,6 @@ impl<'a> Workshop<'a> {
 
     fn write_disk(&self, plan: &Plan, dir: &Path, parts: &DiskParts<'_>, inputs: String) -> Result<Manifest> {
         let bar = self.progress.step(&format!("{}: writing the disk", plan.role));
-        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         // From here until the end the folder is not what its manifest says.
         remove_outputs(dir)?;
         let initrd = self.steps.bytes("initrd", &plan.initrd_key, || {
