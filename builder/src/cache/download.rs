@@ -108,10 +108,12 @@ impl Store {
     }
 
     /// Whether the file is there, and still what it was when it was stored; one that is not is fetched again.
-    pub fn has(&self, sha256: &str, size: u64) -> bool {
+    ///
+    /// # Errors
+    /// It cannot be read, or its sum not be remembered.
+    pub fn has(&self, sha256: &str, size: u64) -> Result<bool> {
         let path = self.path(sha256);
-        fs::metadata(&path).is_ok_and(|m| m.len() == size)
-            && hash::hex_of_file_remembered(&path, &self.memory).is_ok_and(|found| found == sha256)
+        Ok(fs::metadata(&path).is_ok_and(|m| m.len() == size) && hash::is_file_of(&path, sha256, &self.memory)?)
     }
 
     /// Makes sure that the file is there.
@@ -139,7 +141,7 @@ impl Store {
     /// Makes sure that the file is there; `open` gives status and body of a request for the bytes from an offset on.
     pub fn fetch_by(&self, url: &str, sha256: &str, size: u64, bar: &ProgressBar, open: &Open<'_>) -> Result<PathBuf> {
         let path = self.path(sha256);
-        if self.has(sha256, size) {
+        if self.has(sha256, size)? {
             return Ok(path);
         }
         fs::create_dir_all(&self.dir).with_context(|| format!("creating {}", self.dir.display()))?;
@@ -167,7 +169,7 @@ impl Store {
         open: &Open<'_>,
     ) -> Result<PathBuf> {
         let path = self.path(sha256);
-        if self.has(sha256, size) {
+        if self.has(sha256, size)? {
             return Ok(path);
         }
         let mut attempt = 1;
@@ -349,7 +351,7 @@ mod tests {
         let url = server(b"0123456789abcdef", 2);
         let error = store.fetch(&client(), &url, &hash::hex_of(b"x"), 16, &ProgressBar::hidden()).unwrap_err();
         assert!(error.to_string().contains("was asked for"), "{error}");
-        assert!(!store.has(&hash::hex_of(b"x"), 16));
+        assert!(!store.has(&hash::hex_of(b"x"), 16).unwrap());
         assert!(!fs::exists(dir.path().join(format!("{}.part", hash::hex_of(b"x")))).unwrap());
     }
 

@@ -3,6 +3,7 @@
 use crate::input;
 use anyhow::{Context, Result};
 use ring::digest;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -56,39 +57,98 @@ fn sum_of_reader(algorithm: &'static digest::Algorithm, reader: &mut dyn Read) -
 }
 
 /// SHA-256 of a file, remembered in `memory` (a folder) as long as size, times and inode stay the same.
+///
+/// # Errors
+/// The file cannot be read, or its sum cannot be remembered.
 pub fn hex_of_file_remembered(path: &Path, memory: &Path) -> Result<String> {
-    let (note, stamp) = note_of(path, memory)?;
-    if let Ok(text) = fs::read_to_string(&note)
-        && let Some((hash, known)) = text.split_once(' ')
-        && known == stamp
-    {
-        return Ok(hash.to_string());
+    let note = Note::of(path, memory)?;
+    if let Some(hash) = note.known() {
+        return Ok(hash);
     }
     let hash = hex_of_file(path)?;
-    super::write_atomic(&note, format!("{hash} {stamp}").as_bytes())?;
+    note.write(&hash)?;
     Ok(hash)
+}
+
+/// Whether there is a file with this sum, as [`hex_of_file_remembered`] finds it.
+///
+/// # Errors
+/// The file cannot be read, or its sum cannot be remembered: that says nothing of its bytes.
+pub fn is_file_of(path: &Path, sha256: &str, memory: &Path) -> Result<bool> {
+    Ok(path.is_file() && hex_of_file_remembered(path, memory)? == sha256)
 }
 
 /// Remembers a sum that is known of a file as it is now, so that nobody reads it for that again.
 pub fn remember(path: &Path, hash: &str, memory: &Path) -> Result<()> {
-    let (note, stamp) = note_of(path, memory)?;
-    super::write_atomic(&note, format!("{hash} {stamp}").as_bytes())
+    Note::of(path, memory)?.write(hash)
 }
 
-/// Where a file's sum is remembered, and what must stay the same for it to hold.
-fn note_of(path: &Path, memory: &Path) -> Result<(PathBuf, String)> {
-    let path = fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;
-    let meta = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
-    let stamp = format!(
-        "{} {} {}.{} {}.{}",
-        meta.ino(),
-        meta.len(),
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.ctime(),
-        meta.ctime_nsec()
-    );
-    Ok((memory.join(&hex_of(path.as_os_str().as_bytes())[..24]), stamp))
+/// Does to a file what leaves its bytes alone, such as giving it one more name; its sum stays known.
+pub fn keeping<T>(path: &Path, memory: &Path, change: impl FnOnce() -> T) -> Result<T> {
+    let before = Note::of(path, memory)?;
+    let known = before.known();
+    let changed = change();
+    let after = Note::of(path, memory)?;
+    if let Some(hash) = known.filter(|_| before.content == after.content) {
+        after.write(&hash)?;
+    }
+    Ok(changed)
+}
+
+/// Forgets the sums of files that are gone.
+pub fn forget_gone(memory: &Path) {
+    super::sweep(memory);
+    for entry in fs::read_dir(memory).into_iter().flatten().flatten() {
+        // One that is being written has a name of its own.
+        if entry.file_name().as_bytes().starts_with(b".") {
+            continue;
+        }
+        let Ok(text) = fs::read(entry.path()) else { continue };
+        let path = text.iter().position(|byte| *byte == b'\n').map(|end| OsStr::from_bytes(&text[end + 1..]));
+        if path.is_none_or(|path| !Path::new(path).exists()) {
+            // A note that stays takes space and nothing else.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// What is remembered of a file: its sum, what must stay the same for it to hold, and behind a newline its path.
+struct Note {
+    place: PathBuf,
+    path: PathBuf,
+    /// Inode, size and time of the last writing.
+    content: String,
+    /// Time of the last change of any kind.
+    changed: String,
+}
+
+impl Note {
+    /// Of a file as it is now.
+    fn of(path: &Path, memory: &Path) -> Result<Note> {
+        let path = fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;
+        let meta = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(Note {
+            place: memory.join(&hex_of(path.as_os_str().as_bytes())[..24]),
+            content: format!("{} {} {}.{}", meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
+            changed: format!("{}.{}", meta.ctime(), meta.ctime_nsec()),
+            path,
+        })
+    }
+
+    /// The sum, where one is remembered that still holds.
+    fn known(&self) -> Option<String> {
+        let text = fs::read(&self.place).ok()?;
+        let line = text.split(|byte| *byte == b'\n').next()?;
+        let (hash, stamp) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+        (stamp == format!("{} {}", self.content, self.changed)).then(|| hash.to_string())
+    }
+
+    fn write(&self, hash: &str) -> Result<()> {
+        let mut text = format!("{hash} {} {}\n", self.content, self.changed).into_bytes();
+        text.extend_from_slice(self.path.as_os_str().as_bytes());
+        super::write_atomic(&self.place, &text)
+            .with_context(|| format!("remembering the sum of {}", self.path.display()))
+    }
 }
 
 /// Collects the inputs of a step; every input is set apart by name and length.
@@ -139,5 +199,50 @@ mod tests {
         assert_eq!(hex_of_file_remembered(&file, &memory).unwrap(), hex_of(b"one"));
         fs::write(&file, "other").unwrap();
         assert_eq!(hex_of_file_remembered(&file, &memory).unwrap(), hex_of(b"other"));
+    }
+
+    #[test]
+    fn a_sum_that_cannot_be_remembered_is_no_other_sum() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, memory) = (dir.path().join("f"), dir.path().join("memory"));
+        fs::write(&file, "one").unwrap();
+        // In its place stands a file: nothing can be written there.
+        fs::write(&memory, "").unwrap();
+        let error = format!("{:#}", is_file_of(&file, &hex_of(b"one"), &memory).unwrap_err());
+        assert!(error.contains("remembering the sum") && error.contains(&memory.display().to_string()), "{error}");
+        fs::remove_file(&memory).unwrap();
+        assert!(is_file_of(&file, &hex_of(b"one"), &memory).unwrap());
+        assert!(!is_file_of(&file, &hex_of(b"two"), &memory).unwrap());
+        assert!(!is_file_of(&dir.path().join("g"), &hex_of(b"one"), &memory).unwrap());
+    }
+
+    #[test]
+    fn a_further_name_changes_no_sum() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, memory) = (dir.path().join("f"), dir.path().join("memory"));
+        fs::write(&file, "one").unwrap();
+        // Known only from what is remembered: the file itself has another.
+        let claimed = hex_of(b"claimed");
+        remember(&file, &claimed, &memory).unwrap();
+        keeping(&file, &memory, || fs::hard_link(&file, dir.path().join("g"))).unwrap().unwrap();
+        assert_eq!(hex_of_file_remembered(&file, &memory).unwrap(), claimed);
+        keeping(&file, &memory, || fs::write(&file, "longer")).unwrap().unwrap();
+        assert_eq!(hex_of_file_remembered(&file, &memory).unwrap(), hex_of(b"longer"));
+    }
+
+    #[test]
+    fn what_is_remembered_goes_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stays, goes, memory) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("memory"));
+        for file in [&stays, &goes] {
+            fs::write(file, "x").unwrap();
+            hex_of_file_remembered(file, &memory).unwrap();
+        }
+        fs::remove_file(&goes).unwrap();
+        // As an older kimg wrote them.
+        fs::write(memory.join("0123"), "hash stamp").unwrap();
+        forget_gone(&memory);
+        let left: Vec<_> = fs::read_dir(&memory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [Note::of(&stays, &memory).unwrap().place]);
     }
 }

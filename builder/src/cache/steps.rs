@@ -32,6 +32,7 @@ impl Steps {
         // As private as a cluster's images: the files of `[image.files]` are in it.
         super::private_dir(dir)?;
         super::sweep(dir);
+        hash::forget_gone(memory);
         Ok(Steps { dir: dir.to_path_buf(), memory: memory.to_path_buf(), running: Arc::default() })
     }
 
@@ -42,10 +43,13 @@ impl Steps {
 
     /// The result `kind` of inputs `key`, where it is there and as it was made: a file that was cut or altered since
     /// is none.
-    pub fn known(&self, kind: &str, key: &str) -> Option<PathBuf> {
+    ///
+    /// # Errors
+    /// It cannot be read, or its sum not be remembered.
+    pub fn known(&self, kind: &str, key: &str) -> Result<Option<PathBuf>> {
         let path = self.path(kind, key);
-        let sum = fs::read_to_string(sum_of(&path)).ok()?;
-        (hash::hex_of_file_remembered(&path, &self.memory).ok()? == sum).then_some(path)
+        let Ok(sum) = fs::read_to_string(sum_of(&path)) else { return Ok(None) };
+        Ok(hash::is_file_of(&path, &sum, &self.memory)?.then_some(path))
     }
 
     /// The result of a step: the stored one, or what `make` writes to the path it is given.
@@ -53,7 +57,7 @@ impl Steps {
         let path = self.path(kind, key);
         let own = self.running.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default().clone();
         let _alone = own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = self.known(kind, key) {
+        if let Some(path) = self.known(kind, key)? {
             touch(&sum_of(&path));
             return Ok(path);
         }
@@ -162,10 +166,10 @@ mod tests {
         let steps = Steps::open(&dir.path().join("steps"), &dir.path().join("sums")).unwrap();
         let get = |content: &[u8]| steps.bytes("x", "1", || Ok(content.to_vec())).unwrap();
         assert_eq!(get(b"whole"), b"whole");
-        let path = steps.known("x", "1").unwrap();
+        let path = steps.known("x", "1").unwrap().unwrap();
         for (altered, remade) in [(&b""[..], b"1"), (b"who", b"2"), (b"whale", b"3")] {
             fs::write(&path, altered).unwrap();
-            assert_eq!(steps.known("x", "1"), None);
+            assert_eq!(steps.known("x", "1").unwrap(), None);
             assert_eq!(get(remade), remade);
             assert_eq!(get(b"not again"), remade);
         }
@@ -186,7 +190,8 @@ mod tests {
         }
         steps.bytes("x", "0", || panic!("it is there")).unwrap();
         steps.bytes("x", "last", || Ok(Vec::new())).unwrap();
-        assert!(steps.known("x", "0").is_some() && steps.known("x", "1").is_none());
+        let there = |key| steps.known("x", key).unwrap().is_some();
+        assert!(there("0") && !there("1"));
         assert_eq!(fs::read_dir(&steps.dir).unwrap().count(), 2 * KEEP);
     }
 }

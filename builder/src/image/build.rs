@@ -256,7 +256,7 @@ impl<'a> Workshop<'a> {
         let mut recipe = recipe::of(role, self.settings.store)?;
         recipe.packages.extend(self.settings.image(role).packages.iter().cloned());
         let files = self.settings.image(role).files.iter();
-        let files = files.map(|(path, source)| BakedFile::new(path, source)).collect::<Result<Vec<_>>>()?;
+        let files = files.map(|(path, source)| BakedFile::new(path, source, &self.sums)).collect::<Result<Vec<_>>>()?;
         let mut names: Vec<&str> = recipe.components.iter().map(|c| c.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -284,7 +284,7 @@ impl<'a> Workshop<'a> {
     fn container_image(&self, path: &Path) -> Result<BakedImage> {
         if !path.is_dir() {
             oci::references(path)?;
-            let sha256 = hash::hex_of_file_remembered(path, &cache::sums_dir()?)?;
+            let sha256 = hash::hex_of_file_remembered(path, &self.sums)?;
             let name = path.file_name().and_then(|n| n.to_str());
             let name = name.with_context(|| format!("{} has no usable file name", path.display()))?.to_string();
             return Ok(BakedImage { name, path: path.to_path_buf(), sha256 });
@@ -323,11 +323,11 @@ impl<'a> Workshop<'a> {
     fn fetch(&self, plans: &[Plan]) -> Result<()> {
         let mut names: BTreeSet<String> = BTreeSet::new();
         for plan in plans {
-            let root = self.steps.known("root", &plan.root_key);
+            let root = self.steps.known("root", &plan.root_key)?;
             if root.is_none() {
                 names.extend(self.ingredients(plan).packages()?);
             }
-            if root.is_none() || self.steps.known("initrd", &plan.initrd_key).is_none() {
+            if root.is_none() || self.steps.known("initrd", &plan.initrd_key)?.is_none() {
                 names.insert(self.kernel_package()?.name.clone());
             }
         }
@@ -380,7 +380,7 @@ impl<'a> Workshop<'a> {
         let (root_hash, command_line, config, inputs) = self.disk_inputs(plan, &tree)?;
         let dir = output_dir(self.settings, plan.role);
         cache::sweep(&dir);
-        let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir, &self.sums));
+        let known = self.known_image(&dir, &inputs)?;
         let mut changed = known.is_none();
         let mut manifest = match known {
             Some(manifest) => manifest,
@@ -420,12 +420,18 @@ impl<'a> Workshop<'a> {
 
     /// The image as it was built last; none where a build would make another one.
     fn current(&self, plan: &Plan) -> Result<Option<Built>> {
-        let Some(tree) = self.steps.known("verity", &plan.root_key) else {
+        let Some(tree) = self.steps.known("verity", &plan.root_key)? else {
             return Ok(None);
         };
         let (.., inputs) = self.disk_inputs(plan, &tree)?;
+    /// The manifest in `dir`, where its image is whole and made of these inputs.
+    fn known_image(&self, dir: &Path, inputs: &str) -> Result<Option<Manifest>> {
+        let Some(manifest) = Manifest::read(dir).filter(|manifest| manifest.inputs == inputs) else { return Ok(None) };
+        Ok(manifest.is_complete(dir, &self.sums)?.then_some(manifest))
+    }
+
         let dir = output_dir(self.settings, plan.role);
-        let known = Manifest::read(&dir).filter(|m| m.inputs == inputs && m.is_complete(&dir, &self.sums));
+        let known = self.known_image(&dir, &inputs)?;
         let components_dir = self.components.dir().to_path_buf();
         Ok(known.map(|manifest| Built { dir, manifest, changed: false, components_dir }))
     }
@@ -572,7 +578,7 @@ impl<'a> Workshop<'a> {
             .map(|file| (file.path.rsplit('/').next().unwrap_or_default().to_string(), file.source.clone()));
         for (written, (name, path)) in written.into_iter().zip(own.chain(images).chain(baked)) {
             let mode = plan.files.iter().find(|file| file.source == path).map_or(0o644, |file| file.mode);
-            files.push(SourceFile { written, name, mode, sum: FileSum::of(&path)? });
+            files.push(SourceFile { written, name, mode, sum: FileSum::remembered(&path, &self.sums)? });
         }
         let packages = self.all_packages(plan)?.into_iter().cloned().collect();
         Ok(Sources { cluster_toml: self.settings.text.clone(), files, packages })

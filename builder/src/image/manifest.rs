@@ -116,9 +116,16 @@ impl Manifest {
 
     /// Whether the files that it names are all there, the disk among them, and are what it says. `sums` is the memory of
     /// [`FileSum::remembered`].
-    pub fn is_complete(&self, dir: &Path, sums: &Path) -> bool {
-        let is = |(name, sum): (&String, &FileSum)| FileSum::remembered(&dir.join(name), sums).is_ok_and(|s| s == *sum);
-        self.files.contains_key(Format::Raw.file()) && self.files.iter().all(is)
+    ///
+    /// # Errors
+    /// One cannot be read, or its sum not be remembered.
+    pub fn is_complete(&self, dir: &Path, sums: &Path) -> Result<bool> {
+        for (name, sum) in &self.files {
+            if !hash::is_file_of(&dir.join(name), &sum.sha256, sums)? {
+                return Ok(false);
+            }
+        }
+        Ok(self.files.contains_key(Format::Raw.file()))
     }
 }
 
@@ -169,13 +176,13 @@ mod tests {
         std::fs::write(&disk, "disk").unwrap();
         let mut manifest = Manifest::parse(&text(|_| ())).unwrap();
         manifest.files = [("disk.raw".into(), FileSum::remembered(&disk, &sums).unwrap())].into();
-        assert!(manifest.is_complete(dir.path(), &sums));
+        assert!(manifest.is_complete(dir.path(), &sums).unwrap());
         // As long as before. Times are as fine as the kernel's clock.
         std::thread::sleep(std::time::Duration::from_millis(30));
         std::fs::write(&disk, "dusk").unwrap();
-        assert!(!manifest.is_complete(dir.path(), &sums));
+        assert!(!manifest.is_complete(dir.path(), &sums).unwrap());
         manifest.files.clear();
-        assert!(!manifest.is_complete(dir.path(), &sums), "without a disk");
+        assert!(!manifest.is_complete(dir.path(), &sums).unwrap(), "without a disk");
     }
 
     #[test]

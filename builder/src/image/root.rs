@@ -87,11 +87,12 @@ pub struct BakedFile {
 }
 
 impl BakedFile {
-    /// Of a path in the image and a file here, whose permission to be executed is kept.
-    pub fn new(path: &str, source: &Path) -> Result<BakedFile> {
+    /// Of a path in the image and a file here, whose permission to be executed is kept. `sums` is the memory of
+    /// [`hash::hex_of_file_remembered`].
+    pub fn new(path: &str, source: &Path, sums: &Path) -> Result<BakedFile> {
         let meta = std::fs::metadata(source).with_context(|| format!("reading {}", source.display()))?;
         let mode = if meta.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
-        let sha256 = hash::hex_of_file(source)?;
+        let sha256 = hash::hex_of_file_remembered(source, sums)?;
         Ok(BakedFile { path: path.to_string(), source: source.to_path_buf(), sha256, mode })
     }
 }

@@ -4,6 +4,7 @@
 
 use super::state::State;
 use super::up::ImageFile;
+use crate::cache::{self, hash};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ pub fn keep(run_dir: &Path, image: &ImageFile) -> Result<()> {
     // The name appears when the content is whole.
     let temporary = dir.join(format!(".{}", image.id));
     super::down::remove_file(&temporary)?;
-    if std::fs::hard_link(&image.path, &temporary).is_err() {
+    let linked = hash::keeping(&image.path, &cache::sums_dir()?, || std::fs::hard_link(&image.path, &temporary))?;
+    if linked.is_err() {
         // Another file system, or one without links.
         std::fs::copy(&image.path, &temporary).with_context(|| format!("copying {}", image.path.display()))?;
     }

@@ -10,8 +10,8 @@ pub mod version;
 
 pub use program::{fetch_program, fetch_tree};
 
-use crate::cache;
 use crate::cache::download::{self, Missing, Store};
+use crate::cache::{self, hash};
 use crate::lock::{Lock, LockedPackage};
 use crate::progress::Progress;
 use crate::web::without_password;
@@ -131,7 +131,7 @@ fn offers_from(client: &ureq::Agent, root: &str, suite: &str, now: jiff::Timesta
     let by_hash = format!("{base}/{COMPONENT}/binary-amd64/by-hash/SHA256/{sha256}");
     let packed = download::get(client, &by_hash, INDEX_LIMIT)
         .or_else(|_| download::get(client, &format!("{base}/{path}"), INDEX_LIMIT))?;
-    if packed.len() as u64 != *size || crate::cache::hash::hex_of(&packed) != *sha256 {
+    if packed.len() as u64 != *size || hash::hex_of(&packed) != *sha256 {
         bail!(
             "{path} of {suite} is not the file that the Release file names; the mirror is being updated, run `kimg lock` again later"
         );
@@ -154,7 +154,7 @@ pub fn fetch(lock: &Lock, names: &[&str], mirrors: &Mirrors, progress: &Progress
     let mut missing: Vec<&LockedPackage> = Vec::new();
     for name in names {
         let package = lock.package(name)?;
-        if !store.has(&package.sha256, package.size) {
+        if !store.has(&package.sha256, package.size)? {
             missing.push(package);
         }
     }
@@ -219,15 +219,15 @@ fn fetch_one(
 
 /// Where the .deb of a locked package lies, which [`fetch`] has made sure of.
 pub fn path_of(package: &LockedPackage) -> Result<PathBuf> {
-    checked(&store()?.path(&package.sha256), package)
+    checked(&store()?.path(&package.sha256), package, &cache::sums_dir()?)
 }
 
 /// The file, whose content is what the lock file says; one that is not is removed, so that the next run fetches it.
-fn checked(path: &Path, package: &LockedPackage) -> Result<PathBuf> {
+fn checked(path: &Path, package: &LockedPackage, sums: &Path) -> Result<PathBuf> {
     if !path.exists() {
         bail!("the package {} is not in the cache; run `kimg build` with a network connection", package.name);
     }
-    let found = crate::cache::hash::hex_of_file(path)?;
+    let found = hash::hex_of_file_remembered(path, sums)?;
     if found != package.sha256 {
         std::fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
         bail!(
@@ -254,15 +254,18 @@ mod tests {
             version: "1.21-1".into(),
             suite: RELEASE.into(),
             size: 5,
-            sha256: crate::cache::hash::hex_of(b"whole"),
+            sha256: hash::hex_of(b"whole"),
             path: "pool/crun.deb".into(),
             depends: Vec::new(),
         };
-        assert_eq!(checked(&path, &package).unwrap(), path);
+        let checked = || checked(&path, &package, &dir.path().join("sums"));
+        assert_eq!(checked().unwrap(), path);
+        // Of the same length. Times are as fine as the kernel's clock.
         std::fs::write(&path, "whale").unwrap();
-        let error = checked(&path, &package).unwrap_err().to_string();
+        std::fs::File::open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        let error = checked().unwrap_err().to_string();
         assert!(error.contains("crun 1.21-1") && error.contains("altered"), "{error}");
         assert!(!path.exists());
-        assert!(checked(&path, &package).unwrap_err().to_string().contains("network"));
+        assert!(checked().unwrap_err().to_string().contains("network"));
     }
 }
