@@ -2,12 +2,14 @@
 //! libraries, so that nothing depends on what the host has installed.
 
 use super::recipe::{self, PackageRecipe};
-use super::tree::Tree;
+use super::tree::{Node, Tree};
 use super::unpack;
 use crate::cache;
-use crate::cache::hash::Inputs;
+use crate::cache::hash::{self, Inputs};
 use crate::lock::Lock;
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -41,23 +43,31 @@ impl Toolbox {
         Ok(inputs.key())
     }
 
-    /// Unpacks the tools into the user's cache, unless they are there.
+    /// Unpacks the tools into the user's cache, unless they are there as they were unpacked.
     pub fn open(lock: &Lock) -> Result<Toolbox> {
         let key = Self::key_of(lock)?;
-        let parent = cache::user_dir()?.join("tools");
+        Self::open_in(&cache::user_dir()?.join("tools"), key, &cache::sums_dir()?, || Self::tree(lock))
+    }
+
+    /// Those of `key` in the folder `parent`, which `tree` makes; `memory` is that of [`hash::hex_of_file_remembered`].
+    fn open_in(parent: &Path, key: String, memory: &Path, tree: impl FnOnce() -> Result<Tree>) -> Result<Toolbox> {
+        cache::private_dir(parent)?;
         let dir = parent.join(&key);
-        if !dir.exists() {
-            let tree = Self::tree(lock)?;
+        // Another build may be about to make the same.
+        let turn = cache::open_private(&parent.join(format!("{key}.lock")))?;
+        turn.lock().with_context(|| format!("locking {}", dir.display()))?;
+        cache::sweep(parent);
+        let list = parent.join(format!("{key}.sha256"));
+        let known = std::fs::read_to_string(&list).unwrap_or_default();
+        if known.is_empty() || known != list_of(&dir, memory)? {
+            let tree = tree()?;
             let temporary = cache::temporary_beside(&dir)?;
-            cache::sweep(&parent);
             tree.write_to_new(&temporary)?;
-            if let Err(error) = std::fs::rename(&temporary, &dir) {
-                std::fs::remove_dir_all(&temporary).with_context(|| format!("removing {}", temporary.display()))?;
-                // Another build may have been first; then its folder serves as well.
-                if !dir.exists() {
-                    return Err(error).with_context(|| format!("storing the build tools in {}", dir.display()));
-                }
+            if dir.exists() {
+                std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
             }
+            cache::write_atomic(&list, list_of_tree(&tree).as_bytes())?;
+            std::fs::rename(&temporary, &dir).with_context(|| format!("storing {}", dir.display()))?;
         }
         Ok(Toolbox { dir, key })
     }
@@ -101,6 +111,42 @@ impl Toolbox {
     }
 }
 
+/// What a tree is unpacked to, one entry a line: path, mode and sum, or where a link leads.
+fn list_of_tree(tree: &Tree) -> String {
+    let line = |(path, node): (&str, &Node)| match node {
+        Node::Dir(_) => format!("{path}/\n"),
+        Node::File(mode, data) => format!("{path} {:o} {}\n", mode & 0o777, hash::hex_of(data)),
+        Node::Link(target) => format!("{path} -> {target}\n"),
+        Node::Device(..) => format!("{path} device\n"),
+    };
+    tree.iter().map(line).collect()
+}
+
+/// The same of a folder as it is now.
+fn list_of(dir: &Path, memory: &Path) -> Result<String> {
+    let (mut open, mut lines) = (vec![dir.to_path_buf()], BTreeMap::new());
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.with_context(|| format!("reading {}", folder.display()))?.path();
+            let meta = path.symlink_metadata().with_context(|| format!("reading {}", path.display()))?;
+            let name = format!("/{}", path.strip_prefix(dir)?.display());
+            let line = if meta.is_dir() {
+                open.push(path);
+                format!("{name}/\n")
+            } else if meta.is_symlink() {
+                format!("{name} -> {}\n", std::fs::read_link(&path)?.display())
+            } else if meta.is_file() {
+                let sum = hash::hex_of_file_remembered(&path, memory)?;
+                format!("{name} {:o} {sum}\n", meta.permissions().mode() & 0o777)
+            } else {
+                format!("{name} is no file\n")
+            };
+            lines.insert(name, line);
+        }
+    }
+    Ok(lines.into_values().collect())
+}
+
 /// Runs a tool; what it says is shown only when it fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {}", name(command)))?;
@@ -130,5 +176,47 @@ impl Tree {
         }
         std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         self.write_to(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tools_that_were_altered_are_unpacked_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (parent, memory) = (dir.path().join("tools"), dir.path().join("sums"));
+        let mut tree = Tree::default();
+        tree.file("/usr/bin/tool", 0o755, *b"whole").unwrap();
+        tree.file("/usr/lib/x.so.1", 0o644, *b"library").unwrap();
+        tree.link("/usr/lib/x.so", "x.so.1").unwrap();
+        let unpacked = std::cell::Cell::new(0);
+        let open = || {
+            let made = || {
+                unpacked.set(unpacked.get() + 1);
+                Ok(tree.clone())
+            };
+            Toolbox::open_in(&parent, "key".into(), &memory, made).unwrap()
+        };
+        let tools = open();
+        open();
+        assert_eq!(unpacked.get(), 1);
+        let (tool, library) = (tools.path("/usr/bin/tool"), tools.path("/usr/lib/x.so"));
+        let alterations: [&dyn Fn(); 5] = [
+            &|| std::fs::write(&tool, "altered").unwrap(),
+            &|| std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o644)).unwrap(),
+            &|| std::fs::remove_file(&tool).unwrap(),
+            &|| std::fs::rename(&tool, &library).unwrap(),
+            &|| std::fs::write(tools.path("/usr/lib/y.so"), "more").unwrap(),
+        ];
+        for (n, alter) in alterations.iter().enumerate() {
+            alter();
+            open();
+            assert_eq!(unpacked.get(), n + 2);
+            assert_eq!(tools.read("/usr/bin/tool").unwrap(), b"whole");
+            assert_eq!(tools.read("/usr/lib/x.so").unwrap(), b"library");
+            assert!(!tools.path("/usr/lib/y.so").exists());
+        }
     }
 }
