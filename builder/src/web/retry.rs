@@ -107,37 +107,45 @@ impl<R: Read> Read for Watched<R> {
     }
 }
 
-/// How slowly a body may come: this many bytes in that time. Whoever drips them keeps nobody waiting for ever.
+/// How slowly a body may come, once it comes: this many bytes in that time. Whoever drips them keeps nobody waiting for
+/// ever.
 const LEAST: u64 = 30 << 10;
 const LEAST_IN: Duration = Duration::from_secs(30);
 
-/// A reader that ends with an error where its source gives less than [`LEAST`] in [`LEAST_IN`].
+/// A reader that ends with an error where its source gives less than [`LEAST`] in [`LEAST_IN`]. What counts is the time
+/// that it is waited for, and not what the one who reads does between; and it counts from the first byte on, since
+/// servers fetch or pack what they are asked for before they send it.
 #[derive(Debug)]
 pub struct Steady<R> {
     inner: R,
     window: Duration,
-    since: Instant,
+    begun: bool,
+    waited: Duration,
     bytes: u64,
 }
 
 impl<R> Steady<R> {
     /// Reads from `inner`, which ends a read that gets nothing at all by itself.
     pub fn new(inner: R) -> Steady<R> {
-        Steady { inner, window: LEAST_IN, since: Instant::now(), bytes: 0 }
+        Steady { inner, window: LEAST_IN, begun: false, waited: Duration::ZERO, bytes: 0 }
     }
 }
 
 impl<R: Read> Read for Steady<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let asked = Instant::now();
         let n = self.inner.read(buffer)?;
+        if std::mem::replace(&mut self.begun, true) {
+            self.waited += asked.elapsed();
+        }
         self.bytes += n as u64;
         // The end is never too late.
-        if n > 0 && self.since.elapsed() >= self.window {
+        if n > 0 && self.waited >= self.window {
             if self.bytes < LEAST {
-                let slow = format!("{} bytes came in {} s", self.bytes, self.since.elapsed().as_secs());
+                let slow = format!("{} bytes came in {} s", self.bytes, self.waited.as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, slow));
             }
-            (self.since, self.bytes) = (Instant::now(), 0);
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
         }
         Ok(n)
     }
@@ -303,8 +311,23 @@ mod tests {
         let mut enough = Steady { window: Duration::from_millis(1), ..Steady::new(io::repeat(0)) };
         let mut buffer = vec![0; usize::try_from(LEAST).unwrap()];
         for _ in 0..5 {
-            std::thread::sleep(Duration::from_millis(2));
+            enough.waited = Duration::from_millis(2);
             enough.read_exact(&mut buffer).unwrap();
         }
     }
 }
+
+    #[test]
+    fn who_is_slow_to_begin_is_waited_for() {
+        struct Late;
+        impl Read for Late {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                std::thread::sleep(Duration::from_millis(5));
+                buffer[0] = 1;
+                Ok(1)
+            }
+        }
+        let mut steady = Steady { window: Duration::from_millis(5), ..Steady::new(Late) };
+        steady.read_exact(&mut [0]).unwrap();
+        assert_eq!(steady.read_exact(&mut [0]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
