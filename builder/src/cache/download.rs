@@ -1,13 +1,14 @@
 //! Fetching files over HTTP into a content-addressed store: resumed after an interruption, checked, renamed into place.
 
 use crate::cache::{self, hash};
-use crate::web::{Interrupted, Steady, without_password};
+use crate::web::{Hosts, Interrupted, Steady, Unresolved, without_password};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use ureq::unversioned::transport::DefaultConnector;
 
 /// How often a broken transfer is taken up again.
 const ATTEMPTS: u32 = 4;
@@ -17,15 +18,15 @@ const STALL: Duration = Duration::from_secs(60);
 
 /// An HTTP client with bounded waits.
 pub fn client() -> ureq::Agent {
-    ureq::Agent::config_builder()
+    let config = ureq::Agent::config_builder()
         .timeout_connect(Some(Duration::from_secs(20)))
         .timeout_recv_response(Some(STALL))
         .timeout_per_read(Some(STALL))
         .timeout_per_write(Some(STALL))
         .http_status_as_error(false)
         .user_agent(concat!("kimg/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .into()
+        .build();
+    ureq::Agent::with_parts(config, DefaultConnector::default(), Hosts::default())
 }
 
 /// Why a fetch failed, where the caller acts on it.
@@ -57,7 +58,9 @@ struct Longer {
 /// Whether another try would end like this one.
 fn is_final(error: &anyhow::Error) -> bool {
     let said_no = |answered: &Answered| matches!(answered.status, 300..=407 | 409..=428 | 430..=499);
+    let unknown = error.downcast_ref().and_then(Unresolved::in_error);
     error.is::<Missing>()
+        || unknown.is_some_and(|unresolved| !unresolved.again)
         || error.is::<Interrupted>()
         || error.is::<Longer>()
         || error.downcast_ref::<Answered>().is_some_and(said_no)

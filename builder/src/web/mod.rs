@@ -15,17 +15,18 @@ mod tests;
 pub use request::{Answer, Body, Refused, Request, escape, without_password};
 pub use retry::{Clock, Interrupted, Steady, SystemClock};
 
+use crate::logs::line::harmless;
 use crate::pki::ClientCertificate;
 use anyhow::{Context, Result, bail};
 use http::Method;
 use retry::{Pause, Verdict};
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts};
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 /// How long a server may think before its answer begins: Glance sums a whole image first. A short answer is whole
@@ -71,7 +72,8 @@ impl Client {
     /// `ca` cannot be read or holds no certificate.
     pub fn new(ca: Option<&Path>) -> Result<Client> {
         let tls = ureq::tls::TlsConfig::builder().root_certs(trust::roots(ca)?).build();
-        let agent = ureq::Agent::new_with_config(Client::config(tls, ureq::Proxy::try_from_env()));
+        let config = Client::config(tls, ureq::Proxy::try_from_env());
+        let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), Hosts::default());
         Ok(Client { agent, clock: Arc::new(SystemClock::default()), dry: None, stall: STALL })
     }
 
@@ -242,6 +244,11 @@ impl Client {
                         bail!("{}: {} (tried {} times)", request.shown(), again.why(), pause.tried());
                     }
                     let time = pause.next(&again);
+                    // In a pipe nobody waits for it.
+                    if std::io::stderr().is_terminal() {
+                        let (what, why, seconds) = (request.shown(), again.why(), time.as_secs());
+                        eprintln!("{}", harmless(&format!("{what}: {why}; trying again in {seconds} s")));
+                    }
                     tracing::debug!(call = %request.shown(), why = %again.why(), seconds = time.as_secs(), "trying again");
                     self.clock.sleep(time)?;
                 }
@@ -341,6 +348,25 @@ impl Client {
     }
 }
 
+/// Finds hosts as this machine does.
+#[derive(Debug, Default)]
+pub struct Hosts(DefaultResolver);
+
+impl Resolver for Hosts {
+    fn resolve(
+        &self,
+        uri: &http::Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        self.0.resolve(uri, config, timeout).map_err(|error| match error {
+            // Of a connection it would be another matter: nothing has been sent yet.
+            ureq::Error::Io(error) => Unresolved::of(uri.host().unwrap_or_default(), &error),
+            other => other,
+        })
+    }
+}
+
 /// Finds every host at one place.
 #[derive(Debug)]
 struct At(String);
@@ -353,8 +379,35 @@ impl Resolver for At {
         _: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let mut found = self.empty();
+        let known = self.0.to_socket_addrs().map_err(|error| Unresolved::of(&self.0, &error))?;
         // An address more than ureq has room for is one too many.
-        self.0.to_socket_addrs()?.take(4).for_each(|address| found.push(address));
+        known.take(4).for_each(|address| found.push(address));
         if found.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(found) }
+    }
+}
+
+/// A host whose address could not be found out.
+#[derive(Debug, thiserror::Error)]
+#[error("{said}")]
+pub struct Unresolved {
+    said: String,
+    /// Whether another try may end otherwise: the name server did not answer, and did not say no.
+    pub again: bool,
+}
+
+impl Unresolved {
+    fn of(host: &str, error: &std::io::Error) -> ureq::Error {
+        let text = error.to_string();
+        let why = text.rsplit(": ").next().unwrap_or(&text);
+        // glibc's words and musl's: the library does not hand on its number.
+        let again = ["Temporary failure", "Try again"].iter().any(|temporary| why.starts_with(temporary));
+        let advice = if again { "" } else { "; correct the name" };
+        let said = format!("no address of {host} is known ({why}){advice}");
+        ureq::Error::Other(Box::new(Unresolved { said, again }))
+    }
+
+    /// Where an exchange failed because of it.
+    pub fn in_error(error: &ureq::Error) -> Option<&Unresolved> {
+        if let ureq::Error::Other(inner) = error { inner.downcast_ref() } else { None }
     }
 }

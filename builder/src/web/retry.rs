@@ -1,6 +1,6 @@
 //! When a call is sent again, and after how long.
 
-use super::Request;
+use super::{Request, Unresolved};
 use crate::local::interrupt::Interrupt;
 use anyhow::Result;
 use http::HeaderMap;
@@ -180,6 +180,10 @@ impl Verdict {
             BadUri, ConnectProxyFailed, ConnectionFailed, HostNotFound, Http, InvalidProxyUrl, Io, Rustls, Timeout, Tls,
         };
         let why = error.to_string();
+        if let Some(unresolved) = Unresolved::in_error(error) {
+            let why = unresolved.to_string();
+            return if unresolved.again { Verdict::Again(why) } else { Verdict::Final(why) };
+        }
         match error {
             // A certificate does not become better by waiting.
             Rustls(_) | Tls(_) | BadUri(_) | Http(_) | InvalidProxyUrl => Verdict::Final(why),
@@ -315,7 +319,6 @@ mod tests {
             enough.read_exact(&mut buffer).unwrap();
         }
     }
-}
 
     #[test]
     fn who_is_slow_to_begin_is_waited_for() {
@@ -331,3 +334,4 @@ mod tests {
         steady.read_exact(&mut [0]).unwrap();
         assert_eq!(steady.read_exact(&mut [0]).unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
+}

@@ -1,5 +1,6 @@
 use super::fake::{Fault, Reply, Server, Virtual};
-use super::{Client, Interrupted, Lost, Refused, Request};
+use super::retry::Verdict;
+use super::{Client, Interrupted, Lost, Refused, Request, Unresolved};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::{Read, Write};
@@ -36,6 +37,26 @@ fn a_post_whose_answer_is_lost_is_not_sent_again() {
     server.fail(1, Fault::Instead(Reply::new(429)));
     Virtual::new().client().send(&Request::post(server.url()).json(&json!({}))).unwrap();
     assert_eq!(server.log().len(), 3);
+}
+
+#[test]
+fn a_host_that_nobody_knows_is_not_asked_for_again() {
+    let why = |text: &str| Unresolved::of("nosuch.example", &std::io::Error::other(text));
+    let lookup = "failed to lookup address information";
+    let request = Request::post("https://nosuch.example");
+    let unknown = Verdict::of_failed(&why(&format!("{lookup}: Name or service not known")), &request);
+    assert!(matches!(&unknown, Verdict::Final(_)), "{unknown:?}");
+    let said = "no address of nosuch.example is known (Name or service not known); correct the name";
+    assert_eq!(unknown.why(), said);
+    for text in ["Temporary failure in name resolution", "Try again"] {
+        // Nothing was sent, so that a POST is not lost.
+        let verdict = Verdict::of_failed(&why(&format!("{lookup}: {text}")), &request);
+        assert!(matches!(&verdict, Verdict::Again(_)), "{verdict:?}");
+    }
+    // RFC 6761: there is none, and no server to ask.
+    let clock = Virtual::new();
+    let error = clock.client().send(&Request::get("http://nosuch.invalid")).unwrap_err().to_string();
+    assert!(error.contains("no address of nosuch.invalid is known"), "{error}");
 }
 
 #[test]
