@@ -3,10 +3,18 @@
 use super::{Answer, Https, tls};
 use crate::input;
 use crate::pki::{Authority, Secrets, issue};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use http::{Method, StatusCode};
 use node_api::ApiError;
 use serde::de::DeserializeOwned;
+
+/// The node answered, and not with what was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("node {node}: {said}")]
+pub struct Refused {
+    node: String,
+    said: String,
+}
 
 /// One node's API.
 #[derive(Debug, Clone)]
@@ -66,7 +74,7 @@ impl NodeClient {
         if [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST].contains(&answer.status) {
             return input::bad(format!("node {}: {message}", self.node));
         }
-        bail!("node {}: {message}", self.node)
+        Err(Refused { node: self.node.clone(), said: message }.into())
     }
 
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {

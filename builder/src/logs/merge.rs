@@ -1,13 +1,14 @@
 //! Lines of several logs in the order in which they were written.
 
 use super::line::Line;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A line, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Microseconds since 1970.
+    /// Microseconds since 1970: where it stands among the others.
     pub at: i64,
     /// Node.
     pub node: Arc<str>,
@@ -17,9 +18,9 @@ pub struct Entry {
     pub text: String,
 }
 
-/// The lines of one log; those before the first time get that one.
-pub fn entries(node: &Arc<str>, service: &Arc<str>, lines: Vec<Line>) -> Vec<Entry> {
-    let first = lines.iter().find_map(|line| line.at).unwrap_or(i64::MIN);
+/// The lines of one log; those before the first time get that one, and those of a log that says none get `otherwise`.
+pub fn entries(node: &Arc<str>, service: &Arc<str>, lines: Vec<Line>, otherwise: i64) -> Vec<Entry> {
+    let first = lines.iter().find_map(|line| line.at).unwrap_or(otherwise);
     let entry = |line: Line| Entry {
         at: line.at.unwrap_or(first),
         node: node.clone(),
@@ -29,9 +30,15 @@ pub fn entries(node: &Arc<str>, service: &Arc<str>, lines: Vec<Line>) -> Vec<Ent
     lines.into_iter().map(entry).collect()
 }
 
-/// Puts lines in order. Those of one log that say the same time, as what follows a line without saying any, stay
-/// together as they came.
+/// Puts lines in order. Those of one log stay as they came: threads write a moment later than they look at the clock,
+/// and a clock may be set back. A line is then as old as the oldest behind it.
 pub fn sort(entries: &mut [Entry]) {
+    let mut oldest: BTreeMap<(Arc<str>, Arc<str>), i64> = BTreeMap::new();
+    for entry in entries.iter_mut().rev() {
+        let oldest = oldest.entry((entry.node.clone(), entry.service.clone())).or_insert(entry.at);
+        *oldest = entry.at.min(*oldest);
+        entry.at = *oldest;
+    }
     entries.sort_by_key(|entry| entry.at);
 }
 
@@ -114,7 +121,7 @@ mod tests {
     }
 
     fn of(node: &str, all: &[(i64, &str)]) -> Vec<Entry> {
-        entries(&node.into(), &"s".into(), lines(all))
+        entries(&node.into(), &"s".into(), lines(all), 25)
     }
 
     fn texts(entries: &[Entry]) -> Vec<&str> {
@@ -131,7 +138,16 @@ mod tests {
         assert_eq!(texts(&all), ["a2", "b4"]);
         last(&mut all, None);
         assert_eq!(all.len(), 2);
-        assert_eq!(of("a", &[(-1, "x")])[0].at, i64::MIN);
+        assert_eq!(of("a", &[(-1, "x")])[0].at, 25, "no line says a time");
+    }
+
+    #[test]
+    fn a_log_stays_in_the_order_in_which_it_was_written() {
+        let mut all = of("a", &[(10, "a1"), (12, "a2"), (11, "a3")]);
+        // Its clock was set back by an hour.
+        all.extend(of("b", &[(3609, "b1"), (3610, "b2"), (11, "b3"), (13, "b4")]));
+        sort(&mut all);
+        assert_eq!(texts(&all), ["a1", "a2", "a3", "b1", "b2", "b3", "b4"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub mod show;
 #[cfg(test)]
 mod tests;
 
-use crate::client::node::NodeClient;
+use crate::client::node::{NodeClient, Refused};
 use crate::input::{self, BadInput};
 use anyhow::Result;
 use line::Reader;
@@ -28,6 +28,9 @@ pub use show::Printer;
 pub const SOME: usize = 200;
 /// Lines asked of a log where all are wanted; a node keeps fewer.
 const ALL: usize = 1_000_000;
+/// What a node says of its clock and of its time since power-on is not of one moment: so far apart, in microseconds, two
+/// answers speak of the same.
+const CLOCK: u64 = 1_000_000;
 /// Lines asked for again after a lost connection.
 const AGAIN: usize = 2000;
 /// Between two tries to reach a node, and between two looks whether it is still there.
@@ -74,24 +77,29 @@ impl Wanted {
         known.iter().filter(wanted).cloned().collect()
     }
 
-    /// Fails where nobody has a service that was named.
-    fn check(&self, known: &BTreeSet<String>) -> Result<()> {
-        match self.services.iter().find(|name| !known.contains(*name)) {
-            // Where nobody answers nothing is known.
-            Some(name) if !known.is_empty() => {
-                let known: Vec<&str> = known.iter().map(String::as_str).collect();
-                input::bad(format!("`{name}` is neither a node nor a service; services are {}", known.join(", ")))
+    /// Looks for a service that was named and that no node has. Where all nodes have answered, that is a mistake; else a
+    /// node that is away may have it, and what is known is said.
+    fn check(&self, known: &BTreeSet<String>, whole: bool, printer: &Printer) -> Result<()> {
+        let Some(name) = self.services.iter().find(|name| !known.contains(*name)) else { return Ok(()) };
+        let list = known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        match known.is_empty() {
+            // Nobody answers, so that nothing is known.
+            true => {}
+            false if whole => {
+                return input::bad(format!("`{name}` is neither a node nor a service; services are {list}"));
             }
-            _ => Ok(()),
+            false => printer.warn(&format!("no node that answers has a service `{name}`; those that do have {list}")),
         }
+        Ok(())
     }
 }
 
 /// A node as it is now.
 #[derive(Debug)]
 struct Begun {
-    /// When its kernel began to count, and the oldest wanted time: microseconds since 1970 by its own clock.
+    /// When its kernel began to count, now, and the oldest wanted time: microseconds since 1970 by its own clock.
     booted: i64,
+    now: i64,
     since: i64,
     /// Its logs.
     known: Vec<String>,
@@ -108,7 +116,7 @@ async fn begin(client: &NodeClient, wanted: &Wanted) -> Result<Begun> {
         known.push(AUDIT.to_string());
     }
     known.extend(services.into_iter().map(|service| service.name));
-    Ok(Begun { booted: now.saturating_sub(micros(status.uptime_ms)), since: since.unwrap_or(i64::MIN), known })
+    Ok(Begun { booted: now.saturating_sub(micros(status.uptime_ms)), now, since: since.unwrap_or(i64::MIN), known })
 }
 
 fn log_path(service: &str, lines: usize, follow: bool) -> Result<String> {
@@ -140,30 +148,39 @@ pub async fn show(sources: Vec<Source>, wanted: &Wanted, printer: &mut Printer) 
     });
     let (mut all, mut known, mut whole) = (Vec::new(), BTreeSet::new(), true);
     for (node, answer) in futures::future::join_all(each).await {
-        match answer {
-            Ok((entries, logs)) => {
-                all.extend(entries);
-                known.extend(logs);
+        let failed = match answer {
+            Ok(held) => {
+                all.extend(held.entries);
+                known.extend(held.known);
+                held.failed
             }
-            Err(error) => {
-                whole = false;
-                printer.complain(&node, &error);
-            }
-        }
+            Err(error) => vec![error],
+        };
+        whole &= failed.is_empty();
+        failed.iter().for_each(|error| printer.complain(&node, error));
     }
-    wanted.check(&known)?;
+    wanted.check(&known, whole, printer)?;
     merge::sort(&mut all);
     merge::last(&mut all, wanted.tail);
     printer.print(&all)?;
     Ok(whole)
 }
 
-/// All lines of a node, and the names of its logs.
-async fn whole(source: Source, wanted: &Wanted) -> Result<(Vec<Entry>, Vec<String>)> {
+/// What a node has.
+struct Held {
+    entries: Vec<Entry>,
+    /// The names of its logs.
+    known: Vec<String>,
+    /// Why some of them are not among the entries.
+    failed: Vec<anyhow::Error>,
+}
+
+/// All lines of a node.
+async fn whole(source: Source, wanted: &Wanted) -> Result<Held> {
     let client = source.client?;
     let begun = begin(&client, wanted).await?;
     let chosen = wanted.of(&begun.known);
-    let mut all = Vec::new();
+    let (mut all, mut failed) = (Vec::new(), Vec::new());
     for service in &chosen {
         let mut reader = Reader::new(begun.booted);
         let mut lines = Vec::new();
@@ -176,13 +193,17 @@ async fn whole(source: Source, wanted: &Wanted) -> Result<(Vec<Entry>, Vec<Strin
             Ok(()) => lines.extend(reader.end()),
             // A service that never started has no log.
             Err(error) if error.is::<BadInput>() => continue,
+            Err(error) if error.is::<Refused>() => {
+                failed.push(error.context(format!("the log of {service}")));
+                continue;
+            }
             Err(error) => return Err(error),
         }
-        let mut entries = merge::entries(&source.node, &service.as_str().into(), lines);
+        let mut entries = merge::entries(&source.node, &service.as_str().into(), lines, begun.now);
         entries.retain(|e| e.at >= begun.since && !stands_elsewhere(service, &e.text, &chosen));
         all.extend(entries);
     }
-    Ok((all, begun.known))
+    Ok(Held { entries: all, known: begun.known, failed })
 }
 
 /// What happens on the nodes that are followed.
@@ -191,8 +212,44 @@ enum News {
     Begun(Arc<str>, Vec<String>),
     /// It does not answer.
     Lost(Arc<str>, anyhow::Error),
+    /// It answers, and does not give one of its logs.
+    Failed(Arc<str>, anyhow::Error),
     /// A line.
     Line(Entry),
+}
+
+/// How the nodes were found at their last tries; None before the first.
+#[derive(Debug, Default)]
+struct Reached(BTreeMap<Arc<str>, Option<Reach>>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Reach {
+    Answers,
+    /// It does not answer, and why.
+    Lost(String),
+}
+
+impl Reached {
+    /// Whether it is news that a node answers.
+    fn answers(&mut self, node: &Arc<str>) -> bool {
+        matches!(self.0.insert(node.clone(), Some(Reach::Answers)), Some(Some(Reach::Lost(_))))
+    }
+
+    /// Whether it is news that a node does not answer, and why.
+    fn lost(&mut self, node: &Arc<str>, why: String) -> bool {
+        let lost = Some(Reach::Lost(why));
+        self.0.get(node) != Some(&lost) && self.0.insert(node.clone(), lost).is_some()
+    }
+
+    /// Whether each node was tried.
+    fn tried(&self) -> bool {
+        self.0.values().all(Option::is_some)
+    }
+
+    /// Whether each node answers.
+    fn whole(&self) -> bool {
+        self.0.values().all(|reach| *reach == Some(Reach::Answers))
+    }
 }
 
 /// Shows what there is and what comes, until somebody ends it.
@@ -201,11 +258,10 @@ enum News {
 /// A service that no node has.
 pub async fn follow(sources: Vec<Source>, wanted: &Wanted, printer: &mut Printer) -> Result<bool> {
     let (sender, mut news) = mpsc::unbounded_channel();
-    // Whether each node was reached at its last try; None before the first.
-    let mut reached: BTreeMap<Arc<str>, Option<bool>> = BTreeMap::new();
+    let mut reached = Reached::default();
     let mut nodes = JoinSet::new();
     for source in sources {
-        reached.insert(source.node.clone(), None);
+        reached.0.insert(source.node.clone(), None);
         match source.client {
             Ok(client) => {
                 nodes.spawn(follow_node(source.node, client, wanted.clone(), sender.clone()));
@@ -223,15 +279,16 @@ pub async fn follow(sources: Vec<Source>, wanted: &Wanted, printer: &mut Printer
                 Some(News::Line(entry)) => waiting.add(entry, Instant::now()),
                 Some(News::Begun(node, logs)) => {
                     known.extend(logs);
-                    if reached.insert(node.clone(), Some(true)) == Some(Some(false)) {
+                    if reached.answers(&node) {
                         printer.note(&node, "answers again");
                     }
                 }
                 Some(News::Lost(node, error)) => {
-                    if reached.insert(node.clone(), Some(false)) != Some(Some(false)) {
+                    if reached.lost(&node, format!("{error:#}")) {
                         printer.complain(&node, &error);
                     }
                 }
+                Some(News::Failed(node, error)) => printer.complain(&node, &error),
                 // No node can be asked at all.
                 None => return Ok(false),
             },
@@ -239,11 +296,11 @@ pub async fn follow(sources: Vec<Source>, wanted: &Wanted, printer: &mut Printer
                 let now = Instant::now();
                 if beginning {
                     let quiet = waiting.newest().is_none_or(|came| now.duration_since(came) >= Waiting::MOMENT);
-                    let asked = reached.values().all(Option::is_some);
+                    let asked = reached.tried();
                     if !(asked && quiet && now.duration_since(start) > Waiting::MOMENT) && now.duration_since(start) < BEGIN {
                         continue;
                     }
-                    wanted.check(&known)?;
+                    wanted.check(&known, reached.whole(), printer)?;
                     beginning = false;
                     let mut first = waiting.due(now + Waiting::MOMENT);
                     merge::last(&mut first, wanted.tail);
@@ -262,9 +319,13 @@ type Places = Arc<Mutex<BTreeMap<String, Place>>>;
 /// Follows a node's logs for ever.
 async fn follow_node(node: Arc<str>, client: NodeClient, wanted: Wanted, sender: mpsc::UnboundedSender<News>) {
     let places = Places::default();
+    let mut booted = None;
     loop {
         match begin(&client, &wanted).await {
-            Ok(begun) => {
+            Ok(mut begun) => {
+                // By another beginning the kernel's lines would be others, and be shown again.
+                begun.booted = booted.filter(|known| begun.booted.abs_diff(*known) < CLOCK).unwrap_or(begun.booted);
+                booted = Some(begun.booted);
                 let begun = Arc::new(begun);
                 drop(sender.send(News::Begun(node.clone(), begun.known.clone())));
                 let chosen = Arc::new(wanted.of(&begun.known));
@@ -318,17 +379,18 @@ impl Log {
         let Ok(path) = log_path(&self.service, if again { AGAIN } else { lines }, true) else {
             return std::future::pending().await;
         };
+        let mut said = None;
         loop {
             let mut reader = Reader::new(begun.booted);
             let asked = client.text(&path, |bytes| {
+                said = None;
                 let mut fresh = reader.feed(bytes);
                 let mut places = self.places.lock().unwrap_or_else(|e| e.into_inner());
                 let place = places.entry(self.service.clone()).or_default();
                 fresh.retain(|line| place.is_new(line));
-                for mut entry in merge::entries(&self.node, &name, fresh) {
-                    if entry.at == i64::MIN {
-                        entry.at = jiff::Timestamp::now().as_microsecond();
-                    }
+                // By the clock here, which may be behind the node's.
+                let now = jiff::Timestamp::now().as_microsecond().max(begun.now);
+                for entry in merge::entries(&self.node, &name, fresh, now) {
                     if entry.at >= begun.since && !stands_elsewhere(&name, &entry.text, &self.chosen) {
                         drop(sender.send(News::Line(entry)));
                     }
@@ -338,6 +400,15 @@ impl Log {
             match asked.await {
                 // It has not started yet.
                 Err(error) if error.is::<BadInput>() => tokio::time::sleep(LOOK).await,
+                // The other logs go on.
+                Err(error) if error.is::<Refused>() => {
+                    let why = error.to_string();
+                    if said.as_ref() != Some(&why) {
+                        drop(sender.send(News::Failed(self.node.clone(), error.context(format!("the log of {name}")))));
+                    }
+                    said = Some(why);
+                    tokio::time::sleep(LOOK).await;
+                }
                 _ => return,
             }
         }

@@ -101,6 +101,11 @@ impl Printer {
         self.note(node, &format!("{error:#}"));
     }
 
+    /// Says something of all nodes on standard error.
+    pub fn warn(&self, text: &str) {
+        eprintln!("kimg: {}", harmless(text));
+    }
+
     /// Says something of a node on standard error.
     pub fn note(&self, node: &str, text: &str) {
         eprintln!("kimg: {node}: {}", harmless(text));

@@ -14,9 +14,11 @@ fn logs_are_chosen_by_name() {
     assert_eq!(wanted.of(&known), ["init", "kernel", "kubelet"]);
     wanted.services = vec!["audit".into(), "etcd".into()];
     assert_eq!(wanted.of(&known), ["audit"]);
-    let error = wanted.check(&known.into_iter().collect()).unwrap_err();
+    let (known, printer) = (known.into_iter().collect(), printer().0);
+    let error = wanted.check(&known, true, &printer).unwrap_err();
     assert!(error.is::<BadInput>() && error.to_string().contains("`etcd`"), "{error}");
-    assert!(wanted.check(&BTreeSet::new()).is_ok(), "nobody said what there is");
+    assert!(wanted.check(&known, false, &printer).is_ok(), "a node that is away may have it");
+    assert!(wanted.check(&BTreeSet::new(), false, &printer).is_ok(), "nobody said what there is");
 }
 
 #[test]
@@ -37,8 +39,25 @@ fn what_pid_1_says_is_shown_once() {
     assert!(!stands_elsewhere("kernel", "2025-11-27T00:00:00Z EXT4-fs: mounted", &both));
 }
 
+#[test]
+fn what_is_said_of_a_node_is_said_again_when_it_changes() {
+    let node: Arc<str> = "a".into();
+    let mut reached = Reached([(node.clone(), None)].into());
+    assert!(!reached.tried() && !reached.whole());
+    assert!(reached.lost(&node, "refused".into()) && !reached.lost(&node, "refused".into()));
+    assert!(reached.tried() && !reached.whole());
+    assert!(reached.lost(&node, "no route".into()) && reached.lost(&node, "refused".into()));
+    assert!(reached.answers(&node) && !reached.answers(&node));
+    assert!(reached.whole());
+    assert!(reached.lost(&node, "refused".into()), "it had answered");
+}
+
 /// A node with a kubelet, whose log is longer each time that it is asked for.
 async fn node(secrets: &Secrets, name: &str) -> Server {
+    node_with(secrets, name, &["kubelet"]).await
+}
+
+async fn node_with(secrets: &Secrets, name: &str, services: &'static [&'static str]) -> Server {
     let asked = AtomicUsize::new(0);
     let own = name.to_string();
     answer(secrets, name, false, move |request| {
@@ -50,9 +69,17 @@ async fn node(secrets: &Secrets, name: &str) -> Server {
                 ..NodeStatus::default()
             })
             .expect("status"),
-            path::SERVICES => serde_json::json!([{"name": "kubelet", "state": "ready", "since_ms": 0, "restarts": 0,
-                "status": "", "last_exit": "", "needs": [], "memory": 0}])
-            .to_string(),
+            path::SERVICES => {
+                let service = |name: &&str| {
+                    serde_json::json!({"name": name, "state": "ready", "since_ms": 0, "restarts": 0, "status": "",
+                        "last_exit": "", "needs": [], "memory": 0})
+                };
+                serde_json::Value::from_iter(services.iter().map(service)).to_string()
+            }
+            path if path.starts_with("/v1/logs/refused") => {
+                return "HTTP/1.1 500 Oh\r\nConnection: close\r\n\r\n{\"error\": \"no disk\"}".into();
+            }
+            path if path.starts_with("/v1/logs/timeless") => "first\nsecond\n".into(),
             path if path.starts_with("/v1/logs/kubelet") => {
                 let lines = asked.fetch_add(1, Ordering::Relaxed) + 2;
                 let line =
@@ -79,6 +106,10 @@ fn printer() -> (Printer, Arc<Mutex<String>>) {
     (Printer::new(Prefix::Both, write), out)
 }
 
+fn lines_of(all: &[&str], service: &str) -> Vec<String> {
+    all.iter().filter(|line| line.split(' ').nth(1) == Some(service)).map(ToString::to_string).collect()
+}
+
 fn source(secrets: &Secrets, name: &str, target: &str) -> Source {
     Source { node: name.into(), client: NodeClient::new(secrets, name, target.into(), None) }
 }
@@ -86,20 +117,22 @@ fn source(secrets: &Secrets, name: &str, target: &str) -> Source {
 #[test]
 fn a_node_that_does_not_answer_leaves_the_others() {
     let (_dir, secrets) = secrets();
-    let shown = |wanted: Wanted| {
+    let shown_by = |gone: bool, wanted: Wanted| {
         block_on(async {
-            let (a, b) = (node(&secrets, "a").await, node(&secrets, "b").await);
-            let sources = vec![
-                source(&secrets, "a", &a.target),
-                source(&secrets, "gone", "127.0.0.1:1"),
-                source(&secrets, "b", &b.target),
-            ];
+            let services: &'static [&'static str] =
+                if gone { &["kubelet"] } else { &["kubelet", "refused", "timeless"] };
+            let (a, b) = (node_with(&secrets, "a", services).await, node_with(&secrets, "b", services).await);
+            let mut sources = vec![source(&secrets, "a", &a.target), source(&secrets, "b", &b.target)];
+            if gone {
+                sources.insert(1, source(&secrets, "gone", "127.0.0.1:1"));
+            }
             let (mut printer, out) = printer();
             let whole = show(sources, &wanted, &mut printer).await?;
             let out = out.lock().unwrap().clone();
             Ok((whole, out.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()))
         })
     };
+    let shown = |wanted| shown_by(true, wanted);
     let (whole, lines) = shown(Wanted::default()).unwrap();
     assert!(!whole, "one is gone");
     let expected = [
@@ -117,8 +150,16 @@ fn a_node_that_does_not_answer_leaves_the_others() {
     let since = Wanted { since: Some(Duration::from_millis(99_200)), services: vec!["kubelet".into()], tail: None };
     assert_eq!(shown(since).unwrap().1, expected[4..]);
     assert_eq!(shown(Wanted { tail: Some(3), ..Wanted::default() }).unwrap().1, expected[5..]);
-    let error = shown(Wanted { services: vec!["nothing".into()], ..Wanted::default() }).unwrap_err();
+    // The node that is away may have it.
+    let named = |name: &str| Wanted { services: vec![name.into(), "kubelet".into()], ..Wanted::default() };
+    assert_eq!(shown(named("etcd")).unwrap(), (false, lines_of(&expected, "kubelet")));
+    let error = shown_by(false, named("etcd")).unwrap_err();
     assert!(error.is::<BadInput>(), "{error}");
+    // It refuses this log, and gives the others.
+    assert_eq!(shown_by(false, named("refused")).unwrap(), (false, lines_of(&expected, "kubelet")));
+    // Nothing in it says a time.
+    let timeless = Wanted { since: Some(Duration::from_secs(1)), services: vec!["timeless".into()], tail: Some(1) };
+    assert_eq!(shown_by(false, timeless).unwrap(), (true, vec!["b timeless second".to_string()]));
 }
 
 #[test]
