@@ -140,7 +140,7 @@ pub fn unpack_all(
 ) -> Result<BTreeMap<String, deb::Files>> {
     let mut order: Vec<&LockedPackage> = packages.to_vec();
     order.sort_by_key(|p| std::cmp::Reverse(p.size));
-    let next = AtomicUsize::new(0);
+    let (next, budget) = (AtomicUsize::new(0), deb::Budget::default());
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(order.len().max(1));
     let results: Vec<Result<Vec<(String, deb::Files)>>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
@@ -149,7 +149,7 @@ pub fn unpack_all(
                     let mut done = Vec::new();
                     while let Some(package) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let path = packages::path_of(package)?;
-                        let files = deb::unpack(&path, |file| wanted(&package.name, file))
+                        let files = deb::unpack(&path, &budget, |file| wanted(&package.name, file))
                             .with_context(|| format!("unpacking {} {}", package.name, package.version))?;
                         done.push((package.name.clone(), files));
                     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a package may unpack to, in bytes: it is held in memory, and a few kilobytes may claim to be any number.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +17,28 @@ struct Limits {
 }
 
 const LIMITS: Limits = Limits { file: 512 << 20, all: 2 << 30 };
+
+/// How many bytes the files may still have that are taken of several packages and held at once.
+#[derive(Debug)]
+pub struct Budget(AtomicU64);
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget(AtomicU64::new(LIMITS.all))
+    }
+}
+
+impl Budget {
+    fn take(&self, path: &str, size: u64) -> Result<()> {
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(size));
+        ensure!(
+            taken.is_ok(),
+            "with {path} the files have more than the {} MiB that an image may have",
+            LIMITS.all >> 20
+        );
+        Ok(())
+    }
+}
 
 /// One entry of a package. Owners and times are dropped: images have none of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,9 +55,9 @@ pub enum Entry {
 pub type Files = BTreeMap<String, Entry>;
 
 /// Reads the files of the package at `path` for which `wanted` is true.
-pub fn unpack(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Files> {
+pub fn unpack(path: &Path, budget: &Budget, wanted: impl Fn(&str) -> bool) -> Result<Files> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    unpack_bytes(&bytes, wanted).with_context(|| format!("unpacking {}", path.display()))
+    unpack_bytes(&bytes, budget, wanted).with_context(|| format!("unpacking {}", path.display()))
 }
 
 /// The control file of the package at `path`.
@@ -42,7 +65,7 @@ pub fn control(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
     let read = || -> Result<String> {
         let (name, data) = member(&bytes, "control.tar")?;
-        let files = read_tar(decompressed(name, data)?, LIMITS, |file| file == "/control")?;
+        let files = read_tar(decompressed(name, data)?, LIMITS, &Budget::default(), |file| file == "/control")?;
         match files.get("/control") {
             Some(Entry::File(_, text)) => Ok(String::from_utf8_lossy(text).into_owned()),
             _ => bail!("it has no control file"),
@@ -51,9 +74,9 @@ pub fn control(path: &Path) -> Result<String> {
     read().with_context(|| format!("unpacking {}", path.display()))
 }
 
-fn unpack_bytes(bytes: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Files> {
+fn unpack_bytes(bytes: &[u8], budget: &Budget, wanted: impl Fn(&str) -> bool) -> Result<Files> {
     let (name, data) = member(bytes, "data.tar")?;
-    read_tar(decompressed(name, data)?, LIMITS, wanted)
+    read_tar(decompressed(name, data)?, LIMITS, budget, wanted)
 }
 
 fn decompressed<'a>(name: &str, data: &'a [u8]) -> Result<Box<dyn Read + 'a>> {
@@ -95,7 +118,7 @@ impl<R: Read> Read for Limited<R> {
 }
 
 /// Reads a tar into memory, with absolute, merged-/usr paths.
-fn read_tar(reader: impl Read, limits: Limits, wanted: impl Fn(&str) -> bool) -> Result<Files> {
+fn read_tar(reader: impl Read, limits: Limits, budget: &Budget, wanted: impl Fn(&str) -> bool) -> Result<Files> {
     let mut files = Files::new();
     let mut archive = tar::Archive::new(Limited(reader.take(limits.all)));
     for entry in archive.entries()? {
@@ -109,6 +132,7 @@ fn read_tar(reader: impl Read, limits: Limits, wanted: impl Fn(&str) -> bool) ->
             tar::EntryType::Regular | tar::EntryType::Continuous => {
                 let size = entry.size();
                 ensure!(size <= limits.file, "{path} has {size} bytes, which is more than a file may have");
+                budget.take(&path, size)?;
                 let mut data = Vec::new();
                 entry.read_to_end(&mut data)?;
                 ensure!(data.len() as u64 == size, "{path} is cut short");
@@ -194,7 +218,7 @@ mod tests {
     fn files_come_out_with_merged_usr_paths() {
         let tar = tar_of(&[("./sbin/mke2fs", "elf")]);
         for (member, data) in [("data.tar", tar.clone()), ("data.tar.zst", zstd::encode_all(&tar[..], 1).unwrap())] {
-            let files = unpack_bytes(&deb(&[(member, &data)]), |_| true).unwrap();
+            let files = unpack_bytes(&deb(&[(member, &data)]), &Budget::default(), |_| true).unwrap();
             assert_eq!(files["/usr/sbin/mke2fs"], Entry::File(0o755, b"elf"[..].into()));
         }
     }
@@ -207,28 +231,39 @@ mod tests {
             header.set_mode(0o644);
             header.set_size(size);
             header.set_cksum();
-            let error = unpack_bytes(&deb(&[("data.tar", header.as_bytes())]), |_| true).unwrap_err();
+            let error =
+                unpack_bytes(&deb(&[("data.tar", header.as_bytes())]), &Budget::default(), |_| true).unwrap_err();
             assert!(error.to_string().contains("/a has"), "{error:#}");
         }
         let text = "x".repeat(6000);
         let tar = tar_of(&[("./a", text.as_str()), ("./b", text.as_str())]);
-        let read = |file, all| read_tar(&tar[..], Limits { file, all }, |_| true);
+        let read = |file, all| read_tar(&tar[..], Limits { file, all }, &Budget::default(), |_| true);
         assert_eq!(read(6000, 1 << 20).unwrap().len(), 2);
         assert!(read(5999, 1 << 20).unwrap_err().to_string().contains("more than a file may have"));
         assert!(format!("{:#}", read(6000, 10_000).unwrap_err()).contains("more than a package may have"));
+        // What several packages have counts together.
+        let budget = Budget(AtomicU64::new(7000));
+        let wanted = |budget: &Budget, file: &str| read_tar(&tar[..], LIMITS, budget, |path| path == file);
+        assert_eq!(wanted(&budget, "/a").unwrap().len(), 1);
+        assert!(wanted(&budget, "/none").unwrap().is_empty());
+        let error = wanted(&budget, "/b").unwrap_err().to_string();
+        assert!(error.contains("with /b the files have more than"), "{error}");
         // Also what nobody wants takes time.
-        assert!(read_tar(&tar[..], Limits { file: 0, all: 10_000 }, |_| false).is_err());
+        assert!(read_tar(&tar[..], Limits { file: 0, all: 10_000 }, &Budget::default(), |_| false).is_err());
     }
 
     #[test]
     fn damage_is_an_error() {
-        assert!(unpack_bytes(b"nothing", |_| true).is_err());
+        assert!(unpack_bytes(b"nothing", &Budget::default(), |_| true).is_err());
         let tar = tar_of(&[("./a", "b")]);
-        assert!(unpack_bytes(&deb(&[("data.tar.xz", &tar)]), |_| true).is_err(), "no xz behind the name");
+        assert!(
+            unpack_bytes(&deb(&[("data.tar.xz", &tar)]), &Budget::default(), |_| true).is_err(),
+            "no xz behind the name"
+        );
         let whole = deb(&[("data.tar", &tar)]);
-        assert!(unpack_bytes(&whole, |_| true).is_ok());
+        assert!(unpack_bytes(&whole, &Budget::default(), |_| true).is_ok());
         for keep in [10, 70, 200, 700] {
-            assert!(unpack_bytes(&whole[..keep], |_| true).is_err(), "cut to {keep}");
+            assert!(unpack_bytes(&whole[..keep], &Budget::default(), |_| true).is_err(), "cut to {keep}");
         }
     }
 }

@@ -32,7 +32,7 @@ pub fn fetch_tree(suite: &str, packages: &[&str], wanted: impl Fn(&str) -> bool,
         fs::remove_dir_all(&temporary).with_context(|| format!("removing {}", temporary.display()))?;
     }
     for package in packages {
-        for (path, entry) in deb::unpack(&source.fetch(package)?, &wanted)? {
+        for (path, entry) in deb::unpack(&source.fetch(package)?, &deb::Budget::default(), &wanted)? {
             let place = temporary.join(path.trim_start_matches('/'));
             put(&place, &entry).with_context(|| format!("writing {}", place.display()))?;
         }
@@ -93,7 +93,7 @@ impl Source {
 }
 
 fn extract(package: &Path, path: &str, to: &Path) -> Result<()> {
-    let files = deb::unpack(package, |name| name == path)?;
+    let files = deb::unpack(package, &deb::Budget::default(), |name| name == path)?;
     let Some(deb::Entry::File(_, bytes)) = files.get(path) else {
         bail!("{} holds no file {path}", package.display());
     };

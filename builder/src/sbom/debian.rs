@@ -66,7 +66,7 @@ fn read(name: &str, path: &Path) -> Result<About> {
     };
     let folder = format!("{DOC}{name}");
     let file = format!("{folder}/copyright");
-    let files = deb::unpack(path, |path| path == folder || path == file)?;
+    let files = deb::unpack(path, &deb::Budget::default(), |path| path == folder || path == file)?;
     let copyright = match (files.get(&file), files.get(&folder)) {
         (Some(deb::Entry::File(_, bytes)), _) => Copyright::Text(String::from_utf8_lossy(bytes).into_owned()),
         (Some(deb::Entry::Link(target)), _) => Copyright::Of(owner(target, 2)?),
