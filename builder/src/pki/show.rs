@@ -1,6 +1,7 @@
 //! `kimg pki show`: what stands in a certificate, as text or as cfssl-certinfo's JSON.
 
 use crate::input;
+use crate::logs::line::harmless;
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -245,7 +246,8 @@ pub fn text(info: &Info) -> String {
     if !info.sans.is_empty() {
         lines.push(format!("  names       {}", info.sans.join(", ")));
     }
-    lines.join("\n")
+    // Whoever made the certificate wrote what stands in it.
+    lines.iter().map(|line| harmless(line)).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -276,5 +278,18 @@ mod tests {
         let info = read(&place.join("cluster-ca.crt")).unwrap().remove(0);
         let text = table(&[("cluster-ca.crt".into(), info)]);
         assert!(text.contains("CN=demo cluster-ca") && text.contains(" days"), "{text}");
+    }
+
+    #[test]
+    fn a_certificate_steers_no_terminal() {
+        let mut params = rcgen::CertificateParams::new(vec!["a\u{1b}[2J.example".to_string()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "x\n\u{1b}]0;title\u{7}\u{202e}");
+        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        let info = certificates_of_pem(certificate.pem().as_bytes()).unwrap().remove(0);
+        let shown = text(&info);
+        assert!(!shown.chars().any(|c| c != '\n' && (c.is_control() || c == '\u{202e}')), "{shown:?}");
+        assert_eq!(shown.lines().count(), 7, "{shown}");
+        assert!(shown.contains("CN=x\\n\\u{1b}]0;title"), "{shown}");
+        assert!(!table(&[("f".into(), info)]).contains('\u{1b}'));
     }
 }
