@@ -1,5 +1,5 @@
-//! One input, built in a bookworm and in a trixie: by two users, in two folders, locales, time zones, years, umasks and
-//! numbers of cores. diffoscope finds nothing. Of the host, the builds have the kernel.
+//! One input, built in a bookworm and in a trixie: by two users, in two folders, locales, time zones, umasks and numbers
+//! of cores, and kimg itself in two years. diffoscope finds nothing. Of the host, the builds have the kernel.
 //!
 //! Needs root, a mirror and what `make build` leaves; without one of the first two it is skipped, and counted as ignored.
 
@@ -30,7 +30,8 @@ struct Builder {
     program: &'static str,
 }
 
-/// faketime tells another year by preloading a library, which a static program does not do.
+/// faketime tells another year by preloading a library, which a static program does not do. Nor do the tools that kimg
+/// starts, with an environment of its own: their clock is this machine's, which goes on between the two builds.
 const DYNAMIC: &str = "kimg-dynamic";
 const LATER: &str = "faketime @1935619200";
 
