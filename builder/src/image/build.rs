@@ -404,7 +404,11 @@ impl<'a> Workshop<'a> {
                 let bar = self.progress.step(&format!("{}: writing {}", plan.role, format.file()));
                 let (raw, out) = (dir.join(Format::Raw.file()), dir.join(format.file()));
                 match format {
-                    Format::Iso => output::whole(&out, |out| self.write_installer(&dir, &manifest, &raw, out))?,
+                    Format::Iso => {
+                        // The disk is in memory several times: packed, in a kernel image, on an EFI partition.
+                        let _alone = super::much_memory();
+                        output::whole(&out, |out| self.write_installer(&dir, &manifest, &raw, out))?;
+                    }
                     _ => format.write(&raw, &out)?,
                 }
                 manifest.files.insert(format.file().into(), FileSum::remembered(&out, &self.sums)?);
