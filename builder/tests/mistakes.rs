@@ -1,5 +1,7 @@
 //! What a user may type wrong, through the program itself: exit code 2, a sentence, nothing made, no panic, no wait.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -70,7 +72,7 @@ fn each_mistake_is_told_and_ends_with_2() {
     std::fs::write(dir.join("notes.md"), "# Notes\n").expect("file");
     std::fs::write(dir.join("kimg.lock"), "version = 1\ngarbage").expect("file");
     pipe(&dir.join("pipe"));
-    let cases: [(&[&str], &str); 36] = [
+    let cases: [(&[&str], &str); 43] = [
         (&["inspect", "nosuch"], "there is no nosuch"),
         (&["inspect", "notes.md"], "notes.md is no readable image"),
         (&["inspect", "pipe"], "pipe is a pipe"),
@@ -98,13 +100,20 @@ fn each_mistake_is_told_and_ends_with_2() {
         (&["build", "image", "notes.md", "--name", "x"], "neither a folder nor a program"),
         (&["build", "image", "pipe", "--name", "x"], "pipe is a pipe"),
         (&["build", "image", "secrets", "--name", "X y"], "'X y' is no image name"),
+        (&["build", "image", "secrets", "--name", "x", "--user", "root"], "the user 'root' is not UID or UID:GID"),
+        (&["build", "image", "secrets", "--name", "x", "--port", "99999"], "'99999' is no port"),
+        (&["build", "image", "secrets", "--name", "x", "--workdir", "srv"], "'srv' is no absolute path"),
         (&["push", "nosuch"], "there is no nosuch"),
+        (&["pull", "r.example/web", "--ca", "notes.md"], "notes.md holds no certificate in PEM form"),
         (&["push", "worker"], "a node image has no name of its own"),
         (&["pull", "r.example/web:"], "is no image name"),
         (&["pull", "u:s3cr3t@r.example/web"], "no user and password in it"),
         (&["push", "u:s3cr3t@r.example/web"], "no user and password in it"),
         (&["upload", "nobody", "--to", "s3"], "'nobody' is no role"),
         (&["upload", "master", "--to", "s3"], "--bucket is missing"),
+        (&["upload", "master", "--to", "s3", "--dry-run", "--bucket", "a/b/c"], "--bucket: 'a/b/c' is no name"),
+        (&["upload", "master", "--to", "s3", "--dry-run", "--bucket", "ab"], "--bucket: 'ab' is no bucket's name"),
+        (&["upload", "master", "--to", "linode", "--dry-run", "--region", ""], "--region: '' is no name"),
         (&["image", "ls", "--at", "digitalocean"], "--region is missing"),
         (&["build", "all"], "kimg.lock:2 is not as `kimg lock` writes it"),
     ];
@@ -114,6 +123,31 @@ fn each_mistake_is_told_and_ends_with_2() {
         let error = ends_with(code, dir, args);
         assert!(error.contains(said) && !error.contains("s3cr3t"), "{args:?}: {error}");
     }
+}
+
+#[test]
+fn an_image_that_is_not_there_is_a_mistake() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", store.local_addr().expect("its address"));
+    std::thread::spawn(move || {
+        for mut stream in store.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let list = "<ListBucketResult></ListBucketResult>";
+            let _ =
+                write!(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{list}", list.len());
+        }
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_kimg"))
+        .current_dir(dir.path())
+        .args(["image", "rm", "nothere", "--at", "s3", "--bucket", "images", "--endpoint", &endpoint])
+        .env("AWS_ACCESS_KEY_ID", "key")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .output()
+        .expect("kimg runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("kimg has put no image nothere there"), "{said}");
 }
 
 #[test]

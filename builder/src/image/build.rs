@@ -4,7 +4,7 @@ use super::components::{Component, Components};
 use super::manifest::{FileSum, Manifest};
 use super::modules::Kernel;
 use super::output::{self, Format};
-use super::recipe::{self, Recipe};
+use super::recipe::{self, PackageRecipe, Recipe};
 use super::root::{self, BakedFile, BakedImage, Ingredients, KERNEL_OWNER};
 use super::sources::{SourceFile, Sources};
 use super::toolbox::Toolbox;
@@ -121,7 +121,9 @@ pub fn make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
     let images = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).images);
     let mut wishes = source::wishes(images.map(PathBuf::as_path))?;
     let packages = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).packages);
-    wishes.extend(packages.map(|p| Wish { name: p.name.clone(), follow: p.follow.clone() }));
+    let named_in = settings.dir.join(config::FILE_NAME).display().to_string();
+    let wish = |p: &PackageRecipe| Wish { name: p.name.clone(), follow: p.follow.clone(), named_in: named_in.clone() };
+    wishes.extend(packages.map(wish));
     let now = settings.packages.snapshot.unwrap_or_else(jiff::Timestamp::now);
     crate::lock::make(&mirrors(settings), wishes, now, progress)
 }
@@ -129,9 +131,9 @@ pub fn make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
 /// Builds the images of `roles`.
 pub fn build(settings: &Settings, roles: &[Role], options: &Options, progress: &Progress) -> Result<Vec<Built>> {
     let _held = BuildLock::take(&settings.build_dir().join(".lock"))?;
+    roles.iter().try_for_each(|role| cache::private_dir(&output_dir(settings, *role)))?;
     let workshop = Workshop::open(settings, options, progress)?;
     let plans = roles.iter().map(|role| workshop.plan(*role)).collect::<Result<Vec<_>>>()?;
-    roles.iter().try_for_each(|role| cache::private_dir(&output_dir(settings, *role)))?;
     workshop.fetch(&plans)?;
     // Roles share the cores: while one is packed by all of them, the other unpacks by one.
     let results: Vec<Result<Built>> = std::thread::scope(|scope| {
@@ -422,18 +424,18 @@ impl<'a> Workshop<'a> {
         Ok(Built { dir, manifest, changed, components_dir: self.components.dir().to_path_buf() })
     }
 
-    /// The image as it was built last; none where a build would make another one.
-    fn current(&self, plan: &Plan) -> Result<Option<Built>> {
-        let Some(tree) = self.steps.known("verity", &plan.root_key)? else {
-            return Ok(None);
-        };
-        let (.., inputs) = self.disk_inputs(plan, &tree)?;
     /// The manifest in `dir`, where its image is whole and made of these inputs.
     fn known_image(&self, dir: &Path, inputs: &str) -> Result<Option<Manifest>> {
         let Some(manifest) = Manifest::read(dir).filter(|manifest| manifest.inputs == inputs) else { return Ok(None) };
         Ok(manifest.is_complete(dir, &self.sums)?.then_some(manifest))
     }
 
+    /// The image as it was built last; none where a build would make another one.
+    fn current(&self, plan: &Plan) -> Result<Option<Built>> {
+        let Some(tree) = self.steps.known("verity", &plan.root_key)? else {
+            return Ok(None);
+        };
+        let (.., inputs) = self.disk_inputs(plan, &tree)?;
         let dir = output_dir(self.settings, plan.role);
         let known = self.known_image(&dir, &inputs)?;
         let components_dir = self.components.dir().to_path_buf();

@@ -211,7 +211,8 @@ pub fn all_wishes() -> Result<Vec<Wish>> {
     for role in [Role::Master, Role::Worker] {
         packages.extend(of(role, StoreEngine::Etcd)?.packages);
     }
-    Ok(packages.into_iter().map(|p| Wish { name: p.name, follow: p.follow }).collect())
+    let wish = |p: PackageRecipe| Wish { name: p.name, follow: p.follow, named_in: "images/*.toml".into() };
+    Ok(packages.into_iter().map(wish).collect())
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@ use super::elf;
 use super::glob;
 use super::recipe::PackageRecipe;
 use super::tree::{Node, Tree};
+use crate::input;
 use crate::lock::{Lock, LockedPackage};
 use crate::packages::{self, deb};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,10 +53,11 @@ impl Packages {
                     put_entry(tree, path, entry)?;
                 }
                 if !found {
-                    bail!(
-                        "the package {} has no file {pattern}; its files have moved, or the name is wrong: correct images/*.toml or cluster.toml",
+                    return input::bad(format!(
+                        "the package {} has no file {pattern}; its files have moved, or the name is wrong: correct it where \
+                         the package is named",
                         recipe.name
-                    );
+                    ));
                 }
             }
         }

@@ -218,6 +218,11 @@ fn config_json(config: &Config, base: &Value) -> Result<Value> {
         env.insert(0, PATH.into());
     }
     out.insert("Env".into(), json!(env));
+    check_user(&config.user)?;
+    config.ports.iter().try_for_each(|port| check_port(port))?;
+    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+        return input::bad(format!("the working folder '{}' is no absolute path", config.working_dir));
+    }
     for (key, text) in [("User", &config.user), ("WorkingDir", &config.working_dir)] {
         if !text.is_empty() {
             out.insert(key.into(), json!(text));
@@ -234,6 +239,28 @@ fn config_json(config: &Config, base: &Value) -> Result<Value> {
     }
     extend(&mut out, "Labels", labels);
     Ok(Value::Object(out))
+}
+
+/// Names would need the image's own `/etc/passwd`, and a kubelet that may run no root wants to see that it is none.
+fn check_user(user: &str) -> Result<()> {
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u32>().is_ok();
+    if user.is_empty()
+        || user.split_once(':').map_or_else(|| number(user), |(user, group)| number(user) && number(group))
+    {
+        return Ok(());
+    }
+    input::bad(format!("the user '{user}' is not UID or UID:GID, in numbers: root is 0, and 65534 is nobody"))
+}
+
+fn check_port(port: &str) -> Result<()> {
+    let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+    let known = number.bytes().all(|b| b.is_ascii_digit()) && number.parse::<u16>().is_ok_and(|number| number > 0);
+    if known && ["tcp", "udp", "sctp"].contains(&protocol) {
+        return Ok(());
+    }
+    input::bad(format!(
+        "'{port}' is no port; write one from 1 to 65535, with /udp or /sctp behind it where it is not TCP"
+    ))
 }
 
 fn extend(out: &mut Map<String, Value>, key: &str, more: impl IntoIterator<Item = (String, Value)>) {
@@ -335,6 +362,37 @@ mod tests {
         assert_eq!(manifest.layers.len(), 1);
         assert_eq!(config["rootfs"], json!({"type": "layers", "diff_ids": [manifest.layers[0].digest]}));
         assert_eq!(config["config"]["Env"], json!([PATH]));
+    }
+
+    #[test]
+    fn users_are_numbers_and_ports_are_ports() {
+        let made = |config: Config| {
+            let names = vec![Reference::parse("r.example/web:1").unwrap()];
+            let common = Common { names, config, ..Common::default() };
+            build(&common, &[variant("linux/amd64", vec![tree("/a", "a")], None)])
+        };
+        for (user, port, dir, fine) in [
+            ("0", "1", "/", true),
+            ("65532:65532", "65535/udp", "/srv", true),
+            ("", "132/sctp", "", true),
+            ("root", "1", "", false),
+            ("0:root", "1", "", false),
+            ("4294967296", "1", "", false),
+            ("+1", "1", "", false),
+            ("1:", "1", "", false),
+            ("", "99999", "", false),
+            ("", "0", "", false),
+            ("", "+80", "", false),
+            ("", "80/http", "", false),
+            ("", "", "", false),
+            ("", "80", "srv", false),
+        ] {
+            let config =
+                Config { user: user.into(), ports: vec![port.into()], working_dir: dir.into(), ..Config::default() };
+            let made = made(config);
+            assert_eq!(made.is_ok(), fine, "{user} {port} {dir}");
+            assert!(made.err().is_none_or(|error| error.chain().any(|e| e.is::<input::BadInput>())), "{user} {port}");
+        }
     }
 
     #[test]

@@ -159,8 +159,9 @@ impl ImageRecipe {
         std::iter::once(first).chain(self.layers.iter().cloned()).collect()
     }
 
-    fn wishes(&self) -> Vec<Wish> {
-        let wish = |p: PackageRecipe| Wish { name: p.name, follow: p.follow };
+    /// `place` is the file that it was read from.
+    fn wishes(&self, place: &str) -> Vec<Wish> {
+        let wish = |p: PackageRecipe| Wish { name: p.name, follow: p.follow, named_in: place.to_string() };
         self.all_layers().into_iter().flat_map(|layer| layer.packages).map(wish).collect()
     }
 
@@ -217,6 +218,13 @@ impl LayerRecipe {
         }
         if !self.packages.is_empty() {
             surroundings.packages(&self.packages)?.put(&mut tree, &self.packages)?;
+            if let Some(package) = without_use(&self.packages, &tree) {
+                return input::bad(format!(
+                    "{}: nothing of the package {package} gets into the image; say which of its files do: \
+                     files = [\"/usr/bin/*\"]",
+                    folder.join(RECIPE).display()
+                ));
+            }
         }
         for component in &self.components {
             let components = surroundings.components()?;
@@ -233,6 +241,12 @@ impl LayerRecipe {
         }
         Ok(tree)
     }
+}
+
+/// A package of which the tree has nothing: no file of it is named, and no program needs a library of it.
+fn without_use<'p>(packages: &'p [PackageRecipe], tree: &Tree) -> Option<&'p str> {
+    let names = packages.iter().map(|package| package.name.as_str());
+    names.into_iter().find(|name| !tree.owners().any(|(_, owner)| owner == *name))
 }
 
 /// The folder that a recipe names beside itself. Recipes come from anybody, and their images go to others: nothing else
@@ -252,12 +266,12 @@ fn below(folder: &Path, root: &str) -> Result<PathBuf> {
 
 /// The packages that the recipes among these sources name, and those of the shipped example.
 pub fn wishes<'p>(sources: impl IntoIterator<Item = &'p Path>) -> Result<Vec<Wish>> {
-    let mut all = toml::from_str::<ImageRecipe>(TOOLBOX).context("reading the shipped recipe")?.wishes();
+    let mut all = toml::from_str::<ImageRecipe>(TOOLBOX).context("reading the shipped recipe")?.wishes("the toolbox");
     for source in sources {
         if source.is_dir()
             && let Some(recipe) = ImageRecipe::read(source)?
         {
-            all.extend(recipe.wishes());
+            all.extend(recipe.wishes(&source.join(RECIPE).display().to_string()));
         }
     }
     Ok(all)
@@ -604,6 +618,16 @@ mod tests {
             let error = format!("{:#}", make(dir.path(), &amd, around).unwrap_err());
             assert!(error.contains("no components"), "{error}");
         });
+    }
+
+    #[test]
+    fn a_package_without_use_is_found() {
+        let package = |name: &str| PackageRecipe { name: name.into(), files: Vec::new(), follow: None };
+        let mut tree = Tree::default();
+        tree.owned_by("libssl3t64");
+        tree.file("/usr/lib/x86_64-linux-gnu/libssl.so.3", 0o644, *b"library").unwrap();
+        assert_eq!(without_use(&[package("libssl3t64")], &tree), None);
+        assert_eq!(without_use(&[package("libssl3t64"), package("curl")], &tree), Some("curl"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::index::{Dependency, Offer};
 use super::version;
 use crate::image::glob;
+use crate::input;
 use anyhow::{Result, bail};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,8 @@ pub struct Wish {
     pub name: String,
     /// Globs over dependency names; `None`: libraries only.
     pub follow: Option<Vec<String>>,
+    /// The file that names it, for messages.
+    pub named_in: String,
 }
 
 /// What dependencies of dependencies are followed to: shared libraries. Programs that an image needs are named.
@@ -71,6 +74,12 @@ pub fn resolve(catalog: &Catalog<'_>, wishes: &[Wish]) -> Result<BTreeMap<String
     let mut chosen: BTreeMap<String, Choice> = BTreeMap::new();
     let mut queue: Vec<(String, Option<Vec<String>>)> = Vec::new();
     for wish in wishes {
+        if !catalog.newest.contains_key(wish.name.as_str()) {
+            return input::bad(format!(
+                "no suite of Debian has a package '{}'; correct its name in {}",
+                wish.name, wish.named_in
+            ));
+        }
         queue.push((wish.name.clone(), wish.follow.clone()));
     }
     let mut seen: BTreeSet<(String, Option<Vec<String>>)> = BTreeSet::new();
@@ -79,7 +88,7 @@ pub fn resolve(catalog: &Catalog<'_>, wishes: &[Wish]) -> Result<BTreeMap<String
             continue;
         }
         let Some(offer) = catalog.newest.get(name.as_str()).copied() else {
-            bail!("no suite has a package '{name}'; correct its name in images/*.toml");
+            bail!("no suite has a package '{name}'");
         };
         let mut depends: BTreeSet<String> =
             chosen.get(&name).map(|c| c.depends.iter().cloned().collect()).unwrap_or_default();
@@ -128,7 +137,8 @@ mod tests {
     }
 
     fn wish(name: &str, follow: Option<&[&str]>) -> Wish {
-        Wish { name: name.into(), follow: follow.map(|f| f.iter().map(|s| s.to_string()).collect()) }
+        let follow = follow.map(|f| f.iter().map(|s| s.to_string()).collect());
+        Wish { name: name.into(), follow, named_in: "web/image.toml".into() }
     }
 
     #[test]
@@ -160,6 +170,8 @@ mod tests {
         let offers = parse_packages("trixie", &stanza("a", "1", "libz (>= 2)")).unwrap();
         let catalog = Catalog::new(&offers);
         assert!(resolve(&catalog, &[wish("a", None)]).unwrap_err().to_string().contains("package a 1 needs libz"));
-        assert!(resolve(&catalog, &[wish("b", None)]).unwrap_err().to_string().contains("no suite has a package 'b'"));
+        let error = resolve(&catalog, &[wish("a", Some(&[])), wish("b", None)]).unwrap_err();
+        assert!(error.is::<input::BadInput>(), "{error}");
+        assert!(error.to_string().ends_with("has a package 'b'; correct its name in web/image.toml"), "{error}");
     }
 }

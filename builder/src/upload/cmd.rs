@@ -89,6 +89,26 @@ pub struct PlaceArgs {
 }
 
 impl PlaceArgs {
+    /// What is none anywhere is told before anything is asked; a dry run would ask nobody.
+    fn check(&self) -> Result<()> {
+        let names = [
+            ("--region", &self.region),
+            ("--bucket", &self.bucket),
+            ("--bucket-region", &self.bucket_region),
+            ("--node", &self.node),
+        ];
+        for (flag, name) in names.into_iter().filter_map(|(flag, name)| Some((flag, name.as_deref()?))) {
+            if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+                return input::bad(format!("{flag}: '{name}' is no name; it has letters, digits, -, _ and . alone"));
+            }
+            // Of S3; Cloud Storage takes longer ones.
+            if flag == "--bucket" && !(3..=222).contains(&name.len()) {
+                return input::bad(format!("{flag}: '{name}' is no bucket's name, which has 3 characters or more"));
+            }
+        }
+        Ok(())
+    }
+
     /// Where the machines of `[provider]` find their images.
     pub fn of_machines(
         region: &str,
@@ -107,6 +127,7 @@ impl PlaceArgs {
 /// # Errors
 /// Something that it needs is not said.
 pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>) -> Result<Box<dyn Provider>> {
+    place.check()?;
     let bucket = |region: Option<&str>| -> Result<Bucket> {
         let Some(name) = &place.bucket else {
             let why =
@@ -245,8 +266,12 @@ pub fn run_image(command: &ImageCommand) -> Result<()> {
             let fitting: Vec<_> = known.iter().filter(|k| k.name == *image || k.id == *image).collect();
             match fitting[..] {
                 [only] => provider.delete(&only.id)?,
-                [] => bail!("kimg has put no image {image} there; `kimg image ls` lists what it has"),
-                _ => bail!("several images are called {image}; name the id of one"),
+                [] => {
+                    return input::bad(format!(
+                        "kimg has put no image {image} there; `kimg image ls` lists what it has"
+                    ));
+                }
+                _ => return input::bad(format!("several images are called {image}; name the id of one")),
             }
             println!("{image}: removed");
         }

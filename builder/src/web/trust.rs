@@ -1,7 +1,7 @@
 //! Whose certificates are believed, and where plain HTTP is good enough.
 
 use crate::input;
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use ureq::tls::{Certificate, PemItem, RootCerts, parse_pem};
@@ -33,12 +33,14 @@ fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>> {
     let text = input::bytes(file, BUNDLE_LIMIT)?;
     let mut found = Vec::new();
     for item in parse_pem(&text) {
-        if let PemItem::Certificate(certificate) = item.with_context(|| format!("reading {}", file.display()))? {
-            found.push(certificate);
+        match item {
+            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
+            Ok(_) => {}
+            Err(error) => return input::bad(format!("{} holds damaged PEM: {error}", file.display())),
         }
     }
     if found.is_empty() {
-        bail!("{} holds no certificate in PEM form", file.display());
+        return input::bad(format!("{} holds no certificate in PEM form", file.display()));
     }
     Ok(found)
 }
@@ -95,7 +97,11 @@ mod tests {
     #[test]
     fn a_file_without_certificates_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = roots(Some(file.path())).unwrap_err().to_string();
-        assert!(error.contains(&file.path().display().to_string()), "{error}");
+        for text in ["", "no certificate", "-----BEGIN CERTIFICATE-----\n%\n-----END CERTIFICATE-----\n"] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = roots(Some(file.path())).unwrap_err();
+            assert!(error.is::<input::BadInput>(), "{error:#}");
+            assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
+        }
     }
 }

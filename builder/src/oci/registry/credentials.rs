@@ -15,6 +15,9 @@ pub const USERNAME: &str = "KIMG_REGISTRY_USERNAME";
 /// Environment: password or access token.
 pub const PASSWORD: &str = "KIMG_REGISTRY_PASSWORD";
 
+/// Environment: the file with credentials, in place of those that are looked for.
+const AUTH_FILE: &str = "REGISTRY_AUTH_FILE";
+
 /// What a registry is shown.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
@@ -54,7 +57,8 @@ pub fn environment(name: &str) -> Option<String> {
 /// The credentials for a registry; none where nothing names it.
 ///
 /// # Errors
-/// A file with credentials for it that others can read, or one that cannot be read as JSON.
+/// A file with credentials for it that others can read, one that is named and not there, or one that is not as it is
+/// written by `login`.
 pub fn find(authority: &str, env: Environment<'_>) -> Result<Option<Credentials>> {
     if let Some(registry) = env(REGISTRY) {
         let (Some(user), Some(password)) = (env(USERNAME), env(PASSWORD)) else {
@@ -77,7 +81,7 @@ pub fn find(authority: &str, env: Environment<'_>) -> Result<Option<Credentials>
 
 /// The files in the order in which skopeo and docker look.
 fn files(env: Environment<'_>) -> Vec<PathBuf> {
-    if let Some(file) = env("REGISTRY_AUTH_FILE") {
+    if let Some(file) = env(AUTH_FILE) {
         return vec![file.into()];
     }
     let mut files = Vec::new();
@@ -94,10 +98,18 @@ fn files(env: Environment<'_>) -> Vec<PathBuf> {
 
 fn find_in(file: &Path, authority: &str, env: Environment<'_>) -> Result<Option<Credentials>> {
     if !file.try_exists().with_context(|| format!("reading {}", file.display()))? {
+        // One that is named is meant.
+        if env(AUTH_FILE).is_some() {
+            let shown = file.display();
+            return input::bad(format!(
+                "{AUTH_FILE} names {shown}, which is not there; log in with that file, or unset it"
+            ));
+        }
         return Ok(None);
     }
     let text = input::bytes(file, input::SMALL)?;
-    let config: Value = serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?;
+    let config: Value = serde_json::from_slice(&text)
+        .or_else(|error| input::bad(format!("{} is no JSON ({error}); log in anew", file.display())))?;
     let keys = keys(authority);
     for key in &keys {
         if let Some(helper) = config["credHelpers"][key].as_str() {
@@ -106,7 +118,7 @@ fn find_in(file: &Path, authority: &str, env: Environment<'_>) -> Result<Option<
         let entry = &config["auths"][key];
         let text = |name: &str| entry[name].as_str().filter(|t| !t.is_empty());
         if let Some(found) = decode(text("auth"), text("username"), text("password"), text("identitytoken"))
-            .with_context(|| format!("reading the entry {key} of {}", file.display()))?
+            .or_else(|why| input::bad(format!("the entry {key} of {}: {why}; log in anew", file.display())))?
         {
             input::check_private(file)?;
             return Ok(Some(found));
@@ -129,12 +141,13 @@ fn keys(authority: &str) -> Vec<String> {
     keys
 }
 
+/// What was decoded must not be in the message.
 fn decode(
     auth: Option<&str>,
     user: Option<&str>,
     password: Option<&str>,
     identity: Option<&str>,
-) -> Result<Option<Credentials>> {
+) -> Result<Option<Credentials>, &'static str> {
     if let Some(token) = identity {
         return Ok(Some(Credentials::Identity(token.into())));
     }
@@ -142,10 +155,9 @@ fn decode(
         return Ok(Some(Credentials::Basic(user.into(), password.into())));
     }
     let Some(auth) = auth else { return Ok(None) };
-    // What was decoded must not be in the message.
     let bytes = base64::engine::general_purpose::STANDARD.decode(auth).ok();
-    let text = bytes.and_then(|b| String::from_utf8(b).ok()).context("auth is no base64 of text")?;
-    let (user, password) = text.trim_end_matches('\0').split_once(':').context("auth is no user:password")?;
+    let text = bytes.and_then(|b| String::from_utf8(b).ok()).ok_or("auth is no base64 of text")?;
+    let (user, password) = text.trim_end_matches('\0').split_once(':').ok_or("auth is no user:password")?;
     Ok(Some(Credentials::Basic(user.into(), password.into())))
 }
 
@@ -217,13 +229,32 @@ mod tests {
         assert_eq!(look("r.example", &env).unwrap(), None);
         assert_eq!(look("t.example", &env).unwrap(), Some(Credentials::Identity("t".into())));
         assert_eq!(look("docker.io", &env).unwrap(), basic("d", "e"));
-        assert!(look("bad.example", &env).is_err());
+        let error = look("bad.example", &env).unwrap_err();
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("bad.example"), "{error:#}");
         let home = dir.path().display().to_string();
         assert_eq!(look("r.example:5000", &[("DOCKER_CONFIG", home.as_str())]).unwrap(), basic("u", "p:q"));
         file(dir.path(), auths, 0o644);
         let error = look("r.example:5000", &env).unwrap_err().to_string();
         assert!(error.contains("chmod 600"), "{error}");
         assert_eq!(look("nobody.example", &env).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), "{\"auths\": {", 0o600);
+        let home = dir.path().display().to_string();
+        let missing = format!("{home}/nosuch.json");
+        for (name, value, said) in [
+            (AUTH_FILE, path.as_str(), "config.json is no JSON"),
+            ("DOCKER_CONFIG", home.as_str(), "config.json is no JSON"),
+            (AUTH_FILE, missing.as_str(), "nosuch.json, which is not there"),
+        ] {
+            let error = look("r.example", &[(name, value)]).unwrap_err();
+            assert!(error.is::<input::BadInput>() && error.to_string().contains(said), "{error:#}");
+        }
+        // What is only looked for need not be there.
+        assert_eq!(look("r.example", &[("DOCKER_CONFIG", "/nosuch"), ("XDG_RUNTIME_DIR", "/nosuch")]).unwrap(), None);
     }
 
     #[test]
