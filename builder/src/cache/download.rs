@@ -49,7 +49,7 @@ struct Answered {
 
 /// A file that is longer than it may be: another one, and no shorter when it is asked for again.
 #[derive(Debug, thiserror::Error)]
-#[error("{url} is longer than the {size} bytes that it should have; the server or a proxy on the way changes files")]
+#[error("{url} is longer than the {size} bytes that it may have; the server or a proxy on the way changes files")]
 struct Longer {
     url: String,
     size: u64,
@@ -66,8 +66,26 @@ fn is_final(error: &anyhow::Error) -> bool {
         || error.downcast_ref::<Answered>().is_some_and(said_no)
 }
 
+/// Tries until it works, or another try would end in the same way.
+fn with_patience<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    let mut number = 1;
+    loop {
+        match attempt() {
+            Err(error) if number < ATTEMPTS && !is_final(&error) => {
+                std::thread::sleep(Duration::from_secs(1 << number));
+                number += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Fetches a small file into memory.
 pub fn get(client: &ureq::Agent, url: &str, limit: u64) -> Result<Vec<u8>> {
+    with_patience(|| get_once(client, url, limit))
+}
+
+fn get_once(client: &ureq::Agent, url: &str, limit: u64) -> Result<Vec<u8>> {
     let called = client.get(url).call();
     // From here on for messages: the host's apt sources may have a password in them.
     let url = without_password(url);
@@ -79,7 +97,7 @@ pub fn get(client: &ureq::Agent, url: &str, limit: u64) -> Result<Vec<u8>> {
             let reader = body.into_with_config().limit(u64::MAX).reader();
             Steady::new(reader).take(limit + 1).read_to_end(&mut bytes).with_context(|| format!("reading {url}"))?;
             if bytes.len() as u64 > limit {
-                bail!("{url} is longer than the {limit} bytes that it may have");
+                return Err(Longer { url, size: limit }.into());
             }
             Ok(bytes)
         }
@@ -175,15 +193,7 @@ impl Store {
         if self.has(sha256, size)? {
             return Ok(path);
         }
-        let mut attempt = 1;
-        loop {
-            match transfer(url, partial, size, bar, open) {
-                Ok(()) => break,
-                Err(error) if attempt == ATTEMPTS || is_final(&error) => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_secs(1 << attempt)),
-            }
-            attempt += 1;
-        }
+        with_patience(|| transfer(url, partial, size, bar, open))?;
         let found = hash::hex_of_file(partial)?;
         if found != sha256 {
             fs::remove_file(partial).with_context(|| format!("removing {}", partial.display()))?;
@@ -333,6 +343,23 @@ mod tests {
         assert_eq!(asked.get(), 1);
         // Too many calls pass.
         fetch(&|| Ok((if asked.get() < 2 { 429 } else { 200 }, Box::new(&b"x"[..])))).unwrap();
+    }
+
+    #[test]
+    fn a_small_file_is_asked_for_again_where_the_server_is_busy() {
+        use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+        let asked = std::sync::Arc::new(AtomicUsize::new(0));
+        let server = crate::web::fake::Server::start({
+            let asked = asked.clone();
+            move |request| match (request.path.as_str(), asked.fetch_add(1, Relaxed)) {
+                ("/no", _) => crate::web::fake::Reply::new(404),
+                (_, 0) => crate::web::fake::Reply::new(503),
+                _ => crate::web::fake::Reply::new(200).body(b"x"),
+            }
+        });
+        assert_eq!(get(&client(), &format!("{}/yes", server.url()), 1).unwrap(), b"x");
+        get(&client(), &format!("{}/no", server.url()), 1).unwrap_err();
+        assert_eq!(asked.load(Relaxed), 3);
     }
 
     #[test]
