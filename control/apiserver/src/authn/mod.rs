@@ -237,7 +237,7 @@ impl Authn {
 }
 
 /// Browsers cannot set headers on a WebSocket: they send their token as a subprotocol.
-const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+pub(crate) const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// The token of an `Authorization: Bearer` header, or of a browser's WebSocket subprotocol.
 fn bearer_token(headers: &HeaderMap) -> Option<Cow<'_, str>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::websocket::{self, Receiver, Role, Sender};
+use crate::authn::WEBSOCKET_TOKEN;
 use crate::authn::view::{items_at, str_at};
 use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
@@ -208,6 +209,19 @@ pub fn strip(headers: &mut HeaderMap) {
     for name in private {
         headers.remove(name);
     }
+    strip_token(headers);
+}
+
+/// Takes a browser's token out of the subprotocols that it offers.
+fn strip_token(headers: &mut HeaderMap) {
+    let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
+    let others = offered.flat_map(|v| v.split(',')).map(str::trim).filter(|p| !p.starts_with(WEBSOCKET_TOKEN));
+    let others = others.collect::<Vec<_>>().join(", ");
+    headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    // The parts of values are a value.
+    if let Some(value) = HeaderValue::try_from(others).ok().filter(|value| !value.is_empty()) {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, value);
+    }
 }
 
 /// Percent-encodes a path segment or a query value.
@@ -256,5 +270,24 @@ mod tests {
         }
         strip(&mut headers);
         assert_eq!(headers.keys().map(|k| k.as_str()).collect::<Vec<_>>(), ["accept"]);
+
+        // With its protocols in one header, in several, and with none but the token.
+        let token = format!("{WEBSOCKET_TOKEN}YS5iLmM");
+        let one = format!("v5.channel.k8s.io,{token}, v4.channel.k8s.io");
+        for (offered, kept) in [
+            (vec![one.as_str()], Some("v5.channel.k8s.io, v4.channel.k8s.io")),
+            (vec![&token, "v4.channel.k8s.io"], Some("v4.channel.k8s.io")),
+            (vec![&token], None),
+            (vec!["v4.channel.k8s.io"], Some("v4.channel.k8s.io")),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in offered {
+                headers.append(SEC_WEBSOCKET_PROTOCOL, value.parse().expect("value"));
+            }
+            strip(&mut headers);
+            let left: Vec<_> =
+                headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().map(|v| v.to_str().expect("text")).collect();
+            assert_eq!(left, Vec::from_iter(kept));
+        }
     }
 }
