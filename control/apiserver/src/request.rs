@@ -177,7 +177,8 @@ impl RequestInfo {
             prefix_watch = true;
             parts = &parts[1..];
         }
-        if parts.first().is_none_or(|p| p.is_empty()) {
+        // Slashes alone name nothing; a resource without a name, before something else, is one that nobody has.
+        if parts.iter().all(|p| p.is_empty()) {
             return info;
         }
         info.read_resource(parts);
@@ -361,8 +362,22 @@ mod tests {
                 "{path}"
             );
         }
-        for path in ["/", "/version", "/api", "/apis", "/apis/apps", "/api/v1", "/apis/apps/v1/", "/readyz/ping"] {
+        for path in [
+            "/",
+            "/version",
+            "/api",
+            "/apis",
+            "/apis/apps",
+            "/api/v1",
+            "/apis/apps/v1/",
+            "/apis/apps/v1//",
+            "/readyz/ping",
+        ] {
             assert!(!RequestInfo::parse(&Method::GET, path, "").is_resource, "{path}");
+        }
+        for path in ["/apis/apps/v1//deployments", "/api/v1//pods", "/api/v1/watch//pods"] {
+            let info = RequestInfo::parse(&Method::GET, path, "");
+            assert!(info.is_resource && info.resource.is_empty(), "{path}");
         }
     }
 

@@ -77,6 +77,7 @@ async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Inf
     let answer = |code: u16, text: &str| {
         Response::builder().status(code).body(Full::new(Bytes::from(text.to_string()))).expect("answer")
     };
+    let protocols = request.headers().get("sec-websocket-protocol").map_or("", |v| v.to_str().expect("text"));
     Ok(match path[0].as_str() {
         "containerLogs" => {
             answer(200, &format!("log of {} tail {}\n", path[3], query.get("tailLines").unwrap_or("all")))
@@ -88,7 +89,12 @@ async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Inf
                 let all = request.headers().get_all(name).iter().map(|v| v.to_str().expect("text"));
                 all.collect::<Vec<_>>().join(",")
             };
-            let who = json!([header("x-remote-user"), header("x-remote-group"), header("authorization")]);
+            if request.uri().query() == Some("redirect") {
+                let mut redirect = answer(302, "");
+                redirect.headers_mut().insert("location", "/healthz".parse().expect("value"));
+                return Ok(redirect);
+            }
+            let who = ["x-remote-user", "x-remote-group", "authorization", "via"].map(header);
             answer(200, &json!({"kind": "Another", "path": request.uri().to_string(), "who": who}).to_string())
         }
         "size" => {
@@ -97,6 +103,7 @@ async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Inf
             answer(200, &format!("{} bytes for {mark}", body.len()))
         }
         "exec" if query.get("command") == Some("refuse") => answer(404, "container not found (\"c\")"),
+        "exec" | "attach" | "portForward" if protocols.contains("bearer") => answer(400, "a token has come along"),
         "exec" | "attach" | "portForward" => {
             let key = request.headers()["sec-websocket-key"].to_str().expect("key").to_string();
             let protocol = request.headers()["sec-websocket-protocol"].clone();
@@ -446,7 +453,9 @@ async fn proxied_requests_reach_nodes_and_pods() {
         assert_eq!((code, text), (200, format!("{} bytes for /api/v1/{path}/proxy/size/x?y=z", 5 << 20)));
     }
     let exec = "/api/v1/nodes/n2/proxy/exec/default/p2/c?command=cat&input=1&output=1";
-    let (sender, mut receiver) = backend::open_websocket(&target, exec, "v5.channel.k8s.io").await.expect("upgraded");
+    // A browser's token goes no further than this server.
+    let protocols = "base64url.bearer.authorization.k8s.io.YS5iLmM, v5.channel.k8s.io";
+    let (sender, mut receiver) = backend::open_websocket(&target, exec, protocols).await.expect("upgraded");
     sender.channel(0, b"typed").await.expect("send");
     sender.channel(255, &[0]).await.expect("send");
     assert_eq!(collect(&mut receiver).await[1], "typed");
@@ -533,8 +542,18 @@ async fn another_server(cluster: &Cluster, get: &impl AsyncFn(&str, &str) -> (u1
     let (code, answer) = get("/v1beta1/nodes?limit=5", "application/json").await;
     assert_eq!((code, &answer["kind"]), (200, &json!("Another")), "{answer}");
     assert_eq!(answer["path"], "/apis/metrics.k8s.io/v1beta1/nodes?limit=5");
-    assert_eq!(answer["who"], json!(["kubernetes-admin", "kimg:cluster-admins,system:authenticated", ""]));
+    let who = ["kubernetes-admin", "kimg:cluster-admins,system:authenticated", "", "1.1 kube-apiserver"];
+    assert_eq!(answer["who"], json!(who));
     assert_eq!(get("/v1beta1", "application/json").await.1["kind"], "Another");
+    // What is passed on is what was authorised, and nobody is led on from there.
+    assert_eq!(get("/v1beta1//pods", "application/json").await.0, 404);
+    let (code, refused) = get("/v1beta1/nodes?redirect", "application/json").await;
+    assert!(code == 502 && refused["message"].as_str().is_some_and(|m| m.contains("redirect")), "{code} {refused}");
+    // One that leads back here would do so for ever.
+    let request = Request::get("/apis/metrics.k8s.io/v1beta1/nodes").header("via", "1.1 kube-apiserver");
+    let request = request.body(http_body_util::Empty::<Bytes>::new()).expect("request");
+    let refused = backend::refusal(backend::send(&cluster.admin(), request).await.expect("answer")).await;
+    assert!(refused.code == 503 && refused.message.contains("leads back to this API server"), "{refused:?}");
     // Its certificate is looked at, unless that was waived.
     let change = |mut service: serde_json::Value| {
         let pem = std::fs::read(cluster.pki.path("ca.crt")).expect("read");
