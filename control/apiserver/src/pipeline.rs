@@ -18,7 +18,7 @@ use crate::authz::Decision;
 use crate::compress;
 use crate::error::{ApiError, Result};
 use crate::handlers;
-use crate::request::RequestInfo;
+use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
 
 /// Longest time of a request that is not long-running.
@@ -46,20 +46,19 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     let (parts, body) = request.into_parts();
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or(""));
     let wants = Wants::of(&parts.headers);
-    let user = match state.authn.authenticate(&state, &connection, &parts).await {
-        Ok(user) => user,
-        Err(error) => return wants.failure(&error),
-    };
     let head = parts.method == http::Method::HEAD;
     let begun = std::time::Instant::now();
-    let record = state.audit.begin(&state, &info, &user, connection.remote);
-    let id = record.id.clone();
-    let answer = match authorized(&state, &user, &info).await {
-        Ok(()) if !is_served(&parts.method) => Err(ApiError::method_not_served()),
-        Ok(()) => {
-            let work = handlers::handle(&state, &info, &user, Request::from_parts(parts, body));
-            limited(&state, &info, &user, work).await
+    let (user, acting) = match state.authn.authenticate(&state, &connection, &parts) {
+        Ok(user) => {
+            let acting = state.authn.acting(&state, &user, &parts.headers);
+            (user, acting)
         }
+        Err(error) => (UserInfo::default(), Err(error)),
+    };
+    let record = state.audit.begin(&info, &user, acting.as_ref().ok().and_then(Option::as_ref), connection.remote);
+    let id = record.id.clone();
+    let answer = match acting {
+        Ok(acting) => answer(&state, &info, &acting.unwrap_or(user), Request::from_parts(parts, body)).await,
         Err(error) => Err(error),
     };
     let mut response = answer.unwrap_or_else(|error| wants.failure(&error));
@@ -75,6 +74,20 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
         response.headers_mut().insert("audit-id", value);
     }
     response
+}
+
+/// What comes of a request whose user is known.
+async fn answer(
+    state: &Arc<AppState>,
+    info: &RequestInfo,
+    user: &UserInfo,
+    request: Request<Incoming>,
+) -> Result<Response<Body>> {
+    authorized(state, user, info).await?;
+    if !is_served(request.method()) {
+        return Err(ApiError::method_not_served());
+    }
+    limited(state, info, user, handlers::handle(state, info, user, request)).await
 }
 
 /// Whether anything is served by this method; HTTP has more, and clients may make up their own.
@@ -128,7 +141,7 @@ fn time_limit(info: &RequestInfo) -> Result<Duration> {
 async fn limited(
     state: &AppState,
     info: &RequestInfo,
-    user: &crate::UserInfo,
+    user: &UserInfo,
     work: impl Future<Output = Result<Response<Body>>>,
 ) -> Result<Response<Body>> {
     if info.is_long_running() || !info.is_resource {
@@ -149,7 +162,7 @@ async fn limited(
     }
 }
 
-async fn authorized(state: &Arc<AppState>, user: &crate::UserInfo, info: &RequestInfo) -> Result<()> {
+async fn authorized(state: &Arc<AppState>, user: &UserInfo, info: &RequestInfo) -> Result<()> {
     match state.authz.authorize(state, user, info).await {
         Decision::Allow { .. } => Ok(()),
         Decision::Deny { reason } if info.is_resource => {

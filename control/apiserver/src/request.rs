@@ -267,6 +267,15 @@ impl RequestInfo {
         }
     }
 
+    /// Whether the request opens a way into a pod by a WebSocket, that is with GET.
+    pub fn opens_pod(&self) -> bool {
+        self.is_resource
+            && self.group.is_empty()
+            && self.resource == "pods"
+            && self.verb == Verb::Get
+            && matches!(self.subresource.as_str(), "exec" | "attach" | "portforward")
+    }
+
     /// Whether the request may stay open for long: no request timeout, no in-flight count.
     pub fn is_long_running(&self) -> bool {
         self.is_resource && (self.verb == Verb::Watch || crate::streaming::serves(self))

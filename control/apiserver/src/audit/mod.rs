@@ -1,13 +1,13 @@
 //! Audit records: one JSON line at the end of each request worth one, to `--audit-log-path`.
 //!
 //! The policy is fixed: metadata (who, what, from where, with which result; never bodies) of
-//! every write and of every refusal, and of reads of Secrets and of tokens; nothing of health checks,
-//! leases and events.  The file is cut over to `.1` when it is large.
+//! every write and of every refusal, and of reads that give away secrets or let somebody in: Secrets,
+//! backups, and what is opened in pods; nothing of health checks, leases and events.  The file is cut
+//! over to `.1` when it is large.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use anyhow::Context as _;
@@ -15,7 +15,6 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::request::{RequestInfo, UserInfo};
-use crate::state::AppState;
 
 /// Records that wait for the disk; beyond that they are dropped and counted in the log.
 const QUEUE: usize = 4096;
@@ -51,17 +50,18 @@ impl Audit {
         Ok(Audit { queue: Some(tx) })
     }
 
-    /// Called once the user is known.
+    /// Called once it is known who asks (the default is nobody who is known), and as whom the user acts, if as another.
     pub fn begin(
         &self,
-        _state: &Arc<AppState>,
         info: &RequestInfo,
         user: &UserInfo,
+        acting: Option<&UserInfo>,
         remote: std::net::SocketAddr,
     ) -> Record {
         let id = uuid::Uuid::new_v4().to_string();
-        let event = self.queue.as_ref().filter(|_| !is_noise(info)).map(|_| Box::new(event(&id, info, user, remote)));
-        Record { id, event, quiet: info.verb.is_read() && !is_secret(info) }
+        let wanted = self.queue.as_ref().filter(|_| !is_noise(info));
+        let event = wanted.map(|_| Box::new(event(&id, info, user, acting, remote)));
+        Record { id, event, quiet: info.verb.is_read() && !is_telling(info) }
     }
 
     /// Called with the answer's code.
@@ -85,7 +85,7 @@ fn now() -> String {
 /// Requests that would fill the log and tell nothing.
 fn is_noise(info: &RequestInfo) -> bool {
     if !info.is_resource {
-        return info.verb.is_read();
+        return info.verb.is_read() && !is_own(info);
     }
     matches!(
         info.resource.as_str(),
@@ -93,11 +93,30 @@ fn is_noise(info: &RequestInfo) -> bool {
     )
 }
 
-fn is_secret(info: &RequestInfo) -> bool {
-    info.is_resource && info.group.is_empty() && info.resource == "secrets"
+/// A path of this server's own, as that of backups.
+fn is_own(info: &RequestInfo) -> bool {
+    info.path.starts_with("/kimg/")
 }
 
-fn event(id: &str, info: &RequestInfo, user: &UserInfo, remote: std::net::SocketAddr) -> Value {
+/// Reads that are worth a line.
+fn is_telling(info: &RequestInfo) -> bool {
+    let opened = info.rest.split('/').next().unwrap_or_default();
+    let core = info.is_resource && info.group.is_empty();
+    match (info.resource.as_str(), info.subresource.as_str()) {
+        ("secrets", _) if core => true,
+        // The kubelet opens the same.
+        ("nodes", "proxy") if core => matches!(opened, "exec" | "attach" | "portForward"),
+        _ => info.opens_pod() || is_own(info),
+    }
+}
+
+fn event(
+    id: &str,
+    info: &RequestInfo,
+    user: &UserInfo,
+    acting: Option<&UserInfo>,
+    remote: std::net::SocketAddr,
+) -> Value {
     let uri = match info.query.pairs() {
         [] => info.path.clone(),
         // The query of an exec holds the command line, which may hold secrets: names only.
@@ -108,6 +127,9 @@ fn event(id: &str, info: &RequestInfo, user: &UserInfo, remote: std::net::Socket
         "requestURI": uri, "verb": info.verb.as_str(), "user": user.to_json(), "sourceIPs": [remote.ip().to_string()],
         "requestReceivedTimestamp": now(),
     });
+    if let Some(acting) = acting {
+        out["impersonatedUser"] = acting.to_json();
+    }
     if info.is_resource {
         out["objectRef"] = Value::Object(object_ref(info));
     }
@@ -135,11 +157,16 @@ fn write_lines(mut file: File, path: &Path, most: u64, lines: &Receiver<String>)
     let mut size = file.metadata().map(|m| m.len()).unwrap_or(0);
     // A full disk is told once, or the log of this server would fill what is left of it.
     let mut lost = 0_u64;
+    let mut stuck = false;
     while let Ok(line) = lines.recv() {
         if size > most {
             match cut_over(path) {
-                Ok(fresh) => (file, size) = (fresh, 0),
-                Err(e) => tracing::error!("audit log {}: cannot be cut over: {e}", path.display()),
+                Ok(fresh) => (file, size, stuck) = (fresh, 0, false),
+                Err(e) if !stuck => {
+                    tracing::error!("audit log {}: cannot be cut over, and grows on: {e}", path.display());
+                    stuck = true;
+                }
+                Err(_) => {}
             }
         }
         match file.write_all(line.as_bytes()) {
@@ -163,7 +190,11 @@ fn write_lines(mut file: File, path: &Path, most: u64, lines: &Receiver<String>)
 fn cut_over(path: &Path) -> std::io::Result<File> {
     let mut old = path.as_os_str().to_owned();
     old.push(".1");
-    std::fs::rename(path, PathBuf::from(old))?;
+    match std::fs::rename(path, PathBuf::from(old)) {
+        // Put aside before, by a try that came no further.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        done => done?,
+    }
     open(path)
 }
 
@@ -187,6 +218,21 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_put_aside_before_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let old = open(&path).unwrap();
+        std::fs::write(&path, "a whole file\n").unwrap();
+        std::fs::rename(&path, dir.path().join("audit.log.1")).unwrap();
+        let (tx, rx) = sync_channel(8);
+        tx.send("new\n".to_string()).unwrap();
+        drop(tx);
+        write_lines(old, &path, 5, &rx);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new\n");
+        assert_eq!(std::fs::read_to_string(dir.path().join("audit.log.1")).unwrap(), "a whole file\n");
+    }
+
+    #[test]
     fn what_is_worth_a_line() {
         let table = [
             ("GET", "/healthz", true),
@@ -194,6 +240,7 @@ mod tests {
             ("POST", "/api/v1/namespaces/a/events", true),
             ("POST", "/api/v1/namespaces/a/pods", false),
             ("GET", "/api/v1/namespaces/a/secrets/s", false),
+            ("GET", "/kimg/backup", false),
         ];
         for (method, path, noise) in table {
             assert_eq!(
@@ -205,9 +252,27 @@ mod tests {
     }
 
     #[test]
+    fn reads_that_tell_or_open() {
+        for (path, telling) in [
+            ("/api/v1/namespaces/a/secrets/s", true),
+            ("/api/v1/namespaces/a/pods/p/exec", true),
+            ("/api/v1/namespaces/a/pods/p/attach", true),
+            ("/api/v1/namespaces/a/pods/p/portforward", true),
+            ("/api/v1/nodes/n/proxy/exec/a/p/c", true),
+            ("/kimg/backup", true),
+            ("/api/v1/namespaces/a/pods/p/log", false),
+            ("/api/v1/nodes/n/proxy/metrics", false),
+            ("/apis/example.org/v1/namespaces/a/secrets/s", false),
+            ("/api/v1/namespaces/a/configmaps/c", false),
+        ] {
+            assert_eq!(is_telling(&RequestInfo::parse(&Method::GET, path, "")), telling, "{path}");
+        }
+    }
+
+    #[test]
     fn commands_stay_out() {
         let info = RequestInfo::parse(&Method::POST, "/api/v1/namespaces/a/pods/p/exec", "command=secret&stdin=1");
-        let event = event("id", &info, &UserInfo::anonymous(), ([127, 0, 0, 1], 1).into());
+        let event = event("id", &info, &UserInfo::anonymous(), None, ([127, 0, 0, 1], 1).into());
         assert_eq!(event["requestURI"], "/api/v1/namespaces/a/pods/p/exec?command&stdin");
         assert_eq!(event["objectRef"]["subresource"], "exec");
         assert_eq!(event["user"]["username"], "system:anonymous");

@@ -106,29 +106,27 @@ impl Authn {
     }
 
     /// Who asks?  `connection.peer_certificates` is what the client showed, its possession
-    /// of the key proved, but checked against no CA yet.  Called once for each request;
-    /// impersonation is part of it.
-    pub async fn authenticate(
-        &self,
-        state: &Arc<AppState>,
-        connection: &Connection,
-        parts: &Parts,
-    ) -> Result<UserInfo> {
-        let user =
-            self.identify(&state.registry, &connection.peer_certificates, &parts.headers, now()).map_err(|e| {
-                let (remote, path) = (&connection.remote, parts.uri.path());
-                if e.usual {
-                    tracing::debug!(%remote, path, "request refused: {e}");
-                } else {
-                    tracing::info!(%remote, path, "request refused: {e}");
-                }
-                ApiError::unauthorized()
-            })?;
-        let Some(wish) = impersonation::wish(&parts.headers)? else { return Ok(user) };
-        for query in wish.queries(&user) {
+    /// of the key proved, but checked against no CA yet.  Called once for each request, before
+    /// [`Authn::acting`].
+    pub fn authenticate(&self, state: &AppState, connection: &Connection, parts: &Parts) -> Result<UserInfo> {
+        self.identify(&state.registry, &connection.peer_certificates, &parts.headers, now()).map_err(|e| {
+            let (remote, path) = (&connection.remote, parts.uri.path());
+            if e.usual {
+                tracing::debug!(%remote, path, "request refused: {e}");
+            } else {
+                tracing::info!(%remote, path, "request refused: {e}");
+            }
+            ApiError::unauthorized()
+        })
+    }
+
+    /// Whom the user acts as, if the headers name somebody and the user may.
+    pub fn acting(&self, state: &AppState, user: &UserInfo, headers: &HeaderMap) -> Result<Option<UserInfo>> {
+        let Some(wish) = impersonation::wish(headers)? else { return Ok(None) };
+        for query in wish.queries(user) {
             state.authz.require(&state.registry, &query)?;
         }
-        Ok(wish.into_user())
+        Ok(Some(wish.into_user()))
     }
 
     fn identify(

@@ -13,7 +13,7 @@ use crate::authn::user::GROUP_MASTERS;
 use crate::authn::view::ClusterView;
 use crate::config::Config;
 use crate::error::{ApiError, Result};
-use crate::request::{RequestInfo, UserInfo, Verb};
+use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
 
 use api::selector::Fields;
@@ -126,14 +126,11 @@ impl Authz {
     pub async fn authorize(&self, state: &Arc<AppState>, user: &UserInfo, info: &RequestInfo) -> Decision {
         let query = Query::of(user, info);
         let decision = self.decide(&state.registry, &query);
-        // A WebSocket is opened with GET, but what it opens is a creation.
-        let opens = info.is_resource
-            && info.group.is_empty()
-            && info.resource == "pods"
-            && info.verb == Verb::Get
-            && matches!(info.subresource.as_str(), "exec" | "attach" | "portforward");
         match decision {
-            Decision::Allow { .. } if opens => self.decide(&state.registry, &Query { verb: "create", ..query }),
+            // What it opens is a creation.
+            Decision::Allow { .. } if info.opens_pod() => {
+                self.decide(&state.registry, &Query { verb: "create", ..query })
+            }
             other => other,
         }
     }

@@ -180,3 +180,40 @@ async fn odd_requests() {
     cluster.patch(&format!("{MAPS}/a"), "merge-patch+json", patch.clone()).await.expect(200);
     cluster.patch(&format!("{MAPS}/a"), "strategic-merge-patch+json", patch).await.expect(200);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_and_what_is_refused_is_in_the_audit_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let cluster = Cluster::start_with(|config| config.audit_log_path = Some(path.clone())).await;
+    let exec = "/api/v1/namespaces/default/pods/p/exec";
+    let wrong = cluster.get_as_stranger(MAPS, &[("authorization", "Bearer nonsense")]).await;
+    assert!(wrong.headers.contains_key("audit-id"));
+    let other = cluster.send_with("GET", MAPS, &[("impersonate-user", "other")], "").await;
+    let opened = cluster.get(exec).await;
+    let backup = cluster.get("/kimg/backup").await;
+    assert_eq!(cluster.get(MAPS).await.code, 200, "which tells nothing");
+    let made = cluster.post(MAPS, map(json!({"name": "a"}))).await;
+    let records = async || loop {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let records: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        if records.iter().any(|record| record["verb"] == "create") {
+            return records;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let records = tokio::time::timeout(Duration::from_secs(20), records()).await.expect("the last record is written");
+    let shown = records.iter().map(|record| {
+        let who = [&record["user"]["username"], &record["impersonatedUser"]["username"]];
+        json!([record["verb"], record["requestURI"], who, record["responseStatus"]["code"]])
+    });
+    let expected = [
+        json!(["list", MAPS, [null, null], wrong.code]),
+        json!(["list", MAPS, ["admin", "other"], other.code]),
+        json!(["get", exec, ["admin", null], opened.code]),
+        json!(["get", "/kimg/backup", ["admin", null], backup.code]),
+        json!(["create", MAPS, ["admin", null], made.code]),
+    ];
+    assert_eq!(shown.collect::<Vec<_>>(), expected);
+    assert_eq!((wrong.code, other.code, made.code), (401, 403, 201));
+}
