@@ -43,10 +43,12 @@ impl std::fmt::Debug for Metrics {
 impl Metrics {
     /// Counts one answered request.
     pub fn count(&self, info: &RequestInfo, code: u16, took: Duration) {
+        // What does not exist, or was refused to somebody who may have made it up, must not make a series of its own.
+        let made_up = matches!(code, 401 | 403) || code == 404 && info.name.is_empty();
         let resource = if info.is_resource { info.resource_path() } else { String::new() };
-        // What does not exist must not make a series of its own.
-        let resource = if code == 404 && info.name.is_empty() { String::new() } else { resource };
-        let key = (info.verb.as_str(), info.group.clone(), info.version.clone(), resource, code);
+        let (group, version, resource) =
+            if made_up { Default::default() } else { (info.group.clone(), info.version.clone(), resource) };
+        let key = (info.verb.as_str(), group, version, resource, code);
         *self.requests.lock().unwrap_or_else(|e| e.into_inner()).entry(key).or_default() += 1;
         if info.is_long_running() {
             return;
@@ -148,4 +150,25 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _written = out.write_fmt(text);
     out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_make_no_series() {
+        let metrics = Metrics::default();
+        for (path, code) in [
+            ("/apis/a/v1/x", 401),
+            ("/apis/b/v2/y", 401),
+            ("/apis/a/v1/x", 403),
+            ("/apis/b/v2/y/named", 403),
+            ("/apis/a/v1/x", 404),
+            ("/apis/b/v2/y", 404),
+        ] {
+            metrics.count(&RequestInfo::parse(&http::Method::GET, path, "watch=1"), code, Duration::ZERO);
+        }
+        assert_eq!(metrics.requests.lock().unwrap().len(), 3);
+    }
 }
