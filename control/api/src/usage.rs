@@ -26,6 +26,11 @@ pub fn kinds() -> &'static [Arc<Kind>] {
     &*KINDS
 }
 
+/// Whether a kind is one of them; custom resources may be of the same group.
+pub fn is_measured(kind: &Arc<Kind>) -> bool {
+    kinds().iter().any(|own| Arc::ptr_eq(own, kind))
+}
+
 fn made(kind: &str, plural: &str, namespaced: bool, own: Value) -> Arc<Kind> {
     let mut properties = json!({
         "timestamp": {"type": "string", "format": "date-time", "description": "The end of the window."},
@@ -94,6 +99,9 @@ mod tests {
         assert_eq!(shape(&kinds()[0]), ("NodeMetrics".into(), "NodeMetricsList".into(), "nodes".into(), false));
         assert_eq!(shape(&kinds()[1]), ("PodMetrics".into(), "PodMetricsList".into(), "pods".into(), true));
         assert!(kinds().iter().all(|k| k.verbs == ["get", "list"] && k.subresources.is_empty()));
+        let served = crate::kinds::Registry::builtin();
+        assert!(is_measured(served.resource(GROUP, VERSION, "pods").unwrap()));
+        assert!(!is_measured(&made("Other", "others", true, json!({}))));
         // Whoever asks for `pods` means those of the core.
         let all = crate::kinds::Registry::builtin();
         assert_eq!(crate::discovery::groups(all.kinds()).last().unwrap().0, GROUP);

@@ -152,6 +152,11 @@ impl Object {
         serde_json::from_slice(&self.json).unwrap_or(Value::Null)
     }
 
+    /// The value of a field that selectors may name; `shape` is that of the object's resource.
+    pub fn field(&self, shape: Shape, name: &str) -> Option<&str> {
+        shape.iter().position(|field| *field == name).and_then(|at| self.fields.get(at)).map(|value| &**value)
+    }
+
     /// A typed view of the parts that `T` names.
     pub fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(&self.json)

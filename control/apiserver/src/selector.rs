@@ -48,8 +48,8 @@ impl Filter {
             "metadata.namespace" => return Cow::Borrowed(&*object.namespace),
             _ => {}
         }
-        match self.shape.iter().position(|f| *f == name).and_then(|at| object.fields.get(at)) {
-            Some(value) => Cow::Borrowed(&**value),
+        match object.field(self.shape, name) {
+            Some(value) => Cow::Borrowed(value),
             // Selectable fields of custom resources are rare, so that they are parsed when asked for.
             None => Cow::Owned(api::selector::field_value(&object.value(), name)),
         }

@@ -18,7 +18,8 @@ use http_body_util::{BodyExt, Empty, Limited};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::authn::view::{items_at, str_at};
+use crate::authn::now;
+use crate::authn::view::items_at;
 use crate::error::{ApiError, Result};
 use crate::handlers::Scope;
 use crate::object::Object;
@@ -99,6 +100,9 @@ async fn measure(state: &AppState, node: &str, before: Option<Scrape>) -> Result
         }
     };
     let now = ask(state, node).await?;
+    if now.failed {
+        tracing::warn!("the kubelet of {node} could not read what its containers use");
+    }
     let usage = now.since(&before);
     Ok((now, usage))
 }
@@ -126,19 +130,23 @@ pub(crate) async fn items(scope: &Scope<'_>, filter: &Filter) -> Result<Vec<Valu
         all.retain(|object| filter.matches(object));
         all
     };
-    let values: Vec<Value> = objects.iter().map(|object| object.value()).collect();
-    let wanted: Vec<(&Value, &str)> = values
+    let wanted: Vec<(&Object, &str)> = objects
         .iter()
-        .filter(|v| if pods { str_at(v, "/status/phase") == "Running" } else { is_ready(v) })
-        .map(|v| (v, str_at(v, if pods { "/spec/nodeName" } else { "/metadata/name" })))
-        .filter(|(_, node)| !node.is_empty())
+        .filter_map(|object| Some((&**object, if pods { running_on(object)? } else { &*object.name })))
         .collect();
     let usages = of_nodes(scope.state, wanted.iter().map(|(_, node)| node.to_string()).collect()).await;
-    let item = |(object, node): &(&Value, &str)| {
+    let item = |(object, node): &(&Object, &str)| {
         let usage = usages.get(*node)?;
         if pods { of_pod(object, usage) } else { of_node(object, usage) }
     };
     Ok(wanted.iter().filter_map(item).collect())
+}
+
+/// The node on which a pod runs, if it does; none of a cluster's many pods is parsed for it.
+fn running_on(pod: &Object) -> Option<&str> {
+    let shape = api::selector::offered("", "pods");
+    pod.field(shape, "status.phase").filter(|phase| *phase == "Running")?;
+    pod.field(shape, "spec.nodeName").filter(|node| !node.is_empty())
 }
 
 /// A kubelet that is not there would only be waited for.
@@ -156,16 +164,15 @@ async fn of_nodes(state: &AppState, mut names: Vec<String>) -> HashMap<String, A
     names.into_iter().zip(answers).filter_map(|(name, usage)| Some((name, usage?))).collect()
 }
 
-fn of_node(node: &Value, usage: &NodeUsage) -> Option<Value> {
+fn of_node(node: &Object, usage: &NodeUsage) -> Option<Value> {
     let usage = usage.node.as_ref()?;
     let mut item = head("NodeMetrics", node, usage);
     item["usage"] = amounts(usage);
     Some(item)
 }
 
-fn of_pod(pod: &Value, usage: &NodeUsage) -> Option<Value> {
-    let containers =
-        usage.pods.get(&(str_at(pod, "/metadata/namespace").into(), str_at(pod, "/metadata/name").into()))?;
+fn of_pod(pod: &Object, usage: &NodeUsage) -> Option<Value> {
+    let containers = usage.pods.get(&(pod.namespace.to_string(), pod.name.to_string()))?;
     // The window of the whole is the shortest: that of a container which was started meanwhile.
     let mut item = head("PodMetrics", pod, containers.values().min_by_key(|usage| usage.window)?);
     item["containers"] =
@@ -173,23 +180,20 @@ fn of_pod(pod: &Value, usage: &NodeUsage) -> Option<Value> {
     Some(item)
 }
 
-fn head(kind: &str, object: &Value, usage: &Usage) -> Value {
-    let second = |at: Timestamp| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let mut metadata = json!({
-        "name": object["metadata"]["name"],
-        "creationTimestamp": second(Timestamp::now()),
-    });
-    for field in ["namespace", "labels"] {
-        if let Some(value) = object["metadata"].get(field) {
-            metadata[field] = value.clone();
-        }
+fn head(kind: &str, object: &Object, usage: &Usage) -> Value {
+    let mut metadata = json!({"name": object.name, "creationTimestamp": api::time::format(now())});
+    if !object.namespace.is_empty() {
+        metadata["namespace"] = json!(object.namespace);
+    }
+    if !object.labels.is_empty() {
+        metadata["labels"] = object.labels.iter().map(|(key, value)| (key.to_string(), json!(value))).collect();
     }
     json!({
         "kind": kind,
         "apiVersion": format!("{GROUP}/{VERSION}"),
         "metadata": metadata,
-        "timestamp": second(Timestamp::from_millisecond(usage.at).unwrap_or_default()),
-        "window": duration(usage.window),
+        "timestamp": api::time::format(usage.at.div_euclid(1000)),
+        "window": api::time::format_duration(i64::try_from(usage.window.as_nanos()).unwrap_or(i64::MAX)),
     })
 }
 
@@ -199,26 +203,9 @@ fn amounts(usage: &Usage) -> Value {
     json!({"cpu": format!("{}n", usage.nanocores), "memory": memory})
 }
 
-/// As Go writes it: seconds with what is left of them, minutes before.
-fn duration(window: Duration) -> String {
-    let (minutes, milliseconds) = (window.as_secs() / 60, window.as_millis() % 60_000);
-    let seconds = format!("{}.{:03}", milliseconds / 1000, milliseconds % 1000);
-    let seconds = seconds.trim_end_matches('0').trim_end_matches('.');
-    if minutes == 0 { format!("{seconds}s") } else { format!("{minutes}m{seconds}s") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_are_gos() {
-        for (milliseconds, text) in
-            [(1003, "1.003s"), (15_000, "15s"), (10_500, "10.5s"), (60_000, "1m0s"), (90_250, "1m30.25s")]
-        {
-            assert_eq!(duration(Duration::from_millis(milliseconds)), text);
-        }
-    }
 
     #[test]
     fn items_have_upstreams_form() {
@@ -231,7 +218,9 @@ mod tests {
         let mut all = NodeUsage { node: Some(usage(2_000_000_000, 4097, 15)), pods: HashMap::new() };
         let containers = [("a".to_string(), usage(5, 8192, 15)), ("b".to_string(), usage(0, 0, 2))];
         all.pods.insert(("d".into(), "p".into()), containers.into());
-        let node = json!({"metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}}});
+        let object =
+            |value: Value, shape: crate::object::Shape| Object::decode(value.to_string().into(), 1, shape).unwrap();
+        let node = object(json!({"metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}}}), &[]);
         let mut item = of_node(&node, &all).unwrap();
         assert!(item["metadata"]["creationTimestamp"].is_string());
         api::meta::object_mut(&mut item["metadata"]).remove("creationTimestamp");
@@ -240,9 +229,19 @@ mod tests {
             "timestamp": "2023-11-14T22:13:20Z", "window": "15s", "usage": {"cpu": "2000000000n", "memory": "4097"},
         });
         assert_eq!(item, expected);
-        let item = of_pod(&json!({"metadata": {"name": "p", "namespace": "d"}}), &all).unwrap();
+        let pod = |name: &str, phase: &str, node: &str| {
+            let metadata = json!({"name": name, "namespace": "d"});
+            let value = json!({"metadata": metadata, "spec": {"nodeName": node}, "status": {"phase": phase}});
+            object(value, api::selector::offered("", "pods"))
+        };
+        let item = of_pod(&pod("p", "Running", "n"), &all).unwrap();
+        assert_eq!(item["metadata"]["namespace"], "d");
         assert_eq!((&item["kind"], &item["window"]), (&json!("PodMetrics"), &json!("2s")));
         assert_eq!(item["containers"][0], json!({"name": "a", "usage": {"cpu": "5n", "memory": "8Ki"}}));
-        assert_eq!(of_pod(&json!({"metadata": {"name": "other", "namespace": "d"}}), &all), None);
+        assert_eq!(of_pod(&pod("other", "Running", "n"), &all), None);
+        assert_eq!(running_on(&pod("p", "Running", "n")), Some("n"));
+        for (phase, node) in [("Succeeded", "n"), ("Pending", "n"), ("Running", "")] {
+            assert_eq!(running_on(&pod("p", phase, node)), None, "{phase} {node}");
+        }
     }
 }

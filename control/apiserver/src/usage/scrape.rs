@@ -25,6 +25,8 @@ pub struct Scrape {
     node: Reading,
     /// By namespace and name of the pod, and name of the container.
     pods: HashMap<(String, String), BTreeMap<String, Reading>>,
+    /// Whether the kubelet says that it could not read its containers.
+    pub failed: bool,
 }
 
 /// What was used in a short time.
@@ -51,6 +53,7 @@ impl Scrape {
     pub fn parse(text: &str, now: i64) -> Scrape {
         let mut scrape = Scrape::default();
         for sample in text.lines().filter_map(Sample::parse).take(MOST_SAMPLES) {
+            scrape.failed |= sample.name == "resource_scrape_error" && sample.value > 0.0;
             let Some(reading) = scrape.reading(&sample) else { continue };
             let at = sample.at.unwrap_or(now);
             match sample.name.rsplit_once('_').map_or("", |(_, unit)| unit) {
@@ -82,23 +85,26 @@ impl Scrape {
         let of_pod = |(pod, containers): (&(String, String), &BTreeMap<String, Reading>)| {
             let old = before.pods.get(pod);
             let of = |(name, now): (&String, &Reading)| {
-                Some((name.clone(), now.since(old.and_then(|containers| containers.get(name)))?))
+                Some((name.clone(), now.since(old.and_then(|containers| containers.get(name)), before.node.at)?))
             };
             // A pod with a container of which nothing is known is left out, or its sum would be wrong.
             Some((pod.clone(), containers.iter().map(of).collect::<Option<_>>()?))
         };
-        NodeUsage { node: self.node.since(Some(&before.node)), pods: self.pods.iter().filter_map(of_pod).collect() }
+        let node = self.node.since(Some(&before.node), before.node.at);
+        NodeUsage { node, pods: self.pods.iter().filter_map(of_pod).collect() }
     }
 }
 
 impl Reading {
-    fn since(&self, before: Option<&Reading>) -> Option<Usage> {
+    /// What was used between `before`, which was to be read at `last`, and this.
+    fn since(&self, before: Option<&Reading>, last: i64) -> Option<Usage> {
         let (cpu, memory_bytes) = (self.cpu_nanoseconds?, self.memory_bytes?);
         let before = before.and_then(|b| Some((b.started, b.cpu_nanoseconds?, b.at)));
         let (base, from) = match before {
             Some((started, base, from)) if started == self.started && base <= cpu => (base, from),
             // Made since then: it has used nothing before.
-            _ if self.started > 0 => (0, self.started),
+            _ if self.started > last => (0, self.started),
+            // The mean of a long life says nothing of now; the next time there is something to compare with.
             _ => return None,
         };
         let window = self.at.checked_sub(from).filter(|w| *w >= LEAST_WINDOW)?;
@@ -226,6 +232,22 @@ node_memory_working_set_bytes 1e+09 1700000000000
         // A clock that stood still or went back.
         assert_eq!(between(BEFORE).node, None);
         assert_eq!(between(&BEFORE.replace("1700000000000", "1600000000000")).node, None);
+    }
+
+    #[test]
+    fn a_long_life_is_no_window() {
+        let later = |text: &str| text.replace("1700000000000", "1700000015000");
+        // The kubelet did not read container `b` the last time, or its counter went back without a new start.
+        let without: String = BEFORE.lines().filter(|line| !line.contains("\"b\"")).map(|l| format!("{l}\n")).collect();
+        let usage = Scrape::parse(&later(BEFORE), 0).since(&Scrape::parse(&without, 0));
+        assert!(usage.pods.is_empty() && usage.node.is_some());
+        assert!(between(&later(BEFORE).replace(" 10.5 ", " 1 ")).pods.is_empty());
+    }
+
+    #[test]
+    fn a_kubelet_says_when_it_could_not_read() {
+        assert!(!Scrape::parse(BEFORE, 0).failed && !Scrape::parse("resource_scrape_error 0\n", 0).failed);
+        assert!(Scrape::parse("resource_scrape_error 1\n", 0).failed);
     }
 
     #[test]

@@ -81,6 +81,9 @@ fn certificates(folder: &Path) -> Vec<(String, f64)> {
 pub async fn resource(kubelet: &Kubelet) -> Answer {
     let (mut cpu, mut memory, mut start, mut pod_cpu, mut pod_memory) = (vec![], vec![], vec![], vec![], vec![]);
     let listed = containers(kubelet).await;
+    if let Err(error) = &listed {
+        tracing::warn!("what containers use is not read: {error}");
+    }
     let failed = listed.is_err();
     let running = listed.unwrap_or_default();
     let at = jiff::Timestamp::now().as_millisecond().to_string();

@@ -132,7 +132,10 @@ pub async fn summary(kubelet: &Kubelet) -> Answer {
         "inodesUsed": disk.inodes.saturating_sub(disk.inodes_free),
     });
     // A runtime that does not answer leaves its containers out, not the node.
-    let mut running = containers(kubelet).await.unwrap_or_default();
+    let mut running = containers(kubelet).await.unwrap_or_else(|error| {
+        tracing::warn!("what containers use is not read: {error}");
+        HashMap::new()
+    });
     let mut summary = |pod: &Arc<Pod>| {
         let running = running.remove(spec::uid(pod)).unwrap_or_default();
         pod_summary(kubelet, pod, &running, &now)
