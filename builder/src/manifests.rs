@@ -43,7 +43,11 @@ pub fn render(settings: &Settings) -> Result<BTreeMap<String, String>> {
 fn check(text: &str) -> Result<()> {
     let mut objects = 0;
     for (n, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
-        let value = serde_json::Value::deserialize(document).with_context(|| format!("document {}", n + 1))?;
+        let merged = serde_yaml_ng::Value::deserialize(document).and_then(|mut value| {
+            value.apply_merge()?;
+            serde_yaml_ng::from_value::<serde_json::Value>(value)
+        });
+        let value = merged.with_context(|| format!("document {}", n + 1))?;
         if value.is_null() {
             continue;
         }
@@ -97,6 +101,7 @@ mod tests {
     #[test]
     fn what_is_no_object_is_refused_with_its_place() {
         check("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n# nothing\n").unwrap();
+        check("x: &x {kind: Namespace}\n<<: *x\napiVersion: v1\nmetadata: {name: a}\n").unwrap();
         for (text, says) in [
             ("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\nkind: Pod\n", "document 2 has no apiVersion"),
             ("apiVersion: v1\nkind: Pod\n", "document 1 has no metadata.name"),

@@ -107,10 +107,8 @@ fn rank(kind: &str) -> u8 {
 }
 
 fn parse(text: &str) -> anyhow::Result<Vec<Value>> {
-    use serde::Deserialize;
     let mut objects = Vec::new();
-    for document in serde_yaml_ng::Deserializer::from_str(text) {
-        let value = Value::deserialize(document)?;
+    for value in api::codec::parse_yaml_documents(text).map_err(anyhow::Error::msg)? {
         match value {
             Value::Null => {}
             Value::Object(ref map) if map.get("kind").and_then(Value::as_str) == Some("List") => {
@@ -155,5 +153,7 @@ mod tests {
         let kinds: Vec<_> = parse(text).unwrap().iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect();
         assert_eq!(kinds, ["A", "B", "C"]);
         assert!(parse("- just\n- a list\n").is_err());
+        let merged = parse("kind: A\nbase: &base {x: 1, y: 2}\nspec: {<<: *base, y: 3}\n").unwrap();
+        assert_eq!(merged[0]["spec"], serde_json::json!({"x": 1, "y": 3}));
     }
 }

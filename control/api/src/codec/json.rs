@@ -1,5 +1,6 @@
 //! A JSON reader that keeps the last of duplicate keys and lists their paths.
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::cell::Cell;
@@ -207,6 +208,16 @@ pub fn parse_yaml(body: &[u8]) -> Result<Parsed, String> {
     Ok(Parsed { value, duplicates: context.duplicates })
 }
 
+/// The documents of a file that is trusted: without the bounds of a body, which many braces and aliases reach.
+pub fn parse_yaml_documents(text: &str) -> Result<Vec<Value>, String> {
+    let parsed = serde_yaml_ng::Deserializer::from_str(text).map(|document| {
+        let mut value = Value::deserialize(document).map_err(|e| e.to_string())?;
+        merge(&mut value)?;
+        Ok(value)
+    });
+    parsed.collect()
+}
+
 /// Puts what stands at a map's key `<<` into the map, which keeps what it has itself
 /// (<https://yaml.org/type/merge.html>; go-yaml does it, too).
 fn merge(value: &mut Value) -> Result<(), String> {
@@ -266,6 +277,16 @@ mod tests {
         assert!(parse_yaml(b"a: {<<: 5}").unwrap_err().contains("map merge requires"));
         // JSON knows nothing of it.
         assert_eq!(parse_yaml(br#"{"<<": 5}"#).unwrap().value, json!({"<<": 5}));
+    }
+
+    #[test]
+    fn documents_of_a_file_are_bodies_without_bounds() {
+        let many =
+            format!("a: '{}'\nb: &b {{c: 1}}\n---\n# nothing\n---\na: &a {{x: 1}}\nb: {{<<: *a}}\n", "{".repeat(2000));
+        let documents = parse_yaml_documents(&many).unwrap();
+        assert_eq!((documents.len(), &documents[1]), (3, &Value::Null));
+        assert_eq!(documents[2]["b"], json!({"x": 1}));
+        assert!(parse_yaml_documents("a: [").is_err() && parse_yaml_documents("a: {<<: 5}").is_err());
     }
 
     #[test]

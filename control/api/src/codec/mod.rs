@@ -11,7 +11,7 @@ mod yaml;
 
 pub use accept::{Accept, Format, Offer, Transform, choose, negotiate, negotiate_watch};
 pub(crate) use json::{ENTRY_MEMORY, MAP_MEMORY, MAX_MEMORY, parse_json_within};
-pub use json::{Parsed, looks_like_json, parse_json, parse_yaml};
+pub use json::{Parsed, looks_like_json, parse_json, parse_yaml, parse_yaml_documents};
 pub use typed::{Strictness, check_types, normalize};
 
 use crate::schema::Schema;
