@@ -55,7 +55,7 @@ pub(crate) fn entry(kv: &KeyValue, objects: &str, base: u64) -> Result<Entry> {
 /// What etcd says of its store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EtcdHolds {
-    /// There was never one.
+    /// There was never one, or nothing was ever put in it.
     Nothing,
     Store,
     /// What was left behind when it went there.
@@ -68,8 +68,18 @@ pub async fn etcd_holds(options: &EtcdOptions) -> Result<EtcdHolds> {
     Ok(match root::read(&client, &layout).await? {
         None => EtcdHolds::Nothing,
         Some(Found { root: Root { moved: Some(to), .. }, .. }) => EtcdHolds::Moved(to),
+        // A restore makes the root first, and may have come no further.
+        Some(found) if is_empty(&client, &layout.objects(found.root.generation)).await? => EtcdHolds::Nothing,
         Some(_) => EtcdHolds::Store,
     })
+}
+
+async fn is_empty(client: &Client, objects: &str) -> Result<bool> {
+    let prefix = format!("{objects}/");
+    let (key, range_end) = (prefix.clone().into(), after_prefix(&prefix));
+    let request = wire::RangeRequest { key, range_end, limit: 1, keys_only: true, ..Default::default() };
+    let answer: wire::RangeResponse = client.call(wire::RANGE, request, Again::Yes).await?;
+    Ok(answer.kvs.is_empty())
 }
 
 /// Puts entries in the place of the store in etcd, at a revision beyond `revision` and any

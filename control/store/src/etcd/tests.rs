@@ -151,6 +151,19 @@ async fn a_restore_that_does_not_fit_leaves_room() {
     assert_eq!(store.range("", "", 0).await.unwrap().0.len(), 2);
 }
 
+/// Who waits for a backup goes on waiting where a restore came no further than the root.
+#[tokio::test]
+async fn a_store_without_anything_in_it_is_none() {
+    let etcd = test_etcd::Etcd::start(1);
+    let settings = options(&etcd, "/r");
+    assert_eq!(etcd_holds(&settings).await.unwrap(), EtcdHolds::Nothing);
+    let store = open(&etcd, "/r").await;
+    put(&open(&etcd, "/other").await, "/k").await;
+    assert_eq!(etcd_holds(&settings).await.unwrap(), EtcdHolds::Nothing);
+    put(&store, "/k").await;
+    assert_eq!(etcd_holds(&settings).await.unwrap(), EtcdHolds::Store);
+}
+
 async fn put(store: &Arc<dyn Store>, key: &str) -> u64 {
     let value = Stamped { bytes: b"<>".to_vec(), stamp_at: 1 };
     store.put(key, value, Expect::Any, None).await.unwrap()
