@@ -135,6 +135,13 @@ fn addresses(
 fn check_address(cluster: &Cluster, given: &str, own: &[IpAddr]) -> Result<IpAddr, MergeError> {
     let bad = |why: String| MergeError::BadAddress { address: given.to_owned(), why };
     let address = match given.trim().parse::<IpNet>() {
+        // One address of the network may be meant, or any.
+        Ok(range) if range.addr() != range.network() => {
+            let (one, any) = (range.addr(), range.trunc());
+            return Err(bad(format!(
+                "is an address and a range; write {one} for that address, or {any} for any in it"
+            )));
+        }
         // A provider gives out the addresses of its private network when the machine is there already.
         Ok(range) => *own.iter().find(|own| range.contains(*own)).ok_or_else(|| {
             bad(format!("holds no address of this machine's interfaces (they have: {})", listed(own)))
@@ -399,6 +406,11 @@ mod tests {
             ),
             (Role::Master, "", "this is a master image, and cluster.toml says"),
             (Role::Worker, "node-ip: 10.77.0", "is no IP address"),
+            (
+                Role::Worker,
+                "node-ip: 10.77.0.11/24",
+                "write 10.77.0.11 for that address, or 10.77.0.0/24 for any in it",
+            ),
             (Role::Worker, "node-ip: 10.99.0.0/16", "holds no address of this machine's interfaces (they have: "),
             (Role::Worker, "node-ip: 127.0.0.1", "cannot be the address"),
             (Role::Worker, "node-ip: 10.200.0.1", "pod range"),
