@@ -27,9 +27,9 @@ pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const COMPONENTS: [(&str, &str); 4] =
     [("kube-proxy", "system:kube-proxy"), ("overlay", "kimg:overlay"), ("dns", "kimg:dns"), ("backup", "kimg:backup")];
 
-/// A master from before there were backups refuses its certificate, and the node works without it.
+/// A master from before there were backups refuses its certificate, and the node works without it: the join does not
+/// ask for it, and the renewal does when it has all others.
 const OPTIONAL: &str = "backup";
-const OPTIONAL_LIMIT: Duration = Duration::from_secs(20);
 
 /// Fetches this node's certificates by TLS bootstrap.
 #[derive(Debug, Clone, Parser)]
@@ -163,14 +163,11 @@ async fn try_join(options: &Options) -> Result<()> {
         _ => {}
     }
     let lacks = |(component, user): &(&str, &str)| options.pair(component).check(&authorities, user).is_err();
-    let (optional, needed): (Vec<_>, Vec<_>) =
-        COMPONENTS.into_iter().filter(lacks).partition(|(component, _)| *component == OPTIONAL);
-    if !(optional.is_empty() && needed.is_empty()) {
+    let missing: Vec<_> = needed().filter(lacks).collect();
+    if !missing.is_empty() {
         let client = crate::client::from_kubeconfig(&options.kubeconfig_dir.join("kubelet.conf")).await?;
-        let needed = needed.into_iter().map(|(component, user)| ask(&client, options, component, user));
-        let optional = optional.into_iter().map(|(component, user)| try_to_ask(&client, options, component, user));
-        let (asked, _) = tokio::join!(futures::future::try_join_all(needed), futures::future::join_all(optional));
-        asked?;
+        let asked = missing.into_iter().map(|(component, user)| ask(&client, options, component, user));
+        futures::future::try_join_all(asked).await?;
     }
     for (component, _) in COMPONENTS.into_iter().filter(|wanted| !lacks(wanted)) {
         files::write_kubeconfig(options, component, &options.pair(component))?;
@@ -178,20 +175,16 @@ async fn try_join(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The components whose certificates a node waits for.
+fn needed() -> impl Iterator<Item = (&'static str, &'static str)> {
+    COMPONENTS.into_iter().filter(|(component, _)| *component != OPTIONAL)
+}
+
 /// Comes to the certificate of a component.
 async fn ask(client: &kube::Client, options: &Options, component: &str, user: &str) -> Result<()> {
     let wish = request::Wish::component(component, user);
     let obtained = request::obtain(client, &options.pair(component), &wish).await;
     obtained.map_err(|error| explain_join(error, options)).with_context(|| format!("certificate of {component}"))
-}
-
-/// Comes to the certificate of a component that the node works without.
-async fn try_to_ask(client: &kube::Client, options: &Options, component: &str, user: &str) {
-    let asked = tokio::time::timeout(OPTIONAL_LIMIT, ask(client, options, component, user)).await;
-    let no_answer = |_| Err(anyhow::anyhow!("no answer for {} s", OPTIONAL_LIMIT.as_secs()));
-    if let Err(why) = asked.unwrap_or_else(no_answer) {
-        tracing::warn!("this node works without {component}: {why:#}");
-    }
 }
 
 fn read_token(options: &Options) -> Result<String> {
@@ -245,7 +238,7 @@ fn explain_join(error: request::Error, options: &Options) -> anyhow::Error {
 mod tests {
     use super::*;
 
-    fn options(directory: &std::path::Path) -> Options {
+    pub(super) fn options(directory: &std::path::Path) -> Options {
         Options {
             node_name: "w1".into(),
             addresses: vec![],
@@ -255,6 +248,11 @@ mod tests {
             pki_dir: directory.join("pki"),
             kubeconfig_dir: directory.join("kubeconfig"),
         }
+    }
+
+    #[test]
+    fn a_node_waits_for_no_certificate_that_it_works_without() {
+        assert_eq!(needed().map(|(component, _)| component).collect::<Vec<_>>(), ["kube-proxy", "overlay", "dns"]);
     }
 
     #[test]

@@ -20,36 +20,11 @@ pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
     }
     let mut failures = 0_u32;
     loop {
-        let mut fine = true;
-        for (component, wish) in wishes(&options) {
-            if let Some(reason) = due(&options, component, &wish) {
-                tracing::info!("asking for a certificate of {component}: {reason}");
-                match request::obtain(&kubelet.api, &options.pair(component), &wish).await {
-                    Ok(()) => {
-                        tracing::info!("certificate of {component} is new");
-                        // The join wrote no kubeconfig where it came to no certificate.
-                        if component == OPTIONAL
-                            && let Err(error) = files::write_kubeconfig(&options, component, &options.pair(component))
-                        {
-                            tracing::warn!("kubeconfig of {component}: {error:#}");
-                        }
-                    }
-                    // The master may be older than the component: no reason to hurry.
-                    Err(error) if component == OPTIONAL => {
-                        tracing::warn!("this node works without {component}: {error}; trying again in {PERIOD:?}");
-                    }
-                    Err(error) => {
-                        fine = false;
-                        // A node that has just joined is not known to everybody at once.
-                        if failures < USUAL_FAILURES {
-                            tracing::debug!("certificate of {component}: {error}; trying again");
-                        } else {
-                            tracing::warn!("certificate of {component}: {error}");
-                        }
-                    }
-                }
-            }
-        }
+        let obtain = |component, wish| {
+            let (api, pair) = (&kubelet.api, options.pair(component));
+            async move { request::obtain(api, &pair, &wish).await }
+        };
+        let fine = round(&options, failures, obtain).await;
         failures = if fine { 0 } else { failures.saturating_add(1) };
         let wait = match failures {
             0 => PERIOD,
@@ -58,6 +33,48 @@ pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
         };
         tokio::time::sleep(wait).await;
     }
+}
+
+/// Asks for all that is due; whether the node has what it needs.
+async fn round<F: Future<Output = Result<(), request::Error>>>(
+    options: &Options,
+    failures: u32,
+    obtain: impl Fn(&'static str, Wish) -> F,
+) -> bool {
+    let mut fine = true;
+    for (component, wish) in wishes(options) {
+        // It is the last, and its answer may take a minute: until then what is needed would not be asked for again.
+        if component == OPTIONAL && !fine {
+            continue;
+        }
+        let Some(reason) = due(options, component, &wish) else { continue };
+        tracing::info!("asking for a certificate of {component}: {reason}");
+        match obtain(component, wish).await {
+            Ok(()) => {
+                tracing::info!("certificate of {component} is new");
+                // The join writes no kubeconfig where there is no certificate.
+                if component == OPTIONAL
+                    && let Err(error) = files::write_kubeconfig(options, component, &options.pair(component))
+                {
+                    tracing::warn!("kubeconfig of {component}: {error:#}");
+                }
+            }
+            // The master may be older than the component: no reason to hurry.
+            Err(error) if component == OPTIONAL => {
+                tracing::warn!("this node works without {component}: {error}; trying again in {PERIOD:?}");
+            }
+            Err(error) => {
+                fine = false;
+                // A node that has just joined is not known to everybody at once.
+                if failures < USUAL_FAILURES {
+                    tracing::debug!("certificate of {component}: {error}; trying again");
+                } else {
+                    tracing::warn!("certificate of {component}: {error}");
+                }
+            }
+        }
+    }
+    fine
 }
 
 fn wishes(options: &Options) -> Vec<(&'static str, Wish)> {
@@ -96,4 +113,27 @@ fn due(options: &Options, component: &str, wish: &Wish) -> Option<String> {
     }
     let now = jiff::Timestamp::now().as_second();
     (now >= leaf.renew_at()).then(|| "seven tenths of its life are over".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[tokio::test]
+    async fn what_a_node_works_without_is_asked_for_when_it_has_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = crate::join::tests::options(directory.path());
+        for (refused, last, fine) in [("dns", "dns", false), (OPTIONAL, OPTIONAL, true), ("", OPTIONAL, true)] {
+            let asked = RefCell::new(Vec::new());
+            let obtain = |component: &'static str, _| {
+                asked.borrow_mut().push(component);
+                let pending = || request::Error::Pending(component.into());
+                std::future::ready(if component == refused { Err(pending()) } else { Ok(()) })
+            };
+            assert_eq!(round(&options, 0, obtain).await, fine, "{refused}");
+            assert_eq!(asked.borrow().last(), Some(&last));
+            assert!(asked.borrow().len() >= 5, "all that are needed");
+        }
+    }
 }
