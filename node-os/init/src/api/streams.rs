@@ -8,10 +8,10 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use node_api::path;
 use std::convert::Infallible;
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -21,6 +21,8 @@ const DEFAULT_TAIL: usize = 10_000;
 const LOOK: Duration = Duration::from_millis(500);
 /// What is read of a log file at most: PID 1 is to stay small.
 const MOST_OF_FILE: usize = 2 << 20;
+/// What is read at one time: by a byte more, which tells whether a line begins behind it.
+const PIECE: usize = MOST_OF_FILE + 1;
 const RECORD: usize = 8192;
 
 /// `/v1/logs/SERVICE`.
@@ -64,11 +66,7 @@ pub(super) fn log(serving: &Rc<Serving>, target: &str, query: &str) -> Result<Re
 
 /// A log that a service keeps by itself, in a file that it puts aside as `PATH.1` when it is large.
 fn file_log(path: &Path, query: &str) -> Response<Body> {
-    let mut file = Followed::default();
-    let mut bytes = read_end(&path.with_extension("log.1"));
-    bytes.extend(file.more(path));
-    let excess = bytes.len().saturating_sub(MOST_OF_FILE);
-    bytes.drain(..excess);
+    let (mut bytes, mut file) = Followed::begin(path);
     let start = crate::logs::last_lines(&bytes, number(query, "tail").unwrap_or(DEFAULT_TAIL));
     let first = bytes.split_off(start);
     if !flag(query, "follow") {
@@ -97,38 +95,77 @@ fn growing<T: Into<Bytes> + AsRef<[u8]> + 'static>(first: T, mut more: impl FnMu
     stream(receiver)
 }
 
-/// A file that is read as it grows, and another one that takes its place.
-#[derive(Default)]
+/// A file that is read as it grows, and another one that takes its place. It is not kept open, as STATE could not be
+/// unmounted then.
 struct Followed {
     inode: u64,
     position: u64,
 }
 
 impl Followed {
-    /// What is new in the file.
-    fn more(&mut self, path: &Path) -> Vec<u8> {
-        let Ok(file) = std::fs::File::open(path) else { return Vec::new() };
-        let Ok(metadata) = file.metadata() else { return Vec::new() };
-        if metadata.ino() != self.inode || metadata.len() < self.position {
-            (self.inode, self.position) = (metadata.ino(), 0);
+    /// What is there, or the last lines of it where it is too much, and how to go on from there.
+    fn begin(path: &Path) -> (Vec<u8>, Followed) {
+        let mut followed = Followed { inode: 0, position: 0 };
+        let mut bytes = Vec::new();
+        if let Some((file, metadata)) = open(path) {
+            followed = Followed { inode: metadata.ino(), position: last_piece(&metadata) };
+            bytes = followed.rest(file);
         }
-        let start = self.position.max(metadata.len().saturating_sub(MOST_OF_FILE as u64));
-        let bytes = read_from(file, start);
-        self.position = start + bytes.len() as u64;
+        // Put aside just now, the file is not shown twice.
+        if let Some((old, metadata)) = open(&aside(path)).filter(|(_, old)| old.ino() != followed.inode) {
+            let mut all = read_from(old, last_piece(&metadata));
+            all.append(&mut bytes);
+            bytes = all;
+        }
+        if let Some(excess @ 1..) = bytes.len().checked_sub(MOST_OF_FILE) {
+            let line = bytes.iter().skip(excess - 1).position(|byte| *byte == b'\n');
+            bytes.drain(..line.map_or(bytes.len(), |line| excess + line));
+        }
+        (bytes, followed)
+    }
+
+    /// What is new: the rest of the file that was read until now, then that in its place. Of very much only a piece,
+    /// and the next piece when it is asked again.
+    fn more(&mut self, path: &Path) -> Vec<u8> {
+        let Some((file, metadata)) = open(path) else { return Vec::new() };
+        if metadata.ino() == self.inode && metadata.len() >= self.position {
+            return self.rest(file);
+        }
+        let old = open(&aside(path)).filter(|(_, old)| old.ino() == self.inode);
+        let mut bytes = old.map(|(old, _)| self.rest(old)).unwrap_or_default();
+        if bytes.len() < PIECE {
+            *self = Followed { inode: metadata.ino(), position: 0 };
+            bytes.append(&mut self.rest(file));
+        }
+        bytes
+    }
+
+    fn rest(&mut self, file: std::fs::File) -> Vec<u8> {
+        let bytes = read_from(file, self.position);
+        self.position += bytes.len() as u64;
         bytes
     }
 }
 
-/// The end of a file; nothing where there is none.
-fn read_end(path: &Path) -> Vec<u8> {
-    let Ok(file) = std::fs::File::open(path) else { return Vec::new() };
-    let length = file.metadata().map_or(0, |metadata| metadata.len());
-    read_from(file, length.saturating_sub(MOST_OF_FILE as u64))
+/// Where a service puts a file that is large.
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("log.1")
+}
+
+fn open(path: &Path) -> Option<(std::fs::File, Metadata)> {
+    let file = std::fs::File::open(path).ok()?;
+    let metadata = file.metadata().ok()?;
+    Some((file, metadata))
+}
+
+/// Where the last piece of a file begins.
+fn last_piece(metadata: &Metadata) -> u64 {
+    metadata.len().saturating_sub(PIECE as u64)
 }
 
 fn read_from(mut file: std::fs::File, start: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.take(MOST_OF_FILE as u64).read_to_end(&mut bytes));
+    let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.take(PIECE as u64).read_to_end(&mut bytes));
     if read.is_err() {
         bytes.clear();
     }
@@ -208,23 +245,63 @@ mod tests {
 
     #[test]
     fn files_are_followed_into_the_one_that_takes_their_place() {
-        let folder = std::env::temp_dir().join(format!("kimg-followed-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("audit.log");
-        let mut file = Followed::default();
-        assert_eq!(file.more(&path), b"", "there is none yet");
-        std::fs::write(&path, "one\n").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let write = |text: &str| {
+            let mut file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        };
+        let (first, mut file) = Followed::begin(&path);
+        assert_eq!((first.as_slice(), file.more(&path).as_slice()), (&b""[..], &b""[..]), "there is none yet");
+        write("one\n");
         assert_eq!(file.more(&path), b"one\n");
         assert_eq!(file.more(&path), b"");
-        std::fs::write(&path, "one\ntwo\n").unwrap();
+        write("two\n");
         assert_eq!(file.more(&path), b"two\n");
-        std::fs::rename(&path, path.with_extension("log.1")).unwrap();
-        std::fs::write(&path, "three, which is longer\n").unwrap();
-        assert_eq!(file.more(&path), b"three, which is longer\n");
-        std::fs::write(&path, "x".repeat(2 * MOST_OF_FILE)).unwrap();
-        assert_eq!(file.more(&path).len(), MOST_OF_FILE, "only the end of what is too much");
-        assert_eq!(read_end(&path.with_extension("log.1")), b"one\ntwo\n");
-        std::fs::remove_dir_all(folder).unwrap();
+        // What comes between two looks, before the file is put aside and after.
+        write("three\n");
+        std::fs::rename(&path, aside(&path)).unwrap();
+        write("four, which is longer than all that was there before\n");
+        assert_eq!(file.more(&path), b"three\nfour, which is longer than all that was there before\n");
+        assert_eq!(file.more(&path), b"");
+        // However much it is.
+        let much = "a line of some length\n".repeat(PIECE / 10);
+        write(&much);
+        std::fs::rename(&path, aside(&path)).unwrap();
+        write("last\n");
+        let mut all = Vec::new();
+        while !all.ends_with(b"last\n") {
+            let bytes = file.more(&path);
+            assert!(!bytes.is_empty() && bytes.len() <= 2 * PIECE);
+            all.extend(bytes);
+        }
+        assert!(all == format!("{much}last\n").as_bytes());
+    }
+
+    #[test]
+    fn of_long_files_whole_lines_are_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        let line = "0123456789abcde\n";
+        let lines = |bytes: usize| line.repeat(bytes / line.len());
+        for (old, new) in [
+            (String::new(), lines(MOST_OF_FILE)),
+            (String::new(), lines(4 * MOST_OF_FILE)),
+            (lines(4 * MOST_OF_FILE), String::new()),
+            (lines(4 * MOST_OF_FILE), lines(1600)),
+            (lines(1600), lines(4 * MOST_OF_FILE)),
+            (format!("x{}", lines(MOST_OF_FILE)), String::new()),
+            (format!("{}x\n", lines(MOST_OF_FILE)), lines(16)),
+        ] {
+            std::fs::write(aside(&path), &old).unwrap();
+            std::fs::write(&path, &new).unwrap();
+            let (bytes, mut file) = Followed::begin(&path);
+            let text = String::from_utf8(bytes).unwrap();
+            let all = format!("{old}{new}");
+            assert!(text.len() <= MOST_OF_FILE && text.len() + line.len() >= all.len().min(MOST_OF_FILE));
+            assert!(all.ends_with(&text) && (text.starts_with(line) || text.len() == all.len()));
+            assert_eq!(file.more(&path), b"");
+        }
     }
 
     #[test]
