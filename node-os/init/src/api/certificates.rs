@@ -18,6 +18,12 @@ pub fn all() -> Vec<Certificate> {
     files.iter().filter_map(|path| read(path)).collect()
 }
 
+/// Whose certificate it is.
+pub(super) fn subject(der: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    Some(certificate.subject().to_string())
+}
+
 fn read(path: &Path) -> Option<Certificate> {
     let pem = std::fs::read(path).ok()?;
     let (_, block) = x509_parser::pem::parse_x509_pem(&pem).ok()?;

@@ -59,8 +59,8 @@ pub fn start(machine: Shared, network: Rc<Network>, keep: bool) -> Result<()> {
 async fn accept(listener: TcpListener, tls: Tls, context: Rc<Serving>) {
     let open = Rc::new(Cell::new(0usize));
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, remote) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!("the node API cannot take a connection: {error}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -73,23 +73,38 @@ async fn accept(listener: TcpListener, tls: Tls, context: Rc<Serving>) {
         open.set(open.get() + 1);
         let (tls, context, open) = (tls.clone(), context.clone(), open.clone());
         tokio::task::spawn_local(async move {
-            serve(stream, &tls, context).await;
+            serve(stream, remote, &tls, context).await;
             open.set(open.get() - 1);
         });
     }
 }
 
 /// One connection. A stranger's failed handshake is no news.
-async fn serve(stream: TcpStream, tls: &Tls, context: Rc<Serving>) {
+async fn serve(stream: TcpStream, remote: SocketAddr, tls: &Tls, context: Rc<Serving>) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.acceptor().accept(stream)).await else { return };
-    let service = service_fn(move |request| {
-        let context = context.clone();
-        async move { Ok::<_, Infallible>(answer(&context, request).await) }
+    let subject = stream.get_ref().1.peer_certificates().and_then(|chain| certificates::subject(chain.first()?));
+    let client: Rc<str> = format!("{} from {}", subject.unwrap_or_default(), remote.ip().to_canonical()).into();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (context, client) = (context.clone(), client.clone());
+        async move {
+            let told = is_told(request.method(), request.uri().path());
+            let asked = told.then(|| format!("{} {}", request.method(), request.uri().path()));
+            let response = answer(&context, request).await;
+            if let Some(asked) = asked {
+                tracing::info!("node API: {client}: {asked}: {}", response.status());
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
         tracing::debug!("a client of the node API went away: {error}");
     }
+}
+
+/// Whether the log says who asked: for what changes the node, and for the store's copy. Pieces of an upload say nothing.
+fn is_told(method: &Method, path: &str) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::PATCH) || path == path::STORE_SNAPSHOT
 }
 
 async fn answer(context: &Rc<Serving>, request: Request<Incoming>) -> Response<Body> {
@@ -245,4 +260,23 @@ pub(super) fn typed(kind: &'static str, body: Body) -> Response<Body> {
 fn with_status(mut response: Response<Body>, status: StatusCode) -> Response<Body> {
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_a_node_is_told() {
+        for (method, path, told) in [
+            (Method::POST, path::REBOOT, true),
+            (Method::POST, path::STORE_RESTORE, true),
+            (Method::POST, path::UNSEAL, true),
+            (Method::GET, path::STORE_SNAPSHOT, true),
+            (Method::GET, path::STATUS, false),
+            (Method::PATCH, path::REGISTRY, false),
+        ] {
+            assert_eq!(is_told(&method, path), told, "{method} {path}");
+        }
+    }
 }
