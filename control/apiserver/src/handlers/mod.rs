@@ -151,7 +151,9 @@ async fn dispatch(scope: &Scope<'_>, headers: &http::HeaderMap, body: Bytes) -> 
     }
     scope.check_verb()?;
     match (scope.info.group.as_str(), scope.info.verb) {
-        ("authentication.k8s.io" | "authorization.k8s.io", _) => review(scope, content_type, body).await,
+        ("authentication.k8s.io" | "authorization.k8s.io", _) if !scope.kind.is_custom() => {
+            review(scope, content_type, body).await
+        }
         ("", Verb::Get | Verb::List) if scope.info.resource == "componentstatuses" => component_statuses(scope).await,
         (api::usage::GROUP, Verb::Get | Verb::List) if api::usage::is_measured(&scope.kind) => usages(scope).await,
         (_, Verb::Get) => read::get(scope).await,

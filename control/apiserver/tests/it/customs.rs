@@ -21,7 +21,11 @@ pub fn foo(name: &str, spec: Value) -> Value {
 }
 
 pub async fn established(cluster: &Cluster) {
-    let mut events = cluster.watch(&format!("{CRDS}?watch=1&fieldSelector=metadata.name%3Dfoos.example.com")).await;
+    established_in(cluster, "example.com").await;
+}
+
+async fn established_in(cluster: &Cluster, group: &str) {
+    let mut events = cluster.watch(&format!("{CRDS}?watch=1&fieldSelector=metadata.name%3Dfoos.{group}")).await;
     loop {
         let (_, crd) = events.next().await.unwrap();
         let conditions = crd["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -203,4 +207,25 @@ async fn nothing_is_made_while_its_definition_goes() {
     );
     let change = json!({"metadata": {"finalizers": null}});
     cluster.patch(&format!("{FOOS}/held"), "merge-patch+json", change).await.expect(200);
+}
+
+/// What is answered and never stored are kinds, not groups.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_definition_may_be_of_a_group_that_is_measured_or_reviewed() {
+    let cluster = Cluster::start().await;
+    for (group, version) in [("metrics.k8s.io", "v1beta1"), ("authentication.k8s.io", "v1")] {
+        let mut definition = crd();
+        definition["metadata"] = json!({"name": format!("foos.{group}"),
+            "annotations": {"api-approved.kubernetes.io": "unapproved, a test"}});
+        definition["spec"]["group"] = group.into();
+        definition["spec"]["versions"][0]["name"] = version.into();
+        cluster.post(CRDS, definition).await.expect(201);
+        established_in(&cluster, group).await;
+        let foos = format!("/apis/{group}/{version}/namespaces/default/foos");
+        let mut made = foo("a", json!({"size": 5}));
+        made["apiVersion"] = format!("{group}/{version}").into();
+        cluster.post(&foos, made).await.expect(201);
+        assert_eq!(cluster.get(&format!("{foos}/a")).await.expect(200)["spec"]["size"], 5, "{group}");
+        assert_eq!(cluster.get(&foos).await.expect(200)["items"][0]["spec"]["size"], 5, "{group}");
+    }
 }
