@@ -279,6 +279,7 @@ impl RequestInfo {
     /// Whether the request may stay open for long: no request timeout, no in-flight count.
     pub fn is_long_running(&self) -> bool {
         self.is_resource && (self.verb == Verb::Watch || crate::streaming::serves(self))
+            || self.path == crate::backup::PATH
     }
 
     /// Whether the request is a dry run.
@@ -399,6 +400,9 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/pods/p/log", true),
             ("POST", "/api/v1/namespaces/a/services/s/proxy/x", true),
             ("GET", "/api/v1/nodes/n/proxy/metrics", true),
+            ("GET", "/apis/metrics.k8s.io/v1beta1/pods?watch=1", true),
+            ("GET", "/kimg/backup", true),
+            ("GET", "/apis/metrics.k8s.io/v1beta1", false),
             // A name alone does not free a request of its limits.
             ("POST", "/api/v1/namespaces/a/configmaps/x/log", false),
             ("PUT", "/apis/apps/v1/namespaces/a/deployments/d/proxy", false),

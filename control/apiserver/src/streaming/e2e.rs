@@ -89,6 +89,9 @@ async fn kubelet(request: Request<Incoming>) -> Result<Answer, std::convert::Inf
                 let all = request.headers().get_all(name).iter().map(|v| v.to_str().expect("text"));
                 all.collect::<Vec<_>>().join(",")
             };
+            if request.uri().query().is_some_and(|query| query.starts_with("silent")) {
+                std::future::pending::<()>().await;
+            }
             if request.uri().query() == Some("redirect") {
                 let mut redirect = answer(302, "");
                 redirect.headers_mut().insert("location", "/healthz".parse().expect("value"));
@@ -549,6 +552,10 @@ async fn another_server(cluster: &Cluster, get: &impl AsyncFn(&str, &str) -> (u1
     assert_eq!(get("/v1beta1//pods", "application/json").await.0, 404);
     let (code, refused) = get("/v1beta1/nodes?redirect", "application/json").await;
     assert!(code == 502 && refused["message"].as_str().is_some_and(|m| m.contains("redirect")), "{code} {refused}");
+    // One that does not answer is not waited for for ever, by discovery neither.
+    for path in ["/v1beta1?silent&timeout=1s", "/v1beta1/nodes?silent&timeout=1s"] {
+        assert_eq!(get(path, "application/json").await.0, 504, "{path}");
+    }
     // One that leads back here would do so for ever.
     let request = Request::get("/apis/metrics.k8s.io/v1beta1/nodes").header("via", "1.1 kube-apiserver");
     let request = request.body(http_body_util::Empty::<Bytes>::new()).expect("request");
