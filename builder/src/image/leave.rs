@@ -13,6 +13,7 @@ use memchr::memmem;
 use rsa::pkcs8::DecodePrivateKey;
 use rsa::traits::PrivateKeyParts;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Why an image stays here.
@@ -56,6 +57,9 @@ fn names_a_key(content: &[u8]) -> bool {
     });
     std::iter::once(MARK.to_vec()).chain(encoded).any(|mark| memmem::find(content, &mark).is_some())
 }
+
+/// Bytes of a line of PEM.
+const PEM_LINE: usize = 48;
 
 /// The forms in which a cluster's private keys could stand in a file.
 pub struct Keys {
@@ -118,9 +122,9 @@ fn forms(text: &str) -> Result<Vec<Vec<u8>>> {
             let body = rest.split("-----END").next().unwrap_or_default();
             let lines: Vec<&str> = body.split_whitespace().collect();
             let der = STANDARD.decode(lines.concat())?;
-            let (secrets, public) = secrets_of(&der)?;
-            needles
-                .extend(lines.iter().skip(public).filter(|line| line.len() > 16).map(|line| line.as_bytes().to_vec()));
+            let (secrets, private) = secrets_of(&der)?;
+            let private = lines.iter().enumerate().filter(|(number, _)| private.contains(number));
+            needles.extend(private.filter(|(_, line)| line.len() > 16).map(|(_, line)| line.as_bytes().to_vec()));
             needles.push(STANDARD.encode(&der).into_bytes());
             // A PEM file as a value of YAML or JSON, e.g. in a kubeconfig.
             needles.push(STANDARD.encode(text).into_bytes());
@@ -142,15 +146,17 @@ fn forms(text: &str) -> Result<Vec<Vec<u8>>> {
     Ok(needles)
 }
 
-/// The secret numbers of a key, and how many lines of its PEM begin with what is no secret.
-fn secrets_of(der: &[u8]) -> Result<(Vec<Vec<u8>>, usize)> {
+/// The secret numbers of a key, and the lines of its PEM that have something of them and are not the same for all keys.
+fn secrets_of(der: &[u8]) -> Result<(Vec<Vec<u8>>, Range<usize>)> {
     if let Ok(key) = rsa::RsaPrivateKey::from_pkcs8_der(der) {
         let numbers = std::iter::once(key.d()).chain(key.primes());
         // The algorithm, the modulus of 256 bytes and the exponent, which stand in the certificate too.
-        return Ok((numbers.map(|number| number.to_bytes_be()).collect(), 7));
+        return Ok((numbers.map(|number| number.to_bytes_be()).collect(), 7..usize::MAX));
     }
-    // The first line is the same for all keys of this kind: it names the algorithm.
-    Ok((vec![secret_number(der)?.to_vec()], 1))
+    let number = secret_number(der)?;
+    let begin = memmem::find(der, &number).context("it is no key in PKCS #8")?;
+    // The first line names the algorithm. After the number comes the public half, which certificates have too.
+    Ok((vec![number.to_vec()], 1..(begin + number.len()).div_ceil(PEM_LINE)))
 }
 
 #[cfg(test)]
@@ -258,6 +264,20 @@ mod tests {
         }
         let public = STANDARD.encode(pem.replace("PRIVATE", "PUBLIC"));
         assert!(!names_a_key(public.as_bytes()));
+    }
+
+    #[test]
+    fn what_a_certificate_has_of_a_key_is_none() {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let needles = AhoCorasick::new(forms(&pair.serialize_pem()).unwrap()).unwrap();
+        let names = vec!["key".to_owned(); needles.patterns_len()];
+        let keys = Keys { needles, names };
+        let public = pair.public_key_raw();
+        for shift in 0..3 {
+            let text = STANDARD.encode([&vec![b'x'; shift][..], public].concat());
+            assert_eq!(keys.search(text.as_bytes()).unwrap(), [""; 0], "{shift}");
+        }
+        assert_eq!(keys.search(pair.serialize_pem().lines().nth(2).unwrap().as_bytes()).unwrap(), ["key"]);
     }
 
     #[test]
