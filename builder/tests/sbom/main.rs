@@ -8,6 +8,7 @@ use kimg::lock::Lock;
 use kimg::sbom::{self, Bill, Form, Inputs, Kind, Licence, Part};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 fn run(program: &Path, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
@@ -20,8 +21,13 @@ fn here(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sbom").join(name).display().to_string()
 }
 
-/// A Python with the validators; made once for each list of them.
+/// A Python with the validators; made once for each list of them, by the test that needs it first.
 fn python() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(make_python).clone()
+}
+
+fn make_python() -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/sbom");
     let (stamp, python) = (dir.join("stamp"), dir.join("venv/bin/python3"));
     let wanted = std::fs::read_to_string(here("requirements.txt")).expect("requirements");
