@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use ring::digest;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -53,6 +53,38 @@ fn sum_of_reader(algorithm: &'static digest::Algorithm, reader: &mut dyn Read) -
             return Ok(hex::encode(context.finish()));
         }
         context.update(&buffer[..n]);
+    }
+}
+
+/// A writer that sums what goes through it.
+pub struct Summed<W> {
+    inner: W,
+    sum: digest::Context,
+    bytes: u64,
+}
+
+impl<W: Write> Summed<W> {
+    /// Writes to `inner`.
+    pub fn new(inner: W) -> Summed<W> {
+        Summed { inner, sum: digest::Context::new(&digest::SHA256), bytes: 0 }
+    }
+
+    /// The writer, and SHA-256 and number of the bytes that it got.
+    pub fn finish(self) -> (W, String, u64) {
+        (self.inner, hex::encode(self.sum.finish()), self.bytes)
+    }
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        let n = self.inner.write(buffer)?;
+        self.sum.update(&buffer[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
     }
 }
 

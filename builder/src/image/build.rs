@@ -299,14 +299,17 @@ impl<'a> Workshop<'a> {
             progress: self.progress,
         };
         let image = source::make(path, &source::Overrides::default(), &surroundings)?;
-        let archive = image.content.to_archive()?;
-        let sha256 = hash::hex_of(&archive);
+        let archive = self.steps.work()?;
+        image.content.write_archive(&archive)?;
+        let sha256 = hash::hex_of_file(&archive)?;
         let stored = self.steps.result("oci", &sha256, |out| {
-            std::fs::write(out, &archive).with_context(|| format!("writing {}", out.display()))
-        })?;
+            std::fs::rename(&archive, out).with_context(|| format!("writing {}", out.display()))
+        });
+        // Where it was known it lies here still; what cannot be removed the next run sweeps.
+        let _ = std::fs::remove_file(&archive);
         let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
         let name = image.name.to_string().chars().map(plain).collect::<String>() + ".tar";
-        Ok(BakedImage { name, path: stored, sha256 })
+        Ok(BakedImage { name, path: stored?, sha256 })
     }
 
     fn ingredients<'p>(&'p self, plan: &'p Plan) -> Ingredients<'p> {

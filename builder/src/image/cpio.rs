@@ -12,13 +12,16 @@ const TRAILER: &str = "TRAILER!!!";
 const MOST_NAME: u64 = 4096;
 
 /// A cpio archive whose bytes depend on the tree alone.
-pub fn archive(tree: &Tree) -> Vec<u8> {
+///
+/// # Errors
+/// A file of the tree that lies on the disk cannot be read.
+pub fn archive(tree: &Tree) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     for (inode, (path, node)) in (1..).zip(tree.iter()) {
         let name = &path[1..];
         match node {
             Node::Dir(mode) => entry(&mut out, inode, name, 0o040_000 | mode, 2, (0, 0), &[]),
-            Node::File(mode, data) => entry(&mut out, inode, name, 0o100_000 | mode, 1, (0, 0), data),
+            Node::File(mode, data) => entry(&mut out, inode, name, 0o100_000 | mode, 1, (0, 0), &data.bytes()?),
             Node::Link(target) => entry(&mut out, inode, name, 0o120_777, 1, (0, 0), target.as_bytes()),
             Node::Device(mode, major, minor) => {
                 entry(&mut out, inode, name, 0o020_000 | mode, 1, (*major, *minor), &[])
@@ -27,7 +30,7 @@ pub fn archive(tree: &Tree) -> Vec<u8> {
     }
     out.extend(trailer());
     out.resize(out.len().next_multiple_of(512), 0);
-    out
+    Ok(out)
 }
 
 /// A folder, as an entry of an archive that is written piece by piece.
@@ -119,7 +122,7 @@ mod tests {
         let mut tree = Tree::default();
         tree.file("/init", 0o755, *b"abc").unwrap();
         tree.put("/dev/console", Node::Device(0o600, 5, 1)).unwrap();
-        let bytes = archive(&tree);
+        let bytes = archive(&tree).unwrap();
         assert_eq!(bytes.len() % 512, 0);
         assert!(bytes.starts_with(b"070701"));
         let text = String::from_utf8_lossy(&bytes);
@@ -132,7 +135,7 @@ mod tests {
         let mut tree = Tree::default();
         tree.file("/a", 0o644, *b"12345").unwrap();
         let big = [folder("b"), file_head("b/c", 8).unwrap(), b"contents".to_vec(), trailer()].concat();
-        let both = [archive(&tree), big].concat();
+        let both = [archive(&tree).unwrap(), big].concat();
         let sought = |bytes: &[u8], name: &str| {
             let mut reader = bytes;
             find(&mut reader, name).map(|size| (size, reader.to_vec()))

@@ -34,5 +34,5 @@ pub fn build(kernel: &Kernel, boot: &Boot, stage1: Arc<[u8]>) -> Result<Vec<u8>>
         }
     }
     tree.file("/lib/modules/order", 0o644, order.into_bytes())?;
-    zstd::encode_all(&cpio::archive(&tree)[..], LEVEL).context("compressing the initramfs")
+    zstd::encode_all(&cpio::archive(&tree)?[..], LEVEL).context("compressing the initramfs")
 }

@@ -89,7 +89,7 @@ pub(crate) mod tests {
         let mut tree = Tree::default();
         tree.file("/init", 0o755, *b"stage 1").unwrap();
         tree.file("/install", 0o644, *b"not this one").unwrap();
-        let initrd = zstd::encode_all(&cpio::archive(&tree)[..], 3).unwrap();
+        let initrd = zstd::encode_all(&cpio::archive(&tree).unwrap()[..], 3).unwrap();
         iso::tests::medium(&with_disk(initrd, raw).unwrap(), out);
     }
 

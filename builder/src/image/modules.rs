@@ -235,7 +235,10 @@ mod tests {
         let Some(super::super::tree::Node::File(_, dep)) = tree.get("/usr/lib/modules/1/modules.dep") else {
             panic!("no index")
         };
-        assert!(String::from_utf8_lossy(dep).contains("kernel/sd_mod.ko: kernel/scsi_mod.ko kernel/scsi_common.ko\n"));
+        assert!(
+            String::from_utf8_lossy(&dep.bytes().unwrap())
+                .contains("kernel/sd_mod.ko: kernel/scsi_mod.ko kernel/scsi_common.ko\n")
+        );
     }
 
     #[test]

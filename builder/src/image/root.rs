@@ -4,7 +4,7 @@ use super::components::{Component, Components};
 use super::glob;
 use super::modules::{self, Kernel};
 use super::recipe::Recipe;
-use super::tree::Tree;
+use super::tree::{Data, Tree};
 use super::unpack::Packages;
 use crate::cache::hash;
 use crate::input;
@@ -29,8 +29,13 @@ const CLUSTER: &str = "cluster.toml";
 /// Owner of what kimg itself writes.
 const OWN: &str = "kimg";
 
-/// The most that the cluster's own files and container images may have in a role's root, in bytes: they are held in
-/// memory.
+/// A file of which the sum is known.
+fn on_disk(path: &Path, sha256: &str) -> Result<Data> {
+    let size = std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
+    Ok(Data::on_disk(path, size, Some(sha256)))
+}
+
+/// The most that the cluster's own files and container images may have in a role's root, in bytes.
 const MOST_OWN: u64 = 2 << 30;
 
 /// Checks that these files have room in a root.
@@ -160,11 +165,7 @@ impl Ingredients<'_> {
         }
         tree.owned_by(CLUSTER);
         for file in self.files {
-            let bytes = input::bytes(&file.source, MOST_OWN)?;
-            if hash::hex_of(&bytes) != file.sha256 {
-                bail!("{} changed while the image was being built; run the build again", file.source.display());
-            }
-            tree.file(&file.path, file.mode, bytes)?;
+            tree.file(&file.path, file.mode, on_disk(&file.source, &file.sha256)?)?;
         }
         self.put_packages(&mut tree)?;
         self.put_components(&mut tree)?;
@@ -230,12 +231,8 @@ impl Ingredients<'_> {
             tree.file(&format!("{IMAGES}/pause.tar"), 0o644, oci::pause_content()?.to_archive()?)?;
         }
         for BakedImage { name, path, sha256 } in self.images {
-            let bytes = input::bytes(path, MOST_OWN)?;
-            if hash::hex_of(&bytes) != *sha256 {
-                bail!("{} changed while the image was being built; run the build again", path.display());
-            }
             tree.owned_by(name);
-            tree.file(&format!("{IMAGES}/{name}"), 0o644, bytes)?;
+            tree.file(&format!("{IMAGES}/{name}"), 0o644, on_disk(path, sha256)?)?;
         }
         Ok(())
     }

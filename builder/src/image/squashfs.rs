@@ -4,6 +4,7 @@
 use super::toolbox::{self, Toolbox};
 use super::tree::Tree;
 use anyhow::{Context, Result, anyhow};
+use std::io;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -41,6 +42,14 @@ pub fn write(tools: &Toolbox, tree: &Tree, out: &Path) -> Result<()> {
         (feeder.join().unwrap_or_else(|_| Err(anyhow!("the thread that packs the root stopped"))), output)
     });
     let output = output.context("waiting for mksquashfs")?;
-    toolbox::finish(&command, &output)?;
-    fed.context("feeding mksquashfs")
+    // Where it ended first, what it says is the reason.
+    match fed.context("feeding mksquashfs") {
+        Err(error) if !is_broken(&error) => Err(error),
+        fed => toolbox::finish(&command, &output).and(fed),
+    }
+}
+
+fn is_broken(error: &anyhow::Error) -> bool {
+    let is_broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_broken))
 }

@@ -66,7 +66,7 @@ impl Toolbox {
             if dir.exists() {
                 std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
             }
-            cache::write_atomic(&list, list_of_tree(&tree).as_bytes())?;
+            cache::write_atomic(&list, list_of_tree(&tree)?.as_bytes())?;
             std::fs::rename(&temporary, &dir).with_context(|| format!("storing {}", dir.display()))?;
         }
         Ok(Toolbox { dir, key })
@@ -112,12 +112,16 @@ impl Toolbox {
 }
 
 /// What a tree is unpacked to, one entry a line: path, mode and sum, or where a link leads.
-fn list_of_tree(tree: &Tree) -> String {
-    let line = |(path, node): (&str, &Node)| match node {
-        Node::Dir(_) => format!("{path}/\n"),
-        Node::File(mode, data) => format!("{path} {:o} {}\n", mode & 0o777, hash::hex_of(data)),
-        Node::Link(target) => format!("{path} -> {target}\n"),
-        Node::Device(..) => format!("{path} device\n"),
+fn list_of_tree(tree: &Tree) -> Result<String> {
+    let line = |(path, node): (&str, &Node)| {
+        Ok(match node {
+            Node::Dir(_) => format!("{path}/\n"),
+            Node::File(mode, data) => {
+                format!("{path} {:o} {}\n", mode & 0o777, hash::hex_of_reader(&mut *data.open()?)?)
+            }
+            Node::Link(target) => format!("{path} -> {target}\n"),
+            Node::Device(..) => format!("{path} device\n"),
+        })
     };
     tree.iter().map(line).collect()
 }

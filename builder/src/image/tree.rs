@@ -1,11 +1,125 @@
-//! A file tree in memory. All owners are root and all times zero; what differs is path, kind, mode and content.
+//! A file tree. All owners are root and all times zero; what differs is path, kind, mode and content.
 //! Written out as tar (for mksquashfs), as cpio (initramfs), or into a folder (tools).
 
-use anyhow::{Context, Result, bail};
+use crate::input;
+use anyhow::{Context as _, Result, bail};
+use ring::digest::{Context, SHA256};
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read, Take, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What a file holds.
+#[derive(Debug, Clone)]
+pub enum Data {
+    /// In memory.
+    Bytes(Arc<[u8]>),
+    /// In a file of this machine, which is read when the tree is written: it need not fit into memory.
+    OnDisk(Arc<OnDisk>),
+}
+
+/// A file of this machine as it was when it was looked at.
+#[derive(Debug)]
+pub struct OnDisk {
+    path: PathBuf,
+    size: u64,
+    sha256: Option<String>,
+}
+
+impl Data {
+    /// Of a file of this size, and with this sum where it is known: what changes until it is read is an error then.
+    pub fn on_disk(path: &Path, size: u64, sha256: Option<&str>) -> Data {
+        Data::OnDisk(Arc::new(OnDisk { path: path.into(), size, sha256: sha256.map(str::to_string) }))
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Data::Bytes(bytes) => bytes.len() as u64,
+            Data::OnDisk(file) => file.size,
+        }
+    }
+
+    /// Reads it from its beginning.
+    ///
+    /// # Errors
+    /// The file is no more what it was, which shows at its end at the latest.
+    pub fn open(&self) -> Result<Box<dyn Read + '_>> {
+        Ok(match self {
+            Data::Bytes(bytes) => Box::new(&bytes[..]),
+            Data::OnDisk(file) => Box::new(Unchanged {
+                from: input::open(&file.path)?.take(file.size),
+                file,
+                sum: Some(Context::new(&SHA256)),
+            }),
+        })
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// As [`Data::open`].
+    pub fn bytes(&self) -> Result<Arc<[u8]>> {
+        match self {
+            Data::Bytes(bytes) => Ok(bytes.clone()),
+            Data::OnDisk(file) => {
+                let mut bytes = Vec::new();
+                self.open()?.read_to_end(&mut bytes).with_context(|| format!("reading {}", file.path.display()))?;
+                Ok(bytes.into())
+            }
+        }
+    }
+}
+
+impl PartialEq for Data {
+    fn eq(&self, other: &Data) -> bool {
+        match (self, other) {
+            (Data::Bytes(one), Data::Bytes(two)) => one == two,
+            _ => {
+                self.size() == other.size()
+                    && self.bytes().ok().is_some_and(|one| other.bytes().is_ok_and(|two| one == two))
+            }
+        }
+    }
+}
+
+impl Eq for Data {}
+
+impl<B: Into<Arc<[u8]>>> From<B> for Data {
+    fn from(bytes: B) -> Data {
+        Data::Bytes(bytes.into())
+    }
+}
+
+/// Reads a file, and compares at its end.
+struct Unchanged<'a> {
+    from: Take<File>,
+    file: &'a OnDisk,
+    sum: Option<Context>,
+}
+
+impl Read for Unchanged<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.from.read(buffer)?;
+        if let Some(sum) = &mut self.sum {
+            sum.update(&buffer[..n]);
+        }
+        if n == 0
+            && !buffer.is_empty()
+            && let Some(sum) = self.sum.take()
+        {
+            let found = hex::encode(sum.finish());
+            if self.from.limit() > 0 || self.file.sha256.as_ref().is_some_and(|known| *known != found) {
+                let shown = self.file.path.display();
+                return Err(io::Error::other(format!(
+                    "{shown} changed while the image was being built; run the build again"
+                )));
+            }
+        }
+        Ok(n)
+    }
+}
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +127,7 @@ pub enum Node {
     /// Directory with permission bits.
     Dir(u32),
     /// Regular file with permission bits.
-    File(u32, Arc<[u8]>),
+    File(u32, Data),
     /// Symbolic link.
     Link(String),
     /// Character device: permission bits, major, minor.
@@ -73,7 +187,7 @@ impl Tree {
     }
 
     /// Puts a regular file.
-    pub fn file(&mut self, path: &str, mode: u32, content: impl Into<Arc<[u8]>>) -> Result<()> {
+    pub fn file(&mut self, path: &str, mode: u32, content: impl Into<Data>) -> Result<()> {
         self.put(path, Node::File(mode, content.into()))
     }
 
@@ -104,7 +218,7 @@ impl Tree {
 
     /// Bytes of all regular files.
     pub fn content_size(&self) -> u64 {
-        self.nodes.values().map(|n| if let Node::File(_, data) = n { data.len() as u64 } else { 0 }).sum()
+        self.nodes.values().map(|n| if let Node::File(_, data) = n { data.size() } else { 0 }).sum()
     }
 
     /// Writes a tar whose bytes depend on the tree alone.
@@ -131,8 +245,9 @@ impl Tree {
             let target = folder.join(&path[1..]);
             let written = match node {
                 Node::Dir(_) => std::fs::create_dir_all(&target),
-                Node::File(mode, data) => std::fs::write(&target, data)
-                    .and_then(|()| std::fs::set_permissions(&target, std::fs::Permissions::from_mode(*mode))),
+                Node::File(mode, data) => File::create(&target)
+                    .and_then(|mut file| io::copy(&mut *data.open().map_err(io::Error::other)?, &mut file))
+                    .and_then(|_| std::fs::set_permissions(&target, std::fs::Permissions::from_mode(*mode))),
                 Node::Link(to) => std::os::unix::fs::symlink(to, &target),
                 Node::Device(..) => bail!("{path} is a device, which a folder cannot hold"),
             };
@@ -157,8 +272,8 @@ fn append<W: Write>(tar: &mut tar::Builder<W>, path: &str, node: &Node) -> Resul
         Node::File(mode, data) => {
             header.set_entry_type(tar::EntryType::Regular);
             header.set_mode(*mode);
-            header.set_size(data.len() as u64);
-            tar.append_data(&mut header, path, &data[..])?;
+            header.set_size(data.size());
+            tar.append_data(&mut header, path, &mut *data.open()?)?;
         }
         Node::Link(target) => {
             header.set_entry_type(tar::EntryType::Symlink);
@@ -201,5 +316,31 @@ mod tests {
         assert!(tree.file("/a/b", 0o644, *b"2").is_err());
         assert!(tree.file("a", 0o644, *b"2").is_err());
         assert!(tree.file("/x/../y", 0o644, *b"2").is_err());
+    }
+
+    #[test]
+    fn a_file_on_the_disk_is_read_when_it_is_wanted_and_not_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "whole").unwrap();
+        let sum = crate::cache::hash::hex_of(b"whole");
+        let tree_of = |data: Data| {
+            let mut tree = Tree::default();
+            tree.file("/f", 0o644, data).unwrap();
+            tree
+        };
+        let (in_memory, on_disk) = (tree_of((*b"whole").into()), tree_of(Data::on_disk(&path, 5, Some(&sum))));
+        assert_eq!(in_memory, on_disk);
+        assert_eq!(in_memory.to_tar().unwrap(), on_disk.to_tar().unwrap());
+        assert_eq!(on_disk.content_size(), 5);
+        let unsummed = tree_of(Data::on_disk(&path, 5, None));
+        for (now, fine_without_sum) in [("whale", true), ("who", false)] {
+            std::fs::write(&path, now).unwrap();
+            let error = format!("{:#}", on_disk.to_tar().unwrap_err());
+            assert!(error.contains("changed while") && error.contains(&path.display().to_string()), "{error}");
+            assert_eq!(unsummed.to_tar().is_ok(), fine_without_sum, "{now}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(format!("{:#}", on_disk.to_tar().unwrap_err()).contains("there is no"));
     }
 }

@@ -3,12 +3,13 @@
 use super::elf;
 use super::glob;
 use super::recipe::PackageRecipe;
-use super::tree::{Node, Tree};
+use super::tree::{Data, Node, Tree};
 use crate::input;
 use crate::lock::{Lock, LockedPackage};
 use crate::packages::{self, deb};
 use anyhow::{Context, Result, anyhow};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -66,10 +67,10 @@ impl Packages {
 
     /// Adds libraries until no program or library in `tree` lacks one.
     fn put_libraries(&self, tree: &mut Tree) -> Result<()> {
-        let mut queue: Vec<(String, Arc<[u8]>)> = elf_files(tree);
+        let mut queue = elf_files(tree)?;
         let mut seen = BTreeSet::new();
         while let Some((path, data)) = queue.pop() {
-            let needs = elf::needs(&data).with_context(|| format!("reading {path}"))?;
+            let needs = elf::needs(&data.bytes()?).with_context(|| format!("reading {path}"))?;
             let interpreter =
                 needs.interpreter.is_some().then(|| LOADER.rsplit('/').next().unwrap_or(LOADER).to_string());
             for library in needs.libraries.into_iter().chain(interpreter) {
@@ -84,7 +85,7 @@ impl Packages {
                     tree.owned_by(package);
                     tree.file(&target, if target == LOADER { 0o755 } else { 0o644 }, data.clone())?;
                 }
-                queue.push((target, data));
+                queue.push((target, data.into()));
             }
         }
         Ok(())
@@ -116,15 +117,20 @@ impl Packages {
     }
 }
 
-fn elf_files(tree: &Tree) -> Vec<(String, Arc<[u8]>)> {
-    tree.iter()
-        .filter_map(|(path, node)| match node {
-            Node::File(mode, data) if elf::is_elf(data) && (mode & 0o111 != 0 || path.contains(".so")) => {
-                Some((path.to_string(), data.clone()))
+fn elf_files(tree: &Tree) -> Result<Vec<(String, Data)>> {
+    let mut found = Vec::new();
+    for (path, node) in tree.iter() {
+        if let Node::File(mode, data) = node
+            && (mode & 0o111 != 0 || path.contains(".so"))
+        {
+            let mut begin = Vec::new();
+            data.open()?.take(4).read_to_end(&mut begin).with_context(|| format!("reading {path}"))?;
+            if elf::is_elf(&begin) {
+                found.push((path.to_string(), data.clone()));
             }
-            _ => None,
-        })
-        .collect()
+        }
+    }
+    Ok(found)
 }
 
 fn put_entry(tree: &mut Tree, path: &str, entry: &deb::Entry) -> Result<()> {

@@ -1,17 +1,19 @@
 //! A container image from file trees: layers on a base, a configuration, for one platform or several.
 
-use super::content::Content;
+use super::content::{Blob, Content};
 use super::model::{
     BASE_DIGEST, BASE_NAME, CONFIG, CONTAINERD_NAME, Descriptor, INDEX, Index, LAYER, MANIFEST, Manifest, Platform,
     REF_NAME,
 };
 use super::reference::Reference;
+use crate::cache::{self, hash};
 use crate::image::tree::Tree;
 use crate::input;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::sync::Arc;
+use tempfile::SpooledData;
 
 /// Images have no time of their own.
 const CREATED: &str = "1970-01-01T00:00:00Z";
@@ -137,16 +139,13 @@ fn build_variant(content: &mut Content, common: &Common, variant: &Variant) -> R
         }
     };
     for tree in &variant.layers {
-        let tar = tree.to_tar()?;
-        add("/rootfs/diff_ids", json!(Descriptor::of(LAYER, &tar).digest));
+        let layer = Layer::write(tree, common.gzip)?;
+        add("/rootfs/diff_ids", json!(format!("sha256:{}", layer.unpacked)));
         add("/history", json!({"created": CREATED, "created_by": "kimg build image"}));
-        layers.push(if common.gzip {
-            let mut encoder = flate2::GzBuilder::new().mtime(0).write(Vec::new(), flate2::Compression::best());
-            encoder.write_all(&tar)?;
-            content.put(&format!("{LAYER}+gzip"), encoder.finish()?)
-        } else {
-            content.put(LAYER, tar)
-        });
+        let kind = if common.gzip { format!("{LAYER}+gzip") } else { LAYER.into() };
+        let descriptor = Descriptor::new(&kind, &layer.sha256, layer.blob.size());
+        content.put_blob(&descriptor.digest, layer.blob);
+        layers.push(descriptor);
     }
     image["config"] = config_json(&common.config, &image["config"])?;
     image["created"] = json!(CREATED);
@@ -161,6 +160,44 @@ fn build_variant(content: &mut Content, common: &Common, variant: &Variant) -> R
     let mut descriptor = content.put_json(MANIFEST, &manifest)?;
     descriptor.platform = Some(variant.platform.clone());
     Ok(descriptor)
+}
+
+/// What of a layer is held in memory; more of it goes to the disk.
+const IN_MEMORY: usize = 8 << 20;
+
+/// A layer as it stands in an image.
+struct Layer {
+    /// Sum of the tar.
+    unpacked: String,
+    /// Sum of what is in the blob.
+    sha256: String,
+    blob: Blob,
+}
+
+impl Layer {
+    fn write(tree: &Tree, gzip: bool) -> Result<Layer> {
+        // Beside what is downloaded: /tmp may be memory.
+        let folder = cache::user_dir()?;
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let out = hash::Summed::new(tempfile::spooled_tempfile_in(IN_MEMORY, folder));
+        let (out, unpacked) = if gzip {
+            let encoder = flate2::GzBuilder::new().mtime(0).write(out, flate2::Compression::best());
+            let mut tar = hash::Summed::new(encoder);
+            tree.write_tar(&mut tar)?;
+            let (encoder, unpacked, _) = tar.finish();
+            (encoder.finish().context("packing a layer")?, Some(unpacked))
+        } else {
+            let mut out = out;
+            tree.write_tar(&mut out)?;
+            (out, None)
+        };
+        let (spooled, sha256, size) = out.finish();
+        let blob = match spooled.into_inner() {
+            SpooledData::InMemory(bytes) => Blob::Bytes(bytes.into_inner().into()),
+            SpooledData::OnDisk(file) => Blob::Nameless(Arc::new(file), size),
+        };
+        Ok(Layer { unpacked: unpacked.unwrap_or_else(|| sha256.clone()), sha256, blob })
+    }
 }
 
 fn check_base(image: &Value, manifest: &Manifest, platform: &Platform) -> Result<()> {
@@ -274,6 +311,8 @@ fn extend(out: &mut Map<String, Value>, key: &str, more: impl IntoIterator<Item 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::tree::Data;
+    use std::io::Read;
 
     fn tree(path: &str, text: &str) -> Tree {
         let mut tree = Tree::default();
@@ -362,6 +401,34 @@ mod tests {
         assert_eq!(manifest.layers.len(), 1);
         assert_eq!(config["rootfs"], json!({"type": "layers", "diff_ids": [manifest.layers[0].digest]}));
         assert_eq!(config["config"]["Env"], json!([PATH]));
+    }
+
+    #[test]
+    fn a_large_layer_lies_on_the_disk_and_is_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large");
+        let bytes: Vec<u8> =
+            (0..3 * IN_MEMORY as u32 / 4).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let mut on_disk = Tree::default();
+        on_disk.file("/large", 0o644, Data::on_disk(&path, bytes.len() as u64, None)).unwrap();
+        let mut in_memory = Tree::default();
+        in_memory.file("/large", 0o644, bytes).unwrap();
+        let tar = in_memory.to_tar().unwrap();
+        for gzip in [false, true] {
+            let layer = Layer::write(&on_disk, gzip).unwrap();
+            assert!(matches!(&layer.blob, Blob::Nameless(..)), "it takes memory");
+            assert_eq!(layer.unpacked, hash::hex_of(&tar));
+            let mut blob = Vec::new();
+            layer.blob.open().unwrap().read_to_end(&mut blob).unwrap();
+            assert_eq!((layer.blob.size(), &layer.sha256), (blob.len() as u64, &hash::hex_of(&blob)));
+            let mut unpacked = Vec::new();
+            match gzip {
+                true => flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut unpacked).unwrap(),
+                false => blob.as_slice().read_to_end(&mut unpacked).unwrap(),
+            };
+            assert!(unpacked == tar);
+        }
     }
 
     #[test]

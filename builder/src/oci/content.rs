@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 pub enum Blob {
     /// In memory.
     Bytes(Arc<[u8]>),
+    /// In a file without a name, which is gone when nobody holds it any more, and how long it is.
+    Nameless(Arc<File>, u64),
     /// In a file.
     File {
         /// The file.
@@ -37,6 +40,7 @@ impl Blob {
     pub fn size(&self) -> u64 {
         match self {
             Blob::Bytes(bytes) => bytes.len() as u64,
+            Blob::Nameless(_, size) => *size,
             Blob::File { size, .. } => *size,
         }
     }
@@ -48,12 +52,27 @@ impl Blob {
     pub fn open(&self) -> Result<Box<dyn Read + '_>> {
         match self {
             Blob::Bytes(bytes) => Ok(Box::new(&bytes[..])),
+            Blob::Nameless(file, size) => Ok(Box::new(ReadAt { file, at: 0 }.take(*size))),
             Blob::File { path, offset, size } => {
                 let mut file = input::open(path)?;
                 file.seek(SeekFrom::Start(*offset)).with_context(|| format!("reading {}", path.display()))?;
                 Ok(Box::new(file.take(*size)))
             }
         }
+    }
+}
+
+/// Reads a file that others read too, each at a place of its own.
+struct ReadAt<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for ReadAt<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read_at(buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
     }
 }
 
@@ -130,7 +149,7 @@ impl Content {
         Ok(self.put(media_type, serde_json::to_vec(document).context("writing a document")?))
     }
 
-    /// Adds a blob that was already checked.
+    /// Adds a blob whose sum and size are known.
     pub fn put_blob(&mut self, digest: &str, blob: Blob) {
         self.blobs.insert(digest.to_string(), blob);
     }

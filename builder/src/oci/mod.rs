@@ -12,7 +12,7 @@ pub mod registry;
 pub mod source;
 pub mod transfer;
 
-use crate::image::tree::Tree;
+use crate::image::tree::{Data, Tree};
 use crate::input::{self, BadInput};
 use anyhow::{Context, Result};
 use build::{Common, Config, Variant};
@@ -44,7 +44,7 @@ pub fn references(archive: &Path) -> Result<Vec<String>> {
     Ok(content.full_names().map(|(name, _)| name.to_string()).collect())
 }
 
-/// The most that the files of a folder, or a program alone, may have in an image, in bytes: they are held in memory.
+/// The most that the files of a folder, or a program alone, may have in an image, in bytes.
 pub const MOST_FILES: u64 = 2 << 30;
 
 /// Reads a folder as an image's root. Owners become root; modes become 0644 or 0755, so that the umask under
@@ -83,8 +83,7 @@ fn add_folder(tree: &mut Tree, folder: &Path, prefix: &str, left: &mut u64) -> R
                 ));
             };
             *left = rest;
-            let data = input::bytes(&entry.path(), meta.len())?;
-            tree.file(&path, mode, data)?;
+            tree.file(&path, mode, Data::on_disk(&entry.path(), meta.len(), None))?;
         } else {
             let shown = entry.path().display().to_string();
             return input::bad(format!("{shown} is neither file, folder nor link and cannot go into an image"));

@@ -5,11 +5,12 @@ use super::build::{self, Base, Common, Config, Variant};
 use super::content::Content;
 use super::model::{Descriptor, Index, Platform};
 use super::reference::Reference;
+use crate::cache::hash;
 use crate::config::ConfigError;
 use crate::image::components::Components;
 use crate::image::elf;
 use crate::image::recipe::{ComponentRecipe, DirectoryRecipe, FileRecipe, LinkRecipe, PackageRecipe};
-use crate::image::tree::Tree;
+use crate::image::tree::{Data, Tree};
 use crate::image::unpack::Packages;
 use crate::input;
 use crate::lock::Lock;
@@ -482,7 +483,8 @@ fn program(source: &Path) -> Result<(Tree, Config, Platform)> {
     let mut tree = Tree::default();
     let architecture = elf::architecture(&bytes).with_context(|| format!("reading {}", source.display()))?;
     let platform = Platform { architecture: architecture.into(), ..Platform::default() };
-    tree.file(&format!("/{name}"), 0o755, bytes)?;
+    let size = bytes.len() as u64;
+    tree.file(&format!("/{name}"), 0o755, Data::on_disk(source, size, Some(&hash::hex_of(&bytes))))?;
     tree.dir("/tmp", 0o1777)?;
     Ok((tree, Config { entrypoint: vec![format!("/{name}")], ..Config::default() }, platform))
 }

@@ -202,6 +202,20 @@ fn a_token_is_got_for_the_scope_and_renewed() {
 }
 
 #[test]
+fn a_layer_that_lies_on_the_disk_arrives_in_chunks() {
+    let state: Shared = Arc::default();
+    let server = registry(&state);
+    let (descriptor, blob) = large();
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::copy(&mut *blob.open().unwrap(), &mut file).unwrap();
+    let blob = Blob::Nameless(Arc::new(file), descriptor.size);
+    client(&server, None).put_blob(&name(&server, "a"), &descriptor, &blob, &[], &ProgressBar::hidden()).unwrap();
+    assert!(server.log().iter().filter(|call| call.starts_with("PATCH")).count() > 1);
+    let arrived = &state.lock().unwrap().blobs[&format!("a {}", descriptor.digest)];
+    assert_eq!(Descriptor::of(LAYER, arrived).digest, descriptor.digest);
+}
+
+#[test]
 fn a_large_blob_goes_on_where_it_broke_off() {
     let state: Shared = Arc::default();
     let server = registry(&state);

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use http::Method;
 use indicatif::ProgressBar;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 /// Registries' proxies refuse larger requests; a broken connection costs at most this much.
@@ -251,6 +252,11 @@ fn part(request: Request, blob: &Blob, at: u64, length: u64) -> Result<Request> 
             request.bytes(KIND, bytes.get(from..to).context("a blob is shorter than it was")?)
         }
         // In memory, so that a chunk is what it was when it was looked at, however often it is sent.
+        Blob::Nameless(file, _) => {
+            let mut bytes = vec![0; usize::try_from(length)?];
+            file.read_exact_at(&mut bytes, at).context("reading a layer back")?;
+            request.bytes(KIND, bytes)
+        }
         Blob::File { path, offset, .. } => {
             let mut file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
             file.seek(SeekFrom::Start(offset + at)).with_context(|| format!("reading {}", path.display()))?;
