@@ -200,8 +200,6 @@ struct Workshop<'a> {
     sums: PathBuf,
     tools_key: String,
     tools: Mutex<Option<Toolbox>>,
-    /// Roles share most packages; what one has read of them the other finds.
-    papers: Mutex<()>,
     kernel: Mutex<Option<Arc<Kernel>>>,
 }
 
@@ -243,7 +241,6 @@ impl<'a> Workshop<'a> {
             steps,
             sums,
             tools: Mutex::default(),
-            papers: Mutex::default(),
             kernel: Mutex::default(),
         })
     }
@@ -508,6 +505,8 @@ impl<'a> Workshop<'a> {
         let bar = self.progress.step(&format!("{}: writing the disk", plan.role));
         // From here until the end the folder is not what its manifest says.
         remove_outputs(dir)?;
+        let tools = self.tools()?;
+        let alone = super::much_memory();
         let initrd = self.steps.bytes("initrd", &plan.initrd_key, || {
             initramfs::build(&*self.kernel()?, &self.boot, self.components.read(&self.stage1)?)
         })?;
@@ -515,10 +514,11 @@ impl<'a> Workshop<'a> {
             with_code(Inputs::new("kernel"), DISK_CODE).with("package", &self.kernel_package()?.sha256).key();
         let vmlinuz = self.steps.bytes("vmlinuz", &kernel_key, || Ok(self.kernel()?.vmlinuz.to_vec()))?;
         let release = self.steps.bytes("release", &kernel_key, || Ok(self.kernel()?.version.clone().into_bytes()))?;
-        let vmlinux = self.steps.bytes("vmlinux", &kernel_key, || kernel::uncompressed(&vmlinuz))?;
+        let vmlinux = self.steps.result("vmlinux", &kernel_key, |out| {
+            std::fs::write(out, kernel::uncompressed(&vmlinuz)?).with_context(|| format!("writing {}", out.display()))
+        })?;
         let release = String::from_utf8(release).context("the kernel's release is not UTF-8")?;
 
-        let tools = self.tools()?;
         let command_line = parts.command_line;
         let uki = self.kernel_image(&tools, plan.role, &release, [command_line.as_bytes(), &initrd, &vmlinuz])?;
         let core = self.in_work_folder(|work| disk::grub::core_image(&tools, command_line, disk::CORE_SECTOR, work))?;
@@ -536,14 +536,12 @@ impl<'a> Workshop<'a> {
             config: parts.config,
         };
         output::whole(&dir.join(Format::Raw.file()), |out| disk::write(out, &content, &core).map(|_| ()))?;
-        for (name, bytes) in [
-            ("vmlinuz", &vmlinuz),
-            ("vmlinux", &vmlinux),
-            ("initrd", &initrd),
-            ("cmdline", &command_line.as_bytes().to_vec()),
-        ] {
+        for (name, bytes) in [("vmlinuz", &vmlinuz[..]), ("initrd", &initrd), ("cmdline", command_line.as_bytes())] {
             cache::write_atomic(&dir.join(name), bytes)?;
         }
+        let copy = |out: &Path| std::fs::copy(&vmlinux, out).map(|_| ()).context("copying the kernel");
+        output::whole(&dir.join("vmlinux"), copy)?;
+        drop((uki, initrd, vmlinuz, alone));
         let packages = self.packages_in(parts.root)?;
         for (name, bytes) in self.papers(plan, &packages)? {
             cache::write_atomic(&dir.join(name), &bytes)?;
@@ -605,11 +603,14 @@ impl<'a> Workshop<'a> {
 
     /// SBOM and licences.
     fn papers(&self, plan: &Plan, packages: &[&LockedPackage]) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let _alone = self.papers.lock().unwrap_or_else(PoisonError::into_inner);
         let fetch = |names: &[&str]| packages::fetch(&self.lock, names, &mirrors(self.settings), self.progress);
         fetch(&packages.iter().map(|p| p.name.as_str()).collect::<Vec<_>>())?;
+        // Roles share most packages, too; what one has read of them the other finds.
+        let alone = super::much_memory();
         let sharers = sbom::debian::sharers(&self.lock, packages)?;
+        drop(alone);
         fetch(&sharers.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let _alone = super::much_memory();
         let mut programs = Vec::new();
         for component in plan.executables.iter().chain([&self.stage1]) {
             let bytes = self.components.read(component)?;

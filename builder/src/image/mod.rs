@@ -32,8 +32,9 @@ pub mod verity;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Waits until nobody else in this process does something that takes a few hundred MiB. Both images are made at
-/// once, and such steps use all cores by themselves.
+/// Waits until nobody else in this process does something that takes a hundred MiB or more: assembles and packs a root,
+/// lays out a disk, collects its papers, packs a disk, or makes a medium of it. Both images are made at once, and shall
+/// be in 512 MiB.
 fn much_memory() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
