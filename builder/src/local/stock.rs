@@ -22,15 +22,17 @@ pub fn keep(run_dir: &Path, image: &ImageFile) -> Result<()> {
     }
     let dir = run_dir.join("images");
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-    // The name appears when the content is whole.
-    let temporary = dir.join(format!(".{}", image.id));
-    super::down::remove_file(&temporary)?;
-    let linked = hash::keeping(&image.path, &cache::sums_dir()?, || std::fs::hard_link(&image.path, &temporary))?;
-    if linked.is_err() {
+    match hash::keeping(&image.path, &cache::sums_dir()?, || std::fs::hard_link(&image.path, &kept))? {
+        Ok(()) => Ok(()),
+        // VMs of one image start at once.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         // Another file system, or one without links.
-        std::fs::copy(&image.path, &temporary).with_context(|| format!("copying {}", image.path.display()))?;
+        Err(_) => {
+            let temporary = cache::temporary_beside(&kept)?;
+            std::fs::copy(&image.path, &temporary).with_context(|| format!("copying {}", image.path.display()))?;
+            cache::store(&temporary, &kept)
+        }
     }
-    std::fs::rename(&temporary, &kept).with_context(|| format!("storing {}", kept.display()))
 }
 
 /// Removes the images that no VM has or had before the one that it has, other than `wanted`.
@@ -61,6 +63,21 @@ mod tests {
     use super::*;
     use crate::local::state::Vm;
     use node_metadata::Role;
+
+    #[test]
+    fn vms_of_one_image_start_at_once() {
+        let dir = tempfile::tempdir().expect("dir");
+        let built = dir.path().join("disk.raw");
+        std::fs::write(&built, "image").expect("built");
+        for id in 0..100 {
+            let image = ImageFile { path: built.clone(), id: id.to_string() };
+            std::thread::scope(|scope| {
+                let threads = [(); 4].map(|()| scope.spawn(|| keep(dir.path(), &image)));
+                threads.into_iter().for_each(|thread| thread.join().expect("ended").expect("kept"));
+            });
+            assert_eq!(std::fs::read_dir(dir.path().join("images")).expect("folder").count(), id + 1);
+        }
+    }
 
     #[test]
     fn an_image_is_kept_while_there_is_a_way_back_to_it() {
