@@ -1,8 +1,8 @@
 //! The little that the engine asks of a disk, so that tests can put a faulty one there.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -57,17 +57,15 @@ impl DirDisk {
     pub fn open(dir: &Path) -> crate::Result<DirDisk> {
         let io = |what: &str, why| crate::StoreError::Io { what: format!("{what} {}", dir.display()), why };
         if !dir.is_dir() {
-            std::fs::create_dir_all(dir).map_err(|e| io("making the store directory", e))?;
+            // Nobody else has to do with it, and whoever can open it could hold its lock.
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|e| io("making the store directory", e))?;
             // The directory's own name must survive, too.
             let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             File::open(parent).and_then(|p| sync_all(&p)).map_err(|e| io("making durable the name of", e))?;
         }
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(dir.join("LOCK"))
-            .map_err(|e| io("opening the lock in", e))?;
+        // The directory itself, from under which no lock can be removed as a file in it could.
+        let lock = File::open(dir).map_err(|e| io("opening", e))?;
         match lock.try_lock() {
             Ok(()) => {
                 if cfg!(feature = "without-fsync") {
