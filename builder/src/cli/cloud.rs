@@ -2,10 +2,11 @@
 
 use super::{dir_flag, next, program, shown};
 use crate::cloud::cluster::Api;
-use crate::cloud::images::{self, Uploads};
+use crate::cloud::images::{self, Image, Images, Uploads};
+use crate::cloud::machines::{CloudMachines, NodeApi};
 use crate::cloud::plan::{self, Plan, Situation};
 use crate::cloud::up::{Done, Up};
-use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Thing, destroy};
+use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Server, Thing, destroy};
 use crate::config::{Provider, Settings};
 use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
@@ -19,6 +20,7 @@ use crate::table;
 use crate::web::{Client, Interrupted};
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
+use std::net::IpAddr;
 use std::path::Path;
 
 #[derive(Debug, clap::Args)]
@@ -154,7 +156,7 @@ fn show_done(settings: &Settings, done: &Done) {
         .map(|one| vec![one.node.clone(), one.size.clone(), text(one.public), text(one.private), one.image.clone()])
         .collect();
     print!("{}", table::render(&["NODE", "TYPE", "PUBLIC", "PRIVATE", "IMAGE"], &rows));
-    for line in records(settings, done) {
+    for line in records(settings, &done.servers) {
         println!("{line}");
     }
     println!("\nuse it:  kubectl --kubeconfig {} get nodes -o wide", shown(&done.kubeconfig));
@@ -162,10 +164,10 @@ fn show_done(settings: &Settings, done: &Done) {
 }
 
 /// The DNS records to set, and what for.
-fn records(settings: &Settings, done: &Done) -> Vec<String> {
+fn records(settings: &Settings, servers: &[Server]) -> Vec<String> {
     let of = |role: Role| {
         let nodes: Vec<&str> = settings.nodes_of(role).map(|node| node.entry.name.as_str()).collect();
-        let servers = done.servers.iter().filter(move |server| nodes.contains(&server.node.as_str()));
+        let servers = servers.iter().filter(move |server| nodes.contains(&server.node.as_str()));
         servers.filter_map(|server| server.public).map(|address| format!("A {address}")).collect::<Vec<_>>()
     };
     let mut lines = Vec::new();
@@ -177,6 +179,60 @@ fn records(settings: &Settings, done: &Done) -> Vec<String> {
         lines.push(format!("DNS:     the names of what the cluster serves: {}", workers.join(", ")));
     }
     lines
+}
+
+/// Images for a roll: until one is to be uploaded, Ctrl-C ends the command at once.
+struct Uploading<'a> {
+    asked: &'a Asked<'a>,
+    progress: Progress,
+}
+
+impl Uploading<'_> {
+    fn by<'b>(&'b self, client: &'b Client) -> Uploads<'b> {
+        let Asked { settings, provider, offer, .. } = self.asked;
+        Uploads { settings, provider, offer, client, env: &environment, progress: &self.progress }
+    }
+}
+
+impl Images for Uploading<'_> {
+    fn ensure(&self, role: Role) -> Result<Image> {
+        self.by(&Client::interruptible(None)?).ensure(role)
+    }
+
+    fn find(&self, sum: &str) -> Result<Option<Image>> {
+        self.by(&self.asked.client).find(sum)
+    }
+}
+
+/// What a roll needs of a provider: the machines, where the API server is, and the DNS records as they are afterwards.
+pub(super) fn roll<T>(
+    settings: &Settings,
+    secrets: &Secrets,
+    work: impl FnOnce(&mut CloudMachines<'_>, IpAddr, &dyn Fn() -> Result<Vec<String>>) -> Result<T>,
+) -> Result<T> {
+    let asked = Asked::new(settings)?;
+    let (provider, cloud) = (asked.provider, &*asked.cloud);
+    let master = settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
+    let name = &master.entry.name;
+    let known = cloud.inventory()?.servers;
+    let Some(at) = known.iter().find(|server| server.node == *name).and_then(|server| server.public) else {
+        let at = provider.name.as_str();
+        return input::bad(format!(
+            "{at} has no machine of {name} with a public address; `kimg plan` shows what is there"
+        ));
+    };
+    let images = Uploading { asked: &asked, progress: Progress::new() };
+    let mut machines = CloudMachines {
+        settings,
+        provider,
+        secrets,
+        offer: &asked.offer,
+        cloud,
+        images: &images,
+        nodes: &NodeApi(settings),
+        client: &asked.client,
+    };
+    work(&mut machines, at, &|| Ok(records(settings, &cloud.inventory()?.servers)))
 }
 
 pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
@@ -293,7 +349,7 @@ fn destroy_node(mut asked: Asked<'_>, inventory: &Inventory, node: &str, yes: bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::{Server, State};
+    use crate::cloud::State;
 
     #[test]
     fn records_name_the_api_and_the_workers() {
@@ -311,10 +367,8 @@ mod tests {
             private: None,
             created: None,
         };
-        let servers = vec![server("m", "192.0.2.1"), server("w", "192.0.2.2")];
-        let done = Done { kubeconfig: "k".into(), servers, made: Vec::new() };
         assert_eq!(
-            records(&settings, &done),
+            records(&settings, &[server("m", "192.0.2.1"), server("w", "192.0.2.2")]),
             [
                 "DNS:     api.example A 192.0.2.1 (the API)",
                 "DNS:     the names of what the cluster serves: A 192.0.2.2"

@@ -1,6 +1,6 @@
 //! `kimg heal master`.
 
-use super::roll::{LocalApi, built_images};
+use super::roll::{MasterApi, built_images};
 use super::{dir_flag, next, program};
 use crate::backup::Choice;
 use crate::client::block_on;
@@ -58,7 +58,7 @@ pub(super) fn run(args: &HealArgs, settings: &Settings) -> Result<()> {
              --await-backup`, then say `kimg backup restore`"
         ));
     }
-    let api = LocalApi::new(settings, &secrets)?;
+    let api = MasterApi::local(settings, &secrets)?;
     let check = || {
         let awaits_backup = State::load(&settings.run_dir())?.vms.get(name).is_some_and(|vm| vm.awaits_backup);
         let lost = Lost {

@@ -2,8 +2,9 @@
 
 use super::{dir_flag, next, program};
 use crate::backup::here;
+use crate::cache;
 use crate::client::{Answer, Https, block_on};
-use crate::config::Settings;
+use crate::config::{Provider, Settings};
 use crate::image::build::{self, Options};
 use crate::image::output::Format;
 use crate::input::{self, BadInput};
@@ -14,6 +15,7 @@ use crate::logs::kept;
 use crate::machines::local::{LocalMachines, short};
 use crate::machines::{Machine, Machines};
 use crate::pki::Secrets;
+use crate::pki::kubeconfig::server_url;
 use crate::progress::Progress;
 use crate::roll::RealClock;
 use crate::roll::api::{Api, Kube};
@@ -37,6 +39,8 @@ use std::process::ExitCode;
 const READY_SECS: u64 = 90;
 /// For how long the API is away while the master is replaced, about, with KVM, seconds: 11 s were measured with emulation.
 const GAP_SECS: u64 = 3;
+/// How long a node at a provider may take to be Ready, seconds: its machine is made meanwhile.
+const MADE_SECS: u64 = 600;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes: 0 all chosen nodes have the new image (or were skipped as --on-blocked says); \
@@ -67,7 +71,7 @@ pub(super) struct RollArgs {
     /// How long a drain may take, and after it workloads to be whole again, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
-    /// How long a new node may take to be Ready, seconds [default: 90, with emulation 450]
+    /// How long a new node may take to be Ready, seconds [default: 90, with emulation 450, at a provider 600]
     #[arg(long, value_name = "SECONDS")]
     ready_timeout: Option<u64>,
     /// What to do with a node that is not drained in time
@@ -95,35 +99,82 @@ pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<ExitCode> {
         return input::bad("--json does not ask: add --yes, or --dry-run to see the plan");
     }
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    if let Some(provider) = &settings.provider {
+        return super::cloud::roll(settings, &secrets, |machines, at, after| {
+            let https = state::api_client(settings, &secrets, Some(&server_url(&at.to_string(), 6443)))?;
+            cache::private_dir(&settings.run_dir())?;
+            let place = Place { api: MasterApi { local: None, https }, notes: notes(provider), after };
+            roll(args, settings, &secrets, &place, machines)
+        });
+    }
     let mut machines = LocalMachines::new(settings, &secrets);
-    let listed = machines.list()?;
-    if listed.is_empty() {
+    if machines.list()?.is_empty() {
         return input::bad(format!(
-            "cluster {} has no VMs on this machine; a roll of machines at a provider is not there yet: make them anew \
-             from the new image one by one, with the user-data that `kimg seed NODE --replace` prints",
+            "cluster {} has no VMs on this machine, and cluster.toml no [provider]; machines that were made by hand are made \
+             anew from the new image one by one, with the user-data that `kimg seed NODE --replace` prints",
             settings.name
         ));
     }
-    let api = LocalApi::new(settings, &secrets)?;
-    let kube = Kube(&api);
+    let api = MasterApi::local(settings, &secrets)?;
+    let place = Place { api, notes: Vec::new(), after: &|| Ok(Vec::new()) };
+    roll(args, settings, &secrets, &place, &mut machines)
+}
+
+/// What is to be known of a new machine at a provider before anybody agrees to it.
+fn notes(provider: &Provider) -> Vec<String> {
+    let at = provider.name.as_str();
+    vec![
+        "each of these machines is removed, and another of its name and type made: no month costs more, and the public and \
+         private addresses are new ones"
+            .into(),
+        "status.loadBalancer of Services has the new addresses by itself; DNS records are yours to set, and told in the \
+         end: where clients follow those, replace one node (`kimg roll NODE`), set its record, and go on with the next"
+            .into(),
+        format!("an image that {at} lacks is uploaded first; it stays and costs money until `kimg image rm`"),
+    ]
+}
+
+/// Where the cluster is.
+struct Place<'a> {
+    api: MasterApi<'a>,
+    /// What is shown with a plan.
+    notes: Vec<String>,
+    /// What is shown when nodes have been replaced.
+    after: &'a dyn Fn() -> Result<Vec<String>>,
+}
+
+fn roll(
+    args: &RollArgs,
+    settings: &Settings,
+    secrets: &Secrets,
+    place: &Place<'_>,
+    machines: &mut dyn Machines,
+) -> Result<ExitCode> {
+    let listed = machines.list()?;
+    let kube = Kube(&place.api);
     let copy = LocalCopy::of(&settings.run_dir());
     let last = match kube.check_ready() {
         Ok(()) => begin::last(kube, &copy)?,
         Err(error) => Some(without_api(args, settings, &copy, error)?),
     };
-    let command = Command { args, settings, secrets: &secrets, api: &api, copy: &copy, progress: Progress::new() };
+    let command = Command { args, settings, secrets, place, copy: &copy, progress: Progress::new() };
+    let mut later = Vec::new();
     let planned = match &last {
-        Some(last) if args.rollback && last.apart => Some(command.plan_back_without_api(&last.journal, &machines)?),
-        Some(last) if args.rollback => command.plan_back(&last.journal, &machines, &listed)?,
+        Some(last) if args.rollback && last.apart => Some(command.plan_back_without_api(&last.journal, machines)?),
+        Some(last) if args.rollback => command.plan_back(&last.journal, machines, &listed)?,
         None if args.rollback => return input::bad("there was no roll yet that could be taken back"),
         Some(last) if last.journal.outcome == Outcome::Running => command.go_on(&last.journal)?,
-        _ => command.plan_new(&mut machines, &listed)?,
+        _ => command.plan_new(machines, &listed, &mut later)?,
     };
     let Some(planned) = planned else { return Ok(ExitCode::SUCCESS) };
+    machines.check(&planned.untouched())?;
     if args.dry_run || !(args.yes || confirmed()?) {
         return Ok(ExitCode::SUCCESS);
     }
-    command.execute(&mut machines, planned, last.as_ref())
+    for image in &later {
+        machines.offer(image).context("nothing was touched, as not all images are at the provider")?;
+    }
+    command.execute(machines, planned, last.as_ref())
 }
 
 /// The last roll as this machine knows it, where it may be why the API server does not answer.
@@ -143,29 +194,32 @@ fn without_api(args: &RollArgs, settings: &Settings, copy: &LocalCopy, error: an
     }
 }
 
-/// The API server of the master on this machine, whose port may be another after it was made anew.
-pub(super) struct LocalApi<'a> {
-    settings: &'a Settings,
+/// The API server of the master.
+pub(super) struct MasterApi<'a> {
+    /// It is on this machine, where its port may be another after it was made anew.
+    local: Option<&'a Settings>,
     https: Https,
 }
 
-impl<'a> LocalApi<'a> {
-    pub(super) fn new(settings: &'a Settings, secrets: &Secrets) -> Result<LocalApi<'a>> {
+impl<'a> MasterApi<'a> {
+    pub(super) fn local(settings: &'a Settings, secrets: &Secrets) -> Result<MasterApi<'a>> {
         let port = port_of_master(settings)?.context("no VM on this machine is a master; `kimg up` makes it")?;
         let https = state::api_client(settings, secrets, Some(&format!("https://127.0.0.1:{port}")))?;
-        Ok(LocalApi { settings, https })
+        Ok(MasterApi { local: Some(settings), https })
     }
 
     fn now(&self) -> Result<Https> {
         let mut https = self.https.clone();
-        if let Some(port) = port_of_master(self.settings)? {
+        if let Some(settings) = self.local
+            && let Some(port) = port_of_master(settings)?
+        {
             https.target = format!("127.0.0.1:{port}");
         }
         Ok(https)
     }
 }
 
-impl Api for LocalApi<'_> {
+impl Api for MasterApi<'_> {
     fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
         block_on(self.now()?.send(method, path, body))
     }
@@ -186,20 +240,36 @@ enum Planned {
     WithoutApi(Journal),
 }
 
+impl Planned {
+    /// The nodes whose machines are still to be made anew.
+    fn untouched(&self) -> Vec<&str> {
+        let (Planned::GoOn(journal) | Planned::Anew(journal) | Planned::WithoutApi(journal)) = self;
+        journal.nodes.iter().filter(|entry| entry.step <= Step::Replacing).map(|entry| entry.node.as_str()).collect()
+    }
+}
+
 struct Command<'a> {
     args: &'a RollArgs,
     settings: &'a Settings,
     secrets: &'a Secrets,
-    api: &'a LocalApi<'a>,
+    place: &'a Place<'a>,
     copy: &'a LocalCopy,
     progress: Progress,
 }
 
 impl Command<'_> {
-    fn plan_new(&self, machines: &mut LocalMachines<'_>, listed: &[Machine]) -> Result<Option<Planned>> {
+    /// Images that take time and money to be brought where they are needed go into `later`.
+    fn plan_new(
+        &self,
+        machines: &mut dyn Machines,
+        listed: &[Machine],
+        later: &mut Vec<ImageFile>,
+    ) -> Result<Option<Planned>> {
         let built = self.built_images()?;
+        let at_provider = self.settings.provider.is_some();
+        let known = |image: &ImageFile| if at_provider { short(&image.id).to_owned() } else { image.id.clone() };
         let nodes = self.settings.nodes.iter().map(|node| &node.entry);
-        let image = |node: &node_metadata::NodeEntry| Some((node.name.clone(), built.get(&node.role)?.id.clone()));
+        let image = |node: &node_metadata::NodeEntry| Some((node.name.clone(), known(built.get(&node.role)?)));
         let wish = Wish {
             nodes: self.args.nodes.clone(),
             images: nodes.filter_map(image).collect(),
@@ -213,7 +283,10 @@ impl Command<'_> {
         if !self.show(&plan, "every chosen node runs the image that was built last; nothing to do")? {
             return Ok(None);
         }
-        if !self.args.dry_run {
+        if at_provider {
+            let needed = |image: &ImageFile| plan.nodes.iter().any(|item| item.to == short(&image.id));
+            later.extend(built.into_values().filter(needed));
+        } else if !self.args.dry_run {
             for image in built.values() {
                 machines.offer(image)?;
             }
@@ -221,7 +294,7 @@ impl Command<'_> {
         Ok(Some(Planned::Anew(self.journal(&plan, false)?)))
     }
 
-    fn plan_back(&self, last: &Journal, machines: &LocalMachines<'_>, listed: &[Machine]) -> Result<Option<Planned>> {
+    fn plan_back(&self, last: &Journal, machines: &dyn Machines, listed: &[Machine]) -> Result<Option<Planned>> {
         let images = begin::images_before(last, listed);
         begin::check_held(machines, &images)?;
         let wish = Wish {
@@ -312,7 +385,7 @@ impl Command<'_> {
     }
 
     fn kube(&self) -> Kube<'_> {
-        Kube(self.api)
+        Kube(&self.place.api)
     }
 
     /// How many times longer everything takes than with KVM.
@@ -350,7 +423,9 @@ impl Command<'_> {
                 println!("{}", json!({"outcome": "done", "nodes": []}));
             }
         } else if any {
-            println!("{}\nfirst: {}", plan.text(), here::intent(self.settings));
+            println!("{}", plan.text());
+            self.place.notes.iter().for_each(|note| println!("{note}"));
+            println!("first: {}", here::intent(self.settings));
         } else if !nothing.is_empty() {
             println!("{nothing}");
         }
@@ -362,7 +437,11 @@ impl Command<'_> {
             max_unavailable: self.args.max_unavailable.unavailable_of(self.settings.nodes_of(Role::Worker).count()),
             settle_secs: self.args.settle,
             timeout_secs: self.args.timeout,
-            ready_secs: self.args.ready_timeout.unwrap_or(READY_SECS * self.patience()?),
+            ready_secs: match (self.args.ready_timeout, &self.settings.provider) {
+                (Some(secs), _) => secs,
+                (None, Some(_)) => MADE_SECS,
+                (None, None) => READY_SECS * self.patience()?,
+            },
             on_blocked: self.args.on_blocked,
         };
         let workloads = self.kube().workloads()?;
@@ -371,7 +450,7 @@ impl Command<'_> {
         Ok(plan.journal(rules, whole, back, Timestamp::now()))
     }
 
-    fn execute(&self, machines: &mut LocalMachines<'_>, planned: Planned, last: Option<&Book>) -> Result<ExitCode> {
+    fn execute(&self, machines: &mut dyn Machines, planned: Planned, last: Option<&Book>) -> Result<ExitCode> {
         let interrupt = Interrupt::watch()?;
         let stop = || interrupt.asked();
         let say = |line: &str| eprintln!("{line}");
@@ -396,7 +475,7 @@ impl Command<'_> {
         }
         let kept = RefCell::new(None);
         let backup = || {
-            let (said, file) = here::make(self.settings, self.secrets, &self.api.now()?)?;
+            let (said, file) = here::make(self.settings, self.secrets, &self.place.api.now()?)?;
             *kept.borrow_mut() = file;
             anyhow::Ok(said)
         };
@@ -455,6 +534,7 @@ impl Command<'_> {
         let done = named(Step::Done);
         if !done.is_empty() {
             println!("replaced: {}", done.join(", "));
+            (self.place.after)().unwrap_or_default().iter().for_each(|line| println!("{line}"));
         }
         for entry in journal.nodes.iter().filter(|entry| entry.step == Step::Skipped) {
             println!("skipped: {}: {}", entry.node, entry.why.as_deref().unwrap_or_default());

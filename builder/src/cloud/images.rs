@@ -6,7 +6,7 @@ use crate::image::build::output_dir;
 use crate::progress::Progress;
 use crate::upload::cmd::{self, Name, PlaceArgs};
 use crate::upload::settings::Environment;
-use crate::upload::{self, Local, PREFIX, Remote};
+use crate::upload::{self, Local, PREFIX, Remote, State};
 use crate::web::Client;
 use anyhow::{Context, Result};
 use node_metadata::Role;
@@ -27,6 +27,12 @@ pub trait Images {
     /// # Errors
     /// It cannot be brought there.
     fn ensure(&self, role: Role) -> Result<Image>;
+
+    /// The image whose SHA-256 begins so, where it is there.
+    ///
+    /// # Errors
+    /// The provider cannot be asked.
+    fn find(&self, sum: &str) -> Result<Option<Image>>;
 }
 
 /// The images that are built here, uploaded where they are not there yet.
@@ -57,6 +63,12 @@ impl Images for Uploads<'_> {
         let said = if done.reused { "is there" } else { "is uploaded" };
         self.progress.line(&format!("{} {said} as {}", image.name, done.id));
         Ok(Image { id: done.id, sum: sum_of(&self.settings.name, &image.name).unwrap_or_default().into() })
+    }
+
+    fn find(&self, sum: &str) -> Result<Option<Image>> {
+        let (_, images) = uploaded(self.settings, self.provider, self.client, self.env)?;
+        let of = |image: &Remote| sum_of(&self.settings.name, &image.name) == Some(sum) && image.state == State::Ready;
+        Ok(images.into_iter().find(of).map(|image| Image { id: image.id, sum: sum.into() }))
     }
 }
 

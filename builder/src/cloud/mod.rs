@@ -2,7 +2,8 @@
 //!
 //! What exists is asked of the provider: everything bears the cluster's name and the fingerprint of its CA as labels, tags or
 //! in its own name, and there is no file of ours. [`plan`] says what is missing and what is in the way, [`up`] makes it,
-//! [`destroy`] removes it. Who has the name and another fingerprint is another cluster, and nothing of it is touched.
+//! [`destroy`] removes it, [`machines`] makes workers anew for a roll. Who has the name and another fingerprint is another
+//! cluster, and nothing of it is touched.
 //!
 //! To add a provider: its name in [`crate::config::ProviderName`], a file here with a type that implements [`Cloud`], its
 //! arm in [`open`], its published calls in `builder/tests/data/providers/NAME.json`, a fake in `fakes/NAME.rs`.
@@ -12,6 +13,7 @@ pub mod destroy;
 mod digitalocean;
 mod hetzner;
 pub mod images;
+pub mod machines;
 pub mod plan;
 pub mod up;
 
@@ -23,6 +25,8 @@ mod tests;
 use crate::cache::hash;
 use crate::config::{NodeSettings, Provider, ProviderName, Settings};
 use crate::pki::{Authority, Secrets};
+use crate::seed::token::BootstrapToken;
+use crate::seed::{self, Place};
 use crate::upload::settings::Environment;
 use crate::web::{Client, Refused};
 use anyhow::{Context, Result, bail};
@@ -213,6 +217,34 @@ pub struct Order<'a> {
     pub network: &'a Network,
     /// The firewall of its role.
     pub firewall: &'a Firewall,
+}
+
+/// Makes the machines of a cluster's nodes.
+struct Maker<'a> {
+    settings: &'a Settings,
+    provider: &'a Provider,
+    secrets: &'a Secrets,
+    cloud: &'a dyn Cloud,
+}
+
+impl Maker<'_> {
+    /// Orders the machine of a node; a worker is told where its master is in the network, and joins by the token.
+    fn make(
+        &self,
+        node: &NodeSettings,
+        image: &images::Image,
+        (network, firewall): (&Network, &Firewall),
+        master: Option<IpAddr>,
+        token: Option<&BootstrapToken>,
+    ) -> Result<()> {
+        let (name, role) = (node.entry.name.as_str(), node.entry.role);
+        let place = Place::Network { range: self.provider.network, master };
+        let user_data = seed::user_data(self.settings, node, place, seed::Begin::Join(token), self.secrets)?;
+        let size = self.provider.types.get(name).with_context(|| format!("nothing says which type {name} is"))?;
+        let (image_id, image) = (image.id.as_str(), image.sum.as_str());
+        let order = Order { node: name, role, size, image_id, image, user_data: &user_data, network, firewall };
+        self.cloud.make_server(&order).with_context(|| format!("making the machine of {name}"))
+    }
 }
 
 /// Where machines are made. Whatever a call of it makes is found again by [`Cloud::inventory`], also after it failed, and

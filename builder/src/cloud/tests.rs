@@ -1,6 +1,9 @@
 //! `up`, `plan` and `destroy` against stateful fakes of the providers and of the cluster. The same question for all: is
 //! everything there once, whatever failed before, and is each call one that the provider has published.
 
+mod plans;
+mod roll;
+
 use super::fakes::{self, FakeCluster, Machine, Shared, World, held};
 use super::images::{Image, Images, Uploads};
 use super::plan::{Plan, Situation, Step};
@@ -102,6 +105,10 @@ impl Images for There<'_> {
         };
         self.0.clock.client().clock().sleep(takes)?;
         Ok(Image { id: "77".into(), sum: SUM.into() })
+    }
+
+    fn find(&self, sum: &str) -> Result<Option<Image>> {
+        Ok((sum == SUM).then(|| Image { id: "77".into(), sum: SUM.into() }))
     }
 }
 
@@ -412,148 +419,6 @@ fn what_stays_is_told() {
     assert!(destroy::left(&empty, &Ok(vec![image]), true).is_empty());
     let lines = destroy::left(&empty, &Err(anyhow::anyhow!("no bucket")), false);
     assert!(matches!(&lines[..], [line] if line.contains("is not known (no bucket)")), "{lines:?}");
-}
-
-#[test]
-fn a_plan_has_the_price_and_minds_the_budget() {
-    for which in ALL {
-        let stage = Stage::new(which);
-        let plan = stage.plan();
-        let makes = |step: &Step| matches!(step, Step::MakeServer { .. });
-        assert_eq!(plan.steps.iter().filter(|step| makes(step)).count(), 2);
-        assert!(matches!(&plan.steps[0], Step::MakeNetwork { range } if range == "10.80.0.0/20"), "{plan:?}");
-        assert_eq!((plan.monthly_now, plan.monthly_then), (Cents(0), which.monthly()), "{which:?}");
-        assert!(plan.refusals.is_empty() && plan.makes_servers(), "{plan:?}");
-        assert!(plan.shown().contains("make the firewall of the workers"), "{}", plan.shown());
-        let text = serde_json::to_value(&plan).unwrap();
-        assert_eq!(text["monthlyThen"], which.monthly().0);
-        let poor = Stage::of(which, settings(which, "budget = 6\n"));
-        assert!(poor.plan().refusals[0].contains("the budget is 6.00"), "{:?}", poor.plan().refusals);
-        let typo = which.provider().split('\n').nth(2).unwrap().split('"').nth(1).unwrap();
-        let wrong = settings(which, "").text.replacen(typo, &format!("{typo}x"), 1);
-        let wrong = read(&wrong);
-        let refusals = Stage::of(which, wrong).plan().refusals;
-        assert!(refusals[0].contains(&format!("did you mean {typo}?")), "{refusals:?}");
-        let elsewhere = settings(which, "").text.replace("nbg1", "nbg2").replace("fra1", "fra9");
-        let elsewhere = read(&elsewhere);
-        let error = Stage::of(which, elsewhere).cloud().offer().unwrap_err();
-        assert!(error.is::<crate::input::BadInput>(), "{error:#}");
-    }
-}
-
-#[test]
-fn what_has_no_price_is_not_free() {
-    assert_eq!([f64::NAN, f64::INFINITY, -1.0].map(Cents::of), [None; 3]);
-    for which in ALL {
-        let stage = Stage::new(which);
-        stage.world().no_price = true;
-        match which {
-            Which::Hetzner => {
-                let error = stage.cloud().offer().unwrap_err().to_string();
-                assert!(error.contains("no price of an IPv4 address in nbg1"), "{error}");
-            }
-            Which::DigitalOcean => {
-                assert!(stage.plan().refusals[0].contains("has no type s-1vcpu-1gb in fra1"), "{:?}", stage.plan());
-            }
-        }
-        // An old machine whose type is in no list any more.
-        let stage = Stage::of(which, settings(which, "budget = 30\n"));
-        stage.up().unwrap();
-        {
-            let mut world = stage.world();
-            let (master, worker) = (world.machine("m.demo")[0], world.machine("w.demo")[0]);
-            let old = world.machines.get_mut(&master).unwrap();
-            (old.body["server_type"], old.body["size"]) = (json!("old1"), json!("old1"));
-            world.machines.remove(&worker);
-        }
-        let refusals = stage.plan().refusals;
-        assert!(
-            refusals[0].contains("no price of m (old1)") && refusals[0].contains("budget of 30.00"),
-            "{refusals:?}"
-        );
-        // Where nothing is to be paid for it is told, and where there is no budget.
-        let free = Stage { settings: settings(which, ""), ..stage };
-        let plan = free.plan();
-        assert!(plan.refusals.is_empty() && plan.drift.iter().any(|line| line.contains("m (old1)")), "{plan:?}");
-    }
-}
-
-#[test]
-fn a_size_that_is_made_no_more_keeps_its_price() {
-    let stage = Stage::new(Which::DigitalOcean);
-    let offer = stage.cloud().offer().unwrap();
-    assert_eq!(offer.sizes["x"], Size { monthly: Cents(100), disk_gb: 9, available: false });
-    let elsewhere = settings(Which::DigitalOcean, "").text.replace("\"s-1vcpu-1gb\"", "\"x\"");
-    let elsewhere = read(&elsewhere);
-    let refusals = Stage::of(Which::DigitalOcean, elsewhere).plan().refusals;
-    assert!(refusals[0].contains("has no type x in fra1; there are s-1vcpu-1gb, s-1vcpu-2gb"), "{refusals:?}");
-}
-
-#[test]
-fn a_machine_of_another_region_or_type_is_told() {
-    for which in ALL {
-        let stage = Stage::whole(which);
-        let id = stage.world().machine("w.demo")[0];
-        let (place, size) = match which {
-            Which::Hetzner => ("location", "server_type"),
-            Which::DigitalOcean => ("region", "size"),
-        };
-        {
-            let mut world = stage.world();
-            let body = &mut world.machines.get_mut(&id).unwrap().body;
-            (body[place], body[size]) =
-                (json!("far1"), if which == Which::Hetzner { json!("cx33") } else { json!("x") });
-        }
-        let plan = stage.plan();
-        assert!(plan.drift[0].starts_with("w is a ") && plan.drift[0].ends_with("it stays one"), "{:?}", plan.drift);
-        let region = stage.provider().region.as_str();
-        assert_eq!(plan.drift[1], format!("w is in far1, and cluster.toml says {region}; it stays there"));
-        assert!(plan.refusals.is_empty() && plan.steps.is_empty(), "{plan:?}");
-    }
-    // A VPC is in one region, and its droplets with it.
-    let stage = Stage::whole(Which::DigitalOcean);
-    stage.world().things.iter_mut().find(|((kind, _), _)| *kind == "vpc").unwrap().1["region"] = json!("ams3");
-    assert!(stage.plan().refusals[0].contains("write region = \"ams3\" under [provider]"), "{:?}", stage.plan());
-}
-
-#[test]
-fn what_was_changed_by_hand_comes_first_and_is_put_right() {
-    for which in ALL {
-        let stage = Stage::whole(which);
-        let rules = if which == Which::Hetzner { "rules" } else { "inbound_rules" };
-        {
-            let mut world = stage.world();
-            let id = world.machine("w.demo")[0];
-            world.machines.get_mut(&id).unwrap().off = true;
-            let of = |role: &str| json!(format!("kimg-demo-{}-{role}", ca()));
-            let firewall = world.things.iter_mut().find(|(_, body)| body["name"] == of("worker")).unwrap().1;
-            firewall[rules] = json!([]);
-            let master = world.things.iter().find(|(_, body)| body["name"] == of("master")).unwrap().0;
-            let master = *master;
-            world.things.remove(&master);
-        }
-        let plan = stage.plan();
-        assert_eq!(
-            plan.drift,
-            [
-                "the firewall of the masters is gone",
-                "the rules of the firewall of the workers were changed",
-                "w is switched off"
-            ]
-        );
-        assert_eq!(
-            plan.steps,
-            [
-                Step::MakeFirewall { role: Role::Master },
-                Step::SetRules { role: Role::Worker },
-                Step::Start { node: "w".into() }
-            ]
-        );
-        assert!(stage.up().unwrap().made.is_empty());
-        stage.check_whole("put right");
-        assert!(stage.plan().drift.is_empty(), "{:?}", stage.plan());
-        stage.check_calls(None);
-    }
 }
 
 #[test]

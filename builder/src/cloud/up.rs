@@ -8,14 +8,13 @@
 use super::cluster::Cluster;
 use super::images::{Image, Images};
 use super::plan::{self, Situation};
-use super::{Cloud, Firewall, Inventory, Network, Offer, Order, Server, State};
+use super::{Cloud, Firewall, Inventory, Maker, Network, Offer, Server, State};
 use crate::client::kube::NodeState;
 use crate::config::{NodeSettings, Provider, Settings};
 use crate::pki::kubeconfig::{kubeconfig, server_url};
 use crate::pki::{Authority, Secrets, Subject, issue, secrets};
 use crate::progress::Progress;
 use crate::seed::token::{BootstrapToken, LIFE};
-use crate::seed::{self, Place};
 use crate::web::{Client, Interrupted};
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
@@ -188,15 +187,11 @@ impl Up<'_> {
             let register = || self.cluster.create_token(master.outside, token, name, master.replace);
             self.persist(&format!("the token of {name}"), AWAY, register)?;
         }
-        let place = Place::Network { range: self.provider.network, master: master.map(|master| master.inside) };
-        let user_data = seed::user_data(self.settings, node, place, seed::Begin::Join(token.as_ref()), self.secrets)?;
-        let size = self.provider.types.get(name).with_context(|| format!("nothing says which type {name} is"))?;
         let firewall = ground.firewalls.get(&role).with_context(|| format!("there is no firewall of {role}s"))?;
-        self.progress.line(&format!("making {name}, {size}"));
-        let network = &ground.network;
-        let (image_id, image) = (image.id.as_str(), image.sum.as_str());
-        let order = Order { node: name, role, size, image_id, image, user_data: &user_data, network, firewall };
-        self.cloud.make_server(&order).with_context(|| format!("making the machine of {name}"))?;
+        self.progress.line(&format!("making {name}"));
+        let Up { settings, provider, secrets, cloud, .. } = *self;
+        let maker = Maker { settings, provider, secrets, cloud };
+        maker.make(node, &image, (&ground.network, firewall), master.map(|master| master.inside), token.as_ref())?;
         ground.made.push(name.to_string());
         Ok(())
     }

@@ -31,12 +31,6 @@ impl<'a> LocalMachines<'a> {
     pub fn new(settings: &'a Settings, secrets: &'a Secrets) -> LocalMachines<'a> {
         LocalMachines { settings, secrets }
     }
-
-    /// Removes the images that nobody needs any more; not while a roll is under way, whose nodes are still to get some.
-    pub fn tidy(&self) -> Result<()> {
-        let (run_dir, _lock) = state::lock(self.settings)?;
-        stock::tidy(&run_dir, &State::load(&run_dir)?, &BTreeSet::new())
-    }
 }
 
 impl Machines for LocalMachines<'_> {
@@ -81,6 +75,12 @@ impl Machines for LocalMachines<'_> {
 
     fn console(&self, node: &str) -> Vec<String> {
         console::last_lines(&self.settings.run_dir().join(node).join("console.log"), 24)
+    }
+
+    /// The images that nobody needs any more.
+    fn tidy(&self) -> Result<()> {
+        let (run_dir, _lock) = state::lock(self.settings)?;
+        stock::tidy(&run_dir, &State::load(&run_dir)?, &BTreeSet::new())
     }
 }
 

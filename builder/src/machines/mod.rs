@@ -1,9 +1,9 @@
 //! The machines of a cluster's nodes, at whoever runs them. What exists is asked of the provider; there is no file of ours.
 //!
-//! To add a provider: a file here with a type that implements [`Machines`], and a run of the roll's tests
-//! (`roll/tests.rs`) against it. Images are known by the SHA-256 of the raw disk, which a provider keeps with the image
-//! (its name or a tag) and with each machine made of it.
-//! Where machines cannot be rebuilt in place, [`Machines::rebuild`] deletes one and creates another of its name.
+//! Images are known by the SHA-256 of the raw disk, or the beginning of it, which a provider keeps with the image (its name
+//! or a tag) and with each machine made of it.
+//! Where machines cannot be rebuilt in place, [`Machines::end`] deletes one, and [`Machines::rebuild`] creates another of
+//! its name. So it is at the providers of [`crate::cloud`], which all have [`crate::cloud::machines`] in common.
 
 pub mod local;
 
@@ -70,7 +70,21 @@ pub trait Machines {
     /// Whether a machine's data can outlive [`Machines::rebuild`].
     fn keeps_data(&self) -> bool;
 
-    /// Stops a machine, puts another image under it and starts it again; name and addresses stay. Returns when the old
+    /// Whether the machines of these nodes can be made anew, asked before anybody agrees to it.
+    ///
+    /// # Errors
+    /// Bad input: what is in the way.
+    fn check(&self, _nodes: &[&str]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends the old machine for good, and says how, where making the new one is another thing that takes its time; else
+    /// [`Machines::rebuild`] does both. What the new one needs is there, or nothing is touched.
+    fn end(&mut self, _order: &Order<'_>) -> Result<Option<Ended>> {
+        Ok(None)
+    }
+
+    /// Stops a machine, puts another image under it and starts it again; its name stays. Returns when the old
     /// machine has surely ended (and how) and the new one is started, and does not wait for it to boot. Called again
     /// after it was interrupted, it comes to the same.
     fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended>;
@@ -80,4 +94,9 @@ pub trait Machines {
 
     /// What the machine shows: the last lines of its console, where the provider has one.
     fn console(&self, node: &str) -> Vec<String>;
+
+    /// Removes what only a roll that is over needed, where nobody else may need it.
+    fn tidy(&self) -> Result<()> {
+        Ok(())
+    }
 }

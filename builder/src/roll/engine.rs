@@ -386,7 +386,7 @@ impl Engine<'_> {
         let name = &entry.node;
         (self.say)(&format!("{name}: stops, and starts from image {}; the API is away", short(&entry.to)));
         let begun = self.clock.now();
-        if let Err(error) = self.rebuild(&Order { node: name, image: &entry.to, token: None, data: Data::Stays }) {
+        if let Err(error) = self.rebuild(&Order { node: name, image: &entry.to, token: None, data: Data::Stays })? {
             if error.is::<Killed>() {
                 return Err(error);
             }
@@ -400,16 +400,43 @@ impl Engine<'_> {
         self.enter(book, index, Step::Booting)
     }
 
-    fn rebuild(&mut self, order: &Order<'_>) -> Result<()> {
-        match (self.keep_logs)(order.node) {
-            Ok(said) => (self.say)(&format!("{}: {said}", order.node)),
+    /// The inner error is the provider's, the outer one what kept the engine from asking it. Gives the boot that the node
+    /// reported from last before its machine ended, where it was asked between that and the next one.
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<Result<Option<String>>> {
+        let name = order.node;
+        match (self.keep_logs)(name) {
+            Ok(said) => (self.say)(&format!("{name}: {said}")),
             // A broken node may have nothing more to say, and is replaced for that.
-            Err(error) => (self.say)(&format!("{}: its last logs are not kept: {error:#}", order.node)),
+            Err(error) => (self.say)(&format!("{name}: its last logs are not kept: {error:#}")),
         }
-        if self.machines.rebuild(order)? == Ended::Forced {
-            (self.say)(&format!("{}: its machine did not power off in time, and was ended", order.node));
+        let mut boot = None;
+        match self.machines.end(order) {
+            Ok(None) => {}
+            Ok(Some(ended)) => {
+                self.tell(name, ended);
+                (self.failpoint)(&format!("ended:{name}"))?;
+                // It took its time.
+                self.hold_lock()?;
+                boot = Some(self.reported_boot(name)?);
+            }
+            Err(error) => return Ok(Err(error)),
         }
-        Ok(())
+        Ok(self.machines.rebuild(order).map(|ended| {
+            self.tell(name, ended);
+            boot
+        }))
+    }
+
+    fn tell(&self, node: &str, ended: Ended) {
+        if ended == Ended::Forced {
+            (self.say)(&format!("{node}: its machine did not power off in time, and was ended"));
+        }
+    }
+
+    /// The boot that the API server shows of a node.
+    fn reported_boot(&self, node: &str) -> Result<String> {
+        let nodes = self.kube.nodes()?;
+        Ok(nodes.into_iter().find(|known| known.name == node).map(|known| known.boot).unwrap_or_default())
     }
 
     fn replace(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
@@ -439,18 +466,22 @@ impl Engine<'_> {
         (self.say)(&format!("{name}: stops, and starts from image {}", short(&entry.to)));
         let data = if keep_data { Data::Stays } else { Data::Goes };
         let order = Order { node: name, image: &entry.to, token: Some(&token), data };
-        if let Err(error) = self.rebuild(&order) {
-            if error.is::<Killed>() {
-                return Err(error);
+        let asked = match self.rebuild(&order)? {
+            Ok(asked) => asked,
+            Err(error) if error.is::<Killed>() => return Err(error),
+            Err(error) => {
+                let why = format!("its machine could not be made anew: {error:#}");
+                return self.give_up(book, index, Step::Failed, why);
             }
-            return self.give_up(book, index, Step::Failed, format!("its machine could not be made anew: {error:#}"));
-        }
+        };
         (self.failpoint)(&format!("rebuilt:{name}"))?;
         // What the node says until now is of the old machine, or of one that an interrupted attempt has started: asked
         // before the new one can have booted.
-        let nodes = self.kube.nodes()?;
-        let boot = nodes.into_iter().find(|node| node.name == *name).map(|node| node.boot);
-        book.journal.nodes[index].boot = boot.unwrap_or_default();
+        let boot = match asked {
+            Some(boot) => boot,
+            None => self.reported_boot(name)?,
+        };
+        book.journal.nodes[index].boot = boot;
         self.go(book, index, Step::Booting)
     }
 

@@ -28,7 +28,7 @@ pub mod lock;
 mod master_tests;
 pub mod plan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use jiff::Timestamp;
 use std::time::Duration;

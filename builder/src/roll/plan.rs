@@ -204,8 +204,8 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     let master = now.masters.contains(&name);
     if master && !now.keeps_data {
         return Err(Refusal::Mistake(format!(
-            "{name}: this provider cannot keep the store while the machine is made anew; restore a backup onto a new \
-             master instead (`kimg backup restore`)"
+            "{name}: this provider cannot keep the store while the machine is made anew; `kimg roll workers` replaces the \
+             others, and docs/how-to/roll.md says how a master comes to another image there"
         )));
     }
     let (loses, keeps): (Vec<Claim>, Vec<Claim>) =

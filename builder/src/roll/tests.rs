@@ -20,17 +20,17 @@ use std::time::Duration;
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/";
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets/";
 
-pub(super) fn rules() -> Rules {
+pub(crate) fn rules() -> Rules {
     Rules { max_unavailable: 1, settle_secs: 10, timeout_secs: 120, ready_secs: 90, on_blocked: OnBlocked::Stop }
 }
 
-pub(super) fn never(_: &str) -> Result<()> {
+pub(crate) fn never(_: &str) -> Result<()> {
     Ok(())
 }
 
-fn make(fake: &Fake, wish: &Wish) -> Plan {
-    let kube = Kube(fake);
-    let machines = fake.list().expect("machines");
+fn make(fake: &Fake, machines: &dyn Machines, wish: &Wish) -> Plan {
+    let (kube, keeps_data) = (Kube(fake), machines.keeps_data());
+    let machines = machines.list().expect("machines");
     let nodes = kube.nodes().expect("nodes");
     let claims = kube.local_claims().expect("claims");
     let bare = kube.bare_pods().expect("pods");
@@ -39,7 +39,7 @@ fn make(fake: &Fake, wish: &Wish) -> Plan {
         masters: vec!["m"],
         nodes: &nodes,
         machines: &machines,
-        keeps_data: true,
+        keeps_data,
         gap_secs: 10,
         claims: &claims,
         bare_pods: &bare,
@@ -54,9 +54,14 @@ pub(super) fn to(fake: &Fake, image: &str) -> Wish {
 
 /// The journal of a new roll, as the command writes it.
 pub(super) fn journal(fake: &Fake, wish: &Wish, rules: Rules, back: bool) -> Journal {
+    journal_on(fake, fake, wish, rules, back)
+}
+
+/// The same with other machines than those that the cluster is told of.
+pub(crate) fn journal_on(fake: &Fake, machines: &dyn Machines, wish: &Wish, rules: Rules, back: bool) -> Journal {
     let workloads = Kube(fake).workloads().expect("workloads");
     let whole = workloads.into_iter().filter(|(_, (ready, wanted))| ready >= wanted).map(|(name, _)| name).collect();
-    make(fake, wish).journal(rules, whole, back, fake.now())
+    make(fake, machines, wish).journal(rules, whole, back, fake.now())
 }
 
 /// The last roll; the lock is held after it, where there is an API server.
@@ -69,11 +74,17 @@ fn begin_with(fake: &Fake, me: &Holder) -> Result<Option<Book>> {
     begin::last(kube, &fake.copy())
 }
 
-fn run(fake: &Fake, me: Holder, failpoint: &dyn Fn(&str) -> Result<()>, mut book: Book) -> Result<(Outcome, Journal)> {
-    let (mut machines, copy) = (fake.clone(), fake.copy());
+fn run(
+    fake: &Fake,
+    machines: &mut dyn Machines,
+    me: Holder,
+    failpoint: &dyn Fn(&str) -> Result<()>,
+    mut book: Book,
+) -> Result<(Outcome, Journal)> {
+    let copy = fake.copy();
     let mut engine = Engine {
         kube: Kube(fake),
-        machines: &mut machines,
+        machines,
         copy: &copy,
         backup: &|| fake.back_up(),
         keep_logs: &|node| fake.keep_logs(node),
@@ -94,14 +105,25 @@ pub(super) fn command(
     failpoint: &dyn Fn(&str) -> Result<()>,
     anew: impl FnOnce() -> Journal,
 ) -> Result<(Outcome, Journal)> {
+    command_on(fake, &mut fake.clone(), me, failpoint, |_| anew())
+}
+
+/// The same with other machines than those that the cluster is told of.
+pub(crate) fn command_on<M: Machines>(
+    fake: &Fake,
+    machines: &mut M,
+    me: Holder,
+    failpoint: &dyn Fn(&str) -> Result<()>,
+    anew: impl FnOnce(&M) -> Journal,
+) -> Result<(Outcome, Journal)> {
     let last = begin_with(fake, &me)?;
     failpoint("locked")?;
     let book = match last {
         Some(book) if book.journal.outcome == Outcome::Running => book,
-        _ => begin::write(Kube(fake), anew())?,
+        _ => begin::write(Kube(fake), anew(machines))?,
     };
     failpoint("begin")?;
-    run(fake, me, failpoint, book)
+    run(fake, machines, me, failpoint, book)
 }
 
 pub(super) fn roll(fake: &Fake, rules: Rules) -> (Outcome, Journal) {
@@ -114,28 +136,38 @@ pub(super) fn roll_back(fake: &Fake) -> (Outcome, Journal) {
 }
 
 pub(super) fn roll_back_until(fake: &Fake, failpoint: &dyn Fn(&str) -> Result<()>) -> Result<(Outcome, Journal)> {
+    roll_back_on(fake, &mut fake.clone(), failpoint)
+}
+
+/// The same with other machines than those that the cluster is told of.
+pub(crate) fn roll_back_on(
+    fake: &Fake,
+    machines: &mut dyn Machines,
+    failpoint: &dyn Fn(&str) -> Result<()>,
+) -> Result<(Outcome, Journal)> {
     let me = fake.process();
     let last = begin_with(fake, &me)?.expect("a roll before");
-    let machines = fake.list().expect("machines");
+    let listed = machines.list().expect("machines");
     if last.apart {
-        let journal = begin::back_without_api(&last.journal, &machines, fake.now()).expect("a way back");
-        return run(fake, me, failpoint, Book { journal, ..last });
+        let journal = begin::back_without_api(&last.journal, &listed, fake.now()).expect("a way back");
+        return run(fake, machines, me, failpoint, Book { journal, ..last });
     }
     let last = last.journal;
-    let images = begin::images_before(&last, &machines);
+    let images = begin::images_before(&last, &listed);
+    begin::check_held(machines, &images).expect("a way back");
     let nodes: Vec<String> = images.keys().cloned().collect();
     let plan = if nodes.is_empty() {
         Plan { nodes: Vec::new() }
     } else {
-        make(fake, &Wish { nodes, images, back: true, first: begin::unsettled(&last), ..Wish::default() })
+        make(fake, machines, &Wish { nodes, images, back: true, first: begin::unsettled(&last), ..Wish::default() })
     };
     let mut back = plan.journal(rules(), last.whole.clone(), true, fake.now());
-    begin::take_along(&mut back, &last, &machines);
-    run(fake, me, failpoint, begin::write(Kube(fake), back)?)
+    begin::take_along(&mut back, &last, &listed);
+    run(fake, machines, me, failpoint, begin::write(Kube(fake), back)?)
 }
 
 /// Nobody outside noticed anything, and nothing is left over.
-pub(super) fn check_clean(fake: &Fake, what: &str) {
+pub(crate) fn check_clean(fake: &Fake, what: &str) {
     fake.sleep(Duration::from_secs(60));
     assert!(fake.0.borrow().faults.is_empty(), "{what}: {:?}", fake.0.borrow().faults);
     assert!(fake.names(LEASE).is_empty(), "{what}: the lock is left");

@@ -1,0 +1,274 @@
+//! The machines at a provider as a roll sees them: a worker's is removed, and one of its name made from another image.
+//!
+//! A machine joins with a fresh token in its user-data, which not all providers change: so none is rebuilt in place
+//! (docs/decisions/0087). Neither disk nor addresses outlive that, and a master, whose store is on its disk and whose
+//! private address its workers know, is none that could be made anew so.
+//! A new machine has the type and the region of the old one, and comes after it: no month costs more.
+
+use super::images::{Image, Images};
+use super::plan::{self, Situation, Step};
+use super::{Cloud, Inventory, Maker, Offer, ROLES, Server, State};
+use crate::client::block_on;
+use crate::client::node::NodeClient;
+use crate::config::{Provider, Settings};
+use crate::image::build::output_dir;
+use crate::input;
+use crate::local::up::ImageFile;
+use crate::machines::local::short;
+use crate::machines::{Data, Ended, Machine, Machines, Order};
+use crate::node::Target;
+use crate::pki::Secrets;
+use crate::web::Client;
+use anyhow::{Context, Result, bail};
+use node_api::{Done, NodeStatus, path};
+use node_metadata::Role;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+const EVERY: Duration = Duration::from_secs(3);
+/// How long a machine may take to power off.
+const OFF: Duration = Duration::from_secs(60);
+/// How long the provider may take to remove it.
+const GONE: Duration = Duration::from_secs(180);
+/// How long a node may take to answer.
+const ASK: Duration = Duration::from_secs(8);
+/// Stands for the image of a machine that is not there.
+const NONE: &str = "none";
+
+/// The nodes themselves, found at their machines' addresses.
+pub trait Nodes {
+    /// The boot that a node is in; none while it does not answer.
+    fn boot(&self, node: &str, at: IpAddr) -> Option<String>;
+
+    /// Asks a node to power off.
+    ///
+    /// # Errors
+    /// It does not answer.
+    fn power_off(&self, node: &str, at: IpAddr) -> Result<()>;
+}
+
+/// Nodes that are asked by their own API.
+#[derive(Debug)]
+pub struct NodeApi<'a>(pub &'a Settings);
+
+impl NodeApi<'_> {
+    fn client(&self, node: &str, at: IpAddr) -> Result<NodeClient> {
+        Target { node: Some(node.into()), address: Some(at.to_string()), ..Target::default() }.client(self.0)
+    }
+}
+
+impl Nodes for NodeApi<'_> {
+    fn boot(&self, node: &str, at: IpAddr) -> Option<String> {
+        let client = self.client(node, at).ok()?;
+        let asked = async { tokio::time::timeout(ASK, client.get::<NodeStatus>(path::STATUS)).await? };
+        block_on(asked).ok().map(|status| status.boot_id)
+    }
+
+    fn power_off(&self, node: &str, at: IpAddr) -> Result<()> {
+        let client = self.client(node, at)?;
+        let asked = async { tokio::time::timeout(ASK, client.post::<Done>(path::POWEROFF, None)).await? };
+        block_on(asked).context("asking the node to power off").map(drop)
+    }
+}
+
+/// The machines of a cluster at a provider.
+pub struct CloudMachines<'a> {
+    /// The cluster.
+    pub settings: &'a Settings,
+    /// Its `[provider]`.
+    pub provider: &'a Provider,
+    /// Its secrets.
+    pub secrets: &'a Secrets,
+    /// What can be had.
+    pub offer: &'a Offer,
+    /// Where machines are made.
+    pub cloud: &'a dyn Cloud,
+    /// Where their images come from.
+    pub images: &'a dyn Images,
+    /// The nodes on them.
+    pub nodes: &'a dyn Nodes,
+    /// Whose clock it is.
+    pub client: &'a Client,
+}
+
+/// The machines of a node.
+fn of<'a>(inventory: &'a Inventory, node: &'a str) -> impl Iterator<Item = &'a Server> {
+    inventory.servers.iter().filter(move |server| server.node == node)
+}
+
+impl CloudMachines<'_> {
+    /// Whether these nodes' machines could be made anew with what there is.
+    fn check_in(&self, inventory: &Inventory, nodes: &[&str]) -> Result<()> {
+        let (settings, provider) = (self.settings, self.provider);
+        // Each machine goes before the next one comes, so none takes more room in the account.
+        let offer = &Offer { room: None, ..self.offer.clone() };
+        let (rules, built) = (plan::rules(self.cloud), BTreeMap::new());
+        let plan = plan::plan(&Situation { settings, provider, offer, inventory, rules, built });
+        plan.check()?;
+        let of_machine = |step: &Step| matches!(step, Step::MakeServer { .. } | Step::Start { .. });
+        if !plan.steps.iter().all(of_machine) {
+            return input::bad(
+                "the private network or a firewall is not as it should be: `kimg plan` shows it, and `kimg up` puts it right",
+            );
+        }
+        let at = provider.name.as_str();
+        for node in nodes {
+            let size = provider.types.get(*node).with_context(|| format!("nothing says which type {node} is"))?;
+            let other = |server: &&Server| server.size != *size || server.region != provider.region;
+            if let Some(Server { size: has, region, .. }) = of(inventory, node).find(other) {
+                return input::bad(format!(
+                    "{node} is a {has} in {region}, and cluster.toml says {size} in {}: a roll changes nothing but images; \
+                     write what it is, or drain it, and `kimg destroy --node {node}` and `kimg up` change it",
+                    provider.region
+                ));
+            }
+            if !offer.sizes.get(size).is_some_and(|size| size.available) {
+                return input::bad(format!(
+                    "{node}: {at} makes no {size} in {} now, so its machine would go and none would come",
+                    provider.region
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_order(&self, order: &Order<'_>) -> Result<()> {
+        if order.data != Data::Goes || order.token.is_none() {
+            bail!("{} keeps the data of no machine that is made anew", self.provider.name.as_str());
+        }
+        Ok(())
+    }
+
+    fn image(&self, sum: &str) -> Result<Image> {
+        let at = self.provider.name.as_str();
+        self.images.find(sum)?.with_context(|| format!("the image {sum} is not at {at} any more"))
+    }
+
+    /// How a machine came to its end, where its node could be asked to.
+    fn power_off(&self, server: &Server) -> Result<Ended> {
+        if server.state == State::Off {
+            return Ok(Ended::Clean);
+        }
+        let asked = match server.public {
+            Some(at) => self.nodes.power_off(&server.node, at),
+            None => Err(anyhow::anyhow!("it has no address")),
+        };
+        if let Err(error) = asked {
+            tracing::debug!("{}: {error:#}", server.node);
+            return Ok(Ended::Forced);
+        }
+        let begun = self.client.clock().now();
+        self.client.poll(&format!("{} powers off", server.node), EVERY, 2 * OFF, || {
+            let known = self.cloud.inventory()?;
+            let runs = known.servers.iter().any(|known| known.id == server.id && known.state != State::Off);
+            let late = Duration::try_from(self.client.clock().now().duration_since(begun)).unwrap_or_default() >= OFF;
+            Ok(match runs {
+                false => Some(Ended::Clean),
+                true => late.then_some(Ended::Forced),
+            })
+        })
+    }
+
+    /// Removes all machines of a node, and waits until the provider knows none.
+    fn remove(&self, node: &str) -> Result<()> {
+        self.client.poll(&format!("removing the machine of {node}"), EVERY, GONE, || {
+            let known = self.cloud.inventory()?;
+            for server in of(&known, node) {
+                match self.cloud.delete(&server.thing()) {
+                    Err(error) if !error.is::<super::Busy>() => return Err(error),
+                    _ => {}
+                }
+            }
+            Ok(of(&known, node).next().is_none().then_some(()))
+        })
+    }
+}
+
+impl Machines for CloudMachines<'_> {
+    /// Those of all nodes of `cluster.toml`, where there are any at all: one may be between its end and the next one.
+    fn list(&self) -> Result<Vec<Machine>> {
+        let known = self.cloud.inventory()?;
+        if known.servers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let machine = |node: &str| {
+            let server = of(&known, node).next();
+            let image = server.map_or(NONE, |server| server.image.as_str()).to_string();
+            Machine { node: node.into(), image, running: server.is_some_and(|server| server.state == State::Running) }
+        };
+        Ok(self.settings.nodes.iter().map(|node| machine(&node.entry.name)).collect())
+    }
+
+    fn offer(&mut self, image: &ImageFile) -> Result<()> {
+        let of_role = |role: &Role| image.path.starts_with(output_dir(self.settings, *role));
+        let role = ROLES.into_iter().find(of_role).context("the image is none that was built here")?;
+        let sum = self.images.ensure(role)?.sum;
+        if sum != short(&image.id) {
+            bail!(
+                "another {role} image was built meanwhile ({sum} instead of {}); run `kimg roll` again",
+                short(&image.id)
+            );
+        }
+        Ok(())
+    }
+
+    fn holds(&self, image: &str) -> Result<bool> {
+        Ok(self.images.find(image)?.is_some())
+    }
+
+    fn keeps_data(&self) -> bool {
+        false
+    }
+
+    fn check(&self, nodes: &[&str]) -> Result<()> {
+        self.check_in(&self.cloud.inventory()?, nodes)
+    }
+
+    fn end(&mut self, order: &Order<'_>) -> Result<Option<Ended>> {
+        self.check_order(order)?;
+        let known = self.cloud.inventory()?;
+        self.check_in(&known, &[order.node])?;
+        self.image(order.image)?;
+        let ended = match of(&known, order.node).next() {
+            Some(server) => self.power_off(server)?,
+            None => Ended::Clean,
+        };
+        self.remove(order.node)?;
+        Ok(Some(ended))
+    }
+
+    /// An interrupted attempt may have left a machine, whose token is no more.
+    fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended> {
+        self.check_order(order)?;
+        let mut known = self.cloud.inventory()?;
+        let mut ended = Ended::Clean;
+        if of(&known, order.node).next().is_some() {
+            ended = self.end(order)?.unwrap_or(ended);
+            known = self.cloud.inventory()?;
+        } else {
+            self.check_in(&known, &[order.node])?;
+        }
+        let node = self.settings.node(order.node)?;
+        let network = known.networks.first().context("the private network is gone; `kimg up` makes it")?;
+        let firewall = known.firewalls.iter().find(|firewall| firewall.role == node.entry.role);
+        let firewall = firewall.context("the firewall of the workers is gone; `kimg up` makes it")?;
+        let master = self.settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
+        let inside = of(&known, &master.entry.name).find_map(|server| server.private);
+        let inside = inside.context("the master has no address in the private network")?;
+        let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
+        let maker = Maker { settings, provider, secrets, cloud };
+        maker.make(node, &self.image(order.image)?, (network, firewall), Some(inside), order.token)?;
+        Ok(ended)
+    }
+
+    fn boot(&self, node: &str) -> Option<String> {
+        let at = of(&self.cloud.inventory().ok()?, node).find_map(|server| server.public)?;
+        self.nodes.boot(node, at)
+    }
+
+    fn console(&self, node: &str) -> Vec<String> {
+        let at = self.provider.name.as_str();
+        vec![format!("{at} shows consoles to browsers only; `kimg node --node {node} status` may tell more")]
+    }
+}
