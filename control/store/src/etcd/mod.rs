@@ -152,7 +152,11 @@ async fn answer_readers(inner: Arc<Inner>, mut waiting: mpsc::UnboundedReceiver<
                 Ok(revision) => inner.mirror.reach(revision).await.map(|()| inner.mirror.outer(revision)),
                 Err(error) => Err(error),
             };
-            let answer = answer.map_err(|e| e.to_string());
+            let answer = answer.map_err(|error| match error {
+                // Who gets it says the rest of the sentence.
+                StoreError::Unavailable(what) => what,
+                other => other.to_string(),
+            });
             for reader in readers {
                 // A reader that went away needs no answer.
                 drop(reader.send(answer.clone()));
@@ -199,7 +203,12 @@ impl Inner {
         let root = RangeRequest { key: mirror.layout.root(), keys_only: true, ..RangeRequest::default() };
         let request = TxnRequest { compare, success: vec![change.into()], failure: vec![Request::Range(root).into()] };
         let answer: TxnResponse =
-            mirror.client.call(wire::TXN, request, Again::No).await.map_err(|error| refused(key, size, error))?;
+            mirror.client.call(wire::TXN, request, Again::No).await.map_err(|error| match error {
+                CallError::Unavailable(what) => StoreError::Unavailable(format!(
+                    "{what}; the write may have been done: look before it is done again"
+                )),
+                error => refused(key, size, error),
+            })?;
         if answer.succeeded {
             return Ok(answer);
         }
@@ -231,7 +240,7 @@ impl Inner {
             let change = PutRequest { key: mirror.key(key), value: bytes.clone(), lease };
             match self.transact(key, expect, Request::Put(change)).await {
                 Ok(answer) => {
-                    mirror.reach(answer.revision()).await?;
+                    mirror.reach(answer.revision()).await.map_err(written)?;
                     return Ok(mirror.outer(answer.revision()));
                 }
                 Err(StoreError::Failed(what)) if what.contains("requested lease not found") && !last => {
@@ -246,12 +255,20 @@ impl Inner {
     async fn delete(&self, key: &str, expect: Expect) -> Result<u64> {
         let change = DeleteRangeRequest { key: self.mirror.key(key), range_end: Bytes::new() };
         let answer = self.transact(key, expect, Request::Delete(change)).await?;
-        self.mirror.reach(answer.revision()).await?;
+        self.mirror.reach(answer.revision()).await.map_err(written)?;
         let deleted = answer.responses.first().and_then(|r| r.response.as_ref());
         match deleted {
             Some(wire::Response::Delete(d)) if d.deleted > 0 => Ok(self.mirror.outer(answer.revision())),
             _ => Err(StoreError::Mismatch),
         }
+    }
+}
+
+/// What is said of a write that was done, when the server does not come to see it.
+fn written(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Unavailable(what) => StoreError::Unavailable(format!("the write was done, but {what}")),
+        other => other,
     }
 }
 
