@@ -52,7 +52,33 @@ struct NamedKey {
 
 /// The keys and rules of the flags.
 pub(crate) fn keyring(config: &Config) -> anyhow::Result<Keyring> {
-    keyring_of(config.encryption_provider_config.as_deref(), config.encryption_key_file.as_deref())
+    let ring = keyring_of(config.encryption_provider_config.as_deref(), config.encryption_key_file.as_deref())?;
+    if !ring.seals(&prefix("", "secrets")) {
+        tracing::warn!(
+            "Secrets are stored as they are, readable for whoever has the store's files, a snapshot or etcd: no key \
+             seals them (--encryption-key-file, or the first provider for secrets in --encryption-provider-config)"
+        );
+    }
+    Ok(ring)
+}
+
+/// Says by key how many values it sealed, one a line.  Secrets that are plain count as `identity`, whatever the rules.
+pub(crate) fn keys_in_use(entries: &[Entry], ring: &Keyring) -> Vec<String> {
+    let secrets = prefix("", "secrets");
+    let usage = store::usage_of(entries, |name| ring.seals(name) || name.starts_with(&secrets));
+    usage.into_iter().map(|(key, count)| format!("{key}: {count} objects")).collect()
+}
+
+/// What is to be said of entries that keys sealed, none of which is at hand.
+pub(crate) fn needed_keys(entries: &[Entry]) -> String {
+    let usage: Vec<String> = store::usage_of(entries, |_| false)
+        .into_iter()
+        .map(|(key, count)| format!("{key} ({count} objects)"))
+        .collect();
+    if usage.is_empty() {
+        return String::new();
+    }
+    format!("; no server opens it without the keys that sealed what is in it: {}", usage.join(", "))
 }
 
 /// The keys and rules of a provider configuration and of a key file.  The file's key seals the
@@ -259,6 +285,12 @@ mod tests {
         assert!(rules[0].plain);
         let (rules, _) = parse(&document("[{identity: {}}]")).unwrap();
         assert!(rules[0].plain && rules[0].write.is_none());
+        let secret_is_sealed = |(rules, keys)| Keyring::new(rules, keys).seals("/core/secrets/default/a");
+        assert!(secret_is_sealed(parse(&text).unwrap()));
+        assert!(
+            !secret_is_sealed(parse(&document("[{identity: {}}]")).unwrap())
+                && !Keyring::default().seals("/core/secrets/default/a")
+        );
     }
 
     #[test]

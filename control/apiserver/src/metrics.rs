@@ -114,7 +114,12 @@ impl Metrics {
 
     fn render_encryption(&self, out: &mut String) {
         let name = "kimg_store_sealed_objects";
-        line(out, format_args!("# HELP {name} Stored values by the key that sealed them, when last looked through."));
+        line(
+            out,
+            format_args!(
+                "# HELP {name} Stored values by the key that sealed them, as of the start or the last change of keys."
+            ),
+        );
         line(out, format_args!("# TYPE {name} gauge"));
         for (key, count) in self.sealed.lock().unwrap_or_else(|e| e.into_inner()).iter() {
             line(out, format_args!("{name}{{key=\"{key}\"}} {count}"));

@@ -57,23 +57,39 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
         }
         Err(error) => {
             eprintln!("{error:#}");
-            crate::storage::exit_code(&error)
+            if is_of_a_file(&error) { ExitCode::from(2) } else { crate::storage::exit_code(&error) }
         }
     }
+}
+
+/// Whether a file that the caller named is not there, or one that is to be made is.
+fn is_of_a_file(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind;
+    let io = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(store::StoreError::Io { why, .. }) => Some(why),
+        _ => cause.downcast_ref(),
+    });
+    io.is_some_and(|why: &std::io::Error| matches!(why.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists))
 }
 
 fn run(args: Args) -> anyhow::Result<String> {
     match args.command {
         Command::Verify { file } => {
             let report = store::verify(&file)?;
-            Ok(format!(
+            let (entries, _) = store::read_picture(&file)?;
+            let mut out = format!(
                 "{}: {} keys, revision {}, {} bytes live, {} bytes whole",
                 file.display(),
                 report.keys,
                 report.revision,
                 report.live_bytes,
                 report.whole_bytes
-            ))
+            );
+            for line in crate::encryption::keys_in_use(&entries, &store::Keyring::default()) {
+                out.push('\n');
+                out.push_str(&line);
+            }
+            Ok(out)
         }
         Command::Check(args) => commands::check(&args),
         Command::Snapshot(args) => commands::snapshot(&args),

@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// File with the key of Secrets, as the server gets it.
     #[arg(long)]
     encryption_key_file: Option<PathBuf>,
-    /// Only says which keys sealed what is stored.
+    /// Only says which keys sealed what is stored; needs no key, and may be asked beside a server.
     #[arg(long)]
     list: bool,
     #[command(flatten)]
@@ -30,12 +30,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<String> {
         crate::encryption::keyring_of(args.encryption_provider_config.as_deref(), args.encryption_key_file.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(async {
-        let sealed = Sealed::open(args.place.engine().await?, ring).await?;
-        let mut out = String::new();
-        if !args.list {
-            let count = sealed.rewrite(crate::encryption::encode_again).await?;
-            out = format!("{count} objects were sealed anew\n");
+        if args.list {
+            let (entries, _) = args.place.place()?.read().await?;
+            return Ok(crate::encryption::keys_in_use(&entries, &ring).join("\n"));
         }
+        let sealed = Sealed::open(args.place.engine().await?, ring).await?;
+        let count = sealed.rewrite(crate::encryption::encode_again).await?;
+        let mut out = format!("{count} objects were sealed anew\n");
         for (key, count) in sealed.usage() {
             out.push_str(&format!("{key}: {count} objects\n"));
         }

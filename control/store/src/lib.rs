@@ -31,7 +31,7 @@ pub use etcd::{
 pub use fault::{FaultDisk, Pull};
 pub use io::{DirDisk, Disk, DiskFile};
 pub use point::Point;
-pub use seal::{Key, Keyring, Rule, Sealed, Usage};
+pub use seal::{Key, Keyring, Rule, Sealed, Usage, usage_of};
 
 /// Values larger than this are refused.
 pub const MAX_VALUE: usize = 3 << 20;
@@ -58,7 +58,7 @@ pub enum StoreError {
     #[error("the store takes no more writes after an error: {0}")]
     Failed(String),
     /// A file is not what it should be.
-    #[error("{file} is damaged at byte {offset}: {what}; restore a snapshot, or replace the disk")]
+    #[error("{file} is damaged at byte {offset}: {what}; {}", way_out(file))]
     Damaged { file: String, offset: u64, what: String },
     /// The store cannot be reached now.  Whether a write was done is not known.
     #[error("the store does not answer: {0}")]
@@ -86,6 +86,11 @@ pub enum StoreError {
     /// The disk said no.
     #[error("{what}: {why}")]
     Io { what: String, why: std::io::Error },
+}
+
+/// What helps where `file` is damaged.
+fn way_out(file: &str) -> &'static str {
+    if file.ends_with(embedded::LOG) { "restore a snapshot, or replace the disk" } else { "take another snapshot" }
 }
 
 /// The usual result.

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
-use store::Store;
+use store::{Store, StoreError};
 
 use super::migrate::{self, Engine};
 use super::{EtcdFlags, Place, check, socket};
@@ -21,7 +21,7 @@ pub(crate) struct PlaceFlags {
 }
 
 impl PlaceFlags {
-    fn place(&self) -> anyhow::Result<Place> {
+    pub(crate) fn place(&self) -> anyhow::Result<Place> {
         Place::new(&self.store_dir, &self.etcd)
     }
 
@@ -98,7 +98,7 @@ pub(crate) fn snapshot(args: &SnapshotArgs) -> anyhow::Result<String> {
 /// Takes a snapshot over; the file has its name only when it is whole.
 async fn from_server(socket: &Path, file: &Path) -> anyhow::Result<u64> {
     if file.exists() {
-        bail!("{} exists; give another name", file.display());
+        return Err(StoreError::Settings(format!("{} exists; give another name", file.display())).into());
     }
     let part = file.with_added_extension("part");
     // All of the cluster is in it.
@@ -129,12 +129,19 @@ pub(crate) fn restore(args: &RestoreArgs) -> anyhow::Result<String> {
     };
     let (entries, revision) = store::read_picture(&args.snapshot)?;
     let raised = block_on(super::restore(&place, decided, &entries, revision))?;
-    Ok(format!("{}: {} keys restored into {place}, at revision {raised}", args.snapshot.display(), entries.len()))
+    Ok(format!(
+        "{}: {} keys restored into {place}, at revision {raised}{}",
+        args.snapshot.display(),
+        entries.len(),
+        crate::encryption::needed_keys(&entries)
+    ))
 }
 
 pub(crate) fn migrate(args: &MigrateArgs) -> anyhow::Result<String> {
     let PlaceFlags { store_dir, etcd } = &args.place;
-    let Some(options) = etcd.options() else { bail!("say where etcd is (--etcd-servers)") };
+    let Some(options) = etcd.options() else {
+        return Err(StoreError::Settings("say where etcd is (--etcd-servers)".into()).into());
+    };
     migrate::check(store_dir, args.to)?;
     block_on(async { migrate::migrate(store_dir, &options, args.to).await? })
 }

@@ -251,8 +251,8 @@ async fn comes_from_etcd(dir: &Path, options: &EtcdOptions) -> anyhow::Result<Op
         EtcdHolds::Store => Ok(None),
         EtcdHolds::Nothing => bail!("there is no store in {etcd}; look at --etcd-prefix"),
         EtcdHolds::Moved(to) => bail!(
-            "{etcd} holds what was left behind when its store was moved to {to}; if {to} has no store, write `etcd` into \
-             {}/{ENGINE}, and migrate again",
+            "{etcd} holds what was left behind when its store was moved to {to}; if the directory {to} holds no store, \
+             write `etcd` into {}/{ENGINE}, and migrate again",
             dir.display()
         ),
     }

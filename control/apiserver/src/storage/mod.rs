@@ -137,7 +137,7 @@ impl Place {
     }
 
     /// Everything, read from disk or from etcd, past any server that runs.
-    async fn read(&self) -> store::Result<(Vec<Entry>, u64)> {
+    pub(crate) async fn read(&self) -> store::Result<(Vec<Entry>, u64)> {
         match &self.etcd {
             Some(options) => store::read_etcd(options).await,
             None => {
@@ -171,7 +171,8 @@ async fn restore_pending(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<()> {
             let (place, decided) = migrate::place_of_restore(dir, flags)?;
             let raised = restore(&place, decided, &entries, revision).await?;
             std::fs::remove_file(&pending).with_context(|| format!("removing {}", pending.display()))?;
-            tracing::warn!("a snapshot with {} keys was restored, at revision {raised}", entries.len());
+            let needed = crate::encryption::needed_keys(&entries);
+            tracing::warn!("a snapshot with {} keys was restored, at revision {raised}{needed}", entries.len());
         }
         Err(error) => {
             tracing::error!("the snapshot to be restored is not taken: {error}");

@@ -72,6 +72,22 @@ fn rewrite_seals_anew_and_lists_the_keys_in_use() {
     assert!(done.status.success() && said.contains("1 objects were sealed anew"), "{said}");
     assert!(said.contains("xchacha20poly1305:v1:") && !said.contains("identity"), "{said}");
     runtime.block_on(async {
+        // Without the key, and beside whoever has the store.
+        let engine = open().unwrap();
+        let listed = store(&["rewrite", "--list", "--store-dir", &path("store")]);
+        let said = String::from_utf8_lossy(&listed.stdout).into_owned();
+        assert!(listed.status.success() && said.contains("xchacha20poly1305:v1:"), "{said}");
+        engine.close();
+        drop(engine);
+        let (snapshot, elsewhere) = (path("snapshot"), path("elsewhere"));
+        assert!(store(&["snapshot", &snapshot, "--store-dir", &path("store")]).status.success());
+        for args in [&["verify", &snapshot][..], &["restore", &snapshot, "--store-dir", &elsewhere]] {
+            let done = store(args);
+            let said = String::from_utf8_lossy(&done.stdout).into_owned();
+            assert!(done.status.success() && said.contains("xchacha20poly1305:v1:"), "the key that it takes: {said}");
+        }
+    });
+    runtime.block_on(async {
         let ring = Keyring::single(Key::from_file(&[5; 32]).unwrap(), "/core/secrets/");
         let sealed = Sealed::open(std::sync::Arc::new(open().unwrap()), ring).await.unwrap();
         let entry = sealed.get("/core/secrets/default/a").await.unwrap().unwrap();
@@ -94,5 +110,11 @@ fn a_store_that_is_not_there_is_said_once_and_ends_in_2() {
     }
     let done = store(&["verify", &path("nothing")]);
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
-    assert_eq!((done.status.code(), said.matches("no such file").count()), (Some(101), 1), "{said}");
+    assert_eq!((done.status.code(), said.matches("no such file").count()), (Some(2), 1), "{said}");
+    std::fs::write(path("snap"), "").unwrap();
+    let taken = store(&["snapshot", &path("snap"), "--store-socket", &path("socket")]);
+    assert_eq!(taken.status.code(), Some(2), "{}", String::from_utf8_lossy(&taken.stderr));
+    let damaged = store(&["verify", &path("snap")]);
+    let said = String::from_utf8_lossy(&damaged.stderr).into_owned();
+    assert!(said.contains("take another snapshot") && !said.contains("replace the disk"), "{said}");
 }

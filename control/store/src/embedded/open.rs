@@ -272,7 +272,7 @@ pub(crate) fn write_snapshot(disk: &dyn Disk, to: &Path, entries: &[Entry], revi
         opened.map_err(|why| StoreError::Io { what: format!("opening the place of {}", to.display()), why })?;
     let disk = opened.as_ref();
     if disk.read(&name).map_err(io_error(disk, "looking for", &name))?.is_some() {
-        let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+        let exists = std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it is there already; give another name");
         return Err(io_error(disk, "creating", &name)(exists));
     }
     let part = format!("{name}.part");

@@ -29,6 +29,19 @@ const PAGE: usize = 500;
 /// though a rule covers them.
 pub type Usage = BTreeMap<String, usize>;
 
+/// Counts values by key, as an engine has them; no key is needed for it.  `covered` says which names a rule covers.
+pub fn usage_of<'a>(entries: impl IntoIterator<Item = &'a Entry>, covered: impl Fn(&str) -> bool) -> Usage {
+    let mut usage = Usage::new();
+    for entry in entries {
+        match ring::value_id(&entry.value) {
+            Some(id) => *usage.entry(id.to_string()).or_default() += 1,
+            None if covered(&entry.key) => *usage.entry("identity".into()).or_default() += 1,
+            None => {}
+        }
+    }
+    usage
+}
+
 /// The layer.
 pub struct Sealed {
     inner: Arc<dyn Store>,
@@ -148,11 +161,9 @@ async fn census(store: &dyn Store, ring: &Keyring) -> Result<Usage> {
         after = last.key.to_string();
         for entry in &page {
             ring.open(&entry.key, &entry.value, entry.revision)?;
-            match ring::value_id(&entry.value) {
-                Some(id) => *usage.entry(id.to_string()).or_default() += 1,
-                None if ring.write_id(&entry.key).is_some() => *usage.entry("identity".into()).or_default() += 1,
-                None => {}
-            }
+        }
+        for (id, count) in usage_of(&page, |name| ring.seals(name)) {
+            *usage.entry(id).or_default() += count;
         }
     }
 }

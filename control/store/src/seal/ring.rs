@@ -56,6 +56,11 @@ impl Keyring {
         self.writer(name).map(Key::id)
     }
 
+    /// Whether what is written to `name` is sealed.
+    pub fn seals(&self, name: &str) -> bool {
+        self.writer(name).is_some()
+    }
+
     /// Whether a plain value is accepted there.
     pub(super) fn takes_plain(&self, name: &str) -> bool {
         self.rule(name).is_none_or(|r| r.plain)
