@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 use crate::config::Config;
 use crate::error::ApiError;
@@ -43,10 +44,12 @@ impl ClientCertVerifier for AnyClient {
     }
     fn verify_client_cert(
         &self,
-        _: &CertificateDer<'_>,
+        cert: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
+        // The check of the key's proof would only say that it cannot be done.
+        is_v3(cert).map_err(|why| rustls::Error::General(format!("the client's certificate: {why}")))?;
         Ok(ClientCertVerified::assertion())
     }
     fn verify_tls12_signature(
@@ -70,6 +73,25 @@ impl ClientCertVerifier for AnyClient {
     }
 }
 
+/// Refuses the certificates of X.509 before version 3, which rustls does not take.
+fn is_v3(cert: &CertificateDer<'_>) -> Result<(), String> {
+    match X509Certificate::from_der(cert) {
+        Ok((_, cert)) if cert.version() != X509Version::V3 => Err(format!(
+            "it is an X.509 certificate of version {}, and 3 is needed: one that is signed with extensions, as \
+             extendedKeyUsage",
+            cert.version().0 + 1
+        )),
+        // What cannot be read at all is said by whoever reads on.
+        _ => Ok(()),
+    }
+}
+
+/// What is worth a line of a failed handshake: why a client's certificate cannot be used, which the client is not told.
+fn about_certificate(error: &std::io::Error) -> Option<&rustls::Error> {
+    let error = error.get_ref()?.downcast_ref()?;
+    matches!(error, rustls::Error::General(_) | rustls::Error::InvalidCertificate(_)).then_some(error)
+}
+
 /// The serving certificate as the files have it now.
 pub fn tls(config: &Config) -> anyhow::Result<Arc<rustls::ServerConfig>> {
     let mut provider = rustls::crypto::ring::default_provider();
@@ -79,6 +101,11 @@ pub fn tls(config: &Config) -> anyhow::Result<Arc<rustls::ServerConfig>> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&config.tls_cert_file)
         .and_then(Iterator::collect)
         .with_context(|| format!("reading --tls-cert-file {}", config.tls_cert_file.display()))?;
+    for cert in chain.iter().take(1) {
+        is_v3(cert)
+            .map_err(anyhow::Error::msg)
+            .with_context(|| format!("--tls-cert-file {}", config.tls_cert_file.display()))?;
+    }
     let key = PrivateKeyDer::from_pem_file(&config.tls_private_key_file)
         .with_context(|| format!("reading --tls-private-key-file {}", config.tls_private_key_file.display()))?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
@@ -143,7 +170,12 @@ async fn connection(
     // thousand watches on connections of their own are a thousand times that.
     let stream = match Box::pin(tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%remote, "TLS handshake failed: {error}"),
+        Ok(Err(error)) => {
+            return match about_certificate(&error) {
+                Some(why) => tracing::warn!(%remote, "TLS handshake failed: {why}"),
+                None => tracing::debug!(%remote, "TLS handshake failed: {error}"),
+            };
+        }
         Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
     };
     let peer_certificates =
@@ -180,5 +212,41 @@ async fn connection(
     serving.as_mut().graceful_shutdown();
     if let Err(error) = serving.await {
         tracing::debug!(%remote, "connection ended: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Self-signed, as `openssl x509 -req -signkey` makes it.
+    const V1: &str = "\
+-----BEGIN CERTIFICATE-----\n\
+MIIBGDCBvwIUByZhD1HkoJIqHki7L+6SwckmKhowCgYIKoZIzj0EAwIwDjEMMAoG\n\
+A1UEAwwDb2xkMCAXDTI2MTEyNzA3MjEwMloYDzIxMjYxMTAzMDcyMTAyWjAOMQww\n\
+CgYDVQQDDANvbGQwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATZnkgmeWpk0MA3\n\
+9rFAlqk7Eatw6T4s6VE3DQCYaLoRwMHJJs7XSKJgeEHPPSRltDUmUT9dcdYjtuET\n\
+sGX2shCvMAoGCCqGSM49BAMCA0gAMEUCIQDZQ88lR9LN2GC/uqlN327qUirq3Y2F\n\
+wLxhSnSVhzyGLgIgSpy9pd64ATkOjNHyYjVpAXckBG+WYdoICtL+KavP+/c=\n\
+-----END CERTIFICATE-----\n\
+";
+
+    #[test]
+    fn certificates_without_extensions_are_refused_by_their_version() {
+        use clap::Parser as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server.crt");
+        std::fs::write(&path, V1).unwrap();
+        let cert = format!("--tls-cert-file={}", path.display());
+        let config = Config::parse_from(["kube-apiserver", &cert, "--tls-private-key-file=k"]);
+        let why = format!("{:#}", tls(&config).unwrap_err());
+        assert!(why.contains("server.crt") && why.contains("of version 1, and 3 is needed"), "{why}");
+
+        let cert = CertificateDer::from_pem_slice(V1.as_bytes()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let why = AnyClient(provider).verify_client_cert(&cert, &[], UnixTime::now()).unwrap_err();
+        let failed = std::io::Error::other(why);
+        assert!(about_certificate(&failed).unwrap().to_string().contains("of version 1"));
+        assert!(about_certificate(&std::io::Error::other("cut off")).is_none());
     }
 }

@@ -29,9 +29,9 @@ const P256_PKCS8_HEAD: [u8; 24] = [
 const RSA_ALGORITHM: [u8; 15] =
     [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
 
-const NO_PUBLIC: &str = "a file of --service-account-key-file holds neither public keys in PEM (BEGIN PUBLIC KEY) nor a \
-                         private one; this makes one of RSA's older form fit: openssl rsa -RSAPublicKey_in -pubout -in \
-                         KEY -out NEW";
+const NO_PUBLIC: &str = "it holds neither public keys in PEM (BEGIN PUBLIC KEY) nor a private one; this makes one of RSA's \
+                         older form fit: openssl rsa -RSAPublicKey_in -pubout -in KEY -out NEW; and this takes one out of \
+                         a certificate: openssl x509 -noout -pubkey -in CERTIFICATE";
 
 /// Why a key could not be used or a token was refused.
 #[derive(Debug, thiserror::Error)]
@@ -73,29 +73,30 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Takes the signing key (PEM: PKCS#8, PKCS#1 or SEC1) and further keys (PEM: any number of public
-    /// ones in each, or a private one, whose public half is taken).
-    pub fn from_pem(private_pem: &[u8], public_pems: &[&[u8]]) -> Result<Self, JwtError> {
+    /// Takes the signing key (PEM: PKCS#8, PKCS#1 or SEC1).
+    pub fn from_pem(private_pem: &[u8]) -> Result<Self, JwtError> {
         let rng = SystemRandom::new();
         let (private, spki) = load_private(private_pem, &rng)?;
         let own = public_entry(&spki)?;
-        let kid = own.kid.clone();
-        let mut public = vec![own];
-        for pem in public_pems {
-            let items: Result<Vec<_>, _> = SubjectPublicKeyInfoDer::pem_slice_iter(pem).collect();
-            let mut items = items.map_err(|e| JwtError::Key(format!("a public key is not PEM: {e}")))?;
-            if items.is_empty() {
-                let private = load_private(pem, &rng).map_err(|_| JwtError::Key(NO_PUBLIC.into()))?;
-                items.push(private.1.into());
-            }
-            for item in items {
-                let entry = public_entry(&item)?;
-                if public.iter().all(|p| p.kid != entry.kid) {
-                    public.push(entry);
-                }
+        Ok(Self { private, kid: own.kid.clone(), public: vec![own], rng })
+    }
+
+    /// Takes further keys that tokens are checked with (PEM: any number of public ones, or a private one, whose public
+    /// half is taken).
+    pub fn accept(&mut self, pem: &[u8]) -> Result<(), JwtError> {
+        let items: Result<Vec<_>, _> = SubjectPublicKeyInfoDer::pem_slice_iter(pem).collect();
+        let mut items = items.map_err(|e| JwtError::Key(format!("a public key is not PEM: {e}")))?;
+        if items.is_empty() {
+            let private = load_private(pem, &self.rng).map_err(|_| JwtError::Key(NO_PUBLIC.into()))?;
+            items.push(private.1.into());
+        }
+        for item in items {
+            let entry = public_entry(&item)?;
+            if self.public.iter().all(|p| p.kid != entry.kid) {
+                self.public.push(entry);
             }
         }
-        Ok(Self { private, kid, public, rng })
+        Ok(())
     }
 
     /// The algorithm new tokens are signed with.
@@ -283,9 +284,15 @@ fn strip_zeros(bytes: &[u8]) -> Vec<u8> {
 pub(crate) mod tests {
     use super::*;
 
+    fn keys_of(private: &[u8], public: &[&[u8]]) -> Result<Keys, JwtError> {
+        let mut keys = Keys::from_pem(private)?;
+        public.iter().try_for_each(|pem| keys.accept(pem))?;
+        Ok(keys)
+    }
+
     pub(crate) fn test_keys() -> Keys {
         let key = rcgen::KeyPair::generate().expect("key");
-        Keys::from_pem(key.serialize_pem().as_bytes(), &[key.public_key_pem().as_bytes()]).expect("keys")
+        keys_of(key.serialize_pem().as_bytes(), &[key.public_key_pem().as_bytes()]).expect("keys")
     }
 
     #[test]
@@ -325,23 +332,25 @@ pub(crate) mod tests {
             ("ES256", parameters + &pem("EC PRIVATE KEY", sec1), pem("PRIVATE KEY", &ec_pkcs8)),
         ];
         for (algorithm, old, new) in pairs {
-            let old_keys = Keys::from_pem(old.as_bytes(), &[]).expect("old form");
+            let old_keys = keys_of(old.as_bytes(), &[]).expect("old form");
             let token = old_keys.sign(&json!({"sub": "x"})).expect("sign");
             assert_eq!(old_keys.algorithm(), algorithm);
             // The same key, and also where only tokens are checked with it.
-            assert!(Keys::from_pem(new.as_bytes(), &[]).expect("PKCS#8").verify(&token).is_ok());
+            assert!(keys_of(new.as_bytes(), &[]).expect("PKCS#8").verify(&token).is_ok());
             let other = rcgen::KeyPair::generate().expect("key").serialize_pem();
-            let checking = Keys::from_pem(other.as_bytes(), &[old.as_bytes()]).expect("keys");
+            let checking = keys_of(other.as_bytes(), &[old.as_bytes()]).expect("keys");
             assert!(checking.verify(&token).is_ok(), "{algorithm}");
         }
         let other_curve = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("key");
         for bad in [other_curve.serialize_pem(), "nonsense".into(), pem("ENCRYPTED PRIVATE KEY", &[0x30, 0])] {
-            let Err(error) = Keys::from_pem(bad.as_bytes(), &[]) else { panic!("{bad} was taken") };
+            let Err(error) = keys_of(bad.as_bytes(), &[]) else { panic!("{bad} was taken") };
             assert!(error.to_string().contains("openssl pkcs8 -topk8 -nocrypt -in"), "{error}");
         }
         let good = rcgen::KeyPair::generate().expect("key").serialize_pem();
-        let Err(error) = Keys::from_pem(good.as_bytes(), &[b"nonsense"]) else { panic!("nonsense was taken") };
-        assert!(error.to_string().contains("--service-account-key-file holds neither"), "{error}");
+        for bad in ["nonsense".into(), pem("CERTIFICATE", &[0x30, 0])] {
+            let Err(error) = keys_of(good.as_bytes(), &[bad.as_bytes()]) else { panic!("{bad} was taken") };
+            assert!(error.to_string().contains("holds neither public keys"), "{error}");
+        }
     }
 
     #[test]

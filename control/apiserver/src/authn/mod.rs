@@ -261,12 +261,21 @@ fn certificates(path: Option<&Path>, flag: &str) -> anyhow::Result<Vec<Certifica
 }
 
 fn load_tokens(config: &Config, issuer: String, audiences: Vec<String>) -> anyhow::Result<Option<Tokens>> {
-    let Some(path) = &config.service_account_signing_key_file else { return Ok(None) };
-    let read = |p: &Path| std::fs::read(p).with_context(|| format!("service-account key {}", p.display()));
-    let private = read(path)?;
-    let public = config.service_account_key_file.iter().map(|p| read(p)).collect::<anyhow::Result<Vec<_>>>()?;
-    let public: Vec<&[u8]> = public.iter().map(Vec::as_slice).collect();
-    let keys = jwt::Keys::from_pem(&private, &public).with_context(|| format!("{}", path.display()))?;
+    let Some(path) = &config.service_account_signing_key_file else {
+        anyhow::ensure!(
+            config.service_account_key_file.is_empty(),
+            "--service-account-key-file is given without --service-account-signing-key-file, and no token would be \
+             taken; give both"
+        );
+        return Ok(None);
+    };
+    let of = |flag: &str, path: &Path| format!("{flag} {}", path.display());
+    let signing = || of("--service-account-signing-key-file", path);
+    let mut keys = jwt::Keys::from_pem(&std::fs::read(path).with_context(signing)?).with_context(signing)?;
+    for path in &config.service_account_key_file {
+        let checking = || of("--service-account-key-file", path);
+        keys.accept(&std::fs::read(path).with_context(checking)?).with_context(checking)?;
+    }
     Ok(Some(Tokens::new(keys, issuer, audiences)))
 }
 
@@ -284,6 +293,28 @@ mod tests {
             anonymous,
             seen: Mutex::default(),
         }
+    }
+
+    #[test]
+    fn the_file_of_a_bad_key_is_named() {
+        use clap::Parser as _;
+        let dir = tempfile::tempdir().expect("dir");
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::write(path("sign.key"), rcgen::KeyPair::generate().expect("key").serialize_pem()).expect("written");
+        let certificate = rcgen::generate_simple_self_signed(["a".to_string()]).expect("certificate");
+        std::fs::write(path("check.crt"), certificate.cert.pem()).expect("written");
+        let refusal = |flags: &[String]| {
+            let args = ["kube-apiserver", "--tls-cert-file=c", "--tls-private-key-file=k"].map(String::from);
+            let config = Config::parse_from(args.iter().chain(flags));
+            let Err(error) = load_tokens(&config, String::new(), vec![]) else { panic!("{flags:?} were taken") };
+            format!("{error:#}")
+        };
+        let signing = format!("--service-account-signing-key-file={}", path("sign.key"));
+        let checking = format!("--service-account-key-file={}", path("check.crt"));
+        let why = refusal(&[signing, checking.clone()]);
+        assert!(why.contains("check.crt") && !why.contains("sign.key"), "{why}");
+        let why = refusal(&[checking]);
+        assert!(why.contains("without --service-account-signing-key-file"), "{why}");
     }
 
     #[test]
