@@ -100,9 +100,9 @@ pub struct Config {
     /// Whether requests without credentials are let in as system:anonymous.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub anonymous_auth: bool,
-    /// Seconds that Events are kept.
-    #[arg(long, default_value_t = 3600)]
-    pub event_ttl_seconds: u64,
+    /// How long Events are kept (1h0m0s).
+    #[arg(long, default_value = "1h0m0s", value_parser = crate::storage::duration)]
+    pub event_ttl: std::time::Duration,
     /// Read requests served at one time.
     #[arg(long, default_value_t = 400)]
     pub max_requests_inflight: usize,

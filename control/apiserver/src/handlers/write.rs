@@ -298,7 +298,7 @@ pub(super) fn counts_generations(scope: &Scope<'_>) -> bool {
 }
 
 pub(super) fn ttl(scope: &Scope<'_>) -> Option<u64> {
-    (scope.stored.group.is_empty() && scope.stored.plural == "events").then_some(scope.state.config.event_ttl_seconds)
+    (scope.stored.group.is_empty() && scope.stored.plural == "events").then_some(scope.state.config.event_ttl.as_secs())
 }
 
 pub(super) fn attributes<'a>(scope: &'a Scope<'_>, operation: Operation, name: &'a str) -> Attributes<'a> {

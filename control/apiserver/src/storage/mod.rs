@@ -64,7 +64,7 @@ impl EtcdFlags {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let nanos = api::time::parse_duration(text).ok_or("not a duration; write it as 5m0s")?;
     u64::try_from(nanos).map(Duration::from_nanos).map_err(|_| "it must not be negative".into())
 }
