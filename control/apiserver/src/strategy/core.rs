@@ -1,5 +1,6 @@
 //! Namespaces and secrets.
 
+use api::meta;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
@@ -37,11 +38,23 @@ impl Strategy for Namespace {
     }
 
     fn begin_delete(&self, object: &mut Value) {
+        meta::remove(object, "deletionGracePeriodSeconds");
         object["status"]["phase"] = json!("Terminating");
     }
 
     fn holds(&self, object: &Value) -> bool {
         !items_at(object, "/spec/finalizers").is_empty()
+    }
+}
+
+/// CustomResourceDefinitions.
+#[derive(Debug)]
+pub struct Definition;
+
+impl Strategy for Definition {
+    /// Upstream's own deletion of this kind, like that of namespaces, sets the time alone.
+    fn begin_delete(&self, object: &mut Value) {
+        meta::remove(object, "deletionGracePeriodSeconds");
     }
 }
 

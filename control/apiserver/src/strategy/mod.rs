@@ -186,6 +186,7 @@ pub fn for_kind(group: &str, resource: &str) -> &'static dyn Strategy {
         ("", "services") => &service::Service,
         ("", "namespaces") => &core::Namespace,
         ("", "secrets") => &core::Secret,
+        ("apiextensions.k8s.io", "customresourcedefinitions") => &core::Definition,
         ("", "persistentvolumes") => &cluster::Volume,
         ("", "persistentvolumeclaims") => &cluster::Claim,
         ("", "replicationcontrollers") => &workload::ReplicationController,

@@ -182,6 +182,8 @@ async fn namespaces_end_by_finalize() {
     );
     let mut ending = cluster.delete("/api/v1/namespaces/n").await.expect(200);
     assert_eq!(ending["status"]["phase"], "Terminating");
+    assert!(ending["metadata"]["deletionTimestamp"].is_string());
+    assert!(ending["metadata"].get("deletionGracePeriodSeconds").is_none(), "as upstream");
     ending["spec"]["finalizers"] = json!([]);
     cluster.put("/api/v1/namespaces/n/finalize", &ending).await.expect(200);
     assert_eq!(cluster.get("/api/v1/namespaces/n").await.code, 404);
