@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::request::RequestInfo;
+use crate::request::{RequestInfo, Verb};
 use crate::state::AppState;
 
 /// Upper bounds of the request durations' buckets, in seconds.
@@ -42,20 +42,20 @@ impl std::fmt::Debug for Metrics {
 
 impl Metrics {
     /// Counts one answered request.
-    pub fn count(&self, info: &RequestInfo, code: u16, took: Duration) {
+    pub fn count(&self, info: &RequestInfo, verb: &'static str, code: u16, took: Duration) {
         // What does not exist, or was refused to somebody who may have made it up, must not make a series of its own.
         let made_up = matches!(code, 401 | 403) || code == 404 && info.name.is_empty();
         let resource = if info.is_resource { info.resource_path() } else { String::new() };
         let (group, version, resource) =
             if made_up { Default::default() } else { (info.group.clone(), info.version.clone(), resource) };
-        let key = (info.verb.as_str(), group, version, resource, code);
+        let key = (verb, group, version, resource, code);
         *self.requests.lock().unwrap_or_else(|e| e.into_inner()).entry(key).or_default() += 1;
         if info.is_long_running() {
             return;
         }
         let seconds = took.as_secs_f64();
         let mut durations = self.durations.lock().unwrap_or_else(|e| e.into_inner());
-        let entry = durations.entry(info.verb.as_str()).or_default();
+        let entry = durations.entry(verb).or_default();
         entry.count += 1;
         entry.sum += seconds;
         for (bucket, bound) in entry.buckets.iter_mut().zip(BUCKETS) {
@@ -70,7 +70,6 @@ impl Metrics {
         for ((verb, group, version, resource, code), count) in
             self.requests.lock().unwrap_or_else(|e| e.into_inner()).iter()
         {
-            let verb = verb.to_uppercase();
             line(
                 &mut out,
                 format_args!(
@@ -80,7 +79,6 @@ impl Metrics {
         }
         out.push_str("# HELP apiserver_request_duration_seconds Time to answer.\n# TYPE apiserver_request_duration_seconds histogram\n");
         for (verb, d) in self.durations.lock().unwrap_or_else(|e| e.into_inner()).iter() {
-            let verb = verb.to_uppercase();
             for (bound, count) in BUCKETS.iter().zip(d.buckets) {
                 line(
                     &mut out,
@@ -132,6 +130,23 @@ impl Metrics {
     }
 }
 
+/// What upstream's metrics call a request's verb.
+pub fn verb(info: &RequestInfo, content_type: &str) -> &'static str {
+    match info.verb {
+        _ if matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy") => "CONNECT",
+        Verb::Create | Verb::Post => "POST",
+        Verb::Update | Verb::Put => "PUT",
+        Verb::Patch if content_type.starts_with("application/apply-patch+") => "APPLY",
+        Verb::Patch => "PATCH",
+        Verb::Delete => "DELETE",
+        Verb::DeleteCollection => "DELETECOLLECTION",
+        Verb::List => "LIST",
+        Verb::Watch => "WATCH",
+        Verb::Get | Verb::Head => "GET",
+        Verb::Options => "OPTIONS",
+    }
+}
+
 fn render_store(out: &mut String, store: &dyn store::Store) {
     let mut one = |name: &str, kind: &str, help: &str, value: u64| {
         line(out, format_args!("# HELP kimg_store_{name} {help}\n# TYPE kimg_store_{name} {kind}"));
@@ -172,8 +187,28 @@ mod tests {
             ("/apis/a/v1/x", 404),
             ("/apis/b/v2/y", 404),
         ] {
-            metrics.count(&RequestInfo::parse(&http::Method::GET, path, "watch=1"), code, Duration::ZERO);
+            let info = RequestInfo::parse(&http::Method::GET, path, "watch=1");
+            metrics.count(&info, verb(&info, ""), code, Duration::ZERO);
         }
         assert_eq!(metrics.requests.lock().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn verbs_have_upstreams_names() {
+        let pods = "/api/v1/namespaces/a/pods";
+        for (method, path, content_type, label) in [
+            ("POST", pods, "application/json", "POST"),
+            ("PUT", "/api/v1/namespaces/a/pods/p", "application/json", "PUT"),
+            ("PATCH", "/api/v1/namespaces/a/pods/p", "application/merge-patch+json", "PATCH"),
+            ("PATCH", "/api/v1/namespaces/a/pods/p", "application/apply-patch+yaml", "APPLY"),
+            ("DELETE", pods, "", "DELETECOLLECTION"),
+            ("GET", pods, "", "LIST"),
+            ("GET", "/api/v1/namespaces/a/pods/p/exec", "", "CONNECT"),
+            ("GET", "/api/v1/namespaces/a/pods/p/log", "", "GET"),
+            ("GET", "/healthz", "", "GET"),
+        ] {
+            let info = RequestInfo::parse(&method.parse().unwrap(), path, "");
+            assert_eq!(verb(&info, content_type), label, "{method} {path}");
+        }
     }
 }

@@ -15,11 +15,10 @@ use hyper::body::Incoming;
 use rustls_pki_types::CertificateDer;
 
 use crate::authz::Decision;
-use crate::compress;
 use crate::error::{ApiError, Result};
-use crate::handlers;
 use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
+use crate::{audit, compress, handlers, metrics};
 
 /// Longest time of a request that is not long-running.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,6 +45,8 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     let (parts, body) = request.into_parts();
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query().unwrap_or(""));
     let wants = Wants::of(&parts.headers);
+    let content_type = parts.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let verb = metrics::verb(&info, content_type);
     let head = parts.method == http::Method::HEAD;
     let begun = std::time::Instant::now();
     let (user, acting) = match state.authn.authenticate(&state, &connection, &parts) {
@@ -61,10 +62,11 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
         Ok(acting) => answer(&state, &info, &acting.unwrap_or(user), Request::from_parts(parts, body)).await,
         Err(error) => Err(error),
     };
+    let made = audit::Made::of(&answer);
     let mut response = answer.unwrap_or_else(|error| wants.failure(&error));
     let code = response.status().as_u16();
-    state.audit.finish(record, code);
-    state.metrics.count(&info, code, begun.elapsed());
+    state.audit.finish(record, code, made);
+    state.metrics.count(&info, verb, code, begun.elapsed());
     if head {
         response = without_body(response);
     } else if wants.gzip && !info.is_long_running() {

@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
+use crate::error::ApiError;
 use crate::request::{RequestInfo, UserInfo};
 
 /// Records that wait for the disk; beyond that they are dropped and counted in the log.
@@ -34,6 +35,23 @@ pub struct Record {
     event: Option<Box<Value>>,
     /// Written only if the request is refused.
     quiet: bool,
+}
+
+/// The name of what a request made or would have made, where it does not stand in the request's path.
+#[derive(Clone, Debug)]
+pub struct Made(pub String);
+
+impl Made {
+    /// What an answer says of it.
+    pub fn of<T>(answer: &Result<http::Response<T>, ApiError>) -> Option<Made> {
+        match answer {
+            Ok(response) => response.extensions().get::<Made>().cloned(),
+            Err(error) if matches!(error.reason.as_str(), "AlreadyExists" | "Invalid") => {
+                Some(Made(error.name.clone()))
+            }
+            Err(_) => None,
+        }
+    }
 }
 
 impl Audit {
@@ -65,12 +83,16 @@ impl Audit {
     }
 
     /// Called with the answer's code.
-    pub fn finish(&self, record: Record, code: u16) {
+    pub fn finish(&self, record: Record, code: u16, made: Option<Made>) {
         let (Some(queue), Some(mut event)) = (&self.queue, record.event) else { return };
         if record.quiet && !matches!(code, 401 | 403) {
             return;
         }
         event["responseStatus"] = json!({"metadata": {}, "code": code});
+        let reference = event.get_mut("objectRef").and_then(Value::as_object_mut);
+        if let (Some(reference), Some(Made(name))) = (reference, made.filter(|made| !made.0.is_empty())) {
+            reference.entry("name").or_insert(name.into());
+        }
         event["stageTimestamp"] = json!(now());
         if let Err(TrySendError::Full(_)) = queue.try_send(format!("{event}\n")) {
             tracing::warn!(id = record.id, "an audit record was dropped: the disk is too slow");

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::change::{AGAIN, TAKEN_TRIES};
 use super::{Scope, respond};
 use crate::admission::{Attributes, Operation};
+use crate::audit::Made;
 use crate::error::{ApiError, Cause, Result};
 use crate::object::Object;
 use crate::pipeline::Body;
@@ -101,7 +102,13 @@ pub(super) async fn create(scope: &Scope<'_>, content_type: &str, body: Bytes) -
     check_body(scope, &mut object)?;
     to_storage(scope, &mut object);
     let created = create_object(scope, object, &scope.manager()?, true).await?;
-    finish(scope, 201, created)
+    let made = Made(match &created {
+        Written::Stored(object) => object.name.to_string(),
+        Written::WouldBe(value) | Written::Removed(value) => meta::name(value).to_string(),
+    });
+    let mut response = finish(scope, 201, created)?;
+    response.extensions_mut().insert(made);
+    Ok(response)
 }
 
 /// What a write came to.

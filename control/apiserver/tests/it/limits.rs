@@ -216,4 +216,5 @@ async fn what_is_done_and_what_is_refused_is_in_the_audit_log() {
     ];
     assert_eq!(shown.collect::<Vec<_>>(), expected);
     assert_eq!((wrong.code, other.code, made.code), (401, 403, 201));
+    assert_eq!(records.last().unwrap()["objectRef"]["name"], "a", "which the path does not have");
 }
