@@ -152,3 +152,43 @@ fn items_without_keys_are_refused() {
     let bad = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"template": {"spec": {"containers": [{"image": "x"}]}}}});
     assert!(apply(None, &bad, schema(), w("one", ""), false).unwrap_err().message.contains("omits key field"));
 }
+
+#[test]
+fn long_lists_are_merged_in_linear_time() {
+    // By comparing each with each, this would take minutes.
+    let env = |from: usize, to: usize, value: &str| -> Vec<Value> {
+        (from..to).map(|i| json!({"name": format!("E{i}"), "value": value})).collect()
+    };
+    let with = |env: Vec<Value>| {
+        let mut d = deployment("i", None);
+        d["spec"]["template"]["spec"]["containers"][0]["env"] = env.into();
+        d
+    };
+    let mut live = with(env(0, 45_000, "a"));
+    on_update(None, &mut live, schema(), w("creator", "2026-01-01T00:00:00Z"));
+    let config = with(env(40_000, 55_000, "b"));
+    let a = apply(Some(&live), &config, schema(), w("one", "2026-01-01T00:00:01Z"), true).unwrap();
+    let of = |d: &Value| d["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+    assert_eq!(of(&a), json!([env(0, 40_000, "a"), env(40_000, 55_000, "b")].concat()));
+    // What it leaves out again goes, but for what others own.
+    let b = apply(Some(&a), &with(Vec::new()), schema(), w("one", "2026-01-01T00:00:02Z"), false).unwrap();
+    assert_eq!(of(&b).as_array().map(Vec::len), Some(45_000));
+}
+
+#[test]
+fn the_order_of_a_configuration_is_kept_among_what_is_there() {
+    let schema = crate::crd::schema_of(&json!({"type": "array", "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["k"], "items": {"type": "object", "properties": {"k": {"type": "string"}}}}));
+    let list = |text: &str| -> Value { text.chars().map(|c| json!({"k": c.to_string()})).collect() };
+    for (live, config, want) in [
+        ("abcd", "db", "acdb"),
+        ("abcd", "bd", "abcd"),
+        ("abcd", "xay", "xabcdy"),
+        ("abc", "cba", "cba"),
+        ("axbxc", "xc", "axbc"),
+        ("", "ab", "ab"),
+        ("ab", "", "ab"),
+    ] {
+        assert_eq!(typed::merge(&list(live), &list(config), &schema), list(want), "{live} {config}");
+    }
+}

@@ -5,6 +5,7 @@
 use super::set::{Element, Set};
 use crate::schema::{ListType, Schema, Ty};
 use serde_json::{Map, Value};
+use std::collections::HashMap;
 
 /// How a value is taken apart.
 enum Shape {
@@ -173,20 +174,33 @@ fn compare_node(old: &Value, new: &Value, schema: Option<&Schema>, atomic: bool,
             let (Value::Array(a), Value::Array(b), Some(s)) = (old, new, schema) else {
                 return false;
             };
-            let named =
-                |list: &[Value]| list.iter().filter_map(|v| Some((item_element(v, s)?, v.clone()))).collect::<Vec<_>>();
-            let (a, b) = (named(a), named(b));
-            for (e, x) in &a {
-                let y = b.iter().find(|(f, _)| f == e).map(|(_, y)| y);
+            let named = |list: &[Value]| list.iter().map(|v| item_element(v, s)).collect::<Vec<_>>();
+            let (ours, theirs) = (named(a), named(b));
+            let (before, after) = (places(&ours), places(&theirs));
+            for (e, x) in ours.iter().zip(a) {
+                let Some(e) = e else { continue };
+                let y = after.get(e).map(|i| &b[*i]);
                 entry(e.clone(), Some(x), y, s.item(), false, out);
             }
-            for (e, y) in b.iter().filter(|(e, _)| !a.iter().any(|(f, _)| f == e)) {
+            for (e, y) in theirs.iter().zip(b) {
+                let Some(e) = e.as_ref().filter(|e| !before.contains_key(e)) else { continue };
                 entry(e.clone(), None, Some(y), s.item(), false, out);
             }
             true
         }
         _ => false,
     }
+}
+
+/// Where each item with a name is first.
+fn places(named: &[Option<Element>]) -> HashMap<&Element, usize> {
+    let mut out = HashMap::with_capacity(named.len());
+    for (i, e) in named.iter().enumerate() {
+        if let Some(e) = e {
+            out.entry(e).or_insert(i);
+        }
+    }
+    out
 }
 
 fn entry(
@@ -264,14 +278,17 @@ fn merge_node(live: &Value, config: &Value, schema: Option<&Schema>, atomic: boo
 /// The configuration's items in its order; the others stay where they were
 /// relative to the items they preceded.
 fn merge_lists(live: &[Value], config: &[Value], s: &Schema) -> Vec<Value> {
-    let id = |v: &Value| item_element(v, s);
-    let in_config = |v: &Value| config.iter().any(|c| id(c) == id(v));
+    let named = |list: &[Value]| list.iter().map(|v| item_element(v, s)).collect::<Vec<_>>();
+    let (ours, theirs) = (named(live), named(config));
+    let (live_at, config_at) = (places(&ours), places(&theirs));
+    // Live objects may hold items without a name from before the schema asked for one; the configuration has none.
+    let in_config = |i: usize| ours[i].as_ref().is_some_and(|e| config_at.contains_key(e));
     let mut out = Vec::new();
     let mut at = 0;
-    for c in config {
-        if let Some(i) = live.iter().position(|l| id(l) == id(c)) {
+    for (c, e) in config.iter().zip(&theirs) {
+        if let Some(&i) = e.as_ref().and_then(|e| live_at.get(e)) {
             while at < i {
-                if !in_config(&live[at]) {
+                if !in_config(at) {
                     out.push(live[at].clone());
                 }
                 at += 1;
@@ -279,14 +296,14 @@ fn merge_lists(live: &[Value], config: &[Value], s: &Schema) -> Vec<Value> {
             at = at.max(i + 1);
             out.push(merge_node(&live[i], c, s.item(), false));
         } else {
-            while at < live.len() && !in_config(&live[at]) {
+            while at < live.len() && !in_config(at) {
                 out.push(live[at].clone());
                 at += 1;
             }
             out.push(c.clone());
         }
     }
-    out.extend(live[at.min(live.len())..].iter().filter(|l| !in_config(l)).cloned());
+    out.extend((at..live.len()).filter(|i| !in_config(*i)).map(|i| live[i].clone()));
     out
 }
 
