@@ -4,6 +4,7 @@
 use super::at::{At, Errors, text_at};
 use super::selectors::label_selector;
 use crate::names;
+use std::collections::HashSet;
 
 const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 
@@ -28,7 +29,7 @@ fn lone_wildcard(e: &mut Errors, at: &At, what: &str) {
 
 /// A webhook configuration.
 pub(crate) fn webhooks(e: &mut Errors, o: &At, mutating: bool) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for w in o.get("webhooks").items() {
         let name = w.get("name");
         fully_qualified(e, &name);
@@ -53,10 +54,9 @@ pub(crate) fn webhooks(e: &mut Errors, o: &At, mutating: bool) {
         client_config(e, &w.get("clientConfig"));
         match_conditions(e, &w.get("matchConditions"));
         review_versions(e, &w.get("admissionReviewVersions"));
-        if !name.is_empty() && seen.contains(&name.text()) {
+        if !seen.insert(name.text()) && !name.is_empty() {
             e.duplicate(&name);
         }
-        seen.push(name.text());
     }
 }
 
@@ -64,9 +64,9 @@ fn review_versions(e: &mut Errors, at: &At) {
     if at.is_empty() {
         return e.required(at, "must specify one of v1, v1beta1");
     }
-    let mut known = false;
-    for (i, v) in at.items().enumerate() {
-        if at.items().take(i).any(|w| w.text() == v.text()) {
+    let (mut seen, mut known) = (HashSet::new(), false);
+    for v in at.items() {
+        if !seen.insert(v.text()) {
             e.invalid(&v, "duplicate version");
             continue;
         }
@@ -150,7 +150,7 @@ fn match_conditions(e: &mut Errors, at: &At) {
     if at.len() > 64 {
         e.too_many(at, 64);
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for c in at.items() {
         let (name, expression) = (c.get("name"), c.get("expression"));
         if expression.text().trim().is_empty() {
@@ -163,10 +163,9 @@ fn match_conditions(e: &mut Errors, at: &At) {
             continue;
         }
         e.qualified_name(&name);
-        if seen.contains(&name.text()) {
+        if !seen.insert(name.text()) {
             e.duplicate(&name);
         }
-        seen.push(name.text());
     }
 }
 
@@ -235,9 +234,10 @@ fn rule_resources(e: &mut Errors, at: &At) {
 fn named_rules(e: &mut Errors, at: &At) {
     for r in at.items() {
         let list = r.get("resourceNames");
-        for (i, name) in list.items().enumerate() {
+        let mut seen = HashSet::new();
+        for name in list.items() {
             e.all(&name, names::path_segment(name.text()));
-            if list.items().take(i).any(|n| n.text() == name.text()) {
+            if !seen.insert(name.text()) {
                 e.duplicate(&name);
             }
         }
@@ -374,7 +374,7 @@ fn validations(e: &mut Errors, spec: &At, policy: &str) {
     if annotations.len() > 20 {
         e.invalid(&annotations, "must not have more than 20 auditAnnotations");
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for a in annotations.items() {
         let (key, value) = (a.get("key"), a.get("valueExpression"));
         // The annotation is called after the policy too.
@@ -387,10 +387,9 @@ fn validations(e: &mut Errors, spec: &At, policy: &str) {
         } else {
             syntax(e, &value);
         }
-        if seen.contains(&key.text()) {
+        if !seen.insert(key.text()) {
             e.duplicate(&key);
         }
-        seen.push(key.text());
     }
 }
 
@@ -438,11 +437,12 @@ pub(crate) fn binding(e: &mut Errors, o: &At, mutating: bool) {
 }
 
 fn actions(e: &mut Errors, at: &At) {
-    for (i, a) in at.items().enumerate() {
+    let mut seen = HashSet::new();
+    for a in at.items() {
         if !["Audit", "Deny", "Warn"].contains(&a.text()) {
             e.not_supported(&a, &["Audit", "Deny", "Warn"]);
         }
-        if at.items().take(i).any(|b| b.text() == a.text()) {
+        if !seen.insert(a.text()) {
             e.duplicate(&a);
         }
     }

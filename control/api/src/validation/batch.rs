@@ -4,6 +4,7 @@ use super::at::{At, Errors, IMMUTABLE, same};
 use super::{cron, pod, selectors};
 use crate::names;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller-uid"];
 const NAME_LABELS: [&str; 2] = ["job-name", "batch.kubernetes.io/job-name"];
@@ -232,18 +233,18 @@ fn exit_codes(e: &mut Errors, spec: &At, codes: &At) {
     } else if values.len() > 255 {
         e.too_many(&values, 255);
     }
-    let mut seen: Vec<i64> = Vec::new();
-    let mut ordered = true;
+    let (mut seen, mut ordered) = (HashSet::new(), true);
+    let mut last: Option<i64> = None;
     for v in values.items() {
         let n = v.int().unwrap_or(0);
         if operator.text() == "In" && n == 0 {
             e.invalid(&v, "must not be 0 for the In operator");
         }
-        if seen.contains(&n) {
+        if !seen.insert(n) {
             e.duplicate(&v);
         }
-        ordered &= seen.last().is_none_or(|last| *last <= n);
-        seen.push(n);
+        ordered &= last.is_none_or(|last| last <= n);
+        last = Some(n);
     }
     if !ordered {
         e.invalid(&values, "must be ordered");

@@ -3,6 +3,7 @@
 
 use super::at::{At, Errors, same};
 use crate::names;
+use std::collections::HashSet;
 
 const USAGES: &[&str] = &[
     "any",
@@ -70,11 +71,12 @@ pub(crate) fn request(e: &mut Errors, o: &At, old: Option<&At>) {
     e.need(&usages);
     let was = old.map(|o| o.get("spec.usages").value.clone());
     if was.as_ref() != Some(usages.value) {
-        for (i, u) in usages.items().enumerate() {
+        let mut seen = HashSet::new();
+        for u in usages.items() {
             if !USAGES.contains(&u.text()) {
                 e.not_supported(&u, USAGES);
             }
-            if usages.items().take(i).any(|v| v.text() == u.text()) {
+            if !seen.insert(u.text()) {
                 e.duplicate(&u);
             }
         }
@@ -93,7 +95,8 @@ pub(crate) fn request(e: &mut Errors, o: &At, old: Option<&At>) {
 }
 
 fn conditions(e: &mut Errors, list: &At) {
-    for (i, c) in list.items().enumerate() {
+    let mut seen = HashSet::new();
+    for c in list.items() {
         let (kind, status) = (c.get("type"), c.get("status"));
         e.need(&kind);
         let allowed: &[&str] = if VERDICTS.contains(&kind.text()) { &["True"] } else { &["False", "True", "Unknown"] };
@@ -102,16 +105,15 @@ fn conditions(e: &mut Errors, list: &At) {
         } else {
             e.one_of(&status, allowed);
         }
-        let before = |name: &str| list.items().take(i).any(|c| c.get("type").text() == name);
         let other = match kind.text() {
             "Approved" => "Denied",
             "Denied" => "Approved",
             _ => "",
         };
-        if !other.is_empty() && before(other) {
+        if !other.is_empty() && seen.contains(other) {
             e.invalid(&kind, "Approved and Denied conditions are mutually exclusive");
         }
-        if before(kind.text()) {
+        if !seen.insert(kind.text()) {
             e.duplicate(&kind);
         }
     }

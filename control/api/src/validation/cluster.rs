@@ -4,6 +4,7 @@ use super::at::{At, Errors};
 use super::{pod, resources, selectors};
 use crate::names;
 use crate::status::FieldError;
+use std::collections::HashSet;
 
 const HIGHEST: i64 = 1_000_000_000;
 
@@ -64,8 +65,9 @@ pub(crate) fn runtime_class(e: &mut Errors, o: &At) {
     selectors::labels(e, &scheduling.get("nodeSelector"));
     let list = scheduling.get("tolerations");
     pod::tolerations(e, &list);
-    for (i, t) in list.items().enumerate() {
-        if list.items().take(i).any(|u| u.value == t.value) {
+    let mut seen = HashSet::new();
+    for t in list.items() {
+        if !seen.insert(t.value) {
             e.duplicate(&t);
         }
     }

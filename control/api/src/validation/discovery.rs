@@ -4,6 +4,7 @@ use super::at::{At, Errors};
 use super::core::ordinary_address;
 use super::selectors::labels;
 use crate::names;
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 /// An endpoint slice.
@@ -20,16 +21,15 @@ pub(crate) fn slice(e: &mut Errors, o: &At) {
     if ports.len() > 20_000 {
         return e.too_many(&ports, 20_000);
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for p in ports.items() {
         let name = p.get("name");
         if !name.is_empty() {
             e.dns_label(&name);
         }
-        if seen.contains(&name.text()) {
+        if !seen.insert(name.text()) {
             e.duplicate_as(&name, name.text());
         }
-        seen.push(name.text());
         let port = p.get("port");
         if port.is_set() {
             e.port(&port);
@@ -89,13 +89,12 @@ fn endpoint(e: &mut Errors, x: &At, kind: &str) {
             e.too_many(&list, 8);
             continue;
         }
-        let mut seen: Vec<&str> = Vec::new();
+        let mut seen = HashSet::new();
         for h in list.items() {
             let name = h.get("name");
-            if seen.contains(&name.text()) {
+            if !seen.insert(name.text()) {
                 e.duplicate(&name);
             }
-            seen.push(name.text());
             let texts = if field == "forZones" {
                 names::label_value(name.text())
             } else {

@@ -2,6 +2,7 @@
 
 use super::at::{At, Errors};
 use crate::names;
+use std::collections::HashSet;
 
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
 
@@ -148,13 +149,12 @@ fn subject(e: &mut Errors, s: &At) {
 
 /// Conditions of either kind's status.
 pub(crate) fn conditions(e: &mut Errors, o: &At) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for c in o.get("status.conditions").items() {
         let kind = c.get("type");
-        if seen.contains(&kind.text()) {
+        if !seen.insert(kind.text()) {
             e.duplicate(&kind);
         }
-        seen.push(kind.text());
         if kind.is_empty() {
             e.required(&kind, "must not be empty");
         }

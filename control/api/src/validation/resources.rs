@@ -4,6 +4,7 @@ use super::at::{At, Errors};
 use crate::names;
 use crate::quantity::Quantity;
 use crate::status::FieldError;
+use std::collections::{HashMap, HashSet};
 
 /// Resources that a quota counts.
 const QUOTA: &[&str] = &[
@@ -182,7 +183,8 @@ fn within_limit(e: &mut Errors, request: &At, resource: &str, limits: &At, reque
 }
 
 fn claim_names(e: &mut Errors, at: &At, known: &[&str]) {
-    let mut seen: Vec<(String, String)> = Vec::new();
+    let mut seen: HashMap<&str, HashSet<&str>> = HashMap::new();
+    let known_names: HashSet<&str> = known.iter().copied().collect();
     for claim in at.items() {
         let (name, request) = (claim.get("name").text(), claim.get("request"));
         if name.is_empty() {
@@ -192,14 +194,14 @@ fn claim_names(e: &mut Errors, at: &At, known: &[&str]) {
         if !request.is_empty() {
             e.dns_label(&request);
         }
-        let key = (name.to_string(), request.text().to_string());
-        let clash = seen.iter().any(|(n, r)| *n == key.0 && (*r == key.1 || r.is_empty() || key.1.is_empty()));
-        if clash {
-            let text = if key.1.is_empty() { key.0.clone() } else { format!("{}/{}", key.0, key.1) };
+        // Without a request it is all of them.
+        let before = seen.entry(name).or_default();
+        let all = before.contains("") || request.is_empty() && !before.is_empty();
+        if !before.insert(request.text()) || all {
+            let text = if request.is_empty() { name.to_string() } else { format!("{name}/{}", request.text()) };
             e.duplicate_as(&claim, text);
         }
-        seen.push(key);
-        if !known.contains(&name) {
+        if !known_names.contains(name) {
             let mut error = crate::status::FieldError::not_found(claim.path(), name);
             error.detail = "must be one of the names in pod.spec.resourceClaims".into();
             if known.is_empty() {

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::kinds::Kind;
 use crate::status::FieldError;
+use std::collections::HashSet;
 
 /// A new object.
 pub(super) fn create(e: &mut Errors, kind: &Kind, asked: &str, o: &At) {
@@ -250,8 +251,9 @@ fn fixed(e: &mut Errors, kind: &Kind, new: &At, old: &At) {
 /// A version that objects may still be stored in cannot leave the CRD.
 fn stored_versions(e: &mut Errors, new: &At) {
     let versions = new.get("spec.versions");
+    let known: HashSet<&str> = versions.items().map(|have| have.get("name").text()).collect();
     for v in new.get("status.storedVersions").items() {
-        if !versions.items().any(|have| have.get("name").text() == v.text()) {
+        if !known.contains(v.text()) {
             let detail = "missing from spec.versions; status.storedVersions must remain in spec.versions";
             e.0.push(FieldError::invalid(v.path(), v.text(), detail));
         }

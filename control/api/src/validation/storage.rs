@@ -5,7 +5,7 @@ use super::selectors::{label_name, label_selector};
 use super::{core, pod};
 use crate::names;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 fn driver(e: &mut Errors, at: &At) {
     if e.need(at) {
@@ -129,7 +129,7 @@ pub(crate) fn attachment_update(e: &mut Errors, new: &At, old: &At) {
 
 /// A CSINode.
 pub(crate) fn csi_node(e: &mut Errors, o: &At) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for d in o.get("spec.drivers").items() {
         let name = d.get("name");
         pod::driver_name(e, &name);
@@ -139,19 +139,17 @@ pub(crate) fn csi_node(e: &mut Errors, o: &At) {
             e.invalid(&id, "must be 256 characters or less");
         }
         e.non_negative(&d.get("allocatable.count"));
-        if seen.contains(&name.text()) {
+        if !seen.insert(name.text()) {
             e.duplicate(&name);
         }
-        seen.push(name.text());
-        let mut keys: Vec<&str> = Vec::new();
+        let mut keys = HashSet::new();
         for key in d.get("topologyKeys").items() {
             if key.is_empty() {
                 e.required(&d, "");
             }
-            if keys.contains(&key.text()) {
+            if !keys.insert(key.text()) {
                 e.duplicate_as(&d, key.text());
             }
-            keys.push(key.text());
             names::qualified_name(key.text()).into_iter().for_each(|t| e.invalid_as(&d, key.text(), t));
         }
     }
@@ -167,10 +165,13 @@ pub(crate) fn csi_node_update(e: &mut Errors, new: &At, old: &At) {
         }
         d
     };
+    let drivers = new.get("spec.drivers");
+    let mut named: HashMap<&str, Vec<At>> = HashMap::new();
+    drivers.items().for_each(|d| named.entry(d.get("name").text()).or_default().push(d));
     for was in old.get("spec.drivers").items() {
-        for is in new.get("spec.drivers").items() {
-            if is.get("name").text() == was.get("name").text() && !same(&bare(&is), &bare(&was)) {
-                e.invalid_as(&new.get("spec.drivers"), is.value.clone(), IMMUTABLE);
+        for is in named.get(was.get("name").text()).into_iter().flatten() {
+            if !same(&bare(is), &bare(&was)) {
+                e.invalid_as(&drivers, is.value.clone(), IMMUTABLE);
             }
         }
     }
@@ -190,14 +191,13 @@ pub(crate) fn csi_driver(e: &mut Errors, o: &At) {
         }
     }
     e.one_of(&spec.get("fsGroupPolicy"), &["File", "None", "ReadWriteOnceWithFSType"]);
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for t in spec.get("tokenRequests").items() {
         let audience = t.get("audience");
-        if seen.contains(&audience.text()) {
+        if !seen.insert(audience.text()) {
             e.duplicate(&audience);
             continue;
         }
-        seen.push(audience.text());
         let seconds = t.get("expirationSeconds");
         if seconds.int().is_some_and(|n| n < 600) {
             e.invalid(&seconds, "may not specify a duration less than 10 minutes");

@@ -24,3 +24,43 @@ fn metadata_rules() {
     new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
     assert!(update(k, &new, &gone)[0].detail.contains("no new finalizers"));
 }
+
+#[test]
+fn duplicates_in_long_lists_are_found_in_linear_time() {
+    // By comparing each with each, every one of these would take minutes.
+    const MANY: usize = 60_000;
+    let items = |item: &dyn Fn(usize) -> Value| -> Value { (0..MANY).chain([0]).map(item).collect() };
+    let pod = |field: &str, list: Value| {
+        let mut spec = json!({"containers": [{"name": "c", "image": "i"}]});
+        match field {
+            "ports" | "volumeMounts" => spec["containers"][0][field] = list,
+            _ => spec[field] = list,
+        }
+        json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec})
+    };
+    let spread = |i: usize| {
+        json!({"maxSkew": 1, "topologyKey": format!("k{i}"), "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": {"a": "b"}}})
+    };
+    let taint = |i: usize| json!({"key": format!("k{i}"), "effect": "NoSchedule"});
+    let port = |i: usize| json!({"name": format!("p{i}"), "containerPort": 80, "hostPort": 1 + i, "protocol": "TCP"});
+    let mount = |i: usize| json!({"name": "v", "mountPath": format!("/{i}")});
+    let gate = |i: usize| json!({"name": format!("g{i}")});
+    for (kind, object, want) in [
+        ("nodes", json!({"metadata": {"name": "n"}, "spec": {"taints": items(&taint)}}), "metadata.taints[60000]"),
+        (
+            "pods",
+            pod("topologySpreadConstraints", items(&spread)),
+            "spec.topologySpreadConstraints[0].{topologyKey, whenUnsatisfiable}",
+        ),
+        ("pods", pod("schedulingGates", items(&gate)), "spec.schedulingGates[60000]"),
+        ("pods", pod("ports", items(&port)), "spec.containers[0].ports[60000].name"),
+        ("pods", pod("volumeMounts", items(&mount)), "spec.containers[0].volumeMounts[60000].mountPath"),
+    ] {
+        let errors = create(find("", "v1", kind).unwrap(), &object);
+        let said = |e: &&FieldError| {
+            e.field == want && (e.kind.reason() == "FieldValueDuplicate" || e.detail == "must be unique")
+        };
+        assert_eq!(errors.iter().filter(said).count(), 1, "{want}: {:?}", &errors[..errors.len().min(4)]);
+    }
+}

@@ -5,6 +5,7 @@ use crate::status::FieldError;
 use crate::validation::at::{At, Errors, IMMUTABLE};
 use crate::validation::resources;
 use serde_json::Value;
+use std::collections::{BTreeSet, HashSet};
 
 const SCOPES: &[&str] = &[
     "Terminating",
@@ -149,7 +150,7 @@ pub(crate) fn quota_update(e: &mut Errors, new: &At, old: &At) {
 
 /// A limit range.
 pub(crate) fn limit_range(e: &mut Errors, o: &At) {
-    let mut kinds: Vec<&str> = Vec::new();
+    let mut kinds = HashSet::new();
     for l in o.get("spec.limits").items() {
         let kind = l.get("type");
         let texts = crate::names::qualified_name(kind.text());
@@ -158,16 +159,15 @@ pub(crate) fn limit_range(e: &mut Errors, o: &At) {
         } else if !kind.text().contains('/') && !["Pod", "Container", "PersistentVolumeClaim"].contains(&kind.text()) {
             e.invalid(&kind, "must be a standard limit type or fully qualified");
         }
-        if kinds.contains(&kind.text()) {
+        if !kinds.insert(kind.text()) {
             e.duplicate(&kind);
         }
-        kinds.push(kind.text());
         limit(e, &l, kind.text());
     }
 }
 
 fn limit(e: &mut Errors, l: &At, kind: &str) {
-    let mut keys: Vec<&str> = Vec::new();
+    let mut keys = BTreeSet::new();
     for side in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
         let map = l.get(side);
         if kind == "Pod" && matches!(side, "default" | "defaultRequest") {
@@ -183,11 +183,7 @@ fn limit(e: &mut Errors, l: &At, kind: &str) {
                 resources::name(e, &value, resource);
             }
         }
-        for k in map.value.as_object().into_iter().flatten().map(|(k, _)| k.as_str()) {
-            if !keys.contains(&k) {
-                keys.push(k);
-            }
-        }
+        keys.extend(map.value.as_object().into_iter().flatten().map(|(k, _)| k.as_str()));
         if side == "default" || side == "defaultRequest" {
             continue;
         }
@@ -197,7 +193,6 @@ fn limit(e: &mut Errors, l: &At, kind: &str) {
         let detail = "either minimum or maximum storage value is required, but neither was provided";
         e.required(&l.get("limits"), detail);
     }
-    keys.sort_unstable();
     for k in keys {
         relations(e, l, k);
     }

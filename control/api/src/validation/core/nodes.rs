@@ -2,6 +2,7 @@
 
 use crate::validation::at::{At, Errors};
 use crate::validation::{pod, resources};
+use std::collections::HashSet;
 
 /// A node.
 pub(crate) fn node(e: &mut Errors, o: &At) {
@@ -14,12 +15,11 @@ pub(crate) fn node(e: &mut Errors, o: &At) {
         if cidrs.len() > 2 || six != 1 {
             e.invalid(&cidrs, "may specify no more than one CIDR for each IP family");
         }
-        let mut seen: Vec<&str> = Vec::new();
+        let mut seen = HashSet::new();
         for c in cidrs.items() {
-            if seen.contains(&c.text()) {
+            if !seen.insert(c.text()) {
                 e.duplicate(&c);
             }
-            seen.push(c.text());
         }
     }
 }
@@ -45,8 +45,9 @@ fn capacities(e: &mut Errors, o: &At) {
 pub(crate) fn node_update(e: &mut Errors, new: &At, old: &At) {
     capacities(e, new);
     let addresses = new.get("status.addresses");
-    for (i, a) in addresses.items().enumerate() {
-        if addresses.items().take(i).any(|b| b.value == a.value) {
+    let mut seen = HashSet::new();
+    for a in addresses.items() {
+        if !seen.insert(a.value) {
             e.duplicate(&a);
         }
     }

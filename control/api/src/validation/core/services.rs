@@ -4,6 +4,7 @@ use crate::names;
 use crate::validation::at::{At, Errors, same};
 use crate::validation::selectors;
 use serde_json::json;
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 const ONCE: &str = "may not change once set";
@@ -74,7 +75,7 @@ fn external_name(e: &mut Errors, spec: &At) {
 }
 
 fn ports(e: &mut Errors, list: &At) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for p in list.items() {
         let name = p.get("name");
         if name.is_empty() {
@@ -83,10 +84,9 @@ fn ports(e: &mut Errors, list: &At) {
             }
         } else {
             e.dns_label(&name);
-            if seen.contains(&name.text()) {
+            if !seen.insert(name.text()) {
                 e.duplicate(&name);
             }
-            seen.push(name.text());
         }
         e.port(&p.get("port"));
         e.need_one_of(&p.get("protocol"), &["SCTP", "TCP", "UDP"]);
@@ -136,15 +136,14 @@ fn addresses(e: &mut Errors, o: &At) {
     } else if ips.index(0).text() != ip.text() {
         e.invalid(&ips, "first value must match `clusterIP`");
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for f in families.items() {
         if !["IPv4", "IPv6"].contains(&f.text()) {
             e.not_supported(&f, &["IPv4", "IPv6"]);
         }
-        if seen.contains(&f.text()) {
+        if !seen.insert(f.text()) {
             e.duplicate(&f);
         }
-        seen.push(f.text());
     }
     e.one_of(&spec.get("ipFamilyPolicy"), &["PreferDualStack", "RequireDualStack", "SingleStack"]);
     let before = e.0.len();
@@ -186,23 +185,21 @@ fn port_clashes(e: &mut Errors, o: &At, ports: &At) {
             e.forbidden(&p.get("nodePort"), "may not be used when `type` is 'ClusterIP'");
         }
     }
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for p in ports.items().filter(|p| node_port(p) != 0) {
         let key = (p.get("protocol").text(), node_port(&p));
-        if seen.contains(&key) {
+        if !seen.insert(key) {
             e.duplicate(&p.get("nodePort"));
         }
-        seen.push(key);
     }
-    let mut seen = Vec::new();
+    let mut seen = HashSet::new();
     for p in ports.items() {
         let key = (p.get("protocol").text(), p.get("port").int().unwrap_or(0));
-        if seen.contains(&key) {
+        if !seen.insert(key) {
             // As upstream's internal type is written.
             let shown = json!({"Name": "", "Protocol": key.0, "AppProtocol": null, "Port": key.1, "TargetPort": 0, "NodePort": 0});
             e.duplicate_as(&p, shown);
         }
-        seen.push(key);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Whole, environment, handlers, mounts, security};
 use crate::validation::at::{At, Errors};
 use crate::validation::resources;
+use std::collections::HashSet;
 
 /// All containers of a spec.
 pub(super) fn all(e: &mut Errors, s: &At, whole: &Whole) {
@@ -15,37 +16,36 @@ fn regular(e: &mut Errors, at: &At, whole: &Whole) {
     if at.is_empty() {
         return e.required(at, "");
     }
-    let mut names: Vec<&str> = Vec::new();
+    let mut names = HashSet::new();
     for c in at.items() {
         common(e, &c, whole);
         let name = c.get("name");
-        if names.contains(&name.text()) {
+        if !names.insert(name.text()) {
             e.duplicate_as(&name, name.text());
         }
-        names.push(name.text());
         handlers::lifecycle(e, &c.get("lifecycle"), whole);
         handlers::probes(e, &c, whole);
         restart_policy(e, &c);
     }
-    let mut taken = Vec::new();
+    let mut taken = HashSet::new();
     at.items().for_each(|c| host_ports(e, &c, &mut taken));
 }
 
 fn init(e: &mut Errors, s: &At, whole: &Whole) {
     let (at, others) = (s.get("initContainers"), s.get("containers"));
-    let mut names: Vec<&str> = others.items().map(|c| c.get("name").text()).collect();
+    let mut names: HashSet<&str> = others.items().map(|c| c.get("name").text()).collect();
     for c in at.items() {
         common(e, &c, whole);
         restart_policy(e, &c);
         let name = c.get("name");
-        if names.contains(&name.text()) {
+        if names.contains(name.text()) {
             e.duplicate_as(&name, name.text());
         } else if !name.is_empty() {
-            names.push(name.text());
+            names.insert(name.text());
         }
         // Init containers run one by one, so each has the ports to itself.
         let alone = at.index(0);
-        host_ports_at(e, &c, &alone, &mut Vec::new());
+        host_ports_at(e, &c, &alone, &mut HashSet::new());
         if c.get("restartPolicy").text() == "Always" {
             handlers::lifecycle(e, &c.get("lifecycle"), whole);
             handlers::probes(e, &c, whole);
@@ -65,19 +65,17 @@ fn init(e: &mut Errors, s: &At, whole: &Whole) {
 
 fn ephemeral(e: &mut Errors, s: &At, whole: &Whole) {
     let (containers, inits) = (s.get("containers"), s.get("initContainers"));
-    let others: Vec<&str> = containers.items().chain(inits.items()).map(|c| c.get("name").text()).collect();
+    let others: HashSet<&str> = containers.items().chain(inits.items()).map(|c| c.get("name").text()).collect();
     let mut names = others.clone();
     for c in s.get("ephemeralContainers").items() {
         common(e, &c, whole);
         image_of_pod(e, &c);
         let name = c.get("name");
-        if names.contains(&name.text()) {
+        if !names.insert(name.text()) {
             e.duplicate_as(&name, name.text());
-        } else {
-            names.push(name.text());
         }
         let target = c.get("targetContainerName");
-        if !target.is_empty() && !others.contains(&target.text()) {
+        if !target.is_empty() && !others.contains(target.text()) {
             e.not_found(&target);
         }
         let forbidden = [
@@ -134,17 +132,15 @@ fn common(e: &mut Errors, c: &At, whole: &Whole) {
 }
 
 fn ports(e: &mut Errors, at: &At) {
-    let mut names: Vec<&str> = Vec::new();
+    let mut names = HashSet::new();
     for p in at.items() {
         let name = p.get("name");
         if !name.is_empty() {
             let texts = crate::names::port_name(name.text());
             if !texts.is_empty() {
                 e.all(&name, texts);
-            } else if names.contains(&name.text()) {
+            } else if !names.insert(name.text()) {
                 e.duplicate(&name);
-            } else {
-                names.push(name.text());
             }
         }
         if p.get("containerPort").int().unwrap_or(0) == 0 {
@@ -159,35 +155,32 @@ fn ports(e: &mut Errors, at: &At) {
     }
 }
 
-fn host_ports(e: &mut Errors, c: &At, taken: &mut Vec<String>) {
+fn host_ports(e: &mut Errors, c: &At, taken: &mut HashSet<String>) {
     host_ports_at(e, c, c, taken);
 }
 
 /// Host ports of `c` that are taken; errors are about `shown`.
-fn host_ports_at(e: &mut Errors, c: &At, shown: &At, taken: &mut Vec<String>) {
+fn host_ports_at(e: &mut Errors, c: &At, shown: &At, taken: &mut HashSet<String>) {
     for (i, p) in c.get("ports").items().enumerate() {
         let port = p.get("hostPort").int().unwrap_or(0);
         if port == 0 {
             continue;
         }
         let key = format!("{}/{}/{port}", p.get("protocol").text(), p.get("hostIP").text());
-        if taken.contains(&key) {
+        if !taken.insert(key.clone()) {
             let ports = shown.get("ports");
             e.duplicate_as(&ports.index(i).get("hostPort"), key);
-        } else {
-            taken.push(key);
         }
     }
 }
 
 fn resize_policy(e: &mut Errors, at: &At, whole: &Whole) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for p in at.items() {
         let (resource, policy) = (p.get("resourceName"), p.get("restartPolicy"));
-        if seen.contains(&resource.text()) {
+        if !seen.insert(resource.text()) {
             e.duplicate_as(&p, resource.text());
         }
-        seen.push(resource.text());
         for (value, allowed) in
             [(&resource, &["cpu", "memory"][..]), (&policy, &["NotRequired", "RestartContainer"][..])]
         {

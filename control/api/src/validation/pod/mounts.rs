@@ -2,11 +2,13 @@
 
 use super::{Whole, volumes};
 use crate::validation::at::{At, Errors};
+use std::collections::HashSet;
 
 /// `volumeMounts`.
 pub(super) fn mounts(e: &mut Errors, c: &At, whole: &Whole) {
     let (list, devices) = (c.get("volumeMounts"), c.get("volumeDevices"));
-    let mut paths: Vec<&str> = Vec::new();
+    let (device_names, device_paths) = (texts(&devices, "name"), texts(&devices, "devicePath"));
+    let mut paths = HashSet::new();
     for m in list.items() {
         let (name, path) = (m.get("name"), m.get("mountPath"));
         e.need(&name);
@@ -15,14 +17,13 @@ pub(super) fn mounts(e: &mut Errors, c: &At, whole: &Whole) {
             e.not_found(&name);
         }
         e.need(&path);
-        if paths.contains(&path.text()) {
+        if !paths.insert(path.text()) {
             e.invalid_as(&path, path.text(), "must be unique");
         }
-        paths.push(path.text());
-        if devices.items().any(|d| d.get("name").text() == name.text()) {
+        if device_names.contains(name.text()) {
             e.invalid_as(&name, name.text(), "must not already exist in volumeDevices");
         }
-        if devices.items().any(|d| d.get("devicePath").text() == path.text()) {
+        if device_paths.contains(path.text()) {
             e.invalid_as(&path, path.text(), "must not already exist as a path in volumeDevices");
         }
         let (sub, expression) = (m.get("subPath"), m.get("subPathExpr"));
@@ -39,6 +40,11 @@ pub(super) fn mounts(e: &mut Errors, c: &At, whole: &Whole) {
         propagation(e, c, &list.named("mountPropagation", m.get("mountPropagation").value));
         recursive_read_only(e, &m, &list.named("recursiveReadOnly", m.get("recursiveReadOnly").value));
     }
+}
+
+/// The texts of a field of all items.
+fn texts<'v>(list: &At<'_, 'v>, field: &str) -> HashSet<&'v str> {
+    list.items().map(|item| item.get(field).text()).collect()
 }
 
 fn propagation(e: &mut Errors, c: &At, at: &At) {
@@ -73,11 +79,12 @@ fn recursive_read_only(e: &mut Errors, m: &At, at: &At) {
 /// `volumeDevices`.
 pub(super) fn devices(e: &mut Errors, c: &At, whole: &Whole) {
     let mounts = c.get("volumeMounts");
-    let (mut names, mut paths): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+    let (mount_names, mount_paths) = (texts(&mounts, "name"), texts(&mounts, "mountPath"));
+    let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     for d in c.get("volumeDevices").items() {
         let (name, path) = (d.get("name"), d.get("devicePath"));
         e.need(&name);
-        if names.contains(&name.text()) {
+        if names.contains(name.text()) {
             e.invalid(&name, "must be unique");
         }
         match whole.volumes.get(name.text()) {
@@ -89,22 +96,22 @@ pub(super) fn devices(e: &mut Errors, c: &At, whole: &Whole) {
             None => e.not_found(&name),
         }
         e.need(&path);
-        if paths.contains(&path.text()) {
+        if paths.contains(path.text()) {
             e.invalid(&path, "must be unique");
         }
         if path.text().split('/').any(|p| p == "..") {
             e.invalid(&path, "can not contain backsteps ('..')");
         } else {
-            paths.push(path.text());
+            paths.insert(path.text());
         }
-        if mounts.items().any(|m| m.get("name").text() == name.text()) {
+        if mount_names.contains(name.text()) {
             e.invalid(&name, "must not already exist in volumeMounts");
         }
-        if mounts.items().any(|m| m.get("mountPath").text() == path.text()) {
+        if mount_paths.contains(path.text()) {
             e.invalid(&path, "must not already exist as a path in volumeMounts");
         }
         if !name.is_empty() {
-            names.push(name.text());
+            names.insert(name.text());
         }
     }
 }

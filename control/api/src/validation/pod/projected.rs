@@ -4,6 +4,7 @@ use super::volumes::{downward_file, key_to_path, local_path, mode};
 use crate::names;
 use crate::validation::at::{At, Errors};
 use crate::validation::{certificates, selectors};
+use std::collections::HashSet;
 
 /// The places of the tokens in projected volumes.
 pub(super) fn tokens(s: &At) -> Vec<String> {
@@ -19,7 +20,7 @@ pub(super) fn tokens(s: &At) -> Vec<String> {
 
 pub(super) fn projected(e: &mut Errors, at: &At) {
     mode(e, &at.get("defaultMode"));
-    let mut paths: Vec<&str> = Vec::new();
+    let mut paths = HashSet::new();
     let sources = at.get("sources");
     for s in sources.items() {
         let mut found = 0;
@@ -97,11 +98,9 @@ fn pod_certificate(e: &mut Errors, c: &At) {
     }
 }
 
-fn take_path<'v>(e: &mut Errors, at: &At, paths: &mut Vec<&'v str>, path: &'v str, shown: &str) {
-    if paths.contains(&path) {
+fn take_path<'v>(e: &mut Errors, at: &At, paths: &mut HashSet<&'v str>, path: &'v str, shown: &str) {
+    if !paths.insert(path) {
         e.invalid_as(at, shown, "conflicting duplicate paths");
-    } else {
-        paths.push(path);
     }
 }
 

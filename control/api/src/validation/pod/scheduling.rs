@@ -44,7 +44,7 @@ pub(crate) fn tolerations(e: &mut Errors, at: &At) {
 
 /// Taints of a list.
 pub(crate) fn taints(e: &mut Errors, at: &At) {
-    let mut seen: Vec<(&str, &str)> = Vec::new();
+    let mut seen = HashSet::new();
     for t in at.items() {
         label_name(e, &t.get("key"));
         let texts = names::label_value(t.get("value").text());
@@ -53,12 +53,10 @@ pub(crate) fn taints(e: &mut Errors, at: &At) {
         }
         e.need_one_of(&t.get("effect"), EFFECTS);
         let pair = (t.get("effect").text(), t.get("key").text());
-        if seen.contains(&pair) {
+        if !seen.insert(pair) {
             let mut error = FieldError::duplicate(t.path(), t.value.clone());
             error.detail = "taints must be unique by key and effect pair".into();
             e.0.push(error);
-        } else {
-            seen.push(pair);
         }
     }
 }
@@ -141,20 +139,24 @@ fn label_keys(e: &mut Errors, term: &At) {
 
 /// `schedulingGates`.
 pub(super) fn gates(e: &mut Errors, at: &At) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for gate in at.items() {
         let name = gate.get("name").text();
         names::qualified_name(name).into_iter().for_each(|t| e.invalid_as(&gate, name, t));
-        if seen.contains(&name) {
+        if !seen.insert(name) {
             e.duplicate_as(&gate, name);
         }
-        seen.push(name);
     }
 }
 
 /// `topologySpreadConstraints`.
 pub(super) fn spread(e: &mut Errors, at: &At) {
-    for (i, c) in at.items().enumerate() {
+    fn pair<'v>(c: &At<'_, 'v>) -> (&'v str, &'v str) {
+        (c.get("topologyKey").text(), c.get("whenUnsatisfiable").text())
+    }
+    let mut later: HashMap<_, usize> = HashMap::new();
+    at.items().for_each(|c| *later.entry(pair(&c)).or_default() += 1);
+    for c in at.items() {
         let (skew, key, action) = (c.get("maxSkew"), c.get("topologyKey"), c.get("whenUnsatisfiable"));
         if skew.int().unwrap_or(0) <= 0 {
             e.invalid_as(&skew, skew.int().unwrap_or(0), "must be greater than zero");
@@ -165,10 +167,11 @@ pub(super) fn spread(e: &mut Errors, at: &At) {
         if !["DoNotSchedule", "ScheduleAnyway"].contains(&action.text()) {
             e.not_supported(&action, &["DoNotSchedule", "ScheduleAnyway"]);
         }
-        let again = at
-            .items()
-            .skip(i + 1)
-            .any(|o| o.get("topologyKey").text() == key.text() && o.get("whenUnsatisfiable").text() == action.text());
+        // The error is at each but the last of its pair.
+        let again = later.get_mut(&pair(&c)).is_some_and(|n| {
+            *n -= 1;
+            *n > 0
+        });
         if again {
             let pair = format!("{{{}, {}}}", key.text(), action.text());
             e.duplicate_as(&c.named("{topologyKey, whenUnsatisfiable}", c.value), pair);
@@ -193,16 +196,15 @@ pub(super) fn spread(e: &mut Errors, at: &At) {
 
 /// `resourceClaims`.
 pub(super) fn resource_claims(e: &mut Errors, at: &At) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for c in at.items() {
         let name = c.get("name");
         if name.is_empty() {
             e.required(&name, "");
-        } else if seen.contains(&name.text()) {
-            e.duplicate(&name);
-        } else {
+        } else if seen.insert(name.text()) {
             e.dns_label(&name);
-            seen.push(name.text());
+        } else {
+            e.duplicate(&name);
         }
         let (claim, template) = (c.get("resourceClaimName"), c.get("resourceClaimTemplateName"));
         match (claim.is_set(), template.is_set()) {

@@ -1,6 +1,7 @@
 //! Security contexts, and the annotations that came before them.
 
 use crate::validation::at::{At, Errors, text_at};
+use std::collections::HashSet;
 
 const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
 const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
@@ -42,7 +43,7 @@ fn sysctls(e: &mut Errors, s: &At, at: &At) {
         let b = p.as_bytes();
         !b.is_empty() && ok(b[0]) && ok(b[b.len() - 1]) && b.iter().all(|c| ok(*c) || matches!(c, b'-' | b'_'))
     };
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for sysctl in at.items() {
         let name = sysctl.get("name");
         let text = name.text();
@@ -50,7 +51,7 @@ fn sysctls(e: &mut Errors, s: &At, at: &At) {
             e.required(&name, "");
         } else if text.len() > 253 || !text.split(['.', '/']).all(segment) {
             e.invalid(&name, "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$");
-        } else if seen.contains(&text) {
+        } else if seen.contains(text) {
             e.duplicate(&name);
         }
         let dotted = text.replace('/', ".");
@@ -61,7 +62,7 @@ fn sysctls(e: &mut Errors, s: &At, at: &At) {
         } else if s.get("hostIPC").is_true() && of_ipc {
             e.invalid(&name, "may not be specified when 'hostIPC' is true");
         }
-        seen.push(text);
+        seen.insert(text);
     }
 }
 

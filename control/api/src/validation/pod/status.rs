@@ -2,6 +2,7 @@
 
 use crate::names;
 use crate::validation::at::{At, Errors};
+use std::collections::HashSet;
 
 /// What is wrong with a changed status.
 pub(crate) fn status_update(e: &mut Errors, new: &At, old: &At) {
@@ -98,30 +99,31 @@ fn restarts(spec: &At, list: &str, name: &str, code: i64) -> bool {
 /// A container that has ended for good does not run again.
 fn states(e: &mut Errors, status: &At, was: &At, list: &str, again: impl Fn(&str, i64) -> bool) {
     let now = status.get(list);
+    let running: HashSet<&str> =
+        now.items().filter(|c| !c.get("state.terminated").is_set()).map(|c| c.get("name").text()).collect();
     for (i, before) in was.get(list).items().enumerate() {
         let ended = before.get("state.terminated");
         let name = before.get("name").text();
         if !ended.is_set() || again(name, ended.get("exitCode").int().unwrap_or(0)) {
             continue;
         }
-        let revived = |c: &At| c.get("name").text() == name && !c.get("state.terminated").is_set();
-        if now.items().any(|c| revived(&c)) {
+        if running.contains(name) {
             e.forbidden(&now.index(i).get("state"), "may not be transitioned to non-terminated state");
         }
     }
 }
 
 fn claims(e: &mut Errors, statuses: &At, known: &At) {
-    let mut seen: Vec<&str> = Vec::new();
+    let known: HashSet<&str> = known.items().map(|c| c.get("name").text()).collect();
+    let mut seen = HashSet::new();
     for s in statuses.items() {
         let name = s.get("name");
-        if !known.items().any(|c| c.get("name").text() == name.text()) {
+        if !known.contains(name.text()) {
             e.invalid_as(&name, name.text(), "must match the name of an entry in `spec.resourceClaims`");
         }
-        if seen.contains(&name.text()) {
+        if !seen.insert(name.text()) {
             e.duplicate(&name);
         }
-        seen.push(name.text());
         if s.get("resourceClaimName").is_set() {
             e.dns_subdomain(&s.get("resourceClaimName"));
         }

@@ -3,6 +3,7 @@
 use super::{MIRROR, pod, pod_annotations, scheduling};
 use crate::validation::at::{At, Errors, same};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 
 const UPDATABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
@@ -69,24 +70,26 @@ pub(super) fn annotation_changes(e: &mut Errors, new: &At, old: &At) {
 }
 
 fn only_more_tolerations(e: &mut Errors, new: &At, old: &At) {
+    // What is empty is as if it were not there (`same`).
     let strip = |t: &At| {
         let mut t = t.value.clone();
         if let Some(map) = t.as_object_mut() {
-            map.remove("tolerationSeconds");
+            map.retain(|k, v| k != "tolerationSeconds" && !same(v, &Value::Null));
         }
         t
     };
-    let now: Vec<Value> = new.items().map(|t| strip(&t)).collect();
-    if old.items().any(|t| !now.iter().any(|n| same(n, &strip(&t)))) {
+    let now: HashSet<Value> = new.items().map(|t| strip(&t)).collect();
+    if old.items().any(|t| !now.contains(&strip(&t))) {
         return e.forbidden(new, "existing toleration can not be modified except its tolerationSeconds");
     }
     scheduling::tolerations(e, new);
 }
 
 fn only_fewer_gates(e: &mut Errors, new: &At, old: &At) {
+    let known: HashSet<&str> = old.items().map(|g| g.get("name").text()).collect();
     for gate in new.items() {
         let name = gate.get("name");
-        if !old.items().any(|g| g.get("name").text() == name.text()) {
+        if !known.contains(name.text()) {
             let detail = format!("only deletion is allowed, but found new scheduling gate '{}'", name.text());
             e.forbidden(&name, detail);
         }

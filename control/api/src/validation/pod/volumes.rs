@@ -5,7 +5,7 @@ use crate::names;
 use crate::validation::at::{At, Errors};
 use regex::Regex;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 /// Sources in the order in which they are looked at, the name that errors inside
@@ -82,7 +82,7 @@ pub(super) fn volumes<'v>(
     is_pod: bool,
 ) -> HashMap<&'v str, &'v Value> {
     let mut good = HashMap::new();
-    let made: Vec<String> = list
+    let made: HashSet<String> = list
         .items()
         .filter(|v| v.get("ephemeral").is_set())
         .filter_map(|v| Some(format!("{}-{}", pod?, v.get("name").text())))
@@ -101,7 +101,7 @@ pub(super) fn volumes<'v>(
             good.insert(name.text(), v.value);
         }
         let claim = v.get("persistentVolumeClaim.claimName");
-        if made.iter().any(|m| m == claim.text()) {
+        if made.contains(claim.text()) {
             e.invalid(&claim, "must not reference a PVC that gets created for an ephemeral volume");
         }
     }
