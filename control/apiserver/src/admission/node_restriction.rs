@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Attributes, Operation};
-use crate::authn::view::{PODS, items_at, name_of, str_at};
+use crate::authn::view::{CSI_DRIVERS, ClusterView, PODS, PVCS, PVS, items_at, name_of, namespace_of, str_at};
 use crate::error::Result;
 use crate::strategy::fields;
 
@@ -124,6 +124,51 @@ fn own_node(at: &Attributes<'_>, node: &str, new: Option<&Value>, old: Option<&V
     Ok(())
 }
 
+/// Whether a kubelet may have a token for a pod with these audiences: only with one that the pod has for its volumes, so
+/// that who takes over a node gets no tokens for services that its pods have nothing to do with. `granted` says what roles
+/// give the node besides. None asks for the API server's own audience, as a volume that names none does.
+pub fn audience(
+    view: &dyn ClusterView,
+    pod: &Value,
+    audiences: &[&str],
+    node: &str,
+    granted: impl Fn(&str) -> bool,
+) -> std::result::Result<(), String> {
+    let audience = match audiences {
+        [] => "",
+        [one] => one,
+        _ => return Err("node may only request 0 or 1 audiences".into()),
+    };
+    if items_at(pod, "/spec/volumes").iter().any(|v| uses_audience(view, pod, v, audience)) || granted(audience) {
+        return Ok(());
+    }
+    Err(format!(
+        "audience {audience:?} not found in pod spec volume, {node} is not authorized to request tokens for this audience"
+    ))
+}
+
+/// Whether a volume is given tokens for an audience: itself, or its CSI driver.
+fn uses_audience(view: &dyn ClusterView, pod: &Value, volume: &Value, audience: &str) -> bool {
+    let projected = items_at(volume, "/projected/sources").iter().filter_map(|s| s.get("serviceAccountToken"));
+    if projected.filter(|t| t.is_object()).any(|t| str_at(t, "/audience") == audience) {
+        return true;
+    }
+    let claim = match str_at(volume, "/persistentVolumeClaim/claimName") {
+        "" if volume["ephemeral"].is_object() => format!("{}-{}", name_of(pod), str_at(volume, "/name")),
+        named => named.to_string(),
+    };
+    let driver = match claim.as_str() {
+        "" => str_at(volume, "/csi/driver").to_string(),
+        claim => view
+            .get(PVCS, namespace_of(pod), claim)
+            .and_then(|claim| view.get(PVS, "", str_at(&claim, "/spec/volumeName")))
+            .map(|volume| str_at(&volume, "/spec/csi/driver").to_string())
+            .unwrap_or_default(),
+    };
+    let driver = view.get(CSI_DRIVERS, "", &driver);
+    driver.is_some_and(|d| items_at(&d, "/spec/tokenRequests").iter().any(|t| str_at(t, "/audience") == audience))
+}
+
 /// Labels that differ and that a kubelet may not touch.
 fn forbidden_labels(new: &Value, old: Option<&Value>) -> Vec<String> {
     let empty = serde_json::Map::new();
@@ -151,7 +196,55 @@ fn may_set(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authn::view::fake::FakeView;
     use serde_json::json;
+
+    #[test]
+    fn tokens_are_for_the_audiences_of_volumes() {
+        let view = FakeView::default();
+        let claim = |name: &str| json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"volumeName": "pv"}});
+        for name in ["claim", "p-made"] {
+            view.put(PVCS, claim(name));
+        }
+        view.put(PVS, json!({"metadata": {"name": "pv"}, "spec": {"csi": {"driver": "of-claims"}}}));
+        for (driver, requests) in [
+            ("of-claims", json!([{"audience": "x"}, {"audience": "disks"}])),
+            ("inline", json!([{"audience": ""}])),
+            ("other", json!([{"audience": "vault"}])),
+        ] {
+            view.put(CSI_DRIVERS, json!({"metadata": {"name": driver}, "spec": {"tokenRequests": requests}}));
+        }
+        let token =
+            |t: Value| json!({"name": "t", "projected": {"sources": [{"configMap": {}}, {"serviceAccountToken": t}]}});
+        let granted = |audience: &str| audience == "granted";
+        let cases: [(Value, &[&str], bool); 15] = [
+            (token(json!({"audience": "vault"})), &["vault"], true),
+            (token(json!({"audience": "vault"})), &["Vault"], false),
+            (token(json!({"audience": "vault"})), &[], false),
+            (token(json!({"audience": "vault"})), &["granted"], true),
+            (token(json!({})), &[], true),
+            (token(json!({})), &["vault"], false),
+            (token(json!({"audience": "vault"})), &["vault", "vault"], false),
+            (json!({"name": "s", "projected": {"sources": [{"secret": {}}]}}), &[], false),
+            (json!({"name": "v", "persistentVolumeClaim": {"claimName": "claim"}}), &["disks"], true),
+            (json!({"name": "v", "persistentVolumeClaim": {"claimName": "none"}}), &["disks"], false),
+            (json!({"name": "made", "ephemeral": {}}), &["disks"], true),
+            (json!({"name": "made", "ephemeral": {}}), &["vault"], false),
+            (json!({"name": "i", "csi": {"driver": "inline"}}), &[], true),
+            (json!({"name": "i", "csi": {"driver": "inline"}}), &["disks"], false),
+            (json!({"name": "e", "emptyDir": {}}), &[], false),
+        ];
+        for (volume, audiences, ok) in cases {
+            let pod = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"volumes": [volume]}});
+            let answer = audience(&view, &pod, audiences, "system:node:a", granted);
+            assert_eq!(answer.is_ok(), ok, "{pod} {audiences:?}: {answer:?}");
+        }
+        let pod = json!({"metadata": {"name": "p", "namespace": "n"}});
+        assert_eq!(
+            audience(&view, &pod, &["vault"], "system:node:a", granted).unwrap_err(),
+            "audience \"vault\" not found in pod spec volume, system:node:a is not authorized to request tokens for this audience"
+        );
+    }
 
     #[test]
     fn labels_of_power() {

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::service_account::{BoundObject, TokenSpec};
 use super::view::{ClusterView, NODES, PODS, SECRETS, SERVICE_ACCOUNTS, str_at};
+use crate::admission::node_restriction;
+use crate::authz::Query;
 use crate::error::{ApiError, Cause, Result};
 use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
@@ -68,6 +70,23 @@ pub async fn token_request(
             let detail = format!("node {kubelet:?} can only request tokens bound to pods on it");
             return Err(ApiError::forbidden("", "serviceaccounts", &info.name, &detail));
         }
+        let pod = spec.bound.as_ref().and_then(|b| view.get(PODS, &info.namespace, &b.name)).unwrap_or_default();
+        let asked: Vec<&str> =
+            super::view::items_at(&body, "/spec/audiences").iter().filter_map(Value::as_str).collect();
+        let granted = |audience: &str| {
+            let query = Query {
+                verb: "request-serviceaccounts-token-audience",
+                namespace: &info.namespace,
+                version: "v1",
+                resource: audience,
+                name: &info.name,
+                is_resource: true,
+                ..Query::empty(user)
+            };
+            state.authz.allowed(view, &query)
+        };
+        node_restriction::audience(view, &pod, &asked, &user.name, granted)
+            .map_err(|detail| ApiError::forbidden("", "serviceaccounts", &info.name, &detail))?;
     }
     let now = super::now();
     let node = node.as_ref().map(|(name, uid)| (name.as_str(), uid.as_str()));

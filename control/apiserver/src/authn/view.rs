@@ -31,6 +31,7 @@ pub const ROLES: Gr = ("rbac.authorization.k8s.io", "roles");
 pub const ROLE_BINDINGS: Gr = ("rbac.authorization.k8s.io", "rolebindings");
 pub const CLUSTER_ROLES: Gr = ("rbac.authorization.k8s.io", "clusterroles");
 pub const CLUSTER_ROLE_BINDINGS: Gr = ("rbac.authorization.k8s.io", "clusterrolebindings");
+pub const CSI_DRIVERS: Gr = ("storage.k8s.io", "csidrivers");
 pub const CSRS: Gr = ("certificates.k8s.io", "certificatesigningrequests");
 
 /// Reads from memory; never blocks on the store. Objects are in the storage version.

@@ -71,9 +71,10 @@ impl Rule {
 
     fn covers_resource(&self, resource: &str, subresource: &str) -> bool {
         self.resources.all
-            || self.resources.list.iter().any(|r| match r.split_once('/') {
-                None => subresource.is_empty() && &**r == resource,
-                Some((r, s)) => s == subresource && (r == "*" || r == resource),
+            || self.resources.list.iter().any(|r| match subresource {
+                // What is no resource may have slashes: audiences of tokens are URLs.
+                "" => &**r == resource,
+                sub => r.split_once('/').is_some_and(|(r, s)| s == sub && (r == "*" || r == resource)),
             })
     }
 
@@ -219,6 +220,11 @@ mod tests {
                 json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}),
                 ask("get", "", "pods", "log", "x"),
                 false,
+            ),
+            (
+                json!({"verbs": ["get"], "apiGroups": [""], "resources": ["https://vault"]}),
+                ask("get", "", "https://vault", "", "x"),
+                true,
             ),
             (
                 json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods/log"]}),
