@@ -173,6 +173,21 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(10), all).await.expect("nobody waits for each other");
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_nobody_waits_for_is_not_begun() {
+        let offload = Offload::default();
+        let turns = offload.turns.clone().acquire_many_owned(TURNS as u32).await.unwrap();
+        let begun = AtomicUsize::new(0);
+        let work = || async { begun.fetch_add(1, Ordering::SeqCst) };
+        {
+            let mut gone = std::pin::pin!(offload.run(Weight::Large, work()));
+            assert!(futures::poll!(gone.as_mut()).is_pending());
+        }
+        drop(turns);
+        offload.run(Weight::Large, work()).await;
+        assert_eq!(begun.load(Ordering::SeqCst), 1);
+    }
+
     #[tokio::test]
     async fn room_is_for_what_has_come() {
         let offload = Offload::default();
