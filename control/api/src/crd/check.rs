@@ -1,6 +1,6 @@
 //! Checks a CustomResourceDefinition itself.
 
-use super::values::{self, Judged};
+use super::{default_object, schema_of, values};
 use crate::names;
 use crate::status::FieldError;
 use serde_json::Value;
@@ -83,7 +83,11 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>, unenforced: &mut Vec<String
                 }
             }
             let before = out.len();
-            structural(schema, &at, out, unenforced);
+            structural(schema, &at, out);
+            patterns(schema, &at, out);
+            if out.len() == before {
+                defaults(schema, &at, true, out);
+            }
             // Rules are looked at when the schema itself is sound, as upstream does.
             if out.len() == before {
                 let (errors, idle) = super::cel::check(schema, &at);
@@ -114,7 +118,7 @@ fn versions(spec: &Value, out: &mut Vec<FieldError>, unenforced: &mut Vec<String
 }
 
 /// The rules that make a schema structural.
-fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>, unenforced: &mut Vec<String>) {
+fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>) {
     let free = v["x-kubernetes-int-or-string"] == true || v["x-kubernetes-preserve-unknown-fields"] == true;
     if v["type"].as_str().unwrap_or("").is_empty() && !free {
         out.push(FieldError::required(format!("{at}.type"), "must not be empty for specified object fields"));
@@ -130,17 +134,6 @@ fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>, unenforced: &mut V
             "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
         ));
     }
-    if let Some(pattern) = v["pattern"].as_str() {
-        match values::judge_pattern(pattern) {
-            Judged::Known => {}
-            Judged::Foreign(why) => unenforced.push(format!("{at}.pattern is not enforced: {why}")),
-            Judged::Wrong(why) => out.push(FieldError::invalid(
-                format!("{at}.pattern"),
-                pattern,
-                format!("must be a valid regular expression, but isn't: {why}"),
-            )),
-        }
-    }
     let properties = v["properties"].as_object();
     if properties.is_some_and(|p| !p.is_empty())
         && v.get("additionalProperties").is_some_and(|a| a.is_object() || a == true)
@@ -151,14 +144,14 @@ fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>, unenforced: &mut V
         ));
     }
     for (k, p) in properties.into_iter().flatten() {
-        structural(p, &format!("{at}.properties[{k}]"), out, unenforced);
+        structural(p, &format!("{at}.properties[{k}]"), out);
     }
     if v["additionalProperties"].is_object() {
-        structural(&v["additionalProperties"], &format!("{at}.additionalProperties"), out, unenforced);
+        structural(&v["additionalProperties"], &format!("{at}.additionalProperties"), out);
     }
     if v["type"] == "array" {
         if v["items"].is_object() {
-            structural(&v["items"], &format!("{at}.items"), out, unenforced);
+            structural(&v["items"], &format!("{at}.items"), out);
         } else if v["items"].is_array() {
             out.push(FieldError::forbidden(format!("{at}.items"), "items must be a schema object and not an array"));
         } else {
@@ -171,6 +164,53 @@ fn structural(v: &Value, at: &str, out: &mut Vec<FieldError>, unenforced: &mut V
             format!("{at}.x-kubernetes-list-map-keys"),
             "must not be empty if x-kubernetes-list-type is map",
         ));
+    }
+}
+
+/// Patterns that no engine knows, also those of branches.
+fn patterns(v: &Value, at: &str, out: &mut Vec<FieldError>) {
+    if let Some(pattern) = v["pattern"].as_str()
+        && let Some(why) = values::fault(pattern)
+    {
+        let detail = format!("must be a valid regular expression, but isn't: {why}");
+        out.push(FieldError::invalid(format!("{at}.pattern"), pattern, detail));
+    }
+    for (k, p) in v["properties"].as_object().into_iter().flatten() {
+        patterns(p, &format!("{at}.properties[{k}]"), out);
+    }
+    for k in ["additionalProperties", "items", "not"] {
+        if v[k].is_object() {
+            patterns(&v[k], &format!("{at}.{k}"), out);
+        }
+    }
+    for k in ["allOf", "anyOf", "oneOf"] {
+        for (i, branch) in v[k].as_array().into_iter().flatten().enumerate() {
+            patterns(branch, &format!("{at}.{k}[{i}]"), out);
+        }
+    }
+}
+
+/// Defaults that do not fit their schema: every object without the field would be refused for it.
+fn defaults(v: &Value, at: &str, root: bool, out: &mut Vec<FieldError>) {
+    if v.get("default").is_some_and(|d| !d.is_null()) {
+        let (at, given, schema) = (format!("{at}.default"), &v["default"], schema_of(v));
+        let (mut value, mut unknown) = (given.clone(), Vec::new());
+        // What does not fit at all is what the check of values says.
+        if crate::codec::normalize(&mut value, &schema, &mut unknown).is_ok() && !unknown.is_empty() {
+            out.push(FieldError::invalid(&at, given.clone(), "must not have unknown fields"));
+        }
+        let mut value = given.clone();
+        default_object(&mut value, &schema);
+        out.extend(values::validate(&value, &schema, &at));
+    }
+    if v["items"].is_object() {
+        defaults(&v["items"], &format!("{at}.items"), false, out);
+    }
+    // Parts of metadata are fit only within it.
+    let whole = root || v["x-kubernetes-embedded-resource"] == true;
+    let own = |k: &str| !(whole && matches!(k, "metadata" | "apiVersion" | "kind"));
+    for (k, p) in v["properties"].as_object().into_iter().flatten().filter(|(k, _)| own(k)) {
+        defaults(p, &format!("{at}.properties[{k}]"), false, out);
     }
 }
 

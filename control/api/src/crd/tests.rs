@@ -79,31 +79,107 @@ fn crds_are_checked() {
 
 #[test]
 fn patterns_that_no_engine_knows_are_refused() {
-    let judged = |pattern: &str| {
+    let judged = |schema: Value| {
         let mut c = crd();
-        c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["p"] =
-            json!({"type": "string", "pattern": pattern});
+        c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["p"] = schema;
         let (errors, idle) = check(&c);
-        (errors.len(), idle.len())
+        assert_eq!(idle, Vec::<String>::new());
+        errors.into_iter().map(|e| e.field).collect::<Vec<_>>()
     };
-    for (pattern, want) in [
-        (r"^[a-z]([-a-z0-9]*[a-z0-9])?$", (0, 0)),
-        (r"^\w{1,63}$", (0, 0)),
-        ("(a+)+$(", (1, 0)),
-        ("a)", (1, 0)),
-        ("*a", (1, 0)),
-        (r"a\", (1, 0)),
-        ("(?=a)b", (1, 0)),
-        (r"(a)\1", (1, 0)),
-        ("[z-a]", (1, 0)),
-        // Upstream knows these.
-        ("^[^[]*$", (0, 1)),
-        ("{a", (0, 1)),
-        // Upstream has a bound of its own for these.
-        ("((a{1,1000}){1,1000}){1,1000}", (0, 1)),
+    let at = "spec.versions[0].schema.openAPIV3Schema.properties[p]";
+    for pattern in [
+        "(a+)+$(",
+        "a)",
+        "*a",
+        r"a\",
+        "(?=a)b",
+        r"(a)\1",
+        "[z-a]",
+        "[a-z",
+        "[a[b",
+        r"a\y",
+        "((a{1,1000}){1,1000}){1,1000}",
     ] {
-        assert_eq!(judged(pattern), want, "{pattern}");
+        assert_eq!(judged(json!({"type": "string", "pattern": pattern})), [format!("{at}.pattern")], "{pattern}");
+        let branch = json!({"type": "string", "anyOf": [{"minLength": 1}, {"not": {"pattern": pattern}}]});
+        assert_eq!(judged(branch), [format!("{at}.anyOf[1].not.pattern")], "{pattern}");
+        // One that is stored all the same lets nothing pass.
+        let stored = schema_of(&json!({"type": "string", "pattern": pattern}));
+        assert_eq!(validate(&json!("a"), &stored, "p").len(), 1, "{pattern}");
     }
+    for (pattern, fits, not) in [
+        (r"^[a-z]([-a-z0-9]*[a-z0-9])?$", "a-b", "a-"),
+        (r"^\w{1,63}$", "a_1", "ä"),
+        // These are read as upstream reads them.
+        ("^[^[]*$", "a]", "a[b"),
+        ("^[]a]+$", "a]", "b"),
+        ("^[[:alpha:][]+$", "a[", "1"),
+        ("^[a&&b]+$", "&ab", "c"),
+        ("^[+--]+$", "+,-", "."),
+        ("^[a~~]$", "~", "b"),
+        ("^{a}{2}$", "{a}}", "{a}"),
+        ("^a{,2}$", "a{,2}", "aa"),
+        (r"^[\d-x]+$", "1-x", "a"),
+        (r"^\p{Lu}[\p{Lu}{]\x{41}$", "Ä{A", "äAA"),
+        (r"^\Qa.b\E.$", "a.bc", "axbc"),
+        (r"^\<\_\/\-$", "<_/-", "_/-"),
+        ("^.{1,1000}$", "ä", ""),
+    ] {
+        let schema = json!({"type": "string", "pattern": pattern});
+        assert_eq!(judged(schema.clone()), Vec::<String>::new(), "{pattern}");
+        let schema = schema_of(&schema);
+        assert_eq!(validate(&json!(fits), &schema, "p"), [], "{pattern}");
+        assert_eq!(validate(&json!(not), &schema, "p").len(), 1, "{pattern}");
+    }
+}
+
+#[test]
+fn defaults_that_do_not_fit_are_refused() {
+    let judged = |schema: Value| {
+        let mut c = crd();
+        c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["p"] = schema;
+        check(&c).0.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let at = "spec.versions[0].schema.openAPIV3Schema.properties[p]";
+    for (schema, want) in [
+        (
+            json!({"type": "integer", "default": "x"}),
+            vec![format!(
+                "{at}.default: Invalid value: \"string\": {at}.default in body must be of type integer: \"string\""
+            )],
+        ),
+        (
+            json!({"type": "array", "items": {"type": "object", "properties": {"n": {"type": "integer", "maximum": 3, "default": 4}}}}),
+            vec![format!(
+                "{at}.items.properties[n].default: Invalid value: 4: {at}.items.properties[n].default in body should be less than or equal to 3"
+            )],
+        ),
+        (
+            json!({"type": "object", "default": {"a": "b"}, "properties": {"n": {"type": "integer"}}}),
+            vec![format!("{at}.default: Invalid value: {{\"a\":\"b\"}}: must not have unknown fields")],
+        ),
+        // What a default leaves open, other defaults fill.
+        (
+            json!({"type": "object", "default": {}, "required": ["n"], "properties": {"n": {"type": "integer", "default": 4}}}),
+            vec![],
+        ),
+        (json!({"type": "object", "default": {"a": 1}, "x-kubernetes-preserve-unknown-fields": true}), vec![]),
+        (json!({"x-kubernetes-int-or-string": true, "default": "50%"}), vec![]),
+        (json!({"type": "string", "nullable": true, "default": null}), vec![]),
+    ] {
+        assert_eq!(judged(schema.clone()), want, "{schema}");
+    }
+    // A definition that came in before is not stuck with it.
+    let kind = crate::kinds::find("apiextensions.k8s.io", "v1", "customresourcedefinitions").unwrap();
+    let mut old = crd();
+    old["metadata"]["resourceVersion"] = "1".into();
+    old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["p"] =
+        json!({"type": "string", "default": 1});
+    let mut new = old.clone();
+    new["metadata"]["labels"] = json!({"a": "b"});
+    assert_eq!(crate::validation::update(kind, &new, &old), []);
+    new["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["p"]["default"] = 2.into();
+    assert_eq!(crate::validation::update(kind, &new, &old).len(), 1);
 }
 
 #[test]

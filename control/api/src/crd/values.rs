@@ -166,7 +166,7 @@ fn strings(s: &str, r: &Value, bad: &mut impl FnMut(String)) {
         bad(format!("should be at least {m} chars long"));
     }
     if let Some(p) = r["pattern"].as_str()
-        && !pattern(p).is_none_or(|re| re.is_match(s))
+        && !pattern(p).is_some_and(|re| re.is_match(s))
     {
         bad(format!("should match '{p}'"));
     }
@@ -206,60 +206,112 @@ fn uuid(s: &str) -> bool {
     hex.len() == 32 && hex.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
-/// A pattern as upstream reads it, where `\d`, `\s` and `\w` are ASCII's; Unicode's are large when they are compiled.
-pub(super) fn ascii_classes(pattern: &str) -> String {
+/// A pattern as upstream reads it: `\d`, `\s` and `\w` are ASCII's (Unicode's are large when they are compiled), a brace
+/// that opens no repetition is one, and classes hold no classes and no operators.
+pub(super) fn upstream_form(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len());
-    let mut chars = pattern.chars();
-    while let Some(c) = chars.next() {
-        if c != '\\' {
-            out.push(c);
-            continue;
-        }
-        match chars.next() {
-            Some('d') => out.push_str("[0-9]"),
-            Some('D') => out.push_str("[^0-9]"),
-            Some('s') => out.push_str(r"[\t\n\f\r ]"),
-            Some('S') => out.push_str(r"[^\t\n\f\r ]"),
-            Some('w') => out.push_str("[0-9A-Za-z_]"),
-            Some('W') => out.push_str("[^0-9A-Za-z_]"),
-            other => out.extend(std::iter::once(c).chain(other)),
+    let mut rest = pattern;
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
+        match c {
+            '\\' => rest = escaped(rest, &mut out),
+            '[' => rest = class(rest, &mut out),
+            '{' if !repeats(rest) => out.push_str(r"\{"),
+            _ => out.push(c),
         }
     }
     out
 }
 
-/// What becomes of a pattern.
-pub(super) enum Judged {
-    Known,
-    /// Upstream's engine may know it, or has more room for it; here it lets everything pass.
-    Foreign(String),
-    /// No engine knows it.
-    Wrong(String),
+/// Writes a class, after its bracket; gives what comes after it.
+fn class<'p>(mut rest: &'p str, out: &mut String) -> &'p str {
+    out.push('[');
+    if let Some(after) = rest.strip_prefix('^') {
+        out.push('^');
+        rest = after;
+    }
+    let mut first = true;
+    while !rest.is_empty() {
+        // A bracket that comes first closes nothing.
+        if let (false, Some(after)) = (first, rest.strip_prefix(']')) {
+            out.push(']');
+            return after;
+        }
+        first = false;
+        let set = |c: char| "dDsSwWpP".contains(c);
+        if let Some((name, after)) = rest.strip_prefix("[:").and_then(|r| r.split_once(":]")) {
+            out.extend(["[:", name, ":]"]);
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix('\\').filter(|r| r.starts_with(set)) {
+            rest = escaped(after, out);
+        } else {
+            rest = member(rest, out);
+            if let Some(to) = rest.strip_prefix('-').filter(|to| !to.starts_with(']')) {
+                out.push('-');
+                rest = member(to, out);
+            }
+        }
+    }
+    rest
 }
 
-/// Looks at a pattern before values do.
-pub(super) fn judge_pattern(p: &str) -> Judged {
-    use regex_syntax::ast::{ErrorKind as K, parse::Parser};
-    let known = ascii_classes(p);
-    if let Err(error) = Parser::new().parse(&known) {
-        // Upstream's engine takes a brace that opens no repetition, and a bracket in a class, for themselves.
-        let wrong = match error.kind() {
-            K::RepetitionMissing => !known[error.span().start.offset..].starts_with('{'),
-            K::GroupUnclosed | K::GroupUnopened | K::EscapeUnexpectedEof | K::UnsupportedLookAround => true,
-            K::UnsupportedBackreference | K::ClassRangeInvalid | K::RepetitionCountInvalid => true,
-            _ => false,
-        };
-        let why = error.kind().to_string();
-        return if wrong { Judged::Wrong(why) } else { Judged::Foreign(why) };
+/// Writes one character of a class; gives what comes after it.
+fn member<'p>(rest: &'p str, out: &mut String) -> &'p str {
+    let mut chars = rest.chars();
+    match chars.next() {
+        Some('\\') => return escaped(chars.as_str(), out),
+        Some(c) => out.push_str(&regex_syntax::escape(c.encode_utf8(&mut [0; 4]))),
+        None => {}
     }
-    match pattern(p) {
-        Some(_) => Judged::Known,
-        None => Judged::Foreign("it is too large when it is compiled".into()),
-    }
+    chars.as_str()
 }
 
-/// A compiled pattern; one that this engine does not know lets everything pass, which [`judge_pattern`] said when the
-/// definition was written.
+/// Writes what a backslash begins; gives what comes after it.
+fn escaped<'p>(rest: &'p str, out: &mut String) -> &'p str {
+    let mut chars = rest.chars();
+    match chars.next() {
+        Some('d') => out.push_str("[0-9]"),
+        Some('D') => out.push_str("[^0-9]"),
+        Some('s') => out.push_str(r"[\t\n\f\r ]"),
+        Some('S') => out.push_str(r"[^\t\n\f\r ]"),
+        Some('w') => out.push_str("[0-9A-Za-z_]"),
+        Some('W') => out.push_str("[^0-9A-Za-z_]"),
+        Some('Q') => {
+            let (text, after) = chars.as_str().split_once(r"\E").unwrap_or((chars.as_str(), ""));
+            out.push_str(&regex_syntax::escape(text));
+            return after;
+        }
+        Some(c @ ('p' | 'P' | 'x')) if chars.as_str().starts_with('{') => {
+            let text = chars.as_str();
+            let (name, after) = text.split_at(text.find('}').map_or(text.len(), |end| end + 1));
+            out.extend(['\\', c]);
+            out.push_str(name);
+            return after;
+        }
+        Some(c) if c.is_ascii_punctuation() => out.push_str(&regex_syntax::escape(c.encode_utf8(&mut [0; 4]))),
+        other => out.extend(std::iter::once('\\').chain(other)),
+    }
+    chars.as_str()
+}
+
+/// Whether a brace opens a repetition, by what comes after it.
+fn repeats(rest: &str) -> bool {
+    let Some((bounds, _)) = rest.split_once('}') else { return false };
+    let (from, to) = bounds.split_once(',').unwrap_or((bounds, ""));
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    !from.is_empty() && number(from) && number(to)
+}
+
+/// Why no engine knows a pattern; upstream refuses these too.
+pub(super) fn fault(p: &str) -> Option<String> {
+    regex_syntax::ast::parse::Parser::new()
+        .parse(&upstream_form(p))
+        .err()
+        .map(|e| e.kind().to_string())
+        .or_else(|| pattern(p).is_none().then(|| "it is too large when it is compiled".into()))
+}
+
+/// A compiled pattern; none when [`fault`] says why. No value matches one that was stored all the same.
 /// A few are kept, because the same ones come again and again.
 fn pattern(p: &str) -> Option<Regex> {
     use std::cell::RefCell;
@@ -270,7 +322,7 @@ fn pattern(p: &str) -> Option<Regex> {
         if let Some(i) = kept.iter().position(|(k, _)| k == p) {
             return kept[i].1.clone();
         }
-        let re = regex::RegexBuilder::new(&ascii_classes(p)).size_limit(1 << 20).build().ok();
+        let re = regex::RegexBuilder::new(&upstream_form(p)).size_limit(1 << 20).build().ok();
         if kept.len() >= 32 {
             kept.remove(0);
         }

@@ -565,7 +565,7 @@ const BYTE_STEPS: usize = 16;
 const MAX_KEPT: usize = 64;
 
 fn compiled(function: &str, text: &str) -> Fallible<(regex::Regex, usize)> {
-    let text = &crate::crd::values::ascii_classes(text);
+    let text = &crate::crd::values::upstream_form(text);
     for size in SIZES {
         let steps = (size / SIZE_STEP).saturating_add(text.len().saturating_mul(BYTE_STEPS));
         cost::pay(i64::try_from(steps).unwrap_or(i64::MAX))?;
