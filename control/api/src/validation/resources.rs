@@ -4,7 +4,7 @@ use super::at::{At, Errors};
 use crate::names;
 use crate::quantity::Quantity;
 use crate::status::FieldError;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Resources that a quota counts.
 const QUOTA: &[&str] = &[
@@ -184,7 +184,14 @@ fn within_limit(e: &mut Errors, request: &At, resource: &str, limits: &At, reque
 
 fn claim_names(e: &mut Errors, at: &At, known: &[&str]) {
     let mut seen: HashMap<&str, HashSet<&str>> = HashMap::new();
-    let known_names: HashSet<&str> = known.iter().copied().collect();
+    let known: BTreeSet<&str> = known.iter().copied().collect();
+    // Every claim may say it again, so that it is kept short.
+    const SHOWN: usize = 10;
+    let names: Vec<&str> = known.iter().copied().take(SHOWN).collect();
+    let shown = match known.len() {
+        0 => " which is empty".into(),
+        n => format!(": {}{}", names.join(", "), if n > SHOWN { ", ..." } else { "" }),
+    };
     for claim in at.items() {
         let (name, request) = (claim.get("name").text(), claim.get("request"));
         if name.is_empty() {
@@ -201,17 +208,10 @@ fn claim_names(e: &mut Errors, at: &At, known: &[&str]) {
             let text = if request.is_empty() { name.to_string() } else { format!("{name}/{}", request.text()) };
             e.duplicate_as(&claim, text);
         }
-        if !known_names.contains(name) {
+        if !known.contains(name) {
             let mut error = crate::status::FieldError::not_found(claim.path(), name);
             error.detail = "must be one of the names in pod.spec.resourceClaims".into();
-            if known.is_empty() {
-                error.detail.push_str(" which is empty");
-            } else {
-                let mut sorted = known.to_vec();
-                sorted.sort_unstable();
-                sorted.dedup();
-                error.detail.push_str(&format!(": {}", sorted.join(", ")));
-            }
+            error.detail.push_str(&shown);
             e.0.push(error);
         }
     }

@@ -64,3 +64,19 @@ fn duplicates_in_long_lists_are_found_in_linear_time() {
         assert_eq!(errors.iter().filter(said).count(), 1, "{want}: {:?}", &errors[..errors.len().min(4)]);
     }
 }
+
+#[test]
+fn what_is_said_of_many_unknown_claims_is_short() {
+    // By naming all that there are each time, this would take gigabytes.
+    const MANY: usize = 40_000;
+    let claims = |name: &str| -> Value { (0..MANY).map(|i| json!({"name": format!("{name}{i}")})).collect() };
+    let object = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"resourceClaims": claims("a"),
+        "containers": [{"name": "c", "image": "i", "resources": {"claims": claims("b")}}]}});
+    let errors = create(find("", "v1", "pods").unwrap(), &object);
+    let unknown: Vec<&FieldError> = errors.iter().filter(|e| e.kind.reason() == "FieldValueNotFound").collect();
+    assert_eq!(unknown.len(), MANY);
+    assert_eq!(
+        unknown[0].detail,
+        "must be one of the names in pod.spec.resourceClaims: a0, a1, a10, a100, a1000, a10000, a10001, a10002, a10003, a10004, ..."
+    );
+}
