@@ -85,6 +85,10 @@ fn run(args: Args) -> anyhow::Result<String> {
                 report.live_bytes,
                 report.whole_bytes
             );
+            if let Some(line) = report.tail() {
+                out.push('\n');
+                out.push_str(&line);
+            }
             for line in crate::encryption::keys_in_use(&entries, &store::Keyring::default()) {
                 out.push('\n');
                 out.push_str(&line);

@@ -13,7 +13,9 @@ use super::Place;
 pub(super) async fn offline(place: &Place) -> anyhow::Result<String> {
     let (entries, revision) = place.read().await?;
     let members = members(place).await?;
-    Ok(format!("{place}: {} keys, revision {revision}, all readable{members}", entries.len()))
+    let tail = if place.etcd.is_none() { store::verify(&place.log())?.tail() } else { None };
+    let tail = tail.map(|tail| format!("; {tail}")).unwrap_or_default();
+    Ok(format!("{place}: {} keys, revision {revision}, all readable{members}{tail}", entries.len()))
 }
 
 /// Checks what lies on disk or in etcd against the memory of a running server, while it goes on.

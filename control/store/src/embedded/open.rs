@@ -135,6 +135,21 @@ pub struct Report {
     pub live_bytes: u64,
     /// Bytes of the file that are whole; a torn tail after them is no damage.
     pub whole_bytes: u64,
+    /// Bytes of that tail.
+    pub torn_bytes: u64,
+}
+
+impl Report {
+    /// A sentence about the tail, if there is one.
+    pub fn tail(&self) -> Option<String> {
+        (self.torn_bytes > 0).then(|| {
+            format!(
+                "the last {} bytes are no whole record: of a write that was never answered, or, in a copy, of one that \
+                 broke off",
+                self.torn_bytes
+            )
+        })
+    }
 }
 
 /// Reads a log or snapshot file through and says what is in it; changes nothing.
@@ -146,6 +161,7 @@ pub fn verify(file: &Path) -> Result<Report> {
         revision: state.revision,
         live_bytes: state.live_bytes,
         whole_bytes: extent.whole,
+        torn_bytes: extent.torn,
     })
 }
 

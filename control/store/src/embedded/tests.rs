@@ -432,7 +432,13 @@ fn snapshot_and_restore_raise_the_revision() {
     assert!(matches!(store.watch("/", revision), Err(StoreError::Compacted { .. })));
     assert_eq!(run(store.range("/k/", "", 0)).unwrap().0.len(), 1);
     assert!(matches!(crate::DirDisk::open(&home), Err(StoreError::Locked(_))));
+    run(store.put("/k/3", Stamped::plain("three"), Expect::Any, None)).unwrap();
     drop(store);
+    let (log, cut) = (home.join(crate::embedded::LOG), dir.path().join("cut"));
+    assert_eq!(verify(&log).unwrap().tail(), None);
+    let bytes = std::fs::read(&log).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() - 3]).unwrap();
+    assert!(verify(&cut).unwrap().tail().expect("a tail").contains("bytes are no whole record"));
     // The same snapshot in an empty place: the clock keeps the revisions apart.
     assert!(restore(&snapshot, &dir.path().join("elsewhere")).unwrap() >= restored);
 }
