@@ -60,7 +60,10 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     let id = record.id.clone();
     let answer = match acting {
         Ok(acting) => answer(&state, &info, &acting.unwrap_or(user), Request::from_parts(parts, body)).await,
-        Err(error) => Err(error),
+        Err(error) => {
+            drain(body).await;
+            Err(error)
+        }
     };
     let made = audit::Made::of(&answer);
     let mut response = answer.unwrap_or_else(|error| wants.failure(&error));
@@ -78,6 +81,22 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     response
 }
 
+/// As much of what was refused is read as upstream's server reads (256 KiB), for a moment: closing a connection on which
+/// something is unread cuts off the answer.
+async fn drain(mut body: Incoming) {
+    let read = async {
+        let mut left = 256_usize << 10;
+        while let Some(Ok(frame)) = body.frame().await {
+            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                Some(less) => left = less,
+                None => return,
+            }
+        }
+    };
+    // Whoever takes longer may lose its answer.
+    drop(tokio::time::timeout(Duration::from_secs(2), read).await);
+}
+
 /// What comes of a request whose user is known.
 async fn answer(
     state: &Arc<AppState>,
@@ -85,7 +104,10 @@ async fn answer(
     user: &UserInfo,
     request: Request<Incoming>,
 ) -> Result<Response<Body>> {
-    authorized(state, user, info).await?;
+    if let Err(error) = authorized(state, user, info).await {
+        drain(request.into_body()).await;
+        return Err(error);
+    }
     if !is_served(request.method()) {
         return Err(ApiError::method_not_served());
     }

@@ -156,6 +156,9 @@ pub async fn serve(
     }
 }
 
+/// Bytes that the headers of a request may take over HTTP/2.
+const HEADERS: u32 = 256 << 10;
+
 async fn connection(
     state: Arc<AppState>,
     acceptor: TlsAcceptor,
@@ -192,11 +195,14 @@ async fn connection(
         })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    // A large event that nobody reads is then one in memory, and not one on each connection.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).writev(true);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(250)
+        // Who acts for people of many groups names them all.
+        .max_header_list_size(HEADERS)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let mut serving = Box::pin(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));

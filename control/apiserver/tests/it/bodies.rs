@@ -72,6 +72,19 @@ async fn stalled_bodies_hold_nobody_up() {
     }
 }
 
+/// The connection is used again: the server has read what it refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_is_read_so_that_the_answer_arrives() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let cluster = Cluster::start().await;
+    let mut stream = cluster.stall_with("impersonate-user: bob\r\n", MAPS, 200_000, 200_000).await;
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answers = Vec::new();
+    stream.read_to_end(&mut answers).await.unwrap();
+    let answers = String::from_utf8_lossy(&answers);
+    assert!(answers.starts_with("HTTP/1.1 403") && answers.contains("HTTP/1.1 200"), "{answers}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_cannot_grow_in_memory() {
     let cluster = Cluster::start().await;

@@ -224,12 +224,23 @@ impl Cluster {
         length: usize,
         sent: usize,
     ) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+        self.stall_with("", path, length, sent).await
+    }
+
+    /// The same with another header, a whole line.
+    pub async fn stall_with(
+        &self,
+        header: &str,
+        path: &str,
+        length: usize,
+        sent: usize,
+    ) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
         use tokio::io::AsyncWriteExt as _;
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let mut stream = tokio_rustls::TlsConnector::from(self.tls.clone()).connect(name, stream).await.unwrap();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{header}\r\n"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(&vec![b' '; sent]).await.unwrap();
