@@ -48,6 +48,27 @@ pub(crate) fn track_update(scope: &Scope<'_>, new: &mut Value, old: Option<&Valu
     api::apply::on_update(old, new, scope.stored.schema(), writer(scope, manager, &now));
 }
 
+/// Records the creator as the manager of what it sent, with the schema's defaults. What admission and the server have
+/// filled in since is nobody's, and whoever applies it meets no conflict: upstream's field manager comes before both
+/// (`endpoints/handlers/create.go`).
+pub(crate) fn track_create(scope: &Scope<'_>, object: &mut Value, mut sent: Value, manager: &str) {
+    keep_common(&mut sent, object);
+    track_update(scope, &mut sent, None, manager);
+    match api::meta::remove(&mut sent, "managedFields") {
+        Some(fields) => api::meta::set_value(object, "managedFields", fields),
+        None => drop(api::meta::remove(object, "managedFields")),
+    }
+}
+
+/// Takes out of what was sent what did not come to be.
+fn keep_common(sent: &mut Value, object: &Value) {
+    let (Some(sent), Some(object)) = (sent.as_object_mut(), object.as_object()) else { return };
+    sent.retain(|key, _| object.contains_key(key));
+    for (key, value) in sent.iter_mut() {
+        keep_common(value, &object[key]);
+    }
+}
+
 /// Whether a write changes nothing, but for the times in managedFields.
 pub(crate) fn same(new: &Value, old: &Value) -> bool {
     if new == old {

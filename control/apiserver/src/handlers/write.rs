@@ -197,6 +197,7 @@ fn keeps_no_status(scope: &Scope<'_>) -> bool {
 
 async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, track: bool) -> Result<Written> {
     shape::defaults(&scope.stored, &mut object);
+    let sent = track.then(|| object.clone());
     let context = scope.context();
     scope.strategy.prepare_for_create(context, &mut object)?;
     let outcome = async {
@@ -207,8 +208,8 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
         let mut causes = shape::validate(scope, &object, None);
         causes.extend(scope.strategy.validate(context, &object));
         refuse(scope, &name, causes)?;
-        if track {
-            shape::track_update(scope, &mut object, None, manager);
+        if let Some(sent) = sent {
+            shape::track_create(scope, &mut object, sent, manager);
         }
         validate(scope, at, Some(&object), None).await?;
         if scope.store().get(meta::namespace(&object), &name).is_some() {

@@ -270,6 +270,32 @@ async fn other_forms_of_an_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_fills_in_is_nobodys() {
+    let cluster = Cluster::start().await;
+    let fields = async |path: &str, object: Value| {
+        let made = cluster.post(&format!("{path}?fieldManager=one"), object).await.expect(201);
+        let fields = made["metadata"]["managedFields"].as_array().unwrap().clone();
+        assert_eq!((fields.len(), &fields[0]["manager"]), (1, &json!("one")), "{made}");
+        (made, fields[0]["fieldsV1"].clone())
+    };
+    let service = |name: &str, spec: Value| json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": name}, "spec": spec});
+    let path = "/api/v1/namespaces/default/services";
+    let (made, of) = fields(path, service("a", json!({"ports": [{"port": 80}]}))).await;
+    assert!(made["spec"]["clusterIP"].is_string() && made["spec"]["ipFamilies"].is_array(), "{made}");
+    let spec = of["f:spec"].as_object().unwrap();
+    for server in ["f:clusterIP", "f:clusterIPs", "f:ipFamilies", "f:ipFamilyPolicy"] {
+        assert!(!spec.contains_key(server), "{server} in {of}");
+    }
+    // The schema's defaults are the client's, as what it said.
+    assert!(spec.contains_key("f:ports") && spec.contains_key("f:sessionAffinity"), "{of}");
+    let (_, of) = fields(path, service("b", json!({"clusterIP": "None", "ports": [{"port": 80}]}))).await;
+    assert!(of["f:spec"]["f:clusterIP"].is_object(), "{of}");
+    let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "n"}});
+    let (made, of) = fields("/api/v1/namespaces", namespace).await;
+    assert!(made["spec"]["finalizers"].is_array() && of["f:spec"].is_null(), "{of}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_side_apply() {
     let cluster = Cluster::start().await;
     let path = format!("{MAPS}/s");
