@@ -116,7 +116,7 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(node::lease::run(kubelet.clone()));
     tokio::spawn(node::update::run(kubelet.clone()));
     tokio::spawn(statuses.run());
-    if let Some(options) = renewal(&kubelet.options) {
+    if let Some(options) = renewal(&kubelet.options)? {
         tokio::spawn(join::renew::run(kubelet.clone(), options));
     }
     if let Some(cri) = kubelet.cri.clone() {
@@ -135,17 +135,24 @@ async fn serve(options: Options) -> Result<()> {
 
 /// What is to be renewed: on a node that has joined, everything beside the serving certificate.
 /// A master's certificates are made at each boot, by who has the CA.
-fn renewal(options: &Options) -> Option<join::Options> {
-    let pki_dir = options.flags.tls_cert_file.parent()?.to_path_buf();
-    (!options.master).then(|| join::Options {
+fn renewal(options: &Options) -> Result<Option<join::Options>> {
+    let flags = &options.flags;
+    let (Some(pki_dir), Some(kubeconfig_dir)) = (flags.tls_cert_file.parent(), flags.kubeconfig.parent()) else {
+        return Ok(None);
+    };
+    if options.master {
+        return Ok(None);
+    }
+    Ok(Some(join::Options {
         node_name: options.node_name.clone(),
         addresses: options.node_ips.clone(),
-        server: String::new(),
-        ca_file: options.flags.client_ca_file.clone(),
+        // Other components reach the API as the kubelet does.
+        server: join::files::server_of(&flags.kubeconfig)?,
+        ca_file: flags.client_ca_file.clone(),
         token_file: pki_dir.join("token"),
-        kubeconfig_dir: pki_dir.clone(),
-        pki_dir,
-    })
+        kubeconfig_dir: kubeconfig_dir.to_path_buf(),
+        pki_dir: pki_dir.to_path_buf(),
+    }))
 }
 
 fn start_pod_tasks(kubelet: &Arc<Kubelet>, cri: Cri) {

@@ -188,6 +188,17 @@ pub fn write_kubeconfig(options: &Options, component: &str, pair: &Pair) -> Resu
     write_atomically(&options.kubeconfig_dir.join(format!("{component}.conf")), text.as_bytes(), 0o600)
 }
 
+/// The server that a kubeconfig names.
+///
+/// # Errors
+/// It cannot be read, or names none.
+pub fn server_of(kubeconfig: &Path) -> Result<String> {
+    let shown = kubeconfig.display();
+    let parsed = kube::config::Kubeconfig::read_from(kubeconfig).with_context(|| format!("reading {shown}"))?;
+    let cluster = parsed.clusters.into_iter().next().and_then(|named| named.cluster);
+    cluster.and_then(|cluster| cluster.server).with_context(|| format!("{shown} names no server"))
+}
+
 fn kubeconfig(server: &str, ca: &Path, component: &str, pair: &Pair) -> String {
     let value = serde_json::json!({
         "apiVersion": "v1",
@@ -213,6 +224,19 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         (pem, Issuer::new(params, key))
+    }
+
+    #[test]
+    fn a_later_component_reaches_the_server_of_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = crate::join::tests::options(directory.path());
+        write_kubeconfig(&options, "kubelet", &options.pair("kubelet")).unwrap();
+        let server = server_of(&options.kubeconfig_dir.join("kubelet.conf")).unwrap();
+        assert!(!server.is_empty() && server == options.server);
+        options.server = server;
+        write_kubeconfig(&options, "backup", &options.pair("backup")).unwrap();
+        assert_eq!(server_of(&options.kubeconfig_dir.join("backup.conf")).unwrap(), options.server);
+        server_of(&directory.path().join("no")).unwrap_err();
     }
 
     #[test]
