@@ -195,8 +195,7 @@ async fn connection(
         })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // A large event that nobody reads is then one in memory, and not one on each connection.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).writev(true);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
     builder
         .http2()
         .timer(TokioTimer::new())
