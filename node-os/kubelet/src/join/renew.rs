@@ -47,17 +47,15 @@ async fn round<F: Future<Output = Result<(), request::Error>>>(
         if component == OPTIONAL && !fine {
             continue;
         }
-        let Some(reason) = due(options, component, &wish) else { continue };
+        let Some(reason) = due(options, component, &wish) else {
+            provide(options, component);
+            continue;
+        };
         tracing::info!("asking for a certificate of {component}: {reason}");
         match obtain(component, wish).await {
             Ok(()) => {
                 tracing::info!("certificate of {component} is new");
-                // The join writes no kubeconfig where there is no certificate.
-                if component == OPTIONAL
-                    && let Err(error) = files::write_kubeconfig(options, component, &options.pair(component))
-                {
-                    tracing::warn!("kubeconfig of {component}: {error:#}");
-                }
+                provide(options, component);
             }
             // The master may be older than the component: no reason to hurry.
             Err(error) if component == OPTIONAL => {
@@ -75,6 +73,16 @@ async fn round<F: Future<Output = Result<(), request::Error>>>(
         }
     }
     fine
+}
+
+/// The join writes no kubeconfig where there is no certificate yet; and this kubelet may have ended right after it came.
+fn provide(options: &Options, component: &str) {
+    if component != OPTIONAL || options.kubeconfig_dir.join(format!("{component}.conf")).exists() {
+        return;
+    }
+    if let Err(error) = files::write_kubeconfig(options, component, &options.pair(component)) {
+        tracing::warn!("kubeconfig of {component}: {error:#}");
+    }
 }
 
 fn wishes(options: &Options) -> Vec<(&'static str, Wish)> {
@@ -135,5 +143,25 @@ mod tests {
             assert_eq!(asked.borrow().last(), Some(&last));
             assert!(asked.borrow().len() >= 5, "all that are needed");
         }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_without_its_kubeconfig_gets_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = crate::join::tests::options(directory.path());
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "kimg:backup");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pair = options.pair(OPTIONAL);
+        std::fs::create_dir_all(&options.pki_dir).unwrap();
+        std::fs::write(&pair.key, key.serialize_pem()).unwrap();
+        std::fs::write(&pair.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+        let obtain = |component, _| {
+            assert_ne!(component, OPTIONAL, "it is there");
+            std::future::ready(Ok(()))
+        };
+        assert!(round(&options, 0, obtain).await);
+        let server = files::server_of(&options.kubeconfig_dir.join("backup.conf")).unwrap();
+        assert_eq!(server, options.server);
     }
 }
