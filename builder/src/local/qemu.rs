@@ -203,8 +203,12 @@ pub fn start(run_dir: &Path, vm: &VmSpec, known: impl FnOnce(Process) -> Result<
         .spawn()
         .with_context(|| format!("running {PROGRAM}"))?;
     let pid = i32::try_from(child.id()).context("running QEMU")?;
-    if let Some(process) = Process::find(pid) {
-        known(process)?;
+    if let Some(process) = Process::find(pid)
+        && let Err(error) = known(process)
+    {
+        // A VM that nobody knows of would hold its disk, and be a second one beside the next.
+        process.end(Duration::from_secs(1))?;
+        return Err(error);
     }
     let pid_file = run_dir.join(&vm.node).join("pid");
     let end = Instant::now() + START_LIMIT;
