@@ -534,7 +534,11 @@ impl Command<'_> {
         let done = named(Step::Done);
         if !done.is_empty() {
             println!("replaced: {}", done.join(", "));
-            (self.place.after)().unwrap_or_default().iter().for_each(|line| println!("{line}"));
+            match (self.place.after)() {
+                Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+                // The roll itself went as it is told below.
+                Err(error) => eprintln!("kimg: what is to be done after it is not known: {error:#}"),
+            }
         }
         for entry in journal.nodes.iter().filter(|entry| entry.step == Step::Skipped) {
             println!("skipped: {}: {}", entry.node, entry.why.as_deref().unwrap_or_default());
