@@ -1,7 +1,9 @@
-//! `kimg heal master`: a master that was lost with its disk is made anew, and gets its store back from a backup.
+//! `kimg heal`: broken workers are replaced ([`workers`]); and `kimg heal master`: a master that was lost with its disk is made anew, and gets its store back from a backup.
 //!
 //! Between the two it serves nothing ([`Data::AwaitsBackup`]): to workers that see an empty store, all their pods are
 //! ones that nobody wants.
+
+pub mod workers;
 
 use crate::backup::{self, Choice, Found, here};
 use crate::config::Settings;

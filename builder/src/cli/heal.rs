@@ -1,24 +1,29 @@
-//! `kimg heal master`.
+//! `kimg heal`, and `kimg heal master`.
 
-use super::roll::{MasterApi, built_images};
+use super::roll::{self, MasterApi, RollArgs, built_images};
 use super::{dir_flag, next, program};
 use crate::backup::Choice;
 use crate::client::block_on;
 use crate::config::Settings;
-use crate::heal::{self, Copy, Healer, Lost};
+use crate::heal::{self, Copy, Healer, Lost, workers};
 use crate::input;
+use crate::local::interrupt::Interrupt;
 use crate::local::state::{self, State};
+use crate::local::up::Interrupted;
 use crate::machines::local::{LocalMachines, short};
 use crate::node::Target;
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::roll::RealClock;
 use crate::roll::api::{Api, Kube};
+use crate::roll::engine::Stop;
+use crate::roll::plan::Amount;
 use anyhow::{Context, Result};
 use http::Method;
 use node_api::{Done, path};
 use node_metadata::Role;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// How long the master may take to take the backup, and then all nodes to be Ready, with KVM; see
@@ -26,29 +31,106 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(90);
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 all workers are whole, or the master is back; 1 one stays broken, or the cluster is not \
+fit for it; 2 a mistake, or a decision that is missing; 130 interrupted.\n\nHow it works: docs/how-to/heal.md"
+)]
 pub(super) struct HealArgs {
-    /// `master`, or its name
+    /// Nothing: workers that stay broken are replaced. `master`, or its name: it was lost with its disk, and comes back from
+    /// a backup
     #[arg(value_name = "MASTER")]
-    master: String,
+    master: Option<String>,
     #[command(flatten)]
     choice: Choice,
-    /// Also where the master answers, or its disk is there: the disk is set aside, and what is newer than the backup lost
+    /// The master, also where it answers, or its disk is there: the disk is set aside, and what is newer than the backup lost
     #[arg(long)]
     discard_disk: bool,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+    /// Go on looking, for ever; needs --yes
+    #[arg(long, requires = "yes", conflicts_with = "master")]
+    watch: bool,
+    /// With --watch: the pause between two looks, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    every: u64,
+    /// How long a worker must be broken before it is replaced, seconds, as this command sees it
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, conflicts_with = "master")]
+    patience: u64,
+    /// Workers that may be broken: a number, or a percentage of all workers (rounded down); where more are, nothing is replaced
+    #[arg(long, value_name = "N|N%", default_value = "34%", value_parser = str::parse::<Amount>, conflicts_with = "master")]
+    max_unavailable: Amount,
+    /// Give up the local volume of this claim; may be repeated
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "master")]
+    lose_data: Vec<String>,
     /// Folder with kimg-node, kimg-control and kimg-stage1
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     components: Option<PathBuf>,
+    /// End at once at this point of the journal, as if killed; for tests
+    #[arg(long, hide = true, value_name = "POINT")]
+    fail_at: Option<String>,
 }
 
-pub(super) fn run(args: &HealArgs, settings: &Settings) -> Result<()> {
+pub(super) fn run(args: &HealArgs, settings: &Settings) -> Result<ExitCode> {
+    match &args.master {
+        Some(named) => master(args, named, settings).map(|()| ExitCode::SUCCESS),
+        None => workers(args, settings),
+    }
+}
+
+fn workers(args: &HealArgs, settings: &Settings) -> Result<ExitCode> {
+    if args.discard_disk || args.choice.name.is_some() || args.choice.node.is_some() {
+        return input::bad("--discard-disk, --name and --node are for `kimg heal master`");
+    }
+    let interrupt = Interrupt::watch()?;
+    let stop = || interrupt.asked();
+    let whole = roll::at_place(settings, |secrets, place, machines| {
+        let healer = workers::Healer {
+            kube: Kube(&place.api),
+            workers: settings.nodes_of(Role::Worker).map(|node| node.entry.name.as_str()).collect(),
+            rules: workers::Rules {
+                patience: Duration::from_secs(args.patience),
+                most: args.max_unavailable,
+                lose: args.lose_data.clone(),
+                every: args.watch.then(|| Duration::from_secs(args.every)),
+            },
+            clock: &RealClock,
+            stop: &stop,
+            say: &|line| eprintln!("{line}"),
+        };
+        healer.run(machines, &mut |machines, due| {
+            if !due.is_empty() && !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
+                return input::bad("nothing was changed; --yes says yes in advance");
+            }
+            let roll = RollArgs {
+                nodes: due.to_vec(),
+                max_unavailable: args.max_unavailable,
+                lose_data: args.lose_data.clone(),
+                fail_at: args.fail_at.clone(),
+                ..RollArgs::plain()
+            };
+            roll::heal(&roll, settings, secrets, place, machines, &interrupt)
+        })
+    });
+    let whole = whole.map_err(|error| match error.is::<Stop>() {
+        true => Interrupted("interrupted; no worker is being replaced".into()).into(),
+        false => error,
+    })?;
+    if whole {
+        println!("cluster {}: all workers are whole", settings.name);
+    }
+    next(&format!("{} status{}", program(), dir_flag(settings)));
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     let master = settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
     let name = master.entry.name.as_str();
-    if args.master != "master" && args.master != name {
-        settings.node(&args.master)?;
-        return input::bad(format!("{0} is a worker; `kimg roll {0}` replaces a broken one", args.master));
+    if named != "master" && named != name {
+        settings.node(named)?;
+        return input::bad(format!(
+            "{named} is a worker; `kimg heal` replaces those that stay broken, and `kimg roll {named}` this one at once"
+        ));
     }
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let state = State::load(&settings.run_dir())?;

@@ -89,7 +89,7 @@ enum Command {
     Destroy(cloud::DestroyArgs),
     /// Put a new image under the running nodes, one after the other, without losing a request
     Roll(Box<roll::RollArgs>),
-    /// Make a master anew that was lost with its disk, from the newest backup
+    /// Replace workers that stay broken; or make a master anew that was lost with its disk, from the newest backup
     Heal(heal::HealArgs),
     /// VMs and nodes
     Status(vm::StatusArgs),
@@ -203,7 +203,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Down(args) => vm::down(&args, &settings()?)?,
         Command::Destroy(args) => cloud::destroy(&args, &settings()?)?,
         Command::Roll(args) => return roll::run(&args, &settings()?),
-        Command::Heal(args) => heal::run(&args, &settings()?)?,
+        Command::Heal(args) => return heal::run(&args, &settings()?),
         Command::Status(args) => return vm::show_status(&args, &settings()?),
         Command::Logs(args) => return logs::run(&args, &settings()?),
         Command::Node(args) => return node::run(&args, &settings()?),

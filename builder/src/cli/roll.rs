@@ -5,6 +5,7 @@ use crate::backup::here;
 use crate::cache;
 use crate::client::{Answer, Https, block_on};
 use crate::config::{Provider, Settings};
+use crate::heal::workers;
 use crate::image::build::{self, Options};
 use crate::image::output::Format;
 use crate::input::{self, BadInput};
@@ -42,6 +43,9 @@ const GAP_SECS: u64 = 3;
 /// How long a node at a provider may take to be Ready, seconds: its machine is made meanwhile.
 const MADE_SECS: u64 = 600;
 
+const SETTLE_SECS: u64 = 10;
+const DRAIN_SECS: u64 = 300;
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes: 0 all chosen nodes have the new image (or were skipped as --on-blocked says); \
 1 the cluster is not fit for it, or the roll stopped; 2 a mistake, or a decision that is missing; 130 interrupted.\n\n\
@@ -49,62 +53,93 @@ An interrupted roll goes on with the next `kimg roll`. How it works: docs/how-to
 pub(super) struct RollArgs {
     /// `workers`, `master`, or names of nodes [default: all nodes]
     #[arg(value_name = "NODE")]
-    nodes: Vec<String>,
+    pub(super) nodes: Vec<String>,
     /// Show what would be done, and do nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Do not ask
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
     /// Print the plan (with --dry-run) or the outcome as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Go back to the images that the nodes of the last roll had
     #[arg(long, conflicts_with = "nodes")]
-    rollback: bool,
+    pub(super) rollback: bool,
     /// Nodes that may be away at a time after the first one: a number, or a percentage of all workers (rounded down)
     #[arg(long, value_name = "N|N%", default_value = "1", value_parser = str::parse::<Amount>)]
-    max_unavailable: Amount,
+    pub(super) max_unavailable: Amount,
     /// How long a new node must stay Ready, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    settle: u64,
+    #[arg(long, value_name = "SECONDS", default_value_t = SETTLE_SECS)]
+    pub(super) settle: u64,
     /// How long a drain may take, and after it workloads to be whole again, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    timeout: u64,
+    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_SECS)]
+    pub(super) timeout: u64,
     /// How long a new node may take to be Ready, seconds [default: 90, with emulation 450, at a provider 600]
     #[arg(long, value_name = "SECONDS")]
-    ready_timeout: Option<u64>,
+    pub(super) ready_timeout: Option<u64>,
     /// What to do with a node that is not drained in time
     #[arg(long, value_name = "WHAT", default_value = "stop")]
-    on_blocked: OnBlocked,
+    pub(super) on_blocked: OnBlocked,
     /// Keep the data of all nodes (STATE), not only of those that hold bound local volumes
     #[arg(long)]
-    keep_data: bool,
+    pub(super) keep_data: bool,
     /// Give up the local volume of this claim; may be repeated
     #[arg(long, value_name = "NAMESPACE/NAME")]
-    lose_data: Vec<String>,
+    pub(super) lose_data: Vec<String>,
     /// Give up pods that no controller starts again
     #[arg(long)]
-    lose_pods: bool,
+    pub(super) lose_pods: bool,
     /// Folder with kimg-node, kimg-control and kimg-stage1
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    components: Option<PathBuf>,
+    pub(super) components: Option<PathBuf>,
     /// End at once at this point of the journal, as if killed; for tests
     #[arg(long, hide = true, value_name = "POINT")]
-    fail_at: Option<String>,
+    pub(super) fail_at: Option<String>,
+}
+
+impl RollArgs {
+    /// What `kimg roll` does where nothing is said, without a question: for other commands that replace nodes.
+    pub(super) fn plain() -> RollArgs {
+        RollArgs {
+            nodes: Vec::new(),
+            dry_run: false,
+            yes: true,
+            json: false,
+            rollback: false,
+            max_unavailable: Amount::Number(1),
+            settle: SETTLE_SECS,
+            timeout: DRAIN_SECS,
+            ready_timeout: None,
+            on_blocked: OnBlocked::Stop,
+            keep_data: false,
+            lose_data: Vec::new(),
+            lose_pods: false,
+            components: None,
+            fail_at: None,
+        }
+    }
 }
 
 pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<ExitCode> {
     if args.json && !args.dry_run && !args.yes {
         return input::bad("--json does not ask: add --yes, or --dry-run to see the plan");
     }
+    at_place(settings, |secrets, place, machines| roll(args, settings, secrets, place, machines))
+}
+
+/// Asks where the cluster is, and what runs it there.
+pub(super) fn at_place<T>(
+    settings: &Settings,
+    work: impl FnOnce(&Secrets, &Place<'_>, &mut dyn Machines) -> Result<T>,
+) -> Result<T> {
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     if let Some(provider) = &settings.provider {
         return super::cloud::roll(settings, &secrets, |machines, at, after| {
             let https = state::api_client(settings, &secrets, Some(&server_url(&at.to_string(), 6443)))?;
             cache::private_dir(&settings.run_dir())?;
             let place = Place { api: MasterApi { local: None, https }, notes: notes(provider), after };
-            roll(args, settings, &secrets, &place, machines)
+            work(&secrets, &place, machines)
         });
     }
     let mut machines = LocalMachines::new(settings, &secrets);
@@ -117,7 +152,7 @@ pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<ExitCode> {
     }
     let api = MasterApi::local(settings, &secrets)?;
     let place = Place { api, notes: Vec::new(), after: &|| Ok(Vec::new()) };
-    roll(args, settings, &secrets, &place, &mut machines)
+    work(&secrets, &place, &mut machines)
 }
 
 /// What is to be known of a new machine at a provider before anybody agrees to it.
@@ -135,8 +170,8 @@ fn notes(provider: &Provider) -> Vec<String> {
 }
 
 /// Where the cluster is.
-struct Place<'a> {
-    api: MasterApi<'a>,
+pub(super) struct Place<'a> {
+    pub(super) api: MasterApi<'a>,
     /// What is shown with a plan.
     notes: Vec<String>,
     /// What is shown when nodes have been replaced.
@@ -174,7 +209,47 @@ fn roll(
     for image in &later {
         machines.offer(image).context("nothing was touched, as not all images are at the provider")?;
     }
-    command.execute(machines, planned, last.as_ref())
+    command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(|(_, code)| code)
+}
+
+/// Replaces broken workers from the images that they have, or goes on with that where none is named and it was interrupted.
+pub(super) fn heal(
+    args: &RollArgs,
+    settings: &Settings,
+    secrets: &Secrets,
+    place: &Place<'_>,
+    machines: &mut dyn Machines,
+    interrupt: &Interrupt,
+) -> Result<Option<Outcome>> {
+    let kube = Kube(&place.api);
+    let copy = LocalCopy::of(&settings.run_dir());
+    let last = begin::last(kube, &copy)?;
+    let command = Command { args, settings, secrets, place, copy: &copy, progress: Progress::hidden() };
+    let planned = match &last {
+        Some(last) if last.journal.outcome == Outcome::Running && last.journal.heals() => {
+            Planned::GoOn(last.journal.clone())
+        }
+        Some(last) if last.journal.outcome == Outcome::Running => bail!(
+            "a roll is under way, or was interrupted: `kimg roll` goes on with it, `kimg roll --rollback` goes back; nothing \
+             is healed meanwhile"
+        ),
+        _ if args.nodes.is_empty() => return Ok(None),
+        _ => {
+            let workers: Vec<&str> = settings.nodes_of(Role::Worker).map(|node| node.entry.name.as_str()).collect();
+            let image = |node: &String| Ok((node.clone(), workers::image(machines, node, &workers)?));
+            let wish = Wish {
+                nodes: args.nodes.clone(),
+                images: args.nodes.iter().map(image).collect::<Result<_>>()?,
+                lose: args.lose_data.clone(),
+                ..Wish::default()
+            };
+            let plan = command.make(&wish, machines, &machines.list()?)?;
+            println!("{}", plan.text());
+            Planned::Anew(command.journal(&plan, false)?)
+        }
+    };
+    machines.check(&planned.untouched())?;
+    command.execute(machines, planned, last.as_ref(), interrupt).map(|(outcome, _)| Some(outcome))
 }
 
 /// The last roll as this machine knows it, where it may be why the API server does not answer.
@@ -450,8 +525,13 @@ impl Command<'_> {
         Ok(plan.journal(rules, whole, back, Timestamp::now()))
     }
 
-    fn execute(&self, machines: &mut dyn Machines, planned: Planned, last: Option<&Book>) -> Result<ExitCode> {
-        let interrupt = Interrupt::watch()?;
+    fn execute(
+        &self,
+        machines: &mut dyn Machines,
+        planned: Planned,
+        last: Option<&Book>,
+        interrupt: &Interrupt,
+    ) -> Result<(Outcome, ExitCode)> {
         let stop = || interrupt.asked();
         let say = |line: &str| eprintln!("{line}");
         let failpoint = |point: &str| {
@@ -512,12 +592,14 @@ impl Command<'_> {
             failpoint: &failpoint,
             say: &say,
         };
-        let outcome = begin::run(&mut engine, &mut book).map_err(|error| self.explain(error))?;
+        let outcome = begin::run(&mut engine, &mut book).map_err(|error| self.explain(error));
+        interrupt.busy(false);
+        let outcome = outcome?;
         let code = self.report(&book.journal, outcome, kept.into_inner())?;
         if outcome == Outcome::Done {
             machines.tidy()?;
         }
-        Ok(code)
+        Ok((outcome, code))
     }
 
     fn report(&self, journal: &Journal, outcome: Outcome, backup: Option<PathBuf>) -> Result<ExitCode> {
@@ -548,6 +630,9 @@ impl Command<'_> {
             println!("failed: {}: {}", failed.node, failed.why.as_deref().unwrap_or_default());
             if !waiting.is_empty() {
                 println!("not touched: {}", waiting.join(", "));
+            }
+            if journal.heals() {
+                return Ok(code);
             }
             println!(
                 "The roll has stopped. `{0} roll --rollback{dir}` puts the images of before back; with what was wrong put right \

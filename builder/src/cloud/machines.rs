@@ -15,7 +15,7 @@ use crate::image::build::output_dir;
 use crate::input;
 use crate::local::up::ImageFile;
 use crate::machines::local::short;
-use crate::machines::{Data, Ended, Machine, Machines, Order};
+use crate::machines::{Data, Ended, Machine, Machines, NO_IMAGE, Order};
 use crate::node::Target;
 use crate::pki::Secrets;
 use crate::web::Client;
@@ -33,8 +33,6 @@ const OFF: Duration = Duration::from_secs(60);
 const GONE: Duration = Duration::from_secs(180);
 /// How long a node may take to answer.
 const ASK: Duration = Duration::from_secs(8);
-/// Stands for the image of a machine that is not there.
-const NONE: &str = "none";
 
 /// The nodes themselves, found at their machines' addresses.
 pub trait Nodes {
@@ -194,7 +192,7 @@ impl Machines for CloudMachines<'_> {
         }
         let machine = |node: &str| {
             let server = of(&known, node).next();
-            let image = server.map_or(NONE, |server| server.image.as_str()).to_string();
+            let image = server.map_or(NO_IMAGE, |server| server.image.as_str()).to_string();
             Machine { node: node.into(), image, running: server.is_some_and(|server| server.state == State::Running) }
         };
         Ok(self.settings.nodes.iter().map(|node| machine(&node.entry.name)).collect())

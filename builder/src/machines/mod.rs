@@ -11,6 +11,9 @@ use crate::local::up::ImageFile;
 use crate::seed::token::BootstrapToken;
 use anyhow::Result;
 
+/// Stands for the image of a machine that is not there.
+pub const NO_IMAGE: &str = "none";
+
 /// A machine as its provider describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {

@@ -188,6 +188,17 @@ impl Fake {
         Ok("kept".into())
     }
 
+    /// A machine breaks down, and the API server has noticed.
+    pub(crate) fn stop(&self, node: &str) {
+        {
+            let mut world = self.0.borrow_mut();
+            let now = world.now;
+            let machine = world.machines.get_mut(node).expect("a machine");
+            (machine.running, machine.booted, machine.started) = (false, false, now);
+        }
+        self.sleep(Duration::from_secs(60));
+    }
+
     /// Changes an object where it stands.
     pub(crate) fn change(&self, path: &str, change: impl FnOnce(&mut Value)) {
         let mut world = self.0.borrow_mut();

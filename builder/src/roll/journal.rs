@@ -220,6 +220,11 @@ impl Journal {
         waiting.take_while(|i| !self.nodes[*i].master).take(free).collect()
     }
 
+    /// Whether it puts no other image under any node: broken ones are made anew.
+    pub fn heals(&self) -> bool {
+        self.nodes.iter().all(|entry| entry.from == entry.to || entry.from == crate::machines::NO_IMAGE)
+    }
+
     /// The outcome once nothing is under way and nothing may begin.
     pub fn conclusion(&self) -> Outcome {
         if self.failed().is_some() { Outcome::Stopped } else { Outcome::Done }

@@ -250,7 +250,8 @@ fn check_claims_named(wish: &Wish, items: &[Item]) -> Result<(), Refusal> {
     }
 }
 
-fn shown(claim: &Claim) -> String {
+/// For people.
+pub fn shown(claim: &Claim) -> String {
     let pods = if claim.pods.is_empty() { "no pod".to_string() } else { claim.pods.join(", ") };
     format!("{} ({}, {pods})", claim.claim, claim.size)
 }

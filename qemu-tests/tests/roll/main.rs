@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         ("killed_in_between_it_goes_on_with_all_workers", killed),
         ("all_nodes_are_replaced_and_no_acknowledged_write_is_lost", all_nodes),
         ("an_image_whose_api_server_never_answers_goes_back", mute_master),
+        ("a_worker_that_was_killed_is_healed", healed),
     ];
     let long = &[
         "a_claim_that_is_bound_to_a_node_keeps_its_data",
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         "killed_in_between_it_goes_on_with_all_workers",
         "all_nodes_are_replaced_and_no_acknowledged_write_is_lost",
         "an_image_whose_api_server_never_answers_goes_back",
+        "a_worker_that_was_killed_is_healed",
     ];
     let cluster = settings("roll", 2, "", "spare-ports = 1");
     suite::main(Suite { name: "roll", cluster, tests, long, end: || () })
@@ -268,5 +270,25 @@ fn mute_master(cluster: &Cluster) -> Result {
     ensure!(boot_of(&after, "worker-1") == boot_of(&before, "worker-1"), "worker-1 was touched");
     set_word(cluster, "master", "")?;
     build(cluster, CHANGED)?;
+    check_whole(cluster)
+}
+
+/// A worker whose machine is gone comes back without a word from anybody, and once.
+fn healed(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    let whole = cluster.kimg(&["heal", "--yes", "--patience", "5"])?.success()?;
+    ensure!(whole.contains("all workers are whole"), "{whole}");
+    let before = boots(cluster)?;
+    cluster.kimg(&["node", "--node", "worker-2", "poweroff"])?.success()?;
+    wait::until("worker-2's VM has ended", wait::scale(60), || {
+        let status: Value = serde_json::from_str(&cluster.kimg(&["status", "--json"])?.out).context("status")?;
+        let nodes = status["nodes"].as_array().context("no nodes")?;
+        Ok(nodes.iter().any(|node| node["node"] == "worker-2" && node["vm"] == "stopped").then_some(()))
+    })?;
+    let said = cluster.kimg(&["heal", "--yes", "--patience", "5"])?;
+    ensure!(said.ok && said.out.contains("replaced: worker-2"), "{}", said.all());
+    let after = boots(cluster)?;
+    ensure!(boot_of(&after, "worker-2") != boot_of(&before, "worker-2"), "worker-2 did not boot anew");
+    ensure!(boot_of(&after, "worker-1") == boot_of(&before, "worker-1"), "worker-1 was touched");
     check_whole(cluster)
 }
