@@ -5,12 +5,14 @@
 
 pub mod workers;
 
+use crate::backup::away::Away;
 use crate::backup::{self, Choice, Found, here};
 use crate::config::Settings;
 use crate::input::{self, BadInput};
 use crate::machines::{Data, Machines, Order, local::short};
 use crate::roll::Clock;
 use crate::roll::api::Kube;
+use crate::roll::engine::Stop;
 use anyhow::{Context, Result, bail};
 use node_api::Backup;
 use std::time::Duration;
@@ -52,6 +54,8 @@ pub enum Copy {
     Worker(Found),
     /// In the cluster's folder.
     Here(Backup),
+    /// Where `[backup] to` says.
+    Away(Backup, String),
 }
 
 impl Copy {
@@ -60,9 +64,49 @@ impl Copy {
     /// # Errors
     /// There is none, and why.
     pub fn find(settings: &Settings, choice: &Choice) -> Result<Copy> {
+        // A master that was lost left workers behind, which have what is newest.
         let here = if choice.node.is_none() { here::list(settings)? } else { Vec::new() };
         let here = here.into_iter().find(|backup| choice.name.as_ref().is_none_or(|name| *name == backup.name()));
         Copy::newest(choice.find(settings), here)
+    }
+
+    /// The newest one that is not on the cluster's machines, or the one of this name.
+    ///
+    /// # Errors
+    /// There is none, and why.
+    pub fn of_folder_or_away(
+        settings: &Settings,
+        name: Option<&str>,
+        away: Option<&(Vec<Backup>, Away)>,
+    ) -> Result<Copy> {
+        let here = here::list(settings)?.into_iter().map(Copy::Here);
+        let (list, place) = away.map_or((&[][..], ""), |(list, away)| (list, away.shown()));
+        let there = list.iter().map(|backup| Copy::Away(backup.clone(), place.to_owned()));
+        let fits = |copy: &Copy| name.is_none_or(|name| copy.backup().name() == name);
+        let now = backup::now_ms();
+        // What a wrong clock has dated ahead is nobody's newest.
+        let newest = here
+            .chain(there)
+            .filter(fits)
+            .max_by_key(|copy| (!backup::is_ahead(copy.backup(), now), copy.backup().clone()));
+        match newest {
+            Some(copy) => Ok(copy),
+            None => {
+                let places = match away {
+                    Some(_) => format!("backups/ and {place} have"),
+                    None => "cluster.toml names no place of copies ([backup] to), and backups/ has".into(),
+                };
+                let which = name.map_or("copy of the store".to_owned(), |name| format!("copy {name}"));
+                input::bad(format!("{places} no {which}; name a file: `kimg restore FILE`"))
+            }
+        }
+    }
+
+    fn backup(&self) -> &Backup {
+        match self {
+            Copy::Worker(found) => &found.backup,
+            Copy::Here(backup) | Copy::Away(backup, _) => backup,
+        }
     }
 
     fn newest(worker: Result<Found>, here: Option<Backup>) -> Result<Copy> {
@@ -75,9 +119,11 @@ impl Copy {
 
     /// For people.
     pub fn shown(&self) -> String {
-        let (backup, place) = match self {
-            Copy::Worker(found) => (&found.backup, format!("of {}", found.node)),
-            Copy::Here(backup) => (backup, "of the cluster's folder".to_owned()),
+        let backup = self.backup();
+        let place = match self {
+            Copy::Worker(found) => format!("of {}", found.node),
+            Copy::Here(_) => "of the cluster's folder".to_owned(),
+            Copy::Away(_, place) => format!("of {place}"),
         };
         format!("backup {} {place} ({} old)", backup.name(), backup::age_of(backup))
     }
@@ -86,8 +132,9 @@ impl Copy {
     ///
     /// # Errors
     /// It cannot be had, or is damaged.
-    pub fn open(&self, settings: &Settings) -> Result<Vec<u8>> {
+    pub fn open(&self, settings: &Settings, away: Option<&Away>) -> Result<Vec<u8>> {
         match self {
+            Copy::Away(backup, _) => away.context("nothing says where it is")?.read(settings, backup),
             Copy::Worker(found) => backup::fetch(settings, found),
             Copy::Here(backup) => here::read(settings, backup),
         }
@@ -125,7 +172,18 @@ impl Healer<'_> {
     pub fn restore(&mut self, master: &str, image: &str) -> Result<()> {
         (self.say)(&format!("{master}: starts with a new disk from image {}", short(image)));
         self.machines.rebuild(&Order { node: master, image, token: None, data: Data::AwaitsBackup })?;
+        self.give(master, &|| false)
+    }
+
+    /// Restores the snapshot on a master that waits for one.
+    ///
+    /// # Errors
+    /// It does not come up, the snapshot is refused, or the user wants an end.
+    pub fn give(&self, master: &str, stop: &dyn Fn() -> bool) -> Result<()> {
         self.until(master, "takes the backup", |healer| {
+            if stop() {
+                return Err(Stop.into());
+            }
             // It serves nothing without a store, so the answer was lost: what was written since must not be.
             if healer.kube.check_ready().is_ok() {
                 return Ok(None);
@@ -244,6 +302,32 @@ mod tests {
         assert_eq!(Copy::newest(none(), Some(at(6))).expect("one"), Copy::Here(at(6)));
         assert!(Copy::newest(none(), None).is_err());
         assert!(Copy::Here(at(6)).shown().starts_with("backup 6-7.age of the cluster's folder ("));
+    }
+
+    #[test]
+    fn whoever_has_lost_all_takes_the_newest_that_is_elsewhere() {
+        let dir = tempfile::tempdir().expect("dir");
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n[backup]\nto = \"away\"\n";
+        let settings = crate::config::parse(std::path::Path::new("c"), text, dir.path()).expect("valid");
+        let client = crate::web::Client::new(None).expect("client");
+        let away = || {
+            let away = Away::open(&settings, &client, &|_| None).expect("open").expect("named");
+            Some((away.list().expect("list"), away))
+        };
+        let error = Copy::of_folder_or_away(&settings, None, away().as_ref()).expect_err("none").to_string();
+        assert!(error.contains("no copy of the store; name a file: `kimg restore FILE`"), "{error}");
+        let error = Copy::of_folder_or_away(&settings, None, None).expect_err("none").to_string();
+        assert!(error.contains("[backup] to"), "{error}");
+        let ahead = backup::now_ms() / 1000 + 100_000;
+        for (folder, second) in [("backups", 5), ("away", 6), ("away", ahead)] {
+            std::fs::create_dir_all(dir.path().join(folder)).expect("folder");
+            std::fs::write(dir.path().join(folder).join(format!("{second}-7.age")), "x").expect("copy");
+        }
+        let shown =
+            |name: Option<&str>| Copy::of_folder_or_away(&settings, name, away().as_ref()).expect("one").shown();
+        assert!(shown(None).starts_with("backup 6-7.age of ") && shown(None).contains("/away"), "{}", shown(None));
+        assert!(shown(Some("5-7.age")).contains("5-7.age of the cluster's folder"));
+        assert!(shown(Some(&format!("{ahead}-7.age"))).contains("/away"));
     }
 
     /// A cluster whose master and store are gone, and what a backup has of the store.

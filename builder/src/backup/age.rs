@@ -191,6 +191,32 @@ fn derive(secret: &[u8], salt: &[u8], info: &[u8]) -> Option<[u8; 32]> {
     Some(key)
 }
 
+/// A file to read in tests: the side that encrypts is the API server's.
+#[cfg(test)]
+pub(crate) fn encrypt(identity: &Identity, plain: &[u8]) -> Vec<u8> {
+    let (file_key, ephemeral) = ([7u8; 16], [9u8; 32]);
+    let sealed = |key: &[u8; 32], nonce: [u8; 12], plain: &[u8]| {
+        let mut body = plain.to_vec();
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        cipher(key).expect("a key").seal_in_place_append_tag(nonce, Aad::empty(), &mut body).expect("sealed");
+        body
+    };
+    let share = x25519(ephemeral, X25519_BASEPOINT_BYTES);
+    let salt = [share, identity.public()].concat();
+    let wrap = derive(&x25519(ephemeral, identity.public()), &salt, b"age-encryption.org/v1/X25519").expect("a key");
+    let body = STANDARD_NO_PAD.encode(sealed(&wrap, [0; 12], &file_key));
+    let mut file = [MAGIC, format!("-> X25519 {}\n{body}\n---", STANDARD_NO_PAD.encode(share)).as_bytes()].concat();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &derive(&file_key, b"", b"header").expect("a key"));
+    let mac = STANDARD_NO_PAD.encode(hmac::sign(&key, &file));
+    file.extend(format!(" {mac}\n").bytes());
+    let nonce = [3u8; 16];
+    file.extend(nonce);
+    let mut last = [0; 12];
+    last[11] = 1;
+    file.extend(sealed(&derive(&file_key, &nonce, b"payload").expect("a key"), last, plain));
+    file
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

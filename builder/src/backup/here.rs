@@ -78,7 +78,7 @@ pub fn list(settings: &Settings) -> Result<Vec<Backup>> {
     list_in(&dir(settings))
 }
 
-fn list_in(dir: &Path) -> Result<Vec<Backup>> {
+pub(super) fn list_in(dir: &Path) -> Result<Vec<Backup>> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.with_context(|| format!("reading {}", dir.display()))?,

@@ -1,6 +1,7 @@
 //! `kimg backup …`: the copies of the store that workers keep, encrypted to `secrets/backup.key`.
 
 pub mod age;
+pub mod away;
 pub mod here;
 
 use crate::client::block_on;
@@ -165,7 +166,7 @@ fn words(seconds: u64) -> String {
 }
 
 /// A worker's clock may be a little ahead of this machine's.
-fn is_ahead(backup: &Backup, now_ms: u64) -> bool {
+pub fn is_ahead(backup: &Backup, now_ms: u64) -> bool {
     backup.taken_unix_ms > now_ms.saturating_add(5 * 60_000)
 }
 

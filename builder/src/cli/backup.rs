@@ -1,17 +1,23 @@
 //! `kimg backup …`.
 
 use super::store;
-use crate::backup::{self, Choice};
+use crate::backup::away::Away;
+use crate::backup::{self, Choice, Found, here};
 use crate::config::Settings;
 use crate::input;
+use crate::local::state;
 use crate::node::Target;
+use crate::oci::registry::credentials::environment;
+use crate::pki::Secrets;
 use crate::pki::secrets::write_private;
-use anyhow::{Context, Result};
+use crate::web::Client;
+use anyhow::{Context, Result, bail};
+use node_api::Backup;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum BackupCommand {
-    /// Show the backups that workers keep, newest first
+    /// Show the backups that workers keep, newest first, then those of `[backup] to`
     Ls {
         /// Print JSON
         #[arg(long)]
@@ -24,6 +30,8 @@ pub(super) enum BackupCommand {
         #[command(flatten)]
         choice: Choice,
     },
+    /// Take a fresh copy, and keep it where `[backup] to` says, encrypted as all are; for cron or a timer
+    Send,
     /// Put a backup in the place of the master's store: what was written after it is lost
     Restore {
         #[command(flatten)]
@@ -49,6 +57,7 @@ pub(super) fn run(command: &BackupCommand, settings: &Settings) -> Result<()> {
             println!("{}: {} of {}, {} bytes", file.display(), found.backup.name(), found.node, plain.len());
             Ok(())
         }
+        BackupCommand::Send => send(settings),
         BackupCommand::Restore { choice, yes } => {
             let found = choice.find(settings)?;
             let plain = backup::fetch(settings, &found)?;
@@ -59,8 +68,37 @@ pub(super) fn run(command: &BackupCommand, settings: &Settings) -> Result<()> {
     }
 }
 
+fn send(settings: &Settings) -> Result<()> {
+    let client = Client::interruptible(None)?;
+    let Some(away) = Away::open(settings, &client, &environment)? else {
+        return input::bad(
+            "cluster.toml does not say where to: write to = \"s3://BUCKET/PREFIX\", or a folder, under [backup]",
+        );
+    };
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    let api = state::api_client(settings, &secrets, None)?;
+    let (said, file) = here::make(settings, &secrets, &api)?;
+    let Some(file) = file else { bail!(said) };
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let bytes = std::fs::metadata(&file).with_context(|| format!("reading {}", file.display()))?.len();
+    let backup = Backup::of_file(name, bytes).with_context(|| format!("{} is no backup", file.display()))?;
+    away.send(&file, &backup)?;
+    println!("{said}; also in {}", away.shown());
+    Ok(())
+}
+
 fn list(settings: &Settings, json: bool) -> Result<()> {
-    let inventory = backup::look(settings)?;
+    let mut inventory = backup::look(settings)?;
+    let client = Client::new(None)?;
+    match Away::open(settings, &client, &environment)
+        .and_then(|away| away.map(|away| Ok((away.list()?, away))).transpose())
+    {
+        Ok(None) => {}
+        Ok(Some((list, away))) => {
+            inventory.backups.extend(list.into_iter().map(|backup| Found { node: away.shown().to_owned(), backup }));
+        }
+        Err(error) => inventory.silent.push(("[backup] to".into(), format!("{error:#}"))),
+    }
     if json {
         println!("{}", serde_json::to_string_pretty(&inventory).context("writing JSON")?);
         return Ok(());
@@ -73,7 +111,7 @@ fn list(settings: &Settings, json: bool) -> Result<()> {
             vec![b.name(), found.node.clone(), backup::age_of(b), b.revision.to_string(), b.bytes.to_string()]
         })
         .collect();
-    print!("{}", crate::table::render(&["NAME", "NODE", "AGE", "REVISION", "BYTES"], &rows));
+    print!("{}", crate::table::render(&["NAME", "WHERE", "AGE", "REVISION", "BYTES"], &rows));
     for (_, why) in &inventory.silent {
         eprintln!("kimg: {why}");
     }

@@ -105,8 +105,37 @@ pub(super) fn show_plan(args: &PlanArgs, settings: &Settings) -> Result<()> {
 }
 
 pub(super) fn up(yes: bool, components: Option<&Path>, settings: &Settings) -> Result<()> {
+    make(yes, components, settings, None)
+}
+
+/// All machines anew, with a store for the master.
+pub(super) fn restore(
+    yes: bool,
+    components: Option<&Path>,
+    settings: &Settings,
+    give: &dyn Fn(IpAddr) -> Result<()>,
+) -> Result<()> {
+    make(yes, components, settings, Some(give))
+}
+
+fn make(
+    yes: bool,
+    components: Option<&Path>,
+    settings: &Settings,
+    restore: Option<&dyn Fn(IpAddr) -> Result<()>>,
+) -> Result<()> {
     let mut asked = Asked::new(settings)?;
-    let plan = asked.plan(&asked.cloud.inventory()?);
+    let inventory = asked.cloud.inventory()?;
+    if restore.is_some() && !inventory.servers.is_empty() {
+        let names: Vec<&str> = inventory.servers.iter().map(|server| server.node.as_str()).collect();
+        return input::bad(format!(
+            "the cluster is not lost: {} is at {}. Where the master waits for a backup after a restore that was interrupted, `kimg store restore FILE` gives it one and `kimg up` goes on; else `kimg up` starts what is \
+             there, and `kimg destroy` removes it",
+            names.join(", "),
+            asked.provider.name.as_str()
+        ));
+    }
+    let plan = asked.plan(&inventory);
     print!("{}", plan.shown());
     plan.check()?;
     if !plan.steps.is_empty() && !yes {
@@ -136,6 +165,7 @@ pub(super) fn up(yes: bool, components: Option<&Path>, settings: &Settings) -> R
         cluster: &cluster,
         client,
         progress: &progress,
+        restore,
     };
     let done = up.run().map_err(|error| match error.is::<Interrupted>() {
         true => error.context(format!("what was made stays, and `{} up{}` goes on", program(), dir_flag(settings))),

@@ -152,7 +152,7 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     check()?;
     let mut machines = LocalMachines::new(settings, &secrets);
     let copy = Copy::find(settings, &args.choice)?;
-    let snapshot = copy.open(settings)?;
+    let snapshot = copy.open(settings, None)?;
     let image = heal::image(&mut machines, name, || {
         let mut images = built_images(settings, &[Role::Master], args.components.as_deref(), &Progress::new())?;
         images.remove(&Role::Master).context("there is no master image")

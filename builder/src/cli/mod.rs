@@ -11,6 +11,7 @@ mod init;
 mod logs;
 mod node;
 mod pki;
+mod restore;
 mod roll;
 mod seed;
 mod store;
@@ -91,6 +92,8 @@ enum Command {
     Roll(Box<roll::RollArgs>),
     /// Replace workers that stay broken; or make a master anew that was lost with its disk, from the newest backup
     Heal(heal::HealArgs),
+    /// Bring a cluster back of which nothing is left but its folder and a copy of its store
+    Restore(restore::RestoreArgs),
     /// VMs and nodes
     Status(vm::StatusArgs),
     /// Logs of all nodes' services, kernels and PID 1s as one, by time; ends with 1 when a node did not answer
@@ -204,6 +207,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Destroy(args) => cloud::destroy(&args, &settings()?)?,
         Command::Roll(args) => return roll::run(&args, &settings()?),
         Command::Heal(args) => return heal::run(&args, &settings()?),
+        Command::Restore(args) => restore::run(&args, &settings()?)?,
         Command::Status(args) => return vm::show_status(&args, &settings()?),
         Command::Logs(args) => return logs::run(&args, &settings()?),
         Command::Node(args) => return node::run(&args, &settings()?),

@@ -144,7 +144,7 @@ async fn take(client: &NodeClient, out: &mut File, part: &Path) -> Result<u64> {
 }
 
 /// A snapshot, or a backup that is one once it is decrypted.
-fn read_snapshot(settings: &Settings, file: &Path) -> Result<Vec<u8>> {
+pub(super) fn read_snapshot(settings: &Settings, file: &Path) -> Result<Vec<u8>> {
     // Its beginning first: what is no snapshot is not read in full.
     let mut begin = Vec::new();
     input::open(file)?

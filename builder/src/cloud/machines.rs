@@ -18,6 +18,7 @@ use crate::machines::local::short;
 use crate::machines::{Data, Ended, Machine, Machines, NO_IMAGE, Order};
 use crate::node::Target;
 use crate::pki::Secrets;
+use crate::seed::Begin;
 use crate::web::Client;
 use anyhow::{Context, Result, bail};
 use node_api::{Done, NodeStatus, path};
@@ -256,7 +257,7 @@ impl Machines for CloudMachines<'_> {
         let inside = inside.context("the master has no address in the private network")?;
         let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
-        maker.make(node, &self.image(order.image)?, (network, firewall), Some(inside), order.token)?;
+        maker.make(node, &self.image(order.image)?, (network, firewall), Some(inside), Begin::Join(order.token))?;
         Ok(ended)
     }
 

@@ -25,7 +25,6 @@ mod tests;
 use crate::cache::hash;
 use crate::config::{NodeSettings, Provider, ProviderName, Settings};
 use crate::pki::{Authority, Secrets};
-use crate::seed::token::BootstrapToken;
 use crate::seed::{self, Place};
 use crate::upload::settings::Environment;
 use crate::web::{Client, Refused};
@@ -235,11 +234,11 @@ impl Maker<'_> {
         image: &images::Image,
         (network, firewall): (&Network, &Firewall),
         master: Option<IpAddr>,
-        token: Option<&BootstrapToken>,
+        begin: seed::Begin<'_>,
     ) -> Result<()> {
         let (name, role) = (node.entry.name.as_str(), node.entry.role);
         let place = Place::Network { range: self.provider.network, master };
-        let user_data = seed::user_data(self.settings, node, place, seed::Begin::Join(token), self.secrets)?;
+        let user_data = seed::user_data(self.settings, node, place, begin, self.secrets)?;
         let size = self.provider.types.get(name).with_context(|| format!("nothing says which type {name} is"))?;
         let (image_id, image) = (image.id.as_str(), image.sum.as_str());
         let order = Order { node: name, role, size, image_id, image, user_data: &user_data, network, firewall };

@@ -22,6 +22,7 @@ use anyhow::Result;
 use node_metadata::Role;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, OnceLock};
 
@@ -175,6 +176,10 @@ impl Stage {
     }
 
     fn up(&self) -> Result<Done> {
+        self.up_with(None)
+    }
+
+    fn up_with(&self, restore: Option<&dyn Fn(IpAddr) -> Result<()>>) -> Result<Done> {
         let (cloud, client, clock) = (self.cloud(), self.clock.client(), self.clock.client());
         let secrets = Secrets::open(&self.settings.secrets_dir());
         let now = Box::new(move || clock.clock().now());
@@ -190,6 +195,7 @@ impl Stage {
             cluster: &cluster,
             client: &client,
             progress: &Progress::hidden(),
+            restore,
         };
         up.run()
     }
@@ -695,4 +701,42 @@ fn the_smallest_disk_of_a_role_is_that_of_its_images() {
     };
     assert_eq!(smallest(&stage.settings), "cx33");
     assert_eq!(smallest(&read(&format!("{text}{more}"))), "cx23");
+}
+
+#[test]
+fn everything_is_made_anew_around_a_backup() {
+    for which in ALL {
+        let stage = Stage::new(which);
+        let refuse = |_: IpAddr| crate::input::bad("the snapshot is damaged");
+        let error = stage.up_with(Some(&refuse)).unwrap_err();
+        assert!(error.is::<BadInput>() && format!("{error:#}").contains("waits for a backup"), "{error:#}");
+        assert_eq!(stage.world().machines.len(), 1, "no worker sees an empty store");
+        // Whoever gives it one by hand goes on with `up`.
+        let give = |_: IpAddr| -> Result<()> {
+            let mut world = stage.world();
+            world.restored = true;
+            // As the backup knows it: the machine of before.
+            world.nodes.insert("w".into(), 1);
+            Ok(())
+        };
+        give("192.0.2.1".parse().unwrap()).unwrap();
+        stage.up().unwrap();
+        stage.check_whole("gone on");
+
+        let stage = Stage::new(which);
+        let asked = std::cell::Cell::new(0);
+        let give = |_: IpAddr| -> Result<()> {
+            // Its node API is not there at once.
+            if asked.replace(asked.get() + 1) < 3 {
+                anyhow::bail!("connecting: refused");
+            }
+            let mut world = stage.world();
+            world.restored = true;
+            world.nodes.insert("w".into(), 1);
+            Ok(())
+        };
+        let done = stage.up_with(Some(&give)).unwrap();
+        assert_eq!((done.made, asked.get()), (vec!["m".to_string(), "w".to_string()], 4));
+        stage.check_whole("restored");
+    }
 }

@@ -11,9 +11,11 @@ use super::plan::{self, Situation};
 use super::{Cloud, Firewall, Inventory, Maker, Network, Offer, Server, State};
 use crate::client::kube::NodeState;
 use crate::config::{NodeSettings, Provider, Settings};
+use crate::input::BadInput;
 use crate::pki::kubeconfig::{kubeconfig, server_url};
 use crate::pki::{Authority, Secrets, Subject, issue, secrets};
 use crate::progress::Progress;
+use crate::seed::Begin;
 use crate::seed::token::{BootstrapToken, LIFE};
 use crate::web::{Client, Interrupted};
 use anyhow::{Context, Result, bail};
@@ -51,6 +53,8 @@ pub struct Up<'a> {
     pub client: &'a Client,
     /// What is told meanwhile.
     pub progress: &'a Progress,
+    /// Gives a master that is made now its store; without it, one begins with an empty one.
+    pub restore: Option<&'a dyn Fn(IpAddr) -> Result<()>>,
 }
 
 /// What came of it.
@@ -104,6 +108,9 @@ impl Up<'_> {
         let (outside, inside) = self.addresses_of(&master.entry.name)?;
         let kubeconfig = self.write_kubeconfig(outside)?;
         self.progress.line(&format!("{} is at {outside}; waiting for its API server", master.entry.name));
+        if let Some(restore) = self.restore.filter(|_| ground.made.contains(&master.entry.name)) {
+            self.restore(outside, restore)?;
+        }
         self.persist(&format!("the API server at {outside}"), READY, || self.cluster.ready(outside))?;
         let before = self.persist("the nodes", AWAY, || self.cluster.nodes(outside))?;
         self.none_is_late(&ground, &before)?;
@@ -163,6 +170,17 @@ impl Up<'_> {
         Ok(Ground { network, firewalls, servers: known.servers, images: BTreeMap::new(), made: Vec::new() })
     }
 
+    /// The master takes its store, or has: an answer may be lost, and what was written since must not be.
+    fn restore(&self, at: IpAddr, restore: &dyn Fn(IpAddr) -> Result<()>) -> Result<()> {
+        let give = || match self.cluster.ready(at).or_else(|_| restore(at)) {
+            // It is there, and says no.
+            Err(error) if error.is::<BadInput>() => Ok(Err(error)),
+            done => done.map(Ok),
+        };
+        let given = self.persist(&format!("the backup to be taken by the master at {at}"), READY, give)?;
+        given.with_context(|| format!("the machine of the master at {at} stays, and waits for a backup"))
+    }
+
     fn found(&self, node: &str) -> Result<Option<Server>> {
         Ok(self.cloud.inventory()?.servers.into_iter().find(|server| server.node == node))
     }
@@ -191,7 +209,11 @@ impl Up<'_> {
         self.progress.line(&format!("making {name}"));
         let Up { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
-        maker.make(node, &image, (&ground.network, firewall), master.map(|master| master.inside), token.as_ref())?;
+        let begin = match (&master, self.restore) {
+            (None, Some(_)) => Begin::AwaitBackup,
+            _ => Begin::Join(token.as_ref()),
+        };
+        maker.make(node, &image, (&ground.network, firewall), master.as_ref().map(|master| master.inside), begin)?;
         ground.made.push(name.to_string());
         Ok(())
     }

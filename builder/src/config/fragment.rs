@@ -69,6 +69,14 @@ pub struct Fragment {
 pub struct BackupFragment {
     /// Seconds between two copies of the store on two workers; default 600.
     pub every: Option<Spanned<i64>>,
+    /// Where `kimg backup send` keeps copies besides: a folder, or `s3://BUCKET/PREFIX`; default none.
+    pub to: Option<Spanned<String>>,
+    /// Days of which it keeps the last one there; default 30.
+    pub keep: Option<Spanned<i64>>,
+    /// The bucket's server; default: `AWS_ENDPOINT_URL_S3`, else AWS' own.
+    pub endpoint: Option<Spanned<String>>,
+    /// The bucket's region.
+    pub region: Option<Spanned<String>>,
 }
 
 /// `[metadata]`

@@ -13,7 +13,8 @@ pub mod settings;
 
 pub use error::{ConfigError, nearest};
 pub use settings::{
-    Api, Arch, ImageOptions, Local, NodeSettings, Packages, Provider, ProviderName, SecretsForm, Settings, VmSize,
+    Api, Arch, BackupTo, ImageOptions, Local, NodeSettings, Packages, Provider, ProviderName, SecretsForm, Settings,
+    VmSize,
 };
 
 use crate::input;

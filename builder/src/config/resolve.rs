@@ -1,8 +1,12 @@
 //! From the fragment to settings that hold: checks and defaults.
 
-use super::fragment::{Fragment, ImageFragment, LocalFragment, NodeFragment, RegistryFragment, VmFragment};
+use super::fragment::{
+    BackupFragment, Fragment, ImageFragment, LocalFragment, NodeFragment, RegistryFragment, VmFragment,
+};
 use super::labels::{check_label, check_taint};
-use super::settings::{Api, Arch, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize};
+use super::settings::{
+    Api, Arch, BackupTo, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize,
+};
 use crate::image::recipe::{self, PackageRecipe};
 use ipnet::IpNet;
 use node_metadata::{NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
@@ -95,6 +99,8 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         manifests: manifests(dir, &f.manifests)?,
         metadata_allow: service_accounts(f.metadata.allow)?,
         backup_every_s: number(&f.backup.every, "backup.every", BACKUP_SECONDS, 600)?.into(),
+        backup_to: backup_to(dir, &f.backup)?,
+        backup_keep_days: number(&f.backup.keep, "backup.keep", BACKUP_DAYS, 30)?.into(),
         registry,
         api: resolve_api(&f.api)?,
         packages: Packages {
@@ -357,6 +363,48 @@ fn service_accounts(written: Vec<Spanned<String>>) -> Result<Vec<String>, Fault>
 
 /// Seconds between two backups.
 const BACKUP_SECONDS: Range<i64> = 10..86_400 + 1;
+/// Days of which copies stay outside the cluster.
+const BACKUP_DAYS: Range<i64> = 1..3650 + 1;
+
+fn backup_to(dir: &Path, f: &BackupFragment) -> Result<Option<BackupTo>, Fault> {
+    let bucket = f.to.as_ref().and_then(|to| to.get_ref().strip_prefix("s3://"));
+    let of_bucket = [("backup.endpoint", &f.endpoint), ("backup.region", &f.region)];
+    let stray = of_bucket.into_iter().find_map(|(field, text)| Some((field, text.as_ref()?)));
+    if let (None, Some((field, text))) = (bucket, stray) {
+        let message = "it is a bucket's; write to = \"s3://BUCKET/PREFIX\", or remove this line";
+        return Err(fault(text, field, message));
+    }
+    let Some(to) = &f.to else {
+        return match &f.keep {
+            Some(keep) => Err(fault(keep, "backup.keep", "nothing is kept without `to`; add it, or remove this line")),
+            None => Ok(None),
+        };
+    };
+    let Some(bucket) = bucket else {
+        let text = to.get_ref();
+        if text.is_empty() || text.contains("://") {
+            let message = format!("`{text}` is neither a folder nor s3://BUCKET/PREFIX");
+            return Err(fault(to, "backup.to", message));
+        }
+        return Ok(Some(BackupTo::Folder(dir.join(text))));
+    };
+    let (name, prefix) = bucket.split_once('/').unwrap_or((bucket, ""));
+    let fine = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    if name.is_empty() || !name.chars().all(fine) || !prefix.chars().all(|c| fine(c) || c == '/') {
+        // What was written there may be a key.
+        let message =
+            "this is no bucket with a prefix; write e.g. s3://my-bucket/my-cluster, and leave keys to the environment";
+        return Err(fault(to, "backup.to", message));
+    }
+    let prefix = match prefix.trim_matches('/') {
+        "" => String::new(),
+        prefix => format!("{prefix}/"),
+    };
+    let plain = |text: &Option<Spanned<String>>| text.as_ref().map(|text| text.get_ref().clone());
+    let (endpoint, region) = (url(f.endpoint.clone(), "backup.endpoint")?, plain(&f.region));
+    Ok(Some(BackupTo::Bucket { name: name.to_owned(), prefix, endpoint, region }))
+}
+
 /// Sizes of a registry, MiB.
 const REGISTRY_SIZES: Range<i64> = 64..(1 << 20) + 1;
 /// What a registry leaves of its master's disk, MiB.

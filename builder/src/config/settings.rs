@@ -40,6 +40,10 @@ pub struct Settings {
     pub metadata_allow: Vec<String>,
     /// Seconds between two backups of the store.
     pub backup_every_s: u64,
+    /// Where copies of it go that leave the cluster, if anywhere.
+    pub backup_to: Option<BackupTo>,
+    /// Days of which the last copy stays there.
+    pub backup_keep_days: u64,
     /// The cluster's own registry, where it has one.
     pub registry: Option<Registry>,
     /// More add-on manifests, absolute paths.
@@ -67,6 +71,33 @@ pub struct Settings {
 pub enum Arch {
     /// x86-64.
     Amd64,
+}
+
+/// Where copies of the store go that leave the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackupTo {
+    /// An absolute path.
+    Folder(PathBuf),
+    /// A bucket of an object store.
+    Bucket {
+        /// Its name.
+        name: String,
+        /// What all keys begin with: nothing, or a path that ends in `/`.
+        prefix: String,
+        /// Its server.
+        endpoint: Option<String>,
+        /// Its region.
+        region: Option<String>,
+    },
+}
+
+impl std::fmt::Display for BackupTo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BackupTo::Folder(path) => path.display().fmt(f),
+            BackupTo::Bucket { name, prefix, .. } => write!(f, "s3://{name}/{prefix}"),
+        }
+    }
 }
 
 /// How masters carry the private halves.

@@ -79,7 +79,7 @@ pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Do
 }
 
 /// How many times longer the cluster's VMs may take to power off than with KVM.
-pub(super) fn patience(state: &State) -> u32 {
+pub(crate) fn patience(state: &State) -> u32 {
     if state.accel == "kvm" { 1 } else { 2 }
 }
 

@@ -55,7 +55,12 @@ pub fn rebuild(
     let starter =
         Starter { settings, secrets, images: &images, accel, run_dir: &run_dir, state: &state, interrupt: &interrupt };
     starter.ensure(node, &progress.step(&format!("{name}: starting")))?;
-    let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(vm) = state.vms.get_mut(name) {
+        // Whoever asked for this sees to it that the node joins.
+        vm.new_disk = false;
+    }
+    state.save(&run_dir)?;
     if state.vms.get(name).is_some_and(|vm| vm.api_port != api_port) {
         // Somebody else has taken the port meanwhile.
         up::write_kubeconfig(settings, secrets)?;

@@ -51,6 +51,10 @@ pub struct Vm {
     /// Its disk was made for a backup that has not been restored yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub awaits_backup: bool,
+    /// Its disk was made anew, and nobody has seen it Ready since: it has no certificate yet, and the API server may know
+    /// its name from before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub new_disk: bool,
     /// Identity of the image that its disk was made from.
     pub image: String,
     /// The image before this one: the way back.
@@ -228,6 +232,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             awaits_backup: false,
+            new_disk: false,
             image: String::new(),
             previous: None,
         };
@@ -253,6 +258,7 @@ mod tests {
             node_ports: BTreeMap::from([(30080, 30080)]),
             token: None,
             awaits_backup: false,
+            new_disk: false,
             image: "x".into(),
             previous: None,
         };

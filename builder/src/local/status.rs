@@ -172,6 +172,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             awaits_backup: false,
+            new_disk: false,
             image: String::new(),
             previous: None,
         };

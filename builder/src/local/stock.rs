@@ -98,6 +98,7 @@ mod tests {
             node_ports: Default::default(),
             token: None,
             awaits_backup: false,
+            new_disk: false,
             image: "c".into(),
             previous: Some("b".into()),
         };

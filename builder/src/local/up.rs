@@ -9,9 +9,11 @@ use crate::client::kube::{self, NodeState};
 use crate::client::node::NodeClient;
 use crate::client::{Https, block_on};
 use crate::config::{NodeSettings, Settings, VmSize};
+use crate::input;
 use crate::pki::kubeconfig::{kubeconfig, server_url};
 use crate::pki::{Authority, Secrets, Subject, issue, secrets};
 use crate::progress::{Progress, Step};
+use crate::roll::engine::Stop;
 use crate::seed::token::{BootstrapToken, LIFE};
 use crate::seed::{self, Begin};
 use anyhow::{Context, Result, bail};
@@ -63,6 +65,79 @@ const SAY: Duration = Duration::from_secs(20);
 /// [`Interrupted`] after Ctrl-C; what speaks against local VMs, as [`crate::config::ConfigError`]; and all that keeps a
 /// VM from starting or a node from being Ready.
 pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Progress) -> Result<Up> {
+    up_restored(settings, images, progress, None)
+}
+
+/// Gives a master that waits for a backup its store; it is told whether the user wants an end.
+pub type Restore<'a> = &'a dyn Fn(&dyn Fn() -> bool) -> Result<()>;
+
+/// Whether nothing is left of the cluster's VMs, or of an earlier attempt only.
+///
+/// # Errors
+/// Bad input: what is there, and what brings that back.
+pub fn check_all_gone(settings: &Settings, state: &State) -> Result<()> {
+    if state.vms.values().any(|vm| vm.awaits_backup) {
+        return Ok(());
+    }
+    let dir = crate::cli::dir_flag(settings);
+    let has_disk = |name: &String| settings.run_dir().join(name).join("disk.raw").exists();
+    let (mut left, mut master) = (Vec::new(), false);
+    for (name, vm) in state.vms.iter().filter(|(name, vm)| vm.running() || has_disk(name)) {
+        master |= vm.role == Role::Master;
+        left.push(name.as_str());
+    }
+    match (left.as_slice(), master) {
+        ([], _) => Ok(()),
+        (left, true) => input::bad(format!(
+            "the cluster is not lost: {} is there, and `kimg up{dir}` starts it; `kimg backup restore{dir}` puts a backup in \
+             its place, `kimg down --delete{dir}` gives all of it up",
+            left.join(", ")
+        )),
+        (left, false) => input::bad(format!(
+            "only the master is lost, and {} is there: `kimg heal master{dir}` brings it back while pods run on; \
+             `kimg down --delete{dir}` gives the workers up too",
+            left.join(", ")
+        )),
+    }
+}
+
+/// Notes that the master's disk is to be made anew, and to wait for a backup, before anything is made.
+///
+/// # Errors
+/// As [`check_all_gone`].
+pub fn begin_anew(settings: &Settings, images: &BTreeMap<Role, ImageFile>) -> Result<()> {
+    let (run_dir, _lock) = state::lock(settings)?;
+    let mut state = State::load(&run_dir)?;
+    check_all_gone(settings, &state)?;
+    for master in settings.nodes_of(Role::Master) {
+        let image = images.get(&Role::Master).context("there is no master image")?.id.clone();
+        let vm = state.vms.entry(master.entry.name.clone()).or_insert_with(|| Vm {
+            role: Role::Master,
+            process: None,
+            api_port: None,
+            node_port: 0,
+            node_ports: BTreeMap::new(),
+            token: None,
+            awaits_backup: true,
+            new_disk: false,
+            image,
+            previous: None,
+        });
+        vm.awaits_backup = true;
+    }
+    state.save(&run_dir)
+}
+
+/// The same, with a store for a master that waits for one.
+///
+/// # Errors
+/// As [`up`], and where the store is not taken.
+pub fn up_restored(
+    settings: &Settings,
+    images: &BTreeMap<Role, ImageFile>,
+    progress: &Progress,
+    restore: Option<Restore<'_>>,
+) -> Result<Up> {
     let (run_dir, _lock) = state::lock(settings)?;
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let mut state = State::load(&run_dir)?;
@@ -104,13 +179,21 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
         results.into_iter().collect()
     });
     interrupt.busy(false);
-    let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     if interrupt.asked() {
         // A VM that did not start says less: the same Ctrl-C may have ended it before it left the terminal's session.
         return Err(interrupted(settings, &state).into());
     }
     all_started?;
     let kubeconfig = write_kubeconfig(settings, &secrets)?;
+    if let Some(restore) = restore {
+        restore(&|| interrupt.asked()).map_err(|error| match error.is::<Stop>() {
+            true => interrupted(settings, &state).into(),
+            false => error,
+        })?;
+        state.vms.values_mut().for_each(|vm| vm.awaits_backup = false);
+        state.save(&run_dir)?;
+    }
     let limit = READY_LIMIT * accel.patience();
     progress.line(&format!("waiting until all nodes are Ready, up to {} s", limit.as_secs()));
     let waiter = Waiter {
@@ -131,6 +214,8 @@ pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Pr
             () = interrupt.wait() => Err(interrupted(settings, &state).into()),
         }
     })?;
+    state.vms.values_mut().for_each(|vm| vm.new_disk = false);
+    state.save(&run_dir)?;
     let outdated = outdated(&state, images);
     let node_ports = state.vms.values().flat_map(|vm| vm.node_ports.clone()).collect();
     Ok(Up { kubeconfig, accel, nodes, node_ports, outdated, boot_time: (!started.is_empty()).then(|| start.elapsed()) })
@@ -235,6 +320,7 @@ impl Starter<'_> {
         }
         bar.set_message(format!("{name}: starting"));
         let mut vm = self.plan(node, known, image)?;
+        vm.new_disk |= !has_disk;
         for attempt in 1.. {
             self.write_seed(node, &vm, &dir)?;
             let spec = self.spec(node, &vm, size)?;
@@ -316,6 +402,7 @@ impl Starter<'_> {
                 }
             },
             awaits_backup: before.is_some_and(|vm| vm.awaits_backup),
+            new_disk: before.is_some_and(|vm| vm.new_disk),
             image: before.map_or_else(|| image.id.clone(), |vm| vm.image.clone()),
             previous: before.and_then(|vm| vm.previous.clone()),
         };
@@ -427,8 +514,9 @@ impl Waiter<'_> {
             for (name, vm) in &self.state.vms {
                 let joined = nodes.iter().any(|n| n.name == *name);
                 let token = vm.token.as_deref().and_then(BootstrapToken::parse);
-                if let (false, Some(token)) = (joined, token) {
-                    kube::create_token(api, &token, name, false, LIFE).await?;
+                // One whose disk is new takes the place of the one that the API server knows.
+                if let (true, Some(token)) = (!joined || vm.new_disk, token) {
+                    kube::create_token(api, &token, name, joined, LIFE).await?;
                     made.push(token);
                 }
             }
@@ -529,6 +617,34 @@ mod tests {
     use crate::local::process::Process;
 
     #[test]
+    fn only_what_is_gone_begins_anew() {
+        let dir = tempfile::tempdir().expect("dir");
+        let text =
+            "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+        let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
+        let images = [(Role::Master, ImageFile { path: "x".into(), id: "i".into() })].into();
+        check_all_gone(&settings, &State::default()).expect("nothing is there");
+        begin_anew(&settings, &images).expect("noted");
+        let mut state = State::load(&settings.run_dir()).expect("state");
+        assert!(state.vms["m"].awaits_backup);
+        // It may be begun again.
+        begin_anew(&settings, &images).expect("noted");
+        let master = state.vms.get_mut("m").expect("the master");
+        master.awaits_backup = false;
+        let worker = Vm { role: Role::Worker, ..master.clone() };
+        state.vms.insert("w".into(), worker);
+        check_all_gone(&settings, &state).expect("their disks are gone");
+        for (name, way) in [("w", "kimg heal master"), ("m", "kimg up")] {
+            std::fs::create_dir_all(settings.run_dir().join(name)).expect("folder");
+            std::fs::write(settings.run_dir().join(name).join("disk.raw"), "").expect("disk");
+            let error = check_all_gone(&settings, &state).expect_err("it is there");
+            assert!(error.is::<input::BadInput>() && error.to_string().contains(way), "{error}");
+            state.save(&settings.run_dir()).expect("saved");
+            assert!(begin_anew(&settings, &images).is_err());
+        }
+    }
+
+    #[test]
     fn an_interruption_says_what_goes_on() {
         let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n";
         let settings = crate::config::parse(Path::new("c"), text, Path::new("/nowhere")).expect("valid");
@@ -543,6 +659,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             awaits_backup: false,
+            new_disk: false,
             image: String::new(),
             previous: None,
         };

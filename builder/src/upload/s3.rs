@@ -10,7 +10,7 @@ use crate::cache::hash;
 use crate::image::output::Format;
 use crate::input;
 use crate::web::{Answer, Client, Refused, Request, escape, trust};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use http::Method;
 use indicatif::ProgressBar;
 use serde_json::Value;
@@ -242,13 +242,70 @@ impl Bucket {
         }
     }
 
+    /// Keys that begin so, with their sizes.
+    ///
+    /// # Errors
+    /// The store cannot be asked.
+    pub fn sizes(&self, prefix: &str) -> Result<Vec<(String, u64)>> {
+        let entries = self.entries(prefix)?;
+        Ok(entries
+            .into_iter()
+            .map(|entry| (first(&entry, "Key"), first(&entry, "Size").parse().unwrap_or(0)))
+            .collect())
+    }
+
+    /// Puts a file there that stays: when it fails, nothing is left of it.
+    ///
+    /// # Errors
+    /// The store refuses it, or has something else afterwards.
+    pub fn keep(&self, key: &str, file: &Path, sha256: &str) -> Result<()> {
+        let temporaries = Temporaries::default();
+        let put = self.put(key, file, sha256, false, &temporaries, &ProgressBar::hidden());
+        if let Err(error) = put {
+            return match temporaries.clear(|leftover| self.discard(leftover)) {
+                Ok(()) => Err(error),
+                Err(stays) => Err(error.context(format!("{stays:#}"))),
+            };
+        }
+        temporaries.keep(key);
+        Ok(())
+    }
+
+    /// An object that should have this many bytes.
+    ///
+    /// # Errors
+    /// It cannot be read, or is longer or shorter.
+    pub fn get(&self, key: &str, size: u64) -> Result<Vec<u8>> {
+        let request = self.signer.sign_each(self.request(Method::GET, key, &[]), &[], EMPTY);
+        let (answer, body) = self.client.open(&request)?;
+        answer.expect(&[200])?;
+        let mut bytes = Vec::new();
+        body.take(size.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("reading {}", self.url(key)))?;
+        ensure!(bytes.len() as u64 == size, "{} has not the {size} bytes that its list says", self.url(key));
+        Ok(bytes)
+    }
+
+    /// Removes an object.
+    ///
+    /// # Errors
+    /// The store refuses.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        self.discard(&Leftover { kind: "object".into(), id: key.into() })
+    }
+
     /// Keys that begin so, with their time.
     fn objects(&self, prefix: &str) -> Result<Vec<(String, String)>> {
+        let entries = self.entries(prefix)?;
+        Ok(entries.into_iter().map(|entry| (first(&entry, "Key"), first(&entry, "LastModified"))).collect())
+    }
+
+    /// What the store says of each object whose key begins so.
+    fn entries(&self, prefix: &str) -> Result<Vec<String>> {
         let pages =
             self.pages(&[("list-type", "2"), ("prefix", prefix)], &[("NextContinuationToken", "continuation-token")])?;
-        let first = |text: &str, tag: &str| elements(text, tag).into_iter().next().unwrap_or_default();
-        let entries = pages.iter().flat_map(|page| elements(page, "Contents"));
-        Ok(entries.map(|entry| (first(&entry, "Key"), first(&entry, "LastModified"))).collect())
+        Ok(pages.iter().flat_map(|page| elements(page, "Contents")).collect())
     }
 
     /// Uploads that have begun: key and id.
@@ -259,7 +316,6 @@ impl Bucket {
             Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 501) => Vec::new(),
             pages => pages?,
         };
-        let first = |text: &str, tag: &str| elements(text, tag).into_iter().next().unwrap_or_default();
         let entries = pages.iter().flat_map(|page| elements(page, "Upload"));
         Ok(entries.map(|entry| (first(&entry, "Key"), first(&entry, "UploadId"))).collect())
     }
@@ -269,7 +325,6 @@ impl Bucket {
         let request = self.request(Method::GET, key, &[("uploadId", id)]);
         let answer = self.send(&self.client, request, &[], EMPTY)?.expect(&[200])?;
         let text = String::from_utf8(answer.body).context("an answer is no text")?;
-        let first = |text: &str, tag: &str| elements(text, tag).into_iter().next().unwrap_or_default();
         let mut parts = BTreeMap::new();
         for part in elements(&text, "Part") {
             let number: u64 = first(&part, "PartNumber").parse().context("a part has no number")?;
@@ -433,6 +488,11 @@ fn plain(text: &str) -> String {
     }
     let text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#34;", "\"");
     text.replace("&apos;", "'").replace("&#39;", "'").replace("&amp;", "&")
+}
+
+/// The first element of this name; nothing where there is none.
+fn first(xml: &str, name: &str) -> String {
+    elements(xml, name).into_iter().next().unwrap_or_default()
 }
 
 fn quoted(text: &str) -> String {

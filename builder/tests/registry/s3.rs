@@ -32,13 +32,17 @@ impl Server {
     }
 
     fn store(&self, key: &str) -> Result<Store> {
+        Ok(Store::new(self.bucket(key)?))
+    }
+
+    fn bucket(&self, key: &str) -> Result<Bucket> {
         let env = |name: &str| match name {
             "AWS_ACCESS_KEY_ID" => Some(key.to_string()),
             "AWS_SECRET_ACCESS_KEY" => Some(USER.to_string()),
             _ => None,
         };
         let url = format!("http://127.0.0.1:{}", self.0.port);
-        Ok(Store::new(Bucket::open(&Client::new(None)?, &env, "images", "nodes/", Some(&url), None)?))
+        Bucket::open(&Client::new(None)?, &env, "images", "nodes/", Some(&url), None)
     }
 }
 
@@ -70,5 +74,19 @@ pub fn an_image_goes_there_once(dir: &Path) -> Result<()> {
     ensure!(store.leftovers()?.is_empty(), "nothing temporary stays");
     store.delete(&first.id)?;
     ensure!(store.list()?.is_empty(), "it was removed");
+    kept_and_fetched(&server.bucket(USER)?, dir)
+}
+
+/// As backups are: put, listed with their sizes, fetched, removed.
+fn kept_and_fetched(bucket: &Bucket, dir: &Path) -> Result<()> {
+    let path = dir.join("1764192000-42.age");
+    std::fs::write(&path, "sealed")?;
+    let key = "backups/1764192000-42.age";
+    bucket.keep(key, &path, &FileSum::of(&path)?.sha256)?;
+    ensure!(bucket.sizes("backups/")? == [(key.to_string(), 6)], "{:?}", bucket.sizes("backups/")?);
+    ensure!(bucket.get(key, 6)? == b"sealed", "another content");
+    ensure!(bucket.get(key, 5).is_err(), "longer than it should be");
+    bucket.remove(key)?;
+    ensure!(bucket.sizes("backups/")?.is_empty(), "it was removed");
     Ok(())
 }

@@ -45,6 +45,7 @@ const LONG: &[&str] = &[
     "the_store_is_snapshot_checked_and_restored",
     "a_worker_s_backup_brings_the_store_back",
     "a_lost_master_is_healed_and_pods_run_on",
+    "everything_is_lost_and_a_copy_elsewhere_brings_it_back",
     "a_hetzner_server_wakes_up_and_joins",
     "a_droplet_wakes_up_and_joins",
     "an_ec2_instance_wakes_up_and_joins",

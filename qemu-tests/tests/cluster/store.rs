@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("the_store_is_snapshot_checked_and_restored", snapshot_and_restore),
     ("a_worker_s_backup_brings_the_store_back", restore_backup),
     ("a_lost_master_is_healed_and_pods_run_on", heal),
+    ("everything_is_lost_and_a_copy_elsewhere_brings_it_back", restore_all),
 ];
 
 /// Name, node and revision of the backups there are, newest first.
@@ -99,6 +100,42 @@ fn heal(cluster: &Cluster) -> Result {
     let inside = cluster.exec("healed", "runs-on", &["echo", "here"])?;
     ensure!(inside.trim() == "here", "{inside}");
     cluster.k(&["delete", "namespace", "healed"])?;
+    cluster.all_ready()
+}
+
+/// All VMs and their disks are gone; the folder, the secrets and a copy that was sent elsewhere are there.
+fn restore_all(cluster: &Cluster) -> Result {
+    let path = cluster.dir.join("cluster.toml");
+    let before = std::fs::read_to_string(&path).context("reading cluster.toml")?;
+    let elsewhere = tempfile::tempdir()?;
+    let to = format!("to = \"{}\"\n", elsewhere.path().display());
+    let text = match before.split_once("[backup]\n") {
+        Some((head, tail)) => format!("{head}[backup]\n{to}{tail}"),
+        None => format!("{before}\n[backup]\n{to}"),
+    };
+    std::fs::write(&path, text).context("writing cluster.toml")?;
+    cluster.namespace("restored")?;
+    let refused = cluster.kimg(&["restore", "--yes"])?;
+    ensure!(refused.code == 2 && refused.all().contains("the cluster is not lost"), "{}", refused.all());
+    let pod = pods::toolbox("begins-anew", Some("worker-1"), false);
+    cluster.kubectl_of(Kubectl::V1_32, &["-n", "restored", "apply", "-f", "-"], Some(&pod))?.success()?;
+    cluster.pod_ready("restored", "begins-anew")?;
+    let sent = cluster.kimg(&["backup", "send"])?.success()?;
+    ensure!(sent.contains("also in"), "{sent}");
+    let run = cluster.dir.join("run");
+    let state = kimg::local::state::State::load(&run)?;
+    for process in state.vms.values().filter_map(|vm| vm.process).chain(state.switch) {
+        process.end(Duration::ZERO)?;
+    }
+    std::fs::remove_dir_all(&run)?;
+    let restored = cluster.kimg(&["restore", "--yes"])?;
+    ensure!(restored.ok, "{}", restored.all());
+    eprintln!("{}", restored.out.trim());
+    cluster.pod_ready("restored", "begins-anew")?;
+    let inside = cluster.exec("restored", "begins-anew", &["echo", "here"])?;
+    ensure!(inside.trim() == "here", "{inside}");
+    cluster.k(&["delete", "namespace", "restored"])?;
+    std::fs::write(&path, before).context("writing cluster.toml")?;
     cluster.all_ready()
 }
 

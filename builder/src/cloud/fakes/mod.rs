@@ -49,6 +49,8 @@ pub(super) struct World {
     pub(super) nodes: BTreeMap<String, u64>,
     /// The API server is away for so many questions.
     pub(super) away: usize,
+    /// A master that waits for a backup has got it.
+    pub(super) restored: bool,
     /// No node is Ready for so many.
     pub(super) unready: usize,
 }
@@ -176,6 +178,9 @@ impl Cluster for FakeCluster<'_> {
             bail!("it does not answer yet");
         }
         let id = self.master(&world, at)?;
+        if self.told(&world, id, Role::Master).0.await_backup && !world.restored {
+            bail!("it waits for a backup");
+        }
         let name = self.settings.nodes_of(Role::Master).next().unwrap().entry.name.clone();
         world.nodes.insert(name, id);
         Ok(())
