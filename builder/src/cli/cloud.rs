@@ -108,6 +108,21 @@ pub(super) fn up(yes: bool, components: Option<&Path>, settings: &Settings) -> R
     make(yes, components, settings, None)
 }
 
+/// Whether what `up` would do is possible, and agreed to.
+pub(super) fn agreed_to(settings: &Settings, yes: bool) -> Result<bool> {
+    let asked = Asked::new(settings)?;
+    let plan = asked.plan(&asked.cloud.inventory()?);
+    print!("{}", plan.shown());
+    plan.check()?;
+    if yes {
+        return Ok(true);
+    }
+    match input::agreed("Go on?")? {
+        Some(agreed) => Ok(agreed),
+        None => input::bad("nobody is there to be asked: add --yes, or see `kimg plan`"),
+    }
+}
+
 /// All machines anew, with a store for the master.
 pub(super) fn restore(
     yes: bool,

@@ -13,6 +13,7 @@ mod node;
 mod pki;
 mod restore;
 mod roll;
+mod scale;
 mod seed;
 mod store;
 mod vm;
@@ -81,15 +82,19 @@ enum Command {
     /// Print a node's user-data with a fresh token, or write its NoCloud drive
     Seed(seed::SeedArgs),
     /// Run the cluster: as VMs on this machine, or at the [provider] of cluster.toml; what already runs is kept
+    #[command(visible_alias = "start")]
     Up(vm::UpArgs),
     /// Show what `up` would do at the provider, and what a month of it costs
     Plan(cloud::PlanArgs),
-    /// End the VMs; their disks stay
+    /// End the VMs, or power off the machines, workers first; their disks stay
+    #[command(visible_alias = "stop")]
     Down(vm::DownArgs),
     /// Remove the cluster's machines, networks and firewalls at the provider
     Destroy(cloud::DestroyArgs),
     /// Put a new image under the running nodes, one after the other, without losing a request
     Roll(Box<roll::RollArgs>),
+    /// Change the number of workers, in cluster.toml and in the cluster
+    Scale(scale::ScaleArgs),
     /// Replace workers that stay broken; or make a master anew that was lost with its disk, from the newest backup
     Heal(heal::HealArgs),
     /// Bring a cluster back of which nothing is left but its folder and a copy of its store
@@ -206,6 +211,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Down(args) => vm::down(&args, &settings()?)?,
         Command::Destroy(args) => cloud::destroy(&args, &settings()?)?,
         Command::Roll(args) => return roll::run(&args, &settings()?),
+        Command::Scale(args) => return scale::run(&args, &settings()?),
         Command::Heal(args) => return heal::run(&args, &settings()?),
         Command::Restore(args) => restore::run(&args, &settings()?)?,
         Command::Status(args) => return vm::show_status(&args, &settings()?),

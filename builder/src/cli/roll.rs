@@ -249,7 +249,48 @@ pub(super) fn heal(
         }
     };
     machines.check(&planned.untouched())?;
-    command.execute(machines, planned, last.as_ref(), interrupt).map(|(outcome, _)| Some(outcome))
+    command.execute(machines, planned, last.as_ref(), interrupt).map(|(journal, _)| Some(journal.outcome))
+}
+
+/// Drains and removes workers, or goes on with that where none is named; none where there is nothing to go on with, or where
+/// it is not agreed to.
+pub(super) fn remove(
+    args: &RollArgs,
+    settings: &Settings,
+    secrets: &Secrets,
+    place: &Place<'_>,
+    machines: &mut dyn Machines,
+) -> Result<Option<Journal>> {
+    let kube = Kube(&place.api);
+    let copy = LocalCopy::of(&settings.run_dir());
+    let last = begin::last(kube, &copy)?;
+    let command = Command { args, settings, secrets, place, copy: &copy, progress: Progress::hidden() };
+    let planned = match &last {
+        Some(last) if last.journal.outcome == Outcome::Running && last.journal.removes() => {
+            println!("goes on with the removal that began at {}", last.journal.started.strftime("%F %T UTC"));
+            Planned::GoOn(last.journal.clone())
+        }
+        Some(last) if last.journal.outcome == Outcome::Running => bail!(
+            "a roll is under way, or was interrupted: `kimg roll` goes on with it, `kimg roll --rollback` goes back; the \
+             cluster keeps its size meanwhile"
+        ),
+        _ if args.nodes.is_empty() => return Ok(None),
+        _ => {
+            let wish = Wish {
+                nodes: args.nodes.clone(),
+                lose: args.lose_data.clone(),
+                lose_pods: args.lose_pods,
+                ..Wish::default()
+            };
+            let plan = command.make_by(plan::remove, &wish, machines, &machines.list()?)?;
+            println!("{}", plan.text());
+            Planned::Anew(command.journal(&plan, false)?)
+        }
+    };
+    if args.dry_run || !(args.yes || confirmed()?) {
+        return Ok(None);
+    }
+    command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(|(journal, _)| Some(journal))
 }
 
 /// The last roll as this machine knows it, where it may be why the API server does not answer.
@@ -471,6 +512,16 @@ impl Command<'_> {
     }
 
     fn make(&self, wish: &Wish, machines: &dyn Machines, listed: &[Machine]) -> Result<Plan> {
+        self.make_by(plan::make, wish, machines, listed)
+    }
+
+    fn make_by(
+        &self,
+        decide: fn(&Wish, &Situation<'_>) -> Result<Plan, Refusal>,
+        wish: &Wish,
+        machines: &dyn Machines,
+        listed: &[Machine],
+    ) -> Result<Plan> {
         let names = |role| self.settings.nodes_of(role).map(|n| n.entry.name.as_str()).collect();
         let situation = Situation {
             workers: names(Role::Worker),
@@ -482,7 +533,7 @@ impl Command<'_> {
             claims: &self.kube().local_claims()?,
             bare_pods: &self.kube().bare_pods()?,
         };
-        plan::make(wish, &situation).map_err(|refusal| match refusal {
+        decide(wish, &situation).map_err(|refusal| match refusal {
             Refusal::Mistake(why) => BadInput(why).into(),
             Refusal::Unfit(why) => anyhow::anyhow!(why),
         })
@@ -531,7 +582,7 @@ impl Command<'_> {
         planned: Planned,
         last: Option<&Book>,
         interrupt: &Interrupt,
-    ) -> Result<(Outcome, ExitCode)> {
+    ) -> Result<(Journal, ExitCode)> {
         let stop = || interrupt.asked();
         let say = |line: &str| eprintln!("{line}");
         let failpoint = |point: &str| {
@@ -599,7 +650,7 @@ impl Command<'_> {
         if outcome == Outcome::Done {
             machines.tidy()?;
         }
-        Ok((outcome, code))
+        Ok((book.journal, code))
     }
 
     fn report(&self, journal: &Journal, outcome: Outcome, backup: Option<PathBuf>) -> Result<ExitCode> {
@@ -615,7 +666,7 @@ impl Command<'_> {
         };
         let done = named(Step::Done);
         if !done.is_empty() {
-            println!("replaced: {}", done.join(", "));
+            println!("{}: {}", if journal.removes() { "removed" } else { "replaced" }, done.join(", "));
             match (self.place.after)() {
                 Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
                 // The roll itself went as it is told below.
@@ -631,7 +682,7 @@ impl Command<'_> {
             if !waiting.is_empty() {
                 println!("not touched: {}", waiting.join(", "));
             }
-            if journal.heals() {
+            if journal.heals() || journal.removes() {
                 return Ok(code);
             }
             println!(
@@ -648,7 +699,8 @@ impl Command<'_> {
         if error.is::<Stop>() {
             let dir = dir_flag(self.settings);
             return Interrupted(format!(
-                "interrupted; `kimg roll{dir}` goes on where it was, `kimg roll --rollback{dir}` goes back"
+                "interrupted; the same command goes on where it was, and so does `kimg roll{dir}`; `kimg roll --rollback{dir}` \
+                 goes back"
             ))
             .into();
         }

@@ -6,9 +6,11 @@ use crate::config::Settings;
 use crate::input;
 use crate::kubectl;
 use crate::local::{self, status};
+use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::switch::Rules;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use node_metadata::Role;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,10 +18,10 @@ use std::process::ExitCode;
 pub(super) struct UpArgs {
     /// Folder with kimg-node, kimg-control and kimg-stage1
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    components: Option<PathBuf>,
+    pub(super) components: Option<PathBuf>,
     /// At a provider: do not ask
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -79,7 +81,11 @@ pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
 
 pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
     if let Some(provider) = &settings.provider {
-        return input::bad(format!("the machines are at {}; `kimg destroy` removes them", provider.name.as_str()));
+        let at = provider.name.as_str();
+        if args.delete {
+            return input::bad(format!("the machines are at {at}; `kimg destroy` removes them"));
+        }
+        return switch_off(settings, at);
     }
     let done = local::down::down(settings, args.delete, &Progress::new())?;
     if done.clean.is_empty() && done.forced.is_empty() {
@@ -99,6 +105,31 @@ pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
     }
     next(&format!("{} up{}", program(), dir_flag(settings)));
     Ok(())
+}
+
+/// At a provider: workers first, then the master, as [`local::down::down`] does it.
+fn switch_off(settings: &Settings, at: &str) -> Result<()> {
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    super::cloud::roll(settings, &secrets, |machines, _, _| {
+        for role in [Role::Worker, Role::Master] {
+            for node in settings.nodes_of(role) {
+                let name = &node.entry.name;
+                eprintln!("{name}: powering off");
+                if !machines.switch_off(name)? {
+                    bail!(
+                        "{name} does not power off; nothing after it was touched. `kimg node --node {name} status` may tell \
+                         why, and `kimg up` starts what is off"
+                    );
+                }
+            }
+        }
+        println!(
+            "cluster {}: all machines are off, with their data; {at} charges for them all the same",
+            settings.name
+        );
+        next(&format!("{} up{}", program(), dir_flag(settings)));
+        Ok(())
+    })
 }
 
 pub(super) fn show_status(args: &StatusArgs, settings: &Settings) -> Result<ExitCode> {

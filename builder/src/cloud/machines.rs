@@ -169,8 +169,20 @@ impl CloudMachines<'_> {
         })
     }
 
+    /// Asks a machine to power off; it stays, with its disk, address and price. Whether it has.
+    ///
+    /// # Errors
+    /// The provider cannot be asked.
+    pub fn switch_off(&self, node: &str) -> Result<bool> {
+        let known = self.cloud.inventory()?;
+        match of(&known, node).next() {
+            Some(server) => Ok(self.power_off(server)? == Ended::Clean),
+            None => Ok(true),
+        }
+    }
+
     /// Removes all machines of a node, and waits until the provider knows none.
-    fn remove(&self, node: &str) -> Result<()> {
+    fn delete_all(&self, node: &str) -> Result<()> {
         self.client.poll(&format!("removing the machine of {node}"), EVERY, GONE, || {
             let known = self.cloud.inventory()?;
             for server in of(&known, node) {
@@ -233,7 +245,7 @@ impl Machines for CloudMachines<'_> {
             Some(server) => self.power_off(server)?,
             None => Ended::Clean,
         };
-        self.remove(order.node)?;
+        self.delete_all(order.node)?;
         Ok(Some(ended))
     }
 
@@ -258,6 +270,13 @@ impl Machines for CloudMachines<'_> {
         let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
         maker.make(node, &self.image(order.image)?, (network, firewall), Some(inside), Begin::Join(order.token))?;
+        Ok(ended)
+    }
+
+    fn remove(&mut self, node: &str) -> Result<Ended> {
+        let known = self.cloud.inventory()?;
+        let ended = of(&known, node).next().map_or(Ok(Ended::Clean), |server| self.power_off(server))?;
+        self.delete_all(node)?;
         Ok(ended)
     }
 

@@ -10,6 +10,7 @@ use crate::pki::Secrets;
 use crate::progress::Progress;
 use anyhow::{Context, Result};
 use node_api::{Done, path};
+use node_metadata::Role;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
@@ -39,27 +40,32 @@ pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Do
     let mut state = State::load(&run_dir)?;
     let secrets = Secrets::open(&settings.secrets_dir());
     let patience = patience(&state);
-    let results: Vec<(String, Result<Ended>)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = state
-            .vms
-            .iter()
-            .filter(|(_, vm)| vm.running())
-            .map(|(name, vm)| {
-                let bar = progress.step(&format!("{name}: stopping"));
-                let (run_dir, secrets) = (&run_dir, &secrets);
-                let thread = scope.spawn(move || {
-                    let result = stop(run_dir, secrets, name, vm, patience);
-                    bar.finish_with_message(format!("{name}: stopped"));
-                    result
-                });
-                (name.clone(), thread)
-            })
-            .collect();
-        threads
-            .into_iter()
-            .map(|(name, t)| (name, t.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread failed")))))
-            .collect()
-    });
+    // Masters last: what workers say as they end still has somebody who writes it down.
+    let stop_all = |role: Role| -> Vec<(String, Result<Ended>)> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = state
+                .vms
+                .iter()
+                .filter(|(_, vm)| vm.running() && vm.role == role)
+                .map(|(name, vm)| {
+                    let bar = progress.step(&format!("{name}: stopping"));
+                    let (run_dir, secrets) = (&run_dir, &secrets);
+                    let thread = scope.spawn(move || {
+                        let result = stop(run_dir, secrets, name, vm, patience);
+                        bar.finish_with_message(format!("{name}: stopped"));
+                        result
+                    });
+                    (name.clone(), thread)
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|(name, t)| (name, t.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread failed")))))
+                .collect()
+        })
+    };
+    let mut results = stop_all(Role::Worker);
+    results.extend(stop_all(Role::Master));
     let mut done = Down { deleted: delete, ..Down::default() };
     for (name, result) in results {
         match result.with_context(|| format!("stopping {name}"))? {
@@ -104,6 +110,28 @@ pub(super) fn stop(run_dir: &Path, secrets: &Secrets, name: &str, vm: &Vm, patie
     Ok(Ended::Forced)
 }
 
+/// Ends one VM, and removes its disk and all that is known of it.
+pub fn remove(settings: &Settings, secrets: &Secrets, name: &str) -> Result<Ended> {
+    let (run_dir, _lock) = state::lock(settings)?;
+    let mut state = State::load(&run_dir)?;
+    let Some(vm) = state.vms.get(name) else { return Ok(Ended::Clean) };
+    let ended = stop(&run_dir, secrets, name, vm, patience(&state))?;
+    remove_dir(&run_dir.join(name))?;
+    // Last: as long as it stands there, it is removed by whoever tries again.
+    state.vms.remove(name);
+    state.save(&run_dir)?;
+    Ok(ended)
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn ask_node(secrets: &Secrets, name: &str, vm: &Vm, dir: &Path) -> Result<()> {
     let fingerprint = super::console::fingerprint(&dir.join("console.log"));
     let target = format!("127.0.0.1:{}", vm.node_port);
@@ -116,13 +144,7 @@ fn ask_node(secrets: &Secrets, name: &str, vm: &Vm, dir: &Path) -> Result<()> {
 
 fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> {
     for name in state.vms.keys() {
-        let dir = run_dir.join(name);
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", dir.display()));
-            }
-            _ => {}
-        }
+        remove_dir(&run_dir.join(name))?;
     }
     for port in super::switch::ports(settings)?.iter().map(|port| &port.name).chain(state.vms.keys()) {
         for end in ["sw", "vm"] {

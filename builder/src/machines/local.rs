@@ -7,7 +7,7 @@ use crate::client::block_on;
 use crate::config::Settings;
 use crate::local::state::{State, Vm};
 use crate::local::up::ImageFile;
-use crate::local::{console, rebuild, state, stock};
+use crate::local::{console, down, rebuild, state, stock};
 use crate::node::Target;
 use crate::pki::Secrets;
 use crate::progress::Progress;
@@ -62,6 +62,10 @@ impl Machines for LocalMachines<'_> {
         let image = ImageFile { path: file, id: order.image.to_string() };
         let node = self.settings.node(order.node)?;
         rebuild::rebuild(self.settings, self.secrets, node, &image, order.token, order.data, &Progress::hidden())
+    }
+
+    fn remove(&mut self, node: &str) -> Result<Ended> {
+        down::remove(self.settings, self.secrets, node)
     }
 
     fn boot(&self, node: &str) -> Option<String> {

@@ -92,6 +92,9 @@ pub trait Machines {
     /// after it was interrupted, it comes to the same.
     fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended>;
 
+    /// Ends a machine, and removes it with all that is on its disk. One that is gone is no error.
+    fn remove(&mut self, node: &str) -> Result<Ended>;
+
     /// The boot that a machine is in, as its node says it; none while it does not answer.
     fn boot(&self, node: &str) -> Option<String>;
 

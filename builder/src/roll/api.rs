@@ -165,6 +165,11 @@ impl Kube<'_> {
         done(&answer, &format!("changing node {node}"))
     }
 
+    /// Deletes a node: the cluster is without it from then on.
+    pub fn delete_node(&self, node: &str) -> Result<()> {
+        self.delete(&format!("{NODES}/{node}"), &format!("node {node}"))
+    }
+
     /// Evicts a pod where its disruption budget allows it.
     pub fn evict(&self, pod: &Pod) -> Result<Evicted> {
         let body = json!({

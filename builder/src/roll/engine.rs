@@ -439,7 +439,43 @@ impl Engine<'_> {
         Ok(nodes.into_iter().find(|known| known.name == node).map(|known| known.boot).unwrap_or_default())
     }
 
+    /// The node leaves the cluster for good: first its machine, with the keys that it joined by, then what the API server
+    /// knows of it, which the machine would only say again.
+    fn remove(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
+        let name = &entry.node;
+        let claims = self.kube.local_claims()?;
+        if let Some(claim) = claims.iter().find(|claim| claim.node == *name && !entry.lose.contains(&claim.claim)) {
+            let why = format!("claim {} was bound there since the plan was made; it needs a decision too", claim.claim);
+            return self.give_up(book, index, Step::Failed, why);
+        }
+        for claim in &entry.lose {
+            self.kube.delete_claim(claim)?;
+        }
+        match (self.keep_logs)(name) {
+            Ok(said) => (self.say)(&format!("{name}: {said}")),
+            Err(error) => (self.say)(&format!("{name}: its last logs are not kept: {error:#}")),
+        }
+        (self.say)(&format!("{name}: its machine is removed"));
+        match self.machines.remove(name) {
+            Ok(ended) => self.tell(name, ended),
+            Err(error) if error.is::<Killed>() => return Err(error),
+            Err(error) => {
+                let why = format!("its machine could not be removed: {error:#}");
+                return self.give_up(book, index, Step::Failed, why);
+            }
+        }
+        (self.failpoint)(&format!("removed:{name}"))?;
+        // It took its time.
+        self.hold_lock()?;
+        self.kube.delete_node(name)?;
+        (self.failpoint)(&format!("node-deleted:{name}"))?;
+        self.go(book, index, Step::Done)
+    }
+
     fn replace(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
+        if entry.leaves() {
+            return self.remove(book, index, entry);
+        }
         let name = &entry.node;
         // A claim that was bound since the plan was made is in no decision: its node keeps its data.
         let claims = self.kube.local_claims()?;

@@ -592,6 +592,22 @@ impl Machines for Fake {
         Ok(Ended::Clean)
     }
 
+    fn remove(&mut self, node: &str) -> Result<Ended> {
+        let mut world = self.0.borrow_mut();
+        let now = world.now;
+        let serves = world.pods().iter().any(|(_, pod)| pod["spec"]["nodeName"] == node && world.is_ready(pod));
+        if serves {
+            world.faults.push(format!("{now}: {node} is removed with a pod that serves"));
+        }
+        if world.stuck.contains(node) {
+            bail!("it does not end");
+        }
+        if world.machines.remove(node).is_some() {
+            world.order.push(node.to_string());
+        }
+        Ok(Ended::Clean)
+    }
+
     fn boot(&self, node: &str) -> Option<String> {
         let world = self.0.borrow();
         let machine = world.machines.get(node)?;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Raised when a `kimg` of before could not go on with what this one writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A roll.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ pub struct Entry {
     pub master: bool,
     /// The image that it had.
     pub from: String,
-    /// The image that it gets.
+    /// The image that it gets; empty: it leaves the cluster.
     pub to: String,
     /// Its data stays.
     pub keep_data: bool,
@@ -140,7 +140,8 @@ impl Step {
             // A node that does not answer has nothing that could be drained, nor has a master.
             Leaving => matches!(next, Draining | Replacing | Skipped | Failed),
             Draining => matches!(next, Replacing | Skipped | Failed),
-            Replacing => matches!(next, Booting | Failed),
+            // One that leaves the cluster is done then.
+            Replacing => matches!(next, Booting | Done | Failed),
             Booting => matches!(next, Settling | Failed),
             Settling => matches!(next, Booting | Returning | Failed),
             Returning => matches!(next, Recovering | Failed),
@@ -220,9 +221,15 @@ impl Journal {
         waiting.take_while(|i| !self.nodes[*i].master).take(free).collect()
     }
 
+    /// Whether it makes the cluster smaller.
+    pub fn removes(&self) -> bool {
+        self.nodes.iter().any(Entry::leaves)
+    }
+
     /// Whether it puts no other image under any node: broken ones are made anew.
     pub fn heals(&self) -> bool {
-        self.nodes.iter().all(|entry| entry.from == entry.to || entry.from == crate::machines::NO_IMAGE)
+        let heals = |entry: &Entry| entry.from == entry.to || entry.from == crate::machines::NO_IMAGE;
+        self.nodes.iter().all(|entry| heals(entry) && !entry.leaves())
     }
 
     /// The outcome once nothing is under way and nothing may begin.
@@ -232,6 +239,11 @@ impl Journal {
 }
 
 impl Entry {
+    /// Whether it is removed from the cluster, instead of made anew.
+    pub fn leaves(&self) -> bool {
+        self.to.is_empty()
+    }
+
     /// How long it has been in its step.
     pub fn lasted(&self, now: Timestamp) -> Duration {
         Duration::try_from(now.duration_since(self.since)).unwrap_or_default()

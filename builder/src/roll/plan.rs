@@ -1,7 +1,7 @@
 //! What a roll would do, or why it must not begin. Pure.
 
 use super::journal::{Entry, Journal, Outcome, Rules, Step, VERSION};
-use crate::machines::{Machine, local::short};
+use crate::machines::{Machine, NO_IMAGE, local::short};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -98,7 +98,7 @@ pub struct Item {
     pub api_away_secs: Option<u64>,
     /// The image that it has.
     pub from: String,
-    /// The image that it gets.
+    /// The image that it gets; empty: it leaves the cluster.
     pub to: String,
     /// Why it is made anew though its image is the right one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -160,6 +160,61 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
         let master = item.api_away_secs.is_some();
         if wish.back { (whole, master) } else { (!master, whole) }
     });
+    Ok(Plan { nodes: items })
+}
+
+/// Decides what to remove: workers that are to leave the cluster, in this order.
+///
+/// # Errors
+/// [`Refusal`]
+pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
+    let mut items = Vec::new();
+    let (mut lost, mut ended) = (Vec::new(), Vec::new());
+    for name in &wish.nodes {
+        let node = now.nodes.iter().find(|node| node.name == *name);
+        let machine = now.machines.iter().find(|machine| machine.node == *name);
+        let (loses, keeps): (Vec<Claim>, Vec<Claim>) =
+            now.claims.iter().filter(|claim| claim.node == *name).cloned().partition(|c| wish.lose.contains(&c.claim));
+        lost.extend(keeps.iter().map(|claim| format!("{name}: {}", shown(claim))));
+        let ends: Vec<String> = now.bare_pods.iter().filter(|(of, _)| of == name).map(|(_, pod)| pod.clone()).collect();
+        let whole = node.is_some_and(|node| node.ready) && machine.is_some_and(|machine| machine.running);
+        if whole && !wish.lose_pods {
+            ended.extend(ends.iter().map(|pod| format!("{name}: {pod}")));
+        }
+        items.push(Item {
+            node: name.clone(),
+            api_away_secs: None,
+            from: machine.map_or_else(|| NO_IMAGE.to_owned(), |machine| machine.image.clone()),
+            to: String::new(),
+            broken: None,
+            keep_data: false,
+            keeps,
+            loses,
+            ends,
+        });
+    }
+    if !lost.is_empty() {
+        return Err(Refusal::Mistake(format!(
+            "with the machines would go the data of these claims: {}; give each up with `--lose-data CLAIM`, or move it first",
+            lost.join(", ")
+        )));
+    }
+    if !ended.is_empty() {
+        return Err(Refusal::Mistake(format!(
+            "nothing would start these pods again: {}; delete them, or give them up with `--lose-pods`",
+            ended.join(", ")
+        )));
+    }
+    check_claims_named(wish, &items)?;
+    let stays = |node: &&Node| !wish.nodes.contains(&node.name) && !node.ready;
+    let broken: Vec<String> =
+        now.nodes.iter().filter(stays).map(|node| format!("{} is not Ready ({})", node.name, node.reason)).collect();
+    if !broken.is_empty() {
+        return Err(Refusal::Unfit(format!(
+            "the cluster is not whole, and would be smaller still: {}; bring it back first (`kimg heal`)",
+            broken.join(", ")
+        )));
+    }
     Ok(Plan { nodes: items })
 }
 
@@ -280,6 +335,12 @@ impl Plan {
     pub fn text(&self) -> String {
         let mut lines = Vec::new();
         for item in &self.nodes {
+            if item.to.is_empty() {
+                lines.push(format!("{}: is drained and removed, with all that is on its disk", item.node));
+                lines.extend(item.loses.iter().map(|claim| format!("  IS LOST: claim {}", shown(claim))));
+                lines.extend(item.ends.iter().map(|pod| format!("  ends: pod {pod}, which nothing starts again")));
+                continue;
+            }
             let data = if item.keep_data { "keeps its data" } else { "gets a new disk" };
             let images = match &item.broken {
                 Some(broken) if item.from == item.to => format!("{}, again ({broken})", short(&item.to)),

@@ -6,7 +6,7 @@ use super::engine::{Book, Engine, Killed};
 use super::fake::Fake;
 use super::journal::{Journal, OnBlocked, Outcome, Rules, Step};
 use super::lock::Holder;
-use super::plan::{self, Plan, Situation, Wish};
+use super::plan::{self, Plan, Refusal, Situation, Wish};
 use super::{Clock, RealClock};
 use crate::client::Answer;
 use crate::machines::Machines;
@@ -29,6 +29,15 @@ pub(crate) fn never(_: &str) -> Result<()> {
 }
 
 fn make(fake: &Fake, machines: &dyn Machines, wish: &Wish) -> Plan {
+    decide(fake, machines, wish, plan::make).unwrap_or_else(|why| panic!("no plan: {why:?}"))
+}
+
+fn decide(
+    fake: &Fake,
+    machines: &dyn Machines,
+    wish: &Wish,
+    by: fn(&Wish, &Situation<'_>) -> Result<Plan, Refusal>,
+) -> Result<Plan, Refusal> {
     let (kube, keeps_data) = (Kube(fake), machines.keeps_data());
     let machines = machines.list().expect("machines");
     let nodes = kube.nodes().expect("nodes");
@@ -44,7 +53,7 @@ fn make(fake: &Fake, machines: &dyn Machines, wish: &Wish) -> Plan {
         claims: &claims,
         bare_pods: &bare,
     };
-    plan::make(wish, &situation).unwrap_or_else(|why| panic!("no plan: {why:?}"))
+    by(wish, &situation)
 }
 
 pub(super) fn to(fake: &Fake, image: &str) -> Wish {
@@ -528,4 +537,87 @@ fn an_answer_that_cannot_be_read_is_no_empty_node() {
         let kube = Kube(&garbled);
         assert!(kube.pods_on("w1").is_err() && kube.local_claims().is_err() && kube.nodes().is_err(), "{body:?}");
     }
+}
+
+/// The journal of `w2`'s removal.
+fn removal(fake: &Fake, lose: &[&str]) -> Journal {
+    let lose = lose.iter().map(ToString::to_string).collect();
+    let wish = Wish { nodes: vec!["w2".into()], lose, ..Wish::default() };
+    let plan = decide(fake, fake, &wish, plan::remove).unwrap_or_else(|why| panic!("no plan: {why:?}"));
+    plan.journal(rules(), Vec::new(), false, fake.now())
+}
+
+fn check_removed(fake: &Fake, at: &str) {
+    let world = fake.0.borrow();
+    assert_eq!(world.machines.keys().collect::<Vec<_>>(), ["w1", "w3"], "{at}");
+    assert!(!world.objects.contains_key("/api/v1/nodes/w2"), "{at}: the node is left");
+    assert_eq!(world.order, ["w2"], "{at}");
+    assert!(world.faults.is_empty(), "{at}: {:?}", world.faults);
+    drop(world);
+    assert!(fake.names(LEASE).is_empty() && fake.names(SECRETS).is_empty(), "{at}");
+}
+
+#[test]
+fn a_worker_leaves_and_nobody_notices_wherever_it_is_killed() {
+    let mut points = Vec::new();
+    for number in 0.. {
+        let fake = Fake::new(3);
+        let anew = || removal(&fake, &[]);
+        let point = kill(number, |_| true, |failpoint| command(&fake, fake.process(), failpoint, anew));
+        let (outcome, journal) = command(&fake, fake.process(), &never, anew).expect("a removal");
+        assert_eq!(outcome, Outcome::Done, "after {point:?}: {journal:?}");
+        assert!(journal.removes() && !journal.heals());
+        check_removed(&fake, &format!("{point:?}"));
+        let Some(point) = point else { break };
+        points.push(point);
+    }
+    for point in ["draining:w2", "replacing:w2", "removed:w2", "node-deleted:w2", "done:w2"] {
+        assert!(points.iter().any(|known| known == point), "nothing was killed at {point}: {points:?}");
+    }
+}
+
+#[test]
+fn a_removal_obeys_budgets_and_loses_no_claim_without_a_decision() {
+    let fake = Fake::new(3);
+    bind(&fake);
+    let wish = Wish { nodes: vec!["w2".into()], ..Wish::default() };
+    let refused = decide(&fake, &fake, &wish, plan::remove).expect_err("a decision is missing");
+    assert!(matches!(&refused, Refusal::Mistake(why) if why.contains("w2: a/db (1Gi, no pod)")), "{refused:?}");
+    let wrong = Wish { lose: vec!["a/other".into(), "a/db".into()], ..wish };
+    assert!(
+        matches!(decide(&fake, &fake, &wrong, plan::remove), Err(Refusal::Mistake(why)) if why.contains("a/other"))
+    );
+    let (outcome, _) = command(&fake, fake.process(), &never, || removal(&fake, &["a/db"])).expect("a removal");
+    assert_eq!(outcome, Outcome::Done);
+    assert!(!fake.0.borrow().objects.contains_key(CLAIM));
+    check_removed(&fake, "with a claim");
+
+    // Bound after the plan was made.
+    let fake = Fake::new(3);
+    let bound = |point: &str| {
+        if point == "leaving:w2" {
+            bind(&fake);
+        }
+        Ok(())
+    };
+    let (outcome, journal) = command(&fake, fake.process(), &bound, || removal(&fake, &[])).expect("an end");
+    assert_eq!(outcome, Outcome::Stopped);
+    assert!(journal.nodes[0].why.as_ref().is_some_and(|why| why.contains("claim a/db")), "{journal:?}");
+    assert!(fake.0.borrow().machines["w2"].running);
+
+    // A budget that leaves no room.
+    let fake = Fake::new(3);
+    fake.0.borrow_mut().budget = Some(2);
+    let on = fake.0.borrow().machines.keys().nth(1).cloned();
+    let (outcome, journal) = command(&fake, fake.process(), &never, || removal(&fake, &[])).expect("an end");
+    let world = fake.0.borrow();
+    assert_eq!((outcome, on.as_deref()), (Outcome::Stopped, Some("w2")), "{journal:?}");
+    assert!(world.machines["w2"].running && world.objects["/api/v1/nodes/w2"]["spec"]["unschedulable"].is_null());
+
+    // What is broken elsewhere comes first.
+    drop(world);
+    let fake = Fake::new(3);
+    fake.stop("w3");
+    let wish = Wish { nodes: vec!["w2".into()], ..Wish::default() };
+    assert!(matches!(decide(&fake, &fake, &wish, plan::remove), Err(Refusal::Unfit(why)) if why.contains("w3")));
 }

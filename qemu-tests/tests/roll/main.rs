@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         ("all_nodes_are_replaced_and_no_acknowledged_write_is_lost", all_nodes),
         ("an_image_whose_api_server_never_answers_goes_back", mute_master),
         ("a_worker_that_was_killed_is_healed", healed),
+        ("a_worker_comes_and_goes_and_no_request_is_lost", scaled),
+        ("a_cluster_that_was_stopped_starts_with_its_data", stopped),
     ];
     let long = &[
         "a_claim_that_is_bound_to_a_node_keeps_its_data",
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
         "all_nodes_are_replaced_and_no_acknowledged_write_is_lost",
         "an_image_whose_api_server_never_answers_goes_back",
         "a_worker_that_was_killed_is_healed",
+        "a_worker_comes_and_goes_and_no_request_is_lost",
+        "a_cluster_that_was_stopped_starts_with_its_data",
     ];
     let cluster = settings("roll", 2, "", "spare-ports = 1");
     suite::main(Suite { name: "roll", cluster, tests, long, end: || () })
@@ -290,5 +294,40 @@ fn healed(cluster: &Cluster) -> Result {
     let after = boots(cluster)?;
     ensure!(boot_of(&after, "worker-2") != boot_of(&before, "worker-2"), "worker-2 did not boot anew");
     ensure!(boot_of(&after, "worker-1") == boot_of(&before, "worker-1"), "worker-1 was touched");
+    check_whole(cluster)
+}
+
+/// A third worker, and without it again; killed in between.
+fn scaled(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    let path = cluster.dir.join("cluster.toml");
+    let before = std::fs::read_to_string(&path).context("reading cluster.toml")?;
+    let grown = cluster.kimg(&["scale", "workers", "3", "--yes"])?;
+    ensure!(grown.ok && grown.out.contains("cluster.toml gets worker-3"), "{}", grown.all());
+    ensure!(boots(cluster)?.iter().any(|(name, ..)| name == "worker-3"), "{:?}", boots(cluster)?);
+    // The switch starts anew for another node, which no provider's does.
+    let visitor = Visitor::start(cluster)?;
+    let killed = cluster.kimg(&["scale", "workers", "2", "--yes", "--fail-at", "removed:worker-3"])?;
+    ensure!(killed.code == 137, "{}", killed.all());
+    let smaller = cluster.kimg(&["scale", "workers", "2", "--yes"])?;
+    let visits = visitor.stop()?;
+    ensure!(smaller.ok && smaller.out.contains("removed: worker-3"), "{}", smaller.all());
+    visits.check_all_seen()?;
+    ensure!(boots(cluster)?.iter().all(|(name, ..)| name != "worker-3"), "{:?}", boots(cluster)?);
+    ensure!(!cluster.dir.join("run/worker-3").exists(), "its disk is left");
+    let after = std::fs::read_to_string(&path).context("reading cluster.toml")?;
+    ensure!(after == before, "cluster.toml is another:\n{after}");
+    check_whole(cluster)
+}
+
+/// Also what was written right before.
+fn stopped(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    cluster.k(&["-n", "shop", "create", "configmap", "written-last", "--from-literal=a=b"])?;
+    let stopped = cluster.kimg(&["stop"])?.success()?;
+    ensure!(stopped.contains("stopped worker-1, worker-2, master-1") && !stopped.contains("were ended"), "{stopped}");
+    cluster.kimg(&["start"])?.success()?;
+    cluster.k(&["-n", "shop", "delete", "configmap", "written-last"])?;
+    web(cluster)?;
     check_whole(cluster)
 }

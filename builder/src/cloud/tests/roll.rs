@@ -112,6 +112,13 @@ impl Machines for Both<'_> {
         self.fake.rebuild(order)
     }
 
+    fn remove(&mut self, node: &str) -> Result<Ended> {
+        let ended = self.cloud.remove(node);
+        let ended = self.told(node, ended)?;
+        self.fake.remove(node)?;
+        Ok(ended)
+    }
+
     fn boot(&self, node: &str) -> Option<String> {
         self.cloud.boot(node)
     }
@@ -379,5 +386,25 @@ fn a_node_that_hears_ends_by_itself() {
             command_on(&fake, both, fake.process(), &never, |both| planned(&fake, both)).unwrap();
             assert_eq!(both.ended.get(), Some(how), "{which:?}");
         });
+    }
+}
+
+#[test]
+fn a_worker_is_removed_for_good_and_others_are_switched_off() {
+    for which in ALL {
+        let there = begun(which);
+        let (stage, fake) = (stage(which, &there), Fake::new(2));
+        with(&stage, &fake, |both| {
+            // One that does not hear it is not said to be off.
+            let off = both.cloud.switch_off("w1").unwrap();
+            assert_eq!(off, which == Which::Hetzner);
+            assert_eq!(stage.cloud().inventory().unwrap().servers.len(), 3);
+            both.cloud.remove("w2").unwrap();
+            both.cloud.remove("w2").unwrap();
+        });
+        let servers = stage.cloud().inventory().unwrap().servers;
+        let mut nodes: Vec<&str> = servers.iter().map(|server| server.node.as_str()).collect();
+        nodes.sort_unstable();
+        assert_eq!(nodes, ["m", "w1"]);
     }
 }

@@ -1,0 +1,220 @@
+//! `kimg scale workers N`: `cluster.toml` gets the nodes and `up` makes them, or nodes are drained and removed, and then
+//! taken out of it.
+
+use super::roll::{self, RollArgs};
+use super::{dir_flag, next, program, vm};
+use crate::config::{self, FILE_NAME, Settings, edit};
+use crate::input;
+use crate::local::state::{self, State};
+use crate::roll::journal::{Journal, OnBlocked, Outcome, Step};
+use anyhow::{Context, Result, bail};
+use node_metadata::Role;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 the cluster has so many workers; 1 it is not fit for it, or a node could not be drained; \
+2 a mistake, or a decision that is missing; 130 interrupted.\n\nHow it works: docs/how-to/scale.md"
+)]
+pub(super) struct ScaleArgs {
+    /// `workers`
+    what: String,
+    /// How many there are to be; the last ones of cluster.toml go first
+    count: usize,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// How long a drain may take, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// What to do with a node that is not drained in time
+    #[arg(long, value_name = "WHAT", default_value = "stop")]
+    on_blocked: OnBlocked,
+    /// Give up the local volume of this claim; may be repeated
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    lose_data: Vec<String>,
+    /// Give up pods that no controller starts again
+    #[arg(long)]
+    lose_pods: bool,
+    /// Folder with kimg-node, kimg-control and kimg-stage1
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    components: Option<PathBuf>,
+    /// End at once at this point of the journal, as if killed; for tests
+    #[arg(long, hide = true, value_name = "POINT")]
+    fail_at: Option<String>,
+}
+
+pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
+    match args.what.as_str() {
+        "workers" if args.count > 0 => {}
+        "workers" => {
+            return input::bad("a cluster without workers runs nothing; `kimg down` ends all machines, and keeps data");
+        }
+        "master" | "masters" => {
+            return input::bad("a cluster has one master; `kimg scale workers N` is what can be said");
+        }
+        other => return input::bad(format!("`{other}` cannot be scaled; say `kimg scale workers N`")),
+    }
+    // What was interrupted comes to its end first.
+    let settings = match removed(args, settings, &[])? {
+        Some(journal) if journal.outcome == Outcome::Done => forget(settings, &journal)?,
+        Some(_) => return Ok(ExitCode::FAILURE),
+        None => settings.clone(),
+    };
+    let workers: Vec<String> = settings.nodes_of(Role::Worker).map(|node| node.entry.name.clone()).collect();
+    if args.count > workers.len() {
+        return grow(args, &settings, &workers);
+    }
+    let gone = &workers[args.count..];
+    if gone.is_empty() {
+        println!("cluster {} has {} workers; nothing to do", settings.name, workers.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(journal) = removed(args, &settings, gone)? else { return Ok(ExitCode::SUCCESS) };
+    let settings = forget(&settings, &journal)?;
+    let left = settings.nodes_of(Role::Worker).count();
+    println!("cluster {} has {left} workers, here and in {FILE_NAME}", settings.name);
+    next(&format!("{} status{}", program(), dir_flag(&settings)));
+    Ok(if left == args.count { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Drains and removes nodes, or goes on with that where none is named; none where nothing was to be done, or only shown.
+fn removed(args: &ScaleArgs, settings: &Settings, gone: &[String]) -> Result<Option<Journal>> {
+    let roll = RollArgs {
+        nodes: gone.to_vec(),
+        dry_run: args.dry_run,
+        yes: args.yes,
+        timeout: args.timeout,
+        on_blocked: args.on_blocked,
+        lose_data: args.lose_data.clone(),
+        lose_pods: args.lose_pods,
+        fail_at: args.fail_at.clone(),
+        ..RollArgs::plain()
+    };
+    if gone.is_empty() && settings.provider.is_none() && !settings.run_dir().join("roll.json").exists() {
+        // No roll was ever begun here, and there may be no cluster yet.
+        return Ok(None);
+    }
+    if let Some(why) = state::stopped(settings, &State::load(&settings.run_dir())?, None) {
+        bail!(why);
+    }
+    roll::at_place(settings, |secrets, place, machines| roll::remove(&roll, settings, secrets, place, machines))
+}
+
+/// Takes the nodes that are gone out of `cluster.toml`.
+fn forget(settings: &Settings, journal: &Journal) -> Result<Settings> {
+    let gone = journal.nodes.iter().filter(|entry| entry.step == Step::Done && entry.leaves());
+    let gone: Vec<String> = gone.map(|entry| entry.node.clone()).collect();
+    let left = settings.nodes.iter().map(|node| node.entry.name.clone()).filter(|name| !gone.contains(name)).collect();
+    let text = edit::without(&settings.text, &gone);
+    let (path, settings) = edited(settings, &text, left, &format!("take out {}", gone.join(", ")))?;
+    write(&path, &text)?;
+    Ok(settings)
+}
+
+fn grow(args: &ScaleArgs, settings: &Settings, workers: &[String]) -> Result<ExitCode> {
+    let all: Vec<String> = settings.nodes.iter().map(|node| node.entry.name.clone()).collect();
+    let names = new_names(&all, workers.last().map(String::as_str), args.count - workers.len());
+    let last = workers.last().or(all.last()).context("cluster.toml names no node")?;
+    let text = edit::with(&settings.text, &names, last, !workers.is_empty());
+    let wanted = all.iter().chain(&names).cloned().collect();
+    let (path, grown) = edited(settings, &text, wanted, &format!("add {}", names.join(", ")))?;
+    println!("{FILE_NAME} gets {}, like {last}", names.join(", "));
+    if settings.provider.is_some() {
+        // Whether it can be had, before anything says that it shall be.
+        if !super::cloud::agreed_to(&grown, args.yes || args.dry_run)? {
+            return Ok(ExitCode::SUCCESS);
+        }
+    } else if let Some(fault) = &grown.local.fault {
+        return Err(fault.clone().into());
+    }
+    if args.dry_run {
+        return Ok(ExitCode::SUCCESS);
+    }
+    write(&path, &text)?;
+    vm::up(&vm::UpArgs { components: args.components.clone(), yes: true }, &grown)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names that go on with the last worker's: `worker-3` after `worker-2`.
+fn new_names(all: &[String], last: Option<&str>, count: usize) -> Vec<String> {
+    let stem = last.map_or("worker-", |name| name.trim_end_matches(|c: char| c.is_ascii_digit()));
+    let stem = if last == Some(stem) { format!("{stem}-") } else { stem.to_owned() };
+    let number = |name: &String| name.strip_prefix(&stem)?.parse::<u32>().ok();
+    let highest = all.iter().filter_map(number).max().unwrap_or_default();
+    (1..).map(|more| format!("{stem}{}", highest.saturating_add(more))).take(count).collect()
+}
+
+/// What the new text says, where it says what it should.
+fn edited(settings: &Settings, text: &str, wanted: Vec<String>, what: &str) -> Result<(PathBuf, Settings)> {
+    let path = settings.dir.join(FILE_NAME);
+    let mut wanted = wanted;
+    wanted.sort_unstable();
+    let by_hand = |why: &str| {
+        input::bad(format!(
+            "{}: kimg cannot {what} there{why}; do so by hand: each node as a [[nodes]] table of its own can be edited by kimg",
+            path.display()
+        ))
+    };
+    match config::parse(&path, text, &settings.dir) {
+        Ok(new) => {
+            let mut names: Vec<String> = new.nodes.iter().map(|node| node.entry.name.clone()).collect();
+            names.sort_unstable();
+            if names == wanted { Ok((path, new)) } else { by_hand("") }
+        }
+        Err(error) => by_hand(&format!(" ({error})")),
+    }
+}
+
+/// Whole or not at all, and as readable as before.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let path = path.canonicalize().with_context(|| format!("resolving {}", path.display()))?;
+    let writing = || format!("writing {}", path.display());
+    let mut file =
+        tempfile::NamedTempFile::new_in(path.parent().context("a file lies in a folder")?).with_context(writing)?;
+    file.write_all(text.as_bytes()).with_context(writing)?;
+    let like = std::fs::metadata(&path).with_context(writing)?.permissions();
+    file.as_file().set_permissions(like).with_context(writing)?;
+    file.as_file().sync_all().with_context(writing)?;
+    file.persist(&path).with_context(writing)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_go_on() {
+        let all = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(new_names(&all(&["m", "worker-1", "worker-2"]), Some("worker-2"), 2), ["worker-3", "worker-4"]);
+        assert_eq!(new_names(&all(&["m"]), None, 1), ["worker-1"]);
+        assert_eq!(new_names(&all(&["m", "a9", "a2"]), Some("a2"), 1), ["a10"]);
+        assert_eq!(new_names(&all(&["m", "web"]), Some("web"), 1), ["web-1"]);
+    }
+
+    #[test]
+    fn the_file_is_changed_only_to_what_was_meant() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join(FILE_NAME);
+        let inline =
+            "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+        let settings = config::parse(&path, inline, dir.path()).expect("valid");
+        let text = edit::without(inline, &["w".into()]);
+        let error = edited(&settings, &text, vec!["m".into()], "take out w").expect_err("stays").to_string();
+        assert!(error.contains("kimg cannot take out w there; do so by hand"), "{error}");
+        let tables =
+            "name = \"demo\"\n[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname = \"w\"\nrole = \"worker\"\n";
+        std::fs::write(&path, tables).expect("written");
+        let settings = config::load(dir.path()).expect("valid");
+        let text = edit::without(&settings.text, &["w".into()]);
+        let (path, new) = edited(&settings, &text, vec!["m".into()], "take out w").expect("edited");
+        write(&path, &text).expect("written");
+        assert_eq!(config::load(dir.path()).expect("valid").nodes.len(), new.nodes.len());
+    }
+}
