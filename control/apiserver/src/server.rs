@@ -1,8 +1,11 @@
 //! TLS, HTTP/1.1 and HTTP/2 on one port.
 
+use std::io::{ErrorKind, IoSlice};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,6 +17,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CipherSuite, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -156,6 +160,75 @@ pub async fn serve(
     }
 }
 
+/// A connection that carries nothing more, in either direction, once its client's certificate was taken back: watches,
+/// logs, exec and what else goes on without a new request. One that was taken back before is let in, and gets its 401.
+struct Guarded {
+    stream: tokio_rustls::server::TlsStream<TcpStream>,
+    state: Arc<AppState>,
+    chain: Arc<[CertificateDer<'static>]>,
+    /// Revision of the ConfigMaps at the last look.
+    looked_at: u64,
+    let_in: bool,
+}
+
+impl Guarded {
+    fn new(
+        stream: tokio_rustls::server::TlsStream<TcpStream>,
+        state: Arc<AppState>,
+        chain: Arc<[CertificateDer<'static>]>,
+    ) -> Guarded {
+        let looked_at = state.config_maps.last_change();
+        let let_in = chain.is_empty() || state.authn.is_taken_back(&state.registry, &chain);
+        Guarded { stream, state, chain, looked_at, let_in }
+    }
+
+    fn check(&mut self) -> std::io::Result<()> {
+        if self.let_in {
+            return Ok(());
+        }
+        let now = self.state.config_maps.last_change();
+        if now == self.looked_at {
+            return Ok(());
+        }
+        if self.state.authn.is_taken_back(&self.state.registry, &self.chain) {
+            return Err(std::io::Error::new(ErrorKind::PermissionDenied, "the client's certificate was taken back"));
+        }
+        self.looked_at = now;
+        Ok(())
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
 /// Bytes that the headers of a request may take over HTTP/2.
 const HEADERS: u32 = 256 << 10;
 
@@ -181,8 +254,9 @@ async fn connection(
         }
         Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
     };
-    let peer_certificates =
+    let peer_certificates: Arc<[CertificateDer<'static>]> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let stream = Guarded::new(stream, state.clone(), peer_certificates.clone());
     let connection = Arc::new(Connection { remote, peer_certificates });
     let service = service_fn(move |request| {
         let (state, connection) = (state.clone(), connection.clone());

@@ -14,7 +14,7 @@ use crate::backup::Backup;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
-use crate::registry::Registry;
+use crate::registry::{Cache, Registry};
 use crate::streaming::Streaming;
 use crate::usage::Usages;
 
@@ -30,6 +30,8 @@ pub struct CustomKinds {
 pub struct AppState {
     pub config: Config,
     pub registry: Registry,
+    /// Looked at whenever a connection carries something: found without a search.
+    pub(crate) config_maps: Arc<Cache>,
     pub authn: Authn,
     pub authz: Authz,
     pub admission: Admission,
@@ -76,6 +78,7 @@ impl AppState {
             ready: watch::Sender::new(false),
             stopping: watch::Sender::new(false),
             config,
+            config_maps: registry.cache("", "configmaps"),
             registry,
         }))
     }

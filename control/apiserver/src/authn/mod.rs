@@ -9,6 +9,7 @@ pub mod front_proxy;
 pub mod impersonation;
 pub mod jwt;
 pub mod reviews;
+pub mod revoked;
 pub mod service_account;
 pub mod user;
 pub mod view;
@@ -35,6 +36,7 @@ use crate::request::UserInfo;
 use crate::state::AppState;
 
 pub use reviews::{review, token_request};
+use revoked::Revoked;
 use service_account::Tokens;
 use view::ClusterView;
 use x509::{Peer, PeerVerifier};
@@ -71,6 +73,7 @@ pub struct Authn {
     audiences: Vec<String>,
     anonymous: bool,
     seen: Mutex<HashMap<[u8; 32], Arc<Peer>>>,
+    revoked: Revoked,
 }
 
 impl std::fmt::Debug for Authn {
@@ -102,6 +105,7 @@ impl Authn {
             audiences,
             anonymous: config.anonymous_auth,
             seen: Mutex::default(),
+            revoked: Revoked::default(),
         })
     }
 
@@ -136,7 +140,9 @@ impl Authn {
         headers: &HeaderMap,
         now: i64,
     ) -> Result<UserInfo, AuthnError> {
-        match &*self.peer(chain) {
+        let peer = self.peer(chain);
+        self.revoked.check(view, &peer)?;
+        match &*peer {
             Peer::FrontProxy { common_name, not_after } => {
                 x509::check_not_after(*not_after, now)?;
                 if !self.proxy_names.is_empty() && !self.proxy_names.contains(common_name) {
@@ -149,7 +155,7 @@ impl Authn {
                     return Ok(user);
                 }
             }
-            Peer::Client { user, not_after } => {
+            Peer::Client { user, not_after, .. } => {
                 x509::check_not_after(*not_after, now)?;
                 return Ok(user.clone());
             }
@@ -163,6 +169,11 @@ impl Authn {
             return Err(AuthnError::refused("the Authorization header is not a bearer token"));
         }
         if self.anonymous { Ok(UserInfo::anonymous()) } else { Err(AuthnError::refused("no credentials were shown")) }
+    }
+
+    /// Whether this chain's certificate was taken back.
+    pub(crate) fn is_taken_back(&self, view: &dyn ClusterView, chain: &[CertificateDer<'_>]) -> bool {
+        self.revoked.check(view, &self.peer(chain)).is_err()
     }
 
     fn peer(&self, chain: &[CertificateDer<'_>]) -> Arc<Peer> {
@@ -292,6 +303,7 @@ mod tests {
             audiences: vec!["https://kubernetes.default.svc".into()],
             anonymous,
             seen: Mutex::default(),
+            revoked: Revoked::default(),
         }
     }
 

@@ -11,6 +11,7 @@ pub const PODS: Gr = ("", "pods");
 pub const NODES: Gr = ("", "nodes");
 pub const SECRETS: Gr = ("", "secrets");
 pub const NAMESPACES: Gr = ("", "namespaces");
+pub const CONFIG_MAPS: Gr = ("", "configmaps");
 pub const SERVICES: Gr = ("", "services");
 pub const SERVICE_ACCOUNTS: Gr = ("", "serviceaccounts");
 pub const PVS: Gr = ("", "persistentvolumes");

@@ -23,7 +23,7 @@ pub enum Peer {
     #[default]
     None,
     /// Signed by the client CA.
-    Client { user: UserInfo, not_after: i64 },
+    Client { user: UserInfo, fingerprint: String, not_before: i64, not_after: i64 },
     /// Signed by the front-proxy CA: may speak for others with X-Remote-* headers.
     FrontProxy { common_name: String, not_after: i64 },
     /// Shown, but not signed by any CA of ours, or out of date.
@@ -50,7 +50,7 @@ impl PeerVerifier {
             Some(ca) => ca.verify_client_cert(leaf, rest, now).map(|_| ()).map_err(|e| e.to_string()),
             None => Err("no such CA".to_string()),
         };
-        let (subject, not_after) = match subject_of(leaf) {
+        let Named { user: subject, fingerprint, not_before, not_after } = match named(leaf) {
             Ok(parsed) => parsed,
             Err(e) => return Peer::Rejected(e),
         };
@@ -59,7 +59,7 @@ impl PeerVerifier {
         }
         match signed_by(&self.client) {
             Ok(()) if subject.name.is_empty() => Peer::Rejected("client certificate has no common name".into()),
-            Ok(()) => Peer::Client { user: subject, not_after },
+            Ok(()) => Peer::Client { user: subject, fingerprint, not_before, not_after },
             Err(e) => Peer::Rejected(format!("client certificate of {:?}: {e}", subject.name)),
         }
     }
@@ -80,16 +80,28 @@ fn verifier(cas: &[CertificateDer<'_>]) -> Result<Option<Arc<dyn ClientCertVerif
     Ok(Some(built))
 }
 
-/// The user a leaf's subject names: CN and every O.
-fn subject_of(leaf: &CertificateDer<'_>) -> Result<(UserInfo, i64), String> {
+/// What a leaf says.
+struct Named {
+    user: UserInfo,
+    /// SHA-256 of its DER, hex.
+    fingerprint: String,
+    not_before: i64,
+    not_after: i64,
+}
+
+/// The user a leaf's subject names (CN and every O), and the rest.
+fn named(leaf: &CertificateDer<'_>) -> Result<Named, String> {
     let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| format!("client certificate is unreadable: {e}"))?;
     let text = |attr: &x509_parser::x509::AttributeTypeAndValue<'_>| attr.as_str().unwrap_or_default().to_string();
     let name = cert.subject().iter_common_name().next().map(text).unwrap_or_default();
     let groups: Vec<String> = cert.subject().iter_organization().map(text).filter(|g| !g.is_empty()).collect();
     let mut user = UserInfo::authenticated(name, groups);
-    let id = format!("X509SHA256={}", hex::encode(<sha2::Sha256 as sha2::Digest>::digest(leaf)));
+    let fingerprint = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(leaf));
+    let id = format!("X509SHA256={fingerprint}");
     user.extra.insert("authentication.kubernetes.io/credential-id".into(), vec![id]);
-    Ok((user, cert.validity().not_after.timestamp()))
+    let validity = cert.validity();
+    let (not_before, not_after) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+    Ok(Named { user, fingerprint, not_before, not_after })
 }
 
 /// Refuses a certificate that ran out while its connection lived on.

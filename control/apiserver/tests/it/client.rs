@@ -19,6 +19,7 @@ pub struct Cluster {
     dir: TempDir,
     tls: Arc<rustls::ClientConfig>,
     stranger: Arc<rustls::ClientConfig>,
+    authority: Option<Arc<Issuer<'static, KeyPair>>>,
     port: u16,
 }
 
@@ -118,7 +119,8 @@ impl Cluster {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .unwrap();
-        let mut cluster = Cluster { server: None, dir, tls: Arc::new(tls), stranger: Arc::new(stranger), port: 0 };
+        let (tls, stranger, authority) = (Arc::new(tls), Arc::new(stranger), Some(Arc::new(issuer)));
+        let mut cluster = Cluster { server: None, dir, tls, stranger, authority, port: 0 };
         cluster.begin_with(change).await;
         cluster
     }
@@ -150,7 +152,38 @@ impl Cluster {
     /// A client of another server of the same cluster.
     pub fn at(&self, port: u16) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
-        Cluster { server: None, dir, tls: self.tls.clone(), stranger: self.stranger.clone(), port }
+        let (tls, stranger, authority) = (self.tls.clone(), self.stranger.clone(), self.authority.clone());
+        Cluster { server: None, dir, tls, stranger, authority, port }
+    }
+
+    /// The same client once more.
+    pub fn at_same_port(&self) -> Cluster {
+        self.at(self.port)
+    }
+
+    /// Another client of the same server, and the SHA-256 of its certificate, which is valid from `from` (Unix seconds).
+    pub fn client(&self, name: &str, group: &str, from: i64) -> (Cluster, String) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = std::time::SystemTime::UNIX_EPOCH.into();
+        params.not_before += std::time::Duration::from_secs(from as u64);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, self.authority.as_deref().unwrap()).unwrap();
+        let der = certificate.der().clone();
+        let fingerprint = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&der));
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.dir.path().join("ca.crt")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![der], PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap())
+            .unwrap();
+        (Cluster { tls: Arc::new(tls), ..self.at(self.port) }, fingerprint)
     }
 
     /// Ends the server in order.
@@ -316,16 +349,28 @@ pub struct Events {
 impl Events {
     /// Type and object of the next event; None at the end of the stream.
     pub async fn next(&mut self) -> Option<(String, Value)> {
+        self.read().await.map(Result::unwrap)
+    }
+
+    /// The same; None also where the connection breaks.
+    pub async fn try_next(&mut self) -> Option<(String, Value)> {
+        self.read().await?.ok()
+    }
+
+    async fn read(&mut self) -> Option<Result<(String, Value), hyper::Error>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let mut event: Value = serde_json::from_slice(&line).unwrap();
-                return Some((event["type"].as_str().unwrap().to_string(), event["object"].take()));
+                return Some(Ok((event["type"].as_str().unwrap().to_string(), event["object"].take())));
             }
             let frame = tokio::time::timeout(std::time::Duration::from_secs(20), self.body.frame())
                 .await
                 .expect("an event in time")?;
-            self.buffer.extend_from_slice(frame.unwrap().data_ref().unwrap());
+            match frame {
+                Ok(frame) => self.buffer.extend_from_slice(frame.data_ref().unwrap()),
+                Err(error) => return Some(Err(error)),
+            }
         }
     }
 

@@ -14,6 +14,7 @@ mod limits;
 mod memory;
 mod objects;
 mod reads;
+mod revoked;
 mod rights;
 mod watches;
 mod writes;

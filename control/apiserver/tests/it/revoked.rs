@@ -1,0 +1,127 @@
+//! Credentials that are taken back are refused, also on what is open; others go on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::client::{Cluster, Events};
+
+const MAPS: &str = "/api/v1/namespaces/kube-system/configmaps";
+
+async fn revoke(cluster: &Cluster, key: &str, value: &str) {
+    let patch =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kimg-revoked"}, "data": {key: value}});
+    let path = format!("{MAPS}/kimg-revoked?fieldManager={key}");
+    let answer = cluster.patch(&path, "apply-patch+yaml", patch).await;
+    assert!(answer.code < 300, "{}", String::from_utf8_lossy(&answer.body));
+}
+
+/// Whether the watch ends without having told anything of `name`.
+async fn ends_before(mut events: Events, name: &str) -> bool {
+    while let Some((_, object)) = events.try_next().await {
+        if object["metadata"]["name"] == name {
+            return false;
+        }
+    }
+    true
+}
+
+fn map(name: &str) -> Value {
+    json!({"metadata": {"name": name}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_taken_back_is_refused_at_once_and_nobody_else_is() {
+    let cluster = Cluster::start().await;
+    let (leaked, fingerprint) = cluster.client("kubernetes-admin", "system:masters", 1_700_000_000);
+    let (renewed, _) = cluster.client("kubernetes-admin", "system:masters", 1_700_000_001);
+    let (old, _) = cluster.client("joe", "system:masters", 1_700_000_000);
+    let (new, _) = cluster.client("joe", "system:masters", 1_700_000_001);
+    for client in [&leaked, &renewed, &old, &new] {
+        client.get("/api/v1/nodes").await.expect(200);
+    }
+    // Somebody asks all the while.
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let others = tokio::spawn({
+        let (stop, asked) = (stop.clone(), asked.clone());
+        let (renewed, _) = cluster.client("kubernetes-admin", "system:masters", 1_700_000_002);
+        async move {
+            while !stop.load(Ordering::SeqCst) {
+                renewed.get("/api/v1/nodes").await.expect(200);
+                asked.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let watch = |client: &Cluster| {
+        let path = format!("{MAPS}?watch=1&timeoutSeconds=60");
+        let client = client.at_same_port();
+        async move { client.watch(&path).await }
+    };
+    let (open, other) = (watch(&leaked).await, watch(&renewed).await);
+
+    revoke(&cluster, &format!("certificate.{fingerprint}"), "kubernetes-admin").await;
+    assert_eq!(leaked.get("/api/v1/nodes").await.failure(), (401, "Unauthorized".into()));
+    renewed.get("/api/v1/nodes").await.expect(200);
+    cluster.post(MAPS, map("after")).await.expect(201);
+    assert!(ends_before(open, "after").await, "the watch of what was taken back went on");
+    assert!(!ends_before(other, "after").await, "another's watch ended");
+
+    let user = format!("user.{}", hex::encode(Sha256::digest("joe")));
+    revoke(&cluster, &user, "2023-11-14T22:13:21Z joe").await;
+    assert_eq!(old.get("/api/v1/nodes").await.failure(), (401, "Unauthorized".into()));
+    new.get("/api/v1/nodes").await.expect(200);
+
+    let before = asked.load(Ordering::SeqCst);
+    while asked.load(Ordering::SeqCst) == before && !others.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    others.await.expect("nobody else was interrupted");
+}
+
+const ACCOUNTS: &str = "/api/v1/namespaces/default/serviceaccounts";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_the_key_before_are_taken_until_it_leaves_the_trust() {
+    let keys = tempfile::tempdir().unwrap();
+    let (old, new) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+    for (name, key) in [("old", &old), ("new", &new)] {
+        std::fs::write(keys.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+    // As an image has them: one file, the key of now first.
+    std::fs::write(keys.path().join("both.pub"), new.public_key_pem() + &old.public_key_pem()).unwrap();
+    std::fs::write(keys.path().join("new.pub"), new.public_key_pem()).unwrap();
+    let at = |name: &str| keys.path().join(name);
+    let mut cluster = Cluster::start_with(|config| config.service_account_signing_key_file = Some(at("old.key"))).await;
+    cluster.post(ACCOUNTS, json!({"metadata": {"name": "app"}})).await.expect(201);
+    async fn token(cluster: &Cluster) -> String {
+        let request = json!({"spec": {"expirationSeconds": 3600}});
+        let answer = cluster.post(&format!("{ACCOUNTS}/app/token"), request).await.expect(201);
+        format!("Bearer {}", answer["status"]["token"].as_str().unwrap())
+    }
+    async fn code(cluster: &Cluster, token: &str) -> u16 {
+        cluster.get_as_stranger("/api", &[("authorization", token)]).await.code
+    }
+    let before = token(&cluster).await;
+    assert_eq!(code(&cluster, &before).await, 200);
+    cluster.end().await;
+
+    let begun = |config: &mut kube_apiserver::Config| {
+        config.service_account_signing_key_file = Some(at("new.key"));
+        config.service_account_key_file = vec![at("both.pub")];
+    };
+    cluster.begin_with(begun).await;
+    let after = token(&cluster).await;
+    assert_eq!((code(&cluster, &before).await, code(&cluster, &after).await), (200, 200));
+    cluster.end().await;
+
+    let finished = |config: &mut kube_apiserver::Config| {
+        config.service_account_signing_key_file = Some(at("new.key"));
+        config.service_account_key_file = vec![at("new.pub")];
+    };
+    cluster.begin_with(finished).await;
+    assert_eq!((code(&cluster, &before).await, code(&cluster, &after).await), (401, 200));
+    cluster.end().await;
+}
