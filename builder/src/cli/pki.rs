@@ -4,11 +4,15 @@ use super::{dir_flag, next, program, write_out};
 use crate::client::block_on;
 use crate::config::{SecretsForm, Settings};
 use crate::input;
+use crate::local::state;
 use crate::logs::line::harmless;
 use crate::node::Target;
 use crate::pki::kubeconfig::{kubeconfig as document, server_url};
-use crate::pki::{Authority, Secrets, SecureBoot, Subject, issue, ls, secrets, secure_boot, show};
+use crate::pki::{
+    Authority, Secrets, SecureBoot, Subject, accounts, authority, issue, ls, revoke, secrets, secure_boot, show,
+};
 use anyhow::{Context, Result};
+use node_metadata::Role;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use time::Duration;
@@ -24,6 +28,10 @@ pub(super) enum PkiCommand {
     Ls(LsArgs),
     /// Issue a client certificate of the cluster's CA
     Issue(IssueArgs),
+    /// Take client certificates of the API back, at once: those in files, or all that a user has
+    Revoke(RevokeArgs),
+    /// Put something new in the place of a certificate, token or key, and take the old one back
+    Rotate(RotateArgs),
     /// Write what firmware has to learn to start this cluster's signed kernels
     SecureBoot(SecureBootArgs),
 }
@@ -69,6 +77,45 @@ pub(super) struct IssueArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct RevokeArgs {
+    /// PEM files or kubeconfigs with the certificates
+    #[arg(required_unless_present_any = ["user", "node"])]
+    files: Vec<PathBuf>,
+    /// All certificates of this user that were issued until now
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// All certificates of this worker that were issued until now; it has to join anew
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// URL of the API server [default: as for `kimg kubeconfig`]
+    #[arg(long)]
+    server: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RotateArgs {
+    #[command(subcommand)]
+    what: Rotate,
+    /// URL of the API server [default: as for `kimg kubeconfig`]
+    #[arg(long, global = true)]
+    server: Option<String>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Rotate {
+    /// The administrator's certificate; takes effect at once
+    Admin,
+    /// Bootstrap tokens: all that are out are removed, at once
+    Bootstrap,
+    /// The key of service-account tokens, by two new images of the master
+    ServiceAccounts {
+        /// Take the old key out of trust, an hour after the master has run with the new one
+        #[arg(long)]
+        finish: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct SecureBootArgs {
     /// Folder for PK, KEK and db: NAME.auth (signed change), NAME.esl (list), NAME.cer (DER certificate)
     #[arg(long, short, value_name = "DIR")]
@@ -101,6 +148,8 @@ pub(super) fn run(command: PkiCommand, settings: &dyn Fn() -> Result<Settings>) 
         PkiCommand::Show(args) => show_certificates(&args, settings),
         PkiCommand::Ls(args) => return list_certificates(&args, &settings()?),
         PkiCommand::Issue(args) => issue_certificate(&args, &settings()?),
+        PkiCommand::Revoke(args) => revoke_certificates(&args, &settings()?),
+        PkiCommand::Rotate(args) => rotate(&args, &settings()?),
         PkiCommand::SecureBoot(args) => secure_boot_files(&args, &settings()?),
     };
     done.map(|()| ExitCode::SUCCESS)
@@ -211,6 +260,94 @@ fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
     println!("{}\n{}", certificate.display(), key.display());
     next(&format!("{} pki show {}", program(), certificate.display()));
     Ok(())
+}
+
+fn revoke_certificates(args: &RevokeArgs, settings: &Settings) -> Result<()> {
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    let mut entries = revoke::Entries::default();
+    for file in &args.files {
+        entries = entries.and(revoke::Entries::file(file, &secrets)?);
+    }
+    let now = jiff::Timestamp::now();
+    if let Some(user) = &args.user {
+        if *user == Subject::admin().user {
+            return input::bad(format!(
+                "--user {user}: kimg itself goes by that user; `kimg pki rotate admin` does it"
+            ));
+        }
+        if user.starts_with("system:") || user.starts_with("kimg:") {
+            return input::bad(format!(
+                "--user {user}: components of the cluster go by that user, and would be shut out; --node takes a worker's \
+                 certificates back"
+            ));
+        }
+        entries = entries.and(revoke::Entries::user(user, now));
+    }
+    if let Some(name) = &args.node {
+        if settings.node(name)?.entry.role != Role::Worker {
+            return input::bad(format!(
+                "--node {name}: a master holds the cluster's own keys, and taking its certificates back would stop the \
+                 cluster and no thief; docs/how-to/leaked.md says what does"
+            ));
+        }
+        entries = entries.and(revoke::Entries::user(&format!("system:node:{name}"), now));
+    }
+    let api = state::api_client(settings, &secrets, args.server.as_deref())?;
+    block_on(revoke::revoke(&api, &entries))?;
+    if let Some(name) = &args.node {
+        next(&format!("kimg roll {name}{}", dir_flag(settings)));
+    }
+    Ok(())
+}
+
+fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    let url = args.server.as_deref();
+    let api = || state::api_client(settings, &secrets, url);
+    match args.what {
+        Rotate::Admin => {
+            let connect = |client: &_| state::api_client_with(settings, &secrets, url, client);
+            block_on(revoke::rotate_admin(&secrets, &settings.dir.join("kubeconfig"), connect))?;
+            println!("{}", secrets.path("admin.crt").display());
+            next(&format!("kimg kubeconfig{} -o FILE, for each kubeconfig elsewhere", dir_flag(settings)));
+        }
+        Rotate::Bootstrap => {
+            for name in block_on(revoke::remove_tokens(&api()?))? {
+                println!("{name}");
+            }
+            next("kimg seed NODE, for each machine that has not joined yet");
+        }
+        Rotate::ServiceAccounts { finish: false } => {
+            let ended = accounts::begun(&secrets);
+            accounts::begin(&secrets)?;
+            if ended {
+                println!("two keys are in trust since an earlier run");
+            }
+            let dir = dir_flag(settings);
+            println!(
+                "kimg build all{dir}\nkimg roll master{dir}\nan hour later: kimg pki rotate service-accounts --finish{dir}"
+            );
+        }
+        Rotate::ServiceAccounts { finish: true } => {
+            let since = block_on(async { master_since(settings).await })?;
+            let now = jiff::Timestamp::now().as_second();
+            block_on(accounts::finish(&secrets, &api()?, since, now))?;
+            let dir = dir_flag(settings);
+            println!("kimg build all{dir}\nkimg roll master{dir}\nfrom then on tokens of the old key are refused");
+        }
+    }
+    Ok(())
+}
+
+/// When the master that runs now began: it makes its certificates at each boot.
+async fn master_since(settings: &Settings) -> Result<i64> {
+    let master = settings.nodes.iter().find(|node| node.entry.role == Role::Master).context("there is no master")?;
+    let target = Target { node: Some(master.entry.name.clone()), ..Target::default() };
+    let all: Vec<node_api::Certificate> = target.client(settings)?.get(node_api::path::CERTIFICATES).await?;
+    let own = all.iter().find(|certificate| certificate.file.ends_with("/apiserver.crt"));
+    let start = own.and_then(|own| own.not_before.parse::<jiff::Timestamp>().ok());
+    let start = start.with_context(|| format!("{} does not say since when it runs", master.entry.name))?;
+    Ok(start.as_second() + authority::BACKDATED.whole_seconds())
 }
 
 fn secure_boot_files(args: &SecureBootArgs, settings: &Settings) -> Result<()> {

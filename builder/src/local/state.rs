@@ -6,7 +6,7 @@ use crate::client::{Https, tls};
 use crate::cloud::cluster;
 use crate::config::{SecretsForm, Settings};
 use crate::input::{self, BadInput};
-use crate::pki::{Authority, Secrets, issue, secrets};
+use crate::pki::{Authority, ClientCertificate, Secrets, issue, secrets};
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 use serde::{Deserialize, Serialize};
@@ -153,6 +153,16 @@ pub fn stopped(settings: &Settings, state: &State, node: Option<&str>) -> Option
 
 /// A client of the API server with the administrator's certificate: the URL told, the local master, or the masters' address.
 pub fn api_client(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> Result<Https> {
+    api_client_with(settings, secrets, url, &issue::admin(secrets)?)
+}
+
+/// The same with another certificate.
+pub fn api_client_with(
+    settings: &Settings,
+    secrets: &Secrets,
+    url: Option<&str>,
+    client: &ClientCertificate,
+) -> Result<Https> {
     let at_provider = if url.is_none() { cluster::server(settings)? } else { None };
     let (host, port) = match (url.or(at_provider.as_deref()), api_port(settings)) {
         (Some(url), _) => parse_url(url)?,
@@ -166,7 +176,7 @@ pub fn api_client(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> 
         }
     };
     let ca = secrets.read(&Authority::Cluster.certificate_file())?;
-    let tls = tls::config(&ca, &issue::admin(secrets)?, None)?;
+    let tls = tls::config(&ca, client, None)?;
     let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     Ok(Https { target, server_name: host, tls })
 }

@@ -1,6 +1,7 @@
 //! What of a cluster goes into the CONFIG partition of an image: its settings, the public halves,
 //! the add-on manifests, and on masters the private halves, in clear or sealed.
 
+use super::accounts;
 use super::authority::Authority;
 use super::secrets::Secrets;
 use crate::config::{SecretsForm, Settings};
@@ -29,7 +30,7 @@ pub fn config_partition(settings: &Settings, role: Role, build: BuildInfo) -> Re
         let pem = secrets.read(&name)?;
         files.insert(Path::new("pki").join(name), (0o644, pem.into_bytes()));
     }
-    files.insert("pki/sa.pub".into(), (0o644, secrets.read("sa.pub")?.into_bytes()));
+    files.insert("pki/sa.pub".into(), (0o644, accounts::public_keys(&secrets)?.into_bytes()));
     if role == Role::Master {
         files.insert("pki/backup.pub".into(), (0o644, secrets.read("backup.pub")?.into_bytes()));
         for (name, text) in manifests::render(settings)? {

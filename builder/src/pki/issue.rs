@@ -9,6 +9,9 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
+/// The API's client certificates are valid so long before they are made, as the cluster's own signer has it
+/// (`control/controllers/src/certificates/issue.rs`): "all until now" is the same time for both.
+pub const CLIENT_BACKDATED: Duration = Duration::minutes(5);
 /// A kept certificate with less than this left is issued again.
 const RENEW_BEFORE: Duration = Duration::days(30);
 /// Life of the operator's own certificates.
@@ -78,7 +81,8 @@ pub fn issue(secrets: &Secrets, authority: Authority, subject: &Subject, life: D
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(random_serial());
     let now = OffsetDateTime::now_utc();
-    params.not_before = now - BACKDATED;
+    // A node whose clock is wrong must be reached all the same.
+    params.not_before = now - if authority == Authority::Cluster { CLIENT_BACKDATED } else { BACKDATED };
     params.not_after = now + life;
     let certificate =
         params.signed_by(&key, &issuer).with_context(|| format!("signing a certificate for {}", subject.user))?;

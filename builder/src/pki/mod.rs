@@ -1,15 +1,18 @@
 //! The cluster's keys and certificates: made once, kept in `secrets/` (0700, files 0600), never made anew.
 //!
+//! [`revoke`] takes the API's client certificates back, [`accounts`] gives service accounts another key.
 //! [`secrets`] is the folder, [`authority`] the certificate authorities, [`issue`] the operator's own client
 //! certificates, [`kubeconfig`] what kubectl reads, [`show`] what stands in a certificate, [`ls`]
 //! all certificates of nodes and operator by what ends first, [`secure_boot`] the keys
 //! that a machine's firmware trusts, and [`config_partition`] what of all this goes into an image.
 
+pub mod accounts;
 pub mod authority;
 pub mod config_partition;
 pub mod issue;
 pub mod kubeconfig;
 pub mod ls;
+pub mod revoke;
 pub mod secrets;
 pub mod secure_boot;
 pub mod show;

@@ -93,6 +93,16 @@ impl Secrets {
         write_private(&self.path(name), bytes)
     }
 
+    /// Removes a file that may be gone.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        match std::fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", self.path(name).display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Reads a private key.
     pub fn key(&self, name: &str) -> Result<KeyPair> {
         KeyPair::from_pem(&self.read(name)?).or_else(|_| self.damaged(name, "private key"))
