@@ -70,7 +70,8 @@ pub struct Config {
     #[arg(long, default_value = "/var/lib/kimg/store")]
     pub store_dir: PathBuf,
     /// File with the key (32 bytes, raw or base64) that Secrets are encrypted with at rest, where
-    /// the provider configuration does not say otherwise.
+    /// the provider configuration does not say otherwise; or with several in base64, one a line: the first one seals, all
+    /// open.
     #[arg(long)]
     pub encryption_key_file: Option<PathBuf>,
     /// EncryptionConfiguration (apiserver.config.k8s.io/v1): what is encrypted at rest, with which keys.

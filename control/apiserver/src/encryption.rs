@@ -93,11 +93,30 @@ pub(crate) fn keyring_of(providers: Option<&Path>, key_file: Option<&Path>) -> a
     if let Some(file) = key_file {
         let context = || format!("--encryption-key-file {}", file.display());
         let content = std::fs::read(file).with_context(context)?;
-        let key = Arc::new(Key::from_file(&content).map_err(anyhow::Error::msg).with_context(context)?);
-        rules.push(Rule { prefixes: vec![prefix("", "secrets")], write: Some(key.clone()), plain: true });
-        keys.push(key);
+        let own = keys_of(&content).map_err(anyhow::Error::msg).with_context(context)?;
+        rules.push(Rule { prefixes: vec![prefix("", "secrets")], write: own.first().cloned(), plain: true });
+        keys.extend(own);
     }
     Ok(Keyring::new(rules, keys))
+}
+
+/// The keys of a key file: one, or one a line.
+fn keys_of(content: &[u8]) -> Result<Vec<Arc<Key>>, String> {
+    let whole = match Key::from_file(content) {
+        Ok(key) => return Ok(vec![Arc::new(key)]),
+        Err(error) => error,
+    };
+    let text = std::str::from_utf8(content).map_err(|_| whole.clone())?;
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    if lines.len() < 2 {
+        return Err(whole);
+    }
+    let key = |(number, line): (usize, &&str)| {
+        // A line of 32 characters is no raw key.
+        let key = if line.trim().len() == 32 { Err(whole.clone()) } else { Key::from_file(line.as_bytes()) };
+        key.map(Arc::new).map_err(|error| format!("key {}: {error}", number + 1))
+    };
+    lines.iter().enumerate().map(key).collect()
 }
 
 fn parse(text: &str) -> anyhow::Result<(Vec<Rule>, Vec<Arc<Key>>)> {
@@ -291,6 +310,19 @@ mod tests {
             !secret_is_sealed(parse(&document("[{identity: {}}]")).unwrap())
                 && !Keyring::default().seals("/core/secrets/default/a")
         );
+    }
+
+    #[test]
+    fn a_key_file_has_one_key_or_one_a_line() {
+        let encoded = |byte| base64::engine::general_purpose::STANDARD.encode([byte; 32]);
+        let ids = |text: &str| {
+            keys_of(text.as_bytes()).map(|keys| keys.iter().map(|key| key.id().to_string()).collect::<Vec<_>>())
+        };
+        let (one, two) = (ids(&encoded(1)).unwrap(), ids(&format!("{}\n", encoded(2))).unwrap());
+        assert_eq!(ids(&format!("{}\n{}\n", encoded(2), encoded(1))).unwrap(), [&two[0], &one[0]].map(Clone::clone));
+        assert_eq!(keys_of(&[b'\n'; 32]).unwrap().len(), 1, "raw");
+        assert!(ids(&format!("{}\nnonsense\n", encoded(2))).unwrap_err().starts_with("key 2: "));
+        assert!(ids("nonsense").unwrap_err().starts_with("the encryption key must be"));
     }
 
     #[test]

@@ -146,4 +146,17 @@ mod tests {
         assert!(matches!(verifier.classify(&[leaf(&stranger, "admin", "system:masters")]), Peer::Rejected(_)));
         assert!(matches!(verifier.classify(&[]), Peer::None));
     }
+
+    #[test]
+    fn two_front_proxy_cas_are_in_trust_until_one_goes() {
+        let ((old, old_der), (new, new_der)) = (ca("proxy"), ca("proxy"));
+        let (before, after) = (leaf(&old, "front", "x"), leaf(&new, "front", "x"));
+        let proxy = |verifier: &PeerVerifier, leaf: &CertificateDer<'static>| {
+            matches!(verifier.classify(std::slice::from_ref(leaf)), Peer::FrontProxy { .. })
+        };
+        let both = PeerVerifier::new(&[], &[new_der.clone(), old_der]).expect("verifier");
+        assert!(proxy(&both, &before) && proxy(&both, &after));
+        let one = PeerVerifier::new(&[], &[new_der]).expect("verifier");
+        assert!(!proxy(&one, &before) && proxy(&one, &after));
+    }
 }

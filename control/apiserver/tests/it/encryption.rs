@@ -130,3 +130,41 @@ async fn the_key_file_seals_secrets_and_counters_are_shown() {
     }
     cluster.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_file_of_two_keys_seals_by_the_first_and_the_other_may_go() {
+    let mut cluster = Cluster::start().await;
+    cluster.end().await;
+    let path = cluster.dir().join("encryption.key");
+    let (old, new) = ("Ag".to_string() + &"A".repeat(41) + "=\n", "Aw".to_string() + &"A".repeat(41) + "=\n");
+    let id = |key: &str| {
+        use base64::Engine as _;
+        let raw = base64::engine::general_purpose::STANDARD.decode(key.trim()).unwrap();
+        format!("xchacha20poly1305:v1:{}", &hex::encode(<sha2::Sha256 as sha2::Digest>::digest(raw))[..8])
+    };
+    let sealed = |key: &str, count: u32| format!("kimg_store_sealed_objects{{key=\"{}\"}} {count}", id(key));
+    std::fs::write(&path, &old).unwrap();
+    cluster.begin_with(|config| config.encryption_key_file = Some(path.clone())).await;
+    create(&cluster, "a").await;
+    cluster.end().await;
+
+    std::fs::write(&path, format!("{new}{old}")).unwrap();
+    cluster.begin_with(|config| config.encryption_key_file = Some(path.clone())).await;
+    intact(&cluster, "a").await;
+    wait_for(&cluster, &sealed(&new, 1)).await;
+    assert!(!metric(&cluster, &sealed(&old, 1)).await, "sealed anew");
+    create(&cluster, "b").await;
+    cluster.end().await;
+
+    std::fs::write(&path, &old).unwrap();
+    let mut only_old = config(cluster.dir());
+    only_old.encryption_key_file = Some(path.clone());
+    let error = kube_apiserver::Server::start(only_old).await.unwrap_err().to_string();
+    assert!(error.contains(&id(&new)), "the old key opens nothing any more: {error}");
+
+    std::fs::write(&path, &new).unwrap();
+    cluster.begin_with(|config| config.encryption_key_file = Some(path.clone())).await;
+    intact(&cluster, "a").await;
+    intact(&cluster, "b").await;
+    cluster.end().await;
+}
