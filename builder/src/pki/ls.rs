@@ -181,6 +181,7 @@ mod tests {
             sans: vec![],
             not_before: not_before.into(),
             not_after: not_after.into(),
+            sha256: String::new(),
         }
     }
 

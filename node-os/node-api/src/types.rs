@@ -187,6 +187,9 @@ pub struct Certificate {
     pub not_before: String,
     /// End of validity, RFC 3339.
     pub not_after: String,
+    /// SHA-256 of its DER, hex; empty: the node's image does not say it.
+    #[serde(default)]
+    pub sha256: String,
 }
 
 /// A pod sandbox as the container runtime knows it.

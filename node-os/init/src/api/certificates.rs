@@ -1,6 +1,7 @@
 //! The certificates on this node.
 
 use node_api::Certificate;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use x509_parser::extensions::GeneralName;
 
@@ -38,6 +39,7 @@ fn read(path: &Path) -> Option<Certificate> {
         sans,
         not_before: date(certificate.validity().not_before.timestamp()),
         not_after: date(certificate.validity().not_after.timestamp()),
+        sha256: Sha256::digest(&block.contents).iter().map(|byte| format!("{byte:02x}")).collect(),
     })
 }
 

@@ -110,3 +110,42 @@ fn serial() -> Result<SerialNumber> {
     }
     Ok(SerialNumber::from_slice(&bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::BasicConstraints;
+
+    #[test]
+    fn the_first_of_a_bundle_signs() {
+        let folder = std::env::temp_dir().join(format!("kimg-bundle-{}", std::process::id()));
+        let (crt, key_file) = (folder.join("ca.crt"), folder.join("ca.key"));
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let now = params.self_signed(&key).unwrap();
+        // While another authority comes, the one before stands behind it.
+        let before = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        super::super::write(&crt, (now.pem() + &before.pem()).as_bytes(), 0o644).unwrap();
+        super::super::write(&key_file, key.serialize_pem().as_bytes(), 0o600).unwrap();
+        let leaf = Leaf {
+            common_name: "a".into(),
+            organization: None,
+            usage: Usage::Client,
+            names: vec![],
+            addresses: vec![],
+        };
+        let (pem, _) = Authority::read(&crt, &key_file).unwrap().issue(&leaf).unwrap();
+        let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        for (authority, signed) in [(now, true), (before, false)] {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(authority.der().clone()).unwrap();
+            let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+            let at = rustls::pki_types::UnixTime::now();
+            let verdict = clients.build().unwrap().verify_client_cert(&block.contents.clone().into(), &[], at);
+            assert_eq!(verdict.is_ok(), signed);
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

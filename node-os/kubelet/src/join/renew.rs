@@ -5,6 +5,7 @@ use super::files::{self, Authorities};
 use super::request::{self, Wish};
 use super::{COMPONENTS, OPTIONAL, Options};
 use crate::kubelet::Kubelet;
+use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,10 @@ const PERIOD: Duration = Duration::from_secs(600);
 const EAGER: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(30);
 const USUAL_FAILURES: u32 = 3;
+/// Asks for new certificates in the place of all whose validity begins before this time.
+const ANNOTATION: &str = "kimg.dev/renew-certificates-before";
+/// How often the annotation is looked at.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Renews until the kubelet ends.
 pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
@@ -20,24 +25,37 @@ pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
     }
     let mut failures = 0_u32;
     loop {
+        let asked = asked(kubelet.node.object().as_ref());
         let obtain = |component, wish| {
             let (api, pair) = (&kubelet.api, options.pair(component));
             async move { request::obtain(api, &pair, &wish).await }
         };
-        let fine = round(&options, failures, obtain).await;
+        let fine = round(&options, asked, failures, obtain).await;
         failures = if fine { 0 } else { failures.saturating_add(1) };
         let wait = match failures {
             0 => PERIOD,
             1..=10 => EAGER,
             _ => RETRY,
         };
-        tokio::time::sleep(wait).await;
+        let until = tokio::time::Instant::now() + wait;
+        while tokio::time::Instant::now() < until && self::asked(kubelet.node.object().as_ref()) == asked {
+            tokio::time::sleep(LOOK.min(wait)).await;
+        }
     }
+}
+
+/// What the Node's annotation asks for, in Unix seconds. What cannot be read asks for nothing.
+fn asked(node: Option<&Node>) -> Option<i64> {
+    let text = node?.metadata.annotations.as_ref()?.get(ANNOTATION)?;
+    let now = jiff::Timestamp::now();
+    // A time to come would ask for ever new ones.
+    text.parse::<jiff::Timestamp>().ok().filter(|time| *time <= now).map(|time| time.as_second())
 }
 
 /// Asks for all that is due; whether the node has what it needs.
 async fn round<F: Future<Output = Result<(), request::Error>>>(
     options: &Options,
+    asked: Option<i64>,
     failures: u32,
     obtain: impl Fn(&'static str, Wish) -> F,
 ) -> bool {
@@ -47,7 +65,7 @@ async fn round<F: Future<Output = Result<(), request::Error>>>(
         if component == OPTIONAL && !fine {
             continue;
         }
-        let Some(reason) = due(options, component, &wish) else {
+        let Some(reason) = due(options, component, &wish, asked) else {
             provide(options, component);
             continue;
         };
@@ -95,7 +113,7 @@ fn wishes(options: &Options) -> Vec<(&'static str, Wish)> {
 }
 
 /// Why a new certificate is needed, if one is.
-fn due(options: &Options, component: &str, wish: &Wish) -> Option<String> {
+fn due(options: &Options, component: &str, wish: &Wish, asked: Option<i64>) -> Option<String> {
     let leaf = match options.pair(component).leaf() {
         Ok(leaf) => leaf,
         Err(reason) => return Some(reason),
@@ -119,6 +137,9 @@ fn due(options: &Options, component: &str, wish: &Wish) -> Option<String> {
             return Some("it is not signed by this cluster".into());
         }
     }
+    if asked.is_some_and(|asked| leaf.not_before < asked) {
+        return Some("the Node's annotation asks for a new one".into());
+    }
     let now = jiff::Timestamp::now().as_second();
     (now >= leaf.renew_at()).then(|| "seven tenths of its life are over".to_string())
 }
@@ -139,9 +160,37 @@ mod tests {
                 let pending = || request::Error::Pending(component.into());
                 std::future::ready(if component == refused { Err(pending()) } else { Ok(()) })
             };
-            assert_eq!(round(&options, 0, obtain).await, fine, "{refused}");
+            assert_eq!(round(&options, None, 0, obtain).await, fine, "{refused}");
             assert_eq!(asked.borrow().last(), Some(&last));
             assert!(asked.borrow().len() >= 5, "all that are needed");
+        }
+    }
+
+    #[test]
+    fn the_annotation_asks_for_what_began_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = crate::join::tests::options(directory.path());
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "kimg:dns");
+        let begin = jiff::Timestamp::now().as_second() - 300;
+        params.not_before = (std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(begin as u64)).into();
+        params.not_after = params.not_before + Duration::from_secs(86_400);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pair = options.pair("dns");
+        std::fs::create_dir_all(&options.pki_dir).unwrap();
+        std::fs::write(&pair.key, key.serialize_pem()).unwrap();
+        std::fs::write(&pair.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+        let wish = Wish::component("dns", "kimg:dns");
+        for (value, is_due) in [
+            (None, false),
+            (jiff::Timestamp::from_second(begin).ok().map(|time| time.to_string()), false),
+            (jiff::Timestamp::from_second(begin + 1).ok().map(|time| time.to_string()), true),
+            (jiff::Timestamp::from_second(begin + 9000).ok().map(|time| time.to_string()), false),
+            (Some("soon".into()), false),
+        ] {
+            let mut node = Node::default();
+            node.metadata.annotations = value.clone().map(|value| [(ANNOTATION.to_string(), value)].into());
+            assert_eq!(due(&options, "dns", &wish, asked(Some(&node))).is_some(), is_due, "{value:?}");
         }
     }
 
@@ -160,7 +209,7 @@ mod tests {
             assert_ne!(component, OPTIONAL, "it is there");
             std::future::ready(Ok(()))
         };
-        assert!(round(&options, 0, obtain).await);
+        assert!(round(&options, None, 0, obtain).await);
         let server = files::server_of(&options.kubeconfig_dir.join("backup.conf")).unwrap();
         assert_eq!(server, options.server);
     }
