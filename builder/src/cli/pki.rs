@@ -9,7 +9,8 @@ use crate::logs::line::harmless;
 use crate::node::Target;
 use crate::pki::kubeconfig::{kubeconfig as document, server_url};
 use crate::pki::{
-    Authority, Secrets, SecureBoot, Subject, accounts, authority, issue, ls, revoke, secrets, secure_boot, show,
+    Authority, Secrets, SecureBoot, Subject, accounts, authority, encryption, issue, ls, revoke, rotate_node, secrets,
+    secure_boot, show, successor,
 };
 use anyhow::{Context, Result};
 use node_metadata::Role;
@@ -105,8 +106,31 @@ pub(super) struct RotateArgs {
 enum Rotate {
     /// The administrator's certificate; takes effect at once
     Admin,
+    /// The certificates of a worker, which runs on; those of before are taken back once all are new
+    Node {
+        /// Name of the worker
+        node: String,
+    },
     /// Bootstrap tokens: all that are out are removed, at once
     Bootstrap,
+    /// The authority of front proxies, by two new images of the master
+    FrontProxy {
+        /// Take the old one out of trust, once the master runs with the new one
+        #[arg(long)]
+        finish: bool,
+    },
+    /// The authority of node APIs and the operator's certificate for them, by two new images of all nodes
+    NodeApi {
+        /// Take the old one out of trust, once all nodes run with the new one
+        #[arg(long)]
+        finish: bool,
+    },
+    /// The key of Secrets at rest, by two new images of the master
+    Encryption {
+        /// Take the old key out of the image, once nothing is sealed by it any more
+        #[arg(long)]
+        finish: bool,
+    },
     /// The key of service-account tokens, by two new images of the master
     ServiceAccounts {
         /// Take the old key out of trust, an hour after the master has run with the new one
@@ -300,6 +324,9 @@ fn revoke_certificates(args: &RevokeArgs, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// A kubelet looks every few seconds whether it is asked, and the requests take some more; one that is away may come back.
+const RENEWAL: std::time::Duration = std::time::Duration::from_secs(300);
+
 fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let url = args.server.as_deref();
@@ -311,11 +338,41 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             println!("{}", secrets.path("admin.crt").display());
             next(&format!("kimg kubeconfig{} -o FILE, for each kubeconfig elsewhere", dir_flag(settings)));
         }
+        Rotate::Node { ref node } => {
+            if settings.node(node)?.entry.role != Role::Worker {
+                return input::bad(format!(
+                    "{node} is a master and makes its certificates anew at each boot: `kimg node --node {node} reboot`"
+                ));
+            }
+            let target = Target { node: Some(node.clone()), ..Target::default() };
+            let client = target.client(settings)?;
+            let look = || client.get(node_api::path::CERTIFICATES);
+            for file in block_on(rotate_node::rotate(&secrets, node, &api()?, RENEWAL, look))? {
+                println!("{file}");
+            }
+            next(&format!("kimg pki ls{}", dir_flag(settings)));
+        }
         Rotate::Bootstrap => {
             for name in block_on(revoke::remove_tokens(&api()?))? {
                 println!("{name}");
             }
             next("kimg seed NODE, for each machine that has not joined yet");
+        }
+        Rotate::FrontProxy { finish } => {
+            return rotate_authority(settings, &secrets, Authority::FrontProxy, "front-proxy", finish);
+        }
+        Rotate::NodeApi { finish } => {
+            return rotate_authority(settings, &secrets, Authority::NodeApi, "node-api", finish);
+        }
+        Rotate::Encryption { finish: false } => {
+            encryption::begin(&secrets)?;
+            let dir = dir_flag(settings);
+            println!("kimg build all{dir}\nkimg roll master{dir}\nkimg pki rotate encryption --finish{dir}");
+        }
+        Rotate::Encryption { finish: true } => {
+            let kept = block_on(encryption::finish(&secrets, &api()?))?;
+            let (dir, kept) = (dir_flag(settings), secrets.path(&kept));
+            println!("kimg build all{dir}\nkimg roll master{dir}\n{} opens backups of before", kept.display());
         }
         Rotate::ServiceAccounts { finish: false } => {
             let ended = accounts::begun(&secrets);
@@ -336,6 +393,35 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             println!("kimg build all{dir}\nkimg roll master{dir}\nfrom then on tokens of the old key are refused");
         }
     }
+    Ok(())
+}
+
+fn rotate_authority(
+    settings: &Settings,
+    secrets: &Secrets,
+    authority: Authority,
+    name: &str,
+    finish: bool,
+) -> Result<()> {
+    let dir = dir_flag(settings);
+    // Front proxies are believed by API servers only.
+    let all = authority == Authority::NodeApi;
+    let roll = if all { "kimg roll" } else { "kimg roll master" };
+    if !finish {
+        successor::begin(secrets, authority, &settings.name)?;
+        println!("kimg build all{dir}\n{roll}{dir}\nkimg pki rotate {name} --finish{dir}");
+        return Ok(());
+    }
+    let mut nodes = Vec::new();
+    let wanted = |name: &str| all || settings.node(name).is_ok_and(|node| node.entry.role == Role::Master);
+    for (node, answer) in block_on(async { Ok(certificates_of_nodes(settings).await) })? {
+        if wanted(&node) {
+            let certificates = answer.with_context(|| format!("{node}: it must be seen what it trusts"))?;
+            nodes.push((node, certificates));
+        }
+    }
+    successor::finish(secrets, authority, &nodes)?;
+    println!("kimg build all{dir}\n{roll}{dir}\nfrom then on what the old one signed is refused");
     Ok(())
 }
 

@@ -43,7 +43,9 @@ pub(crate) async fn answer(
     };
     let mut roots = RootCertStore::empty();
     let ca = secrets.read("node-api-ca.crt").expect("ca");
-    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).expect("pem")).expect("root");
+    for ca in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+        roots.add(ca.expect("pem")).expect("root");
+    }
     let provider = Arc::new(ring::default_provider());
     let clients =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().expect("verifier");

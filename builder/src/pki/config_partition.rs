@@ -3,7 +3,9 @@
 
 use super::accounts;
 use super::authority::Authority;
+use super::encryption;
 use super::secrets::Secrets;
+use super::successor;
 use crate::config::{SecretsForm, Settings};
 use crate::manifests;
 use anyhow::{Context, Result};
@@ -27,7 +29,7 @@ pub fn config_partition(settings: &Settings, role: Role, build: BuildInfo) -> Re
     files.insert("cluster.json".into(), (0o644, json));
     for authority in Authority::ALL {
         let name = authority.certificate_file();
-        let pem = secrets.read(&name)?;
+        let pem = successor::bundle(&secrets, authority)?;
         files.insert(Path::new("pki").join(name), (0o644, pem.into_bytes()));
     }
     files.insert("pki/sa.pub".into(), (0o644, accounts::public_keys(&secrets)?.into_bytes()));
@@ -39,7 +41,7 @@ pub fn config_partition(settings: &Settings, role: Role, build: BuildInfo) -> Re
         match settings.secrets {
             SecretsForm::Plain => {
                 for name in MASTER_SECRETS {
-                    let bytes = secrets.read(name)?.into_bytes();
+                    let bytes = master_secret(&secrets, name)?.into_bytes();
                     files.insert(Path::new("secrets").join(name), (0o600, bytes));
                 }
             }
@@ -53,11 +55,15 @@ pub fn config_partition(settings: &Settings, role: Role, build: BuildInfo) -> Re
     Ok(files)
 }
 
+fn master_secret(secrets: &Secrets, name: &str) -> Result<String> {
+    if name == "encryption.key" { encryption::key_file(secrets) } else { secrets.read(name) }
+}
+
 /// The plaintext that is sealed: a tar with `secrets/NAME`, times and owners zero.
 fn secrets_tar(secrets: &Secrets) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for name in MASTER_SECRETS {
-        let bytes = secrets.read(name)?.into_bytes();
+        let bytes = master_secret(secrets, name)?.into_bytes();
         let mut header = tar::Header::new_ustar();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o600);

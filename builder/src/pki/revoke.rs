@@ -29,7 +29,8 @@ impl Entries {
         Entries::user_before(user, now.as_second() - CLIENT_BACKDATED.whole_seconds() + 1)
     }
 
-    fn user_before(user: &str, start: i64) -> Entries {
+    /// All certificates of a user that begin before a time (Unix seconds).
+    pub fn user_before(user: &str, start: i64) -> Entries {
         let key = format!("user.{}", hex::encode(Sha256::digest(user)));
         let start = jiff::Timestamp::from_second(start).unwrap_or(jiff::Timestamp::MAX);
         Entries(Map::from_iter([(key, json!(format!("{start} {user}")))]))
@@ -70,6 +71,11 @@ impl Entries {
             return input::bad(format!("{} holds no client certificate, only authorities", path.display()));
         }
         Ok(Entries(entries))
+    }
+
+    /// Certificates by their SHA-256 (hex), and what is to be said of each.
+    pub fn certificates<'a>(all: impl Iterator<Item = (&'a String, String)>) -> Entries {
+        Entries(all.map(|(digest, about)| (format!("certificate.{digest}"), json!(about))).collect())
     }
 
     /// These and the others.

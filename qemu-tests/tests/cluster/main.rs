@@ -40,6 +40,7 @@ fn tests() -> Vec<Test> {
 
 /// Tests of the long set: `cargo test` counts them as ignored, `make test-long PART=cluster` runs them.
 const LONG: &[&str] = &[
+    "what_leaked_is_taken_back_and_the_node_runs_on",
     "every_service_may_be_killed",
     "every_vm_may_be_rebooted",
     "the_store_is_snapshot_checked_and_restored",

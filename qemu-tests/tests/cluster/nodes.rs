@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("kimg_node_shows_every_part_of_a_node", node_api),
     ("kimg_logs_merges_the_logs_of_all_nodes", logs),
     ("kimg_pki_ls_lists_the_certificates_of_all_nodes", certificates),
+    ("what_leaked_is_taken_back_and_the_node_runs_on", taken_back),
     ("no_node_ran_out_of_memory_or_panicked", consoles_are_clean),
 ];
 
@@ -145,6 +146,33 @@ fn followed(cluster: &Cluster, name: &str) -> Result<String> {
     });
     child.wait().context("ending kimg")?;
     found?.context("kimg logs ended by itself")
+}
+
+/// The administrator's kubeconfig and a worker's certificates, while both go on; the node is not started anew.
+fn taken_back(cluster: &Cluster) -> Result {
+    std::fs::copy(cluster.kubeconfig(), cluster.dir.join("leaked")).context("copying the kubeconfig")?;
+    let leaked = || cluster.kubectl(&["--kubeconfig", "leaked", "get", "nodes"]);
+    leaked()?.success()?;
+    cluster.kimg(&["pki", "rotate", "admin"])?.success()?;
+    let refused = leaked()?;
+    ensure!(!refused.ok && refused.all().contains("Unauthorized"), "what leaked is still taken: {}", refused.all());
+    let boot = || cluster.k(&["get", "node", "worker-1", "-o", "jsonpath={.status.nodeInfo.bootID}"]);
+    let left = |name: &str| -> Result<i64> {
+        let said = cluster.kimg(&["pki", "ls", "--json"])?.success()?;
+        let all: Vec<serde_json::Value> = serde_json::from_str(&said).context("its JSON")?;
+        let held = all.iter().find(|c| c["node"] == "worker-1" && c["name"] == name);
+        held.and_then(|c| c["secondsLeft"].as_i64()).with_context(|| format!("no {name} of worker-1"))
+    };
+    let (begun, kubelet, overlay) = (boot()?, left("kubelet")?, left("overlay")?);
+    cluster.kimg(&["pki", "rotate", "node", "worker-1"])?.success()?;
+    ensure!(left("kubelet")? > kubelet && left("overlay")? > overlay, "they are those of before");
+    // A Lease that is renewed from now on comes from the new certificate.
+    let lease =
+        || cluster.k(&["-n", "kube-node-lease", "get", "lease", "worker-1", "-o", "jsonpath={.spec.renewTime}"]);
+    let renewed = lease()?;
+    wait::until("the worker's next Lease", wait::scale(60), || Ok((lease()? != renewed).then_some(())))?;
+    ensure!(boot()? == begun, "the node was started anew");
+    cluster.kimg(&["status"])?.success().map(drop)
 }
 
 fn certificates(cluster: &Cluster) -> Result {
