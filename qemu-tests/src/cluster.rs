@@ -57,7 +57,7 @@ pub fn settings(name: &str, workers: u8, general: &str, local: &str) -> String {
         (1..=workers).map(|n| node("worker", n, 10 + n, if n == 1 { "labels = { disk = \"ssd\" }\n" } else { "" }));
     let nodes: String = std::iter::once(node("master", 1, 10, "")).chain(workers).collect();
     format!(
-        "name = \"{name}\"\nsecrets = \"plain\"\n{general}\n\n{nodes}[image.worker]\n\
+        "name = \"{name}\"\n{general}\n\n{nodes}[image.worker]\n\
          images = [\"../../../images/examples/toolbox\", \"../../../images/examples/web\"]\n\n[local]\n{local}\n"
     )
 }

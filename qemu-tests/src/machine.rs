@@ -77,17 +77,17 @@ impl Bench {
         Ok(output_dir(&self.settings, self.settings.node(node)?.entry.role).join("disk.raw"))
     }
 
-    /// The medium that installs a node; built when it is first asked for.
+    /// A node's image in this form; built when it is first asked for.
     ///
     /// # Errors
     /// `cluster.toml` has no such node, or `kimg build` failed.
-    pub fn medium(&self, node: &str) -> Result<PathBuf> {
-        let medium = self.image(node)?.with_file_name(Format::Iso.file());
+    pub fn form(&self, node: &str, format: Format) -> Result<PathBuf> {
         let role = self.settings.node(node)?.entry.role;
-        run_in(&self.settings.dir, tools::kimg(), &["build", role.as_str(), "--format", "raw,iso"], None)?
+        let formats = format!("raw,{}", format.name());
+        run_in(&self.settings.dir, tools::kimg(), &["build", role.as_str(), "--format", &formats], None)?
             .success()
             .context("kimg build")?;
-        Ok(medium)
+        Ok(self.image(node)?.with_file_name(format.file()))
     }
 
     /// The cluster's keys.
@@ -168,6 +168,7 @@ impl Bench {
             },
             dir,
             disk_mib: size.disk_mib,
+            over_a_form: false,
             node_port,
             api_port,
             medium: Vec::new(),
@@ -190,6 +191,8 @@ pub struct Machine<'a> {
     spec: VmSpec,
     dir: PathBuf,
     disk_mib: u32,
+    /// The disk is laid over an image in another form than raw.
+    over_a_form: bool,
     node_port: u16,
     api_port: u16,
     /// QEMU's arguments for the medium that is in.
@@ -262,6 +265,45 @@ impl Machine<'_> {
     /// It cannot be copied.
     pub fn take_disk(&mut self, from: &Path) -> Result<()> {
         disk::copy(from, &self.disk(), self.disk_mib, |_| ())
+    }
+
+    /// Makes its disk an image in a form that QEMU reads itself, by QEMU's name for it. What the VM writes goes
+    /// beside it: not every form can be written to.
+    ///
+    /// # Errors
+    /// qemu-img cannot lay the second file over it.
+    pub fn take_form(&mut self, from: &Path, form: &str) -> Result<()> {
+        let size = format!("{}M", self.disk_mib);
+        let from = from.to_str().context("a path that is not UTF-8")?;
+        let over = self.disk().with_extension("qcow2");
+        let over = over.to_str().context("a path that is not UTF-8")?;
+        let arguments = ["create", "-q", "-f", "qcow2", "-b", from, "-F", form, over, &size];
+        run_in(&self.dir, "qemu-img".into(), &arguments, None)?.success().context("qemu-img create")?;
+        self.over_a_form = true;
+        Ok(())
+    }
+
+    /// Gives it user-data without the key that opens a master's secrets.
+    ///
+    /// # Errors
+    /// The drive cannot be written, or there was no key in it.
+    pub fn withhold_seal_key(&mut self) -> Result<()> {
+        let file = self.dir.join(&self.spec.node).join("seed.img");
+        let mut drive = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        let at =
+            drive.windows(KEY.len()).position(|part| part == KEY).context("there is no seal-key in the user-data")?;
+        let line = drive[at..].iter_mut().take_while(|byte| **byte != b'\n');
+        // A comment of the same length: the drive stays as it is otherwise.
+        line.for_each(|byte| *byte = b'#');
+        secrets::write_private(&file, &drive)
+    }
+
+    /// Gives a master that waits for it the key of its secrets, over its node API.
+    ///
+    /// # Errors
+    /// It does not take it.
+    pub fn unseal(&self, key: &str) -> Result<node_api::Done> {
+        self.ask(|client| block_on(client.post(path::UNSEAL, Some(&serde_json::json!({ "key": key })))))
     }
 
     /// Makes its disk an empty one.
@@ -360,8 +402,15 @@ impl Machine<'_> {
         self.console_start = self.whole_console().len();
         let log = self.dir.join(&self.spec.node).join("qemu.log");
         let out = std::fs::File::create(&log).with_context(|| format!("making {}", log.display()))?;
+        let mut arguments = qemu::arguments(&self.spec);
+        if self.over_a_form {
+            let node = &self.spec.node;
+            let disk = arguments.iter_mut().find(|a| a.contains("id=disk,format=raw")).context("there is no disk")?;
+            let place = |extension| format!("file={node}/disk.{extension}");
+            *disk = disk.replace("format=raw", "format=qcow2").replace(&place("raw"), &place("qcow2"));
+        }
         let process = Command::new(qemu::PROGRAM)
-            .args(qemu::arguments(&self.spec))
+            .args(arguments)
             .args(&self.medium)
             .args(self.tpm.iter().flat_map(|(_, arguments)| arguments))
             .current_dir(&self.dir)
@@ -524,13 +573,17 @@ impl Machine<'_> {
 
     fn remove_disks(&mut self) -> Result<()> {
         self.server = None;
-        let files = self.spec.earlier_disks.iter().map(|d| self.dir.join(d)).chain([self.disk()]);
+        let over = self.over_a_form.then(|| self.disk().with_extension("qcow2"));
+        let files = self.spec.earlier_disks.iter().map(|d| self.dir.join(d)).chain([self.disk()]).chain(over);
         for file in files {
             std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
         }
         Ok(())
     }
 }
+
+/// What the user-data of a sealed master has, with its key behind it.
+const KEY: &[u8] = b"seal-key: ";
 
 /// How long one answer of a node API may take.
 const PATIENCE: Duration = Duration::from_secs(15);

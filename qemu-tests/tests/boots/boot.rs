@@ -1,11 +1,15 @@
-//! One image boots everywhere: by BIOS and by UEFI, from every bus that providers have.
+//! One image boots everywhere: by BIOS and by UEFI, from every bus that providers have, and in every form.
 
-use crate::Test;
+use crate::{Skipped, Test};
 use anyhow::{Context, ensure};
+use kimg::image::output::Format;
 use kimg::local::qemu::Bus;
 use node_api::{NodeStatus, path};
 use qemu_tests::machine::Firmware;
-use qemu_tests::{Machine, Result};
+use qemu_tests::{Bench, Machine, Result};
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
 
 const FIRMWARES: [(Firmware, &str); 2] = [(Firmware::Bios, "bios"), (Firmware::Uefi, "uefi")];
 /// A bus, its name, and how the kernel calls the first disks on it.
@@ -39,7 +43,89 @@ pub(crate) fn tests() -> Vec<Test> {
             }
         }
     }
+    all.extend(FORMS.map(|(format, firmware, how)| {
+        let name = format!("a_worker_from_{}", format.name().replace('.', "_"));
+        Test::new(format!("boot::{name}"), true, move |bench| from_a_form(bench, &name, format, firmware, how))
+    }));
+    all.push(Test::new("boot::a_sealed_master_waits_for_its_key", true, sealed));
     all
+}
+
+/// How a form comes to be a machine's disk.
+#[derive(Debug, Clone, Copy)]
+enum How {
+    /// QEMU reads it, and calls it so.
+    Read(&'static str),
+    /// It is unpacked by this program, which writes the disk to its standard output.
+    Unpacked(&'static [&'static str]),
+}
+
+/// Each form but the raw disk, from which all others start, and the medium that installs.
+const FORMS: [(Format, Firmware, How); 7] = [
+    (Format::Qcow2, Firmware::Bios, How::Read("qcow2")),
+    (Format::Vhd, Firmware::Bios, How::Read("vpc")),
+    (Format::Vhdx, Firmware::Uefi, How::Read("vhdx")),
+    (Format::Vmdk, Firmware::Bios, How::Read("vmdk")),
+    (Format::RawGz, Firmware::Bios, How::Unpacked(&["gzip", "-dc"])),
+    (Format::RawZst, Firmware::Bios, How::Unpacked(&["zstd", "-dc", "--long=31"])),
+    (Format::Gce, Firmware::Uefi, How::Unpacked(&["tar", "-xzOf"])),
+];
+
+fn from_a_form(bench: &Bench, name: &str, format: Format, firmware: Firmware, how: How) -> Result {
+    const WORKER: &str = "worker-1";
+    let image = bench.form(WORKER, format)?;
+    bench.with(name, WORKER, |machine| {
+        match how {
+            How::Read(form) => machine.take_form(&image, form)?,
+            How::Unpacked(program) => {
+                let disk = image.with_file_name("unpacked.raw");
+                unpack(program, &image, &disk)?;
+                machine.take_disk(&disk)?;
+                std::fs::remove_file(&disk).with_context(|| format!("removing {}", disk.display()))?;
+            }
+        }
+        machine.attach_by(firmware, Bus::VirtioBlk)?;
+        machine.start()?;
+        let status = machine.booted()?;
+        runs_as_it_should(machine, &status, WORKER)?;
+        came_this_way(machine, firmware, "vd")
+    })
+}
+
+/// Not by kimg: what others make of its files is the question.
+fn unpack(program: &[&str], image: &Path, disk: &Path) -> Result {
+    let out = File::create(disk).with_context(|| format!("making {}", disk.display()))?;
+    let status = Command::new(program[0]).args(&program[1..]).arg(image).stdout(out).status();
+    if status.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Err(Skipped(format!("{} is not installed", program[0])).into());
+    }
+    let status = status.with_context(|| format!("starting {}", program[0]))?;
+    ensure!(status.success(), "{} could not unpack {}", program[0], image.display());
+    Ok(())
+}
+
+/// Nothing of a master runs before its key came; another key than its own opens nothing.
+fn sealed(bench: &Bench) -> Result {
+    bench.with("sealed", "master-1", |machine| {
+        machine.withhold_seal_key()?;
+        machine.start()?;
+        let waits = |machine: &mut Machine<'_>, why: &str| {
+            machine.until(&format!("the node to say '{why}'"), 60, |machine| {
+                let status: NodeStatus = machine.node(path::STATUS)?;
+                Ok((status.stage == "secrets" && status.why.contains(why)).then_some(()))
+            })
+        };
+        waits(machine, "no key has come")?;
+        let services: Vec<node_api::Service> = machine.node(path::SERVICES)?;
+        ensure!(services.is_empty(), "services without their keys: {services:?}");
+        let another = node_metadata::SealKey::new([7; 32]).to_base64();
+        machine.unseal(&another)?;
+        waits(machine, "does not open")?;
+        machine.unseal(&bench.secrets().seal_key()?.to_base64())?;
+        machine.booted()?;
+        machine.api_ready()?;
+        Ok(())
+    })
 }
 
 /// The console's screen and the node API say who the node is; its root is read-only and verified.

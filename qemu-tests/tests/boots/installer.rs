@@ -4,6 +4,7 @@ use crate::Test;
 use crate::disks::{refuses, same, state_note};
 use crate::secure::{enrolled, firmware_refuses};
 use anyhow::{Context, ensure};
+use kimg::image::output::Format;
 use kimg::local::qemu::Bus;
 use node_api::path;
 use qemu_tests::machine::{Drive, Firmware};
@@ -51,7 +52,7 @@ pub(crate) fn tests() -> Vec<Test> {
 
 /// Installs onto an empty disk, which then is the image bit by bit, and starts it without the medium.
 fn installs(bench: &Bench, machine: &mut Machine<'_>, drive: Drive) -> Result {
-    let medium = bench.medium(WORKER)?;
+    let medium = bench.form(WORKER, Format::Iso)?;
     machine.set_memory(MEMORY_MIB);
     machine.empty_disk()?;
     machine.put_in(Some((&medium, drive)));
@@ -84,7 +85,7 @@ fn started_by_a_medium(machine: &Machine<'_>) -> Result<bool> {
 
 /// Two empty disks; and one that holds another node's image.
 fn not_meant(bench: &Bench) -> Result {
-    let medium = bench.medium(WORKER)?;
+    let medium = bench.form(WORKER, Format::Iso)?;
     bench.with("install-two-empty", WORKER, |machine| {
         machine.set_memory(MEMORY_MIB);
         machine.empty_disk()?;
@@ -114,7 +115,7 @@ fn not_meant(bench: &Bench) -> Result {
 }
 
 fn too_little_memory(bench: &Bench) -> Result {
-    let medium = bench.medium(WORKER)?;
+    let medium = bench.form(WORKER, Format::Iso)?;
     bench.with("install-memory", WORKER, |machine| {
         machine.set_memory(MEMORY_MIB / 2);
         machine.empty_disk()?;
@@ -131,7 +132,7 @@ fn too_little_memory(bench: &Bench) -> Result {
 
 /// The plug is pulled while the image is being written: what is there boots nowhere, and the medium begins again.
 fn interrupted(bench: &Bench) -> Result {
-    let medium = bench.medium(WORKER)?;
+    let medium = bench.form(WORKER, Format::Iso)?;
     bench.with("install-interrupted", WORKER, |machine| {
         machine.set_memory(MEMORY_MIB);
         machine.empty_disk()?;
@@ -162,7 +163,7 @@ fn interrupted(bench: &Bench) -> Result {
 
 /// With the medium left in, the disk's system runs and keeps its state.
 fn installed(bench: &Bench) -> Result {
-    let medium = bench.medium(WORKER)?;
+    let medium = bench.form(WORKER, Format::Iso)?;
     bench.with("install-installed", WORKER, |machine| {
         machine.set_memory(MEMORY_MIB);
         machine.put_in(Some((&medium, Drive::Cd)));
@@ -190,7 +191,7 @@ fn signed(bench: &Bench) -> Result {
 /// The image on the medium is a part of the signed file.
 fn altered(bench: &Bench) -> Result {
     let (code, variables) = enrolled(bench)?;
-    let medium = bench.medium(WORKER)?;
+    let medium = bench.form(WORKER, Format::Iso)?;
     bench.with("install-altered", WORKER, |machine| {
         machine.attach_guarded(&code, &variables)?;
         let other = machine.disk().with_file_name("other.iso");
