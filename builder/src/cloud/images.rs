@@ -86,6 +86,7 @@ fn name(provider: &Provider) -> Name {
     match provider.name {
         ProviderName::Hetzner => Name::Hetzner,
         ProviderName::DigitalOcean => Name::DigitalOcean,
+        ProviderName::Linode => Name::Linode,
     }
 }
 

@@ -13,6 +13,7 @@ pub mod destroy;
 mod digitalocean;
 mod hetzner;
 pub mod images;
+mod linode;
 pub mod machines;
 pub mod plan;
 pub mod up;
@@ -322,6 +323,7 @@ pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Envi
     Ok(match provider.name {
         ProviderName::Hetzner => Box::new(hetzner::Hetzner::new(client, env, tenant)?),
         ProviderName::DigitalOcean => Box::new(digitalocean::DigitalOcean::new(client, env, tenant)?),
+        ProviderName::Linode => Box::new(linode::Linode::new(client, env, tenant)?),
     })
 }
 
@@ -492,7 +494,7 @@ fn explained(error: anyhow::Error, provider: &str, variable: &str) -> anyhow::Er
     let any = |words: &[&str]| words.iter().any(|word| said.contains(word));
     let sentence = match refused.status {
         401 => format!("{provider} does not take the token of {variable}; make one that reads and writes"),
-        403 | 422 if any(&["limit_exceeded", "droplet limit", "exceed"]) => {
+        400 | 403 | 422 if any(&["limit_exceeded", "droplet limit", "limit reached", "exceed"]) => {
             format!("the account at {provider} may have no more of these; remove some, or ask {provider} for more")
         }
         403 if any(&["readonly", "forbidden", "not authorized", "unauthorized", "permission"]) => {
@@ -501,10 +503,10 @@ fn explained(error: anyhow::Error, provider: &str, variable: &str) -> anyhow::Er
         422 if any(&["overlap"]) => {
             format!("the account at {provider} has these addresses already; write another network under [provider]")
         }
-        409 | 422 if any(&["uniqueness", "already exists", "already in use", "must be unique"]) => {
+        400 | 409 | 422 if any(&["uniqueness", "already exists", "already in use", "must be unique"]) => {
             format!("{provider} has one already that is not this cluster's; rename the cluster, or remove that one")
         }
-        409 | 412 | 422 if any(&["unavailable", "placement_error", "not available"]) => {
+        400 | 409 | 412 | 422 if any(&["unavailable", "placement_error", "not available"]) => {
             format!(
                 "{provider} has none of this type in this region now; write another type or region under [provider]"
             )

@@ -30,9 +30,10 @@ use std::sync::{Arc, MutexGuard, OnceLock};
 enum Which {
     Hetzner,
     DigitalOcean,
+    Linode,
 }
 
-const ALL: [Which; 2] = [Which::Hetzner, Which::DigitalOcean];
+const ALL: [Which; 3] = [Which::Hetzner, Which::DigitalOcean, Which::Linode];
 const SUM: &str = "0123456789ab";
 
 impl Which {
@@ -40,6 +41,7 @@ impl Which {
         match self {
             Which::Hetzner => fakes::hetzner::answer(call, world),
             Which::DigitalOcean => fakes::digitalocean::answer(call, world),
+            Which::Linode => fakes::linode::answer(call, world),
         }
     }
 
@@ -47,6 +49,7 @@ impl Which {
         Published::new(match self {
             Which::Hetzner => include_str!("../../tests/data/providers/hetzner.json"),
             Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
+            Which::Linode => include_str!("../../tests/data/providers/linode.json"),
         })
     }
 
@@ -56,6 +59,7 @@ impl Which {
             Which::DigitalOcean => {
                 "name = \"digitalocean\"\nregion = \"fra1\"\ntype = \"s-1vcpu-1gb\"\nworker-type = \"s-1vcpu-2gb\"\nbucket = \"b\"\n"
             }
+            Which::Linode => "name = \"linode\"\nregion = \"eu-central\"\ntype = \"g6-nanode-1\"\n",
         }
     }
 
@@ -64,7 +68,13 @@ impl Which {
         match self {
             Which::Hetzner => Cents(2 * (299 + 50)),
             Which::DigitalOcean => Cents(600 + 1200),
+            Which::Linode => Cents(2 * 500),
         }
+    }
+
+    /// What a role's firewall is called.
+    fn firewall(self, role: &str) -> String {
+        if self == Which::Linode { format!("kimg-{}-{role}", ca()) } else { format!("kimg-demo-{}-{role}", ca()) }
     }
 }
 
@@ -168,9 +178,9 @@ impl Stage {
     /// A variable of the environment.
     fn said(&self, name: &str, token: &str) -> Option<String> {
         match name {
-            "HCLOUD_TOKEN" | "DIGITALOCEAN_TOKEN" => Some(token.to_string()),
+            "HCLOUD_TOKEN" | "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" => Some(token.to_string()),
             "HCLOUD_ENDPOINT" => Some(format!("{}/v1", self.server.url())),
-            "DIGITALOCEAN_API_URL" => Some(self.server.url()),
+            "DIGITALOCEAN_API_URL" | "LINODE_URL" => Some(self.server.url()),
             _ => None,
         }
     }
@@ -225,6 +235,7 @@ impl Stage {
         let wanted: &[&str] = match self.which {
             Which::Hetzner => &["firewall", "firewall", "network"],
             Which::DigitalOcean => &["firewall", "firewall", "ssh_key", "vpc"],
+            Which::Linode => &["firewall", "firewall", "vpc"],
         };
         assert_eq!(world.kinds(), wanted, "{at}");
         for (name, id) in &world.nodes {
@@ -392,7 +403,7 @@ fn what_the_provider_refuses_to_remove_keeps_no_other() {
         *stage.world() = there;
         stage.server.fail(firewalls.unwrap(), Fault::Instead(Reply::new(403)));
         let error = format!("{:#}", stage.destroy().unwrap_err());
-        assert!(error.contains("these stay: firewall of the masters") && !error.contains("network"), "{error}");
+        assert!(error.contains("these stay: firewall of the masters") && !error.contains("network 10."), "{error}");
         assert_eq!(stage.world().kinds(), ["firewall"], "{which:?}");
         assert!(stage.world().tags.is_empty(), "{which:?}");
         stage.destroy().unwrap();
@@ -441,6 +452,7 @@ fn machines_that_nobody_knows_or_that_are_two_are_told() {
         match which {
             Which::Hetzner => stranger["labels"]["kimg-node"] = json!("x"),
             Which::DigitalOcean => stranger = replaced(&stranger, ":node:w", ":node:x"),
+            Which::Linode => stranger = replaced(&stranger, "kimg-node.w", "kimg-node.x"),
         }
         stage.world().machines.insert(90, Machine { body: stranger, looked: 9, ..Machine::default() });
         let plan = stage.plan();
@@ -544,11 +556,20 @@ fn a_name_that_would_be_the_address_of_something_else_is_none() {
     for which in ALL {
         let stage = Stage::new(which);
         let name = format!("kimg-demo-{}", ca());
-        let (kind, id) = if which == Which::Hetzner { ("networks", json!(0)) } else { ("vpcs", json!("")) };
-        let one = json!({"name": name, "id": id, "labels": {"kimg-cluster": "demo", "kimg-ca": ca()}});
+        let (kind, id) = match which {
+            Which::Hetzner => ("networks", json!(0)),
+            Which::DigitalOcean => ("vpcs", json!("")),
+            Which::Linode => ("data", json!(0)),
+        };
+        let one = json!({"name": name, "label": name, "id": id, "labels": {"kimg-cluster": "demo", "kimg-ca": ca()}});
         stage.server.fail(0, Fault::Instead(Reply::json(200, &json!({kind: [one]}))));
         let error = format!("{:#}", stage.destroy().unwrap_err());
-        assert!(error.contains("no id of a network") || error.contains("calls a VPC ``"), "{error}");
+        assert!(
+            error.contains("no id of a network")
+                || error.contains("no id of a VPC")
+                || error.contains("calls a VPC ``"),
+            "{error}"
+        );
         stage.check_only_asked(0);
     }
 }
@@ -635,7 +656,8 @@ fn what_stands_in_the_way_of_a_plan_stops_up_too() {
 
 #[test]
 fn what_a_provider_refuses_is_a_sentence() {
-    for (which, says) in [(Which::Hetzner, "no room in this location"), (Which::DigitalOcean, "has none of this type")]
+    for (which, says) in
+        ALL.into_iter().zip(["no room in this location", "has none of this type", "has none of this type"])
     {
         let stage = Stage::new(which);
         stage.world().refuses = true;

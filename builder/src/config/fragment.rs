@@ -100,7 +100,7 @@ pub struct RegistryFragment {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ProviderFragment {
-    /// `hetzner` or `digitalocean`.
+    /// `hetzner`, `digitalocean` or `linode`.
     pub name: Spanned<String>,
     /// The provider's name of a region (Hetzner: location).
     pub region: Spanned<String>,

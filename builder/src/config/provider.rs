@@ -9,6 +9,9 @@ use toml::Spanned;
 
 /// A machine is called `NODE.CLUSTER`, which is a host name at the providers.
 const MACHINE_NAME: usize = 63;
+/// A tag of Linode's has 50 characters, of which `kimg-cluster.` and `kimg-node.` take some.
+const LINODE_CLUSTER: usize = 37;
+const LINODE_NODE: usize = 40;
 
 /// Checks `[provider]`, and what the rest of the file must be where it stands.
 pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provider>, Fault> {
@@ -23,7 +26,8 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         let message = "keys in clear are for local VMs only; remove this line, and the images of [provider] seal them";
         return Err(fault(form, "secrets", message));
     }
-    let known = [("hetzner", ProviderName::Hetzner), ("digitalocean", ProviderName::DigitalOcean)];
+    let known =
+        [ProviderName::Hetzner, ProviderName::DigitalOcean, ProviderName::Linode].map(|one| (one.as_str(), one));
     let name = choice(&Some(written.name.clone()), "provider.name", &known, ProviderName::Hetzner)?;
     let network = cidr(&written.network, "provider.network", "10.80.0.0/20")?;
     let network = match network {
@@ -40,6 +44,9 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         }
     }
     check_bucket(name, written)?;
+    if name == ProviderName::Linode {
+        check_linode(f, network, written)?;
+    }
     Ok(Some(Provider {
         name,
         region: word(&written.region, "provider.region")?,
@@ -66,19 +73,42 @@ fn check_bucket(name: ProviderName, written: &ProviderFragment) -> Result<(), Fa
                 "digitalocean fetches images from a bucket; add bucket = \"NAME\" (and endpoint = \"https://…\")";
             Err(fault(&written.name, "provider.bucket", message))
         }
-        ProviderName::Hetzner => {
+        ProviderName::Hetzner | ProviderName::Linode => {
             let fields = [
                 ("provider.bucket", &written.bucket),
                 ("provider.endpoint", &written.endpoint),
                 ("provider.bucket-region", &written.bucket_region),
             ];
             match fields.into_iter().find_map(|(field, text)| Some((field, text.as_ref()?))) {
-                Some((field, text)) => Err(fault(text, field, "hetzner takes images from no bucket; remove this line")),
+                Some((field, text)) => {
+                    let message = format!("{} takes images from no bucket; remove this line", name.as_str());
+                    Err(fault(text, field, &message))
+                }
                 None => Ok(()),
             }
         }
         ProviderName::DigitalOcean => Ok(()),
     }
+}
+
+/// Linode's labels and tags are short, and its data centres have a private network of their own.
+fn check_linode(f: &Fragment, network: ipnet::Ipv4Net, written: &ProviderFragment) -> Result<(), Fault> {
+    let names = f.nodes.iter().map(|node| ("nodes.name", &node.get_ref().name, LINODE_NODE));
+    for (field, name, most) in [("name", &f.name, LINODE_CLUSTER)].into_iter().chain(names) {
+        let text = name.get_ref();
+        if text.len() > most || text.contains("--") {
+            let message = format!(
+                "`{text}` becomes a label and a tag of linode's: write at most {most} characters, and no `-` behind another"
+            );
+            return Err(fault(name, field, &message));
+        }
+    }
+    let taken = ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(192, 168, 128, 0), 17);
+    if overlap(IpNet::V4(taken), IpNet::V4(network)) {
+        let message = format!("{network} overlaps {taken}, which linode has for itself; write e.g. 10.80.0.0/20");
+        return Err(optional_fault(&written.network, "provider.network", &message));
+    }
+    Ok(())
 }
 
 /// Each node's type of machine, and whether it can be a machine there at all.

@@ -174,6 +174,8 @@ pub enum ProviderName {
     Hetzner,
     /// DigitalOcean.
     DigitalOcean,
+    /// Linode (Akamai).
+    Linode,
 }
 
 impl ProviderName {
@@ -182,6 +184,7 @@ impl ProviderName {
         match self {
             ProviderName::Hetzner => "hetzner",
             ProviderName::DigitalOcean => "digitalocean",
+            ProviderName::Linode => "linode",
         }
     }
 }

@@ -267,6 +267,7 @@ fn the_example_in_the_documents_is_valid() {
 #[test]
 fn what_no_provider_can_do_is_said() {
     let digitalocean = HETZNER.replace("hetzner", "digitalocean");
+    let linode = HETZNER.replace("hetzner", "linode");
     let cases = [
         (HETZNER.replace("hetzner", "acme"), THREE, ":3:8: provider.name: `acme` is not known; write \"hetzner\" or"),
         (HETZNER.replace("nbg1", "nbg1&x"), THREE, ":4:10: provider.region: `nbg1&x` is no name"),
@@ -277,6 +278,17 @@ fn what_no_provider_can_do_is_said() {
         (format!("{HETZNER}\nnetwork = \"10.80.0.0/28\""), THREE, "of /16 to /24"),
         (format!("{HETZNER}\nbucket = \"b\""), THREE, ":7:10: provider.bucket: hetzner takes images from no bucket"),
         (format!("{HETZNER}\nsize = \"b\""), THREE, "provider.size: unknown key"),
+        (format!("{linode}\nbucket = \"b\""), THREE, "provider.bucket: linode takes images from no bucket"),
+        (
+            format!("{linode}\nnetwork = \"192.168.128.0/20\""),
+            THREE,
+            "provider.network: 192.168.128.0/20 overlaps 192.168.128.0/17, which linode has for itself",
+        ),
+        (
+            linode.clone(),
+            "[[nodes]]\nname = \"m--1\"\nrole = \"master\"\n",
+            "nodes.name: `m--1` becomes a label and a tag of linode's: write at most 40 characters",
+        ),
         (digitalocean, THREE, "provider.bucket: digitalocean fetches images from a bucket"),
         (
             HETZNER.into(),

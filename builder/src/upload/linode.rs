@@ -36,8 +36,7 @@ impl Linode {
     /// # Errors
     /// There is no token.
     pub fn new(client: &Client, env: Environment<'_>, region: &str) -> Result<Linode> {
-        let token = settings::need(env, "LINODE_TOKEN", "a token with the scope images:read_write")?;
-        let api = Api::new(client, env, "LINODE_URL", API, format!("Bearer {token}"))?;
+        let api = account(client, env, "a token with the scope images:read_write")?;
         Ok(Linode { api, region: region.into(), temporaries: Temporaries::default() })
     }
 
@@ -63,6 +62,27 @@ impl Linode {
     }
 }
 
+/// The API of the account of `LINODE_TOKEN`; `what` is what the token must be.
+///
+/// # Errors
+/// There is no token.
+pub(crate) fn account(client: &Client, env: Environment<'_>, what: &str) -> Result<Api> {
+    let token = settings::need(env, "LINODE_TOKEN", what)?;
+    Api::new(client, env, "LINODE_URL", API, format!("Bearer {token}"))
+}
+
+/// All entries of the list at `path`; `dress` adds what each request needs besides.
+///
+/// # Errors
+/// As [`Api::list`].
+pub(crate) fn pages(api: &Api, path: &str, dress: impl Fn(Request) -> Request) -> Result<Vec<Value>> {
+    let next = |page: &Value| {
+        let (at, of) = (page["page"].as_u64()?, page["pages"].as_u64()?);
+        (at < of).then(|| api.url(&format!("{path}?page_size=500&page={}", at + 1)))
+    };
+    api.list(&format!("{path}?page_size=500&page=1"), "data", dress, next)
+}
+
 /// The name is the first word of the description: a label has room for 50 characters only.
 fn remote(image: &Value) -> Option<Remote> {
     let name = image["description"].as_str()?.split(' ').next()?;
@@ -86,12 +106,8 @@ impl Provider for Linode {
     }
 
     fn list(&self) -> Result<Vec<Remote>> {
-        let next = |page: &Value| {
-            let (at, of) = (page["page"].as_u64()?, page["pages"].as_u64()?);
-            (at < of).then(|| self.api.url(&format!("/v4/images?page_size=500&page={}", at + 1)))
-        };
         let own = |request: Request| request.header("x-filter", r#"{"is_public":false}"#);
-        let images = self.api.list("/v4/images?page_size=500&page=1", "data", own, next)?;
+        let images = pages(&self.api, "/v4/images", own)?;
         Ok(images.iter().filter_map(remote).collect())
     }
 

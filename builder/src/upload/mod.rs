@@ -10,7 +10,7 @@ pub(crate) mod digitalocean;
 mod gcp;
 mod google;
 pub(crate) mod hetzner;
-mod linode;
+pub(crate) mod linode;
 mod openstack;
 mod proxmox;
 pub mod rescue;

@@ -3,6 +3,7 @@
 
 pub(super) mod digitalocean;
 pub(super) mod hetzner;
+pub(super) mod linode;
 
 use super::cluster::Cluster;
 use crate::client::kube::NodeState;
@@ -41,7 +42,7 @@ pub(super) struct World {
     pub(super) packed: Vec<Role>,
     /// Machines that are asked for cannot be made after all.
     pub(super) refuses: bool,
-    /// The price list has something else where an address (Hetzner) or the smallest size (DigitalOcean) has its price.
+    /// The price list has something else where an address (Hetzner) or the smallest size (the others) has its price.
     pub(super) no_price: bool,
     /// Tokens of the cluster: the node, and until when.
     pub(super) tokens: BTreeMap<String, (String, Timestamp)>,

@@ -22,7 +22,8 @@ fn a_plan_has_the_price_and_minds_the_budget() {
         let wrong = read(&wrong);
         let refusals = Stage::of(which, wrong).plan().refusals;
         assert!(refusals[0].contains(&format!("did you mean {typo}?")), "{refusals:?}");
-        let elsewhere = settings(which, "").text.replace("nbg1", "nbg2").replace("fra1", "fra9");
+        let elsewhere =
+            settings(which, "").text.replace("nbg1", "nbg2").replace("fra1", "fra9").replace("eu-central", "eu-centre");
         let elsewhere = read(&elsewhere);
         let error = Stage::of(which, elsewhere).cloud().offer().unwrap_err();
         assert!(error.is::<crate::input::BadInput>(), "{error:#}");
@@ -42,6 +43,10 @@ fn what_has_no_price_is_not_free() {
             }
             Which::DigitalOcean => {
                 assert!(stage.plan().refusals[0].contains("has no type s-1vcpu-1gb in fra1"), "{:?}", stage.plan());
+            }
+            Which::Linode => {
+                let refusals = stage.plan().refusals;
+                assert!(refusals[0].contains("has no type g6-nanode-1 in eu-central"), "{refusals:?}");
             }
         }
         // An old machine whose type is in no list any more.
@@ -84,7 +89,7 @@ fn a_machine_of_another_region_or_type_is_told() {
         let id = stage.world().machine("w.demo")[0];
         let (place, size) = match which {
             Which::Hetzner => ("location", "server_type"),
-            Which::DigitalOcean => ("region", "size"),
+            Which::DigitalOcean | Which::Linode => ("region", "size"),
         };
         {
             let mut world = stage.world();
@@ -108,12 +113,12 @@ fn a_machine_of_another_region_or_type_is_told() {
 fn what_was_changed_by_hand_comes_first_and_is_put_right() {
     for which in ALL {
         let stage = Stage::whole(which);
-        let rules = if which == Which::Hetzner { "rules" } else { "inbound_rules" };
+        let rules = if which == Which::DigitalOcean { "inbound_rules" } else { "rules" };
         {
             let mut world = stage.world();
             let id = world.machine("w.demo")[0];
             world.machines.get_mut(&id).unwrap().off = true;
-            let of = |role: &str| json!(format!("kimg-demo-{}-{role}", ca()));
+            let of = |role: &str| json!(which.firewall(role));
             let firewall = world.things.iter_mut().find(|(_, body)| body["name"] == of("worker")).unwrap().1;
             firewall[rules] = json!([]);
             let master = world.things.iter().find(|(_, body)| body["name"] == of("master")).unwrap().0;

@@ -328,7 +328,11 @@ fn what_could_not_be_made_anew_is_not_touched() {
             refused(stage, &order, says);
         };
         // Another type costs something else.
-        let size = if which == Which::Hetzner { ("server_type", "cx33") } else { ("size", "s-1vcpu-1gb") };
+        let size = match which {
+            Which::Hetzner => ("server_type", "cx33"),
+            Which::DigitalOcean => ("size", "s-1vcpu-1gb"),
+            Which::Linode => ("size", "g6-standard-1"),
+        };
         let other = stage(which, &there);
         let id = other.world().machine("w1.demo")[0];
         other.world().machines.get_mut(&id).unwrap().body[size.0] = json!(size.1);

@@ -1,0 +1,330 @@
+//! Linode (Akamai): machines and firewalls known by the tags `kimg-cluster.CLUSTER`, `kimg-ca.CA`, `kimg-node.NODE`,
+//! `kimg-role.ROLE` and `kimg-image.SUM`; a VPC, which bears no tags, by its label.
+//! <https://techdocs.akamai.com/linode-api/reference/api>
+//!
+//! Labels of machines, firewalls and VPCs are unique in an account. A firewall's has room for 32 characters, so it bears the
+//! fingerprint alone. A firewall filters the VPC, too.
+//! A machine of a custom image boots by `linode/direct-disk`, and must name a key or a password: it names a key whose
+//! private half nobody keeps. That the call which makes a machine takes `kernel` is known from Linode's own clients of
+//! 2026; that a VPC's interface gets its address by DHCP is not published. Neither was tried at Linode.
+
+use super::{
+    ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
+    Tenant, Thing, explained, numbered, open_ports,
+};
+use crate::input;
+use crate::upload::api::Api;
+use crate::upload::linode::{account, pages};
+use crate::upload::may_be_done;
+use crate::upload::rescue::Keys;
+use crate::upload::settings::Environment;
+use crate::web::{Client, Request};
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use node_metadata::Role;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+const CLUSTER: &str = "kimg-cluster";
+const CA: &str = "kimg-ca";
+const NODE: &str = "kimg-node";
+const ROLE: &str = "kimg-role";
+const IMAGE: &str = "kimg-image";
+
+const INSTANCES: &str = "/v4/linode/instances";
+const FIREWALLS: &str = "/v4/networking/firewalls";
+const VPCS: &str = "/v4/vpcs";
+/// All ports of a protocol.
+const ALL: &str = "1-65535";
+
+/// A cluster's part of an account.
+#[derive(Debug)]
+pub struct Linode {
+    api: Api,
+    tenant: Tenant,
+}
+
+impl Linode {
+    /// The account of `LINODE_TOKEN`.
+    ///
+    /// # Errors
+    /// There is no token.
+    pub fn new(client: &Client, env: Environment<'_>, tenant: Tenant) -> Result<Linode> {
+        let scopes = "a token with the scopes linodes, firewall, vpc, images and ips, each read_write";
+        Ok(Linode { api: account(client, env, scopes)?, tenant })
+    }
+
+    fn list(&self, path: &str) -> Result<Vec<Value>> {
+        pages(&self.api, path, |request| request).map_err(explain)
+    }
+
+    fn tags(&self, more: &[(&str, &str)]) -> Vec<String> {
+        let own = [(CLUSTER, self.tenant.cluster.as_str()), (CA, self.tenant.ca.as_str())];
+        own.iter().chain(more).map(|(key, value)| format!("{key}.{value}")).collect()
+    }
+
+    /// Makes a thing. Where the answer is lost it is looked for by its label, which no other has, and its tags.
+    fn make(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = Request::post(self.api.url(path)).json(body).hiding(false, true);
+        let made = self.api.send(request).and_then(|answer| answer.expect(&[200])?.json());
+        made.or_else(|error| {
+            if !may_be_done(&error) {
+                return Err(error);
+            }
+            let tags = body["tags"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let same = |one: &Value| {
+                let has = |tag: &Value| one["tags"].as_array().is_some_and(|its| its.contains(tag));
+                one["label"] == body["label"] && tags.iter().all(has)
+            };
+            let found = pages(&self.api.for_cleanup(), path, |request| request);
+            found.ok().and_then(|found| found.into_iter().find(same)).ok_or(error)
+        })
+        .map_err(explain)
+    }
+
+    fn written(&self, role: Role) -> Value {
+        let rule = |rule: Rule| {
+            let of = |v6: bool| rule.from.iter().filter(|range| range.contains(':') == v6).collect::<Vec<_>>();
+            let mut addresses = json!({});
+            for (family, v6) in [("ipv4", false), ("ipv6", true)] {
+                if !of(v6).is_empty() {
+                    addresses[family] = json!(of(v6));
+                }
+            }
+            let mut written =
+                json!({"action": "ACCEPT", "protocol": rule.protocol.to_uppercase(), "addresses": addresses});
+            if !rule.ports.is_empty() {
+                written["ports"] = json!(rule.ports);
+            }
+            written
+        };
+        let inbound: Vec<Value> = self.rules(role).into_iter().map(rule).collect();
+        json!({"inbound": inbound, "inbound_policy": "DROP", "outbound": [], "outbound_policy": "ACCEPT"})
+    }
+
+    /// A firewall's label; its name would be too long.
+    fn firewall(&self, role: Role) -> String {
+        format!("kimg-{}-{role}", self.tenant.ca)
+    }
+
+    /// The addresses of machines in private networks.
+    fn inside(&self) -> Result<BTreeMap<u64, IpAddr>> {
+        let all = self.list("/v4/vpcs/ips")?;
+        let one = |one: &Value| {
+            let address: IpAddr = text(one, "address").parse().ok()?;
+            let ours = matches!(address, IpAddr::V4(address) if self.tenant.network.contains(&address));
+            Some((one["linode_id"].as_u64().filter(|_| ours)?, address))
+        };
+        Ok(all.iter().filter_map(one).collect())
+    }
+
+    fn server(&self, one: &Value, inside: &BTreeMap<u64, IpAddr>) -> Result<Server> {
+        let id = numbered(one, "a machine")?;
+        let private = inside.get(&id).copied();
+        let own = one["ipv4"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let outside = |address: &IpAddr| matches!(address, IpAddr::V4(four) if !four.is_private());
+        Ok(Server {
+            id: id.to_string(),
+            node: tagged(one, NODE).into(),
+            image: tagged(one, IMAGE).into(),
+            size: text(one, "type").into(),
+            region: text(one, "region").into(),
+            state: match text(one, "status") {
+                "running" => State::Running,
+                "offline" | "stopped" => State::Off,
+                _ => State::Pending,
+            },
+            public: own.filter_map(|text| text.parse().ok()).find(outside),
+            private,
+            // Without a zone, and in UTC.
+            created: format!("{}Z", text(one, "created")).parse().ok(),
+        })
+    }
+}
+
+/// What a tag says.
+fn tagged<'a>(one: &'a Value, key: &str) -> &'a str {
+    let tags = one["tags"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    tags.filter_map(|tag| tag.split_once('.')).find(|(its, _)| *its == key).map_or("", |(_, value)| value)
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+fn is(one: &Value, id: &str) -> bool {
+    one["id"].as_u64().is_some_and(|number| id.parse() == Ok(number))
+}
+
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    explained(error, "Linode", "LINODE_TOKEN")
+}
+
+fn rule(written: &Value) -> Rule {
+    let ranges = |family: &str| written["addresses"][family].as_array().into_iter().flatten().filter_map(Value::as_str);
+    Rule {
+        protocol: text(written, "protocol").to_lowercase(),
+        ports: text(written, "ports").into(),
+        from: ranges("ipv4").chain(ranges("ipv6")).map(Into::into).collect(),
+    }
+}
+
+fn network(one: &Value) -> Result<Network> {
+    Ok(Network {
+        id: numbered(one, "a VPC")?.to_string(),
+        range: text(&one["subnets"][0], "ipv4").into(),
+        region: one["region"].as_str().map(Into::into),
+        kept: false,
+    })
+}
+
+impl Cloud for Linode {
+    fn offer(&self) -> Result<Offer> {
+        let region = self.tenant.region.as_str();
+        let regions = self.list("/v4/regions")?;
+        let Some(found) = regions.iter().find(|one| one["id"] == region) else {
+            let known: Vec<&str> = regions.iter().map(|one| text(one, "id")).collect();
+            return input::bad(format!(
+                "provider.region: Linode has no region {region}; there are {}",
+                known.join(", ")
+            ));
+        };
+        for needed in ["VPCs", "Metadata", "Cloud Firewall"] {
+            if !found["capabilities"].as_array().is_some_and(|has| has.iter().any(|one| one == needed)) {
+                return input::bad(format!(
+                    "provider.region: Linode's {region} lacks {needed}, which a cluster needs; write another"
+                ));
+            }
+        }
+        let size = |one: &Value| {
+            let here = one["region_prices"].as_array().into_iter().flatten().find(|price| price["id"] == region);
+            let monthly = Cents::of(here.unwrap_or(&one["price"])["monthly"].as_f64()?)?;
+            let disk_gb = one["disk"].as_u64()? / 1024;
+            Some((text(one, "id").to_string(), Size { monthly, disk_gb, available: true }))
+        };
+        let sizes = self.list("/v4/linode/types")?.iter().filter_map(size).collect();
+        Ok(Offer { currency: "USD".into(), sizes, room: None })
+    }
+
+    fn inventory(&self) -> Result<Inventory> {
+        let mut inventory = Inventory::default();
+        for one in self.list(VPCS)?.iter().filter(|one| one["label"] == self.tenant.name()) {
+            inventory.networks.push(network(one)?);
+        }
+        let (cluster, ca) = (self.tenant.cluster.as_str(), self.tenant.ca.as_str());
+        for one in self.list(FIREWALLS)? {
+            if tagged(&one, CLUSTER) != cluster || tagged(&one, CA) != ca {
+                continue;
+            }
+            let id = numbered(&one, "a firewall")?.to_string();
+            match ROLES.into_iter().find(|role| tagged(&one, ROLE) == role.as_str()) {
+                Some(role) => {
+                    let rules = one["rules"]["inbound"].as_array().into_iter().flatten().map(rule).collect();
+                    inventory.firewalls.push(Firewall { id, role, rules });
+                }
+                None => inventory.rest.push(Thing { kind: "firewall", id, name: text(&one, "label").into() }),
+            }
+        }
+        let inside = self.inside()?;
+        // All, for those that only look like ours.
+        for one in self.list(INSTANCES)? {
+            let marks = Marks {
+                name: text(&one, "label"),
+                cluster: tagged(&one, CLUSTER) == cluster,
+                ca: tagged(&one, CA) == ca,
+            };
+            self.tenant.sort(self.server(&one, &inside)?, &marks, &mut inventory);
+        }
+        Ok(inventory)
+    }
+
+    fn make_network(&self) -> Result<Network> {
+        let subnet = json!({"label": "nodes", "ipv4": self.tenant.network.to_string()});
+        let body = json!({"label": self.tenant.name(), "region": self.tenant.region, "subnets": [subnet]});
+        network(&self.make(VPCS, &body)?)
+    }
+
+    fn make_firewall(&self, role: Role) -> Result<Firewall> {
+        // Where somebody removed it, the machines are there already.
+        let there = self.inventory()?.servers;
+        let machines = self.list(INSTANCES)?;
+        let of_role =
+            |one: &&Value| tagged(one, ROLE) == role.as_str() && there.iter().any(|server| is(one, &server.id));
+        let machines: Vec<&Value> = machines.iter().filter(of_role).map(|one| &one["id"]).collect();
+        let body = json!({
+            "label": self.firewall(role),
+            "rules": self.written(role),
+            "devices": {"linodes": machines},
+            "tags": self.tags(&[(ROLE, role.as_str())]),
+        });
+        let made = self.make(FIREWALLS, &body)?;
+        Ok(Firewall { id: numbered(&made, "the firewall")?.to_string(), role, rules: self.rules(role) })
+    }
+
+    fn set_rules(&self, firewall: &Firewall) -> Result<()> {
+        let request = Request::put(self.api.url(&format!("{FIREWALLS}/{}/rules", firewall.id)));
+        let set = self.api.send(request.json(&self.written(firewall.role))).and_then(|answer| answer.expect(&[200]));
+        set.map(|_| ()).map_err(explain)
+    }
+
+    fn rules(&self, role: Role) -> BTreeSet<Rule> {
+        let outside = open_ports(role).into_iter().map(|(protocol, ports)| Rule {
+            protocol: protocol.into(),
+            ports,
+            from: ANYWHERE.map(String::from).into(),
+        });
+        let inside = ["tcp", "udp"].map(|protocol| Rule {
+            protocol: protocol.into(),
+            ports: ALL.into(),
+            from: [self.tenant.network.to_string()].into(),
+        });
+        outside.chain(inside).collect()
+    }
+
+    fn make_server(&self, order: &Order<'_>) -> Result<()> {
+        let vpcs = self.list(VPCS)?;
+        let vpc = vpcs.iter().find(|one| is(one, &order.network.id));
+        let subnet =
+            numbered(&vpc.context("the private network is gone; `kimg up` makes it")?["subnets"][0], "a subnet")?;
+        let firewall: u64 = order.firewall.id.parse().context("the firewall has no number of Linode's")?;
+        let body = json!({
+            "label": self.tenant.machine(order.node),
+            "region": self.tenant.region,
+            "type": order.size,
+            "image": order.image_id,
+            "kernel": "linode/direct-disk",
+            "booted": true,
+            "swap_size": 0,
+            "authorized_keys": [Keys::new()?.client.trim()],
+            "metadata": {"user_data": STANDARD.encode(order.user_data)},
+            "interface_generation": "legacy_config",
+            "interfaces": [{"purpose": "public"}, {"purpose": "vpc", "subnet_id": subnet}],
+            "firewall_id": firewall,
+            "network_helper": false,
+            "tags": self.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), (IMAGE, order.image)]),
+        });
+        self.make(INSTANCES, &body).map(|_| ())
+    }
+
+    fn start(&self, server: &Server) -> Result<()> {
+        let request = Request::post(self.api.url(&format!("{INSTANCES}/{}/boot", server.id))).repeatable(true);
+        self.api.send(request).and_then(|answer| answer.expect(&[200])).map(|_| ()).map_err(explain)
+    }
+
+    fn delete(&self, thing: &Thing) -> Result<()> {
+        let path = match thing.kind {
+            "server" => INSTANCES,
+            "network" => VPCS,
+            _ => FIREWALLS,
+        };
+        let answer = self.api.send(Request::delete(self.api.url(&format!("{path}/{}", thing.id))))?;
+        match answer.status {
+            200 | 204 | 404 => Ok(()),
+            // One that Linode is at work on, and a VPC with machines in it.
+            400 | 409 => Err(Busy(answer.refused().to_string()).into()),
+            _ => Err(explain(answer.refused().into())),
+        }
+    }
+}
