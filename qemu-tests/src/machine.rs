@@ -14,7 +14,7 @@ use kimg::image::output::Format;
 use kimg::local::qemu::{self, Bus, Disk, Uefi, VmSpec};
 use kimg::local::{Accel, accel, console, disk, qmp, state};
 use kimg::pki::{Authority, Secrets, SecureBoot, issue, secrets};
-use kimg::seed::{self, Begin, token::BootstrapToken};
+use kimg::seed::{self, Begin, Place, token::BootstrapToken};
 use node_api::{NodeStatus, path};
 use node_metadata::Role;
 use serde::de::DeserializeOwned;
@@ -169,6 +169,7 @@ impl Bench {
             dir,
             disk_mib: size.disk_mib,
             over_a_form: false,
+            system: None,
             node_port,
             api_port,
             medium: Vec::new(),
@@ -193,6 +194,8 @@ pub struct Machine<'a> {
     disk_mib: u32,
     /// The disk is laid over an image in another form than raw.
     over_a_form: bool,
+    /// What firmware says of the machine, where that is not the default.
+    system: Option<String>,
     node_port: u16,
     api_port: u16,
     /// QEMU's arguments for the medium that is in.
@@ -281,6 +284,31 @@ impl Machine<'_> {
         run_in(&self.dir, "qemu-img".into(), &arguments, None)?.success().context("qemu-img create")?;
         self.over_a_form = true;
         Ok(())
+    }
+
+    /// Hardware addresses: of the card on the switch, of the one behind QEMU's NAT.
+    pub fn macs(&self) -> [String; 2] {
+        self.spec.macs.clone()
+    }
+
+    /// User-data for it, with a token of its own.
+    ///
+    /// # Errors
+    /// As [`seed::user_data`].
+    pub fn user_data(&self) -> Result<String> {
+        let token = (self.node.entry.role == Role::Worker).then(BootstrapToken::random);
+        let begin = Begin::Join(token.as_ref());
+        seed::user_data(&self.bench.settings, self.node, Place::Local, begin, &self.bench.secrets)
+    }
+
+    /// What tells it who it is, from the next start on: QEMU's words for SMBIOS type 1, the drive, and more arguments.
+    ///
+    /// # Errors
+    /// The drive cannot be written.
+    pub fn wake_by(&mut self, system: &str, drive: &[u8], arguments: &[String]) -> Result<()> {
+        self.system = Some(system.to_owned());
+        self.medium.extend_from_slice(arguments);
+        secrets::write_private(&self.dir.join(&self.spec.node).join("seed.img"), drive)
     }
 
     /// Gives it user-data without the key that opens a master's secrets.
@@ -408,6 +436,10 @@ impl Machine<'_> {
             let disk = arguments.iter_mut().find(|a| a.contains("id=disk,format=raw")).context("there is no disk")?;
             let place = |extension| format!("file={node}/disk.{extension}");
             *disk = disk.replace("format=raw", "format=qcow2").replace(&place("raw"), &place("qcow2"));
+        }
+        if let Some(system) = &self.system {
+            let smbios = arguments.iter_mut().find(|a| a.starts_with("type=1,")).context("there is no SMBIOS")?;
+            *smbios = format!("type=1,{system}");
         }
         let process = Command::new(qemu::PROGRAM)
             .args(arguments)

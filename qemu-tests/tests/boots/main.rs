@@ -10,6 +10,7 @@ mod installer;
 mod memory;
 mod plug;
 mod secure;
+mod sources;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use qemu_tests::cluster::settings;
@@ -60,9 +61,17 @@ fn main() -> ExitCode {
     // Two cores carry no more, and a time-out would mean nothing.
     arguments.test_threads = Some(1);
     let bench: Arc<OnceLock<std::result::Result<Bench, String>>> = Arc::default();
-    let tests = [boot::tests(), disks::tests(), installer::tests(), plug::tests(), memory::tests(), secure::tests()]
-        .into_iter();
+    let tests = [
+        boot::tests(),
+        disks::tests(),
+        sources::tests(),
+        installer::tests(),
+        plug::tests(),
+        memory::tests(),
+        secure::tests(),
+    ];
     let trials = tests
+        .into_iter()
         .flatten()
         .map(|test| {
             let bench = bench.clone();

@@ -3,6 +3,7 @@
 //!
 //! `figures mkosi` holds a build against one of mkosi's, into `target/figures-mkosi.json`.
 
+mod boot;
 mod build;
 mod measured;
 mod mkosi;
@@ -13,7 +14,7 @@ use qemu_tests::tools::workspace;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-const CLUSTER: &str = "name = \"figures\"\nsecrets = \"plain\"\nnodes = [{ name = \"master-1\", role = \"master\" }, { name = \"worker-1\", role = \"worker\" }, { name = \"worker-2\", role = \"worker\" }]\n";
+const CLUSTER: &str = "name = \"figures\"\nnodes = [{ name = \"master-1\", role = \"master\" }, { name = \"worker-1\", role = \"worker\" }, { name = \"worker-2\", role = \"worker\" }]\n";
 
 fn main() -> Result<()> {
     let what = std::env::args().nth(1);
@@ -41,6 +42,7 @@ fn main() -> Result<()> {
 fn of_a_cluster(dir: &Path, figures: &mut Map<String, Value>) -> Result<()> {
     figures.insert("accel".into(), json!(if accelerated() { "kvm" } else { "tcg" }));
     build::figures(dir, figures)?;
+    boot::figures(&dir.join("alone"), CLUSTER, figures)?;
     let cluster = Cluster::up(dir, CLUSTER)?;
     figures.insert("boot.three_ready_s".into(), json!(cluster.up_took.as_secs_f64()));
     for (role, node) in [("master", "master-1"), ("worker", "worker-1")] {
