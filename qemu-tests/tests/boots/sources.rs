@@ -61,7 +61,7 @@ fn config_drive(bench: &Bench) -> Result {
 fn xorriso() -> Result<PathBuf> {
     let tree = tools::workspace().join("target/tools/xorriso");
     if !tree.exists() {
-        let wanted = |path: &str| path.starts_with("usr/bin/") || path.contains(".so");
+        let wanted = |path: &str| path.contains("/bin/") || path.contains(".so.");
         kimg::packages::fetch_tree("bookworm", &XORRISO, wanted, &tree)?;
     }
     Ok(tree)
