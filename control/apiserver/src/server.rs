@@ -125,6 +125,10 @@ pub fn tls(config: &Config) -> anyhow::Result<Arc<rustls::ServerConfig>> {
         })?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     tls.ignore_client_order = true;
+    // A resumed session has the certificate of its first connection, whatever the client's file holds by now: renewed
+    // clients would go on as who they were, until that ends or is taken back. Go's clients resume nothing by default.
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.send_tls13_tickets = 0;
     Ok(Arc::new(tls))
 }
 

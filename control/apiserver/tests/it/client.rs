@@ -1,7 +1,7 @@
 //! The server under test, and the little client that drives it.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -186,6 +186,16 @@ impl Cluster {
         (Cluster { tls: Arc::new(tls), ..self.at(self.port) }, fingerprint)
     }
 
+    /// The client that `self` becomes when its file of a certificate changes to that of `renewed`: what TLS remembers of
+    /// the server stays.
+    pub fn renewed_to(&self, renewed: &Cluster) -> (Cluster, impl FnOnce() + use<>) {
+        let file = Arc::new(File(Mutex::new(self.tls.client_auth_cert_resolver.clone())));
+        let mut tls = rustls::ClientConfig::clone(&self.tls);
+        tls.client_auth_cert_resolver = file.clone();
+        let next = renewed.tls.client_auth_cert_resolver.clone();
+        (Cluster { tls: Arc::new(tls), ..self.at(self.port) }, move || *file.0.lock().unwrap() = next)
+    }
+
     /// Ends the server in order.
     pub async fn end(&mut self) {
         self.server.take().unwrap().stop().await;
@@ -341,6 +351,23 @@ impl Cluster {
 }
 
 /// A watch's events.
+#[derive(Debug)]
+struct File(Mutex<Arc<dyn rustls::client::ResolvesClientCert>>);
+
+impl rustls::client::ResolvesClientCert for File {
+    fn resolve(
+        &self,
+        authorities: &[&[u8]],
+        schemes: &[rustls::SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        self.0.lock().unwrap().resolve(authorities, schemes)
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 pub struct Events {
     body: Incoming,
     buffer: Vec<u8>,

@@ -81,6 +81,22 @@ async fn what_is_taken_back_is_refused_at_once_and_nobody_else_is() {
     others.await.expect("nobody else was interrupted");
 }
 
+/// As a node's components do it: nothing but the file changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_its_own_certificate_s_and_not_that_of_an_earlier_one() {
+    let cluster = Cluster::start().await;
+    let (old, _) = cluster.client("joe", "system:masters", 1_700_000_000);
+    let (new, _) = cluster.client("joe", "system:masters", 1_700_000_001);
+    let (client, renew) = old.renewed_to(&new);
+    for _ in 0..3 {
+        client.get("/api/v1/nodes").await.expect(200);
+    }
+    renew();
+    let user = format!("user.{}", hex::encode(Sha256::digest("joe")));
+    revoke(&cluster, &user, "2023-11-14T22:13:21Z joe").await;
+    client.get("/api/v1/nodes").await.expect(200);
+}
+
 const ACCOUNTS: &str = "/api/v1/namespaces/default/serviceaccounts";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
