@@ -344,10 +344,11 @@ async fn in_other_forms() {
             "true"
         );
     }
+    // Of what nobody has asked for before, the server has no history.
     let gone = cluster
         .send_with(
             "GET",
-            &format!("{MAPS}?watch=1&resourceVersion=1"),
+            "/api/v1/podtemplates?watch=1&resourceVersion=1&timeoutSeconds=3",
             &[("accept", "application/vnd.kubernetes.protobuf")],
             "",
         )
