@@ -43,6 +43,7 @@ pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<
         // A node or a spare place was added since. Frames in flight are lost, and nothing else: cables are datagrams.
         running.end(Duration::from_secs(2))?;
     }
+    remove_sockets(run_dir)?;
     let program = std::env::current_exe().context("finding kimg itself")?;
     let log = cache::open_private(&run_dir.join("switch.log"))?;
     log.set_len(0).context("emptying switch.log")?;
@@ -75,6 +76,17 @@ pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A switch that was ended leaves its sockets. One of a node that is no more would later look like the running switch's.
+fn remove_sockets(run_dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(run_dir).with_context(|| format!("reading {}", run_dir.display()))? {
+        let path = entry.with_context(|| format!("reading {}", run_dir.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "sw") {
+            super::down::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 const READY: &str = "switch: ready";
@@ -131,4 +143,23 @@ pub fn set_rules(settings: &Settings, nodes: &[String], rules: Option<Rules>) ->
     // Twice the switch's own interval: when this returns, the rules hold.
     std::thread::sleep(RULES_INTERVAL * 2);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_an_ended_switch_do_not_look_like_those_of_the_next() {
+        let dir = tempfile::tempdir().expect("dir");
+        for name in ["gone.sw", "gone.vm", "state.json"] {
+            std::fs::write(dir.path().join(name), "").expect("file");
+        }
+        remove_sockets(dir.path()).expect("removed");
+        assert_eq!(
+            ["gone.sw", "gone.vm", "state.json"].map(|name| dir.path().join(name).exists()),
+            [false, true, true],
+            "what is the VMs' or ours stays"
+        );
+    }
 }
