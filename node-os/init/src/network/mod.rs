@@ -169,7 +169,7 @@ impl Network {
         if self.clients.borrow().contains_key(&key) {
             return;
         }
-        let client = dhcp6::Client { nic: nic.clone(), kind, use_dns: wanted.dhcp_dns };
+        let client = dhcp6::Client { nic: nic.clone(), kind, use_dns: wanted.dhcp6_dns };
         let handle = tokio::task::spawn_local(client.run(self.clone()));
         self.clients.borrow_mut().insert(key, handle);
     }

@@ -69,6 +69,9 @@ pub struct NicPlan {
     /// Take the DNS servers of the DHCP answer.
     #[serde(skip_serializing_if = "is_true")]
     pub dhcp_dns: bool,
+    /// Take the DNS servers of the DHCPv6 answer.
+    #[serde(skip_serializing_if = "is_true")]
+    pub dhcp6_dns: bool,
     /// Take the routes of the DHCP answer.
     #[serde(skip_serializing_if = "is_true")]
     pub dhcp_routes: bool,
@@ -101,6 +104,7 @@ impl Default for NicPlan {
             dhcp6: None,
             accept_ra: None,
             dhcp_dns: true,
+            dhcp6_dns: true,
             dhcp_routes: true,
             dhcp_mtu: true,
             dhcp_metric: None,

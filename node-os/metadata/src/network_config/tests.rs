@@ -165,6 +165,22 @@ ethernets:
 ",
         "nics: [{id: a, name: 'en*', driver: virtio_net, set_name: wan0, dhcp4: true, optional: true, dhcp_dns: false, dhcp_mtu: false, dhcp_metric: 200}]",
     );
+    // Each protocol has its own, whether or not the other has some too.
+    check(
+        "
+version: 2
+ethernets:
+  both: {dhcp4: true, dhcp6: true, dhcp4-overrides: {route-metric: 5}, dhcp6-overrides: {use-dns: false}}
+  four: {dhcp4: true, dhcp6: true, dhcp4-overrides: {use-dns: false}}
+  six: {dhcp4: true, dhcp6: true, dhcp6-overrides: {use-dns: false, route-metric: 5}}
+",
+        "
+nics:
+- {id: both, name: both, dhcp4: true, dhcp6: stateful, dhcp6_dns: false, dhcp_metric: 5}
+- {id: four, name: four, dhcp4: true, dhcp6: stateful, dhcp_dns: false}
+- {id: six, name: six, dhcp4: true, dhcp6: stateful, dhcp6_dns: false}
+",
+    );
     check(
         "version: 1\nconfig: [{type: physical, name: eth1, subnets: [{type: dhcp4, metric: 9}]}]",
         "nics: [{id: eth1, name: eth1, dhcp4: true, dhcp_metric: 9}]",

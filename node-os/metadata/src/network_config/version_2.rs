@@ -43,13 +43,16 @@ pub(super) fn read(document: &Value) -> Result<NetworkPlan> {
 }
 
 fn device(key: &str, kind: LinkKind, item: &Value) -> Result<NicPlan> {
-    let overrides = item.get("dhcp4-overrides").or_else(|| item.get("dhcp6-overrides")).unwrap_or(&Value::Null);
+    // Each is about its own protocol. DHCPv6 brings no routes and no MTU: of its overrides only `use-dns` has a meaning.
+    let [overrides, overrides6] =
+        ["dhcp4-overrides", "dhcp6-overrides"].map(|key| item.get(key).unwrap_or(&Value::Null));
     let mut nic = NicPlan {
         id: key.to_owned(),
         dhcp4: flag(item, "dhcp4").unwrap_or(false),
         dhcp6: flag(item, "dhcp6").unwrap_or(false).then_some(Dhcp6::Stateful),
         accept_ra: flag(item, "accept-ra"),
         dhcp_dns: flag(overrides, "use-dns").unwrap_or(true),
+        dhcp6_dns: flag(overrides6, "use-dns").unwrap_or(true),
         dhcp_routes: flag(overrides, "use-routes").unwrap_or(true),
         dhcp_mtu: flag(overrides, "use-mtu").unwrap_or(true),
         dhcp_metric: number(overrides, &["route-metric"]),
