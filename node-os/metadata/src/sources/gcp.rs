@@ -6,6 +6,7 @@ use super::{Found, Platform, Reach, Source, SourceError, UserDataLimit, addresse
 use crate::network_config::{Dhcp6, NetworkConfigError, NetworkPlan, NicPlan};
 use serde::Deserialize;
 
+const BASES: [&str; 2] = ["http://169.254.169.254/computeMetadata/v1", "http://[fd20:ce::254]/computeMetadata/v1"];
 /// Metric of the first interface's routes; the others follow.
 const FIRST_METRIC: u32 = 100;
 
@@ -44,8 +45,18 @@ impl Source for Gcp {
     }
 
     fn read(&self, platform: &dyn Platform) -> Result<Option<Found>, SourceError> {
-        let service = Service::new(platform, "http://169.254.169.254/computeMetadata/v1")
-            .with_header("Metadata-Flavor", "Google");
+        Service::first(platform, &BASES, |service| self.read_from(service)).map(Some)
+    }
+
+    /// A value of the metadata may have 256 KiB.
+    fn user_data_limit(&self) -> Option<UserDataLimit> {
+        Some(UserDataLimit { bytes: 256 * 1024, as_base64: false })
+    }
+}
+
+impl Gcp {
+    fn read_from(&self, service: Service<'_>) -> Result<Found, SourceError> {
+        let service = service.with_header("Metadata-Flavor", "Google");
         let id = service.root_text("/instance/id")?;
         let project = service.text("/project/project-id")?;
         let name = service.text("/instance/name")?;
@@ -58,7 +69,7 @@ impl Source for Gcp {
             (Some(project), Some(zone), Some(name)) => Some(format!("gce://{project}/{zone}/{name}")),
             _ => None,
         };
-        Ok(Some(Found {
+        Ok(Found {
             instance_id: Some(id),
             hostname: service.text("/instance/hostname")?.or(name),
             user_data: user_data(&service)?,
@@ -69,12 +80,7 @@ impl Source for Gcp {
             instance_type: last_part(service.text("/instance/machine-type")?),
             external_addresses: addresses(outside),
             ..Found::of(self)
-        }))
-    }
-
-    /// A value of the metadata may have 256 KiB.
-    fn user_data_limit(&self) -> Option<UserDataLimit> {
-        Some(UserDataLimit { bytes: 256 * 1024, as_base64: false })
+        })
     }
 }
 
