@@ -1,6 +1,7 @@
 //! Rules about the repository itself, as plain code. No VM.
 
 use qemu_tests::tools::workspace;
+use serde_yaml_ng::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -183,7 +184,59 @@ fn the_table_of_platforms_is_true() {
         assert_eq!(row.last().copied(), Some(limit.as_str()), "the limit of {} in docs/platforms.md", source.name());
         let fixtures = workspace().join("node-os/metadata/tests/fixtures").join(source.name());
         assert!(fixtures.is_dir(), "{} has no recorded answers in {}", source.name(), fixtures.display());
+        row_is_true(row, &expected_of(&fixtures));
     }
+}
+
+/// What the fixtures of one source expect.
+fn expected_of(fixtures: &Path) -> Vec<Value> {
+    let files = std::fs::read_dir(fixtures).expect("the folder of a source's fixtures").flatten();
+    let documents = files.map(|file| {
+        let text = std::fs::read_to_string(file.path()).expect("a fixture");
+        let document: Value = serde_yaml_ng::from_str(&text).unwrap_or_else(|e| panic!("{:?}: {e}", file.path()));
+        document["expected"].clone()
+    });
+    documents.filter(Value::is_mapping).collect()
+}
+
+/// One row of the table of platforms says what its source's fixtures expect, and V where a VM test is of it.
+fn row_is_true(row: &[&str], expected: &[Value]) {
+    let [source, _, _, _, _, provider_id, places, public, tests, _] = row else {
+        panic!("a row of docs/platforms.md has other columns: {row:?}");
+    };
+    let source = source.trim_matches('`');
+    let seen = |key: &str| expected.iter().any(|document| !document[key].is_null());
+    // Elsewhere the machine's owner writes these, whatever a fixture has.
+    if *provider_id != "meta-data" {
+        let ids: Vec<&str> = expected.iter().filter_map(|document| document["provider-id"].as_str()).collect();
+        // Up to the first placeholder.
+        let forms = provider_id.split('`').skip(1).step_by(2);
+        let forms: Vec<&str> =
+            forms.map(|form| form.split(|c: char| c.is_uppercase() || c == '…').next().unwrap_or_default()).collect();
+        for form in &forms {
+            assert!(ids.iter().any(|id| id.starts_with(form)), "{source}: no fixture has a providerID {form}");
+        }
+        for id in ids {
+            assert!(forms.iter().any(|form| id.starts_with(form)), "{source}: docs/platforms.md does not say {id}");
+        }
+    }
+    if *places != "meta-data" {
+        let said: Vec<bool> = places.split('/').map(|place| place.trim() != "–").collect();
+        let fixtures: Vec<bool> = ["region", "zone", "instance-type"].into_iter().map(seen).collect();
+        assert_eq!(said, fixtures, "{source}: region, zone and type in docs/platforms.md and in the fixtures");
+    }
+    if *public != "meta-data" {
+        let said = *public != "no";
+        assert_eq!(said, seen("external-addresses"), "{source}: the public address in docs/platforms.md");
+    }
+    let platforms = std::fs::read_to_string(workspace().join("qemu-tests/tests/cluster/platforms.rs"))
+        .expect("qemu-tests/tests/cluster/platforms.rs");
+    // The harness's own VMs: `kimg up` gives each a drive, a `Guest` a server of its own.
+    let booted = ["nocloud", "nocloud-line"].contains(&source)
+        || platforms.lines().any(|line| line.starts_with("    (\"") && line.ends_with(&format!(", {source}),")));
+    let letters: BTreeSet<&str> = tests.split(' ').collect();
+    assert!(letters.contains("R"), "{source}: it has recorded answers, docs/platforms.md does not say R");
+    assert_eq!(letters.contains("V"), booted, "{source}: V in docs/platforms.md and the tests of platforms.rs");
 }
 
 #[test]
