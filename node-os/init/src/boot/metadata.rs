@@ -262,7 +262,7 @@ impl Search {
         let faults = self.network.apply(&plan).await?;
         self.machine.end("network", &faults.join("; "));
         let clean = faults.is_empty();
-        for fault in faults {
+        for fault in plan.ignored.iter().chain(&faults) {
             self.machine.warn(format!("{NETWORK_FAULT}{fault}"));
         }
         // A plan with faults is tried again at the next look.

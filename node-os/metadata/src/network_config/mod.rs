@@ -28,6 +28,9 @@ pub struct NetworkPlan {
     /// DNS search domains.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
+    /// What was asked for and is not brought about, one sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<String>,
 }
 
 /// One interface.

@@ -179,12 +179,33 @@ nics:
 - {id: both, name: both, dhcp4: true, dhcp6: stateful, dhcp6_dns: false, dhcp_metric: 5}
 - {id: four, name: four, dhcp4: true, dhcp6: stateful, dhcp_dns: false}
 - {id: six, name: six, dhcp4: true, dhcp6: stateful, dhcp6_dns: false}
+ignored: ['network-config: six.dhcp6-overrides.route-metric: this is not brought about']
 ",
     );
     check(
         "version: 1\nconfig: [{type: physical, name: eth1, subnets: [{type: dhcp4, metric: 9}]}]",
         "nics: [{id: eth1, name: eth1, dhcp4: true, dhcp_metric: 9}]",
     );
+}
+
+#[test]
+fn what_is_not_brought_about_is_said() {
+    let given = plan(
+        "
+version: 2
+ethernets:
+  a:
+    dhcp4: true
+    dhcp6: true
+    wakeonlan: true
+    link-local: [ipv4]
+    dhcp4-overrides: {use-ntp: false, use-dns: true}
+    dhcp6-overrides: {route-metric: 9}
+",
+    );
+    let sentences = ["wakeonlan", "link-local", "dhcp4-overrides.use-ntp", "dhcp6-overrides.route-metric"]
+        .map(|key| format!("network-config: a.{key}: this is not brought about"));
+    assert_eq!(given.ignored, sentences);
 }
 
 #[test]

@@ -11,6 +11,34 @@ use super::{
 use ipnet::IpNet;
 use serde_yaml_ng::Value;
 
+/// All that is read of an interface.
+const READ: [&str; 19] = [
+    "accept-ra",
+    "addresses",
+    "dhcp4",
+    "dhcp4-overrides",
+    "dhcp6",
+    "dhcp6-overrides",
+    "gateway4",
+    "gateway6",
+    "id",
+    "interfaces",
+    "link",
+    "macaddress",
+    "match",
+    "mtu",
+    "nameservers",
+    "optional",
+    "parameters",
+    "routes",
+    "set-name",
+];
+/// What is read of the overrides of DHCPv4, and of DHCPv6.
+const OVERRIDES: [(&str, &[&str]); 2] =
+    [("dhcp4-overrides", &["use-dns", "use-routes", "use-mtu", "route-metric"]), ("dhcp6-overrides", &["use-dns"])];
+/// More are not told of: the node's console is one screen.
+const MOST_IGNORED: usize = 8;
+
 /// The kernel's table of ordinary routes.
 const MAIN_TABLE: u32 = 254;
 
@@ -36,10 +64,27 @@ pub(super) fn read(document: &Value) -> Result<NetworkPlan> {
                 plan.dns.extend(addresses(servers, "addresses")?);
                 plan.search.extend(texts(servers, "search"));
             }
+            plan.ignored.extend(ignored(key, item));
             plan.nics.push(nic);
         }
     }
+    plan.ignored.truncate(MOST_IGNORED);
     Ok(plan)
+}
+
+/// What an interface asks for that nobody here brings about.
+fn ignored(key: &str, item: &Value) -> Vec<String> {
+    let unread = |item: &Value, read: &[&str], path: &str| -> Vec<String> {
+        let keys = item.as_mapping().into_iter().flat_map(|map| map.keys()).filter_map(Value::as_str);
+        let unread = keys.filter(|key| !read.contains(key));
+        unread.map(|unread| format!("{path}.{}: this is not brought about", unread.escape_debug())).collect()
+    };
+    let path = format!("network-config: {}", key.escape_debug());
+    let mut out = unread(item, &READ, &path);
+    for (overrides, read) in OVERRIDES {
+        out.extend(unread(item.get(overrides).unwrap_or(&Value::Null), read, &format!("{path}.{overrides}")));
+    }
+    out
 }
 
 fn device(key: &str, kind: LinkKind, item: &Value) -> Result<NicPlan> {
