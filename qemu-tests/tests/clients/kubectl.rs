@@ -144,12 +144,15 @@ fn watch(server: &mut Apiserver, version: Kubectl) -> Result {
             .spawn()
             .context("starting kubectl")?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-        Driver(server, version).feed(&["create", "-f", "-"], &map(before, "k: v"))?;
-        lines
-            .by_ref()
-            .map_while(std::result::Result::ok)
-            .find(|line| line == &format!("configmap/{before}"))
-            .with_context(|| format!("the watch did not see {before}"))?;
+        // The first may be in the list that kubectl begins with; the second comes by the watch, which is open then.
+        for name in [before.to_owned(), format!("{before}-next")] {
+            Driver(server, version).feed(&["create", "-f", "-"], &map(&name, "k: v"))?;
+            lines
+                .by_ref()
+                .map_while(std::result::Result::ok)
+                .find(|line| line == &format!("configmap/{name}"))
+                .with_context(|| format!("the watch did not see {name}"))?;
+        }
         server.restart(how)?;
         // It does not connect again by itself: the end of the stream is the end of the command.
         wait::until("kubectl's end", Duration::from_secs(20), || {
