@@ -253,7 +253,7 @@ pub(super) fn heal(
 }
 
 /// Drains and removes workers, or goes on with that where none is named; none where there is nothing to go on with, or where
-/// it is not agreed to.
+/// it is only shown.
 pub(super) fn remove(
     args: &RollArgs,
     settings: &Settings,
@@ -287,8 +287,12 @@ pub(super) fn remove(
             Planned::Anew(command.journal(&plan, false)?)
         }
     };
-    if args.dry_run || !(args.yes || confirmed()?) {
+    if args.dry_run {
         return Ok(None);
+    }
+    if !args.yes && !confirmed()? {
+        // Whoever goes on by the size of the cluster would ask once more.
+        return input::bad("nothing was changed; --yes says yes in advance");
     }
     command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(|(journal, _)| Some(journal))
 }

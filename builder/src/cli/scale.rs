@@ -62,8 +62,10 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
     }
     // What was interrupted comes to its end first.
     let settings = match removed(args, settings, &[])? {
-        Some(journal) if journal.outcome == Outcome::Done => forget(settings, &journal)?,
-        Some(_) => return Ok(ExitCode::FAILURE),
+        Some(journal) => match gone_on(settings, &journal)? {
+            Some(settings) => settings,
+            None => return Ok(ExitCode::FAILURE),
+        },
         None => settings.clone(),
     };
     let workers: Vec<String> = settings.nodes_of(Role::Worker).map(|node| node.entry.name.clone()).collect();
@@ -104,6 +106,13 @@ fn removed(args: &ScaleArgs, settings: &Settings, gone: &[String]) -> Result<Opt
         bail!(why);
     }
     roll::at_place(settings, |secrets, place, machines| roll::remove(&roll, settings, secrets, place, machines))
+}
+
+/// What is left after a removal that was gone on with; none where it has stopped. Also then those that are gone leave
+/// `cluster.toml`, or the next `up` would make them anew.
+fn gone_on(settings: &Settings, journal: &Journal) -> Result<Option<Settings>> {
+    let left = forget(settings, journal)?;
+    Ok((journal.outcome == Outcome::Done).then_some(left))
 }
 
 /// Takes the nodes that are gone out of `cluster.toml`.
@@ -196,6 +205,31 @@ mod tests {
         assert_eq!(new_names(&all(&["m"]), None, 1), ["worker-1"]);
         assert_eq!(new_names(&all(&["m", "a9", "a2"]), Some("a2"), 1), ["a10"]);
         assert_eq!(new_names(&all(&["m", "web"]), Some("web"), 1), ["web-1"]);
+    }
+
+    #[test]
+    fn what_is_gone_leaves_the_file_also_where_the_rest_has_stopped() {
+        use crate::roll::fake::Fake;
+        use crate::roll::plan::Wish;
+        use crate::roll::tests::{journal_on, rules};
+        let dir = tempfile::tempdir().expect("dir");
+        let node = |name: &str, role: &str| format!("[[nodes]]\nname = \"{name}\"\nrole = \"{role}\"\n");
+        let text = format!("name = \"demo\"\n{}{}{}", node("m", "master"), node("w1", "worker"), node("w2", "worker"));
+        std::fs::write(dir.path().join(FILE_NAME), text).expect("written");
+        let settings = config::load(dir.path()).expect("valid");
+        let fake = Fake::new(2);
+        let images = ["w1", "w2"].map(|name| (name.to_owned(), "new".to_owned())).into();
+        let wish = Wish { nodes: vec!["w1".into(), "w2".into()], images, ..Wish::default() };
+        let mut journal = journal_on(&fake, &fake, &wish, rules(), false);
+        for (entry, step) in journal.nodes.iter_mut().zip([Step::Failed, Step::Done]) {
+            entry.to.clear();
+            entry.step = step;
+        }
+        journal.outcome = Outcome::Stopped;
+        let gone = journal.nodes[1].node.clone();
+        assert!(gone_on(&settings, &journal).expect("edited").is_none());
+        let left = config::load(dir.path()).expect("valid");
+        assert!(left.nodes.len() == 2 && left.nodes.iter().all(|node| node.entry.name != gone));
     }
 
     #[test]
