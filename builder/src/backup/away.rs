@@ -92,10 +92,11 @@ impl Away {
             }
             Place::Bucket { bucket, prefix } => {
                 let key = format!("{prefix}{}", backup.name());
-                bucket.keep(&key, file, &hash::hex_of(&input::bytes(file, MOST_BYTES)?)).with_context(what)?;
+                bucket.keep(&key, file, &hash::hex_of_file(file)?).with_context(what)?;
             }
         }
-        for old in outdated(&self.list()?, now_ms(), self.keep_days) {
+        // By the copy's own time too: a clock here that is years ahead must not make all others old.
+        for old in outdated(&self.list()?, now_ms().min(backup.taken_unix_ms), self.keep_days) {
             self.remove(&old).with_context(|| format!("removing {} from {}", old.name(), self.shown))?;
         }
         Ok(())

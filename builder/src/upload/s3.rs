@@ -247,11 +247,12 @@ impl Bucket {
     /// # Errors
     /// The store cannot be asked.
     pub fn sizes(&self, prefix: &str) -> Result<Vec<(String, u64)>> {
-        let entries = self.entries(prefix)?;
-        Ok(entries
-            .into_iter()
-            .map(|entry| (first(&entry, "Key"), first(&entry, "Size").parse().unwrap_or(0)))
-            .collect())
+        let one = |entry: String| {
+            let key = first(&entry, "Key");
+            let size = first(&entry, "Size").parse().with_context(|| format!("the list has no size of {key}"))?;
+            Ok((key, size))
+        };
+        self.entries(prefix)?.into_iter().map(one).collect()
     }
 
     /// Puts a file there that stays: when it fails, nothing is left of it.
