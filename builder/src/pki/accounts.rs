@@ -21,16 +21,12 @@ pub const SETTLED: i64 = 3600;
 
 /// What images check tokens with: the key of now, and the one before while it is in trust.
 pub fn public_keys(secrets: &Secrets) -> Result<String> {
-    let mut text = secrets.read("sa.pub")?;
-    if secrets.path(OLD).exists() {
-        text.push_str(&secrets.read(OLD)?);
-    }
-    Ok(text)
+    secrets.with_former("sa.pub", OLD)
 }
 
 /// Whether two keys are in trust.
 pub fn begun(secrets: &Secrets) -> bool {
-    secrets.path(OLD).exists() && !secrets.path(NEXT).exists()
+    secrets.has_former(OLD, NEXT)
 }
 
 /// Makes the next key, and keeps the public half of the one before; what an interrupted run has begun is ended.

@@ -18,16 +18,12 @@ const NEXT: &str = "encryption.next.key";
 
 /// What a master's image has: the key that writes, and the one before while it opens something.
 pub fn key_file(secrets: &Secrets) -> Result<String> {
-    let mut text = secrets.read(NOW)?;
-    if secrets.path(OLD).exists() {
-        text.push_str(&secrets.read(OLD)?);
-    }
-    Ok(text)
+    secrets.with_former(NOW, OLD)
 }
 
 /// Whether images have two keys.
 pub fn begun(secrets: &Secrets) -> bool {
-    secrets.path(OLD).exists() && !secrets.path(NEXT).exists()
+    secrets.has_former(OLD, NEXT)
 }
 
 /// Makes the next key, and keeps the one before; what an interrupted run has begun is ended.
@@ -81,7 +77,9 @@ pub async fn finish(secrets: &Secrets, api: &Https) -> Result<String> {
         ));
     }
     let kept = format!("encryption-{old}.key");
-    std::fs::rename(secrets.path(OLD), secrets.path(&kept))?;
+    // Written before the other goes: it opens backups, and there is no second copy.
+    secrets.write(&kept, secrets.read(OLD)?.as_bytes())?;
+    secrets.remove(OLD)?;
     Ok(kept)
 }
 

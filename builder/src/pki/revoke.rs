@@ -78,6 +78,11 @@ impl Entries {
         Entries(all.map(|(digest, about)| (format!("certificate.{digest}"), json!(about))).collect())
     }
 
+    /// What is written of each, for people.
+    pub fn shown(&self) -> impl Iterator<Item = &str> {
+        self.0.values().filter_map(Value::as_str)
+    }
+
     /// These and the others.
     pub fn and(mut self, other: Entries) -> Entries {
         self.0.extend(other.0);
@@ -143,7 +148,12 @@ pub async fn rotate_admin(
         entries.0.insert(format!("certificate.{digest}"), json!("kubernetes-admin"));
     }
     revoke(&api, &entries).await?;
-    if let (Some(certificate), Some(key), Ok(text)) = (old.0, old.1, std::fs::read_to_string(kubeconfig)) {
+    let text = match std::fs::read_to_string(kubeconfig) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("reading {}", kubeconfig.display())),
+    };
+    if let (Some(certificate), Some(key), Some(text)) = (old.0, old.1, text) {
         let text = text
             .replace(&STANDARD.encode(certificate), &STANDARD.encode(&next.certificate))
             .replace(&STANDARD.encode(key), &STANDARD.encode(&next.key));
@@ -227,6 +237,43 @@ mod tests {
         };
         assert!(begins < good_from(issued_at), "issued before");
         assert!(begins >= good_from(issued_at - 1), "issued after");
+    }
+
+    #[tokio::test]
+    async fn all_bootstrap_tokens_go_and_one_that_is_gone_is_no_fault() {
+        let dir = tempfile::tempdir().expect("dir");
+        let secrets = Secrets::ensure(&dir.path().join("secrets"), "demo").expect("secrets");
+        for refused in [false, true] {
+            let lines = Arc::new(Mutex::new(Vec::new()));
+            let heard = lines.clone();
+            let server = answer(&secrets, "api", false, move |line| {
+                heard.lock().expect("lock").push(line.rsplit_once(' ').map_or("", |(line, _)| line).to_string());
+                let (status, body) = match line.split(' ').nth(1).and_then(|path| path.rsplit_once('/')) {
+                    Some((_, "a")) if refused => ("403 Forbidden", "{\"message\":\"no\"}"),
+                    Some((_, "b")) => ("404 Not Found", "{}"),
+                    _ => ("200 OK", "{\"items\":[{\"metadata\":{\"name\":\"a\"}},{\"metadata\":{\"name\":\"b\"}}]}"),
+                };
+                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+            })
+            .await;
+            let ca = secrets.read("cluster-ca.crt").expect("ca");
+            let tls = tls::config(&ca, &issue::node_operator(&secrets).expect("client"), None).expect("tls");
+            let api = Https { target: server.target, server_name: "api".into(), tls };
+            let removed = remove_tokens(&api).await;
+            let path = "/api/v1/namespaces/kube-system/secrets";
+            let mut wanted = vec![
+                format!("GET {path}?fieldSelector=type%3Dbootstrap.kubernetes.io%2Ftoken"),
+                format!("DELETE {path}/a"),
+            ];
+            match refused {
+                true => assert!(removed.expect_err("refused").to_string().starts_with("removing a: ")),
+                false => {
+                    assert_eq!(removed.expect("removed"), ["a", "b"]);
+                    wanted.push(format!("DELETE {path}/b"));
+                }
+            }
+            assert_eq!(*lines.lock().expect("lock"), wanted);
+        }
     }
 
     #[tokio::test]

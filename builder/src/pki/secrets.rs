@@ -103,6 +103,21 @@ impl Secrets {
         }
     }
 
+    /// A file, and behind it the one that it has followed, while that is in trust.
+    pub(super) fn with_former(&self, name: &str, former: &str) -> Result<String> {
+        let mut text = self.read(name)?;
+        if self.path(former).exists() {
+            text.push_str(&self.read(former)?);
+        }
+        Ok(text)
+    }
+
+    /// Whether `former` is in trust beside what has followed it; while `next` is there, a run that was to put that in its
+    /// place has not ended.
+    pub(super) fn has_former(&self, former: &str, next: &str) -> bool {
+        self.path(former).exists() && !self.path(next).exists()
+    }
+
     /// Reads a private key.
     pub fn key(&self, name: &str) -> Result<KeyPair> {
         KeyPair::from_pem(&self.read(name)?).or_else(|_| self.damaged(name, "private key"))

@@ -14,11 +14,7 @@ use sha2::{Digest, Sha256};
 
 /// What images trust: the authority of now, and the one before while it is in trust.
 pub fn bundle(secrets: &Secrets, authority: Authority) -> Result<String> {
-    let mut text = secrets.read(&authority.certificate_file())?;
-    if secrets.path(&old(authority)).exists() {
-        text.push_str(&secrets.read(&old(authority))?);
-    }
-    Ok(text)
+    secrets.with_former(&authority.certificate_file(), &old(authority))
 }
 
 fn old(authority: Authority) -> String {
@@ -31,7 +27,7 @@ fn next(authority: Authority) -> (String, String) {
 
 /// Whether two are in trust.
 pub fn begun(secrets: &Secrets, authority: Authority) -> bool {
-    secrets.path(&old(authority)).exists() && !secrets.path(&next(authority).0).exists()
+    secrets.has_former(&old(authority), &next(authority).0)
 }
 
 /// Makes the next one, and keeps the certificate of the one before; what an interrupted run has begun is ended.
