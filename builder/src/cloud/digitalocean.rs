@@ -8,7 +8,7 @@
 
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, checked, explained, numbered, open_ports,
+    Tenant, Thing, checked, explained, numbered,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -227,17 +227,7 @@ impl Cloud for DigitalOcean {
     }
 
     fn rules(&self, role: Role) -> BTreeSet<Rule> {
-        let outside = open_ports(role).into_iter().map(|(protocol, ports)| Rule {
-            protocol: protocol.into(),
-            ports: if ports.is_empty() { ALL.into() } else { ports },
-            from: ANYWHERE.map(String::from).into(),
-        });
-        let inside = ["tcp", "udp"].map(|protocol| Rule {
-            protocol: protocol.into(),
-            ports: ALL.into(),
-            from: [self.tenant.network.to_string()].into(),
-        });
-        outside.chain(inside).collect()
+        self.tenant.rules_with_inside(role, ALL, ALL)
     }
 
     fn make_server(&self, order: &Order<'_>) -> Result<()> {

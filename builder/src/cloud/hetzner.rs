@@ -4,6 +4,7 @@
 //! Names of servers, networks and firewalls are unique in a project. A firewall filters what comes from outside; the
 //! private network is behind it.
 
+use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
     Tenant, Thing, explained, numbered, open_ports,
@@ -19,12 +20,6 @@ use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-
-const CLUSTER: &str = "kimg-cluster";
-const CA: &str = "kimg-ca";
-const NODE: &str = "kimg-node";
-const ROLE: &str = "kimg-role";
-const IMAGE: &str = "kimg-image";
 
 /// A cluster's part of a project.
 #[derive(Debug)]

@@ -8,9 +8,10 @@
 //! private half nobody keeps. That the call which makes a machine takes `kernel` is known from Linode's own clients of
 //! 2026; that a VPC's interface gets its address by DHCP is not published. Neither was tried at Linode.
 
+use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
 use super::{
-    ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, explained, numbered, open_ports,
+    Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant,
+    Thing, explained, numbered,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -26,12 +27,6 @@ use node_metadata::Role;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-
-const CLUSTER: &str = "kimg-cluster";
-const CA: &str = "kimg-ca";
-const NODE: &str = "kimg-node";
-const ROLE: &str = "kimg-role";
-const IMAGE: &str = "kimg-image";
 
 const INSTANCES: &str = "/v4/linode/instances";
 const FIREWALLS: &str = "/v4/networking/firewalls";
@@ -270,17 +265,7 @@ impl Cloud for Linode {
     }
 
     fn rules(&self, role: Role) -> BTreeSet<Rule> {
-        let outside = open_ports(role).into_iter().map(|(protocol, ports)| Rule {
-            protocol: protocol.into(),
-            ports,
-            from: ANYWHERE.map(String::from).into(),
-        });
-        let inside = ["tcp", "udp"].map(|protocol| Rule {
-            protocol: protocol.into(),
-            ports: ALL.into(),
-            from: [self.tenant.network.to_string()].into(),
-        });
-        outside.chain(inside).collect()
+        self.tenant.rules_with_inside(role, ALL, "")
     }
 
     fn make_server(&self, order: &Order<'_>) -> Result<()> {

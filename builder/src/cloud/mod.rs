@@ -423,7 +423,32 @@ pub struct Tenant {
     pub machines: BTreeSet<String>,
 }
 
+/// What things of a cluster bear, at providers whose labels or tags have a key and a value.
+mod marks {
+    pub(super) const CLUSTER: &str = "kimg-cluster";
+    pub(super) const CA: &str = "kimg-ca";
+    pub(super) const NODE: &str = "kimg-node";
+    pub(super) const ROLE: &str = "kimg-role";
+    pub(super) const IMAGE: &str = "kimg-image";
+}
+
 impl Tenant {
+    /// Rules where a firewall filters the private network, too: that may reach all ports, which are called `all` there;
+    /// `none` are those of a protocol without any.
+    fn rules_with_inside(&self, role: Role, all: &str, none: &str) -> BTreeSet<Rule> {
+        let outside = open_ports(role).into_iter().map(|(protocol, ports)| Rule {
+            protocol: protocol.into(),
+            ports: if ports.is_empty() { none.into() } else { ports },
+            from: ANYWHERE.map(String::from).into(),
+        });
+        let inside = ["tcp", "udp"].map(|protocol| Rule {
+            protocol: protocol.into(),
+            ports: all.into(),
+            from: [self.network.to_string()].into(),
+        });
+        outside.chain(inside).collect()
+    }
+
     /// What networks and the like are called.
     fn name(&self) -> String {
         format!("kimg-{}-{}", self.cluster, self.ca)
