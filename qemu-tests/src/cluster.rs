@@ -45,7 +45,8 @@ impl Output {
     }
 }
 
-/// A `cluster.toml` as the demo has it: a master and so many workers, whose image holds the examples.
+/// A `cluster.toml` as the demo has it: a master and so many workers, whose image holds the examples. The master's keys
+/// are sealed where `general` does not say otherwise.
 /// `general` are lines of the beginning, `local` those of the section `[local]`.
 pub fn settings(name: &str, workers: u8, general: &str, local: &str) -> String {
     let node = |role: &str, number: u8, address: u8, more: &str| {

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         "a_worker_comes_and_goes_and_no_request_is_lost",
         "a_cluster_that_was_stopped_starts_with_its_data",
     ];
-    let cluster = settings("roll", 2, "", "spare-ports = 1");
+    let cluster = settings("roll", 2, "secrets = \"plain\"", "spare-ports = 1");
     suite::main(Suite { name: "roll", cluster, tests, long, end: || () })
 }
 

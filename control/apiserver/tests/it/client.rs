@@ -350,7 +350,7 @@ impl Cluster {
     }
 }
 
-/// A watch's events.
+/// A certificate as a file has it: another one from one moment to the next.
 #[derive(Debug)]
 struct File(Mutex<Arc<dyn rustls::client::ResolvesClientCert>>);
 
@@ -368,6 +368,7 @@ impl rustls::client::ResolvesClientCert for File {
     }
 }
 
+/// A watch's events.
 pub struct Events {
     body: Incoming,
     buffer: Vec<u8>,

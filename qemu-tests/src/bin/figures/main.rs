@@ -14,7 +14,7 @@ use qemu_tests::tools::workspace;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-const CLUSTER: &str = "name = \"figures\"\nnodes = [{ name = \"master-1\", role = \"master\" }, { name = \"worker-1\", role = \"worker\" }, { name = \"worker-2\", role = \"worker\" }]\n";
+const CLUSTER: &str = "name = \"figures\"\nsecrets = \"plain\"\nnodes = [{ name = \"master-1\", role = \"master\" }, { name = \"worker-1\", role = \"worker\" }, { name = \"worker-2\", role = \"worker\" }]\n";
 
 fn main() -> Result<()> {
     let what = std::env::args().nth(1);
