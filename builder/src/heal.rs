@@ -1,4 +1,5 @@
-//! `kimg heal`: broken workers are replaced ([`workers`]); and `kimg heal master`: a master that was lost with its disk is made anew, and gets its store back from a backup.
+//! `kimg heal`: broken workers are replaced ([`workers`]); and `kimg heal master`: a master that was lost with its disk is
+//! made anew, and gets its store back from a backup.
 //!
 //! Between the two it serves nothing ([`Data::AwaitsBackup`]): to workers that see an empty store, all their pods are
 //! ones that nobody wants.

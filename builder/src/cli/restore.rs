@@ -59,15 +59,14 @@ pub(super) fn run(args: &RestoreArgs, settings: &Settings) -> Result<()> {
         "The cluster begins anew with the store of {what}: what was written after it is lost, and so is all \
          that was on the machines' disks."
     );
+    println!("{said}");
     if settings.provider.is_some() {
-        println!("{said}");
         let give = |at: IpAddr| -> Result<()> {
             let target = Target { address: Some(at.to_string()), ..Target::default() };
             block_on(target.client(settings)?.post_bytes::<Done>(path::STORE_RESTORE, snapshot.clone())).map(drop)
         };
         super::cloud::restore(args.yes, args.components.as_deref(), settings, &give)?;
     } else {
-        println!("{said}");
         if !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
             return input::bad("nothing was changed; --yes says yes in advance");
         }

@@ -278,20 +278,9 @@ mod tests {
     use crate::roll::fake::Fake;
     use crate::roll::journal::Journal;
     use crate::roll::plan::Wish;
+    use crate::roll::plan::tests::node;
     use crate::roll::tests::{command_on, journal_on, never, rules};
     use std::cell::RefCell;
-
-    fn node(name: &str, ready: bool) -> Node {
-        Node {
-            name: name.into(),
-            ready,
-            reason: "no news".into(),
-            boot: "b".into(),
-            cordoned: false,
-            cordoned_by_roll: false,
-            addresses: Vec::new(),
-        }
-    }
 
     #[test]
     fn only_what_stays_broken_is_replaced() {

@@ -396,10 +396,10 @@ impl Amount {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn node(name: &str, ready: bool) -> Node {
+    pub(crate) fn node(name: &str, ready: bool) -> Node {
         Node {
             name: name.into(),
             ready,
