@@ -318,7 +318,7 @@ fn revoke_certificates(args: &RevokeArgs, settings: &Settings) -> Result<()> {
     }
     let api = state::api_client(settings, &secrets, args.server.as_deref())?;
     block_on(revoke::revoke(&api, &entries))?;
-    entries.shown().for_each(|entry| println!("taken back: {}", harmless(entry)));
+    entries.shown().for_each(|entry| println!("taken back: {}", harmless(&entry)));
     if let Some(name) = &args.node {
         next(&format!("kimg roll {name}{}", dir_flag(settings)));
     }

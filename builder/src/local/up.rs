@@ -89,12 +89,12 @@ pub fn check_all_gone(settings: &Settings, state: &State) -> Result<()> {
     match (left.as_slice(), master) {
         ([], _) => Ok(()),
         (left, true) => input::bad(format!(
-            "the cluster is not lost: {} is there, and `kimg up{dir}` starts it; `kimg backup restore{dir}` puts a backup in \
-             its place, `kimg down --delete{dir}` gives all of it up",
+            "the cluster is not lost: there still is {}, and `kimg up{dir}` starts all of it; `kimg backup restore{dir}` puts a \
+             backup in its place, `kimg down --delete{dir}` gives all of it up",
             left.join(", ")
         )),
         (left, false) => input::bad(format!(
-            "only the master is lost, and {} is there: `kimg heal master{dir}` brings it back while pods run on; \
+            "only the master is lost, and there still is {}: `kimg heal master{dir}` brings it back while pods run on; \
              `kimg down --delete{dir}` gives the workers up too",
             left.join(", ")
         )),

@@ -79,8 +79,14 @@ impl Entries {
     }
 
     /// What is written of each, for people.
-    pub fn shown(&self) -> impl Iterator<Item = &str> {
-        self.0.values().filter_map(Value::as_str)
+    pub fn shown(&self) -> impl Iterator<Item = String> {
+        self.0.iter().filter_map(|(key, value)| {
+            let about = value.as_str()?;
+            Some(match about.split_once(' ').filter(|_| key.starts_with("user.")) {
+                Some((start, user)) => format!("all of {user} that begin before {start}"),
+                None => about.to_owned(),
+            })
+        })
     }
 
     /// These and the others.
@@ -235,6 +241,8 @@ mod tests {
             let text = entries.0.values().next().and_then(Value::as_str).expect("an entry").to_string();
             text.split(' ').next().expect("a time").parse::<jiff::Timestamp>().expect("a time").as_second()
         };
+        let entries = Entries::user_before("joe", 100);
+        assert_eq!(entries.shown().collect::<Vec<_>>(), ["all of joe that begin before 1970-01-01T00:01:40Z"]);
         assert!(begins < good_from(issued_at), "issued before");
         assert!(begins >= good_from(issued_at - 1), "issued after");
     }
