@@ -29,9 +29,10 @@ fn bare(mut object: Value) -> Value {
         text.replace_range(at..at + "controller-uid\":\"".len() + 36, "uid\":\"");
     }
     let mut object: Value = serde_json::from_str(&text).unwrap();
-    // Counters of a status are always in upstream's JSON, and zeros never in what is read here.
+    // Counters of a status are always in upstream's JSON, and zeros never in what is read here; the time of a volume's
+    // phase is that of each creation.
     if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
-        status.retain(|_, v| *v != 0);
+        status.retain(|field, v| *v != 0 && field != "lastPhaseTransitionTime");
     }
     prune(&mut object);
     object

@@ -68,10 +68,13 @@ impl Facts {
     fn gather(events: &[Event]) -> Result<Facts, String> {
         let mut facts = Facts::default();
         let mut newest = 0;
+        // Writes whose outcome nobody has heard: each may have made a revision above the newest known.
+        let mut unheard: u64 = 0;
         for (place, event) in events.iter().enumerate() {
             match event {
                 Event::Call { op, call } => {
                     facts.floors.insert(*op, newest);
+                    unheard += u64::from(matches!(call, Call::Put { .. } | Call::Delete { .. }));
                     if let Call::Put { value, .. } = call {
                         facts.values.insert(value.clone(), *op);
                     }
@@ -81,6 +84,10 @@ impl Facts {
                 Event::Return { op, answer } => {
                     facts.answered(*op, answer, &mut newest)?;
                     facts.answers.insert(*op, (place, answer.clone()));
+                    let call = facts.calls.get(op).map(|(_, call)| call);
+                    if *answer != Answer::Unknown && matches!(call, Some(Call::Put { .. } | Call::Delete { .. })) {
+                        unheard = unheard.saturating_sub(1);
+                    }
                 }
                 Event::Opened { revision } => {
                     if *revision < newest {
@@ -106,7 +113,7 @@ impl Facts {
                 Event::Bookmark { revision, .. } => newest = newest.max(*revision),
                 Event::Compacted { asked, kept, .. } => {
                     facts.tally.relisted += 1;
-                    if asked >= kept || *kept > newest {
+                    if asked >= kept || *kept > newest + unheard {
                         return Err(format!(
                             "a watch from {asked} was refused as compacted up to {kept}, at revision {newest}"
                         ));

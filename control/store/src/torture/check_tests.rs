@@ -40,6 +40,10 @@ fn good_histories_pass() {
          watching 1 / 2\nput 2 /a v2 any\nwritten 2 3\nseen 1 /a 3 v2\nbookmark 1 3",
     );
     good("opened 9\ncompacted 1 3 9\nwatching 1 / 9");
+    // Compacted up to a write that has happened and was not answered, or not yet.
+    good("opened 9\nput 1 /a v1 any\ncompacted 1 3 10\nwatching 1 / 10");
+    good("opened 9\nput 1 /a v1 any\nunknown 1\ncompacted 1 3 10\nwatching 1 / 10");
+    bad("opened 9\nput 1 /a v1 any\nunknown 1\ncompacted 1 3 11\n", "refused as compacted");
 }
 
 #[test]
