@@ -32,6 +32,7 @@ pub struct Apiserver {
     pub ca: String,
     /// The administrator's certificate and key.
     pub admin: ClientCertificate,
+    issuer: Issuer<'static, KeyPair>,
 }
 
 /// How a process is ended.
@@ -73,11 +74,11 @@ impl Apiserver {
     /// The folder cannot be made.
     pub fn prepare() -> Result<Apiserver> {
         let dir = tempfile::Builder::new().prefix("apiserver-").tempdir().context("making a folder")?;
-        let (ca, admin) = certificates(dir.path())?;
+        let (ca, admin, issuer) = certificates(dir.path())?;
         // Free now; nothing else here takes ports that it was not given.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).context("looking for a free port")?;
         let (flags, ready_after) = (Vec::new(), Duration::ZERO);
-        let server = Apiserver { dir, port: free.port(), flags, process: None, ready_after, ca, admin };
+        let server = Apiserver { dir, port: free.port(), flags, process: None, ready_after, ca, admin, issuer };
         let text = kubeconfig("test", &server.url(), &server.ca, "admin", &server.admin);
         std::fs::write(server.kubeconfig(), text).context("writing the kubeconfig")?;
         for (name, text) in [("admin.crt", &server.admin.certificate), ("admin.key", &server.admin.key)] {
@@ -176,6 +177,14 @@ impl Apiserver {
         self.port
     }
 
+    /// A client's certificate by the server's CA.
+    ///
+    /// # Errors
+    /// No key can be made.
+    pub fn issue(&self, name: &str, group: &str) -> Result<ClientCertificate> {
+        leaf(&self.issuer, name, Some(group), &[])
+    }
+
     /// Its process, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)
@@ -209,8 +218,9 @@ impl Drop for Apiserver {
     }
 }
 
-/// Writes CA, serving certificate and service-account key; gives the CA's and the administrator's certificates.
-fn certificates(dir: &Path) -> Result<(String, ClientCertificate)> {
+/// Writes CA, serving certificate and service-account key; gives the CA's and the administrator's certificates, and
+/// the CA.
+fn certificates(dir: &Path) -> Result<(String, ClientCertificate, Issuer<'static, KeyPair>)> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "test");
@@ -225,7 +235,7 @@ fn certificates(dir: &Path) -> Result<(String, ClientCertificate)> {
     {
         std::fs::write(dir.join(name), text).with_context(|| format!("writing {name}"))?;
     }
-    Ok((ca, admin))
+    Ok((ca, admin, issuer))
 }
 
 fn leaf(ca: &Issuer<'static, KeyPair>, name: &str, group: Option<&str>, hosts: &[&str]) -> Result<ClientCertificate> {

@@ -6,6 +6,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use kimg::pki::ClientCertificate;
 use qemu_tests::apiserver::Apiserver;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -27,7 +28,7 @@ impl Protocol {
     }
 }
 
-/// How to connect to a server as its administrator.
+/// How to connect to a server, as its administrator or somebody else.
 #[derive(Clone)]
 pub struct Client {
     tls: Arc<rustls::ClientConfig>,
@@ -64,10 +65,15 @@ pub struct Connection(Sender);
 
 impl Client {
     pub fn new(server: &Apiserver, protocol: Protocol) -> Result<Client> {
+        Client::of(server, protocol, &server.admin)
+    }
+
+    /// As the one whom the certificate names.
+    pub fn of(server: &Apiserver, protocol: Protocol, who: &ClientCertificate) -> Result<Client> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(server.ca.as_bytes()).context("reading the CA")?)?;
-        let chain = CertificateDer::from_pem_slice(server.admin.certificate.as_bytes()).context("reading PEM")?;
-        let key = PrivateKeyDer::from_pem_slice(server.admin.key.as_bytes()).context("reading PEM")?;
+        let chain = CertificateDer::from_pem_slice(who.certificate.as_bytes()).context("reading PEM")?;
+        let key = PrivateKeyDer::from_pem_slice(who.key.as_bytes()).context("reading PEM")?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?

@@ -2,12 +2,13 @@
 //! Prints each figure against the peer's or the target, and writes them flat to `target/bench.json`.
 //!
 //! `BENCH_SECONDS` is how long each rate is measured (1 by default), `BENCH_CONNECTIONS` a list of widths,
-//! `BENCH_ONLY` one of `rates`, `memory`, `watches`, `idle`.
+//! `BENCH_ONLY` one of `rates`, `memory`, `watches`, `idle`. `bench hollow` is a crowd of nodes alone ([`hollow`]).
 //! The load takes its share of the same cores; what the server itself costs is `cpu_ms`.
 
 mod client;
 mod engine;
 mod figures;
+mod hollow;
 mod load;
 mod memory;
 mod plane;
@@ -43,6 +44,13 @@ fn main() -> Result<()> {
     // One core for the load, so that the server has the other.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let mut figures = Figures::default();
+    if let Some(part) = std::env::args().nth(1) {
+        anyhow::ensure!(part == "hollow", "bench knows 'hollow' by name, not '{part}'");
+        let nodes = number("BENCH_NODES", 1000)?;
+        let pods = nodes * number("BENCH_PODS", 30)?;
+        runtime.block_on(hollow::run(&mut figures, nodes, pods))?;
+        return write(figures, "target/bench-hollow.json");
+    }
     if wanted("idle") {
         plane::run(&mut figures).context("the idle control plane")?;
     }
@@ -60,6 +68,15 @@ fn main() -> Result<()> {
         }
         anyhow::Ok(())
     })?;
-    let file = workspace().join("target/bench.json");
+    write(figures, "target/bench.json")
+}
+
+fn number(name: &str, otherwise: usize) -> Result<usize> {
+    let Some(text) = setting(name) else { return Ok(otherwise) };
+    text.parse().with_context(|| format!("{name} is '{text}', not a number"))
+}
+
+fn write(figures: Figures, path: &str) -> Result<()> {
+    let file = workspace().join(path);
     std::fs::write(&file, figures.json()).with_context(|| format!("writing {}", file.display()))
 }

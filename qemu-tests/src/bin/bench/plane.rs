@@ -12,20 +12,25 @@ const SETTLE: Duration = Duration::from_secs(8);
 const WATCHED: Duration = Duration::from_secs(20);
 
 /// A component that ends with this.
-struct Component(Child);
+pub struct Component(Child);
 
 impl Component {
-    fn start(server: &Apiserver, name: &str, port: u16) -> Result<Component> {
+    pub fn start(server: &Apiserver, name: &str, port: u16, flags: &[String]) -> Result<Component> {
         let child = Command::new(apiserver::program()?)
             .args([name, "--leader-elect=true"])
             .arg(format!("--kubeconfig={}", server.kubeconfig().display()))
             .arg(format!("--secure-port={port}"))
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("starting {name}"))?;
         Ok(Component(child))
+    }
+
+    pub fn process(&self) -> Process {
+        Process(self.0.id())
     }
 }
 
@@ -43,11 +48,11 @@ pub fn run(figures: &mut Figures) -> Result<()> {
     let components: Vec<Component> = names
         .iter()
         .zip([21_257, 21_259])
-        .map(|(name, port)| Component::start(&server, name, port))
+        .map(|(name, port)| Component::start(&server, name, port, &[]))
         .collect::<Result<_>>()?;
     std::thread::sleep(SETTLE);
     let mut all = vec![("kube-apiserver", Process(server.pid().context("the API server does not run")?))];
-    all.extend(names.iter().zip(&components).map(|(name, c)| (*name, Process(c.0.id()))));
+    all.extend(names.iter().zip(&components).map(|(name, c)| (*name, c.process())));
     let before: Vec<_> = all.iter().map(|(_, p)| p.usage()).collect::<Result<_>>()?;
     std::thread::sleep(WATCHED);
     let (mut cpu, mut memory) = (0.0, 0.0);
