@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Serves what is defined, and follows CRDs for as long as the server runs.
 pub async fn start(state: &Arc<AppState>) {
     let cache = state.registry.cache(GROUP, RESOURCE);
-    let (_, mut watch) = cache.list_and_watch(None);
+    let (_, mut watch) = cache.list_and_watch(None, None);
     let mut unfinished = pass(state).await;
     let state = state.clone();
     tokio::spawn(async move {

@@ -36,6 +36,11 @@ impl Filter {
         self.labels.is_empty() && self.fields.is_empty()
     }
 
+    /// The one value that a field must have, if one is named.
+    pub fn exact(&self, field: &str) -> Option<&str> {
+        self.fields.exact(field)
+    }
+
     /// Whether an object is wanted.
     pub fn matches(&self, object: &Object) -> bool {
         self.fields.0.iter().all(|t| (self.field(object, &t.field) == t.value) == t.equal)

@@ -43,6 +43,9 @@ pub trait ClusterView: Send + Sync {
     /// All objects of a kind, in one namespace or in all (`""`).
     fn list(&self, gr: Gr, namespace: &str) -> Vec<Arc<Value>>;
 
+    /// Whether a pod that is bound to the node is wanted; ends with the first that is.
+    fn any_on_node(&self, node: &str, wanted: &mut dyn FnMut(&Value) -> bool) -> bool;
+
     /// The uid and deletion time (maybe empty) of an object, cheaply.
     fn life(&self, gr: Gr, namespace: &str, name: &str) -> Option<(String, String)> {
         let object = self.get(gr, namespace, name)?;
@@ -61,6 +64,11 @@ impl ClusterView for crate::registry::Registry {
     fn list(&self, gr: Gr, namespace: &str) -> Vec<Arc<Value>> {
         let namespace = (!namespace.is_empty()).then_some(namespace);
         self.list(gr.0, gr.1, namespace).iter().map(|o| Arc::new(o.value())).collect()
+    }
+
+    fn any_on_node(&self, node: &str, wanted: &mut dyn FnMut(&Value) -> bool) -> bool {
+        let (pods, _) = self.cache(PODS.0, PODS.1).list_of(None, node);
+        !node.is_empty() && pods.iter().any(|pod| wanted(&pod.value()))
     }
 
     fn life(&self, gr: Gr, namespace: &str, name: &str) -> Option<(String, String)> {
@@ -144,6 +152,9 @@ pub(crate) mod fake {
                 .filter(|((g, ns, _), _)| *g == gr && (namespace.is_empty() || ns == namespace))
                 .map(|(_, v)| v.clone())
                 .collect()
+        }
+        fn any_on_node(&self, node: &str, wanted: &mut dyn FnMut(&Value) -> bool) -> bool {
+            self.list(PODS, "").iter().any(|pod| str_at(pod, "/spec/nodeName") == node && wanted(pod))
         }
         fn revision(&self, _: Gr) -> u64 {
             self.rev.load(std::sync::atomic::Ordering::SeqCst)

@@ -1,12 +1,9 @@
 //! The Node authoriser: what a kubelet may do, by the pods that are bound to its node.
 //!
 //! Which secret, config map, claim, volume or service account belongs to which
-//! node is kept as an index over the pods, made anew when pods have changed and
-//! the old index does not say yes.
+//! node is read from that node's pods at each question, until one of them says yes.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::collections::HashSet;
 
 use serde_json::Value;
 
@@ -16,31 +13,19 @@ use crate::authn::view::{
     ClusterView, PODS, PVCS, PVS, SECRETS, VOLUME_ATTACHMENTS, items_at, name_of, namespace_of, str_at,
 };
 
-/// A yes from an index that is not the newest still counts for this long.
-const STALE_YES: Duration = Duration::from_secs(2);
-
 /// `(kind, namespace, name)`.
 type Item = (&'static str, String, String);
-
-#[derive(Default)]
-struct Index {
-    pods: u64,
-    claims: u64,
-    made: Option<Instant>,
-    by_node: HashMap<String, HashSet<Item>>,
-}
 
 /// The Node authoriser.
 pub struct NodeAuthorizer {
     /// What every node may do: the rules of the role `system:node`.
     rules: Vec<Rule>,
-    index: Mutex<Arc<Index>>,
 }
 
 impl NodeAuthorizer {
     /// Takes the rules of the role `system:node`.
     pub fn new(rules: Vec<Rule>) -> Self {
-        Self { rules, index: Mutex::default() }
+        Self { rules }
     }
 
     /// Ok: allowed. Err: the reason, empty when this authoriser has no opinion.
@@ -103,20 +88,11 @@ impl NodeAuthorizer {
     }
 
     fn is_related(&self, view: &dyn ClusterView, node: &str, resource: &str, namespace: &str, name: &str) -> bool {
-        let has = |index: &Index| {
-            let Some(items) = index.by_node.get(node) else { return false };
+        view.any_on_node(node, &mut |pod| {
+            let mut items = HashSet::new();
+            related_items(view, pod, &mut items);
             items.iter().any(|(r, ns, n)| *r == resource && ns == namespace && n == name)
-        };
-        let mut slot = self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let fresh = slot.pods == view.revision(PODS) && slot.claims == view.revision(PVCS) && slot.made.is_some();
-        let young = slot.made.is_some_and(|t| t.elapsed() < STALE_YES);
-        if fresh || young && has(&slot) {
-            return has(&slot);
-        }
-        let index = Arc::new(Index::build(view));
-        *slot = index.clone();
-        drop(slot);
-        has(&index)
+        })
     }
 
     fn node(&self, query: &Query<'_>, node: &str) -> Result<(), String> {
@@ -198,26 +174,6 @@ fn volume_attachment(view: &dyn ClusterView, query: &Query<'_>, node: &str) -> R
         return Ok(());
     }
     Err(format!("no relationship found between node '{node}' and this object"))
-}
-
-impl Index {
-    fn build(view: &dyn ClusterView) -> Index {
-        let mut index = Index {
-            pods: view.revision(PODS),
-            claims: view.revision(PVCS),
-            made: Some(Instant::now()),
-            ..Index::default()
-        };
-        for pod in view.list(PODS, "") {
-            let node = str_at(&pod, "/spec/nodeName");
-            if node.is_empty() {
-                continue;
-            }
-            let items = index.by_node.entry(node.to_string()).or_default();
-            related_items(view, &pod, items);
-        }
-        index
-    }
 }
 
 /// Everything a pod's kubelet must read.

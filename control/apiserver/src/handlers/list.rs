@@ -133,7 +133,11 @@ pub(super) async fn page(scope: &Scope<'_>, filter: &Filter) -> Result<Page> {
                 None | Some("") => limit > 0 && wanted > 0,
                 _ => false,
             };
-            if exact { (cache.list_at(namespace, "", wanted)?, wanted) } else { cache.list_after(namespace, "") }
+            match cache.indexed().and_then(|field| filter.exact(field)) {
+                _ if exact => (cache.list_at(namespace, "", wanted)?, wanted),
+                Some(value) => cache.list_of(namespace, value),
+                None => cache.list_after(namespace, ""),
+            }
         }
     };
     Ok(cut(candidates, revision, limit, filter))

@@ -90,12 +90,13 @@ pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
         _ => rand::rng().random_range(LIFE..2 * LIFE),
     };
     let cache = scope.store().cache();
+    let only = cache.indexed().and_then(|field| filter.exact(field));
     let mut encoder = Encoder { form: Form::of(scope)?, first: true };
     let mut ready = VecDeque::new();
     let watch = match start(scope)? {
         Start::After(revision) => {
             cache.wait(revision).await?;
-            match cache.watch(revision) {
+            match cache.watch(revision, only) {
                 Ok(watch) => watch,
                 // Both spellings exist; a stream's is the one that every client reads.
                 Err(error) => return Ok(stream_of_error(&mut encoder, &error)),
@@ -103,7 +104,7 @@ pub(super) async fn watch(scope: &Scope<'_>) -> Result<Response<Body>> {
         }
         Start::State(revision, bookmark) => {
             cache.wait(revision).await?;
-            let (objects, watch) = cache.list_and_watch(scope.collection());
+            let (objects, watch) = cache.list_and_watch(scope.collection(), only);
             ready.extend(objects.into_iter().filter(|o| filter.matches(o)).map(Item::Added));
             if bookmark {
                 ready.push_back(Item::Bookmark(watch.position().max(revision), true));

@@ -5,7 +5,7 @@
 //! so that a slow one costs nothing and never holds up a writer.  Who falls behind the kept
 //! changes is told to list anew.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
@@ -32,6 +32,9 @@ const CHANGE_BYTES: usize = 512;
 /// Changes handed to a watcher at once, and bytes of their objects, about.
 const BURST: usize = 256;
 const BURST_BYTES: usize = 64 << 10;
+/// The field by whose value objects are kept in lanes too: each kubelet lists and watches the pods of its node alone,
+/// and what happens on another node is not to wake it.
+const INDEXED: &str = "spec.nodeName";
 /// How long a read waits for a revision that the cache has not seen.
 const WAIT: Duration = Duration::from_secs(3);
 
@@ -60,11 +63,31 @@ impl Event {
     fn bytes(&self) -> usize {
         CHANGE_BYTES + self.previous.as_ref().map_or(0, |p| p.json.len())
     }
+
+    /// The values of the indexed field that it is about: the new one and, if another, the one before.
+    fn values(&self, index: Option<usize>) -> impl Iterator<Item = &str> {
+        let new = value(&self.object, index);
+        let old = self.previous.as_ref().and_then(|previous| value(previous, index));
+        new.into_iter().chain(old.filter(|old| Some(*old) != new))
+    }
+}
+
+/// The objects of one value of the indexed field, and their changes.
+#[derive(Default)]
+struct Lane {
+    objects: Objects,
+    /// Those in the history that have the value, or had it before.
+    revisions: VecDeque<u64>,
+    /// The newest of its changes that is no longer in the history.
+    lost: u64,
+    /// As the cache's own, for those who watch this value.
+    changed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct Inner {
-    objects: BTreeMap<Box<str>, Arc<Object>>,
+    objects: Objects,
+    lanes: HashMap<Box<str>, Lane>,
     /// Bytes of `objects`.
     live: usize,
     history: VecDeque<Event>,
@@ -102,13 +125,13 @@ impl Observer for Cache {
     fn load(&self, entries: Vec<Entry>, revision: u64) {
         let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
         // On a later load changes were missed: who is behind must list anew.
-        *inner = Inner::default();
+        let watched = std::mem::take(&mut *inner).lanes.into_iter();
+        let watched = watched.filter(|(_, lane)| lane.changed.receiver_count() > 0);
+        let anew = |changed| Lane { lost: revision, changed, ..Lane::default() };
+        inner.lanes = watched.map(|(value, lane)| (value, anew(lane.changed))).collect();
         for entry in entries {
             match Object::decode(entry.value, entry.revision, self.shape) {
-                Ok(object) => {
-                    inner.live += object.json.len();
-                    inner.objects.insert(entry.key[self.prefix.len()..].into(), object);
-                }
+                Ok(object) => inner.put(&entry.key[self.prefix.len()..], &object, self.index()),
                 Err(error) => {
                     tracing::error!("{} is left out, as it cannot be read: {error}", entry.key)
                 }
@@ -116,6 +139,10 @@ impl Observer for Cache {
         }
         inner.oldest = revision;
         self.revision.store(revision, Ordering::Release);
+        for lane in inner.lanes.values() {
+            lane.changed.send_replace(revision);
+        }
+        drop(inner);
         self.changed.send_replace(revision);
     }
 
@@ -125,7 +152,7 @@ impl Observer for Cache {
             for change in changes {
                 self.take(&mut inner, change);
             }
-            inner.trim(Instant::now());
+            inner.trim(Instant::now(), self.index());
             // Under the lock, so that a picture and its revision always belong together.
             self.revision.store(revision, Ordering::Release);
             drop(inner);
@@ -136,21 +163,57 @@ impl Observer for Cache {
     }
 }
 
+/// The object's value of the field that is the `index`th of its shape.
+fn value(object: &Object, index: Option<usize>) -> Option<&str> {
+    object.fields.get(index?).map(|value| &**value)
+}
+
 impl Inner {
-    fn put(&mut self, key: &str, object: &Arc<Object>) {
+    fn put(&mut self, key: &str, object: &Arc<Object>, index: Option<usize>) {
+        self.remove(key, index);
         self.live += object.json.len();
-        if let Some(old) = self.objects.insert(key.into(), object.clone()) {
-            self.live -= old.json.len();
+        self.objects.insert(key.into(), object.clone());
+        if let Some(value) = value(object, index) {
+            self.lane(value).objects.insert(key.into(), object.clone());
         }
     }
 
-    fn remove(&mut self, key: &str) {
-        if let Some(old) = self.objects.remove(key) {
-            self.live -= old.json.len();
+    fn remove(&mut self, key: &str, index: Option<usize>) {
+        let Some(old) = self.objects.remove(key) else { return };
+        self.live -= old.json.len();
+        if let Some(lane) = value(&old, index).and_then(|value| self.lanes.get_mut(value)) {
+            lane.objects.remove(key);
         }
     }
 
-    fn trim(&mut self, now: Instant) {
+    fn lane(&mut self, value: &str) -> &mut Lane {
+        self.lanes.entry(value.into()).or_default()
+    }
+
+    /// Writes a change down, also for the lanes that it is about, and wakes who watches those.
+    fn record(&mut self, event: Event, index: Option<usize>) {
+        for value in event.values(index) {
+            let lane = self.lane(value);
+            lane.revisions.push_back(event.revision);
+            lane.changed.send_replace(event.revision);
+        }
+        self.kept += event.bytes();
+        self.history.push_back(event);
+    }
+
+    /// Forgets the oldest change.
+    fn forget(&mut self, index: Option<usize>) {
+        let Some(event) = self.history.pop_front() else { return };
+        self.oldest = event.revision;
+        self.kept -= event.bytes();
+        for value in event.values(index) {
+            let Some(lane) = self.lanes.get_mut(value) else { continue };
+            lane.revisions.pop_front_if(|revision| *revision <= event.revision);
+            lane.lost = event.revision;
+        }
+    }
+
+    fn trim(&mut self, now: Instant, index: Option<usize>) {
         while self.history.len() > KEEP_AT_LEAST
             && let Some(front) = self.history.front()
         {
@@ -159,9 +222,7 @@ impl Inner {
             if age <= KEEP && self.kept <= most {
                 return;
             }
-            self.oldest = front.revision;
-            self.kept -= front.bytes();
-            self.history.pop_front();
+            self.forget(index);
         }
     }
 
@@ -174,6 +235,8 @@ impl Inner {
             self.marks.pop_front();
         }
         self.marks.push_back((now, revision));
+        let used = |lane: &Lane| lane.changed.receiver_count() > 0 || !lane.objects.is_empty();
+        self.lanes.retain(|_, lane| used(lane) || !lane.revisions.is_empty());
     }
 }
 
@@ -201,7 +264,7 @@ impl Cache {
         let (kind, object) = match &change.value {
             Some(value) => match Object::decode(value.clone(), change.revision, self.shape) {
                 Ok(object) => {
-                    inner.put(key, &object);
+                    inner.put(key, &object, self.index());
                     let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
                     (kind, object)
                 }
@@ -211,20 +274,28 @@ impl Cache {
                 }
             },
             None => {
-                inner.remove(key);
+                inner.remove(key, self.index());
                 let Some(last) = &previous else { return };
                 (EventKind::Deleted, last.clone())
             }
         };
         let event = Event { kind, revision: change.revision, object, previous, at: Instant::now() };
-        inner.kept += event.bytes();
-        inner.history.push_back(event);
+        inner.record(event, self.index());
+    }
+
+    /// The field by whose value objects are found quickly, if the resource has it.
+    pub fn indexed(&self) -> Option<&'static str> {
+        self.index().map(|_| INDEXED)
+    }
+
+    fn index(&self) -> Option<usize> {
+        self.shape.iter().position(|field| *field == INDEXED)
     }
 
     /// Forgets what is too old; to be called from time to time.
     pub fn age(&self, now: Instant) {
         let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
-        inner.trim(now);
+        inner.trim(now, self.index());
         let revision = self.revision();
         inner.age(now, revision);
     }
@@ -268,6 +339,13 @@ impl Cache {
         let inner = self.read();
         let objects = select(&inner.objects, namespace, after).map(|(_, o)| o.clone()).collect();
         (objects, self.revision())
+    }
+
+    /// Objects whose indexed field has this value, in key order, with the revision of the picture.
+    pub fn list_of(&self, namespace: Option<&str>, value: &str) -> (Vec<Arc<Object>>, u64) {
+        let inner = self.read();
+        let objects = inner.lanes.get(value).into_iter().flat_map(|lane| select(&lane.objects, namespace, ""));
+        (objects.map(|(_, o)| o.clone()).collect(), self.revision())
     }
 
     /// The objects as they were at `revision`, after `key`.
@@ -322,28 +400,33 @@ impl Cache {
         self.get(namespace, name).ok_or_else(|| ApiError::internal("an object was removed as it was written"))
     }
 
-    /// Changes after `revision`.
-    pub fn watch(self: &Arc<Self>, revision: u64) -> Result<Watch> {
-        let inner = self.read();
+    /// Changes after `revision`; with `only`, those of objects whose indexed field has, or had, this value.
+    pub fn watch(self: &Arc<Self>, revision: u64, only: Option<&str>) -> Result<Watch> {
+        let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
         if revision < inner.oldest {
             return Err(too_old(revision, inner.oldest));
         }
-        Ok(Watch {
-            changed: self.changed.subscribe(),
-            ended: self.ended.subscribe(),
-            cache: self.clone(),
-            position: revision,
-        })
+        Ok(self.from(&mut inner, revision, only))
     }
 
-    /// Everything there is, and what follows, without a gap.
-    pub fn list_and_watch(self: &Arc<Self>, namespace: Option<&str>) -> (Vec<Arc<Object>>, Watch) {
-        let inner = self.read();
-        let objects = select(&inner.objects, namespace, "").map(|(_, o)| o.clone()).collect();
+    /// Everything there is, and what follows, without a gap; with `only` as [`Cache::watch`] has it.
+    pub fn list_and_watch(self: &Arc<Self>, namespace: Option<&str>, only: Option<&str>) -> (Vec<Arc<Object>>, Watch) {
+        let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
+        let all = match only {
+            Some(value) => &inner.lane(value).objects,
+            None => &inner.objects,
+        };
+        let objects = select(all, namespace, "").map(|(_, o)| o.clone()).collect();
         let position = self.revision();
-        let watch =
-            Watch { changed: self.changed.subscribe(), ended: self.ended.subscribe(), cache: self.clone(), position };
-        (objects, watch)
+        (objects, self.from(&mut inner, position, only))
+    }
+
+    fn from(self: &Arc<Self>, inner: &mut Inner, position: u64, only: Option<&str>) -> Watch {
+        let changed = match only {
+            Some(value) => inner.lane(value).changed.subscribe(),
+            None => self.changed.subscribe(),
+        };
+        Watch { changed, ended: self.ended.subscribe(), cache: self.clone(), position, only: only.map(Box::from) }
     }
 
     /// Ends all watches of today; for a resource that is no longer served as it was.
@@ -375,6 +458,7 @@ pub struct Watch {
     changed: watch::Receiver<u64>,
     ended: watch::Receiver<()>,
     position: u64,
+    only: Option<Box<str>>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -393,17 +477,33 @@ impl Watch {
     pub fn ready(&mut self) -> Result<Vec<Event>> {
         self.changed.borrow_and_update();
         let inner = self.cache.read();
-        if self.position < inner.oldest {
-            return Err(too_old(self.position, inner.oldest));
-        }
-        let from = inner.history.partition_point(|e| e.revision <= self.position);
         let mut bytes = 0;
         let small = |event: &&Event| {
             bytes += event.object.json.len();
             bytes <= BURST_BYTES || bytes == event.object.json.len()
         };
-        let events: Vec<Event> = inner.history.range(from..).take(BURST).take_while(small).cloned().collect();
-        let all = from + events.len() == inner.history.len();
+        let after = |revision: u64| inner.history.partition_point(|e| e.revision <= revision);
+        // A lane may have lost nothing though the history has.
+        let lane = self.only.as_ref().and_then(|value| inner.lanes.get(value));
+        let lost = lane.map_or(inner.oldest, |lane| lane.lost);
+        if self.position < lost {
+            return Err(too_old(self.position, lost));
+        }
+        let (events, all): (Vec<Event>, bool) = match lane {
+            Some(lane) => {
+                let from = lane.revisions.partition_point(|r| *r <= self.position);
+                let found = lane.revisions.range(from..).filter_map(|r| inner.history.get(after(r - 1)));
+                let events: Vec<Event> = found.take(BURST).take_while(small).cloned().collect();
+                let all = from + events.len() == lane.revisions.len();
+                (events, all)
+            }
+            None => {
+                let from = after(self.position);
+                let events: Vec<Event> = inner.history.range(from..).take(BURST).take_while(small).cloned().collect();
+                let all = from + events.len() == inner.history.len();
+                (events, all)
+            }
+        };
         // Read under the lock: the store shows changes under it before the revision goes on.
         let newest = if all { self.cache.revision() } else { 0 };
         self.position = events.last().map_or(self.position, |e| e.revision).max(newest);
@@ -431,9 +531,13 @@ mod tests {
     use super::*;
 
     fn cache() -> Cache {
+        cache_of(&[])
+    }
+
+    fn cache_of(shape: Shape) -> Cache {
         Cache {
             prefix: "/core/pods/".into(),
-            shape: &[],
+            shape,
             inner: RwLock::default(),
             revision: AtomicU64::new(0),
             changed: watch::Sender::new(0),
@@ -485,7 +589,7 @@ mod tests {
         assert!(cache.list_at(None, "", 11).is_ok());
         cache.age(start + KEEP + KEEP + Duration::from_secs(1));
         assert_eq!(cache.list_at(None, "", 11).unwrap_err().code, 410, "a picture of more than five minutes ago");
-        assert!(cache.watch(11).is_ok(), "no change is missing");
+        assert!(cache.watch(11, None).is_ok(), "no change is missing");
         assert!(cache.list_at(None, "", 40).is_ok());
     }
 
@@ -508,7 +612,7 @@ mod tests {
     async fn watchers_get_pieces_and_are_told_what_is_gone() {
         let cache = Arc::new(cache());
         cache.load(Vec::new(), 0);
-        let mut slow = cache.watch(0).unwrap();
+        let mut slow = cache.watch(0, None).unwrap();
         for revision in 1..=10 {
             cache.apply(&[change(revision, "a", Some(40 << 10))], revision);
         }
@@ -522,10 +626,62 @@ mod tests {
         cache.apply(&[], 20);
         assert!(slow.ready().unwrap().is_empty());
         assert_eq!(slow.position(), 20, "an idle watch learns the newest revision");
-        let mut left_behind = cache.watch(10).unwrap();
+        let mut left_behind = cache.watch(10, None).unwrap();
         for revision in 21..=1000 {
             cache.apply(&[change(revision, "a", Some(200 << 10))], revision);
         }
         assert_eq!(left_behind.next().await.unwrap_err().code, 410);
+    }
+
+    #[tokio::test]
+    async fn a_watch_of_one_node_hears_of_it_alone() {
+        let cache = Arc::new(cache_of(&["status.phase", INDEXED]));
+        let bound = |revision, name: &str, node: Option<&str>| {
+            let json = |node| format!(r#"{{"metadata":{{"name":"{name}"}},"spec":{{"nodeName":"{node}"}}}}"#);
+            Change { key: format!("/core/pods/{name}").into(), revision, value: node.map(|node| json(node).into()) }
+        };
+        let seen = |watch: &mut Watch| {
+            watch.ready().map(|events| events.iter().map(|e| (e.kind, e.revision)).collect::<Vec<_>>())
+        };
+        cache.load(Vec::new(), 1);
+        let (none, mut one) = cache.list_and_watch(None, Some("one"));
+        assert!(none.is_empty());
+        let mut pending = cache.watch(1, Some("")).unwrap();
+        cache.apply(&[bound(2, "a", Some(""))], 2);
+        assert!(!one.changed.has_changed().unwrap(), "nobody is woken for a pod without a node");
+        assert_eq!(seen(&mut pending).unwrap(), [(EventKind::Added, 2)]);
+        cache.apply(&[bound(3, "a", Some("one")), bound(4, "b", Some("two"))], 4);
+        assert_eq!(seen(&mut pending).unwrap(), [(EventKind::Modified, 3)], "it has left");
+        assert_eq!(seen(&mut one).unwrap(), [(EventKind::Modified, 3)]);
+        assert_eq!(one.position(), 4);
+        assert_eq!(names(cache.list_of(None, "one").0), ["a@3"]);
+        assert_eq!(names(cache.list_of(None, "two").0), ["b@4"]);
+        // The history forgets what was on the other node, and nothing that the first has not seen.
+        for revision in 5..=200 {
+            cache.apply(&[bound(revision, "b", Some("two"))], revision);
+        }
+        cache.age(Instant::now() + KEEP + Duration::from_secs(1));
+        assert!(cache.watch(4, None).is_err(), "the history has forgotten");
+        assert_eq!(seen(&mut one).unwrap(), []);
+        assert_eq!(one.position(), 200);
+        cache.apply(&[bound(201, "a", None)], 201);
+        for revision in 202..=400 {
+            cache.apply(&[bound(revision, "b", Some("two"))], revision);
+        }
+        assert_eq!(seen(&mut one).unwrap(), [(EventKind::Deleted, 201)]);
+        assert!(cache.list_of(None, "one").0.is_empty());
+        cache.apply(&[bound(401, "a", Some("one")), bound(402, "a", None), bound(403, "b", Some("two"))], 403);
+        for revision in 404..=600 {
+            cache.apply(&[bound(revision, "b", Some("two"))], revision);
+        }
+        cache.age(Instant::now() + KEEP + Duration::from_secs(1));
+        assert_eq!(seen(&mut one).unwrap_err().code, 410, "what it missed is forgotten");
+        // A lane goes when nobody watches it and nothing is in it; a new picture of the store keeps who watches.
+        drop(one);
+        cache.age(Instant::now() + KEEP + Duration::from_secs(1));
+        assert!(!cache.read().lanes.contains_key("one"));
+        cache.load(Vec::new(), 700);
+        assert!(cache.read().lanes.contains_key(""));
+        assert_eq!(seen(&mut pending).unwrap_err().code, 410);
     }
 }

@@ -120,7 +120,7 @@ impl Registry {
 
     /// Changes of a resource after `revision`; an error says that they are no longer known.
     pub fn watch(&self, group: &str, resource: &str, revision: u64) -> Result<Watch> {
-        self.cache(group, resource).watch(revision)
+        self.cache(group, resource).watch(revision, None)
     }
 
     /// Stores a new object as it is (with metadata.name, uid and so on already set).
