@@ -43,7 +43,7 @@ figures: build
 
 bench: build
 	@cargo build --release --quiet --workspace --bin bench
-	@$(RELEASE)/bench
+	@$(RELEASE)/bench $(PART)
 
 check:
 	@cargo fmt --all --check

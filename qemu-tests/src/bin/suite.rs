@@ -74,6 +74,7 @@ const PARTS: &[Part] = &[
         None,
         &["--runs", "1000"],
     ),
+    part("hollow", &["run", "--release", "-p", "qemu-tests", "--bin", "bench"], None, &["--", "hollow"]),
     part("fuzz", DEV, None, &["--test", "fuzz", "--", "--ignored", "--nocapture"]),
 ];
 

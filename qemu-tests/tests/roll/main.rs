@@ -1,6 +1,6 @@
 //! `kimg roll` while somebody outside visits: nodes get a new image, and not one request is lost.
 //!
-//! The visitor is a machine of nobody's on the switch; it asks on a new connection each time, at the addresses that
+//! The visitor is a machine of nobody's on the switch; it asks at the addresses that
 //! `status.loadBalancer` of the Service holds at that moment, and tries nothing twice.
 
 mod visits;
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ("an_image_whose_node_is_never_ready_stops_the_roll", broken),
         ("killed_in_between_it_goes_on_with_all_workers", killed),
         ("all_nodes_are_replaced_and_no_acknowledged_write_is_lost", all_nodes),
+        ("all_nodes_are_replaced_and_open_connections_lose_no_request", all_nodes_kept),
         ("an_image_whose_api_server_never_answers_goes_back", mute_master),
         ("a_worker_that_was_killed_is_healed", healed),
         ("a_worker_comes_and_goes_and_no_request_is_lost", scaled),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         "an_image_whose_node_is_never_ready_stops_the_roll",
         "killed_in_between_it_goes_on_with_all_workers",
         "all_nodes_are_replaced_and_no_acknowledged_write_is_lost",
+        "all_nodes_are_replaced_and_open_connections_lose_no_request",
         "an_image_whose_api_server_never_answers_goes_back",
         "a_worker_that_was_killed_is_healed",
         "a_worker_comes_and_goes_and_no_request_is_lost",
@@ -227,14 +229,23 @@ const NODES: [&str; 3] = ["master-1", "worker-1", "worker-2"];
 
 /// The whole cluster, while somebody visits and somebody writes.
 fn all_nodes(cluster: &Cluster) -> Result {
+    replace_all(cluster, "tests.image=all", Visitor::start)
+}
+
+/// The same for somebody whose connections stay open.
+fn all_nodes_kept(cluster: &Cluster) -> Result {
+    replace_all(cluster, "tests.image=kept", Visitor::start_keeping)
+}
+
+fn replace_all(cluster: &Cluster, word: &str, visit: fn(&Cluster) -> Result<Visitor>) -> Result {
     web(cluster)?;
-    set_word(cluster, "master", "tests.image=all")?;
-    build(cluster, "tests.image=all")?;
+    set_word(cluster, "master", word)?;
+    build(cluster, word)?;
     let before = boots(cluster)?;
     let plan = cluster.kimg(&["roll", "--dry-run"])?.success()?;
     ensure!(plan.starts_with("master-1: image ") && plan.contains("the API is away for about"), "{plan}");
     ensure!(plan.contains("worker-1: image ") && plan.contains("worker-2: image "), "{plan}");
-    let visitor = Visitor::start(cluster)?;
+    let visitor = visit(cluster)?;
     let writer = Writer::start(cluster)?;
     let said = cluster.kimg(&["roll", "--yes", "--settle", "3"])?;
     let (visits, writes) = (visitor.stop()?, writer.stop()?);

@@ -17,8 +17,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Visits a second.
-const RATE: u32 = 25;
-const LEAST_RATE: f64 = 20.0;
+const RATE: u32 = 50;
+const LEAST_RATE: f64 = 40.0;
+/// Visits on one connection, on average, where they are kept.
+const KEPT: usize = 10;
 /// How often the Service is asked for its addresses.
 const LOOK: Duration = Duration::from_millis(500);
 const SERVICE: &str = "/api/v1/namespaces/shop/services/web";
@@ -44,20 +46,31 @@ pub(crate) fn addresses(api: &Https) -> Result<Vec<Ipv4Addr>> {
 
 /// Somebody who visits until told to stop.
 pub(crate) struct Visitor {
+    kept: bool,
     stop: Arc<AtomicBool>,
     visits: JoinHandle<Result<Visits>>,
     looks: JoinHandle<()>,
 }
 
 impl Visitor {
+    /// On a new connection each time.
     pub(crate) fn start(cluster: &Cluster) -> Result<Visitor> {
+        Visitor::of(cluster, false)
+    }
+
+    /// On connections that stay open until the server ends them.
+    pub(crate) fn start_keeping(cluster: &Cluster) -> Result<Visitor> {
+        Visitor::of(cluster, true)
+    }
+
+    fn of(cluster: &Cluster, keep: bool) -> Result<Visitor> {
         let (mut client, dir) = (api(&cluster.dir)?, cluster.dir.clone());
         let targets = Arc::new(Mutex::new(addresses(&client)?));
         let stop = Arc::new(AtomicBool::new(false));
         let stranger = Stranger::plug_in(cluster, 1, Ipv4Addr::new(10, 77, 0, 77))?;
         let visits = std::thread::spawn({
             let (stop, targets) = (stop.clone(), targets.clone());
-            move || stranger.visit("/status/", RATE, &targets, &stop)
+            move || stranger.visit("/status/", RATE, keep, &targets, &stop)
         });
         let looks = std::thread::spawn({
             let stop = stop.clone();
@@ -72,7 +85,7 @@ impl Visitor {
                 }
             }
         });
-        Ok(Visitor { stop, visits, looks })
+        Ok(Visitor { kept: keep, stop, visits, looks })
     }
 
     pub(crate) fn stop(self) -> Result<Seen> {
@@ -80,23 +93,27 @@ impl Visitor {
         let visits = self.visits.join();
         let looked = self.looks.join();
         match (visits, looked) {
-            (Ok(visits), Ok(())) => Ok(Seen(visits?)),
+            (Ok(visits), Ok(())) => Ok(Seen { visits: visits?, kept: self.kept }),
             _ => bail!("a thread of the visitor failed"),
         }
     }
 }
 
 /// What the visitor saw.
-pub(crate) struct Seen(Visits);
+pub(crate) struct Seen {
+    visits: Visits,
+    kept: bool,
+}
 
 impl Seen {
     /// The page, each time, and often enough to have noticed.
     pub(crate) fn check_all_seen(&self) -> Result<()> {
-        let visits = &self.0;
+        let visits = &self.visits;
         let seen: usize = visits.seen.values().sum();
         eprintln!(
-            "{} visits in {:.0} s, {} failed, the slowest took {:.1} s; by address {:?}",
+            "{} visits on {} connections in {:.0} s, {} failed, the slowest took {:.1} s; by address {:?}",
             visits.begun,
+            visits.connections,
             visits.lasted.as_secs_f64(),
             visits.failed.len(),
             visits.slowest.as_secs_f64(),
@@ -106,6 +123,8 @@ impl Seen {
         ensure!(visits.failed.is_empty(), "{} of {} visits failed: {first:#?}", visits.failed.len(), visits.begun);
         ensure!(seen == visits.begun, "of {} visits {seen} saw the page", visits.begun);
         ensure!(visits.seen.len() >= 2, "only {:?} were visited", visits.seen);
+        let most = if self.kept { visits.begun / KEPT } else { visits.begun };
+        ensure!(visits.connections <= most, "{} connections for {} visits", visits.connections, visits.begun);
         ensure!(visits.rate() >= LEAST_RATE, "only {:.1} visits a second", visits.rate());
         Ok(())
     }

@@ -7,21 +7,27 @@
 //! | `/client/` | the address that the request came from |
 //!
 //! It listens on `PORT` (8080) and takes its names from `POD_NAME` (else `HOSTNAME`) and `NODE_NAME`.
+//! Connections are kept open. Told to end, it says `Connection: close` in its answers, and ends once nobody comes any
+//! more: who asks on a connection that is open loses no request.
 //! `example-web fetch URL [COUNT]` asks another one instead and prints its answers: what the example's Job does.
 
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// A request's head is small; more is not read.
 const HEAD_LIMIT: usize = 8192;
-/// A client that says nothing is not waited for longer.
+/// A client that says nothing is not waited for longer, nor are clients when it was told to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Told to end, it does so once nobody has been connected for this long: nodes learn one after the other that it ends.
+const QUIET: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Who answers.
 struct Names {
@@ -69,48 +75,93 @@ async fn serve() -> io::Result<()> {
     eprintln!("example-web: pod {} on node {} listens on port {port}", names.pod, names.node);
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Whether it was told to end; each connection has a receiver.
+    let (ending, _) = watch::channel(false);
+    let (mut told, mut last) = (None, Instant::now());
     loop {
+        // Until it was told to end there is nothing to look at.
+        let look = tokio::time::sleep(if told.is_some() { LOOK } else { PATIENCE });
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, client)) = accepted else { continue };
-                let names = names.clone();
-                tokio::spawn(async move {
-                    // A client that goes away in the middle is its own affair.
-                    let _ = tokio::time::timeout(PATIENCE, answer(stream, client, &names)).await;
-                });
+                let (names, ending) = (names.clone(), ending.subscribe());
+                // A client that goes away in the middle is its own affair.
+                tokio::spawn(async move { converse(stream, client, &names, ending).await.unwrap_or_default() });
+                last = Instant::now();
             }
-            _ = term.recv() => break,
+            _ = term.recv() => { told.get_or_insert_with(Instant::now); }
             _ = interrupt.recv() => break,
+            () = look => {}
+        }
+        let Some(told) = told else { continue };
+        ending.send_replace(true);
+        if ending.receiver_count() > 0 {
+            last = Instant::now();
+        }
+        if last.max(told).elapsed() > QUIET || told.elapsed() > PATIENCE {
+            break;
         }
     }
     eprintln!("example-web: ends");
     Ok(())
 }
 
-async fn answer(mut stream: TcpStream, client: SocketAddr, names: &Names) -> io::Result<()> {
-    let head = read_head(&mut stream).await?;
-    let (status, kind, body) = respond(&head, client, names);
-    let with_body = !head.starts_with("HEAD ");
-    let response = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{}",
-        body.len(),
-        if with_body { body.as_str() } else { "" }
-    );
-    stream.write_all(response.as_bytes()).await?;
+/// Answers all requests of a connection.
+async fn converse(
+    mut stream: TcpStream,
+    client: SocketAddr,
+    names: &Names,
+    ending: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut unread = Vec::new();
+    while let Some(head) = tokio::time::timeout(PATIENCE, read_head(&mut stream, &mut unread)).await?? {
+        let (status, kind, body) = respond(&head, client, names);
+        let last = *ending.borrow() || !keeps(&head);
+        let response = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{}",
+            body.len(),
+            if last { "close" } else { "keep-alive" },
+            if head.starts_with("HEAD ") { "" } else { &body }
+        );
+        tokio::time::timeout(PATIENCE, stream.write_all(response.as_bytes())).await??;
+        if last {
+            break;
+        }
+    }
     stream.shutdown().await
 }
 
-async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
-    let mut head = Vec::new();
+/// Whether the connection outlives the answer: only what has no body is read to its end.
+fn keeps(head: &str) -> bool {
+    let mut lines = head.lines();
+    let first = lines.next().unwrap_or_default();
+    let readable = first.starts_with("GET ") || first.starts_with("HEAD ");
+    let says = |name: &str| {
+        let line = head.lines().filter_map(|line| line.split_once(':')).find(|(n, _)| n.eq_ignore_ascii_case(name));
+        line.map(|(_, value)| value.trim().to_ascii_lowercase())
+    };
+    let bare = says("content-length").is_none_or(|length| length == "0") && says("transfer-encoding").is_none();
+    let close = says("connection").is_some_and(|value| value.split(',').any(|word| word.trim() == "close"));
+    readable && bare && !close && first.ends_with("HTTP/1.1")
+}
+
+/// The next request's head; None when the client has ended.
+async fn read_head(stream: &mut TcpStream, unread: &mut Vec<u8>) -> io::Result<Option<String>> {
     let mut buffer = [0u8; 1024];
-    while head.len() < HEAD_LIMIT && !head.windows(4).any(|w| w == b"\r\n\r\n") {
+    loop {
+        if let Some(end) = unread.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head: Vec<u8> = unread.drain(..end + 4).collect();
+            return Ok(Some(String::from_utf8_lossy(&head).into_owned()));
+        }
+        if unread.len() >= HEAD_LIMIT {
+            return Err(io::Error::other("a request without an end"));
+        }
         let got = stream.read(&mut buffer).await?;
         if got == 0 {
-            break;
+            return Ok(None);
         }
-        head.extend_from_slice(&buffer[..got]);
+        unread.extend_from_slice(&buffer[..got]);
     }
-    Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
 /// Status line, content type and body for a request.
@@ -205,5 +256,45 @@ mod tests {
             let (got_status, _, got_body) = respond(head, client, &names);
             assert_eq!((got_status, got_body.as_str()), (status, body), "{head}");
         }
+    }
+
+    #[test]
+    fn who_may_ask_again() {
+        for (head, wanted) in [
+            ("GET / HTTP/1.1\r\nHost: web\r\n\r\n", true),
+            ("HEAD / HTTP/1.1\r\nConnection: Keep-Alive\r\nContent-Length: 0\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nConnection: te, Close\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\n\r\n", false),
+            ("GET / HTTP/1.1\r\ncontent-length: 3\r\n\r\n", false),
+            ("POST / HTTP/1.1\r\n\r\n", false),
+        ] {
+            assert_eq!(keeps(head), wanted, "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_kept_until_the_server_ends() -> io::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let mut client = TcpStream::connect(listener.local_addr()?).await?;
+        let (stream, from) = listener.accept().await?;
+        let (ending, receiver) = watch::channel(false);
+        let names = Names { pod: "p".into(), node: "n".into(), greeting: "Hello".into() };
+        let served = tokio::spawn(async move { converse(stream, from, &names, receiver).await });
+        // Two at once, and one after the word to end.
+        client.write_all(b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n").await?;
+        let mut seen = String::new();
+        while seen.matches("Hello").count() < 2 {
+            let mut buffer = [0; 1024];
+            let got = client.read(&mut buffer).await?;
+            assert!(got > 0, "{seen}");
+            seen += &String::from_utf8_lossy(&buffer[..got]);
+        }
+        assert_eq!(seen.matches("Connection: keep-alive").count(), 2, "{seen}");
+        ending.send_replace(true);
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await?;
+        let mut last = String::new();
+        client.read_to_string(&mut last).await?;
+        assert!(last.contains("Connection: close") && last.contains("Hello"), "{last}");
+        served.await?
     }
 }
