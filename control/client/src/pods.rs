@@ -52,6 +52,44 @@ pub fn spec(pod: &Pod) -> std::borrow::Cow<'_, PodSpec> {
 }
 
 /// Largest restart count of its containers.
+/// Names of the claims that the pod uses.
+pub fn claims_of(pod: &Pod) -> impl Iterator<Item = String> + '_ {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter_map(move |v| {
+        match (&v.persistent_volume_claim, &v.ephemeral) {
+            (Some(source), _) => Some(source.claim_name.clone()),
+            (None, Some(_)) => Some(format!("{name}-{}", v.name)),
+            (None, None) => None,
+        }
+    })
+}
+
+/// Drops what neither a controller nor the scheduler reads of a pod that is there: most of it. Pods are many, and
+/// nobody writes one back as a whole.
+pub fn trim(pod: &mut Pod) {
+    let Some(spec) = &mut pod.spec else { return };
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        container.env = None;
+        container.env_from = None;
+        container.command = None;
+        container.args = None;
+        container.liveness_probe = None;
+        container.readiness_probe = None;
+        container.startup_probe = None;
+        container.lifecycle = None;
+        container.volume_mounts = None;
+        container.security_context = None;
+    }
+    spec.containers.shrink_to_fit();
+    if let Some(volumes) = &mut spec.volumes {
+        volumes.retain(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some());
+        volumes.shrink_to_fit();
+    }
+    if let Some(annotations) = &mut pod.metadata.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
 pub fn restarts(pod: &Pod) -> i32 {
     pod.status
         .as_ref()

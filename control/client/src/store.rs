@@ -5,7 +5,7 @@
 //! sees the pods it has just created, and needs no book of expectations.
 //! Resource versions of one kind grow; that is what decides which of two states is newer.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 pub use crate::call::Object;
 use crate::call::{Client, Failure};
+use crate::owner;
 use crate::watch::{Scope, Sink, follow};
 
 /// Namespace (empty for cluster-wide kinds) and name.
@@ -81,8 +82,51 @@ pub struct Store<K: Object> {
     trim: fn(&mut K),
 }
 
+/// Objects by name, and by the uid of their controller (empty for orphans): a controller looks at its own, however many
+/// others there are.
+struct Objects<K> {
+    all: BTreeMap<Key, Arc<K>>,
+    of: HashMap<String, BTreeMap<Key, Arc<K>>>,
+}
+
+impl<K> Default for Objects<K> {
+    fn default() -> Self {
+        Self { all: BTreeMap::new(), of: HashMap::new() }
+    }
+}
+
+fn controller<K: Object>(object: &K) -> &str {
+    owner::controller_of(object.meta()).map(|r| r.uid.as_str()).unwrap_or_default()
+}
+
+impl<K: Object> Objects<K> {
+    fn insert(&mut self, key: Key, object: Arc<K>) -> Option<Arc<K>> {
+        let old = self.remove(&key);
+        self.of.entry(controller(&*object).to_owned()).or_default().insert(key.clone(), object.clone());
+        self.all.insert(key, object);
+        old
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Arc<K>> {
+        let old = self.all.remove(key)?;
+        let uid = controller(&*old);
+        if let Some(siblings) = self.of.get_mut(uid) {
+            siblings.remove(key);
+            if siblings.is_empty() {
+                self.of.remove(uid);
+            }
+        }
+        Some(old)
+    }
+}
+
+fn in_namespace<K>(objects: &BTreeMap<Key, Arc<K>>, namespace: &str) -> impl Iterator<Item = Arc<K>> {
+    let found = objects.range(Key::new(namespace, "")..).take_while(move |(key, _)| key.namespace == namespace);
+    found.map(|(_, object)| object.clone())
+}
+
 struct Inner<K> {
-    objects: BTreeMap<Key, Arc<K>>,
+    objects: Objects<K>,
     /// The newest version that the watch has shown.
     seen: u64,
     /// Objects whose deletion was answered before the watch told of it.
@@ -102,7 +146,7 @@ impl<K: Object> Store<K> {
     pub fn new(client: Client, trim: fn(&mut K)) -> Arc<Self> {
         Arc::new(Self {
             client,
-            inner: Mutex::new(Inner { objects: BTreeMap::new(), seen: 0, gone: HashSet::new() }),
+            inner: Mutex::new(Inner { objects: Objects::default(), seen: 0, gone: HashSet::new() }),
             handlers: RwLock::new(Vec::new()),
             synced: watch::Sender::new(false),
             trim,
@@ -136,7 +180,7 @@ impl<K: Object> Store<K> {
     }
 
     pub fn get(&self, key: &Key) -> Option<Arc<K>> {
-        self.inner().objects.get(key).cloned()
+        self.inner().objects.all.get(key).cloned()
     }
 
     pub fn named(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
@@ -144,15 +188,15 @@ impl<K: Object> Store<K> {
     }
 
     pub fn list(&self) -> Vec<Arc<K>> {
-        self.inner().objects.values().cloned().collect()
+        self.inner().objects.all.values().cloned().collect()
     }
 
     pub fn keys(&self) -> Vec<Key> {
-        self.inner().objects.keys().cloned().collect()
+        self.inner().objects.all.keys().cloned().collect()
     }
 
     pub fn len(&self) -> usize {
-        self.inner().objects.len()
+        self.inner().objects.all.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -160,13 +204,20 @@ impl<K: Object> Store<K> {
     }
 
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        let inner = self.inner();
-        inner
-            .objects
-            .range(Key::new(namespace, "")..)
-            .take_while(|(key, _)| key.namespace == namespace)
-            .map(|(_, object)| object.clone())
-            .collect()
+        in_namespace(&self.inner().objects.all, namespace).collect()
+    }
+
+    /// What the controller with this uid controls.
+    pub fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
+        if uid.is_empty() {
+            return Vec::new();
+        }
+        self.inner().objects.of.get(uid).into_iter().flat_map(|objects| objects.values().cloned()).collect()
+    }
+
+    /// The objects in a namespace that nobody controls.
+    pub fn orphans(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.inner().objects.of.get("").into_iter().flat_map(|objects| in_namespace(objects, namespace)).collect()
     }
 
     fn emit(&self, changes: &[Change<K>]) {
@@ -270,7 +321,7 @@ impl<K: Object> Inner<K> {
             return None;
         }
         let key = Key::of(&*new);
-        match self.objects.get(&key) {
+        match self.objects.all.get(&key) {
             Some(old) if at != 0 && version(&**old) >= at => None,
             Some(_) => self.objects.insert(key, new.clone()).map(|old| Change::Updated(old, new)),
             None => {
@@ -281,7 +332,7 @@ impl<K: Object> Inner<K> {
     }
 
     fn remove(&mut self, key: &Key, id: &str, before_watch: bool) -> Option<Arc<K>> {
-        let held = self.objects.get(key)?;
+        let held = self.objects.all.get(key)?;
         if uid(&**held) != id {
             return None;
         }
@@ -312,7 +363,7 @@ impl<K: Object> Sink<K> for Store<K> {
                     Some(old) => changes.push(Change::Updated(old, new)),
                 }
             }
-            for (key, old) in before {
+            for (key, old) in before.all {
                 if at != 0 && version(&*old) > at {
                     // Our own write, newer than the list.
                     inner.objects.insert(key, old);
@@ -346,7 +397,7 @@ impl<K: Object> Sink<K> for Store<K> {
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::ConfigMap;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
     fn object(name: &str, uid: &str, version: u64) -> ConfigMap {
         ConfigMap {
@@ -362,7 +413,7 @@ mod tests {
     }
 
     fn empty() -> Inner<ConfigMap> {
-        Inner { objects: BTreeMap::new(), seen: 0, gone: HashSet::new() }
+        Inner { objects: Objects::default(), seen: 0, gone: HashSet::new() }
     }
 
     #[test]
@@ -374,12 +425,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_controlled_is_found_by_its_controller() {
+        let of = |uid: Option<&str>, version| {
+            let mut object = object("a", "1", version);
+            object.metadata.owner_references = uid.map(|uid| {
+                vec![OwnerReference { uid: uid.into(), controller: Some(true), ..OwnerReference::default() }]
+            });
+            Arc::new(object)
+        };
+        let mut inner = empty();
+        let places = |inner: &Inner<ConfigMap>| inner.objects.of.keys().cloned().collect::<Vec<_>>();
+        inner.put(of(None, 1), true);
+        assert_eq!(places(&inner), [""]);
+        inner.put(of(Some("x"), 2), true);
+        assert_eq!(places(&inner), ["x"], "adopted");
+        inner.put(of(Some("y"), 3), true);
+        assert_eq!(places(&inner), ["y"]);
+        assert_eq!(version(&*inner.objects.of["y"][&Key::new("n", "a")]), 3);
+        inner.remove(&Key::new("n", "a"), "1", false);
+        assert!(places(&inner).is_empty() && inner.objects.all.is_empty());
+    }
+
+    #[test]
     fn own_write_that_the_watch_has_passed_is_ignored() {
         let mut inner = empty();
         // Another object's event moved the watch beyond our write, which was deleted meanwhile.
         inner.put(Arc::new(object("b", "2", 9)), true);
         assert!(inner.put(Arc::new(object("a", "1", 5)), false).is_none());
-        assert_eq!(inner.objects.len(), 1);
+        assert_eq!(inner.objects.all.len(), 1);
     }
 
     #[test]

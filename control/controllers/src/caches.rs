@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use control_client::{Change, Client, Object, Store};
+use control_client::{Change, Client, Object, Store, pods};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -75,7 +75,7 @@ fn node(node: &mut Node) {
 caches! {
     namespaces: Namespace = (None, None, whole),
     nodes: Node = (None, None, node),
-    pods: Pod = (None, None, whole),
+    pods: Pod = (None, None, pods::trim),
     services: Service = (None, None, whole),
     service_accounts: ServiceAccount = (None, None, whole),
     /// Only kube-root-ca.crt of each namespace.

@@ -60,27 +60,12 @@ struct State {
 
 fn whole<K: Object>(_: &mut K) {}
 
-/// The cycle needs neither environment nor probes, which are most of a pod.
+/// The cycle reads no states of containers either.
 fn trim_pod(pod: &mut Pod) {
-    let Some(spec) = &mut pod.spec else { return };
-    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-        container.env = None;
-        container.env_from = None;
-        container.command = None;
-        container.args = None;
-        container.liveness_probe = None;
-        container.readiness_probe = None;
-        container.startup_probe = None;
-        container.lifecycle = None;
-        container.volume_mounts = None;
-        container.security_context = None;
-    }
+    pods::trim(pod);
     if let Some(status) = &mut pod.status {
         status.container_statuses = None;
         status.init_container_statuses = None;
-    }
-    if let Some(annotations) = &mut pod.metadata.annotations {
-        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
 }
 

@@ -88,8 +88,10 @@ impl Constraint {
     }
 
     fn members_on(&self, namespace: &str, node: &NodeInfo) -> i64 {
+        // A controller's pods are all in its namespace, and this looks at every pod there is.
+        let anywhere = matches!(self.group, Group::Controller(_));
         let counted = |p: &&std::sync::Arc<PodInfo>| {
-            p.namespace() == namespace && !pods::is_terminating(&p.pod) && self.has_member(&p.pod)
+            (anywhere || p.namespace() == namespace) && self.has_member(&p.pod) && !pods::is_terminating(&p.pod)
         };
         node.pods.iter().filter(counted).count() as i64
     }

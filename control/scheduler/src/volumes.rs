@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use control_client::{quantity, selector};
+use control_client::{pods, quantity, selector};
 use k8s_openapi::api::core::v1::{NodeSelector, PersistentVolume, PersistentVolumeClaim, Pod, TopologySelectorTerm};
 use k8s_openapi::api::storage::v1::StorageClass;
 
@@ -42,20 +42,6 @@ pub trait Storage {
     fn class(&self, name: &str) -> Option<Arc<StorageClass>>;
 }
 
-/// Names of the claims that the pod uses.
-pub fn claims_of(pod: &Pod) -> Vec<String> {
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    pod.spec
-        .iter()
-        .flat_map(|s| s.volumes.iter().flatten())
-        .filter_map(|v| match (&v.persistent_volume_claim, &v.ephemeral) {
-            (Some(source), _) => Some(source.claim_name.clone()),
-            (None, Some(_)) => Some(format!("{name}-{}", v.name)),
-            (None, None) => None,
-        })
-        .collect()
-}
-
 pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
     let named = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).is_some_and(|n| !n.is_empty());
     named && claim.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(BIND_COMPLETED))
@@ -65,7 +51,7 @@ impl Needs {
     pub fn of(pod: &Pod, storage: &impl Storage) -> Self {
         let mut needs = Self::default();
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        for name in claims_of(pod) {
+        for name in pods::claims_of(pod) {
             if let Err(reason) = needs.add(namespace, &name, storage) {
                 needs.refusal = Some(Rejection::lasting(Plugin::VolumeBinding, reason));
                 break;
@@ -130,7 +116,7 @@ impl Needs {
             ));
         }
         let in_use = |(namespace, claim): &(String, String)| {
-            node.pods.iter().any(|p| p.namespace() == namespace && claims_of(&p.pod).contains(claim))
+            node.pods.iter().any(|p| p.namespace() == namespace && pods::claims_of(&p.pod).any(|name| name == *claim))
         };
         self.exclusive.iter().any(in_use).then(|| {
             Rejection::new(

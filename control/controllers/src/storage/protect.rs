@@ -26,18 +26,6 @@ fn plan(held: bool, deleting: bool, in_use: bool) -> Plan {
     }
 }
 
-/// Names of the claims that the pod uses.
-fn claims_of(pod: &Pod) -> impl Iterator<Item = String> + '_ {
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter_map(move |v| {
-        match (&v.persistent_volume_claim, &v.ephemeral) {
-            (Some(source), _) => Some(source.claim_name.clone()),
-            (None, Some(_)) => Some(format!("{name}-{}", v.name)),
-            (None, None) => None,
-        }
-    })
-}
-
 pub fn start(context: &Arc<Context>) {
     let claims = Arc::new(Queue::<Key>::default());
     let volumes = Arc::new(Queue::<Key>::default());
@@ -51,7 +39,7 @@ pub fn start(context: &Arc<Context>) {
             let pod = change.object();
             if matches!(change, control_client::Change::Deleted(_)) || pods::is_terminal(pod) {
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                claims_of(pod).for_each(|name| claims.add(Key::new(namespace, &name)));
+                pods::claims_of(pod).for_each(|name| claims.add(Key::new(namespace, &name)));
             }
         }
     });
@@ -100,7 +88,7 @@ async fn claim(context: &Context, key: &Key) -> Worked {
     };
     // A pod without a node uses nothing yet, and will not start without the claim.
     let uses = |p: &Arc<Pod>| {
-        !pods::is_terminal(p) && !pods::node_name(p).is_empty() && claims_of(p).any(|name| name == key.name)
+        !pods::is_terminal(p) && !pods::node_name(p).is_empty() && pods::claims_of(p).any(|name| name == key.name)
     };
     let in_use = context.caches.pods.in_namespace(&key.namespace).iter().any(uses);
     apply(&context.caches.claims, &*claim, CLAIM, in_use).await

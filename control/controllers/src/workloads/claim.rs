@@ -34,7 +34,8 @@ pub async fn claim<O: Object, K: Object>(
     let uid = owner.meta().uid.as_deref().unwrap_or_default();
     let owner_lives = owner.meta().deletion_timestamp.is_none();
     let mut mine = Vec::new();
-    for object in store.in_namespace(owner.meta().namespace.as_deref().unwrap_or_default()) {
+    let orphans = store.orphans(owner.meta().namespace.as_deref().unwrap_or_default());
+    for object in store.controlled_by(uid).into_iter().chain(orphans) {
         let meta = object.meta();
         let selects = !selector::is_empty(wanted) && selector::matches(wanted, meta.labels.as_ref());
         match judge(meta, uid, selects, owner_lives) {

@@ -1,7 +1,7 @@
 //! ReplicaSets and ReplicationControllers: so many pods of a template, no more and no fewer.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use control_client::{Key, Object, Queue, Store, owner, pods, selector};
@@ -289,13 +289,7 @@ async fn work<R: Replicated>(context: &Context, key: &Key) -> Worked {
     }
     // Counted anew: what was created or deleted shows in the cache already.
     let uid = set.meta().uid.clone().unwrap_or_default();
-    let after: Vec<_> = context
-        .caches
-        .pods
-        .in_namespace(&key.namespace)
-        .into_iter()
-        .filter(|p| owner::is_controlled_by(&p.metadata, &uid))
-        .collect();
+    let after = context.caches.pods.controlled_by(&uid);
     let mut counts = count(&*set, &after, now);
     counts.failure = trouble.as_ref().map(|(reason, f)| ((*reason).to_owned(), f.message()));
     if counts != set.counts() {
@@ -319,20 +313,14 @@ fn next_look<R: Replicated>(set: &R, all: &[Arc<Pod>], now: Timestamp) -> Outcom
 
 /// How many pods of the same Deployment, or of the set itself, stand on each node.
 fn relatives<R: Replicated>(context: &Context, set: &R) -> HashMap<String, usize> {
-    let namespace = set.meta().namespace.as_deref().unwrap_or_default();
-    let parent = owner::controller_of(set.meta()).map(|r| r.uid.clone());
-    let mut uids = vec![set.meta().uid.clone().unwrap_or_default()];
-    if let Some(parent) = parent {
-        let siblings = context.caches.replica_sets.in_namespace(namespace);
-        let of_parent = siblings.iter().filter(|s| owner::is_controlled_by(&s.metadata, &parent));
-        uids.extend(of_parent.filter_map(|s| s.metadata.uid.clone()));
+    let mut uids = HashSet::from([set.meta().uid.clone().unwrap_or_default()]);
+    if let Some(parent) = owner::controller_of(set.meta()) {
+        let siblings = context.caches.replica_sets.controlled_by(&parent.uid);
+        uids.extend(siblings.iter().filter_map(|s| s.metadata.uid.clone()));
     }
     let mut counts = HashMap::new();
-    for pod in context.caches.pods.in_namespace(namespace) {
-        let related = owner::controller_of(&pod.metadata).is_some_and(|r| uids.contains(&r.uid));
-        if related && pods::is_active(&pod) {
-            *counts.entry(pods::node_name(&pod).to_owned()).or_insert(0) += 1;
-        }
+    for pod in uids.iter().flat_map(|uid| context.caches.pods.controlled_by(uid)).filter(|pod| pods::is_active(pod)) {
+        *counts.entry(pods::node_name(&pod).to_owned()).or_insert(0) += 1;
     }
     counts
 }

@@ -111,13 +111,7 @@ async fn work(context: &Context, key: &Key) -> Worked {
         return Ok(Outcome::Done);
     }
     let uid = cron.metadata.uid.clone().unwrap_or_default();
-    let jobs: Vec<Arc<Job>> = context
-        .caches
-        .jobs
-        .in_namespace(&key.namespace)
-        .into_iter()
-        .filter(|j| owner::is_controlled_by(&j.metadata, &uid))
-        .collect();
+    let jobs = context.caches.jobs.controlled_by(&uid);
     trim_history(context, &cron, &jobs).await?;
     let mut cron = note_jobs(context, cron, &jobs).await?;
     if spec.suspend == Some(true) {

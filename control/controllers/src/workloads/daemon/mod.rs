@@ -101,13 +101,7 @@ async fn work(context: &Context, key: &Key) -> Worked {
     let (_, failure) = make::create_pods(context, &*set, wanted).await;
 
     let uid = set.metadata.uid.clone().unwrap_or_default();
-    let after: Vec<_> = context
-        .caches
-        .pods
-        .in_namespace(&key.namespace)
-        .into_iter()
-        .filter(|p| control_client::owner::is_controlled_by(&p.metadata, &uid))
-        .collect();
+    let after = context.caches.pods.controlled_by(&uid);
     write_status(context, &set, plan::status(&set, &nodes, &after, &hash, now)).await?;
     let in_use: Vec<String> =
         after.iter().filter_map(|p| p.metadata.labels.as_ref().and_then(|l| l.get(history::HASH)).cloned()).collect();

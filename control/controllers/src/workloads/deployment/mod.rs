@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use control_client::{Change, Failure, Key, Queue, owner, pods, selector};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
 
 use super::claim::{claim, wake_owners};
 use crate::context::Context;
@@ -70,17 +69,10 @@ async fn observe(context: &Context, deployment: &Deployment) -> anyhow::Result<O
     let spec = deployment.spec.as_ref().context("the deployment has no spec")?;
     let sets = claim(deployment, &spec.selector, &context.caches.replica_sets, |_| true).await?;
     let new = sets::find_new(deployment, &sets);
-    let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-    let old_uids: Vec<_> = sets
-        .iter()
-        .enumerate()
-        .filter(|(at, _)| Some(*at) != new)
-        .filter_map(|(_, s)| s.metadata.uid.as_deref())
-        .collect();
-    let runs = |p: &Arc<Pod>| {
-        !pods::is_terminal(p) && owner::controller_of(&p.metadata).is_some_and(|r| old_uids.contains(&r.uid.as_str()))
-    };
-    let old_pods_run = context.caches.pods.in_namespace(namespace).iter().any(runs);
+    let old = sets.iter().enumerate().filter(|(at, _)| Some(*at) != new);
+    let mut old_uids = old.filter_map(|(_, set)| set.metadata.uid.as_deref());
+    let runs = |uid| context.caches.pods.controlled_by(uid).iter().any(|pod| !pods::is_terminal(pod));
+    let old_pods_run = old_uids.any(runs);
     Ok(Observed { sets, new, old_pods_run })
 }
 

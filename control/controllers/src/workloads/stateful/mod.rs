@@ -6,7 +6,7 @@ mod pod;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use control_client::{Failure, Key, Queue, owner, pods, selector};
+use control_client::{Failure, Key, Queue, pods, selector};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -80,13 +80,7 @@ async fn work(context: &Context, key: &Key) -> Worked {
     }
     retain_claims(context, &set).await?;
     let uid = set.metadata.uid.clone().unwrap_or_default();
-    let after: Vec<_> = context
-        .caches
-        .pods
-        .in_namespace(&key.namespace)
-        .into_iter()
-        .filter(|p| owner::is_controlled_by(&p.metadata, &uid))
-        .collect();
+    let after = context.caches.pods.controlled_by(&uid);
     let status = plan::status(&set, &after, &names, now);
     if set.status.as_ref() != Some(&status) {
         let mut updated = (*set).clone();
