@@ -1,12 +1,13 @@
 //! PodDisruptionBudgets: how many pods may be disturbed now, as evictions ask.
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use control_client::{Key, Queue, owner, pods, selector};
+use control_client::{Key, Queue, Store, owner, pods, selector};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::context::Context;
@@ -28,7 +29,7 @@ fn percent(value: &IntOrString, of: i32) -> i32 {
 
 /// How many pods there should be, by their controllers.
 fn expected(context: &Context, all: &[Arc<Pod>]) -> i32 {
-    let mut sizes = std::collections::HashMap::new();
+    let mut sizes = HashMap::new();
     let mut alone = 0;
     for pod in all {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -120,43 +121,80 @@ fn status(
     }
 }
 
+/// For each budget the selector that it had, and the pods that this selects, with maybe some that it did: no budget
+/// has to look at all pods of its namespace.
+#[derive(Default)]
+struct Members(Mutex<HashMap<Key, (LabelSelector, HashSet<Key>)>>);
+
+impl Members {
+    fn all(&self) -> MutexGuard<'_, HashMap<Key, (LabelSelector, HashSet<Key>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pod that the budget selects, as the cache holds it already.
+    fn note(&self, budget: &Key, pod: Key) {
+        if let Some((_, members)) = self.all().get_mut(budget) {
+            members.insert(pod);
+        }
+    }
+
+    /// The pods that the budget selects now.
+    fn of(&self, budget: &Key, wanted: &LabelSelector, pods: &Store<Pod>) -> Vec<Arc<Pod>> {
+        // Held while the cache is read, so that a pod that comes meanwhile is noted after what is gone is left out.
+        let mut all = self.all();
+        let selects = |pod: &Arc<Pod>| selector::matches(wanted, pod.metadata.labels.as_ref());
+        let found: Vec<Arc<Pod>> = match all.get(budget) {
+            Some((known, members)) if known == wanted => {
+                members.iter().filter_map(|key| pods.get(key)).filter(selects).collect()
+            }
+            _ => pods.in_namespace(&budget.namespace).into_iter().filter(selects).collect(),
+        };
+        let keys = found.iter().map(|pod| Key::of(&**pod)).collect();
+        all.insert(budget.clone(), (wanted.clone(), keys));
+        found
+    }
+}
+
 pub fn start(context: &Arc<Context>) {
     let queue = Arc::new(Queue::<Key>::default());
+    let members = Arc::new(Members::default());
     context.caches.budgets.subscribe({
         let queue = queue.clone();
         move |change| queue.add(Key::of(&**change.object()))
     });
     context.caches.pods.subscribe({
-        let (queue, budgets) = (queue.clone(), context.caches.budgets.clone());
+        let (queue, members, budgets) = (queue.clone(), members.clone(), context.caches.budgets.clone());
         move |change| {
             let meta = &change.object().metadata;
             for budget in budgets.in_namespace(meta.namespace.as_deref().unwrap_or_default()) {
-                let wanted = budget.spec.as_ref().and_then(|s| s.selector.as_ref());
-                let selects = |labels| wanted.is_some_and(|s| selector::matches(s, labels));
+                let selects = |labels| selector_of(&budget).is_some_and(|s| selector::matches(s, labels));
                 let before = change.old().is_some_and(|old| selects(old.metadata.labels.as_ref()));
                 if before || selects(meta.labels.as_ref()) {
-                    queue.add(Key::of(&*budget));
+                    let key = Key::of(&*budget);
+                    members.note(&key, Key::of(&**change.object()));
+                    queue.add(key);
                 }
             }
         }
     });
     let context = context.clone();
     runner::run("disruption", &queue, 1, move |key| {
-        let context = context.clone();
-        async move { work(&context, &key).await }
+        let (context, members) = (context.clone(), members.clone());
+        async move { work(&context, &members, &key).await }
     });
 }
 
-async fn work(context: &Context, key: &Key) -> Worked {
-    let Some(budget) = context.caches.budgets.get(key) else { return Ok(Outcome::Done) };
-    let Some(wanted) = budget.spec.as_ref().and_then(|s| s.selector.clone()) else { return Ok(Outcome::Done) };
-    let all: Vec<_> = context
-        .caches
-        .pods
-        .in_namespace(&key.namespace)
-        .into_iter()
-        .filter(|p| selector::matches(&wanted, p.metadata.labels.as_ref()))
-        .collect();
+fn selector_of(budget: &PodDisruptionBudget) -> Option<&LabelSelector> {
+    budget.spec.as_ref().and_then(|spec| spec.selector.as_ref())
+}
+
+async fn work(context: &Context, members: &Members, key: &Key) -> Worked {
+    let Some(budget) = context.caches.budgets.get(key) else {
+        members.all().remove(key);
+        return Ok(Outcome::Done);
+    };
+    let Some(wanted) = selector_of(&budget) else { return Ok(Outcome::Done) };
+    let all = members.of(key, wanted, &context.caches.pods);
     let now = Timestamp::now();
     let status = status(&budget, &all, expected(context, &all), now);
     let waits = status.disrupted_pods.as_ref().is_some_and(|d| !d.is_empty());
@@ -205,5 +243,40 @@ mod tests {
             let got = status(&budget, &all, 3, Timestamp::UNIX_EPOCH);
             assert_eq!(got.disruptions_allowed, Some(allowed), "{:?}", budget.spec);
         }
+    }
+
+    #[tokio::test]
+    async fn a_budget_keeps_the_pods_that_it_selects() {
+        let nowhere = kube::Client::try_from(kube::Config::new(http::Uri::from_static("http://127.0.0.1:9"))).unwrap();
+        let pods = Store::new(control_client::Client::new(nowhere, "test"), pods::trim);
+        let put = |name: &str, app: &str, version: &str| {
+            let mut pod = Pod::default();
+            pod.metadata.name = Some(name.into());
+            pod.metadata.namespace = Some("n".into());
+            pod.metadata.resource_version = Some(version.into());
+            pod.metadata.labels = Some([("app".to_owned(), app.to_owned())].into());
+            Key::of(&*pods.absorb(pod))
+        };
+        let wanted = |app: &str| LabelSelector {
+            match_labels: Some([("app".to_owned(), app.to_owned())].into()),
+            ..LabelSelector::default()
+        };
+        let (members, budget) = (Members::default(), Key::new("n", "b"));
+        let found = |app: &str| {
+            let found = members.of(&budget, &wanted(app), &pods);
+            found.iter().map(|p| p.metadata.name.clone().unwrap()).collect::<std::collections::BTreeSet<_>>()
+        };
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        members.note(&budget, put("a", "web", "1"));
+        put("x", "other", "2");
+        assert_eq!(found("web"), names(&["a"]), "the first look is at all");
+        members.note(&budget, put("b", "web", "3"));
+        assert_eq!(found("web"), names(&["a", "b"]));
+        put("a", "other", "4");
+        assert_eq!(found("web"), names(&["b"]), "it is no longer selected");
+        members.note(&budget, put("a", "web", "5"));
+        assert_eq!(found("web"), names(&["a", "b"]));
+        assert_eq!(found("other"), names(&["x"]), "another selector looks at all anew");
+        assert_eq!(found("web"), names(&["a", "b"]));
     }
 }
