@@ -60,15 +60,18 @@ pub enum Copy {
 }
 
 impl Copy {
-    /// The newest one that fits: of the workers, and, where no worker was named, of the cluster's folder.
+    /// The newest one that fits: of the workers, and, where no worker was named, of the cluster's folder and of where
+    /// `[backup] to` says.
     ///
     /// # Errors
     /// There is none, and why.
-    pub fn find(settings: &Settings, choice: &Choice) -> Result<Copy> {
+    pub fn find(settings: &Settings, choice: &Choice, away: Option<&(Vec<Backup>, Away)>) -> Result<Copy> {
         // A master that was lost left workers behind, which have what is newest.
-        let here = if choice.node.is_none() { here::list(settings)? } else { Vec::new() };
-        let here = here.into_iter().find(|backup| choice.name.as_ref().is_none_or(|name| *name == backup.name()));
-        Copy::newest(choice.find(settings), here)
+        let elsewhere = match choice.node {
+            Some(_) => None,
+            None => Copy::elsewhere(settings, choice.name.as_deref(), away)?,
+        };
+        Copy::newest(choice.find(settings), elsewhere)
     }
 
     /// The newest one that is not on the cluster's machines, or the one of this name.
@@ -80,27 +83,29 @@ impl Copy {
         name: Option<&str>,
         away: Option<&(Vec<Backup>, Away)>,
     ) -> Result<Copy> {
-        let here = here::list(settings)?.into_iter().map(Copy::Here);
-        let (list, place) = away.map_or((&[][..], ""), |(list, away)| (list, away.shown()));
-        let there = list.iter().map(|backup| Copy::Away(backup.clone(), place.to_owned()));
-        let fits = |copy: &Copy| name.is_none_or(|name| copy.backup().name() == name);
-        let now = backup::now_ms();
-        // What a wrong clock has dated ahead is nobody's newest.
-        let newest = here
-            .chain(there)
-            .filter(fits)
-            .max_by_key(|copy| (!backup::is_ahead(copy.backup(), now), copy.backup().clone()));
-        match newest {
-            Some(copy) => Ok(copy),
-            None => {
-                let places = match away {
-                    Some(_) => format!("backups/ and {place} have"),
-                    None => "cluster.toml names no place of copies ([backup] to), and backups/ has".into(),
-                };
-                let which = name.map_or("copy of the store".to_owned(), |name| format!("copy {name}"));
-                input::bad(format!("{places} no {which}; name a file: `kimg restore FILE`"))
-            }
+        if let Some(copy) = Copy::elsewhere(settings, name, away)? {
+            return Ok(copy);
         }
+        let places = match away {
+            Some((_, away)) => format!("backups/ and {} have", away.shown()),
+            None => "cluster.toml names no place of copies ([backup] to), and backups/ has".into(),
+        };
+        let which = name.map_or("copy of the store".to_owned(), |name| format!("copy {name}"));
+        input::bad(format!("{places} no {which}; name a file: `kimg restore FILE`"))
+    }
+
+    fn elsewhere(settings: &Settings, name: Option<&str>, away: Option<&(Vec<Backup>, Away)>) -> Result<Option<Copy>> {
+        let here = here::list(settings)?.into_iter().map(Copy::Here);
+        let there = away
+            .into_iter()
+            .flat_map(|(list, away)| list.iter().map(|backup| Copy::Away(backup.clone(), away.shown().to_owned())));
+        let fits = |copy: &Copy| name.is_none_or(|name| copy.backup().name() == name);
+        Ok(here.chain(there).filter(fits).max_by_key(Copy::rank))
+    }
+
+    /// What a wrong clock has dated ahead is nobody's newest.
+    fn rank(&self) -> (bool, Backup) {
+        (!backup::is_ahead(self.backup(), backup::now_ms()), self.backup().clone())
     }
 
     fn backup(&self) -> &Backup {
@@ -110,11 +115,11 @@ impl Copy {
         }
     }
 
-    fn newest(worker: Result<Found>, here: Option<Backup>) -> Result<Copy> {
-        match (worker, here) {
-            (Ok(found), Some(here)) if found.backup < here => Ok(Copy::Here(here)),
-            (Err(_), Some(here)) => Ok(Copy::Here(here)),
-            (worker, _) => worker.map(Copy::Worker),
+    fn newest(worker: Result<Found>, elsewhere: Option<Copy>) -> Result<Copy> {
+        match (worker.map(Copy::Worker), elsewhere) {
+            (Ok(worker), Some(elsewhere)) if worker.rank() < elsewhere.rank() => Ok(elsewhere),
+            (Err(_), Some(elsewhere)) => Ok(elsewhere),
+            (worker, _) => worker,
         }
     }
 
@@ -297,10 +302,18 @@ mod tests {
         let at = |second: u64| Backup { taken_unix_ms: second * 1000, revision: 7, bytes: 1 };
         let worker = |second| Ok(Found { node: "w".into(), backup: at(second) });
         let none = || Err(anyhow::anyhow!("no worker keeps a backup"));
-        assert_eq!(Copy::newest(worker(5), Some(at(4))).expect("one"), Copy::Worker(worker(5).expect("one")));
+        assert_eq!(
+            Copy::newest(worker(5), Some(Copy::Here(at(4)))).expect("one"),
+            Copy::Worker(worker(5).expect("one"))
+        );
         assert_eq!(Copy::newest(worker(5), None).expect("one"), Copy::Worker(worker(5).expect("one")));
-        assert_eq!(Copy::newest(worker(5), Some(at(6))).expect("one"), Copy::Here(at(6)));
-        assert_eq!(Copy::newest(none(), Some(at(6))).expect("one"), Copy::Here(at(6)));
+        assert_eq!(Copy::newest(worker(5), Some(Copy::Here(at(6)))).expect("one"), Copy::Here(at(6)));
+        assert_eq!(Copy::newest(none(), Some(Copy::Here(at(6)))).expect("one"), Copy::Here(at(6)));
+        let there = Copy::Away(at(7), "s3://b".into());
+        assert_eq!(Copy::newest(worker(5), Some(there.clone())).expect("one"), there);
+        // Of a year that is still to come.
+        let ahead = Copy::Away(Backup { taken_unix_ms: u64::MAX / 2, ..at(8) }, "s3://b".into());
+        assert_eq!(Copy::newest(worker(5), Some(ahead)).expect("one"), Copy::Worker(worker(5).expect("one")));
         assert!(Copy::newest(none(), None).is_err());
         assert!(Copy::Here(at(6)).shown().starts_with("backup 6-7.age of the cluster's folder ("));
     }

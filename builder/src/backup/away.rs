@@ -1,6 +1,6 @@
 //! `[backup] to`: copies in a folder or a bucket outside the cluster, as this machine sends them; encrypted as all are.
 
-use super::{age, here, identity, is_ahead, now_ms};
+use super::{age, age_of, here, identity, is_ahead, now_ms};
 use crate::cache::hash;
 use crate::config::{BackupTo, Settings};
 use crate::input;
@@ -51,6 +51,14 @@ impl Away {
             },
         };
         Ok(Some(Away { place, shown: to.to_string(), keep_days: settings.backup_keep_days }))
+    }
+
+    /// The place with the copies that are there now, if there is such a line.
+    ///
+    /// # Errors
+    /// As [`Away::open`] and [`Away::list`] have them.
+    pub fn look(settings: &Settings, client: &Client, env: Environment<'_>) -> Result<Option<(Vec<Backup>, Away)>> {
+        Away::open(settings, client, env)?.map(|away| Ok((away.list()?, away))).transpose()
     }
 
     /// For people.
@@ -127,6 +135,23 @@ impl Away {
     }
 }
 
+/// One sentence where the newest copy there is missing, older than a day, or cannot be looked for.
+pub fn warning(looked: &Result<Option<(Vec<Backup>, Away)>>, now_ms: u64) -> Option<String> {
+    match looked {
+        Ok(None) => None,
+        Err(error) => Some(format!("[backup] to could not be looked at: {error:#}")),
+        Ok(Some((copies, away))) => match copies.iter().find(|copy| !is_ahead(copy, now_ms)) {
+            None => Some(format!("{} has no copy of the store; `kimg backup send` sends one", away.shown)),
+            Some(newest) if now_ms.saturating_sub(newest.taken_unix_ms) / 1000 <= DAY_S => None,
+            Some(newest) => Some(format!(
+                "the newest copy of the store in {} is {} old; `kimg backup send` sends one",
+                away.shown,
+                age_of(newest)
+            )),
+        },
+    }
+}
+
 /// Those that are neither among the newest nor the last of one of the days that are kept.
 fn outdated(newest_first: &[Backup], now_ms: u64, keep_days: u64) -> Vec<Backup> {
     let mut days = BTreeSet::new();
@@ -151,6 +176,23 @@ fn outdated(newest_first: &[Backup], now_ms: u64, keep_days: u64) -> Vec<Backup>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_copy_is_warned_of() {
+        let now = now_ms();
+        let away = || Away { place: Place::Folder("/copies".into()), shown: "/copies".into(), keep_days: 1 };
+        let of = |hours: &[u64]| {
+            let at = |hours: &u64| Backup { taken_unix_ms: now - hours * 3_600_000, revision: 1, bytes: 1 };
+            warning(&Ok(Some((hours.iter().map(at).collect(), away()))), now)
+        };
+        assert_eq!(warning(&Ok(None), now), None, "nobody asked for copies elsewhere");
+        assert_eq!(of(&[23, 60]), None);
+        assert!(of(&[]).is_some_and(|w| w.starts_with("/copies has no copy of the store")));
+        assert!(of(&[50]).is_some_and(|w| w.contains("is 2d old; `kimg backup send`")));
+        let ahead = Backup { taken_unix_ms: now + 3_600_000, revision: 1, bytes: 1 };
+        assert!(warning(&Ok(Some((vec![ahead], away()))), now).is_some(), "of a time that is still to come");
+        assert!(warning(&Err(anyhow::anyhow!("no credentials")), now).is_some_and(|w| w.contains("no credentials")));
+    }
 
     #[test]
     fn the_newest_and_one_a_day_stay() {

@@ -90,9 +90,7 @@ fn send(settings: &Settings) -> Result<()> {
 fn list(settings: &Settings, json: bool) -> Result<()> {
     let mut inventory = backup::look(settings)?;
     let client = Client::new(None)?;
-    match Away::open(settings, &client, &environment)
-        .and_then(|away| away.map(|away| Ok((away.list()?, away))).transpose())
-    {
+    match Away::look(settings, &client, &environment) {
         Ok(None) => {}
         Ok(Some((list, away))) => {
             inventory.backups.extend(list.into_iter().map(|backup| Found { node: away.shown().to_owned(), backup }));

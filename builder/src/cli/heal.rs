@@ -3,6 +3,7 @@
 use super::roll::{self, MasterApi, RollArgs, built_images};
 use super::{dir_flag, next, program};
 use crate::backup::Choice;
+use crate::backup::away::Away;
 use crate::client::block_on;
 use crate::config::Settings;
 use crate::heal::{self, Copy, Healer, Lost, workers};
@@ -12,12 +13,14 @@ use crate::local::state::{self, State};
 use crate::local::up::Interrupted;
 use crate::machines::local::{LocalMachines, short};
 use crate::node::Target;
+use crate::oci::registry::credentials::environment;
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::roll::RealClock;
 use crate::roll::api::{Api, Kube};
 use crate::roll::engine::Stop;
 use crate::roll::plan::Amount;
+use crate::web::Client;
 use anyhow::{Context, Result};
 use http::Method;
 use node_api::{Done, path};
@@ -151,8 +154,16 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     };
     check()?;
     let mut machines = LocalMachines::new(settings, &secrets);
-    let copy = Copy::find(settings, &args.choice)?;
-    let snapshot = copy.open(settings, None)?;
+    let away = match Away::look(settings, &Client::new(None)?, &environment) {
+        Ok(away) => away,
+        Err(error) => {
+            // Workers have what is newest, as a rule.
+            eprintln!("kimg: going on without [backup] to, which could not be asked: {error:#}");
+            None
+        }
+    };
+    let copy = Copy::find(settings, &args.choice, away.as_ref())?;
+    let snapshot = copy.open(settings, away.as_ref().map(|(_, away)| away))?;
     let image = heal::image(&mut machines, name, || {
         let mut images = built_images(settings, &[Role::Master], args.components.as_deref(), &Progress::new())?;
         images.remove(&Role::Master).context("there is no master image")

@@ -15,6 +15,7 @@ mod restore;
 mod roll;
 mod scale;
 mod seed;
+mod status;
 mod store;
 mod vm;
 
@@ -100,7 +101,7 @@ enum Command {
     /// Bring a cluster back of which nothing is left but its folder and a copy of its store
     Restore(restore::RestoreArgs),
     /// VMs and nodes
-    Status(vm::StatusArgs),
+    Status(status::StatusArgs),
     /// Logs of all nodes' services, kernels and PID 1s as one, by time; ends with 1 when a node did not answer
     Logs(logs::LogsArgs),
     /// Ask a node: services, logs, pods, network, …
@@ -214,7 +215,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Scale(args) => return scale::run(&args, &settings()?),
         Command::Heal(args) => return heal::run(&args, &settings()?),
         Command::Restore(args) => restore::run(&args, &settings()?)?,
-        Command::Status(args) => return vm::show_status(&args, &settings()?),
+        Command::Status(args) => return status::show(&args, &settings()?),
         Command::Logs(args) => return logs::run(&args, &settings()?),
         Command::Node(args) => return node::run(&args, &settings()?),
         Command::Store(args) => store::run(&args, &settings()?)?,

@@ -86,14 +86,9 @@ fn snapshot(args: &RestoreArgs, settings: &Settings) -> Result<(Vec<u8>, String)
     if let Some(file) = &args.file {
         return Ok((super::store::read_snapshot(settings, file)?, file.display().to_string()));
     }
-    let away = Away::open(settings, &Client::new(None)?, &environment);
-    let away = match away.and_then(|away| away.map(|away| Ok((away.list()?, away))).transpose()) {
-        Ok(away) => away,
-        // There may be a newer copy, and whoever has lost everything wants that one.
-        Err(error) => {
-            return Err(error.context("[backup] to could not be asked; name a file to do without it"));
-        }
-    };
+    // There may be a newer copy, and whoever has lost everything wants that one.
+    let away = Away::look(settings, &Client::new(None)?, &environment)
+        .context("[backup] to could not be asked; name a file to do without it")?;
     let copy = Copy::of_folder_or_away(settings, args.name.as_deref(), away.as_ref())?;
     let opened = copy.open(settings, away.as_ref().map(|(_, away)| away))?;
     Ok((opened, copy.shown()))

@@ -1,18 +1,16 @@
-//! `kimg up`, `down`, `status`, and the hidden switch process.
+//! `kimg up`, `down`, and the hidden switch process.
 
 use super::{dir_flag, next, program, shown};
-use crate::backup;
 use crate::config::Settings;
 use crate::input;
 use crate::kubectl;
-use crate::local::{self, status};
+use crate::local;
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::switch::Rules;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use node_metadata::Role;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct UpArgs {
@@ -29,13 +27,6 @@ pub(super) struct DownArgs {
     /// Remove the VMs' disks too: everything that the cluster holds
     #[arg(long)]
     delete: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct StatusArgs {
-    /// As JSON
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
@@ -130,30 +121,6 @@ fn switch_off(settings: &Settings, at: &str) -> Result<()> {
         next(&format!("{} up{}", program(), dir_flag(settings)));
         Ok(())
     })
-}
-
-pub(super) fn show_status(args: &StatusArgs, settings: &Settings) -> Result<ExitCode> {
-    let found = status::status(settings)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&found).context("writing JSON")?);
-    } else {
-        print!("{}", status::table(&found));
-        match &found.api_error {
-            Some(why) if found.stopped => println!("\n{why}"),
-            Some(error) => println!("\nThe API server does not answer: {error}"),
-            None => {
-                let warning = backup::warning(settings, &backup::look(settings)?, backup::now_ms());
-                if let Some(warning) = warning {
-                    println!("\n{warning}");
-                }
-            }
-        }
-    }
-    let any_runs = found.nodes.iter().any(|n| n.vm == "running");
-    let hint = if any_runs { "node --node NAME services" } else { "up" };
-    next(&format!("{} {hint}{}", program(), dir_flag(settings)));
-    let all_ready = found.nodes.iter().all(|n| n.status == "Ready");
-    Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[derive(Debug, clap::Args)]

@@ -52,6 +52,8 @@ pub struct Status {
     pub node_ports: BTreeMap<u16, u16>,
     /// The nodes.
     pub nodes: Vec<Line>,
+    /// Sentences about copies of the store that are missing or old.
+    pub warnings: Vec<String>,
 }
 
 /// Looks at VMs and API server.
@@ -96,6 +98,7 @@ pub fn status(settings: &Settings) -> Result<Status> {
         api_error,
         stopped: stopped.is_some(),
         nodes,
+        warnings: Vec::new(),
     })
 }
 

@@ -1,0 +1,104 @@
+//! `kimg status`.
+
+use super::{dir_flag, next, program};
+use crate::backup::{self, away};
+use crate::config::Settings;
+use crate::local::status::{self, Status};
+use crate::oci::registry::credentials::environment;
+use crate::web::Client;
+use anyhow::{Context, Result};
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// How often the place of `[backup] to` is looked at, which may be far away.
+const AWAY: Duration = Duration::from_secs(60);
+/// To the upper left, and nothing is left there.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    /// As JSON; with --watch each picture that differs from the one before in a line
+    #[arg(long)]
+    json: bool,
+    /// Look again and again until Ctrl-C; in a pipe only what differs is shown
+    #[arg(long)]
+    watch: bool,
+    /// With --watch: the pause between two looks, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    every: u64,
+}
+
+pub(super) fn show(args: &StatusArgs, settings: &Settings) -> Result<ExitCode> {
+    let mut looker = Looker { settings, away: None };
+    if args.watch {
+        return watch(args, &mut looker).map(|never| match never {});
+    }
+    let found = looker.look()?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&found).context("writing JSON")?);
+    } else {
+        print!("{}", shown(&found));
+    }
+    let any_runs = found.nodes.iter().any(|n| n.vm == "running");
+    let hint = if any_runs { "node --node NAME services" } else { "up" };
+    next(&format!("{} {hint}{}", program(), dir_flag(settings)));
+    let all_ready = found.nodes.iter().all(|n| n.status == "Ready");
+    Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Ends with an error, or by a signal: nothing has to be put right then.
+fn watch(args: &StatusArgs, looker: &mut Looker<'_>) -> Result<std::convert::Infallible> {
+    let mut out = std::io::stdout();
+    let screen = out.is_terminal() && !args.json;
+    let mut before = String::new();
+    loop {
+        let found = looker.look()?;
+        let text = if args.json {
+            format!("{}\n", serde_json::to_string(&found).context("writing JSON")?)
+        } else {
+            shown(&found)
+        };
+        if text != before {
+            let head = if screen { CLEAR } else { "" };
+            let between = if screen || args.json || before.is_empty() { "" } else { "\n" };
+            write!(out, "{head}{between}{text}").and_then(|()| out.flush()).context("writing")?;
+            before = text;
+        }
+        std::thread::sleep(Duration::from_secs(args.every));
+    }
+}
+
+/// Looks, and remembers what need not be looked for each time.
+struct Looker<'a> {
+    settings: &'a Settings,
+    /// When the place of copies was looked at, and what there is to say of it.
+    away: Option<(Instant, Option<String>)>,
+}
+
+impl Looker<'_> {
+    fn look(&mut self) -> Result<Status> {
+        let mut found = status::status(self.settings)?;
+        if found.api_error.is_none() {
+            let inventory = backup::look(self.settings)?;
+            found.warnings.extend(backup::warning(self.settings, &inventory, backup::now_ms()));
+            if self.away.as_ref().is_none_or(|(at, _)| at.elapsed() > AWAY) {
+                let looked =
+                    Client::new(None).and_then(|client| away::Away::look(self.settings, &client, &environment));
+                self.away = Some((Instant::now(), away::warning(&looked, backup::now_ms())));
+            }
+            found.warnings.extend(self.away.as_ref().and_then(|(_, warning)| warning.clone()));
+        }
+        Ok(found)
+    }
+}
+
+/// The table, and what there is to say beside it.
+fn shown(found: &Status) -> String {
+    let said = match &found.api_error {
+        Some(why) if found.stopped => vec![why.clone()],
+        Some(error) => vec![format!("The API server does not answer: {error}")],
+        None => found.warnings.clone(),
+    };
+    said.iter().fold(status::table(found), |text, line| format!("{text}\n{line}\n"))
+}
