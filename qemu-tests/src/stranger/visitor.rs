@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// As long as a browser's user may look at nothing.
 const LIMIT: Duration = Duration::from_secs(15);
+/// An open connection is not asked any more after this pause: its server may be about to end it.
+const STALE: Duration = Duration::from_secs(5);
 /// Until something is sent again the first time; then twice as long.
 const AGAIN: Duration = Duration::from_millis(700);
 const TICK: Duration = Duration::from_millis(10);
@@ -118,7 +120,8 @@ impl Stranger {
         while !stop.load(Relaxed) || !open.is_empty() {
             let targets = targets.lock().map_err(|_| anyhow::anyhow!("the list of targets is lost"))?.clone();
             for (port, visit) in open.iter_mut().filter(|(_, visit)| visit.stage == Stage::Idle) {
-                if stop.load(Relaxed) || !targets.contains(&visit.target) {
+                let stale = visit.begun.elapsed() > STALE;
+                if stop.load(Relaxed) || stale || !targets.contains(&visit.target) {
                     let ends = own(visit, *port, frames::ACK | frames::FIN, &[]);
                     visit.next_sequence = visit.next_sequence.wrapping_add(1);
                     (visit.stage, visit.left, visit.begun) = (Stage::Leaving, true, Instant::now());

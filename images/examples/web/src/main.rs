@@ -23,8 +23,10 @@ use tokio::sync::watch;
 
 /// A request's head is small; more is not read.
 const HEAD_LIMIT: usize = 8192;
-/// A client that says nothing is not waited for longer, nor are clients when it was told to end.
+/// A client that takes nothing is not waited for longer, nor are clients when it was told to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A connection on which nothing is asked is kept for so long; clients give up idle ones before.
+const IDLE: Duration = Duration::from_secs(60);
 /// Told to end, it does so once nobody has been connected for this long: nodes learn one after the other that it ends.
 const QUIET: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
@@ -114,7 +116,7 @@ async fn converse(
     ending: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut unread = Vec::new();
-    while let Some(head) = tokio::time::timeout(PATIENCE, read_head(&mut stream, &mut unread)).await?? {
+    while let Some(head) = tokio::time::timeout(IDLE, read_head(&mut stream, &mut unread)).await?? {
         let (status, kind, body) = respond(&head, client, names);
         let last = *ending.borrow() || !keeps(&head);
         let response = format!(
