@@ -8,10 +8,11 @@
 //! private half nobody keeps. That the call which makes a machine takes `kernel` is known from Linode's own clients of
 //! 2026; that a VPC's interface gets its address by DHCP is not published. Neither was tried at Linode.
 
-use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
+use super::marks::{IMAGE, NODE, ROLE};
+use super::tags::{bears, tagged};
 use super::{
-    Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant,
-    Thing, explained, numbered,
+    Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
+    explained, numbered,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -55,11 +56,6 @@ impl Linode {
         pages(&self.api, path, |request| request).map_err(explain)
     }
 
-    fn tags(&self, more: &[(&str, &str)]) -> Vec<String> {
-        let own = [(CLUSTER, self.tenant.cluster.as_str()), (CA, self.tenant.ca.as_str())];
-        own.iter().chain(more).map(|(key, value)| format!("{key}.{value}")).collect()
-    }
-
     /// Makes a thing. Where the answer is lost it is looked for by its label, which no other has, and its tags.
     fn make(&self, path: &str, body: &Value) -> Result<Value> {
         let request = Request::post(self.api.url(path)).json(body).hiding(false, true);
@@ -68,11 +64,7 @@ impl Linode {
             if !may_be_done(&error) {
                 return Err(error);
             }
-            let tags = body["tags"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let same = |one: &Value| {
-                let has = |tag: &Value| one["tags"].as_array().is_some_and(|its| its.contains(tag));
-                one["label"] == body["label"] && tags.iter().all(has)
-            };
+            let same = |one: &Value| one["label"] == body["label"] && bears(one, body);
             let found = pages(&self.api.for_cleanup(), path, |request| request);
             found.ok().and_then(|found| found.into_iter().find(same)).ok_or(error)
         })
@@ -139,12 +131,6 @@ impl Linode {
     }
 }
 
-/// What a tag says.
-fn tagged<'a>(one: &'a Value, key: &str) -> &'a str {
-    let tags = one["tags"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    tags.filter_map(|tag| tag.split_once('.')).find(|(its, _)| *its == key).map_or("", |(_, value)| value)
-}
-
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
@@ -208,9 +194,9 @@ impl Cloud for Linode {
         for one in self.list(VPCS)?.iter().filter(|one| one["label"] == self.tenant.name()) {
             inventory.networks.push(network(one)?);
         }
-        let (cluster, ca) = (self.tenant.cluster.as_str(), self.tenant.ca.as_str());
         for one in self.list(FIREWALLS)? {
-            if tagged(&one, CLUSTER) != cluster || tagged(&one, CA) != ca {
+            let marks = self.tenant.marks(&one, "");
+            if !marks.cluster || !marks.ca {
                 continue;
             }
             let id = numbered(&one, "a firewall")?.to_string();
@@ -225,11 +211,7 @@ impl Cloud for Linode {
         let inside = self.inside()?;
         // All, for those that only look like ours.
         for one in self.list(INSTANCES)? {
-            let marks = Marks {
-                name: text(&one, "label"),
-                cluster: tagged(&one, CLUSTER) == cluster,
-                ca: tagged(&one, CA) == ca,
-            };
+            let marks = self.tenant.marks(&one, text(&one, "label"));
             self.tenant.sort(self.server(&one, &inside)?, &marks, &mut inventory);
         }
         Ok(inventory)
@@ -252,7 +234,7 @@ impl Cloud for Linode {
             "label": self.firewall(role),
             "rules": self.written(role),
             "devices": {"linodes": machines},
-            "tags": self.tags(&[(ROLE, role.as_str())]),
+            "tags": self.tenant.tags(&[(ROLE, role.as_str())]),
         });
         let made = self.make(FIREWALLS, &body)?;
         Ok(Firewall { id: numbered(&made, "the firewall")?.to_string(), role, rules: self.rules(role) })
@@ -288,7 +270,7 @@ impl Cloud for Linode {
             "interfaces": [{"purpose": "public"}, {"purpose": "vpc", "subnet_id": subnet}],
             "firewall_id": firewall,
             "network_helper": false,
-            "tags": self.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), (IMAGE, order.image)]),
+            "tags": self.tenant.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), (IMAGE, order.image)]),
         });
         self.make(INSTANCES, &body).map(|_| ())
     }

@@ -16,7 +16,9 @@ pub mod images;
 mod linode;
 pub mod machines;
 pub mod plan;
+mod tags;
 pub mod up;
+mod vultr;
 
 #[cfg(test)]
 mod fakes;
@@ -324,6 +326,7 @@ pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Envi
         ProviderName::Hetzner => Box::new(hetzner::Hetzner::new(client, env, tenant)?),
         ProviderName::DigitalOcean => Box::new(digitalocean::DigitalOcean::new(client, env, tenant)?),
         ProviderName::Linode => Box::new(linode::Linode::new(client, env, tenant)?),
+        ProviderName::Vultr => Box::new(vultr::Vultr::new(client, env, tenant)?),
     })
 }
 

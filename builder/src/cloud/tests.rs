@@ -31,9 +31,10 @@ enum Which {
     Hetzner,
     DigitalOcean,
     Linode,
+    Vultr,
 }
 
-const ALL: [Which; 3] = [Which::Hetzner, Which::DigitalOcean, Which::Linode];
+const ALL: [Which; 4] = [Which::Hetzner, Which::DigitalOcean, Which::Linode, Which::Vultr];
 const SUM: &str = "0123456789ab";
 
 impl Which {
@@ -42,6 +43,7 @@ impl Which {
             Which::Hetzner => fakes::hetzner::answer(call, world),
             Which::DigitalOcean => fakes::digitalocean::answer(call, world),
             Which::Linode => fakes::linode::answer(call, world),
+            Which::Vultr => fakes::vultr::answer(call, world),
         }
     }
 
@@ -50,6 +52,7 @@ impl Which {
             Which::Hetzner => include_str!("../../tests/data/providers/hetzner.json"),
             Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
             Which::Linode => include_str!("../../tests/data/providers/linode.json"),
+            Which::Vultr => include_str!("../../tests/data/providers/vultr.json"),
         })
     }
 
@@ -60,6 +63,7 @@ impl Which {
                 "name = \"digitalocean\"\nregion = \"fra1\"\ntype = \"s-1vcpu-1gb\"\nworker-type = \"s-1vcpu-2gb\"\nbucket = \"b\"\n"
             }
             Which::Linode => "name = \"linode\"\nregion = \"eu-central\"\ntype = \"g6-nanode-1\"\n",
+            Which::Vultr => "name = \"vultr\"\nregion = \"fra\"\ntype = \"vc2-1c-1gb\"\nbucket = \"b\"\n",
         }
     }
 
@@ -68,7 +72,7 @@ impl Which {
         match self {
             Which::Hetzner => Cents(2 * (299 + 50)),
             Which::DigitalOcean => Cents(600 + 1200),
-            Which::Linode => Cents(2 * 500),
+            Which::Linode | Which::Vultr => Cents(2 * 500),
         }
     }
 
@@ -178,9 +182,9 @@ impl Stage {
     /// A variable of the environment.
     fn said(&self, name: &str, token: &str) -> Option<String> {
         match name {
-            "HCLOUD_TOKEN" | "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" => Some(token.to_string()),
+            "HCLOUD_TOKEN" | "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" => Some(token.to_string()),
             "HCLOUD_ENDPOINT" => Some(format!("{}/v1", self.server.url())),
-            "DIGITALOCEAN_API_URL" | "LINODE_URL" => Some(self.server.url()),
+            "DIGITALOCEAN_API_URL" | "LINODE_URL" | "VULTR_API_URL" => Some(self.server.url()),
             _ => None,
         }
     }
@@ -235,7 +239,7 @@ impl Stage {
         let wanted: &[&str] = match self.which {
             Which::Hetzner => &["firewall", "firewall", "network"],
             Which::DigitalOcean => &["firewall", "firewall", "ssh_key", "vpc"],
-            Which::Linode => &["firewall", "firewall", "vpc"],
+            Which::Linode | Which::Vultr => &["firewall", "firewall", "vpc"],
         };
         assert_eq!(world.kinds(), wanted, "{at}");
         for (name, id) in &world.nodes {
@@ -452,7 +456,7 @@ fn machines_that_nobody_knows_or_that_are_two_are_told() {
         match which {
             Which::Hetzner => stranger["labels"]["kimg-node"] = json!("x"),
             Which::DigitalOcean => stranger = replaced(&stranger, ":node:w", ":node:x"),
-            Which::Linode => stranger = replaced(&stranger, "kimg-node.w", "kimg-node.x"),
+            Which::Linode | Which::Vultr => stranger = replaced(&stranger, "kimg-node.w", "kimg-node.x"),
         }
         stage.world().machines.insert(90, Machine { body: stranger, looked: 9, ..Machine::default() });
         let plan = stage.plan();
@@ -558,10 +562,10 @@ fn a_name_that_would_be_the_address_of_something_else_is_none() {
         let name = format!("kimg-demo-{}", ca());
         let (kind, id) = match which {
             Which::Hetzner => ("networks", json!(0)),
-            Which::DigitalOcean => ("vpcs", json!("")),
+            Which::DigitalOcean | Which::Vultr => ("vpcs", json!("")),
             Which::Linode => ("data", json!(0)),
         };
-        let one = json!({"name": name, "label": name, "id": id, "labels": {"kimg-cluster": "demo", "kimg-ca": ca()}});
+        let one = json!({"name": name, "label": name, "description": name, "id": id, "labels": {"kimg-cluster": "demo", "kimg-ca": ca()}});
         stage.server.fail(0, Fault::Instead(Reply::json(200, &json!({kind: [one]}))));
         let error = format!("{:#}", stage.destroy().unwrap_err());
         assert!(
@@ -656,9 +660,12 @@ fn what_stands_in_the_way_of_a_plan_stops_up_too() {
 
 #[test]
 fn what_a_provider_refuses_is_a_sentence() {
-    for (which, says) in
-        ALL.into_iter().zip(["no room in this location", "has none of this type", "has none of this type"])
-    {
+    for (which, says) in ALL.into_iter().zip([
+        "no room in this location",
+        "has none of this type",
+        "has none of this type",
+        "has none of this type",
+    ]) {
         let stage = Stage::new(which);
         stage.world().refuses = true;
         let error = format!("{:#}", stage.up().unwrap_err());

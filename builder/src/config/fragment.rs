@@ -100,11 +100,11 @@ pub struct RegistryFragment {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ProviderFragment {
-    /// `hetzner`, `digitalocean` or `linode`.
+    /// `hetzner`, `digitalocean`, `linode` or `vultr`.
     pub name: Spanned<String>,
     /// The provider's name of a region (Hetzner: location).
     pub region: Spanned<String>,
-    /// The provider's name of a type of machine (DigitalOcean: size), for all nodes that say no other.
+    /// The provider's name of a type of machine (DigitalOcean: size, Vultr: plan), for all nodes that say no other.
     pub r#type: Option<Spanned<String>>,
     /// Of masters, where it is another.
     pub master_type: Option<Spanned<String>>,
@@ -114,11 +114,11 @@ pub struct ProviderFragment {
     pub budget: Option<Spanned<i64>>,
     /// The private network between the machines; default 10.80.0.0/20.
     pub network: Option<Spanned<String>>,
-    /// DigitalOcean: the bucket from which it fetches images.
+    /// DigitalOcean, Vultr: the bucket from which it fetches images.
     pub bucket: Option<Spanned<String>>,
-    /// DigitalOcean: the bucket's server; default: `AWS_ENDPOINT_URL_S3`, else AWS' own.
+    /// DigitalOcean, Vultr: the bucket's server; default: `AWS_ENDPOINT_URL_S3`, else AWS' own.
     pub endpoint: Option<Spanned<String>>,
-    /// DigitalOcean: the bucket's region.
+    /// DigitalOcean, Vultr: the bucket's region.
     pub bucket_region: Option<Spanned<String>>,
 }
 

@@ -26,8 +26,8 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         let message = "keys in clear are for local VMs only; remove this line, and the images of [provider] seal them";
         return Err(fault(form, "secrets", message));
     }
-    let known =
-        [ProviderName::Hetzner, ProviderName::DigitalOcean, ProviderName::Linode].map(|one| (one.as_str(), one));
+    let known = [ProviderName::Hetzner, ProviderName::DigitalOcean, ProviderName::Linode, ProviderName::Vultr]
+        .map(|one| (one.as_str(), one));
     let name = choice(&Some(written.name.clone()), "provider.name", &known, ProviderName::Hetzner)?;
     let network = cidr(&written.network, "provider.network", "10.80.0.0/20")?;
     let network = match network {
@@ -68,9 +68,11 @@ fn plain(written: &Option<Spanned<String>>) -> Option<String> {
 
 fn check_bucket(name: ProviderName, written: &ProviderFragment) -> Result<(), Fault> {
     match name {
-        ProviderName::DigitalOcean if written.bucket.is_none() => {
-            let message =
-                "digitalocean fetches images from a bucket; add bucket = \"NAME\" (and endpoint = \"https://…\")";
+        ProviderName::DigitalOcean | ProviderName::Vultr if written.bucket.is_none() => {
+            let message = format!(
+                "{} fetches images from a bucket; add bucket = \"NAME\" (and endpoint = \"https://…\")",
+                name.as_str()
+            );
             Err(fault(&written.name, "provider.bucket", message))
         }
         ProviderName::Hetzner | ProviderName::Linode => {
@@ -87,7 +89,7 @@ fn check_bucket(name: ProviderName, written: &ProviderFragment) -> Result<(), Fa
                 None => Ok(()),
             }
         }
-        ProviderName::DigitalOcean => Ok(()),
+        ProviderName::DigitalOcean | ProviderName::Vultr => Ok(()),
     }
 }
 

@@ -176,6 +176,8 @@ pub enum ProviderName {
     DigitalOcean,
     /// Linode (Akamai).
     Linode,
+    /// Vultr.
+    Vultr,
 }
 
 impl ProviderName {
@@ -185,6 +187,7 @@ impl ProviderName {
             ProviderName::Hetzner => "hetzner",
             ProviderName::DigitalOcean => "digitalocean",
             ProviderName::Linode => "linode",
+            ProviderName::Vultr => "vultr",
         }
     }
 }
@@ -202,7 +205,7 @@ pub struct Provider {
     pub budget: Option<u32>,
     /// The private network between the machines.
     pub network: ipnet::Ipv4Net,
-    /// DigitalOcean: the bucket from which it fetches images, its server and its region.
+    /// DigitalOcean, Vultr: the bucket from which it fetches images, its server and its region.
     pub bucket: Option<String>,
     /// Its server.
     pub endpoint: Option<String>,

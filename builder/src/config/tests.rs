@@ -289,6 +289,7 @@ fn what_no_provider_can_do_is_said() {
             "[[nodes]]\nname = \"m--1\"\nrole = \"master\"\n",
             "nodes.name: `m--1` becomes a label and a tag of linode's: write at most 40 characters",
         ),
+        (digitalocean.replace("digitalocean", "vultr"), THREE, "provider.bucket: vultr fetches images from a bucket"),
         (digitalocean, THREE, "provider.bucket: digitalocean fetches images from a bucket"),
         (
             HETZNER.into(),

@@ -17,7 +17,7 @@ pub mod rescue;
 pub mod s3;
 pub mod settings;
 mod sigv4;
-mod vultr;
+pub(crate) mod vultr;
 
 #[cfg(test)]
 mod fakes;

@@ -33,10 +33,29 @@ impl Vultr {
     /// # Errors
     /// There is no key.
     pub fn new(client: &Client, env: Environment<'_>, shelf: Bucket) -> Result<Vultr> {
-        let key = settings::need(env, "VULTR_API_KEY", "a key of the API that this machine's address may use")?;
-        let api = Api::new(client, env, "VULTR_API_URL", API, format!("Bearer {key}"))?;
-        Ok(Vultr { api, shelf, temporaries: Temporaries::default() })
+        Ok(Vultr { api: account(client, env)?, shelf, temporaries: Temporaries::default() })
     }
+}
+
+/// The API of the account of `VULTR_API_KEY`.
+///
+/// # Errors
+/// There is no key.
+pub(crate) fn account(client: &Client, env: Environment<'_>) -> Result<Api> {
+    let key = settings::need(env, "VULTR_API_KEY", "a key of the API that this machine's address may use")?;
+    Api::new(client, env, "VULTR_API_URL", API, format!("Bearer {key}"))
+}
+
+/// All entries of the list `name` at `path`.
+///
+/// # Errors
+/// As [`Api::list`].
+pub(crate) fn pages(api: &Api, path: &str, name: &str) -> Result<Vec<Value>> {
+    let next = |page: &Value| {
+        let cursor = page["meta"]["links"]["next"].as_str().filter(|cursor| !cursor.is_empty())?;
+        Some(api.url(&format!("{path}?per_page=500&cursor={}", escape(cursor, true))))
+    };
+    api.list(&format!("{path}?per_page=500"), name, |request| request, next)
 }
 
 /// A snapshot has no name: the description is it.
@@ -63,11 +82,7 @@ impl Provider for Vultr {
     }
 
     fn list(&self) -> Result<Vec<Remote>> {
-        let next = |page: &Value| {
-            let cursor = page["meta"]["links"]["next"].as_str().filter(|cursor| !cursor.is_empty())?;
-            Some(self.api.url(&format!("/v2/snapshots?per_page=500&cursor={}", escape(cursor, true))))
-        };
-        let snapshots = self.api.list("/v2/snapshots?per_page=500", "snapshots", |request| request, next)?;
+        let snapshots = pages(&self.api, "/v2/snapshots", "snapshots")?;
         Ok(snapshots.iter().filter_map(remote).collect())
     }
 

@@ -122,6 +122,11 @@ impl Request {
         Request::new(Method::PUT, url)
     }
 
+    /// PATCH.
+    pub fn patch(url: impl Into<String>) -> Request {
+        Request::new(Method::PATCH, url)
+    }
+
     /// DELETE.
     pub fn delete(url: impl Into<String>) -> Request {
         Request::new(Method::DELETE, url)

@@ -4,6 +4,7 @@
 pub(super) mod digitalocean;
 pub(super) mod hetzner;
 pub(super) mod linode;
+pub(super) mod vultr;
 
 use super::cluster::Cluster;
 use crate::client::kube::NodeState;

@@ -22,8 +22,12 @@ fn a_plan_has_the_price_and_minds_the_budget() {
         let wrong = read(&wrong);
         let refusals = Stage::of(which, wrong).plan().refusals;
         assert!(refusals[0].contains(&format!("did you mean {typo}?")), "{refusals:?}");
-        let elsewhere =
-            settings(which, "").text.replace("nbg1", "nbg2").replace("fra1", "fra9").replace("eu-central", "eu-centre");
+        let elsewhere = settings(which, "")
+            .text
+            .replace("nbg1", "nbg2")
+            .replace("fra1", "fra9")
+            .replace("eu-central", "eu-centre")
+            .replace("\"fra\"", "\"frx\"");
         let elsewhere = read(&elsewhere);
         let error = Stage::of(which, elsewhere).cloud().offer().unwrap_err();
         assert!(error.is::<crate::input::BadInput>(), "{error:#}");
@@ -43,6 +47,10 @@ fn what_has_no_price_is_not_free() {
             }
             Which::DigitalOcean => {
                 assert!(stage.plan().refusals[0].contains("has no type s-1vcpu-1gb in fra1"), "{:?}", stage.plan());
+            }
+            Which::Vultr => {
+                let refusals = stage.plan().refusals;
+                assert!(refusals[0].contains("has no type vc2-1c-1gb in fra"), "{refusals:?}");
             }
             Which::Linode => {
                 let refusals = stage.plan().refusals;
@@ -89,7 +97,7 @@ fn a_machine_of_another_region_or_type_is_told() {
         let id = stage.world().machine("w.demo")[0];
         let (place, size) = match which {
             Which::Hetzner => ("location", "server_type"),
-            Which::DigitalOcean | Which::Linode => ("region", "size"),
+            Which::DigitalOcean | Which::Linode | Which::Vultr => ("region", "size"),
         };
         {
             let mut world = stage.world();
@@ -144,6 +152,13 @@ fn what_was_changed_by_hand_comes_first_and_is_put_right() {
         );
         assert!(stage.up().unwrap().made.is_empty());
         stage.check_whole("put right");
+        if which == Which::Vultr {
+            let world = stage.world();
+            for machine in world.machines.values() {
+                let id: u64 = machine.body["firewall_group_id"].as_str().unwrap().parse().unwrap();
+                assert!(world.things.contains_key(&("firewall", id)), "a machine is behind no firewall");
+            }
+        }
         assert!(stage.plan().drift.is_empty(), "{:?}", stage.plan());
         stage.check_calls(None);
     }

@@ -332,6 +332,7 @@ fn what_could_not_be_made_anew_is_not_touched() {
             Which::Hetzner => ("server_type", "cx33"),
             Which::DigitalOcean => ("size", "s-1vcpu-1gb"),
             Which::Linode => ("size", "g6-standard-1"),
+            Which::Vultr => ("size", "vc2-1c-2gb"),
         };
         let other = stage(which, &there);
         let id = other.world().machine("w1.demo")[0];
