@@ -3,6 +3,7 @@
 
 mod component;
 mod health;
+pub mod revoked;
 mod watch;
 
 pub use component::{flags, run};

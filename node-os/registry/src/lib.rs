@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use node_client::revoked::Revoked;
 use routes::{Caller, Serving};
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -25,6 +26,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
 use tls::Tls;
@@ -56,6 +58,9 @@ struct Flags {
     /// Authority of the nodes' certificates
     #[arg(long)]
     client_ca_file: PathBuf,
+    /// By which the API server says which of them were taken back
+    #[arg(long)]
+    kubeconfig: PathBuf,
 }
 
 /// More nodes pull at the same time only on paper: containerd asks for two layers at once.
@@ -74,13 +79,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 async fn run(flags: Flags) -> Result<()> {
     let store = Store::open(&flags.data_dir, flags.size_mib << 20)?;
-    let tls = Tls::read(&flags.tls_cert_file, &flags.tls_private_key_file, &flags.client_ca_file)?;
+    let revoked = Arc::new(Revoked::default());
+    let tls = Tls::read(&flags.tls_cert_file, &flags.tls_private_key_file, &flags.client_ca_file, revoked.clone())?;
+    let client = node_client::connect(&flags.kubeconfig).await?;
     let socket = listen_on(&flags.socket)?;
     let port = TcpListener::bind(flags.listen).await.with_context(|| format!("binding {}", flags.listen))?;
     node_sys::notify::status(&store.summary()?);
     node_sys::notify::ready();
     let serving = Serving::new(store);
     tokio::task::spawn_local(serve_operator(socket, serving.clone()));
+    tokio::task::spawn_local(revoked.follow(client));
     serve_nodes(port, tls, serving).await
 }
 

@@ -20,6 +20,7 @@ const NO_HEADERS: &[(&str, &str)] = &[];
 struct Bench {
     dir: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
+    revoked: Arc<Revoked>,
     port: u16,
 }
 
@@ -55,13 +56,15 @@ impl Bench {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = params.self_signed(&key).unwrap();
-        let bench = Bench { port: 0, issuer: Issuer::new(params, key), dir };
+        let revoked = Arc::new(Revoked::default());
+        revoked.set(Default::default());
+        let bench = Bench { port: 0, issuer: Issuer::new(params, key), revoked, dir };
         let (certificate, key) = bench.issue("kimg:registry", "", ExtendedKeyUsagePurpose::ServerAuth);
         for (name, text) in [("ca.crt", authority.pem()), ("tls.crt", certificate), ("tls.key", key)] {
             std::fs::write(bench.dir.path().join(name), text).unwrap();
         }
         let at = |name: &str| bench.dir.path().join(name);
-        let tls = Tls::read(&at("tls.crt"), &at("tls.key"), &at("ca.crt")).unwrap();
+        let tls = Tls::read(&at("tls.crt"), &at("tls.key"), &at("ca.crt"), bench.revoked.clone()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serving = Serving::new(Store::open(&at("data"), size_mib << 20).unwrap());
@@ -322,5 +325,22 @@ fn a_registry_goes_on_after_a_restart() {
         assert_eq!(store.names().unwrap(), [("web".to_owned(), "1".to_owned())]);
         assert_eq!(store.upload(id).unwrap().1, 4);
         assert_eq!(store.summary().unwrap(), "1 images, 1 of 64 MiB");
+    });
+}
+
+#[test]
+fn a_node_whose_certificates_were_taken_back_is_not_let_in() {
+    with_registry(64, async |bench| {
+        let node = Some("system:nodes");
+        assert_eq!(bench.network(node, Method::GET, "/v2/").await.unwrap().status, StatusCode::OK);
+        let user = |name: &str| {
+            let digest = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
+            let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            [(format!("user.{hex}"), format!("9999-01-01T00:00:00Z {name}"))].into()
+        };
+        bench.revoked.set(user("system:node:w"));
+        assert!(bench.network(node, Method::GET, "/v2/").await.is_err(), "it was answered");
+        bench.revoked.set(user("system:node:other"));
+        assert_eq!(bench.network(node, Method::GET, "/v2/").await.unwrap().status, StatusCode::OK);
     });
 }

@@ -1,6 +1,7 @@
 //! Who may read: a client whose certificate the cluster's authority gave to a node.
 
 use anyhow::{Context, Result};
+use node_client::revoked::{Guarded, Refused, Revoked, Shown};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -17,11 +18,15 @@ const NODES: &str = "system:nodes";
 
 /// What is shown and who is let in.
 #[derive(Clone)]
-pub(crate) struct Tls(TlsAcceptor);
+pub(crate) struct Tls {
+    acceptor: TlsAcceptor,
+    revoked: Arc<Revoked>,
+}
 
 impl Tls {
-    /// With the certificate and its key, and the authority of the nodes' certificates.
-    pub(crate) fn read(certificate: &Path, key: &Path, authority: &Path) -> Result<Tls> {
+    /// With the certificate and its key, the authority of the nodes' certificates, and what of them was
+    /// taken back.
+    pub(crate) fn read(certificate: &Path, key: &Path, authority: &Path, revoked: Arc<Revoked>) -> Result<Tls> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         for root in read_certificates(authority)? {
@@ -38,18 +43,26 @@ impl Tls {
             .with_single_cert(read_certificates(certificate)?, private)
             .with_context(|| format!("using {}", certificate.display()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Tls(TlsAcceptor::from(Arc::new(config))))
+        Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(config)), revoked })
     }
 
     /// The connection, if a node is at its other end.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let stream = self.0.accept(stream).await?;
+    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<Guarded<TlsStream<TcpStream>>> {
+        let stream = self.acceptor.accept(stream).await?;
         let (_, session) = stream.get_ref();
+        let denied = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         // The same authority signs for the operator and for components, too.
-        if session.peer_certificates().and_then(|chain| chain.first()).is_some_and(is_node) {
-            return Ok(stream);
+        let node = session.peer_certificates().and_then(|chain| chain.first()).filter(|first| is_node(first));
+        let Some(shown) = node.and_then(|certificate| Shown::of(certificate)) else {
+            return denied("the client is no node");
+        };
+        match self.revoked.check(&shown) {
+            Ok(()) => Ok(Guarded::new(stream, &self.revoked, Some(shown))),
+            Err(Refused::TakenBack(why) | Refused::Unread(why)) => {
+                tracing::info!("a node is not let in: {why}");
+                denied(&why)
+            }
         }
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "the client is no node"))
     }
 }
 

@@ -97,6 +97,35 @@ async fn a_connection_is_its_own_certificate_s_and_not_that_of_an_earlier_one() 
     client.get("/api/v1/nodes").await.expect(200);
 }
 
+/// As the cluster's own manifest lets them, by the requests of a watch of this one object.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_and_the_registry_follow_the_list_and_read_no_other_config_map() {
+    let cluster = Cluster::start().await;
+    let manifest = include_str!("../../../../images/manifests/10-rbac.yaml");
+    let documents = serde_yaml_ng::Deserializer::from_str(manifest)
+        .map(|document| <Value as serde::Deserialize>::deserialize(document).unwrap());
+    for object in documents.filter(|object| object["metadata"]["name"] == "kimg:revoked") {
+        let kind = object["kind"].as_str().unwrap().to_lowercase();
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/{kind}s");
+        cluster.post(&path, object).await.expect(201);
+    }
+    let list = format!("{MAPS}?fieldSelector=metadata.name%3Dkimg-revoked");
+    for (user, group) in [("system:node:w", "system:nodes"), ("kimg:registry", "x")] {
+        let (client, _) = cluster.client(user, group, 1_700_000_000);
+        client.get(&list).await.expect(200);
+        let mut events = client.watch(&format!("{list}&watch=1&timeoutSeconds=60")).await;
+        cluster.post(MAPS, map("other")).await.expect(201);
+        revoke(&cluster, &format!("certificate.{}", user.replace(':', "-")), "x").await;
+        assert_eq!(events.next().await.unwrap().1["metadata"]["name"], "kimg-revoked", "{user}");
+        for other in [MAPS.to_owned(), format!("{MAPS}/other")] {
+            assert_eq!(client.get(&other).await.code, 403, "{user}: {other}");
+        }
+        cluster.delete(&format!("{MAPS}/other")).await.expect(200);
+    }
+    let (stranger, _) = cluster.client("joe", "x", 1_700_000_000);
+    assert_eq!(stranger.get(&list).await.code, 403);
+}
+
 const ACCOUNTS: &str = "/api/v1/namespaces/default/serviceaccounts";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -70,7 +70,9 @@ fn make(folders: &Folders, cluster: &Cluster, node: &Node) -> Result<usize> {
         super::write(&folders.leaves.join(format!("{file}.key")), key.as_bytes(), 0o600)?;
         super::write(&folders.leaves.join(format!("{file}.crt")), certificate.as_bytes(), 0o644)?;
     }
-    for component in ["kubelet", "kube-proxy", "overlay", "kube-controller-manager", "kube-scheduler"] {
+    let registry = cluster.registry.map(|_| "registry");
+    let components = ["kubelet", "kube-proxy", "overlay", "kube-controller-manager", "kube-scheduler"];
+    for component in components.into_iter().chain(registry) {
         let text = kubeconfig(folders, &cluster.name, component);
         super::write(&folders.kubeconfigs.join(format!("{component}.conf")), text.as_bytes(), 0o600)?;
     }
@@ -116,8 +118,9 @@ fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
         leaves.push(("apiserver-etcd-client", client("kube-apiserver-etcd-client", None)));
     }
     if let Some(name) = registry {
-        // Nodes reach it by the loopback port of their balancer.
-        leaves.push(("registry", server("kimg:registry", None, vec![name], vec![Ipv4Addr::LOCALHOST.into()])));
+        // Nodes reach it by the loopback port of their balancer, and it asks the API server.
+        let loopback = server("kimg:registry", None, vec![name], vec![Ipv4Addr::LOCALHOST.into()]);
+        leaves.push(("registry", Leaf { usage: Usage::Both, ..loopback }));
     }
     leaves
 }
@@ -241,6 +244,7 @@ mod tests {
             let text = format!("{:?}", certificate.subject_alternative_name().unwrap().unwrap().value);
             assert!(text.contains(REGISTRY) && text.contains(address), "{file}: {text}");
         }
+        assert!(std::fs::read_to_string(folders.kubeconfigs.join("registry.conf")).unwrap().contains("registry.key"));
         std::fs::remove_dir_all(base).unwrap();
     }
 }

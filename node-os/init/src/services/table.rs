@@ -49,7 +49,8 @@ fn master(facts: Facts<'_>) -> Vec<Spec> {
     std::iter::once(task("master-pki", &[])).chain(store).chain(servers).chain(registry).collect()
 }
 
-/// It waits for nothing but its certificate: nodes pull also while the API server is away.
+/// It waits for nothing but its certificate: once it has heard which nodes' were taken back, they pull also while the API
+/// server is away.
 fn registry(registry: Registry) -> Spec {
     let arguments = vec![
         format!("--listen=0.0.0.0:{REGISTRY_PORT}"),
@@ -59,6 +60,7 @@ fn registry(registry: Registry) -> Spec {
         format!("--tls-cert-file={MASTER_PKI}/registry.crt"),
         format!("--tls-private-key-file={MASTER_PKI}/registry.key"),
         format!("--client-ca-file={PKI}/cluster-ca.crt"),
+        kubeconfig("registry"),
     ];
     // Before it costs the API server its memory, it ends.
     Spec { oom_score: 0, ..service("cluster-registry", NODE, &["master-pki"], arguments) }

@@ -4,9 +4,10 @@ use http::Method;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::{Api, PostParams};
+use node_client::revoked::{Refused, Revoked, Shown};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -26,13 +27,24 @@ pub struct Identity {
     pub groups: Vec<String>,
 }
 
-/// The identity in a verified client certificate.
-pub fn identity(der: &[u8]) -> Option<Identity> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let subject = certificate.subject();
-    let user = subject.iter_common_name().next()?.as_str().ok()?.to_string();
-    let groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(String::from).collect();
-    Some(Identity { user, groups })
+/// A verified client certificate.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// Who is named in it.
+    pub identity: Identity,
+    /// By what it may have been taken back.
+    pub shown: Shown,
+}
+
+impl Certificate {
+    /// Read from DER.
+    pub fn read(der: &[u8]) -> Option<Certificate> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let subject = certificate.subject();
+        let user = subject.iter_common_name().next()?.as_str().ok()?.to_string();
+        let groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(String::from).collect();
+        Some(Certificate { identity: Identity { user, groups }, shown: Shown::of(der)? })
+    }
 }
 
 /// Why somebody is turned away.
@@ -40,6 +52,8 @@ pub fn identity(der: &[u8]) -> Option<Identity> {
 pub enum Refusal {
     /// Nobody knows who asks.
     Unauthorized,
+    /// His certificate counts no more.
+    TakenBack(String),
     /// He may not.
     Forbidden(String),
     /// The API server could not be asked.
@@ -53,26 +67,35 @@ type Question = (Identity, String, String);
 pub struct Access {
     api: kube::Client,
     node: String,
+    /// Certificates that count no more.
+    pub revoked: Arc<Revoked>,
     decisions: Mutex<HashMap<Question, (bool, Instant)>>,
     tokens: Mutex<HashMap<[u8; 32], (Identity, Instant)>>,
 }
 
 impl Access {
     /// Access to this node.
-    pub fn new(api: kube::Client, node: String) -> Access {
-        Access { api, node, decisions: Mutex::default(), tokens: Mutex::default() }
+    pub fn new(api: kube::Client, node: String, revoked: Arc<Revoked>) -> Access {
+        Access { api, node, revoked, decisions: Mutex::default(), tokens: Mutex::default() }
     }
 
     /// Whether the request may go on.
     pub async fn check(
         &self,
-        certificate: Option<Identity>,
+        certificate: Option<Certificate>,
         token: Option<&str>,
         method: &Method,
         path: &str,
     ) -> Result<(), Refusal> {
         let identity = match (certificate, token) {
-            (Some(identity), _) => identity,
+            (Some(certificate), _) => {
+                // Answers are remembered for longer than it takes to take a certificate back.
+                self.revoked.check(&certificate.shown).map_err(|refused| match refused {
+                    Refused::TakenBack(why) => Refusal::TakenBack(why),
+                    Refused::Unread(why) => Refusal::Unavailable(why),
+                })?;
+                certificate.identity
+            }
             (None, Some(token)) => self.review_token(token).await?,
             (None, None) => return Err(Refusal::Unauthorized),
         };
@@ -197,15 +220,41 @@ mod tests {
         assert_eq!(verb_of(&Method::POST), "create");
     }
 
-    #[test]
-    fn identities_are_read_from_certificates() {
+    fn certificate() -> Certificate {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, "kube-apiserver-kubelet-client");
         params.distinguished_name.push(rcgen::DnType::OrganizationName, "kimg:kubelet-api-clients");
-        let certificate = params.self_signed(&key).unwrap();
-        let found = identity(certificate.der()).unwrap();
+        Certificate::read(params.self_signed(&key).unwrap().der()).unwrap()
+    }
+
+    #[test]
+    fn identities_are_read_from_certificates() {
+        let found = certificate().identity;
         assert_eq!(found.user, "kube-apiserver-kubelet-client");
         assert_eq!(found.groups, ["kimg:kubelet-api-clients"]);
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_back_is_refused_also_where_its_user_was_allowed_before() {
+        // Everybody may everything.
+        let allows = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+            let review = serde_json::json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+                "metadata": {}, "spec": {}, "status": {"allowed": true}});
+            Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::from(
+                review.to_string().into_bytes(),
+            )))
+        });
+        let revoked = Arc::new(Revoked::default());
+        let access = Access::new(kube::Client::new(allows, "default"), "w".into(), revoked.clone());
+        let (leaked, renewed) = (certificate(), certificate());
+        let ask = |certificate: &Certificate| access.check(Some(certificate.clone()), None, &Method::GET, "/pods");
+        assert!(matches!(ask(&leaked).await, Err(Refusal::Unavailable(_))), "the list was not read yet");
+        revoked.set(Default::default());
+        assert_eq!((ask(&leaked).await, ask(&renewed).await), (Ok(()), Ok(())));
+        let der_digest = leaked.shown.fingerprint();
+        revoked.set([(format!("certificate.{der_digest}"), "somebody".into())].into());
+        assert!(matches!(ask(&leaked).await, Err(Refusal::TakenBack(_))));
+        assert_eq!(ask(&renewed).await, Ok(()));
     }
 }

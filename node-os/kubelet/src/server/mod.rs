@@ -23,6 +23,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use node_client::revoked::{Guarded, Revoked};
 use rustls::server::WebPkiClientVerifier;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -66,7 +67,9 @@ pub async fn start(kubelet: &Arc<Kubelet>) -> Result<()> {
     }
     let listener = bind(SocketAddr::from((flags.address, flags.port))).await?;
     let acceptor = acceptor(kubelet)?;
-    let access = Arc::new(auth::Access::new(kubelet.api.clone(), kubelet.options.node_name.clone()));
+    let revoked = Arc::new(Revoked::default());
+    tokio::spawn(revoked.clone().follow(kubelet.api.clone()));
+    let access = Arc::new(auth::Access::new(kubelet.api.clone(), kubelet.options.node_name.clone(), revoked));
     let kubelet = kubelet.clone();
     tokio::spawn(async move {
         loop {
@@ -119,10 +122,12 @@ async fn connection(
 ) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await.context("TLS handshake")??;
-    let identity = stream.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(|c| auth::identity(c));
+    let chain = stream.get_ref().1.peer_certificates();
+    let certificate = chain.and_then(|chain| auth::Certificate::read(chain.first()?));
+    let stream = Guarded::new(stream, &access.revoked, certificate.as_ref().map(|one| one.shown.clone()));
     let service = service_fn(move |request| {
-        let (kubelet, access, identity) = (kubelet.clone(), access.clone(), identity.clone());
-        async move { Ok::<_, Infallible>(routes::answer(kubelet, &access, identity, request).await) }
+        let (kubelet, access, certificate) = (kubelet.clone(), access.clone(), certificate.clone());
+        async move { Ok::<_, Infallible>(routes::answer(kubelet, &access, certificate, request).await) }
     });
     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await?;
     Ok(())

@@ -1,6 +1,6 @@
 //! Paths of the server.
 
-use super::auth::{Access, Identity, Refusal};
+use super::auth::{Access, Certificate, Refusal};
 use super::{Answer, logs, metrics, port_forward, stats, streams, text, typed};
 use crate::kubelet::Kubelet;
 use crate::pods::spec;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub async fn answer(
     kubelet: Arc<Kubelet>,
     access: &Access,
-    identity: Option<Identity>,
+    certificate: Option<Certificate>,
     request: Request<Incoming>,
 ) -> Answer {
     let token = request
@@ -23,9 +23,13 @@ pub async fn answer(
         .and_then(|v| v.to_str().ok())
         .and_then(|v| v.strip_prefix("Bearer "))
         .map(String::from);
-    match access.check(identity, token.as_deref(), request.method(), request.uri().path()).await {
+    match access.check(certificate, token.as_deref(), request.method(), request.uri().path()).await {
         Ok(()) => route(kubelet, request).await,
         Err(Refusal::Unauthorized) => text(StatusCode::UNAUTHORIZED, "Unauthorized\n"),
+        Err(Refusal::TakenBack(why)) => {
+            tracing::info!("request refused: {why}");
+            text(StatusCode::UNAUTHORIZED, "Unauthorized\n")
+        }
         Err(Refusal::Forbidden(sentence)) => text(StatusCode::FORBIDDEN, sentence),
         Err(Refusal::Unavailable(sentence)) => text(StatusCode::SERVICE_UNAVAILABLE, sentence),
     }
