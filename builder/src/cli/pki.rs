@@ -9,8 +9,8 @@ use crate::logs::line::harmless;
 use crate::node::Target;
 use crate::pki::kubeconfig::{kubeconfig as document, server_url};
 use crate::pki::{
-    Authority, Secrets, SecureBoot, Subject, accounts, authority, encryption, issue, ls, revoke, rotate_node, secrets,
-    secure_boot, show, successor,
+    Authority, Secrets, SecureBoot, Subject, accounts, authority, encryption, issue, ls, revoke, rotate_node, seal,
+    secrets, secure_boot, show, successor,
 };
 use anyhow::{Context, Result};
 use node_metadata::Role;
@@ -128,6 +128,12 @@ enum Rotate {
     /// The key of Secrets at rest, by two new images of the master
     Encryption {
         /// Take the old key out of the image, once nothing is sealed by it any more
+        #[arg(long)]
+        finish: bool,
+    },
+    /// The key of the sealed secrets in masters' images, by two new images of the master
+    Seal {
+        /// Take the old key out of user-data and images, once the master runs with an image of both
         #[arg(long)]
         finish: bool,
     },
@@ -375,6 +381,7 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             let (dir, kept) = (dir_flag(settings), secrets.path(&kept));
             println!("kimg build all{dir}\nkimg roll master{dir}\n{} opens backups of before", kept.display());
         }
+        Rotate::Seal { finish } => return rotate_seal(settings, &secrets, finish),
         Rotate::ServiceAccounts { finish: false } => {
             let ended = accounts::begun(&secrets);
             accounts::begin(&secrets)?;
@@ -394,6 +401,36 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             println!("kimg build all{dir}\nkimg roll master{dir}\nfrom then on tokens of the old key are refused");
         }
     }
+    Ok(())
+}
+
+fn rotate_seal(settings: &Settings, secrets: &Secrets, finish: bool) -> Result<()> {
+    if settings.secrets == SecretsForm::Plain {
+        return input::bad(
+            "cluster.toml says secrets = \"plain\": the master's image carries its keys in clear, and nothing is sealed",
+        );
+    }
+    let dir = dir_flag(settings);
+    if !finish {
+        seal::begin(secrets)?;
+        println!("kimg build all{dir}\nkimg roll master{dir}\nkimg pki rotate seal --finish{dir}");
+        return Ok(());
+    }
+    let masters = block_on(async {
+        let mut all = Vec::new();
+        for master in settings.nodes_of(Role::Master) {
+            let name = master.entry.name.clone();
+            let target = Target { node: Some(name.clone()), ..Target::default() };
+            let status = target.client(settings)?.get(node_api::path::STATUS).await;
+            all.push((name.clone(), status.with_context(|| format!("{name}: it must be seen which image it runs"))?));
+        }
+        Ok(all)
+    })?;
+    seal::finish(secrets, &masters)?;
+    println!(
+        "kimg build all{dir}\nkimg roll master{dir}\nremove the images of before wherever they are (`kimg image rm`): the \
+         old key opens them"
+    );
     Ok(())
 }
 

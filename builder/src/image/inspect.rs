@@ -167,7 +167,7 @@ fn read(path: &Path, mut disk: Disk) -> Result<Report> {
         } else if name.ends_with(".crt") {
             report.certificates.extend(certificates(&name, content)?);
         }
-        if name == "secrets.sealed" {
+        if node_metadata::is_sealed_file(&name) {
             report.secrets = "sealed".into();
         } else if name.starts_with("secrets/") {
             report.secrets = "plain".into();

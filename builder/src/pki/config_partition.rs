@@ -4,6 +4,7 @@
 use super::accounts;
 use super::authority::Authority;
 use super::encryption;
+use super::seal;
 use super::secrets::Secrets;
 use super::successor;
 use crate::config::{SecretsForm, Settings};
@@ -46,9 +47,8 @@ pub fn config_partition(settings: &Settings, role: Role, build: BuildInfo) -> Re
                 }
             }
             SecretsForm::Sealed => {
-                let sealed = node_metadata::seal(&secrets.seal_key()?, &secrets_tar(&secrets)?)
-                    .context("sealing the master's secrets")?;
-                files.insert("secrets.sealed".into(), (0o644, sealed));
+                let sealed = seal::files(&secrets, &secrets_tar(&secrets)?)?;
+                files.extend(sealed.into_iter().map(|(file, bytes)| (file, (0o644, bytes))));
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The cluster's keys and certificates: made once, kept in `secrets/` (0700, files 0600), never made anew.
 //!
 //! [`revoke`] takes the API's client certificates back, [`rotate_node`] gives a worker new ones, [`accounts`] gives service
-//! accounts another key, [`encryption`] Secrets at rest, and [`successor`] front proxies and node APIs another authority.
+//! accounts another key, [`encryption`] Secrets at rest, [`seal`] the sealed secrets of images, and [`successor`] front
+//! proxies and node APIs another authority.
 //! [`secrets`] is the folder, [`authority`] the certificate authorities, [`issue`] the operator's own client
 //! certificates, [`kubeconfig`] what kubectl reads, [`show`] what stands in a certificate, [`ls`]
 //! all certificates of nodes and operator by what ends first, [`secure_boot`] the keys
@@ -16,6 +17,7 @@ pub mod kubeconfig;
 pub mod ls;
 pub mod revoke;
 pub mod rotate_node;
+pub mod seal;
 pub mod secrets;
 pub mod secure_boot;
 pub mod show;

@@ -135,9 +135,13 @@ impl Secrets {
         Ok(names)
     }
 
-    /// The key that masters' secrets are sealed to.
+    /// The key that masters' secrets are sealed to, as user-data has it.
     pub fn seal_key(&self) -> Result<SealKey> {
-        SealKey::from_base64(&self.read("seal.key")?).or_else(|_| self.damaged("seal.key", "seal key"))
+        self.seal_key_of("seal.key")
+    }
+
+    pub(super) fn seal_key_of(&self, name: &str) -> Result<SealKey> {
+        SealKey::from_base64(&self.read(name)?).or_else(|_| self.damaged(name, "seal key"))
     }
 
     /// The key that opens backups of the store.

@@ -26,4 +26,4 @@ pub use cluster::{
 };
 pub use node::{Node, Taint};
 pub use read_at::ReadAt;
-pub use seal::{SEAL_MAGIC, SealError, SealKey, seal, unseal};
+pub use seal::{SEAL_MAGIC, SealError, SealKey, is_sealed_file, seal, seal_of, sealed_file, unseal};

@@ -51,10 +51,34 @@ impl SealKey {
         bytes.try_into().map(SealKey).map_err(|_| SealError::BadKey)
     }
 
+    /// What the key is called where it may be read: the beginning of its SHA-256.
+    pub fn id(&self) -> String {
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.0);
+        digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The base64 text for user-data.
     pub fn to_base64(&self) -> String {
         base64::engine::general_purpose::STANDARD.encode(self.0)
     }
+}
+
+const FILE: &str = "secrets";
+const END: &str = ".sealed";
+
+/// File of CONFIG with what is sealed: of the key that user-data has, or beside it of another one.
+pub fn sealed_file(beside: Option<&SealKey>) -> String {
+    beside.map_or_else(|| format!("{FILE}{END}"), |key| format!("{FILE}-{}{END}", key.id()))
+}
+
+/// Whether a file of CONFIG is sealed.
+pub fn is_sealed_file(name: &str) -> bool {
+    name == sealed_file(None) || seal_of(name).is_some()
+}
+
+/// The key of which a file beside the first one is.
+pub fn seal_of(name: &str) -> Option<String> {
+    Some(name.strip_prefix(FILE)?.strip_prefix('-')?.strip_suffix(END)?.to_owned())
 }
 
 /// Seals `plaintext`. The same input gives the same bytes.
@@ -99,6 +123,15 @@ mod tests {
         assert_eq!(unseal(&key, &changed), Err(SealError::WrongKey));
         assert_eq!(unseal(&key, b"KIMGSEAL1abc"), Err(SealError::BadMagic));
         assert_eq!(unseal(&key, b"nothing"), Err(SealError::BadMagic));
+    }
+
+    #[test]
+    fn files_say_which_key_opens_them() {
+        let key = SealKey::new([9; 32]);
+        let (first, beside) = (sealed_file(None), sealed_file(Some(&key)));
+        assert_eq!((first.as_str(), beside.clone()), ("secrets.sealed", format!("secrets-{}.sealed", key.id())));
+        assert_eq!((seal_of(&first), seal_of(&beside)), (None, Some(key.id())));
+        assert!(is_sealed_file(&first) && is_sealed_file(&beside) && !is_sealed_file("cluster.json"));
     }
 
     #[test]

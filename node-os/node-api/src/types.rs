@@ -66,6 +66,9 @@ pub struct NodeStatus {
     pub why: String,
     /// What the operator can do.
     pub hint: String,
+    /// Keys besides that of the user-data to which the image's secrets are sealed, by the beginning of their SHA-256.
+    #[serde(default)]
+    pub seals: Vec<String>,
     /// Warnings that do not stop the node, e.g. that no time server answered.
     pub warnings: Vec<String>,
     /// True when all services are ready.
