@@ -2,19 +2,22 @@
 
 use super::{dir_flag, next, program, write_out};
 use crate::client::block_on;
+use crate::cloud::token;
 use crate::config::{SecretsForm, Settings};
 use crate::input;
 use crate::local::state;
 use crate::logs::line::harmless;
 use crate::node::Target;
+use crate::oci::registry::credentials::environment;
 use crate::pki::kubeconfig::{kubeconfig as document, server_url};
 use crate::pki::{
     Authority, Secrets, SecureBoot, Subject, accounts, authority, encryption, issue, ls, revoke, rotate_node, seal,
     secrets, secure_boot, show, successor,
 };
+use crate::web::Client;
 use anyhow::{Context, Result};
 use node_metadata::Role;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use time::Duration;
 
@@ -110,6 +113,12 @@ enum Rotate {
     Node {
         /// Name of the worker
         node: String,
+    },
+    /// The token of the provider's API, which only this machine has: what to do, and whether it worked
+    Provider {
+        /// File with the token of before, mode 0600: looks whether the provider still takes it
+        #[arg(long, value_name = "FILE")]
+        old: Option<PathBuf>,
     },
     /// Bootstrap tokens: all that are out are removed, at once
     Bootstrap,
@@ -381,6 +390,7 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             let (dir, kept) = (dir_flag(settings), secrets.path(&kept));
             println!("kimg build all{dir}\nkimg roll master{dir}\n{} opens backups of before", kept.display());
         }
+        Rotate::Provider { ref old } => return rotate_provider(settings, old.as_deref()),
         Rotate::Seal { finish } => return rotate_seal(settings, &secrets, finish),
         Rotate::ServiceAccounts { finish: false } => {
             let ended = accounts::begun(&secrets);
@@ -400,6 +410,29 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             let dir = dir_flag(settings);
             println!("kimg build all{dir}\nkimg roll master{dir}\nfrom then on tokens of the old key are refused");
         }
+    }
+    Ok(())
+}
+
+fn rotate_provider(settings: &Settings, old: Option<&Path>) -> Result<()> {
+    let Some(provider) = &settings.provider else {
+        return input::bad(
+            "cluster.toml has no [provider], so kimg has no token of one; one for uploads is made anew at the provider \
+             (docs/uploads.md says where kimg reads it)",
+        );
+    };
+    let (name, variable) = (provider.name.as_str(), provider.name.variable());
+    let old = old.map(crate::upload::settings::read_private).transpose()?;
+    let seen = token::check(settings, provider, old.as_deref(), &Client::new(None)?, &environment)?;
+    println!("the token of {variable} counts, and sees {seen} machines of {}", settings.name);
+    match old {
+        Some(_) => println!("{name} does not take the old one any more"),
+        None => println!(
+            "if this is the one that leaked: make another at {name}, and set {variable} (or the file of {variable}_FILE); no \
+             image and no node holds it\nthen remove the old one at {name}, and look with `kimg pki rotate provider{} --old \
+             FILE`",
+            dir_flag(settings)
+        ),
     }
     Ok(())
 }

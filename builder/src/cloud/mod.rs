@@ -17,6 +17,7 @@ mod linode;
 pub mod machines;
 pub mod plan;
 mod tags;
+pub mod token;
 pub mod up;
 mod vultr;
 

@@ -7,6 +7,7 @@ mod roll;
 use super::fakes::{self, FakeCluster, Machine, Shared, World, held};
 use super::images::{Image, Images, Uploads};
 use super::plan::{Plan, Situation, Step};
+use super::token;
 use super::up::{Done, Up};
 use super::{Cents, Cloud, Inventory, Order, Size, address_of, checked, destroy, fingerprint, open, plan};
 use crate::config::{Provider, Settings};
@@ -298,6 +299,33 @@ fn a_cluster_comes_up_once_and_goes_by_published_calls() {
         stage.destroy().unwrap();
         stage.check_calls(None);
     }
+}
+
+#[test]
+fn a_token_is_changed_once_the_new_one_sees_the_cluster_and_the_old_one_is_refused() {
+    for which in ALL {
+        let stage = Stage::whole(which);
+        let asked = stage.server.calls().len();
+        let check = |now: &str, old: Option<&str>| {
+            let env = |name: &str| stage.said(name, now);
+            let checked = token::check(&stage.settings, stage.provider(), old, &stage.clock.client(), &env);
+            checked.map_err(|error| format!("{error:#}"))
+        };
+        assert_eq!(check("t0ken", None), Ok(2), "{which:?}");
+        assert_eq!(check("t0ken", Some("leaked")), Ok(2), "{which:?}");
+        let same = check("t0ken", Some("t0ken")).unwrap_err();
+        assert!(same.contains("still has the old token"), "{same}");
+        let wrong = check("mistyped", Some("leaked")).unwrap_err();
+        assert!(wrong.contains("does not take the token") && !wrong.contains("mistyped"), "{wrong}");
+        stage.check_only_asked(asked);
+    }
+    // Both count.
+    let stage = Stage::whole(Which::Hetzner);
+    stage.world().also = Some("leaked".into());
+    let env = |name: &str| stage.said(name, "t0ken");
+    let both = token::check(&stage.settings, stage.provider(), Some("leaked"), &stage.clock.client(), &env);
+    let error = both.unwrap_err();
+    assert!(error.is::<BadInput>() && error.to_string().contains("still counts"), "{error:#}");
 }
 
 /// The faults of one call that `up` and `destroy` must come through, sooner or later. What only asks is asked again by

@@ -5,7 +5,8 @@ use crate::web::fake::{Call, Reply};
 use serde_json::{Value, json};
 
 pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
-    if call.header("authorization") != "Bearer t0ken" {
+    let token = call.header("authorization").strip_prefix("Bearer ").unwrap_or_default();
+    if token != "t0ken" && world.also.as_deref() != Some(token) {
         return error(401, "unauthorized");
     }
     let parts: Vec<&str> = call.path.strip_prefix("/v1/").unwrap().split('/').collect();

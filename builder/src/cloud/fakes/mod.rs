@@ -41,6 +41,8 @@ pub(super) struct World {
     /// How long it takes to pack an image, and for which roles it was done.
     pub(super) packing: Duration,
     pub(super) packed: Vec<Role>,
+    /// Another token that the provider takes.
+    pub(super) also: Option<String>,
     /// Machines that are asked for cannot be made after all.
     pub(super) refuses: bool,
     /// The price list has something else where an address (Hetzner) or the smallest size (the others) has its price.
