@@ -9,7 +9,7 @@ use crate::local::state;
 use crate::logs::line::harmless;
 use crate::node::Target;
 use crate::oci::registry::credentials::environment;
-use crate::pki::kubeconfig::{kubeconfig as document, server_url};
+use crate::pki::kubeconfig::{kubeconfig as document, server_in, server_url};
 use crate::pki::{
     Authority, Secrets, SecureBoot, Subject, accounts, authority, encryption, issue, ls, revoke, rotate_node, seal,
     secrets, secure_boot, show, successor,
@@ -114,6 +114,15 @@ enum Rotate {
         /// Name of the worker
         node: String,
     },
+    /// The cluster's own authority, by three new images of all nodes
+    Ca {
+        /// Have the new one sign, once all nodes trust it
+        #[arg(long)]
+        sign: bool,
+        /// Take the old one out of trust, once it has signed nothing that is in use
+        #[arg(long, conflicts_with = "sign")]
+        finish: bool,
+    },
     /// The token of the provider's API, which only this machine has: what to do, and whether it worked
     Provider {
         /// File with the token of before, mode 0600: looks whether the provider still takes it
@@ -122,6 +131,8 @@ enum Rotate {
     },
     /// Bootstrap tokens: all that are out are removed, at once
     Bootstrap,
+    /// The authority of etcd and its client, both on the master, by a new image of it
+    Etcd,
     /// The authority of front proxies, by two new images of the master
     FrontProxy {
         /// Take the old one out of trust, once the master runs with the new one
@@ -286,7 +297,7 @@ fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
     let subject = Subject { user: args.user.clone(), groups: args.groups.clone() };
     let client = issue::issue(&secrets, Authority::Cluster, &subject, Duration::days(args.days.into()))?;
     if args.kubeconfig {
-        let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+        let ca = successor::bundle(&secrets, Authority::Cluster)?;
         let text = document(&settings.name, &server(settings, None)?, &ca, &args.user, &client);
         secrets::write_private(&args.output, text.as_bytes())?;
         println!("{}", args.output.display());
@@ -374,6 +385,11 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             }
             next("kimg seed NODE, for each machine that has not joined yet");
         }
+        Rotate::Etcd => {
+            successor::replace(&secrets, Authority::Etcd, &settings.name)?;
+            let dir = dir_flag(settings);
+            println!("kimg build all{dir}\nkimg roll master{dir}");
+        }
         Rotate::FrontProxy { finish } => {
             return rotate_authority(settings, &secrets, Authority::FrontProxy, "front-proxy", finish);
         }
@@ -390,6 +406,7 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             let (dir, kept) = (dir_flag(settings), secrets.path(&kept));
             println!("kimg build all{dir}\nkimg roll master{dir}\n{} opens backups of before", kept.display());
         }
+        Rotate::Ca { sign, finish } => return rotate_ca(settings, &secrets, sign, finish),
         Rotate::Provider { ref old } => return rotate_provider(settings, old.as_deref()),
         Rotate::Seal { finish } => return rotate_seal(settings, &secrets, finish),
         Rotate::ServiceAccounts { finish: false } => {
@@ -467,6 +484,55 @@ fn rotate_seal(settings: &Settings, secrets: &Secrets, finish: bool) -> Result<(
     Ok(())
 }
 
+fn rotate_ca(settings: &Settings, secrets: &Secrets, sign: bool, finish: bool) -> Result<()> {
+    let dir = dir_flag(settings);
+    let announced = "kimg pki rotate ca --sign";
+    let signs = "kimg pki rotate ca --finish";
+    let then = match (sign, finish) {
+        (false, false) if successor::announce(secrets, &settings.name)? => format!("{announced}{dir}"),
+        (false, false) => format!("{signs}{dir}"),
+        (true, _) => {
+            successor::sign(secrets, &held_by(settings, |_| true)?)?;
+            format!("{signs}{dir}")
+        }
+        (_, true) => {
+            successor::finish(secrets, Authority::Cluster, &held_by(settings, |_| true)?)?;
+            "from then on what the old one signed is refused".to_string()
+        }
+    };
+    refresh_kubeconfig(settings, secrets)?;
+    if sign {
+        println!("kimg kubeconfig{dir} -o FILE, for each kubeconfig elsewhere");
+    }
+    println!("kimg build all{dir}\nkimg roll{dir}\n{then}");
+    Ok(())
+}
+
+/// Gives the kubeconfig that `kimg up` wrote what is in trust now.
+fn refresh_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result<()> {
+    let path = settings.dir.join("kubeconfig");
+    if !path.is_file() {
+        return Ok(());
+    }
+    let text = input::text(&path, input::SMALL)?;
+    let Some(server) = server_in(&text) else { return Ok(()) };
+    let (ca, client) = (successor::bundle(secrets, Authority::Cluster)?, issue::admin(secrets)?);
+    let text = document(&settings.name, server, &ca, &Subject::admin().user, &client);
+    secrets::write_private(&path, text.as_bytes())
+}
+
+/// The certificates on nodes, each of which must answer.
+fn held_by(settings: &Settings, wanted: impl Fn(Role) -> bool) -> Result<Vec<(String, Vec<node_api::Certificate>)>> {
+    let mut nodes = Vec::new();
+    for (node, answer) in block_on(async { Ok(certificates_of_nodes(settings).await) })? {
+        if settings.node(&node).is_ok_and(|found| wanted(found.entry.role)) {
+            let certificates = answer.with_context(|| format!("{node}: it must be seen what it trusts"))?;
+            nodes.push((node, certificates));
+        }
+    }
+    Ok(nodes)
+}
+
 fn rotate_authority(
     settings: &Settings,
     secrets: &Secrets,
@@ -483,14 +549,7 @@ fn rotate_authority(
         println!("kimg build all{dir}\n{roll}{dir}\nkimg pki rotate {name} --finish{dir}");
         return Ok(());
     }
-    let mut nodes = Vec::new();
-    let wanted = |name: &str| all || settings.node(name).is_ok_and(|node| node.entry.role == Role::Master);
-    for (node, answer) in block_on(async { Ok(certificates_of_nodes(settings).await) })? {
-        if wanted(&node) {
-            let certificates = answer.with_context(|| format!("{node}: it must be seen what it trusts"))?;
-            nodes.push((node, certificates));
-        }
-    }
+    let nodes = held_by(settings, |role| all || role == Role::Master)?;
     successor::finish(secrets, authority, &nodes)?;
     println!("kimg build all{dir}\n{roll}{dir}\nfrom then on what the old one signed is refused");
     Ok(())
@@ -534,7 +593,7 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs, settings: &Settings) -> Result<(
     } else {
         (Subject::admin().user, issue::admin(&secrets)?)
     };
-    let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+    let ca = successor::bundle(&secrets, Authority::Cluster)?;
     let text = document(&settings.name, &server, &ca, &user, &client);
     match output {
         Some(path) => {

@@ -2,7 +2,7 @@
 
 use super::{Answer, Https, tls};
 use crate::input;
-use crate::pki::{Authority, Secrets, issue};
+use crate::pki::{Authority, Secrets, issue, successor};
 use anyhow::{Context, Result};
 use http::{Method, StatusCode};
 use node_api::ApiError;
@@ -27,7 +27,7 @@ impl NodeClient {
     /// The API of `node` at `target` (`host:port`). A node that has not joined shows a certificate of its
     /// own: `fingerprint` is then what its console says.
     pub fn new(secrets: &Secrets, node: &str, target: String, fingerprint: Option<&str>) -> Result<NodeClient> {
-        let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+        let ca = successor::bundle(secrets, Authority::Cluster)?;
         let client = issue::node_operator(secrets)?;
         let tls = tls::config(&ca, &client, fingerprint)?;
         Ok(NodeClient { https: Https { target, server_name: node.to_string(), tls }, node: node.to_string() })

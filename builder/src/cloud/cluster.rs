@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::input;
 use crate::local::state;
 use crate::pki::Secrets;
-use crate::pki::kubeconfig::server_url;
+use crate::pki::kubeconfig::{server_in, server_url};
 use crate::seed::token::{BootstrapToken, LIFE};
 use anyhow::Result;
 use std::net::IpAddr;
@@ -73,8 +73,8 @@ pub fn server(settings: &Settings) -> Result<Option<String>> {
     let path = settings.dir.join("kubeconfig");
     if path.is_file() {
         let text = input::text(&path, input::SMALL)?;
-        if let Some(url) = text.lines().find_map(|line| line.trim().strip_prefix("server: ")) {
-            return Ok(Some(url.trim_matches('"').to_string()));
+        if let Some(url) = server_in(&text) {
+            return Ok(Some(url.to_string()));
         }
     }
     match settings.api.names.first().cloned().or_else(|| settings.api.addresses.first().map(ToString::to_string)) {

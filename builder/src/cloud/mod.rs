@@ -26,9 +26,9 @@ mod fakes;
 #[cfg(test)]
 mod tests;
 
-use crate::cache::hash;
 use crate::config::{NodeSettings, Provider, ProviderName, Settings};
-use crate::pki::{Authority, Secrets};
+use crate::pki::Secrets;
+use crate::pki::successor::fingerprint;
 use crate::seed::{self, Place};
 use crate::upload::settings::Environment;
 use crate::web::{Client, Refused};
@@ -351,30 +351,6 @@ pub fn address_of(
 
 /// Stands for the fingerprint of a cluster that has no secrets yet: nothing bears it, so nothing is such a cluster's.
 const NO_CA: &str = "-";
-
-/// What tells a cluster from others of its name: the beginning of the SHA-256 of its CA's public key, which outlives the
-/// certificate. None where there is none yet.
-///
-/// # Errors
-/// The certificate cannot be read.
-fn fingerprint(secrets: &Secrets) -> Result<Option<String>> {
-    let file = Authority::Cluster.certificate_file();
-    if !secrets.path(&file).exists() {
-        return Ok(None);
-    }
-    let text = secrets.read(&file)?;
-    let key = x509_parser::pem::parse_x509_pem(text.as_bytes()).ok().and_then(|(_, pem)| {
-        let (_, certificate) = x509_parser::parse_x509_certificate(&pem.contents).ok()?;
-        Some(hash::hex_of(certificate.public_key().raw))
-    });
-    match key {
-        Some(mut sum) => {
-            sum.truncate(12);
-            Ok(Some(sum))
-        }
-        None => secrets.damaged(&file, "certificate"),
-    }
-}
 
 /// A provider's name for a thing, which becomes part of an address of its API: an empty one, or one with a `/` in it, would
 /// be the address of something else.

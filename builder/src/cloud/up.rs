@@ -13,7 +13,7 @@ use crate::client::kube::NodeState;
 use crate::config::{NodeSettings, Provider, Settings};
 use crate::input::BadInput;
 use crate::pki::kubeconfig::{kubeconfig, server_url};
-use crate::pki::{Authority, Secrets, Subject, issue, secrets};
+use crate::pki::{Authority, Secrets, Subject, issue, secrets, successor};
 use crate::progress::Progress;
 use crate::seed::Begin;
 use crate::seed::token::{BootstrapToken, LIFE};
@@ -283,7 +283,7 @@ impl Up<'_> {
     }
 
     fn write_kubeconfig(&self, master: IpAddr) -> Result<PathBuf> {
-        let ca = self.secrets.read(&Authority::Cluster.certificate_file())?;
+        let ca = successor::bundle(self.secrets, Authority::Cluster)?;
         let client = issue::admin(self.secrets)?;
         let url = server_url(&master.to_string(), 6443);
         let text = kubeconfig(&self.settings.name, &url, &ca, &Subject::admin().user, &client);

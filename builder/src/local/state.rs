@@ -6,7 +6,7 @@ use crate::client::{Https, tls};
 use crate::cloud::cluster;
 use crate::config::{SecretsForm, Settings};
 use crate::input::{self, BadInput};
-use crate::pki::{Authority, ClientCertificate, Secrets, issue, secrets};
+use crate::pki::{Authority, ClientCertificate, Secrets, issue, secrets, successor};
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 use serde::{Deserialize, Serialize};
@@ -175,7 +175,7 @@ pub fn api_client_with(
             (host, 6443)
         }
     };
-    let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+    let ca = successor::bundle(secrets, Authority::Cluster)?;
     let tls = tls::config(&ca, client, None)?;
     let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     Ok(Https { target, server_name: host, tls })

@@ -11,7 +11,7 @@ use crate::client::{Https, block_on};
 use crate::config::{NodeSettings, Settings, VmSize};
 use crate::input;
 use crate::pki::kubeconfig::{kubeconfig, server_url};
-use crate::pki::{Authority, Secrets, Subject, issue, secrets};
+use crate::pki::{Authority, Secrets, Subject, issue, secrets, successor};
 use crate::progress::{Progress, Step};
 use crate::roll::engine::Stop;
 use crate::seed::token::{BootstrapToken, LIFE};
@@ -443,7 +443,7 @@ impl Starter<'_> {
 /// Writes `<cluster>/kubeconfig` with the port of the local master.
 pub(super) fn write_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result<PathBuf> {
     let port = state::api_port(settings).context("no master VM runs; see its console under run/")?;
-    let ca = secrets.read(&Authority::Cluster.certificate_file())?;
+    let ca = successor::bundle(secrets, Authority::Cluster)?;
     let client = issue::admin(secrets)?;
     let text = kubeconfig(&settings.name, &server_url("127.0.0.1", port), &ca, &Subject::admin().user, &client);
     let path = settings.dir.join("kubeconfig");

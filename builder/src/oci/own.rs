@@ -6,7 +6,7 @@ use crate::config::Settings;
 use crate::input;
 use crate::logs::line::harmless;
 use crate::node::Target;
-use crate::pki::{Authority, Secrets, issue};
+use crate::pki::{Authority, Secrets, issue, successor};
 use crate::web::Client;
 use anyhow::Result;
 use node_metadata::REGISTRY;
@@ -59,7 +59,7 @@ pub(super) fn registry(settings: &Settings, client: &Client) -> Result<Registry>
     }
     let (_, place, _) = Target::default().place(settings)?;
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
-    let authority = secrets.read(&Authority::Cluster.certificate_file())?;
+    let authority = successor::bundle(&secrets, Authority::Cluster)?;
     let client = client.of_server(&authority, &issue::node_operator(&secrets)?, &place)?;
     Ok(Registry::new(&client, REGISTRY, None, false))
 }

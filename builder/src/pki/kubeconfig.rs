@@ -31,6 +31,11 @@ pub fn kubeconfig(cluster: &str, server: &str, ca: &str, user: &str, client: &Cl
     )
 }
 
+/// The server that a kubeconfig names.
+pub fn server_in(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.trim().strip_prefix("server: ")).map(|url| url.trim_matches('"'))
+}
+
 /// `https://HOST:PORT`, with brackets around an IPv6 address.
 pub fn server_url(host: &str, port: u16) -> String {
     if host.contains(':') { format!("https://[{host}]:{port}") } else { format!("https://{host}:{port}") }

@@ -182,6 +182,7 @@ mod tests {
             not_before: not_before.into(),
             not_after: not_after.into(),
             sha256: String::new(),
+            authority_key_id: String::new(),
         }
     }
 

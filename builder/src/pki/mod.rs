@@ -2,7 +2,7 @@
 //!
 //! [`revoke`] takes the API's client certificates back, [`rotate_node`] gives a worker new ones, [`accounts`] gives service
 //! accounts another key, [`encryption`] Secrets at rest, [`seal`] the sealed secrets of images, and [`successor`] front
-//! proxies and node APIs another authority.
+//! proxies, node APIs, etcd and the cluster another authority.
 //! [`secrets`] is the folder, [`authority`] the certificate authorities, [`issue`] the operator's own client
 //! certificates, [`kubeconfig`] what kubectl reads, [`show`] what stands in a certificate, [`ls`]
 //! all certificates of nodes and operator by what ends first, [`secure_boot`] the keys

@@ -5,6 +5,7 @@ use super::authority::Authority;
 use super::issue::{CLIENT_BACKDATED, ClientCertificate, Subject, issue};
 use super::secrets::{Secrets, write_private};
 use super::show;
+use super::successor;
 use crate::client::{Https, kube};
 use crate::input;
 use anyhow::{Context, Result, bail};
@@ -42,7 +43,13 @@ impl Entries {
     /// Bad input: one is of another authority than this cluster's, or is the one that kimg itself goes by.
     pub fn file(path: &Path, secrets: &Secrets) -> Result<Entries> {
         let ca = Authority::Cluster.certificate_file();
-        let authorities = show::read(&secrets.path(&ca))?;
+        let authorities = successor::certificate_files(Authority::Cluster)
+            .iter()
+            .map(|file| secrets.path(file))
+            .filter(|path| path.exists())
+            .map(|path| show::read(&path))
+            .collect::<Result<Vec<_>>>()?
+            .concat();
         let own = secrets.read("admin.crt").ok();
         let mut entries = Map::new();
         for info in show::read(path)?.into_iter().filter(|info| !info.is_ca) {

@@ -128,6 +128,7 @@ mod tests {
             not_before: jiff::Timestamp::from_second(1000 * generation).expect("time").to_string(),
             not_after: String::new(),
             sha256: format!("{name}{generation}"),
+            authority_key_id: String::new(),
         }
     }
 

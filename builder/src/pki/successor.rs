@@ -1,20 +1,38 @@
-//! Another authority for front proxies or for node APIs, with two in trust over a time.
+//! Another authority for front proxies, node APIs or the cluster, with two in trust over a time.
 //!
 //! `secrets/STEM.old.crt` is the journal: while it is there, images trust both, and what is signed is signed by the new
 //! one (the first in the file). `STEM.next.*` are there only between writes. The old key goes: nothing is signed by it.
+//!
+//! The cluster's signs on both sides of a connection, so all have to trust the next one before it signs: it is announced
+//! first, and `cluster-ca.next.*` stay until then, in trust behind the one of now.
 
 use super::authority::{Authority, self_signed_params};
 use super::issue;
 use super::secrets::Secrets;
+use super::show;
+use crate::cache::hash;
 use crate::input;
 use anyhow::{Context, Result};
 use node_api::Certificate;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
-use sha2::{Digest, Sha256};
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::pem::Pem;
 
-/// What images trust: the authority of now, and the one before while it is in trust.
+/// What the cluster was called by when its authority was another one.
+const FINGERPRINT: &str = "cluster.id";
+
+/// What images and kubeconfigs trust: the authority of now, the one before while it is in trust, and the next one once it
+/// is announced.
 pub fn bundle(secrets: &Secrets, authority: Authority) -> Result<String> {
-    secrets.with_former(&authority.certificate_file(), &old(authority))
+    let mut text = secrets.with_former(&authority.certificate_file(), &old(authority))?;
+    let next = next(authority).1;
+    if authority == Authority::Cluster && secrets.path(&next).exists() {
+        let next = secrets.read(&next)?;
+        if !text.contains(&next) {
+            text.push_str(&next);
+        }
+    }
+    Ok(text)
 }
 
 fn old(authority: Authority) -> String {
@@ -25,7 +43,12 @@ fn next(authority: Authority) -> (String, String) {
     (format!("{}.next.key", authority.stem()), format!("{}.next.crt", authority.stem()))
 }
 
-/// Whether two are in trust.
+/// Where the certificates of all that may be in trust lie.
+pub(super) fn certificate_files(authority: Authority) -> [String; 3] {
+    [authority.certificate_file(), old(authority), next(authority).1]
+}
+
+/// Whether two are in trust, and the new one signs.
 pub fn begun(secrets: &Secrets, authority: Authority) -> bool {
     secrets.has_former(&old(authority), &next(authority).0)
 }
@@ -37,19 +60,80 @@ pub fn begin(secrets: &Secrets, authority: Authority, cluster: &str) -> Result<(
         issue::node_operator(secrets)?;
     }
     let _lock = secrets.lock()?;
+    make(secrets, authority, cluster)?;
+    take(secrets, authority)
+}
+
+/// Puts another one in its place at once: for one that signs only what is made anew when its image boots.
+pub fn replace(secrets: &Secrets, authority: Authority, cluster: &str) -> Result<()> {
+    let _lock = secrets.lock()?;
+    make(secrets, authority, cluster)?;
+    take(secrets, authority)?;
+    secrets.remove(&old(authority))
+}
+
+/// Makes the cluster's next one, which images from now on trust, and which signs nothing yet. False: it signs already.
+pub fn announce(secrets: &Secrets, cluster: &str) -> Result<bool> {
+    let _lock = secrets.lock()?;
+    if let Some(fingerprint) = fingerprint(secrets)? {
+        secrets.write(FINGERPRINT, format!("{fingerprint}\n").as_bytes())?;
+    }
+    make(secrets, Authority::Cluster, cluster)?;
+    Ok(!secrets.path(&old(Authority::Cluster)).exists())
+}
+
+/// Has the cluster's next one sign from the next image on. `nodes` have these certificates now.
+///
+/// # Errors
+/// Bad input: it was not announced, or a node does not trust it yet.
+pub fn sign(secrets: &Secrets, nodes: &[(String, Vec<Certificate>)]) -> Result<()> {
+    let authority = Authority::Cluster;
+    let (key_file, certificate_file) = next(authority);
+    if !begun(secrets, authority) {
+        if !secrets.path(&key_file).exists() || !secrets.path(&certificate_file).exists() {
+            return input::bad("no next authority is announced yet; first `kimg pki rotate ca`");
+        }
+        let _lock = secrets.lock()?;
+        if !secrets.path(&old(authority)).exists() {
+            check_trust(secrets, &certificate_file, authority, nodes)?;
+        }
+        take(secrets, authority)?;
+    }
+    renew_admin(secrets)
+}
+
+/// Has the administrator's certificate signed by the cluster's authority of now, which the API server trusts already.
+fn renew_admin(secrets: &Secrets) -> Result<()> {
+    let new = Known::read(secrets, &Authority::Cluster.certificate_file())?;
+    let signed = show::read(&secrets.path("admin.crt")).ok().and_then(|mut all| all.pop());
+    if signed.is_none_or(|info| info.authority_key_id.replace(':', "").to_lowercase() != new.key_id) {
+        secrets.remove("admin.crt")?;
+        issue::admin(secrets)?;
+    }
+    Ok(())
+}
+
+/// Makes the files of the next one.
+fn make(secrets: &Secrets, authority: Authority, cluster: &str) -> Result<()> {
     let (key_file, certificate_file) = next(authority);
     if !secrets.path(&key_file).exists() && !secrets.path(&old(authority)).exists() {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).with_context(|| format!("making {key_file}"))?;
         secrets.write(&key_file, key.serialize_pem().as_bytes())?;
     }
-    if !secrets.path(&key_file).exists() {
-        return Ok(());
-    }
-    if !secrets.path(&certificate_file).exists() {
+    if secrets.path(&key_file).exists() && !secrets.path(&certificate_file).exists() {
         let certificate = self_signed_params(cluster, authority.stem())
             .self_signed(&secrets.key(&key_file)?)
             .with_context(|| format!("signing {certificate_file}"))?;
         secrets.write(&certificate_file, certificate.pem().as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Puts the next one in its place.
+fn take(secrets: &Secrets, authority: Authority) -> Result<()> {
+    let (key_file, certificate_file) = next(authority);
+    if !secrets.path(&key_file).exists() {
+        return Ok(());
     }
     let now = secrets.read(&authority.certificate_file())?;
     // Where they are one, the run ended between the writes.
@@ -65,7 +149,7 @@ pub fn begin(secrets: &Secrets, authority: Authority, cluster: &str) -> Result<(
 /// Takes the one before out of trust, for the next image. `nodes` have these certificates now.
 ///
 /// # Errors
-/// Bad input: a node does not trust the new one yet.
+/// Bad input: a node does not trust the new one yet, or has something that the one before has signed.
 pub fn finish(secrets: &Secrets, authority: Authority, nodes: &[(String, Vec<Certificate>)]) -> Result<()> {
     let file = authority.certificate_file();
     if !begun(secrets, authority) {
@@ -73,24 +157,119 @@ pub fn finish(secrets: &Secrets, authority: Authority, nodes: &[(String, Vec<Cer
             "there is nothing to finish: secrets/ has one {file} only; the same without --finish begins"
         ));
     }
-    let pem = secrets.read(&file)?;
-    let Ok((_, block)) = x509_parser::pem::parse_x509_pem(pem.as_bytes()) else {
-        return secrets.damaged(&file, "certificate");
-    };
-    let ours: String = hex::encode(Sha256::digest(&block.contents));
+    check_trust(secrets, &file, authority, nodes)?;
+    match authority {
+        Authority::NodeApi => {
+            // All take it by now. One signed by the new authority already is of a run that was interrupted here.
+            secrets.remove("node-api-client.crt")?;
+            issue::node_operator(secrets)?;
+        }
+        Authority::Cluster => {
+            check_leaves(secrets, nodes)?;
+            renew_admin(secrets)?;
+        }
+        Authority::FrontProxy | Authority::Etcd => {}
+    }
+    secrets.remove(&old(authority))
+}
+
+/// Whether all trust the certificate in `file`.
+fn check_trust(
+    secrets: &Secrets,
+    file: &str,
+    authority: Authority,
+    nodes: &[(String, Vec<Certificate>)],
+) -> Result<()> {
+    let ours = Known::read(secrets, file)?.sha256;
+    let place = format!("/config/pki/{}", authority.certificate_file());
     for (node, certificates) in nodes {
-        if !certificates.iter().any(|held| held.file.ends_with(&format!("/config/pki/{file}")) && held.sha256 == ours) {
+        if !certificates.iter().any(|held| held.file.ends_with(&place) && held.sha256 == ours) {
             return input::bad(format!(
-                "{node} does not run an image with the new {file} yet; first `kimg build all` and `kimg roll`"
+                "{node} does not run an image with the new {} yet; first `kimg build all` and `kimg roll`",
+                authority.certificate_file()
             ));
         }
     }
-    if authority == Authority::NodeApi {
-        // All take it by now. One signed by the new authority already is of a run that was interrupted here.
-        secrets.remove("node-api-client.crt")?;
-        issue::node_operator(secrets)?;
+    Ok(())
+}
+
+/// Whether all that nodes show is signed by the cluster's new authority.
+fn check_leaves(secrets: &Secrets, nodes: &[(String, Vec<Certificate>)]) -> Result<()> {
+    let authority = Authority::Cluster;
+    let new = Known::read(secrets, &authority.certificate_file())?;
+    let former = Known::read(secrets, &old(authority))?;
+    for (node, certificates) in nodes {
+        // Both are called the same. Who signed it is told by an image that knows of this.
+        let of_cluster = |held: &&Certificate| {
+            held.issuer == new.subject && held.sha256 != new.sha256 && held.sha256 != former.sha256
+        };
+        if let Some(held) = certificates.iter().filter(of_cluster).find(|held| held.authority_key_id != new.key_id) {
+            return input::bad(format!(
+                "{node} has {} from the authority of before; `kimg build all` and `kimg roll` make what is new (of a \
+                 worker that keeps its disk: `kimg pki rotate node {node}`)",
+                held.file
+            ));
+        }
     }
-    secrets.remove(&old(authority))
+    Ok(())
+}
+
+/// What nodes say of an authority.
+struct Known {
+    subject: String,
+    sha256: String,
+    key_id: String,
+}
+
+impl Known {
+    fn read(secrets: &Secrets, file: &str) -> Result<Known> {
+        let pem = secrets.read(file)?;
+        let read = |block: &Pem| {
+            let certificate = block.parse_x509().ok()?;
+            let key_id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(hex::encode(id.0)),
+                _ => None,
+            });
+            Some(Known {
+                subject: certificate.subject().to_string(),
+                sha256: hash::hex_of(&block.contents),
+                key_id: key_id?,
+            })
+        };
+        let block = x509_parser::pem::parse_x509_pem(pem.as_bytes());
+        block.ok().and_then(|(_, block)| read(&block)).map_or_else(|| secrets.damaged(file, "certificate"), Ok)
+    }
+}
+
+/// What tells a cluster from others of its name: the beginning of the SHA-256 of the public key of its first CA, which
+/// outlives the certificate. None where there is none yet.
+///
+/// # Errors
+/// The certificate cannot be read.
+pub fn fingerprint(secrets: &Secrets) -> Result<Option<String>> {
+    if secrets.path(FINGERPRINT).exists() {
+        let text = secrets.read(FINGERPRINT)?.trim().to_owned();
+        if text.len() != 12 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return secrets.damaged(FINGERPRINT, "fingerprint of 12 hex digits");
+        }
+        return Ok(Some(text));
+    }
+    let file = Authority::Cluster.certificate_file();
+    if !secrets.path(&file).exists() {
+        return Ok(None);
+    }
+    let text = secrets.read(&file)?;
+    let key = x509_parser::pem::parse_x509_pem(text.as_bytes()).ok().and_then(|(_, pem)| {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&pem.contents).ok()?;
+        Some(hash::hex_of(certificate.public_key().raw))
+    });
+    match key {
+        Some(mut sum) => {
+            sum.truncate(12);
+            Ok(Some(sum))
+        }
+        None => secrets.damaged(&file, "certificate"),
+    }
 }
 
 #[cfg(test)]
@@ -105,12 +284,8 @@ mod tests {
         let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).expect("pem");
         vec![Certificate {
             file: format!("/run/kimg/config/pki/{}", authority.certificate_file()),
-            subject: String::new(),
-            issuer: String::new(),
-            sans: vec![],
-            not_before: String::new(),
-            not_after: String::new(),
-            sha256: hex::encode(Sha256::digest(&block.contents)),
+            sha256: hash::hex_of(&block.contents),
+            ..held_nothing()
         }]
     }
 
@@ -143,6 +318,22 @@ mod tests {
         finish(&secrets, authority, &[("m".into(), held(&secrets, authority))]).expect("finished");
         assert_eq!(bundle(&secrets, authority).expect("one"), after);
         authority.issuer(&secrets).expect("key and certificate belong together");
+    }
+
+    #[test]
+    fn etcd_s_authority_is_another_one_at_once() {
+        let dir = tempfile::tempdir().expect("dir");
+        let secrets = Secrets::ensure(&dir.path().join("secrets"), "demo").expect("secrets");
+        let before = secrets.read("etcd-ca.crt").expect("certificate");
+        replace(&secrets, Authority::Etcd, "demo").expect("replaced");
+        let after = secrets.read("etcd-ca.crt").expect("certificate");
+        assert_ne!(after, before);
+        assert_eq!(bundle(&secrets, Authority::Etcd).expect("one"), after);
+        Authority::Etcd.issuer(&secrets).expect("key and certificate belong together");
+        // As a run leaves it that ended before its last write.
+        secrets.write("etcd-ca.old.crt", before.as_bytes()).expect("written");
+        replace(&secrets, Authority::Etcd, "demo").expect("ended");
+        assert_eq!(bundle(&secrets, Authority::Etcd).expect("one"), after);
     }
 
     /// Whether a node whose image was built now lets the operator in with `client`.
@@ -180,5 +371,104 @@ mod tests {
         let now = issue::node_operator(&secrets).expect("client");
         assert!(let_in(&of_both, &ca, &now).await && let_in(&of_new, &ca, &now).await);
         assert!(!let_in(&of_new, &ca, &leaked).await, "the old certificate is still taken");
+    }
+
+    /// A server's certificate of the cluster's authority of now, and what a node says of it.
+    fn leaf(secrets: &Secrets, node: &str) -> (Vec<Certificate>, String) {
+        let signed = issue::issue(
+            secrets,
+            Authority::Cluster,
+            &issue::Subject { user: format!("system:node:{node}"), groups: Vec::new() },
+            time::Duration::days(1),
+        )
+        .expect("signed");
+        (of_pem(&format!("/var/lib/kimg/pki/{node}.crt"), &signed.certificate), signed.certificate)
+    }
+
+    fn of_pem(file: &str, pem: &str) -> Vec<Certificate> {
+        Pem::iter_from_buffer(pem.as_bytes())
+            .map(|block| {
+                let block = block.expect("pem");
+                let certificate = block.parse_x509().expect("certificate");
+                let key_id = certificate.extensions().iter().find_map(|e| match e.parsed_extension() {
+                    ParsedExtension::AuthorityKeyIdentifier(id) => Some(hex::encode(id.key_identifier.as_ref()?.0)),
+                    _ => None,
+                });
+                Certificate {
+                    file: file.into(),
+                    issuer: certificate.issuer().to_string(),
+                    sha256: hash::hex_of(&block.contents),
+                    authority_key_id: key_id.unwrap_or_default(),
+                    ..held_nothing()
+                }
+            })
+            .collect()
+    }
+
+    fn held_nothing() -> Certificate {
+        Certificate {
+            file: String::new(),
+            subject: String::new(),
+            issuer: String::new(),
+            sans: vec![],
+            not_before: String::new(),
+            not_after: String::new(),
+            sha256: String::new(),
+            authority_key_id: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_cluster_s_authority_changes_once_all_trust_it_and_goes_once_it_has_signed_nothing_in_use() {
+        let dir = tempfile::tempdir().expect("dir");
+        let secrets = Secrets::ensure(&dir.path().join("secrets"), "demo").expect("secrets");
+        let authority = Authority::Cluster;
+        let called = fingerprint(&secrets).expect("fingerprint");
+        let first = secrets.read("cluster-ca.crt").expect("certificate");
+        let admin = issue::admin(&secrets).expect("admin");
+        // A node on the image of now, with a certificate by who signs now.
+        let node = |name: &str| {
+            let trusted = of_pem("/run/kimg/config/pki/cluster-ca.crt", &bundle(&secrets, authority).expect("bundle"));
+            [trusted, leaf(&secrets, name).0].concat()
+        };
+        let before = vec![("w".to_string(), node("w"))];
+        assert!(sign(&secrets, &before).expect_err("not announced").to_string().contains("first `kimg pki rotate ca`"));
+
+        assert!(announce(&secrets, "demo").expect("announces"));
+        assert!(announce(&secrets, "demo").expect("once more changes nothing"));
+        let next = secrets.read("cluster-ca.next.crt").expect("certificate");
+        assert_eq!(bundle(&secrets, authority).expect("both"), format!("{first}{next}"));
+        assert_eq!(secrets.read("cluster-ca.crt").expect("certificate"), first, "it signs already");
+        let error = sign(&secrets, &before).expect_err("too early").to_string();
+        assert!(error.contains("w does not run") && error.contains("kimg roll"), "{error}");
+        assert!(finish(&secrets, authority, &before).expect_err("too early").to_string().contains("nothing to finish"));
+        let announced = vec![("w".to_string(), node("w"))];
+
+        // As a run leaves it that ended between its writes.
+        secrets.write("cluster-ca.old.crt", first.as_bytes()).expect("written");
+        secrets.write("cluster-ca.key", secrets.read("cluster-ca.next.key").expect("key").as_bytes()).expect("written");
+        sign(&secrets, &announced).expect("goes on");
+        sign(&secrets, &[]).expect("once more changes nothing");
+        assert!(!announce(&secrets, "demo").expect("it signs"));
+        assert_eq!(bundle(&secrets, authority).expect("both"), format!("{next}{first}"));
+        authority.issuer(&secrets).expect("key and certificate belong together");
+        let renewed = issue::admin(&secrets).expect("admin");
+        assert_ne!(renewed.certificate, admin.certificate);
+
+        // A worker that kept its disk, and one whose image does not say who signed.
+        let trusted = of_pem("/run/kimg/config/pki/cluster-ca.crt", &bundle(&secrets, authority).expect("bundle"));
+        let kept = vec![("w".to_string(), [trusted.clone(), announced[0].1[2..].to_vec()].concat())];
+        let error = finish(&secrets, authority, &kept).expect_err("too early").to_string();
+        assert!(error.contains("w has /var/lib/kimg/pki/w.crt") && error.contains("kimg pki rotate node w"), "{error}");
+        let silent = Certificate { authority_key_id: String::new(), ..node("w").remove(2) };
+        let silent = vec![("w".to_string(), [trusted, vec![silent]].concat())];
+        assert!(finish(&secrets, authority, &silent).is_err(), "nobody knows who signed it");
+        assert!(finish(&secrets, authority, &announced).is_err(), "the image of before");
+
+        let signed = vec![("w".to_string(), node("w"))];
+        finish(&secrets, authority, &signed).expect("finished");
+        assert_eq!(bundle(&secrets, authority).expect("one"), next);
+        assert_eq!(issue::admin(&secrets).expect("admin").certificate, renewed.certificate);
+        assert_eq!(fingerprint(&secrets).expect("fingerprint"), called, "the provider's marks are of another cluster");
     }
 }

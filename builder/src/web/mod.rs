@@ -20,6 +20,8 @@ use crate::pki::ClientCertificate;
 use anyhow::{Context, Result, bail};
 use http::Method;
 use retry::{Pause, Verdict};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::io::{IsTerminal, Read};
 use std::net::ToSocketAddrs;
 use std::path::Path;
@@ -83,11 +85,14 @@ impl Client {
     /// # Errors
     /// One of the certificates cannot be read.
     pub fn of_server(&self, ca: &str, certificate: &ClientCertificate, target: &str) -> Result<Client> {
-        let authority = Certificate::from_pem(ca.as_bytes()).context("reading the authority")?;
+        let authorities = CertificateDer::pem_slice_iter(ca.as_bytes())
+            .map(|one| Ok(Certificate::from_der(&one?).to_owned()))
+            .collect::<Result<Vec<_>, rustls::pki_types::pem::Error>>()
+            .context("reading the authority")?;
         let chain = [Certificate::from_pem(certificate.certificate.as_bytes()).context("reading the certificate")?];
         let key = PrivateKey::from_pem(certificate.key.as_bytes()).context("reading the certificate's key")?;
         let tls = ureq::tls::TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(vec![authority])))
+            .root_certs(RootCerts::Specific(Arc::new(authorities)))
             .client_cert(Some(ClientCert::new_with_certs(&chain, key)))
             .build();
         let config = Client::config(tls, None);

@@ -193,6 +193,9 @@ pub struct Certificate {
     /// SHA-256 of its DER, hex; empty: the node's image does not say it.
     #[serde(default)]
     pub sha256: String,
+    /// Identifier of the key that signed it, hex; empty: it does not say, or the node's image does not.
+    #[serde(default)]
+    pub authority_key_id: String,
 }
 
 /// A pod sandbox as the container runtime knows it.

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         ("an_image_whose_api_server_never_answers_goes_back", mute_master),
         ("a_worker_that_was_killed_is_healed", healed),
         ("a_worker_comes_and_goes_and_no_request_is_lost", scaled),
+        ("another_cluster_ca_takes_over_and_no_request_is_lost", another_ca),
         ("a_cluster_that_was_stopped_starts_with_its_data", stopped),
     ];
     let long = &[
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         "an_image_whose_api_server_never_answers_goes_back",
         "a_worker_that_was_killed_is_healed",
         "a_worker_comes_and_goes_and_no_request_is_lost",
+        "another_cluster_ca_takes_over_and_no_request_is_lost",
         "a_cluster_that_was_stopped_starts_with_its_data",
     ];
     let cluster = settings("roll", 2, "secrets = \"plain\"", "spare-ports = 1");
@@ -329,6 +331,42 @@ fn scaled(cluster: &Cluster) -> Result {
     let after = std::fs::read_to_string(&path).context("reading cluster.toml")?;
     ensure!(after == before, "cluster.toml is another:\n{after}");
     check_whole(cluster)
+}
+
+/// Three times all nodes, while somebody visits and somebody writes; what the old authority has signed is refused at the
+/// end, and whom it has signed is not believed.
+fn another_ca(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    std::fs::copy(cluster.kubeconfig(), cluster.dir.join("before")).context("copying the kubeconfig")?;
+    let by_old = || cluster.kubectl(&["--kubeconfig", "before", "get", "nodes"]);
+    let rotate = |step: &[&str]| cluster.kimg(&[&["pki", "rotate", "ca"], step].concat());
+    for step in [&[][..], &["--sign"], &["--finish"]] {
+        rotate(step)?.success()?;
+        // The next step needs the images of this one.
+        let early = rotate(if step.is_empty() { &["--sign"] } else { &["--finish"] })?;
+        ensure!(early.code == 2, "{step:?}: {}", early.all());
+        cluster.kimg(&["build", "all"])?.success()?;
+        let (visitor, writer) = (Visitor::start(cluster)?, Writer::start(cluster)?);
+        let said = cluster.kimg(&["roll", "--yes", "--settle", "3"])?;
+        let (visits, writes) = (visitor.stop()?, writer.stop()?);
+        ensure!(said.ok && said.out.contains("replaced: master-1, worker-1, worker-2"), "{step:?}: {}", said.all());
+        writes.check_all_there(cluster)?;
+        visits.check_all_seen()?;
+        check_whole(cluster)?;
+        ensure!(by_old()?.ok == step.is_empty(), "{step:?}: {}", by_old()?.all());
+        let logs = cluster.kubectl(&["-n", "shop", "logs", "deployment/web"])?;
+        ensure!(logs.ok, "{step:?}: {}", logs.all());
+    }
+    // Who trusts the new one, and shows what the old one has signed.
+    let admin = std::fs::read_to_string(cluster.kubeconfig()).context("reading the kubeconfig")?;
+    let authority =
+        |text: &str| text.lines().find(|line| line.contains("certificate-authority-data")).map(String::from);
+    let before = std::fs::read_to_string(cluster.dir.join("before")).context("reading the copy")?;
+    let (old, new) = (authority(&before).context("no authority")?, authority(&admin).context("no authority")?);
+    std::fs::write(cluster.dir.join("before"), before.replace(&old, &new)).context("writing the copy")?;
+    let refused = by_old()?;
+    ensure!(!refused.ok && refused.all().contains("Unauthorized"), "{}", refused.all());
+    Ok(())
 }
 
 /// Also what was written right before.

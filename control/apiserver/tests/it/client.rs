@@ -33,7 +33,7 @@ pub fn ca() -> (String, Issuer<'static, KeyPair>) {
     (certificate.pem(), Issuer::new(params, key))
 }
 
-fn leaf(ca: &Issuer<'static, KeyPair>, name: &str, group: Option<&str>, names: &[&str]) -> (String, String) {
+pub fn leaf(ca: &Issuer<'static, KeyPair>, name: &str, group: Option<&str>, names: &[&str]) -> (String, String) {
     let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -184,6 +184,24 @@ impl Cluster {
             .with_client_auth_cert(vec![der], PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap())
             .unwrap();
         (Cluster { tls: Arc::new(tls), ..self.at(self.port) }, fingerprint)
+    }
+
+    /// An administrator with a certificate of this authority, who trusts those of this PEM.
+    pub fn admin_of(&self, authority: &Issuer<'static, KeyPair>, trusts: &str) -> Cluster {
+        let (certificate, key) = leaf(authority, "admin", Some("system:masters"), &[]);
+        let mut roots = rustls::RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(trusts.as_bytes()) {
+            roots.add(root.unwrap()).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+            .unwrap();
+        Cluster { tls: Arc::new(tls), ..self.at(self.port) }
     }
 
     /// The client that `self` becomes when its file of a certificate changes to that of `renewed`: what TLS remembers of

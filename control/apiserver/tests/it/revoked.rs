@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::client::{Cluster, Events};
+use crate::client::{Cluster, Events, ca, leaf};
 
 const MAPS: &str = "/api/v1/namespaces/kube-system/configmaps";
 
@@ -168,5 +168,60 @@ async fn tokens_of_the_key_before_are_taken_until_it_leaves_the_trust() {
     };
     cluster.begin_with(finished).await;
     assert_eq!((code(&cluster, &before).await, code(&cluster, &after).await), (401, 200));
+    cluster.end().await;
+}
+
+/// Three images: the next authority in trust, then signing, then alone. Both are called the same, as a cluster's are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_authority_takes_the_place_of_the_one_before_and_who_trusts_both_is_never_refused() {
+    let files = tempfile::tempdir().unwrap();
+    let ((old_pem, old), (new_pem, new)) = (ca(), ca());
+    for (name, authority) in [("old", &old), ("new", &new)] {
+        let (certificate, key) = leaf(authority, "kube-apiserver", None, &["127.0.0.1"]);
+        std::fs::write(files.path().join(format!("{name}.crt")), certificate).unwrap();
+        std::fs::write(files.path().join(format!("{name}.key")), key).unwrap();
+    }
+    let both = format!("{old_pem}{new_pem}");
+    // Those of before, those of nodes and kubeconfigs in between, those of afterwards.
+    let asked = |cluster: &Cluster| {
+        let clients = [(&old, &old_pem), (&old, &both), (&new, &both), (&new, &new_pem)];
+        let clients = clients.map(|(authority, trusts)| cluster.admin_of(authority, trusts));
+        async move {
+            let mut codes = Vec::new();
+            for client in clients {
+                let answer = client.try_raw("GET", "/api/v1/nodes", &[], "").await;
+                codes.push(answer.map_or(0, |answer| answer.status().as_u16()));
+            }
+            codes
+        }
+    };
+    let image = |signs: &str, trusts: String| {
+        let (certificate, key) = (files.path().join(format!("{signs}.crt")), files.path().join(format!("{signs}.key")));
+        let trusted = files.path().join("trusted.crt");
+        move |config: &mut kube_apiserver::Config| {
+            std::fs::write(&trusted, trusts).unwrap();
+            (config.tls_cert_file, config.tls_private_key_file) = (certificate, key);
+            config.client_ca_file = Some(trusted);
+        }
+    };
+    let mut cluster = Cluster::start_with(image("old", old_pem.clone())).await;
+    assert_eq!(asked(&cluster).await, [200, 200, 401, 0]);
+    cluster.end().await;
+
+    cluster.begin_with(image("old", both.clone())).await;
+    assert_eq!(asked(&cluster).await, [200, 200, 200, 0]);
+    cluster.end().await;
+
+    let signing = format!("{new_pem}{old_pem}");
+    cluster.begin_with(image("new", signing.clone())).await;
+    assert_eq!(asked(&cluster).await, [0, 200, 200, 200]);
+    // What aggregated API servers and webhooks take clients by.
+    let admin = cluster.admin_of(&new, &new_pem);
+    let told = admin.get("/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication").await;
+    assert_eq!(told.expect(200)["data"]["client-ca-file"], signing.as_str());
+    cluster.end().await;
+
+    cluster.begin_with(image("new", new_pem.clone())).await;
+    assert_eq!(asked(&cluster).await, [0, 401, 200, 200]);
     cluster.end().await;
 }

@@ -289,7 +289,9 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, "test CA");
         let certificate = params.self_signed(&key).unwrap();
         let (c, k) = (folder.join("ca.crt"), folder.join("ca.key"));
-        std::fs::write(&c, certificate.pem()).unwrap();
+        // In a rotation the one that signs comes first.
+        let other = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        std::fs::write(&c, certificate.pem() + &other.pem()).unwrap();
         std::fs::write(&k, key.serialize_pem()).unwrap();
         Issuer::load(&c, &k, 1000).unwrap()
     }
