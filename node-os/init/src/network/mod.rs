@@ -1,5 +1,6 @@
 //! The node's own network: interfaces by the plan of the network configuration, DHCP, DNS servers, host name.
 
+mod advertised;
 pub mod dhcp;
 pub mod dhcp6;
 mod files;
@@ -13,6 +14,7 @@ pub mod wire6;
 pub use files::write_etc;
 pub use links::{Links, Nic};
 
+use advertised::Advertised;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use node_metadata::network_config::{Dhcp6, LinkKind, NetworkPlan, NicPlan};
@@ -43,6 +45,8 @@ pub struct Network {
     search: RefCell<Vec<String>>,
     /// DNS servers that DHCP named, by interface.
     dhcp_dns: RefCell<BTreeMap<String, Vec<IpAddr>>>,
+    /// DNS servers that routers advertise.
+    advertised: RefCell<Advertised>,
     clients: RefCell<BTreeMap<String, tokio::task::JoinHandle<()>>>,
     /// Bonds, bridges and VLANs that were made by the plan, the first made first.
     made: RefCell<Vec<Nic>>,
@@ -53,14 +57,21 @@ impl Network {
     pub async fn open() -> Result<Rc<Network>> {
         let links = Links::open()?;
         links.up("lo").await?;
-        Ok(Rc::new(Network {
+        Network::over(links)
+    }
+
+    fn over(links: Links) -> Result<Rc<Network>> {
+        let network = Rc::new(Network {
             links,
             configured_dns: RefCell::default(),
             search: RefCell::default(),
             dhcp_dns: RefCell::default(),
+            advertised: RefCell::default(),
             clients: RefCell::default(),
             made: RefCell::default(),
-        }))
+        });
+        tokio::task::spawn_local(advertised::listen(advertised::open()?, Rc::downgrade(&network)));
+        Ok(network)
     }
 
     /// Brings the interfaces to the plan; waits a bounded time for the first leases.
@@ -131,6 +142,7 @@ impl Network {
             self.links.set_mtu(nic.index, mtu).await?;
         }
         links::accept_advertisements(&name, wanted.accept_ra)?;
+        self.advertised.borrow_mut().heed(nic.index, wanted.accept_ra != Some(false));
         self.links.up_index(nic.index).await.with_context(|| format!("cannot set {name} up"))?;
         for address in &wanted.addresses {
             self.links.add_address(nic.index, *address).await?;
@@ -198,7 +210,8 @@ impl Network {
         }
     }
 
-    /// Ends all DHCP clients, so that better metadata can start from a clean network.
+    /// Ends all DHCP clients, so that better metadata can start from a clean network. What routers have said stays: they
+    /// are not asked again.
     pub async fn reset(&self) -> Result<()> {
         for (_, client) in std::mem::take(&mut *self.clients.borrow_mut()) {
             client.abort();
@@ -210,6 +223,7 @@ impl Network {
         let made = std::mem::take(&mut *self.made.borrow_mut());
         for nic in made.iter().rev() {
             self.links.remove_link(&nic.name).await?;
+            self.advertised.borrow_mut().heed(nic.index, false);
         }
         Ok(())
     }
@@ -226,18 +240,30 @@ impl Network {
     }
 
     fn set_dhcp_dns(&self, interface: &str, servers: Vec<IpAddr>) -> Result<()> {
-        let old = self.dhcp_dns.borrow_mut().insert(interface.to_owned(), servers.clone()).unwrap_or_default();
-        if old == servers { Ok(()) } else { self.write_resolv_conf() }
+        self.change_dns(|network| drop(network.dhcp_dns.borrow_mut().insert(interface.to_owned(), servers)))
+    }
+
+    /// Writes down the servers if `change` has made them others.
+    fn change_dns(&self, change: impl FnOnce(&Network)) -> Result<()> {
+        let old = self.dns_servers();
+        change(self);
+        if old == self.dns_servers() { Ok(()) } else { self.write_resolv_conf() }
+    }
+
+    /// Those of the configuration first, then DHCP's, then the routers' (RFC 8106, 5.3.1).
+    fn dns_servers(&self) -> Vec<IpAddr> {
+        let mut servers = self.configured_dns.borrow().clone();
+        let (dhcp, advertised) = (self.dhcp_dns.borrow(), self.advertised.borrow());
+        for server in dhcp.values().flatten().copied().chain(advertised.servers().map(IpAddr::V6)) {
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
+        servers
     }
 
     fn write_resolv_conf(&self) -> Result<()> {
-        let mut servers = self.configured_dns.borrow().clone();
-        for server in self.dhcp_dns.borrow().values().flatten() {
-            if !servers.contains(server) {
-                servers.push(*server);
-            }
-        }
-        files::write_resolv_conf(&servers, &self.search.borrow())
+        files::write_resolv_conf(&self.dns_servers(), &self.search.borrow())
     }
 }
 

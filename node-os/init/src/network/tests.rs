@@ -27,10 +27,9 @@ fn isolated<F: Future<Output = ()>>(run: impl FnOnce() -> F + Send + 'static) ->
 }
 
 async fn network() -> Rc<Network> {
-    let network = Network::open().await.unwrap();
-    let mut network = Rc::try_unwrap(network).unwrap();
-    network.links.any_ethernet = true;
-    Rc::new(network)
+    let links = Links { any_ethernet: true, ..Links::open().unwrap() };
+    links.up("lo").await.unwrap();
+    Network::over(links).unwrap()
 }
 
 /// A cable whose ends are both here; the near end's address is returned.
@@ -188,6 +187,57 @@ fn link_local_addresses_are_lent_to_one_card_at_a_time() {
         seen.dedup();
         assert_eq!(seen.len(), 2, "both ends of the cable are cards here");
     });
+}
+
+/// Both come from one advertisement: an address by the kernel, and DNS servers.
+#[test]
+fn an_address_and_dns_servers_come_from_a_router() {
+    isolated(|| async {
+        let network = network().await;
+        let near = cable(&network.links, "c0", "p0").await;
+        let router = network.links.by_name("p0").await.unwrap().unwrap();
+        let plan = |accept: bool| {
+            let mac = near.mac_text();
+            let text =
+                format!("version: 2\nethernets: {{a: {{match: {{macaddress: '{mac}'}}, accept-ra: {accept}}}}}\n");
+            network_config::parse(text.as_bytes()).unwrap()
+        };
+        network.apply_links(&plan(true)).await.unwrap();
+        let socket = icmpv6_socket();
+        let everybody = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, router.index);
+        let prefix: Ipv6Addr = "2001:db8:6::".parse().unwrap();
+        let server: Ipv6Addr = "2001:db8:6::53".parse().unwrap();
+        let mut advertisement = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+        advertisement
+            .extend([&[3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0][..], &prefix.octets()].concat());
+        advertisement.extend([&[25, 3, 0, 0, 0, 0, 14, 16][..], &server.octets()].concat());
+        let begin = Instant::now();
+        let has_address =
+            |own: &IpAddr| matches!(own, IpAddr::V6(own) if own.segments()[..4] == prefix.segments()[..4]);
+        while network.dns_servers() != [IpAddr::V6(server)]
+            || !network.addresses().await.unwrap().iter().any(has_address)
+        {
+            assert!(begin.elapsed() < PATIENCE, "{:?}: {:?}", network.dns_servers(), shown(&network, "c0").await);
+            // The router's own address may still be on probation.
+            let _ = rustix::net::sendto(&socket, &advertisement, rustix::net::SendFlags::empty(), &everybody);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        network.reset().await.unwrap();
+        assert_eq!(network.dns_servers(), [IpAddr::V6(server)], "routers are not asked again");
+        network.apply_links(&plan(false)).await.unwrap();
+        assert_eq!(network.dns_servers(), Vec::<IpAddr>::new());
+    });
+}
+
+fn icmpv6_socket() -> std::os::fd::OwnedFd {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with, sockopt};
+    let socket =
+        socket_with(AddressFamily::INET6, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMPV6)).unwrap();
+    // What came over a router is not taken.
+    sockopt::set_ipv6_multicast_hops(&socket, 255).unwrap();
+    // This end of the cable does not hear itself.
+    sockopt::set_ipv6_multicast_loop(&socket, false).unwrap();
+    socket
 }
 
 #[test]
