@@ -16,6 +16,8 @@ const SHORT_WAIT: Duration = Duration::from_millis(1500);
 /// One that is surely wrong is worth waiting for.
 const LONG_WAIT: Duration = Duration::from_secs(15);
 const PERIOD: Duration = Duration::from_secs(1800);
+/// While nobody has confirmed it: names and routes may come after the first question (from routers, say).
+const RETRY: Duration = Duration::from_secs(60);
 const SAVE_PERIOD: Duration = Duration::from_secs(600);
 /// Smaller differences are left alone: a clock that jumps does more harm.
 const TOLERANCE: Duration = Duration::from_millis(400);
@@ -71,19 +73,20 @@ async fn keep(machine: Shared, servers: Vec<String>) {
     let mut since_sync = PERIOD;
     loop {
         if !servers.is_empty() && since_sync >= PERIOD {
-            since_sync = Duration::ZERO;
             let asked = servers.clone();
             match tokio::task::spawn_blocking(move || synchronise(&asked)).await {
                 Ok(Ok(_)) => {
-                    machine.update(|status| status.warnings.retain(|warning| !warning.starts_with(UNCONFIRMED)))
+                    since_sync = Duration::ZERO;
+                    machine.update(|status| status.warnings.retain(|warning| !warning.starts_with(UNCONFIRMED)));
                 }
                 Ok(Err(error)) => machine.warn(format!("{UNCONFIRMED}: {error:#}")),
                 Err(error) => tracing::warn!("asking for the time was interrupted: {error}"),
             }
         }
         save();
-        sleep(SAVE_PERIOD).await;
-        since_sync += SAVE_PERIOD;
+        let pause = if servers.is_empty() || since_sync < PERIOD { SAVE_PERIOD } else { RETRY };
+        sleep(pause).await;
+        since_sync += pause;
     }
 }
 
