@@ -80,14 +80,16 @@ impl Client {
 
     async fn until_final(&self, request: &Request) -> Result<Answer, SourceError> {
         let begin = Instant::now();
-        let mut attempt = 0;
+        // What has too much to do is there: its wishes do not wear out the patience with its faults.
+        let (mut put_off, mut failed) = (0, 0);
         loop {
             let trouble = match self.attempt(request).await {
                 Ok(answer) => return Ok(answer),
                 Err(trouble) => trouble,
             };
-            attempt += 1;
-            match pause(&trouble, attempt, begin.elapsed(), self.patience) {
+            let attempt = if matches!(trouble, Trouble::Busy(..)) { &mut put_off } else { &mut failed };
+            *attempt += 1;
+            match pause(&trouble, *attempt, begin.elapsed(), self.patience) {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(final_error(trouble, &request.url)),
             }

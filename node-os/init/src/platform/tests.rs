@@ -167,6 +167,86 @@ fn a_busy_server_is_asked_again_and_its_wish_is_heard() {
     assert_eq!(server.count(), 3);
 }
 
+/// What a server does in a machine's first seconds, one thing after the other: none makes the next one final.
+#[test]
+fn first_seconds_of_every_kind_are_waited_for() {
+    let moods: [&[&str]; 7] = [
+        &["closed", "closed"],
+        &["silent"],
+        &["429", "429", "429", "429"],
+        &["503", "closed", "503", "closed"],
+        &["429", "503", "silent"],
+        &["cut", "408", "425", "cut"],
+        &["410", "500", "502", "504"],
+    ];
+    for moods in moods {
+        let server = Server::start(Box::new(|asked, stream| match moods.get(asked.before).copied() {
+            None => answer(stream, 200, "", "ok"),
+            Some("closed") => {}
+            Some("silent") => std::thread::sleep(Duration::from_millis(700)),
+            Some("cut") => drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\ncut")),
+            Some(status) => answer(stream, status.parse().unwrap(), "Retry-After: 0\r\n", ""),
+        }));
+        let outcome = client(server.address).send(&get("http://x/")).map(|answer| answer.body);
+        assert_eq!(outcome, Ok(b"ok".to_vec()), "{moods:?}");
+        assert_eq!(server.count(), moods.len() + 1, "{moods:?}");
+    }
+}
+
+/// A date (RFC 9110, 10.2.3), a wish that nobody grants, and nonsense.
+#[test]
+fn a_wish_that_is_no_number_is_as_good_as_none() {
+    for wish in ["Fri, 31 Dec 1999 23:59:59 GMT", "-1", "soon", "99999999999999999999"] {
+        let server = Server::start(Box::new(move |asked, stream| match asked.before {
+            0 => answer(stream, 429, &format!("Retry-After: {wish}\r\n"), ""),
+            _ => answer(stream, 200, "", "ok"),
+        }));
+        assert_eq!(client(server.address).send(&get("http://x/")).map(|answer| answer.status), Ok(200), "{wish}");
+    }
+}
+
+/// Every document but the first may be missing.
+#[test]
+fn optional_documents_may_be_missing() {
+    let servers: [(&str, &str, &str); 5] = [
+        ("DigitalOcean", "/metadata/v1.json", r#"{"droplet_id": 7, "interfaces": {}}"#),
+        ("Hetzner", "/hetzner/v1/metadata", "instance-id: 7\n"),
+        ("Vultr", "/v1.json", r#"{"instance-v2-id": "7"}"#),
+        ("Scaleway", "/conf?format=json", r#"{"id": "7", "zone": "fr-par-1"}"#),
+        ("UpCloud", "/metadata/v1.json", r#"{"instance_id": "7"}"#),
+    ];
+    for (vendor, path, document) in servers {
+        let server = Server::start(Box::new(move |asked, stream| {
+            if asked.line == format!("GET {path} HTTP/1.1") {
+                answer(stream, 200, "", document);
+            } else {
+                answer(stream, 404, "", "<html>not found</html>");
+            }
+        }));
+        match read(vendor, &server) {
+            Ok(Some(found)) => {
+                assert_eq!((found.instance_id.as_deref(), found.user_data), (Some("7"), None), "{vendor}")
+            }
+            // Scaleway's user-data are asked for from a low port.
+            Err(SourceError::Absent(why)) if why.contains("ermission") => println!("skipped: {vendor}: {why}"),
+            other => panic!("{vendor}: {other:?}"),
+        }
+    }
+}
+
+/// What DMI rules out is not asked, and without a provider's DMI nothing is.
+#[test]
+fn a_machine_of_nobody_s_asks_no_server() {
+    let vm = |dmi| Vm { dmi, client: client("127.0.0.1:9".parse().unwrap()) };
+    let promised = |dmi| {
+        let vm = vm(dmi);
+        let here = sources::all().into_iter().filter(|source| source.detect(&vm) && !source.reach(&vm).is_empty());
+        here.map(|source| source.name()).collect::<Vec<_>>()
+    };
+    assert_eq!(promised(("sys_vendor", "QEMU")), Vec::<&str>::new());
+    assert_eq!(promised(("sys_vendor", "Hetzner")), ["hetzner"]);
+}
+
 #[test]
 fn a_server_that_stays_busy_is_given_up_on_with_its_status() {
     let server = Server::start(Box::new(|_, stream| answer(stream, 503, "Retry-After: 60\r\n", "")));
