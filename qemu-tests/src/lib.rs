@@ -5,6 +5,7 @@
 
 pub mod apiserver;
 pub mod bundle;
+pub mod cables;
 pub mod cluster;
 pub mod debian;
 pub mod guest;

@@ -291,6 +291,20 @@ impl Machine<'_> {
         self.spec.macs.clone()
     }
 
+    /// The folder in which its cables' sockets are.
+    pub fn folder(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Pulls the cable of one of QEMU's network devices out, or plugs it in.
+    ///
+    /// # Errors
+    /// QEMU does not do so.
+    pub fn plug(&self, device: &str, up: bool) -> Result<()> {
+        let link = serde_json::json!({"name": device, "up": up});
+        qmp::execute(&self.dir.join(&self.spec.node), "qmp.sock", "set_link", Some(link)).map(drop)
+    }
+
     /// User-data for it, with a token of its own.
     ///
     /// # Errors

@@ -116,7 +116,7 @@ pub fn ipv4(mac: Mac, to: Mac, own: Ipv4Addr, target: Ipv4Addr, protocol: u8, pa
     ethernet(mac, to, ETHERTYPE_IPV4, &packet)
 }
 
-fn ethernet(mac: Mac, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ethernet(mac: Mac, to: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(14 + payload.len().max(46));
     frame.extend(to.0);
     frame.extend(mac.0);
@@ -206,7 +206,7 @@ fn pseudo_header(own: Ipv4Addr, target: Ipv4Addr, protocol: u8, length: usize) -
 }
 
 /// The Internet checksum (RFC 1071); every part but the last has an even length.
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let mut sum: u32 = words.map(|w| u32::from(w[0]) << 8 | u32::from(w.get(1).copied().unwrap_or(0))).sum();
     while sum > 0xffff {

@@ -8,6 +8,7 @@ mod boot;
 mod disks;
 mod installer;
 mod memory;
+mod networks;
 mod plug;
 mod secure;
 mod sources;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         boot::tests(),
         disks::tests(),
         sources::tests(),
+        networks::tests(),
         installer::tests(),
         plug::tests(),
         memory::tests(),
