@@ -2,6 +2,7 @@
 //! As at a provider, a metadata server at 169.254.169.254 tells it who it is; the test
 //! writes what that server says, at any time, and may say in the firmware which provider it is.
 
+mod dump;
 mod leash;
 
 use self::leash::Leash;
@@ -12,6 +13,7 @@ use kimg::local::state::State;
 use kimg::local::{Accel, console, disk, process::Process, state, switch};
 use kimg::seed::{self, Interface};
 use node_metadata::Role;
+use node_metadata::sources::WIRE_SERVER;
 use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -20,6 +22,12 @@ use std::process::{Child, Command, Stdio};
 const DISK_MIB: u32 = 2048;
 const MEMORY_MIB: u32 = 512;
 const SERVER: &str = include_str!("server.sh");
+/// Folder of the metadata server, in the machine's.
+const DOCUMENTS: &str = "documents";
+/// What was on the cable to the metadata server, in the machine's folder.
+const DUMP: &str = "nat.pcap";
+/// Folder of Azure's server for agents, among the documents.
+const WIRE: &str = "wire";
 
 /// Whose machine it is: what its firmware says.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +38,8 @@ pub struct Platform<'a> {
     pub chassis: Option<&'a str>,
     /// Where its metadata server is; DHCP gives the card beside it an address of the same /24.
     pub server: Ipv4Addr,
+    /// Whether Azure's server for agents is there too, whose documents lie in `wire/`.
+    pub wire_server: bool,
     /// Whether the card beside it leads to the world, by this machine's network.
     pub routed: bool,
     /// What is on the cable to the switch.
@@ -50,7 +60,24 @@ pub enum Lan {
 impl<'a> Platform<'a> {
     /// One that its system's strings tell.
     pub fn new(system: &'a str) -> Platform<'a> {
-        Platform { system, chassis: None, server: Ipv4Addr::new(169, 254, 169, 254), routed: true, lan: Lan::Plain }
+        let server = Ipv4Addr::new(169, 254, 169, 254);
+        Platform { system, chassis: None, server, wire_server: false, routed: true, lan: Lan::Plain }
+    }
+
+    /// The network in which its servers are, as QEMU takes it: its own servers are within.
+    fn network(&self) -> String {
+        if self.wire_server {
+            // The least that holds both.
+            return "168.0.0.0/7".to_owned();
+        }
+        let [a, b, c, _] = self.server.octets();
+        format!("{a}.{b}.{c}.0/24")
+    }
+
+    /// The address that DHCP gives the card beside its server: QEMU's choice.
+    pub fn lease(&self) -> Ipv4Addr {
+        let [a, b, c, _] = self.server.octets();
+        if self.wire_server { Ipv4Addr::new(168, 0, 2, 15) } else { Ipv4Addr::new(a, b, c, 15) }
     }
 }
 
@@ -60,6 +87,8 @@ pub struct Guest {
     qemu: Child,
     /// Its folder in `run/`.
     dir: PathBuf,
+    /// Where its metadata server is.
+    server: Ipv4Addr,
     /// Port on 127.0.0.1 that leads to its node API.
     node_port: u16,
     /// How long the console was when the server last said something new.
@@ -117,8 +146,8 @@ impl Guest {
         let name = switch::spare(spare);
         let dir = run.join(&name);
         end_leftover(&dir)?;
-        let folder = dir.join("documents");
-        for stale in [&folder, &dir.join("requests"), &dir.join("console.log")] {
+        let folder = dir.join(DOCUMENTS);
+        for stale in [&folder, &dir.join("console.log")] {
             // What is not there is no fault; what cannot be removed shows when it is written.
             let _ = if stale.is_dir() { std::fs::remove_dir_all(stale) } else { std::fs::remove_file(stale) };
         }
@@ -161,7 +190,7 @@ impl Guest {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", qemu::PROGRAM))?;
-        Ok(Guest { qemu, dir, node_port, heard: Cell::new(0), _leash: leash })
+        Ok(Guest { qemu, dir, server: platform.server, node_port, heard: Cell::new(0), _leash: leash })
     }
 
     /// From now on the server says this.
@@ -170,7 +199,7 @@ impl Guest {
     /// The document cannot be written.
     pub fn tell(&self, user_data: &[u8]) -> Result<()> {
         self.heard.set(self.console()?.len());
-        let (fresh, place) = (self.dir.join("fresh"), self.dir.join("documents/user-data"));
+        let (fresh, place) = (self.dir.join("fresh"), self.dir.join(DOCUMENTS).join("user-data"));
         std::fs::write(&fresh, user_data).and_then(|()| std::fs::rename(&fresh, &place)).context("writing user-data")
     }
 
@@ -234,8 +263,24 @@ impl Guest {
 
     /// The paths that its metadata server was asked for so far.
     pub fn requests(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.dir.join("requests")).unwrap_or_default();
+        let text = std::fs::read_to_string(self.dir.join(DOCUMENTS).join("requests")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// What Azure's server for agents was asked for, and what was sent along with all that.
+    pub fn reports(&self) -> (Vec<String>, String) {
+        let read = |name| std::fs::read_to_string(self.dir.join(DOCUMENTS).join(WIRE).join(name)).unwrap_or_default();
+        (read("requests").lines().map(str::to_owned).collect(), read("posted"))
+    }
+
+    /// The addresses from which its metadata server was asked, each once, the first first.
+    ///
+    /// # Errors
+    /// What was on the cable cannot be read.
+    pub fn asked_from(&self) -> Result<Vec<Ipv4Addr>> {
+        let file = self.dir.join(DUMP);
+        let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        Ok(dump::connections_to(self.server, 80, &bytes))
     }
 }
 
@@ -256,11 +301,17 @@ fn title(cluster: &str, name: &str) -> String {
 /// the machine.
 fn with_metadata_server(mut arguments: Vec<String>, name: &str, platform: Platform<'_>) -> Result<Vec<String>> {
     change(&mut arguments, "serial=ds=nocloud", platform.system)?;
-    let [a, b, c, _] = platform.server.octets();
-    let server = format!("guestfwd=tcp:{}:80-cmd:/bin/sh {name}/server.sh", platform.server);
+    let serve =
+        |address: Ipv4Addr, folder: &str| format!("guestfwd=tcp:{address}:80-cmd:/bin/sh {name}/server.sh {folder}");
+    let mut servers = serve(platform.server, DOCUMENTS);
+    if platform.wire_server {
+        servers = format!("{servers},{}", serve(WIRE_SERVER, &format!("{DOCUMENTS}/{WIRE}")));
+    }
     let restrict = if platform.routed { "off" } else { "on" };
-    let net = format!("user,id=nat,restrict={restrict},net={a}.{b}.{c}.0/24,{server}");
+    let net = format!("user,id=nat,restrict={restrict},net={},{servers}", platform.network());
     change(&mut arguments, "user,id=nat", &net)?;
+    let dump = format!("filter-dump,id=dump,netdev=nat,maxlen=128,file={name}/{DUMP}");
+    arguments.extend(["-object".to_owned(), dump]);
     let beside = match platform.lan {
         Lan::Plain => None,
         Lan::Dhcp(address) => {

@@ -58,6 +58,7 @@ const LONG: &[&str] = &[
     "a_google_machine_wakes_up_and_joins",
     "an_openstack_server_without_ipv4_metadata_wakes_up_and_joins",
     "a_hetzner_server_without_ipv4_metadata_wakes_up_and_joins",
+    "a_server_whose_metadata_are_slow_to_come_wakes_up_and_joins",
 ];
 
 fn main() -> ExitCode {

@@ -3,6 +3,7 @@
 
 use super::joining::{GUEST, GUEST_ADDRESS, end, good_user_data, token};
 use anyhow::{Context, ensure};
+use node_metadata::sources::Reach;
 use qemu_tests::cluster::run_in;
 use qemu_tests::guest::{Guest, Lan, Platform};
 use qemu_tests::{Cluster, Result, wait};
@@ -24,6 +25,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("a_google_machine_wakes_up_and_joins", gcp),
     ("an_openstack_server_without_ipv4_metadata_wakes_up_and_joins", openstack_over_ipv6),
     ("a_hetzner_server_without_ipv4_metadata_wakes_up_and_joins", hetzner_over_ipv6),
+    ("a_server_whose_metadata_are_slow_to_come_wakes_up_and_joins", slow),
 ];
 
 const SPARE: u8 = 2;
@@ -33,24 +35,54 @@ struct Wanted {
     provider_id: &'static str,
     labels: &'static [(&'static str, &'static str)],
     external: Option<&'static str>,
+    /// How its metadata server is reached.
+    way: Reach,
 }
 
-/// Boots the machine, waits until its Node is Ready and compares.
+/// Boots the machine, waits until its Node is Ready and compares; its server was asked the one way that is the right one.
 fn joins(cluster: &Cluster, platform: Platform<'_>, documents: &[(&str, String)], wanted: &Wanted) -> Result {
+    wakes(cluster, platform, documents, wanted, |_| Ok(()), |guest| asked_by(guest, platform, wanted.way))
+}
+
+/// What is done `at_first`, while the machine boots, and what is looked at `at_last`, when it has joined.
+fn wakes(
+    cluster: &Cluster,
+    platform: Platform<'_>,
+    documents: &[(&str, String)],
+    wanted: &Wanted,
+    at_first: impl FnOnce(&Guest) -> Result,
+    at_last: impl FnOnce(&Guest) -> Result,
+) -> Result {
     end();
     let guest = Guest::boot_as(cluster, SPARE, platform, documents)?;
-    let node = wait::until(&format!("the Node {GUEST} to be Ready"), wait::scale(90), || {
-        let node = cluster.json(&["get", "node", GUEST])?;
-        let conditions = node["status"]["conditions"].as_array().context("no conditions")?;
-        let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
-        Ok(ready.then_some(node))
+    let node = at_first(&guest).and_then(|()| {
+        wait::until(&format!("the Node {GUEST} to be Ready"), wait::scale(90), || {
+            let node = cluster.json(&["get", "node", GUEST])?;
+            let conditions = node["status"]["conditions"].as_array().context("no conditions")?;
+            let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
+            Ok(ready.then_some(node))
+        })
     });
-    let outcome = node.with_context(|| last_words(&guest)).and_then(|node| compare(&node, wanted));
+    let outcome = node.and_then(|node| compare(&node, wanted)).and_then(|()| at_last(&guest));
+    let outcome = outcome.with_context(|| last_words(&guest));
     drop(guest);
     cluster.k(&["delete", "node", GUEST, "--ignore-not-found"])?;
     // With it the next machine would be taken for one that takes a live node's name.
     cluster.k(&["-n", "kube-node-lease", "delete", "lease", GUEST, "--ignore-not-found"])?;
     outcome
+}
+
+/// Over the link: from an address of the machine's own, before it had asked for one. Else from DHCP's.
+fn asked_by(guest: &Guest, platform: Platform<'_>, way: Reach) -> Result {
+    let (from, lease) = (guest.asked_from()?, platform.lease());
+    let right = match (way, from.as_slice()) {
+        // Later it has an address, too, from which it looks whether its token is still the same.
+        (Reach::LinkLocal, [first, ..]) => first.is_link_local() && *first != lease,
+        (Reach::Dhcp, [one]) => *one == lease,
+        _ => false,
+    };
+    ensure!(right, "the metadata server was asked from {from:?}, DHCP gives {lease}, and {way:?} is wanted");
+    Ok(())
 }
 
 fn last_words(guest: &Guest) -> String {
@@ -76,8 +108,21 @@ fn compare(node: &Value, wanted: &Wanted) -> Result {
 /// The server is asked over the link, before there is an address, and has too much to do at first.
 fn hetzner(cluster: &Cluster) -> Result {
     let mut documents = hetzner_documents(cluster)?.to_vec();
-    documents.push(("busy", "2".to_owned()));
+    documents.push(("moods", "429\n503\n".to_owned()));
     joins(cluster, Platform::new(HETZNER), &documents, &HETZNER_NODE)
+}
+
+/// One thing after the other goes wrong in its first seconds; the node looks again until it knows all.
+fn slow(cluster: &Cluster) -> Result {
+    let mut documents = hetzner_documents(cluster)?.to_vec();
+    let moods = ["closed", "closed", "closed", "slow", "429", "silent", "503", "closed", "503"];
+    documents.push(("moods", moods.join("\n")));
+    let all_came = |guest: &Guest| {
+        let asked = guest.requests();
+        ensure!(asked.len() > moods.len(), "the server was asked only for {asked:?}");
+        Ok(())
+    };
+    wakes(cluster, Platform::new(HETZNER), &documents, &HETZNER_NODE, |_| Ok(()), all_came)
 }
 
 const HETZNER: &str = "manufacturer=Hetzner,serial=4711";
@@ -85,6 +130,7 @@ const HETZNER_NODE: Wanted = Wanted {
     provider_id: "hcloud://4711",
     labels: &[("topology.kubernetes.io/region", "fsn1"), ("topology.kubernetes.io/zone", "fsn1-dc14")],
     external: Some("203.0.113.7"),
+    way: Reach::LinkLocal,
 };
 
 fn hetzner_documents(cluster: &Cluster) -> Result<[(&'static str, String); 2]> {
@@ -118,6 +164,7 @@ fn digitalocean(cluster: &Cluster) -> Result {
         provider_id: "digitalocean://2756294",
         labels: &[("topology.kubernetes.io/region", "fra1")],
         external: Some("169.254.169.15"),
+        way: Reach::LinkLocal,
     };
     let documents = [("metadata/v1.json", document.to_string())];
     joins(cluster, Platform::new("manufacturer=DigitalOcean,serial=2756294"), &documents, &wanted)
@@ -154,6 +201,7 @@ fn ec2(cluster: &Cluster) -> Result {
             ("node.kubernetes.io/instance-type", "t3.micro"),
         ],
         external: Some("203.0.113.9"),
+        way: Reach::Dhcp,
     };
     let smbios = "manufacturer=Amazon EC2,uuid=ec2e1916-9099-7caf-fd21-012345abcdef";
     joins(cluster, Platform::new(smbios), &documents, &wanted)
@@ -177,6 +225,7 @@ fn vultr(cluster: &Cluster) -> Result {
         provider_id: "vultr://29bea708-2e6e-480a-90ad-0e6b5d5ad62f",
         labels: &[("topology.kubernetes.io/region", "ewr")],
         external: Some("203.0.113.10"),
+        way: Reach::Dhcp,
     };
     let documents = [("v1.json", document.to_string())];
     joins(cluster, Platform::new("manufacturer=Vultr,serial=42506325"), &documents, &wanted)
@@ -198,6 +247,7 @@ fn upcloud(cluster: &Cluster) -> Result {
         provider_id: "upcloud:////00322b68-0096-4042-9406-faad61922128",
         labels: &[("topology.kubernetes.io/region", "fi-hel2"), ("topology.kubernetes.io/zone", "fi-hel2")],
         external: Some("203.0.113.11"),
+        way: Reach::Dhcp,
     };
     let documents = [("metadata/v1.json", document.to_string())];
     joins(cluster, Platform::new("manufacturer=UpCloud"), &documents, &wanted)
@@ -229,12 +279,13 @@ fn oracle(cluster: &Cluster) -> Result {
             ("node.kubernetes.io/instance-type", "VM.Standard.E2.1.Micro"),
         ],
         external: None,
+        way: Reach::Dhcp,
     };
     let platform = Platform { chassis: Some("OracleCloud.com"), ..Platform::new("manufacturer=QEMU") };
     joins(cluster, platform, &documents, &wanted)
 }
 
-/// Nobody hears there that the machine is ready, which keeps it from nothing.
+/// The wire server, which is not there at once and knows its agents by a header, hears that the machine is ready.
 fn azure(cluster: &Cluster) -> Result {
     let [lan, nat] = Guest::macs(cluster, SPARE)?;
     let plain = |mac: &str| mac.replace(':', "").to_ascii_uppercase();
@@ -249,6 +300,9 @@ fn azure(cluster: &Cluster) -> Result {
                 {"privateIpAddress": GUEST_ADDRESS.to_string()}], "subnet": [{"address": "10.77.0.0", "prefix": "24"}]}},
         ]},
     });
+    let goal_state = "<?xml version=\"1.0\" encoding=\"utf-8\"?><GoalState><Version>2012-11-30</Version>\
+        <Incarnation>3</Incarnation><Container><ContainerId>c0ffee</ContainerId><RoleInstanceList><RoleInstance>\
+        <InstanceId>worker-3-role</InstanceId><State>Started</State></RoleInstance></RoleInstanceList></Container></GoalState>";
     let documents = [
         ("metadata/instance?api-version=2021-08-01&extended=true", instance.to_string()),
         (
@@ -256,6 +310,10 @@ fn azure(cluster: &Cluster) -> Result {
             good_user_data(GUEST, &token(cluster, GUEST, 600)?),
         ),
         ("secret", "Metadata: true\n".to_owned()),
+        ("wire/secret", "X-Ms-Version: 2012-11-30\n".to_owned()),
+        ("wire/moods", "410\n".to_owned()),
+        ("wire/machine/?comp=goalstate", goal_state.to_owned()),
+        ("wire/machine?comp=health", String::new()),
     ];
     let wanted = Wanted {
         provider_id: "azure:///subscriptions/8d10da13/resourceGroups/my-group/providers/Microsoft.Compute/virtualMachines/worker-3",
@@ -265,10 +323,29 @@ fn azure(cluster: &Cluster) -> Result {
             ("node.kubernetes.io/instance-type", "Standard_B1s"),
         ],
         external: Some("203.0.113.12"),
+        way: Reach::Dhcp,
     };
-    let platform =
-        Platform { chassis: Some("7783-7084-3265-9085-8269-3286-77"), ..Platform::new("manufacturer=Microsoft") };
-    joins(cluster, platform, &documents, &wanted)
+    let platform = Platform {
+        chassis: Some("7783-7084-3265-9085-8269-3286-77"),
+        wire_server: true,
+        ..Platform::new("manufacturer=Microsoft")
+    };
+    let reported = |guest: &Guest| {
+        asked_by(guest, platform, wanted.way)?;
+        let (asked, posted) = guest.reports();
+        let ways = ["/machine/?comp=goalstate", "/machine/?comp=goalstate", "/machine?comp=health"];
+        ensure!(asked == ways, "the wire server was asked for {asked:?}");
+        for part in [
+            "<GoalStateIncarnation>3<",
+            "<ContainerId>c0ffee<",
+            "<InstanceId>worker-3-role<",
+            "<Health><State>Ready</State></Health>",
+        ] {
+            ensure!(posted.contains(part), "the ready report has no {part}: {posted}");
+        }
+        Ok(())
+    };
+    wakes(cluster, platform, &documents, &wanted, |_| Ok(()), reported)
 }
 
 fn openstack(cluster: &Cluster) -> Result {
@@ -281,6 +358,7 @@ fn openstack(cluster: &Cluster) -> Result {
         provider_id: OPENSTACK_ID,
         labels: &[("topology.kubernetes.io/zone", "nova"), ("node.kubernetes.io/instance-type", "m1.small")],
         external: Some("198.51.100.7"),
+        way: Reach::Dhcp,
     };
     joins(cluster, Platform::new(OPENSTACK), &documents, &wanted)
 }
@@ -325,6 +403,7 @@ fn linode(cluster: &Cluster) -> Result {
         provider_id: "linode://4242",
         labels: &[("topology.kubernetes.io/region", "us-iad"), ("node.kubernetes.io/instance-type", "g6-nanode-1")],
         external: Some("203.0.113.14"),
+        way: Reach::Dhcp,
     };
     let platform = Platform { lan: Lan::Only([0xf2, 0x3c]), ..Platform::new("manufacturer=Akamai,serial=4242") };
     joins(cluster, platform, &documents, &wanted)
@@ -349,6 +428,7 @@ fn scaleway(cluster: &Cluster) -> Result {
             ("node.kubernetes.io/instance-type", "DEV1-S"),
         ],
         external: Some("203.0.113.15"),
+        way: Reach::Dhcp,
     };
     let platform = Platform {
         server: Ipv4Addr::new(169, 254, 42, 42),
@@ -372,6 +452,7 @@ fn exoscale(cluster: &Cluster) -> Result {
         provider_id: "exoscale://4b81c1a4-0b06-4e0e-9d8b-1c2d3e4f5a6b",
         labels: &[("topology.kubernetes.io/region", "ch-gva-2"), ("node.kubernetes.io/instance-type", "standard.tiny")],
         external: Some("203.0.113.16"),
+        way: Reach::Dhcp,
     };
     let platform = Platform { lan: Lan::Dhcp(GUEST_ADDRESS), ..Platform::new("product=Exoscale Compute Platform") };
     joins(cluster, platform, &documents, &wanted)
@@ -406,14 +487,19 @@ fn gcp(cluster: &Cluster) -> Result {
             ("node.kubernetes.io/instance-type", "e2-micro"),
         ],
         external: Some("203.0.113.17"),
+        way: Reach::Dhcp,
     };
     let smbios = "product=Google Compute Engine,serial=GoogleCloud-F7E0";
     joins(cluster, Platform { lan: Lan::Dhcp(GUEST_ADDRESS), ..Platform::new(smbios) }, &documents, &wanted)
 }
 
 fn openstack_over_ipv6(cluster: &Cluster) -> Result {
-    let wanted =
-        Wanted { provider_id: OPENSTACK_ID, labels: &[("topology.kubernetes.io/zone", "nova")], external: None };
+    let wanted = Wanted {
+        provider_id: OPENSTACK_ID,
+        labels: &[("topology.kubernetes.io/zone", "nova")],
+        external: None,
+        way: Reach::LinkLocal,
+    };
     joins_over_ipv6(cluster, OPENSTACK, &openstack_documents(cluster)?, &wanted)
 }
 
@@ -448,7 +534,7 @@ fn joins_over_ipv6(cluster: &Cluster, system: &str, documents: &[(&str, String)]
         .map(drop)
         .and_then(|()| {
             let platform = Platform { server: Ipv4Addr::new(169, 254, 42, 42), routed: false, ..Platform::new(system) };
-            joins(cluster, platform, &[], wanted)
+            wakes(cluster, platform, &[], wanted, |_| Ok(()), |_| Ok(()))
         })
         .with_context(|| format!("the server says: {:?}", cluster.k(&["logs", "metadata"])));
     cluster.k(&["delete", "pod/metadata", "secret/metadata", "--wait"])?;
