@@ -10,7 +10,7 @@ use crate::{Cluster, Output};
 use anyhow::{Context, Result, bail, ensure};
 use kimg::local::qemu::{self, Bus, Disk, VmSpec};
 use kimg::local::state::State;
-use kimg::local::{Accel, console, disk, process::Process, state, switch};
+use kimg::local::{Accel, console, disk, process::Process, qmp, state, switch};
 use kimg::seed::{self, Interface};
 use node_metadata::Role;
 use node_metadata::sources::WIRE_SERVER;
@@ -281,6 +281,17 @@ impl Guest {
         let file = self.dir.join(DUMP);
         let bytes = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
         Ok(dump::connections_to(self.server, 80, &bytes))
+    }
+
+    /// Pulls the cable to its metadata server out, or plugs it in.
+    ///
+    /// # Errors
+    /// QEMU does not do so.
+    pub fn plug(&self, up: bool) -> Result<()> {
+        let link = serde_json::json!({"name": "nat", "up": up});
+        crate::wait::until("QEMU to take commands", crate::wait::scale(10), || {
+            qmp::execute(&self.dir, "qmp.sock", "set_link", Some(link.clone())).map(|_| Some(()))
+        })
     }
 }
 

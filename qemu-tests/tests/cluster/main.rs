@@ -59,6 +59,7 @@ const LONG: &[&str] = &[
     "an_openstack_server_without_ipv4_metadata_wakes_up_and_joins",
     "a_hetzner_server_without_ipv4_metadata_wakes_up_and_joins",
     "a_server_whose_metadata_are_slow_to_come_wakes_up_and_joins",
+    "a_server_that_is_plugged_in_late_wakes_up_and_joins",
 ];
 
 fn main() -> ExitCode {

@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("an_openstack_server_without_ipv4_metadata_wakes_up_and_joins", openstack_over_ipv6),
     ("a_hetzner_server_without_ipv4_metadata_wakes_up_and_joins", hetzner_over_ipv6),
     ("a_server_whose_metadata_are_slow_to_come_wakes_up_and_joins", slow),
+    ("a_server_that_is_plugged_in_late_wakes_up_and_joins", plugged_in_late),
 ];
 
 const SPARE: u8 = 2;
@@ -123,6 +124,20 @@ fn slow(cluster: &Cluster) -> Result {
         Ok(())
     };
     wakes(cluster, Platform::new(HETZNER), &documents, &HETZNER_NODE, |_| Ok(()), all_came)
+}
+
+/// A card without a carrier, and nobody on the other one: there is no way to a server until the cable is in.
+fn plugged_in_late(cluster: &Cluster) -> Result {
+    let plug_in_late = |guest: &Guest| {
+        guest.plug(false)?;
+        wait::until("the node to say that it has no metadata", wait::scale(60), || {
+            Ok(guest.news()?.contains("no answer of a metadata server").then_some(()))
+        })?;
+        ensure!(guest.requests().is_empty(), "without a cable it was asked for {:?}", guest.requests());
+        guest.plug(true)
+    };
+    let documents = hetzner_documents(cluster)?;
+    wakes(cluster, Platform::new(HETZNER), &documents, &HETZNER_NODE, plug_in_late, |_| Ok(()))
 }
 
 const HETZNER: &str = "manufacturer=Hetzner,serial=4711";
