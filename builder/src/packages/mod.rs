@@ -6,6 +6,8 @@ pub mod index;
 mod program;
 pub mod release;
 pub mod resolve;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod version;
 
 pub use program::{fetch_program, fetch_tree};
@@ -123,8 +125,7 @@ fn mirror_and_offers(
 fn offers_from(client: &ureq::Agent, root: &str, suite: &str, now: jiff::Timestamp) -> Result<Vec<index::Offer>> {
     let base = format!("{root}/dists/{suite}");
     let signed = download::get(client, &format!("{base}/InRelease"), RELEASE_LIMIT)?;
-    let release = release::verify(std::str::from_utf8(&signed).context("InRelease is not text")?)?;
-    release.check(suite, now)?;
+    let release = release::verify(std::str::from_utf8(&signed).context("InRelease is not text")?, suite, now)?;
     let path = format!("{COMPONENT}/binary-amd64/Packages.xz");
     let (sha256, size) =
         release.files.get(&path).with_context(|| format!("the Release file of {suite} lists no {path}"))?;

@@ -20,14 +20,13 @@ pub struct Release {
     /// Codename it says of itself, e.g. `trixie-security`.
     pub codename: String,
     /// `Valid-Until`, where given.
-    pub valid_until: Option<jiff::Timestamp>,
+    valid_until: Option<jiff::Timestamp>,
     /// Index file → (SHA-256, size).
     pub files: BTreeMap<String, (String, u64)>,
 }
 
 impl Release {
-    /// Whether it is that of `suite`, and still valid.
-    pub fn check(&self, suite: &str, now: jiff::Timestamp) -> Result<()> {
+    fn check(&self, suite: &str, now: jiff::Timestamp) -> Result<()> {
         if self.codename != suite {
             bail!("the Release file is that of {}, not of {suite}", self.codename);
         }
@@ -42,16 +41,24 @@ impl Release {
     }
 }
 
-/// Verifies and reads an InRelease file.
-pub fn verify(armored: &str) -> Result<Release> {
-    let text = verified_text(armored)?;
-    parse(&text)
+/// Reads an InRelease file, which must be signed, that of `suite`, and still valid.
+pub fn verify(armored: &str, suite: &str, now: jiff::Timestamp) -> Result<Release> {
+    let release = parse(&verified_text(armored)?)?;
+    release.check(suite, now)?;
+    Ok(release)
+}
+
+fn keys() -> Result<Vec<SignedPublicKey>> {
+    let keys =
+        KEYS.iter().map(|bytes| SignedPublicKey::from_bytes(*bytes).context("reading a compiled-in archive key"));
+    #[cfg(test)]
+    let keys = keys.chain([Ok(super::testing::KEY.to_public_key())]);
+    keys.collect()
 }
 
 fn verified_text(armored: &str) -> Result<String> {
     let (message, _) = CleartextSignedMessage::from_string(armored).context("the answer is no signed Release file")?;
-    for bytes in KEYS {
-        let key = SignedPublicKey::from_bytes(bytes).context("reading a compiled-in archive key")?;
+    for key in keys()? {
         if message.verify(&key).is_ok() || key.public_subkeys.iter().any(|sub| message.verify(&sub.key).is_ok()) {
             return Ok(message.signed_text());
         }
@@ -86,18 +93,53 @@ fn parse_date(text: &str) -> Result<jiff::Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{KEY, new_key, signed};
     use super::*;
 
+    const TEXT: &str = "Codename: trixie\nValid-Until: Thu, 26 Nov 2026 02:12:54 UTC\nSHA256:\n aa 12 main/x\n";
+
+    fn at(text: &str) -> jiff::Timestamp {
+        text.parse().unwrap()
+    }
+
+    /// The error of a file that is asked for in time.
+    fn refused(armored: &str) -> String {
+        verify(armored, "trixie", at("2026-11-26T00:00:00Z")).unwrap_err().to_string()
+    }
+
     #[test]
-    fn the_compiled_in_keys_are_readable() {
-        for bytes in KEYS {
-            SignedPublicKey::from_bytes(bytes).unwrap();
-        }
+    fn what_a_known_key_signed_is_taken() {
+        let release = verify(&signed(TEXT, &KEY), "trixie", at("2026-11-26T02:12:54Z")).unwrap();
+        assert_eq!(release.files["main/x"], ("aa".to_string(), 12));
     }
 
     #[test]
     fn an_unsigned_file_is_refused() {
-        assert!(verify("Origin: Debian\n").is_err());
+        assert_eq!(refused("Origin: Debian\n"), "the answer is no signed Release file");
+        assert_eq!(refused(TEXT), "the answer is no signed Release file");
+    }
+
+    #[test]
+    fn an_altered_file_and_that_of_a_foreign_key_are_refused() {
+        let by = |key| signed(TEXT, key);
+        let good = by(&KEY);
+        for (from, to) in
+            [(" aa 12", " ab 12"), (" aa 12", " aa 13"), ("02:12:54", "03:12:54"), ("trixie\n", "trixie\nSuite: x\n")]
+        {
+            let altered = good.replacen(from, to, 1);
+            assert_ne!(altered, good);
+            assert!(refused(&altered).contains("not signed by a Debian archive key"), "{to}");
+        }
+        assert!(refused(&by(&new_key())).contains("not signed by a Debian archive key"));
+        // Nothing that stands around the signed text is read.
+        let more = TEXT.replace(" aa", " bb");
+        for around in
+            [format!("{}{good}", signed(&more, &new_key())), format!("{more}\n{good}"), format!("{good}\n{more}")]
+        {
+            if let Ok(taken) = verify(&around, "trixie", at("2026-11-26T00:00:00Z")) {
+                assert_eq!(taken.files["main/x"].0, "aa");
+            }
+        }
     }
 
     /// The layout of RFC 4880 is right, and the signature says nothing of ours.
@@ -105,24 +147,21 @@ mod tests {
     fn a_signature_that_is_none_is_refused() {
         let text = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nCodename: trixie\n\
                     -----BEGIN PGP SIGNATURE-----\n\niHUEABYKAB0WIQQ=\n-----END PGP SIGNATURE-----\n";
-        assert!(verify(text).is_err());
+        assert!(refused(text).starts_with("the"));
     }
 
     #[test]
     fn an_old_release_file_and_that_of_another_suite_are_refused() {
-        let release = parse("Codename: trixie\nValid-Until: Thu, 26 Nov 2026 02:12:54 UTC\nSHA256:\n").unwrap();
-        let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
-        release.check("trixie", at("2026-11-26T02:12:54Z")).unwrap();
-        let error = release.check("trixie", at("2026-11-26T02:12:55Z")).unwrap_err().to_string();
+        let verify = |suite, moment| verify(&signed(TEXT, &KEY), suite, at(moment));
+        let error = verify("trixie", "2026-11-26T02:12:55Z").unwrap_err().to_string();
         assert!(error.contains("valid until 2026-11-26T02:12:54Z") && error.contains("snapshot"), "{error}");
-        let error = release.check("trixie-security", at("2026-01-01T00:00:00Z")).unwrap_err().to_string();
+        let error = verify("trixie-security", "2026-01-01T00:00:00Z").unwrap_err().to_string();
         assert!(error.contains("that of trixie, not of trixie-security"), "{error}");
     }
 
     #[test]
     fn sums_and_dates_are_read() {
-        let release =
-            parse("Codename: trixie\nValid-Until: Thu, 26 Nov 2026 02:12:54 UTC\nSHA256:\n aa 12 main/x\n").unwrap();
+        let release = parse(TEXT).unwrap();
         assert_eq!(release.files["main/x"], ("aa".to_string(), 12));
         assert_eq!(release.valid_until.unwrap().to_string(), "2026-11-26T02:12:54Z");
     }
