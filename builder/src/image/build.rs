@@ -19,6 +19,7 @@ use crate::input;
 use crate::lock::{Lock, LockedPackage};
 use crate::manifests;
 use crate::oci::{self, source};
+use crate::packages::index::Offer;
 use crate::packages::resolve::Wish;
 use crate::packages::{self, Mirrors};
 use crate::pki::secure_boot::EnrolmentFile;
@@ -116,16 +117,21 @@ pub fn mirrors(settings: &Settings) -> Mirrors {
     Mirrors { main: settings.packages.mirror.clone(), security: settings.packages.security_mirror.clone() }
 }
 
-/// The packages of all images of this cluster, as the mirrors have them now.
-pub fn make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
+/// What the mirrors offer: now, or at the moment that they show.
+pub fn offers(settings: &Settings, progress: &Progress) -> Result<Vec<Offer>> {
+    let now = settings.packages.snapshot.unwrap_or_else(jiff::Timestamp::now);
+    packages::offers(&mirrors(settings), now, progress)
+}
+
+/// The packages of all images of this cluster, out of what the mirrors offer.
+pub fn make_lock(settings: &Settings, offers: &[Offer]) -> Result<Lock> {
     let images = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).images);
     let mut wishes = source::wishes(images.map(PathBuf::as_path))?;
     let packages = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).packages);
     let named_in = settings.dir.join(config::FILE_NAME).display().to_string();
     let wish = |p: &PackageRecipe| Wish { name: p.name.clone(), follow: p.follow.clone(), named_in: named_in.clone() };
     wishes.extend(packages.map(wish));
-    let now = settings.packages.snapshot.unwrap_or_else(jiff::Timestamp::now);
-    crate::lock::make(&mirrors(settings), wishes, now, progress)
+    crate::lock::make(offers, wishes)
 }
 
 /// Builds the images of `roles`.
@@ -783,7 +789,7 @@ fn read_or_make_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
     if settings.dir.join(crate::lock::FILE).exists() {
         return Lock::read(&settings.dir);
     }
-    let lock = make_lock(settings, progress)?;
+    let lock = make_lock(settings, &offers(settings, progress)?)?;
     lock.write(&settings.dir)?;
     Ok(lock)
 }

@@ -37,18 +37,14 @@ pub struct LockArgs {
 /// Takes the current package versions into `kimg.lock`.
 pub fn lock(args: &LockArgs, settings: &Settings) -> Result<ExitCode> {
     if args.check {
-        let old = Lock::read(&settings.dir)?;
-        let new = build::make_lock(settings, &Progress::new())?;
-        let urgent = lock::security_updates(&old, &new);
-        for line in &urgent {
+        let (lines, pressing) = check_lock(settings)?;
+        for line in lines {
             println!("{line}");
         }
-        let others = lock::changes(Some(&old), &new).len() - urgent.len();
-        println!("{} security updates, {others} other changes; `kimg lock` takes them", urgent.len());
-        return Ok(if urgent.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        return Ok(if pressing { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
     let old = Lock::read(&settings.dir).ok();
-    let new = build::make_lock(settings, &Progress::new())?;
+    let new = build::make_lock(settings, &build::offers(settings, &Progress::new())?)?;
     let changes = lock::changes(old.as_ref(), &new);
     for line in &changes {
         println!("{line}");
@@ -62,6 +58,18 @@ pub fn lock(args: &LockArgs, settings: &Settings) -> Result<ExitCode> {
     println!("{}: {} packages, {}", lock::FILE, new.packages.len(), mib(size));
     next(&format!("{} build all{}", program(), dir_flag(settings)));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `kimg lock --check` says, and whether the security archive has newer versions.
+fn check_lock(settings: &Settings) -> Result<(Vec<String>, bool)> {
+    let old = Lock::read(&settings.dir)?;
+    let offers = build::offers(settings, &Progress::new())?;
+    let new = build::make_lock(settings, &offers)?;
+    let mut lines = lock::security_updates(&old, &offers);
+    let urgent = lines.len();
+    let others = lock::changes(Some(&old), &new).len() - urgent;
+    lines.push(format!("{urgent} security updates, {others} other changes; `kimg lock` takes them"));
+    Ok((lines, urgent > 0))
 }
 
 /// What `kimg build` builds.
@@ -379,7 +387,55 @@ pub fn mib(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::image::testing::{self, Fixture};
+    use crate::packages::RELEASE;
+    use crate::packages::testing::Mirror;
     use serde_json::json;
+
+    #[test]
+    fn a_newer_security_version_is_named_and_presses() {
+        let (dir, mirror) = (tempfile::tempdir().unwrap(), Mirror::start());
+        let mut wishes = crate::image::recipe::all_wishes().unwrap();
+        wishes.extend(crate::oci::source::wishes([]).unwrap());
+        // More versions of crun stand where they are given.
+        let publish = |suite: &str, until: &str, more: &[(&str, &str)]| {
+            let all = wishes.iter().filter(|_| suite == RELEASE).map(|wish| (wish.name.as_str(), "1.0"));
+            mirror.publish(suite, until, &all.chain(more.iter().copied()).collect::<Vec<_>>());
+        };
+        let settings = |more: &str| {
+            let text = format!(
+                "name = \"demo\"\nnodes = [{{ name = \"m\", role = \"master\" }}]\n\
+                 [packages]\nmirror = \"{0}\"\nsecurity-mirror = \"{0}\"\n{more}",
+                mirror.url()
+            );
+            config::parse(Path::new("cluster.toml"), &text, dir.path()).unwrap()
+        };
+        let settings_now = settings("");
+        let (far, check) = ("2100-01-01T00:00:00Z", LockArgs { dry_run: false, check: true });
+        publish(RELEASE, far, &[]);
+        assert_eq!(lock(&LockArgs { dry_run: false, check: false }, &settings_now).unwrap(), ExitCode::SUCCESS);
+        let written = std::fs::read(dir.path().join(lock::FILE)).unwrap();
+        let says = |settings: &Settings| {
+            let (lines, pressing) = check_lock(settings).unwrap();
+            let code = lock(&check, settings).unwrap();
+            assert_eq!(code == ExitCode::FAILURE, pressing);
+            (lines.join("\n"), pressing)
+        };
+        let none = "0 security updates, 0 other changes; `kimg lock` takes them";
+        assert_eq!(says(&settings_now), (none.to_string(), false));
+        publish("trixie-updates", far, &[("crun", "1.1")]);
+        assert_eq!(says(&settings_now), (none.replace("0 other", "1 other"), false));
+        publish("trixie-security", far, &[("crun", "1.0.1"), ("not-ours", "7")]);
+        let one = "crun 1.0 → 1.0.1\n1 security updates, 0 other changes; `kimg lock` takes them";
+        assert_eq!(says(&settings_now), (one.to_string(), true));
+        // Nothing was written by looking.
+        assert_eq!(std::fs::read(dir.path().join(lock::FILE)).unwrap(), written);
+
+        // A snapshot's Release files are out of date today, and were not at its moment.
+        publish("trixie-security", "2020-01-08T00:00:00Z", &[("crun", "1.0.1")]);
+        let error = format!("{:#}", lock(&check, &settings_now).unwrap_err());
+        assert!(error.contains("trixie-security was valid until 2020-01-08T00:00:00Z only"), "{error}");
+        assert_eq!(says(&settings("snapshot = \"2020-01-02T00:00:00Z\"\n")), (one.to_string(), true));
+    }
 
     #[test]
     fn vulnerabilities_are_those_of_the_bill_beside_the_image() {

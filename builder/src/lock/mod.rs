@@ -3,8 +3,8 @@
 use crate::cache::{self, hash};
 use crate::image::recipe;
 use crate::input::{self, BadInput};
-use crate::packages::{self, Mirrors, resolve, version};
-use crate::progress::Progress;
+use crate::packages::index::Offer;
+use crate::packages::{self, resolve, version};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
@@ -121,12 +121,11 @@ impl Lock {
     }
 }
 
-/// Resolves the packages of all recipes, and `more`, against the mirrors as they are now.
-pub fn make(mirrors: &Mirrors, more: Vec<resolve::Wish>, now: jiff::Timestamp, progress: &Progress) -> Result<Lock> {
+/// Resolves the packages of all recipes, and `more`, against what the mirrors offer.
+pub fn make(offers: &[Offer], more: Vec<resolve::Wish>) -> Result<Lock> {
     let mut wishes = recipe::all_wishes()?;
     wishes.extend(more);
-    let offers = packages::offers(mirrors, now, progress)?;
-    let catalog = resolve::Catalog::new(&offers);
+    let catalog = resolve::Catalog::new(offers);
     let chosen = resolve::resolve(&catalog, &wishes)?;
     let packages = chosen
         .into_values()
@@ -166,15 +165,17 @@ pub fn changes(old: Option<&Lock>, new: &Lock) -> Vec<String> {
     lines
 }
 
-/// What the security archive has newer than the lock file, one line each.
-pub fn security_updates(old: &Lock, new: &Lock) -> Vec<String> {
-    let newer = |package: &&LockedPackage| {
-        let was = old.packages.iter().find(|p| p.name == package.name)?;
-        let later = version::compare(&package.version, &was.version) == Ordering::Greater;
-        (later && package.suite.ends_with("-security"))
-            .then(|| format!("{} {} → {}", package.name, was.version, package.version))
+/// What the security archive has newer than the lock file, one line each. A point release takes security's versions
+/// over and may have later ones, so that what a new lock file would name need not be the security archive's.
+pub fn security_updates(lock: &Lock, offers: &[Offer]) -> Vec<String> {
+    let secure: Vec<Offer> = offers.iter().filter(|offer| offer.suite.ends_with("-security")).cloned().collect();
+    let catalog = resolve::Catalog::new(&secure);
+    let newer = |package: &LockedPackage| {
+        let offer = catalog.newest(&package.name)?;
+        (version::compare(&offer.version, &package.version) == Ordering::Greater)
+            .then(|| format!("{} {} → {}", package.name, package.version, offer.version))
     };
-    new.packages.iter().filter_map(|package| newer(&package)).collect()
+    lock.packages.iter().filter_map(newer).collect()
 }
 
 #[cfg(test)]
@@ -220,10 +221,23 @@ mod tests {
     #[test]
     fn only_newer_versions_of_the_security_archive_press() {
         let old = lock(vec![package("a", "1.9", &[]), package("b", "1", &[]), package("c", "2", &[])]);
-        let mut new = lock(vec![package("a", "1.10", &[]), package("b", "2", &[]), package("c", "1", &[])]);
-        new.packages[0].suite = "trixie-security".into();
-        new.packages[2].suite = "trixie-security".into();
-        assert_eq!(security_updates(&old, &new), ["a 1.9 → 1.10"]);
+        let offer = |suite: &str, name: &str, version: &str| {
+            let text =
+                format!("Package: {name}\nVersion: {version}\nArchitecture: all\nSize: 1\nSHA256: 00\nFilename: x");
+            crate::packages::index::parse_packages(suite, &text).unwrap().remove(0)
+        };
+        let mut offers = vec![
+            offer("trixie-security", "a", "1.10"),
+            offer("trixie", "b", "2"),
+            offer("trixie-security", "c", "1"),
+            offer("trixie-security", "d", "1"),
+        ];
+        assert_eq!(security_updates(&old, &offers), ["a 1.9 → 1.10"]);
+        // The next point release has it, too, or a later one.
+        offers.push(offer("trixie", "a", "1.10"));
+        assert_eq!(security_updates(&old, &offers), ["a 1.9 → 1.10"]);
+        offers.insert(0, offer("trixie", "a", "1.11"));
+        assert_eq!(security_updates(&old, &offers), ["a 1.9 → 1.10"]);
     }
 
     #[test]

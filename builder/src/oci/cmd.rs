@@ -105,7 +105,7 @@ pub fn run(args: &ImageArgs, cluster: &dyn Fn() -> Result<Settings>) -> Result<(
         if settings.dir.join(crate::lock::FILE).exists() {
             Lock::read(&settings.dir)
         } else {
-            build::make_lock(&settings, &progress)
+            build::make_lock(&settings, &build::offers(&settings, &progress)?)
         }
     };
     let memory = cache::sums_dir()?;

@@ -57,6 +57,11 @@ impl<'a> Catalog<'a> {
         Catalog { newest, providers }
     }
 
+    /// The newest offer of a name.
+    pub fn newest(&self, name: &str) -> Option<&'a Offer> {
+        self.newest.get(name).copied()
+    }
+
     fn find(&self, dependency: &Dependency) -> Option<&'a Offer> {
         if let Some(offer) = self.newest.get(dependency.name.as_str()) {
             let fits = dependency.bound.as_ref().is_none_or(|(op, v)| version::satisfies(&offer.version, op, v));
