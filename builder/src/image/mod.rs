@@ -23,7 +23,7 @@ pub mod root;
 pub mod sources;
 pub mod squashfs;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod toolbox;
 pub mod tree;
 pub mod treemap;

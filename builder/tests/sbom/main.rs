@@ -1,6 +1,6 @@
 //! The SBOM in both forms, judged by independent validators from PyPI.
 //!
-//! Needs Python and its packages; `make test` runs it. Where they cannot be had the test says so and fails.
+//! Needs Python and its packages; `make test-long PART=sbom` runs it. Where they cannot be had the test says so and fails.
 
 use kimg::image::components::Component;
 use kimg::image::root::BakedImage;

@@ -42,7 +42,10 @@ fn token(call: &Call, world: &mut World) -> Reply {
     assert!(part(1)["iss"] == "kimg@p" && iat >= 1_800_000_000 && exp - iat <= 3600);
     assert_eq!(part(1)["aud"], format!("http://{}/token", call.header("host")));
     world.token += 1;
-    Reply::json(200, &json!({"access_token": format!("t{}", world.token), "expires_in": 3599, "token_type": "Bearer"}))
+    Reply::json(
+        200,
+        &json!({"access_token": format!("t0ken-{}", world.token), "expires_in": 3599, "token_type": "Bearer"}),
+    )
 }
 
 pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
@@ -52,7 +55,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
     if call.method == "PUT" {
         return piece(call, world);
     }
-    if call.header("authorization") != format!("Bearer t{}", world.token) {
+    if call.header("authorization") != format!("Bearer t0ken-{}", world.token) {
         return Reply::new(401);
     }
     if let Some(path) = call.path.strip_prefix("/compute/v1/projects/p/global/") {

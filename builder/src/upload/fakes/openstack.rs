@@ -14,9 +14,9 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
         let endpoints = json!([{"interface": "public", "region": "R1", "url": url},
             {"interface": "internal", "region": "R1", "url": "http://inside"}]);
         let token = json!({"token": {"catalog": [{"type": "image", "endpoints": endpoints}]}});
-        return Reply::json(201, &token).header("x-subject-token", &format!("t{}", world.token));
+        return Reply::json(201, &token).header("x-subject-token", &format!("t0ken-{}", world.token));
     }
-    if call.header("x-auth-token") != format!("t{}", world.token) {
+    if call.header("x-auth-token") != format!("t0ken-{}", world.token) {
         return Reply::new(401);
     }
     let shown = |(id, image): (&String, &Image)| {
