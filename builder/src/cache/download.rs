@@ -235,7 +235,7 @@ fn transfer(url: &str, partial: &Path, size: u64, bar: &ProgressBar, open: &Open
         // What is here is no beginning of what is there.
         416 => {
             file.set_len(0)?;
-            bail!("{url} is shorter than {have} bytes");
+            bail!("{url} has no more than {have} of {size} bytes");
         }
         status => return Err(Answered { url: url.to_string(), status }.into()),
     }
