@@ -13,6 +13,11 @@ mod server;
 mod tools;
 
 use anyhow::{Context, Result, ensure};
+use kimg::cache::hash;
+use kimg::disk::{self, config_part};
+use kimg::image::manifest::{self, FileSum, Manifest};
+use kimg::image::output::Format;
+use kimg::oci::artifact::NODE_IMAGE;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use server::{Server, Setup};
 use std::path::{Path, PathBuf};
@@ -28,6 +33,7 @@ const TESTS: &[(&str, &[Tool], Test)] = &[
     ("a_base_at_a_registry_is_built_on", &[Tool::Skopeo], a_base_at_a_registry),
     ("a_password_and_an_own_authority", &[], a_password_and_an_own_authority),
     ("what_oras_pushes_is_pulled", &[Tool::Oras], what_oras_pushes),
+    ("a_node_image_is_pulled_by_others", &[Tool::Oras, Tool::Skopeo], a_node_image_is_pulled_by_others),
 ];
 
 /// Name, what it needs, and the test in a folder of its own.
@@ -270,5 +276,65 @@ fn what_oras_pushes(bench: &Bench) -> Result<()> {
     bench.kimg(&format!("push notes {place}/copy:1"))?;
     bench.tool(Tool::Oras, &format!("pull --plain-http {place}/copy:1 --output copied"))?;
     ensure!(std::fs::read(bench.path("copied/note.txt"))? == b"n", "what oras pulled");
+    Ok(())
+}
+
+/// A folder as `kimg build` leaves it, with a disk that has partitions and CONFIG but boots nothing.
+fn build(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let (root, raw) = (dir.join("root"), dir.join(Format::Raw.file()));
+    std::fs::write(&root, vec![1; 8192])?;
+    let files = ["cluster.json", "secrets.sealed"].map(|name| (name.into(), (0o600, b"{}".to_vec())));
+    let parts = disk::Parts {
+        boot_img: &[0; 512],
+        esp_files: &[],
+        root: &root,
+        verity: &root,
+        root_hash: [1; 32],
+        config: &config_part::encode(&files.into())?,
+    };
+    disk::write(&raw, &parts, b"core")?;
+    let packed = dir.join(Format::RawZst.file());
+    Format::RawZst.write(&raw, &packed)?;
+    let manifest = serde_json::json!({
+        "version": "1", "cluster": "c", "role": "master", "root-hash": "01".repeat(32), "kernel": "",
+        "command-line": "", "secrets": "sealed", "inputs": "", "partitions": {}, "packages": {}, "components": [],
+        "files": {Format::RawZst.file(): FileSum::of(&packed)?},
+    });
+    serde_json::from_value::<Manifest>(manifest)?.write(dir)
+}
+
+fn a_node_image_is_pulled_by_others(bench: &Bench) -> Result<()> {
+    let server = Server::start(&Setup::default())?;
+    let name = format!("{}/nodes/master:7", server.authority());
+    bench.kimg("init .")?;
+    build(&bench.path("build/master"))?;
+    let pushed = digest(&bench.kimg(&format!("push master {name}"))?)?;
+    let same = |folder: &str| -> Result<()> {
+        for file in [Format::RawZst.file(), manifest::FILE] {
+            let read = |dir: &str| std::fs::read(bench.path(dir).join(file));
+            ensure!(read(folder)? == read("build/master")?, "{folder}/{file} is another");
+        }
+        Ok(())
+    };
+    bench.tool(Tool::Oras, &format!("pull --plain-http {name} --output by-oras"))?;
+    same("by-oras")?;
+    bench.kimg(&format!("pull {name} --output by-kimg"))?;
+    same("by-kimg")?;
+    let raw = bench.tool(Tool::Skopeo, &format!("inspect --raw --tls-verify=false docker://{name}"))?;
+    let seen: serde_json::Value = serde_json::from_str(&raw)?;
+    ensure!(seen["artifactType"] == NODE_IMAGE && seen["annotations"]["io.kimg.role"] == "master", "{raw}");
+    ensure!(pushed == format!("sha256:{}", hash::hex_of(raw.as_bytes())), "{pushed}");
+    // Bytes for bytes, whatever they are of.
+    bench
+        .tool(Tool::Skopeo, &format!("--insecure-policy copy --src-tls-verify=false docker://{name} dir:by-skopeo"))?;
+    let layers = seen["layers"].as_array().context("no layers")?;
+    for layer in layers {
+        let (file, sum) = (layer["annotations"]["org.opencontainers.image.title"].as_str(), layer["digest"].as_str());
+        let (file, sum) = (file.context("no name")?, sum.context("no digest")?.trim_start_matches("sha256:"));
+        let copied = std::fs::read(bench.path("by-skopeo").join(sum))?;
+        ensure!(copied == std::fs::read(bench.path("build/master").join(file))?, "{file}");
+    }
+    ensure!(layers.len() == 2, "{raw}");
     Ok(())
 }
