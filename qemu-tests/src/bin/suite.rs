@@ -55,6 +55,7 @@ const PARTS: &[Part] = &[
         Some(&["registry", "--", "--include-ignored", "--skip", "glance", "--skip", "keystone"]),
         &["registry", "--", "--include-ignored"],
     ),
+    both("extensions", RELEASE, &["extensions", "--", "--include-ignored"]),
     both("signatures", RELEASE, &["signatures", "--", "--include-ignored"]),
     both("faults", RELEASE, &["faults", "--", "--include-ignored"]),
     part("secrets", RELEASE, None, &["secrets", "--", "--include-ignored"]),
