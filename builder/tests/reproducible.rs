@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const CLUSTER: &str = "name = \"twice\"\nsecrets = \"plain\"\n\
+/// How the keys of masters are kept.
+const FORMS: [&str; 2] = ["secrets = \"plain\"\n", "secrets = \"sealed\"\n"];
+const CLUSTER: &str = "name = \"twice\"\n\
     nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n\
     [image]\nsecure-boot = true\n";
 const FILES: [&str; 11] = [
@@ -59,7 +61,7 @@ fn the_same_input_gives_the_same_bytes() {
     let base = tempfile::tempdir().expect("folder");
     let (one, two) = (base.path().join("one"), base.path().join("another folder"));
     std::fs::create_dir(&one).expect("folder");
-    std::fs::write(one.join("cluster.toml"), CLUSTER).expect("cluster.toml");
+    std::fs::write(one.join("cluster.toml"), format!("{}{CLUSTER}", FORMS[0])).expect("cluster.toml");
     run(&one, "umask 022", "lock");
     run(&one, "umask 022; export LC_ALL=C TZ=UTC", BUILD);
     // The same cluster elsewhere: its description, its lock file and its keys.
@@ -73,14 +75,28 @@ fn the_same_input_gives_the_same_bytes() {
     run(&two, "export XDG_CACHE_HOME=$PWD/../cache", "cache import ../bundle.tar");
     let surroundings = "umask 077; export XDG_CACHE_HOME=$PWD/../cache LC_ALL=C.UTF-8 TZ=Asia/Tokyo SOURCE_DATE_EPOCH=5; taskset -p 1 $$ >&2 || true";
     run(&two, surroundings, BUILD);
+    compare(&one, &two);
+    let again = run(&one, ":", BUILD);
+    assert_eq!(again.matches("unchanged").count(), 2, "{again}");
+    // Sealed by the same key they are the same as well; only the disks are made anew.
+    let in_clear = std::fs::read(one.join("build/master/disk.raw.zst")).expect("read");
+    for dir in [&one, &two] {
+        std::fs::write(dir.join("cluster.toml"), format!("{}{CLUSTER}", FORMS[1])).expect("cluster.toml");
+    }
+    run(&one, "umask 022", BUILD);
+    run(&two, surroundings, BUILD);
+    compare(&one, &two);
+    assert!(std::fs::read(one.join("build/master/disk.raw.zst")).expect("read") != in_clear, "nothing was sealed");
+}
+
+/// Every file of both images is the same in both folders.
+fn compare(one: &Path, two: &Path) {
     for role in ["master", "worker"] {
         for file in FILES {
             let read = |dir: &Path| std::fs::read(dir.join("build").join(role).join(file)).expect("read");
-            assert!(read(&one) == read(&two), "{role}/{file} differs");
+            assert!(read(one) == read(two), "{role}/{file} differs");
         }
     }
-    let again = run(&one, ":", BUILD);
-    assert_eq!(again.matches("unchanged").count(), 2, "{again}");
 }
 
 /// With nothing but the keys, the manifest and an export: no mirror, no lock file, no cluster.toml of then.
@@ -92,8 +108,8 @@ fn an_image_comes_back_after_everything_moved_on() {
     std::fs::create_dir(&then).expect("folder");
     let extensions = "[image.files]\n\"/etc/motd\" = \"motd\"\n\
         [image.worker]\nmodules = [\"dm-crypt\"]\nkernel-args = [\"panic=7\"]\n";
-    std::fs::write(then.join("cluster.toml"), format!("manifests = [\"own.yaml\"]\n{CLUSTER}{extensions}"))
-        .expect("cluster.toml");
+    let description = format!("manifests = [\"own.yaml\"]\n{}{CLUSTER}{extensions}", FORMS[1]);
+    std::fs::write(then.join("cluster.toml"), description).expect("cluster.toml");
     std::fs::write(then.join("motd"), "hello\n").expect("motd");
     std::fs::write(then.join("own.yaml"), "apiVersion: v1\nkind: Namespace\nmetadata: {name: own}\n")
         .expect("manifest");
@@ -102,16 +118,15 @@ fn an_image_comes_back_after_everything_moved_on() {
 
     copy(&then.join("secrets"), &now.join("secrets"));
     std::fs::set_permissions(now.join("secrets"), std::fs::Permissions::from_mode(0o700)).expect("mode");
-    let elsewhere =
-        format!("{CLUSTER}[packages]\nmirror = \"http://127.0.0.1:9\"\nsecurity-mirror = \"http://127.0.0.1:9\"\n");
+    let elsewhere = format!(
+        "{}{CLUSTER}[packages]\nmirror = \"http://127.0.0.1:9\"\nsecurity-mirror = \"http://127.0.0.1:9\"\n",
+        FORMS[1]
+    );
     std::fs::write(now.join("cluster.toml"), elsewhere).expect("cluster.toml");
     let cache = "export XDG_CACHE_HOME=$PWD/../cache";
     run(&now, cache, "cache import ../bundle.tar");
     for role in ["master", "worker"] {
         run(&now, cache, &format!("build --from-manifest ../then/build/{role}/manifest.json"));
-        for file in FILES {
-            let read = |dir: &Path| std::fs::read(dir.join("build").join(role).join(file)).expect("read");
-            assert!(read(&then) == read(&now), "{role}/{file} differs");
-        }
     }
+    compare(&then, &now);
 }
