@@ -103,14 +103,23 @@ pub fn s3rver() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Keystone and Glance of the Python index, in an environment of their own: its folder; fetched once for each list of
-/// packages.
+/// Keystone and Glance.
 pub fn openstack() -> Result<PathBuf> {
+    python("openstack", "requirements.txt", "Keystone and Glance")
+}
+
+/// moto, which stands in for AWS and checks signatures by AWS' own library.
+pub fn moto() -> Result<PathBuf> {
+    python("moto", "moto.txt", "moto")
+}
+
+/// Programs of the Python index, in an environment of their own: its folder; fetched once for each list of packages.
+fn python(folder: &str, list: &str, what: &str) -> Result<PathBuf> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().map_err(|_| anyhow::anyhow!("fetching failed in another test"))?;
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let list = here.join("tests/registry/requirements.txt");
-    let dir = here.join("../target/tools/openstack");
+    let list = here.join("tests/registry").join(list);
+    let dir = here.join("../target/tools").join(folder);
     let (stamp, venv) = (dir.join("stamp"), dir.join("venv"));
     let wanted = std::fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
     if std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
@@ -119,9 +128,9 @@ pub fn openstack() -> Result<PathBuf> {
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let run = |program: &Path, arguments: &[&str]| -> Result<()> {
         let output = Command::new(program).args(arguments).current_dir(&dir).output();
-        let output = output.context("Keystone and Glance cannot be had here: Python does not run")?;
+        let output = output.with_context(|| format!("{what} cannot be had here: Python does not run"))?;
         let said = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "Keystone and Glance cannot be had here: {said}");
+        anyhow::ensure!(output.status.success(), "{what} cannot be had here: {said}");
         Ok(())
     };
     run(Path::new("python3"), &["-m", "venv", "--clear", "venv"])?;
