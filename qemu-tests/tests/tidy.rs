@@ -199,7 +199,8 @@ fn expected_of(fixtures: &Path) -> Vec<Value> {
     documents.filter(Value::is_mapping).collect()
 }
 
-/// One row of the table of platforms says what its source's fixtures expect, and V where a VM test is of it.
+/// One row of the table of platforms says what its source's fixtures expect, V where a VM test is of it, and L where
+/// init's client is tested with it.
 fn row_is_true(row: &[&str], expected: &[Value]) {
     let [source, _, _, _, _, provider_id, places, public, tests, _] = row else {
         panic!("a row of docs/platforms.md has other columns: {row:?}");
@@ -238,6 +239,9 @@ fn row_is_true(row: &[&str], expected: &[Value]) {
     let letters: BTreeSet<&str> = tests.split(' ').collect();
     assert!(letters.contains("R"), "{source}: it has recorded answers, docs/platforms.md does not say R");
     assert_eq!(letters.contains("V"), booted, "{source}: V in docs/platforms.md and the VM tests");
+    let client = std::fs::read_to_string(workspace().join("node-os/init/src/platform/tests.rs")).expect("a test");
+    let asked = ["read", "on"].iter().any(|call| client.contains(&format!("{call}(\"{source}\", ")));
+    assert_eq!(letters.contains("L"), asked, "{source}: L in docs/platforms.md and the tests of init's client");
 }
 
 #[test]
