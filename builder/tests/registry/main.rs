@@ -41,7 +41,7 @@ type Upload = (&'static str, fn() -> Result<PathBuf>, fn(&Path) -> Result<()>);
 
 const UPLOADS: &[Upload] = &[
     ("an_image_goes_to_an_s3_server_once", tools::s3rver, s3::an_image_goes_there_once),
-    ("a_wrong_secret_is_refused_by_s3", tools::moto, s3::a_wrong_secret_is_refused),
+    ("a_wrong_secret_is_refused_by_aws", tools::moto, s3::a_wrong_secret_is_refused),
     ("an_image_goes_to_glance_once", tools::openstack, openstack::an_image_goes_there_once),
     ("a_token_of_keystone_runs_out_on_the_way", tools::openstack, openstack::a_token_runs_out_on_the_way),
     ("a_disk_is_written_by_who_has_the_key", || Tool::Sshd.find(), rescue::a_disk_is_written_by_who_has_the_key),

@@ -98,7 +98,7 @@ fn kept_and_fetched(bucket: &Bucket, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every call is signed as AWS' own library signs it, and who signs with another secret gets nowhere.
+/// Every call of S3 and EC2 is signed as AWS' own library signs it, and who signs with another secret gets nowhere.
 pub fn a_wrong_secret_is_refused(dir: &Path) -> Result<()> {
     let port = free_port()?;
     let log = dir.join("moto.log");
@@ -107,7 +107,7 @@ pub fn a_wrong_secret_is_refused(dir: &Path) -> Result<()> {
     command.stdout(Stdio::null()).stderr(std::fs::File::create(&log)?);
     let _server = Served::start(&mut command, "moto", port, Some(&log))?;
     let url = format!("http://127.0.0.1:{port}");
-    // As long as it lets everybody in: a user, who may do everything with S3, and a bucket.
+    // As long as it lets everybody in: a user, who may do everything, and a bucket.
     let iam = |action: &str| -> Result<String> {
         let scope =
             "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=x";
@@ -123,7 +123,7 @@ pub fn a_wrong_secret_is_refused(dir: &Path) -> Result<()> {
     };
     let (key, secret) = (of("AccessKeyId")?, of("SecretAccessKey")?);
     let all = "%7B%22Version%22%3A%222012-10-17%22%2C%22Statement%22%3A%5B%7B%22Effect%22%3A%22Allow%22%2C\
-        %22Action%22%3A%22s3%3A%2A%22%2C%22Resource%22%3A%22%2A%22%7D%5D%7D";
+        %22Action%22%3A%22%2A%22%2C%22Resource%22%3A%22%2A%22%7D%5D%7D";
     iam(&format!("Action=PutUserPolicy&PolicyName=all&PolicyDocument={all}"))?;
     ureq::put(format!("{url}/images")).send_empty()?;
     ureq::post(format!("{url}/moto-api/reset-auth")).send("0")?;
@@ -142,5 +142,20 @@ pub fn a_wrong_secret_is_refused(dir: &Path) -> Result<()> {
     ensure!(error.contains("SignatureDoesNotMatch"), "{error}");
     store.delete(&first.id)?;
     ensure!(store.list()?.is_empty(), "it was removed");
+
+    // EC2's calls are forms. EBS' are answered by moto as AWS does not.
+    let kimg = |words: &str, secret: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kimg"));
+        command.args(words.split(' ')).current_dir(dir).env("HOME", dir);
+        command.env("AWS_ACCESS_KEY_ID", &key).env("AWS_SECRET_ACCESS_KEY", secret);
+        command.env("AWS_ENDPOINT_URL_EC2", &url).env("AWS_ENDPOINT_URL_EBS", &url);
+        command.output().context("running kimg")
+    };
+    kimg("init .", &secret)?;
+    let list = "image ls --at aws --region eu-north-1";
+    let (right, refused) = (kimg(list, &secret)?, kimg(list, &wrong)?);
+    ensure!(right.status.success(), "{}", String::from_utf8_lossy(&right.stderr));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && said.contains("AuthFailure") && !said.contains(&wrong), "{said}");
     Ok(())
 }
