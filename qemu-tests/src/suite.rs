@@ -10,6 +10,18 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+/// The exit code of a part that could not be run here, and has said why.
+pub const SKIPPED: u8 = 77;
+
+/// What a part's exit code, which is that of its program or of its only test binary, says of it.
+pub fn result_of(code: Option<i32>) -> &'static str {
+    match code {
+        Some(0) => "passed",
+        Some(code) if code == i32::from(SKIPPED) => "skipped",
+        _ => "failed",
+    }
+}
+
 /// A test's name and what it does.
 pub type Test = (&'static str, fn(&Cluster) -> Result);
 
@@ -109,4 +121,15 @@ fn run(
         };
         Failed::from(format!("{error:#}\n{kept}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_was_skipped_is_not_green() {
+        let said = [Some(0), Some(77), Some(1), Some(101), None].map(result_of);
+        assert_eq!(said, ["passed", "skipped", "failed", "failed", "failed"]);
+    }
 }

@@ -1,10 +1,11 @@
 //! `make test` and `make test-long`: both sets by named parts, in order, with a table of what each took.
 //!
 //! The fast set ends at the first part that fails.  Of the long set a part whose last result is of this
-//! commit and green is not run again.  Part, commit, duration and result go to `target/fast.json` and
-//! `target/long.json`.
+//! commit and green is not run again; one that was skipped as a whole is not green, and the set then ends with 77.
+//! Part, commit, duration and result go to `target/fast.json` and `target/long.json`.
 
 use anyhow::{Context, Result, bail};
+use qemu_tests::suite::{SKIPPED, result_of};
 use qemu_tests::tools::workspace;
 use serde_json::{Map, Value, json};
 use std::process::{Command, ExitCode};
@@ -38,7 +39,7 @@ const fn both(name: &'static str, cargo: &'static [&'static str], rest: &'static
 const PARTS: &[Part] = &[
     both("unit", DEV, &["--exclude", "qemu-tests"]),
     both("tidy", DEV, &["--test", "tidy"]),
-    both("harness", DEV, &["--lib", "--quiet", "--", "leash::", "load::", "nbd::", "stranger::", "tpm::"]),
+    both("harness", DEV, &["--lib", "--quiet", "--", "leash::", "load::", "nbd::", "stranger::", "suite::", "tpm::"]),
     part(
         "reproducible",
         RELEASE,
@@ -102,7 +103,7 @@ fn main() -> Result<ExitCode> {
         _ => Map::new(),
     };
     let commit = commit()?;
-    let mut failed = false;
+    let (mut failed, mut skipped) = (false, 0);
     let mut table = Vec::new();
     for (part, rest) in parts.iter().filter(|(part, _)| wanted.as_deref().is_none_or(|w| w == part.name)) {
         // Which changes a tree had that differed from its commit, nobody knows any more.
@@ -116,8 +117,9 @@ fn main() -> Result<ExitCode> {
         let arguments = part.cargo.iter().chain(*rest);
         let status =
             Command::new("cargo").args(arguments).current_dir(workspace()).status().context("starting cargo")?;
-        let result = if status.success() { "passed" } else { "failed" };
-        failed |= !status.success();
+        let result = result_of(status.code());
+        failed |= result == "failed";
+        skipped += usize::from(result == "skipped");
         let seconds = start.elapsed().as_secs();
         table.push(format!("{seconds:>6} s  {result}  {}", part.name));
         results.insert(part.name.into(), json!({"commit": commit, "seconds": seconds, "result": result}));
@@ -128,7 +130,14 @@ fn main() -> Result<ExitCode> {
         }
     }
     println!("\n{}", table.join("\n"));
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if skipped > 0 {
+        println!("{skipped} skipped: each has said why");
+    }
+    Ok(match (failed, skipped) {
+        (true, _) => ExitCode::FAILURE,
+        (false, 0) => ExitCode::SUCCESS,
+        (false, _) => ExitCode::from(SKIPPED),
+    })
 }
 
 /// The commit that is tested, marked where files differ from it.

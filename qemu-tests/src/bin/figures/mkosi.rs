@@ -59,13 +59,14 @@ fn apt_sources() -> Result<String> {
     Ok(format!("{main}\n{}", source(&mirror_of(&security)?, &security)))
 }
 
-/// Builds one image with each, and says how they compare: above 1 is what mkosi takes more.
-pub fn figures(dir: &Path, into: &mut Map<String, Value>) -> Result<()> {
+/// Builds one image with each, and says how they compare: above 1 is what mkosi takes more. Without mkosi there is a
+/// reason instead, and the answer is false.
+pub fn figures(dir: &Path, into: &mut Map<String, Value>) -> Result<bool> {
     let debian = match Debian::with("mkosi", RELEASE, &PACKAGES) {
         Ok(debian) => debian,
         Err(why) => {
             into.insert("skipped".into(), json!(format!("{why:#}")));
-            return Ok(());
+            return Ok(false);
         }
     };
     let project = debian.root.join("project");
@@ -98,5 +99,5 @@ pub fn figures(dir: &Path, into: &mut Map<String, Value>) -> Result<()> {
     into.insert("ratio.time".into(), json!(theirs.seconds / ours.seconds));
     into.insert("ratio.memory".into(), json!(theirs.peak_kib as f64 / ours.peak_kib as f64));
     into.insert("ratio.size".into(), json!(their_bytes as f64 / our_bytes as f64));
-    Ok(())
+    Ok(true)
 }
