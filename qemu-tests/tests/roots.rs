@@ -13,7 +13,8 @@ use qemu_tests::tools::{kimg, workspace};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-const CLUSTER: &str = "name = \"roots\"\nsecrets = \"plain\"\n\
+/// Its keys are sealed, as in every image that leaves a machine.
+const CLUSTER: &str = "name = \"roots\"\nsecrets = \"sealed\"\n\
     nodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
 const PROGRAMS: [&str; 4] = ["kimg", "kimg-node", "kimg-control", "kimg-stage1"];
 
