@@ -19,7 +19,7 @@ pub(crate) mod code {
 
 /// Why the plugin did not do what it was asked for.
 #[derive(Debug, Clone)]
-pub(crate) struct Failure {
+pub struct Failure {
     code: u32,
     doing: String,
     why: String,
@@ -32,10 +32,12 @@ impl Failure {
     pub(crate) fn missing(variable: &str) -> Self {
         Failure::new(code::ENVIRONMENT, variable, "is not set")
     }
-    pub(crate) fn message(&self) -> String {
+    /// In words.
+    pub fn message(&self) -> String {
         format!("{}: {}", self.doing, self.why)
     }
-    pub(crate) fn to_json(&self, version: &str) -> Value {
+    /// As the specification has it.
+    pub fn to_json(&self, version: &str) -> Value {
         json!({"cniVersion": version, "code": self.code, "msg": self.message()})
     }
 }
@@ -43,7 +45,7 @@ impl Failure {
 /// A host port of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct PortMapping {
+pub struct PortMapping {
     // Runtimes written in Go send these names with a capital letter.
     #[serde(alias = "HostPort")]
     pub(crate) host_port: u16,
@@ -100,7 +102,7 @@ struct NetConf {
 
 /// A request, checked.
 #[derive(Debug)]
-pub(crate) struct Request {
+pub struct Request {
     pub(crate) version: String,
     pub(crate) container: String,
     pub(crate) interface: String,
@@ -126,7 +128,8 @@ pub(crate) fn variable(name: &str) -> Result<String, Failure> {
 }
 
 impl Request {
-    pub(crate) fn parse(command: &str, input: &[u8]) -> Result<Self, Failure> {
+    /// Of what the runtime wrote, with the names from the environment.
+    pub fn parse(command: &str, input: &[u8]) -> Result<Self, Failure> {
         let conf: NetConf =
             serde_json::from_slice(input).map_err(|e| Failure::new(code::DECODE, "the network configuration", e))?;
         if !(576..=65_535).contains(&conf.mtu) {

@@ -11,7 +11,7 @@
 //! All state lies in `/run`, and is gone after a reboot like the pods themselves.
 
 mod addresses;
-mod config;
+pub mod config;
 mod hostports;
 mod veth;
 

@@ -11,7 +11,7 @@ const TTL_SECS: u32 = 30;
 
 /// What to do with a query.
 #[derive(Debug)]
-pub(crate) enum Step {
+pub enum Step {
     /// Send this.
     Reply(Box<Message>),
     /// Ask upstream.
@@ -21,7 +21,7 @@ pub(crate) enum Step {
 }
 
 /// Decides on a query.
-pub(crate) fn step(zone: &Zone, request: &Message) -> Step {
+pub fn step(zone: &Zone, request: &Message) -> Step {
     let meta = &request.metadata;
     let mut reply = Message::response(meta.id, meta.op_code);
     reply.metadata.recursion_desired = meta.recursion_desired;
@@ -108,7 +108,7 @@ fn soa(domain: &str) -> Option<Record> {
 }
 
 /// A failure that a resolver understands.
-pub(crate) fn failure(request: &Message, code: ResponseCode) -> Message {
+pub fn failure(request: &Message, code: ResponseCode) -> Message {
     let mut reply = Message::error_msg(request.metadata.id, request.metadata.op_code, code);
     reply.metadata.message_type = MessageType::Response;
     reply.metadata.recursion_desired = request.metadata.recursion_desired;

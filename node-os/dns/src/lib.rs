@@ -2,10 +2,10 @@
 //! which overlay puts on the node. Answers the cluster's zone from Services and EndpointSlices,
 //! everything else from the node's own resolvers.
 
-mod answer;
+pub mod answer;
 mod forward;
-mod server;
-mod zone;
+pub mod server;
+pub mod zone;
 
 use clap::Parser;
 use futures::StreamExt;

@@ -102,7 +102,7 @@ pub(crate) async fn udp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Resu
 }
 
 /// The message as bytes; cut, and marked as cut, where it does not fit.
-fn encode(reply: &Message, limit: usize) -> Option<Vec<u8>> {
+pub fn encode(reply: &Message, limit: usize) -> Option<Vec<u8>> {
     let bytes = reply.to_vec().ok()?;
     if bytes.len() <= limit {
         return Some(bytes);

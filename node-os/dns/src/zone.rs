@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 /// Something that a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Data {
+pub enum Data {
     A(Ipv4Addr),
     Srv { port: u16, target: String },
     Cname(String),
@@ -19,7 +19,7 @@ pub(crate) enum Data {
 
 /// What a name has; the asked type is looked for among `data`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Found {
+pub enum Found {
     /// The name exists, with these records (perhaps none: an empty non-terminal).
     Name(Vec<Data>),
     /// The name does not exist in a zone that is ours.
@@ -48,7 +48,7 @@ struct Backend {
 
 /// The zone.
 #[derive(Debug)]
-pub(crate) struct Zone {
+pub struct Zone {
     domain: String,
     services: BTreeMap<(String, String), ServiceEntry>,
     backends: BTreeMap<(String, String), Vec<Backend>>,
@@ -58,7 +58,7 @@ pub(crate) struct Zone {
 
 impl Zone {
     /// Builds the zone anew. `domain` has no dot at its end.
-    pub(crate) fn new<'a>(
+    pub fn new<'a>(
         domain: &str,
         services: impl Iterator<Item = &'a Service>,
         slices: impl Iterator<Item = &'a EndpointSlice>,
@@ -96,12 +96,12 @@ impl Zone {
     }
 
     /// Name of the zone, without a dot at its end.
-    pub(crate) fn domain(&self) -> &str {
+    pub fn domain(&self) -> &str {
         &self.domain
     }
 
     /// Looks a name up; lower case, without a dot at its end.
-    pub(crate) fn find(&self, name: &str) -> Found {
+    pub fn find(&self, name: &str) -> Found {
         if let Some(address) = reverse_address(name) {
             return match self.reverse.get(&address) {
                 Some(names) => Found::Name(names.iter().map(|n| Data::Ptr(n.clone())).collect()),

@@ -4,9 +4,9 @@
 //! says who comes. Nodes read over TLS with the certificate of their kubelet; the operator writes through the node API,
 //! which is the only one that opens the socket. Whoever is neither gets no answer at all.
 
-mod names;
-mod routes;
-mod store;
+pub mod names;
+pub mod routes;
+pub mod store;
 mod tls;
 
 #[cfg(test)]

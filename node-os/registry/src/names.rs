@@ -8,32 +8,32 @@ const LONGEST_TAG: usize = 128;
 
 /// The SHA-256 of some content.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Digest(String);
+pub struct Digest(String);
 
 impl Digest {
     /// Of `sha256:` and 64 hex digits; other algorithms are not taken.
-    pub(crate) fn parse(text: &str) -> Option<Digest> {
+    pub fn parse(text: &str) -> Option<Digest> {
         Digest::of_hex(text.strip_prefix("sha256:")?)
     }
 
     /// Of the 64 hex digits alone.
-    pub(crate) fn of_hex(hex: &str) -> Option<Digest> {
+    pub fn of_hex(hex: &str) -> Option<Digest> {
         let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
         (hex.len() == 64 && hex.bytes().all(digit)).then(|| Digest(hex.to_owned()))
     }
 
     /// Of content.
-    pub(crate) fn of(bytes: &[u8]) -> Digest {
+    pub fn of(bytes: &[u8]) -> Digest {
         Digest::from_sum(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
     }
 
     /// Of a sum.
-    pub(crate) fn from_sum(sum: &[u8]) -> Digest {
+    pub fn from_sum(sum: &[u8]) -> Digest {
         Digest(sum.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// The hex digits.
-    pub(crate) fn hex(&self) -> &str {
+    pub fn hex(&self) -> &str {
         &self.0
     }
 }
@@ -46,13 +46,14 @@ impl fmt::Display for Digest {
 
 /// What a manifest is asked for by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Reference {
+pub enum Reference {
     Tag(String),
     Digest(Digest),
 }
 
 impl Reference {
-    pub(crate) fn parse(text: &str) -> Option<Reference> {
+    /// Of a tag, or a digest.
+    pub fn parse(text: &str) -> Option<Reference> {
         if text.contains(':') {
             return Digest::parse(text).map(Reference::Digest);
         }
@@ -64,7 +65,7 @@ impl Reference {
 }
 
 /// Whether this names a repository. What passes has no empty part, no `..` and no upper case.
-pub(crate) fn is_repository(text: &str) -> bool {
+pub fn is_repository(text: &str) -> bool {
     let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let part = |part: &str| {
         part.starts_with(edge) && part.ends_with(edge) && part.chars().all(|c| edge(c) || "._-".contains(c))

@@ -59,7 +59,7 @@ impl Serving {
 
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
-enum Route {
+pub enum Route {
     Base,
     Catalog,
     Tags(String),
@@ -70,7 +70,8 @@ enum Route {
 }
 
 impl Route {
-    fn parse(path: &str) -> Option<Route> {
+    /// Of a path; none where nothing can be of that name.
+    pub fn parse(path: &str) -> Option<Route> {
         let rest = path.strip_prefix("/v2")?;
         if rest.is_empty() || rest == "/" {
             return Some(Route::Base);
@@ -249,7 +250,7 @@ async fn get_blob(serving: &Serving, digest: Digest, headers: &HeaderMap) -> Res
 
 /// From where to before where `bytes=FROM-TO` or `bytes=FROM-` reaches; `Some(None)` where that is outside. Other forms
 /// may be ignored, and the whole is the answer.
-fn byte_range(text: &str, size: u64) -> Option<Option<(u64, u64)>> {
+pub fn byte_range(text: &str, size: u64) -> Option<Option<(u64, u64)>> {
     let (from, to) = text.strip_prefix("bytes=")?.split_once('-')?;
     let from: u64 = from.parse().ok()?;
     let to = if to.is_empty() { size } else { to.parse::<u64>().ok()?.saturating_add(1).min(size) };
@@ -327,7 +328,8 @@ async fn finish(
     Ok(made(&format!("/v2/{repository}/blobs/{digest}"), &digest))
 }
 
-fn digest_in(query: Option<&str>, key: &str) -> Option<Digest> {
+/// The digest that a query names.
+pub fn digest_in(query: Option<&str>, key: &str) -> Option<Digest> {
     let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(name, _)| *name == key)?;
     Digest::parse(&value.replace("%3A", ":").replace("%3a", ":"))

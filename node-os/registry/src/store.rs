@@ -33,7 +33,7 @@ const INDEXES: [&str; 2] =
 
 /// Why something is not done.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// By the distribution specification's code, and in words.
     #[error("{1}")]
     NotFound(&'static str, String),
@@ -371,7 +371,7 @@ fn settle(file: &File, from: &Path, to: &Path) -> Result<()> {
 }
 
 /// What a manifest or an index names, each with the folder in which it must be.
-fn parts_of(media_type: &str, bytes: &[u8]) -> Result<Vec<(Digest, &'static str)>, Fault> {
+pub fn parts_of(media_type: &str, bytes: &[u8]) -> Result<Vec<(Digest, &'static str)>, Fault> {
     let wrong = |why: String| Fault::Wrong("MANIFEST_INVALID", why);
     let document: Document = serde_json::from_slice(bytes).map_err(|error| wrong(format!("no manifest: {error}")))?;
     if document.media_type.is_some_and(|said| said != media_type) {

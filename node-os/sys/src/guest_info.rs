@@ -25,13 +25,14 @@ const CLOSE: u32 = 6;
 
 /// The registers that go to the hypervisor and come back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Registers {
-    eax: u32,
-    ebx: u32,
-    ecx: u32,
-    edx: u32,
-    esi: u32,
-    edi: u32,
+#[allow(missing_docs, reason = "the names are the processor's own")]
+pub struct Registers {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+    pub esi: u32,
+    pub edi: u32,
 }
 
 /// The value of `guestinfo.…`, `None` where there is none. Only for machines whose DMI names VMware as their maker.
@@ -40,7 +41,8 @@ pub fn get(key: &str) -> Result<Option<Vec<u8>>> {
     ask(port::call, &format!("info-get {key}"))
 }
 
-fn ask(call: impl Fn(Registers) -> Registers, command: &str) -> Result<Option<Vec<u8>>> {
+/// The exchange itself; `call` is the hypervisor, which may answer anything.
+pub fn ask(call: impl Fn(Registers) -> Registers, command: &str) -> Result<Option<Vec<u8>>> {
     let version = call(Registers { eax: MAGIC, ebx: !MAGIC, ecx: VERSION, ..Registers::default() });
     if version.ebx != MAGIC {
         return Err(Error::new(ErrorKind::NotFound, "no VMware hypervisor answers"));

@@ -150,7 +150,7 @@ fn ask(server: &str) -> Result<i128> {
 }
 
 /// Nanoseconds since 1970 by the server's transmit time.
-fn read_answer(answer: &[u8], cookie: &[u8; 8]) -> Result<i128> {
+pub fn read_answer(answer: &[u8], cookie: &[u8; 8]) -> Result<i128> {
     let (Some(&flags), Some(&stratum)) = (answer.first(), answer.get(1)) else { bail!("an empty answer") };
     if flags & 7 != 4 || flags >> 6 == 3 || stratum == 0 || stratum > 15 || answer.get(24..32) != Some(&cookie[..]) {
         bail!("an answer that is none");

@@ -5,7 +5,7 @@
 //! ```
 //! Nothing here ends the process: a step that cannot go on waits with a sentence on the console.
 
-mod clock;
+pub mod clock;
 mod endpoints;
 mod metadata;
 mod power;

@@ -10,11 +10,12 @@ use node_metadata::sources::{Answer, Request, SourceError};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// No document is larger.
-const MOST_BYTES: usize = 256 * 1024;
+pub const MOST_BYTES: usize = 256 * 1024;
 /// In a URL: this link-local address on every interface.
 const ANY_INTERFACE: &str = "%25nic";
 /// Ports that only administrators can use; those below 600 belong to others.
@@ -55,7 +56,7 @@ pub struct Client {
 
 /// Why an attempt has failed.
 #[derive(Debug)]
-enum Trouble {
+pub enum Trouble {
     /// There is no way to the server.
     Unreachable(String),
     /// The other side refuses, or the connection ends.
@@ -230,7 +231,11 @@ async fn open(address: SocketAddr, low_port: bool) -> std::io::Result<TcpStream>
     Err(ErrorKind::AddrInUse.into())
 }
 
-async fn exchange(stream: TcpStream, host: &str, path: &str, request: &Request) -> Result<Answer, Trouble> {
+/// One request over a connection, and what the other side makes of it.
+pub async fn exchange<S>(stream: S, host: &str, path: &str, request: &Request) -> Result<Answer, Trouble>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let broken = |error: &dyn std::fmt::Display| Trouble::Broken(format!("the answer is no HTTP ({error})"));
     // Header names have no case, but not every metadata server knows that.
     let mut http = hyper::client::conn::http1::Builder::new();

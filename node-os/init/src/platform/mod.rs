@@ -1,6 +1,6 @@
 //! What this machine offers to metadata sources: DMI, the kernel's line, drives, what the hypervisor hands over, and HTTP.
 
-mod http;
+pub mod http;
 #[cfg(test)]
 mod tests;
 

@@ -11,7 +11,7 @@ mod hardware;
 mod install;
 mod modules;
 mod root;
-mod superblock;
+pub mod superblock;
 
 use crate::handover::{self, Handover};
 use anyhow::{Context, Result};

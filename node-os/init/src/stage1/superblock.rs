@@ -4,18 +4,19 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fmt::Write;
 
 /// Bytes to read.
-pub(super) const LENGTH: usize = 512;
+pub const LENGTH: usize = 512;
 
 /// What is needed to open the device.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Superblock {
-    pub(super) algorithm: String,
-    pub(super) block_size: u32,
-    pub(super) data_blocks: u64,
-    pub(super) salt: String,
+pub struct Superblock {
+    pub algorithm: String,
+    pub block_size: u32,
+    pub data_blocks: u64,
+    pub salt: String,
 }
 
-pub(super) fn parse(bytes: &[u8]) -> Result<Superblock> {
+/// What a superblock says, or why it is none.
+pub fn parse(bytes: &[u8]) -> Result<Superblock> {
     ensure!(bytes.get(..8) == Some(b"verity\0\0"), "the verity partition has no superblock; the image is damaged");
     let version = number(bytes, 8, 4)?;
     let kind = number(bytes, 12, 4)?;
