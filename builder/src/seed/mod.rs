@@ -323,7 +323,7 @@ mod tests {
         let error = check_for("openstack", &"x".repeat(60_000)).expect_err("too long in base64").to_string();
         assert!(error.contains("80000 bytes as base64"), "{error}");
         assert_eq!(check_for("hetzner", &text).expect("fits"), "20000 of the 32768 bytes that hetzner takes");
-        assert!(check_for("linode", &text).expect("unknown").contains("publishes no limit"));
+        assert!(check_for("vultr", &text).expect("unknown").contains("publishes no limit"));
         let error = check_for("hetzna", "").expect_err("unknown").to_string();
         assert!(error.contains("known are") && error.contains("hetzner"), "{error}");
         // Whatever kimg writes fits everywhere.

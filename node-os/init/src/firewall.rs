@@ -293,12 +293,12 @@ mod tests {
         for (role, overlay) in [(Role::Master, Overlay::Vxlan), (Role::Worker, Overlay::HostGw)] {
             let thread = std::thread::spawn(move || {
                 if let Err(error) = node_sys::netns::isolate_thread() {
-                    return println!("skipped: a network namespace cannot be made: {error}");
+                    return test_spoil::skipped(&format!("a network namespace cannot be made: {error}"));
                 }
                 let mut probe = Batch::new(Family::Inet, "probe");
                 probe.replace_table();
                 if let Err(error) = probe.commit() {
-                    return println!("skipped: this kernel has no nf_tables: {error}");
+                    return test_spoil::skipped(&format!("this kernel has no nf_tables: {error}"));
                 }
                 rules(&cluster(role, overlay), &Groups { pods: 1, init: 2 }).commit().unwrap();
             });

@@ -439,8 +439,7 @@ mod tests {
     fn the_kernel_takes_every_step_between_states() {
         let steps = std::thread::spawn(|| {
             if let Err(error) = node_sys::netns::isolate_thread() {
-                eprintln!("skipped: no network namespace of its own: {error}");
-                return;
+                return test_spoil::skipped(&format!("a network namespace cannot be made: {error}"));
             }
             let mut old = Ports::new();
             let mut fresh = true;

@@ -1,4 +1,28 @@
-//! Spoiled input for the tests of parsers: changed copies of good input, the same ones at each run.
+//! Spoiled input for the tests of parsers: changed copies of good input, the same ones at each run. And how a test that
+//! this machine cannot run says so.
+
+use std::io::Write;
+use std::path::Path;
+
+/// Where the suite reads what was skipped; tests outside it only print.
+const SKIPS: &str = "KIMG_TESTS_SKIPS";
+
+/// Says that the running test, or a part of it, is skipped, and why: the suite counts it.
+#[track_caller]
+pub fn skipped(why: &str) {
+    let place = std::panic::Location::caller();
+    let line = format!("{}:{}: {}", place.file(), place.line(), why.replace('\n', " "));
+    println!("skipped: {line}");
+    if let Some(file) = std::env::var_os(SKIPS) {
+        append(Path::new(&file), &line).unwrap_or_else(|error| panic!("{SKIPS}={}: {error}", file.display()));
+    }
+}
+
+/// In one piece: other tests write to the same file.
+fn append(file: &Path, line: &str) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file)?;
+    file.write_all(format!("{line}\n").as_bytes())
+}
 
 /// A small generator of numbers (xorshift), so that a failure comes again.
 #[derive(Debug, Clone)]
@@ -138,6 +162,14 @@ fn change<T: Clone>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_skipped_is_a_line_each() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        append(file.path(), "a.rs:1: no kernel").unwrap();
+        append(file.path(), "a.rs:1: no kernel").unwrap();
+        assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "a.rs:1: no kernel\n".repeat(2));
+    }
 
     #[test]
     fn the_same_seed_spoils_alike_and_another_one_does_not() {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use qemu_tests::suite::{SKIPPED, result_of};
 use qemu_tests::tools::workspace;
 use serde_json::{Map, Value, json};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -115,14 +116,19 @@ fn main() -> Result<ExitCode> {
         }
         let start = Instant::now();
         let arguments = part.cargo.iter().chain(*rest);
-        let status =
-            Command::new("cargo").args(arguments).current_dir(workspace()).status().context("starting cargo")?;
+        let skips = Skips::new()?;
+        let mut cargo = Command::new("cargo");
+        let status = cargo.args(arguments).current_dir(workspace()).env("KIMG_TESTS_SKIPS", &skips.0).status();
+        let status = status.context("starting cargo")?;
         let result = result_of(status.code());
         failed |= result == "failed";
         skipped += usize::from(result == "skipped");
         let seconds = start.elapsed().as_secs();
+        let reasons = skips.read()?;
         table.push(format!("{seconds:>6} s  {result}  {}", part.name));
-        results.insert(part.name.into(), json!({"commit": commit, "seconds": seconds, "result": result}));
+        table.extend(reasons.iter().map(|why| format!("          skipped  {why}")));
+        let row = json!({"commit": commit, "seconds": seconds, "result": result, "skipped": reasons});
+        results.insert(part.name.into(), row);
         let text = serde_json::to_string_pretty(&results).context("writing JSON")?;
         std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
         if failed && fast {
@@ -138,6 +144,22 @@ fn main() -> Result<ExitCode> {
         (false, 0) => ExitCode::SUCCESS,
         (false, _) => ExitCode::from(SKIPPED),
     })
+}
+
+/// Where the tests of one part write what they skip, a line each (`test_spoil::skipped`).
+struct Skips(PathBuf);
+
+impl Skips {
+    fn new() -> Result<Skips> {
+        let file = workspace().join("target/skips");
+        std::fs::write(&file, "").with_context(|| format!("writing {}", file.display()))?;
+        Ok(Skips(file))
+    }
+
+    fn read(&self) -> Result<Vec<String>> {
+        let text = std::fs::read_to_string(&self.0).with_context(|| format!("reading {}", self.0.display()))?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
 }
 
 /// The commit that is tested, marked where files differ from it.

@@ -1,5 +1,5 @@
 //! Plans brought about in a network namespace of the test's own, and a DHCPv6 server on the other end of a cable.
-//! They need an administrator; for others each says that it was skipped.
+//! They need an administrator; for others each is counted as skipped.
 
 use super::links::{Links, Nic};
 use super::*;
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn isolated<F: Future<Output = ()>>(run: impl FnOnce() -> F + Send + 'static) -> bool {
     let thread = std::thread::spawn(move || {
         if let Err(error) = node_sys::netns::isolate_thread() {
-            println!("skipped: a network namespace cannot be made: {error}");
+            test_spoil::skipped(&format!("a network namespace cannot be made: {error}"));
             return false;
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -136,8 +136,7 @@ fn bonds_and_vlans_are_made_where_the_kernel_has_them() {
             let plan = network_config::parse(text.as_bytes()).unwrap();
             let faults = network.apply_links(&plan).await.unwrap();
             if faults.iter().any(|fault| fault.contains("Operation not supported")) {
-                println!("skipped: this kernel makes no {kind}: {faults:?}");
-                return;
+                return test_spoil::skipped(&format!("this kernel makes no {kind}: {faults:?}"));
             }
             assert_eq!(faults, Vec::<String>::new());
             let made = shown(&network, "m0").await;
@@ -256,7 +255,7 @@ fn an_address_comes_by_dhcpv6() {
         runtime.block_on(serve_dhcp6());
     });
     let Ok(other) = told.recv_timeout(PATIENCE) else {
-        return println!("skipped: a network namespace cannot be made");
+        return test_spoil::skipped("a network namespace cannot be made");
     };
     isolated(move || async move {
         let network = network().await;

@@ -348,7 +348,7 @@ fn scaleway_is_asked_from_a_low_port() {
     match read("scaleway", "Scaleway", &server) {
         Ok(Some(found)) => assert_eq!(found.user_data.as_deref(), Some(&b"secret"[..])),
         Err(SourceError::Absent(why)) if why.contains("ermission") => {
-            println!("skipped: low ports are for administrators, and this is none: {why}");
+            test_spoil::skipped(&format!("low ports are for administrators, and this is none: {why}"));
         }
         other => panic!("{other:?}"),
     }

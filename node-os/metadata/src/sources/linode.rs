@@ -63,8 +63,9 @@ impl Source for Linode {
         Service::first(platform, &BASES, |service| self.read_from(service)).map(Some)
     }
 
+    /// Of `metadata.user_data` in the API's description, before it is base64.
     fn user_data_limit(&self) -> Option<UserDataLimit> {
-        None
+        Some(UserDataLimit { bytes: 65535, as_base64: false })
     }
 }
 
