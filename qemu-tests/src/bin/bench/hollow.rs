@@ -181,10 +181,8 @@ impl Hollow {
                 self.pods.insert(uid.clone(), false);
                 self.start(&name, &uid).await?;
             }
-            "DELETED" => {
-                if self.pods.remove(&uid) == Some(true) {
-                    self.tally.running.fetch_sub(1, Ordering::Relaxed);
-                }
+            "DELETED" if self.pods.remove(&uid) == Some(true) => {
+                self.tally.running.fetch_sub(1, Ordering::Relaxed);
             }
             "ERROR" => bail!("{}: the watch ended: {}", self.name, event.object.message),
             _ => {}
