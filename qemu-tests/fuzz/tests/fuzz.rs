@@ -14,7 +14,7 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
 const LIMITS: [&str; 2] = ["-timeout=10", "-rss_limit_mb=2048"];
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fuzz").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fuzz").join(name)
 }
 
 /// Builds the program of all targets, in a target folder of its own: every crate below it has the hooks.
