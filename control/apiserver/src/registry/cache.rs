@@ -402,30 +402,35 @@ impl Cache {
 
     /// Changes after `revision`; with `only`, those of objects whose indexed field has, or had, this value.
     pub fn watch(self: &Arc<Self>, revision: u64, only: Option<&str>) -> Result<Watch> {
-        let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
+        let changed = self.wake(only);
+        let inner = self.read();
         if revision < inner.oldest {
             return Err(too_old(revision, inner.oldest));
         }
-        Ok(self.from(&mut inner, revision, only))
+        Ok(self.from(changed, revision, only))
     }
 
     /// Everything there is, and what follows, without a gap; with `only` as [`Cache::watch`] has it.
     pub fn list_and_watch(self: &Arc<Self>, namespace: Option<&str>, only: Option<&str>) -> (Vec<Arc<Object>>, Watch) {
-        let mut inner = self.inner.write().unwrap_or_else(|e| e.into_inner());
+        let changed = self.wake(only);
+        let inner = self.read();
         let all = match only {
-            Some(value) => &inner.lane(value).objects,
-            None => &inner.objects,
+            Some(value) => inner.lanes.get(value).map(|lane| &lane.objects),
+            None => Some(&inner.objects),
         };
-        let objects = select(all, namespace, "").map(|(_, o)| o.clone()).collect();
-        let position = self.revision();
-        (objects, self.from(&mut inner, position, only))
+        let objects = all.into_iter().flat_map(|all| select(all, namespace, "")).map(|(_, o)| o.clone()).collect();
+        (objects, self.from(changed, self.revision(), only))
     }
 
-    fn from(self: &Arc<Self>, inner: &mut Inner, position: u64, only: Option<&str>) -> Watch {
-        let changed = match only {
-            Some(value) => inner.lane(value).changed.subscribe(),
+    /// What wakes who watches. A lane stays for as long as somebody has this of it.
+    fn wake(&self, only: Option<&str>) -> watch::Receiver<u64> {
+        match only {
+            Some(value) => self.inner.write().unwrap_or_else(|e| e.into_inner()).lane(value).changed.subscribe(),
             None => self.changed.subscribe(),
-        };
+        }
+    }
+
+    fn from(self: &Arc<Self>, changed: watch::Receiver<u64>, position: u64, only: Option<&str>) -> Watch {
         Watch { changed, ended: self.ended.subscribe(), cache: self.clone(), position, only: only.map(Box::from) }
     }
 
