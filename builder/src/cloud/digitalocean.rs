@@ -8,7 +8,7 @@
 
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, checked, explained, numbered,
+    Tenant, Thing, checked, explained, numbered, text,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -121,10 +121,6 @@ fn tags(one: &Value) -> impl Iterator<Item = &str> {
 /// The name of what has no number.
 fn id(one: &Value, what: &str) -> Result<String> {
     checked(text(one, "id"), what)
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
 }
 
 fn explain(error: anyhow::Error) -> anyhow::Error {

@@ -7,7 +7,7 @@
 use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, explained, numbered, open_ports,
+    Tenant, Thing, explained, numbered, open_ports, text,
 };
 use crate::config::nearest;
 use crate::input;
@@ -96,10 +96,6 @@ impl Hetzner {
         };
         self.rules(role).into_iter().map(rule).collect()
     }
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
 }
 
 /// Hetzner's numbers as the names that they are.

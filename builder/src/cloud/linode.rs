@@ -12,7 +12,7 @@ use super::marks::{IMAGE, NODE, ROLE};
 use super::tags::{bears, tagged};
 use super::{
     Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
-    explained, numbered,
+    explained, numbered, text,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -129,10 +129,6 @@ impl Linode {
             created: format!("{}Z", text(one, "created")).parse().ok(),
         })
     }
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
 }
 
 fn is(one: &Value, id: &str) -> bool {

@@ -352,6 +352,11 @@ pub fn address_of(
 /// Stands for the fingerprint of a cluster that has no secrets yet: nothing bears it, so nothing is such a cluster's.
 const NO_CA: &str = "-";
 
+/// A field that is a text; empty where it is none.
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
 /// A provider's name for a thing, which becomes part of an address of its API: an empty one, or one with a `/` in it, would
 /// be the address of something else.
 ///

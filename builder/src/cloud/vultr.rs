@@ -10,7 +10,7 @@ use super::marks::{IMAGE, NODE, ROLE};
 use super::tags::{bears, tagged};
 use super::{
     Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
-    checked, explained,
+    checked, explained, text,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -98,10 +98,6 @@ impl Vultr {
             created: text(one, "date_created").parse().ok(),
         })
     }
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value[key].as_str().unwrap_or_default()
 }
 
 fn id(one: &Value, what: &str) -> Result<String> {
