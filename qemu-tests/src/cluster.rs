@@ -115,6 +115,12 @@ impl Cluster {
     pub fn up(dir: &Path, cluster_toml: &str) -> Result<Cluster> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         std::fs::write(dir.join("cluster.toml"), cluster_toml).context("writing cluster.toml")?;
+        let secrets = dir.join("secrets");
+        if secrets.exists() {
+            // What a run that failed left: its VMs, and keys in the middle of a change.
+            run_in(dir, tools::kimg(), &["down", "--delete"], None)?.success().context("kimg down")?;
+            std::fs::remove_dir_all(&secrets).with_context(|| format!("removing {}", secrets.display()))?;
+        }
         let start = Instant::now();
         run_in(dir, tools::kimg(), &["up"], None)?.success().context("kimg up")?;
         Ok(Cluster { dir: dir.to_owned(), up_took: start.elapsed() })

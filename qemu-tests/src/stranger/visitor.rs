@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// As long as a browser's user may look at nothing.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -23,6 +23,7 @@ const STALE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(700);
 const TICK: Duration = Duration::from_millis(10);
 const FIRST_PORT: u16 = 41_000;
+const PORTS: usize = 20_000;
 
 /// What came of the visits.
 #[derive(Debug, Default)]
@@ -117,6 +118,9 @@ impl Stranger {
         let mut open: HashMap<u16, Visit> = HashMap::new();
         let mut macs: HashMap<Ipv4Addr, Mac> = HashMap::new();
         let (mut due, mut buffer) = (start, vec![0; 65_536]);
+        // Others each time: nodes and pods remember connections of a visitor before for minutes.
+        let first =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as usize * rate as usize);
         while !stop.load(Relaxed) || !open.is_empty() {
             let targets = targets.lock().map_err(|_| anyhow::anyhow!("the list of targets is lost"))?.clone();
             for (port, visit) in open.iter_mut().filter(|(_, visit)| visit.stage == Stage::Idle) {
@@ -144,7 +148,7 @@ impl Stranger {
                         Some(mac) => *mac,
                         None => *macs.entry(target).or_insert(self.find(target).context("looking for a target")?),
                     };
-                    let (port, visit) = self.connect(target, mac, visits.connections)?;
+                    let (port, visit) = self.connect(target, mac, first + visits.connections)?;
                     visits.connections += 1;
                     open.insert(port, visit);
                 }
@@ -157,7 +161,7 @@ impl Stranger {
     }
 
     fn connect(&self, target: Ipv4Addr, mac: Mac, number: usize) -> Result<(u16, Visit)> {
-        let port = FIRST_PORT + (number % 20_000) as u16;
+        let port = FIRST_PORT + (number % PORTS) as u16;
         let sequence = (number as u32 + 1).wrapping_mul(7919);
         let syn = Segment { port: 80, to: port, sequence, flags: frames::SYN, ..Segment::default() };
         let mut visit = Visit {

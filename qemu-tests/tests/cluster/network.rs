@@ -14,7 +14,12 @@ pub(crate) const TESTS: &[super::Test] = &[
 
 fn no_nat(cluster: &Cluster) -> Result {
     pods::pair(cluster, "net")?;
-    pods::reach_each_other(cluster, "net")
+    pods::reach_each_other(cluster, "net")?;
+    // What is full drops packets of whoever comes next: two minutes of 400 new connections a second fit.
+    let tracked = cluster.exec("net", "one", &["cat", "/proc/sys/net/netfilter/nf_conntrack_max"])?;
+    let tracked: u32 = tracked.trim().parse().with_context(|| format!("no number: {tracked}"))?;
+    ensure!(tracked > 48_000, "the node tracks {tracked} connections at most");
+    Ok(())
 }
 
 /// Neither of this node's pods nor of any node's: by the default route a stranger could answer.
