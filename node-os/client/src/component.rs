@@ -52,9 +52,13 @@ where
     }
 }
 
+/// kube's client logs each connection that it cannot make as an error, and gives the error to who asked, who says what
+/// it means.
+const LOGGED: &str = "info,kube_client::client::builder=off";
+
 fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("KIMG_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOGGED));
     // Already set where a test runs several components; that one stays.
     drop(
         tracing_subscriber::fmt()
