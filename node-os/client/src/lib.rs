@@ -3,11 +3,13 @@
 
 mod component;
 mod health;
+mod news;
 pub mod revoked;
 mod watch;
 
 pub use component::{flags, run};
 pub use health::{Health, serve};
+pub use news::News;
 pub use watch::{Change, apply, follow};
 
 use anyhow::Context;

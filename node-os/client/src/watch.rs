@@ -1,12 +1,13 @@
 //! Follows all objects of a kind, whatever happens to the connection.
 
+use crate::News;
 use futures::{Stream, StreamExt};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a watch that failed is left alone: longer each time, and as much again by chance. Not long at most: an API
 /// server that was away comes back with a 410, which is one failure more, and until the list that follows a node works
@@ -30,7 +31,7 @@ pub fn follow<K>(api: Api<K>, config: watcher::Config, what: &'static str) -> im
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut gathered = Vec::new();
+    let (mut gathered, mut news) = (Vec::new(), News::default());
     watcher(api, config).backoff(pauses()).filter_map(move |event| {
         let change = match event {
             Ok(watcher::Event::Init) => {
@@ -45,7 +46,10 @@ where
             Ok(watcher::Event::Apply(object)) => Some(Change::Apply(object)),
             Ok(watcher::Event::Delete(object)) => Some(Change::Delete(object)),
             Err(error) => {
-                tracing::warn!("watching {what}: {error}; trying again");
+                let why = error.to_string();
+                if news.is(&why, Instant::now()) {
+                    tracing::warn!("watching {what}: {why}; trying again");
+                }
                 None
             }
         };

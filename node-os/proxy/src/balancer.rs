@@ -11,7 +11,7 @@ use clap::Parser;
 use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
-use node_client::Change;
+use node_client::{Change, News};
 use rustix::net::sockopt;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -55,14 +55,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 type Servers = Rc<RefCell<Vec<SocketAddr>>>;
 
-/// What was said last of connections that found no server, and when. While a master is away each of a node's components
-/// tries several times a second, for hours maybe, and the node's logs hold more than that.
-type Said = Rc<RefCell<Option<(String, Instant)>>>;
-
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_secs(5);
-/// The same is said once in so long.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// After so long without a byte the kernel asks the server whether it is there, and again and again.
 const SILENT: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(2);
@@ -102,7 +96,7 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// Passes each connection on to a server, at its own port or at this one.
 async fn pass_on(listener: TcpListener, servers: &Servers, port: Option<u16>) -> anyhow::Result<()> {
     let mut next = 0usize;
-    let said = Said::default();
+    let said = Rc::new(RefCell::new(News::default()));
     loop {
         let (client, _) = listener.accept().await.context("accepting a connection")?;
         let mut list = servers.borrow().clone();
@@ -114,21 +108,12 @@ async fn pass_on(listener: TcpListener, servers: &Servers, port: Option<u16>) ->
         tokio::task::spawn_local(async move {
             if let Err(error) = forward(client, &list, next).await {
                 let why = format!("{error:#}");
-                if is_news(&said, &why, Instant::now()) {
+                if said.borrow_mut().is(&why, Instant::now()) {
                     tracing::warn!("{why}");
                 }
             }
         });
     }
-}
-
-fn is_news(said: &Said, why: &str, now: Instant) -> bool {
-    let mut said = said.borrow_mut();
-    let news = said.as_ref().is_none_or(|(last, when)| last != why || now > *when + SAY_AGAIN);
-    if news {
-        *said = Some((why.to_owned(), now));
-    }
-    news
 }
 
 /// Connects to the first server that answers, beginning at `start`, and passes bytes on until both sides are done.
@@ -230,14 +215,6 @@ fn write_list(file: &Path, list: &[SocketAddr]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_same_fault_is_said_once_in_a_while() {
-        let (said, now) = (Said::default(), Instant::now());
-        let heard = ["away", "away", "refused", "refused"].map(|why| is_news(&said, why, now));
-        assert_eq!(heard, [true, false, true, false]);
-        assert!(is_news(&said, "refused", now + 2 * SAY_AGAIN));
-    }
 
     #[tokio::test]
     async fn a_dead_server_is_noticed_by_the_kernel() {
