@@ -1,6 +1,9 @@
-//! Labels and taints that a node may give itself.
+//! Labels and taints that a node may give itself, and how much it may be told.
 
+use super::fragment::NodeFragment;
 use super::resolve::{Fault, fault};
+use super::settings::NodeSettings;
+use crate::seed;
 use node_metadata::Role;
 use node_metadata::merge::{is_label_value, is_qualified};
 use toml::Spanned;
@@ -71,6 +74,25 @@ pub(super) fn check_taint(taint: &Spanned<String>) -> Result<(), Fault> {
     }
     if !is_label_value(value) {
         return Err(fault(taint, "nodes.taints", format!("`{text}`: `{value}` is no taint's value; {VALUE_FORM}")));
+    }
+    Ok(())
+}
+
+/// What of a worker's user-data may be its own: the rest is for the masters' addresses and the token.
+const OWN_BYTES: usize = 600;
+
+/// Said here, and not once a machine is to be made.
+pub(super) fn check_user_data(fragments: &[Spanned<NodeFragment>], nodes: &[NodeSettings]) -> Result<(), Fault> {
+    for (spanned, node) in fragments.iter().zip(nodes) {
+        let size = seed::own_lines(&node.entry).len();
+        if node.entry.role == Role::Worker && size > OWN_BYTES {
+            let message = format!(
+                "addresses, labels, taints and what is reserved of {} make {size} bytes, and its user-data has room for \
+                 {OWN_BYTES} of them; shorten them, or set labels and taints with kubectl",
+                node.entry.name
+            );
+            return Err(fault(spanned, "nodes", message));
+        }
     }
     Ok(())
 }

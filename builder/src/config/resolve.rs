@@ -3,12 +3,13 @@
 use super::fragment::{
     BackupFragment, Fragment, ImageFragment, LocalFragment, NodeFragment, RegistryFragment, VmFragment,
 };
-use super::labels::{check_label, check_taint};
+use super::labels::{check_label, check_taint, check_user_data};
 use super::settings::{
     Api, Arch, BackupTo, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize,
 };
 use crate::image::recipe::{self, PackageRecipe};
 use ipnet::IpNet;
+use node_metadata::merge::quantity;
 use node_metadata::{NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -54,6 +55,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         return Err(optional_fault(&f.local.network, "local.network", "must be an IPv4 network"));
     };
     let nodes = resolve_nodes(&f.nodes, network)?;
+    check_user_data(&f.nodes, &nodes)?;
     check_nodes_outside(&f, &nodes, pod_cidr, service_cidr)?;
     let store = choice(
         &f.store,
@@ -634,7 +636,7 @@ fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {
     for taint in &node.taints {
         check_taint(taint)?;
     }
-    let quantity = |q: &Option<Spanned<String>>, field: &str| -> Result<Option<String>, Fault> {
+    let amount = |q: &Option<Spanned<String>>, field: &str| -> Result<Option<String>, Fault> {
         let Some(q) = q else { return Ok(None) };
         let text = q.get_ref();
         match quantity(text) {
@@ -649,30 +651,11 @@ fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {
         labels: node.labels.iter().map(|(k, v)| (k.get_ref().clone(), v.get_ref().clone())).collect(),
         taints: node.taints.iter().map(|t| t.get_ref().clone()).collect(),
         reserved: Reserved {
-            cpu: quantity(&node.reserved.cpu, "nodes.reserved.cpu")?,
-            memory: quantity(&node.reserved.memory, "nodes.reserved.memory")?,
-            ephemeral_storage: quantity(&node.reserved.ephemeral_storage, "nodes.reserved.ephemeral-storage")?,
+            cpu: amount(&node.reserved.cpu, "nodes.reserved.cpu")?,
+            memory: amount(&node.reserved.memory, "nodes.reserved.memory")?,
+            ephemeral_storage: amount(&node.reserved.ephemeral_storage, "nodes.reserved.ephemeral-storage")?,
         },
     })
-}
-
-/// The value of a Kubernetes quantity in its base unit (cores, bytes).
-fn quantity(text: &str) -> Option<f64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &text[digits.len()..] {
-        "" => 1.0,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "Ki" => 1024.0,
-        "Mi" => 1024f64.powi(2),
-        "Gi" => 1024f64.powi(3),
-        "Ti" => 1024f64.powi(4),
-        _ => return None,
-    };
-    digits.parse::<f64>().ok().filter(|n| *n >= 0.0 && n.is_finite()).map(|n| n * factor)
 }
 
 /// The network behind QEMU's NAT, which every local VM's second interface is in.

@@ -157,7 +157,7 @@ pub struct NodeSettings {
 }
 
 impl NodeSettings {
-    /// What an image says of the node: no address that only its local VM has.
+    /// What images say of a master: no address that only its local VM has.
     fn baked(&self) -> NodeEntry {
         let mut entry = self.entry.clone();
         if self.unaddressed {
@@ -336,7 +336,7 @@ impl Settings {
             metadata_allow: self.metadata_allow.clone(),
             backup_every_s: self.backup_every_s,
             registry: self.registry,
-            nodes: self.nodes.iter().map(NodeSettings::baked).collect(),
+            masters: self.nodes_of(Role::Master).map(NodeSettings::baked).collect(),
             build,
         }
     }

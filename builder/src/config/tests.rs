@@ -19,7 +19,7 @@ fn two_lines_are_enough() {
     let addresses: Vec<String> = s.nodes.iter().map(|n| n.local_address.to_string()).collect();
     assert_eq!(addresses, ["10.77.0.10", "10.77.0.11"]);
     let cluster = s.cluster(Role::Worker, BuildInfo::default());
-    assert!(cluster.api_addresses.is_empty() && cluster.nodes.iter().all(|n| n.addresses.is_empty()), "{cluster:?}");
+    assert!(cluster.api_addresses.is_empty() && cluster.masters.iter().all(|n| n.addresses.is_empty()), "{cluster:?}");
     assert_eq!(s.secrets, SecretsForm::Sealed);
     assert!(!s.secure_boot);
     assert!(settings(&format!("{MINIMAL}[image]\nsecure-boot = true\n")).expect("valid").secure_boot);
@@ -154,6 +154,25 @@ fn node_errors() {
         let error = settings(&text).expect_err(nodes).to_string();
         assert!(error.contains(expected), "{nodes}: {error}");
     }
+}
+
+#[test]
+fn a_worker_is_told_no_more_than_its_user_data_holds() {
+    let labels = |count: usize, role: &str| {
+        let labels: Vec<String> = (0..count).map(|n| format!("l{n} = \"{}\"", "x".repeat(63))).collect();
+        let other = if role == "worker" { "{ name = \"m\", role = \"master\" }, " } else { "" };
+        settings(&format!(
+            "name = \"demo\"\nnodes = [{other}{{ name = \"a\", role = \"{role}\", labels = {{ {} }} }}]\n",
+            labels.join(", ")
+        ))
+    };
+    labels(7, "worker").expect("has room");
+    let error = labels(8, "worker").expect_err("too many").to_string();
+    assert!(
+        error.contains("cluster.toml:2:") && error.contains(" of a make ") && error.contains("has room for 600"),
+        "{error}"
+    );
+    labels(40, "master").expect("its image has them");
 }
 
 /// One bracket too few, as people write it.

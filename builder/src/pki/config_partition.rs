@@ -108,6 +108,28 @@ mod tests {
     }
 
     #[test]
+    fn more_and_fewer_workers_leave_both_images_as_they_are() {
+        let dir = tempfile::tempdir().expect("dir");
+        let config = |workers: &str, role| {
+            let text = format!(
+                "name = \"demo\"\n[[nodes]]\nname = \"m\"\nrole = \"master\"\naddresses = [\"10.77.0.10\"]\n{workers}"
+            );
+            let settings = config::parse(Path::new("cluster.toml"), &text, dir.path()).expect("valid");
+            let files = config_partition(&settings, role, BuildInfo::default()).expect("files");
+            crate::disk::config_part::encode(&files).expect("CONFIG")
+        };
+        let one = "[[nodes]]\nname = \"w1\"\nrole = \"worker\"\n";
+        let two = format!(
+            "{one}[[nodes]]\nname = \"w2\"\nrole = \"worker\"\naddresses = [\"10.77.0.30\"]\nlabels = {{ disk = \"ssd\" }}\n\
+             taints = [\"a=b:NoSchedule\"]\nreserved = {{ cpu = \"50m\" }}\n"
+        );
+        for role in [Role::Master, Role::Worker] {
+            let before = config(one, role);
+            assert!(before == config(&two, role) && before == config("", role), "the {role} image");
+        }
+    }
+
+    #[test]
     fn masters_get_secrets_plain_or_sealed_and_the_same_bytes_each_time() {
         let dir = tempfile::tempdir().expect("dir");
         let plain = settings(dir.path(), "plain");

@@ -7,7 +7,7 @@ use crate::config::{NodeSettings, SecretsForm, Settings};
 use crate::input::{self, bad};
 use crate::pki::Secrets;
 use anyhow::{Context, Result};
-use node_metadata::Role;
+use node_metadata::{NodeEntry, Reserved, Role};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::fs::File;
@@ -70,11 +70,19 @@ pub fn user_data(
     secrets: &Secrets,
 ) -> Result<String> {
     let mut text = format!("#cloud-config\nhostname: {}\nkimg:\n  role: {}\n", node.entry.name, node.entry.role);
-    if let Place::Network { range, .. } = place {
-        let _ = writeln!(text, "  node-ip: {}", list(&[range]));
-    } else if place == Place::Local || !node.unaddressed {
-        let _ = writeln!(text, "  node-ip: {}", list(&node.entry.addresses));
+    let mut own = node.entry.clone();
+    if place == Place::Elsewhere && node.unaddressed {
+        own.addresses.clear();
     }
+    if let Place::Network { range, .. } = place {
+        own.addresses.clear();
+        let _ = writeln!(text, "  node-ip: {}", list(&[range]));
+    }
+    if own.role == Role::Master {
+        // Its image has them.
+        (own.labels, own.taints, own.reserved) = Default::default();
+    }
+    text.push_str(&own_lines(&own));
     let mut api: Vec<String> = settings.api_addresses(place == Place::Local).iter().map(ToString::to_string).collect();
     if let Place::Network { master, .. } = place {
         api = master.iter().map(ToString::to_string).collect();
@@ -98,12 +106,40 @@ pub fn user_data(
     }
     if text.len() > USER_DATA_LIMIT {
         return input::bad(format!(
-            "the user-data of {} is {} bytes and must not be over {USER_DATA_LIMIT}; give it fewer addresses in cluster.toml",
+            "the user-data of {} is {} bytes and must not be over {USER_DATA_LIMIT}; give it fewer addresses, labels and taints in cluster.toml",
             node.entry.name,
             text.len()
         ));
     }
     Ok(text)
+}
+
+/// What of the user-data is one node's alone. The texts are such as need no escape.
+pub fn own_lines(entry: &NodeEntry) -> String {
+    let mut text = String::new();
+    if !entry.addresses.is_empty() {
+        let _ = writeln!(text, "  node-ip: {}", list(&entry.addresses));
+    }
+    // In quotes: YAML reads some words as something else than text.
+    let map = |pairs: &[(&str, &str)]| {
+        let pairs: Vec<String> = pairs.iter().map(|(key, value)| format!("\"{key}\": \"{value}\"")).collect();
+        format!("{{{}}}", pairs.join(", "))
+    };
+    let labels: Vec<(&str, &str)> = entry.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    if !labels.is_empty() {
+        let _ = writeln!(text, "  labels: {}", map(&labels));
+    }
+    if !entry.taints.is_empty() {
+        let _ = writeln!(text, "  taints: {}", list(&entry.taints));
+    }
+    let Reserved { cpu, memory, ephemeral_storage } = &entry.reserved;
+    let amounts = [("cpu", cpu), ("memory", memory), ("ephemeral-storage", ephemeral_storage)];
+    let amounts: Vec<(&str, &str)> =
+        amounts.iter().filter_map(|(key, amount)| Some((*key, amount.as_deref()?))).collect();
+    if !amounts.is_empty() {
+        let _ = writeln!(text, "  reserved: {}", map(&amounts));
+    }
+    text
 }
 
 /// What is wrong with user-data for a provider; the sentence about its size when nothing is. `provider` is the name of a
@@ -128,8 +164,8 @@ pub fn check_for(provider: &str, user_data: &str) -> Result<String> {
     Ok(format!("{size} of the {} bytes{form} that {provider} takes", limit.bytes))
 }
 
-fn list<T: std::fmt::Display>(addresses: &[T]) -> String {
-    let quoted: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
+fn list<T: std::fmt::Display>(items: &[T]) -> String {
+    let quoted: Vec<String> = items.iter().map(|a| format!("\"{a}\"")).collect();
     format!("[{}]", quoted.join(", "))
 }
 
@@ -313,6 +349,31 @@ mod tests {
         assert_eq!(network.nics[0].mac.as_deref(), Some(mac("demo", "w", 0).as_str()));
         assert_eq!((network.nics[0].addresses.len(), network.nics[0].dhcp4), (1, false));
         assert!(network.nics[1].dhcp4);
+    }
+
+    #[test]
+    fn a_worker_is_what_cluster_toml_says_by_its_user_data_alone() {
+        let dir = tempfile::tempdir().expect("dir");
+        let text = "name = \"demo\"\n[[nodes]]\nname = \"m\"\nrole = \"master\"\naddresses = [\"10.77.0.10\"]\n\
+                    [[nodes]]\nname = \"w\"\nrole = \"worker\"\naddresses = [\"10.77.0.30\", \"2001:db8::5\"]\n\
+                    labels = { disk = \"ssd\", \"example.org/on\" = \"true\", n = \"010\" }\n\
+                    taints = [\"a=b:NoSchedule\", \"c:NoExecute\"]\nreserved = { cpu = \"1\", ephemeral-storage = \"1Gi\" }\n";
+        let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
+        let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
+        let token = BootstrapToken::random();
+        let own = ["10.0.2.15", "2001:db8::5", "10.77.0.30", "10.80.0.3"].map(|text| text.parse().expect("address"));
+        let cluster = settings.cluster(Role::Worker, node_metadata::BuildInfo::default());
+        let node = &settings.nodes[1];
+        for place in [Place::Local, Place::Elsewhere] {
+            let text = user_data(&settings, node, place, Begin::Join(Some(&token)), &secrets).expect("text");
+            let user = node_metadata::userdata::parse(text.as_bytes()).expect("valid");
+            let found = node_metadata::sources::Found::default();
+            let told = node_metadata::merge::merge(&cluster, &found, &user, &own).expect("merges").node;
+            assert_eq!(told.addresses, node.entry.addresses);
+            assert_eq!((&told.labels, &told.reserved), (&node.entry.labels, &node.entry.reserved));
+            let taints = told.taints.iter().map(|t| format!("{}={}:{}", t.key, t.value, t.effect)).collect::<Vec<_>>();
+            assert_eq!(taints, ["a=b:NoSchedule", "c=:NoExecute"]);
+        }
     }
 
     #[test]

@@ -282,7 +282,7 @@ mod tests {
             metadata_allow: vec![],
             backup_every_s: 600,
             registry: None,
-            nodes: vec![],
+            masters: vec![],
             build: Default::default(),
         }
     }

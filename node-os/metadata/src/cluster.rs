@@ -84,7 +84,7 @@ pub struct Reserved {
     pub ephemeral_storage: Option<String>,
 }
 
-/// A node that `cluster.toml` names.
+/// A node, as `cluster.toml` describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct NodeEntry {
@@ -158,8 +158,10 @@ pub struct Cluster {
     /// The cluster's own registry, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<Registry>,
-    /// All nodes that `cluster.toml` names.
-    pub nodes: Vec<NodeEntry>,
+    /// The masters that `cluster.toml` names. Of workers no image says anything, so that there can be more and fewer of them
+    /// with the same images: what one is told stands in its user-data.
+    #[serde(default)]
+    pub masters: Vec<NodeEntry>,
     /// Which build made this.
     #[serde(default)]
     pub build: BuildInfo,

@@ -5,7 +5,7 @@
 
 use crate::sources::Found;
 use crate::userdata::UserData;
-use crate::{Cluster, Node, NodeEntry, Role, Taint};
+use crate::{Cluster, Node, NodeEntry, Reserved, Role, Taint};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -33,6 +33,16 @@ pub enum MergeError {
         wanted: Role,
         /// Who said so.
         source_of: &'static str,
+    },
+    /// A master image takes no name that `cluster.toml` does not give a master.
+    #[error(
+        "this is a master image, and cluster.toml has no master {name} (it has: {known}); correct the name, or boot the worker image"
+    )]
+    NoMaster {
+        /// The name that was given.
+        name: String,
+        /// Those that would do.
+        known: String,
     },
     /// Nothing gives a name.
     #[error("this machine has no name; set hostname in its user-data")]
@@ -63,6 +73,9 @@ pub enum MergeError {
     /// A label is wrong.
     #[error("the label {0:?} has an invalid key or value")]
     BadLabel(String),
+    /// What is reserved is no amount.
+    #[error("reserved {0} is no quantity, such as 100m or 128Mi")]
+    BadReserved(String),
     /// A token is wrong.
     #[error(
         "the token in user-data is not of the form abcdef.0123456789abcdef; take the line that `kimg seed` printed"
@@ -85,8 +98,12 @@ pub fn name_of(found: &Found, user: &UserData) -> Result<String, MergeError> {
 pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) -> Result<Merged, MergeError> {
     check_role(cluster.role, user.kimg.role, "its user-data")?;
     let name = name_of(found, user)?;
-    let entry = cluster.nodes.iter().find(|entry| entry.name == name);
-    check_role(cluster.role, entry.map(|entry| entry.role), "cluster.toml")?;
+    let entry = cluster.masters.iter().find(|entry| entry.name == name);
+    check_role(cluster.role, entry.map(|_| Role::Master), "cluster.toml")?;
+    if cluster.role == Role::Master && entry.is_none() {
+        let known: Vec<&str> = cluster.masters.iter().map(|entry| entry.name.as_str()).collect();
+        return Err(MergeError::NoMaster { name, known: known.join(", ") });
+    }
     let token = user.kimg.token.clone();
     if token.as_ref().is_some_and(|token| !is_token(&token.0)) {
         return Err(MergeError::BadToken);
@@ -98,7 +115,7 @@ pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) 
         api_endpoints: api_endpoints(cluster, user)?,
         labels: labels(found, entry, user)?,
         taints: taints(cluster.role, entry, user)?,
-        reserved: entry.map(|entry| entry.reserved.clone()).unwrap_or_default(),
+        reserved: reserved(entry, user)?,
         provider_id: found.provider_id.clone(),
         await_backup: user.kimg.await_backup,
         source: found.source.clone(),
@@ -175,11 +192,7 @@ fn listed(own: &[IpAddr]) -> String {
 
 fn api_endpoints(cluster: &Cluster, user: &UserData) -> Result<Vec<String>, MergeError> {
     let endpoints: Vec<String> = if user.kimg.api.is_empty() {
-        let masters =
-            cluster.nodes.iter().filter(|entry| entry.role == Role::Master).filter_map(|entry| entry.addresses.first());
-        let baked: Vec<&IpAddr> =
-            if cluster.api_addresses.is_empty() { masters.collect() } else { cluster.api_addresses.iter().collect() };
-        baked.into_iter().map(|address| with_port(*address)).collect()
+        cluster.api_addresses.iter().map(|address| with_port(*address)).collect()
     } else {
         user.kimg.api.iter().map(|given| endpoint(given)).collect::<Result<_, _>>()?
     };
@@ -272,6 +285,38 @@ fn taint(text: &str) -> Result<Taint, MergeError> {
     Ok(Taint { key: key.to_owned(), value: value.to_owned(), effect: effect.to_owned() })
 }
 
+fn reserved(entry: Option<&NodeEntry>, user: &UserData) -> Result<Reserved, MergeError> {
+    let (above, below) = (&user.kimg.reserved, entry.map(|entry| entry.reserved.clone()).unwrap_or_default());
+    let one = |above: &Option<String>, below: Option<String>| match above.clone().or(below) {
+        Some(text) if quantity(&text).is_none() => Err(MergeError::BadReserved(format!("{text:?}"))),
+        amount => Ok(amount),
+    };
+    Ok(Reserved {
+        cpu: one(&above.cpu, below.cpu)?,
+        memory: one(&above.memory, below.memory)?,
+        ephemeral_storage: one(&above.ephemeral_storage, below.ephemeral_storage)?,
+    })
+}
+
+/// The value of a Kubernetes quantity in its base unit (cores, bytes).
+pub fn quantity(text: &str) -> Option<f64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" => 1.0,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "Ki" => 1024.0,
+        "Mi" => 1024f64.powi(2),
+        "Gi" => 1024f64.powi(3),
+        "Ti" => 1024f64.powi(4),
+        _ => return None,
+    };
+    digits.parse::<f64>().ok().filter(|n| *n >= 0.0 && n.is_finite()).map(|n| n * factor)
+}
+
 /// A DNS-1123 label.
 fn is_label(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -308,13 +353,13 @@ mod tests {
     use crate::{Overlay, StoreEngine, userdata};
 
     fn cluster(role: Role) -> Cluster {
-        let entry = |name: &str, role, address: &str| NodeEntry {
-            name: name.into(),
-            role,
-            addresses: vec![address.parse().unwrap()],
+        let master = NodeEntry {
+            name: "master-1".into(),
+            role: Role::Master,
+            addresses: vec!["10.77.0.10".parse().unwrap()],
             labels: BTreeMap::from([("zone".into(), "a".into())]),
             taints: vec![],
-            reserved: Default::default(),
+            reserved: Reserved { cpu: Some("50m".into()), ..Reserved::default() },
         };
         Cluster {
             name: "demo".into(),
@@ -331,7 +376,7 @@ mod tests {
             metadata_allow: vec![],
             backup_every_s: 600,
             registry: None,
-            nodes: vec![entry("master-1", Role::Master, "10.77.0.10"), entry("worker-1", Role::Worker, "10.77.0.11")],
+            masters: vec![master],
             build: Default::default(),
         }
     }
@@ -351,9 +396,26 @@ mod tests {
         assert_eq!(merged.node.name, "worker-1");
         assert_eq!(merged.node.addresses, ["10.77.0.11".parse::<IpAddr>().unwrap()]);
         assert_eq!(merged.node.api_endpoints, ["10.77.0.10:6443"]);
-        assert_eq!(merged.node.labels["zone"], "a");
-        assert!(merged.node.taints.is_empty());
+        assert!(merged.node.labels.is_empty() && merged.node.taints.is_empty());
         assert_eq!(merged.token.unwrap().0, "abcdef.0123456789abcdef");
+        let user = UserData { hostname: Some("master-1".into()), ..UserData::default() };
+        let own: Vec<IpAddr> = ["10.0.2.15", "10.77.0.10"].iter().map(|text| text.parse().unwrap()).collect();
+        let node = merge(&cluster(Role::Master), &Found::default(), &user, &own).unwrap().node;
+        assert_eq!((node.addresses.as_slice(), node.labels["zone"].as_str()), (&own[1..], "a"));
+        assert_eq!(node.reserved.cpu.as_deref(), Some("50m"));
+    }
+
+    #[test]
+    fn a_worker_is_no_master_by_its_name_and_a_master_no_worker() {
+        let named = |role, name: &str| {
+            let found = Found { hostname: Some(name.into()), ..Found::default() };
+            merge(&cluster(role), &found, &UserData::default(), &["10.77.0.10".parse().unwrap()])
+        };
+        let wrong = MergeError::WrongRole { image: Role::Worker, wanted: Role::Master, source_of: "cluster.toml" };
+        assert_eq!(named(Role::Worker, "Master-1.example.org").unwrap_err(), wrong, "also by a name that is cut");
+        let error = named(Role::Master, "worker-1").unwrap_err().to_string();
+        assert!(error.contains("cluster.toml has no master worker-1 (it has: master-1)"), "{error}");
+        assert_eq!(named(Role::Worker, "worker-9").unwrap().node.role, Role::Worker);
     }
 
     #[test]
@@ -387,12 +449,13 @@ mod tests {
 
     #[test]
     fn user_data_wins() {
-        let node = run(Role::Worker, "node-ip: [10.0.2.15], api: [kube.example.org, '1.2.3.4:443'], labels: {zone: b}, taints: ['a=b:NoExecute']").unwrap().node;
+        let node = run(Role::Worker, "node-ip: [10.0.2.15], api: [kube.example.org, '1.2.3.4:443'], labels: {zone: b}, taints: ['a=b:NoExecute'], reserved: {memory: 96Mi}").unwrap().node;
         assert_eq!(node.addresses, ["10.0.2.15".parse::<IpAddr>().unwrap()]);
         let in_range = run(Role::Worker, "node-ip: 10.0.0.0/16").unwrap().node;
         assert_eq!(in_range.addresses, node.addresses, "what a private network gave");
         assert_eq!(node.api_endpoints, ["kube.example.org:6443", "1.2.3.4:443"]);
         assert_eq!(node.labels["zone"], "b");
+        assert_eq!(node.reserved, Reserved { memory: Some("96Mi".into()), ..Reserved::default() });
         assert_eq!(node.taints, [Taint { key: "a".into(), value: "b".into(), effect: "NoExecute".into() }]);
     }
 
@@ -404,7 +467,7 @@ mod tests {
                 "role: master",
                 "this is a worker image, and its user-data says that this machine is a master",
             ),
-            (Role::Master, "", "this is a master image, and cluster.toml says"),
+            (Role::Master, "", "this is a master image, and cluster.toml has no master worker-1"),
             (Role::Worker, "node-ip: 10.77.0", "is no IP address"),
             (
                 Role::Worker,
@@ -420,6 +483,8 @@ mod tests {
             (Role::Worker, "taints: [a]", "taint"),
             (Role::Worker, "taints: ['a:Never']", "taint"),
             (Role::Worker, "labels: {'a b': c}", "label"),
+            (Role::Worker, "reserved: {cpu: lots}", "reserved \"lots\" is no quantity"),
+            (Role::Worker, "reserved: {cpu: '-1'}", "is no quantity"),
             (Role::Worker, "token: nonsense", "token"),
         ];
         for (role, kimg, wanted) in cases {

@@ -1,7 +1,7 @@
 //! User-data: `#cloud-config` YAML with a `kimg:` section, raw, base64, gzip, or base64 of gzip.
 
 use crate::encoding::{self, EncodingError};
-use crate::{Role, SealKey};
+use crate::{Reserved, Role, SealKey};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
@@ -59,6 +59,8 @@ pub struct Kimg {
     pub labels: BTreeMap<String, Scalar>,
     /// Taints as `key[=value]:Effect`.
     pub taints: Vec<String>,
+    /// What the system keeps for itself.
+    pub reserved: Reserved,
     /// Bootstrap token.
     pub token: Option<Secret>,
     /// Key of the sealed secrets.

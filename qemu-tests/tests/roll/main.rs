@@ -315,7 +315,14 @@ fn scaled(cluster: &Cluster) -> Result {
     web(cluster)?;
     let path = cluster.dir.join("cluster.toml");
     let before = std::fs::read_to_string(&path).context("reading cluster.toml")?;
+    let images = || -> Result<Vec<String>> {
+        cluster.kimg(&["build", "all"])?.success()?;
+        let read = |role| std::fs::read_to_string(cluster.dir.join("build").join(role).join("manifest.json"));
+        ["master", "worker"].into_iter().map(|role| read(role).context("reading a manifest")).collect()
+    };
+    let built = images()?;
     let grown = cluster.kimg(&["scale", "workers", "3", "--yes"])?;
+    ensure!(images()? == built, "with another worker the images are others");
     ensure!(grown.ok && grown.out.contains("cluster.toml gets worker-3"), "{}", grown.all());
     ensure!(boots(cluster)?.iter().any(|(name, ..)| name == "worker-3"), "{:?}", boots(cluster)?);
     // The switch starts anew for another node, which no provider's does.

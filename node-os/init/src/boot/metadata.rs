@@ -241,11 +241,12 @@ impl Search {
         });
     }
 
-    /// Without any source: the node of `cluster.toml` that has the address that DHCP gave.
+    /// Without any source: the master that has the address that DHCP gave. A worker without user-data could not join.
     async fn cluster_file_entry(&self) -> Result<Found> {
         self.get_some_address().await?;
         let own = self.show_addresses().await?;
-        let entry = self.cluster.nodes.iter().find(|entry| entry.addresses.iter().any(|address| own.contains(address)));
+        let entry =
+            self.cluster.masters.iter().find(|entry| entry.addresses.iter().any(|address| own.contains(address)));
         let entry = entry.with_context(|| no_metadata(&self.absent.borrow()))?;
         Ok(Found { source: "cluster.toml".to_owned(), hostname: Some(entry.name.clone()), ..Found::default() })
     }
@@ -321,7 +322,8 @@ fn no_metadata(absent: &[String]) -> String {
     };
     format!(
         "no metadata was found: no drive with the label cidata or config-2, no ds=nocloud in the SMBIOS serial number or \
-         on the kernel's command line, {servers}, and no node of cluster.toml has one of this machine's addresses"
+         on the kernel's command line, {servers}, and no master of cluster.toml has one of this machine's addresses; \
+         a worker is told what it is by the user-data of `kimg seed`"
     )
 }
 

@@ -200,7 +200,7 @@ mod tests {
         }
         let json = r#"{"name":"demo","role":"master","domain":"cluster.local","api-names":["kube.example.org"],
             "api-addresses":["203.0.113.5"],"pod-cidr":"10.200.0.0/16","service-cidr":"10.32.0.0/24",
-            "dns-address":"10.32.0.10","overlay":"vxlan","store":"embedded","nodes":[]}"#;
+            "dns-address":"10.32.0.10","overlay":"vxlan","store":"embedded"}"#;
         let cluster: Cluster = serde_json::from_str(json).unwrap();
         let node: Node = serde_json::from_str(
             r#"{"name":"m1","role":"master","addresses":["10.77.0.10"],"external-addresses":["198.51.100.7"],

@@ -290,7 +290,7 @@ mod tests {
             metadata_allow: vec![],
             backup_every_s: 600,
             registry: None,
-            nodes: vec![],
+            masters: vec![],
             build: Default::default(),
         };
         let node = Node {

@@ -95,6 +95,12 @@ fn merged(cluster: &Cluster, found: &Found, user: &UserData) {
     assert_eq!(serde_json::from_slice::<Node>(&text).expect("and is read again"), node);
 }
 
+/// A name that a machine of this image may have.
+fn named(cluster: &Cluster) -> Found {
+    let name = if cluster.role == Role::Master { "m" } else { "w" };
+    Found { hostname: Some(name.to_owned()), ..Found::default() }
+}
+
 static CLUSTERS: LazyLock<[Cluster; 2]> = LazyLock::new(|| {
     let worker: Cluster = serde_json::from_str(include_str!("../../objects/cluster.json")).expect("the sample is JSON");
     [Cluster { role: Role::Master, ..worker.clone() }, worker]
@@ -120,7 +126,7 @@ pub(crate) fn user_data(data: &[u8]) {
     let again = again.unwrap_or_else(|e| panic!("{text:?} is read, and as base64 is not: {e}"));
     assert_eq!(format!("{user:?}"), format!("{again:?}"));
     for cluster in CLUSTERS.iter() {
-        merged(cluster, &Found { hostname: Some("w".to_owned()), ..Found::default() }, &user);
+        merged(cluster, &named(cluster), &user);
     }
 }
 
@@ -149,5 +155,5 @@ pub(crate) fn documents(data: &[u8]) {
     let Ok(cluster) = serde_json::from_slice::<Cluster>(rest) else { return };
     let text = serde_json::to_vec(&cluster).expect("a cluster is JSON");
     assert_eq!(serde_json::from_slice::<Cluster>(&text).expect("and is read again"), cluster);
-    merged(&cluster, &Found { hostname: Some("w".to_owned()), ..Found::default() }, &UserData::default());
+    merged(&cluster, &named(&cluster), &UserData::default());
 }
