@@ -8,10 +8,11 @@ use std::process::{Command, ExitCode};
 
 type Main = fn(Vec<OsString>) -> ExitCode;
 
-const COMPONENTS: [(&str, Main); 3] = [
+const COMPONENTS: [(&str, Main); 4] = [
     ("kube-apiserver", kube_apiserver::main),
     ("kube-controller-manager", kube_controller_manager::main),
     ("kube-scheduler", kube_scheduler::main),
+    (kimg_status::NAME, kimg_status::main),
 ];
 
 /// What makes the C library's allocator give memory back: few arenas, and large buffers in

@@ -123,6 +123,13 @@ pub fn client(kubeconfig: &Path, user_agent: &str) -> anyhow::Result<kube::Clien
     Ok(kube::client::ClientBuilder::new(service, "default").build())
 }
 
+/// TLS as the kubeconfig's user, for servers that the cluster's CA has signed and that speak HTTP/1.1: kubelets.
+pub fn identity(kubeconfig: &Path) -> anyhow::Result<rustls::ClientConfig> {
+    let mut config = tls_config(&read(kubeconfig)?)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 fn read(path: &Path) -> anyhow::Result<Target> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading kubeconfig {}", path.display()))?;
     let config: Kubeconfig =
