@@ -11,6 +11,7 @@ use crate::input;
 use crate::local::interrupt::Interrupt;
 use crate::local::state::{self, State};
 use crate::local::up::Interrupted;
+use crate::logs::kept;
 use crate::machines::local::{LocalMachines, short};
 use crate::node::Target;
 use crate::oci::registry::credentials::environment;
@@ -194,6 +195,13 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
         say: &|line| eprintln!("{line}"),
     };
     let nodes: Vec<&str> = settings.nodes.iter().map(|node| node.entry.name.as_str()).collect();
+    if args.discard_disk {
+        // It may still answer; one that is lost does not.
+        match kept::keep(settings, name) {
+            Ok(path) => eprintln!("{name}: its last logs are in {}", super::shown(&path)),
+            Err(error) => eprintln!("{name}: its last logs are not kept: {error:#}"),
+        }
+    }
     healer.restore(name, &image)?;
     state::backup_has_come(settings, name)?;
     healer.wait_ready(name, &nodes)?;

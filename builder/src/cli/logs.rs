@@ -4,7 +4,7 @@ use super::write_out;
 use crate::client::block_on;
 use crate::client::node::NodeClient;
 use crate::config::Settings;
-use crate::logs::{self, Printer, SOME, Source, Wanted, line, show::Prefix};
+use crate::logs::{self, Printer, SOME, Source, Wanted, kept, line, show::Prefix};
 use crate::node::Target;
 use anyhow::Result;
 use std::process::ExitCode;
@@ -16,6 +16,10 @@ pub(super) struct LogsArgs {
     /// master [default: all but audit]
     #[arg(value_name = "NODE|SERVICE")]
     names: Vec<String>,
+    /// Not what nodes have now, but what they had when `kimg roll`, `heal` or `scale` ended their machines; also of
+    /// nodes that are gone
+    #[arg(long, conflicts_with = "follow")]
+    kept: bool,
     #[command(flatten)]
     which: WhichLines,
 }
@@ -36,7 +40,7 @@ pub(super) struct WhichLines {
 impl WhichLines {
     fn wanted(&self, services: Vec<String>) -> Wanted {
         let tail = self.tail.or(self.since.is_none().then_some(SOME));
-        Wanted { services, since: self.since, tail }
+        Wanted { services, since: self.since, tail, audit: false }
     }
 
     async fn run(&self, sources: Vec<Source>, services: Vec<String>, prefix: Prefix) -> Result<ExitCode> {
@@ -55,8 +59,17 @@ impl WhichLines {
 }
 
 pub(super) fn run(args: &LogsArgs, settings: &Settings) -> Result<ExitCode> {
-    let is_node = |name: &String| settings.nodes.iter().any(|node| node.entry.name == *name);
+    let kept = if args.kept { Some(kept::list(settings)?) } else { None };
+    let is_node = |name: &String| {
+        settings.nodes.iter().any(|node| node.entry.name == *name)
+            || kept.iter().flatten().any(|kept| kept.node == *name)
+    };
     let (nodes, services): (Vec<String>, Vec<String>) = args.names.iter().cloned().partition(is_node);
+    if let Some(kept) = &kept {
+        let (wanted, now) = (args.which.wanted(services), jiff::Timestamp::now());
+        kept::show(kept, &nodes, &wanted, now, &mut Printer::new(Prefix::Both, write_out))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let asked = settings.nodes.iter().map(|node| &node.entry.name).filter(|n| nodes.is_empty() || nodes.contains(n));
     let source = |name: &String| {
         let target = Target { node: Some(name.clone()), ..Target::default() };

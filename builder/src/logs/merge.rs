@@ -48,6 +48,17 @@ pub fn last(entries: &mut Vec<Entry>, most: Option<usize>) {
     entries.drain(..excess);
 }
 
+/// The last ones whose texts take no more than so many bytes.
+pub fn newest(entries: &mut Vec<Entry>, most: usize) {
+    let mut bytes = 0usize;
+    let fits = entries.iter().rev().take_while(|entry| {
+        bytes = bytes.saturating_add(entry.text.len());
+        bytes <= most
+    });
+    let excess = entries.len() - fits.count();
+    entries.drain(..excess);
+}
+
 /// Lines of logs that go on. They come over several connections, so that each waits a moment for older ones.
 #[derive(Debug, Default)]
 pub struct Waiting(Vec<(Instant, Entry)>);
@@ -139,6 +150,8 @@ mod tests {
         last(&mut all, None);
         assert_eq!(all.len(), 2);
         assert_eq!(of("a", &[(-1, "x")])[0].at, 25, "no line says a time");
+        newest(&mut all, 3);
+        assert_eq!(texts(&all), ["b4"]);
     }
 
     #[test]

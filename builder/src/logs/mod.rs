@@ -61,6 +61,8 @@ pub struct Wanted {
     pub since: Option<Duration>,
     /// The last so many lines.
     pub tail: Option<usize>,
+    /// The audit log too, where no service is named.
+    pub audit: bool,
 }
 
 impl Wanted {
@@ -72,7 +74,7 @@ impl Wanted {
     /// Which of a node's logs are wanted.
     fn of(&self, known: &[String]) -> Vec<String> {
         let wanted = |name: &&String| {
-            if self.services.is_empty() { *name != AUDIT } else { self.services.contains(name) }
+            if self.services.is_empty() { self.audit || *name != AUDIT } else { self.services.contains(name) }
         };
         known.iter().filter(wanted).cloned().collect()
     }

@@ -12,6 +12,7 @@ fn logs_are_chosen_by_name() {
     let known: Vec<String> = ["init", "kernel", "audit", "kubelet"].map(String::from).into();
     let mut wanted = Wanted::default();
     assert_eq!(wanted.of(&known), ["init", "kernel", "kubelet"]);
+    assert_eq!(Wanted { audit: true, ..Wanted::default() }.of(&known), known[..]);
     wanted.services = vec!["audit".into(), "etcd".into()];
     assert_eq!(wanted.of(&known), ["audit"]);
     let (known, printer) = (known.into_iter().collect(), printer().0);
@@ -53,7 +54,7 @@ fn what_is_said_of_a_node_is_said_again_when_it_changes() {
 }
 
 /// A node with a kubelet, whose log is longer each time that it is asked for.
-async fn node(secrets: &Secrets, name: &str) -> Server {
+pub(super) async fn node(secrets: &Secrets, name: &str) -> Server {
     node_with(secrets, name, &["kubelet"]).await
 }
 
@@ -96,7 +97,7 @@ async fn node_with(secrets: &Secrets, name: &str, services: &'static [&'static s
 }
 
 /// A printer, and what it has printed.
-fn printer() -> (Printer, Arc<Mutex<String>>) {
+pub(super) fn printer() -> (Printer, Arc<Mutex<String>>) {
     let out = Arc::new(Mutex::new(String::new()));
     let to = out.clone();
     let write = move |bytes: &[u8]| {
@@ -110,7 +111,7 @@ fn lines_of(all: &[&str], service: &str) -> Vec<String> {
     all.iter().filter(|line| line.split(' ').nth(1) == Some(service)).map(ToString::to_string).collect()
 }
 
-fn source(secrets: &Secrets, name: &str, target: &str) -> Source {
+pub(super) fn source(secrets: &Secrets, name: &str, target: &str) -> Source {
     Source { node: name.into(), client: NodeClient::new(secrets, name, target.into(), None) }
 }
 
@@ -147,7 +148,8 @@ fn a_node_that_does_not_answer_leaves_the_others() {
     ];
     assert_eq!(lines, expected);
     // By the node's clock: it is 00:01:40 there.
-    let since = Wanted { since: Some(Duration::from_millis(99_200)), services: vec!["kubelet".into()], tail: None };
+    let since =
+        Wanted { since: Some(Duration::from_millis(99_200)), services: vec!["kubelet".into()], ..Wanted::default() };
     assert_eq!(shown(since).unwrap().1, expected[4..]);
     assert_eq!(shown(Wanted { tail: Some(3), ..Wanted::default() }).unwrap().1, expected[5..]);
     // The node that is away may have it.
@@ -158,7 +160,8 @@ fn a_node_that_does_not_answer_leaves_the_others() {
     // It refuses this log, and gives the others.
     assert_eq!(shown_by(false, named("refused")).unwrap(), (false, lines_of(&expected, "kubelet")));
     // Nothing in it says a time.
-    let timeless = Wanted { since: Some(Duration::from_secs(1)), services: vec!["timeless".into()], tail: Some(1) };
+    let services = vec!["timeless".into()];
+    let timeless = Wanted { since: Some(Duration::from_secs(1)), services, tail: Some(1), audit: false };
     assert_eq!(shown_by(false, timeless).unwrap(), (true, vec!["b timeless second".to_string()]));
 }
 
@@ -169,7 +172,7 @@ fn a_lost_connection_is_made_anew_and_shows_nothing_twice() {
         let server = node(&secrets, "a").await;
         let sources = vec![source(&secrets, "a", &server.target), source(&secrets, "gone", "127.0.0.1:1")];
         let (mut printer, out) = printer();
-        let wanted = Wanted { services: vec!["kubelet".into()], since: None, tail: Some(2) };
+        let wanted = Wanted { services: vec!["kubelet".into()], tail: Some(2), ..Wanted::default() };
         let enough = async {
             while !out.lock().unwrap().contains("a 3") {
                 tokio::time::sleep(Duration::from_millis(20)).await;
