@@ -1,10 +1,12 @@
 //! The certificate authorities of a cluster, one for each circle of trust.
 
 use super::secrets::Secrets;
+use super::successor;
+use crate::input;
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SerialNumber,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -58,7 +60,11 @@ impl Authority {
 
     /// Makes key and certificate where they are missing. The key comes first, so that an
     /// interruption between the two leaves a key that the next run goes on with.
+    ///
+    /// # Errors
+    /// Bad input: the two do not belong together, or cannot be read.
     pub(super) fn ensure(self, secrets: &Secrets, cluster: &str) -> Result<()> {
+        successor::resume(secrets, self)?;
         if !secrets.path(&self.key_file()).exists() {
             let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
                 .with_context(|| format!("making {}", self.key_file()))?;
@@ -71,7 +77,26 @@ impl Authority {
                 .with_context(|| format!("signing {}", self.certificate_file()))?;
             secrets.write(&self.certificate_file(), certificate.pem().as_bytes())?;
         }
-        Ok(())
+        self.check_pair(secrets)
+    }
+
+    /// An image with a certificate of another key would sign what nobody believes.
+    fn check_pair(self, secrets: &Secrets) -> Result<()> {
+        let key = secrets.key(&self.key_file())?.subject_public_key_info();
+        let pem = secrets.read(&self.certificate_file())?;
+        let certified = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok().and_then(|(_, block)| {
+            let certificate = block.parse_x509().ok()?;
+            Some(certificate.public_key().raw.to_vec())
+        });
+        match certified {
+            None => secrets.damaged(&self.certificate_file(), "certificate"),
+            Some(certified) if certified == key => Ok(()),
+            Some(_) => input::bad(format!(
+                "{} does not belong to {}; restore the cluster's secrets from your backup",
+                secrets.path(&self.certificate_file()).display(),
+                secrets.path(&self.key_file()).display()
+            )),
+        }
     }
 }
 

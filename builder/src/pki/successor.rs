@@ -129,6 +129,14 @@ fn make(secrets: &Secrets, authority: Authority, cluster: &str) -> Result<()> {
     Ok(())
 }
 
+/// Ends what a run that was cut off in [`take`] has begun: key and certificate are taken one after the other.
+pub(super) fn resume(secrets: &Secrets, authority: Authority) -> Result<()> {
+    let (key_file, certificate_file) = next(authority);
+    let own = authority.key_file();
+    let there = [&key_file, &certificate_file, &own].iter().all(|name| secrets.path(name).exists());
+    if there && secrets.read(&own)? == secrets.read(&key_file)? { take(secrets, authority) } else { Ok(()) }
+}
+
 /// Puts the next one in its place.
 fn take(secrets: &Secrets, authority: Authority) -> Result<()> {
     let (key_file, certificate_file) = next(authority);
@@ -318,6 +326,28 @@ mod tests {
         finish(&secrets, authority, &[("m".into(), held(&secrets, authority))]).expect("finished");
         assert_eq!(bundle(&secrets, authority).expect("one"), after);
         authority.issuer(&secrets).expect("key and certificate belong together");
+    }
+
+    #[test]
+    fn whoever_comes_next_ends_what_was_cut_off_between_key_and_certificate() {
+        let dir = tempfile::tempdir().expect("dir");
+        let folder = dir.path().join("secrets");
+        let secrets = Secrets::ensure(&folder, "demo").expect("secrets");
+        let authority = Authority::Cluster;
+        announce(&secrets, "demo").expect("announced");
+        let before = secrets.read("cluster-ca.crt").expect("certificate");
+        Secrets::ensure(&folder, "demo").expect("only announced");
+        assert_eq!(secrets.read("cluster-ca.crt").expect("certificate"), before);
+        let (key_file, certificate_file) = next(authority);
+        let after = secrets.read(&certificate_file).expect("certificate");
+        secrets.write(&old(authority), before.as_bytes()).expect("written");
+        secrets.write("cluster-ca.key", secrets.read(&key_file).expect("key").as_bytes()).expect("written");
+        Secrets::ensure(&folder, "demo").expect("ended");
+        assert_eq!(secrets.read("cluster-ca.crt").expect("certificate"), after);
+        assert!(begun(&secrets, authority));
+        secrets.write("cluster-ca.crt", before.as_bytes()).expect("written");
+        let error = Secrets::ensure(&folder, "demo").expect_err("no pair");
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("does not belong to"), "{error}");
     }
 
     #[test]
