@@ -98,11 +98,18 @@ pub fn check_private(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a file can be written there: its folder exists.
+/// Checks that a file can be written there: its folder exists, and what is there is a file, which will be replaced.
 ///
 /// # Errors
-/// [`BadInput`] when there is no such folder.
+/// [`BadInput`] when there is no such folder, or something else in the file's place.
 pub fn writable_place(path: &Path) -> Result<()> {
+    if let Ok(there) = std::fs::symlink_metadata(path)
+        && !there.is_file()
+        && !there.is_dir()
+    {
+        let kind = if there.is_symlink() { "a link" } else { name_of(there.file_type()) };
+        return bad(format!("{} is {kind}, and would be replaced; name a file", path.display()));
+    }
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
             bad(format!("there is no folder {} to write {} to", folder.display(), path.display()))
@@ -110,6 +117,18 @@ pub fn writable_place(path: &Path) -> Result<()> {
         _ if path.is_dir() => bad(format!("{} is a folder; name a file", path.display())),
         _ => Ok(()),
     }
+}
+
+/// Checks that a new file can be written there.
+///
+/// # Errors
+/// [`BadInput`] when there is no such folder, or something in the file's place.
+pub fn free_place(path: &Path) -> Result<()> {
+    writable_place(path)?;
+    if path.exists() {
+        return bad(format!("{} exists; remove it, or name another file", path.display()));
+    }
+    Ok(())
 }
 
 fn name_of(kind: FileType) -> &'static str {
@@ -158,8 +177,15 @@ mod tests {
     fn a_file_needs_a_folder() {
         let dir = tempfile::tempdir().expect("dir");
         assert!(writable_place(&dir.path().join("x")).is_ok());
+        assert!(free_place(&dir.path().join("x")).is_ok());
         assert!(writable_place(Path::new("x")).is_ok());
         assert!(writable_place(&dir.path().join("a/x")).is_err());
         assert!(writable_place(dir.path()).is_err());
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(writable_place(&file).is_ok() && free_place(&file).is_err());
+        assert!(writable_place(&link).unwrap_err().to_string().contains("is a link"));
+        assert!(writable_place(Path::new("/dev/null")).unwrap_err().to_string().contains("is a device"));
     }
 }

@@ -9,7 +9,7 @@ use crate::local::state;
 use crate::logs::line::harmless;
 use crate::node::Target;
 use crate::oci::registry::credentials::environment;
-use crate::pki::kubeconfig::{kubeconfig as document, server_in, server_url};
+use crate::pki::kubeconfig::{is_ours, kubeconfig as document, server_in, server_url};
 use crate::pki::{
     Authority, Secrets, SecureBoot, Subject, accounts, authority, encryption, issue, ls, revoke, rotate_node, seal,
     secrets, secure_boot, show, successor,
@@ -292,7 +292,9 @@ fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
             "a certificate for system:masters passes every authorisation; `kimg kubeconfig --break-glass` makes one for four hours",
         );
     }
-    input::writable_place(&args.output)?;
+    let (certificate, key) = (args.output.with_extension("crt"), args.output.with_extension("key"));
+    let files = if args.kubeconfig { vec![&args.output] } else { vec![&certificate, &key] };
+    files.into_iter().try_for_each(|file| input::free_place(file))?;
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let subject = Subject { user: args.user.clone(), groups: args.groups.clone() };
     let client = issue::issue(&secrets, Authority::Cluster, &subject, Duration::days(args.days.into()))?;
@@ -304,7 +306,6 @@ fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
         next(&format!("kubectl --kubeconfig {} auth whoami", args.output.display()));
         return Ok(());
     }
-    let (certificate, key) = (args.output.with_extension("crt"), args.output.with_extension("key"));
     secrets::write_private(&key, client.key.as_bytes())?;
     secrets::write_private(&certificate, client.certificate.as_bytes())?;
     println!("{}\n{}", certificate.display(), key.display());
@@ -583,6 +584,13 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs, settings: &Settings) -> Result<(
     let output = args.output.as_deref().filter(|path| path.as_os_str() != "-");
     if let Some(path) = output {
         input::writable_place(path)?;
+        if path.exists() && !is_ours(&input::text(path, input::SMALL)?) {
+            return input::bad(format!(
+                "{} is there, and is no kubeconfig as kimg writes it; name another file (`kubectl` merges those in \
+                 KUBECONFIG=FILE:FILE)",
+                path.display()
+            ));
+        }
     }
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     let server = server(settings, args.server.as_deref())?;

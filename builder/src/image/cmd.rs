@@ -182,6 +182,7 @@ pub struct ExportArgs {
 
 /// Writes everything that the cluster's images are made of, keys excepted, into one file.
 pub fn export(args: &ExportArgs, settings: &Settings) -> Result<()> {
+    crate::input::free_place(&args.file)?;
     let options = Options { components: args.components.clone(), ..Options::default() };
     let materials = build::materials(settings, &options, &Progress::new())?;
     let out = std::path::absolute(&args.file).with_context(|| format!("reading {}", args.file.display()))?;

@@ -36,17 +36,24 @@ pub fn begin(secrets: &Secrets) -> Result<()> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("making sa.key")?;
         secrets.write(NEXT, key.serialize_pem().as_bytes())?;
     }
-    if secrets.path(NEXT).exists() {
-        let (next, now) = (secrets.key(NEXT)?, secrets.key("sa.key")?);
-        // Where they are one, the run ended between the two writes below.
-        if next.public_key_raw() != now.public_key_raw() {
-            secrets.write(OLD, now.public_key_pem().as_bytes())?;
-            secrets.write("sa.key", next.serialize_pem().as_bytes())?;
-        }
-        secrets.write("sa.pub", next.public_key_pem().as_bytes())?;
-        secrets.remove(NEXT)?;
+    if !secrets.path(NEXT).exists() {
+        return Ok(());
     }
-    Ok(())
+    let (next, now) = (secrets.key(NEXT)?, secrets.key("sa.key")?);
+    if next.public_key_raw() != now.public_key_raw() {
+        secrets.write(OLD, now.public_key_pem().as_bytes())?;
+        secrets.write("sa.key", next.serialize_pem().as_bytes())?;
+    }
+    resume(secrets)
+}
+
+/// Ends what a run has begun that was cut off after it wrote `sa.key`.
+pub(super) fn resume(secrets: &Secrets) -> Result<()> {
+    if !secrets.path(NEXT).exists() || secrets.read(NEXT)? != secrets.read("sa.key")? {
+        return Ok(());
+    }
+    secrets.write("sa.pub", secrets.key(NEXT)?.public_key_pem().as_bytes())?;
+    secrets.remove(NEXT)
 }
 
 /// Takes the key before out of trust, for the next image.

@@ -2,7 +2,6 @@
 
 use super::secrets::Secrets;
 use super::successor;
-use crate::input;
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -91,11 +90,7 @@ impl Authority {
         match certified {
             None => secrets.damaged(&self.certificate_file(), "certificate"),
             Some(certified) if certified == key => Ok(()),
-            Some(_) => input::bad(format!(
-                "{} does not belong to {}; restore the cluster's secrets from your backup",
-                secrets.path(&self.certificate_file()).display(),
-                secrets.path(&self.key_file()).display()
-            )),
+            Some(_) => secrets.no_pair(&self.certificate_file(), &self.key_file()),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The `secrets/` folder: files appear whole or not at all, with mode 0600, and are never overwritten by `ensure`.
 
+use super::accounts;
 use super::authority::Authority;
 use crate::backup::age::Identity;
 use crate::cache;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// Begin of the names of files that are not yet whole.
 const TEMPORARY: &str = ".new-";
+/// Keys of 32 bytes in base64, without a public half.
+const SYMMETRIC: [&str; 2] = ["encryption.key", "seal.key"];
 const LEFTOVER_AGE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The operator's secrets of one cluster.
@@ -44,7 +47,10 @@ impl Secrets {
         Secrets::ensure(dir, cluster)
     }
 
-    /// Makes whatever is missing of a cluster's keys and authorities; what exists stays as it is.
+    /// Makes whatever is missing of a cluster's keys and authorities, until there are all; what exists stays as it is.
+    ///
+    /// # Errors
+    /// Bad input: something is damaged, no pair, or was there and is no more.
     pub fn ensure(dir: &Path, cluster: &str) -> Result<Secrets> {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -62,15 +68,20 @@ impl Secrets {
         let secrets = Secrets::open(dir);
         let _lock = secrets.lock()?;
         secrets.remove_leftovers()?;
+        secrets.check_whole()?;
+        accounts::resume(&secrets)?;
         for authority in Authority::ALL {
             authority.ensure(&secrets, cluster)?;
         }
         secrets.ensure_key_pair("sa")?;
         secrets.ensure_key_pair("signing")?;
-        for name in ["encryption.key", "seal.key"] {
+        for name in SYMMETRIC {
             if !secrets.path(name).exists() {
                 let text = format!("{}\n", STANDARD.encode(rand::random::<[u8; 32]>()));
                 secrets.write(name, text.as_bytes())?;
+            }
+            if !STANDARD.decode(secrets.read(name)?.trim()).is_ok_and(|key| key.len() == 32) {
+                return secrets.damaged(name, "key of 32 bytes");
             }
         }
         secrets.ensure_backup_key()?;
@@ -174,29 +185,54 @@ impl Secrets {
             let text = self.key(&private)?.public_key_pem();
             self.write(&public, text.as_bytes())?;
         }
+        if self.read(&public)?.trim() != self.key(&private)?.public_key_pem().trim() {
+            return self.no_pair(&public, &private);
+        }
         Ok(())
+    }
+
+    /// Fails: two files that kimg once wrote together are not what they were.
+    pub(super) fn no_pair<T>(&self, public: &str, private: &str) -> Result<T> {
+        let [public, private] = [public, private].map(|name| self.path(name).display().to_string());
+        input::bad(format!("{public} does not belong to {private}; restore the cluster's secrets from your backup"))
+    }
+
+    /// A set that was whole once and lacks something has lost it: another one in its place would not go with the images,
+    /// certificates and stored Secrets that are there.
+    fn check_whole(&self) -> Result<()> {
+        // Written last.
+        if !self.path("backup.pub").exists() {
+            return Ok(());
+        }
+        let pairs = Authority::ALL.iter().flat_map(|authority| [authority.key_file(), authority.certificate_file()]);
+        let others = ["sa.key", "signing.key", "backup.key"].into_iter().chain(SYMMETRIC).map(String::from);
+        match pairs.chain(others).find(|name| !self.path(name).exists()) {
+            None => Ok(()),
+            Some(name) if name == "backup.key" => input::bad(format!(
+                "{} is missing, and {} is there; restore it from your backup of the cluster's secrets (or, if it is lost, \
+                 remove the .pub: older backups of the store cannot be read any more then)",
+                self.path(&name).display(),
+                self.path("backup.pub").display()
+            )),
+            Some(name) => input::bad(format!(
+                "{} is missing; restore it from your backup of the cluster's secrets (another one would not go with what \
+                 the cluster has)",
+                self.path(&name).display()
+            )),
+        }
     }
 
     /// The key that backups of the store are encrypted to, and its public half, which masters get.
     fn ensure_backup_key(&self) -> Result<()> {
         let (private, public) = (self.path("backup.key"), self.path("backup.pub"));
         if !private.exists() {
-            if public.exists() {
-                // Images that encrypt to the old one may run, and only its other half opens what they have made.
-                return input::bad(format!(
-                    "{} is missing, and {} is there; restore it from your backup of the cluster's secrets (or, if it \
-                     is lost, remove the .pub: older backups of the store cannot be read any more then)",
-                    private.display(),
-                    public.display()
-                ));
-            }
             self.write("backup.key", format!("{}\n", Identity::generate().to_text()?).as_bytes())?;
         }
         let recipient = self.backup_key()?.recipient()?;
         if !public.exists() {
             self.write("backup.pub", format!("{recipient}\n").as_bytes())?;
         } else if self.read("backup.pub")?.trim() != recipient {
-            return input::bad(format!("{} does not belong to {}", public.display(), private.display()));
+            return self.no_pair("backup.pub", "backup.key");
         }
         Ok(())
     }
@@ -251,6 +287,33 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_lost_or_damaged_is_told_and_nothing_is_made_in_its_place() {
+        let dir = tempfile::tempdir().expect("dir");
+        let folder = dir.path().join("secrets");
+        let secrets = Secrets::ensure(&folder, "demo").expect("secrets");
+        let other = Secrets::ensure(&dir.path().join("other"), "demo").expect("secrets");
+        for name in ["cluster-ca.key", "etcd-ca.crt", "sa.key", "sa.pub", "signing.key", "encryption.key", "seal.key"] {
+            let whole = secrets.read(name).expect("read");
+            // The public half of a pair comes back from the private one.
+            if name != "sa.pub" {
+                std::fs::remove_file(secrets.path(name)).expect("removed");
+                let error = Secrets::ensure(&folder, "demo").expect_err(name).to_string();
+                assert!(error.contains(&format!("{name} is missing")), "{error}");
+                assert!(!secrets.path(name).exists(), "another {name} was made");
+            }
+            secrets.write(name, b"junk\n").expect("written");
+            assert!(Secrets::ensure(&folder, "demo").expect_err(name).is::<input::BadInput>());
+            if !SYMMETRIC.contains(&name) {
+                secrets.write(name, other.read(name).expect("read").as_bytes()).expect("written");
+                let error = Secrets::ensure(&folder, "demo").expect_err(name);
+                assert!(error.is::<input::BadInput>() && error.to_string().contains("does not belong to"), "{error}");
+            }
+            secrets.write(name, whole.as_bytes()).expect("written");
+            Secrets::ensure(&folder, "demo").expect("whole again");
+        }
+    }
 
     #[test]
     fn a_backup_key_that_is_lost_or_another_is_told() {
