@@ -97,8 +97,14 @@ impl Server {
         let tls = server::tls(&config)?;
         let place = Place::of_server(&config.store_dir, &config.etcd, config.await_restore).await?;
         let engine = place.engine().await?;
+        if place.is_fenced() {
+            let socket =
+                config.store_socket.as_deref().map(|path| storage::serve(path, place, engine, true)).transpose()?;
+            return closed(socket).await;
+        }
         let sealed = Arc::new(Sealed::open(engine.clone(), crate::encryption::keyring(&config)?).await?);
-        let socket = config.store_socket.as_deref().map(|path| storage::serve(path, place, engine)).transpose()?;
+        let socket =
+            config.store_socket.as_deref().map(|path| storage::serve(path, place, engine, false)).transpose()?;
         let listener = TcpListener::bind((config.bind_address, config.secure_port))
             .await
             .with_context(|| format!("listening on {}:{}", config.bind_address, config.secure_port))?;
@@ -156,6 +162,17 @@ impl Server {
             tracing::error!("the store was not closed in order: {error}");
         }
     }
+}
+
+/// Only gives copies of the store, until the process ends: a write that was acknowledged now would be in none that is out.
+async fn closed(socket: Option<impl Future<Output = ()>>) -> anyhow::Result<Server> {
+    tracing::warn!("the store is closed, as its last copy goes on under another image; nobody is served");
+    notify::send("STATUS=closed: another image goes on with its store (`kimg roll`)");
+    match socket {
+        Some(socket) => socket.await,
+        None => std::future::pending().await,
+    }
+    anyhow::bail!("the store's socket has ended")
 }
 
 /// Serves the store's socket, if there is one, until the server ends.

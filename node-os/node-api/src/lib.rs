@@ -68,6 +68,13 @@ pub mod path {
     pub const STORE_CHECK: &str = "/v1/store/check";
     /// POST, body a snapshot: it takes the store's place; answers [`crate::Done`].
     pub const STORE_RESTORE: &str = "/v1/store/restore";
+    /// POST, body a snapshot or nothing: what this master's store begins with, where it has none yet; answers [`crate::Done`].
+    pub const STORE_BEGIN: &str = "/v1/store/begin";
+    /// POST: this master's store takes no more writes, also after it has started again, so that the next snapshot holds all
+    /// that it ever acknowledged; answers [`crate::Done`].
+    pub const STORE_FENCE: &str = "/v1/store/fence";
+    /// POST: takes that back; answers [`crate::Done`].
+    pub const STORE_UNFENCE: &str = "/v1/store/unfence";
     /// POST, body [`crate::Migrate`]: moves the store to the other engine; answers [`crate::Done`].
     pub const STORE_MIGRATE: &str = "/v1/store/migrate";
     /// What begins so is asked of the cluster's registry on this master, by the OCI distribution specification.

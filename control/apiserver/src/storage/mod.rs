@@ -2,6 +2,8 @@
 //!
 //! A file named [`PENDING`] in the store's directory is a snapshot that takes the store's place
 //! at the next start: so a store that no server can open any more can be restored, too.
+//! [`BEGIN`] is one that a place begins with which has no store yet, and is nothing elsewhere.  With
+//! [`FENCED`] the store is closed: its last copy is taken, and nobody is served any more.
 
 mod check;
 pub(crate) mod commands;
@@ -21,6 +23,10 @@ pub(crate) use socket::serve;
 
 /// A snapshot to be restored at the next start.
 pub(crate) const PENDING: &str = "restore.pending";
+/// What a place without a store begins with: a snapshot, or, where the file is empty, nothing.
+const BEGIN: &str = "begin.pending";
+/// Whatever this store acknowledged is in a copy that another server goes on with, so that it must take no more.
+const FENCED: &str = "fenced";
 /// A pending snapshot that could not be read.
 const REFUSED: &str = "restore.refused";
 
@@ -92,18 +98,24 @@ impl Place {
     /// The same, after a migration and a restore that wait were done; with `await_restore` an empty place is none.
     pub(crate) async fn of_server(dir: &Path, flags: &EtcdFlags, await_restore: bool) -> anyhow::Result<Place> {
         migrate::pending(dir, flags).await?;
+        let begins = begin_pending(dir, flags).await?;
         restore_pending(dir, flags).await?;
         let place = match Place::new(dir, flags) {
             Ok(place) => place,
             Err(error) => return Err(migrate::undecided(dir, flags, error).await),
         };
-        if await_restore && place.is_empty().await? {
+        if (await_restore && !begins || place.is_fenced()) && place.is_empty().await? {
             tracing::warn!("there is no store in {place}, and none is made: a backup is waited for");
             crate::notify::send("STATUS=waits for a backup to be restored (`kimg backup restore`)");
             // Whoever lays the snapshot down starts the server anew.
             std::future::pending::<()>().await;
         }
         Ok(place)
+    }
+
+    /// Whether the store was closed, for a copy of it to go on elsewhere.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.dir.join(FENCED).exists()
     }
 
     /// Whether nothing was ever stored there.
@@ -158,6 +170,27 @@ impl Place {
             self.dir.display()
         )))
     }
+}
+
+/// Has a place without a store begin with what waits for this start; whether it may begin with nothing.
+async fn begin_pending(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<bool> {
+    let pending = dir.join(BEGIN);
+    if !pending.exists() {
+        return Ok(false);
+    }
+    // Where a store is nobody knows, nothing is done, as for one that is there.
+    let empty = match Place::new(dir, flags) {
+        Ok(place) => place.is_empty().await?,
+        Err(_) => false,
+    };
+    let nothing = pending.metadata().with_context(|| format!("looking at {}", pending.display()))?.len() == 0;
+    if empty && !nothing {
+        let restored = dir.join(PENDING);
+        std::fs::rename(&pending, &restored).with_context(|| format!("naming {}", restored.display()))?;
+        return Ok(false);
+    }
+    std::fs::remove_file(&pending).with_context(|| format!("removing {}", pending.display()))?;
+    Ok(empty)
 }
 
 /// Restores the snapshot that waits for this start, if one does.

@@ -2,8 +2,8 @@
 //! or of root.
 //!
 //! `GET /snapshot` answers with a snapshot (its revision stands in the header [`REVISION`]),
-//! `GET /check` with a text; a failure with its sentence.  Nothing can be written this way, and
-//! what is encrypted at rest is so in a snapshot, too.
+//! `GET /check` with a text, `GET /fenced` where the server serves nobody else; a failure with its
+//! sentence.  Nothing can be written this way, and what is encrypted at rest is so in a snapshot, too.
 
 use std::convert::Infallible;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -37,6 +37,8 @@ type Body = BoxBody<Bytes, std::io::Error>;
 struct Serving {
     place: Place,
     store: Arc<dyn Store>,
+    /// This process has served nobody else.
+    fenced: bool,
     /// One request at a time: each takes memory and disk.
     turn: Mutex<()>,
 }
@@ -46,9 +48,10 @@ pub(crate) fn serve(
     path: &Path,
     place: Place,
     store: Arc<dyn Store>,
+    fenced: bool,
 ) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
     let listener = listen(path)?;
-    let serving = Arc::new(Serving { place, store, turn: Mutex::new(()) });
+    let serving = Arc::new(Serving { place, store, fenced, turn: Mutex::new(()) });
     let path = path.to_path_buf();
     Ok(async move {
         loop {
@@ -100,6 +103,7 @@ async fn answer(serving: &Serving, request: &Request<Incoming>) -> Response<Body
     let answered = match (request.method(), request.uri().path()) {
         (&Method::GET, "/snapshot") => snapshot(serving).await,
         (&Method::GET, "/check") => check::online(&serving.place, &serving.store).await.map(text),
+        (&Method::GET, "/fenced") if serving.fenced => Ok(text("the store takes no more writes".into())),
         (_, path) => {
             let mut response = text(format!("there is no {path}; there are /snapshot and /check"));
             *response.status_mut() = StatusCode::NOT_FOUND;

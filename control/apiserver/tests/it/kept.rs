@@ -104,3 +104,72 @@ async fn a_server_that_awaits_a_backup_makes_no_store_of_its_own() {
         cluster.end().await;
     }
 }
+
+/// A place without a store begins with what it is told, and one that has a store keeps it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_awaits_a_backup_begins_with_what_it_is_told() {
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let mut cluster = Cluster::start().await;
+    cluster.post(maps, json!({"metadata": {"name": "old"}})).await.expect(201);
+    cluster.end().await;
+    let store = cluster.dir().join("store");
+    let snapshot = std::fs::read(store.join("store.log")).unwrap();
+    for (told, has_old) in [(&snapshot[..], 200), (b"", 404)] {
+        std::fs::remove_dir_all(&store).unwrap();
+        std::fs::create_dir_all(&store).unwrap();
+        std::fs::write(store.join("begin.pending"), told).unwrap();
+        cluster.begin_with(|config| config.await_restore = true).await;
+        assert_eq!(cluster.get(&format!("{maps}/old")).await.code, has_old);
+        cluster.post(maps, json!({"metadata": {"name": "new"}})).await.expect(201);
+        cluster.end().await;
+        // An answer that was lost, and the same again.
+        std::fs::write(store.join("begin.pending"), &snapshot).unwrap();
+        cluster.begin_with(|config| config.await_restore = true).await;
+        assert_eq!(cluster.get(&format!("{maps}/new")).await.code, 200);
+        assert_eq!(cluster.get(&format!("{maps}/old")).await.code, has_old);
+        assert!(!store.join("begin.pending").exists());
+        cluster.end().await;
+    }
+}
+
+/// What was acknowledged until then is in the copy, and nothing is acknowledged any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_store_gives_copies_and_serves_nobody() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let map = "/api/v1/namespaces/default/configmaps/last";
+    let mut cluster = Cluster::start().await;
+    cluster.post("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "last"}})).await.expect(201);
+    cluster.end().await;
+    let (store, socket) = (cluster.dir().join("store"), cluster.dir().join("closed.sock"));
+    std::fs::write(store.join("fenced"), "").unwrap();
+    let mut closed = config(cluster.dir());
+    closed.store_socket = Some(socket.clone());
+    let server = tokio::spawn(async move { kube_apiserver::Server::start(closed).await.map(drop) });
+    let ask = async |path: &str| {
+        let mut stream = loop {
+            match tokio::net::UnixStream::connect(&socket).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let request = format!("GET {path} HTTP/1.1\r\nhost: store\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let head = answer.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..head]));
+        answer.split_off(head)
+    };
+    ask("/fenced").await;
+    let snapshot = ask("/snapshot").await;
+    assert!(!server.is_finished());
+    server.abort();
+    let _ = server.await;
+    // The copy goes on elsewhere.
+    std::fs::remove_dir_all(&store).unwrap();
+    std::fs::create_dir_all(&store).unwrap();
+    std::fs::write(store.join("begin.pending"), snapshot).unwrap();
+    cluster.begin_with(|config| config.await_restore = true).await;
+    cluster.get(map).await.expect(200);
+    cluster.end().await;
+}

@@ -153,6 +153,9 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
                 .to_owned(),
         )),
         (&Method::POST, path::STORE_RESTORE) => store::restore(context, request).await,
+        (&Method::POST, path::STORE_BEGIN) => store::begin(context, request).await,
+        (&Method::POST, path::STORE_FENCE) => store::fence(context).await,
+        (&Method::POST, path::STORE_UNFENCE) => store::unfence(context).await,
         (&Method::POST, path::STORE_MIGRATE) => store::migrate(context, body(request).await?).await,
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
         (&Method::POST, path::POWEROFF) => {

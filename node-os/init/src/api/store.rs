@@ -23,6 +23,8 @@ const SOCKET: &str = "/run/kimg/kube-apiserver.sock";
 const DIR: &str = "/var/lib/kimg/store";
 /// Names that the API server knows.
 const PENDING: &str = "restore.pending";
+const BEGIN: &str = "begin.pending";
+const FENCED: &str = "fenced";
 const REFUSED: &str = "restore.refused";
 const MIGRATE_PENDING: &str = "migrate.pending";
 const MIGRATE_DONE: &str = "migrate.done";
@@ -69,20 +71,98 @@ pub(super) async fn restore(serving: &Serving, request: Request<Incoming>) -> Re
     master(serving)?;
     let dir = Path::new(DIR);
     let part = dir.join("restore.part");
-    if let Err(refusal) = receive(dir, &part, request.into_body()).await {
+    if let Err(refusal) = receive(dir, &part, request.into_body(), false).await {
         // The sentence about the failure says more than one about what is left.
         drop(std::fs::remove_file(&part));
         return Err(refusal);
     }
     let refused = dir.join(REFUSED);
     remove(&refused)?;
+    // Whoever puts something in its place needs no closed store.
+    remove(&dir.join(FENCED))?;
     lay(serving, &part, PENDING).await?;
+    taken(&refused, "the snapshot was restored; clients list everything anew")
+}
+
+/// Whether the API server has taken a snapshot in.
+fn taken(refused: &Path, done: &str) -> Result<Response<Body>, Refusal> {
     if refused.exists() {
-        remove(&refused)?;
+        remove(refused)?;
         let why = "the snapshot is damaged, and nothing was changed; `kimg logs kube-apiserver` says where";
         return Err(Refusal(StatusCode::BAD_REQUEST, why.into()));
     }
-    Ok(json(&Done { message: "the snapshot was restored; clients list everything anew".into() }))
+    Ok(json(&Done { message: done.into() }))
+}
+
+/// Has a master without a store begin with a snapshot, or with nothing. Twice is as good as once.
+pub(super) async fn begin(serving: &Serving, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    master(serving)?;
+    let dir = Path::new(DIR);
+    if dir.join(FENCED).exists() {
+        let why = "the store of this node is closed, so that another machine or image goes on with it";
+        return Err(Refusal(StatusCode::CONFLICT, why.into()));
+    }
+    if dir.join("store.log").exists() {
+        return Ok(json(&Done { message: "it has a store, and goes on with that".into() }));
+    }
+    let part = dir.join("begin.part");
+    if let Err(refusal) = receive(dir, &part, request.into_body(), true).await {
+        drop(std::fs::remove_file(&part));
+        return Err(refusal);
+    }
+    let refused = dir.join(REFUSED);
+    remove(&refused)?;
+    lay(serving, &part, BEGIN).await?;
+    // Where it begins with a snapshot, that is restored next.
+    until("the API server has not restored the snapshot yet", async || !dir.join(PENDING).exists()).await?;
+    taken(&refused, "the store has begun")
+}
+
+/// Closes the store. An API server that was not closed has ended before this is answered: what it acknowledged is in the
+/// store, and nothing more will be.
+pub(super) async fn fence(serving: &Serving) -> Result<Response<Body>, Refusal> {
+    master(serving)?;
+    if !is_closed().await {
+        let dir = Path::new(DIR);
+        let fenced = dir.join(FENCED);
+        File::create(&fenced).with_context(|| format!("cannot create {}", fenced.display()))?;
+        sync(fenced).await?;
+        sync(dir.to_owned()).await?;
+        serving.machine.command(Command::Restart("kube-apiserver".to_owned()));
+        until("the API server has not closed its store yet", is_closed).await?;
+    }
+    Ok(json(&Done { message: "the store takes no more writes".into() }))
+}
+
+/// Opens it again.
+pub(super) async fn unfence(serving: &Serving) -> Result<Response<Body>, Refusal> {
+    master(serving)?;
+    let dir = Path::new(DIR);
+    let fenced = dir.join(FENCED);
+    if fenced.exists() {
+        remove(&fenced)?;
+        sync(dir.to_owned()).await?;
+        serving.machine.command(Command::Restart("kube-apiserver".to_owned()));
+        until("the API server has not opened its store yet", async || !is_closed().await).await?;
+    }
+    Ok(json(&Done { message: "the store takes writes".into() }))
+}
+
+/// Whether the API server that runs is one that serves nobody.
+async fn is_closed() -> bool {
+    fetch("/fenced").await.is_ok_and(|response| response.status().is_success())
+}
+
+/// Waits for the API server; `not` says what it has not done when it takes too long.
+async fn until(not: &str, done: impl AsyncFn() -> bool) -> Result<(), Refusal> {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !done().await {
+            tokio::time::sleep(LOOK).await;
+        }
+    });
+    waited
+        .await
+        .map_err(|_| Refusal(StatusCode::GATEWAY_TIMEOUT, format!("{not}; `kimg logs kube-apiserver` says why")))
 }
 
 /// Has the API server start anew, move everything to the other engine, and compare it.
@@ -146,19 +226,11 @@ async fn lay(serving: &Serving, part: &Path, name: &str) -> Result<(), Refusal> 
     std::fs::rename(part, &pending).with_context(|| format!("cannot name {}", pending.display()))?;
     sync(dir.to_owned()).await?;
     serving.machine.command(Command::Restart("kube-apiserver".to_owned()));
-    let waited = tokio::time::timeout(PATIENCE, async {
-        while pending.exists() {
-            tokio::time::sleep(LOOK).await;
-        }
-    });
-    waited.await.map_err(|_| {
-        let why = format!("the API server has not taken {name} in yet; `kimg logs kube-apiserver` says why");
-        Refusal(StatusCode::GATEWAY_TIMEOUT, why)
-    })
+    until(&format!("the API server has not taken {name} in yet"), async || !pending.exists()).await
 }
 
-/// Writes the body to a file, and makes it durable.
-async fn receive(dir: &Path, part: &Path, mut body: Incoming) -> Result<(), Refusal> {
+/// Writes the body to a file, and makes it durable; `or_nothing`: it may be empty.
+async fn receive(dir: &Path, part: &Path, mut body: Incoming, or_nothing: bool) -> Result<(), Refusal> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let mut file = File::create(part).with_context(|| format!("cannot create {}", part.display()))?;
     let mut head = Vec::new();
@@ -173,7 +245,8 @@ async fn receive(dir: &Path, part: &Path, mut body: Incoming) -> Result<(), Refu
         }
         file.write_all(&data).with_context(|| format!("cannot write {}", part.display()))?;
     }
-    if !head.starts_with(MAGIC) {
+    let fits = head.starts_with(MAGIC) || or_nothing && head.is_empty();
+    if !fits {
         return Err(Refusal(StatusCode::BAD_REQUEST, "this is no snapshot of a store".into()));
     }
     Ok(sync(part.to_owned()).await?)
