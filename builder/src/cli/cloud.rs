@@ -255,17 +255,37 @@ pub(super) fn roll<T>(
     secrets: &Secrets,
     work: impl FnOnce(&mut CloudMachines<'_>, IpAddr, &dyn Fn() -> Result<Vec<String>>) -> Result<T>,
 ) -> Result<T> {
-    let asked = Asked::new(settings)?;
-    let (provider, cloud) = (asked.provider, &*asked.cloud);
+    machines(settings, secrets, |machines| {
+        let cloud = machines.cloud;
+        let at = master_at(settings, machines)?;
+        work(machines, at, &|| Ok(records(settings, &cloud.inventory()?.servers)))
+    })
+}
+
+/// Where the master's machine is found.
+fn master_at(settings: &Settings, machines: &CloudMachines<'_>) -> Result<IpAddr> {
+    let (provider, cloud) = (machines.provider, machines.cloud);
     let master = settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
     let name = &master.entry.name;
     let known = cloud.inventory()?.servers;
-    let Some(at) = known.iter().find(|server| server.node == *name).and_then(|server| server.public) else {
-        let at = provider.name.as_str();
-        return input::bad(format!(
-            "{at} has no machine of {name} with a public address; `kimg plan` shows what is there"
-        ));
-    };
+    match known.iter().find(|server| server.node == *name).and_then(|server| server.public) {
+        Some(at) => Ok(at),
+        None => input::bad(format!(
+            "{} has no machine of {name} with a public address; `kimg heal master` brings back a master that is gone, and \
+             `kimg plan` shows what is there",
+            provider.name.as_str()
+        )),
+    }
+}
+
+/// The machines at the provider.
+pub(super) fn machines<T>(
+    settings: &Settings,
+    secrets: &Secrets,
+    work: impl FnOnce(&mut CloudMachines<'_>) -> Result<T>,
+) -> Result<T> {
+    let asked = Asked::new(settings)?;
+    let (provider, cloud) = (asked.provider, &*asked.cloud);
     let images = Uploading { asked: &asked, progress: Progress::new() };
     let mut machines = CloudMachines {
         settings,
@@ -277,7 +297,7 @@ pub(super) fn roll<T>(
         nodes: &NodeApi(settings),
         client: &asked.client,
     };
-    work(&mut machines, at, &|| Ok(records(settings, &cloud.inventory()?.servers)))
+    work(&mut machines)
 }
 
 pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::local::state::{self, State};
 use crate::local::up::{ImageFile, Interrupted};
 use crate::logs::kept;
 use crate::machines::local::{LocalMachines, short};
-use crate::machines::{Machine, Machines};
+use crate::machines::{Machine, Machines, NO_IMAGE};
 use crate::pki::Secrets;
 use crate::pki::kubeconfig::server_url;
 use crate::progress::Progress;
@@ -23,7 +23,7 @@ use crate::roll::api::{Api, Kube};
 use crate::roll::begin;
 use crate::roll::copy::LocalCopy;
 use crate::roll::engine::{Book, Engine, Stop};
-use crate::roll::journal::{Journal, OnBlocked, Outcome, Rules, Step};
+use crate::roll::journal::{Entry, Journal, OnBlocked, Outcome, Rules, Step};
 use crate::roll::lock::Holder;
 use crate::roll::plan::{self, Amount, Plan, Refusal, Situation, Wish};
 use anyhow::{Context, Result, bail};
@@ -42,6 +42,9 @@ const READY_SECS: u64 = 90;
 const GAP_SECS: u64 = 3;
 /// How long a node at a provider may take to be Ready, seconds: its machine is made meanwhile.
 const MADE_SECS: u64 = 600;
+/// For how long the API is away there, about, seconds: a provider puts an image on a disk in a minute or two, and a node
+/// boots.
+const MADE_GAP_SECS: u64 = 240;
 
 const SETTLE_SECS: u64 = 10;
 const DRAIN_SECS: u64 = 300;
@@ -159,8 +162,11 @@ pub(super) fn at_place<T>(
 fn notes(provider: &Provider) -> Vec<String> {
     let at = provider.name.as_str();
     vec![
-        "each of these machines is removed, and another of its name and type made: no month costs more, and the public and \
+        "a worker's machine is removed, and another of its name and type made: no month costs more, and the public and \
          private addresses are new ones"
+            .into(),
+        "a master's machine stays, with its addresses, and gets a new disk: its store is closed, copied into run/ on this \
+         machine, and given back; what the cluster's own registry held goes"
             .into(),
         "status.loadBalancer of Services has the new addresses by itself; DNS records are yours to set, and told in the \
          end: where clients follow those, replace one node (`kimg roll NODE`), set its record, and go on with the next"
@@ -192,6 +198,16 @@ fn roll(
         Ok(()) => begin::last(kube, &copy)?,
         Err(error) => Some(without_api(args, settings, &copy, error)?),
     };
+    let half = |entry: &&Entry| entry.master && entry.from == NO_IMAGE && entry.step < Step::Done;
+    if let Some(entry) = last.iter().flat_map(|last| &last.journal.nodes).find(half)
+        && args.rollback
+    {
+        return input::bad(format!(
+            "{} was between two images when this roll began, so there is none to go back to: `kimg roll` goes on to {}",
+            entry.node,
+            short(&entry.to)
+        ));
+    }
     let command = Command { args, settings, secrets, place, copy: &copy, progress: Progress::new() };
     let mut later = Vec::new();
     let planned = match &last {
@@ -533,7 +549,8 @@ impl Command<'_> {
             nodes: &self.kube().nodes()?,
             machines: listed,
             keeps_data: machines.keeps_data(),
-            gap_secs: GAP_SECS * self.patience()?,
+            keeps_store: machines.keeps_store(),
+            gap_secs: if self.settings.provider.is_some() { MADE_GAP_SECS } else { GAP_SECS * self.patience()? },
             claims: &self.kube().local_claims()?,
             bare_pods: &self.kube().bare_pods()?,
         };

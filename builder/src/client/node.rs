@@ -12,8 +12,21 @@ use serde::de::DeserializeOwned;
 #[derive(Debug, thiserror::Error)]
 #[error("node {node}: {said}")]
 pub struct Refused {
+    status: StatusCode,
     node: String,
     said: String,
+}
+
+impl Refused {
+    /// Whether the node is not in a state for it.
+    pub fn is_conflict(&self) -> bool {
+        self.status == StatusCode::CONFLICT
+    }
+
+    /// Whether what was asked for has surely not been done: the node did not begin with it.
+    pub fn was_not_begun(&self) -> bool {
+        self.status.is_client_error()
+    }
 }
 
 /// One node's API.
@@ -74,7 +87,7 @@ impl NodeClient {
         if [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST].contains(&answer.status) {
             return input::bad(format!("node {}: {message}", self.node));
         }
-        Err(Refused { node: self.node.clone(), said: message }.into())
+        Err(Refused { status: answer.status, node: self.node.clone(), said: message }.into())
     }
 
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {

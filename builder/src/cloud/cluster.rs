@@ -1,5 +1,6 @@
 //! The cluster's own API, as far as making machines needs it.
 
+use super::machines::{NodeApi, Nodes};
 use crate::client::kube::{self, NodeState};
 use crate::client::{Https, block_on};
 use crate::config::Settings;
@@ -8,7 +9,8 @@ use crate::local::state;
 use crate::pki::Secrets;
 use crate::pki::kubeconfig::{server_in, server_url};
 use crate::seed::token::{BootstrapToken, LIFE};
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use node_metadata::Role;
 use std::net::IpAddr;
 
 /// A cluster whose master is found at an address.
@@ -18,6 +20,12 @@ pub trait Cluster {
     /// # Errors
     /// It is not.
     fn ready(&self, at: IpAddr) -> Result<()>;
+
+    /// Has a master that has no store yet begin with an empty one. Twice is as good as once.
+    ///
+    /// # Errors
+    /// It does not answer.
+    fn begin(&self, at: IpAddr) -> Result<()>;
 
     /// Its nodes.
     ///
@@ -50,6 +58,14 @@ impl Api<'_> {
 impl Cluster for Api<'_> {
     fn ready(&self, at: IpAddr) -> Result<()> {
         block_on(kube::ready(&self.client(at)?))
+    }
+
+    fn begin(&self, at: IpAddr) -> Result<()> {
+        let master = self.settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
+        match NodeApi(self.settings).begin(&master.entry.name, at, &[])? {
+            true => Ok(()),
+            false => bail!("its store is closed, as a roll that was interrupted left it; `kimg roll` goes on"),
+        }
     }
 
     fn nodes(&self, at: IpAddr) -> Result<Vec<NodeState>> {

@@ -8,20 +8,25 @@
 
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, checked, explained, numbered, text,
+    Tenant, Thing, checked, explained, image_of, numbered, text,
 };
 use crate::input;
+use crate::machines::NO_IMAGE;
 use crate::upload::api::Api;
 use crate::upload::digitalocean::{account, pages};
 use crate::upload::may_be_done;
 use crate::upload::rescue::Keys;
 use crate::upload::settings::Environment;
 use crate::web::{Client, Request, escape};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use node_metadata::Role;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+/// How long DigitalOcean may take to put an image on a disk.
+const BUILT: Duration = Duration::from_secs(900);
+const EVERY: Duration = Duration::from_secs(3);
 /// All ports of a protocol.
 const ALL: &str = "0";
 
@@ -116,6 +121,14 @@ impl DigitalOcean {
 
 fn tags(one: &Value) -> impl Iterator<Item = &str> {
     one["tags"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// How the tag of an image begins. A master's is its own, as a tag is taken from a droplet by removing it everywhere.
+fn image_tag(role: Role) -> &'static str {
+    match role {
+        Role::Master => "master-image:",
+        Role::Worker => "image:",
+    }
 }
 
 /// The name of what has no number.
@@ -237,9 +250,11 @@ impl Cloud for DigitalOcean {
         if !there.servers.is_empty() {
             return Ok(());
         }
-        let more =
-            ["".into(), order.role.to_string(), format!("node:{}", order.node), format!("image:{}", order.image)];
-        let tags = more.map(|more| self.tag(&more));
+        let mut more = vec![String::new(), order.role.to_string(), format!("node:{}", order.node)];
+        if order.image != NO_IMAGE {
+            more.push(format!("{}{}", image_tag(order.role), order.image));
+        }
+        let tags: Vec<String> = more.iter().map(|more| self.tag(more)).collect();
         tags.iter().try_for_each(|tag| self.ensure_tag(tag))?;
         let image: u64 = order.image_id.parse().with_context(|| format!("{} is no image", order.image_id))?;
         let body = json!({
@@ -254,6 +269,53 @@ impl Cloud for DigitalOcean {
             "with_droplet_agent": false,
         });
         self.make("/v2/droplets", ("droplets", "droplet"), 202, &body).map(|_| ())
+    }
+
+    /// A droplet keeps what it was told when it was made: a master's was told to wait for a backup.
+    fn rebuild_server(&self, server: &Server, order: &Order<'_>) -> Result<()> {
+        let image: u64 = order.image_id.parse().with_context(|| format!("{} is no image", order.image_id))?;
+        let place = format!("/v2/droplets/{}/actions", server.id);
+        let request = Request::post(self.api.url(&place)).json(&json!({"type": "rebuild", "image": image}));
+        let answer = self.api.send(request).map_err(explain)?;
+        let action = match answer.status {
+            201 => numbered(&answer.json()?["action"], "an action")?,
+            // Another one is under way.
+            422 if answer.refused().said.to_lowercase().contains("pending") => {
+                return Err(Busy(answer.refused().to_string()).into());
+            }
+            409 | 423 => return Err(Busy(answer.refused().to_string()).into()),
+            _ => return Err(explain(answer.refused().into())),
+        };
+        let what = format!("rebuilding {}", server.node);
+        self.api.client().poll(&what, EVERY, BUILT, || {
+            let asked = self.api.send(Request::get(self.api.url(&format!("{place}/{action}"))));
+            let found = asked.and_then(|answer| answer.expect(&[200])?.json()).map_err(explain)?;
+            match text(&found["action"], "status") {
+                "completed" => Ok(Some(())),
+                "errored" => bail!("{what}: DigitalOcean says only that it failed"),
+                _ => Ok(None),
+            }
+        })
+    }
+
+    fn mark(&self, server: &Server, image: &str) -> Result<()> {
+        let prefix = self.tag(image_tag(Role::Master));
+        let wanted = format!("{prefix}{image}");
+        let all = self.list("/v2/droplets", "droplets")?;
+        let one = all.iter().find(|one| one["id"].as_u64().is_some_and(|id| server.id.parse() == Ok(id)));
+        let one = one.with_context(|| format!("the machine of {} is gone", server.node))?;
+        for tag in tags(one).filter(|tag| tag.starts_with(&prefix) && *tag != wanted) {
+            let gone = self.api.send(Request::delete(self.api.url(&format!("/v2/tags/{}", checked(tag, "a tag")?))));
+            gone.and_then(|answer| answer.expect(&[200, 204, 404])).map_err(explain)?;
+        }
+        if image == NO_IMAGE {
+            return Ok(());
+        }
+        self.ensure_tag(&wanted)?;
+        let resource = json!({"resource_id": server.id, "resource_type": "droplet"});
+        let request = Request::post(self.api.url(&format!("/v2/tags/{wanted}/resources")));
+        let request = request.json(&json!({"resources": [resource]})).repeatable(true);
+        self.api.send(request).and_then(|answer| answer.expect(&[200, 204])).map(|_| ()).map_err(explain)
     }
 
     fn start(&self, server: &Server) -> Result<()> {
@@ -315,7 +377,7 @@ impl DigitalOcean {
         Ok(Server {
             id: numbered(one, "a droplet")?.to_string(),
             node: tagged("node:"),
-            image: tagged("image:"),
+            image: image_of(&ROLES.map(|role| tagged(image_tag(role))).concat()),
             size: text(one, "size_slug").into(),
             region: text(&one["region"], "slug").into(),
             state: match text(one, "status") {

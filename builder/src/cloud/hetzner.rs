@@ -7,10 +7,11 @@
 use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, explained, numbered, open_ports, text,
+    Tenant, Thing, explained, image_of, numbered, open_ports, text,
 };
 use crate::config::nearest;
 use crate::input;
+use crate::machines::NO_IMAGE;
 use crate::upload::api::Api;
 use crate::upload::hetzner::{done, pages, project};
 use crate::upload::may_be_done;
@@ -229,6 +230,8 @@ impl Cloud for Hetzner {
     }
 
     fn make_server(&self, order: &Order<'_>) -> Result<()> {
+        let mut labels = vec![(NODE, order.node), (ROLE, order.role.as_str())];
+        labels.extend(Some((IMAGE, order.image)).filter(|_| order.image != NO_IMAGE));
         let body = json!({
             "name": self.tenant.machine(order.node),
             "server_type": order.size,
@@ -237,13 +240,38 @@ impl Cloud for Hetzner {
             "user_data": order.user_data,
             "networks": [number(&order.network.id)?],
             "firewalls": [{"firewall": number(&order.firewall.id)?}],
-            "labels": self.labels(&[(NODE, order.node), (ROLE, order.role.as_str()), (IMAGE, order.image)]),
+            "labels": self.labels(&labels),
         });
         let made = self.make("/servers", "servers", "server", &body)?;
         if made["action"].is_object() {
             done(&self.api, &made["action"], &format!("making {}", self.tenant.machine(order.node)))?;
         }
         Ok(())
+    }
+
+    /// Hetzner switches it off before.
+    fn rebuild_server(&self, server: &Server, order: &Order<'_>) -> Result<()> {
+        let request = Request::post(self.api.url(&format!("/servers/{}/actions/rebuild", server.id)));
+        let body = json!({"image": order.image_id, "user_data": order.user_data});
+        let answer = self.api.send(request.json(&body).hiding(false, true)).map_err(explain)?;
+        match answer.status {
+            201 => done(&self.api, &answer.json()?["action"], &format!("rebuilding {}", server.node)),
+            409 | 423 => Err(Busy(answer.refused().to_string()).into()),
+            _ => Err(explain(answer.refused().into())),
+        }
+    }
+
+    fn mark(&self, server: &Server, image: &str) -> Result<()> {
+        let all = self.ours("/servers", "servers")?;
+        let one = all.iter().find(|one| one["id"].as_u64().is_some_and(|id| server.id.parse() == Ok(id)));
+        let mut labels = one.with_context(|| format!("the machine of {} is gone", server.node))?["labels"].clone();
+        if image == NO_IMAGE {
+            labels.as_object_mut().map(|labels| labels.remove(IMAGE));
+        } else {
+            labels[IMAGE] = json!(image);
+        }
+        let request = Request::put(self.api.url(&format!("/servers/{}", server.id))).json(&json!({"labels": labels}));
+        self.api.send(request).and_then(|answer| answer.expect(&[200])).map(|_| ()).map_err(explain)
     }
 
     fn start(&self, server: &Server) -> Result<()> {
@@ -280,7 +308,7 @@ fn server(one: &Value) -> Result<Server> {
     Ok(Server {
         id: id(one, "a server")?,
         node: text(&one["labels"], NODE).into(),
-        image: text(&one["labels"], IMAGE).into(),
+        image: image_of(text(&one["labels"], IMAGE)),
         size: text(&one["server_type"], "name").into(),
         region: text(&one["location"], "name").into(),
         state: match text(one, "status") {

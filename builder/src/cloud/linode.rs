@@ -9,12 +9,14 @@
 //! 2026; that a VPC's interface gets its address by DHCP is not published. Neither was tried at Linode.
 
 use super::marks::{IMAGE, NODE, ROLE};
-use super::tags::{bears, tagged};
+use super::tags::{bears, of_image, retagged, tagged};
 use super::{
     Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
-    explained, numbered, text,
+    explained, image_of, numbered, text,
 };
 use crate::input;
+use crate::machines::NO_IMAGE;
+use crate::seed::token::BootstrapToken;
 use crate::upload::api::Api;
 use crate::upload::linode::{account, pages};
 use crate::upload::may_be_done;
@@ -28,10 +30,17 @@ use node_metadata::Role;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 const INSTANCES: &str = "/v4/linode/instances";
 const FIREWALLS: &str = "/v4/networking/firewalls";
 const VPCS: &str = "/v4/vpcs";
+/// Where a machine that is being made anew is in the private network: that address is its configuration's, which goes with
+/// its disk.
+const AT: &str = "kimg-at";
+/// How long Linode may take to put an image on a disk.
+const BUILT: Duration = Duration::from_secs(900);
+const EVERY: Duration = Duration::from_secs(3);
 /// All ports of a protocol.
 const ALL: &str = "1-65535";
 
@@ -69,6 +78,17 @@ impl Linode {
             found.ok().and_then(|found| found.into_iter().find(same)).ok_or(error)
         })
         .map_err(explain)
+    }
+
+    fn subnet(&self, network: &Network) -> Result<u64> {
+        let vpcs = self.list(VPCS)?;
+        let vpc = vpcs.iter().find(|one| is(one, &network.id));
+        numbered(&vpc.context("the private network is gone; `kimg up` makes it")?["subnets"][0], "a subnet")
+    }
+
+    fn instance(&self, server: &Server) -> Result<Value> {
+        let found = self.list(INSTANCES)?.into_iter().find(|one| is(one, &server.id));
+        found.with_context(|| format!("the machine of {} is gone", server.node))
     }
 
     fn written(&self, role: Role) -> Value {
@@ -109,13 +129,13 @@ impl Linode {
 
     fn server(&self, one: &Value, inside: &BTreeMap<u64, IpAddr>) -> Result<Server> {
         let id = numbered(one, "a machine")?;
-        let private = inside.get(&id).copied();
+        let private = inside.get(&id).copied().or_else(|| tagged(one, AT).parse().ok());
         let own = one["ipv4"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let outside = |address: &IpAddr| matches!(address, IpAddr::V4(four) if !four.is_private());
         Ok(Server {
             id: id.to_string(),
             node: tagged(one, NODE).into(),
-            image: tagged(one, IMAGE).into(),
+            image: image_of(tagged(one, IMAGE)),
             size: text(one, "type").into(),
             region: text(one, "region").into(),
             state: match text(one, "status") {
@@ -247,10 +267,7 @@ impl Cloud for Linode {
     }
 
     fn make_server(&self, order: &Order<'_>) -> Result<()> {
-        let vpcs = self.list(VPCS)?;
-        let vpc = vpcs.iter().find(|one| is(one, &order.network.id));
-        let subnet =
-            numbered(&vpc.context("the private network is gone; `kimg up` makes it")?["subnets"][0], "a subnet")?;
+        let subnet = self.subnet(order.network)?;
         let firewall: u64 = order.firewall.id.parse().context("the firewall has no number of Linode's")?;
         let body = json!({
             "label": self.tenant.machine(order.node),
@@ -266,9 +283,55 @@ impl Cloud for Linode {
             "interfaces": [{"purpose": "public"}, {"purpose": "vpc", "subnet_id": subnet}],
             "firewall_id": firewall,
             "network_helper": false,
-            "tags": self.tenant.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), (IMAGE, order.image)]),
+            "tags": self.tenant.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), of_image(order.image)]),
         });
         self.make(INSTANCES, &body).map(|_| ())
+    }
+
+    /// With the disk goes the configuration: the way in which it boots, and its place in the private network.
+    fn rebuild_server(&self, server: &Server, order: &Order<'_>) -> Result<()> {
+        let private =
+            server.private.with_context(|| format!("{} has no address in the private network", server.node))?;
+        let subnet = self.subnet(order.network)?;
+        let place = format!("{INSTANCES}/{}", server.id);
+        let body = json!({
+            "image": order.image_id,
+            // It must have one, and a node has no use for it.
+            "root_pass": format!("{}.{}", BootstrapToken::random(), BootstrapToken::random()),
+            "booted": false,
+            "metadata": {"user_data": STANDARD.encode(order.user_data)},
+        });
+        let request = Request::post(self.api.url(&format!("{place}/rebuild"))).json(&body).hiding(false, true);
+        let answer = self.api.send(request).map_err(explain)?;
+        match answer.status {
+            200 => {}
+            400 | 409
+                if text(&answer.json().unwrap_or_default()["errors"][0], "reason").to_lowercase().contains("busy") =>
+            {
+                return Err(Busy(answer.refused().to_string()).into());
+            }
+            _ => return Err(explain(answer.refused().into())),
+        }
+        self.api.client().poll(&format!("rebuilding {}", server.node), EVERY, BUILT, || {
+            Ok((text(&self.instance(server)?, "status") == "offline").then_some(()))
+        })?;
+        let configs = self.list(&format!("{place}/configs"))?;
+        let config = numbered(configs.first().context("the rebuilt machine has no configuration")?, "a configuration")?;
+        let body = json!({
+            "kernel": "linode/direct-disk",
+            "helpers": {"network": false, "distro": false, "modules_dep": false, "updatedb_disabled": false, "devtmpfs_automount": false},
+            "interfaces": [{"purpose": "public"}, {"purpose": "vpc", "subnet_id": subnet, "ipv4": {"vpc": private}}],
+        });
+        let request = Request::put(self.api.url(&format!("{place}/configs/{config}"))).json(&body);
+        self.api.send(request).and_then(|answer| answer.expect(&[200])).map_err(explain)?;
+        self.start(server)
+    }
+
+    fn mark(&self, server: &Server, image: &str) -> Result<()> {
+        let at = server.private.filter(|_| image == NO_IMAGE).map_or(String::new(), |at| at.to_string());
+        let tags = retagged(&self.instance(server)?, &[of_image(image), (AT, &at)]);
+        let request = Request::put(self.api.url(&format!("{INSTANCES}/{}", server.id))).json(&json!({"tags": tags}));
+        self.api.send(request).and_then(|answer| answer.expect(&[200])).map(|_| ()).map_err(explain)
     }
 
     fn start(&self, server: &Server) -> Result<()> {

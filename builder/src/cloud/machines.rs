@@ -1,18 +1,18 @@
 //! The machines at a provider as a roll sees them: a worker's is removed, and one of its name made from another image.
 //!
-//! A machine joins with a fresh token in its user-data, which not all providers change: so none is rebuilt in place
-//! (docs/decisions/0087). Neither disk nor addresses outlive that, and a master, whose store is on its disk and whose
-//! private address its workers know, is none that could be made anew so.
+//! A worker joins with a fresh token in its user-data, which not all providers change: so none is rebuilt in place
+//! (docs/decisions/0087). Neither disk nor addresses outlive that. A master, whose store is on its disk and whose private
+//! address its workers know, is rebuilt in place ([`super::master`]).
 //! A new machine has the type and the region of the old one, and comes after it: no month costs more.
 
 use super::images::{Image, Images};
 use super::plan::{self, Situation, Step};
 use super::{Cloud, Inventory, Maker, Offer, ROLES, Server, State};
 use crate::client::block_on;
-use crate::client::node::NodeClient;
+use crate::client::node::{NodeClient, Refused};
 use crate::config::{Provider, Settings};
 use crate::image::build::output_dir;
-use crate::input;
+use crate::input::{self, BadInput};
 use crate::local::up::ImageFile;
 use crate::machines::local::short;
 use crate::machines::{Data, Ended, Machine, Machines, NO_IMAGE, Order};
@@ -45,6 +45,31 @@ pub trait Nodes {
     /// # Errors
     /// It does not answer.
     fn power_off(&self, node: &str, at: IpAddr) -> Result<()>;
+
+    /// Has a master take no more writes, also after it has started again. Twice is as good as once.
+    ///
+    /// # Errors
+    /// It does not answer, or is none.
+    fn fence(&self, node: &str, at: IpAddr) -> Result<()>;
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// It does not answer.
+    fn unfence(&self, node: &str, at: IpAddr) -> Result<()>;
+
+    /// A copy of a master's store.
+    ///
+    /// # Errors
+    /// It does not answer, or the copy is not whole.
+    fn snapshot(&self, node: &str, at: IpAddr) -> Result<Vec<u8>>;
+
+    /// Has a master without a store begin with a copy, or with nothing where that is empty. One that has a store keeps it.
+    /// Not so where its store is closed.
+    ///
+    /// # Errors
+    /// It does not answer, or the copy is damaged.
+    fn begin(&self, node: &str, at: IpAddr, copy: &[u8]) -> Result<bool>;
 }
 
 /// Nodes that are asked by their own API.
@@ -52,6 +77,11 @@ pub trait Nodes {
 pub struct NodeApi<'a>(pub &'a Settings);
 
 impl NodeApi<'_> {
+    /// A request that takes its time: an API server is started anew.
+    fn done(&self, node: &str, at: IpAddr, path: &str, body: Vec<u8>) -> Result<()> {
+        block_on(self.client(node, at)?.post_bytes::<Done>(path, body)).map(drop)
+    }
+
     fn client(&self, node: &str, at: IpAddr) -> Result<NodeClient> {
         Target { node: Some(node.into()), address: Some(at.to_string()), ..Target::default() }.client(self.0)
     }
@@ -68,6 +98,35 @@ impl Nodes for NodeApi<'_> {
         let client = self.client(node, at)?;
         let asked = async { tokio::time::timeout(ASK, client.post::<Done>(path::POWEROFF, None)).await? };
         block_on(asked).context("asking the node to power off").map(drop)
+    }
+
+    fn fence(&self, node: &str, at: IpAddr) -> Result<()> {
+        let fenced = self.done(node, at, path::STORE_FENCE, Vec::new());
+        fenced.map_err(|error| match error.is::<BadInput>() {
+            true => error.context("its image is of a kimg that cannot close a store"),
+            false => error,
+        })
+    }
+
+    fn unfence(&self, node: &str, at: IpAddr) -> Result<()> {
+        self.done(node, at, path::STORE_UNFENCE, Vec::new())
+    }
+
+    fn snapshot(&self, node: &str, at: IpAddr) -> Result<Vec<u8>> {
+        let (client, mut copy) = (self.client(node, at)?, Vec::new());
+        let taken = client.text(path::STORE_SNAPSHOT, |piece| {
+            copy.extend_from_slice(piece);
+            Ok(())
+        });
+        block_on(taken).context("copying the store")?;
+        Ok(copy)
+    }
+
+    fn begin(&self, node: &str, at: IpAddr, copy: &[u8]) -> Result<bool> {
+        match self.done(node, at, path::STORE_BEGIN, copy.to_vec()) {
+            Err(error) if error.downcast_ref().is_some_and(Refused::is_conflict) => Ok(false),
+            done => done.map(|()| true),
+        }
     }
 }
 
@@ -92,13 +151,13 @@ pub struct CloudMachines<'a> {
 }
 
 /// The machines of a node.
-fn of<'a>(inventory: &'a Inventory, node: &'a str) -> impl Iterator<Item = &'a Server> {
+pub(super) fn of<'a>(inventory: &'a Inventory, node: &'a str) -> impl Iterator<Item = &'a Server> {
     inventory.servers.iter().filter(move |server| server.node == node)
 }
 
 impl CloudMachines<'_> {
     /// Whether these nodes' machines could be made anew with what there is.
-    fn check_in(&self, inventory: &Inventory, nodes: &[&str]) -> Result<()> {
+    pub(super) fn check_in(&self, inventory: &Inventory, nodes: &[&str]) -> Result<()> {
         let (settings, provider) = (self.settings, self.provider);
         // Each machine goes before the next one comes, so none takes more room in the account.
         let offer = &Offer { room: None, ..self.offer.clone() };
@@ -122,7 +181,8 @@ impl CloudMachines<'_> {
                     provider.region
                 ));
             }
-            if !offer.sizes.get(size).is_some_and(|size| size.available) {
+            // A master's is rebuilt, and not made.
+            if !self.is_master(node) && !offer.sizes.get(size).is_some_and(|size| size.available) {
                 return input::bad(format!(
                     "{node}: {at} makes no {size} in {} now, so its machine would go and none would come",
                     provider.region
@@ -132,6 +192,21 @@ impl CloudMachines<'_> {
         Ok(())
     }
 
+    fn is_master(&self, node: &str) -> bool {
+        self.settings.nodes_of(Role::Master).any(|master| master.entry.name == node)
+    }
+
+    /// The machine of a master that is gone; it waits for its store.
+    pub(super) fn make_master(&self, known: &Inventory, node: &str, image: &str) -> Result<()> {
+        let network = known.networks.first().context("the private network is gone; `kimg up` makes it")?;
+        let firewall = known.firewalls.iter().find(|firewall| firewall.role == Role::Master);
+        let firewall = firewall.context("the firewall of the masters is gone; `kimg up` makes it")?;
+        let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
+        let maker = Maker { settings, provider, secrets, cloud };
+        let image = Image { sum: NO_IMAGE.into(), ..self.image(image)? };
+        maker.make(settings.node(node)?, &image, (network, firewall), None, Begin::AwaitBackup)
+    }
+
     fn check_order(&self, order: &Order<'_>) -> Result<()> {
         if order.data != Data::Goes || order.token.is_none() {
             bail!("{} keeps the data of no machine that is made anew", self.provider.name.as_str());
@@ -139,7 +214,7 @@ impl CloudMachines<'_> {
         Ok(())
     }
 
-    fn image(&self, sum: &str) -> Result<Image> {
+    pub(super) fn image(&self, sum: &str) -> Result<Image> {
         let at = self.provider.name.as_str();
         self.images.find(sum)?.with_context(|| format!("the image {sum} is not at {at} any more"))
     }
@@ -232,11 +307,18 @@ impl Machines for CloudMachines<'_> {
         false
     }
 
+    fn keeps_store(&self) -> bool {
+        true
+    }
+
     fn check(&self, nodes: &[&str]) -> Result<()> {
         self.check_in(&self.cloud.inventory()?, nodes)
     }
 
     fn end(&mut self, order: &Order<'_>) -> Result<Option<Ended>> {
+        if self.is_master(order.node) {
+            return Ok(None);
+        }
         self.check_order(order)?;
         let known = self.cloud.inventory()?;
         self.check_in(&known, &[order.node])?;
@@ -251,6 +333,9 @@ impl Machines for CloudMachines<'_> {
 
     /// An interrupted attempt may have left a machine, whose token is no more.
     fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended> {
+        if self.is_master(order.node) && order.data == Data::Stays {
+            return self.carry(order);
+        }
         self.check_order(order)?;
         let mut known = self.cloud.inventory()?;
         let mut ended = Ended::Clean;

@@ -15,6 +15,7 @@ mod hetzner;
 pub mod images;
 mod linode;
 pub mod machines;
+pub mod master;
 pub mod plan;
 mod tags;
 pub mod token;
@@ -27,6 +28,7 @@ mod fakes;
 mod tests;
 
 use crate::config::{NodeSettings, Provider, ProviderName, Settings};
+use crate::machines::NO_IMAGE;
 use crate::pki::Secrets;
 use crate::pki::successor::fingerprint;
 use crate::seed::{self, Place};
@@ -107,7 +109,7 @@ pub struct Server {
     pub id: String,
     /// The node that it is.
     pub node: String,
-    /// The beginning of its image's SHA-256.
+    /// The beginning of its image's SHA-256; [`NO_IMAGE`] while it is being made anew.
     pub image: String,
     /// The provider's name of its type.
     pub size: String,
@@ -292,6 +294,20 @@ pub trait Cloud {
     /// The provider refuses.
     fn make_server(&self, order: &Order<'_>) -> Result<()>;
 
+    /// Puts another image on the disk of a machine that stays, with its addresses and its price, tells it what the order
+    /// says, and has it start; what was on the disk goes. Whatever answers there afterwards is the new one. Called again
+    /// after it was interrupted, it comes to the same.
+    ///
+    /// # Errors
+    /// [`Busy`] where it may be done later; else the provider refuses.
+    fn rebuild_server(&self, server: &Server, order: &Order<'_>) -> Result<()>;
+
+    /// Notes with a machine which image it is of; [`NO_IMAGE`]: it is being made anew.
+    ///
+    /// # Errors
+    /// The provider refuses.
+    fn mark(&self, server: &Server, image: &str) -> Result<()>;
+
     /// Switches a machine on.
     ///
     /// # Errors
@@ -368,6 +384,11 @@ fn checked(id: &str, what: &str) -> Result<String> {
         bail!("the provider's answer calls {what} `{id}`, which is no name; nothing is done with it");
     }
     Ok(id.to_string())
+}
+
+/// The image that a machine bears; none while it is being made anew.
+fn image_of(mark: &str) -> String {
+    if mark.is_empty() { NO_IMAGE.into() } else { mark.into() }
 }
 
 /// A number by which a provider names a thing.

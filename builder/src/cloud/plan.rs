@@ -4,6 +4,7 @@ use super::{Cents, Cloud, Firewall, Inventory, Network, Offer, ROLES, Rule, Serv
 use crate::config::{Provider, Settings, nearest};
 use crate::input;
 use crate::logs::line::harmless;
+use crate::machines::NO_IMAGE;
 use crate::table;
 use anyhow::Result;
 use node_metadata::Role;
@@ -192,7 +193,12 @@ impl Plan {
                     let (there, wanted) = (&server.region, &provider.region);
                     self.drift.push(format!("{node} is in {there}, and cluster.toml says {wanted}; it stays there"));
                 }
-                if let Some(image) = built.get(&role).filter(|image| **image != server.image) {
+                if server.image == NO_IMAGE {
+                    self.drift.push(format!(
+                        "{node} is being made anew, or waits for its store: `kimg roll` goes on with a roll that was \
+                         interrupted, and `kimg heal master` gives a master the newest copy"
+                    ));
+                } else if let Some(image) = built.get(&role).filter(|image| **image != server.image) {
                     self.drift.push(format!("{node} runs image {}, and {image} is built; it keeps its own", server.image));
                 }
                 if server.state == State::Off {

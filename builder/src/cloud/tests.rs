@@ -1,6 +1,7 @@
 //! `up`, `plan` and `destroy` against stateful fakes of the providers and of the cluster. The same question for all: is
 //! everything there once, whatever failed before, and is each call one that the provider has published.
 
+mod master;
 mod plans;
 mod roll;
 

@@ -11,7 +11,8 @@ use super::plan::{self, Situation};
 use super::{Cloud, Firewall, Inventory, Maker, Network, Offer, Server, State};
 use crate::client::kube::NodeState;
 use crate::config::{NodeSettings, Provider, Settings};
-use crate::input::BadInput;
+use crate::input::{self, BadInput};
+use crate::machines::NO_IMAGE;
 use crate::pki::kubeconfig::{kubeconfig, server_url};
 use crate::pki::{Authority, Secrets, Subject, issue, secrets, successor};
 use crate::progress::Progress;
@@ -53,7 +54,7 @@ pub struct Up<'a> {
     pub client: &'a Client,
     /// What is told meanwhile.
     pub progress: &'a Progress,
-    /// Gives a master that is made now its store; without it, one begins with an empty one.
+    /// Gives a master that is made now its store; without it, the first one begins with an empty one.
     pub restore: Option<&'a dyn Fn(IpAddr) -> Result<()>>,
 }
 
@@ -106,11 +107,9 @@ impl Up<'_> {
             self.make(&mut ground, master, None)?;
         }
         let (outside, inside) = self.addresses_of(&master.entry.name)?;
-        let kubeconfig = self.write_kubeconfig(outside)?;
+        let kubeconfig = write_kubeconfig(self.settings, self.secrets, outside)?;
         self.progress.line(&format!("{} is at {outside}; waiting for its API server", master.entry.name));
-        if let Some(restore) = self.restore.filter(|_| ground.made.contains(&master.entry.name)) {
-            self.restore(outside, restore)?;
-        }
+        self.store(&ground, &master.entry.name, outside)?;
         self.persist(&format!("the API server at {outside}"), READY, || self.cluster.ready(outside))?;
         let before = self.persist("the nodes", AWAY, || self.cluster.nodes(outside))?;
         self.none_is_late(&ground, &before)?;
@@ -170,6 +169,28 @@ impl Up<'_> {
         Ok(Ground { network, firewalls, servers: known.servers, images: BTreeMap::new(), made: Vec::new() })
     }
 
+    /// Every master waits until it is told what to begin with, so that one whose disk is new serves no empty store to
+    /// workers that would end their pods. Where no machine but the master's is there, there is nothing to end.
+    fn store(&self, ground: &Ground, master: &str, at: IpAddr) -> Result<()> {
+        if let Some(restore) = self.restore.filter(|_| ground.made.iter().any(|made| made == master)) {
+            self.restore(at, restore)?;
+            let server = self.found(master)?.with_context(|| format!("the machine of {master} is gone"))?;
+            let image = ground.images.get(&Role::Master).context("the master was made of no image")?;
+            return self.cloud.mark(&server, &image.sum);
+        }
+        let known = ground.server(master);
+        if known.is_some_and(|server| server.image == NO_IMAGE) && self.cluster.ready(at).is_err() {
+            return input::bad(format!(
+                "{master} has a new disk, and waits for its store: `kimg roll` goes on with a roll that was interrupted, and                  `kimg heal master` gives it the newest copy that there is"
+            ));
+        }
+        if ground.servers.iter().all(|server| server.node == master) {
+            let begin = || self.cluster.ready(at).or_else(|_| self.cluster.begin(at));
+            self.persist(&format!("{master} to begin with a store"), READY, begin)?;
+        }
+        Ok(())
+    }
+
     /// The master takes its store, or has: an answer may be lost, and what was written since must not be.
     fn restore(&self, at: IpAddr, restore: &dyn Fn(IpAddr) -> Result<()>) -> Result<()> {
         let give = || match self.cluster.ready(at).or_else(|_| restore(at)) {
@@ -198,7 +219,11 @@ impl Up<'_> {
     /// Makes the machine of a node; `master` is there for a worker.
     fn make(&self, ground: &mut Ground, node: &NodeSettings, master: Option<Master>) -> Result<()> {
         let (name, role) = (node.entry.name.as_str(), node.entry.role);
-        let image = self.image(ground, role)?;
+        let mut image = self.image(ground, role)?;
+        if role == Role::Master && self.restore.is_some() {
+            // Until it has its store.
+            image.sum = NO_IMAGE.into();
+        }
         // Its hour begins when it is registered, so what takes long is done before.
         let token = master.as_ref().map(|_| BootstrapToken::random());
         if let (Some(token), Some(master)) = (&token, &master) {
@@ -209,10 +234,7 @@ impl Up<'_> {
         self.progress.line(&format!("making {name}"));
         let Up { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
-        let begin = match (&master, self.restore) {
-            (None, Some(_)) => Begin::AwaitBackup,
-            _ => Begin::Join(token.as_ref()),
-        };
+        let begin = if master.is_none() { Begin::AwaitBackup } else { Begin::Join(token.as_ref()) };
         maker.make(node, &image, (&ground.network, firewall), master.as_ref().map(|master| master.inside), begin)?;
         ground.made.push(name.to_string());
         Ok(())
@@ -281,16 +303,20 @@ impl Up<'_> {
         };
         self.persist("all nodes Ready", READY, look)
     }
+}
 
-    fn write_kubeconfig(&self, master: IpAddr) -> Result<PathBuf> {
-        let ca = successor::bundle(self.secrets, Authority::Cluster)?;
-        let client = issue::admin(self.secrets)?;
-        let url = server_url(&master.to_string(), 6443);
-        let text = kubeconfig(&self.settings.name, &url, &ca, &Subject::admin().user, &client);
-        let path = self.settings.dir.join("kubeconfig");
-        secrets::write_private(&path, text.as_bytes())?;
-        Ok(path)
-    }
+/// The kubeconfig of a cluster whose master is found at an address.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_kubeconfig(settings: &Settings, secrets: &Secrets, master: IpAddr) -> Result<PathBuf> {
+    let ca = successor::bundle(secrets, Authority::Cluster)?;
+    let client = issue::admin(secrets)?;
+    let url = server_url(&master.to_string(), 6443);
+    let text = kubeconfig(&settings.name, &url, &ca, &Subject::admin().user, &client);
+    let path = settings.dir.join("kubeconfig");
+    secrets::write_private(&path, text.as_bytes())?;
+    Ok(path)
 }
 
 /// How long a token is good, by the clock that judges when a machine was made.

@@ -7,10 +7,10 @@
 //! published, so it lets the VPC through. None of this was tried at Vultr.
 
 use super::marks::{IMAGE, NODE, ROLE};
-use super::tags::{bears, tagged};
+use super::tags::{bears, of_image, retagged, tagged};
 use super::{
     Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
-    checked, explained, text,
+    checked, explained, image_of, text,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -26,10 +26,14 @@ use node_metadata::Role;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 const INSTANCES: &str = "/v2/instances";
 const FIREWALLS: &str = "/v2/firewalls";
 const VPCS: &str = "/v2/vpcs";
+/// How long Vultr may take to put a snapshot on a disk.
+const BUILT: Duration = Duration::from_secs(900);
+const EVERY: Duration = Duration::from_secs(3);
 /// All ports of a protocol.
 const ALL: &str = "1-65535";
 
@@ -80,12 +84,23 @@ impl Vultr {
         Ok(all.into_iter().map(|one| (one["id"].clone(), single(&one))).collect())
     }
 
+    fn instance(&self, server: &Server) -> Result<Value> {
+        let found = self.list(INSTANCES, "instances")?.into_iter().find(|one| one["id"] == server.id.as_str());
+        found.with_context(|| format!("the machine of {} is gone", server.node))
+    }
+
+    fn change(&self, server: &Server, body: &Value) -> Result<()> {
+        let request = Request::patch(self.api.url(&format!("{INSTANCES}/{}", server.id)));
+        let set = self.api.send(request.json(body).hiding(false, true).repeatable(true));
+        set.and_then(|answer| answer.expect(DONE)).map(|_| ()).map_err(explain)
+    }
+
     fn server(&self, one: &Value) -> Result<Server> {
         let address = |key: &str| text(one, key).parse().ok().filter(|address: &IpAddr| !address.is_unspecified());
         Ok(Server {
             id: id(one, "a machine")?,
             node: tagged(one, NODE).into(),
-            image: tagged(one, IMAGE).into(),
+            image: image_of(tagged(one, IMAGE)),
             size: text(one, "plan").into(),
             region: text(one, "region").into(),
             state: match (text(one, "status"), text(one, "power_status")) {
@@ -267,13 +282,33 @@ impl Cloud for Vultr {
             "label": name,
             "hostname": order.node,
             "user_data": STANDARD.encode(order.user_data),
-            "tags": self.tenant.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), (IMAGE, order.image)]),
+            "tags": self.tenant.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), of_image(order.image)]),
             "attach_vpc": [order.network.id],
             "firewall_group_id": order.firewall.id,
             "enable_ipv6": false,
             "activation_email": false,
         });
         self.make(INSTANCES, ("instances", "instance", "label"), &body).map(|_| ())
+    }
+
+    /// Vultr's word for it is restoring: any snapshot may take the place of a disk.
+    fn rebuild_server(&self, server: &Server, order: &Order<'_>) -> Result<()> {
+        self.change(server, &json!({"user_data": STANDARD.encode(order.user_data)}))?;
+        let request = Request::post(self.api.url(&format!("{INSTANCES}/{}/restore", server.id)));
+        let answer = self.api.send(request.json(&json!({"snapshot_id": order.image_id}))).map_err(explain)?;
+        match answer.status {
+            status if DONE.contains(&status) => {}
+            409 | 423 => return Err(Busy(answer.refused().to_string()).into()),
+            _ => return Err(explain(answer.refused().into())),
+        }
+        self.api.client().poll(&format!("rebuilding {}", server.node), EVERY, BUILT, || {
+            let one = self.instance(server)?;
+            Ok((text(&one, "status") == "active" && text(&one, "server_status") != "locked").then_some(()))
+        })
+    }
+
+    fn mark(&self, server: &Server, image: &str) -> Result<()> {
+        self.change(server, &json!({"tags": retagged(&self.instance(server)?, &[of_image(image)])}))
     }
 
     fn start(&self, server: &Server) -> Result<()> {

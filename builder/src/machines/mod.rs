@@ -2,7 +2,7 @@
 //!
 //! Images are known by the SHA-256 of the raw disk, or the beginning of it, which a provider keeps with the image (its name
 //! or a tag) and with each machine made of it.
-//! Where machines cannot be rebuilt in place, [`Machines::end`] deletes one, and [`Machines::rebuild`] creates another of
+//! Where workers are not rebuilt in place, [`Machines::end`] deletes one, and [`Machines::rebuild`] creates another of
 //! its name. So it is at the providers of [`crate::cloud`], which all have [`crate::cloud::machines`] in common.
 
 pub mod local;
@@ -72,6 +72,11 @@ pub trait Machines {
 
     /// Whether a machine's data can outlive [`Machines::rebuild`].
     fn keeps_data(&self) -> bool;
+
+    /// Whether a master's store can, in whichever way.
+    fn keeps_store(&self) -> bool {
+        self.keeps_data()
+    }
 
     /// Whether the machines of these nodes can be made anew, asked before anybody agrees to it.
     ///

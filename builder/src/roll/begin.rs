@@ -6,7 +6,7 @@ use super::copy::{Kept, LocalCopy};
 use super::engine::{Book, Engine, Killed};
 use super::journal::{Entry, Journal, Outcome, Step};
 use super::lock::{Holder, Verdict};
-use crate::machines::{Machine, Machines};
+use crate::machines::{Machine, Machines, NO_IMAGE};
 use anyhow::{Result, bail};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -69,7 +69,9 @@ pub fn last_without_api(copy: &LocalCopy) -> Result<Option<Book>> {
 /// The way back for the master alone, which needs no API server. Workers have the image that they had ([`last_without_api`]).
 pub fn back_without_api(last: &Journal, machines: &[Machine], now: Timestamp) -> Option<Journal> {
     let entry = last.nodes.iter().find(|entry| entry.master)?;
-    let from = images_before(last, machines).remove(&entry.node)?;
+    // One that was between two images when it went back has no image of before but the one that it was to get.
+    let between = (entry.from == NO_IMAGE).then(|| entry.to.clone());
+    let from = images_before(last, machines).remove(&entry.node).or(between)?;
     let has = machines.iter().find(|machine| machine.node == entry.node).map(|machine| machine.image.clone());
     let master = Entry {
         from: has.unwrap_or_default(),

@@ -68,6 +68,8 @@ pub(crate) struct World {
     pub(crate) silent_until: Timestamp,
     /// Since when the API server has been there; none while it is not.
     api_since: Option<Timestamp>,
+    /// Somebody writes all the time: what was acknowledged, where it is asked for.
+    pub(crate) acknowledged: Option<Vec<String>>,
     /// What went wrong for somebody outside.
     pub(crate) faults: Vec<String>,
     /// The most machines that were down at a time.
@@ -86,6 +88,8 @@ pub(crate) struct FakeMachine {
     booted: bool,
     /// It serves nothing until a backup is restored.
     pub(crate) awaits_backup: bool,
+    /// Its store is closed.
+    pub(crate) fenced: bool,
 }
 
 /// The master's node, and its machine where there is one.
@@ -119,6 +123,7 @@ impl Fake {
             budget: Some(1),
             silent_until: at(0),
             api_since: Some(at(0)),
+            acknowledged: None,
             faults: Vec::new(),
             most_down: 0,
             version: 0,
@@ -230,6 +235,22 @@ impl FakeMachine {
             started: at(0),
             booted,
             awaits_backup: false,
+            fenced: false,
+        }
+    }
+
+    /// Made anew at that moment.
+    pub(crate) fn anew(&self, image: &str, started: Timestamp, awaits_backup: bool) -> FakeMachine {
+        let (image, rebuilt) = (image.to_string(), self.rebuilt + 1);
+        FakeMachine {
+            image,
+            running: true,
+            rebuilt,
+            kept_data: false,
+            started,
+            booted: false,
+            awaits_backup,
+            fenced: false,
         }
     }
 }
@@ -239,7 +260,8 @@ impl World {
     fn has_api(&self) -> bool {
         let Some(master) = self.machines.get(MASTER) else { return true };
         let lasted = self.now.as_second() - master.started.as_second();
-        let started = master.running && !master.awaits_backup && (master.booted || lasted >= BOOT_SECS / 2);
+        let serves = master.running && !master.awaits_backup && !master.fenced;
+        let started = serves && (master.booted || lasted >= BOOT_SECS / 2);
         started && !self.mute.contains(&master.image)
     }
 
@@ -293,6 +315,7 @@ impl World {
             self.end_pods();
             self.start_pods();
             self.balance();
+            self.write();
         } else {
             self.api_since = None;
         }
@@ -301,6 +324,15 @@ impl World {
         // The first pods of all need their time.
         if self.ready_pods() == 0 && self.now > at(1020) {
             self.faults.push(format!("{}: no pod answers", self.now));
+        }
+    }
+
+    fn write(&mut self) {
+        if let Some(mut acknowledged) = self.acknowledged.take() {
+            let path = format!("/api/v1/namespaces/b/configmaps/w{}", acknowledged.len());
+            self.put(&path, json!({"metadata": {}}));
+            acknowledged.push(path);
+            self.acknowledged = Some(acknowledged);
         }
     }
 
@@ -585,10 +617,8 @@ impl Machines for Fake {
         let now = world.now;
         world.order.push(order.node.to_string());
         let Some(machine) = world.machines.get_mut(order.node) else { bail!("there is no machine {}", order.node) };
-        let (image, kept_data) = (order.image.to_string(), order.data == Data::Stays);
-        let awaits_backup = order.data == Data::AwaitsBackup;
-        let rebuilt = machine.rebuilt + 1;
-        *machine = FakeMachine { image, running: true, rebuilt, kept_data, started: now, booted: false, awaits_backup };
+        let anew = machine.anew(order.image, now, order.data == Data::AwaitsBackup);
+        *machine = FakeMachine { kept_data: order.data == Data::Stays, ..anew };
         Ok(Ended::Clean)
     }
 

@@ -53,6 +53,8 @@ pub struct Situation<'a> {
     pub machines: &'a [Machine],
     /// Whether the provider can keep a machine's data.
     pub keeps_data: bool,
+    /// Whether it, or kimg, can keep a master's store.
+    pub keeps_store: bool,
     /// For how long the API is away while the master is replaced, about.
     pub gap_secs: u64,
     /// All claims that are bound to volumes of one node.
@@ -257,10 +259,10 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         return Ok(None);
     }
     let master = now.masters.contains(&name);
-    if master && !now.keeps_data {
+    if master && !now.keeps_store {
         return Err(Refusal::Mistake(format!(
             "{name}: this provider cannot keep the store while the machine is made anew; `kimg roll workers` replaces the \
-             others, and docs/how-to/roll.md says how a master comes to another image there"
+             others"
         )));
     }
     let (loses, keeps): (Vec<Claim>, Vec<Claim>) =
@@ -287,7 +289,7 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         from: machine.image.clone(),
         to: to.clone(),
         broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
-        keep_data: now.keeps_data && (master || wish.keep_data || !keeps.is_empty()),
+        keep_data: master || now.keeps_data && (wish.keep_data || !keeps.is_empty()),
         keeps,
         loses,
         ends,
@@ -450,6 +452,7 @@ pub(crate) mod tests {
             nodes: &world.nodes,
             machines: &world.machines,
             keeps_data: world.keeps_data,
+            keeps_store: world.keeps_data,
             gap_secs: 7,
             claims: &world.claims,
             bare_pods: &world.bare,

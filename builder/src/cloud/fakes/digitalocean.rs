@@ -27,7 +27,22 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             world.tags.insert(call.json()["name"].as_str().unwrap().into());
             Reply::json(201, &json!({"tag": call.json()}))
         }
-        ("DELETE", ["tags", tag]) => gone(world.tags.remove(*tag)),
+        ("DELETE", ["tags", tag]) => {
+            for machine in world.machines.values_mut() {
+                machine.body["tags"].as_array_mut().unwrap().retain(|its| its != tag);
+            }
+            gone(world.tags.remove(*tag))
+        }
+        ("POST", ["tags", tag, "resources"]) => {
+            assert!(world.tags.contains(*tag));
+            let id = number(call.json()["resources"][0]["resource_id"].as_str().unwrap());
+            let Some(machine) = world.machines.get_mut(&id) else { return error(404, "not_found", "gone") };
+            let tags = machine.body["tags"].as_array_mut().unwrap();
+            if !tags.iter().any(|its| its == tag) {
+                tags.push(json!(tag));
+            }
+            Reply::new(204)
+        }
         ("GET", ["vpcs"]) => things(call, world, "vpc", "vpcs"),
         ("GET", ["firewalls"]) => things(call, world, "firewall", "firewalls"),
         ("GET", ["account", "keys"]) => things(call, world, "ssh_key", "ssh_keys"),
@@ -80,11 +95,23 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             world.machines.insert(id, Machine { body, ..Machine::default() });
             Reply::json(202, &json!({"droplet": droplet(world, id, &world.machines[&id])}))
         }
+        ("POST", ["droplets", _, "actions"]) if world.keeps_disks => {
+            error(422, "unprocessable_entity", "image is larger than the disk")
+        }
         ("POST", ["droplets", id, "actions"]) => {
-            assert_eq!(call.json()["type"], "power_on");
             let Some(machine) = world.machines.get_mut(&number(id)) else { return error(404, "not_found", "gone") };
+            match call.json()["type"].as_str().unwrap() {
+                "power_on" => {}
+                "rebuild" => machine.rebuild(&call.json()["image"].to_string()),
+                other => panic!("{other}"),
+            }
             machine.off = false;
             Reply::json(201, &json!({"action": {"id": 1, "status": "in-progress"}}))
+        }
+        ("GET", ["droplets", id, "actions", _]) => {
+            world.look();
+            let status = if world.runs(number(id)) { "completed" } else { "in-progress" };
+            Reply::json(200, &json!({"action": {"id": 1, "status": status}}))
         }
         ("DELETE", ["droplets", id]) => {
             let Some(machine) = world.machines.get_mut(&number(id)) else { return gone(false) };

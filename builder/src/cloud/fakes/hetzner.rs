@@ -70,6 +70,23 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             let made = server(world, id, &world.machines[&id]);
             Reply::json(201, &json!({"server": made, "action": action, "next_actions": [], "root_password": "unused"}))
         }
+        ("POST", ["servers", _, "actions", "rebuild"]) if world.keeps_disks => error(422, "image_disk_too_big"),
+        ("POST", ["servers", id, "actions", "rebuild"]) => {
+            let action = action(world);
+            let Some(machine) = world.machines.get_mut(&number(id)) else { return error(404, "not_found") };
+            if machine.going {
+                return error(423, "locked");
+            }
+            machine.body["user_data"] = call.json()["user_data"].clone();
+            machine.rebuild(call.json()["image"].as_str().unwrap());
+            machine.off = false;
+            Reply::json(201, &json!({"action": action}))
+        }
+        ("PUT", ["servers", id]) => {
+            let Some(machine) = world.machines.get_mut(&number(id)) else { return error(404, "not_found") };
+            machine.body["labels"] = call.json()["labels"].clone();
+            Reply::json(200, &json!({}))
+        }
         ("POST", ["servers", id, "actions", "poweron"]) => {
             let action = action(world);
             match world.machines.get_mut(&number(id)) {

@@ -81,6 +81,40 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             world.machines.insert(id, Machine { body, ..Machine::default() });
             Reply::json(200, &instance(world, id, &world.machines[&id]))
         }
+        ("POST", ["linode", "instances", _, "rebuild"]) if world.keeps_disks => {
+            error(400, "Not enough unallocated space to create disk")
+        }
+        ("POST", ["linode", "instances", id, "rebuild"]) => {
+            let body = call.json();
+            assert_eq!(body["booted"], false);
+            let Some(machine) = world.machines.get_mut(&number(id)) else { return error(404, "Not found") };
+            if machine.going {
+                return error(400, "Linode busy.");
+            }
+            let data = STANDARD.decode(body["metadata"]["user_data"].as_str().unwrap()).unwrap();
+            machine.body["user_data"] = json!(String::from_utf8(data).unwrap());
+            machine.rebuild(body["image"].as_str().unwrap());
+            (machine.off, machine.bare) = (true, true);
+            Reply::json(200, &json!({}))
+        }
+        ("GET", ["linode", "instances", _, "configs"]) => list(call, &[json!({"id": 5})]),
+        ("PUT", ["linode", "instances", id, "configs", "5"]) => {
+            let body = call.json();
+            let at = private(number(id));
+            assert!(body["kernel"] == "linode/direct-disk" && body["interfaces"][1]["ipv4"]["vpc"] == at, "{body}");
+            world.machines.get_mut(&number(id)).unwrap().bare = false;
+            Reply::json(200, &json!({}))
+        }
+        ("PUT", ["linode", "instances", id]) => {
+            let Some(machine) = world.machines.get_mut(&number(id)) else { return error(404, "Not found") };
+            machine.body["tags"] = call.json()["tags"].clone();
+            Reply::json(200, &json!({}))
+        }
+        ("POST", ["linode", "instances", id, "boot"])
+            if world.machines.get(&number(id)).is_some_and(|one| one.bare) =>
+        {
+            error(400, "There is nothing to boot")
+        }
         ("POST", ["linode", "instances", id, "boot"]) => match world.machines.get_mut(&number(id)) {
             Some(machine) => {
                 machine.off = false;
@@ -123,6 +157,7 @@ fn things(call: &Call, world: &World, kind: &str) -> Reply {
 fn instance(world: &World, id: u64, machine: &Machine) -> Value {
     let status = match machine {
         Machine { going: true, .. } => "deleting",
+        Machine { bare: true, looked, .. } if *looked <= world.slow => "rebuilding",
         Machine { off: true, .. } => "offline",
         _ if world.runs(id) => "running",
         _ => "provisioning",

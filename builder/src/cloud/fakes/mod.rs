@@ -45,6 +45,8 @@ pub(super) struct World {
     pub(super) also: Option<String>,
     /// Machines that are asked for cannot be made after all.
     pub(super) refuses: bool,
+    /// No machine's disk is made anew.
+    pub(super) keeps_disks: bool,
     /// The price list has something else where an address (Hetzner) or the smallest size (the others) has its price.
     pub(super) no_price: bool,
     /// Tokens of the cluster: the node, and until when.
@@ -55,6 +57,8 @@ pub(super) struct World {
     pub(super) away: usize,
     /// A master that waits for a backup has got it.
     pub(super) restored: bool,
+    /// Machines that began with an empty store, and on which of their disks.
+    pub(super) begun: BTreeSet<(u64, usize)>,
     /// No node is Ready for so many.
     pub(super) unready: usize,
 }
@@ -67,6 +71,18 @@ pub(super) struct Machine {
     pub(super) looked: usize,
     pub(super) off: bool,
     pub(super) going: bool,
+    /// How often its disk was made anew, and from which image the last time.
+    pub(super) disks: usize,
+    pub(super) made_of: String,
+    /// It was rebuilt, and its configuration does not say yet how it boots.
+    pub(super) bare: bool,
+}
+
+impl Machine {
+    /// Its disk is made anew, which takes as long as making a machine.
+    fn rebuild(&mut self, image: &str) {
+        (self.looked, self.disks, self.made_of) = (0, self.disks + 1, image.into());
+    }
 }
 
 impl World {
@@ -98,7 +114,7 @@ impl World {
         self.limit.is_some_and(|limit| self.machines.len() >= limit)
     }
 
-    fn runs(&self, id: u64) -> bool {
+    pub(super) fn runs(&self, id: u64) -> bool {
         let machine = &self.machines[&id];
         machine.looked > self.slow && !machine.off && !machine.going
     }
@@ -115,7 +131,7 @@ impl World {
 /// When all machines were made: the moment at which the virtual clock begins.
 pub(super) const CREATED: &str = "2027-01-15T08:00:00Z";
 
-fn public(id: u64) -> String {
+pub(super) fn public(id: u64) -> String {
     format!("192.0.2.{id}")
 }
 
@@ -182,11 +198,21 @@ impl Cluster for FakeCluster<'_> {
             bail!("it does not answer yet");
         }
         let id = self.master(&world, at)?;
-        if self.told(&world, id, Role::Master).0.await_backup && !world.restored {
+        assert!(self.told(&world, id, Role::Master).0.await_backup, "a new disk would begin with nothing");
+        if !world.restored && !world.begun.contains(&(id, world.machines[&id].disks)) {
             bail!("it waits for a backup");
         }
         let name = self.settings.nodes_of(Role::Master).next().unwrap().entry.name.clone();
         world.nodes.insert(name, id);
+        Ok(())
+    }
+
+    fn begin(&self, at: IpAddr) -> Result<()> {
+        let mut world = held(&self.world);
+        let id = self.master(&world, at)?;
+        assert!(world.machines.len() == 1, "workers would end their pods");
+        let disk = world.machines[&id].disks;
+        world.begun.insert((id, disk));
         Ok(())
     }
 

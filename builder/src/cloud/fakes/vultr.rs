@@ -59,8 +59,23 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
         }
         ("PATCH", ["instances", id]) => match world.machines.get_mut(&number(id)) {
             Some(machine) => {
-                machine.body["firewall_group_id"] = call.json()["firewall_group_id"].clone();
+                let mut body = call.json();
+                if let Some(data) = body["user_data"].as_str() {
+                    body["user_data"] = json!(String::from_utf8(STANDARD.decode(data).unwrap()).unwrap());
+                }
+                for (field, value) in body.as_object().unwrap().iter().filter(|(_, value)| !value.is_null()) {
+                    machine.body[field] = value.clone();
+                }
                 Reply::json(202, &json!({}))
+            }
+            None => error(404, "Invalid instance"),
+        },
+        ("POST", ["instances", _, "restore"]) if world.keeps_disks => error(400, "The snapshot is too large"),
+        ("POST", ["instances", id, "restore"]) => match world.machines.get_mut(&number(id)) {
+            Some(machine) => {
+                machine.rebuild(call.json()["snapshot_id"].as_str().unwrap());
+                machine.off = false;
+                Reply::json(202, &json!({"status": {}}))
             }
             None => error(404, "Invalid instance"),
         },

@@ -9,7 +9,7 @@ use crate::local::up::ImageFile;
 use crate::machines::{Data, Ended, Machine as Listed, Machines, Order as Wanted};
 use crate::roll::Clock as _;
 use crate::roll::engine::Killed;
-use crate::roll::fake::Fake;
+use crate::roll::fake::{Fake, FakeMachine};
 use crate::roll::journal::{Journal, Outcome};
 use crate::roll::plan::Wish;
 use crate::roll::tests::{check_clean, command_on, journal_on, never, roll_back_on, rules};
@@ -21,11 +21,11 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-const NEW: &str = "ba9876543210";
+pub(super) const NEW: &str = "ba9876543210";
 
 /// Two images that are at the provider, where none can be brought besides.
-struct Shelf {
-    full: bool,
+pub(super) struct Shelf {
+    pub(super) full: bool,
 }
 
 impl Images for Shelf {
@@ -43,14 +43,85 @@ impl Images for Shelf {
 }
 
 /// Nodes that power off when they are told to, unless they are deaf.
-struct Powered {
-    world: Shared,
-    deaf: bool,
+pub(super) struct Powered {
+    pub(super) world: Shared,
+    pub(super) fake: Fake,
+    pub(super) deaf: bool,
+}
+
+impl Powered {
+    /// The master's node, which answers where its machine is and runs; a new disk of it waits for a store.
+    fn master(&self, at: IpAddr) -> Result<()> {
+        let world = held(&self.world);
+        let id = world.machine("m.demo").first().copied().context("it is gone")?;
+        see_disk(&world, &self.fake);
+        let mute = {
+            let told = self.fake.0.borrow();
+            told.machines.get("m").is_some_and(|master| told.mute.contains(&master.image))
+        };
+        if mute || !world.runs(id) || fakes::public(id) != at.to_string() {
+            anyhow::bail!("nobody answers at {at}");
+        }
+        Ok(())
+    }
+
+    fn with_master<T>(&self, at: IpAddr, work: impl FnOnce(&mut FakeMachine) -> T) -> Result<T> {
+        // Others go on meanwhile.
+        self.fake.sleep(Duration::from_secs(1));
+        self.master(at)?;
+        Ok(work(self.fake.0.borrow_mut().machines.get_mut("m").unwrap()))
+    }
+}
+
+/// What has become of the master's disk at the provider is so in the cluster.
+pub(super) fn see_disk(world: &World, fake: &Fake) {
+    let mut told = fake.0.borrow_mut();
+    let now = told.now;
+    let Some(master) = told.machines.get_mut("m") else { return };
+    let Some(machine) = world.machines.get(world.machine("m.demo").first().unwrap_or(&0)) else {
+        (master.running, master.rebuilt) = (false, usize::MAX / 2);
+        return;
+    };
+    if master.rebuilt != machine.disks {
+        *master = master.anew(&machine.made_of, now, true);
+        master.rebuilt = machine.disks;
+    }
 }
 
 impl Nodes for Powered {
-    fn boot(&self, _: &str, _: IpAddr) -> Option<String> {
-        None
+    fn boot(&self, node: &str, at: IpAddr) -> Option<String> {
+        if node != "m" {
+            return None;
+        }
+        self.fake.sleep(Duration::from_secs(1));
+        self.master(at).ok()?;
+        self.fake.boot(node)
+    }
+
+    fn fence(&self, _: &str, at: IpAddr) -> Result<()> {
+        self.with_master(at, |master| {
+            assert!(!master.awaits_backup, "there is no store to close");
+            master.fenced = true;
+        })
+    }
+
+    fn unfence(&self, _: &str, at: IpAddr) -> Result<()> {
+        self.with_master(at, |master| master.fenced = false)
+    }
+
+    fn snapshot(&self, _: &str, at: IpAddr) -> Result<Vec<u8>> {
+        self.with_master(at, |_| ())?;
+        Ok(serde_json::to_vec(&self.fake.0.borrow().objects)?)
+    }
+
+    fn begin(&self, _: &str, at: IpAddr, copy: &[u8]) -> Result<bool> {
+        let (fenced, awaits) = self.with_master(at, |master| (master.fenced, master.awaits_backup))?;
+        if awaits && !fenced {
+            let mut told = self.fake.0.borrow_mut();
+            told.objects = serde_json::from_slice(copy)?;
+            told.machines.get_mut("m").unwrap().awaits_backup = false;
+        }
+        Ok(!fenced)
     }
 
     fn power_off(&self, node: &str, _: IpAddr) -> Result<()> {
@@ -62,8 +133,8 @@ impl Nodes for Powered {
 }
 
 /// The machines at the provider, of whose ends and starts the told cluster hears.
-struct Both<'a> {
-    cloud: CloudMachines<'a>,
+pub(super) struct Both<'a> {
+    pub(super) cloud: CloudMachines<'a>,
     fake: Fake,
     world: Shared,
     ended: Cell<Option<Ended>>,
@@ -96,6 +167,10 @@ impl Machines for Both<'_> {
         self.cloud.keeps_data()
     }
 
+    fn keeps_store(&self) -> bool {
+        self.cloud.keeps_store()
+    }
+
     fn end(&mut self, order: &Wanted<'_>) -> Result<Option<Ended>> {
         let ended = self.cloud.end(order);
         let ended = self.told(order.node, ended)?;
@@ -104,6 +179,11 @@ impl Machines for Both<'_> {
     }
 
     fn rebuild(&mut self, order: &Wanted<'_>) -> Result<Ended> {
+        if order.node == "m" {
+            let made = self.cloud.rebuild(order);
+            see_disk(&held(&self.world), &self.fake);
+            return self.told(order.node, made);
+        }
         // As the cluster on the machines would know it.
         let token = order.token.unwrap().to_string();
         held(&self.world).tokens.insert(token, (order.node.into(), Timestamp::MAX));
@@ -119,8 +199,9 @@ impl Machines for Both<'_> {
         Ok(ended)
     }
 
+    /// A master is asked for it many times.
     fn boot(&self, node: &str) -> Option<String> {
-        self.cloud.boot(node)
+        if node == "m" { self.fake.boot(node) } else { self.cloud.boot(node) }
     }
 
     fn console(&self, node: &str) -> Vec<String> {
@@ -128,7 +209,7 @@ impl Machines for Both<'_> {
     }
 }
 
-fn three(which: Which, more: &str) -> Settings {
+pub(super) fn three(which: Which, more: &str) -> Settings {
     let nodes: String = ["m", "w1", "w2"]
         .map(|node| {
             let role = if node == "m" { "master" } else { "worker" };
@@ -139,33 +220,39 @@ fn three(which: Which, more: &str) -> Settings {
 }
 
 /// A provider with a master and two workers, as it is after `up`.
-fn begun(which: Which) -> World {
+pub(super) fn begun(which: Which) -> World {
     let stage = Stage::of(which, three(which, ""));
     stage.up().unwrap();
     // Not the guard itself, which would outlive the stage.
     World::clone(&stage.world())
 }
 
-fn stage(which: Which, there: &World) -> Stage {
+pub(super) fn stage(which: Which, there: &World) -> Stage {
     let stage = Stage::of(which, three(which, ""));
     *stage.world() = there.clone();
     stage
 }
 
 /// One `kimg` with the machines of a provider.
-fn with<T>(stage: &Stage, fake: &Fake, work: impl FnOnce(&mut Both<'_>) -> T) -> T {
+pub(super) fn with<T>(stage: &Stage, fake: &Fake, work: impl FnOnce(&mut Both<'_>) -> T) -> T {
     with_images(stage, fake, false, work)
 }
 
-fn with_images<T>(stage: &Stage, fake: &Fake, full: bool, work: impl FnOnce(&mut Both<'_>) -> T) -> T {
+pub(super) fn with_images<T>(stage: &Stage, fake: &Fake, full: bool, work: impl FnOnce(&mut Both<'_>) -> T) -> T {
     let offer = stage.cloud().offer().unwrap();
     with_all(stage, fake, full, &offer, work)
 }
 
-fn with_all<T>(stage: &Stage, fake: &Fake, full: bool, offer: &Offer, work: impl FnOnce(&mut Both<'_>) -> T) -> T {
+pub(super) fn with_all<T>(
+    stage: &Stage,
+    fake: &Fake,
+    full: bool,
+    offer: &Offer,
+    work: impl FnOnce(&mut Both<'_>) -> T,
+) -> T {
     let (cloud, client) = (stage.cloud(), stage.clock.client());
     let secrets = Secrets::open(&stage.settings.secrets_dir());
-    let nodes = Powered { world: stage.world.clone(), deaf: stage.which == Which::DigitalOcean };
+    let nodes = Powered { world: stage.world.clone(), fake: fake.clone(), deaf: stage.which == Which::DigitalOcean };
     let cloud = CloudMachines {
         settings: &stage.settings,
         provider: stage.provider(),
@@ -321,7 +408,7 @@ fn what_could_not_be_made_anew_is_not_touched() {
         };
         refused(&at_first, &Wanted { image: "000000000000", ..order.clone() }, "is not at");
         refused(&at_first, &Wanted { data: Data::Stays, ..order.clone() }, "keeps the data of no machine");
-        refused(&at_first, &Wanted { token: None, node: "m", ..order.clone() }, "keeps the data of no machine");
+        refused(&at_first, &Wanted { token: None, ..order.clone() }, "keeps the data of no machine");
         let says = |stage: &Stage, says: &str| {
             let error = with(stage, &fake, |both| both.cloud.check(&["w1"])).unwrap_err();
             assert!(error.is::<BadInput>() && error.to_string().contains(says), "{which:?}: {error:#}");

@@ -122,7 +122,12 @@ pub(super) async fn begin(serving: &Serving, request: Request<Incoming>) -> Resu
 /// store, and nothing more will be.
 pub(super) async fn fence(serving: &Serving) -> Result<Response<Body>, Refusal> {
     master(serving)?;
-    if !is_closed().await {
+    // One that waits for a backup has no store, and would go on waiting behind the fence.
+    let asked = fetch("/fenced").await.map_err(|error| {
+        let why = format!("the API server of this node does not answer, so its store cannot be closed: {error:#}");
+        Refusal(StatusCode::SERVICE_UNAVAILABLE, why)
+    })?;
+    if !asked.status().is_success() {
         let dir = Path::new(DIR);
         let fenced = dir.join(FENCED);
         File::create(&fenced).with_context(|| format!("cannot create {}", fenced.display()))?;
