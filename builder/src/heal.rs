@@ -215,6 +215,18 @@ impl Healer<'_> {
         })
     }
 
+    /// Waits until none of the `nodes` but the master is Ready: they have nobody to report to.
+    ///
+    /// # Errors
+    /// One of them is, for too long.
+    pub fn wait_missed(&self, master: &str, nodes: &[&str]) -> Result<()> {
+        self.until(master, "misses the others", |healer| {
+            let known = healer.kube.nodes()?;
+            let there = known.iter().find(|node| node.ready && node.name != master && nodes.contains(&&*node.name));
+            Ok(there.map(|node| format!("{} is shown as Ready", node.name)))
+        })
+    }
+
     /// The first node that is not Ready from the boot that its machine is in: the store shows them all as they once were.
     fn missing(&self, nodes: &[&str]) -> Result<Option<String>> {
         let known = self.kube.nodes()?;

@@ -1,10 +1,13 @@
 //! `kimg heal`, and `kimg heal master`.
 
 use super::roll::{self, MasterApi, RollArgs, built_images};
-use super::{dir_flag, next, program};
+use super::{cloud, dir_flag, next, program};
 use crate::backup::Choice;
 use crate::backup::away::Away;
-use crate::client::block_on;
+use crate::client::{block_on, kube};
+use crate::cloud::Server;
+use crate::cloud::master::LastCopy;
+use crate::cloud::up::write_kubeconfig;
 use crate::config::Settings;
 use crate::heal::{self, Copy, Healer, Lost, workers};
 use crate::input;
@@ -13,19 +16,23 @@ use crate::local::state::{self, State};
 use crate::local::up::Interrupted;
 use crate::logs::kept;
 use crate::machines::local::{LocalMachines, short};
+use crate::machines::{Machines, NO_IMAGE};
 use crate::node::Target;
 use crate::oci::registry::credentials::environment;
 use crate::pki::Secrets;
+use crate::pki::kubeconfig::server_url;
 use crate::progress::Progress;
 use crate::roll::RealClock;
 use crate::roll::api::{Api, Kube};
 use crate::roll::engine::Stop;
+use crate::roll::journal::Outcome;
 use crate::roll::plan::Amount;
 use crate::web::Client;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use http::Method;
 use node_api::{Done, path};
 use node_metadata::Role;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -65,7 +72,7 @@ pub(super) struct HealArgs {
     #[arg(long, value_name = "N|N%", default_value = "34%", value_parser = str::parse::<Amount>, conflicts_with = "master")]
     max_unavailable: Amount,
     /// Give up the local volume of this claim; may be repeated
-    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "master")]
+    #[arg(long, value_name = "NAMESPACE/NAME")]
     lose_data: Vec<String>,
     /// Folder with kimg-node, kimg-control and kimg-stage1
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
@@ -137,11 +144,14 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
         ));
     }
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    if settings.provider.is_some() {
+        return at_provider(args, name, settings, &secrets);
+    }
     let state = State::load(&settings.run_dir())?;
     if !state.vms.contains_key(name) {
         return input::bad(format!(
-            "{name} is no VM on this machine; make its machine anew with the user-data of `kimg seed {name} \
-             --await-backup`, then say `kimg backup restore`"
+            "{name} is no VM on this machine, and cluster.toml has no [provider]; make its machine anew with the user-data \
+             of `kimg seed {name} --await-backup`, then say `kimg backup restore`"
         ));
     }
     let api = MasterApi::local(settings, &secrets)?;
@@ -155,16 +165,7 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     };
     check()?;
     let mut machines = LocalMachines::new(settings, &secrets);
-    let away = match Away::look(settings, &Client::new(None)?, &environment) {
-        Ok(away) => away,
-        Err(error) => {
-            // Workers have what is newest, as a rule.
-            eprintln!("kimg: going on without [backup] to, which could not be asked: {error:#}");
-            None
-        }
-    };
-    let copy = Copy::find(settings, &args.choice, away.as_ref())?;
-    let snapshot = copy.open(settings, away.as_ref().map(|(_, away)| away))?;
+    let (copy, snapshot) = newest(args, settings)?;
     let image = heal::image(&mut machines, name, || {
         let mut images = built_images(settings, &[Role::Master], args.components.as_deref(), &Progress::new())?;
         images.remove(&Role::Master).context("there is no master image")
@@ -208,4 +209,128 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     println!("{name} is back after {:.0} s, with {}; all nodes are Ready", begun.elapsed().as_secs_f64(), copy.shown());
     next(&format!("{} status{}", program(), dir_flag(settings)));
     Ok(())
+}
+
+/// The newest copy of the store, and what is in it.
+fn newest(args: &HealArgs, settings: &Settings) -> Result<(Copy, Vec<u8>)> {
+    let away = match Away::look(settings, &Client::new(None)?, &environment) {
+        Ok(away) => away,
+        Err(error) => {
+            // Workers have what is newest, as a rule.
+            eprintln!("kimg: going on without [backup] to, which could not be asked: {error:#}");
+            None
+        }
+    };
+    let copy = Copy::find(settings, &args.choice, away.as_ref())?;
+    let snapshot = copy.open(settings, away.as_ref().map(|(_, away)| away))?;
+    Ok((copy, snapshot))
+}
+
+/// A master whose machine is there gets a new disk under its addresses. In the place of one that is gone another is made:
+/// workers know the address of the one before, so that they are made anew behind it.
+fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secrets) -> Result<()> {
+    let begun = Instant::now();
+    let done = cloud::machines(settings, secrets, |machines| {
+        let api = |at: IpAddr| state::api_client(settings, secrets, Some(&server_url(&at.to_string(), 6443)));
+        let server = machines.server_of(name)?;
+        let answers = |at: IpAddr| api(at).is_ok_and(|https| block_on(kube::ready(&https)).is_ok());
+        let check = |server: &Option<Server>| {
+            let lost = Lost {
+                answers: server.as_ref().and_then(|server| server.public).is_some_and(answers),
+                has_disk: server.as_ref().is_some_and(|server| server.image != NO_IMAGE),
+            };
+            if !lost.answers && !args.discard_disk && LastCopy::of(&settings.run_dir()).read()?.is_some() {
+                return input::bad(format!(
+                    "a roll was interrupted that had closed the store of {name} and copied it here: `kimg roll` goes on, and \
+                     `kimg roll --rollback` goes back, with all that was acknowledged; --discard-disk gives that up"
+                ));
+            }
+            heal::check(name, lost, args.discard_disk)
+        };
+        if !args.discard_disk && machines.resume(name)? {
+            return Ok(None);
+        }
+        check(&server)?;
+        let (copy, snapshot) = newest(args, settings)?;
+        let held = match &server {
+            Some(server) if machines.holds(&server.image)? => Some(server.image.clone()),
+            _ => None,
+        };
+        let built = match held {
+            Some(_) => None,
+            None => built_images(settings, &[Role::Master], args.components.as_deref(), &Progress::new())?
+                .remove(&Role::Master),
+        };
+        let image = held.or_else(|| Some(short(&built.as_ref()?.id).to_owned())).context("there is no master image")?;
+        let what = match &server {
+            Some(server) => format!("the machine of {name} ({}) is rebuilt in place, with its addresses,", server.id),
+            None => format!(
+                "another machine of {name} is made, with other addresses: all workers, which know the old one, are made anew \
+                 behind it, with what is on their disks; its type is the same, and so is its price. It is made"
+            ),
+        };
+        println!(
+            "{what} from image {image}, and gets the store of {}: what was written after it is lost.",
+            copy.shown()
+        );
+        if !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
+            return input::bad("nothing was changed; --yes says yes in advance");
+        }
+        // The question may have waited for long.
+        check(&machines.server_of(name)?)?;
+        if let Some(built) = &built {
+            machines.offer(built)?;
+        }
+        eprintln!("{name}: gets a new disk from image {image}");
+        machines.revive(name, &image, &snapshot)?;
+        eprintln!("{name}: the backup is restored");
+        let at = machines.server_of(name)?.and_then(|server| server.public).context("the master has no address")?;
+        write_kubeconfig(settings, secrets, at)?;
+        let api = MasterApi::at(api(at)?);
+        let all: Vec<&str> = settings.nodes.iter().map(|node| node.entry.name.as_str()).collect();
+        let gone = server.is_none();
+        let kube = Kube(&api);
+        let restore = || Ok(());
+        let limit = LIMIT * 10;
+        let healer =
+            Healer { kube, machines, restore: &restore, clock: &RealClock, limit, say: &|line| eprintln!("{line}") };
+        healer.wait_ready(name, if gone { std::slice::from_ref(&name) } else { &all })?;
+        if gone {
+            eprintln!("until the API server misses the workers, which look for {name} where it was");
+            healer.wait_missed(name, &all)?;
+        }
+        Ok(Some((copy, gone)))
+    })?;
+    let Some((copy, gone)) = done else {
+        println!(
+            "{name} has begun with the copy that it was given before; `kimg roll` goes on with what was interrupted"
+        );
+        next(&format!("{} status{}", program(), dir_flag(settings)));
+        return Ok(());
+    };
+    if gone {
+        workers_anew(args, settings)?;
+    }
+    println!("{name} is back after {:.0} s, with {}; all nodes are Ready", begun.elapsed().as_secs_f64(), copy.shown());
+    next(&format!("{} status{}", program(), dir_flag(settings)));
+    Ok(())
+}
+
+/// All workers, by the journal of a roll, from the images that they have.
+fn workers_anew(args: &HealArgs, settings: &Settings) -> Result<()> {
+    let roll = RollArgs {
+        nodes: settings.nodes_of(Role::Worker).map(|node| node.entry.name.clone()).collect(),
+        max_unavailable: Amount::Percent(100),
+        lose_data: args.lose_data.clone(),
+        fail_at: args.fail_at.clone(),
+        ..RollArgs::plain()
+    };
+    let interrupt = Interrupt::watch()?;
+    let done = roll::at_place(settings, |secrets, place, machines| {
+        roll::heal(&roll, settings, secrets, place, machines, &interrupt)
+    });
+    match done.context("the master is back, and its workers still look for it where it was; `kimg roll` goes on")? {
+        None | Some(Outcome::Done) => Ok(()),
+        Some(_) => bail!("the master is back, and not all workers have found it; `kimg roll` goes on"),
+    }
 }

@@ -344,6 +344,11 @@ impl<'a> MasterApi<'a> {
         Ok(MasterApi { local: Some(settings), https })
     }
 
+    /// Of a master that is found there.
+    pub(super) fn at(https: Https) -> MasterApi<'a> {
+        MasterApi { local: None, https }
+    }
+
     fn now(&self) -> Result<Https> {
         let mut https = self.https.clone();
         if let Some(settings) = self.local
