@@ -554,7 +554,6 @@ impl Command<'_> {
             nodes: &self.kube().nodes()?,
             machines: listed,
             keeps_data: machines.keeps_data(),
-            keeps_store: machines.keeps_store(),
             gap_secs: if self.settings.provider.is_some() { MADE_GAP_SECS } else { GAP_SECS * self.patience()? },
             claims: &self.kube().local_claims()?,
             bare_pods: &self.kube().bare_pods()?,

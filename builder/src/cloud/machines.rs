@@ -307,10 +307,6 @@ impl Machines for CloudMachines<'_> {
         false
     }
 
-    fn keeps_store(&self) -> bool {
-        true
-    }
-
     fn check(&self, nodes: &[&str]) -> Result<()> {
         self.check_in(&self.cloud.inventory()?, nodes)
     }

@@ -70,13 +70,8 @@ pub trait Machines {
     /// Whether machines can be made from the image.
     fn holds(&self, image: &str) -> Result<bool>;
 
-    /// Whether a machine's data can outlive [`Machines::rebuild`].
+    /// Whether a worker's data can outlive [`Machines::rebuild`]. A master's store does, in whichever way.
     fn keeps_data(&self) -> bool;
-
-    /// Whether a master's store can, in whichever way.
-    fn keeps_store(&self) -> bool {
-        self.keeps_data()
-    }
 
     /// Whether the machines of these nodes can be made anew, asked before anybody agrees to it.
     ///

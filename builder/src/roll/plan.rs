@@ -53,8 +53,6 @@ pub struct Situation<'a> {
     pub machines: &'a [Machine],
     /// Whether the provider can keep a machine's data.
     pub keeps_data: bool,
-    /// Whether it, or kimg, can keep a master's store.
-    pub keeps_store: bool,
     /// For how long the API is away while the master is replaced, about.
     pub gap_secs: u64,
     /// All claims that are bound to volumes of one node.
@@ -259,12 +257,6 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         return Ok(None);
     }
     let master = now.masters.contains(&name);
-    if master && !now.keeps_store {
-        return Err(Refusal::Mistake(format!(
-            "{name}: this provider cannot keep the store while the machine is made anew; `kimg roll workers` replaces the \
-             others"
-        )));
-    }
     let (loses, keeps): (Vec<Claim>, Vec<Claim>) =
         now.claims.iter().filter(|claim| claim.node == name).cloned().partition(|c| wish.lose.contains(&c.claim));
     if !keeps.is_empty() && !now.keeps_data {
@@ -452,7 +444,6 @@ pub(crate) mod tests {
             nodes: &world.nodes,
             machines: &world.machines,
             keeps_data: world.keeps_data,
-            keeps_store: world.keeps_data,
             gap_secs: 7,
             claims: &world.claims,
             bare_pods: &world.bare,
@@ -537,8 +528,9 @@ pub(crate) mod tests {
         assert_eq!(names(&world, &back), ["m", "w1", "w2", "w3"]);
         world.keeps_data = false;
         world.claims.clear();
-        let (code, why) = refused(&world, &with(&[]));
-        assert!(code == 2 && why.contains("cannot keep the store"), "{why}");
+        // A store is kept, in whichever way.
+        let kept = plan(&world, &with(&[])).expect("plan").nodes;
+        assert_eq!(kept.iter().map(|item| item.keep_data).collect::<Vec<_>>(), [true, false, false, false]);
         assert_eq!(names(&world, &with(&["workers"])), ["w1", "w2", "w3"]);
         let (code, why) = refused(&world, &wish(&["w4"]));
         assert!(code == 2 && why.contains("`workers`, `master`, or some of: m, w1, w2, w3"), "{why}");

@@ -38,7 +38,7 @@ fn decide(
     wish: &Wish,
     by: fn(&Wish, &Situation<'_>) -> Result<Plan, Refusal>,
 ) -> Result<Plan, Refusal> {
-    let (kube, keeps_data, keeps_store) = (Kube(fake), machines.keeps_data(), machines.keeps_store());
+    let (kube, keeps_data) = (Kube(fake), machines.keeps_data());
     let machines = machines.list().expect("machines");
     let nodes = kube.nodes().expect("nodes");
     let claims = kube.local_claims().expect("claims");
@@ -49,7 +49,6 @@ fn decide(
         nodes: &nodes,
         machines: &machines,
         keeps_data,
-        keeps_store,
         gap_secs: 10,
         claims: &claims,
         bare_pods: &bare,

@@ -166,10 +166,6 @@ impl Machines for Both<'_> {
         self.cloud.keeps_data()
     }
 
-    fn keeps_store(&self) -> bool {
-        self.cloud.keeps_store()
-    }
-
     fn end(&mut self, order: &Wanted<'_>) -> Result<Option<Ended>> {
         let ended = self.cloud.end(order);
         let ended = self.told(order.node, ended)?;
