@@ -167,6 +167,9 @@ pub struct ImagesFragment {
     /// As in [`ImageFragment`].
     #[serde(default)]
     pub files: BTreeMap<Spanned<String>, Spanned<PathBuf>>,
+    /// As in [`ImageFragment`].
+    #[serde(default)]
+    pub components: BTreeMap<Spanned<String>, ComponentFragment>,
     /// `[image.master]`
     #[serde(default)]
     pub master: ImageFragment,
@@ -195,6 +198,22 @@ pub struct ImageFragment {
     /// may be executed in the image; libraries that a program needs come from the packages.
     #[serde(default)]
     pub files: BTreeMap<Spanned<String>, Spanned<PathBuf>>,
+    /// Own components: long-running programs, by the names under which init keeps them running.
+    #[serde(default)]
+    pub components: BTreeMap<Spanned<String>, ComponentFragment>,
+}
+
+/// `[image.components.NAME]`
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ComponentFragment {
+    /// Static program for x86-64, relative to the cluster's folder.
+    pub binary: Spanned<PathBuf>,
+    /// Its arguments.
+    #[serde(default)]
+    pub args: Vec<Spanned<String>>,
+    /// Most memory, a Kubernetes quantity; default 64Mi.
+    pub memory: Option<Spanned<String>>,
 }
 
 /// One entry of `nodes`.

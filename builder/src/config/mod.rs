@@ -4,6 +4,7 @@
 //! [`settings`] is the result, [`error`] the one kind of error: file, line, column, field, what is wrong, the way out.
 //! Parsing and validation take text; only [`load`] reads a file.
 
+mod components;
 pub mod edit;
 pub mod error;
 pub mod fragment;
@@ -54,8 +55,8 @@ pub fn parse(path: &Path, text: &str, dir: &Path) -> Result<Settings, ConfigErro
     }
 }
 
-/// The files that a `cluster.toml` names for a role's image, as they are written: manifests, container images, then
-/// `[image.files]`; of both roles before the role's own.
+/// The files that a `cluster.toml` names for a role's image, as they are written: manifests, container images,
+/// `[image.files]`, then own components; of both roles before the role's own.
 pub fn written_files(text: &str, role: node_metadata::Role) -> anyhow::Result<Vec<PathBuf>> {
     let fragment: fragment::Fragment = toml::from_str(text).context("reading cluster.toml")?;
     let common = fragment.image;
@@ -65,7 +66,9 @@ pub fn written_files(text: &str, role: node_metadata::Role) -> anyhow::Result<Ve
     };
     let lists = fragment.manifests.into_iter().chain(common.images).chain(own.images);
     let files = common.files.into_values().chain(own.files.into_values());
-    Ok(lists.chain(files).map(toml::Spanned::into_inner).collect())
+    let components = common.components.into_values().chain(own.components.into_values());
+    let programs = components.map(|component| component.binary);
+    Ok(lists.chain(files).chain(programs).map(toml::Spanned::into_inner).collect())
 }
 
 #[cfg(test)]

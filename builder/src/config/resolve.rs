@@ -1,5 +1,6 @@
 //! From the fragment to settings that hold: checks and defaults.
 
+use super::components;
 use super::fragment::{
     BackupFragment, Fragment, ImageFragment, LocalFragment, NodeFragment, RegistryFragment, VmFragment,
 };
@@ -146,7 +147,7 @@ fn is_dns_label(text: &str) -> bool {
     text.len() <= 63 && text.starts_with(ok) && text.ends_with(ok) && text.chars().all(|c| ok(c) || c == '-')
 }
 
-fn dns_label(text: &Spanned<String>, field: &str) -> Result<(), Fault> {
+pub(super) fn dns_label(text: &Spanned<String>, field: &str) -> Result<(), Fault> {
     if is_dns_label(text.get_ref()) {
         return Ok(());
     }
@@ -507,6 +508,9 @@ fn image_options(
             }
             options.files.push((path.get_ref().clone(), full));
         }
+    }
+    for (field, written) in [("image", &common.components), (own_field.as_str(), &own.components)] {
+        components::add(dir, &format!("{field}.components"), written, &mut options)?;
     }
     Ok(options)
 }

@@ -4,7 +4,7 @@ use super::error::ConfigError;
 use crate::image::recipe::PackageRecipe;
 use crate::input::BadInput;
 use ipnet::IpNet;
-use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, Registry, Role, StoreEngine};
+use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, OwnComponent, Registry, Role, StoreEngine};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -140,8 +140,10 @@ pub struct ImageOptions {
     pub images: Vec<PathBuf>,
     /// More Debian packages.
     pub packages: Vec<PackageRecipe>,
-    /// Files: absolute path in the image, absolute path here.
+    /// Files, and then the programs of `components`: absolute path in the image, absolute path here.
     pub files: Vec<(String, PathBuf)>,
+    /// What init keeps running besides the services, by name.
+    pub components: BTreeMap<String, OwnComponent>,
 }
 
 /// A node of `cluster.toml`.
@@ -336,6 +338,7 @@ impl Settings {
             metadata_allow: self.metadata_allow.clone(),
             backup_every_s: self.backup_every_s,
             registry: self.registry,
+            components: self.image(role).components.clone(),
             masters: self.nodes_of(Role::Master).map(NodeSettings::baked).collect(),
             build,
         }

@@ -2,6 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 
+const ET_EXEC: u16 = 2;
+/// A program that may lie anywhere, too.
+const ET_DYN: u16 = 3;
 const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const DT_NEEDED: u64 = 1;
@@ -35,6 +38,25 @@ pub struct Needs {
     pub interpreter: Option<String>,
     /// Sonames.
     pub libraries: Vec<String>,
+}
+
+/// The architecture of a program that needs nothing beside itself, or what it is instead.
+pub fn alone(bytes: &[u8]) -> Result<&'static str, &'static str> {
+    if !is_elf(bytes) {
+        return Err("is no ELF program");
+    }
+    let damaged = |_| "is a damaged program, or none for 64-bit Linux";
+    let architecture = architecture(bytes).map_err(damaged)?;
+    if ![ET_EXEC, ET_DYN].contains(&u16_at(bytes, 0x10).map_err(damaged)?)
+        || u64_at(bytes, 0x18).is_ok_and(|entry| entry == 0)
+    {
+        return Err("is no program, but a library or a part of one");
+    }
+    let needs = needs(bytes).map_err(damaged)?;
+    match needs.interpreter.is_some() || !needs.libraries.is_empty() {
+        true => Err("is linked dynamically, and a node has no libraries for it"),
+        false => Ok(architecture),
+    }
 }
 
 struct Segment {

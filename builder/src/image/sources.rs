@@ -130,21 +130,10 @@ fn paths_in(table: &mut toml::Table, role: Role) -> Vec<&mut toml::Value> {
             ("manifests", toml::Value::Array(list)) => found.extend(list.iter_mut()),
             ("image", toml::Value::Table(image)) => {
                 for (key, value) in image.iter_mut() {
-                    match (key.as_str(), value) {
-                        ("images", toml::Value::Array(list)) => found.extend(list.iter_mut()),
-                        ("files", toml::Value::Table(files)) => found.extend(files.iter_mut().map(|(_, v)| v)),
-                        (name, toml::Value::Table(own)) if name == role.as_str() => {
-                            for (key, value) in own.iter_mut() {
-                                match (key.as_str(), value) {
-                                    ("images", toml::Value::Array(list)) => found.extend(list.iter_mut()),
-                                    ("files", toml::Value::Table(files)) => {
-                                        found.extend(files.iter_mut().map(|(_, v)| v));
-                                    }
-                                    _ => {}
-                                }
-                            }
-                        }
-                        _ => {}
+                    if key.as_str() != role.as_str() {
+                        found.extend(paths_under(key, value));
+                    } else if let toml::Value::Table(own) = value {
+                        own.iter_mut().for_each(|(key, value)| found.extend(paths_under(key, value)));
                     }
                 }
             }
@@ -152,6 +141,18 @@ fn paths_in(table: &mut toml::Table, role: Role) -> Vec<&mut toml::Value> {
         }
     }
     found
+}
+
+/// Those of one key of `[image]` or `[image.ROLE]`.
+fn paths_under<'v>(key: &str, value: &'v mut toml::Value) -> Vec<&'v mut toml::Value> {
+    match (key, value) {
+        ("images", toml::Value::Array(list)) => list.iter_mut().collect(),
+        ("files", toml::Value::Table(files)) => files.iter_mut().map(|(_, file)| file).collect(),
+        ("components", toml::Value::Table(all)) => {
+            all.iter_mut().filter_map(|(_, component)| component.get_mut("binary")).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// A copy with these permission bits: a link would show those of the cache.
@@ -221,6 +222,33 @@ mod tests {
         assert!(error.contains("../own.yaml") && error.contains("kimg cache import"), "{error}");
         let error = sources.settings(Role::Worker, stage.path(), stage.path()).unwrap_err().to_string();
         assert!(error.contains("gone/web.tar") && error.contains("not its sum"), "{error}");
+    }
+
+    /// As many and the same as those whose sums a manifest takes.
+    #[test]
+    fn every_file_of_a_role_is_found() {
+        let text = r#"
+            name = "demo"
+            manifests = ["own.yaml"]
+            nodes = [{ name = "m", role = "master" }]
+            [image]
+            images = ["a.tar"]
+            files = { "/etc/a" = "a" }
+            components = { a = { binary = "a.elf", args = ["x"] } }
+            [image.master]
+            images = ["m.tar"]
+            files = { "/etc/m" = "m" }
+            components = { m = { binary = "m.elf" } }
+        "#;
+        for (role, count) in [(Role::Master, 7), (Role::Worker, 4)] {
+            let mut table = toml::from_str(text).unwrap();
+            let mut found: Vec<PathBuf> =
+                paths_in(&mut table, role).iter().map(|v| v.as_str().unwrap().into()).collect();
+            let mut written = config::written_files(text, role).unwrap();
+            found.sort();
+            written.sort();
+            assert_eq!((found.len(), &found), (count, &written));
+        }
     }
 
     #[test]

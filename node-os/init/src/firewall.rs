@@ -282,6 +282,7 @@ mod tests {
             metadata_allow: vec![],
             backup_every_s: 600,
             registry: None,
+            components: Default::default(),
             masters: vec![],
             build: Default::default(),
         }

@@ -18,7 +18,8 @@ const CONTROLLERS: &str = "+cpu +memory +pids +io +cpuset +hugetlb";
 
 /// Folders below `/run` and their modes.
 const FOLDERS: [(&str, u32); 9] = [
-    ("/run/kimg", 0o755),
+    // Own components are users of the node, and what is there is none of theirs.
+    ("/run/kimg", 0o700),
     ("/run/kimg/notify", 0o755),
     ("/run/kimg/kubeconfig", 0o755),
     ("/run/kimg/pki", 0o755),

@@ -184,7 +184,7 @@ impl Options {
             .clone()
             .or_else(|| cluster.as_ref().map(|c| c.domain.clone()))
             .unwrap_or_else(|| "cluster.local".into());
-        let reserved = reserved(&flags, node.as_ref())?;
+        let reserved = reserved(&flags, node.as_ref(), cluster.as_ref())?;
         let provider_id = flags.provider_id.clone().or_else(|| node.as_ref().and_then(|n| n.provider_id.clone()));
         Ok(Options {
             node_name,
@@ -259,7 +259,11 @@ fn parse_taint(text: &str) -> Result<Taint> {
     Ok(Taint { key: key.into(), value: value.into(), effect: effect.into() })
 }
 
-fn reserved(flags: &Flags, node: Option<&node_metadata::Node>) -> Result<BTreeMap<String, String>> {
+fn reserved(
+    flags: &Flags,
+    node: Option<&node_metadata::Node>,
+    cluster: Option<&node_metadata::Cluster>,
+) -> Result<BTreeMap<String, String>> {
     let mut reserved = BTreeMap::new();
     if let Some(kept) = node.map(|n| &n.reserved) {
         let all = [("cpu", &kept.cpu), ("memory", &kept.memory), ("ephemeral-storage", &kept.ephemeral_storage)];
@@ -278,6 +282,13 @@ fn reserved(flags: &Flags, node: Option<&node_metadata::Node>) -> Result<BTreeMa
         if crate::quantity::parse(quantity).is_none() {
             bail!("reserved {name}: {quantity:?} is not a quantity such as 100m or 128Mi");
         }
+    }
+    // What own components may use, pods cannot have.
+    let own =
+        cluster.map_or(0, |cluster| cluster.components.values().fold(0, |sum, own| own.memory.saturating_add(sum)));
+    if own > 0 {
+        let kept = reserved.get("memory").and_then(|kept| crate::quantity::parse(kept)).unwrap_or(0);
+        reserved.insert("memory".into(), own.saturating_add_signed(kept).to_string());
     }
     Ok(reserved)
 }
@@ -311,5 +322,22 @@ mod tests {
         assert!(options.runtime.is_none());
         assert!(options.taints.iter().any(|t| t.key == "node-role.kubernetes.io/control-plane"));
         assert!(options.labels.contains_key("node-role.kubernetes.io/control-plane"));
+    }
+
+    #[test]
+    fn memory_of_own_components_is_reserved() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cluster.json");
+        let json = r#"{"name": "demo", "role": "worker", "domain": "cluster.local", "api-names": [], "api-addresses": [],
+            "pod-cidr": "10.200.0.0/16", "service-cidr": "10.32.0.0/24", "dns-address": "10.32.0.10", "nodes": [],
+            "overlay": "vxlan", "store": "embedded", "components": {"a": {"memory": 1048576}, "b": {"memory": 3}}}"#;
+        std::fs::write(&file, json).unwrap();
+        let flag = format!("--cluster-file={}", file.display());
+        let reserved = |more: &str| {
+            let args = ["kubelet", "--hostname-override=w", "--node-file=/nonexistent", &flag, more];
+            Options::load(args.map(OsString::from).to_vec()).unwrap().unwrap().reserved
+        };
+        assert_eq!(reserved("--system-reserved=")["memory"], "1048579");
+        assert_eq!(reserved("--system-reserved=memory=1Ki")["memory"], "1049603");
     }
 }

@@ -1,5 +1,6 @@
 //! `cluster.json`: the resolved settings of the cluster, as `kimg build` bakes them into CONFIG.
 
+use crate::OwnComponent;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -158,6 +159,9 @@ pub struct Cluster {
     /// The cluster's own registry, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<Registry>,
+    /// What init keeps running besides the services, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub components: BTreeMap<String, OwnComponent>,
     /// The masters that `cluster.toml` names. Of workers no image says anything, so that there can be more and fewer of them
     /// with the same images: what one is told stands in its user-data.
     #[serde(default)]

@@ -5,6 +5,7 @@
 //! Everything it parses comes from outside and is treated as hostile.
 
 mod cluster;
+mod component;
 mod drive;
 mod encoding;
 mod fat;
@@ -24,6 +25,7 @@ pub use cluster::{
     BuildInfo, Cluster, METADATA_GROUPS, METADATA_PODS, NodeEntry, Overlay, REGISTRY, REGISTRY_PORT, Registry,
     Reserved, Role, StoreEngine,
 };
+pub use component::{COMPONENT_PROGRAMS, OwnComponent, SERVICE_NAMES};
 pub use node::{Node, Taint};
 pub use read_at::ReadAt;
 pub use seal::{SEAL_MAGIC, SealError, SealKey, is_sealed_file, seal, seal_of, sealed_file, unseal};

@@ -376,6 +376,7 @@ mod tests {
             metadata_allow: vec![],
             backup_every_s: 600,
             registry: None,
+            components: Default::default(),
             masters: vec![master],
             build: Default::default(),
         }

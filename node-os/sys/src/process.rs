@@ -26,8 +26,9 @@ impl std::fmt::Display for Ending {
 }
 
 /// Starts `command` as the leader of its own session, inside the control group whose `cgroup.procs` is open
-/// for writing, and gives its process id. The caller reaps it with [`reap`].
-pub fn spawn(mut command: Command, cgroup: Option<&File>, oom_score_adj: i32) -> io::Result<u32> {
+/// for writing, and gives its process id. With a `user` it is that user and group alone, without any privilege or the
+/// way to one; it does not start outside of its control group then. The caller reaps it with [`reap`].
+pub fn spawn(mut command: Command, cgroup: Option<&File>, oom_score_adj: i32, user: Option<u32>) -> io::Result<u32> {
     let cgroup = cgroup.map(AsRawFd::as_raw_fd);
     let score = format!("{oom_score_adj}\n");
     // SAFETY: between fork and exec only system calls that are async-signal-safe are made, on memory made before.
@@ -37,18 +38,42 @@ pub fn spawn(mut command: Command, cgroup: Option<&File>, oom_score_adj: i32) ->
             let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
             libc::sigemptyset(signals.as_mut_ptr());
             libc::sigprocmask(libc::SIG_SETMASK, signals.as_ptr(), std::ptr::null_mut());
-            if let Some(group) = cgroup {
-                libc::write(group, c"0".as_ptr().cast(), 1);
+            if let Some(group) = cgroup
+                && libc::write(group, c"0".as_ptr().cast(), 1) < 0
+                && user.is_some()
+            {
+                return Err(io::Error::last_os_error());
             }
             let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             if file >= 0 {
                 libc::write(file, score.as_ptr().cast(), score.len());
                 libc::close(file);
             }
-            Ok(())
+            user.map_or(Ok(()), become_user)
         });
     }
     Ok(command.spawn()?.id())
+}
+
+/// Makes the calling process this user and group for good: it has no capability, and no program gives it one. Only
+/// system calls that are async-signal-safe.
+fn become_user(user: u32) -> io::Result<()> {
+    let done = |result: libc::c_long| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: no call touches memory. They are the kernel's own, as the C library would look for threads.
+    unsafe {
+        for capability in 0..=63 {
+            match done(libc::syscall(libc::SYS_prctl, libc::PR_CAPBSET_DROP, capability, 0, 0, 0)) {
+                // It is beyond the last that this kernel knows.
+                Err(error) if capability > 0 && error.raw_os_error() == Some(libc::EINVAL) => break,
+                result => result?,
+            }
+        }
+        done(libc::syscall(libc::SYS_setgroups, 0, 0))?;
+        done(libc::syscall(libc::SYS_setresgid, user, user, user))?;
+        // With the last id of root's go the capabilities.
+        done(libc::syscall(libc::SYS_setresuid, user, user, user))?;
+        done(libc::syscall(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    }
 }
 
 /// Takes one ended child off the kernel's list: its id and how it ended. `None` when no child has ended.
@@ -94,5 +119,30 @@ fn signal(pid: u32, signal: Signal) -> io::Result<()> {
     match rustix::process::kill_process(pid, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_s_process_has_no_privilege_and_no_way_to_one() {
+        if !rustix::process::geteuid().is_root() {
+            return test_spoil::skipped("only root becomes another user");
+        }
+        let mut command = Command::new("/bin/sleep");
+        command.arg("1000");
+        let pid = spawn(command, None, 0, Some(0x7000_0001)).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        kill(pid).unwrap();
+        rustix::process::waitpid(Pid::from_raw(pid.cast_signed()), WaitOptions::empty()).unwrap();
+        let of = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
+        let user = ["1879048193"; 4].join("\t");
+        assert_eq!((of("Uid"), of("Gid"), of("Groups")), (Some(&*user), Some(&*user), Some("")), "{status}");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(of(set), Some("0000000000000000"), "{set}");
+        }
+        assert_eq!(of("NoNewPrivs"), Some("1"));
     }
 }

@@ -4,7 +4,7 @@ use super::scan::Disk;
 use anyhow::{Context, Result, bail, ensure};
 use node_sys::mount::{self, Options};
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -38,6 +38,9 @@ const FOLDERS: [&str; 13] = [
     "lib/kubernetes/libexec",
     "lib/kubernetes/etc",
 ];
+
+/// Those of them that are root's alone: own components are users of the node.
+const PRIVATE: [&str; 3] = ["lib/kimg", "lib/kubelet", "log/kimg"];
 
 /// Makes STATE ready and mounts it, `/var` included. Says what it did.
 pub fn prepare(disk: &Disk) -> Result<String> {
@@ -73,6 +76,11 @@ pub fn prepare(disk: &Disk) -> Result<String> {
     for folder in FOLDERS {
         let path = Path::new("/var").join(folder);
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    }
+    for folder in PRIVATE {
+        let path = Path::new("/var").join(folder);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot set the mode of {}", path.display()))?;
     }
     link("/run", Path::new("/var/run"))?;
     notes.extend(mount_data_volume()?);

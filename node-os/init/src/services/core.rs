@@ -105,7 +105,12 @@ impl Core {
     pub fn step(&mut self, event: Event, now_ms: u64) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Started(index, pid) => self.with(index, |entry| entry.pid = Some(pid)),
+            Event::Started(index, pid) => {
+                self.with(index, |entry| entry.pid = Some(pid));
+                if self.spec(index).is_some_and(|spec| spec.kind == Kind::Component) {
+                    return self.step(Event::Ready(index), now_ms);
+                }
+            }
             Event::NotStarted(index, why) => self.with(index, |entry| {
                 actions.push(Action::Log(format!("{} cannot be started: {why}", entry.spec.name)));
                 entry.last_exit = why;
@@ -257,9 +262,11 @@ impl Core {
         self.entries.iter().all(|entry| entry.pid.is_none())
     }
 
-    /// True when everything is ready or done.
-    pub fn all_ready(&self) -> bool {
-        self.entries.iter().all(|entry| matches!(entry.state, ServiceState::Ready | ServiceState::Done))
+    /// What keeps the node from running: services that are neither ready nor done.
+    pub fn waits_for(&self) -> Vec<&'static str> {
+        let is_up = |entry: &&Entry| matches!(entry.state, ServiceState::Ready | ServiceState::Done);
+        let services = self.entries.iter().filter(|entry| entry.spec.kind != Kind::Component);
+        services.filter(|entry| !is_up(entry)).map(|entry| entry.spec.name).collect()
     }
 
     /// When the next pause ends.
@@ -312,6 +319,7 @@ mod tests {
             oom_score: 0,
             memory_max: None,
             grace_s: 5,
+            user: None,
         }
     }
 
@@ -341,7 +349,7 @@ mod tests {
         assert_eq!(started(&core.step(Event::Ready(1), 5)), [2]);
         core.step(Event::Started(2, 12), 6);
         core.step(Event::Ready(2), 7);
-        assert!(core.all_ready());
+        assert!(core.waits_for().is_empty());
     }
 
     #[test]
@@ -364,6 +372,23 @@ mod tests {
         core.step(Event::Ended(99, Ending::Signal(9)), now + GOOD_RUN_MS + 1);
         assert_eq!(core.next_due_ms(), Some(now + GOOD_RUN_MS + 1 + FIRST_PAUSE_MS), "a good run is rewarded");
         assert_eq!(core.describe()[0].last_exit, "signal 9");
+    }
+
+    #[test]
+    fn a_component_is_ready_as_it_starts_and_the_node_does_not_wait_for_it() {
+        let mut core = Core::new(vec![spec("server", &[], Kind::Daemon), spec("own", &[], Kind::Component)]);
+        core.step(Event::Tick, 0);
+        core.step(Event::NotStarted(1, "no such program".into()), 0);
+        core.step(Event::Started(0, 10), 0);
+        assert_eq!(core.waits_for(), ["server"]);
+        core.step(Event::Ready(0), 0);
+        assert_eq!((core.waits_for().len(), core.describe()[1].state), (0, ServiceState::BackOff));
+        assert_eq!(started(&core.step(Event::Tick, FIRST_PAUSE_MS)), [1]);
+        assert_eq!(core.step(Event::Started(1, 11), FIRST_PAUSE_MS), [Action::FirstReady(1)]);
+        assert_eq!(core.describe()[1].state, ServiceState::Ready);
+        core.step(Event::Ended(11, Ending::Signal(9)), FIRST_PAUSE_MS);
+        assert_eq!(core.next_due_ms(), Some(3 * FIRST_PAUSE_MS), "it starts again, and later each time");
+        assert!(core.waits_for().is_empty());
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Spec {
     pub memory_max: Option<u64>,
     /// How long it may take to end by itself.
     pub grace_s: u64,
+    /// User and group of what runs without privileges, in a folder of its own; root otherwise.
+    pub user: Option<u32>,
 }
 
 /// What a service is.
@@ -34,4 +36,6 @@ pub enum Kind {
     Daemon,
     /// Ends when its work is done.
     Task,
+    /// Runs for ever, says nothing of itself, and nothing waits for it: the operator's own.
+    Component,
 }

@@ -1,7 +1,8 @@
 //! Carries out what [`super::core`] decides: processes, control groups, notification sockets, logs.
 
-use super::Spec;
 use super::core::{Action, Core, Event};
+use super::table::COMPONENTS;
+use super::{Kind, Spec};
 use crate::logs::Logs;
 use crate::machine::{Shared, now_ms};
 use crate::mounts::SERVICES_CGROUP;
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use tokio::io::AsyncReadExt;
@@ -116,7 +117,10 @@ impl Supervisor {
 
     fn start(self: &Rc<Self>, index: usize, spec: &Spec) -> Result<u32> {
         let group = control_group(spec)?;
-        let socket = self.listen(index, spec)?;
+        let folder = match spec.user {
+            Some(user) => own_folder(spec.name, user)?,
+            None => PathBuf::from("/"),
+        };
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
         let mut command = Command::new(&spec.program);
@@ -127,13 +131,15 @@ impl Supervisor {
         command
             .env_clear()
             .env("PATH", PATH)
-            .env("NOTIFY_SOCKET", &socket)
             .envs(spec.environment.iter().map(|(name, value)| (name, value)))
-            .current_dir("/")
+            .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::from(writer.try_clone().context("cannot copy a pipe")?))
             .stderr(Stdio::from(writer));
-        let pid = process::spawn(command, Some(&group), spec.oom_score)
+        if spec.kind != Kind::Component {
+            command.env("NOTIFY_SOCKET", self.listen(index, spec)?);
+        }
+        let pid = process::spawn(command, Some(&group), spec.oom_score, spec.user)
             .with_context(|| format!("cannot start {}", spec.program))?;
         tokio::task::spawn_local(collect(reader, spec.name, self.machine.logs.clone()));
         Ok(pid)
@@ -169,13 +175,8 @@ impl Supervisor {
         for service in &mut services {
             service.memory = memory_of(&service.name);
         }
-        let running = core.all_ready();
-        let waits: Vec<&str> = services
-            .iter()
-            .filter(|service| !matches!(service.state, node_api::ServiceState::Ready | node_api::ServiceState::Done))
-            .map(|service| service.name.as_str())
-            .collect();
-        let waits = waits.join(", ");
+        let waits = core.waits_for().join(", ");
+        let running = waits.is_empty();
         let status = self.machine.status();
         // On the way to the end the stage says so.
         let is_ours = status.stage == "services" || status.stage == "running";
@@ -206,10 +207,24 @@ fn control_group(spec: &Spec) -> Result<fs::File> {
     let folder = PathBuf::from(SERVICES_CGROUP).join(spec.name);
     let context = || format!("cannot make the control group {}", folder.display());
     fs::create_dir_all(&folder).with_context(context)?;
+    if spec.kind == Kind::Component {
+        // What its last process has left behind.
+        fs::write(folder.join("cgroup.kill"), "1").with_context(context)?;
+    }
     if let Some(bytes) = spec.memory_max {
         fs::write(folder.join("memory.max"), bytes.to_string()).with_context(context)?;
     }
     fs::OpenOptions::new().write(true).open(folder.join("cgroup.procs")).with_context(context)
+}
+
+/// A folder on STATE that is this user's alone.
+fn own_folder(name: &str, user: u32) -> Result<PathBuf> {
+    let folder = Path::new(COMPONENTS).join(name);
+    fs::create_dir_all(&folder)
+        .and_then(|()| std::os::unix::fs::lchown(&folder, Some(user), Some(user)))
+        .and_then(|()| fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)))
+        .with_context(|| format!("cannot make its folder {}", folder.display()))?;
+    Ok(folder)
 }
 
 fn memory_of(name: &str) -> u64 {

@@ -1,7 +1,9 @@
 //! Which services a node runs, with their command lines. Pure.
 
 use super::{Kind, Spec};
-use node_metadata::{Cluster, Node, Overlay, REGISTRY_PORT, Registry, Role, StoreEngine};
+use node_metadata::{
+    COMPONENT_PROGRAMS, Cluster, Node, Overlay, OwnComponent, REGISTRY_PORT, Registry, Role, StoreEngine,
+};
 
 const PKI: &str = "/run/kimg/config/pki";
 const SECRETS: &str = "/run/kimg/secrets";
@@ -14,6 +16,9 @@ const ETCD: &str = "https://127.0.0.1:2379";
 const ETCD_PEER: &str = "https://127.0.0.1:2380";
 const MANIFESTS: &str = "/run/kimg/config/manifests";
 
+/// Folder of the own components' folders, each its user's alone.
+pub(super) const COMPONENTS: &str = "/var/lib/components";
+
 /// Facts of a node that command lines hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
@@ -23,11 +28,30 @@ pub struct Facts<'a> {
     pub node: &'a Node,
 }
 
-/// All services of a node.
+/// All services of a node, and behind them its own components.
 pub fn services(facts: Facts<'_>) -> Vec<Spec> {
-    match facts.node.role {
+    let mut specs = match facts.node.role {
         Role::Master => master(facts),
         Role::Worker => worker(facts),
+    };
+    // CONFIG is not verified as the root is: no name becomes a path elsewhere.
+    let components = facts.cluster.components.iter().filter(|(name, _)| OwnComponent::is_name(name));
+    specs.extend(components.map(|(name, component)| own(name, component)));
+    specs
+}
+
+/// The operator's program: it is nobody on the node, and goes before anything of the node's own.
+fn own(name: &str, component: &OwnComponent) -> Spec {
+    let folder = format!("{COMPONENTS}/{name}");
+    Spec {
+        program: format!("{COMPONENT_PROGRAMS}/{name}"),
+        environment: vec![("HOME".to_owned(), folder.clone()), ("STATE_DIRECTORY".to_owned(), folder)],
+        kind: Kind::Component,
+        oom_score: 0,
+        memory_max: Some(component.memory),
+        user: Some(OwnComponent::user(name)),
+        // Asked for once a boot, and as long-lived as PID 1.
+        ..service(name.to_owned().leak(), NODE, &[], component.args.clone())
     }
 }
 
@@ -139,6 +163,7 @@ fn service(name: &'static str, program: &str, needs: &[&'static str], arguments:
         oom_score: -900,
         memory_max: None,
         grace_s: 8,
+        user: None,
     }
 }
 
@@ -271,6 +296,7 @@ fn backup(facts: Facts<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use node_metadata::SERVICE_NAMES;
     use std::collections::BTreeSet;
     use std::net::IpAddr;
 
@@ -290,6 +316,7 @@ mod tests {
             metadata_allow: vec![],
             backup_every_s: 600,
             registry: None,
+            components: Default::default(),
             masters: vec![],
             build: Default::default(),
         };
@@ -327,6 +354,34 @@ mod tests {
             }
             assert_eq!(seen.contains("etcd"), role == Role::Master && store == StoreEngine::Etcd);
         }
+    }
+
+    #[test]
+    fn every_service_s_name_is_kept_from_own_components() {
+        for role in [Role::Master, Role::Worker] {
+            let (cluster, node) = facts(role);
+            let cluster = Cluster { store: StoreEngine::Etcd, registry: Some(Registry { size: 64 }), ..cluster };
+            for spec in services(Facts { cluster: &cluster, node: &node }) {
+                assert!(SERVICE_NAMES.contains(&spec.name), "{} is missing in SERVICE_NAMES", spec.name);
+            }
+        }
+    }
+
+    #[test]
+    fn own_components_are_nobody_and_wait_for_nothing() {
+        let (cluster, node) = facts(Role::Worker);
+        let plain = services(Facts { cluster: &cluster, node: &node }).len();
+        let component = OwnComponent { args: vec!["--flag".into()], memory: 64 << 20 };
+        let names = ["agent", "kubelet", "../agent", "init"];
+        let components = names.into_iter().map(|name| (name.to_owned(), component.clone())).collect();
+        let specs = services(Facts { cluster: &Cluster { components, ..cluster }, node: &node });
+        let own = &specs[plain..];
+        assert_eq!(own.iter().map(|spec| spec.name).collect::<Vec<_>>(), ["agent"]);
+        assert_eq!(own[0].command, ["agent", "--flag"]);
+        assert_eq!(own[0].program, "/usr/lib/kimg/components/agent");
+        assert_eq!((own[0].user, own[0].memory_max), (Some(OwnComponent::user("agent")), Some(64 << 20)));
+        assert!(own[0].needs.is_empty() && own[0].kind == Kind::Component);
+        assert!(specs[..plain].iter().all(|spec| spec.user.is_none()), "the node's own are root");
     }
 
     #[test]
