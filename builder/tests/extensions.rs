@@ -27,6 +27,11 @@ kernel-args = ["panic=7"]
 [image.worker]
 modules = ["dm-crypt"]
 images = ["web.tar"]
+
+[image.worker.components.watcher]
+binary = "watch"
+args = ["--all"]
+memory = "8Mi"
 "#;
 
 fn here(path: &str) -> PathBuf {
@@ -66,6 +71,8 @@ fn what_a_cluster_adds_is_in_its_images() {
     write("motd", "hello\n");
     write("agent", "#!/nothing\n");
     std::fs::set_permissions(dir.join("agent"), std::fs::Permissions::from_mode(0o750)).expect("mode");
+    std::fs::write(dir.join("watch"), kimg::oci::pause::program()).expect("file");
+    std::fs::set_permissions(dir.join("watch"), std::fs::Permissions::from_mode(0o700)).expect("mode");
     write("own.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: own}\n");
     std::fs::create_dir(dir.join("web")).expect("folder");
     write("web/index.html", "hello");
@@ -88,6 +95,10 @@ fn what_a_cluster_adds_is_in_its_images() {
         let baked = std::fs::read(dir.join("web.tar")).expect("archive");
         assert!(read("usr/share/kimg/images/web.tar") == worker.then_some(baked), "{role}");
 
+        let program = "usr/lib/kimg/components/watcher";
+        assert_eq!(read(program), worker.then(kimg::oci::pause::program), "{role}");
+        assert_eq!(mode(program), worker.then_some(0o755), "{role}");
+
         let seen = Contents::of_image(&image).expect("contents");
         let owner = |path: &str| seen.files.get(path).map(|item| item.owner.as_str());
         assert_eq!(owner("/usr/bin/strace"), Some("strace"), "{role}");
@@ -99,6 +110,9 @@ fn what_a_cluster_adds_is_in_its_images() {
             assert!(read(module.trim_start_matches('/')).is_some(), "{module}");
         }
         let report = inspect::inspect(&image).expect("report");
+        assert_eq!(owner("/usr/lib/kimg/components/watcher"), worker.then_some("cluster.toml"), "{role}");
+        let baked = serde_json::json!({"watcher": {"args": ["--all"], "memory": 8 << 20}});
+        assert_eq!(report.cluster.get("components"), worker.then_some(&baked), "{role}");
         let word = |word: &str| report.command_line.split(' ').any(|have| have == word);
         assert!(word("loglevel=3") && word("panic=7") == master, "{role}: {}", report.command_line);
         let added = report.config_files.keys().any(|path| path.starts_with("manifests/") && path.contains("own"));

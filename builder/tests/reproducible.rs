@@ -107,10 +107,13 @@ fn an_image_comes_back_after_everything_moved_on() {
     let (then, now) = (base.path().join("then"), base.path().join("now"));
     std::fs::create_dir(&then).expect("folder");
     let extensions = "[image.files]\n\"/etc/motd\" = \"motd\"\n\
-        [image.worker]\nmodules = [\"dm-crypt\"]\nkernel-args = [\"panic=7\"]\n";
+        [image.worker]\nmodules = [\"dm-crypt\"]\nkernel-args = [\"panic=7\"]\n\
+        [image.components]\nwatcher = { binary = \"watch\", args = [\"--all\"] }\n";
     let description = format!("manifests = [\"own.yaml\"]\n{}{CLUSTER}{extensions}", FORMS[1]);
     std::fs::write(then.join("cluster.toml"), description).expect("cluster.toml");
     std::fs::write(then.join("motd"), "hello\n").expect("motd");
+    std::fs::write(then.join("watch"), kimg::oci::pause::program()).expect("program");
+    std::fs::set_permissions(then.join("watch"), std::fs::Permissions::from_mode(0o755)).expect("mode");
     std::fs::write(then.join("own.yaml"), "apiVersion: v1\nkind: Namespace\nmetadata: {name: own}\n")
         .expect("manifest");
     run(&then, ":", BUILD);

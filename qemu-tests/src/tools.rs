@@ -70,6 +70,19 @@ pub fn etcd() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Debian's static busybox; fetched once.
+///
+/// # Errors
+/// The package cannot be had.
+pub fn busybox() -> Result<PathBuf> {
+    let program = workspace().join("target/tools/busybox");
+    if !program.exists() {
+        kimg::packages::fetch_program("trixie", "busybox-static", "/usr/bin/busybox", &program)
+            .context("fetching busybox-static from Debian trixie")?;
+    }
+    Ok(program)
+}
+
 /// Debian's age; fetched once.
 ///
 /// # Errors

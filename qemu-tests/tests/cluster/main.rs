@@ -16,6 +16,7 @@ mod volumes;
 
 use qemu_tests::cluster::settings;
 use qemu_tests::suite::{self, Suite, Test};
+use qemu_tests::tools;
 use std::process::ExitCode;
 
 /// In the order in which they run.
@@ -63,7 +64,15 @@ const LONG: &[&str] = &[
 ];
 
 fn main() -> ExitCode {
+    let busybox = match tools::busybox() {
+        Ok(program) => program,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     let more = "[metadata]\nallow = [\"closed/trusted\"]\n[backup]\nevery = 60\n[registry]\nsize = 256\n";
-    let cluster = settings("shared", 2, more, "node-ports = [30080]\nspare-ports = 2");
+    let more = format!("{more}{}", nodes::own_component(&busybox));
+    let cluster = settings("shared", 2, &more, "node-ports = [30080]\nspare-ports = 2");
     suite::main(Suite { name: "shared", cluster, tests: tests(), long: LONG, end: joining::end })
 }

@@ -1,10 +1,12 @@
 //! The nodes are what their metadata said.
 
 use anyhow::{Context, anyhow, ensure};
+use node_metadata::OwnComponent;
 use qemu_tests::{Cluster, Result, cluster::condition, tools, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 pub(crate) const TESTS: &[super::Test] = &[
@@ -13,6 +15,7 @@ pub(crate) const TESTS: &[super::Test] = &[
     ("a_second_up_changes_nothing", second_up),
     ("kimg_node_shows_every_part_of_a_node", node_api),
     ("kimg_logs_merges_the_logs_of_all_nodes", logs),
+    ("a_component_of_the_user_s_own_runs_as_nobody_and_kimg_logs_shows_what_it_says", own_component_runs),
     ("kimg_pki_ls_lists_the_certificates_of_all_nodes", certificates),
     ("what_leaked_is_taken_back_and_the_node_runs_on", taken_back),
     ("no_node_ran_out_of_memory_or_panicked", consoles_are_clean),
@@ -120,6 +123,50 @@ fn logs(cluster: &Cluster) -> Result {
     ensure!(rest.code == 1 && rest.err.contains("worker-2"), "{} {}", rest.code, rest.err);
     ensure!(rest.out.contains("worker-1") && rest.out.contains("master-1"), "the others are gone:\n{}", rest.out);
     cluster.all_ready()
+}
+
+/// What the workers' image runs as its own component: it says who it is, and what it can and cannot do. By its name
+/// busybox is the program that its first argument names.
+const OWN_COMPONENT: &str = "busybox";
+const SAYS: &str = "b=/usr/lib/kimg/components/busybox; $b cat /proc/self/status; $b cat /proc/self/cgroup; \
+                    echo folder $($b pwd) $HOME; echo kept > file && echo wrote its own; \
+                    for secret in /run/kimg/config/cluster.json /var/lib/kimg/pki/kubelet.crt /var/lib/kubelet/pods; \
+                    do $b ls -d $secret && echo reached $secret; done; echo has looked; exec $b sleep 1000000";
+
+/// The lines of `cluster.toml` for it.
+pub(crate) fn own_component(busybox: &Path) -> String {
+    format!(
+        "[image.worker.components.{OWN_COMPONENT}]\nbinary = '{}'\nargs = ['sh', '-c', '{SAYS}']\nmemory = '16Mi'\n",
+        busybox.display()
+    )
+}
+
+fn own_component_runs(cluster: &Cluster) -> Result {
+    let said = wait::until("what the component says", wait::scale(60), || {
+        let text = cluster.kimg(&["logs", "worker-1", OWN_COMPONENT, "--tail", "100"])?.success()?;
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        Ok(words.contains("has looked").then_some(words))
+    })?;
+    let user = OwnComponent::user(OWN_COMPONENT);
+    for words in [
+        &format!("Uid: {user} {user} {user} {user}"),
+        &format!("Gid: {user} {user} {user} {user}"),
+        "CapEff: 0000000000000000",
+        "CapBnd: 0000000000000000",
+        "NoNewPrivs: 1",
+        "0::/kimg/busybox",
+        "folder /var/lib/components/busybox /var/lib/components/busybox",
+        "wrote its own",
+    ] {
+        ensure!(said.contains(words), "the component does not say '{words}': {said}");
+    }
+    ensure!(!said.contains("reached "), "the component sees what is the node's alone: {said}");
+    let services = cluster.kimg(&["node", "--node", "worker-1", "services"])?.success()?;
+    let line = services.lines().find(|line| line.starts_with(OWN_COMPONENT));
+    ensure!(line.is_some_and(|line| line.contains("ready")), "kimg node services does not show it:\n{services}");
+    let master = cluster.kimg(&["node", "--node", "master-1", "services"])?.success()?;
+    ensure!(!master.contains(OWN_COMPONENT), "it is the workers' alone:\n{master}");
+    Ok(())
 }
 
 /// The first line about a ConfigMap of this name that comes while the audit log is followed.
