@@ -83,6 +83,22 @@ pub fn busybox() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Debian's rsyslog with its TLS, a tree with its libraries; fetched once into `target/tools/`.
+///
+/// # Errors
+/// The packages cannot be had.
+pub fn rsyslog() -> Result<PathBuf> {
+    let tree = workspace().join("target/tools/rsyslog");
+    if !tree.exists() {
+        std::fs::create_dir_all(workspace().join("target/tools")).context("making target/tools")?;
+        let wanted = |path: &str| path == "/usr/sbin/rsyslogd" || path.contains(".so");
+        let packages = ["rsyslog", "rsyslog-openssl", "libestr0", "libfastjson4", "liblognorm5", "libssl3"];
+        kimg::packages::fetch_tree("bookworm", &packages, wanted, &tree)
+            .context("fetching rsyslog from Debian bookworm")?;
+    }
+    Ok(tree)
+}
+
 /// Debian's age; fetched once.
 ///
 /// # Errors

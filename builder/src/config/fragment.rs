@@ -54,6 +54,9 @@ pub struct Fragment {
     pub backup: BackupFragment,
     /// The cluster's own registry; default none.
     pub registry: Option<RegistryFragment>,
+    /// Where nodes send their logs.
+    #[serde(default)]
+    pub logs: LogsFragment,
     /// Where the machines are; default: VMs on this machine.
     pub provider: Option<ProviderFragment>,
     /// The nodes.
@@ -94,6 +97,17 @@ pub struct MetadataFragment {
 pub struct RegistryFragment {
     /// MiB of the master's disk that images may take; default 1024.
     pub size: Option<Spanned<i64>>,
+}
+
+/// `[logs]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LogsFragment {
+    /// `syslog+tls://HOST:PORT`, to which all nodes send their logs; default none.
+    pub to: Option<Spanned<String>>,
+    /// PEM file relative to the cluster's folder: the authorities of which one has signed its certificate; default: the
+    /// web's.
+    pub ca: Option<Spanned<PathBuf>>,
 }
 
 /// `[provider]`

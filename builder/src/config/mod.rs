@@ -9,6 +9,7 @@ pub mod edit;
 pub mod error;
 pub mod fragment;
 mod labels;
+mod logs;
 mod provider;
 mod resolve;
 pub mod settings;

@@ -75,6 +75,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
     let (local, provider) =
         (resolve_local(&f.local, network)?, super::provider::resolve(&f, [pod_cidr, service_cidr])?);
     let registry = registry(&f.registry)?;
+    let (logs, logs_ca) = super::logs::resolve(&f.logs, dir)?.unzip();
     let local_fault = check_local(&f, &nodes, [pod_cidr, service_cidr], registry, &local).err();
     let settings = Settings {
         dir: dir.to_path_buf(),
@@ -105,6 +106,8 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         backup_to: backup_to(dir, &f.backup)?,
         backup_keep_days: number(&f.backup.keep, "backup.keep", BACKUP_DAYS, 30)?.into(),
         registry,
+        logs,
+        logs_ca: logs_ca.flatten(),
         api: resolve_api(&f.api)?,
         packages: Packages {
             mirror: url(f.packages.mirror, "packages.mirror")?,
@@ -158,7 +161,7 @@ pub(super) fn dns_label(text: &Spanned<String>, field: &str) -> Result<(), Fault
     Err(fault(text, field, message))
 }
 
-fn is_dns_name(name: &str) -> bool {
+pub(super) fn is_dns_name(name: &str) -> bool {
     name.len() <= 253 && !name.is_empty() && name.split('.').all(is_dns_label)
 }
 

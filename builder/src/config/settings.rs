@@ -4,7 +4,7 @@ use super::error::ConfigError;
 use crate::image::recipe::PackageRecipe;
 use crate::input::BadInput;
 use ipnet::IpNet;
-use node_metadata::{BuildInfo, Cluster, NodeEntry, Overlay, OwnComponent, Registry, Role, StoreEngine};
+use node_metadata::{BuildInfo, Cluster, LogTarget, NodeEntry, Overlay, OwnComponent, Registry, Role, StoreEngine};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -46,6 +46,10 @@ pub struct Settings {
     pub backup_keep_days: u64,
     /// The cluster's own registry, where it has one.
     pub registry: Option<Registry>,
+    /// Where nodes send their logs, if anywhere.
+    pub logs: Option<LogTarget>,
+    /// PEM: whom they believe there, where it is not the web's authorities.
+    pub logs_ca: Option<String>,
     /// More add-on manifests, absolute paths.
     pub manifests: Vec<PathBuf>,
     /// API names and addresses.
@@ -340,6 +344,7 @@ impl Settings {
             registry: self.registry,
             components: self.image(role).components.clone(),
             masters: self.nodes_of(Role::Master).map(NodeSettings::baked).collect(),
+            logs: self.logs.clone(),
             build,
         }
     }

@@ -92,6 +92,19 @@ fn errors_name_line_field_and_way_out() {
         ),
         ("[registry]\nnode = \"m\"\n", "registry.node: unknown key"),
         ("registry = true\n", "registry: must be a table"),
+        (
+            "[logs]\nto = \"syslog://a\"\n",
+            "cluster.toml:4:6: logs.to: logs are sent as syslog over TLS only; write it as",
+        ),
+        ("[logs]\nto = \"syslog+tls://a:s3cr3t@b\"\n", "logs.to: no user and password stand here"),
+        ("[logs]\nto = \"syslog+tls://a_b:1\"\n", "logs.to: `a_b` is no host"),
+        ("[logs]\nto = \"syslog+tls://[a]:1\"\n", "logs.to: `a` is no host"),
+        ("[logs]\nto = \"syslog+tls://a/b\"\n", "logs.to: `a/b` is no host"),
+        ("[logs]\nto = \"syslog+tls://a:0\"\n", "logs.to: `a:0` does not end with a port of 1 to 65535"),
+        ("[logs]\nto = \"syslog+tls://a:\"\n", "logs.to: `a:` does not end with a port"),
+        ("[logs]\nto = \"syslog+tls://[::1]x\"\n", "logs.to: `[::1]x` does not end with a port"),
+        ("[logs]\nca = \"x\"\n", ":4:6: logs.ca: nothing is sent without `to`"),
+        ("[logs]\nto = \"syslog+tls://a\"\nca = \"gone.pem\"\n", ":5:6: logs.ca: "),
         ("[packages]\nmirror = \"ftp://a\"\n", ":4:10: packages.mirror: `ftp://a` is no URL"),
         ("[packages]\nmirror = \"http://u:s3cr3t@a/debian\"\n", ":4:10: packages.mirror: a URL here has no user"),
         ("[packages]\nsecurity-mirror = \"u:s3cr3t@a\"\n", "packages.security-mirror: a URL here has no user"),
@@ -244,6 +257,40 @@ fn what_local_vms_need() {
     let larger =
         "nodes = [{ name = \"a\", role = \"master\", reserved = { memory = \"1Gi\" } }]\nlocal.master.memory = 2048\n";
     assert!(settings(&format!("name = \"demo\"\n{larger}")).expect("valid").local.fault.is_none());
+}
+
+#[test]
+fn logs_go_where_it_is_said_with_authorities_that_can_be_read() {
+    let dir = tempfile::tempdir().expect("dir");
+    let with = |table: &str| parse(Path::new("cluster.toml"), &format!("{MINIMAL}[logs]\n{table}"), dir.path());
+    assert_eq!(settings(MINIMAL).expect("valid").logs, None);
+    for (to, host, port) in [
+        ("logs.example.org", "logs.example.org", 6514),
+        ("10.0.0.1:514", "10.0.0.1", 514),
+        ("[2001:db8::1]:7000", "2001:db8::1", 7000),
+        ("[2001:db8::1]", "2001:db8::1", 6514),
+    ] {
+        let settings = with(&format!("to = \"syslog+tls://{to}\"\n")).expect("valid");
+        let expected = Some(node_metadata::LogTarget { host: host.into(), port, ca: false });
+        assert_eq!(settings.cluster(Role::Worker, BuildInfo::default()).logs, expected, "{to}");
+    }
+    let written = |text: &str| {
+        std::fs::write(dir.path().join("ca.pem"), text).expect("written");
+        with("to = \"syslog+tls://a\"\nca = \"ca.pem\"\n")
+    };
+    let secrets = crate::pki::Secrets::ensure(&dir.path().join("secrets"), "demo").expect("secrets");
+    let (pem, key) = (secrets.read("cluster-ca.crt").expect("ca"), secrets.read("cluster-ca.key").expect("key"));
+    let settings = written(&pem).expect("valid");
+    assert!(settings.logs_ca.as_deref() == Some(&pem) && settings.logs.is_some_and(|logs| logs.ca));
+    for (text, expected) in [
+        ("nothing", "holds no certificate"),
+        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "holds a damaged certificate"),
+        ("-----BEGIN CERTIFICATE-----\n%\n-----END CERTIFICATE-----\n", "holds a damaged certificate"),
+        (&format!("{pem}{key}"), "holds a private key"),
+    ] {
+        let error = written(text).expect_err(text).to_string();
+        assert!(error.contains("logs.ca: ") && error.contains(expected), "{error}");
+    }
 }
 
 #[test]

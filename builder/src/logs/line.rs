@@ -60,7 +60,7 @@ fn line_of(bytes: &[u8], booted: i64, last: &mut Option<i64>) -> Line {
             let at = booted.saturating_add(since);
             (Some(at), format!("{} {said}", shown(at)))
         }
-        None => (said_time(&text), text),
+        None => (node_api::log_time(&text), text),
     };
     *last = at.or(*last);
     Line { at: *last, text }
@@ -75,21 +75,6 @@ fn kernel(text: &str) -> Option<(i64, &str)> {
         return None;
     }
     Some((seconds.parse::<i64>().ok()?.checked_mul(1_000_000)?.checked_add(micros.parse().ok()?)?, said))
-}
-
-/// The time that a line says: at its beginning, as containerd has it, or in JSON.
-fn said_time(text: &str) -> Option<i64> {
-    let after = |mark: &str| text.find(mark).map(|at| &text[at + mark.len()..]);
-    let time = match text.as_bytes().first()? {
-        b'0'..=b'9' => text.split(' ').next(),
-        b't' => text.strip_prefix("time=\"")?.split('"').next(),
-        // Of a request the time at which it was answered.
-        b'{' => ["\"stageTimestamp\":\"", "\"ts\":\"", "\"time\":\""].iter().find_map(|m| after(m))?.split('"').next(),
-        _ => None,
-    }?;
-    // Longer than any time is.
-    let time = Some(time).filter(|time| time.len() <= 40)?;
-    time.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_microsecond)
 }
 
 fn shown(at: i64) -> String {
@@ -138,28 +123,6 @@ mod tests {
     use super::*;
 
     const T: i64 = 1_764_201_600_000_000;
-
-    #[test]
-    fn times_are_read_where_programs_write_them() {
-        let table = [
-            ("2025-11-27T00:00:00.5Z  INFO kubelet: ready", Some(T + 500_000)),
-            ("2025-11-27T01:00:00+01:00 x", Some(T)),
-            ("time=\"2025-11-27T00:00:01Z\" level=info msg=x", Some(T + 1_000_000)),
-            (r#"{"level":"info","ts":"2025-11-27T00:00:02.000001Z","msg":"etcd"}"#, Some(T + 2_000_001)),
-            (
-                r#"{"requestReceivedTimestamp":"2025-11-27T00:00:00Z","stageTimestamp":"2025-11-27T00:00:03Z"}"#,
-                Some(T + 3_000_000),
-            ),
-            ("thread 'main' panicked", None),
-            ("20 things", None),
-            ("time=\"yesterday\"", None),
-            ("{}", None),
-            ("", None),
-        ];
-        for (text, at) in table {
-            assert_eq!(said_time(text), at, "{text}");
-        }
-    }
 
     #[test]
     fn kernel_lines_get_the_time_of_the_wall() {

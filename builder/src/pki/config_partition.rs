@@ -34,6 +34,9 @@ pub fn config_partition(settings: &Settings, role: Role, build: BuildInfo) -> Re
         files.insert(Path::new("pki").join(name), (0o644, pem.into_bytes()));
     }
     files.insert("pki/sa.pub".into(), (0o644, accounts::public_keys(&secrets)?.into_bytes()));
+    if let Some(pem) = &settings.logs_ca {
+        files.insert("pki/logs-ca.crt".into(), (0o644, pem.clone().into_bytes()));
+    }
     if role == Role::Master {
         files.insert("pki/backup.pub".into(), (0o644, secrets.read("backup.pub")?.into_bytes()));
         for (name, text) in manifests::render(settings)? {

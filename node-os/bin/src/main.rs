@@ -20,6 +20,7 @@ const COMPONENTS: &[(&str, Entry)] = &[
     ("cluster-dns", cluster_dns::main),
     ("backup", backup::main),
     ("cluster-registry", cluster_registry::main),
+    ("log-shipper", log_shipper::main),
     ("kimg", cni::main),
     ("loopback", cni::main),
 ];

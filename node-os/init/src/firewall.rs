@@ -284,6 +284,7 @@ mod tests {
             registry: None,
             components: Default::default(),
             masters: vec![],
+            logs: None,
             build: Default::default(),
         }
     }

@@ -13,6 +13,7 @@ pub mod console;
 pub mod disk;
 pub mod firewall;
 pub mod handover;
+mod kernel_log;
 pub mod kernel_modules;
 pub mod kernel_settings;
 pub mod logs;

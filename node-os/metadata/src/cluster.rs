@@ -70,6 +70,19 @@ pub struct Registry {
     pub size: u32,
 }
 
+/// Where all nodes send their logs: syslog (RFC 5424) over TLS (RFC 5425).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LogTarget {
+    /// Host name or address, that its certificate must say.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Whether CONFIG has an authority of its own for it, `pki/logs-ca.crt`; else the web's are believed.
+    #[serde(default)]
+    pub ca: bool,
+}
+
 /// Resources kept for the system and not offered to pods.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -166,6 +179,9 @@ pub struct Cluster {
     /// with the same images: what one is told stands in its user-data.
     #[serde(default)]
     pub masters: Vec<NodeEntry>,
+    /// Where logs are sent, if anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logs: Option<LogTarget>,
     /// Which build made this.
     #[serde(default)]
     pub build: BuildInfo,

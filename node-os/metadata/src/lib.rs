@@ -22,8 +22,8 @@ pub mod userdata;
 pub const STACK_BYTES: usize = 2 << 20;
 
 pub use cluster::{
-    BuildInfo, Cluster, METADATA_GROUPS, METADATA_PODS, NodeEntry, Overlay, REGISTRY, REGISTRY_PORT, Registry,
-    Reserved, Role, StoreEngine,
+    BuildInfo, Cluster, LogTarget, METADATA_GROUPS, METADATA_PODS, NodeEntry, Overlay, REGISTRY, REGISTRY_PORT,
+    Registry, Reserved, Role, StoreEngine,
 };
 pub use component::{COMPONENT_PROGRAMS, OwnComponent, SERVICE_NAMES};
 pub use node::{Node, Taint};

@@ -378,6 +378,7 @@ mod tests {
             registry: None,
             components: Default::default(),
             masters: vec![master],
+            logs: None,
             build: Default::default(),
         }
     }

@@ -4,8 +4,10 @@
 //! which are plain text. Requests need a client certificate of the node-API CA.
 //! A failure is answered with a 4xx or 5xx status and an [`ApiError`].
 
+mod log_time;
 mod types;
 
+pub use log_time::log_time;
 pub use types::*;
 
 /// The port of the node API, the same on every node.

@@ -17,4 +17,5 @@ pub mod nft_dump;
 pub mod notify;
 pub mod process;
 pub mod switch_root;
+pub mod tcp;
 pub mod verity;

@@ -6,13 +6,14 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut names: Vec<String> = std::env::args().skip(1).collect();
     if names.is_empty() {
-        names.push("etcd".into());
+        names.extend(["etcd".into(), "rsyslog".into()]);
     }
     for name in names {
         let fetched = match name.as_str() {
             "etcd" => tools::etcd(),
+            "rsyslog" => tools::rsyslog(),
             other => {
-                eprintln!("there is no tool {other:?}; known: etcd");
+                eprintln!("there is no tool {other:?}; known: etcd, rsyslog");
                 return ExitCode::from(2);
             }
         };

@@ -1,5 +1,5 @@
 //! Tests on single VMs: every firmware and bus, damaged and doubled disks, pulled plugs; and one cluster with
-//! little memory. One VM or cluster at a time. Flags are cargo test's own (a filter, `--list`, …).
+//! little memory, and one that sends its logs away. One VM or cluster at a time. Flags are cargo test's own (a filter, `--list`, …).
 //!
 //! The name's first word is the part of the long set: `boot`, `plug`, `memory`. A failed test leaves consoles and
 //! logs in `target/qemu-tests/boots/machines/NAME/`, or a bundle in `target/qemu-tests/failures/`.
@@ -7,6 +7,7 @@
 mod boot;
 mod disks;
 mod installer;
+mod logs;
 mod memory;
 mod networks;
 mod plug;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         installer::tests(),
         plug::tests(),
         memory::tests(),
+        logs::tests(),
         secure::tests(),
     ];
     let trials = tests

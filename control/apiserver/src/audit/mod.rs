@@ -172,7 +172,8 @@ fn object_ref(info: &RequestInfo) -> Map<String, Value> {
 
 fn open(path: &Path) -> std::io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    // The folder's group may be that of whoever sends logs away; else it is root's.
+    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
 
 fn write_lines(mut file: File, path: &Path, most: u64, lines: &Receiver<String>) {

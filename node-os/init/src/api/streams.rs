@@ -1,6 +1,7 @@
 //! Texts that may go on: logs and kernel messages.
 
 use super::server::{Body, Refusal, Serving, text, typed};
+use crate::kernel_log;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Response, StatusCode};
@@ -8,9 +9,9 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use node_api::path;
 use std::convert::Infallible;
-use std::fs::{Metadata, OpenOptions};
+use std::fs::Metadata;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,7 +24,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const MOST_OF_FILE: usize = 2 << 20;
 /// What is read at one time: by a byte more, which tells whether a line begins behind it.
 const PIECE: usize = MOST_OF_FILE + 1;
-const RECORD: usize = 8192;
 
 /// `/v1/logs/SERVICE`.
 pub(super) fn log(serving: &Rc<Serving>, target: &str, query: &str) -> Result<Response<Body>, Refusal> {
@@ -178,45 +178,26 @@ pub(super) fn kernel_log(query: &str) -> Result<Response<Body>, Refusal> {
 }
 
 fn kernel_log_of(query: &str, only_ours: bool) -> Result<Response<Body>, Refusal> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+    let file = kernel_log::open();
     let mut file =
         file.map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot read /dev/kmsg: {error}")))?;
-    let mut first = read_records(&mut file, only_ours);
+    let mut more = move || {
+        let mut all = String::new();
+        kernel_log::each(&mut file, |record| {
+            if !only_ours || record.is_ours() {
+                all.push_str(&record.shown());
+            }
+        });
+        all
+    };
+    let mut first = more();
     if let Some(lines) = number(query, "tail") {
         first.drain(..crate::logs::last_lines(first.as_bytes(), lines));
     }
     if !flag(query, "follow") {
         return Ok(text(first));
     }
-    Ok(growing(first, move || read_records(&mut file, only_ours)))
-}
-
-/// All records that are there; one read gives one.
-fn read_records(file: &mut std::fs::File, only_ours: bool) -> String {
-    let mut all = String::new();
-    let mut record = vec![0u8; RECORD];
-    loop {
-        match file.read(&mut record) {
-            Ok(0) => return all,
-            Ok(length) => {
-                let line = String::from_utf8_lossy(record.get(..length).unwrap_or_default()).into_owned();
-                if let Some(shown) = show_record(&line).filter(|shown| !only_ours || shown.contains("] kimg: ")) {
-                    all.push_str(&shown);
-                }
-            }
-            // EPIPE: the kernel overwrote what would have come next; the read after it goes on behind the gap.
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
-            Err(_) => return all,
-        }
-    }
-}
-
-/// `LEVEL,SEQUENCE,MICROSECONDS,…;text` as `[seconds] text`.
-fn show_record(record: &str) -> Option<String> {
-    let (head, body) = record.split_once(';')?;
-    let micros: u64 = head.split(',').nth(2)?.parse().ok()?;
-    let line = body.lines().next().unwrap_or_default();
-    Some(format!("[{:5}.{:06}] {line}\n", micros / 1_000_000, micros % 1_000_000))
+    Ok(growing(first, more))
 }
 
 fn stream(receiver: mpsc::Receiver<Bytes>) -> Response<Body> {
@@ -242,6 +223,7 @@ fn flag(query: &str, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::OpenOptions;
 
     #[test]
     fn files_are_followed_into_the_one_that_takes_their_place() {
@@ -305,9 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn records_and_queries_are_read() {
-        assert_eq!(show_record("6,1,1500000,-;hello\n SUBSYSTEM=x\n").unwrap(), "[    1.500000] hello\n");
-        assert_eq!(show_record("junk"), None);
+    fn queries_are_read() {
         assert_eq!(number("tail=5&follow=1", "tail"), Some(5));
         assert!(flag("tail=5&follow=1", "follow") && flag("follow", "follow") && !flag("follow=0", "follow"));
     }

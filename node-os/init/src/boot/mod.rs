@@ -20,7 +20,7 @@ use crate::network::Network;
 use crate::services::core::Event;
 use crate::services::runtime::Supervisor;
 use crate::services::table::{self, Facts};
-use crate::{api, console, firewall, kernel_modules, kernel_settings, mounts, tracing_setup};
+use crate::{api, console, firewall, kernel_log, kernel_modules, kernel_settings, mounts, tracing_setup};
 use anyhow::{Context, Result};
 use node_metadata::{Cluster, Node};
 use node_sys::process;
@@ -280,6 +280,9 @@ fn state_result(
 
 fn start_services(machine: &Shared, running: &Running, cluster: &Cluster, node: &Node) {
     machine.stage("services");
+    if cluster.logs.is_some() {
+        tokio::task::spawn_local(kernel_log::keep(machine.logs.clone()));
+    }
     let specs = table::services(Facts { cluster, node });
     let (supervisor, events) = Supervisor::new(specs, machine.clone());
     *running.borrow_mut() = Some(supervisor.clone());

@@ -2,7 +2,7 @@
 
 use super::{Kind, Spec};
 use node_metadata::{
-    COMPONENT_PROGRAMS, Cluster, Node, Overlay, OwnComponent, REGISTRY_PORT, Registry, Role, StoreEngine,
+    COMPONENT_PROGRAMS, Cluster, LogTarget, Node, Overlay, OwnComponent, REGISTRY_PORT, Registry, Role, StoreEngine,
 };
 
 const PKI: &str = "/run/kimg/config/pki";
@@ -14,6 +14,7 @@ const NODE: &str = "/usr/bin/kimg-node";
 const CONTAINERD: &str = "/usr/bin/containerd";
 const ETCD: &str = "https://127.0.0.1:2379";
 const ETCD_PEER: &str = "https://127.0.0.1:2380";
+const WEB_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 const MANIFESTS: &str = "/run/kimg/config/manifests";
 
 /// Folder of the own components' folders, each its user's alone.
@@ -30,10 +31,12 @@ pub struct Facts<'a> {
 
 /// All services of a node, and behind them its own components.
 pub fn services(facts: Facts<'_>) -> Vec<Spec> {
-    let mut specs = match facts.node.role {
+    // It waits for nothing: what keeps the others from starting is what logs are read for.
+    let mut specs: Vec<Spec> = facts.cluster.logs.iter().map(|to| log_shipper(facts, to)).collect();
+    specs.extend(match facts.node.role {
         Role::Master => master(facts),
         Role::Worker => worker(facts),
-    };
+    });
     // CONFIG is not verified as the root is: no name becomes a path elsewhere.
     let components = facts.cluster.components.iter().filter(|(name, _)| OwnComponent::is_name(name));
     specs.extend(components.map(|(name, component)| own(name, component)));
@@ -53,6 +56,19 @@ fn own(name: &str, component: &OwnComponent) -> Spec {
         // Asked for once a boot, and as long-lived as PID 1.
         ..service(name.to_owned().leak(), NODE, &[], component.args.clone())
     }
+}
+
+/// It gives up its rights by itself, once it has opened the logs to its user.
+fn log_shipper(facts: Facts<'_>, to: &LogTarget) -> Spec {
+    let authorities = if to.ca { format!("{PKI}/logs-ca.crt") } else { WEB_AUTHORITIES.to_owned() };
+    let arguments = vec![
+        format!("--host={}", to.host),
+        format!("--port={}", to.port),
+        format!("--ca-file={authorities}"),
+        format!("--node-name={}", facts.node.name),
+        format!("--cluster={}", facts.cluster.name),
+    ];
+    Spec { oom_score: 0, memory_max: Some(48 << 20), ..service("log-shipper", NODE, &[], arguments) }
 }
 
 fn master(facts: Facts<'_>) -> Vec<Spec> {
@@ -318,6 +334,7 @@ mod tests {
             registry: None,
             components: Default::default(),
             masters: vec![],
+            logs: None,
             build: Default::default(),
         };
         let node = Node {
@@ -410,6 +427,26 @@ mod tests {
         assert!(!has(&lines(Role::Worker, None), "api-balancer", "--also=10271"));
         for (role, registry) in [(Role::Master, None), (Role::Worker, registry)] {
             assert!(lines(role, registry).iter().all(|line| line[0] != "cluster-registry"));
+        }
+    }
+
+    #[test]
+    fn logs_are_sent_where_the_cluster_says_so() {
+        for role in [Role::Master, Role::Worker] {
+            let shipper = |logs: Option<LogTarget>| {
+                let (cluster, node) = facts(role);
+                let cluster = Cluster { logs, ..cluster };
+                services(Facts { cluster: &cluster, node: &node }).into_iter().find(|spec| spec.name == "log-shipper")
+            };
+            assert_eq!(shipper(None), None);
+            let told = |ca| {
+                let to = LogTarget { host: "logs.example.org".into(), port: 6514, ca };
+                shipper(Some(to)).unwrap().command.join(" ")
+            };
+            let web = "--ca-file=/etc/ssl/certs/ca-certificates.crt";
+            let expected = "log-shipper --host=logs.example.org --port=6514 CA --node-name=n --cluster=demo";
+            assert_eq!(told(false), expected.replace("CA", web));
+            assert_eq!(told(true), expected.replace("CA", "--ca-file=/run/kimg/config/pki/logs-ca.crt"));
         }
     }
 }
