@@ -15,6 +15,9 @@ const BUILT_IN: [(&str, &str); 3] = [
     ("30-storage.yaml", include_str!("../../images/manifests/30-storage.yaml")),
 ];
 
+/// Where the cluster has a status page.
+const STATUS: (&str, &str) = ("15-status.yaml", include_str!("../../images/manifests/15-status.yaml"));
+
 /// All manifests of a cluster by file name.
 pub fn render(settings: &Settings) -> Result<BTreeMap<String, String>> {
     let values = [
@@ -24,7 +27,7 @@ pub fn render(settings: &Settings) -> Result<BTreeMap<String, String>> {
         ("ip-family", if settings.dns_address.is_ipv4() { "IPv4" } else { "IPv6" }.to_string()),
     ];
     let mut files = BTreeMap::new();
-    for (name, template) in BUILT_IN {
+    for (name, template) in BUILT_IN.into_iter().chain(settings.status_page.then_some(STATUS)) {
         files.insert(name.to_string(), fill(name, template, &values)?);
     }
     for path in &settings.manifests {
@@ -95,7 +98,10 @@ mod tests {
         let settings = crate::config::parse(Path::new("c"), text, Path::new("/nowhere")).expect("valid");
         let files = render(&settings).expect("renders");
         assert!(files["20-dns.yaml"].contains("clusterIP: 10.32.0.10"));
-        assert!(files.values().all(|text| !text.contains("{{")));
+        assert!(files.values().all(|text| !text.contains("{{")) && !files.contains_key(STATUS.0));
+        let text = format!("{text}[status]\npage = true\n");
+        let settings = crate::config::parse(Path::new("c"), &text, Path::new("/nowhere")).expect("valid");
+        check(&render(&settings).expect("renders")[STATUS.0]).expect("objects");
     }
 
     #[test]

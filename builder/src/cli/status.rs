@@ -2,11 +2,18 @@
 
 use super::{dir_flag, next, program};
 use crate::backup::{self, away};
+use crate::client::tls;
+use crate::client::{Https, block_on, kube};
 use crate::config::Settings;
+use crate::input;
+use crate::local::state;
 use crate::local::status::{self, Status};
 use crate::oci::registry::credentials::environment;
+use crate::pki::authority::Authority;
+use crate::pki::{Secrets, issue, successor};
 use crate::web::Client;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use node_metadata::STATUS_PORT;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -24,12 +31,18 @@ pub(super) struct StatusArgs {
     /// Look again and again until Ctrl-C; in a pipe only what differs is shown
     #[arg(long)]
     watch: bool,
+    /// Print a link to the status page; it is good for ten minutes, and once
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    link: bool,
     /// With --watch: the pause between two looks, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 2, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=3600))]
     every: u64,
 }
 
 pub(super) fn show(args: &StatusArgs, settings: &Settings) -> Result<ExitCode> {
+    if args.link {
+        return link(settings);
+    }
     let mut looker = Looker { settings, away: None };
     if args.watch {
         return watch(args, &mut looker).map(|never| match never {});
@@ -45,6 +58,45 @@ pub(super) fn show(args: &StatusArgs, settings: &Settings) -> Result<ExitCode> {
     next(&format!("{} {hint}{}", program(), dir_flag(settings)));
     let all_ready = found.nodes.iter().all(|n| n.status == "Ready");
     Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The link alone stands on standard output.
+fn link(settings: &Settings) -> Result<ExitCode> {
+    if !settings.status_page {
+        return input::bad(format!(
+            "cluster {} has no status page; write `[status]` with `page = true` into cluster.toml, then `kimg build all` and \
+             `kimg roll master`",
+            settings.name
+        ));
+    }
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    let admin = issue::admin(&secrets)?;
+    let api = state::api_client_with(settings, &secrets, None, &admin)?;
+    let (host, port) = match (state::api_port(settings), state::status_port(settings)) {
+        (Some(_), None) => bail!(
+            "the master was started before cluster.toml had `[status]`; `kimg roll master` starts it with the page"
+        ),
+        (Some(_), Some(port)) => ("127.0.0.1".to_owned(), port),
+        (None, _) => (api.server_name.clone(), STATUS_PORT),
+    };
+    let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let (token, certificate) = block_on(async {
+        // Whether it answers, and as whom, is known before there is a token.
+        let page = Https {
+            target: target.clone(),
+            server_name: host.clone(),
+            tls: tls::config(&successor::bundle(&secrets, Authority::Cluster)?, &admin, None)?,
+        };
+        let certificate = page.certificate().await.context("looking for the status page")?;
+        Ok((kube::status_token(&api).await?, certificate))
+    })?;
+    println!("https://{target}/#{token}");
+    eprintln!(
+        "good for ten minutes, and once. The browser does not know the cluster's CA: go on only if it says that the \
+         certificate's SHA-256 fingerprint is\n{}",
+        tls::fingerprint(&certificate)
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Ends with an error, or by a signal: nothing has to be put right then.

@@ -80,6 +80,18 @@ pub async fn create_token(
     }
 }
 
+/// A token that opens the status page once within ten minutes, and nothing else.
+pub async fn status_token(api: &Https) -> Result<String> {
+    let path = "/api/v1/namespaces/kube-system/serviceaccounts/kimg-status/token";
+    let spec = json!({"spec": {"audiences": ["kimg-status"], "expirationSeconds": 600}});
+    let answer = api.send(Method::POST, path, Some(&spec)).await?;
+    if !answer.status.is_success() {
+        bail!("asking for a token of the status page: {}", sentence(&answer));
+    }
+    let answer: Value = serde_json::from_slice(&answer.body).context("reading a token")?;
+    Ok(answer["status"]["token"].as_str().context("the API server's answer has no token")?.to_owned())
+}
+
 /// The Secret of a bootstrap token.
 pub(crate) fn token_secret(token: &BootstrapToken, node: &str, replace: bool, life: Duration) -> Result<Value> {
     let expiry = jiff::Timestamp::now() + life;

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// How long a connection may take to be made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -113,7 +114,14 @@ impl Https {
         self.exchange(method, path, kind, Bytes::from(bytes)).await
     }
 
-    async fn exchange(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<http::Response<Incoming>> {
+    /// The certificate with which the server proves that it is who it should be.
+    pub async fn certificate(&self) -> Result<Vec<u8>> {
+        let stream = self.connect().await?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        Ok(chain.first().with_context(|| format!("{} shows no certificate", self.target))?.to_vec())
+    }
+
+    async fn connect(&self) -> Result<TlsStream<TcpStream>> {
         let connection = async {
             let stream =
                 TcpStream::connect(&self.target).await.with_context(|| format!("connecting to {}", self.target))?;
@@ -124,10 +132,14 @@ impl Https {
                 .await
                 .with_context(|| format!("speaking TLS with {}", self.target))
         };
-        let stream = match tokio::time::timeout(CONNECT_LIMIT, connection).await {
-            Ok(stream) => stream?,
+        match tokio::time::timeout(CONNECT_LIMIT, connection).await {
+            Ok(stream) => stream,
             Err(_) => bail!("{} did not take a connection within {} s", self.target, CONNECT_LIMIT.as_secs()),
-        };
+        }
+    }
+
+    async fn exchange(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<http::Response<Incoming>> {
+        let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .with_context(|| format!("speaking HTTP with {}", self.target))?;

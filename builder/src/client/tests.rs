@@ -137,3 +137,28 @@ fn kept_certificates_are_kept_and_renewed_when_they_do_not_fit() {
     secrets.write("admin.key", KeyPair::generate().expect("key").serialize_pem().as_bytes()).expect("write");
     assert_ne!(first, issue::admin(&secrets).expect("admin").certificate);
 }
+
+#[test]
+fn a_link_to_the_status_page_holds_a_token_for_it_alone() {
+    const TOKEN: &str =
+        "HTTP/1.1 201 Created\r\nContent-Length: 30\r\nConnection: close\r\n\r\n{\"status\":{\"token\":\"a.b.c-_\"}}";
+    let (_dir, secrets) = secrets();
+    block_on(async {
+        let server = answer(&secrets, "localhost", false, |line| {
+            assert_eq!(line, "POST /api/v1/namespaces/kube-system/serviceaccounts/kimg-status/token HTTP/1.1");
+            TOKEN.to_owned()
+        })
+        .await;
+        let ca = secrets.read("cluster-ca.crt")?;
+        let https = |name: &str| -> Result<Https> {
+            let tls = tls::config(&ca, &issue::node_operator(&secrets)?, None)?;
+            Ok(Https { target: server.target.clone(), server_name: name.to_owned(), tls })
+        };
+        assert_eq!(kube::status_token(&https("localhost")?).await?, "a.b.c-_");
+        let shown = tls::fingerprint(&https("localhost")?.certificate().await?);
+        assert_eq!(shown.replace(':', "").to_lowercase(), server.fingerprint);
+        assert!(https("other.example")?.certificate().await.is_err(), "another's page");
+        Ok(())
+    })
+    .expect("runs");
+}

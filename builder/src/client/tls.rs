@@ -39,6 +39,12 @@ pub fn config(ca: &str, client: &ClientCertificate, fingerprint: Option<&str>) -
     Ok(Arc::new(config))
 }
 
+/// SHA-256 of a certificate as browsers show it.
+pub fn fingerprint(certificate: &[u8]) -> String {
+    let pairs: Vec<String> = Sha256::digest(certificate).iter().map(|byte| format!("{byte:02X}")).collect();
+    pairs.join(":")
+}
+
 fn parse_fingerprint(text: &str) -> Result<[u8; 32]> {
     let plain: String = text.trim().trim_start_matches("SHA256:").chars().filter(|c| *c != ':').collect();
     hex::decode(&plain).ok().and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {

@@ -226,7 +226,7 @@ impl Cloud for Hetzner {
             ports,
             from: ANYWHERE.map(String::from).into(),
         };
-        open_ports(role).into_iter().map(rule).collect()
+        open_ports(role, self.tenant.status_page).into_iter().map(rule).collect()
     }
 
     fn make_server(&self, order: &Order<'_>) -> Result<()> {

@@ -37,7 +37,7 @@ use crate::web::{Client, Refused};
 use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
-use node_metadata::Role;
+use node_metadata::{Role, STATUS_PORT};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -338,6 +338,7 @@ pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Envi
         region: provider.region.clone(),
         network: provider.network,
         machines: settings.nodes.iter().map(machine).collect(),
+        status_page: settings.status_page,
     };
     Ok(match provider.name {
         ProviderName::Hetzner => Box::new(hetzner::Hetzner::new(client, env, tenant)?),
@@ -427,6 +428,8 @@ pub struct Tenant {
     pub network: Ipv4Net,
     /// What the machines of its nodes are called.
     pub machines: BTreeSet<String>,
+    /// Whether its master has a status page.
+    pub status_page: bool,
 }
 
 /// What things of a cluster bear, at providers whose labels or tags have a key and a value.
@@ -442,7 +445,7 @@ impl Tenant {
     /// Rules where a firewall filters the private network, too: that may reach all ports, which are called `all` there;
     /// `none` are those of a protocol without any.
     fn rules_with_inside(&self, role: Role, all: &str, none: &str) -> BTreeSet<Rule> {
-        let outside = open_ports(role).into_iter().map(|(protocol, ports)| Rule {
+        let outside = open_ports(role, self.status_page).into_iter().map(|(protocol, ports)| Rule {
             protocol: protocol.into(),
             ports: if ports.is_empty() { none.into() } else { ports },
             from: ANYWHERE.map(String::from).into(),
@@ -504,10 +507,13 @@ pub const ROLES: [Role; 2] = [Role::Master, Role::Worker];
 /// Everybody.
 const ANYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
 /// The ports that a role's nodes open to everybody; the host firewall of the node says the same.
-fn open_ports(role: Role) -> Vec<(&'static str, String)> {
+fn open_ports(role: Role, status_page: bool) -> Vec<(&'static str, String)> {
     let mut ports = vec![("tcp", node_api::PORT.to_string()), ("icmp", String::new())];
     match role {
-        Role::Master => ports.push(("tcp", "6443".into())),
+        Role::Master => {
+            ports.push(("tcp", "6443".into()));
+            ports.extend(status_page.then(|| ("tcp", STATUS_PORT.to_string())));
+        }
         Role::Worker => {
             for port in ["80", "443", "30000-32767"] {
                 ports.push(("tcp", port.into()));

@@ -57,6 +57,9 @@ pub struct Fragment {
     /// Where nodes send their logs.
     #[serde(default)]
     pub logs: LogsFragment,
+    /// The status page.
+    #[serde(default)]
+    pub status: StatusFragment,
     /// Where the machines are; default: VMs on this machine.
     pub provider: Option<ProviderFragment>,
     /// The nodes.
@@ -108,6 +111,14 @@ pub struct LogsFragment {
     /// PEM file relative to the cluster's folder: the authorities of which one has signed its certificate; default: the
     /// web's.
     pub ca: Option<Spanned<PathBuf>>,
+}
+
+/// `[status]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct StatusFragment {
+    /// Whether the master shows a status page, on port 10272; default false.
+    pub page: Option<bool>,
 }
 
 /// `[provider]`

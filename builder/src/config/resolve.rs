@@ -108,6 +108,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         registry,
         logs,
         logs_ca: logs_ca.flatten(),
+        status_page: f.status.page.unwrap_or(false),
         api: resolve_api(&f.api)?,
         packages: Packages {
             mirror: url(f.packages.mirror, "packages.mirror")?,

@@ -50,6 +50,8 @@ pub struct Settings {
     pub logs: Option<LogTarget>,
     /// PEM: whom they believe there, where it is not the web's authorities.
     pub logs_ca: Option<String>,
+    /// Whether the master has a status page.
+    pub status_page: bool,
     /// More add-on manifests, absolute paths.
     pub manifests: Vec<PathBuf>,
     /// API names and addresses.
@@ -343,6 +345,7 @@ impl Settings {
             backup_every_s: self.backup_every_s,
             registry: self.registry,
             components: self.image(role).components.clone(),
+            status_page: self.status_page,
             masters: self.nodes_of(Role::Master).map(NodeSettings::baked).collect(),
             logs: self.logs.clone(),
             build,

@@ -91,6 +91,7 @@ fn errors_name_line_field_and_way_out() {
             "registry.size: must be a whole number without quotes, e.g. 512, not a string",
         ),
         ("[registry]\nnode = \"m\"\n", "registry.node: unknown key"),
+        ("[status]\npage = 1\n", "cluster.toml:4:8: status.page: must be true or false"),
         ("registry = true\n", "registry: must be a table"),
         (
             "[logs]\nto = \"syslog://a\"\n",
@@ -301,6 +302,17 @@ fn a_registry_is_there_where_its_table_stands() {
     assert_eq!(size(""), Some(1024));
     assert_eq!(size("size = 64\n"), Some(64));
     assert!(with("").local.fault.is_none(), "the default fits into the default");
+}
+
+#[test]
+fn a_status_page_is_there_where_it_is_asked_for() {
+    let page = |more: &str| {
+        settings(&format!("{MINIMAL}{more}")).expect("valid").cluster(Role::Master, BuildInfo::default()).status_page
+    };
+    assert_eq!(
+        ["", "[status]\n", "[status]\npage = false\n", "[status]\npage = true\n"].map(page),
+        [false, false, false, true]
+    );
 }
 
 /// A cluster at a provider.

@@ -40,6 +40,9 @@ pub struct Vm {
     pub process: Option<Process>,
     /// Port on 127.0.0.1 that leads to the API server (masters).
     pub api_port: Option<u16>,
+    /// Port on 127.0.0.1 that leads to the status page (masters, where there is one).
+    #[serde(default)]
+    pub status_port: Option<u16>,
     /// Port on 127.0.0.1 that leads to the node API.
     pub node_port: u16,
     /// NodePort in the cluster to port on 127.0.0.1.
@@ -132,6 +135,12 @@ pub fn lock(settings: &Settings) -> Result<(PathBuf, std::fs::File)> {
 pub fn api_port(settings: &Settings) -> Option<u16> {
     let state = State::load(&settings.run_dir()).ok()?;
     state.vms.values().find(|vm| vm.running() && vm.api_port.is_some())?.api_port
+}
+
+/// The port on 127.0.0.1 that leads to the running master's status page, if there is one.
+pub fn status_port(settings: &Settings) -> Option<u16> {
+    let state = State::load(&settings.run_dir()).ok()?;
+    state.vms.values().find(|vm| vm.running() && vm.status_port.is_some())?.status_port
 }
 
 /// Why nothing answers where the cluster's VMs belong on this machine and do not run, with the way out: of one node's
@@ -238,6 +247,7 @@ mod tests {
             role: Role::Master,
             process: None,
             api_port: Some(1),
+            status_port: None,
             node_port: 1,
             node_ports: BTreeMap::new(),
             token: None,
@@ -264,6 +274,7 @@ mod tests {
             role: Role::Worker,
             process: None,
             api_port: None,
+            status_port: None,
             node_port: 1,
             node_ports: BTreeMap::from([(30080, 30080)]),
             token: None,

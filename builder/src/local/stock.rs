@@ -94,6 +94,7 @@ mod tests {
             role: Role::Worker,
             process: None,
             api_port: None,
+            status_port: None,
             node_port: 1,
             node_ports: Default::default(),
             token: None,

@@ -18,7 +18,7 @@ use crate::seed::token::{BootstrapToken, LIFE};
 use crate::seed::{self, Begin};
 use anyhow::{Context, Result, bail};
 use node_api::{NodeStatus, path};
-use node_metadata::Role;
+use node_metadata::{Role, STATUS_PORT};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -115,6 +115,7 @@ pub fn begin_anew(settings: &Settings, images: &BTreeMap<Role, ImageFile>) -> Re
             role: Role::Master,
             process: None,
             api_port: None,
+            status_port: None,
             node_port: 0,
             node_ports: BTreeMap::new(),
             token: None,
@@ -370,7 +371,13 @@ impl Starter<'_> {
             .vms
             .iter()
             .filter(|(name, _)| **name != node.entry.name)
-            .flat_map(|(_, vm)| vm.api_port.into_iter().chain([vm.node_port]).chain(vm.node_ports.values().copied()))
+            .flat_map(|(_, vm)| {
+                vm.api_port
+                    .into_iter()
+                    .chain(vm.status_port)
+                    .chain([vm.node_port])
+                    .chain(vm.node_ports.values().copied())
+            })
             .collect();
         let mut port = |wanted: Option<u16>| -> Result<u16> {
             let mut port = state::free_port(wanted.filter(|p| !taken.contains(p)))?;
@@ -392,6 +399,10 @@ impl Starter<'_> {
             api_port: match role {
                 Role::Master => Some(port(before.and_then(|vm| vm.api_port))?),
                 Role::Worker => None,
+            },
+            status_port: match role {
+                Role::Master if self.settings.status_page => Some(port(before.and_then(|vm| vm.status_port))?),
+                _ => None,
             },
             node_port: port(before.map(|vm| vm.node_port))?,
             node_ports,
@@ -422,6 +433,7 @@ impl Starter<'_> {
         let name = &node.entry.name;
         let mut forwards = vec![(vm.node_port, node_api::PORT)];
         forwards.extend(vm.api_port.map(|port| (port, 6443)));
+        forwards.extend(vm.status_port.map(|port| (port, STATUS_PORT)));
         forwards.extend(vm.node_ports.iter().map(|(guest, host)| (*host, *guest)));
         let uefi = if self.settings.local.uefi { Some(qemu::uefi_of(self.run_dir, name)?) } else { None };
         Ok(VmSpec {
@@ -655,6 +667,7 @@ mod tests {
             role: Role::Master,
             process: Process::find(std::process::id() as i32),
             api_port: None,
+            status_port: None,
             node_port: 1,
             node_ports: BTreeMap::new(),
             token: None,

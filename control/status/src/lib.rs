@@ -35,7 +35,7 @@ pub struct Settings {
     #[arg(long)]
     pub cluster: String,
     /// Where it listens.
-    #[arg(long, default_value = "[::]:10272")]
+    #[arg(long, default_value = "0.0.0.0:10272")]
     pub listen: SocketAddr,
     /// Its certificate; read again once a minute.
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! The host firewall, `inet kimg-host`: closed by default, from before the first interface is up.
 //!
-//! Open to all: the node API, 6443 on masters, NodePorts and 80/443 on workers, ICMP, DHCP answers.
+//! Open to all: the node API, 6443 on masters and the status page where there is one, NodePorts and 80/443 on workers, ICMP, DHCP answers.
 //! Open to this cluster's nodes: everything; overlay fills the sets `node_v4` and `node_v6` from Node objects.
 //! Strangers reach no service by its cluster address, and masters answer on no NodePort.
 //! Pods, with the host's network or their own, reach neither the node API nor the metadata address, not by way
@@ -10,7 +10,7 @@
 
 use anyhow::{Context, Result};
 use node_metadata::sources::{SERVERS_V4, SERVERS_V6, WIRE_SERVER};
-use node_metadata::{Cluster, METADATA_GROUPS, METADATA_PODS, Overlay, Role};
+use node_metadata::{Cluster, METADATA_GROUPS, METADATA_PODS, Overlay, Role, STATUS_PORT};
 use node_sys::nft::{
     Batch, CmpOp, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types,
 };
@@ -75,7 +75,7 @@ fn rules(cluster: &Cluster, groups: &Groups) -> Batch {
     }
     // The batch is one transaction: not even for a moment is a chain there without its rules.
     prerouting(&mut batch, cluster);
-    input(&mut batch, cluster.role);
+    input(&mut batch, cluster);
     forward(&mut batch, cluster);
     output(&mut batch, groups, cluster);
     batch
@@ -116,7 +116,7 @@ fn prerouting(batch: &mut Batch, cluster: &Cluster) {
     }
 }
 
-fn input(batch: &mut Batch, role: Role) {
+fn input(batch: &mut Batch, cluster: &Cluster) {
     chain(batch, "input", HookPoint::Input, true);
     let accept = || Verdict::Accept;
     // Before all else: a pod must not even go on with a connection to the node API.
@@ -145,8 +145,13 @@ fn input(batch: &mut Batch, role: Role) {
     ];
     rule(batch, "input", &[&Expr::nfproto(IPV6), &port(UDP, DHCP6_CLIENT), &from_the_link], accept());
     rule(batch, "input", &[&port(TCP, node_api::PORT)], accept());
-    match role {
-        Role::Master => rule(batch, "input", &[&port(TCP, API_PORT)], accept()),
+    match cluster.role {
+        Role::Master => {
+            rule(batch, "input", &[&port(TCP, API_PORT)], accept());
+            if cluster.status_page {
+                rule(batch, "input", &[&port(TCP, STATUS_PORT)], accept());
+            }
+        }
         Role::Worker => {
             for number in WEB_PORTS {
                 rule(batch, "input", &[&port(TCP, number)], accept());
@@ -283,6 +288,7 @@ mod tests {
             backup_every_s: 600,
             registry: None,
             components: Default::default(),
+            status_page: role == Role::Master,
             masters: vec![],
             logs: None,
             build: Default::default(),

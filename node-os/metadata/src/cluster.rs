@@ -37,6 +37,9 @@ pub const REGISTRY: &str = "registry.kimg.local";
 /// Its port: on the master for nodes only, and on every worker's loopback, which leads there.
 pub const REGISTRY_PORT: u16 = 10271;
 
+/// Port of the status page, on the master.
+pub const STATUS_PORT: u16 = 10272;
+
 /// Set of the host firewall: addresses of the pods of [`Cluster::metadata_allow`], filled by the kubelet.
 pub const METADATA_PODS: &str = "metadata_pods";
 /// Set of the host firewall: control groups of those that have the host's network.
@@ -175,6 +178,9 @@ pub struct Cluster {
     /// What init keeps running besides the services, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub components: BTreeMap<String, OwnComponent>,
+    /// Whether the master has a status page.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub status_page: bool,
     /// The masters that `cluster.toml` names. Of workers no image says anything, so that there can be more and fewer of them
     /// with the same images: what one is told stands in its user-data.
     #[serde(default)]

@@ -377,6 +377,7 @@ mod tests {
             backup_every_s: 600,
             registry: None,
             components: Default::default(),
+            status_page: false,
             masters: vec![master],
             logs: None,
             build: Default::default(),

@@ -72,7 +72,8 @@ fn make(folders: &Folders, cluster: &Cluster, node: &Node) -> Result<usize> {
     }
     let registry = cluster.registry.map(|_| "registry");
     let components = ["kubelet", "kube-proxy", "overlay", "kube-controller-manager", "kube-scheduler"];
-    for component in components.into_iter().chain(registry) {
+    let page = cluster.status_page.then_some("status");
+    for component in components.into_iter().chain(registry).chain(page) {
         let text = kubeconfig(folders, &cluster.name, component);
         super::write(&folders.kubeconfigs.join(format!("{component}.conf")), text.as_bytes(), 0o600)?;
     }
@@ -121,6 +122,15 @@ fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
         // Nodes reach it by the loopback port of their balancer, and it asks the API server.
         let loopback = server("kimg:registry", None, vec![name], vec![Ipv4Addr::LOCALHOST.into()]);
         leaves.push(("registry", Leaf { usage: Usage::Both, ..loopback }));
+    }
+    if cluster.status_page {
+        // Where the API is found from outside, but for the names and the address that it has inside.
+        let names = std::iter::once("localhost".to_owned()).chain(Some(node.name.clone()));
+        let inside = first_address(cluster.service_cidr);
+        let addresses = api_addresses(cluster, node).into_iter().filter(|address| Some(*address) != inside);
+        let page =
+            server("kimg:status", None, names.chain(cluster.api_names.iter().cloned()).collect(), addresses.collect());
+        leaves.push(("status", Leaf { usage: Usage::Both, ..page }));
     }
     leaves
 }
@@ -236,7 +246,7 @@ mod tests {
             assert_eq!((usage.client_auth, usage.server_auth), (true, server), "{file}");
         }
         let registry = Some(node_metadata::Registry { size: 64 });
-        assert_eq!(make(&folders, &Cluster { registry, ..cluster }, &node).unwrap(), 13);
+        assert_eq!(make(&folders, &Cluster { registry, ..cluster.clone() }, &node).unwrap(), 13);
         for (file, address) in [("registry", "[127, 0, 0, 1]"), ("node-api", "[10, 77, 0, 10]")] {
             let pem = std::fs::read(folders.leaves.join(format!("{file}.crt"))).unwrap();
             let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
@@ -245,6 +255,14 @@ mod tests {
             assert!(text.contains(REGISTRY) && text.contains(address), "{file}: {text}");
         }
         assert!(std::fs::read_to_string(folders.kubeconfigs.join("registry.conf")).unwrap().contains("registry.key"));
+        assert_eq!(make(&folders, &Cluster { status_page: true, ..cluster }, &node).unwrap(), 13);
+        let pem = std::fs::read(folders.leaves.join("status.crt")).unwrap();
+        let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
+        let certificate = block.parse_x509().unwrap();
+        let text = format!("{:?}", certificate.subject_alternative_name().unwrap().unwrap().value);
+        assert!(text.contains("kube.example.org") && text.contains("[198, 51, 100, 7]"), "{text}");
+        assert!(!text.contains("kubernetes") && !text.contains("[10, 32, 0, 1]"), "{text}");
+        assert!(std::fs::read_to_string(folders.kubeconfigs.join("status.conf")).unwrap().contains("status.key"));
         std::fs::remove_dir_all(base).unwrap();
     }
 }

@@ -2,7 +2,8 @@
 
 use super::{Kind, Spec};
 use node_metadata::{
-    COMPONENT_PROGRAMS, Cluster, LogTarget, Node, Overlay, OwnComponent, REGISTRY_PORT, Registry, Role, StoreEngine,
+    COMPONENT_PROGRAMS, Cluster, LogTarget, Node, Overlay, OwnComponent, REGISTRY_PORT, Registry, Role, STATUS_PORT,
+    StoreEngine,
 };
 
 const PKI: &str = "/run/kimg/config/pki";
@@ -86,7 +87,8 @@ fn master(facts: Facts<'_>) -> Vec<Spec> {
         service("kube-proxy", NODE, api, proxy(facts)),
     ];
     let registry = facts.cluster.registry.map(registry);
-    std::iter::once(task("master-pki", &[])).chain(store).chain(servers).chain(registry).collect()
+    let page = facts.cluster.status_page.then(|| status_page(facts.cluster));
+    std::iter::once(task("master-pki", &[])).chain(store).chain(servers).chain(registry).chain(page).collect()
 }
 
 /// It waits for nothing but its certificate: once it has heard which nodes' were taken back, they pull also while the API
@@ -104,6 +106,19 @@ fn registry(registry: Registry) -> Spec {
     ];
     // Before it costs the API server its memory, it ends.
     Spec { oom_score: 0, ..service("cluster-registry", NODE, &["master-pki"], arguments) }
+}
+
+/// Also while the API server is away it says so.
+fn status_page(cluster: &Cluster) -> Spec {
+    let arguments = vec![
+        kubeconfig("status"),
+        format!("--cluster={}", cluster.name),
+        format!("--listen=0.0.0.0:{STATUS_PORT}"),
+        format!("--tls-cert-file={MASTER_PKI}/status.crt"),
+        format!("--tls-private-key-file={MASTER_PKI}/status.key"),
+    ];
+    // Strangers talk to it: before it costs the API server its memory, it ends.
+    Spec { oom_score: 0, memory_max: Some(64 << 20), ..service("kimg-status", CONTROL, &["master-pki"], arguments) }
 }
 
 /// One member, that only this machine's API server talks to.
@@ -333,6 +348,7 @@ mod tests {
             backup_every_s: 600,
             registry: None,
             components: Default::default(),
+            status_page: false,
             masters: vec![],
             logs: None,
             build: Default::default(),
@@ -409,6 +425,19 @@ mod tests {
         let line = proxy(Facts { cluster: &cluster, node: &Node { external_addresses, ..node } });
         let told: Vec<&str> = line.iter().filter_map(|word| word.strip_prefix("--node-ips=")).collect();
         assert_eq!(told, ["10.77.0.11", "203.0.113.9"]);
+    }
+
+    #[test]
+    fn a_status_page_runs_where_it_is_wanted_and_within_bounds() {
+        let page = |role: Role, status_page: bool| {
+            let (cluster, node) = facts(role);
+            let cluster = Cluster { status_page, ..cluster };
+            services(Facts { cluster: &cluster, node: &node }).into_iter().find(|spec| spec.name == "kimg-status")
+        };
+        let spec = page(Role::Master, true).unwrap();
+        assert!(spec.memory_max.is_some() && spec.oom_score == 0 && spec.program == CONTROL, "{spec:?}");
+        assert!(spec.command.contains(&"--listen=0.0.0.0:10272".to_owned()), "{spec:?}");
+        assert!(page(Role::Master, false).is_none() && page(Role::Worker, true).is_none());
     }
 
     #[test]
