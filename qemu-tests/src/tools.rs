@@ -153,6 +153,99 @@ pub fn swtpm() -> Result<Command> {
     Ok(command)
 }
 
+/// A browser without a window.
+#[derive(Debug)]
+pub struct Browser(PathBuf);
+
+/// Chromium, and the libraries and the font that a machine without a screen lacks.
+const BROWSER: &[&str] = &[
+    "chromium-headless-shell",
+    "chromium-common",
+    "fonts-dejavu-core",
+    "libasound2",
+    "libasyncns0",
+    "libatk1.0-0",
+    "libatspi2.0-0",
+    "libbrotli1",
+    "libbsd0",
+    "libdav1d6",
+    "libdbus-1-3",
+    "libdouble-conversion3",
+    "libdrm2",
+    "libexpat1",
+    "libffi8",
+    "libflac12",
+    "libfontconfig1",
+    "libfreetype6",
+    "libgbm1",
+    "libglib2.0-0",
+    "libgraphite2-3",
+    "libharfbuzz-subset0",
+    "libharfbuzz0b",
+    "libjpeg62-turbo",
+    "liblcms2-2",
+    "libminizip1",
+    "libmp3lame0",
+    "libmpg123-0",
+    "libnspr4",
+    "libnss3",
+    "libogg0",
+    "libopenh264-7",
+    "libopenjp2-7",
+    "libopus0",
+    "libpng16-16",
+    "libpulse0",
+    "libsndfile1",
+    "libvorbis0a",
+    "libvorbisenc2",
+    "libwayland-server0",
+    "libx11-6",
+    "libx11-xcb1",
+    "libxau6",
+    "libxcb1",
+    "libxcomposite1",
+    "libxdamage1",
+    "libxdmcp6",
+    "libxext6",
+    "libxfixes3",
+    "libxi6",
+    "libxkbcommon0",
+    "libxnvctrl0",
+    "libxrandr2",
+    "libxrender1",
+];
+
+/// Debian's Chromium; fetched once.
+///
+/// # Errors
+/// The packages cannot be had.
+pub fn browser() -> Result<Browser> {
+    let tree = workspace().join("target/tools/chromium");
+    if !tree.exists() {
+        std::fs::create_dir_all(workspace().join("target/tools")).context("making target/tools")?;
+        let wanted = |path: &str| {
+            let library = path.contains("/x86_64-linux-gnu/") && path.contains(".so");
+            library || path.starts_with("/usr/lib/chromium/") || path.starts_with("/usr/share/fonts/")
+        };
+        kimg::packages::fetch_tree("bookworm", BROWSER, wanted, &tree)
+            .context("fetching chromium from Debian bookworm")?;
+    }
+    let fonts = format!("<fontconfig><dir>{}</dir></fontconfig>", tree.join("usr/share/fonts").display());
+    std::fs::write(tree.join("fonts.conf"), fonts).context("writing fonts.conf")?;
+    Ok(Browser(tree))
+}
+
+impl Browser {
+    /// Ready for its arguments.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(self.0.join("usr/lib/chromium/chromium-headless-shell"));
+        let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio"];
+        let libraries: Vec<String> = libraries.iter().map(|part| self.0.join(part).display().to_string()).collect();
+        command.env("LD_LIBRARY_PATH", libraries.join(":")).env("FONTCONFIG_FILE", self.0.join("fonts.conf"));
+        command
+    }
+}
+
 /// systemd's boot loader, which puts Secure Boot keys into a firmware that has none; fetched once.
 ///
 /// # Errors

@@ -1,10 +1,11 @@
 //! Real clients against a real API server process: kubectl of two Debian releases, kube-rs, client-go, the Python
-//! and the JavaScript client. No VM. Every test has a server of its own.
+//! and the JavaScript client, and a browser. No VM. Every test has a server of its own.
 //!
 //! What a client needs is fetched into `target/tools/`, pinned and once. Where it cannot be had here, its tests
 //! are skipped with the reason, and counted.
 
 mod backup;
+mod browser;
 mod kube_rs;
 mod kubectl;
 mod program;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         let run = move || test(&mut server()?).map_err(said);
         trials.push(Trial::test(name, run));
     }
+    trials.push(browser::trial());
     for (language, checks) in PROGRAMS {
         let tools = Arc::new(toolchain::Tools::new(*language));
         let tests: Vec<Trial> = checks.iter().map(|check| trial(&tools, check)).collect();
