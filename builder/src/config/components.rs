@@ -2,10 +2,10 @@
 
 use super::fragment::ComponentFragment;
 use super::resolve::{Fault, dns_label, fault};
-use node_metadata::merge::quantity;
 use super::settings::ImageOptions;
 use crate::image::elf;
 use crate::input;
+use node_metadata::merge::quantity;
 use node_metadata::{COMPONENT_PROGRAMS, OwnComponent};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
