@@ -4,6 +4,7 @@
 mod master;
 mod plans;
 mod roll;
+mod status_page;
 
 use super::fakes::{self, FakeCluster, Machine, Shared, World, held};
 use super::images::{Image, Images, Uploads};
@@ -796,21 +797,5 @@ fn everything_is_made_anew_around_a_backup() {
         let done = stage.up_with(Some(&give)).unwrap();
         assert_eq!((done.made, asked.get()), (vec!["m".to_string(), "w".to_string()], 4));
         stage.check_whole("restored");
-    }
-}
-
-#[test]
-fn the_status_page_is_reached_where_it_is_wanted() {
-    for which in ALL {
-        let opened = |more: &str, role: Role| {
-            let text = format!(
-                "name = \"demo\"\n{more}[provider]\n{}[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname = \"w\"\nrole = \"worker\"\n",
-                which.provider()
-            );
-            let stage = Stage::of(which, read(&text));
-            stage.cloud().rules(role).iter().any(|rule| rule.ports.contains("10272"))
-        };
-        let page = "[status]\npage = true\n";
-        assert!(opened(page, Role::Master) && !opened(page, Role::Worker) && !opened("", Role::Master), "{which:?}");
     }
 }
