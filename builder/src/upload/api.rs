@@ -2,7 +2,6 @@
 
 use super::PAGES;
 use super::settings::Environment;
-use crate::input;
 use crate::web::{Answer, Client, Request, trust};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -25,7 +24,7 @@ impl Api {
     /// The API at `default`, or where the variable says.
     ///
     /// # Errors
-    /// The variable names an address without TLS.
+    /// The variable names an address without TLS, or with a password in it.
     pub fn new(
         client: &Client,
         env: Environment<'_>,
@@ -34,9 +33,7 @@ impl Api {
         authorization: String,
     ) -> Result<Api> {
         let url = env(variable).unwrap_or_else(|| default.into());
-        if !trust::is_safe(&url) {
-            return input::bad(format!("{variable} is {url}; a token goes over https:// only"));
-        }
+        trust::check_address(variable, &url, "a token")?;
         Ok(Api { client: client.clone(), url: url.trim_end_matches('/').to_string(), authorization })
     }
 

@@ -57,9 +57,7 @@ impl Aws {
             // The name that AWS' own programs have for it.
             let variable = format!("AWS_ENDPOINT_URL_{}", service.to_ascii_uppercase());
             let url = env(&variable).unwrap_or_else(|| format!("https://{service}.{region}.amazonaws.com"));
-            if !trust::is_safe(&url) {
-                return input::bad(format!("{variable} is {url}; it must be https:// only"));
-            }
+            trust::check_address(&variable, &url, "a key")?;
             let (key, secret, token, region) = (key.clone(), secret.clone(), token.clone(), region.clone());
             Ok((url.trim_end_matches('/').to_string(), Signer { key, secret, token, region, service }))
         };

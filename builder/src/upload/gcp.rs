@@ -45,12 +45,10 @@ impl Gcp {
     /// A variable names an address without TLS.
     pub fn new(env: Environment<'_>, account: Account, bucket: &str) -> Result<Gcp> {
         // The names that gcloud has for them.
-        let address = |name: &str, default: &str| {
+        let address = |name: &str, default: &str| -> Result<String> {
             let variable = format!("CLOUDSDK_API_ENDPOINT_OVERRIDES_{name}");
             let url = env(&variable).unwrap_or_else(|| default.into());
-            if !trust::is_safe(&url) {
-                return input::bad(format!("{variable} is {url}; a token goes over https:// only"));
-            }
+            trust::check_address(&variable, &url, "a token")?;
             Ok(url.trim_end_matches('/').to_string())
         };
         let project = env("GOOGLE_CLOUD_PROJECT").unwrap_or_else(|| account.project.clone());

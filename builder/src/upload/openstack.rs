@@ -58,9 +58,7 @@ impl OpenStack {
     /// One that is needed is missing.
     pub fn new(client: &Client, env: Environment<'_>, region: Option<&str>) -> Result<OpenStack> {
         let auth_url = settings::need(env, "OS_AUTH_URL", "the address of Keystone")?;
-        if !trust::is_safe(&auth_url) {
-            return input::bad(format!("OS_AUTH_URL is {auth_url}; a password goes over https:// only"));
-        }
+        trust::check_address("OS_AUTH_URL", &auth_url, "a password")?;
         let auth_url = auth_url.trim_end_matches('/').trim_end_matches("/v3").to_string();
         Ok(OpenStack {
             client: client.clone(),

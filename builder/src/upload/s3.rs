@@ -63,9 +63,7 @@ impl Bucket {
         let region = region.unwrap_or_else(|| "us-east-1".into());
         let endpoint = endpoint.map(str::to_string).or_else(|| setting(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
         let endpoint = endpoint.unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
-        if !trust::is_safe(&endpoint) {
-            return input::bad(format!("the endpoint {endpoint} is no https:// address"));
-        }
+        trust::check_address("the endpoint", &endpoint, "a key")?;
         let (key, secret, token) = credentials(env)?;
         let signer = Signer { key, secret, token, region, service: "s3" };
         let endpoint = endpoint.trim_end_matches('/').to_string();

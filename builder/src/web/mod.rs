@@ -175,7 +175,7 @@ impl Client {
         if let Some(sink) = &self.dry {
             return request.at(self.clock.now())?.pretend(&**sink);
         }
-        self.persist(request, Some(ANSWER_LIMIT), |response| {
+        self.persist(request, Some(ANSWER_LIMIT), |request, response| {
             let (head, body) = response.into_parts();
             // What a call has made is named in its answer: an interrupt is heeded behind it.
             let reading = if request.is_read() { self.clone() } else { self.for_cleanup() };
@@ -198,7 +198,7 @@ impl Client {
         if self.dry.is_some() {
             bail!("a dry run reads nothing from {}", request.shown());
         }
-        self.persist(request, None, |response| {
+        self.persist(request, None, |request, response| {
             let (head, body) = response.into_parts();
             let reader = Box::new(Steady::new(self.watched(body))) as Box<dyn Read>;
             Ok((Answer::new(request, head.status.as_u16(), head.headers, Vec::new()), reader))
@@ -215,21 +215,22 @@ impl Client {
         &self,
         request: &Request,
         whole: Option<Duration>,
-        read: impl Fn(http::Response<ureq::Body>) -> Result<T, ureq::Error>,
+        read: impl Fn(&Request, http::Response<ureq::Body>) -> Result<T, ureq::Error>,
     ) -> Result<T> {
         let mut pause = Pause::new();
         loop {
             self.clock.check()?;
-            let verdict = match self.follow(&*request.at(self.clock.now())?, whole)? {
+            let sent = request.at(self.clock.now())?;
+            let verdict = match self.follow(&sent, whole)? {
                 Ok(response) => {
                     match retry::judge(response.status().as_u16(), response.headers(), request, &*self.clock) {
-                        Verdict::Counts => match read(response) {
+                        Verdict::Counts => match read(&sent, response) {
                             Ok(read) => return Ok(read),
                             Err(error) => Verdict::of_broken(&error, request),
                         },
                         // Patience has an end, and then the last answer is the one to show.
                         verdict if pause.is_spent(&verdict) => {
-                            return read(response)
+                            return read(&sent, response)
                                 .with_context(|| format!("reading the answer to {}", request.shown()));
                         }
                         verdict => verdict,

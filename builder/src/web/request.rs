@@ -339,11 +339,38 @@ impl Request {
     }
 }
 
+/// What no message shows.
+#[derive(Clone)]
+struct Hidden(Vec<String>);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl Hidden {
+    /// Secret headers, each also without the word that says of what kind it is: whoever sends them back may leave it out.
+    fn of(request: &Request) -> Hidden {
+        let parts = |value: &String| {
+            let key = value.rsplit([' ', '=', '/', ',']).find(|part| part.len() > 5).unwrap_or(value);
+            let bare = value.split_once(' ').map_or(value.as_str(), |(_, bare)| bare);
+            [value.clone(), bare.to_string(), key.to_string()]
+        };
+        Hidden(request.secrets.iter().flat_map(|(_, value)| parts(value)).filter(|part| !part.is_empty()).collect())
+    }
+
+    fn hide(&self, text: &str) -> String {
+        self.0.iter().fold(text.to_string(), |text, secret| text.replace(secret, "(secret)"))
+    }
+}
+
 /// An answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
     what: String,
     place: Option<String>,
+    hidden: Hidden,
     /// Status.
     pub status: u16,
     /// Header fields.
@@ -381,7 +408,7 @@ fn behind_colon(said: &str) -> String {
 impl Answer {
     pub(super) fn new(request: &Request, status: u16, headers: HeaderMap, body: Vec<u8>) -> Answer {
         let place = headers.get("location").and_then(|place| resolved(&request.url, place.to_str().ok()?));
-        Answer { what: request.shown(), place, status, headers, body }
+        Answer { what: request.shown(), place, hidden: Hidden::of(request), status, headers, body }
     }
 
     /// The whole address that its `Location` stands for, which may be written as seen from that of the request.
@@ -406,7 +433,8 @@ impl Answer {
     pub fn refused(&self) -> Refused {
         let text = String::from_utf8_lossy(&self.body);
         let words: Vec<&str> = text.split_whitespace().collect();
-        let said = harmless(&words.join(" ").chars().take(400).collect::<String>());
+        // Some servers, and what stands before them, show what they were asked.
+        let said = harmless(&self.hidden.hide(&words.join(" ")).chars().take(400).collect::<String>());
         Refused { what: self.what.clone(), status: self.status, said }
     }
 

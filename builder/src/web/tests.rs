@@ -60,6 +60,31 @@ fn a_host_that_nobody_knows_is_not_asked_for_again() {
 }
 
 #[test]
+fn who_shows_what_he_was_asked_shows_no_secret() {
+    let server = Server::start(|call| Reply::new(403).body(format!("no {}", call.header("authorization")).as_bytes()));
+    for (secret, keys) in [
+        ("Bearer SEKRET", &["SEKRET"][..]),
+        ("PVEAPIToken=kimg@pve!up=SEKRET", &["SEKRET"]),
+        ("Basic dTpTRUtSRVQ=", &["dTpTRUtSRVQ"]),
+        ("SEKRET", &["SEKRET"]),
+    ] {
+        let plain = Request::get(server.url()).secret("authorization", secret);
+        let signed =
+            Request::get(server.url()).signed_by(move |request, _| Ok(request.secret("authorization", secret)));
+        for request in [plain, signed] {
+            let error = Virtual::new().client().send(&request).unwrap().expect(&[200]).unwrap_err().to_string();
+            assert!(error.contains("HTTP 403: no") && !keys.iter().any(|key| error.contains(key)), "{error}");
+        }
+    }
+    // A part of it is as good.
+    let server =
+        Server::start(|call| Reply::new(403).body(call.header("authorization").replace("Bearer ", "").as_bytes()));
+    let request = Request::get(server.url()).secret("authorization", "Bearer SEKRET");
+    let error = Virtual::new().client().send(&request).unwrap().expect(&[200]).unwrap_err().to_string();
+    assert!(error.contains("(secret)") && !error.contains("SEKRET"), "{error}");
+}
+
+#[test]
 fn a_server_says_how_long_to_wait() {
     let server = echo();
     server.fail(0, Fault::Instead(Reply::new(429).header("retry-after", "40")));

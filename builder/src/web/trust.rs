@@ -61,6 +61,21 @@ pub fn is_safe(url: &str) -> bool {
     url.starts_with("https://") || host.is_some_and(is_loopback)
 }
 
+/// Refuses an address to which `secret` may not be sent, or that holds a password itself; `name` says where it stands.
+///
+/// # Errors
+/// [`input::BadInput`].
+pub fn check_address(name: &str, url: &str, secret: &str) -> Result<()> {
+    // All messages about it would show what stands there.
+    if url.contains('@') {
+        return input::bad(format!("{name} has an @, as behind a user or password, and is not shown; leave that out"));
+    }
+    if !is_safe(url) {
+        return input::bad(format!("{name} is {url}; {secret} goes over https:// only"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
