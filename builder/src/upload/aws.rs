@@ -12,7 +12,7 @@ use crate::cache::hash;
 use crate::image::output::Format;
 use crate::input;
 use crate::web::{Answer, Client, Request, trust};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::ProgressBar;
@@ -100,8 +100,16 @@ impl Aws {
         for _ in 0..PAGES {
             let mark = next.iter().map(|token: &String| ("NextToken", token.as_str()));
             let pairs: Vec<(&str, &str)> = pairs.iter().copied().chain(mark).collect();
-            let answer = self.ec2(client, action, &pairs, "")?.expect(&[200])?;
+            let root = format!("<{action}Response");
+            let answer = self.ec2(client, action, &pairs, &root)?.expect(&[200])?;
             let text = String::from_utf8(answer.body).context("an answer is no text")?;
+            // A proxy may answer in its place, and that is no empty list.
+            ensure!(
+                text.contains(&root),
+                "{} answers {action} with no {action}Response, so what answers is not EC2; check the endpoint, and what \
+                 proxy is used",
+                self.ec2.0
+            );
             next = elements(&text, "nextToken").into_iter().next().filter(|token| !token.is_empty());
             all.push_str(&text);
             if next.is_none() {
@@ -327,7 +335,12 @@ impl Provider for Aws {
         ];
         let text = self.described(&self.client, "DescribeSnapshots", &pairs)?;
         let used = |id: &String| images.iter().any(|(_, snapshots)| snapshots.contains(id));
-        let loose = elements(&text, "snapshotId").into_iter().filter(|id| !used(id));
+        // A server that overlooks what was asked for lists what is not ours to remove.
+        let ours = |part: &str| {
+            let (id, _) = part.split_once('<')?;
+            elements(part, "description").first()?.starts_with(PREFIX).then(|| id.to_string())
+        };
+        let loose = text.split("<snapshotId>").skip(1).filter_map(ours).filter(|id| !used(id));
         let loose: Vec<Leftover> = loose.map(|id| Leftover { kind: "snapshot".into(), id }).collect();
         let broken = images.into_iter().filter(|(image, _)| matches!(image.state, State::Broken(_)));
         Ok(loose.into_iter().chain(broken.map(|(image, _)| Leftover { kind: "image".into(), id: image.id })).collect())

@@ -171,6 +171,8 @@ impl Provider for Proxmox {
 
     /// A task ends by itself, and what comes of it is an image or nothing.
     fn leftovers(&self) -> Result<Vec<Leftover>> {
+        // "None" is what Proxmox says, and nobody else.
+        self.files(&self.api)?;
         Ok(Vec::new())
     }
 

@@ -213,16 +213,22 @@ impl Bucket {
         Err(lost.context("the store begins no upload")?)
     }
 
-    /// Asks for all pages of a list.
-    fn pages(&self, fixed: &[(&str, &str)], marks: &[(&str, &str)]) -> Result<Vec<String>> {
+    /// Asks for all pages of a list, which is an element `root`: a proxy may answer in the store's place, and that is
+    /// no empty list.
+    fn pages(&self, root: &str, fixed: &[(&str, &str)], marks: &[(&str, &str)]) -> Result<Vec<String>> {
         let mut pages: Vec<String> = Vec::new();
         let mut next: Vec<(String, String)> = Vec::new();
         loop {
             let pairs = fixed.iter().map(|(k, v)| (*k, *v)).chain(next.iter().map(|(k, v)| (k.as_str(), v.as_str())));
             let pairs: Vec<(&str, &str)> = pairs.collect();
-            let request = self.request(Method::GET, "", &pairs).would(200, &Value::Null);
+            let request = self.request(Method::GET, "", &pairs).would(200, &Value::String(format!("<{root}>")));
             let answer = self.send(&self.client, request, &[], EMPTY)?.expect(&[200])?;
             let text = String::from_utf8(answer.body).context("an answer is no text")?;
+            ensure!(
+                text.contains(&format!("<{root}")),
+                "{} answers with no {root}, so what answers is no S3 store; check the endpoint, and what proxy is used",
+                self.url("")
+            );
             let more = elements(&text, "IsTruncated").first().is_some_and(|t| t == "true");
             next = marks
                 .iter()
@@ -302,21 +308,25 @@ impl Bucket {
 
     /// What the store says of each object whose key begins so.
     fn entries(&self, prefix: &str) -> Result<Vec<String>> {
-        let pages =
-            self.pages(&[("list-type", "2"), ("prefix", prefix)], &[("NextContinuationToken", "continuation-token")])?;
-        Ok(pages.iter().flat_map(|page| elements(page, "Contents")).collect())
+        let marks = [("NextContinuationToken", "continuation-token")];
+        let pages = self.pages("ListBucketResult", &[("list-type", "2"), ("prefix", prefix)], &marks)?;
+        let entries = pages.iter().flat_map(|page| elements(page, "Contents"));
+        // A server that overlooks what was asked for lists what is not ours to remove.
+        Ok(entries.filter(|entry| first(entry, "Key").starts_with(prefix)).collect())
     }
 
     /// Uploads that have begun: key and id.
     fn uploads(&self, prefix: &str) -> Result<Vec<(String, String)>> {
         let marks = [("NextKeyMarker", "key-marker"), ("NextUploadIdMarker", "upload-id-marker")];
-        let pages = match self.pages(&[("uploads", ""), ("prefix", prefix)], &marks) {
+        let fixed = [("uploads", ""), ("prefix", prefix)];
+        let pages = match self.pages("ListMultipartUploadsResult", &fixed, &marks) {
             // A small store may keep no such list; then nothing that broke off is taken up again.
             Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 501) => Vec::new(),
             pages => pages?,
         };
         let entries = pages.iter().flat_map(|page| elements(page, "Upload"));
-        Ok(entries.map(|entry| (first(&entry, "Key"), first(&entry, "UploadId"))).collect())
+        let named = entries.map(|entry| (first(&entry, "Key"), first(&entry, "UploadId")));
+        Ok(named.filter(|(key, _)| key.starts_with(prefix)).collect())
     }
 
     /// Tags of an upload's parts that have the size that they should have.

@@ -485,6 +485,8 @@ fn a_snapshot_without_an_image_is_found() {
     }
     let left = stage.provider().leftovers().unwrap();
     assert_eq!(left, [Leftover { kind: "snapshot".into(), id: "snap-9".into() }]);
+    stage.world().lists_all = true;
+    assert_eq!(stage.provider().leftovers().unwrap(), left);
     stage.provider().discard(&left[0]).unwrap();
     assert!(stage.world().snapshots.keys().eq(["snap-8"]));
     stage.check_calls(None);
@@ -613,6 +615,63 @@ fn a_list_without_end_is_given_up() {
         stage.world().endless = true;
         let error = format!("{:#}", stage.provider().list().unwrap_err());
         assert!(error.contains("without end"), "{which:?}: {error}");
+    }
+}
+
+#[test]
+fn what_was_not_asked_for_is_not_removed() {
+    for which in [Which::S3, Which::DigitalOcean, Which::Vultr] {
+        let stage = Stage::new(which);
+        for key in ["1700000000-5.age", "../../1800000000-5.age", "kimg-demo-worker-0123.raw.zst", "kimg-staging-1/x"] {
+            stage.world().objects.insert(key.into(), Object::default());
+        }
+        for (id, key) in [("u1", "1700000000-5.age"), ("u2", "kimg-demo-worker-0123.raw.zst")] {
+            stage.world().uploads.insert(id.into(), Upload { key: key.into(), ..Upload::default() });
+        }
+        stage.world().lists_all = true;
+        let left: Vec<String> = stage.provider().leftovers().unwrap().into_iter().map(|known| known.id).collect();
+        assert_eq!(left, ["kimg-demo-worker-0123.raw.zst?u2", "kimg-staging-1/x"], "{which:?}");
+        if which == Which::S3 {
+            let images: Vec<String> = stage.provider().list().unwrap().into_iter().map(|image| image.id).collect();
+            assert_eq!(images, ["kimg-demo-worker-0123.raw.zst"]);
+        }
+    }
+}
+
+#[test]
+fn who_answers_in_a_providers_place_is_no_empty_list() {
+    for which in [Which::S3, Which::Aws, Which::Proxmox] {
+        for ask in [|p: &dyn Provider| p.list().map(drop), |p: &dyn Provider| p.leftovers().map(drop)] {
+            let stage = Stage::new(which);
+            stage.server.fail(0, Fault::Instead(Reply::new(200).body(b"<html>portal</html>")));
+            let error = ask(&*stage.provider()).expect_err("no list").to_string();
+            assert!(error.contains("what answers is no") || error.contains("is no JSON"), "{which:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn an_address_with_a_password_is_refused_and_not_shown() {
+    let client = Virtual::new().client();
+    let env = |name: &str| {
+        let address = ["URL", "ENDPOINT"].iter().any(|part| name.contains(part));
+        Some(if address { "https://u:pa55@api.example" } else { "s3cr3t" }.to_string())
+    };
+    let bucket = Bucket::open(&client, &env, "bucket", "", Some("https://s3.example"), None).unwrap();
+    let account = Account::of(&client, &fakes::gcp::key_file("https://google.example")).unwrap();
+    for error in [
+        Bucket::open(&client, &env, "bucket", "", Some("https://u:pa55@s3.example"), None).unwrap_err(),
+        Aws::new(&client, &env, Some("r")).unwrap_err(),
+        DigitalOcean::new(&client, &env, "fra1", bucket.clone()).unwrap_err(),
+        Gcp::new(&env, account, "archive").unwrap_err(),
+        Hetzner::new(&client, &env, None, "cx23").unwrap_err(),
+        Linode::new(&client, &env, "eu-central").unwrap_err(),
+        OpenStack::new(&client, &env, None).unwrap_err(),
+        Proxmox::new(&client, &env, "pve", "local").unwrap_err(),
+        Vultr::new(&client, &env, bucket).unwrap_err(),
+    ] {
+        assert!(error.is::<crate::input::BadInput>(), "{error:#}");
+        assert!(error.to_string().contains("leave that out") && !error.to_string().contains("pa55"), "{error:#}");
     }
 }
 

@@ -77,8 +77,10 @@ fn ec2(call: &Call, world: &mut World) -> Reply {
         Reply::new(400)
             .body(format!("<Response><Errors><Error><Code>{code}</Code></Error></Errors></Response>").as_bytes())
     };
-    let answered = |text: String| Reply::new(200).body(format!("<R>{text}</R>").as_bytes());
-    match of("Action").as_str() {
+    let action = of("Action");
+    let answered =
+        |text: String| Reply::new(200).body(format!("<{action}Response>{text}</{action}Response>").as_bytes());
+    match action.as_str() {
         "DescribeImages" => {
             let only = (of("Filter.2.Name") == "image-id").then(|| of("Filter.2.Value.1"));
             let slow = world.slow;
@@ -102,10 +104,10 @@ fn ec2(call: &Call, world: &mut World) -> Reply {
         }
         "DescribeSnapshots" => {
             let only = of("SnapshotId.1");
-            let refuses = world.refuses;
+            let (refuses, lists_all) = (world.refuses, world.lists_all);
             let start = of("Filter.2.Value.1").trim_end_matches('*').to_string();
             let asked = |id: &String, known: &Snapshot| {
-                (only.is_empty() || only == *id) && known.description.starts_with(&start)
+                (only.is_empty() || only == *id) && (lists_all || known.description.starts_with(&start))
             };
             let found = world.snapshots.iter_mut().filter(|(id, known)| asked(id, known));
             let text: String = found
@@ -116,7 +118,8 @@ fn ec2(call: &Call, world: &mut World) -> Reply {
                         0 => snapshot.status = "completed".into(),
                         _ => snapshot.left -= 1,
                     }
-                    format!("<item><snapshotId>{id}</snapshotId><status>{}</status></item>", snapshot.status)
+                    let told = format!("<description>{}</description>", snapshot.description);
+                    format!("<item><snapshotId>{id}</snapshotId><status>{}</status>{told}</item>", snapshot.status)
                 })
                 .collect();
             answered(text)

@@ -49,6 +49,8 @@ pub(super) struct World {
     pub(super) stops: Option<(Arc<Virtual>, usize)>,
     /// Lists have a next page always.
     pub(super) endless: bool,
+    /// Lists hold all that is there, whatever was asked for.
+    pub(super) lists_all: bool,
     /// The place for an image's bytes takes none any more.
     pub(super) expired: bool,
     /// The place for an image's bytes is one without TLS.
@@ -64,6 +66,7 @@ pub(super) struct Object {
     pub(super) public: bool,
 }
 
+#[derive(Default)]
 pub(super) struct Upload {
     pub(super) key: String,
     pub(super) sum: String,

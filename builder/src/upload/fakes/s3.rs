@@ -23,7 +23,8 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
     }
     match (call.method.as_str(), upload) {
         ("GET", None) if key.is_empty() => {
-            let prefix = call.asked("prefix").unwrap_or_default();
+            let prefix = call.asked("prefix").filter(|_| !world.lists_all).unwrap_or_default();
+            let root = if call.asked("uploads").is_some() { "ListMultipartUploadsResult" } else { "ListBucketResult" };
             let of = |key: &str, rest: &str| format!("<Key>{key}</Key>{rest}");
             let list: String = if call.asked("uploads").is_some() {
                 let found = world.uploads.iter().filter(|(_, u)| u.key.starts_with(prefix));
@@ -36,7 +37,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             };
             let next = if world.endless { "<NextContinuationToken>t</NextContinuationToken>" } else { "" };
             let more = format!("<IsTruncated>{}</IsTruncated>{next}", world.endless);
-            Reply::new(200).body(format!("<R>{more}{list}</R>").as_bytes())
+            Reply::new(200).body(format!("<{root}>{more}{list}</{root}>").as_bytes())
         }
         ("GET", Some(id)) => match world.uploads.get(&id) {
             Some(upload) => {
