@@ -3,7 +3,9 @@
 
 use super::roll::{self, RollArgs};
 use super::{dir_flag, next, program, vm};
+use crate::cache;
 use crate::config::{self, FILE_NAME, Settings, edit};
+use crate::image::components::Components;
 use crate::input;
 use crate::local::state::{self, State};
 use crate::roll::journal::{Journal, OnBlocked, Outcome, Step};
@@ -60,6 +62,11 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
         }
         other => return input::bad(format!("`{other}` cannot be scaled; say `kimg scale workers N`")),
     }
+    // Before nodes are gone that it would go on to name.
+    let file = settings.dir.join(FILE_NAME);
+    if !args.dry_run && std::fs::metadata(&file).is_ok_and(|known| known.permissions().readonly()) {
+        return input::bad(format!("{0} is read-only, and kimg edits it; run: chmod u+w {0}", file.display()));
+    }
     // What was interrupted comes to its end first.
     let settings = match removed(args, settings, &[])? {
         Some(journal) => match gone_on(settings, &journal)? {
@@ -74,7 +81,11 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
     }
     let gone = &workers[args.count..];
     if gone.is_empty() {
-        println!("cluster {} has {} workers; nothing to do", settings.name, workers.len());
+        println!("{FILE_NAME} names {} workers", workers.len());
+        // They may not be there yet: it is edited before they are made.
+        if !args.dry_run {
+            vm::up(&vm::UpArgs { components: args.components.clone(), yes: args.yes }, &settings)?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let Some(journal) = removed(args, &settings, gone)? else { return Ok(ExitCode::SUCCESS) };
@@ -145,6 +156,9 @@ fn grow(args: &ScaleArgs, settings: &Settings, workers: &[String]) -> Result<Exi
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
+    if args.components.is_some() {
+        Components::find(args.components.as_deref(), &cache::sums_dir()?)?;
+    }
     write(&path, &text)?;
     vm::up(&vm::UpArgs { components: args.components.clone(), yes: true }, &grown)?;
     Ok(ExitCode::SUCCESS)
@@ -176,7 +190,8 @@ fn edited(settings: &Settings, text: &str, wanted: Vec<String>, what: &str) -> R
             names.sort_unstable();
             if names == wanted { Ok((path, new)) } else { by_hand("") }
         }
-        Err(error) => by_hand(&format!(" ({error})")),
+        // Lines of a text that nobody has written say nothing.
+        Err(error) => by_hand(&format!(" ({})", error.message)),
     }
 }
 
@@ -205,6 +220,31 @@ mod tests {
         assert_eq!(new_names(&all(&["m"]), None, 1), ["worker-1"]);
         assert_eq!(new_names(&all(&["m", "a9", "a2"]), Some("a2"), 1), ["a10"]);
         assert_eq!(new_names(&all(&["m", "web"]), Some("web"), 1), ["web-1"]);
+    }
+
+    #[test]
+    fn what_failed_after_its_edit_is_no_success_the_second_time() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            scale: ScaleArgs,
+        }
+        let dir = tempfile::tempdir().expect("dir");
+        let text = "name = \"demo\"\n[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname = \"w-1\"\nrole = \"worker\"\n";
+        std::fs::write(dir.path().join(FILE_NAME), text).expect("written");
+        for count in ["2", "1"] {
+            let line = ["scale", "workers", count, "-y", "--components", "/nope"];
+            let line = <Line as clap::Parser>::try_parse_from(line).expect("arguments");
+            let error = run(&line.scale, &config::load(dir.path()).expect("valid")).expect_err("no components");
+            assert!(error.is::<input::BadInput>() && error.to_string().contains("/nope"), "{error:#}");
+            assert_eq!(std::fs::read_to_string(dir.path().join(FILE_NAME)).expect("text"), text);
+        }
+        assert!(!dir.path().join("kimg.lock").exists());
+        let file = dir.path().join(FILE_NAME);
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o444)).expect("read-only");
+        let line = <Line as clap::Parser>::try_parse_from(["scale", "workers", "2", "-y"]).expect("arguments");
+        let error = run(&line.scale, &config::load(dir.path()).expect("valid")).expect_err("read-only");
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("chmod u+w"), "{error:#}");
     }
 
     #[test]

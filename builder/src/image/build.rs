@@ -227,12 +227,13 @@ impl<'a> Workshop<'a> {
         let secure_boot = settings.secure_boot.then(|| SecureBoot::ensure(&secrets, &settings.name)).transpose()?;
         manifests::render(settings)?;
         let sums = cache::sums_dir()?;
+        // Before anything is fetched for them.
+        let components = Components::find(options.components.as_deref(), &sums)?;
         let steps = Steps::open(&cache::user_dir()?.join("steps"), &sums)?;
         let lock = match &options.sources {
             Some(sources) => sources.lock(),
             None => read_or_make_lock(settings, progress)?,
         };
-        let components = Components::find(options.components.as_deref(), &sums)?;
         let boot = recipe::boot()?;
         Ok(Workshop {
             settings,
