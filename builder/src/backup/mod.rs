@@ -3,6 +3,7 @@
 pub mod age;
 pub mod away;
 pub mod here;
+pub mod snapshot;
 
 use crate::client::block_on;
 use crate::client::node::NodeClient;

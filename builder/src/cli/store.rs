@@ -1,6 +1,6 @@
 //! `kimg store …`: asks a master's node API, which asks its API server.  Nothing here opens a store.
 
-use crate::backup::{self, age};
+use crate::backup::{self, age, snapshot};
 use crate::client::block_on;
 use crate::client::node::NodeClient;
 use crate::config::Settings;
@@ -15,8 +15,6 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Every snapshot begins so.
-const MAGIC: &[u8] = b"KIMG-STORE-LOG-";
 /// More than any store that its master can hold in memory.
 const MOST_BYTES: u64 = 8 << 30;
 
@@ -83,7 +81,7 @@ pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
                 return input::bad(format!("{} exists; give another name", file.display()));
             }
             input::writable_place(file)?;
-            let size = block_on(snapshot(&target.client(settings)?, file))?;
+            let size = block_on(save(&target.client(settings)?, file))?;
             println!("{}: {size} bytes", file.display());
         }
         StoreCommand::Restore { file, yes } => {
@@ -113,7 +111,7 @@ pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
 }
 
 /// Takes a snapshot over; the file has its name only when it is whole.
-async fn snapshot(client: &NodeClient, file: &Path) -> Result<u64> {
+async fn save(client: &NodeClient, file: &Path) -> Result<u64> {
     let part = file.with_added_extension("part");
     let mut options = OpenOptions::new();
     // Not everything in it is encrypted.
@@ -151,13 +149,17 @@ pub(super) fn read_snapshot(settings: &Settings, file: &Path) -> Result<Vec<u8>>
         .take(age::MAGIC.len() as u64)
         .read_to_end(&mut begin)
         .with_context(|| format!("reading {}", file.display()))?;
-    if begin == age::MAGIC {
-        return backup::open(settings, file, &input::bytes(file, MOST_BYTES)?);
-    }
-    if !begin.starts_with(MAGIC) {
+    let bytes = if begin == age::MAGIC {
+        backup::open(settings, file, &input::bytes(file, MOST_BYTES)?)?
+    } else if begin.starts_with(snapshot::MAGIC) {
+        input::bytes(file, MOST_BYTES)?
+    } else {
         return input::bad(format!("{} is neither a snapshot nor a backup of a store", file.display()));
+    };
+    match snapshot::check(&bytes) {
+        Ok(()) => Ok(bytes),
+        Err(why) => input::bad(format!("{} is no whole snapshot of a store: {why}; name another copy", file.display())),
     }
-    input::bytes(file, MOST_BYTES)
 }
 
 /// Has a master put a snapshot in its store's place, once the user agrees; `what` names it.
@@ -197,7 +199,15 @@ mod tests {
         assert!(read_snapshot(&settings, &file).unwrap_err().is::<input::BadInput>());
         assert!(said(b"something else").contains("neither a snapshot nor a backup"));
         assert!(said(b"age-encryption.org/v1\n-> X25519 x\n").contains("no file that age encrypted"));
-        std::fs::write(&file, "KIMG-STORE-LOG-2…").unwrap();
-        assert!(read_snapshot(&settings, &file).is_ok());
+        for damaged in ["KIMG-STORE-LOG-2", "KIMG-STORE-LOG-2junk", "KIMG-STORE-LOG-3xxxx"] {
+            assert!(said(damaged.as_bytes()).contains("no whole snapshot"));
+        }
+        let key = Secrets::of_cluster(&settings.secrets_dir(), "demo").unwrap().backup_key().unwrap();
+        assert!(said(&age::encrypt(&key, b"KIMG-STORE-LOG-2")).contains("no whole snapshot"));
+        let whole = snapshot::tests::whole();
+        for content in [whole.clone(), age::encrypt(&key, &whole)] {
+            std::fs::write(&file, content).unwrap();
+            assert_eq!(read_snapshot(&settings, &file).unwrap(), whole);
+        }
     }
 }
