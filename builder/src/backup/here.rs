@@ -83,7 +83,11 @@ pub(super) fn list_in(dir: &Path) -> Result<Vec<Backup>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.with_context(|| format!("reading {}", dir.display()))?,
     };
-    let one = |entry: std::fs::DirEntry| Backup::of_file(entry.file_name().to_str()?, entry.metadata().ok()?.len());
+    let one = |entry: std::fs::DirEntry| {
+        // A link's own; what is no file is no copy, and may never end.
+        let known = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        Backup::of_file(entry.file_name().to_str()?, known.len())
+    };
     let mut found: Vec<Backup> = entries.flatten().filter_map(one).collect();
     found.sort_unstable_by(|a, b| b.cmp(a));
     Ok(found)
@@ -123,6 +127,9 @@ mod tests {
             std::fs::write(dir.path().join(format!("{second}-7.age")), "x").expect("written");
         }
         std::fs::write(dir.path().join("mine"), "x").expect("written");
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("20-7.age")).expect("link");
+        std::fs::create_dir(dir.path().join("21-7.age")).expect("folder");
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("22-7.age"), 0o600.into()).expect("pipe");
         tidy(dir.path()).expect("tidied");
         let kept: Vec<u64> = list_in(dir.path()).expect("list").iter().map(|b| b.taken_unix_ms / 1000).collect();
         assert_eq!(kept, [9, 8, 7, 6, 5, 4]);

@@ -14,6 +14,7 @@ use crate::web::Client;
 use anyhow::{Context, Result, bail};
 use node_api::Backup;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum BackupCommand {
@@ -42,9 +43,9 @@ pub(super) enum BackupCommand {
     },
 }
 
-pub(super) fn run(command: &BackupCommand, settings: &Settings) -> Result<()> {
-    match command {
-        BackupCommand::Ls { json } => list(settings, *json),
+pub(super) fn run(command: &BackupCommand, settings: &Settings) -> Result<ExitCode> {
+    let done = match command {
+        BackupCommand::Ls { json } => return list(settings, *json),
         BackupCommand::Get { file, choice } => {
             if file.exists() {
                 return input::bad(format!("{} exists; give another name", file.display()));
@@ -65,7 +66,8 @@ pub(super) fn run(command: &BackupCommand, settings: &Settings) -> Result<()> {
                 format!("Backup {} of {} ({} old)", found.backup.name(), found.node, backup::age_of(&found.backup));
             store::put_in_place(settings, &Target::default(), plain, &what, *yes)
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn send(settings: &Settings) -> Result<()> {
@@ -87,7 +89,8 @@ fn send(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-fn list(settings: &Settings, json: bool) -> Result<()> {
+/// What could not be asked may have the newest copy: then the list is no success.
+fn list(settings: &Settings, json: bool) -> Result<ExitCode> {
     let mut inventory = backup::look(settings)?;
     let client = Client::new(None)?;
     match Away::look(settings, &client, &environment) {
@@ -97,9 +100,10 @@ fn list(settings: &Settings, json: bool) -> Result<()> {
         }
         Err(error) => inventory.silent.push(("[backup] to".into(), format!("{error:#}"))),
     }
+    let code = if inventory.silent.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if json {
         println!("{}", serde_json::to_string_pretty(&inventory).context("writing JSON")?);
-        return Ok(());
+        return Ok(code);
     }
     let rows: Vec<Vec<String>> = inventory
         .backups
@@ -113,5 +117,24 @@ fn list(settings: &Settings, json: bool) -> Result<()> {
     for (_, why) in &inventory.silent {
         eprintln!("kimg: {why}");
     }
-    Ok(())
+    Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_for_which_nobody_could_be_asked_is_no_success() {
+        let dir = tempfile::tempdir().expect("dir");
+        let list = |nodes: &str| {
+            let text = format!("name = \"demo\"\nnodes = [{{ name = \"m\", role = \"master\" }}{nodes}]\n");
+            let settings =
+                crate::config::parse(std::path::Path::new("cluster.toml"), &text, dir.path()).expect("valid");
+            Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
+            format!("{:?}", list(&settings, false).expect("listed"))
+        };
+        assert_eq!(list(""), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(list(", { name = \"w\", role = \"worker\" }"), format!("{:?}", ExitCode::FAILURE));
+    }
 }

@@ -219,7 +219,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Logs(args) => return logs::run(&args, &settings()?),
         Command::Node(args) => return node::run(&args, &settings()?),
         Command::Store(args) => store::run(&args, &settings()?)?,
-        Command::Backup(command) => backup::run(&command, &settings()?)?,
+        Command::Backup(command) => return backup::run(&command, &settings()?),
         Command::Doctor(args) => return image::doctor(&args, &dir),
         Command::Switch(args) => vm::switch(&args, &settings()?)?,
         Command::Launch { command } => crate::local::qemu::launch(&command)?,
