@@ -6,6 +6,7 @@ use crate::input;
 use crate::pki::Secrets;
 use anyhow::{Context, Result};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The example; every key stands in it, most as a comment with its default.
@@ -28,7 +29,7 @@ pub(super) fn run(args: &InitArgs) -> Result<()> {
         return input::bad(format!("{} is no folder; name a folder, or a new name for one", file.display()));
     }
     if path.exists() {
-        return input::bad(format!("{} exists and stays as it is; edit it, or name another folder", path.display()));
+        return taken(&path);
     }
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let name = cluster_name(dir);
@@ -37,11 +38,28 @@ pub(super) fn run(args: &InitArgs) -> Result<()> {
     Secrets::ensure(&dir.join("secrets"), &name)?;
     let text = EXAMPLE.replacen("name = \"demo\"", &format!("name = \"{name}\""), 1);
     let text = with_examples(text, dir);
-    let mut file = std::fs::File::create_new(&path).with_context(|| format!("making {}", path.display()))?;
-    file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+    write_new(&path, &text)?;
     println!("{}: cluster `{name}`, 1 master and 2 workers, for VMs on this machine", path.display());
     next(&format!("{} --dir {} up", super::program(), dir.display()));
     Ok(())
+}
+
+fn taken<T>(path: &Path) -> Result<T> {
+    input::bad(format!("{} exists and stays as it is; edit it, or name another folder", path.display()))
+}
+
+/// Writes the file whole or not at all: half of one would be in the way of the next try.
+fn write_new(path: &Path, text: &str) -> Result<()> {
+    let writing = || format!("writing {}", path.display());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let all = std::fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(all).tempfile_in(folder).with_context(writing)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).with_context(writing)?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => taken(path),
+        Err(error) => Err(error.error).with_context(writing),
+    }
 }
 
 /// In a checkout of kimg, the worker image of a new cluster carries the examples' container images.
@@ -72,8 +90,17 @@ fn cluster_name(dir: &Path) -> String {
 
 /// Adds what must not be committed to a `.gitignore`, keeping what stands in it.
 fn ignore(path: &Path) -> Result<()> {
+    if path.is_symlink() {
+        return input::bad(format!(
+            "{} is a link, and what it leads to may be somebody else's; put a file of its own there, or name another folder",
+            path.display()
+        ));
+    }
     let before = if path.exists() { input::text(path, input::SMALL)? } else { String::new() };
     let missing: Vec<&str> = IGNORED.lines().filter(|line| !before.lines().any(|have| have.trim() == *line)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
     let mut text = before;
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
@@ -122,6 +149,43 @@ mod tests {
         let settings = crate::config::load(&cluster).expect("valid");
         assert_eq!(settings.worker_image.images.len(), 2);
         assert!(settings.worker_image.images[0].join("image.toml").is_file());
+    }
+
+    #[test]
+    fn of_many_at_once_one_writes_and_the_others_are_told() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join(FILE_NAME);
+        let done: Vec<Result<()>> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let done = write_new(&path, EXAMPLE);
+                        // Nobody sees half of it.
+                        assert_eq!(std::fs::read_to_string(&path).expect("there"), EXAMPLE);
+                        done
+                    })
+                })
+                .collect();
+            all.into_iter().map(|one| one.join().expect("joined")).collect()
+        });
+        assert_eq!(done.iter().filter(|one| one.is_ok()).count(), 1);
+        for error in done.into_iter().filter_map(Result::err) {
+            assert!(error.is::<input::BadInput>() && error.to_string().contains("stays as it is"), "{error:#}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn a_link_is_not_written_through() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (other, cluster) = (dir.path().join("other"), dir.path().join("c"));
+        std::fs::write(&other, "theirs").expect("file");
+        std::fs::create_dir(&cluster).expect("folder");
+        std::os::unix::fs::symlink(&other, cluster.join(".gitignore")).expect("link");
+        let error = run(&InitArgs { directory: cluster.clone() }).expect_err("a link");
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("is a link"), "{error:#}");
+        assert_eq!(std::fs::read_to_string(&other).expect("file"), "theirs");
+        assert!(!cluster.join("secrets").exists());
     }
 
     #[test]
