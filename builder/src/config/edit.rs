@@ -12,7 +12,8 @@ struct Block {
 }
 
 fn blocks(lines: &[&str]) -> Vec<Block> {
-    let is_head = |line: &str| line.split('#').next().unwrap_or_default().trim() == HEAD;
+    let is_head =
+        |line: &str| line.split('#').next().is_some_and(|line| line.split_whitespace().collect::<String>() == HEAD);
     let starts = (0..lines.len()).filter(|at| is_head(lines[*at]));
     let block = |start: usize| {
         let ends = |line: &&str| line.trim_start().starts_with('[') && !line.trim_start().starts_with("[nodes.");
@@ -22,22 +23,21 @@ fn blocks(lines: &[&str]) -> Vec<Block> {
         // Remarks right below it are about it; what comes after an empty line is about what follows.
         let remarks = lines[last + 1..next].iter().take_while(|line| !line.trim().is_empty()).count();
         let range = start..last + 1 + remarks;
-        let table: toml::Table = toml::from_str(&lines[range.clone()].join("\n")).ok()?;
+        let table: toml::Table = toml::from_str(&lines[range.clone()].concat()).ok()?;
         let name = table.get("nodes")?.get(0)?.get("name")?.as_str()?.to_owned();
         Some(Block { lines: range, name })
     };
     starts.filter_map(block).collect()
 }
 
-fn joined(lines: Vec<&str>) -> String {
-    let mut text = lines.join("\n");
-    text.push('\n');
-    text
+/// The lines, each with its end: a file keeps the ends that it has.
+fn lines_of(text: &str) -> Vec<&str> {
+    text.split_inclusive('\n').collect()
 }
 
 /// The text without these nodes.
 pub fn without(text: &str, names: &[String]) -> String {
-    let lines: Vec<&str> = text.lines().collect();
+    let lines = lines_of(text);
     let mut kept = vec![true; lines.len()];
     for block in blocks(&lines).into_iter().filter(|block| names.contains(&block.name)) {
         kept[block.lines.clone()].fill(false);
@@ -48,26 +48,48 @@ pub fn without(text: &str, names: &[String]) -> String {
             kept[block.lines.end] = false;
         }
     }
-    joined(lines.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(line, _)| line).collect())
+    lines.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(line, _)| line).collect()
 }
 
 /// The text with these workers behind the node `after`, and like it where it is a worker, but for its addresses.
 pub fn with(text: &str, names: &[String], after: &str, alike: bool) -> String {
-    let lines: Vec<&str> = text.lines().collect();
+    let lines = lines_of(text);
     let Some(block) = blocks(&lines).into_iter().find(|block| block.name == after) else { return text.to_owned() };
-    let key = |line: &str| line.split(['=', '#']).next().unwrap_or_default().trim().to_owned();
-    let own = |line: &&&str| !["", "name", "role", "addresses"].contains(&key(line).as_str());
-    let like: Vec<&str> = match alike {
-        true => lines[block.lines.start + 1..block.lines.end].iter().filter(own).copied().collect(),
-        false => Vec::new(),
+    let end = if lines[block.lines.start].ends_with("\r\n") { "\r\n" } else { "\n" };
+    let like = if alike { like(&lines[block.lines.start + 1..block.lines.end]) } else { Vec::new() };
+    let mut all = lines[..block.lines.end].concat();
+    let closed = |text: &mut String| {
+        if !text.ends_with('\n') {
+            text.push_str(end);
+        }
     };
-    let mut all: Vec<String> = lines[..block.lines.end].iter().map(ToString::to_string).collect();
     for name in names {
-        all.extend([String::new(), HEAD.into(), format!("name = \"{name}\""), "role = \"worker\"".into()]);
-        all.extend(like.iter().map(ToString::to_string));
+        closed(&mut all);
+        all.push_str(&format!("{end}{HEAD}{end}name = \"{name}\"{end}role = \"worker\"{end}"));
+        like.iter().for_each(|line| all.push_str(line));
     }
-    all.extend(lines[block.lines.end..].iter().map(ToString::to_string));
-    joined(all.iter().map(String::as_str).collect())
+    if !names.is_empty() {
+        closed(&mut all);
+    }
+    all + &lines[block.lines.end..].concat()
+}
+
+/// What another node like this one has of its lines: not what is its own, each as a whole, whose value may go over
+/// several lines.
+fn like<'t>(lines: &[&'t str]) -> Vec<&'t str> {
+    let key =
+        |line: &str| line.split(['=', '#']).next().unwrap_or_default().trim().trim_matches(['"', '\'']).to_owned();
+    let mut rest = lines;
+    let mut kept = Vec::new();
+    while let Some(first) = rest.first() {
+        let whole = |count: &usize| toml::from_str::<toml::Table>(&rest[..*count].concat()).is_ok();
+        let count = (1..=rest.len()).find(whole).unwrap_or(1);
+        if !["", "name", "role", "addresses"].contains(&key(first).as_str()) {
+            kept.extend(&rest[..count]);
+        }
+        rest = &rest[count..];
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -121,6 +143,36 @@ node-ports = [30080] # web
         );
         let less = without(TEXT, &["w1".to_string(), "w2".to_string()]);
         assert!(less.contains("role = \"master\"\n\n# VMs.\n[local]\n") && less.starts_with("# mine\n"), "{less}");
+    }
+
+    #[test]
+    fn lines_keep_their_ends() {
+        let names = ["w3".to_string()];
+        let text = TEXT.replace('\n', "\r\n");
+        let more = with(&text, &names, "w2", true);
+        assert_eq!(more.matches("\r\n").count(), more.matches('\n').count());
+        assert_eq!(without(&more, &names), text);
+        let mixed = TEXT.replacen('\n', "\r\n", 1);
+        assert_eq!(without(&with(&mixed, &names, "w2", true), &names), mixed);
+        // Also the last line, which may have none.
+        let bare =
+            "name = \"demo\"\n[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname = \"w\"\nrole = \"worker\"";
+        assert_eq!(without(bare, &names), bare);
+        let more = with(bare, &names, "w", true);
+        assert_eq!(more, format!("{bare}\n\n[[nodes]]\nname = \"w3\"\nrole = \"worker\"\n"));
+    }
+
+    #[test]
+    fn a_value_over_several_lines_goes_as_a_whole() {
+        let node = |name: &str, rest: &str| format!("[[nodes]]\nname = \"{name}\"\nrole = \"worker\"\n{rest}");
+        let rest = "addresses = [\n  \"10.77.0.11\",\n]\ntaints = [\n  \"a=b:NoSchedule\",\n]\n";
+        let text = with(&node("w1", rest), &["w2".to_string()], "w1", true);
+        let like = node("w2", "taints = [\n  \"a=b:NoSchedule\",\n]\n");
+        assert_eq!(text, format!("{}\n{like}", node("w1", rest)));
+        let text = with(&node("w1", "\"addresses\" = [\"10.77.0.11\"]\n"), &["w2".to_string()], "w1", true);
+        assert!(text.ends_with(&format!("\n{}", node("w2", ""))), "{text}");
+        let spaced = node("w1", "").replace("[[nodes]]", "[[ nodes ]]");
+        assert_eq!(with(&spaced, &["w2".to_string()], "w1", true), format!("{spaced}\n{}", node("w2", "")));
     }
 
     #[test]
