@@ -1,7 +1,7 @@
 //! A node's disk image as an OCI artifact: the packed disk and its manifest, each under its file name.
 
 use super::build::named;
-use super::content::{Blob, Content};
+use super::content::{Blob, Content, check_new_folder};
 use super::model::{Descriptor, EMPTY, MANIFEST, Manifest, TITLE};
 use super::reference::Reference;
 use crate::cache;
@@ -75,9 +75,7 @@ pub fn is_node_image(manifest: &Manifest) -> bool {
 /// # Errors
 /// The folder exists, or the artifact is not what it says.
 pub fn write_files(content: &Content, artifact: &Manifest, out: &Path) -> Result<()> {
-    if out.exists() {
-        bail!("{} exists already; name a new folder", out.display());
-    }
+    check_new_folder(out)?;
     let temporary = cache::temporary_beside(out)?;
     std::fs::create_dir(&temporary).with_context(|| format!("making {}", temporary.display()))?;
     let write = || -> Result<()> {

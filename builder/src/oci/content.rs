@@ -347,9 +347,7 @@ impl Content {
     /// # Errors
     /// The folder exists, a blob is missing or damaged, or it cannot be written; then there is none.
     pub fn write_folder(&self, out: &Path) -> Result<()> {
-        if out.exists() {
-            bail!("{} exists already; name a new folder", out.display());
-        }
+        check_new_folder(out)?;
         let temporary = cache::temporary_beside(out)?;
         let write = || -> Result<()> {
             let blobs = temporary.join("blobs/sha256");
@@ -373,6 +371,17 @@ impl Content {
 mod tests {
     use super::*;
     use crate::oci::model::INDEX;
+/// Whether a folder can be made there.
+///
+/// # Errors
+/// [`input::BadInput`]: there is something.
+pub fn check_new_folder(out: &Path) -> Result<()> {
+    if out.exists() {
+        return input::bad(format!("{} exists already; name a new folder", out.display()));
+    }
+    Ok(())
+}
+
     use crate::oci::pause_content;
 
     #[test]
@@ -390,7 +399,7 @@ mod tests {
             assert_eq!(read.choose(Some("1")).unwrap().digest, content.entries[0].digest);
             assert!(read.choose(Some("2")).unwrap_err().to_string().contains("kimg.local/pause:1"));
         }
-        assert!(content.write_folder(&folder).is_err());
+        assert!(content.write_folder(&folder).unwrap_err().is::<input::BadInput>());
     }
 
     #[test]

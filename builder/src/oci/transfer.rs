@@ -207,9 +207,15 @@ pub struct PullArgs {
 
 /// Pulls an image.
 pub fn pull(args: &PullArgs, cluster: Cluster<'_>) -> Result<()> {
-    let client = Client::interruptible(args.registry.ca.as_deref())?;
+    // Nothing is made at the registry that would have to be tidied up: Ctrl-C ends it at once, also where a server is
+    // silent, and the next run goes on with what came.
+    let client = Client::new(args.registry.ca.as_deref())?;
     let name = Reference::parse(&args.name)?;
     let platform = args.platform.as_ref().map(|p| p.parse::<Platform>()).transpose()?;
+    // Before gigabytes come for it.
+    if let Some(output) = args.output.as_ref().filter(|output| !is_archive(output)) {
+        super::content::check_new_folder(output)?;
+    }
     let registry = args.registry.registry(&client, &name, cluster)?;
     let (mut content, mut root) = fetch(&name, &registry, platform.as_ref(), &Progress::new())?;
     let last = name.repository.rsplit('/').next().unwrap_or(&name.repository);
@@ -223,17 +229,34 @@ pub fn pull(args: &PullArgs, cluster: Cluster<'_>) -> Result<()> {
     }
     if let Some(manifest) = single {
         // What is no container image says no platform.
-        root.platform = serde_json::from_slice(&content.document(&manifest.config)?).ok();
+        let known: Option<Platform> = serde_json::from_slice(&content.document(&manifest.config)?).ok();
+        if let Some(wanted) = &platform {
+            check_platform(&name, &root, known.as_ref(), wanted)?;
+        }
+        root.platform = known;
     }
     content.entries = vec![named(&root, &name)];
     let output = absolute(&args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{last}.tar"))))?;
-    if output.extension().is_some_and(|e| e == "tar") {
+    if is_archive(&output) {
         content.write_archive(&output)?;
     } else {
         content.write_folder(&output)?;
     }
     println!("{}: {name}@{}", output.display(), root.digest);
     Ok(())
+}
+
+/// Whether an image that no index names is for the platform that is wanted: what an index names was chosen by what the
+/// index says. `known` is what the image's own configuration says.
+fn check_platform(name: &Reference, root: &Descriptor, known: Option<&Platform>, wanted: &Platform) -> Result<()> {
+    match known.filter(|known| root.platform.is_none() && !known.is_same(wanted)) {
+        Some(known) => input::bad(format!("{name} is for {known} alone, and not for {wanted}; leave --platform out")),
+        None => Ok(()),
+    }
+}
+
+fn is_archive(output: &Path) -> bool {
+    output.extension().is_some_and(|e| e == "tar")
 }
 
 /// An absolute path has a folder to write a temporary name into.
@@ -401,6 +424,35 @@ mod tests {
         let error = place(&content, &[], None).unwrap_err();
         assert!(error.is::<input::BadInput>() && error.to_string().contains("name one behind it"), "{error}");
         assert_eq!(place(&content, &["r.example/a:2"], None).unwrap(), ["r.example/a:2"]);
+    }
+
+    #[test]
+    fn an_image_without_an_index_is_for_its_own_platform() {
+        let content = pause_content().unwrap();
+        let name = Reference::parse("r.example/a:1").unwrap();
+        let mut root = content.entries[0].clone();
+        root.platform = None;
+        let [amd64, arm64] = ["linux/amd64", "linux/arm64"].map(|text| text.parse::<Platform>().unwrap());
+        check_platform(&name, &root, Some(&amd64), &amd64).unwrap();
+        check_platform(&name, &root, None, &arm64).unwrap();
+        let error = check_platform(&name, &root, Some(&amd64), &arm64).unwrap_err();
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("for linux/amd64 alone"), "{error:#}");
+        root.platform = Some(arm64.clone());
+        check_platform(&name, &root, Some(&amd64), &arm64).unwrap();
+    }
+
+    #[test]
+    fn a_place_that_is_taken_is_told_before_anything_is_fetched() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            pull: PullArgs,
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let words = ["pull", "127.0.0.1:1/x:1", "--output", dir.path().to_str().unwrap()];
+        let line = <Line as clap::Parser>::try_parse_from(words).unwrap();
+        let error = pull(&line.pull, &|| input::bad("no cluster")).unwrap_err();
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("exists already"), "{error:#}");
     }
 
     #[test]

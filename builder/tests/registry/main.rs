@@ -20,6 +20,9 @@ use kimg::image::output::Format;
 use kimg::oci::artifact::NODE_IMAGE;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use server::{Server, Setup};
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use tools::Tool;
@@ -72,7 +75,12 @@ fn main() -> ExitCode {
         };
         Trial::ignorable_test(*name, run).with_ignored_flag(true)
     });
-    let trials = trials.chain(uploads).collect();
+    // It needs no program but kimg.
+    let silent = Trial::test("a_silent_server_keeps_nobody", || {
+        let done = Bench::new().and_then(|bench| a_silent_server_keeps_nobody(&bench));
+        done.map_err(|error| Failed::from(format!("{error:#}")))
+    });
+    let trials = trials.chain(uploads).chain([silent]).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -130,6 +138,21 @@ fn said(command: &mut Command) -> Result<String> {
 fn digest(text: &str) -> Result<String> {
     let at = text.find("sha256:").with_context(|| format!("no digest in {text}"))?;
     Ok(text[at..].chars().take(71).collect())
+}
+
+fn a_silent_server_keeps_nobody(bench: &Bench) -> Result<()> {
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let words = format!("pull {}/x:1 --output x.tar", server.local_addr()?);
+    let mut kimg = bench.command(Path::new(env!("CARGO_BIN_EXE_kimg")), &words).spawn()?;
+    let (mut connection, _) = server.accept()?;
+    // It has asked, and waits.
+    let mut asked = [0; 4];
+    connection.read_exact(&mut asked)?;
+    let id = rustix::process::Pid::from_child(&kimg);
+    rustix::process::kill_process(id, rustix::process::Signal::INT)?;
+    let status = kimg.wait()?;
+    ensure!(status.signal() == Some(rustix::process::Signal::INT.as_raw()), "kimg waited for the server: {status}");
+    Ok(())
 }
 
 fn an_image_is_what_others_read(bench: &Bench) -> Result<()> {
