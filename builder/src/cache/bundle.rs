@@ -2,7 +2,8 @@
 //! longer has it or there is no network. Each file stands under its SHA-256, and is checked when it is taken in.
 
 use super::hash;
-use anyhow::{Context, Result, bail, ensure};
+use crate::input;
+use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -90,18 +91,22 @@ pub fn export(materials: &[Material], out: &Path) -> Result<u64> {
 /// The file is no bundle, is damaged, or the cache cannot be written; files before the damage stay, as each is whole.
 pub fn import(bundle: &Path, cache: &Path) -> Result<usize> {
     let read = || -> Result<usize> {
-        let mut archive = tar::Archive::new(crate::input::open(bundle)?);
+        // What a tar's reader says of it is about blocks.
+        let damaged = |_| input::BadInput("it is no bundle, or is damaged; export it anew".into());
+        let mut archive = tar::Archive::new(input::open(bundle)?);
         let (mut new, mut seen) = (0, 0);
-        for entry in archive.entries()? {
-            let mut entry = entry?;
-            ensure!(entry.header().entry_type().is_file(), "it holds more than files");
-            let name = entry.path()?.to_string_lossy().into_owned();
+        for entry in archive.entries().map_err(damaged)? {
+            let mut entry = entry.map_err(damaged)?;
+            if !entry.header().entry_type().is_file() {
+                return input::bad("it holds more than files");
+            }
+            let name = entry.path().map_err(damaged)?.to_string_lossy().into_owned();
             let sha256 = [Store::Packages, Store::Blobs]
                 .iter()
                 .find_map(|store| name.strip_prefix(store.folder())?.strip_prefix('/'))
                 .filter(|sha256| hash::is_sha256(sha256));
             let Some(sha256) = sha256 else {
-                bail!("it holds {name}, which no export of kimg holds");
+                return input::bad(format!("it holds {name}, which no export of kimg holds"));
             };
             seen += 1;
             let target = cache.join(&name);
@@ -110,7 +115,9 @@ pub fn import(bundle: &Path, cache: &Path) -> Result<usize> {
                 new += 1;
             }
         }
-        ensure!(seen > 0, "it is empty");
+        if seen == 0 {
+            return input::bad("it is empty");
+        }
         Ok(new)
     };
     read().with_context(|| format!("reading the bundle {}", bundle.display()))
@@ -121,7 +128,9 @@ fn take(entry: &mut impl Read, sha256: &str, target: &Path) -> Result<()> {
     let mut write = || -> Result<()> {
         std::io::copy(entry, &mut File::create(&temporary)?)?;
         let found = hash::hex_of_file(&temporary)?;
-        ensure!(found == sha256, "{sha256} has SHA-256 {found}: the bundle is damaged");
+        if found != sha256 {
+            return input::bad(format!("{sha256} has SHA-256 {found}: the bundle is damaged"));
+        }
         fs::rename(&temporary, target)?;
         Ok(())
     };
@@ -172,8 +181,9 @@ mod tests {
             (vec![0; 1024], "it is empty"),
         ] {
             fs::write(&bundle, bytes).unwrap();
-            let error = format!("{:#}", import(&bundle, &cache).unwrap_err());
-            assert!(error.contains(says), "{error}");
+            let error = import(&bundle, &cache).unwrap_err();
+            assert!(error.chain().any(|e| e.is::<input::BadInput>()), "{error:#}");
+            assert!(format!("{error:#}").contains(says), "{error:#}");
             let left: Vec<_> = fs::read_dir(cache.join("blobs")).into_iter().flatten().flatten().collect();
             assert!(left.is_empty(), "{left:?}");
         }

@@ -91,9 +91,14 @@ impl Components {
     }
 
     fn path(&self, name: &str) -> Result<PathBuf> {
+        // Recipes come from anybody: no other file of this machine may get into an image.
+        if Path::new(name).file_name().is_none_or(|file| file != name) {
+            return input::bad(format!("'{name}' is no component; write its file name alone"));
+        }
         let path = self.dir.join(name);
         if !path.is_file() {
-            bail!("{} holds no {name}; build it with `cargo build --release`", self.dir.display());
+            let dir = self.dir.display();
+            return input::bad(format!("{dir} holds no {name}; build it with `cargo build --release`"));
         }
         Ok(path)
     }
@@ -117,6 +122,12 @@ mod tests {
         let found = Components::find(Some(dir.path()), &dir.path().join("memory")).unwrap();
         let component = found.identify(MARK).unwrap();
         assert_eq!(component.size, 3);
+        std::fs::create_dir(dir.path().join("below")).unwrap();
+        std::fs::write(dir.path().join("below/key"), "key").unwrap();
+        for other in ["below/key", "below/../kimg-node", "/etc/passwd", "..", "", "nosuch"] {
+            let error = found.identify(other).unwrap_err();
+            assert!(error.is::<input::BadInput>() && error.to_string().contains(other), "{error:#}");
+        }
         std::fs::write(dir.path().join(MARK), "other").unwrap();
         assert!(found.read(&component).unwrap_err().to_string().contains("changed while"));
     }

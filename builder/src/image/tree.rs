@@ -10,6 +10,9 @@ use std::io::{self, Read, Take, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The longest name of a file, in bytes (NAME_MAX).
+pub const LONGEST_NAME: usize = 255;
+
 /// What a file holds.
 #[derive(Debug, Clone)]
 pub enum Data {
@@ -171,12 +174,17 @@ impl Tree {
     /// Puts an entry, making its parents. A second entry at the same path must be the same.
     pub fn put(&mut self, path: &str, node: Node) -> Result<()> {
         if !path.starts_with('/') || path.len() < 2 || path.ends_with('/') || path.split('/').any(|p| p == "..") {
-            bail!("'{path}' is no absolute path of a file");
+            return input::bad(format!("'{path}' is no absolute path of a file"));
+        }
+        if path.split('/').any(|part| part.len() > LONGEST_NAME) {
+            return input::bad(format!("a name in '{path}' has more than the {LONGEST_NAME} bytes that Linux takes"));
         }
         self.parents(path)?;
         match self.nodes.get(path) {
             Some(Node::Dir(_)) if matches!(node, Node::Dir(_)) => {}
-            Some(known) if *known != node => bail!("two different things want to be {path} in the image"),
+            Some(known) if *known != node => {
+                return input::bad(format!("two different things want to be {path} in the image; take one out"));
+            }
             _ => {}
         }
         if !matches!(node, Node::Dir(_)) {
@@ -207,7 +215,7 @@ impl Tree {
             let parent = &path[..at];
             match self.nodes.get(parent) {
                 Some(Node::Dir(_)) => {}
-                Some(_) => bail!("{path} lies below {parent}, which is no directory"),
+                Some(_) => return input::bad(format!("{path} lies below {parent}, which is no directory")),
                 None => {
                     self.nodes.insert(parent.to_string(), Node::Dir(0o755));
                 }

@@ -139,6 +139,11 @@ fn build_variant(content: &mut Content, common: &Common, variant: &Variant) -> R
         }
     };
     for tree in &variant.layers {
+        // Of the layers' format, and no file: it takes away what lower layers hold.
+        let removal = |path: &&str| path.split('/').any(|part| part.starts_with(".wh."));
+        if let Some(path) = tree.iter().map(|(path, _)| path).find(removal) {
+            return input::bad(format!("{path}: in an image a name that begins with .wh. removes a file; rename it"));
+        }
         let layer = Layer::write(tree, common.gzip)?;
         add("/rootfs/diff_ids", json!(format!("sha256:{}", layer.unpacked)));
         add("/history", json!({"created": CREATED, "created_by": "kimg build image"}));

@@ -3,7 +3,7 @@
 use super::model::{CONTAINERD_NAME, Descriptor, Index, Manifest, REF_NAME};
 use crate::cache::{self, hash};
 use crate::input;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -88,10 +88,13 @@ impl Content {
     /// Reads a layout: a folder, or a tar of one.
     ///
     /// # Errors
-    /// It is neither.
+    /// [`input::BadInput`]: it is neither, or damaged.
     pub fn read(path: &Path) -> Result<Content> {
         let content = if path.is_dir() { Content::read_folder(path) } else { Content::read_archive(path) };
-        content.with_context(|| format!("reading {}", path.display()))
+        content.or_else(|error| match error.is::<input::BadInput>() {
+            true => Err(error),
+            false => input::bad(format!("{}: {error:#}", path.display())),
+        })
     }
 
     fn read_folder(folder: &Path) -> Result<Content> {
@@ -116,7 +119,7 @@ impl Content {
         let mut content = Content::default();
         let mut index = None;
         for entry in tar::Archive::new(file).entries()? {
-            let mut entry = entry.context("the archive is damaged, or no tar")?;
+            let mut entry = entry.map_err(|_| anyhow!("the archive is damaged, or no tar"))?;
             let name = entry.path()?.to_string_lossy().trim_start_matches("./").to_string();
             if name == "index.json" {
                 let mut bytes = Vec::new();
@@ -168,7 +171,8 @@ impl Content {
         let blob = self.blobs.get(&descriptor.digest);
         let blob = blob.with_context(|| format!("the blob {} is missing", descriptor.digest))?;
         if blob.size() != descriptor.size {
-            bail!("the blob {} has {} bytes and should have {}", descriptor.digest, blob.size(), descriptor.size);
+            let (digest, size) = (&descriptor.digest, descriptor.size);
+            return input::bad(format!("the blob {digest} has {} bytes and should have {size}", blob.size()));
         }
         Ok(blob)
     }
@@ -181,7 +185,7 @@ impl Content {
         let blob = self.blob(descriptor)?;
         let found = hash::hex_of_reader(&mut *blob.open()?)?;
         if found != descriptor.sha256()? {
-            bail!("the blob {} has the sum {found}: it is damaged", descriptor.digest);
+            return input::bad(format!("the blob {} has the sum {found}: it is damaged", descriptor.digest));
         }
         Ok(blob)
     }
@@ -367,10 +371,6 @@ impl Content {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::oci::model::INDEX;
 /// Whether a folder can be made there.
 ///
 /// # Errors
@@ -382,6 +382,10 @@ pub fn check_new_folder(out: &Path) -> Result<()> {
     Ok(())
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::model::INDEX;
     use crate::oci::pause_content;
 
     #[test]

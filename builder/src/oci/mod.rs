@@ -14,7 +14,7 @@ pub mod transfer;
 
 use crate::image::tree::{Data, Tree};
 use crate::input::{self, BadInput};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use build::{Common, Config, Variant};
 use content::Content;
 use model::Platform;
@@ -62,30 +62,31 @@ fn add_folder(tree: &mut Tree, folder: &Path, prefix: &str, left: &mut u64) -> R
     let entries = std::fs::read_dir(folder)
         .map_err(|error| BadInput(format!("the folder {} cannot be read: {error}", folder.display())))?;
     for entry in entries {
-        let entry = entry?;
+        let entry = entry.map_err(|error| BadInput(format!("{} cannot be read: {error}", folder.display())))?;
+        let shown = entry.path().display().to_string();
+        let unreadable = |error: std::io::Error| BadInput(format!("{shown} cannot be read: {error}"));
         let name = entry.file_name();
-        let name = name.to_str().with_context(|| format!("{} is not UTF-8", entry.path().display()))?;
+        let name = name.to_str().ok_or_else(|| BadInput(format!("the name of {shown} is no UTF-8; rename it")))?;
         let path = format!("{prefix}/{name}");
-        let meta = entry.path().symlink_metadata()?;
+        let meta = entry.path().symlink_metadata().map_err(unreadable)?;
         if meta.is_dir() {
             tree.dir(&path, 0o755)?;
             add_folder(tree, &entry.path(), &path, left)?;
         } else if meta.is_symlink() {
-            let target = std::fs::read_link(entry.path())?;
-            tree.link(&path, target.to_str().context("a link's target is not UTF-8")?)?;
+            let target = std::fs::read_link(entry.path()).map_err(unreadable)?;
+            let target = target.to_str().ok_or_else(|| BadInput(format!("what {shown} leads to is no UTF-8")))?;
+            tree.link(&path, target)?;
         } else if meta.is_file() {
             let mode = if meta.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
             let Some(rest) = left.checked_sub(meta.len()) else {
                 return input::bad(format!(
-                    "with {} the folder has more than {} MiB, which is more than kimg puts into an image",
-                    entry.path().display(),
+                    "with {shown} the folder has more than {} MiB, which is more than kimg puts into an image",
                     MOST_FILES >> 20
                 ));
             };
             *left = rest;
             tree.file(&path, mode, Data::on_disk(&entry.path(), meta.len(), None))?;
         } else {
-            let shown = entry.path().display().to_string();
             return input::bad(format!("{shown} is neither file, folder nor link and cannot go into an image"));
         }
     }
@@ -116,6 +117,21 @@ mod tests {
         let mut left = MOST_FILES - 1;
         let error = add_folder(&mut Tree::default(), dir.path(), "", &mut left).unwrap_err();
         assert!(error.is::<BadInput>() && error.to_string().contains("more than 2048 MiB"), "{error:#}");
+    }
+
+    #[test]
+    fn what_cannot_go_into_an_image_is_named() {
+        use std::os::unix::ffi::OsStrExt;
+        for (name, target) in [(&b"x\xff"[..], None), (b"link", Some(&b"y\xff"[..]))] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(std::ffi::OsStr::from_bytes(name));
+            match target {
+                None => std::fs::write(&path, "x").unwrap(),
+                Some(target) => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), &path).unwrap(),
+            }
+            let error = tree_of_folder(dir.path()).unwrap_err();
+            assert!(error.is::<BadInput>() && error.to_string().contains(&path.display().to_string()), "{error:#}");
+        }
     }
 
     #[test]

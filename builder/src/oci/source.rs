@@ -17,7 +17,7 @@ use crate::lock::Lock;
 use crate::packages::resolve::Wish;
 use crate::packages::{self, Mirrors};
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -199,23 +199,31 @@ impl LayerRecipe {
 
     fn tree(&self, folder: &Path, platform: &Platform, surroundings: &Surroundings<'_>) -> Result<Tree> {
         if *platform != Platform::default() && !(self.packages.is_empty() && self.components.is_empty()) {
-            bail!(
+            return input::bad(format!(
                 "packages and components are for {} only; in a layer for {platform}, take a `root` with its files",
                 Platform::default()
-            );
+            ));
         }
         let mut tree = match &self.root {
             Some(root) => super::tree_of_folder(&below(folder, root)?)?,
             None => Tree::default(),
         };
+        let recipe = || format!("in {}", folder.join(RECIPE).display());
+        let modes = self.directories.iter().map(|directory| (&directory.path, directory.mode));
+        for (path, mode) in modes.chain(self.files.iter().map(|file| (&file.path, file.mode))) {
+            if mode > 0o7777 {
+                let message = format!("{path} has the mode {mode:#o}; write permission bits, e.g. mode = 0o755");
+                return Err(input::BadInput(message)).with_context(recipe);
+            }
+        }
         for link in &self.links {
-            tree.link(&link.path, &link.target)?;
+            tree.link(&link.path, &link.target).with_context(recipe)?;
         }
         for directory in &self.directories {
-            tree.dir(&directory.path, directory.mode)?;
+            tree.dir(&directory.path, directory.mode).with_context(recipe)?;
         }
         for file in &self.files {
-            tree.file(&file.path, file.mode, file.text.clone().into_bytes())?;
+            tree.file(&file.path, file.mode, file.text.clone().into_bytes()).with_context(recipe)?;
         }
         if !self.packages.is_empty() {
             surroundings.packages(&self.packages)?.put(&mut tree, &self.packages)?;
@@ -229,15 +237,15 @@ impl LayerRecipe {
         }
         for component in &self.components {
             let components = surroundings.components()?;
-            let bytes = components.read(&components.identify(&component.name)?)?;
-            tree.file(&component.path, 0o755, bytes)?;
+            let known = components.identify(&component.name).with_context(recipe)?;
+            tree.file(&component.path, 0o755, components.read(&known)?).with_context(recipe)?;
             for link in &component.links {
-                tree.link(link, &component.path)?;
+                tree.link(link, &component.path).with_context(recipe)?;
             }
         }
         for applets in &self.applets {
             for name in &applets.names {
-                tree.link(&format!("{}/{name}", applets.folder), &applets.target)?;
+                tree.link(&format!("{}/{name}", applets.folder), &applets.target).with_context(recipe)?;
             }
         }
         Ok(tree)
@@ -394,7 +402,8 @@ pub fn make(source: &Path, overrides: &Overrides, surroundings: &Surroundings<'_
         let base = base.map(|name| (surroundings.bases)(name, &platform)).transpose()?;
         let layers = trees(&platform)?;
         if layers.is_empty() && base.is_none() {
-            bail!("there is nothing to put into the image for {platform}");
+            let shown = source.display();
+            return input::bad(format!("{shown}: there is nothing to put into the image for {platform}"));
         }
         variants.push(Variant { platform, base, layers });
     }
@@ -419,7 +428,7 @@ fn names(given: &[String]) -> Result<Vec<Reference>> {
         }
     }
     if let Some(pinned) = names.iter().find(|n| n.digest.is_some()) {
-        bail!("the name {pinned} has a digest, and that comes from the image");
+        return input::bad(format!("the name {pinned} has a digest, and that comes from the image"));
     }
     Ok(names)
 }
@@ -430,17 +439,17 @@ pub const ON_DISK: &str = "oci:";
 /// A base image that lies on this machine: `oci:PATH[:TAG]`.
 pub fn base_from_disk(name: &str, platform: &Platform) -> Result<Base> {
     let Some(rest) = name.strip_prefix(ON_DISK) else {
-        bail!(
+        return input::bad(format!(
             "the base image {name} lies at a registry; an image that goes into a node is built without the network, \
              so fetch it first: kimg pull {name} --output base.tar, and write base = \"oci:base.tar\""
-        );
+        ));
     };
     let (path, tag) = match rest.rsplit_once(':') {
         Some((path, tag)) if !Path::new(rest).exists() => (path, Some(tag)),
         _ => (rest, None),
     };
     let content = Content::read(Path::new(path))?;
-    let root = content.choose(tag).with_context(|| format!("looking into {path}"))?.clone();
+    let root = content.choose(tag).or_else(|error| input::bad(format!("{path}: {error:#}")))?.clone();
     choose_platform(&content, &root, None, platform)
 }
 
@@ -456,9 +465,12 @@ pub fn choose_platform(
         let fitting = index.manifests.iter().find(|m| m.platform.as_ref().is_some_and(|p| p.is_same(platform)));
         let known = index.manifests.iter().filter_map(|m| Some(m.platform.as_ref()?.to_string()));
         let known: Vec<String> = known.filter(|p| !p.contains("unknown")).collect();
-        fitting
-            .with_context(|| format!("the base image is not there for {platform}, but for {}", known.join(", ")))?
-            .clone()
+        match fitting {
+            Some(fitting) => fitting.clone(),
+            None => {
+                return input::bad(format!("the image is not there for {platform}, but for {}", known.join(", ")));
+            }
+        }
     } else {
         root.clone()
     };
@@ -509,6 +521,7 @@ fn merged(mut config: Config, over: &Config) -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::bail;
 
     fn nothing<R>(_: &str, run: impl FnOnce(&Surroundings<'_>) -> R) -> R {
         run(&Surroundings {
@@ -553,6 +566,42 @@ mod tests {
             assert_eq!(made.is_ok(), fine, "{root}");
             let error = made.err().map(|error| format!("{error:#}")).unwrap_or_default();
             assert!(fine || error.contains("leads out of its folder"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_a_recipe_is_the_users() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |path: &str, rest: &str| format!("[[file]]\npath = \"{path}\"\ntext = \"x\"\n{rest}");
+        let long = format!("/{}", "x".repeat(256));
+        for (recipe, says) in [
+            (file("/../x", ""), "no absolute path"),
+            (file("x", ""), "no absolute path"),
+            (file(&long, ""), "255 bytes"),
+            (file("/x", "mode = 0o7777777\n"), "permission bits"),
+            (file("/x", "") + "[[link]]\npath = \"/x\"\ntarget = \"y\"\n", "two different things"),
+            (file("/x", "") + &file("/x/y", ""), "lies below /x"),
+            (
+                file("/x", "") + "[[applets]]\nfolder = \"/bin\"\ntarget = \"/x\"\nnames = [\"../a\"]\n",
+                "no absolute path",
+            ),
+            (file("/a/.wh.x", ""), "removes"),
+            (String::new(), "there is nothing to put"),
+            (file("/x", "mode = -1\n"), "0 or more"),
+        ] {
+            std::fs::write(dir.path().join(RECIPE), format!("name = \"a/b:1\"\n{recipe}")).unwrap();
+            let error = nothing("", |around| make(dir.path(), &Overrides::default(), around)).unwrap_err();
+            let bad = error.chain().any(|e| e.is::<input::BadInput>() || e.is::<ConfigError>());
+            assert!(bad && format!("{error:#}").contains(says), "{recipe}: {error:#}");
+            assert!(format!("{error:#}").contains(&dir.path().display().to_string()), "{error:#}");
+        }
+        let damaged = dir.path().join("damaged.tar");
+        std::fs::write(&damaged, "x".repeat(2000)).unwrap();
+        for base in
+            [format!("oci:{}", damaged.display()), format!("oci:{}", dir.path().display()), "r.example/x".into()]
+        {
+            let error = base_from_disk(&base, &Platform::default()).unwrap_err();
+            assert!(error.is::<input::BadInput>(), "{error:#}");
         }
     }
 
