@@ -10,6 +10,7 @@ pub mod steps;
 use crate::input;
 use anyhow::{Context, Result};
 use rustix::fs::OFlags;
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -21,13 +22,19 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// The per-user cache folder: `$XDG_CACHE_HOME/kimg`, else `~/.cache/kimg`.
 pub fn user_dir() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("XDG_CACHE_HOME").filter(|d| !d.is_empty()) {
-        return Ok(PathBuf::from(dir).join("kimg"));
+    user_dir_of(&|name| std::env::var_os(name))
+}
+
+fn user_dir_of(env: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    for (name, below) in [("XDG_CACHE_HOME", "kimg"), ("HOME", ".cache/kimg")] {
+        let Some(dir) = env(name).filter(|dir| !dir.is_empty()).map(PathBuf::from) else { continue };
+        // Each working directory would have a cache of its own.
+        if dir.is_relative() {
+            return input::bad(format!("{name} is {}; it must be an absolute path", dir.display()));
+        }
+        return Ok(dir.join(below));
     }
-    let home = std::env::var_os("HOME")
-        .filter(|d| !d.is_empty())
-        .context("neither XDG_CACHE_HOME nor HOME is set; set one, so that downloads can be kept")?;
-    Ok(PathBuf::from(home).join(".cache/kimg"))
+    input::bad("neither XDG_CACHE_HOME nor HOME is set; set one, so that downloads can be kept")
 }
 
 /// Where the sums of files that were read once are remembered ([`hash::hex_of_file_remembered`]).
@@ -88,7 +95,7 @@ pub fn open_private(path: &Path) -> Result<fs::File> {
 
 /// Writes a file whole or not at all: under another name first, then renamed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = temporary_beside(path)?;
+    let temporary = name_beside(path)?;
     let write = || -> Result<()> {
         fs::File::create(&temporary)?.write_all(bytes)?;
         store(&temporary, path)
@@ -106,8 +113,23 @@ pub fn store(temporary: &Path, path: &Path) -> Result<()> {
     store().with_context(|| format!("storing {}", path.display()))
 }
 
-/// A name in the same folder, so that a rename onto `path` is atomic. Creates the folder.
+/// A name in the same folder, so that a rename onto `path` is atomic. Creates the folder. What interrupted runs left
+/// under such names is removed: it may be as large as the whole.
 pub fn temporary_beside(path: &Path) -> Result<PathBuf> {
+    let temporary = name_beside(path)?;
+    if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
+        let begin = format!(".{}.", name.to_string_lossy());
+        sweep_those(folder, &|left| {
+            let rest = left.strip_prefix(&begin)?.strip_suffix(".tmp")?;
+            rest.split_once('.')
+                .filter(|(number, _)| number.bytes().all(|byte| byte.is_ascii_digit()))
+                .map(|(_, pid)| pid)
+        });
+    }
+    Ok(temporary)
+}
+
+fn name_beside(path: &Path) -> Result<PathBuf> {
     let folder = path.parent().context("a file needs a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     let name = path.file_name().context("a file needs a name")?.to_string_lossy();
@@ -125,11 +147,15 @@ pub fn temporary_beside(path: &Path) -> Result<PathBuf> {
 
 /// Removes what interrupted runs left in `folder`: temporary files of processes that are gone.
 pub fn sweep(folder: &Path) {
+    sweep_those(folder, &|name| name.strip_suffix(".tmp")?.rsplit('.').next());
+}
+
+/// `pid` gives the process whose temporary file has this name.
+fn sweep_those(folder: &Path, pid: &dyn Fn(&str) -> Option<&str>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(pid) = name.strip_suffix(".tmp").and_then(|n| n.rsplit('.').next()) else { continue };
-        if !Path::new("/proc").join(pid).exists() {
+        if pid(&name).is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             // A file that cannot be removed does no harm: its name is never read.
             let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
         }
@@ -168,6 +194,37 @@ mod tests {
         }
         assert_eq!(fs::metadata(&other).unwrap().permissions().mode() & 0o777, 0o755);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_cache_has_one_place() {
+        let of = |xdg: &'static str, home: &'static str| {
+            user_dir_of(&move |name| Some(if name == "HOME" { home } else { xdg }.into()))
+        };
+        assert_eq!(of("/c", "/h").unwrap(), Path::new("/c/kimg"));
+        assert_eq!(of("", "/h").unwrap(), Path::new("/h/.cache/kimg"));
+        for (xdg, home, says) in [("rel", "/h", "XDG_CACHE_HOME is rel"), ("", "h", "HOME is h"), ("", "", "neither")] {
+            let error = of(xdg, home).unwrap_err();
+            assert!(error.is::<input::BadInput>() && error.to_string().contains(says), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn what_an_interrupted_run_left_is_removed_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        // No process has such a number.
+        let gone = format!(".x.tar.0.{}.tmp", u32::MAX);
+        let kept =
+            [format!(".x.tar.7.{}.tmp", std::process::id()), format!(".y.tar.0.{}.tmp", u32::MAX), ".x.tar.tmp".into()];
+        kept.iter().chain([&gone]).for_each(|name| fs::write(dir.path().join(name), "x").unwrap());
+        fs::create_dir(dir.path().join(format!(".x.tar.1.{}.tmp", u32::MAX))).unwrap();
+        temporary_beside(&dir.path().join("x.tar")).unwrap();
+        let mut left: Vec<String> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut kept = kept.to_vec();
+        left.sort();
+        kept.sort();
+        assert_eq!(left, kept);
     }
 
     #[test]
