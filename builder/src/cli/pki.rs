@@ -617,10 +617,13 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs, settings: &Settings) -> Result<(
 /// Where the API server is: as told, else the running local VM's port, else the first name or address.
 fn server(settings: &Settings, told: Option<&str>) -> Result<String> {
     if let Some(url) = told {
-        if url.starts_with("https://") {
+        // It goes into a YAML file as it is.
+        let fine = |c: char| c.is_ascii_alphanumeric() || "-._~:/[]%".contains(c);
+        let rest = url.strip_prefix("https://").filter(|rest| rest.chars().all(fine) && !rest.starts_with([':', '/']));
+        if rest.is_some_and(|rest| !rest.is_empty()) {
             return Ok(url.to_string());
         }
-        return input::bad(format!("--server {url}: write it as https://HOST:6443"));
+        return input::bad(format!("--server {}: write it as https://HOST:6443", url.escape_debug()));
     }
     if let Some(url) = crate::cloud::cluster::server(settings)? {
         return Ok(url);
@@ -636,4 +639,31 @@ fn server(settings: &Settings, told: Option<&str>) -> Result<String> {
     }
     let host = settings.api_host().context("cluster.toml names no address of the API; use --server")?;
     Ok(server_url(&host, 6443))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_one_address() {
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n";
+        let path = Path::new("cluster.toml");
+        let settings = crate::config::parse(path, text, Path::new("/nowhere")).expect("valid");
+        for fine in ["https://a.example:6443", "https://[fd00::1]:6443", "https://a.example/k8s"] {
+            assert_eq!(server(&settings, Some(fine)).expect("fine"), fine);
+        }
+        for bad in [
+            "https://",
+            "https://:6443",
+            "https:///x",
+            "http://a",
+            "https://a\nusers: []",
+            "https://a #b",
+            "https://u@a",
+        ] {
+            let error = server(&settings, Some(bad)).expect_err(bad);
+            assert!(error.is::<input::BadInput>() && !error.to_string().contains('\n'), "{error:#}");
+        }
+    }
 }

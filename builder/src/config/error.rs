@@ -121,7 +121,10 @@ fn missing_sentence(field: &str) -> &'static str {
 
 /// serde's "invalid type: integer `5`, expected a string" as a sentence about the file.
 fn type_sentence(message: &str) -> String {
-    let (found, wanted) = message.split_once(", expected ").unwrap_or((message, ""));
+    let Some((found, wanted)) = message.split_once(", expected ").filter(|_| message.starts_with("invalid ")) else {
+        return format!("cannot be read: {message}");
+    };
+    let value = found.strip_prefix("invalid value: ").and_then(|value| value.split('`').nth(1));
     let found = found.strip_prefix("invalid type: ").unwrap_or(found);
     let found = match found.split([' ', '`']).next() {
         Some("string") => "a string",
@@ -133,12 +136,13 @@ fn type_sentence(message: &str) -> String {
     };
     let wanted = match wanted {
         "a string" | "path string" => "a string in quotes, e.g. \"demo\"",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more and not too large",
         "i64" | "an integer" => "a whole number without quotes, e.g. 512",
         "a boolean" => "true or false",
         "a sequence" => "a list, e.g. [\"a\", \"b\"]",
         _ => "a table, e.g. { key = \"value\" }",
     };
-    format!("must be {wanted}, not {found}")
+    format!("must be {wanted}, not {}", value.unwrap_or(found))
 }
 
 fn unknown_key_sentence(unknown: &str, known: &[&str]) -> String {

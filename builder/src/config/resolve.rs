@@ -9,6 +9,7 @@ use super::settings::{
     Api, Arch, BackupTo, ImageOptions, Local, NodeSettings, Packages, SecretsForm, Settings, VmSize,
 };
 use crate::image::recipe::{self, PackageRecipe};
+use crate::image::tree::LONGEST_NAME;
 use ipnet::IpNet;
 use node_metadata::merge::quantity;
 use node_metadata::{NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
@@ -203,6 +204,14 @@ fn check_cidrs(f: &Fragment, pods: IpNet, services: IpNet, local: IpNet) -> Resu
             let message = format!(
                 "{range} is IPv6; pods and services have IPv4 addresses, so write an IPv4 range, e.g. {example}"
             );
+            return Err(optional_fault(at, field, &message));
+        }
+    }
+    // This machine's own, one link's, and several machines' at once (RFC 6890): no packet to them is routed.
+    let unfit = ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"].map(str::parse::<IpNet>);
+    for (field, range, at) in [("pod-cidr", pods, &f.pod_cidr), ("service-cidr", services, &f.service_cidr)] {
+        if let Some(unfit) = unfit.iter().flatten().find(|unfit| overlap(**unfit, range)) {
+            let message = format!("{range} has addresses of {unfit}, which are not routed; write a private range");
             return Err(optional_fault(at, field, &message));
         }
     }
@@ -454,6 +463,8 @@ fn resolve_api(f: &super::fragment::ApiFragment) -> Result<Api, Fault> {
 const INSTALL_TO: &str = "kimg.install-to=";
 /// Words of the kernel's command line that kimg itself writes, and that decide what is booted.
 const OWN_WORDS: [&str; 6] = ["kimg.", "root=", "init=", "rdinit=", "dm-mod.", "dm_verity."];
+/// The kernel reads 2047 characters (COMMAND_LINE_SIZE of x86), and kimg's own words and the loader's are among them.
+const MOST_KERNEL_ARGS: usize = 1500;
 /// Where the image keeps nothing: these are mounted over or made anew at each boot.
 const NOT_KEPT: [&str; 8] = ["/dev", "/proc", "/sys", "/run", "/tmp", "/var", "/state", "/boot"];
 
@@ -470,6 +481,12 @@ fn image_options(
         for word in words {
             kernel_word(word, &format!("{field}.kernel-args"))?;
             options.kernel_args.push(word.get_ref().clone());
+            if options.kernel_args.join(" ").len() > MOST_KERNEL_ARGS {
+                let message = format!(
+                    "with it there are more than {MOST_KERNEL_ARGS} characters, and the kernel would not read all"
+                );
+                return Err(fault(word, &format!("{field}.kernel-args"), message));
+            }
         }
     }
     for (field, names) in [("image", &common.modules), (own_field.as_str(), &own.modules)] {
@@ -497,6 +514,11 @@ fn image_options(
             image_path(path, (role, store), &field)?;
             if options.files.iter().any(|(known, _)| known == path.get_ref()) {
                 let message = format!("{} stands under [image.files] too; remove one of the two", path.get_ref());
+                return Err(fault(path, &field, message));
+            }
+            let crosses = |known: &str| is_below(known, path.get_ref()) || is_below(path.get_ref(), known);
+            if let Some((known, _)) = options.files.iter().find(|(known, _)| crosses(known)) {
+                let message = format!("{} and {known} are both files; one cannot lie below the other", path.get_ref());
                 return Err(fault(path, &field, message));
             }
             let full = dir.join(source.get_ref());
@@ -561,10 +583,32 @@ fn image_path(path: &Spanned<String>, (role, store): (Role, StoreEngine), field:
         let message = format!("{place} is not kept in the image; choose a place below /usr, /etc or /opt");
         return Err(fault(path, field, message));
     }
-    if recipe::paths_of(role, store).is_ok_and(|own| own.contains(text)) {
+    if parts.iter().any(|part| part.len() > LONGEST_NAME) {
+        return Err(fault(
+            path,
+            field,
+            format!("a name in it has more than the {LONGEST_NAME} bytes that Linux takes"),
+        ));
+    }
+    let own = recipe::paths_of(role, store).unwrap_or_default();
+    if own.contains_key(text) {
         return Err(fault(path, field, format!("{text} is a file of kimg itself; choose another path")));
     }
+    if let Some(file) = own.keys().find(|file| is_below(file, text)) {
+        return Err(fault(path, field, format!("{text} is a folder, with {file} in it; name a file")));
+    }
+    if let Some((above, _)) = own.iter().find(|(above, folder)| !**folder && is_below(text, above)) {
+        return Err(fault(
+            path,
+            field,
+            format!("{text} would lie below {above}, which is no folder; choose another path"),
+        ));
+    }
     Ok(())
+}
+
+fn is_below(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn resolve_nodes(fragments: &[Spanned<NodeFragment>], network: ipnet::Ipv4Net) -> Result<Vec<NodeSettings>, Fault> {
@@ -580,6 +624,10 @@ fn resolve_nodes(fragments: &[Spanned<NodeFragment>], network: ipnet::Ipv4Net) -
         }
         for written in &node.addresses {
             let address = address(written, "nodes.addresses")?;
+            if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+                let message = format!("{address} is no address at which others reach a machine; write the node's own");
+                return Err(fault(written, "nodes.addresses", message));
+            }
             if address == network.network() || address == network.broadcast() {
                 let message = format!(
                     "{address} is the network's own or the broadcast address of local.network {network}; give {} another",

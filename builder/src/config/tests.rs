@@ -38,6 +38,16 @@ fn the_operators_secrets_go_into_no_image() {
     }
 }
 
+#[test]
+fn what_linux_cannot_take_is_refused() {
+    let words: Vec<String> = (0..100).map(|n| format!("\"word-{n:010}\"")).collect();
+    let error = settings(&format!("{MINIMAL}[image]\nkernel-args = [{}]\n", words.join(", "))).expect_err("too long");
+    assert!(error.to_string().contains("image.kernel-args: with it there are more than"), "{error}");
+    let name = "x".repeat(256);
+    let error = settings(&format!("{MINIMAL}[image.files]\n\"/etc/{name}\" = \"x\"\n")).expect_err("too long");
+    assert!(error.to_string().contains("image.files: a name in it has more than the 255 bytes"), "{error}");
+}
+
 /// `(lines put before or instead of the minimal text, what the error says)`
 #[test]
 fn errors_name_line_field_and_way_out() {
@@ -66,6 +76,16 @@ fn errors_name_line_field_and_way_out() {
         ("[image.files]\n\"/etc/../x\" = \"x\"\n", "image.files: `/etc/../x` is no absolute path"),
         ("[image.files]\n\"/var/x\" = \"x\"\n", "image.files: /var is not kept in the image"),
         ("[image.files]\n\"/etc/passwd\" = \"x\"\n", "/etc/passwd is a file of kimg itself"),
+        ("[image.files]\n\"/etc\" = \"x\"\n", ":4:1: image.files: /etc is a folder, with /etc/"),
+        ("[image.files]\n\"/bin/x\" = \"x\"\n", ":4:1: image.files: /bin/x would lie below /bin, which is no folder"),
+        (
+            "[image.files]\n\"/etc/x\" = \"/proc/version\"\n\"/etc/x/y\" = \"/proc/version\"\n",
+            "image.files: /etc/x/y and /etc/x are",
+        ),
+        ("pod-cidr = \"127.0.0.0/16\"\n", ":3:12: pod-cidr: 127.0.0.0/16 has addresses of 127.0.0.0/8"),
+        ("pod-cidr = \"224.0.0.0/16\"\n", "pod-cidr: 224.0.0.0/16 has addresses of 224.0.0.0/3"),
+        ("service-cidr = \"169.254.0.0/16\"\n", "service-cidr: 169.254.0.0/16 has addresses of"),
+        ("[provider]\nname = \"hetzner\"\nbudget = 1e400\n", ":5:10: provider.budget: "),
         ("[image.master.files]\n\"/etc/x\" = \"gone\"\n", ":4:12: image.master.files: there is no file"),
         ("[[image.packages]]\nname = \"strace\"\n", "say which files of strace are taken"),
         ("[[image.worker.packages]]\nname = \"St race\"\nfiles = [\"/x\"]\n", "is no name of a Debian package"),
@@ -158,6 +178,8 @@ fn node_errors() {
             r#"{ name = "a", role = "master", labels = { "node-role.kubernetes.io/db" = "" } }"#,
             "a node may not give itself the label node-role.kubernetes.io/db",
         ),
+        (r#"{ name = "a", role = "master", addresses = ["127.0.0.1"] }"#, "127.0.0.1 is no address at which others"),
+        (r#"{ name = "a", role = "master", addresses = ["0.0.0.0"] }"#, "0.0.0.0 is no address at which others"),
         (r#"{ name = "a", role = "master", addresses = ["10.77.0.0"] }"#, "10.77.0.0 is the network's own"),
         (r#"{ name = "a", role = "master", addresses = ["10.77.0.255"] }"#, "or the broadcast address"),
         (r#"{ name = "a", role = "master", reserved = { memory = "lots" } }"#, "nodes.reserved.memory: `lots`"),

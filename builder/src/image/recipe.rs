@@ -4,7 +4,7 @@ use crate::packages::resolve::Wish;
 use anyhow::{Context, Result};
 use node_metadata::{Role, StoreEngine};
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 const BASE: &str = include_str!("../../../images/base.toml");
 const MASTER: &str = include_str!("../../../images/master.toml");
@@ -181,13 +181,14 @@ pub fn of(role: Role, store: StoreEngine) -> Result<Recipe> {
     Ok(recipe)
 }
 
-/// Paths that a role's recipe takes: own programs, links, files and folders.
-pub fn paths_of(role: Role, store: StoreEngine) -> Result<BTreeSet<String>> {
+/// Paths that a role's recipe takes: own programs, links, files and folders; and whether each is a folder.
+pub fn paths_of(role: Role, store: StoreEngine) -> Result<BTreeMap<String, bool>> {
     let recipe = of(role, store)?;
     let components = recipe.components.into_iter().flat_map(|c| c.links.into_iter().chain([c.path]));
     let files = recipe.files.into_iter().map(|f| f.path).chain(recipe.bundles.into_iter().map(|b| b.path));
-    let links = recipe.links.into_iter().map(|l| l.path).chain(recipe.directories.into_iter().map(|d| d.path));
-    Ok(components.chain(files).chain(links).collect())
+    let files = components.chain(files).chain(recipe.links.into_iter().map(|l| l.path));
+    let folders = recipe.directories.into_iter().map(|d| d.path);
+    Ok(files.map(|path| (path, false)).chain(folders.map(|path| (path, true))).collect())
 }
 
 /// Kernel, loaders and initramfs.

@@ -106,6 +106,13 @@ impl PlaceArgs {
                 return input::bad(format!("{flag}: '{name}' is no bucket's name, which has 3 characters or more"));
             }
         }
+        let texts = [("--prefix", &self.prefix), ("--storage", &self.storage), ("--server-type", &self.server_type)];
+        for (flag, text) in texts {
+            // It would be shown as it is, and a terminal may obey it.
+            if text.chars().any(char::is_control) {
+                return input::bad(format!("{flag}: '{}' has a control character in it", text.escape_debug()));
+            }
+        }
         Ok(())
     }
 
@@ -316,4 +323,23 @@ pub fn run_gc(args: &GcArgs) -> Result<()> {
         bail!("these stay: {}", stay.join("; "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_no_name() {
+        let place = |prefix: &str, storage: &str| PlaceArgs {
+            prefix: prefix.into(),
+            storage: storage.into(),
+            ..PlaceArgs::default()
+        };
+        place("images/", "local").check().unwrap();
+        for place in [place("\u{1b}[31m", "local"), place("a\nb", "local"), place("", "\r")] {
+            let error = place.check().unwrap_err();
+            assert!(error.is::<input::BadInput>() && !error.to_string().contains(char::is_control), "{error:?}");
+        }
+    }
 }
