@@ -59,6 +59,11 @@ pub fn volume(label: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     Ok(image)
 }
 
+/// Whether a first sector is that of a volume of this label.
+pub fn is_labelled(sector: &[u8], label: &str) -> bool {
+    sector.get(43..54) == Some(&padded(label)[..]) && sector.get(510..512) == Some(&[0x55, 0xaa])
+}
+
 fn boot_sector(label: &str) -> [u8; SECTOR] {
     let mut sector = [0u8; SECTOR];
     sector[..3].copy_from_slice(&[0xeb, 0x3c, 0x90]);

@@ -197,7 +197,7 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         file.take(512).read_to_end(&mut head).with_context(|| format!("reading {}", path.display()))?;
     }
-    if head.windows(LABEL.len()).any(|part| part == LABEL.as_bytes()) {
+    if fat::is_labelled(&head, LABEL) {
         return Ok(());
     }
     bad(format!("{} exists and is no seed; remove it, or give another name", path.display()))
@@ -247,8 +247,11 @@ mod tests {
         check_replaceable(&path).expect("nothing is there");
         std::fs::write(&path, fat::volume(LABEL, &[("user-data", b"x".as_slice())]).expect("volume")).expect("written");
         check_replaceable(&path).expect("a seed");
-        std::fs::write(&path, "precious").expect("written");
-        assert!(check_replaceable(&path).is_err() && check_replaceable(dir.path()).is_err());
+        for precious in ["precious".to_string(), format!("what is {LABEL}? {}", "x".repeat(600))] {
+            std::fs::write(&path, precious).expect("written");
+            assert!(check_replaceable(&path).is_err());
+        }
+        assert!(check_replaceable(dir.path()).is_err());
     }
 
     #[test]

@@ -10,13 +10,20 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// A value, or none.
 ///
 /// # Errors
-/// The file that `NAME_FILE` names cannot be read, or others can read it.
+/// The file that `NAME_FILE` names cannot be read, or others can read it; or the value is more than one line.
 pub fn find(env: Environment<'_>, name: &str) -> Result<Option<String>> {
-    if let Some(value) = env(name) {
-        return Ok(Some(value));
-    }
     let variable = format!("{name}_FILE");
-    env(&variable).map(|file| read_private(Path::new(&file)).with_context(|| format!("reading {variable}"))).transpose()
+    let (place, value) = match env(name) {
+        Some(value) => (name, Some(value)),
+        None => {
+            let read = |file: String| read_private(Path::new(&file)).with_context(|| format!("reading {variable}"));
+            (variable.as_str(), env(&variable).map(read).transpose()?)
+        }
+    };
+    if value.as_ref().is_some_and(|value| value.chars().any(char::is_control)) {
+        return input::bad(format!("the value of {place} has a line break or another control character; set it anew"));
+    }
+    Ok(value)
 }
 
 /// A value that must be there.
@@ -53,10 +60,13 @@ mod tests {
         let env = |name: &str| match name {
             "A" => Some("a".to_string()),
             "B_FILE" => Some(path.clone()),
+            "D" => Some("t0\nken".to_string()),
             _ => None,
         };
         assert_eq!(need(&env, "A", "x").unwrap(), "a");
         assert_eq!(need(&env, "B", "x").unwrap(), "t0ken");
+        let error = need(&env, "D", "x").unwrap_err();
+        assert!(error.is::<input::BadInput>() && error.to_string().contains("the value of D has"), "{error}");
         assert!(need(&env, "C", "a token").unwrap_err().to_string().contains("C_FILE"));
         std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o640)).unwrap();
         let error = format!("{:#}", need(&env, "B", "x").unwrap_err());
