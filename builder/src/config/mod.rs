@@ -4,6 +4,7 @@
 //! [`settings`] is the result, [`error`] the one kind of error: file, line, column, field, what is wrong, the way out.
 //! Parsing and validation take text; only [`load`] reads a file.
 
+mod baked;
 mod components;
 pub mod edit;
 pub mod error;
