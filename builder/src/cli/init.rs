@@ -1,6 +1,7 @@
 //! `kimg init`: a folder with an example that says everything there is to set.
 
 use super::next;
+use crate::cache;
 use crate::config::FILE_NAME;
 use crate::input;
 use crate::pki::Secrets;
@@ -109,7 +110,8 @@ fn ignore(path: &Path) -> Result<()> {
         text.push_str(line);
         text.push('\n');
     }
-    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    // On a full disk what stood in it stays.
+    cache::write_atomic(path, text.as_bytes())
 }
 
 #[cfg(test)]

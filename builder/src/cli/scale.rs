@@ -138,6 +138,9 @@ fn forget(settings: &Settings, journal: &Journal) -> Result<Settings> {
 }
 
 fn grow(args: &ScaleArgs, settings: &Settings, workers: &[String]) -> Result<ExitCode> {
+    if args.components.is_some() {
+        Components::find(args.components.as_deref(), &cache::sums_dir()?)?;
+    }
     let all: Vec<String> = settings.nodes.iter().map(|node| node.entry.name.clone()).collect();
     let names = new_names(&all, workers.last().map(String::as_str), args.count - workers.len());
     let last = workers.last().or(all.last()).context("cluster.toml names no node")?;
@@ -155,9 +158,6 @@ fn grow(args: &ScaleArgs, settings: &Settings, workers: &[String]) -> Result<Exi
     }
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
-    }
-    if args.components.is_some() {
-        Components::find(args.components.as_deref(), &cache::sums_dir()?)?;
     }
     write(&path, &text)?;
     vm::up(&vm::UpArgs { components: args.components.clone(), yes: true }, &grown)?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use node_metadata::Role;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// File name.
@@ -80,6 +81,24 @@ impl Manifest {
     /// Reads the manifest in `dir`; none where there is none or an unreadable one, which a build replaces.
     pub fn read(dir: &Path) -> Option<Manifest> {
         Manifest::parse(&input::bytes(&dir.join(FILE), MOST_BYTES).ok()?).ok()
+    }
+
+    /// The manifest of an image that should be there.
+    ///
+    /// # Errors
+    /// [`input::BadInput`]: there is none, or it cannot be looked at.
+    pub fn of_image(dir: &Path) -> Result<Manifest> {
+        if let Some(known) = Manifest::read(dir) {
+            return Ok(known);
+        }
+        // What may not be read is not missing, and a build would not mend it.
+        let path = dir.join(FILE);
+        match std::fs::metadata(&path).map_err(|error| (error.kind(), error)) {
+            Err((kind, error)) if ![ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&kind) => {
+                input::bad(format!("{} cannot be read: {error}", path.display()))
+            }
+            _ => input::bad(format!("there is no image in {}; build it with `kimg build all`", dir.display())),
+        }
     }
 
     /// Reads the text of a manifest, which may come from anybody: what becomes part of a path is a plain name, and what
@@ -183,6 +202,20 @@ mod tests {
         assert!(!manifest.is_complete(dir.path(), &sums).unwrap());
         manifest.files.clear();
         assert!(!manifest.is_complete(dir.path(), &sums).unwrap(), "without a disk");
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_not_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = || {
+            let error = Manifest::of_image(dir.path()).unwrap_err();
+            assert!(error.is::<input::BadInput>());
+            error.to_string()
+        };
+        assert!(said().contains("there is no image in"));
+        // No user can follow it.
+        std::os::unix::fs::symlink(FILE, dir.path().join(FILE)).unwrap();
+        assert!(said().contains("cannot be read: "));
     }
 
     #[test]

@@ -22,10 +22,7 @@ const DESCRIPTION: &str = "application/vnd.kimg.node-image.manifest.v1+json";
 /// # Errors
 /// There is no complete image, it is not what its manifest says, or it holds private keys in clear.
 pub fn of_node_image(dir: &Path, names: &[Reference]) -> Result<Content> {
-    let known = manifest::Manifest::read(dir).map_or_else(
-        || input::bad(format!("there is no image in {}; build it with `kimg build all`", dir.display())),
-        Ok,
-    )?;
+    let known = manifest::Manifest::of_image(dir)?;
     let packed = Format::RawZst.file();
     let Some(sum) = known.files.get(packed) else {
         return input::bad(format!(

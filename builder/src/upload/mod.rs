@@ -30,7 +30,6 @@ use crate::cache::hash;
 use crate::image::leave;
 use crate::image::manifest::{self, FileSum};
 use crate::image::output::Format;
-use crate::input;
 use crate::web::{Interrupted, Lost, Refused};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
@@ -218,10 +217,7 @@ impl Local {
     /// # Errors
     /// There is no image, it is not what its manifest says or not in this form, or it holds private keys in clear.
     pub fn read(dir: &Path, format: Format) -> Result<Local> {
-        let known = manifest::Manifest::read(dir).map_or_else(
-            || input::bad(format!("there is no image in {}; build it with `kimg build all`", dir.display())),
-            Ok,
-        )?;
+        let known = manifest::Manifest::of_image(dir)?;
         let raw = Format::Raw.file();
         let disk = known.files.get(raw).with_context(|| format!("the manifest in {} names no {raw}", dir.display()))?;
         let check = |name: &str, sum: &FileSum| -> Result<()> {
