@@ -6,6 +6,7 @@
 mod request;
 mod retry;
 pub mod trust;
+mod watch;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -29,7 +30,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector, DefaultConnector, NextTimeout};
+use watch::Watching;
 
 /// How long a server may think before its answer begins: Glance sums a whole image first. A short answer is whole
 /// after as long again.
@@ -75,7 +77,7 @@ impl Client {
     pub fn new(ca: Option<&Path>) -> Result<Client> {
         let tls = ureq::tls::TlsConfig::builder().root_certs(trust::roots(ca)?).build();
         let config = Client::config(tls, ureq::Proxy::try_from_env());
-        let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), Hosts::default());
+        let agent = ureq::Agent::with_parts(config, DefaultConnector::default().chain(Watching), Hosts::default());
         Ok(Client { agent, clock: Arc::new(SystemClock::default()), dry: None, stall: STALL })
     }
 
@@ -96,7 +98,8 @@ impl Client {
             .client_cert(Some(ClientCert::new_with_certs(&chain, key)))
             .build();
         let config = Client::config(tls, None);
-        let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), At(target.to_string()));
+        let agent =
+            ureq::Agent::with_parts(config, DefaultConnector::default().chain(Watching), At(target.to_string()));
         Ok(Client { agent, ..self.clone() })
     }
 
@@ -318,7 +321,8 @@ impl Client {
             .timeout_per_write(Some(self.stall))
             .timeout_recv_body(whole)
             .build();
-        Ok(self.agent.run(request))
+        // What a call makes is named in its answer, which is waited for.
+        Ok(watch::by(reads.then_some(&self.clock), || self.agent.run(request)))
     }
 
     /// Asks every `every` until there is a result, for at most `limit`; after a while more rarely, as providers count

@@ -103,7 +103,7 @@ impl<R> Watched<R> {
 impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.clock.check().map_err(|_| io::Error::other(Interrupted))?;
-        self.inner.read(buffer)
+        super::watch::by(Some(&self.clock), || self.inner.read(buffer))
     }
 }
 

@@ -1,9 +1,10 @@
 use super::fake::{Fault, Reply, Server, Virtual};
 use super::retry::Verdict;
-use super::{Client, Interrupted, Lost, Refused, Request, Unresolved};
+use super::{Client, Clock, Interrupted, Lost, Refused, Request, SystemClock, Unresolved};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::{Read, Write};
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -57,6 +58,41 @@ fn a_host_that_nobody_knows_is_not_asked_for_again() {
     let clock = Virtual::new();
     let error = clock.client().send(&Request::get("http://nosuch.invalid")).unwrap_err().to_string();
     assert!(error.contains("no address of nosuch.invalid is known"), "{error}");
+}
+
+/// A clock by which the user interrupts the command when it has been looked at so often.
+struct Looked(AtomicUsize);
+
+impl Clock for Looked {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::UNIX_EPOCH
+    }
+
+    fn sleep(&self, _: Duration) -> anyhow::Result<()> {
+        self.check()
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if self.0.fetch_add(1, Relaxed) < 25 { Ok(()) } else { Err(Interrupted.into()) }
+    }
+
+    fn for_cleanup(&self) -> Arc<dyn Clock> {
+        Arc::new(SystemClock::default())
+    }
+}
+
+#[test]
+fn an_interrupt_ends_the_waiting_for_a_silent_server() {
+    // It says nothing, or stops in the middle of what it says.
+    for said in [0, 100] {
+        let server = echo();
+        (0..9).for_each(|n| server.fail(n, Fault::Stall(said)));
+        let client = Virtual::new().client().with_stall(Duration::from_secs(5));
+        let client = client.with_clock(Arc::new(Looked(AtomicUsize::new(0))));
+        // Without it, six tries would have come to their end by then, and looked at the clock three times each.
+        let error = client.send(&Request::get(server.url())).unwrap_err();
+        assert!(error.is::<Interrupted>(), "{said}: {error:#}");
+    }
 }
 
 #[test]
