@@ -10,7 +10,7 @@ mod message;
 mod privileges;
 mod target;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use backon::BackoffBuilder;
 use clap::Parser;
 use folder::Cursors;
@@ -54,7 +54,7 @@ struct Flags {
     #[arg(long, default_value = "/var/log/kimg")]
     logs: PathBuf,
     /// Where it is kept how far they were sent.
-    #[arg(long, default_value = "/var/lib/kimg/log-shipper")]
+    #[arg(long, default_value = "/var/lib/log-shipper")]
     dir: PathBuf,
 }
 
@@ -64,11 +64,12 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(flags) => flags,
         Err(code) => return code,
     };
-    // Before there is a second thread.
+    // Before there is a second thread. A user of the node reads nothing of kimg's own folders.
+    let authorities = std::fs::read(&flags.ca_file).with_context(|| format!("reading {}", flags.ca_file.display()));
     let dropped = privileges::drop_to_reader(&flags.logs, &flags.dir);
     node_client::run("log-shipper", async {
         dropped?;
-        Shipper::new(&flags)?.run().await
+        Shipper::new(&flags, &authorities?)?.run().await
     })
 }
 
@@ -99,10 +100,11 @@ struct Shipper {
 }
 
 impl Shipper {
-    fn new(flags: &Flags) -> Result<Shipper> {
+    fn new(flags: &Flags, authorities: &[u8]) -> Result<Shipper> {
         let path = flags.dir.join(CURSORS);
         Ok(Shipper {
-            target: Target::new(&flags.host, flags.port, &flags.ca_file)?,
+            target: Target::new(&flags.host, flags.port, authorities)
+                .with_context(|| flags.ca_file.display().to_string())?,
             sender: Sender { node: flags.node_name.clone(), cluster: flags.cluster.clone() },
             logs: flags.logs.clone(),
             cursors: folder::load(&path),

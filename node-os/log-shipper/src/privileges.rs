@@ -30,9 +30,7 @@ pub fn drop_to_reader(logs: &Path, own: &Path) -> Result<()> {
     for entry in std::fs::read_dir(own).with_context(dir)?.flatten() {
         give(&entry.path(), Some(uid), None)?;
     }
-    if let Some(socket) = std::env::var_os(node_sys::notify::SOCKET_VARIABLE) {
-        give(Path::new(&socket), Some(uid), None)?;
-    }
+    node_sys::notify::open();
     let become_reader = || -> rustix::io::Result<()> {
         rustix::thread::set_thread_groups(&[])?;
         rustix::thread::set_thread_res_gid(gid, gid, gid)?;

@@ -5,7 +5,6 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -49,14 +48,13 @@ impl Target {
     ///
     /// # Errors
     /// The file or the name is none.
-    pub fn new(host: &str, port: u16, authorities: &Path) -> Result<Target> {
-        let what = || format!("reading {}", authorities.display());
+    pub fn new(host: &str, port: u16, authorities: &[u8]) -> Result<Target> {
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(authorities).with_context(what)? {
+        for certificate in CertificateDer::pem_slice_iter(authorities) {
             // Of the web's some may be none that rustls knows.
-            drop(roots.add(certificate.with_context(what)?));
+            drop(roots.add(certificate.context("it is no PEM file")?));
         }
-        anyhow::ensure!(!roots.is_empty(), "{} has no authority that can be used", authorities.display());
+        anyhow::ensure!(!roots.is_empty(), "no authority in it can be used");
         let name = ServerName::try_from(host.to_owned()).with_context(|| format!("{host} is no host"))?;
         let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         Ok(Target { host: host.to_owned(), port, name, tls: Arc::new(config).into() })

@@ -81,12 +81,15 @@ impl Stage {
         // Started by root, the component is another user after a moment.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("folder");
         fs::create_dir(dir.path().join("logs")).expect("folder");
+        // As /run/kimg is on a node.
+        fs::create_dir(dir.path().join("run")).expect("folder");
+        fs::set_permissions(dir.path().join("run"), fs::Permissions::from_mode(0o700)).expect("folder");
         for name in ["ca", "other"] {
             let key = KeyPair::generate().expect("key");
             let mut params = CertificateParams::new(Vec::new()).expect("params");
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            fs::write(dir.path().join(format!("{name}.pem")), params.self_signed(&key).expect("ca").pem())
+            fs::write(dir.path().join(format!("run/{name}.pem")), params.self_signed(&key).expect("ca").pem())
                 .expect("written");
             if name == "ca" {
                 let server = KeyPair::generate().expect("key");
@@ -96,7 +99,7 @@ impl Stage {
                 fs::write(dir.path().join("server.key"), server.serialize_pem()).expect("written");
             }
         }
-        let said = UnixDatagram::bind(dir.path().join("notify")).expect("socket");
+        let said = UnixDatagram::bind(dir.path().join("run/notify")).expect("socket");
         said.set_nonblocking(true).expect("socket");
         Stage { dir, said }
     }
@@ -120,7 +123,7 @@ template(name="all" type="string"
 action(type="omfile" file="{out}" template="all" asyncWriting="off" flushOnTXEnd="on")
 "#,
             dir = self.dir.path().display(),
-            ca = file("ca.pem"),
+            ca = file("run/ca.pem"),
             certificate = file("server.pem"),
             key = file("server.key"),
             listens = file("port"),
@@ -165,7 +168,7 @@ action(type="omfile" file="{out}" template="all" asyncWriting="off" flushOnTXEnd
         let child = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "component", "--nocapture"])
             .env(COMPONENT, arguments.join("\n"))
-            .env("NOTIFY_SOCKET", self.path("notify"))
+            .env("NOTIFY_SOCKET", self.path("run/notify"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(self.path("shipper.err")).expect("file"))
@@ -218,7 +221,7 @@ fn logs_arrive_whole_and_once_also_what_was_written_while_nobody_took_them() {
     stage.log("audit.log", "{\"stageTimestamp\":\"2025-11-27T00:00:03Z\"}\n");
     stage.log("kernel.log", "2025-11-27T00:00:01.000000Z ERROR oops\n");
     let (server, port) = stage.rsyslog(0);
-    let shipper = stage.shipper(port, "ca.pem");
+    let shipper = stage.shipper(port, "run/ca.pem");
     stage.arrives("early");
     let data = "[kimg@32473 cluster=\"demo\"]";
     for expected in [
@@ -256,7 +259,7 @@ fn logs_arrive_whole_and_once_also_what_was_written_while_nobody_took_them() {
     stage.says(&format!("{} bytes dropped", "pushed out 1\n".len()));
     // It goes on with what it knows after a restart, too.
     drop(shipper);
-    let shipper = stage.shipper(port, "ca.pem");
+    let shipper = stage.shipper(port, "run/ca.pem");
     let (server, _) = stage.rsyslog(port);
     stage.arrives("kept 1");
     stage.arrives("kept 2");
@@ -266,7 +269,7 @@ fn logs_arrive_whole_and_once_also_what_was_written_while_nobody_took_them() {
     // Nothing is sent again by one that starts anew after all was taken.
     stage.says(": 3 lines sent");
     drop(shipper);
-    let _shipper = stage.shipper(port, "ca.pem");
+    let _shipper = stage.shipper(port, "run/ca.pem");
     stage.log("kubelet.log", "last\n");
     stage.arrives("last");
     let twice: Vec<String> =
@@ -280,11 +283,11 @@ fn somebody_else_gets_nothing() {
     let stage = Stage::new();
     stage.log("kubelet.log", "secret\n");
     let (server, port) = stage.rsyslog(0);
-    let other = stage.shipper(port, "other.pem");
+    let other = stage.shipper(port, "run/other.pem");
     let said = stage.says("does not take logs");
     assert!(said.contains("certificate"), "{said}");
     drop(other);
-    let _shipper = stage.shipper(port, "ca.pem");
+    let _shipper = stage.shipper(port, "run/ca.pem");
     stage.arrives("secret");
     assert_eq!(stage.arrived().values().sum::<usize>(), 1, "it was sent once, to the right one");
     drop(server);
@@ -333,7 +336,7 @@ fn what_was_cut_off_in_the_middle_of_a_message_is_sent_again() {
         stage.log(&format!("{name}.log"), &text);
     }
     let (_server, port) = stage.rsyslog(0);
-    let _shipper = stage.shipper(cutter(port, 50_000), "ca.pem");
+    let _shipper = stage.shipper(cutter(port, 50_000), "run/ca.pem");
     stage.says("does not take logs");
     let missing = || {
         let all: Vec<String> = stage.arrived().into_keys().collect();

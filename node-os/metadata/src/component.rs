@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 pub const COMPONENT_PROGRAMS: &str = "/usr/lib/kimg/components";
 
 /// What a node's own services and logs are called.
-pub const SERVICE_NAMES: [&str; 17] = [
+pub const SERVICE_NAMES: [&str; 19] = [
     "api-balancer",
     "audit",
     "backup",
@@ -17,11 +17,13 @@ pub const SERVICE_NAMES: [&str; 17] = [
     "init",
     "join",
     "kernel",
+    "kimg-status",
     "kube-apiserver",
     "kube-controller-manager",
     "kube-proxy",
     "kube-scheduler",
     "kubelet",
+    "log-shipper",
     "master-pki",
     "overlay",
 ];
@@ -65,10 +67,10 @@ mod tests {
 
     #[test]
     fn names_are_labels_that_no_service_has() {
-        for name in ["agent", "a", "7z", "log-shipper"] {
+        for name in ["agent", "a", "7z", "my-shipper"] {
             assert!(OwnComponent::is_name(name), "{name}");
         }
-        for name in ["", "-a", "a-", "A", "a.b", "a/b", "..", "kubelet", "init", &"a".repeat(64)] {
+        for name in ["", "-a", "a-", "A", "a.b", "a/b", "..", "kubelet", "log-shipper", &"a".repeat(64)] {
             assert!(!OwnComponent::is_name(name), "{name}");
         }
     }

@@ -5,9 +5,13 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::OnceLock;
 
 /// Name of the variable that holds the socket's path.
 pub const SOCKET_VARIABLE: &str = "NOTIFY_SOCKET";
+
+/// The supervisor's socket, which is there for this process alone.
+static SOCKET: OnceLock<UnixDatagram> = OnceLock::new();
 
 /// The component serves now.
 pub fn ready() {
@@ -29,6 +33,11 @@ pub fn stopping() {
     send("STOPPING=1");
 }
 
+/// Opens the way to the supervisor, for who gives up the right to do so.
+pub fn open() {
+    send("");
+}
+
 /// Sends raw notification lines. A failure is logged, never fatal: the supervisor's time-out tells.
 pub fn send(lines: &str) {
     if let Err(error) = try_send(lines) {
@@ -37,6 +46,9 @@ pub fn send(lines: &str) {
 }
 
 fn try_send(lines: &str) -> std::io::Result<()> {
+    if let Some(socket) = SOCKET.get() {
+        return socket.send(lines.as_bytes()).map(drop);
+    }
     let Some(path) = std::env::var_os(SOCKET_VARIABLE) else { return Ok(()) };
     let bytes = path.as_bytes();
     let address = match bytes.split_first() {
@@ -45,8 +57,8 @@ fn try_send(lines: &str) -> std::io::Result<()> {
         Some(_) => SocketAddr::from_pathname(&path)?,
     };
     let socket = UnixDatagram::unbound()?;
-    socket.send_to_addr(lines.as_bytes(), &address)?;
-    Ok(())
+    socket.connect_addr(&address)?;
+    SOCKET.get_or_init(|| socket).send(lines.as_bytes()).map(drop)
 }
 
 fn one_line(sentence: &str) -> String {

@@ -393,7 +393,9 @@ mod tests {
     fn every_service_s_name_is_kept_from_own_components() {
         for role in [Role::Master, Role::Worker] {
             let (cluster, node) = facts(role);
-            let cluster = Cluster { store: StoreEngine::Etcd, registry: Some(Registry { size: 64 }), ..cluster };
+            let logs = Some(LogTarget { host: "logs.example.org".into(), port: 6514, ca: false });
+            let registry = Some(Registry { size: 64 });
+            let cluster = Cluster { store: StoreEngine::Etcd, registry, logs, status_page: true, ..cluster };
             for spec in services(Facts { cluster: &cluster, node: &node }) {
                 assert!(SERVICE_NAMES.contains(&spec.name), "{} is missing in SERVICE_NAMES", spec.name);
             }
