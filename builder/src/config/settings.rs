@@ -309,9 +309,9 @@ impl Settings {
         all
     }
 
-    /// What `cluster.toml` lacks for machines elsewhere to find the API, and what to write.
+    /// What `cluster.toml` lacks for machines elsewhere to find the API, and what to write. `kimg up` asks a provider.
     pub fn api_missing(&self) -> Option<String> {
-        if !self.api.names.is_empty() || !self.api_addresses(false).is_empty() {
+        if self.provider.is_some() || !self.api.names.is_empty() || !self.api_addresses(false).is_empty() {
             return None;
         }
         let master = self.nodes_of(Role::Master).next().map_or("the master", |node| node.entry.name.as_str());

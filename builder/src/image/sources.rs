@@ -97,7 +97,8 @@ impl Sources {
         Lock::of(self.packages.clone())
     }
 
-    /// The settings of then; files that `cluster.toml` names are taken from the cache.
+    /// The settings of then; files that `cluster.toml` names are those that have not changed, or are taken from
+    /// the cache.
     fn settings(&self, role: Role, dir: &Path, stage: &Path) -> Result<Settings> {
         let mut table: toml::Table =
             toml::from_str(&self.cluster_toml).context("reading the manifest's cluster.toml")?;
@@ -112,7 +113,7 @@ impl Sources {
                 format!("the manifest names {} in cluster.toml, and not its sum", written.display())
             })?;
             let staged = stage.join(&file.sum.sha256).join(&file.name);
-            place(&have_blob(&file.sum.sha256, &written.display().to_string())?, &staged, file.mode)?;
+            place(&of_then(dir, file)?, &staged, file.mode)?;
             *value = toml::Value::String(staged.display().to_string());
         }
         let text = toml::to_string(&table).context("writing the manifest's cluster.toml")?;
@@ -162,6 +163,15 @@ fn place(from: &Path, to: &Path, mode: u32) -> Result<()> {
     std::fs::copy(from, to)
         .and_then(|_| std::fs::set_permissions(to, std::fs::Permissions::from_mode(mode & 0o777)))
         .with_context(|| format!("writing {}", to.display()))
+}
+
+/// A file of the cluster's folder that is as it was, else from the cache.
+fn of_then(dir: &Path, file: &SourceFile) -> Result<PathBuf> {
+    let own = dir.join(&file.written);
+    if own.is_file() && FileSum::of(&own).is_ok_and(|sum| sum == file.sum) {
+        return Ok(own);
+    }
+    have_blob(&file.sum.sha256, &file.written.display().to_string())
 }
 
 fn have_blob(sha256: &str, what: &str) -> Result<PathBuf> {
@@ -222,6 +232,22 @@ mod tests {
         assert!(error.contains("../own.yaml") && error.contains("kimg cache import"), "{error}");
         let error = sources.settings(Role::Worker, stage.path(), stage.path()).unwrap_err().to_string();
         assert!(error.contains("gone/web.tar") && error.contains("not its sum"), "{error}");
+    }
+
+    #[test]
+    fn an_own_file_that_has_not_changed_needs_no_export() {
+        let (dir, stage) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let own = dir.path().join("motd");
+        std::fs::write(&own, "hello\n").unwrap();
+        let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n\
+                    [image]\nfiles = { \"/etc/motd\" = \"motd\" }\n";
+        let sum = FileSum::of(&own).unwrap();
+        let file = SourceFile { written: "motd".into(), name: "motd".into(), mode: 0o644, sum };
+        let sources = Sources { cluster_toml: text.into(), files: vec![file], packages: Vec::new() };
+        sources.settings(Role::Master, dir.path(), stage.path()).unwrap();
+        std::fs::write(&own, "another\n").unwrap();
+        let error = sources.settings(Role::Master, dir.path(), stage.path()).unwrap_err().to_string();
+        assert!(error.contains("motd with SHA-256") && error.contains("kimg cache import"), "{error}");
     }
 
     /// As many and the same as those whose sums a manifest takes.
