@@ -117,6 +117,7 @@ fn ignore(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_example_is_valid_and_so_is_each_commented_key() {
@@ -135,6 +136,9 @@ mod tests {
         for file in ["monitoring.yaml", "web.tar", "motd"] {
             std::fs::write(dir.path().join(file), "").expect("file");
         }
+        let agent = dir.path().join("agent");
+        std::fs::write(&agent, crate::oci::pause::program()).expect("file");
+        std::fs::set_permissions(&agent, std::fs::Permissions::from_mode(0o755)).expect("mode");
         crate::config::parse(Path::new("cluster.toml"), &on, dir.path()).expect("all keys on");
     }
 
