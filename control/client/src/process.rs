@@ -1,4 +1,4 @@
-//! How both programs start and end: log, runtime, signals, exit codes.
+//! How the programs start and end: log, runtime, signals, exit codes.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 /// Logs go to standard error, one line an event; `RUST_LOG` says how much.
-pub fn start_log() {
+fn start_log() {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,kube_client=error,hyper=error,h2=error,rustls=error"));
     // The log may have been set by a process that carries several programs.
@@ -21,8 +21,21 @@ pub fn start_log() {
     }
 }
 
+/// Starts the log, and reads a program's flags; on wrong ones (2) and `--help` (0) the exit code, after saying why.
+///
+/// # Errors
+/// The exit code to end with.
+pub fn settings<S: clap::Parser>(name: &str, args: Vec<OsString>) -> Result<S, ExitCode> {
+    start_log();
+    S::try_parse_from(arguments(name, args)).map_err(|error| {
+        // Where the message cannot be printed, nobody is there to read it.
+        drop(error.print());
+        ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+    })
+}
+
 /// The program name at the front, as the argument parser wants it, whether or not the caller gave it.
-pub fn arguments(name: &str, args: Vec<OsString>) -> Vec<OsString> {
+fn arguments(name: &str, args: Vec<OsString>) -> Vec<OsString> {
     let has_name = args.first().is_some_and(|first| !first.to_string_lossy().starts_with('-'));
     if has_name { args } else { std::iter::once(OsString::from(name)).chain(args).collect() }
 }

@@ -32,7 +32,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use clap::Parser;
 use control_client::health::{self, Health};
 use control_client::{Client, Recorder, connect, leader, notify, process};
 
@@ -45,15 +44,9 @@ const PORT: u16 = 10257;
 
 /// Runs the controller-manager until it is told to end.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    process::start_log();
-    let settings = match Settings::try_parse_from(process::arguments(NAME, args)) {
+    let settings: Settings = match process::settings(NAME, args) {
         Ok(settings) => settings,
-        Err(error) => {
-            let wants_help = !error.use_stderr();
-            // Where the message cannot be printed, nobody is there to read it.
-            let _ = error.print();
-            return if wants_help { ExitCode::SUCCESS } else { ExitCode::from(2) };
-        }
+        Err(code) => return code,
     };
     process::run(NAME, run(settings))
 }

@@ -51,15 +51,9 @@ struct Settings {
 
 /// Runs the scheduler until it is told to end.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    process::start_log();
-    let settings = match Settings::try_parse_from(process::arguments(NAME, args)) {
+    let settings: Settings = match process::settings(NAME, args) {
         Ok(settings) => settings,
-        Err(error) => {
-            let wants_help = !error.use_stderr();
-            // Where the message cannot be printed, nobody is there to read it.
-            let _ = error.print();
-            return if wants_help { ExitCode::SUCCESS } else { ExitCode::from(2) };
-        }
+        Err(code) => return code,
     };
     process::run(NAME, run(settings))
 }
