@@ -100,7 +100,7 @@ impl Logins {
             return Err(Refusal::Old);
         }
         self.used.retain(|_, end| *end > now);
-        let hash = digest(token);
+        let hash = digest(signed_part(token));
         if self.used.contains_key(&hash) {
             return Err(Refusal::Used);
         }
@@ -115,7 +115,7 @@ impl Logins {
 
     /// The API server could not say what the token is worth: it may be tried again.
     pub fn forget(&mut self, token: &str) {
-        self.used.remove(&digest(token));
+        self.used.remove(&digest(signed_part(token)));
     }
 
     /// A session, by the value of its cookie.
@@ -156,6 +156,12 @@ impl Logins {
         *tries += 1;
         if *tries > TRIES { Err(Refusal::Often) } else { Ok(()) }
     }
+}
+
+/// A token without its signature, of which there is more than one that fits (ECDSA: s, and the order less s): whoever has
+/// seen a token that was used knows another one of it.
+fn signed_part(token: &str) -> &str {
+    token.rsplit_once('.').map_or(token, |(signed, _)| signed)
 }
 
 fn digest(text: &str) -> Hash {
@@ -201,6 +207,8 @@ mod tests {
         let good = token(json!({}));
         assert_eq!(logins.begin(&good, here(), NOW), Ok(()));
         assert_eq!(logins.begin(&good, here(), NOW), Err(Refusal::Used));
+        let signed_again = good.replace("c2ln", "c2lo");
+        assert_eq!(logins.begin(&signed_again, here(), NOW), Err(Refusal::Used), "the other signature of the same");
         logins.forget(&good);
         assert_eq!(logins.begin(&good, here(), NOW + 599), Ok(()), "the API server had not answered");
         assert_eq!(logins.begin(&good, here(), NOW + 600), Err(Refusal::Old));
