@@ -1,6 +1,6 @@
 //! What the server puts back when somebody removes it, and a store that is to be put back before it serves.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -75,15 +75,22 @@ async fn the_own_service_and_what_others_trust_come_back() {
     }
 }
 
-/// An empty store would tell every node that none of its pods is wanted.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_awaits_a_backup_makes_no_store_of_its_own() {
-    let maps = "/api/v1/namespaces/default/configmaps";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// A server that has ended, the folder of its store, and a snapshot of that, with one object of ours.
+async fn ended_with_a_map() -> (Cluster, PathBuf, Vec<u8>) {
     let mut cluster = Cluster::start().await;
-    cluster.post(maps, json!({"metadata": {"name": "old"}})).await.expect(201);
+    cluster.post(MAPS, json!({"metadata": {"name": "old"}})).await.expect(201);
     cluster.end().await;
     let store = cluster.dir().join("store");
     let snapshot = std::fs::read(store.join("store.log")).unwrap();
+    (cluster, store, snapshot)
+}
+
+/// An empty store would tell every node that none of its pods is wanted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_awaits_a_backup_makes_no_store_of_its_own() {
+    let (mut cluster, store, snapshot) = ended_with_a_map().await;
     std::fs::remove_dir_all(&store).unwrap();
     let awaiting = || {
         let mut config = config(cluster.dir());
@@ -100,7 +107,7 @@ async fn a_server_that_awaits_a_backup_makes_no_store_of_its_own() {
     std::fs::write(store.join("restore.pending"), snapshot).unwrap();
     for round in ["restored", "started anew"] {
         cluster.begin_with(|config| config.await_restore = true).await;
-        assert_eq!(cluster.get(&format!("{maps}/old")).await.code, 200, "{round}");
+        assert_eq!(cluster.get(&format!("{MAPS}/old")).await.code, 200, "{round}");
         cluster.end().await;
     }
 }
@@ -108,25 +115,20 @@ async fn a_server_that_awaits_a_backup_makes_no_store_of_its_own() {
 /// A place without a store begins with what it is told, and one that has a store keeps it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_awaits_a_backup_begins_with_what_it_is_told() {
-    let maps = "/api/v1/namespaces/default/configmaps";
-    let mut cluster = Cluster::start().await;
-    cluster.post(maps, json!({"metadata": {"name": "old"}})).await.expect(201);
-    cluster.end().await;
-    let store = cluster.dir().join("store");
-    let snapshot = std::fs::read(store.join("store.log")).unwrap();
+    let (mut cluster, store, snapshot) = ended_with_a_map().await;
     for (told, has_old) in [(&snapshot[..], 200), (b"", 404)] {
         std::fs::remove_dir_all(&store).unwrap();
         std::fs::create_dir_all(&store).unwrap();
         std::fs::write(store.join("begin.pending"), told).unwrap();
         cluster.begin_with(|config| config.await_restore = true).await;
-        assert_eq!(cluster.get(&format!("{maps}/old")).await.code, has_old);
-        cluster.post(maps, json!({"metadata": {"name": "new"}})).await.expect(201);
+        assert_eq!(cluster.get(&format!("{MAPS}/old")).await.code, has_old);
+        cluster.post(MAPS, json!({"metadata": {"name": "new"}})).await.expect(201);
         cluster.end().await;
         // An answer that was lost, and the same again.
         std::fs::write(store.join("begin.pending"), &snapshot).unwrap();
         cluster.begin_with(|config| config.await_restore = true).await;
-        assert_eq!(cluster.get(&format!("{maps}/new")).await.code, 200);
-        assert_eq!(cluster.get(&format!("{maps}/old")).await.code, has_old);
+        assert_eq!(cluster.get(&format!("{MAPS}/new")).await.code, 200);
+        assert_eq!(cluster.get(&format!("{MAPS}/old")).await.code, has_old);
         assert!(!store.join("begin.pending").exists());
         cluster.end().await;
     }
@@ -138,7 +140,7 @@ async fn a_closed_store_gives_copies_and_serves_nobody() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let map = "/api/v1/namespaces/default/configmaps/last";
     let mut cluster = Cluster::start().await;
-    cluster.post("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "last"}})).await.expect(201);
+    cluster.post(MAPS, json!({"metadata": {"name": "last"}})).await.expect(201);
     cluster.end().await;
     let (store, socket) = (cluster.dir().join("store"), cluster.dir().join("closed.sock"));
     std::fs::write(store.join("fenced"), "").unwrap();
