@@ -181,7 +181,8 @@ impl Up<'_> {
         let known = ground.server(master);
         if known.is_some_and(|server| server.image == NO_IMAGE) && self.cluster.ready(at).is_err() {
             return input::bad(format!(
-                "{master} has a new disk, and waits for its store: `kimg roll` goes on with a roll that was interrupted, and                  `kimg heal master` gives it the newest copy that there is"
+                "{master} has a new disk, and waits for its store: `kimg roll` goes on with a roll that was interrupted, and \
+                 `kimg heal master` gives it the newest copy that there is"
             ));
         }
         if ground.servers.iter().all(|server| server.node == master) {

@@ -1,11 +1,10 @@
 //! A roll of the single master at a provider: its machine stays, and no acknowledged write is lost.
 
-use super::roll::{NEW, begun, see_disk, stage, with};
+use super::roll::{NEW, begun, killed_behind, see_disk, stage, was_killed, with};
 use super::*;
 use crate::machines::Machines;
 use crate::machines::NO_IMAGE;
 use crate::roll::Clock as _;
-use crate::roll::engine::Killed;
 use crate::roll::fake::Fake;
 use crate::roll::journal::{Journal, Outcome};
 use crate::roll::plan::Wish;
@@ -102,25 +101,12 @@ fn behind_whichever_call_of_the_masters_roll_it_is_killed_it_goes_on_and_back() 
         let mut killed = 0;
         for n in 0.. {
             let ((mut stage, _dir), fake) = (apart(which, &there), told());
-            let first = with(&stage, &fake, |both| {
-                command_on(&fake, both, fake.process(), &never, |both| {
-                    let journal = planned(&fake, both, &["m"]);
-                    let mut world = stage.world();
-                    world.stops = Some((stage.clock.clone(), world.answered + n));
-                    journal
-                })
-            });
-            if !stage.clock.stopped.load(Relaxed) {
+            let at = format!("{which:?}, killed behind call {n}");
+            let first = killed_behind(&stage, &fake, n, |both| planned(&fake, both, &["m"]));
+            if !was_killed(&mut stage, &fake, &first, &at) {
                 break;
             }
-            if let Err(error) = first {
-                assert!(error.is::<Killed>(), "{which:?}, call {n}: {error:#}");
-            }
             killed += 1;
-            stage.world().stops = None;
-            stage.clock = Virtual::new();
-            fake.sleep(Duration::from_secs(7));
-            let at = format!("{which:?}, killed behind call {n}");
             let (back, through) = (n % 2 == 1, is_through(&stage, NEW));
             let (outcome, journal) = match back {
                 true => with(&stage, &fake, |both| roll_back_on(&fake, both, &never)),
@@ -164,14 +150,7 @@ fn behind_whichever_call_of_the_way_back_it_is_killed_it_goes_on_back() {
         // Forth, and killed behind so many calls.
         let forth = |calls: usize| {
             let ((mut stage, dir), fake) = (apart(which, &there), told());
-            let ended = with(&stage, &fake, |both| {
-                command_on(&fake, both, fake.process(), &never, |both| {
-                    let journal = planned(&fake, both, &["m"]);
-                    let mut world = stage.world();
-                    world.stops = Some((stage.clock.clone(), world.answered + calls));
-                    journal
-                })
-            });
+            let ended = killed_behind(&stage, &fake, calls, |both| planned(&fake, both, &["m"]));
             assert!(ended.is_err(), "{which:?}, call {calls}: {ended:?}");
             stage.world().stops = None;
             stage.clock = Virtual::new();
@@ -192,14 +171,11 @@ fn behind_whichever_call_of_the_way_back_it_is_killed_it_goes_on_back() {
                 Ok(())
             };
             let first = with(&stage, &fake, |both| roll_back_on(&fake, both, &counted));
-            if !stage.clock.stopped.load(Relaxed) {
+            let at = format!("{which:?}, the way back killed behind call {n}");
+            if !was_killed(&mut stage, &fake, &first, &at) {
                 break;
             }
             killed += 1;
-            stage.world().stops = None;
-            stage.clock = Virtual::new();
-            fake.sleep(Duration::from_secs(7));
-            let at = format!("{which:?}, the way back killed behind call {n}");
             let through = is_through(&stage, SUM);
             if first.is_err() {
                 let (outcome, journal) = match crate::roll::begin::last_without_api(&fake.copy()).unwrap() {

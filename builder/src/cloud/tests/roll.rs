@@ -261,6 +261,37 @@ pub(super) fn with_all<T>(
     work(&mut Both { cloud, fake: fake.clone(), world: stage.world.clone(), ended: Cell::new(None) })
 }
 
+/// A `kimg roll` that is killed behind as many calls of the provider, counted from its plan.
+pub(super) fn killed_behind(
+    stage: &Stage,
+    fake: &Fake,
+    calls: usize,
+    planned: impl Fn(&Both<'_>) -> Journal,
+) -> Result<(Outcome, Journal)> {
+    with(stage, fake, |both| {
+        command_on(fake, both, fake.process(), &never, |both| {
+            let journal = planned(both);
+            let mut world = stage.world();
+            world.stops = Some((stage.clock.clone(), world.answered + calls));
+            journal
+        })
+    })
+}
+
+/// Whether it was; then somebody else comes a while later. Behind its last call it may come to its end all the same.
+pub(super) fn was_killed(stage: &mut Stage, fake: &Fake, ended: &Result<(Outcome, Journal)>, at: &str) -> bool {
+    let killed = stage.clock.stopped.load(Relaxed);
+    if killed {
+        if let Err(error) = ended {
+            assert!(error.is::<Killed>(), "{at}: {error:#}");
+        }
+        stage.world().stops = None;
+        stage.clock = Virtual::new();
+        fake.sleep(Duration::from_secs(7));
+    }
+    killed
+}
+
 fn planned(fake: &Fake, machines: &dyn Machines) -> Journal {
     let images = ["w1", "w2"].map(|node| (node.to_string(), NEW.to_string())).into();
     journal_on(fake, machines, &Wish { images, ..Wish::default() }, rules(), false)
@@ -324,26 +355,12 @@ fn behind_whichever_call_it_is_killed_it_goes_on_and_back() {
         let mut killed = 0;
         for n in 0.. {
             let (mut stage, fake) = (stage(which, &there), Fake::new(2));
-            let first = with(&stage, &fake, |both| {
-                command_on(&fake, both, fake.process(), &never, |both| {
-                    let journal = planned(&fake, both);
-                    let mut world = stage.world();
-                    world.stops = Some((stage.clock.clone(), world.answered + n));
-                    journal
-                })
-            });
-            if !stage.clock.stopped.load(Relaxed) {
+            let at = format!("{which:?}, killed behind call {n}");
+            let first = killed_behind(&stage, &fake, n, |both| planned(&fake, both));
+            if !was_killed(&mut stage, &fake, &first, &at) {
                 break;
             }
-            // Behind its last call it may come to its end all the same.
-            if let Err(error) = first {
-                assert!(error.is::<Killed>(), "{which:?}, call {n}: {error:#}");
-            }
             killed += 1;
-            stage.world().stops = None;
-            stage.clock = Virtual::new();
-            fake.sleep(Duration::from_secs(7));
-            let at = format!("{which:?}, killed behind call {n}");
             // Each call is one of several alike: the way back need not be tried behind all.
             let back = n % 5 == 4;
             let (outcome, journal) = match back {
