@@ -64,7 +64,7 @@ pub(super) fn image_path(path: &Spanned<String>, (role, store): (Role, StoreEngi
             format!("a name in it has more than the {LONGEST_NAME} bytes that Linux takes"),
         ));
     }
-    let own = recipe::paths_of(role, store).unwrap_or_default();
+    let own = recipe::paths_of(role, store).map_err(|error| fault(path, field, format!("{error:#}")))?;
     if own.contains_key(text) {
         return Err(fault(path, field, format!("{text} is a file of kimg itself; choose another path")));
     }
