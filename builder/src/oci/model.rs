@@ -19,6 +19,8 @@ pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// A configuration of something that is no container image.
 pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// Docker's older names for the same documents.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// Docker's manifest.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Docker's older name of an index.
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";

@@ -29,6 +29,12 @@ impl Reference {
             input::bad(format!("'{text}' is no image name: {why}; {way_out}"))
         };
         no_password(text)?;
+        if text.starts_with(super::source::ON_DISK) {
+            return wrong(
+                "oci: stands before a layout or an archive of this machine, as a base; an image called oci has its \
+                 registry before it",
+            );
+        }
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => (name, Some(digest.to_string())),
             None => (text, None),
@@ -137,6 +143,7 @@ mod tests {
             ("example/web:1", "docker.io/example/web:1"),
             ("kimg.local/pause:1", "kimg.local/pause:1"),
             ("localhost/web", "localhost/web:latest"),
+            ("docker.io/library/oci:1", "docker.io/library/oci:1"),
             ("registry:5000/web", "registry:5000/web:latest"),
             ("[::1]:5000/a/b:c", "[::1]:5000/a/b:c"),
         ] {
@@ -155,6 +162,8 @@ mod tests {
         {
             assert!(Reference::parse(bad).is_err(), "{bad}");
         }
+        let error = Reference::parse("oci:layout").unwrap_err().to_string();
+        assert!(error.contains("of this machine"), "{error}");
         let pinned = format!("u:s3cr3t@r.example/web@sha256:{}", "a".repeat(64));
         for bad in ["u:s3cr3t@r.example/web:1", "u:s3cr3t@r.example", "https://u:s3c@s3cr3t@r.example/web", &pinned] {
             let error = Reference::parse(bad).unwrap_err().to_string();

@@ -3,7 +3,7 @@
 use super::artifact;
 use super::build::{Base, named};
 use super::content::{Blob, Content, DEPTH};
-use super::model::{BASE_NAME, Descriptor, Index, Manifest, Platform};
+use super::model::{BASE_NAME, CONFIG, DOCKER_CONFIG, Descriptor, Index, Manifest, Platform};
 use super::own;
 use super::reference::{Reference, no_password};
 use super::registry::{Placed, Registry, credentials};
@@ -228,8 +228,11 @@ pub fn pull(args: &PullArgs, cluster: Cluster<'_>) -> Result<()> {
         return Ok(());
     }
     if let Some(manifest) = single {
+        let config = content.document(&manifest.config)?;
         // What is no container image says no platform.
-        let known: Option<Platform> = serde_json::from_slice(&content.document(&manifest.config)?).ok();
+        let is_image = [CONFIG, DOCKER_CONFIG].contains(&&*manifest.config.media_type);
+        let known: Option<Platform> =
+            is_image.then(|| platform_in(&config)).transpose().with_context(|| format!("reading {name}"))?;
         if let Some(wanted) = &platform {
             check_platform(&name, &root, known.as_ref(), wanted)?;
         }
@@ -244,6 +247,10 @@ pub fn pull(args: &PullArgs, cluster: Cluster<'_>) -> Result<()> {
     }
     println!("{}: {name}@{}", output.display(), root.digest);
     Ok(())
+}
+
+fn platform_in(config: &[u8]) -> Result<Platform> {
+    serde_json::from_slice(config).or_else(|error| input::bad(format!("its configuration is damaged: {error}")))
 }
 
 /// Whether an image that no index names is for the platform that is wanted: what an index names was chosen by what the
