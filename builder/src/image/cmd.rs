@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::sbom::tracker::{self, Finding};
 use crate::sbom::{Form, cyclonedx};
 use crate::table::render;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use node_metadata::Role;
 use std::fs::File;
 use std::io::BufReader;
@@ -362,15 +362,21 @@ fn sbom_of(image: &Path, form: Form) -> Result<String> {
     let dir = image.parent().unwrap_or(Path::new("."));
     let path = dir.join(form.file());
     let root_hash = super::inspect::inspect(image)?.root_hash;
-    let manifest = Manifest::read(dir).filter(|m| m.root_hash == root_hash).with_context(|| {
-        format!("there is no {} of this image beside it; its SBOM lies where it was built", manifest::FILE)
-    })?;
+    let Some(manifest) = Manifest::read(dir).filter(|m| m.root_hash == root_hash) else {
+        return input::bad(format!(
+            "there is no {} of this image beside it; its SBOM lies where it was built",
+            manifest::FILE
+        ));
+    };
     if !path.exists() {
         return input::bad(format!("there is no {}; an image's SBOM lies where it was built", path.display()));
     }
     let text = input::text(&path, MOST_SBOM)?;
     if manifest.files.get(form.file()).is_none_or(|sum| sum.sha256 != hash::hex_of(text.as_bytes())) {
-        bail!("{} is not the file that was built with this image; build it again", path.display());
+        return input::bad(format!(
+            "{} is not the file that was built with this image; build it again",
+            path.display()
+        ));
     }
     Ok(text)
 }

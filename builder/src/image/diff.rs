@@ -124,7 +124,7 @@ fn file_changes(before: &Contents, after: &Contents) -> Vec<FileChange> {
 }
 
 /// Every value of a JSON document under its dotted name; nodes are named, not numbered.
-fn settings(value: &serde_json::Value) -> BTreeMap<String, String> {
+pub(super) fn settings(value: &serde_json::Value) -> BTreeMap<String, String> {
     fn add(name: String, value: &serde_json::Value, out: &mut BTreeMap<String, String>) {
         let below = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
         match value {

@@ -1,5 +1,6 @@
 //! `kimg inspect`: what is in an image, read from the image itself.
 
+use super::diff;
 use super::manifest::{FileSum, Manifest};
 use super::reader::Disk;
 use super::verity;
@@ -259,6 +260,10 @@ impl Report {
         for c in &self.certificates {
             let (file, subject) = (harmless(&c.file), harmless(&c.subject));
             let _ = writeln!(out, "  {file:24} {subject}\n  {:24} {} to {}", "", c.not_before, c.not_after);
+        }
+        let _ = writeln!(out, "\nSettings");
+        for (name, value) in diff::settings(&self.cluster) {
+            let _ = writeln!(out, "  {:34} {}", harmless(&name), harmless(&value));
         }
         let _ = writeln!(out, "\nCONFIG");
         for (name, sum) in &self.config_files {
