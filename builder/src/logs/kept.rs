@@ -86,7 +86,7 @@ fn keep_of(dir: &Path, source: Source, now: Timestamp) -> Result<PathBuf> {
     let node = source.node.clone();
     let wanted = Wanted { audit: true, ..Wanted::default() };
     let asked = async {
-        let asked = tokio::time::timeout(LIMIT, super::whole(source, &wanted)).await;
+        let asked = tokio::time::timeout(LIMIT, super::whole(source, &wanted, super::MOST)).await;
         asked.with_context(|| format!("it took more than {} s", LIMIT.as_secs()))?
     };
     let held = block_on(asked)?;

@@ -12,7 +12,7 @@ mod tests;
 
 use crate::client::node::{NodeClient, Refused};
 use crate::input::{self, BadInput};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use line::Reader;
 use merge::{Entry, Place, Waiting};
 use node_api::{NodeStatus, Service, path};
@@ -28,6 +28,8 @@ pub use show::Printer;
 pub const SOME: usize = 200;
 /// Lines asked of a log where all are wanted; a node keeps fewer.
 const ALL: usize = 1_000_000;
+/// Bytes taken of a node: its own bounds let it keep less than half of that, and who has taken it over keeps to none.
+const MOST: usize = 128 << 20;
 /// What a node says of its clock and of its time since power-on is not of one moment: so far apart, in microseconds, two
 /// answers speak of the same.
 const CLOCK: u64 = 1_000_000;
@@ -146,7 +148,7 @@ fn stands_elsewhere(service: &str, text: &str, chosen: &[String]) -> bool {
 pub async fn show(sources: Vec<Source>, wanted: &Wanted, printer: &mut Printer) -> Result<bool> {
     let each = sources.into_iter().map(|source| async move {
         let node = source.node.clone();
-        (node, whole(source, wanted).await)
+        (node, whole(source, wanted, MOST).await)
     });
     let (mut all, mut known, mut whole) = (Vec::new(), BTreeSet::new(), true);
     for (node, answer) in futures::future::join_all(each).await {
@@ -177,17 +179,19 @@ struct Held {
     failed: Vec<anyhow::Error>,
 }
 
-/// All lines of a node.
-async fn whole(source: Source, wanted: &Wanted) -> Result<Held> {
+/// All lines of a node, which are no more than `most` bytes.
+async fn whole(source: Source, wanted: &Wanted, most: usize) -> Result<Held> {
     let client = source.client?;
     let begun = begin(&client, wanted).await?;
     let chosen = wanted.of(&begun.known);
-    let (mut all, mut failed) = (Vec::new(), Vec::new());
+    let (mut all, mut failed, mut taken) = (Vec::new(), Vec::new(), 0);
     for service in &chosen {
         let mut reader = Reader::new(begun.booted);
         let mut lines = Vec::new();
         let path = log_path(service, wanted.lines(), false)?;
         let asked = client.text(&path, |bytes| {
+            taken += bytes.len();
+            ensure!(taken <= most, "its logs are more than the {} MiB that a node may have; is it ours?", most >> 20);
             lines.extend(reader.feed(bytes));
             Ok(())
         });

@@ -191,3 +191,14 @@ fn a_lost_connection_is_made_anew_and_shows_nothing_twice() {
     })
     .unwrap();
 }
+
+#[tokio::test]
+async fn a_node_that_sends_without_end_is_not_listened_to() {
+    let (_dir, secrets) = secrets();
+    let server = node(&secrets, "a").await;
+    let wanted = Wanted::default();
+    let asked = |most: usize| whole(source(&secrets, "a", &server.target), &wanted, most);
+    assert!(!asked(MOST).await.expect("all").entries.is_empty());
+    let error = asked(20).await.err().expect("too much").to_string();
+    assert!(error.contains("is it ours?"), "{error}");
+}
