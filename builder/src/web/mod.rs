@@ -23,7 +23,7 @@ use http::Method;
 use retry::{Pause, Verdict};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
@@ -253,8 +253,11 @@ impl Client {
                         bail!("{}: {} (tried {} times)", request.shown(), again.why(), pause.tried());
                     }
                     let time = pause.next(&again);
-                    let (what, why, seconds) = (request.shown(), again.why(), time.as_secs());
-                    eprintln!("{}", harmless(&format!("{what}: {why}; trying again in {seconds} s")));
+                    // In a pipe nobody waits for it.
+                    if std::io::stderr().is_terminal() {
+                        let (what, why, seconds) = (request.shown(), again.why(), time.as_secs());
+                        eprintln!("{}", harmless(&format!("{what}: {why}; trying again in {seconds} s")));
+                    }
                     tracing::debug!(call = %request.shown(), why = %again.why(), seconds = time.as_secs(), "trying again");
                     self.clock.sleep(time)?;
                 }

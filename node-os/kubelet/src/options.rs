@@ -329,7 +329,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("cluster.json");
         let json = r#"{"name": "demo", "role": "worker", "domain": "cluster.local", "api-names": [], "api-addresses": [],
-            "pod-cidr": "10.200.0.0/16", "service-cidr": "10.32.0.0/24", "dns-address": "10.32.0.10", "nodes": [],
+            "pod-cidr": "10.200.0.0/16", "service-cidr": "10.32.0.0/24", "dns-address": "10.32.0.10",
             "overlay": "vxlan", "store": "embedded", "components": {"a": {"memory": 1048576}, "b": {"memory": 3}}}"#;
         std::fs::write(&file, json).unwrap();
         let flag = format!("--cluster-file={}", file.display());
