@@ -1,6 +1,6 @@
 //! What `[image]` may say: words of the kernel's command line, packages, and paths of files in the image.
 
-use super::resolve::{Fault, fault};
+use super::value::{Fault, fault};
 use crate::image::recipe::{self, PackageRecipe};
 use crate::image::tree::LONGEST_NAME;
 use node_metadata::{Role, StoreEngine};

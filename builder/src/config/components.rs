@@ -1,8 +1,8 @@
 //! `[image.components]`: programs of the operator's that init keeps running on the nodes.
 
 use super::fragment::ComponentFragment;
-use super::resolve::{Fault, dns_label, fault};
 use super::settings::ImageOptions;
+use super::value::{Fault, dns_label, fault};
 use crate::image::elf;
 use crate::input;
 use node_metadata::merge::quantity;

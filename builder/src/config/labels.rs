@@ -1,8 +1,8 @@
 //! Labels and taints that a node may give itself, and how much it may be told.
 
 use super::fragment::NodeFragment;
-use super::resolve::{Fault, fault};
 use super::settings::NodeSettings;
+use super::value::{Fault, fault};
 use crate::seed;
 use node_metadata::Role;
 use node_metadata::merge::{is_label_value, is_qualified};

@@ -1,7 +1,7 @@
 //! `[logs]`: where nodes send their logs.
 
 use super::fragment::LogsFragment;
-use super::resolve::{Fault, fault, is_dns_name};
+use super::value::{Fault, fault, is_dns_name};
 use crate::input;
 use node_metadata::LogTarget;
 use rustls::RootCertStore;

@@ -1,6 +1,6 @@
 //! `cluster.toml`: from the text as written to settings that hold.
 //!
-//! [`fragment`] is the file as people write it, `resolve` checks it and fills in the defaults,
+//! [`fragment`] is the file as people write it, `resolve` checks it (`value` its single values) and fills in the defaults,
 //! [`settings`] is the result, [`error`] the one kind of error: file, line, column, field, what is wrong, the way out.
 //! Parsing and validation take text; only [`load`] reads a file.
 
@@ -14,6 +14,7 @@ mod logs;
 mod provider;
 mod resolve;
 pub mod settings;
+mod value;
 
 pub use error::{ConfigError, nearest};
 pub use settings::{
@@ -46,7 +47,7 @@ pub fn load(dir: &Path) -> anyhow::Result<Settings> {
 pub fn parse(path: &Path, text: &str, dir: &Path) -> Result<Settings, ConfigError> {
     let fragment: fragment::Fragment =
         toml::from_str(text).map_err(|error| ConfigError::from_toml(path, text, &error))?;
-    let place = |fault: resolve::Fault| ConfigError::at(path, text, fault.span, &fault.field, &fault.message);
+    let place = |fault: value::Fault| ConfigError::at(path, text, fault.span, &fault.field, &fault.message);
     let (mut settings, local) = resolve::resolve(fragment, dir).map_err(place)?;
     settings.local.fault = local.map(place);
     settings.text = text.to_string();

@@ -1,8 +1,8 @@
 //! `[provider]`: where a cluster's machines are, and which.
 
 use super::fragment::{Fragment, NodeFragment, ProviderFragment};
-use super::resolve::{Fault, choice, cidr, fault, number, optional_fault, overlap};
 use super::settings::{Provider, ProviderName};
+use super::value::{Fault, choice, cidr, fault, number, optional_fault, overlap};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use toml::Spanned;

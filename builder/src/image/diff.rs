@@ -83,7 +83,7 @@ pub fn diff(before: &Path, after: &Path) -> Result<Difference> {
     let ((old, old_root), (new, new_root)) = (read(before)?, read(after)?);
     Ok(Difference {
         packages: changes(&old_root.packages, &new_root.packages),
-        settings: changes(&settings(&old.cluster), &settings(&new.cluster)),
+        settings: changes(&inspect::settings(&old.cluster), &inspect::settings(&new.cluster)),
         kernel_arguments: changes(&words(&old.command_line), &words(&new.command_line)),
         certificates: changes(&certificates(&old), &certificates(&new)),
         config_files: changes(&config_files(&old), &config_files(&new)),
@@ -121,31 +121,6 @@ fn file_changes(before: &Contents, after: &Contents) -> Vec<FileChange> {
         }
     }
     found
-}
-
-/// Every value of a JSON document under its dotted name; nodes are named, not numbered.
-pub(super) fn settings(value: &serde_json::Value) -> BTreeMap<String, String> {
-    fn add(name: String, value: &serde_json::Value, out: &mut BTreeMap<String, String>) {
-        let below = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
-        match value {
-            serde_json::Value::Object(map) => map.iter().for_each(|(key, value)| add(below(key), value, out)),
-            serde_json::Value::Array(list) if list.iter().any(serde_json::Value::is_object) => {
-                for (n, value) in list.iter().enumerate() {
-                    let own = value["name"].as_str().map_or_else(|| n.to_string(), str::to_string);
-                    add(below(&own), value, out);
-                }
-            }
-            serde_json::Value::String(text) => {
-                out.insert(name, text.clone());
-            }
-            other => {
-                out.insert(name, other.to_string());
-            }
-        }
-    }
-    let mut out = BTreeMap::new();
-    add(String::new(), value, &mut out);
-    out
 }
 
 /// `console=tty0 console=ttyS0` are two arguments of one name.

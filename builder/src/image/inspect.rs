@@ -1,6 +1,5 @@
 //! `kimg inspect`: what is in an image, read from the image itself.
 
-use super::diff;
 use super::manifest::{FileSum, Manifest};
 use super::reader::Disk;
 use super::verity;
@@ -262,7 +261,7 @@ impl Report {
             let _ = writeln!(out, "  {file:24} {subject}\n  {:24} {} to {}", "", c.not_before, c.not_after);
         }
         let _ = writeln!(out, "\nSettings");
-        for (name, value) in diff::settings(&self.cluster) {
+        for (name, value) in settings(&self.cluster) {
             let _ = writeln!(out, "  {:34} {}", harmless(&name), harmless(&value));
         }
         let _ = writeln!(out, "\nCONFIG");
@@ -285,6 +284,31 @@ impl Report {
         }
         out
     }
+}
+
+/// Every value of a JSON document under its dotted name; nodes are named, not numbered.
+pub(super) fn settings(value: &serde_json::Value) -> BTreeMap<String, String> {
+    fn add(name: String, value: &serde_json::Value, out: &mut BTreeMap<String, String>) {
+        let below = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
+        match value {
+            serde_json::Value::Object(map) => map.iter().for_each(|(key, value)| add(below(key), value, out)),
+            serde_json::Value::Array(list) if list.iter().any(serde_json::Value::is_object) => {
+                for (n, value) in list.iter().enumerate() {
+                    let own = value["name"].as_str().map_or_else(|| n.to_string(), str::to_string);
+                    add(below(&own), value, out);
+                }
+            }
+            serde_json::Value::String(text) => {
+                out.insert(name, text.clone());
+            }
+            other => {
+                out.insert(name, other.to_string());
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    add(String::new(), value, &mut out);
+    out
 }
 
 #[cfg(test)]
