@@ -357,7 +357,7 @@ mod tests {
         };
         let text = report.to_text();
         assert!(!text.contains(['\u{1b}', '\u{7}']), "{text}");
-        assert_eq!(text.matches("\\u{1b}]0;x\\u{7}\\n").count(), 13, "{text}");
+        assert_eq!(text.matches("\\u{1b}]0;x\\u{7}\\n").count(), 16, "{text}");
     }
 
     #[test]
