@@ -64,9 +64,21 @@ impl NodeClient {
         self.json(&answer)
     }
 
-    /// GET of text or bytes, piece by piece.
-    pub async fn text(&self, path: &str, sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.asked(self.https.stream(path, sink).await).map(|_| ())
+    /// GET of text or bytes, piece by piece. What the sink refuses is returned as the sink said it: the node has
+    /// answered.
+    pub async fn text(&self, path: &str, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut refused = None;
+        let take = |bytes: &[u8]| {
+            sink(bytes).map_err(|error| {
+                refused = Some(error);
+                anyhow::anyhow!("what the node sends is not taken")
+            })
+        };
+        let answer = self.https.stream(path, take).await;
+        match refused {
+            Some(error) => Err(error),
+            None => self.asked(answer).map(|_| ()),
+        }
     }
 
     fn json<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T> {
