@@ -3,23 +3,30 @@
 //! The identity is the host's name: init runs one of each component a host, so that a
 //! restarted process goes on with its own lease at once.
 
-use std::time::Duration;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use tokio::time::Instant;
 
-use crate::call::{Client, Failure};
+use crate::call::Client;
 
 const NAMESPACE: &str = "kube-system";
+/// Upstream's `--leader-elect-lease-duration`: whoever sees no renewal for so long takes the lease.
 const LEASE: Duration = Duration::from_secs(15);
-const RENEW: Duration = Duration::from_secs(5);
-/// Whoever has not renewed for this long stops working, before another may begin.
-const GIVE_UP: Duration = Duration::from_secs(12);
-const RETRY: Duration = Duration::from_secs(1);
+/// Upstream's `--leader-elect-renew-deadline`: whoever has not renewed for so long stops working, before another may begin.
+const GIVE_UP: Duration = Duration::from_secs(10);
+/// Upstream's `--leader-elect-retry-period`.
+const RETRY: Duration = Duration::from_secs(2);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
+/// One try takes no longer: an API server that is dead says nothing.
+const TRY: Duration = Duration::from_secs(4);
+
+/// When what was asked for, and then granted, was asked for: others count from no earlier.
+#[derive(Debug, Clone, Copy)]
+pub struct Held(Instant);
 
 /// What to do about the lease that was found.
 #[derive(Debug, PartialEq)]
@@ -50,76 +57,168 @@ pub fn identity() -> String {
         .unwrap_or_else(|| "localhost".to_owned())
 }
 
-/// Returns once this process leads.
-pub async fn acquire(client: &Client, name: &str, identity: &str) {
-    let mut observed: Option<(Option<LeaseSpec>, Instant)> = None;
+/// Returns once this process leads; says it once where another one does until then.
+pub async fn acquire(client: &Client, name: &str, identity: &str, another: impl FnOnce()) -> Held {
+    acquire_in(&Cluster { client, name }, identity, another).await
+}
+
+/// Keeps the lease.
+///
+/// # Errors
+/// It is lost: returns only then.
+pub async fn keep(client: &Client, name: &str, identity: &str, held: Held) -> anyhow::Result<Infallible> {
+    keep_in(&Cluster { client, name }, identity, held).await
+}
+
+/// Lets the lease go at once, for a process that has ended its work.
+pub async fn release(client: &Client, name: &str, identity: &str) {
+    match release_in(&Cluster { client, name }, identity).await {
+        Ok(true) => tracing::info!("lease {NAMESPACE}/{name} is released"),
+        Ok(false) => {}
+        Err(why) => tracing::warn!("lease {NAMESPACE}/{name} is not released, and ends by itself: {why}"),
+    }
+}
+
+/// The Lease, and the time.
+trait World {
+    fn now(&self) -> Instant;
+    async fn sleep_until(&self, moment: Instant);
+    /// None: there is none yet.
+    async fn read(&self) -> Result<Option<Lease>, String>;
+    /// Creates a Lease, or replaces the one that was read.
+    async fn write(&self, lease: Lease) -> Result<(), String>;
+
+    /// What comes of `work` until `moment`.
+    async fn until<T>(&self, moment: Instant, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.sleep_until(moment) => Err("no answer".to_owned()),
+        }
+    }
+}
+
+/// The Lease `name` of the cluster.
+struct Cluster<'a> {
+    client: &'a Client,
+    name: &'a str,
+}
+
+impl World for Cluster<'_> {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    async fn sleep_until(&self, moment: Instant) {
+        tokio::time::sleep_until(moment.into()).await;
+    }
+
+    async fn read(&self) -> Result<Option<Lease>, String> {
+        match self.client.get(Some(NAMESPACE), self.name).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(failure) if failure.is_not_found() => Ok(None),
+            Err(failure) => Err(failure.to_string()),
+        }
+    }
+
+    async fn write(&self, mut lease: Lease) -> Result<(), String> {
+        let meta = &mut lease.metadata;
+        (meta.namespace, meta.name) = (Some(NAMESPACE.to_owned()), Some(self.name.to_owned()));
+        let is_new = meta.resource_version.is_none();
+        let done = if is_new { self.client.create(&lease).await } else { self.client.replace(&lease).await };
+        done.map(drop).map_err(|failure| failure.to_string())
+    }
+}
+
+async fn acquire_in(world: &impl World, identity: &str, another: impl FnOnce()) -> Held {
+    let mut another = Some(another);
+    let mut observed = None;
     let mut pause = FIRST_RETRY;
     loop {
-        match attempt(client, name, identity, &mut observed).await {
-            Ok(true) => return,
-            Ok(false) => crate::notify::status("waiting: another master leads"),
-            Err(failure) => tracing::debug!("lease {name}: {failure}"),
+        let begun = world.now();
+        match world.until(begun + TRY, attempt(world, identity, &mut observed)).await {
+            Ok(true) => return Held(begun),
+            Ok(false) => {
+                if let Some(say) = another.take() {
+                    say();
+                }
+            }
+            Err(why) => tracing::debug!("taking the lease: {why}"),
         }
-        tokio::time::sleep(pause).await;
+        world.sleep_until(world.now() + pause).await;
         pause = (pause * 2).min(RETRY);
     }
 }
 
-/// Keeps the lease; returns only when it is lost.
-pub async fn keep(client: &Client, name: &str, identity: &str) -> anyhow::Result<()> {
-    let mut renewed = Instant::now();
+async fn keep_in(world: &impl World, identity: &str, held: Held) -> anyhow::Result<Infallible> {
+    let Held(mut renewed) = held;
+    let mut next = renewed;
     loop {
-        tokio::time::sleep(RENEW).await;
-        match attempt(client, name, identity, &mut None).await {
-            Ok(true) => renewed = Instant::now(),
-            Ok(false) => bail!("lease {NAMESPACE}/{name} was taken by another master"),
-            Err(failure) if renewed.elapsed() > GIVE_UP => {
-                bail!("lease {NAMESPACE}/{name} not renewed for {} s: {failure}", GIVE_UP.as_secs())
+        next = (next + RETRY).max(world.now());
+        let end = renewed + GIVE_UP;
+        world.sleep_until(next.min(end)).await;
+        let begun = world.now();
+        let why = match world.until(end.min(begun + TRY), attempt(world, identity, &mut None)).await {
+            Ok(true) => {
+                renewed = begun;
+                continue;
             }
-            Err(failure) => tracing::warn!("renewing lease {name}: {failure}"),
+            Ok(false) => bail!("the lease was taken by another master"),
+            Err(why) => why,
+        };
+        if world.now() >= end {
+            bail!("the lease was not renewed for {} s: {why}", GIVE_UP.as_secs());
         }
+        tracing::warn!("renewing the lease: {why}");
     }
 }
 
+/// Whether there was something to let go.
+async fn release_in(world: &impl World, identity: &str) -> Result<bool, String> {
+    let let_go = async {
+        let Some(mut lease) = world.read().await? else { return Ok(false) };
+        let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(identity)) else {
+            return Ok(false);
+        };
+        let now = MicroTime(Timestamp::now());
+        // Upstream writes the same: nobody's, and for a second only.
+        spec.holder_identity = Some(String::new());
+        spec.lease_duration_seconds = Some(1);
+        spec.acquire_time = Some(now.clone());
+        spec.renew_time = Some(now);
+        world.write(lease).await.map(|()| true)
+    };
+    world.until(world.now() + TRY, let_go).await
+}
+
+/// Tries to take the lease, or to renew it; `observed` is what it was, and since when.
 async fn attempt(
-    client: &Client,
-    name: &str,
+    world: &impl World,
     identity: &str,
     observed: &mut Option<(Option<LeaseSpec>, Instant)>,
-) -> Result<bool, Failure> {
+) -> Result<bool, String> {
     let now = MicroTime(Timestamp::now());
-    let mut lease: Lease = match client.get(Some(NAMESPACE), name).await {
-        Ok(lease) => lease,
-        Err(failure) if failure.is_not_found() => {
-            let lease = Lease {
-                metadata: ObjectMeta {
-                    name: Some(name.to_owned()),
-                    namespace: Some(NAMESPACE.to_owned()),
-                    ..ObjectMeta::default()
-                },
-                spec: Some(held(identity, 0, now.clone(), now)),
-            };
-            client.create(&lease).await?;
-            return Ok(true);
-        }
-        Err(failure) => return Err(failure),
+    let Some(mut lease) = world.read().await? else {
+        let spec = Some(held(identity, 0, now.clone(), now));
+        world.write(Lease { metadata: ObjectMeta::default(), spec }).await?;
+        return Ok(true);
     };
     let spec = lease.spec.clone().unwrap_or_default();
     let since = match observed {
         Some((known, since)) if *known == lease.spec => *since,
         _ => {
-            let now = Instant::now();
+            let now = world.now();
             *observed = Some((lease.spec.clone(), now));
             now
         }
     };
     let acquired = spec.acquire_time.clone().unwrap_or_else(|| now.clone());
-    lease.spec = Some(match plan(&spec, identity, since.elapsed()) {
+    lease.spec = Some(match plan(&spec, identity, world.now().saturating_duration_since(since)) {
         Step::Wait => return Ok(false),
         Step::Renew => held(identity, spec.lease_transitions.unwrap_or(0), acquired, now),
         Step::Take { transitions } => held(identity, transitions, now.clone(), now),
     });
-    client.replace(&lease).await?;
+    world.write(lease).await?;
     Ok(true)
 }
 
@@ -136,6 +235,13 @@ fn held(identity: &str, transitions: i32, acquired: MicroTime, renewed: MicroTim
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+    use std::task::{Poll, Waker};
+
+    use futures::executor::LocalPool;
+    use futures::task::LocalSpawnExt as _;
+
     use super::*;
 
     #[test]
@@ -154,5 +260,208 @@ mod tests {
             };
             assert_eq!(plan(&lease, "me", Duration::from_secs(unchanged)), step, "{holder}");
         }
+    }
+
+    /// How one process reaches the API.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Way {
+        Open,
+        /// Connections are refused.
+        Refused,
+        /// Nothing arrives, and nothing comes back.
+        Silent,
+        /// What is written is written, and the answer is lost.
+        Deaf,
+        /// The API server itself has no quorum: what was read is old, and nothing is written.
+        Stale,
+    }
+
+    /// A cluster with a Lease, in a time of its own.
+    struct Model {
+        begun: Instant,
+        now: Cell<Duration>,
+        sleepers: RefCell<Vec<(Duration, Waker)>>,
+        lease: RefCell<Option<Lease>>,
+        version: Cell<u64>,
+        ways: RefCell<[Way; 3]>,
+        leads: [Cell<bool>; 3],
+    }
+
+    impl Model {
+        fn new() -> Rc<Model> {
+            Rc::new(Model {
+                begun: Instant::now(),
+                now: Cell::default(),
+                sleepers: RefCell::default(),
+                lease: RefCell::default(),
+                version: Cell::new(0),
+                ways: RefCell::new([Way::Open; 3]),
+                leads: <[Cell<bool>; 3]>::default(),
+            })
+        }
+
+        /// Goes on to the next moment at which anybody wakes.
+        fn step(&self, pool: &mut LocalPool) {
+            pool.run_until_stalled();
+            let mut sleepers = self.sleepers.borrow_mut();
+            let next = sleepers.iter().map(|(moment, _)| *moment).min().expect("somebody sleeps");
+            self.now.set(next.max(self.now.get()));
+            sleepers.extract_if(.., |(moment, _)| *moment <= next).for_each(|(_, waker)| waker.wake());
+            drop(sleepers);
+            pool.run_until_stalled();
+            assert!(self.leading().len() <= 1, "{:?} work at one time", self.leading());
+        }
+
+        fn leading(&self) -> Vec<usize> {
+            (0..3).filter(|who| self.leads[*who].get()).collect()
+        }
+
+        fn holder(&self) -> String {
+            let lease = self.lease.borrow();
+            lease.as_ref().and_then(|l| l.spec.as_ref()?.holder_identity.clone()).unwrap_or_default()
+        }
+
+        /// Goes on until it is so; fails where it is not within the time.
+        fn until(&self, pool: &mut LocalPool, seconds: u64, so: impl Fn() -> bool) {
+            pool.run_until_stalled();
+            let end = self.now.get() + Duration::from_secs(seconds);
+            while !so() {
+                assert!(self.now.get() < end, "not within {seconds} s; {:?} lead", self.leading());
+                self.step(pool);
+            }
+        }
+    }
+
+    /// One process in it.
+    #[derive(Clone)]
+    struct Process {
+        model: Rc<Model>,
+        who: usize,
+    }
+
+    impl Process {
+        fn way(&self) -> Way {
+            self.model.ways.borrow()[self.who]
+        }
+
+        async fn reach(&self) -> Result<(), String> {
+            match self.way() {
+                Way::Refused => Err("connection refused".to_owned()),
+                Way::Silent => std::future::pending().await,
+                Way::Open | Way::Deaf | Way::Stale => Ok(()),
+            }
+        }
+    }
+
+    impl World for Process {
+        fn now(&self) -> Instant {
+            self.model.begun + self.model.now.get()
+        }
+
+        async fn sleep_until(&self, moment: Instant) {
+            let moment = moment.saturating_duration_since(self.model.begun);
+            std::future::poll_fn(|context| {
+                if self.model.now.get() >= moment {
+                    return Poll::Ready(());
+                }
+                self.model.sleepers.borrow_mut().push((moment, context.waker().clone()));
+                Poll::Pending
+            })
+            .await;
+        }
+
+        async fn read(&self) -> Result<Option<Lease>, String> {
+            self.reach().await?;
+            Ok(self.model.lease.borrow().clone())
+        }
+
+        async fn write(&self, mut lease: Lease) -> Result<(), String> {
+            self.reach().await?;
+            if self.way() == Way::Stale {
+                return Err("etcd has no leader".to_owned());
+            }
+            {
+                let mut kept = self.model.lease.borrow_mut();
+                let before = kept.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+                if lease.metadata.resource_version != before {
+                    return Err("the object has been modified".to_owned());
+                }
+                self.model.version.set(self.model.version.get() + 1);
+                lease.metadata.resource_version = Some(self.model.version.get().to_string());
+                *kept = Some(lease);
+            }
+            if self.way() == Way::Deaf {
+                std::future::pending().await
+            }
+            Ok(())
+        }
+    }
+
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+
+    /// A process that is started again whenever it ends.
+    async fn run(process: Process) {
+        let (name, leads) = (NAMES[process.who], &process.model.leads[process.who]);
+        loop {
+            let held = acquire_in(&process, name, || ()).await;
+            leads.set(true);
+            keep_in(&process, name, held).await.expect_err("it never ends well");
+            leads.set(false);
+        }
+    }
+
+    /// Cuts one after the other off, in each way, and looks at every moment who works.
+    #[test]
+    fn one_leads_at_a_time_whoever_is_cut_off() {
+        let (model, mut pool) = (Model::new(), LocalPool::new());
+        for who in 0..3 {
+            pool.spawner().spawn_local(run(Process { model: model.clone(), who })).unwrap();
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for round in 0..40 {
+            model.until(&mut pool, 30, || !model.leading().is_empty());
+            let leader = model.leading()[0];
+            seen.insert(leader);
+            let way = [Way::Refused, Way::Silent, Way::Deaf, Way::Stale][round % 4];
+            model.ways.borrow_mut()[leader] = way;
+            if way == Way::Deaf {
+                // Its writes arrive, so that the lease stays its own: it ends, and comes again.
+                model.until(&mut pool, 15, || model.leading().is_empty());
+            } else {
+                // By the lease's time and a few tries.
+                model.until(&mut pool, 25, || !model.leading().is_empty() && model.leading() != [leader]);
+            }
+            model.ways.borrow_mut()[leader] = Way::Open;
+            let quiet = model.now.get() + Duration::from_millis(3_700 * (round as u64 % 7));
+            while model.now.get() < quiet {
+                model.step(&mut pool);
+            }
+        }
+        assert!(seen.len() > 1, "{seen:?}");
+    }
+
+    #[test]
+    fn what_is_released_is_taken_at_once() {
+        let (model, mut pool) = (Model::new(), LocalPool::new());
+        let [a, b] = [0, 1].map(|who| Process { model: model.clone(), who });
+        pool.run_until(acquire_in(&a, "a", || ()));
+        pool.spawner().spawn_local(run(b)).unwrap();
+        model.step(&mut pool);
+        // Whoever does not hold it lets nothing go.
+        assert_eq!(pool.run_until(release_in(&a, "c")), Ok(false));
+        assert_eq!(model.holder(), "a");
+        assert_eq!(pool.run_until(release_in(&a, "a")), Ok(true));
+        model.until(&mut pool, RETRY.as_secs(), || model.leading() == [1]);
+        assert_eq!(model.holder(), "b");
+    }
+
+    #[test]
+    fn a_process_that_begins_again_goes_on_with_its_lease() {
+        let (model, mut pool) = (Model::new(), LocalPool::new());
+        let process = Process { model: model.clone(), who: 0 };
+        for _ in 0..2 {
+            pool.run_until(acquire_in(&process, "a", || panic!("it is its own")));
+        }
+        assert_eq!(model.now.get(), Duration::ZERO);
     }
 }

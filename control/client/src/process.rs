@@ -2,7 +2,9 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
 /// Logs go to standard error, one line an event; `RUST_LOG` says how much.
@@ -45,26 +47,32 @@ pub fn run<F>(name: &str, program: F) -> ExitCode
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // Name resolution is the only user of the blocking pool.
-        .max_blocking_threads(2)
-        .thread_keep_alive(std::time::Duration::from_secs(2))
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!("starting the runtime of {name} failed: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = program => result,
-            result = end_signal() => result,
-        }
+    run_then(name, program, async {})
+}
+
+/// The same; where it is told to end, does what comes last once nothing of the program runs any more.
+pub fn run_then<F>(name: &str, program: F, last: impl Future<Output = ()>) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let result = start_runtime(name).and_then(|runtime| {
+        let result = runtime.block_on(async {
+            tokio::select! {
+                result = program => result,
+                result = end_signal() => result,
+            }
+        });
+        crate::notify::stopping();
+        // With it all tasks end.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        result
     });
-    crate::notify::stopping();
+    let result = result.and_then(|()| {
+        let runtime = start_runtime(name)?;
+        runtime.block_on(last);
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        Ok(())
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -74,8 +82,17 @@ where
     }
 }
 
+fn start_runtime(name: &str) -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Name resolution is the only user of the blocking pool.
+        .max_blocking_threads(2)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()
+        .with_context(|| format!("starting the runtime of {name}"))
+}
+
 async fn end_signal() -> anyhow::Result<()> {
-    use anyhow::Context;
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("catching SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("catching SIGINT")?;
@@ -90,6 +107,31 @@ async fn end_signal() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_last_comes_when_all_tasks_have_ended() {
+        struct Ends(std::sync::Arc<std::sync::Mutex<Vec<&'static str>>>);
+        impl Drop for Ends {
+            fn drop(&mut self) {
+                self.0.lock().unwrap().push("task ended");
+            }
+        }
+        let said = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (task, last) = (Ends(said.clone()), said.clone());
+        let program = async {
+            tokio::spawn(async move {
+                let _task = task;
+                std::future::pending::<()>().await;
+            });
+            // By now the signal is caught: both were begun.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            std::process::Command::new("kill").args(["-TERM", &std::process::id().to_string()]).status()?;
+            std::future::pending().await
+        };
+        let code = run_then("x", program, async move { last.lock().unwrap().push("last") });
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(*said.lock().unwrap(), ["task ended", "last"]);
+    }
 
     #[test]
     fn name_is_added_only_where_it_is_missing() {

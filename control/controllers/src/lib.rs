@@ -28,6 +28,7 @@ mod workloads;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -48,18 +49,33 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(settings) => settings,
         Err(code) => return code,
     };
-    process::run(NAME, run(settings))
+    let (kubeconfig, leads) = (settings.kubeconfig.clone(), settings.leader_elect);
+    process::run_then(NAME, run(settings), async move {
+        if leads && let Ok(client) = client(&kubeconfig) {
+            leader::release(&client, NAME, &leader::identity()).await;
+        }
+    })
+}
+
+fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let agent = concat!("kube-controller-manager/v", env!("CARGO_PKG_VERSION"));
+    Ok(Client::new(connect::client(kubeconfig, agent)?, NAME))
 }
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let health = Health::new(runner::metrics);
     health::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port.unwrap_or(PORT))), health.clone()).await?;
-    let agent = concat!("kube-controller-manager/v", env!("CARGO_PKG_VERSION"));
-    let client = Client::new(connect::client(&settings.kubeconfig, agent)?, NAME);
+    let client = client(&settings.kubeconfig)?;
     let identity = leader::identity();
+    let mut held = None;
     if settings.leader_elect {
         notify::status("waiting for the API server");
-        leader::acquire(&client, NAME, &identity).await;
+        // To stand by is all that it has to do then.
+        let stand_by = || {
+            health.set_ready();
+            notify::ready("standing by: another master leads");
+        };
+        held = Some(leader::acquire(&client, NAME, &identity, stand_by).await);
     }
     tracing::info!("leading as {identity}");
     let context = Arc::new(Context {
@@ -77,13 +93,12 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         tracing::info!("controllers run");
         std::future::pending::<anyhow::Result<()>>().await
     };
-    if context.settings.leader_elect {
-        tokio::select! {
+    match held {
+        Some(held) => tokio::select! {
             result = work => result,
-            result = leader::keep(&context.client, NAME, &identity) => result,
-        }
-    } else {
-        work.await
+            lost = leader::keep(&context.client, NAME, &identity, held) => lost.map(|never| match never {}),
+        },
+        None => work.await,
     }
 }
 

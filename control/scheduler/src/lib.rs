@@ -22,7 +22,7 @@ mod volumes;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
@@ -55,7 +55,17 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(settings) => settings,
         Err(code) => return code,
     };
-    process::run(NAME, run(settings))
+    let (kubeconfig, leads) = (settings.kubeconfig.clone(), settings.leader_elect);
+    process::run_then(NAME, run(settings), async move {
+        if leads && let Ok(client) = client(&kubeconfig) {
+            leader::release(&client, NAME, &leader::identity()).await;
+        }
+    })
+}
+
+fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let agent = concat!("kube-scheduler/v", env!("CARGO_PKG_VERSION"));
+    Ok(Client::new(connect::client(kubeconfig, agent)?, NAME))
 }
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
@@ -63,12 +73,17 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let for_metrics = running.clone();
     let health = Health::new(move || for_metrics.get().map(|s| s.metrics()).unwrap_or_default());
     health::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port.unwrap_or(PORT))), health.clone()).await?;
-    let agent = concat!("kube-scheduler/v", env!("CARGO_PKG_VERSION"));
-    let client = Client::new(connect::client(&settings.kubeconfig, agent)?, NAME);
+    let client = client(&settings.kubeconfig)?;
     let identity = leader::identity();
+    let mut held = None;
     if settings.leader_elect {
         notify::status("waiting for the API server");
-        leader::acquire(&client, NAME, &identity).await;
+        // To stand by is all that it has to do then.
+        let stand_by = || {
+            health.set_ready();
+            notify::ready("standing by: another master leads");
+        };
+        held = Some(leader::acquire(&client, NAME, &identity, stand_by).await);
     }
     tracing::info!("leading as {identity}");
     let events = Recorder::start(client.clone(), |_| "default-scheduler", identity.clone());
@@ -84,12 +99,11 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         scheduler.run().await;
         Ok(())
     };
-    if settings.leader_elect {
-        tokio::select! {
+    match held {
+        Some(held) => tokio::select! {
             result = work => result,
-            result = leader::keep(&client, NAME, &identity) => result,
-        }
-    } else {
-        work.await
+            lost = leader::keep(&client, NAME, &identity, held) => lost.map(|never| match never {}),
+        },
+        None => work.await,
     }
 }
