@@ -12,15 +12,16 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::error::Result;
+use crate::masters;
 use crate::registry::Change;
 use crate::state::AppState;
 
 /// How often what must never be gone is looked at.
-const KEEP: Duration = Duration::from_secs(10);
+pub(crate) const KEEP: Duration = Duration::from_secs(10);
 
 /// Makes what is missing; does nothing to what is there.
 pub async fn run(state: &Arc<AppState>) -> anyhow::Result<()> {
-    if own_address(state).is_unspecified() {
+    if masters::own_address(state).is_none() {
         tracing::warn!("no --advertise-address: the Service kubernetes has no endpoint");
     }
     let names = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -31,27 +32,25 @@ pub async fn run(state: &Arc<AppState>) -> anyhow::Result<()> {
         priority_class(state, "system-node-critical", 2_000_001_000),
         priority_class(state, "system-cluster-critical", 2_000_000_000),
         service_range(state),
-        async { own_service(state, Found::Replaced).await.context("making the Service kubernetes") },
+        async { own_service(state).await.context("making the Service kubernetes") },
+        masters::begin(state),
     )
     .map(drop)
 }
 
-/// Puts the Service `kubernetes`, its endpoints and what aggregated API servers are to trust back
-/// when somebody removes or changes them.
+/// Puts the Service `kubernetes` and what aggregated API servers are to trust back when somebody removes or changes them.
 pub async fn keep(state: Arc<AppState>) {
     // What is checked by this server, not what the files may say by now.
     let trust = match authentication(&state.config) {
         Ok(trust) => trust,
         Err(error) => return tracing::error!("aggregated API servers are not told whom to trust: {error:#}"),
     };
-    // Only one server has the embedded store, so whoever else is among the endpoints is wrong.
-    let found = if state.config.etcd.etcd_servers.is_empty() { Found::Replaced } else { Found::Joined };
     let mut stopping = state.stopping();
     loop {
-        let kept = tokio::try_join!(
-            async { own_service(&state, found).await.context("keeping the Service kubernetes") },
-            async { publish(&state, &trust).await.context("keeping the ConfigMap of aggregated API servers") },
-        );
+        let kept =
+            tokio::try_join!(async { own_service(&state).await.context("keeping the Service kubernetes") }, async {
+                publish(&state, &trust).await.context("keeping the ConfigMap of aggregated API servers")
+            },);
         if let Err(error) = kept {
             tracing::warn!("{error:#}");
         }
@@ -106,7 +105,16 @@ async fn publish(state: &AppState, data: &Value) -> Result<()> {
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
         "data": data,
     });
-    replace(state, "", "configmaps", &map, &["data"]).await
+    ensure(state, "", "configmaps", map.clone()).await?;
+    let change = |mut object: Value| {
+        if object["data"] == *data {
+            return Ok(Change::Keep);
+        }
+        object["data"] = data.clone();
+        Ok(Change::Write(object))
+    };
+    let (namespace, name) = ("kube-system", "extension-apiserver-authentication");
+    state.registry.guaranteed_update("", "configmaps", namespace, name, change).await.map(drop)
 }
 
 async fn namespace(state: &AppState, name: &str) -> anyhow::Result<()> {
@@ -141,7 +149,7 @@ fn now() -> String {
 }
 
 /// Creates an object unless one of its name is there.
-async fn ensure(state: &AppState, group: &str, resource: &str, mut object: Value) -> Result<()> {
+pub(crate) async fn ensure(state: &AppState, group: &str, resource: &str, mut object: Value) -> Result<()> {
     let text = |field: &str| object["metadata"][field].as_str().unwrap_or("").to_string();
     let (namespace, name) = (text("namespace"), text("name"));
     if state.registry.get(group, resource, &namespace, &name).is_some() {
@@ -167,22 +175,7 @@ fn first_address(range: &str) -> Option<IpAddr> {
     }
 }
 
-/// The address that other nodes reach this server at.
-fn own_address(state: &AppState) -> IpAddr {
-    let config = &state.config;
-    config.advertise_address.unwrap_or(config.bind_address)
-}
-
-/// What becomes of endpoints that are there already.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
-    /// This server's take their place.
-    Replaced,
-    /// This server's are added: the others are those of servers that share the store.
-    Joined,
-}
-
-async fn own_service(state: &Arc<AppState>, found: Found) -> anyhow::Result<()> {
+async fn own_service(state: &Arc<AppState>) -> anyhow::Result<()> {
     let range = &state.config.service_cluster_ip_range;
     let address =
         first_address(range).with_context(|| format!("--service-cluster-ip-range {range} is not an address range"))?;
@@ -198,80 +191,7 @@ async fn own_service(state: &Arc<AppState>, found: Found) -> anyhow::Result<()> 
         },
         "status": {"loadBalancer": {}},
     });
-    ensure(state, "", "services", service).await?;
-    let own = own_address(state);
-    if own.is_unspecified() {
-        return Ok(());
-    }
-    let (port, own_family) = (state.config.secure_port, if own.is_ipv4() { "IPv4" } else { "IPv6" });
-    let endpoints = json!({
-        "kind": "Endpoints", "apiVersion": "v1",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": own}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
-    });
-    if found == Found::Replaced || !joined(state, "", "endpoints", &endpoints, "/subsets/0/addresses").await? {
-        replace(state, "", "endpoints", &endpoints, &["subsets"]).await?;
-    }
-    let slice = json!({
-        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": own_family,
-        "endpoints": [{"addresses": [own], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-    });
-    if found == Found::Replaced || !joined(state, "discovery.k8s.io", "endpointslices", &slice, "/endpoints").await? {
-        replace(state, "discovery.k8s.io", "endpointslices", &slice, &["endpoints", "ports"]).await?;
-    }
-    Ok(())
-}
-
-/// Creates an object, or puts its labels and these fields right: this server's address may have changed.
-async fn replace(state: &AppState, group: &str, resource: &str, wanted: &Value, fields: &[&str]) -> Result<()> {
-    ensure(state, group, resource, wanted.clone()).await?;
-    change(state, group, resource, wanted, |object| {
-        for field in fields {
-            object[*field] = wanted[*field].clone();
-        }
-        for (key, value) in wanted["metadata"]["labels"].as_object().into_iter().flatten() {
-            object["metadata"]["labels"][key] = value.clone();
-        }
-    })
-    .await
-}
-
-/// Adds what `wanted` has in the list at `pointer` to the list that is there; false: there is none.
-async fn joined(state: &AppState, group: &str, resource: &str, wanted: &Value, pointer: &str) -> Result<bool> {
-    let text = |name: &str| wanted["metadata"][name].as_str().unwrap_or("").to_string();
-    let Some(object) = state.registry.get(group, resource, &text("namespace"), &text("name")) else { return Ok(false) };
-    if !object.value().pointer(pointer).is_some_and(Value::is_array) {
-        return Ok(false);
-    }
-    let own: Vec<Value> = wanted.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default();
-    let join = |object: &mut Value| {
-        if let Some(list) = object.pointer_mut(pointer).and_then(Value::as_array_mut) {
-            let missing: Vec<Value> = own.iter().filter(|o| !list.contains(o)).cloned().collect();
-            list.extend(missing);
-        }
-    };
-    change(state, group, resource, wanted, join).await.map(|()| true)
-}
-
-/// Changes the object that has the name of `named`; writes only where something becomes different.
-async fn change(
-    state: &AppState,
-    group: &str,
-    resource: &str,
-    named: &Value,
-    mut edit: impl FnMut(&mut Value) + Send,
-) -> Result<()> {
-    let text = |name: &str| named["metadata"][name].as_str().unwrap_or("").to_string();
-    let edited = |object: Value| {
-        let mut new = object.clone();
-        edit(&mut new);
-        Ok(if new == object { Change::Keep } else { Change::Write(new) })
-    };
-    let done = state.registry.guaranteed_update(group, resource, &text("namespace"), &text("name"), edited).await;
-    done.map(drop)
+    Ok(ensure(state, "", "services", service).await?)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod customs;
 mod encryption;
 pub mod error;
 pub mod handlers;
+mod masters;
 pub mod metrics;
 mod notify;
 pub mod object;

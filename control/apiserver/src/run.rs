@@ -16,10 +16,13 @@ use crate::config::Config;
 use crate::registry::Registry;
 use crate::state::AppState;
 use crate::storage::{self, Place};
-use crate::{bootstrap, notify, server};
+use crate::{bootstrap, masters, notify, server};
 
 /// How often the certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(60);
+
+/// How long the store may take to let this server leave the endpoints.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// How often what is too old is looked for in the watch caches.
 const HISTORY_CHECK: Duration = Duration::from_secs(30);
@@ -87,6 +90,9 @@ pub struct Server {
     pub state: Arc<AppState>,
     pub address: std::net::SocketAddr,
     serving: tokio::task::JoinHandle<()>,
+    /// Keeps this server among the endpoints, and takes it out.
+    keeping: tokio::task::JoinHandle<()>,
+    leave: watch::Sender<bool>,
     stop: watch::Sender<bool>,
 }
 
@@ -122,7 +128,9 @@ impl Server {
         tokio::spawn(bootstrap::keep(state.clone()));
         let serving = tokio::spawn(server::serve(state.clone(), listener, renewed, stopped));
         state.set_ready();
-        Ok(Server { state, address, serving, stop })
+        let (leave, leaving) = watch::channel(false);
+        let keeping = tokio::spawn(masters::keep(state.clone(), leaving));
+        Ok(Server { state, address, serving, keeping, leave, stop })
     }
 
     /// Serves until `stopping` turns true or the store fails, then ends in order; the store's failure is an error.
@@ -149,9 +157,16 @@ impl Server {
         }
     }
 
-    /// Ends in order: no new connections, watches end, open requests finish.
-    pub async fn stop(self) {
+    /// Ends in order: others hear that they are not to come here, then no new connections, watches end, open requests
+    /// finish.
+    pub async fn stop(mut self) {
         notify::send("STOPPING=1\nSTATUS=ending");
+        self.state.set_unready();
+        self.leave.send_replace(true);
+        if tokio::time::timeout(LEAVE, &mut self.keeping).await.is_err() {
+            self.keeping.abort();
+            tracing::warn!("the store did not answer, so that this server stays among the endpoints for some seconds");
+        }
         self.state.stop();
         self.stop.send_replace(true);
         if let Err(error) = self.serving.await {

@@ -122,6 +122,11 @@ impl AppState {
         self.ready.send_replace(true);
     }
 
+    /// Sends clients elsewhere, before the server ends.
+    pub fn set_unready(&self) {
+        self.ready.send_replace(false);
+    }
+
     /// Whether the server is ready, and not about to end.
     pub fn is_ready(&self) -> bool {
         *self.ready.borrow() && !*self.stopping.borrow()

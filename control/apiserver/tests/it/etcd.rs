@@ -8,7 +8,6 @@ use kube_apiserver::{Config, Server};
 use serde_json::{Value, json};
 
 use crate::client::{Cluster, config};
-use crate::kept::until;
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const SECRETS: &str = "/api/v1/namespaces/default/secrets";
@@ -17,7 +16,7 @@ fn map(name: &str, value: &str) -> Value {
     json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}, "data": {"x": value}})
 }
 
-fn flags(etcd: &test_etcd::Etcd) -> Vec<String> {
+pub fn flags(etcd: &test_etcd::Etcd) -> Vec<String> {
     let file = |flag: &str, name: &str| format!("--etcd-{flag}={}", etcd.file(name).display());
     vec![
         format!("--etcd-servers={}", etcd.endpoints().join(",")),
@@ -126,33 +125,6 @@ async fn servers_on_one_etcd_are_one_api() {
     }
     other.stop().await;
     cluster.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_on_one_etcd_all_stand_behind_the_service_kubernetes() {
-    let etcd = test_etcd::Etcd::start(1);
-    let flags = flags(&etcd);
-    let mut cluster = start(&flags).await;
-    cluster.end().await;
-    let settings = |number: u8| {
-        let mut config = settings(&cluster, &flags);
-        config.store_socket = None;
-        config.secure_port = 0;
-        config.advertise_address = Some([192, 0, 2, number].into());
-        config
-    };
-    let (one, two) = (settings(1), settings(2));
-    let one = Server::start(one).await.unwrap();
-    let two = Server::start(two).await.unwrap();
-    let client = cluster.at(two.address.port());
-    let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
-    let both = |slice: &Value| {
-        let of = |number| move |e: &Value| e["addresses"] == json!([format!("192.0.2.{number}")]);
-        slice["endpoints"].as_array().is_some_and(|all| all.iter().any(of(1)) && all.iter().any(of(2)))
-    };
-    until(&client, slice, both).await;
-    one.stop().await;
-    two.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

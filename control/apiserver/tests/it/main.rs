@@ -11,6 +11,7 @@ mod etcd;
 mod kept;
 mod kinds;
 mod limits;
+mod masters;
 mod memory;
 mod objects;
 mod reads;
