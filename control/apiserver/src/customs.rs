@@ -13,8 +13,8 @@ use crate::error::Result;
 use crate::registry::Change;
 use crate::state::{AppState, CustomKinds};
 
-const GROUP: &str = "apiextensions.k8s.io";
-const RESOURCE: &str = "customresourcedefinitions";
+pub const GROUP: &str = "apiextensions.k8s.io";
+pub const RESOURCE: &str = "customresourcedefinitions";
 /// Keeps a definition until its objects are gone.
 const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// How soon an unfinished or failed pass is tried again.
@@ -22,8 +22,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Serves what is defined, and follows CRDs for as long as the server runs.
 pub async fn start(state: &Arc<AppState>) {
-    let cache = state.registry.cache(GROUP, RESOURCE);
-    let (_, mut watch) = cache.list_and_watch(None, None);
+    let (_, mut watch) = state.definitions.list_and_watch(None, None);
     let mut unfinished = pass(state).await;
     let state = state.clone();
     tokio::spawn(async move {
@@ -39,12 +38,24 @@ pub async fn start(state: &Arc<AppState>) {
     });
 }
 
-/// Looks at all CRDs once; says whether something is left to do.
-async fn pass(state: &Arc<AppState>) -> bool {
-    let mut unfinished = false;
+/// Serves what is defined by now: other servers that share the store answer that a definition is established, and their
+/// clients use it here.
+pub fn catch_up(state: &AppState) {
+    let served = *state.definitions_served.lock().unwrap_or_else(|e| e.into_inner());
+    if served != state.definitions.last_change() {
+        serve_newest(state);
+    }
+}
+
+/// Serves the kinds of all CRDs as they are now; gives each with why its names are in use, if so.
+fn serve_newest(state: &AppState) -> Vec<(Value, Option<(String, String)>)> {
+    // One after the other, so that an older look does not take the place of a newer one.
+    let mut served = state.definitions_served.lock().unwrap_or_else(|e| e.into_inner());
+    // Before the objects: what changes in between is looked at again.
+    let revision = state.definitions.last_change();
     let mut taken = Names::default();
     let mut kinds = CustomKinds::default();
-    let mut crds: Vec<Value> = state.registry.list(GROUP, RESOURCE, None).iter().map(|o| o.value()).collect();
+    let mut crds: Vec<Value> = state.definitions.list(None).iter().map(|o| o.value()).collect();
     // Who came first keeps a name.
     crds.sort_by(|a, b| {
         (is_established(b), meta::field(a, "creationTimestamp"), meta::name(a)).cmp(&(
@@ -53,23 +64,32 @@ async fn pass(state: &Arc<AppState>) -> bool {
             meta::name(b),
         ))
     });
-    let mut conflicts = Vec::with_capacity(crds.len());
-    for crd in &crds {
-        let conflict = taken.take(crd);
+    let crds = crds.into_iter().map(|crd| {
+        let conflict = taken.take(&crd);
         if conflict.is_none() {
-            serve(&mut kinds, crd);
+            serve(&mut kinds, &crd);
         }
-        conflicts.push(conflict);
-    }
-    // Served first, said so afterwards: who waits for a definition to be established uses it at once.
+        (crd, conflict)
+    });
+    let crds = crds.collect();
     publish(state, kinds);
-    for (crd, conflict) in crds.iter().zip(conflicts) {
-        if let Err(error) = settle(state, crd, conflict).await {
+    *served = revision;
+    crds
+}
+
+/// Looks at all CRDs once; says whether something is left to do.
+async fn pass(state: &Arc<AppState>) -> bool {
+    let mut unfinished = false;
+    // Served first, said so afterwards: who waits for a definition to be established uses it at once.
+    let all = serve_newest(state);
+    for (crd, conflict) in &all {
+        if let Err(error) = settle(state, crd, conflict.as_ref()).await {
             tracing::warn!("the definition {} was not brought up to date: {error}", meta::name(crd));
             unfinished = true;
         }
     }
-    for crd in crds.iter().filter(|c| meta::deletion_timestamp(c).is_some() && meta::finalizers(c).contains(&CLEANUP)) {
+    let crds = all.iter().map(|(crd, _)| crd);
+    for crd in crds.filter(|c| meta::deletion_timestamp(c).is_some() && meta::finalizers(c).contains(&CLEANUP)) {
         match clear(state, crd).await {
             Ok(done) => unfinished |= !done,
             Err(error) => {
@@ -170,7 +190,7 @@ fn set_condition(crd: &mut Value, kind: &str, status: bool, reason: &str, messag
 }
 
 /// Writes the status that a CRD is to have, if it has another.
-async fn settle(state: &AppState, crd: &Value, conflict: Option<(String, String)>) -> Result<()> {
+async fn settle(state: &AppState, crd: &Value, conflict: Option<&(String, String)>) -> Result<()> {
     let storage = api::crd::storage_version(crd).to_string();
     let change = |mut crd: Value| {
         let before = crd.clone();
@@ -179,7 +199,7 @@ async fn settle(state: &AppState, crd: &Value, conflict: Option<(String, String)
             all.push(CLEANUP.into());
             meta::set_value(&mut crd, "finalizers", all.into());
         }
-        match &conflict {
+        match conflict {
             None => {
                 set_condition(&mut crd, "NamesAccepted", true, "NoConflicts", "no conflicts found");
                 set_condition(

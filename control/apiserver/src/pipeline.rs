@@ -49,13 +49,18 @@ pub async fn serve(state: Arc<AppState>, connection: Arc<Connection>, request: R
     let verb = metrics::verb(&info, content_type);
     let head = parts.method == http::Method::HEAD;
     let begun = std::time::Instant::now();
-    let (user, acting) = match state.authn.authenticate(&state, &connection, &parts) {
+    let who = || match state.authn.authenticate(&state, &connection, &parts) {
         Ok(user) => {
             let acting = state.authn.acting(&state, &user, &parts.headers);
             (user, acting)
         }
         Err(error) => (UserInfo::default(), Err(error)),
     };
+    let seen = state.registry.revision();
+    let (mut user, mut acting) = who();
+    if acting.is_err() && state.learns(seen).await {
+        (user, acting) = who();
+    }
     let record = state.audit.begin(&info, &user, acting.as_ref().ok().and_then(Option::as_ref), connection.remote);
     let id = record.id.clone();
     let answer = match acting {
@@ -104,7 +109,12 @@ async fn answer(
     user: &UserInfo,
     request: Request<Incoming>,
 ) -> Result<Response<Body>> {
-    if let Err(error) = authorized(state, user, info).await {
+    let seen = state.registry.revision();
+    let mut may = authorized(state, user, info).await;
+    if may.is_err() && state.learns(seen).await {
+        may = authorized(state, user, info).await;
+    }
+    if let Err(error) = may {
         drain(request.into_body()).await;
         return Err(error);
     }

@@ -1,7 +1,8 @@
 //! What all requests share.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use api::kinds::{Kind, Registry as Kinds};
 use tokio::sync::{Semaphore, watch};
@@ -12,11 +13,15 @@ use crate::authn::Authn;
 use crate::authz::Authz;
 use crate::backup::Backup;
 use crate::config::Config;
+use crate::customs;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 use crate::registry::{Cache, Registry};
 use crate::streaming::Streaming;
 use crate::usage::Usages;
+
+/// A refusal is held back for so long at most.
+const LEARN: Duration = Duration::from_secs(1);
 
 /// The kinds that CustomResourceDefinitions make.
 #[derive(Debug, Default)]
@@ -32,6 +37,9 @@ pub struct AppState {
     pub registry: Registry,
     /// Looked at whenever a connection carries something: found without a search.
     pub(crate) config_maps: Arc<Cache>,
+    /// CustomResourceDefinitions, looked at with each request, and the revision of them that is served.
+    pub(crate) definitions: Arc<Cache>,
+    pub(crate) definitions_served: Mutex<u64>,
     pub authn: Authn,
     pub authz: Authz,
     pub admission: Admission,
@@ -78,6 +86,8 @@ impl AppState {
             ready: watch::Sender::new(false),
             stopping: watch::Sender::new(false),
             config,
+            definitions: registry.cache(customs::GROUP, customs::RESOURCE),
+            definitions_served: Mutex::new(0),
             config_maps: registry.cache("", "configmaps"),
             registry,
         }))
@@ -115,6 +125,17 @@ impl AppState {
             kinds.any_resource(&id.group, &id.plural)
         };
         found.unwrap_or(kind).clone()
+    }
+
+    /// Whether other servers on the same store have written what memory, at revision `seen`, did not have yet: a refusal
+    /// may rest on that.
+    pub async fn learns(&self, seen: u64) -> bool {
+        if self.config.etcd.etcd_servers.is_empty() {
+            return false;
+        }
+        // Where the store does not answer, the refusal stands.
+        let fresh = tokio::time::timeout(LEARN, self.registry.fresh()).await;
+        matches!(fresh, Ok(Ok(()))) && self.registry.revision() > seen
     }
 
     /// Marks the server as ready for clients.

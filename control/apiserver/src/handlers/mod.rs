@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::codec::Format;
+use api::continuation::Continuation;
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -55,6 +56,12 @@ pub async fn handle(
         return streaming::aggregated::pass(state, &service, user, request).await;
     }
     if !info.is_resource {
+        if ["/apis", "/openapi"].iter().any(|of_kinds| info.path.starts_with(of_kinds)) {
+            // A kind that another server says is established is to be found here, too; where etcd does not answer, what is
+            // known is told.
+            state.learns(0).await;
+            crate::customs::catch_up(state);
+        }
         return match &state.backup {
             Some(backup) if info.path == backup::PATH && info.verb == Verb::Get => {
                 backup.answer(state.registry.store().clone()).await
@@ -73,10 +80,11 @@ pub async fn handle(
     // The room is given back when the request is answered.
     let (body, _room) =
         if info.verb.is_read() { (Bytes::new(), Room::default()) } else { collect(state, body).await? };
-    let scope = Scope::new(state, info, user, &parts.headers)?;
-    if wants_newest(info) {
+    if wants_newest(info, state.registry.revision()) {
         state.registry.fresh().await?;
     }
+    crate::customs::catch_up(state);
+    let scope = Scope::new(state, info, user, &parts.headers)?;
     let weight = weight(&scope, &parts.headers, &body);
     let mut response = state.offload.run(weight, dispatch(&scope, &parts.headers, body)).await?;
     scope.add_warnings(&mut response);
@@ -84,10 +92,17 @@ pub async fn handle(
 }
 
 /// Whether the answer must reflect all writes before the request, also those of other servers
-/// on the same etcd: not where the client says how old it may be.
-fn wants_newest(info: &RequestInfo) -> bool {
-    let said = |name: &str| info.query.get(name).is_some_and(|v| !v.is_empty());
-    !(info.verb.is_read() && (said("resourceVersion") || said("continue")))
+/// on the same etcd: not where the client says how old it may be, and memory, which is at `seen`,
+/// is that far. One that is behind what another server told the client asks etcd, as where nothing
+/// of ours changes its watch says nothing.
+fn wants_newest(info: &RequestInfo, seen: u64) -> bool {
+    let said = |name: &str| info.query.get(name).filter(|v| !v.is_empty());
+    let (version, page) = (said("resourceVersion"), said("continue"));
+    let is_ahead = || {
+        let page = page.and_then(|text| u64::try_from(Continuation::read(text).ok()?.revision).ok());
+        version.and_then(|text| text.parse::<u64>().ok()).max(page).is_some_and(|told| told > seen)
+    };
+    !info.verb.is_read() || version.is_none() && page.is_none() || is_ahead()
 }
 
 /// What it will cost to answer.
@@ -201,4 +216,31 @@ async fn component_statuses(scope: &Scope<'_>) -> Result<Response<Body>> {
     }
     let one = all.into_iter().find(|c| api::meta::name(c) == scope.info.name).ok_or_else(|| scope.not_found())?;
     respond::value(scope, 200, one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_behind_what_the_client_was_told_asks_etcd() {
+        let token = |revision| Continuation { revision, start: "a".into() }.write();
+        let (old, new, any) = (token(100), token(101), token(-1));
+        for (query, wanted) in [
+            ("", true),
+            ("resourceVersion=", true),
+            ("resourceVersion=0", false),
+            ("resourceVersion=100", false),
+            ("resourceVersion=101", true),
+            ("resourceVersion=x", false),
+            (&format!("limit=1&continue={old}"), false),
+            (&format!("limit=1&continue={new}"), true),
+            (&format!("limit=1&continue={any}"), false),
+        ] {
+            let info = RequestInfo::parse(&http::Method::GET, "/api/v1/pods", query);
+            assert_eq!(wants_newest(&info, 100), wanted, "{query}");
+        }
+        let info = RequestInfo::parse(&http::Method::POST, "/api/v1/namespaces/a/pods", "");
+        assert!(wants_newest(&info, 100));
+    }
 }

@@ -24,7 +24,7 @@ pub async fn established(cluster: &Cluster) {
     established_in(cluster, "example.com").await;
 }
 
-async fn established_in(cluster: &Cluster, group: &str) {
+pub async fn established_in(cluster: &Cluster, group: &str) {
     let mut events = cluster.watch(&format!("{CRDS}?watch=1&fieldSelector=metadata.name%3Dfoos.{group}")).await;
     loop {
         let (_, crd) = events.next().await.unwrap();

@@ -5,7 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::client::{Cluster, arguments};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::client::{Answer, Cluster, arguments};
+use crate::customs::{CRDS, FOOS, crd, established, established_in, foo};
 use crate::etcd::flags;
 use crate::kept::until;
 
@@ -137,4 +142,135 @@ async fn the_endpoints_are_the_servers_that_live() {
     names.extend(in_slice(&slice).iter().map(ToString::to_string));
     assert!(names == ["192.0.2.1"] || names == ["192.0.2.4"], "{names:?}");
     until_servers_are(&again.client, &["192.0.2.4"]).await;
+}
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn map(name: &str) -> Value {
+    json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}})
+}
+
+/// The way from etcd to one server, on which what etcd says can be held up.
+struct Gate {
+    port: u16,
+    held: watch::Sender<bool>,
+}
+
+impl Gate {
+    async fn new(etcd: &test_etcd::Etcd) -> Gate {
+        let to: u16 = etcd.endpoints()[0].rsplit(':').next().unwrap().parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, held) = (listener.local_addr().unwrap().port(), watch::Sender::new(false));
+        let closed = held.subscribe();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(etcd) = TcpStream::connect(("127.0.0.1", to)).await else { continue };
+                let ((mut from_server, mut to_server), (mut from_etcd, mut to_etcd)) =
+                    (stream.into_split(), etcd.into_split());
+                // Either side may just go away.
+                tokio::spawn(async move { drop(tokio::io::copy(&mut from_server, &mut to_etcd).await) });
+                let mut closed = closed.clone();
+                tokio::spawn(async move {
+                    let mut piece = vec![0; 16 << 10];
+                    while let Ok(length @ 1..) = from_etcd.read(&mut piece).await {
+                        if closed.wait_for(|held| !*held).await.is_err()
+                            || to_server.write_all(&piece[..length]).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Gate { port, held }
+    }
+
+    /// What a server is asked that has not heard of `written` yet.
+    async fn behind(&self, written: impl Future<Output = ()>, asked: impl Future<Output = Answer>) -> Answer {
+        self.held.send_replace(true);
+        written.await;
+        let mut asked = std::pin::pin!(asked);
+        let early = tokio::select! {
+            answer = &mut asked => Some(answer),
+            // It waits for etcd; one that does not has answered by now.
+            () = tokio::time::sleep(Duration::from_millis(400)) => None,
+        };
+        self.held.send_replace(false);
+        match early {
+            Some(answer) => answer,
+            None => asked.await,
+        }
+    }
+}
+
+/// What one server has answered holds on every other one, however far its memory is behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_behind_asks_before_it_refuses() {
+    let etcd = test_etcd::Etcd::start(1);
+    let (cluster, flags) = (authority().await, flags(&etcd));
+    let gate = Gate::new(&etcd).await;
+    let mut through = flags.clone();
+    through[0] = format!("--etcd-servers=https://127.0.0.1:{}", gate.port);
+    let (near, far) = (Master::begin(&cluster, 1, &flags), Master::begin(&cluster, 2, &through));
+    near.ready().await;
+    far.ready().await;
+    let (near, far) = (&near.client, &far.client);
+
+    let made = async { drop(near.post(MAPS, map("a")).await.expect(201)) };
+    gate.behind(made, far.get(&format!("{MAPS}/a"))).await.expect(200);
+
+    // The next page of a list of another server.
+    near.post(MAPS, map("b")).await.expect(201);
+    let token = tokio::sync::OnceCell::new();
+    let listed = async {
+        near.post(MAPS, map("c")).await.expect(201);
+        let page = near.get(&format!("{MAPS}?limit=1")).await.expect(200);
+        token.set(page["metadata"]["continue"].as_str().unwrap().to_string()).unwrap();
+    };
+    let rest = async { far.get(&format!("{MAPS}?continue={}", token.get().unwrap())).await };
+    let rest = gate.behind(listed, rest).await.expect(200);
+    let names: Vec<&str> =
+        rest["items"].as_array().unwrap().iter().filter_map(|o| o["metadata"]["name"].as_str()).collect();
+    assert_eq!(names, ["b", "c"]);
+
+    // A right that was given a moment ago.
+    let maps = |client: &Cluster| {
+        let client = client.at_same_port();
+        async move { client.send_as("joe", "GET", MAPS).await }
+    };
+    assert_eq!(maps(far).await.code, 403);
+    let given = async {
+        let rights = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+        let rules = json!([{"verbs": ["list"], "apiGroups": [""], "resources": ["configmaps"]}]);
+        near.post(&format!("{rights}/roles"), json!({"metadata": {"name": "r"}, "rules": rules})).await.expect(201);
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"});
+        let joe = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "joe"}]);
+        let binding = json!({"metadata": {"name": "b"}, "roleRef": role, "subjects": joe});
+        near.post(&format!("{rights}/rolebindings"), binding).await.expect(201);
+    };
+    gate.behind(given, maps(far)).await.expect(200);
+
+    // A kind that was established a moment ago, and a field that it got a moment ago.
+    let defined = async {
+        near.post(CRDS, crd()).await.expect(201);
+        established(near).await;
+    };
+    gate.behind(defined, far.post(FOOS, foo("a", json!({"size": 1})))).await.expect(201);
+    let changed = async {
+        let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"new": {"type": "string"}}}}});
+        let mut crd = near.get(&format!("{CRDS}/foos.example.com")).await.expect(200);
+        crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"] = schema;
+        crd["spec"]["versions"][0]["subresources"] = Value::Null;
+        near.put(&format!("{CRDS}/foos.example.com"), &crd).await.expect(200);
+    };
+    let made = gate.behind(changed, far.post(FOOS, foo("b", json!({"new": "kept"})))).await.expect(201);
+    assert_eq!(made["spec"]["new"], "kept");
+    let defined = async {
+        let mut other = crd();
+        other["metadata"]["name"] = "foos.example.org".into();
+        other["spec"]["group"] = "example.org".into();
+        near.post(CRDS, other).await.expect(201);
+        established_in(near, "example.org").await;
+    };
+    gate.behind(defined, far.get("/apis/example.org/v1")).await.expect(200);
 }
