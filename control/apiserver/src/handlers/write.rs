@@ -14,11 +14,12 @@ use serde_json::Value;
 
 use super::change::{AGAIN, TAKEN_TRIES};
 use super::{Scope, respond};
-use crate::admission::{Attributes, Operation};
+use crate::admission::{Attributes, Operation, lifecycle};
 use crate::audit::Made;
 use crate::error::{ApiError, Cause, Result};
 use crate::object::Object;
 use crate::pipeline::Body;
+use crate::registry::Change;
 use crate::{shape, strategy};
 
 /// Suffixes of generated names are made of these, so that no words come out.
@@ -218,7 +219,14 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
         if scope.dry_run {
             return Ok(None);
         }
-        write_reserved(scope, &object, None, scope.store().create(&object, ttl(scope))).await.map(Some)
+        let stored = write_reserved(scope, &object, None, scope.store().create(&object, ttl(scope))).await?;
+        // Memory is as far as the write by now. What was on its way out before it, to another server or another task, was
+        // looked through before it too, and nobody would take the object away.
+        if let Err(error) = lifecycle::check(&at).and_then(|()| not_terminating(scope)) {
+            take_back(scope, &stored).await?;
+            return Err(error);
+        }
+        Ok(Some(stored))
     }
     .await;
     match outcome {
@@ -231,6 +239,18 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
             scope.strategy.abandoned(context, &object, None);
             Err(error)
         }
+    }
+}
+
+/// Removes what was just created.
+async fn take_back(scope: &Scope<'_>, stored: &Object) -> Result<()> {
+    let uid = meta::field(&stored.value(), "uid").to_string();
+    let change = |now: Value| Ok(if meta::field(&now, "uid") == uid { Change::Remove } else { Change::Keep });
+    let (registry, kind) = (&scope.state.registry, &scope.stored);
+    let done = registry.guaranteed_update(&kind.group, &kind.plural, &stored.namespace, &stored.name, change).await;
+    match done {
+        Err(error) if error.reason == "NotFound" => Ok(()),
+        done => done.map(drop),
     }
 }
 

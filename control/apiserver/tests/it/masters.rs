@@ -274,3 +274,41 @@ async fn a_server_that_is_behind_asks_before_it_refuses() {
     };
     gate.behind(defined, far.get("/apis/example.org/v1")).await.expect(200);
 }
+
+/// What comes after the namespace's end was taken back, or refused: its controller has looked by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_made_in_what_another_server_is_deleting() {
+    let etcd = test_etcd::Etcd::start(1);
+    let (cluster, flags) = (authority().await, flags(&etcd));
+    let two = masters(&cluster, &flags, &[1, 2]).await;
+    let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+    let mut refused = 0;
+    for round in 0..12 {
+        let namespace = format!("n{round}");
+        let body = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": namespace}});
+        two[0].client.post("/api/v1/namespaces", body).await.expect(201);
+        let (path, maps) =
+            (format!("/api/v1/namespaces/{namespace}"), format!("/api/v1/namespaces/{namespace}/configmaps"));
+        let writes = (0..16).map(|i| {
+            let (client, maps) = (&two[i % 2].client, &maps);
+            async move { client.post(maps, map(&format!("m{i}"))).await }
+        });
+        let (answers, ended) = tokio::join!(futures::future::join_all(writes), async {
+            two[round % 2].client.delete(&path).await.expect(200)
+        });
+        let end = version(&ended);
+        for answer in answers {
+            if answer.code == 201 {
+                assert!(version(&answer.json()) < end, "{}", answer.json());
+            } else {
+                assert_eq!(answer.failure(), (403, "Forbidden".into()));
+                refused += 1;
+            }
+        }
+        let left = two[0].client.get(&maps).await.expect(200);
+        for object in left["items"].as_array().unwrap() {
+            assert!(version(object) < end, "{object}");
+        }
+    }
+    assert!(refused > 0, "some came too late");
+}
