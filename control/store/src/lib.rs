@@ -26,7 +26,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 pub use embedded::{Embedded, Options, Report, read_picture, restore, verify, write_picture_file, write_store};
 pub use etcd::{
-    Etcd, EtcdHolds, EtcdOptions, EtcdReport, Members, check_etcd, etcd_holds, read_etcd, retire_etcd, write_etcd,
+    Etcd, EtcdData, EtcdHolds, EtcdOptions, EtcdReport, Member, MemberStatus, Members, Membership, Sight, check_etcd,
+    data_of, etcd_holds, look, read_etcd, retire_etcd, write_etcd,
 };
 pub use fault::{FaultDisk, Pull};
 pub use io::{DirDisk, Disk, DiskFile};

@@ -38,7 +38,7 @@ pub async fn check_etcd(options: &EtcdOptions) -> Result<EtcdReport> {
         Ok(())
     })
     .await?;
-    let members = compare_members(&client, revision).await?;
+    let members = compare_members(&client.of_all_members().await, revision).await?;
     Ok(EtcdReport { keys, revision: found.root.base + revision.max(0) as u64, live_bytes, members })
 }
 

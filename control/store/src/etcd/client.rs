@@ -19,6 +19,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
+use super::wire::{self, Headed as _, MemberListRequest, MemberListResponse};
 use crate::{Result, StoreError};
 
 /// A member that takes longer to let us in is passed over.
@@ -89,11 +90,17 @@ pub(crate) enum Again {
 }
 
 #[derive(Clone, Debug)]
-struct Target {
+pub(super) struct Target {
     text: String,
     tls: bool,
-    host: String,
+    pub(super) host: String,
     port: u16,
+}
+
+impl Target {
+    pub(super) async fn reach(&self) -> std::io::Result<TcpStream> {
+        TcpStream::connect((self.host.as_str(), self.port)).await
+    }
 }
 
 /// No member could be reached: nothing was sent.
@@ -110,6 +117,7 @@ struct Shared {
 }
 
 /// A handle to etcd; connects when first used, and again when need be.
+#[derive(Debug)]
 pub(crate) struct Client {
     shared: Arc<Shared>,
     channel: RwLock<(u64, Channel)>,
@@ -189,6 +197,23 @@ impl Client {
             Ok(Err(status)) => Err(CallError::Unavailable(self.sentence(&status))),
             Err(_) => Err(CallError::Unavailable(format!("no answer within {} seconds", within.as_secs()))),
         }
+    }
+
+    /// A handle to every member that has a vote, also where only the one beside this server was given; to those that were
+    /// given, where nobody says who there is.
+    pub(crate) async fn of_all_members(&self) -> Client {
+        let mut targets = self.shared.targets.clone();
+        if targets.len() == 1
+            && let Ok(list) =
+                self.call::<_, MemberListResponse>(wire::MEMBER_LIST, MemberListRequest::default(), Again::Yes).await
+        {
+            let asked = list.header().map(|header| header.member_id);
+            let others = list.members.iter().filter(|member| !member.is_learner && Some(member.id) != asked);
+            targets.extend(others.filter_map(|member| target(member.client_urls.last()?).ok()));
+        }
+        let shared = Arc::new(Shared { targets, members: self.shared.members.clone(), at: AtomicUsize::new(0) });
+        let channel = channel(&shared);
+        Client { shared, channel: RwLock::new((0, channel)) }
     }
 
     /// The endpoints, as they were given.
@@ -298,7 +323,7 @@ fn sentence(status: &Status) -> String {
     }
 }
 
-fn target(endpoint: &str) -> Result<Target> {
+pub(super) fn target(endpoint: &str) -> Result<Target> {
     let bad = |why: &str| {
         StoreError::Settings(format!(
             "etcd endpoint {endpoint:?}: {why}; write it as https://host:2379 (--etcd-servers)"
@@ -328,7 +353,7 @@ fn channel(shared: &Arc<Shared>) -> Channel {
         }))
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Connects to the first member that lets us in.
@@ -350,13 +375,23 @@ async fn connect(shared: &Shared) -> Result<Box<dyn Stream>, NotConnected> {
 }
 
 async fn connect_to(target: &Target, members: &Members) -> Result<Box<dyn Stream>, String> {
-    let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|e| e.to_string())?;
+    let stream = target.reach().await.map_err(|e| e.to_string())?;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    secure(target, stream, members, &[b"h2"]).await
+}
+
+/// Speaks TLS where the target does; certificates are read anew for each connection, so that renewed ones are taken.
+pub(super) async fn secure(
+    target: &Target,
+    stream: TcpStream,
+    members: &Members,
+    protocols: &[&[u8]],
+) -> Result<Box<dyn Stream>, String> {
     if !target.tls {
         return Ok(Box::new(stream));
     }
-    // Read anew for each connection, so that renewed certificates are taken.
-    let config = tls(members).map_err(|e| e.to_string())?;
+    let mut config = tls(members).map_err(|e| e.to_string())?;
+    config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
     let name = ServerName::try_from(target.host.clone()).map_err(|e| e.to_string())?;
     let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     Ok(Box::new(stream.map_err(|e| e.to_string())?))
@@ -376,7 +411,7 @@ fn tls(members: &Members) -> Result<rustls::ClientConfig> {
         .with_safe_default_protocol_versions()
         .map_err(|e| StoreError::Settings(format!("etcd: TLS: {e}")))?
         .with_root_certificates(roots);
-    let mut config = match (&members.cert_file, &members.key_file) {
+    let config = match (&members.cert_file, &members.key_file) {
         (Some(cert), Some(key)) => {
             let chain = CertificateDer::pem_file_iter(cert).map_err(|e| bad(cert, &e))?;
             let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|e| bad(cert, &e))?;
@@ -386,7 +421,6 @@ fn tls(members: &Members) -> Result<rustls::ClientConfig> {
         (None, None) => builder.with_no_client_auth(),
         _ => return Err(StoreError::Settings("etcd: --etcd-certfile and --etcd-keyfile go together".into())),
     };
-    config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
 

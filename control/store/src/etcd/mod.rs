@@ -10,6 +10,7 @@ mod check;
 mod client;
 mod compactor;
 mod lease;
+mod members;
 mod mirror;
 mod picture;
 mod root;
@@ -41,6 +42,7 @@ use wire::{
 
 pub use check::{EtcdReport, check_etcd};
 pub use client::Members;
+pub use members::{EtcdData, Member, MemberStatus, Membership, Sight, data_of, look};
 pub use picture::{EtcdHolds, etcd_holds, read_etcd, retire_etcd, write_etcd};
 
 /// Settings of the engine.

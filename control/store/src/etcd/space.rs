@@ -49,7 +49,7 @@ pub(super) async fn relieve(client: &Client) -> Result<()> {
 /// Has each member write its file anew, without what was compacted; a member serves nothing
 /// meanwhile, so that one follows the other.
 pub(super) async fn defragment(client: &Client) -> Result<()> {
-    let mut failed = None;
+    let (client, mut failed) = (client.of_all_members().await, None);
     for (place, endpoint) in client.endpoints().enumerate() {
         let request = DefragmentRequest {};
         let done = client.call_member::<_, DefragmentResponse>(place, wire::DEFRAGMENT, request, DEFRAGMENT).await;

@@ -18,6 +18,11 @@ pub(crate) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 pub(crate) const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
 pub(crate) const DEFRAGMENT: &str = "/etcdserverpb.Maintenance/Defragment";
 pub(crate) const HASH_KV: &str = "/etcdserverpb.Maintenance/HashKV";
+pub(crate) const MEMBER_ADD: &str = "/etcdserverpb.Cluster/MemberAdd";
+pub(crate) const MEMBER_REMOVE: &str = "/etcdserverpb.Cluster/MemberRemove";
+pub(crate) const MEMBER_UPDATE: &str = "/etcdserverpb.Cluster/MemberUpdate";
+pub(crate) const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
+pub(crate) const MEMBER_PROMOTE: &str = "/etcdserverpb.Cluster/MemberPromote";
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Header {
@@ -306,6 +311,80 @@ pub(crate) struct StatusResponse {
     pub(crate) leader: u64,
     #[prost(string, repeated, tag = "8")]
     pub(crate) errors: Vec<String>,
+    #[prost(bool, tag = "10")]
+    pub(crate) is_learner: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Member {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    #[prost(string, tag = "2")]
+    pub(crate) name: String,
+    #[prost(string, repeated, tag = "3")]
+    pub(crate) peer_urls: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) client_urls: Vec<String>,
+    #[prost(bool, tag = "5")]
+    pub(crate) is_learner: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberAddRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) peer_urls: Vec<String>,
+    #[prost(bool, tag = "2")]
+    pub(crate) is_learner: bool,
+}
+
+/// `MemberRemoveRequest`, and `MemberPromoteRequest`, which is the same.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberUpdateRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) peer_urls: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberListRequest {
+    /// Asked of a majority.
+    #[prost(bool, tag = "1")]
+    pub(crate) linearizable: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberListResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) header: Option<Header>,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) members: Vec<Member>,
+}
+
+/// Of a change; who is there after it is asked anew.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct MemberChangeResponse {}
+
+/// What every segment of a member's log begins with (`walpb.Record`).
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LogRecord {
+    #[prost(int64, tag = "1")]
+    pub(crate) kind: i64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) data: Bytes,
+}
+
+/// Whose log it is (`etcdserverpb.Metadata`).
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LogMetadata {
+    #[prost(uint64, tag = "1")]
+    pub(crate) node_id: u64,
 }
 
 /// Action 0 lists the members with this alarm, 2 takes it back; alarm 1: a member's database is full.
@@ -379,6 +458,7 @@ headed!(
     CompactionResponse,
     WatchResponse,
     LeaseGrantResponse,
+    MemberListResponse,
     StatusResponse,
     HashKvResponse
 );
