@@ -27,6 +27,8 @@ pub(crate) const PENDING: &str = "restore.pending";
 const BEGIN: &str = "begin.pending";
 /// Whatever this store acknowledged is in a copy that another server goes on with, so that it must take no more.
 const FENCED: &str = "fenced";
+/// How often a server that waits looks whether another one has filled the store.
+const LOOK: Duration = Duration::from_secs(1);
 /// A pending snapshot that could not be read.
 const REFUSED: &str = "restore.refused";
 
@@ -107,8 +109,10 @@ impl Place {
         if (await_restore && !begins || place.is_fenced()) && place.is_empty().await? {
             tracing::warn!("there is no store in {place}, and none is made: a backup is waited for");
             crate::notify::send("STATUS=waits for a backup to be restored (`kimg backup restore`)");
-            // Whoever lays the snapshot down starts the server anew.
-            std::future::pending::<()>().await;
+            // Whoever lays the snapshot down starts the server anew; into etcd it may come by way of another one.
+            while place.etcd.is_none() || place.is_empty().await? {
+                tokio::time::sleep(LOOK).await;
+            }
         }
         Ok(place)
     }

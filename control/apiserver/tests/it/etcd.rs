@@ -184,6 +184,22 @@ async fn servers_on_one_etcd_give_no_address_twice() {
     cluster.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_waits_for_a_backup_goes_on_once_another_one_has_a_store() {
+    let etcd = test_etcd::Etcd::start(1);
+    let flags = flags(&etcd);
+    let mut cluster = Cluster::start().await;
+    cluster.end().await;
+    std::fs::remove_dir_all(cluster.dir().join("store")).unwrap();
+    let settings = settings(&cluster, &flags);
+    let waits = Config { await_restore: true, store_socket: None, secure_port: 0, ..settings.clone() };
+    let waits = tokio::spawn(Server::start(waits));
+    tokio::task::yield_now().await;
+    let other = Server::start(settings).await.unwrap();
+    waits.await.unwrap().unwrap().stop().await;
+    other.stop().await;
+}
+
 /// What etcd refuses, here for its size, holds no address and no port.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_was_refused_claims_nothing() {
