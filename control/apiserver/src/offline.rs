@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::storage::commands;
+use crate::storage::{commands, member};
 
 /// The store without the server, or beside it.
 #[derive(Debug, Parser)]
@@ -31,6 +31,10 @@ enum Command {
     Restore(commands::RestoreArgs),
     /// Moves everything from the embedded store to etcd, or back.
     Migrate(commands::MigrateArgs),
+    /// Finds out how this master's etcd begins or joins, among several, and becomes it.
+    Member(member::MemberArgs),
+    /// Ends once this master's etcd has its vote.
+    Promote(member::PromoteArgs),
     /// Seals everything by the key that writes, and says which keys are in use.
     Rewrite(crate::rewrite::Args),
     /// Cuts stores off, again and again, and proves that they lose nothing.
@@ -99,6 +103,8 @@ fn run(args: Args) -> anyhow::Result<String> {
         Command::Snapshot(args) => commands::snapshot(&args),
         Command::Restore(args) => commands::restore(&args),
         Command::Migrate(args) => commands::migrate(&args),
+        Command::Member(args) => member::member(&args),
+        Command::Promote(args) => member::promote(&args),
         Command::Rewrite(args) => crate::rewrite::run(&args),
         Command::Torture(args) => crate::torture::run(&args),
         Command::TortureChild { spec } => {

@@ -167,7 +167,11 @@ impl Drop for Etcd {
     }
 }
 
-fn certificates(dir: &Path) {
+/// Writes `ca.crt`, and `server` and `client` with their keys: for 127.0.0.1 and a few loopback addresses beside it.
+///
+/// # Panics
+/// They cannot be made.
+pub fn certificates(dir: &Path) {
     let write = |name: &str, text: String| std::fs::write(dir.join(name), text).expect("a certificate file");
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -178,7 +182,9 @@ fn certificates(dir: &Path) {
     let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     // Members are clients of each other.
     for (name, usages) in [("server", &usages[..]), ("client", &usages[1..])] {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).expect("names");
+        let addresses = (1..=5).map(|number| format!("127.0.0.{number}"));
+        let params = CertificateParams::new(addresses.chain(["localhost".into()]).collect::<Vec<_>>());
+        let mut params = params.expect("names");
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = usages.to_vec();
         let key = KeyPair::generate().expect("a key");
@@ -189,7 +195,10 @@ fn certificates(dir: &Path) {
 
 /// The etcd program; fetched when it is not there yet, by the same code that fetches an
 /// image's packages.
-fn program() -> PathBuf {
+///
+/// # Panics
+/// It cannot be had.
+pub fn program() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let program = workspace.join("target/tools/etcd");
     if program.exists() {

@@ -7,6 +7,8 @@
 
 mod check;
 pub(crate) mod commands;
+pub(crate) mod member;
+mod members;
 mod migrate;
 mod socket;
 

@@ -2,8 +2,9 @@
 //! or of root.
 //!
 //! `GET /snapshot` answers with a snapshot (its revision stands in the header [`REVISION`]),
-//! `GET /check` with a text, `GET /fenced` where the server serves nobody else; a failure with its
-//! sentence.  Nothing can be written this way, and what is encrypted at rest is so in a snapshot, too.
+//! `GET /check` with a text, `GET /fenced` where the server serves nobody else, `GET /members` with
+//! etcd's members; `POST /members/remove` takes one of them out.  A failure is answered with its
+//! sentence.  No object can be written this way, and what is encrypted at rest is so in a snapshot, too.
 
 use std::convert::Infallible;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -25,12 +26,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio_util::io::ReaderStream;
 
+use super::members::{self, Refused};
 use super::{Place, check};
 
 /// Header with a snapshot's revision.
 const REVISION: &str = "kimg-revision";
 /// The snapshot that is on its way to a client.
 const OUTGOING: &str = "outgoing.snapshot";
+/// A request that has a body says one thing.
+const LONGEST_REQUEST: usize = 4096;
 
 type Body = BoxBody<Bytes, std::io::Error>;
 
@@ -90,7 +94,7 @@ async fn connection(stream: UnixStream, serving: Arc<Serving>, path: PathBuf) {
     }
     let service = service_fn(move |request| {
         let serving = serving.clone();
-        async move { Ok::<_, Infallible>(answer(&serving, &request).await) }
+        async move { Ok::<_, Infallible>(answer(&serving, request).await) }
     });
     if let Err(error) = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
     {
@@ -98,14 +102,16 @@ async fn connection(stream: UnixStream, serving: Arc<Serving>, path: PathBuf) {
     }
 }
 
-async fn answer(serving: &Serving, request: &Request<Incoming>) -> Response<Body> {
+async fn answer(serving: &Serving, request: Request<Incoming>) -> Response<Body> {
     let _turn = serving.turn.lock().await;
     let answered = match (request.method(), request.uri().path()) {
         (&Method::GET, "/snapshot") => snapshot(serving).await,
         (&Method::GET, "/check") => check::online(&serving.place, &serving.store).await.map(text),
         (&Method::GET, "/fenced") if serving.fenced => Ok(text("the store takes no more writes".into())),
+        (&Method::GET, "/members") => Ok(listed(members::list(&serving.place).await)),
+        (&Method::POST, "/members/remove") => Ok(listed(remove(serving, request).await)),
         (_, path) => {
-            let mut response = text(format!("there is no {path}; there are /snapshot and /check"));
+            let mut response = text(format!("there is no {path}; there are /snapshot, /check and /members"));
             *response.status_mut() = StatusCode::NOT_FOUND;
             Ok(response)
         }
@@ -115,6 +121,24 @@ async fn answer(serving: &Serving, request: &Request<Incoming>) -> Response<Body
         *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
         response
     })
+}
+
+/// The members, or why they are not told or not changed.
+fn listed(members: Result<Vec<members::Shown>, Refused>) -> Response<Body> {
+    let (status, said) = match members {
+        Ok(members) => (StatusCode::OK, serde_json::json!(members).to_string()),
+        Err(Refused(status, why)) => (status, why),
+    };
+    let mut response = text(said);
+    *response.status_mut() = status;
+    response
+}
+
+async fn remove(serving: &Serving, request: Request<Incoming>) -> Result<Vec<members::Shown>, Refused> {
+    let bad = |why: &dyn std::fmt::Display| Refused(StatusCode::BAD_REQUEST, format!("the request is wrong: {why}"));
+    let body = Limited::new(request.into_body(), LONGEST_REQUEST).collect().await.map_err(|error| bad(&error))?;
+    let wanted = serde_json::from_slice(&body.to_bytes()).map_err(|error| bad(&error))?;
+    members::remove(&serving.place, &wanted).await
 }
 
 fn text(text: String) -> Response<Body> {

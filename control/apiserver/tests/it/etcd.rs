@@ -33,7 +33,7 @@ fn set(config: &mut Config, dir: &Path, flags: &[String]) {
     config.store_socket = Some(dir.join("store.sock"));
 }
 
-async fn begin(cluster: &mut Cluster, flags: &[String]) {
+pub async fn begin(cluster: &mut Cluster, flags: &[String]) {
     let dir = cluster.dir().to_path_buf();
     cluster.begin_with(|config| set(config, &dir, flags)).await;
 }

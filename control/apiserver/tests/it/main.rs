@@ -12,6 +12,7 @@ mod kept;
 mod kinds;
 mod limits;
 mod masters;
+mod members;
 mod memory;
 mod objects;
 mod reads;
