@@ -1,7 +1,8 @@
 //! The host firewall, `inet kimg-host`: closed by default, from before the first interface is up.
 //!
 //! Open to all: the node API, 6443 on masters and the status page where there is one, NodePorts and 80/443 on workers, ICMP, DHCP answers.
-//! Open to this cluster's nodes: everything; overlay fills the sets `node_v4` and `node_v6` from Node objects.
+//! Open to this cluster's nodes: everything, but for etcd, which is open to the other masters only ([`admit`]); overlay
+//! fills the sets `node_v4` and `node_v6` from Node objects.
 //! Strangers reach no service by its cluster address, and masters answer on no NodePort.
 //! Pods, with the host's network or their own, reach neither the node API nor the metadata address, not by way
 //! of a service either, nor by what the node's services fetch for them: of this node only init opens connections to
@@ -10,11 +11,12 @@
 
 use anyhow::{Context, Result};
 use node_metadata::sources::{SERVERS_V4, SERVERS_V6, WIRE_SERVER};
-use node_metadata::{Cluster, METADATA_GROUPS, METADATA_PODS, Overlay, Role, STATUS_PORT};
+use node_metadata::{Cluster, METADATA_GROUPS, METADATA_PODS, Node, Overlay, Role, STATUS_PORT, StoreEngine};
 use node_sys::nft::{
-    Batch, CmpOp, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types,
+    Batch, CmpOp, Elem, Expr, Family, Hook, HookPoint, MapData, MetaKey, PayloadBase, Reg, Set, Verdict, types,
 };
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 
 const TABLE: &str = "kimg-host";
@@ -35,6 +37,10 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const API_PORT: u16 = 6443;
 const WEB_PORTS: [u16; 2] = [80, 443];
+/// Of clients, and of peers.
+pub(crate) const ETCD_PORTS: [u16; 2] = [2379, 2380];
+const MASTERS_V4: &str = "master_v4";
+const MASTERS_V6: &str = "master_v6";
 const DNS: u16 = 53;
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
@@ -53,6 +59,30 @@ pub fn close(cluster: &Cluster) -> Result<()> {
     rules(cluster, &groups).commit().context("cannot close the host firewall")
 }
 
+/// Opens etcd to the members on other masters: those that this one is told of, and those that the image knows, as there may
+/// be more by now than when this machine was made.
+pub fn admit(cluster: &Cluster, node: &Node) -> Result<()> {
+    if node.etcd_members.is_empty() {
+        return Ok(());
+    }
+    let baked = cluster.masters.iter().flat_map(|entry| entry.addresses.iter().copied());
+    let all: BTreeSet<IpAddr> = node.etcd_members.iter().copied().chain(baked).collect();
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for master in all {
+        match master {
+            IpAddr::V4(address) => v4.push(Elem::key(address.octets())),
+            IpAddr::V6(address) => v6.push(Elem::key(address.octets())),
+        }
+    }
+    let mut batch = Batch::new(Family::Inet, TABLE);
+    for (set, elements) in [(MASTERS_V4, v4), (MASTERS_V6, v6)] {
+        if !elements.is_empty() {
+            batch.add_elements(set, 0, &elements);
+        }
+    }
+    batch.commit().context("cannot open the host firewall to the other masters")
+}
+
 /// Ids of control groups, by which a socket's owner is told.
 struct Groups {
     /// Of all pods, one level below the root.
@@ -67,6 +97,8 @@ fn rules(cluster: &Cluster, groups: &Groups) -> Batch {
     let sets = [
         ("node_v4", types::IPV4, 4),
         ("node_v6", types::IPV6, 16),
+        (MASTERS_V4, types::IPV4, 4),
+        (MASTERS_V6, types::IPV6, 16),
         (METADATA_PODS, types::IPV4, 4),
         (METADATA_GROUPS, types::CGROUP, 8),
     ];
@@ -126,7 +158,17 @@ fn input(batch: &mut Batch, cluster: &Cluster) {
     // The operator asks for it by its own address; a NodePort of another node's may be a pod's way around.
     rule(batch, "input", &[&port(TCP, node_api::PORT), &Expr::ct_dnat()], Verdict::Drop);
     rule(batch, "input", &[&Expr::ct_state(ESTABLISHED_OR_RELATED)], accept());
-    for from in [Expr::iif("lo"), from_pod_links(), Expr::iif(TUNNEL)] {
+    rule(batch, "input", &[&Expr::iif("lo")], accept());
+    if (cluster.role, cluster.store) == (Role::Master, StoreEngine::Etcd) {
+        for number in ETCD_PORTS {
+            for from in [from_pod_links(), Expr::iif(TUNNEL)] {
+                rule(batch, "input", &[&from, &port(TCP, number)], Verdict::Drop);
+            }
+            from_sets(batch, "input", [MASTERS_V4, MASTERS_V6], &port(TCP, number));
+            rule(batch, "input", &[&port(TCP, number)], Verdict::Drop);
+        }
+    }
+    for from in [from_pod_links(), Expr::iif(TUNNEL)] {
         rule(batch, "input", &[&from], accept());
     }
     for protocol in [ICMP, ICMPV6] {
@@ -184,10 +226,16 @@ fn lookup(set: &str, key: Reg) -> Expr {
 }
 
 fn from_nodes(batch: &mut Batch, chain: &str) {
-    let lookup = |set: &str| lookup(set, Reg(0));
+    from_sets(batch, chain, ["node_v4", "node_v6"], &[]);
+}
+
+/// Lets in whose source is in one of the sets, of IPv4 and of IPv6, and which asks for `what`.
+fn from_sets(batch: &mut Batch, chain: &str, [v4, v6]: [&str; 2], what: &[Expr]) {
     let source6 = Expr::Payload { base: PayloadBase::Network, offset: 8, len: 16, into: Reg(0) };
-    rule(batch, chain, &[&Expr::nfproto(IPV4), &[Expr::load_saddr4(Reg(0)), lookup("node_v4")]], Verdict::Accept);
-    rule(batch, chain, &[&Expr::nfproto(IPV6), &[source6, lookup("node_v6")]], Verdict::Accept);
+    for (family, source, set) in [(IPV4, Expr::load_saddr4(Reg(0)), v4), (IPV6, source6, v6)] {
+        let in_set = [source, lookup(set, Reg(0))];
+        rule(batch, chain, &[&Expr::nfproto(family), what, &in_set], Verdict::Accept);
+    }
 }
 
 /// What no pod may reach: the metadata addresses and every node's API.
@@ -269,7 +317,6 @@ fn output(batch: &mut Batch, groups: &Groups, cluster: &Cluster) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use node_metadata::StoreEngine;
 
     fn cluster(role: Role, overlay: Overlay) -> Cluster {
         Cluster {
@@ -308,7 +355,16 @@ mod tests {
                 if let Err(error) = probe.commit() {
                     return test_spoil::skipped(&format!("this kernel has no nf_tables: {error}"));
                 }
-                rules(&cluster(role, overlay), &Groups { pods: 1, init: 2 }).commit().unwrap();
+                for store in [StoreEngine::Embedded, StoreEngine::Etcd] {
+                    let cluster = Cluster { store, ..cluster(role, overlay) };
+                    rules(&cluster, &Groups { pods: 1, init: 2 }).commit().unwrap();
+                    let node = r#"{"name":"m","role":"master","addresses":[],"api-endpoints":[],"source":"",
+                        "etcd-members":["10.77.0.11","10.77.0.10","fd00::1"]}"#;
+                    admit(&cluster, &serde_json::from_str(node).unwrap()).unwrap();
+                }
+                let rules = node_sys::nft_dump::dump().unwrap();
+                assert!(rules.contains("10.77.0.11") && rules.contains("fd00::1"), "{rules}");
+                assert_eq!(rules.matches("@master_v4").count(), if role == Role::Master { 2 } else { 0 }, "{rules}");
             });
             thread.join().unwrap();
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 pub const COMPONENT_PROGRAMS: &str = "/usr/lib/kimg/components";
 
 /// What a node's own services and logs are called.
-pub const SERVICE_NAMES: [&str; 19] = [
+pub const SERVICE_NAMES: [&str; 20] = [
     "api-balancer",
     "audit",
     "backup",
@@ -14,6 +14,7 @@ pub const SERVICE_NAMES: [&str; 19] = [
     "cluster-registry",
     "containerd",
     "etcd",
+    "etcd-member",
     "init",
     "join",
     "kernel",

@@ -5,7 +5,7 @@
 
 use crate::sources::Found;
 use crate::userdata::UserData;
-use crate::{Cluster, Node, NodeEntry, Reserved, Role, Taint};
+use crate::{Cluster, Node, NodeEntry, Reserved, Role, StoreEngine, Taint};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -67,6 +67,9 @@ pub enum MergeError {
     /// `host[:port]` is wrong.
     #[error("api {0:?} is no host or host:port")]
     BadApi(String),
+    /// Several masters need to know each other.
+    #[error("several masters share a store on etcd, and {0}")]
+    BadMasters(String),
     /// A taint is wrong.
     #[error("the taint {0:?} is not key[=value]:Effect with the effect NoSchedule, PreferNoSchedule or NoExecute")]
     BadTaint(String),
@@ -108,9 +111,12 @@ pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) 
     if token.as_ref().is_some_and(|token| !is_token(&token.0)) {
         return Err(MergeError::BadToken);
     }
+    let addresses = addresses(cluster, entry, user, own)?;
     let node = Node {
         role: cluster.role,
-        addresses: addresses(cluster, entry, user, own)?,
+        etcd_members: etcd_members(cluster, user, addresses.first())?,
+        join_etcd: user.kimg.join_etcd,
+        addresses,
         external_addresses: found.external_addresses.clone(),
         api_endpoints: api_endpoints(cluster, user)?,
         labels: labels(found, entry, user)?,
@@ -200,6 +206,55 @@ fn api_endpoints(cluster: &Cluster, user: &UserData) -> Result<Vec<String>, Merg
         return Err(MergeError::NoApi);
     }
     Ok(endpoints)
+}
+
+/// The addresses of all masters, `own` first; none where this one is the only one, and is not told to join others.
+fn etcd_members(cluster: &Cluster, user: &UserData, own: Option<&IpAddr>) -> Result<Vec<IpAddr>, MergeError> {
+    let bad = |why: String| MergeError::BadMasters(why);
+    let join = user.kimg.join_etcd;
+    let is_member = cluster.role == Role::Master && cluster.store == StoreEngine::Etcd;
+    if !is_member && join {
+        return Err(bad(format!(
+            "join-etcd is for those; this is a {} image with the {} store: take it out of the user-data",
+            cluster.role,
+            if cluster.store == StoreEngine::Etcd { "etcd" } else { "embedded" }
+        )));
+    }
+    let Some(own) = own.filter(|_| is_member && (join || cluster.masters.len() > 1)) else { return Ok(Vec::new()) };
+    let mut members = if user.kimg.api.is_empty() {
+        let of_entry = |entry: &NodeEntry| {
+            entry.addresses.first().copied().ok_or_else(|| {
+                bad(format!(
+                    "nothing says the address of {}; set api to the addresses of all masters in the user-data, or give it an \
+                     address in cluster.toml",
+                    entry.name
+                ))
+            })
+        };
+        cluster.masters.iter().map(of_entry).collect::<Result<Vec<_>, _>>()?
+    } else {
+        let address = |given: &String| {
+            let address: Option<IpAddr> = given.trim().parse().ok();
+            address.filter(|it| !it.is_loopback() && !it.is_unspecified() && !it.is_multicast()).ok_or_else(|| {
+                bad(format!("api {given:?} is no address of one; give the bare addresses of all masters"))
+            })
+        };
+        user.kimg.api.iter().map(address).collect::<Result<Vec<_>, _>>()?
+    };
+    if !members.contains(own) {
+        return Err(bad(format!(
+            "this one's own address {own} is not among them ({}); correct api or node-ip in the user-data",
+            listed(&members)
+        )));
+    }
+    members.retain(|member| member != own);
+    members.sort();
+    members.dedup();
+    if join && members.is_empty() {
+        return Err(bad("join-etcd needs another one's address; set api to the addresses of all masters".to_owned()));
+    }
+    members.insert(0, *own);
+    Ok(members)
 }
 
 fn with_port(address: IpAddr) -> String {
@@ -350,7 +405,7 @@ pub fn is_label_value(value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Overlay, StoreEngine, userdata};
+    use crate::{Overlay, userdata};
 
     fn cluster(role: Role) -> Cluster {
         let master = NodeEntry {
@@ -426,6 +481,64 @@ mod tests {
         assert!(run(Role::Worker, "await-backup: true").unwrap().node.await_backup);
         assert!(!run(Role::Worker, "role: worker").unwrap().node.await_backup);
         assert!(userdata::parse(b"#cloud-config\nkimg: {await-backup: soon}\n").is_err());
+    }
+
+    /// The master 10.77.0.10, of so many whose addresses cluster.toml gives, and its user-data.
+    fn members(masters: u8, store: StoreEngine, kimg: &str) -> Result<Node, MergeError> {
+        let user = format!("#cloud-config\nhostname: master-1\nkimg: {{{kimg}}}\n");
+        let user = userdata::parse(user.as_bytes()).unwrap();
+        let one = cluster(Role::Master).masters.remove(0);
+        let masters = (0..masters).map(|number| NodeEntry {
+            name: format!("master-{}", number + 1),
+            addresses: vec![[10, 77, 0, 10 + number].into()],
+            ..one.clone()
+        });
+        let cluster = Cluster { store, masters: masters.collect(), ..cluster(Role::Master) };
+        merge(&cluster, &Found::default(), &user, &["10.77.0.10".parse().unwrap()]).map(|merged| merged.node)
+    }
+
+    #[test]
+    fn several_masters_on_etcd_know_each_other() {
+        let three = "10.77.0.10 10.77.0.11 10.77.0.12";
+        for (masters, kimg, known) in [
+            (1, "", ""),
+            (1, "api: kube.example.org", ""),
+            (1, "api: [10.77.0.11, 10.77.0.10], join-etcd: true", "10.77.0.10 10.77.0.11"),
+            (3, "", three),
+            (3, "api: [10.77.0.12, 10.77.0.10, 10.77.0.11, 10.77.0.11]", three),
+            (3, "api: 10.77.0.10", "10.77.0.10"),
+            (3, "api: [10.77.0.10, 'fd00::1'], join-etcd: true", "10.77.0.10 fd00::1"),
+        ] {
+            let node = members(masters, StoreEngine::Etcd, kimg).unwrap();
+            let said: Vec<String> = node.etcd_members.iter().map(IpAddr::to_string).collect();
+            assert_eq!((said.join(" "), node.join_etcd), (known.to_owned(), kimg.contains("join-etcd")), "{kimg}");
+        }
+        assert!(members(3, StoreEngine::Embedded, "api: kube.example.org").unwrap().etcd_members.is_empty());
+        assert!(run(Role::Worker, "api: kube.example.org").unwrap().node.etcd_members.is_empty());
+    }
+
+    #[test]
+    fn masters_that_cannot_know_each_other_wait() {
+        for (store, kimg, why) in [
+            (StoreEngine::Etcd, "api: [10.77.0.10, kube.example.org]", "\"kube.example.org\" is no address"),
+            (StoreEngine::Etcd, "api: ['10.77.0.10:6443']", "is no address"),
+            (StoreEngine::Etcd, "api: [10.77.0.10, 127.0.0.1]", "\"127.0.0.1\" is no address"),
+            (StoreEngine::Etcd, "api: [10.77.0.11]", "own address 10.77.0.10 is not among them (10.77.0.11)"),
+            (StoreEngine::Etcd, "api: 10.77.0.10, join-etcd: true", "join-etcd needs another"),
+            (StoreEngine::Embedded, "join-etcd: true", "a master image with the embedded store"),
+        ] {
+            let error = members(3, store, kimg).unwrap_err().to_string();
+            assert!(error.contains(why), "{kimg}: {error}");
+        }
+        let error = run(Role::Worker, "join-etcd: true").unwrap_err().to_string();
+        assert!(error.contains("this is a worker image"), "{error}");
+        let mut nameless = Cluster { store: StoreEngine::Etcd, ..cluster(Role::Master) };
+        nameless.masters.push(NodeEntry { name: "master-2".into(), addresses: vec![], ..nameless.masters[0].clone() });
+        let user = UserData { hostname: Some("master-1".into()), ..UserData::default() };
+        let error =
+            merge(&nameless, &Found::default(), &user, &["10.77.0.10".parse().unwrap()]).unwrap_err().to_string();
+        assert!(error.contains("nothing says the address of master-2"), "{error}");
+        assert!(userdata::parse(b"#cloud-config\nkimg: {join-etcd: soon}\n").is_err());
     }
 
     #[test]

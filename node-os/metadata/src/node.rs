@@ -47,6 +47,12 @@ pub struct Node {
     /// A master without a store waits for a backup, and serves nothing until then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub await_backup: bool,
+    /// Where there are several masters, which share a store on etcd: the address of each, this one's first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub etcd_members: Vec<IpAddr>,
+    /// This master's etcd joins the members that run, and never begins a store.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub join_etcd: bool,
     /// Which data source said so, e.g. `nocloud`.
     pub source: String,
 }

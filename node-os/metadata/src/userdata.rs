@@ -52,7 +52,7 @@ pub struct Kimg {
     /// Node addresses, the first is the InternalIP; a range stands for the address in it that the machine has.
     #[serde(deserialize_with = "one_or_many")]
     pub node_ip: Vec<String>,
-    /// Masters, `host` or `host:port`.
+    /// Masters, `host` or `host:port`; for masters on etcd, where there are several, the address of each.
     #[serde(deserialize_with = "one_or_many")]
     pub api: Vec<String>,
     /// Labels.
@@ -67,6 +67,8 @@ pub struct Kimg {
     pub seal_key: Option<Secret>,
     /// A master without a store waits for a backup, and serves nothing until then.
     pub await_backup: bool,
+    /// This master's etcd joins the members that run, and never begins a store.
+    pub join_etcd: bool,
 }
 
 /// A text that must not show up in logs.

@@ -79,6 +79,11 @@ pub mod path {
     pub const STORE_UNFENCE: &str = "/v1/store/unfence";
     /// POST, body [`crate::Migrate`]: moves the store to the other engine; answers [`crate::Done`].
     pub const STORE_MIGRATE: &str = "/v1/store/migrate";
+    /// GET: list of [`crate::StoreMember`]; 409 where the store is embedded.
+    pub const STORE_MEMBERS: &str = "/v1/store/members";
+    /// POST, body [`crate::RemoveMember`]: takes a member out of the store, and answers as the list does; 404 where there is
+    /// none of this name, 409 where the rest would be no healthy majority.
+    pub const STORE_MEMBERS_REMOVE: &str = "/v1/store/members/remove";
     /// What begins so is asked of the cluster's registry on this master, by the OCI distribution specification.
     pub const REGISTRY: &str = "/v2/";
 }

@@ -107,6 +107,33 @@ pub struct Migrate {
     pub to: StoreEngine,
 }
 
+/// A member of the store, where that is on etcd: one on each master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreMember {
+    /// etcd's number of it, hex.
+    pub id: String,
+    /// Its master's address; where there was only one master when it started, that one's name.
+    pub name: String,
+    /// Where the other members reach it.
+    pub peer: String,
+    /// It has no vote yet.
+    pub learner: bool,
+    /// It has ever run.
+    pub started: bool,
+    /// It answers, and knows a leader.
+    pub healthy: bool,
+    /// It leads.
+    pub leader: bool,
+}
+
+/// Which member of the store is to go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveMember {
+    /// Its name, or its master's address.
+    pub name: String,
+}
+
 /// What a service does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

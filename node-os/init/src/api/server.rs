@@ -145,6 +145,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (_, other) if other.starts_with(path::REGISTRY) => registry::pass_on(context, request).await,
         (&Method::GET, path::STORE_SNAPSHOT) => store::ask("/snapshot").await,
         (&Method::GET, path::STORE_CHECK) => store::ask("/check").await,
+        (&Method::GET, path::STORE_MEMBERS) => store::members(context, None).await,
         // The key may be the very thing that a node waits for; nothing else is changed before it has joined.
         (&Method::POST, path::UNSEAL) => unseal(machine, request).await,
         (&Method::POST, _) if !machine.has_joined() => Err(Refusal(
@@ -157,6 +158,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::POST, path::STORE_FENCE) => store::fence(context).await,
         (&Method::POST, path::STORE_UNFENCE) => store::unfence(context).await,
         (&Method::POST, path::STORE_MIGRATE) => store::migrate(context, body(request).await?).await,
+        (&Method::POST, path::STORE_MEMBERS_REMOVE) => store::members(context, Some(body(request).await?)).await,
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
         (&Method::POST, path::POWEROFF) => {
             Ok(end(machine, Ending::PowerOff, "the node stops its services and powers off"))
@@ -275,6 +277,8 @@ mod tests {
             (Method::POST, path::REBOOT, true),
             (Method::POST, path::STORE_RESTORE, true),
             (Method::POST, path::UNSEAL, true),
+            (Method::POST, path::STORE_MEMBERS_REMOVE, true),
+            (Method::GET, path::STORE_MEMBERS, false),
             (Method::GET, path::STORE_SNAPSHOT, true),
             (Method::GET, path::STATUS, false),
             (Method::PATCH, path::REGISTRY, false),

@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
-use node_api::{Done, Migrate, StoreEngine};
+use node_api::{Done, Migrate, RemoveMember, StoreEngine};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
@@ -58,11 +58,38 @@ pub(super) async fn ask(path: &'static str) -> Result<Response<Body>, Refusal> {
     Ok(response)
 }
 
+/// The store's members, or those after one of them was removed; a refusal of the API server's is passed on.
+pub(super) async fn members(serving: &Serving, remove: Option<RemoveMember>) -> Result<Response<Body>, Refusal> {
+    master(serving)?;
+    let request = match &remove {
+        None => Request::get("/members").body(Full::default()),
+        Some(wanted) => {
+            let body = serde_json::to_vec(wanted).context("writing the request")?;
+            Request::post("/members/remove").body(Full::from(body))
+        }
+    };
+    let unavailable = |error: anyhow::Error| {
+        let why = format!("the API server of this node does not answer: {error:#}");
+        Refusal(StatusCode::SERVICE_UNAVAILABLE, why)
+    };
+    let response = send(request.context("writing the request")?).await.map_err(unavailable)?;
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(|error| unavailable(error.into()))?.to_bytes();
+    if !status.is_success() {
+        return Err(Refusal(status, String::from_utf8_lossy(&body).into_owned()));
+    }
+    Ok(typed("application/json", Full::from(body).boxed_unsync()))
+}
+
 async fn fetch(path: &str) -> Result<Response<Incoming>> {
+    send(Request::get(path).body(Full::default())?).await
+}
+
+async fn send(mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+    request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("store"));
     let stream = UnixStream::connect(SOCKET).await.with_context(|| format!("connecting to {SOCKET}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::task::spawn_local(connection);
-    let request = Request::get(path).header("host", "store").body(Empty::<Bytes>::new())?;
     Ok(sender.send_request(request).await?)
 }
 

@@ -142,6 +142,9 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
         machine.waits("state", Wait { waits_for: "the STATE partition", why: &fault, hint });
         return Ok(());
     }
+    if let Err(error) = firewall::admit(&cluster, &node) {
+        machine.warn(format!("{error:#}"));
+    }
     secrets::open(machine, &cluster, seal_key).await;
     clock::set(machine, &cluster).await;
     modules_result(machine, modules).await;

@@ -113,9 +113,10 @@ fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
         ("kube-scheduler", client("system:kube-scheduler", None)),
     ];
     if cluster.store == StoreEngine::Etcd {
-        // A member shows its certificate to other members, too.
-        let loopback = server("etcd", None, vec!["localhost".to_owned()], vec![Ipv4Addr::LOCALHOST.into()]);
-        leaves.push(("etcd", Leaf { usage: Usage::Both, ..loopback }));
+        // A member shows its certificate to other members, too, which reach it and are reached from its addresses.
+        let addresses = std::iter::once(Ipv4Addr::LOCALHOST.into()).chain(node.addresses.iter().copied());
+        let member = server("etcd", None, vec!["localhost".to_owned()], addresses.collect());
+        leaves.push(("etcd", Leaf { usage: Usage::Both, ..member }));
         leaves.push(("apiserver-etcd-client", client("kube-apiserver-etcd-client", None)));
     }
     if let Some(name) = registry {
@@ -245,6 +246,11 @@ mod tests {
             let usage = certificate.extended_key_usage().unwrap().unwrap().value;
             assert_eq!((usage.client_auth, usage.server_auth), (true, server), "{file}");
         }
+        let pem = std::fs::read(folders.leaves.join("etcd.crt")).unwrap();
+        let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
+        let certificate = block.parse_x509().unwrap();
+        let text = format!("{:?}", certificate.subject_alternative_name().unwrap().unwrap().value);
+        assert!(text.contains("[127, 0, 0, 1]") && text.contains("[10, 77, 0, 10]"), "{text}");
         let registry = Some(node_metadata::Registry { size: 64 });
         assert_eq!(make(&folders, &Cluster { registry, ..cluster.clone() }, &node).unwrap(), 13);
         for (file, address) in [("registry", "[127, 0, 0, 1]"), ("node-api", "[10, 77, 0, 10]")] {

@@ -1,10 +1,12 @@
 //! Which services a node runs, with their command lines. Pure.
 
 use super::{Kind, Spec};
+use crate::firewall::ETCD_PORTS;
 use node_metadata::{
     COMPONENT_PROGRAMS, Cluster, LogTarget, Node, Overlay, OwnComponent, REGISTRY_PORT, Registry, Role, STATUS_PORT,
     StoreEngine,
 };
+use std::net::{IpAddr, SocketAddr};
 
 const PKI: &str = "/run/kimg/config/pki";
 const SECRETS: &str = "/run/kimg/secrets";
@@ -12,9 +14,13 @@ const MASTER_PKI: &str = "/run/kimg/pki";
 const KUBECONFIG: &str = "/run/kimg/kubeconfig";
 const CONTROL: &str = "/usr/bin/kimg-control";
 const NODE: &str = "/usr/bin/kimg-node";
+const ETCD_PROGRAM: &str = "/usr/bin/etcd";
 const CONTAINERD: &str = "/usr/bin/containerd";
 const ETCD: &str = "https://127.0.0.1:2379";
 const ETCD_PEER: &str = "https://127.0.0.1:2380";
+const ETCD_DATA: &str = "/var/lib/kimg/etcd";
+/// Gone after each boot: says that etcd was started in it.
+const ETCD_BEGUN: &str = "/run/kimg/etcd.begun";
 const WEB_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 const MANIFESTS: &str = "/run/kimg/config/manifests";
 
@@ -76,7 +82,12 @@ fn master(facts: Facts<'_>) -> Vec<Spec> {
     let api: &[&'static str] = &["kube-apiserver"];
     let (store, store_needs): (Vec<Spec>, &[&'static str]) = match facts.cluster.store {
         StoreEngine::Embedded => (Vec::new(), &["master-pki"]),
-        StoreEngine::Etcd => (vec![etcd(facts)], &["master-pki", "etcd"]),
+        StoreEngine::Etcd => match facts.node.etcd_members.split_first() {
+            None => (vec![etcd(facts)], &["master-pki", "etcd"]),
+            Some((own, others)) => {
+                (etcd_among_others(facts, own, others).into(), &["master-pki", "etcd", "etcd-member"])
+            }
+        },
     };
     let servers = vec![
         Spec { oom_score: -950, grace_s: 10, ..service("kube-apiserver", CONTROL, store_needs, apiserver(facts)) },
@@ -123,6 +134,28 @@ fn status_page(cluster: &Cluster) -> Spec {
 
 /// One member, that only this machine's API server talks to.
 fn etcd(facts: Facts<'_>) -> Spec {
+    let own = [
+        format!("--name={}", facts.node.name),
+        format!("--data-dir={ETCD_DATA}"),
+        format!("--listen-client-urls={ETCD}"),
+        format!("--advertise-client-urls={ETCD}"),
+        format!("--listen-peer-urls={ETCD_PEER}"),
+        format!("--initial-advertise-peer-urls={ETCD_PEER}"),
+        format!("--initial-cluster={}={ETCD_PEER}", facts.node.name),
+    ];
+    etcd_spec(own.into_iter().chain(etcd_settings()).collect())
+}
+
+fn etcd_spec(arguments: Vec<String>) -> Spec {
+    Spec {
+        oom_score: -950,
+        environment: vec![("GOGC".to_owned(), "50".to_owned())],
+        ..service("etcd", ETCD_PROGRAM, &["master-pki"], arguments)
+    }
+}
+
+/// What is the same for every member.
+fn etcd_settings() -> impl Iterator<Item = String> {
     let tls = |prefix: &str| {
         [
             format!("--{prefix}cert-file={MASTER_PKI}/etcd.crt"),
@@ -131,14 +164,7 @@ fn etcd(facts: Facts<'_>) -> Spec {
             format!("--{prefix}client-cert-auth=true"),
         ]
     };
-    let own = [
-        format!("--name={}", facts.node.name),
-        "--data-dir=/var/lib/kimg/etcd".to_owned(),
-        format!("--listen-client-urls={ETCD}"),
-        format!("--advertise-client-urls={ETCD}"),
-        format!("--listen-peer-urls={ETCD_PEER}"),
-        format!("--initial-advertise-peer-urls={ETCD_PEER}"),
-        format!("--initial-cluster={}={ETCD_PEER}", facts.node.name),
+    let settings = [
         // The API server stores values of 3 MiB, and what stands around them takes a little more.
         format!("--max-request-bytes={}", 4 << 20),
         // What is below fits on a STATE of 2 GiB: the database, which is there twice while it is defragmented, and the
@@ -152,12 +178,52 @@ fn etcd(facts: Facts<'_>) -> Spec {
         "--enable-grpc-gateway=false".to_owned(),
         "--log-level=warn".to_owned(),
     ];
-    let arguments = own.into_iter().chain(tls("")).chain(tls("peer-")).collect();
-    Spec {
-        oom_score: -950,
-        environment: vec![("GOGC".to_owned(), "50".to_owned())],
-        ..service("etcd", "/usr/bin/etcd", &["master-pki"], arguments)
-    }
+    settings.into_iter().chain(tls("")).chain(tls("peer-"))
+}
+
+/// One member of several: the API server's program finds out how it begins or joins, and becomes etcd; a task behind it
+/// ends once the member has its vote.
+fn etcd_among_others(facts: Facts<'_>, own: &IpAddr, others: &[IpAddr]) -> [Spec; 2] {
+    let Facts { cluster, node } = facts;
+    let url = |address: &IpAddr, port: u16| format!("https://{}", SocketAddr::new(*address, port));
+    let peer_url = format!("--peer-url={}", url(own, ETCD_PORTS[1]));
+    let identity = || {
+        [
+            format!("--etcd-cafile={PKI}/etcd-ca.crt"),
+            format!("--etcd-certfile={MASTER_PKI}/apiserver-etcd-client.crt"),
+            format!("--etcd-keyfile={MASTER_PKI}/apiserver-etcd-client.key"),
+        ]
+    };
+    let urls = |flag: &str, addresses: Vec<&IpAddr>| {
+        let urls: Vec<String> = addresses.into_iter().map(|address| url(address, ETCD_PORTS[1])).collect();
+        (!urls.is_empty()).then(|| format!("--{flag}={}", urls.join(",")))
+    };
+    // User-data stays what it was when the machine was made; later there may be more, which the image knows.
+    let baked = cluster.masters.iter().filter_map(|entry| entry.addresses.first());
+    let perhaps = urls("perhaps", baked.filter(|address| !node.etcd_members.contains(address)).collect());
+    let others = urls("others", others.iter().collect());
+    let etcd = [
+        "--".to_owned(),
+        ETCD_PROGRAM.to_owned(),
+        format!("--listen-client-urls={ETCD},{}", url(own, ETCD_PORTS[0])),
+        format!("--advertise-client-urls={}", url(own, ETCD_PORTS[0])),
+        format!("--listen-peer-urls={}", url(own, ETCD_PORTS[1])),
+    ];
+    let store = |command: &str| ["kube-apiserver", "store", command].map(str::to_owned).into_iter();
+    let member = store("member")
+        .chain([peer_url.clone(), format!("--data-dir={ETCD_DATA}"), format!("--begun={ETCD_BEGUN}")])
+        .chain(others)
+        .chain(perhaps)
+        .chain(node.join_etcd.then(|| "--join".to_owned()))
+        .chain(identity())
+        .chain(etcd)
+        .chain(etcd_settings());
+    let promote = store("promote").chain([peer_url, format!("--etcd-server={ETCD}")]).chain(identity());
+    let etcd = etcd_spec(Vec::new());
+    [
+        Spec { program: CONTROL.to_owned(), command: member.collect(), ..etcd },
+        Spec { program: CONTROL.to_owned(), command: promote.collect(), ..task("etcd-member", &["etcd"]) },
+    ]
 }
 
 fn worker(facts: Facts<'_>) -> Vec<Spec> {
@@ -329,7 +395,6 @@ mod tests {
     use super::*;
     use node_metadata::SERVICE_NAMES;
     use std::collections::BTreeSet;
-    use std::net::IpAddr;
 
     fn facts(role: Role) -> (Cluster, Node) {
         let cluster = Cluster {
@@ -364,6 +429,8 @@ mod tests {
             reserved: Default::default(),
             provider_id: None,
             await_backup: false,
+            etcd_members: vec![],
+            join_etcd: false,
             source: "nocloud".into(),
         };
         (cluster, node)
@@ -377,16 +444,64 @@ mod tests {
         {
             let (cluster, node) = facts(role);
             let cluster = Cluster { store, ..cluster };
+            let node = Node { etcd_members: node.addresses.clone(), ..node };
             let mut seen = BTreeSet::new();
             for spec in services(Facts { cluster: &cluster, node: &node }) {
                 for need in &spec.needs {
                     assert!(seen.contains(need), "{} needs {need}", spec.name);
                 }
                 assert!(seen.insert(spec.name));
-                assert_eq!(spec.command[0], spec.name, "the first argument names the component");
+                // A member's etcd is begun by the API server's program.
+                let component =
+                    if spec.name.starts_with("etcd") && spec.program == CONTROL { "kube-apiserver" } else { spec.name };
+                assert_eq!(spec.command[0], component, "the first argument names the component");
             }
             assert_eq!(seen.contains("etcd"), role == Role::Master && store == StoreEngine::Etcd);
         }
+    }
+
+    fn of_members(addresses: &[&str], join_etcd: bool) -> Vec<Spec> {
+        let (cluster, node) = facts(Role::Master);
+        let etcd_members = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let json = r#"{"name":"m","role":"master","addresses":["10.77.0.10"]}"#;
+        let masters = vec![serde_json::from_str(json).unwrap()];
+        let cluster = Cluster { store: StoreEngine::Etcd, masters, ..cluster };
+        services(Facts { cluster: &cluster, node: &Node { etcd_members, join_etcd, ..node } })
+    }
+
+    #[test]
+    fn one_of_several_members_finds_out_how_it_begins() {
+        let find = |specs: &[Spec], name: &str| specs.iter().find(|spec| spec.name == name).cloned().unwrap();
+        let specs = of_members(&["10.77.0.11", "10.77.0.10", "fd00::1"], false);
+        let line = find(&specs, "etcd").command.join(" ");
+        let begins = "kube-apiserver store member --peer-url=https://10.77.0.11:2380 --data-dir=/var/lib/kimg/etcd \
+                      --begun=/run/kimg/etcd.begun --others=https://10.77.0.10:2380,https://[fd00::1]:2380 --etcd-cafile=";
+        assert!(line.starts_with(begins), "{line}");
+        let etcd = " -- /usr/bin/etcd --listen-client-urls=https://127.0.0.1:2379,https://10.77.0.11:2379 \
+                    --advertise-client-urls=https://10.77.0.11:2379 --listen-peer-urls=https://10.77.0.11:2380 ";
+        assert!(line.contains(etcd) && line.contains("--quota-backend-bytes"), "{line}");
+        assert!(!line.contains("--perhaps"), "{line}");
+        for given_later in ["--name", "--initial-cluster", "--initial-advertise-peer-urls"] {
+            assert!(!line.contains(given_later), "{line}");
+        }
+        let promote = find(&specs, "etcd-member");
+        assert_eq!((promote.kind, promote.needs.as_slice()), (Kind::Task, &["etcd"][..]));
+        assert!(promote.command.contains(&"--etcd-server=https://127.0.0.1:2379".to_owned()), "{promote:?}");
+        assert!(find(&specs, "kube-apiserver").needs.contains(&"etcd-member"), "it needs a member that votes");
+        assert!(find(&of_members(&["10.77.0.11", "10.77.0.10"], true), "etcd").command.contains(&"--join".to_owned()));
+        // The first of several, before the others are there.
+        let first = find(&of_members(&["10.77.0.11"], false), "etcd").command.join(" ");
+        assert!(!first.contains("--others") && first.contains("--perhaps=https://10.77.0.10:2380"), "{first}");
+    }
+
+    #[test]
+    fn the_only_member_stays_on_loopback() {
+        let specs = of_members(&[], false);
+        let etcd = specs.iter().find(|spec| spec.name == "etcd").unwrap();
+        assert_eq!(etcd.program, "/usr/bin/etcd");
+        assert!(etcd.command.contains(&"--initial-cluster=n=https://127.0.0.1:2380".to_owned()), "{etcd:?}");
+        assert!(!etcd.command.join(" ").contains("10.77."), "{etcd:?}");
+        assert!(specs.iter().all(|spec| spec.name != "etcd-member"));
     }
 
     #[test]
@@ -396,6 +511,7 @@ mod tests {
             let logs = Some(LogTarget { host: "logs.example.org".into(), port: 6514, ca: false });
             let registry = Some(Registry { size: 64 });
             let cluster = Cluster { store: StoreEngine::Etcd, registry, logs, status_page: true, ..cluster };
+            let node = Node { etcd_members: node.addresses.clone(), ..node };
             for spec in services(Facts { cluster: &cluster, node: &node }) {
                 assert!(SERVICE_NAMES.contains(&spec.name), "{} is missing in SERVICE_NAMES", spec.name);
             }
