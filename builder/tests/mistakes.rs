@@ -240,7 +240,7 @@ fn a_kubeconfig_needs_the_place_of_the_api() {
     let lines = text.lines().filter(|line| !line.starts_with("secrets") && !line.starts_with("addresses"));
     let text: String = lines.flat_map(|line| [line, "\n"]).collect();
     std::fs::write(&path, &text).expect("cluster.toml");
-    for args in [&["kubeconfig"] as &[&str], &["seed", "worker-1"]] {
+    for args in [&["kubeconfig"] as &[&str], &["seed", "worker-1"], &["status"], &["node", "status"]] {
         let error = ends_with(2, dir, args);
         assert!(error.contains("give master-1 its address (`addresses = ["), "{error}");
         assert!(error.contains("`addresses` or `names` under [api]"), "{error}");

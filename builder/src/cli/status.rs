@@ -53,7 +53,7 @@ pub(super) fn show(args: &StatusArgs, settings: &Settings) -> Result<ExitCode> {
     } else {
         print!("{}", shown(&found));
     }
-    let any_runs = found.nodes.iter().any(|n| n.vm == "running");
+    let any_runs = found.by_hand || found.nodes.iter().any(|n| n.vm == "running");
     let hint = if any_runs { "node --node NAME services" } else { "up" };
     next(&format!("{} {hint}{}", program(), dir_flag(settings)));
     let all_ready = found.nodes.iter().all(|n| n.status == "Ready");

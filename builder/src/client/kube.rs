@@ -5,6 +5,7 @@ use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result, bail};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// A node as `kimg status` shows it.
@@ -44,6 +45,21 @@ pub async fn nodes(api: &Https) -> Result<Vec<NodeState>> {
     let list: Value = serde_json::from_slice(&answer.body).context("reading the list of nodes")?;
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     Ok(items.iter().map(node_state).collect())
+}
+
+/// Where a node is reached from elsewhere: its ExternalIP, else its InternalIP.
+///
+/// # Errors
+/// The API server cannot be asked, or knows no address of such a node.
+pub async fn node_address(api: &Https, node: &str) -> Result<IpAddr> {
+    let answer = api.send(Method::GET, &format!("/api/v1/nodes/{node}"), None).await?;
+    if !answer.status.is_success() {
+        bail!("{}", sentence(&answer));
+    }
+    let known: Value = serde_json::from_slice(&answer.body).with_context(|| format!("reading the node {node}"))?;
+    let addresses = known["status"]["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let of = |kind: &str| addresses.iter().find(|one| one["type"] == kind)?["address"].as_str()?.parse().ok();
+    of("ExternalIP").or_else(|| of("InternalIP")).with_context(|| format!("{node} has told it no address"))
 }
 
 pub(crate) fn node_state(node: &Value) -> NodeState {

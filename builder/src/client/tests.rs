@@ -129,6 +129,32 @@ fn a_refusal_is_the_nodes_own_sentence() {
 }
 
 #[test]
+fn the_api_server_says_where_a_node_is() {
+    let (_dir, secrets) = secrets();
+    block_on(async {
+        let server = answer(&secrets, "localhost", false, |line| {
+            let addresses = match line {
+                "GET /api/v1/nodes/inside HTTP/1.1" => r#"[{"type":"InternalIP","address":"10.0.0.2"}]"#,
+                "GET /api/v1/nodes/both HTTP/1.1" => {
+                    r#"[{"type":"InternalIP","address":"10.0.0.2"},{"type":"ExternalIP","address":"192.0.2.2"}]"#
+                }
+                _ => r#"[{"type":"Hostname","address":"none"}]"#,
+            };
+            let body = format!(r#"{{"status":{{"addresses":{addresses}}}}}"#);
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+        })
+        .await;
+        let tls = tls::config(&secrets.read("cluster-ca.crt")?, &issue::node_operator(&secrets)?, None)?;
+        let api = Https { target: server.target, server_name: "localhost".to_owned(), tls };
+        assert_eq!(kube::node_address(&api, "inside").await?.to_string(), "10.0.0.2");
+        assert_eq!(kube::node_address(&api, "both").await?.to_string(), "192.0.2.2");
+        assert!(kube::node_address(&api, "other").await.is_err());
+        Ok(())
+    })
+    .expect("runs");
+}
+
+#[test]
 fn kept_certificates_are_kept_and_renewed_when_they_do_not_fit() {
     let (_dir, secrets) = secrets();
     let first = issue::admin(&secrets).expect("admin").certificate;

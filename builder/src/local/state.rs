@@ -160,6 +160,11 @@ pub fn stopped(settings: &Settings, state: &State, node: Option<&str>) -> Option
     })
 }
 
+/// Whether the cluster's machines are neither VMs on this machine nor at a `[provider]`: the user makes them.
+pub fn by_hand(settings: &Settings, state: &State) -> bool {
+    settings.provider.is_none() && settings.secrets == SecretsForm::Sealed && state.vms.is_empty()
+}
+
 /// A client of the API server with the administrator's certificate: the URL told, the local master, or the masters' address.
 pub fn api_client(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> Result<Https> {
     api_client_with(settings, secrets, url, &issue::admin(secrets)?)
@@ -177,8 +182,15 @@ pub fn api_client_with(
         (Some(url), _) => parse_url(url)?,
         (None, Some(port)) => ("127.0.0.1".to_string(), port),
         (None, None) => {
-            if let Some(why) = stopped(settings, &State::load(&settings.run_dir())?, None) {
+            let state = State::load(&settings.run_dir())?;
+            if let Some(why) = stopped(settings, &state, None) {
                 bail!(why);
+            }
+            // The address of a local VM, which nobody has made, is nobody's, or a stranger's.
+            if by_hand(settings, &state)
+                && let Some(missing) = settings.api_missing()
+            {
+                return input::bad(missing);
             }
             let host = settings.api_host().context("cluster.toml names no address of the API; use --server")?;
             (host, 6443)

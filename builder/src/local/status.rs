@@ -3,7 +3,7 @@
 use super::state::{self, State, Vm};
 use crate::client::block_on;
 use crate::client::kube::{self, NodeState};
-use crate::config::Settings;
+use crate::config::{NodeSettings, Settings};
 use crate::pki::Secrets;
 use anyhow::Result;
 use serde::Serialize;
@@ -46,6 +46,9 @@ pub struct Status {
     /// The reason is that the VMs do not run.
     #[serde(skip)]
     pub stopped: bool,
+    /// The machines are the user's own: `kimg up` starts none of them.
+    #[serde(skip)]
+    pub by_hand: bool,
     /// `127.0.0.1:PORT` of the local master's API server.
     pub api: Option<String>,
     /// NodePort to port on 127.0.0.1.
@@ -72,14 +75,14 @@ pub fn status(settings: &Settings) -> Result<Status> {
             }
         }
     };
-    let mut names: Vec<(String, String, String)> = settings
-        .nodes
-        .iter()
-        .map(|n| {
-            let address = if settings.provider.is_some() { "-".into() } else { n.local_address.to_string() };
-            (n.entry.name.clone(), n.entry.role.to_string(), address)
-        })
-        .collect();
+    let by_hand = state::by_hand(settings, &state);
+    let address = |n: &NodeSettings| match n.entry.addresses.first() {
+        _ if settings.provider.is_some() || by_hand && n.unaddressed => "-".to_string(),
+        Some(written) if by_hand => written.to_string(),
+        _ => n.local_address.to_string(),
+    };
+    let mut names: Vec<(String, String, String)> =
+        settings.nodes.iter().map(|n| (n.entry.name.clone(), n.entry.role.to_string(), address(n))).collect();
     for node in known.iter().flatten() {
         if !names.iter().any(|(name, ..)| *name == node.name) {
             names.push((node.name.clone(), "-".into(), node.address.clone()));
@@ -97,6 +100,7 @@ pub fn status(settings: &Settings) -> Result<Status> {
         accel: state.accel,
         api_error,
         stopped: stopped.is_some(),
+        by_hand,
         nodes,
         warnings: Vec::new(),
     })
