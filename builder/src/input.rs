@@ -38,6 +38,19 @@ pub fn open(path: &Path) -> Result<File> {
     Ok(File::open(path).map_err(unreadable)?)
 }
 
+/// Whether something is there. What may not be looked at is not missing.
+///
+/// # Errors
+/// [`BadInput`] when it cannot be known.
+pub fn is_there(path: &Path) -> Result<bool> {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if [NotFound, NotADirectory].contains(&error.kind()) => Ok(false),
+        Err(error) => bad(format!("{} cannot be read: {error}", path.display())),
+    }
+}
+
 /// Reads a file of at most `limit` bytes.
 ///
 /// # Errors

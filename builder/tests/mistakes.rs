@@ -250,6 +250,33 @@ fn a_kubeconfig_needs_the_place_of_the_api() {
     assert_eq!(server(&["kubeconfig"]), "https://api.example:6443");
 }
 
+/// No user can follow a link to itself, as others may not enter a folder of mode 0.
+#[test]
+fn what_may_not_be_read_is_not_missing() {
+    let cluster = cluster();
+    let dir = cluster.path();
+    ends_with(0, dir, &["pki", "init"]);
+    for (name, commands) in [
+        ("build", &[&["inspect", "master"][..], &["diff", "master", "worker"]][..]),
+        ("secrets", &[&["kubeconfig"], &["pki", "show"], &["pki", "ls"], &["seed", "worker-1"]]),
+        ("run", &[&["status"], &["node", "status"]]),
+        ("cluster.toml", &[&["status"], &["build", "all"]]),
+    ] {
+        let path = dir.join(name);
+        let aside = dir.join("aside");
+        let was = std::fs::rename(&path, &aside).is_ok();
+        std::os::unix::fs::symlink(name, &path).expect("link");
+        for args in commands {
+            let error = ends_with(2, dir, args);
+            assert!(error.contains(name) && error.contains("cannot be read: "), "{args:?}: {error}");
+        }
+        std::fs::remove_file(&path).expect("removed");
+        if was {
+            std::fs::rename(&aside, &path).expect("back");
+        }
+    }
+}
+
 #[test]
 fn certificates_are_listed_without_a_file() {
     let cluster = cluster();

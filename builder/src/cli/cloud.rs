@@ -20,6 +20,7 @@ use crate::table;
 use crate::web::{Client, Interrupted};
 use anyhow::{Context, Result, bail};
 use node_metadata::Role;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -73,28 +74,33 @@ impl<'a> Asked<'a> {
         Ok(())
     }
 
-    fn plan(&self, inventory: &Inventory) -> Plan {
-        let built = ROLES.into_iter().filter_map(|role| Some((role, built(self.settings, role)?)));
-        plan::plan(&Situation {
+    fn plan(&self, inventory: &Inventory) -> Result<Plan> {
+        let mut sums = BTreeMap::new();
+        for role in ROLES {
+            if let Some(sum) = built(self.settings, role)? {
+                sums.insert(role, sum);
+            }
+        }
+        Ok(plan::plan(&Situation {
             settings: self.settings,
             provider: self.provider,
             offer: &self.offer,
             inventory,
             rules: plan::rules(&*self.cloud),
-            built: built.collect(),
-        })
+            built: sums,
+        }))
     }
 }
 
 /// The beginning of the SHA-256 of the image that is built here.
-fn built(settings: &Settings, role: Role) -> Option<String> {
-    let manifest = Manifest::read(&output_dir(settings, role))?;
-    manifest.files.get(Format::Raw.file())?.sha256.get(..12).map(str::to_string)
+fn built(settings: &Settings, role: Role) -> Result<Option<String>> {
+    let Some(manifest) = Manifest::known(&output_dir(settings, role))? else { return Ok(None) };
+    Ok(manifest.files.get(Format::Raw.file()).and_then(|sum| sum.sha256.get(..12)).map(str::to_string))
 }
 
 pub(super) fn show_plan(args: &PlanArgs, settings: &Settings) -> Result<()> {
     let asked = Asked::new(settings)?;
-    let plan = asked.plan(&asked.cloud.inventory()?);
+    let plan = asked.plan(&asked.cloud.inventory()?)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&plan).context("writing JSON")?);
     } else {
@@ -111,7 +117,7 @@ pub(super) fn up(yes: bool, components: Option<&Path>, settings: &Settings) -> R
 /// Whether what `up` would do is possible, and agreed to.
 pub(super) fn agreed_to(settings: &Settings, yes: bool) -> Result<bool> {
     let asked = Asked::new(settings)?;
-    let plan = asked.plan(&asked.cloud.inventory()?);
+    let plan = asked.plan(&asked.cloud.inventory()?)?;
     print!("{}", plan.shown());
     plan.check()?;
     if yes {
@@ -150,7 +156,7 @@ fn make(
             asked.provider.name.as_str()
         ));
     }
-    let plan = asked.plan(&inventory);
+    let plan = asked.plan(&inventory)?;
     print!("{}", plan.shown());
     plan.check()?;
     if !plan.steps.is_empty() && !yes {

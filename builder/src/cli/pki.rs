@@ -4,7 +4,7 @@ use super::{dir_flag, next, program, write_out};
 use crate::client::block_on;
 use crate::cloud::token;
 use crate::config::{SecretsForm, Settings};
-use crate::input;
+use crate::input::{self, BadInput};
 use crate::local::state;
 use crate::logs::line::harmless;
 use crate::node::Target;
@@ -274,10 +274,11 @@ fn show_certificates(args: &ShowArgs, settings: &dyn Fn() -> Result<Settings>) -
 
 fn certificate_files(settings: &Settings) -> Result<Vec<PathBuf>> {
     let dir = settings.secrets_dir();
-    if !dir.exists() {
+    if !input::is_there(&dir)? {
         return input::bad(format!("there is no {} yet; make the keys with `kimg pki init`", dir.display()));
     }
-    let entries = std::fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
+    let entries =
+        std::fs::read_dir(&dir).map_err(|error| BadInput(format!("{} cannot be read: {error}", dir.display())))?;
     let mut files: Vec<PathBuf> = entries
         .filter_map(|entry| entry.ok().map(|e| e.path()))
         .filter(|path| path.extension().is_some_and(|e| e == "crt"))

@@ -53,11 +53,11 @@ impl LastCopy {
     /// # Errors
     /// It cannot be read.
     pub fn read(&self) -> Result<Option<(Vec<u8>, Option<String>)>> {
-        if !self.0.exists() {
+        if !input::is_there(&self.0)? {
             return Ok(None);
         }
         let note = self.note();
-        let begun = if note.exists() { Some(input::text(&note, input::SMALL)?) } else { None };
+        let begun = if input::is_there(&note)? { Some(input::text(&note, input::SMALL)?) } else { None };
         Ok(Some((input::bytes(&self.0, MOST_BYTES)?, begun)))
     }
 

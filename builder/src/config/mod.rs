@@ -32,7 +32,7 @@ pub const FILE_NAME: &str = "cluster.toml";
 /// Reads and validates `DIR/cluster.toml`.
 pub fn load(dir: &Path) -> anyhow::Result<Settings> {
     let path = dir.join(FILE_NAME);
-    if !path.exists() {
+    if !input::is_there(&path)? {
         let shown = dir.display();
         let hint =
             format!("there is no such file: make one with `kimg init {shown}`, or name another folder with --dir");

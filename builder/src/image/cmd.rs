@@ -339,7 +339,7 @@ fn table(mut found: Vec<Finding>) -> String {
 /// The disk that is meant by a path, a folder or a role.
 fn image_path(given: &Path, cluster: &dyn Fn() -> Result<Settings>) -> Result<PathBuf> {
     let mut path = given.to_path_buf();
-    if !path.exists()
+    if !input::is_there(&path)?
         && let Some(role) = [Role::Master, Role::Worker].into_iter().find(|r| path.as_os_str() == r.as_str())
     {
         path = build::output_dir(&cluster()?, role);
@@ -348,7 +348,7 @@ fn image_path(given: &Path, cluster: &dyn Fn() -> Result<Settings>) -> Result<Pa
         let there = Format::all().iter().map(|form| path.join(form.file())).find(|file| file.exists());
         path = there.unwrap_or_else(|| path.join(Format::Raw.file()));
     }
-    if !path.exists() {
+    if !input::is_there(&path)? {
         return input::bad(format!("there is no {}; build it with `kimg build all`", path.display()));
     }
     Ok(path)
@@ -362,7 +362,7 @@ fn sbom_of(image: &Path, form: Form) -> Result<String> {
     let dir = image.parent().unwrap_or(Path::new("."));
     let path = dir.join(form.file());
     let root_hash = super::inspect::inspect(image)?.root_hash;
-    let Some(manifest) = Manifest::read(dir).filter(|m| m.root_hash == root_hash) else {
+    let Some(manifest) = Manifest::known(dir)?.filter(|m| m.root_hash == root_hash) else {
         return input::bad(format!(
             "there is no {} of this image beside it; its SBOM lies where it was built",
             manifest::FILE

@@ -122,10 +122,13 @@ pub fn inspect(path: &Path) -> Result<Report> {
     let disk = Disk::open(path)?;
     // The file is what was typed, so whatever does not hold of it is a mistake in the input. The outermost sentence is
     // ours; what libraries say below it helps nobody.
-    read(path, disk).or_else(|error| input::bad(format!("{} is no readable image of kimg: {error}", path.display())))
+    let manifest = path.parent().map_or(Ok(None), Manifest::known)?;
+    read(disk, manifest)
+        .or_else(|error| input::bad(format!("{} is no readable image of kimg: {error}", path.display())))
 }
 
-fn read(path: &Path, mut disk: Disk) -> Result<Report> {
+/// `manifest`: the one beside the image.
+fn read(mut disk: Disk, manifest: Option<Manifest>) -> Result<Report> {
     let table = table_of(&mut disk)?;
     let root_hash = root_hash_of(&table)?;
     // In the order in which they lie, since a stream cannot go back.
@@ -133,7 +136,7 @@ fn read(path: &Path, mut disk: Disk) -> Result<Report> {
     let top = disk.read_at(offset_of(partition(&table, "verity")?)?, 2 * verity::BLOCK)?;
     let files = config_in(&mut disk, &table)?;
     disk.check_end(table.sectors.saturating_mul(gpt::SECTOR))?;
-    let manifest = path.parent().and_then(Manifest::read).filter(|m| m.root_hash == root_hash);
+    let manifest = manifest.filter(|m| m.root_hash == root_hash);
 
     let mut report = Report {
         partitions: table

@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use node_metadata::Role;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::Path;
 
 /// File name.
@@ -83,21 +82,26 @@ impl Manifest {
         Manifest::parse(&input::bytes(&dir.join(FILE), MOST_BYTES).ok()?).ok()
     }
 
+    /// The manifest in `dir`, where there is one as kimg writes it.
+    ///
+    /// # Errors
+    /// [`input::BadInput`]: what is there may not be read. It is not missing, and a build would not mend it.
+    pub fn known(dir: &Path) -> Result<Option<Manifest>> {
+        let path = dir.join(FILE);
+        if input::is_there(&path)? && path.is_file() {
+            drop(input::open(&path)?);
+        }
+        Ok(Manifest::read(dir))
+    }
+
     /// The manifest of an image that should be there.
     ///
     /// # Errors
     /// [`input::BadInput`]: there is none, or it cannot be looked at.
     pub fn of_image(dir: &Path) -> Result<Manifest> {
-        if let Some(known) = Manifest::read(dir) {
-            return Ok(known);
-        }
-        // What may not be read is not missing, and a build would not mend it.
-        let path = dir.join(FILE);
-        match std::fs::metadata(&path).map_err(|error| (error.kind(), error)) {
-            Err((kind, error)) if ![ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&kind) => {
-                input::bad(format!("{} cannot be read: {error}", path.display()))
-            }
-            _ => input::bad(format!("there is no image in {}; build it with `kimg build all`", dir.display())),
+        match Manifest::known(dir)? {
+            Some(known) => Ok(known),
+            None => input::bad(format!("there is no image in {}; build it with `kimg build all`", dir.display())),
         }
     }
 

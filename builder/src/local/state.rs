@@ -83,7 +83,7 @@ impl State {
     /// Reads the state; a cluster that never ran has none.
     pub fn load(run_dir: &Path) -> Result<State> {
         let path = run_dir.join("state.json");
-        if !path.exists() {
+        if !input::is_there(&path)? {
             return Ok(State::default());
         }
         let text = input::bytes(&path, MOST_BYTES)?;

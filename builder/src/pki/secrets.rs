@@ -37,7 +37,7 @@ impl Secrets {
     /// # Errors
     /// Bad input: there are none, as in a clone of a cluster's folder.
     pub fn of_cluster(dir: &Path, cluster: &str) -> Result<Secrets> {
-        if !Secrets::open(dir).path(&Authority::Cluster.key_file()).exists() {
+        if !input::is_there(&dir.join(Authority::Cluster.key_file()))? {
             return input::bad(format!(
                 "{0} does not hold this cluster's secrets; copy them there (they are in no version control), or make new \
                  ones, for new images, with `kimg pki init`",
@@ -66,6 +66,8 @@ impl Secrets {
             ));
         }
         let secrets = Secrets::open(dir);
+        // Of a folder that may not be entered nothing else would be found either.
+        input::is_there(&secrets.path("backup.pub"))?;
         let _lock = secrets.lock()?;
         secrets.remove_leftovers()?;
         secrets.check_whole()?;

@@ -255,7 +255,7 @@ impl Known {
 /// # Errors
 /// The certificate cannot be read.
 pub fn fingerprint(secrets: &Secrets) -> Result<Option<String>> {
-    if secrets.path(FINGERPRINT).exists() {
+    if input::is_there(&secrets.path(FINGERPRINT))? {
         let text = secrets.read(FINGERPRINT)?.trim().to_owned();
         if text.len() != 12 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return secrets.damaged(FINGERPRINT, "fingerprint of 12 hex digits");
@@ -263,7 +263,7 @@ pub fn fingerprint(secrets: &Secrets) -> Result<Option<String>> {
         return Ok(Some(text));
     }
     let file = Authority::Cluster.certificate_file();
-    if !secrets.path(&file).exists() {
+    if !input::is_there(&secrets.path(&file))? {
         return Ok(None);
     }
     let text = secrets.read(&file)?;

@@ -43,7 +43,7 @@ impl LocalCopy {
     /// # Errors
     /// It cannot be read, or is not as `kimg` writes it.
     pub fn read(&self) -> Result<Option<Kept>> {
-        if !self.0.exists() {
+        if !input::is_there(&self.0)? {
             return Ok(None);
         }
         let bytes = input::bytes(&self.0, MOST_BYTES)?;
