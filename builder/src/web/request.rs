@@ -2,6 +2,8 @@
 
 use crate::logs::line::harmless;
 use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, Method, StatusCode};
 use indicatif::ProgressBar;
 use serde_json::Value;
@@ -349,20 +351,97 @@ impl std::fmt::Debug for Hidden {
     }
 }
 
+/// What a field of a body is called, in small letters and digits, that holds a secret: a part of it suffices.
+const SECRET_FIELDS: [&str; 7] = ["assertion", "customdata", "pass", "secret", "token", "userdata", "value"];
+/// A shorter word of a longer secret is no key.
+const KEY: usize = 12;
+
 impl Hidden {
     /// Secret headers, each also without the word that says of what kind it is: whoever sends them back may leave it out.
+    /// And what is secret in a body or a query that is not shown, also as it is written in JSON and in a query, and word
+    /// by word.
     fn of(request: &Request) -> Hidden {
-        let parts = |value: &String| {
+        let mut parts = Vec::new();
+        for (_, value) in &request.secrets {
             let key = value.rsplit([' ', '=', '/', ',']).find(|part| part.len() > 5).unwrap_or(value);
             let bare = value.split_once(' ').map_or(value.as_str(), |(_, bare)| bare);
-            [value.clone(), bare.to_string(), key.to_string()]
-        };
-        Hidden(request.secrets.iter().flat_map(|(_, value)| parts(value)).filter(|part| !part.is_empty()).collect())
+            let pair = decoded(bare).filter(|_| value.starts_with("Basic "));
+            let password = pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
+            parts.extend(
+                [value.as_str(), bare, key].into_iter().chain(pair.as_deref()).chain(password).map(str::to_string),
+            );
+        }
+        let mut found = Vec::new();
+        if let (true, Body::Bytes(bytes)) = (request.hide_body, &request.body) {
+            match serde_json::from_slice(bytes) {
+                Ok(body) => secrets_in("", &body, &mut found),
+                Err(_) => found.extend(secrets_of_form(&String::from_utf8_lossy(bytes))),
+            }
+        }
+        if let Some((_, query)) = request.url.split_once('?').filter(|_| request.hide_query) {
+            let values = query.split('&').filter_map(|pair| pair.split_once('=')).map(|(_, value)| value);
+            found.extend(values.filter(|value| value.len() >= KEY).chain([query]).flat_map(both));
+        }
+        for secret in &found {
+            // Also in a body that is a text in another.
+            let in_json = |text: &str| {
+                let quoted = serde_json::to_string(text).unwrap_or_default();
+                quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default().to_string()
+            };
+            let once = in_json(secret);
+            parts.extend([secret.clone(), escape(secret, true), in_json(&once), once]);
+            for text in [Some(secret.clone()), decoded(secret)].into_iter().flatten() {
+                let words: Vec<&str> = text.split_whitespace().map(|word| word.trim_matches(['"', '\''])).collect();
+                parts.push(words.join(" "));
+                parts.extend(words.iter().filter(|word| word.len() >= KEY).map(ToString::to_string));
+            }
+        }
+        parts.retain(|part| !part.is_empty());
+        // What holds another is hidden before that is.
+        parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
+        parts.dedup();
+        Hidden(parts)
     }
 
     fn hide(&self, text: &str) -> String {
         self.0.iter().fold(text.to_string(), |text, secret| text.replace(secret, "(secret)"))
     }
+}
+
+fn is_secret(field: &str) -> bool {
+    let plain: String = field.chars().filter(char::is_ascii_alphanumeric).collect();
+    SECRET_FIELDS.iter().any(|known| plain.to_ascii_lowercase().contains(known))
+}
+
+fn secrets_in(field: &str, value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) if is_secret(field) => found.push(text.clone()),
+        Value::Array(list) => list.iter().for_each(|one| secrets_in(field, one, found)),
+        Value::Object(fields) => fields.iter().for_each(|(field, one)| secrets_in(field, one, found)),
+        _ => {}
+    }
+}
+
+fn secrets_of_form(form: &str) -> impl Iterator<Item = String> {
+    let pairs = form.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(field, _)| is_secret(field)).flat_map(|(_, value)| both(value))
+}
+
+/// A value as it stands in a query, and without its percent signs.
+fn both(value: &str) -> [String; 2] {
+    let mut bytes = Vec::new();
+    let mut rest = value.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = after.get(..2).filter(|_| *first == b'%').and_then(|code| hex::decode(code).ok());
+        rest = if code.is_some() { &after[2..] } else { after };
+        bytes.push(code.map_or(*first, |code| code[0]));
+    }
+    [value.to_string(), String::from_utf8_lossy(&bytes).into_owned()]
+}
+
+/// Base64 of a text.
+fn decoded(text: &str) -> Option<String> {
+    String::from_utf8(STANDARD.decode(text).ok()?).ok()
 }
 
 /// An answer.

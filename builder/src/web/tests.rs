@@ -1,6 +1,8 @@
 use super::fake::{Fault, Reply, Server, Virtual};
 use super::retry::Verdict;
-use super::{Client, Clock, Interrupted, Lost, Refused, Request, SystemClock, Unresolved};
+use super::{Body, Client, Clock, Interrupted, Lost, Refused, Request, SystemClock, Unresolved, escape};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::{Read, Write};
@@ -118,6 +120,49 @@ fn who_shows_what_he_was_asked_shows_no_secret() {
     let request = Request::get(server.url()).secret("authorization", "Bearer SEKRET");
     let error = Virtual::new().client().send(&request).unwrap().expect(&[200]).unwrap_err().to_string();
     assert!(error.contains("(secret)") && !error.contains("SEKRET"), "{error}");
+}
+
+#[test]
+fn who_shows_the_body_that_he_was_sent_shows_no_secret() {
+    let user_data = "#cloud-config\nkimg:\n  seal-key: \"SEKRET+SEKRET/SEKRET==\"\n";
+    let packed = STANDARD.encode(user_data);
+    let keystone = json!({"auth": {"identity": {"password": {"user": {"name": "demo", "password": "SEKRET \"x\""}}}}});
+    let machine = json!({"name": "m", "region": "nbg1", "user_data": user_data});
+    let nested = json!({"name": "m", "metadata": {"user_data": packed}, "root_pass": "SEKRET"});
+    let form = |field: &str| format!("grant_type=x&{field}={}", escape("SEKRET/SEKRET", true));
+    let json = |body: &serde_json::Value| Request::post("").json(body);
+    let url = |body: &str| Request::post("").bytes("application/x-www-form-urlencoded", body);
+    for request in
+        [json(&keystone), json(&machine), json(&nested), url(&form("refresh_token")), url(&form("assertion"))]
+    {
+        let Body::Bytes(sent) = request.body().clone() else { panic!("{request:?}") };
+        let sent = String::from_utf8(sent).unwrap();
+        // As it came, as a field of another body, without its signs, and unpacked.
+        let field = json!({"message": sent.clone()}).to_string();
+        let plain = sent.replace("\\n", "\n").replace("\\\"", "\"").replace("%2F", "/").replace(&packed, user_data);
+        for echo in [sent, field, plain] {
+            let server = Server::start(move |_| Reply::new(400).body(echo.as_bytes()));
+            let request = Request::post(format!("{}/?key=SEKRET%2FSEKRET", server.url()))
+                .bytes(
+                    "x",
+                    match request.body() {
+                        Body::Bytes(bytes) => bytes.clone(),
+                        _ => unreachable!(),
+                    },
+                )
+                .hiding(true, true);
+            let error = Virtual::new().client().send(&request).unwrap().expect(&[200]).unwrap_err().to_string();
+            assert!(error.contains("HTTP 400") && error.contains("(secret)") && !error.contains("SEKRET"), "{error}");
+            // What is no secret is still told.
+            assert!(["demo", "nbg1", "\"m", "grant_type"].iter().any(|word| error.contains(word)), "{error}");
+        }
+    }
+    // Of an address that is a key, and of a password that was packed.
+    let server = Server::start(|call| Reply::new(403).body(format!("no {}; p=SEKRET", call.query).as_bytes()));
+    let request = Request::put(format!("{}/?key=SEKRET%2FSEKRETSEKRET", server.url())).hiding(true, false);
+    let request = request.secret("authorization", format!("Basic {}", STANDARD.encode("u:SEKRET")));
+    let error = Virtual::new().client().send(&request).unwrap().expect(&[200]).unwrap_err().to_string();
+    assert!(error.contains("no (secret); p=(secret)"), "{error}");
 }
 
 #[test]
