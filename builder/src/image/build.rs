@@ -268,12 +268,14 @@ impl<'a> Workshop<'a> {
         names.dedup();
         let executables = names.iter().map(|name| self.components.identify(name)).collect::<Result<Vec<_>>>()?;
         let mut images = Vec::new();
-        for path in &self.settings.image(role).images {
+        let paths = &self.settings.image(role).images;
+        for path in paths {
             images.push(self.container_image(path)?);
         }
         root::check_size(files.iter().map(|file| &file.source).chain(images.iter().map(|image| &image.path)))?;
         let kernel = &self.kernel_package()?.sha256;
         let mut plan =
+        root::check_names(role, paths.iter().map(PathBuf::as_path).zip(&images))?;
             Plan { role, recipe, executables, images, files, root_key: String::new(), initrd_key: String::new() };
         let inputs = self.ingredients(&plan).inputs(kernel)?;
         plan.root_key =
@@ -289,11 +291,11 @@ impl<'a> Workshop<'a> {
     /// An OCI archive to bake in, and its sum; one that is a folder is made an archive first.
     fn container_image(&self, path: &Path) -> Result<BakedImage> {
         if !path.is_dir() {
-            oci::references(path)?;
+            let references = oci::references(path)?;
             let sha256 = hash::hex_of_file_remembered(path, &self.sums)?;
             let name = path.file_name().and_then(|n| n.to_str());
             let name = name.with_context(|| format!("{} has no usable file name", path.display()))?.to_string();
-            return Ok(BakedImage { name, path: path.to_path_buf(), sha256 });
+            return Ok(BakedImage { name, references, path: path.to_path_buf(), sha256 });
         }
         let surroundings = source::Surroundings {
             lock: &|| Ok(self.lock.clone()),
@@ -312,8 +314,9 @@ impl<'a> Workshop<'a> {
         // Where it was known it lies here still; what cannot be removed the next run sweeps.
         let _ = std::fs::remove_file(&archive);
         let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
-        let name = image.name.to_string().chars().map(plain).collect::<String>() + ".tar";
-        Ok(BakedImage { name, path: stored?, sha256 })
+        let reference = image.name.to_string();
+        let name = reference.chars().map(plain).collect::<String>() + ".tar";
+        Ok(BakedImage { name, references: vec![reference], path: stored?, sha256 })
     }
 
     fn ingredients<'p>(&'p self, plan: &'p Plan) -> Ingredients<'p> {

@@ -12,12 +12,15 @@ use crate::lock::Lock;
 use crate::oci;
 use crate::packages::deb;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeSet;
+use node_metadata::Role;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Where baked container images lie.
 const IMAGES: &str = "/usr/share/kimg/images";
+/// The file of the sandbox image among them.
+const PAUSE_FILE: &str = "pause.tar";
 /// The packages that gave files to the root: `NAME VERSION`, one a line.
 pub const PACKAGE_LIST: &str = "/usr/share/kimg/packages";
 /// Whose each file is: path, tab, owner, one a line.
@@ -107,10 +110,41 @@ impl BakedFile {
 pub struct BakedImage {
     /// File name in the image.
     pub name: String,
+    /// What the container images in it are called.
+    pub references: Vec<String>,
     /// Where the archive lies.
     pub path: PathBuf,
     /// Its SHA-256.
     pub sha256: String,
+}
+
+/// Checks that no two of a role's container images, each with the path that names it, are one to a node: of two with one
+/// name containerd would keep either, and of two archives with one file name the image has the second.
+///
+/// # Errors
+/// [`input::BadInput`], with both paths.
+pub fn check_names<'a>(role: Role, images: impl IntoIterator<Item = (&'a Path, &'a BakedImage)>) -> Result<()> {
+    let (mut references, mut files) = (BTreeMap::new(), BTreeMap::from([(PAUSE_FILE, None)]));
+    for (path, image) in images {
+        let shown = path.display();
+        // One archive may have an image of each platform under one name.
+        for reference in image.references.iter().collect::<BTreeSet<_>>() {
+            if let Some(other) = references.insert(reference.as_str(), shown.to_string()) {
+                return input::bad(format!(
+                    "the container image {reference} is both in {other} and in {shown}; take one of them out of \
+                     `images` under [image] or [image.{role}], or give it another name"
+                ));
+            }
+        }
+        if let Some(other) = files.insert(image.name.as_str(), Some(shown.to_string())) {
+            let other = other.unwrap_or_else(|| "kimg's own".to_string());
+            return input::bad(format!(
+                "{shown}, under [image] or [image.{role}], and {other} would be one file of the image, {}; rename it",
+                image.name
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl Ingredients<'_> {
@@ -228,9 +262,9 @@ impl Ingredients<'_> {
     fn put_images(&self, tree: &mut Tree) -> Result<()> {
         tree.owned_by(OWN);
         if self.recipe.pause_image {
-            tree.file(&format!("{IMAGES}/pause.tar"), 0o644, oci::pause_content()?.to_archive()?)?;
+            tree.file(&format!("{IMAGES}/{PAUSE_FILE}"), 0o644, oci::pause_content()?.to_archive()?)?;
         }
-        for BakedImage { name, path, sha256 } in self.images {
+        for BakedImage { name, path, sha256, .. } in self.images {
             tree.owned_by(name);
             tree.file(&format!("{IMAGES}/{name}"), 0o644, on_disk(path, sha256)?)?;
         }
@@ -254,6 +288,28 @@ impl Ingredients<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn container_images_of_one_name_are_refused_with_both_files() {
+        let image = |name: &str, reference: &str| BakedImage {
+            name: name.into(),
+            references: vec![reference.into()],
+            path: PathBuf::new(),
+            sha256: String::new(),
+        };
+        let check = |images: &[(&str, BakedImage)]| {
+            let images = images.iter().map(|(path, image)| (Path::new(*path), image));
+            check_names(Role::Worker, images).map_err(|error| (error.is::<input::BadInput>(), error.to_string()))
+        };
+        let web = || ("a/web.tar", image("web.tar", "r.example/web:1"));
+        check(&[web(), ("b", image("b.tar", "r.example/web:2"))]).unwrap();
+        let (mistake, said) = check(&[web(), ("b", image("b.tar", "r.example/web:1"))]).unwrap_err();
+        assert!(mistake && said.contains("r.example/web:1 is both in a/web.tar and in b;"), "{said}");
+        let (mistake, said) = check(&[web(), ("b/web.tar", image("web.tar", "x"))]).unwrap_err();
+        assert!(mistake && said.contains("b/web.tar") && said.contains("a/web.tar would be one file"), "{said}");
+        let (_, said) = check(&[("x/pause.tar", image(PAUSE_FILE, "x"))]).unwrap_err();
+        assert!(said.contains("x/pause.tar") && said.contains("kimg's own"), "{said}");
+    }
 
     #[test]
     fn files_of_any_size_are_told_before_they_are_read() {

@@ -125,10 +125,16 @@ pub struct Inputs<'a> {
 pub fn bill(inputs: &Inputs<'_>) -> Result<Bill> {
     let mut parts = debian_parts(inputs)?;
     parts.extend(rust_parts(inputs.programs));
-    parts.extend(inputs.images.iter().map(|image| Part {
-        id: id("image", &image.name, ""),
+    // An archive without a name in it is called as its file is.
+    let named = |image: &'_ BakedImage| match image.references.is_empty() {
+        true => vec![image.name.clone()],
+        false => image.references.clone(),
+    };
+    let images = inputs.images.iter().flat_map(|image| named(image).into_iter().map(move |name| (name, image)));
+    parts.extend(images.map(|(name, image)| Part {
+        id: id("image", &name, ""),
         kind: Kind::Image,
-        name: image.name.clone(),
+        name,
         version: None,
         sha256: Some(image.sha256.clone()),
         purl: None,

@@ -53,7 +53,12 @@ fn bill() -> Bill {
         lock: &lock,
         packages: &[],
         programs: &["kimg-node", "kimg-control", "kimg-stage1"].map(program),
-        images: &[BakedImage { name: "web.tar".into(), path: "web.tar".into(), sha256: "ef".repeat(32) }],
+        images: &[BakedImage {
+            name: "web.tar".into(),
+            references: vec!["r.example/web:1".into()],
+            path: "web.tar".into(),
+            sha256: "ef".repeat(32),
+        }],
     })
     .expect("bill");
     bill.parts.push(Part {
