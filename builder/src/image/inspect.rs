@@ -47,6 +47,8 @@ pub struct Report {
     pub packages: BTreeMap<String, String>,
     /// Own executables and their sizes, from the manifest.
     pub components: BTreeMap<String, u64>,
+    /// Files and container images that `cluster.toml` had baked in, as it names them, and their sizes, from the manifest.
+    pub own: BTreeMap<String, u64>,
     /// Sizes of the files beside the image, from the manifest.
     pub files: BTreeMap<String, u64>,
 }
@@ -120,9 +122,9 @@ pub fn config_of(disk: &mut Disk) -> Result<(gpt::Table, ConfigFiles)> {
 /// [`input::BadInput`] when the file is no image of kimg, or a damaged one.
 pub fn inspect(path: &Path) -> Result<Report> {
     let disk = Disk::open(path)?;
+    let manifest = path.parent().map_or(Ok(None), Manifest::known)?;
     // The file is what was typed, so whatever does not hold of it is a mistake in the input. The outermost sentence is
     // ours; what libraries say below it helps nobody.
-    let manifest = path.parent().map_or(Ok(None), Manifest::known)?;
     read(disk, manifest)
         .or_else(|error| input::bad(format!("{} is no readable image of kimg: {error}", path.display())))
 }
@@ -161,6 +163,7 @@ fn read(mut disk: Disk, manifest: Option<Manifest>) -> Result<Report> {
         secure_boot: None,
         packages: BTreeMap::new(),
         components: BTreeMap::new(),
+        own: BTreeMap::new(),
         files: BTreeMap::new(),
     };
     for (file, (_, content)) in &files {
@@ -182,6 +185,8 @@ fn read(mut disk: Disk, manifest: Option<Manifest>) -> Result<Report> {
         report.secure_boot = manifest.secure_boot;
         report.packages = manifest.packages;
         report.components = manifest.components.into_iter().map(|c| (c.name, c.size)).collect();
+        let own = manifest.sources.into_iter().flat_map(|sources| sources.files);
+        report.own = own.map(|file| (file.written.display().to_string(), file.sum.size)).collect();
         report.files = manifest.files.into_iter().map(|(name, sum)| (name, sum.size)).collect();
     }
     Ok(report)
@@ -271,7 +276,8 @@ impl Report {
         for (name, sum) in &self.config_files {
             let _ = writeln!(out, "  {:34} {:>8}", harmless(name), sum.size);
         }
-        for (title, sizes) in [("Programs", &self.components), ("Files", &self.files)] {
+        let own = ("Files and container images of cluster.toml", &self.own);
+        for (title, sizes) in [("Programs", &self.components), own, ("Files", &self.files)] {
             if !sizes.is_empty() {
                 let _ = writeln!(out, "\n{title}");
                 for (name, size) in sizes {
@@ -356,11 +362,12 @@ mod tests {
             secure_boot: Some(evil.into()),
             packages: [(evil.to_string(), evil.to_string())].into(),
             components: [(evil.to_string(), 1)].into(),
+            own: [(evil.to_string(), 1)].into(),
             files: [(evil.to_string(), 1)].into(),
         };
         let text = report.to_text();
         assert!(!text.contains(['\u{1b}', '\u{7}']), "{text}");
-        assert_eq!(text.matches("\\u{1b}]0;x\\u{7}\\n").count(), 16, "{text}");
+        assert_eq!(text.matches("\\u{1b}]0;x\\u{7}\\n").count(), 17, "{text}");
     }
 
     #[test]
