@@ -70,7 +70,7 @@ impl ConfigError {
             // `[nodes]`, or `nodes = { … }`.
             "must be a list of nodes; begin each with [[nodes]], in double brackets".to_string()
         } else {
-            type_sentence(message)
+            type_sentence(message, &field)
         };
         ConfigError::at(file, text, error.span(), &field, &message)
     }
@@ -120,7 +120,7 @@ fn missing_sentence(field: &str) -> &'static str {
 }
 
 /// serde's "invalid type: integer `5`, expected a string" as a sentence about the file.
-fn type_sentence(message: &str) -> String {
+fn type_sentence(message: &str, field: &str) -> String {
     let Some((found, wanted)) = message.split_once(", expected ").filter(|_| message.starts_with("invalid ")) else {
         return format!("cannot be read: {message}");
     };
@@ -134,15 +134,30 @@ fn type_sentence(message: &str) -> String {
         Some("map") => "a table",
         _ => "this",
     };
+    let table = table_sentence(field);
     let wanted = match wanted {
         "a string" | "path string" => "a string in quotes, e.g. \"demo\"",
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more and not too large",
         "i64" | "an integer" => "a whole number without quotes, e.g. 512",
         "a boolean" => "true or false",
         "a sequence" => "a list, e.g. [\"a\", \"b\"]",
-        _ => "a table, e.g. { key = \"value\" }",
+        _ => table.as_str(),
     };
     format!("must be {wanted}, not {}", value.unwrap_or(found))
+}
+
+/// How a table is written there.
+fn table_sentence(field: &str) -> String {
+    let example = match field.rsplit_once('.').map_or(field, |(_, last)| last) {
+        "nodes" => "{ name = \"worker-1\", role = \"worker\" }",
+        "packages" if field != "packages" => "{ name = \"strace\", files = [\"/usr/bin/strace\"] }",
+        "files" => "{ \"/etc/motd\" = \"motd\" }",
+        "labels" => "{ disk = \"ssd\" }",
+        "reserved" => "{ memory = \"96Mi\" }",
+        _ if field.is_empty() => "{ key = \"value\" }",
+        _ => return format!("a table: the line [{field}], and its keys in the lines below it"),
+    };
+    format!("a table, e.g. {example}")
 }
 
 fn unknown_key_sentence(unknown: &str, known: &[&str]) -> String {
@@ -197,7 +212,7 @@ fn line_at(text: &str, span: Option<Range<usize>>) -> &str {
     line.checked_sub(1).and_then(|number| text.lines().nth(number)).unwrap_or_default().trim_start()
 }
 
-fn line_column(text: &str, offset: usize) -> (usize, usize) {
+pub(super) fn line_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;

@@ -22,6 +22,7 @@ pub use settings::{
     VmSize,
 };
 
+use crate::image::recipe::PackageRecipe;
 use crate::input;
 use anyhow::Context;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,21 @@ pub fn written_files(text: &str, role: node_metadata::Role) -> anyhow::Result<Ve
     let components = common.components.into_values().chain(own.components.into_values());
     let programs = components.map(|component| component.binary);
     Ok(lists.chain(files).chain(programs).map(toml::Spanned::into_inner).collect())
+}
+
+/// The packages that a `cluster.toml` adds to the images, each with its place behind the file's name, as errors have it.
+pub fn written_packages(text: &str) -> anyhow::Result<Vec<(PackageRecipe, String)>> {
+    let image = toml::from_str::<fragment::Fragment>(text).context("reading cluster.toml")?.image;
+    let lists =
+        [("image", image.packages), ("image.master", image.master.packages), ("image.worker", image.worker.packages)];
+    let place = |field: &str, package: &toml::Spanned<PackageRecipe>| {
+        let (line, column) = error::line_column(text, package.span().start);
+        format!(":{line}:{column}: {field}.packages")
+    };
+    let placed = lists.into_iter().flat_map(|(field, packages)| {
+        packages.into_iter().map(move |package| (place(field, &package), package.into_inner()))
+    });
+    Ok(placed.map(|(place, package)| (package, place)).collect())
 }
 
 #[cfg(test)]

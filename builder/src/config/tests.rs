@@ -112,7 +112,7 @@ fn errors_name_line_field_and_way_out() {
         ),
         ("[registry]\nnode = \"m\"\n", "registry.node: unknown key"),
         ("[status]\npage = 1\n", "cluster.toml:4:8: status.page: must be true or false"),
-        ("registry = true\n", "registry: must be a table"),
+        ("registry = true\n", "registry: must be a table: the line [registry], and its keys in the lines below it"),
         (
             "[logs]\nto = \"syslog://a\"\n",
             "cluster.toml:4:6: logs.to: logs are sent as syslog over TLS only; write it as",
@@ -138,7 +138,12 @@ fn errors_name_line_field_and_way_out() {
         ("domain = 5\n", ":3:10: domain: must be a string in quotes, e.g. \"demo\", not a number"),
         ("manifests = \"a.yaml\"\n", "manifests: must be a list, e.g. [\"a\", \"b\"], not a string"),
         ("manifests = [1]\n", ":3:14: manifests: must be a string"),
-        ("local = true\n", "local: must be a table, e.g. { key = \"value\" }, not true or false"),
+        (
+            "local = true\n",
+            "local: must be a table: the line [local], and its keys in the lines below it, not true or false",
+        ),
+        ("[image]\npackages = [\"strace\"]\n", "image.packages: must be a table, e.g. { name = \"strace\", files"),
+        ("[image]\nfiles = [\"/etc/motd\"]\n", "image.files: must be a table, e.g. { \"/etc/motd\" = \"motd\" }"),
         ("[local]\ncheck-source = \"no\"\n", "local.check-source: must be true or false, not a string"),
         ("[local.master]\nmemory = \"512\"\n", ":4:10: local.master.memory: must be a whole number without quotes"),
         ("version = 1.5\n", "version: must be a whole number without quotes, e.g. 512, not a number"),
@@ -166,7 +171,7 @@ fn node_errors() {
         (r#"{ nmae = "a", role = "master" }"#, "nodes.nmae: unknown key; did you mean `name`?"),
         (r#"{ name = "a" }"#, "nodes.role: missing; say role"),
         (r#"{ name = 7, role = "master" }"#, "cluster.toml:2:19: nodes.name: must be a string"),
-        (r#""a""#, "nodes: must be a table"),
+        (r#""a""#, "nodes: must be a table, e.g. { name = \"worker-1\", role = \"worker\" }"),
         (r#"{ name = "a", role = "master", addresses = ["10.200.0.4"] }"#, "lies inside pod-cidr"),
         (r#"{ name = "a", role = "master", taints = ["x"] }"#, "nodes.taints: `x` is no taint"),
         (r#"{ name = "a", role = "master", taints = ["a b=c:NoSchedule"] }"#, "`a b` is no taint's key"),
@@ -425,4 +430,15 @@ fn a_missing_file_says_what_to_do() {
     let error = load(Path::new("/nowhere")).expect_err("missing").to_string();
     assert!(error.contains("kimg init"), "{error}");
     assert_eq!(error.matches("/nowhere/cluster.toml").count(), 1, "{error}");
+}
+
+#[test]
+fn packages_are_told_by_their_place() {
+    let text = "name = \"demo\"\n[image]\npackages = [{ name = \"a\", files = [\"/a\"] }]\n[image.worker]\n\
+                packages = [{ name = \"b\", files = [\"/b\"] }, { name = \"c\", files = [\"/c\"] }]\n\
+                [[nodes]]\nname = \"m\"\nrole = \"master\"\n";
+    let places = written_packages(text).expect("packages").into_iter().map(|(package, place)| (package.name, place));
+    let expected =
+        [("a", ":3:13: image.packages"), ("b", ":5:13: image.worker.packages"), ("c", ":5:45: image.worker.packages")];
+    assert_eq!(places.collect::<Vec<_>>(), expected.map(|(name, place)| (name.to_string(), place.to_string())));
 }

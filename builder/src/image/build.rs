@@ -127,10 +127,13 @@ pub fn offers(settings: &Settings, progress: &Progress) -> Result<Vec<Offer>> {
 pub fn make_lock(settings: &Settings, offers: &[Offer]) -> Result<Lock> {
     let images = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).images);
     let mut wishes = source::wishes(images.map(PathBuf::as_path))?;
-    let packages = [Role::Master, Role::Worker].into_iter().flat_map(|role| &settings.image(role).packages);
-    let named_in = settings.dir.join(config::FILE_NAME).display().to_string();
-    let wish = |p: &PackageRecipe| Wish { name: p.name.clone(), follow: p.follow.clone(), named_in: named_in.clone() };
-    wishes.extend(packages.map(wish));
+    let file = settings.dir.join(config::FILE_NAME).display().to_string();
+    let packages = config::written_packages(&settings.text)?;
+    wishes.extend(packages.into_iter().map(|(PackageRecipe { name, follow, .. }, place)| Wish {
+        name,
+        follow,
+        named_in: format!("{file}{place}"),
+    }));
     crate::lock::make(offers, wishes)
 }
 
@@ -272,10 +275,10 @@ impl<'a> Workshop<'a> {
         for path in paths {
             images.push(self.container_image(path)?);
         }
+        root::check_names(role, paths.iter().map(PathBuf::as_path).zip(&images))?;
         root::check_size(files.iter().map(|file| &file.source).chain(images.iter().map(|image| &image.path)))?;
         let kernel = &self.kernel_package()?.sha256;
         let mut plan =
-        root::check_names(role, paths.iter().map(PathBuf::as_path).zip(&images))?;
             Plan { role, recipe, executables, images, files, root_key: String::new(), initrd_key: String::new() };
         let inputs = self.ingredients(&plan).inputs(kernel)?;
         plan.root_key =

@@ -44,6 +44,7 @@ impl Packages {
 
     /// Puts the files that `recipes` name into `tree`, then all libraries that programs in `tree` need.
     pub fn put(&self, tree: &mut Tree, recipes: &[PackageRecipe]) -> Result<()> {
+        let mut missing = Vec::new();
         for recipe in recipes {
             let files = self.of(&recipe.name)?;
             tree.owned_by(&recipe.name);
@@ -54,13 +55,16 @@ impl Packages {
                     put_entry(tree, path, entry)?;
                 }
                 if !found {
-                    return input::bad(format!(
-                        "the package {} has no file {pattern}; its files have moved, or the name is wrong: correct it where \
-                         the package is named",
-                        recipe.name
-                    ));
+                    missing.push(format!("the package {} has no file {pattern}", recipe.name));
                 }
             }
+        }
+        if !missing.is_empty() {
+            return input::bad(format!(
+                "{}; files have moved, or a name is wrong: correct `files` where the package is named, under `packages` of \
+                 [image] or [image.ROLE] in cluster.toml, or in an image.toml",
+                missing.join(", ")
+            ));
         }
         self.put_libraries(tree)
     }

@@ -15,7 +15,7 @@ pub struct Wish {
     pub name: String,
     /// Globs over dependency names; `None`: libraries only.
     pub follow: Option<Vec<String>>,
-    /// The file that names it, for messages.
+    /// The file that names it, and where in it, for messages.
     pub named_in: String,
 }
 
@@ -78,14 +78,16 @@ impl<'a> Catalog<'a> {
 pub fn resolve(catalog: &Catalog<'_>, wishes: &[Wish]) -> Result<BTreeMap<String, Choice>> {
     let mut chosen: BTreeMap<String, Choice> = BTreeMap::new();
     let mut queue: Vec<(String, Option<Vec<String>>)> = Vec::new();
+    let mut unknown = BTreeSet::new();
     for wish in wishes {
         if !catalog.newest.contains_key(wish.name.as_str()) {
-            return input::bad(format!(
-                "no suite of Debian has a package '{}'; correct its name in {}",
-                wish.name, wish.named_in
-            ));
+            unknown.insert(format!("a package '{}'; correct its name in {}", wish.name, wish.named_in));
         }
         queue.push((wish.name.clone(), wish.follow.clone()));
+    }
+    if !unknown.is_empty() {
+        let all: Vec<String> = unknown.into_iter().collect();
+        return input::bad(format!("no suite of Debian has {}", all.join(", nor ")));
     }
     let mut seen: BTreeSet<(String, Option<Vec<String>>)> = BTreeSet::new();
     while let Some((name, follow)) = queue.pop() {
@@ -178,5 +180,8 @@ mod tests {
         let error = resolve(&catalog, &[wish("a", Some(&[])), wish("b", None)]).unwrap_err();
         assert!(error.is::<input::BadInput>(), "{error}");
         assert!(error.to_string().ends_with("has a package 'b'; correct its name in web/image.toml"), "{error}");
+        let error = resolve(&catalog, &[wish("c", None), wish("b", None), wish("c", None)]).unwrap_err().to_string();
+        assert!(error.contains("has a package 'b'; ") && error.contains(", nor a package 'c'; "), "{error}");
+        assert_eq!(error.matches("correct").count(), 2, "{error}");
     }
 }

@@ -411,8 +411,8 @@ impl Unresolved {
         let why = text.rsplit(": ").next().unwrap_or(&text);
         // glibc's words and musl's: the library does not hand on its number.
         let again = ["Temporary failure", "Try again"].iter().any(|temporary| why.starts_with(temporary));
-        let advice = if again { "" } else { "; correct the name" };
-        let said = format!("no address of {host} is known ({why}){advice}");
+        let advice = if again { "check" } else { "correct the name, or check" };
+        let said = format!("no address of {host} is known ({why}); {advice} this machine's network and DNS");
         ureq::Error::Other(Box::new(Unresolved { said, again }))
     }
 

@@ -49,12 +49,14 @@ fn a_host_that_nobody_knows_is_not_asked_for_again() {
     let request = Request::post("https://nosuch.example");
     let unknown = Verdict::of_failed(&why(&format!("{lookup}: Name or service not known")), &request);
     assert!(matches!(&unknown, Verdict::Final(_)), "{unknown:?}");
-    let said = "no address of nosuch.example is known (Name or service not known); correct the name";
+    let said = "no address of nosuch.example is known (Name or service not known); correct the name, or check this \
+                machine's network and DNS";
     assert_eq!(unknown.why(), said);
     for text in ["Temporary failure in name resolution", "Try again"] {
         // Nothing was sent, so that a POST is not lost.
         let verdict = Verdict::of_failed(&why(&format!("{lookup}: {text}")), &request);
         assert!(matches!(&verdict, Verdict::Again(_)), "{verdict:?}");
+        assert!(verdict.why().ends_with("; check this machine's network and DNS"), "{verdict:?}");
     }
     // RFC 6761: there is none, and no server to ask.
     let clock = Virtual::new();
