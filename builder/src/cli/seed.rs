@@ -17,8 +17,8 @@ use std::time::Duration;
 pub(super) struct SeedArgs {
     /// Node of cluster.toml
     node: String,
-    /// Check the size of the user-data against the limit of this provider (names as in docs/platforms.md)
-    #[arg(long = "for", value_name = "PROVIDER")]
+    /// Check the size of the user-data against the limit of this provider (names as in docs/uploads.md)
+    #[arg(long = "for", aliases = ["to", "at", "provider"], value_name = "PROVIDER")]
     provider: Option<String>,
     /// Write a NoCloud drive (FAT volume CIDATA) instead of printing user-data
     #[arg(long, value_name = "FILE")]

@@ -142,11 +142,17 @@ pub fn own_lines(entry: &NodeEntry) -> String {
     text
 }
 
+/// What `kimg upload` calls a provider whose source of metadata has another name.
+const UPLOAD_NAMES: [(&str, &str); 2] = [("aws", "ec2"), ("proxmox", "nocloud")];
+
 /// What is wrong with user-data for a provider; the sentence about its size when nothing is. `provider` is the name of a
-/// data source, as `docs/platforms.md` lists them.
+/// data source, as `docs/platforms.md` lists them, or that of `kimg upload`.
 pub fn check_for(provider: &str, user_data: &str) -> Result<String> {
-    let Some(source) = node_metadata::sources::by_name(provider) else {
-        let known: Vec<&str> = node_metadata::sources::all().iter().map(|source| source.name()).collect();
+    let uploaded = UPLOAD_NAMES.iter().find(|(name, _)| *name == provider);
+    let Some(source) = node_metadata::sources::by_name(uploaded.map_or(provider, |(_, source)| *source)) else {
+        let sources = node_metadata::sources::all();
+        let own = sources.iter().map(|source| source.name());
+        let known: Vec<&str> = own.chain(UPLOAD_NAMES.iter().map(|(name, _)| *name)).collect();
         return input::bad(format!("{provider:?} is no provider; known are {}", known.join(", ")));
     };
     let Some(limit) = source.user_data_limit() else {

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Name {
     /// Machine images of EC2; sent block by block.
-    #[value(name = "aws")]
+    #[value(name = "aws", alias = "ec2")]
     Aws,
     /// Custom images; fetched from --bucket.
     #[value(name = "digitalocean")]
@@ -176,10 +176,10 @@ pub fn open(name: Name, place: &PlaceArgs, client: &Client, env: Environment<'_>
 /// `kimg upload`
 #[derive(Debug, clap::Args)]
 pub struct UploadArgs {
-    /// Which image: master or worker
+    /// Which image: master, worker, or all for both
     role: String,
     /// The provider
-    #[arg(long, value_name = "PROVIDER")]
+    #[arg(long, aliases = ["at", "provider", "for"], value_name = "PROVIDER")]
     to: Name,
     #[command(flatten)]
     place: PlaceArgs,
@@ -188,32 +188,48 @@ pub struct UploadArgs {
     dry_run: bool,
 }
 
-/// Uploads an image.
+/// Uploads an image, or both.
 ///
 /// # Errors
 /// It is not there afterwards.
 pub fn run_upload(args: &UploadArgs, settings: &Settings) -> Result<()> {
-    let Some(role) = [Role::Master, Role::Worker].into_iter().find(|r| r.as_str() == args.role) else {
-        return input::bad(format!("'{}' is no role; there are master and worker", args.role));
-    };
+    let roles: Vec<Role> =
+        [Role::Master, Role::Worker].into_iter().filter(|r| args.role == "all" || args.role == r.as_str()).collect();
+    if roles.is_empty() {
+        return input::bad(format!("'{}' is no role; there are master and worker, and all stands for both", args.role));
+    }
     let ca = args.place.ca.as_deref();
     let client =
         if args.dry_run { Client::new(ca)?.dry(|call| println!("{call}\n")) } else { Client::interruptible(ca)? };
-    let provider = open(args.to, &args.place, &client, &environment)?;
-    let image = Local::read(&output_dir(settings, role), provider.format())?;
-    let progress = Progress::new();
-    let bar = progress.bytes(&image.name, image.sum.size);
-    let done = upload(&*provider, &image, &bar);
-    bar.finish_and_clear();
-    let done = done?;
+    let format = open(args.to, &args.place, &client, &environment)?.format();
+    // Whatever is wrong with one of them is said before the other is sent.
+    let images = roles.iter().map(|role| Local::read(&output_dir(settings, *role), format));
+    for image in images.collect::<Result<Vec<_>>>()? {
+        let provider = open(args.to, &args.place, &client, &environment)?;
+        let progress = Progress::new();
+        let bar = progress.bytes(&image.name, image.sum.size);
+        let done = upload(&*provider, &image, &bar);
+        bar.finish_and_clear();
+        let done = done?;
+        if args.dry_run {
+            println!("{}: {} would be sent; nothing was", image.name, mib(image.sum.size));
+        } else if done.reused {
+            println!("{}: was there as {}", image.name, done.id);
+        } else {
+            println!("{}: {} sent, is there as {}", image.name, mib(image.sum.size), done.id);
+        }
+    }
     if args.dry_run {
-        println!("{}: {} would be sent; nothing was", image.name, mib(image.sum.size));
-    } else if done.reused {
-        println!("{}: was there as {}", image.name, done.id);
-    } else {
-        println!("{}: {} sent, is there as {}", image.name, mib(image.sum.size), done.id);
+        println!("{}", unknown(args.place.bucket.as_deref()));
     }
     Ok(())
+}
+
+/// What a dry run, which asks nobody, leaves open.
+fn unknown(bucket: Option<&str>) -> String {
+    let bucket =
+        bucket.map_or(String::new(), |bucket| format!(", whether there is a bucket {bucket} that they may write to"));
+    format!("nobody was asked: whether the credentials count{bucket}, and what is there already, is not known")
 }
 
 /// `kimg image`
@@ -222,7 +238,7 @@ pub enum ImageCommand {
     /// List kimg's images at a provider
     Ls {
         /// The provider
-        #[arg(long, value_name = "PROVIDER")]
+        #[arg(long, aliases = ["to", "provider", "for"], value_name = "PROVIDER")]
         at: Name,
         #[command(flatten)]
         place: PlaceArgs,
@@ -235,7 +251,7 @@ pub enum ImageCommand {
         /// Its name or the provider's id for it
         image: String,
         /// The provider
-        #[arg(long, value_name = "PROVIDER")]
+        #[arg(long, aliases = ["to", "provider", "for"], value_name = "PROVIDER")]
         at: Name,
         #[command(flatten)]
         place: PlaceArgs,
@@ -290,7 +306,7 @@ pub fn run_image(command: &ImageCommand) -> Result<()> {
 #[derive(Debug, clap::Args)]
 pub struct GcArgs {
     /// The provider
-    #[arg(long, value_name = "PROVIDER")]
+    #[arg(long, aliases = ["to", "at", "for"], value_name = "PROVIDER")]
     provider: Name,
     #[command(flatten)]
     place: PlaceArgs,
@@ -328,6 +344,37 @@ pub fn run_gc(args: &GcArgs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dry_run_says_what_it_does_not_know() {
+        assert!(unknown(Some("shelf")).contains("whether there is a bucket shelf"));
+        assert!(!unknown(None).contains("bucket"));
+    }
+
+    /// Names and flags of one command are good for the others.
+    #[test]
+    fn a_provider_has_one_name() {
+        #[derive(clap::Parser)]
+        struct Upload {
+            #[command(flatten)]
+            args: UploadArgs,
+        }
+        use clap::Parser;
+        for flag in ["--to", "--at", "--provider", "--for"] {
+            for name in ["aws", "ec2"] {
+                assert_eq!(
+                    Upload::try_parse_from(["x", "all", flag, name]).unwrap().args.to,
+                    Name::Aws,
+                    "{flag} {name}"
+                );
+            }
+        }
+        for name in <Name as clap::ValueEnum>::value_variants() {
+            let name = clap::ValueEnum::to_possible_value(name).unwrap();
+            let taken = crate::seed::check_for(name.get_name(), "");
+            assert_eq!(taken.is_ok(), name.get_name() != "s3", "{taken:?}");
+        }
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_no_name() {
