@@ -250,6 +250,23 @@ fn a_kubeconfig_needs_the_place_of_the_api() {
     assert_eq!(server(&["kubeconfig"]), "https://api.example:6443");
 }
 
+/// As docs/how-to/colleague.md has it.
+#[test]
+fn a_colleague_gets_a_kubeconfig_of_her_own() {
+    let cluster = cluster();
+    let dir = cluster.path();
+    let issue = ["pki", "issue", "anna", "--group", "developers", "--days", "90", "-o", "anna.kubeconfig"];
+    let server = ["--server", "https://api.example:6443"];
+    ends_with(2, dir, &[&issue[..], &server].concat());
+    ends_with(0, dir, &[&issue[..], &server, &["--kubeconfig"]].concat());
+    let path = dir.join("anna.kubeconfig");
+    let text = std::fs::read_to_string(&path).expect("kubeconfig");
+    assert!(text.contains("server: https://api.example:6443") && text.contains("name: anna"), "{text}");
+    assert_eq!(std::fs::metadata(&path).expect("it is there").permissions().mode() & 0o077, 0);
+    let shown = String::from_utf8_lossy(&kimg(dir, &["pki", "show", "anna.kubeconfig"]).stdout).into_owned();
+    assert!(shown.contains("CN=anna") && shown.contains("O=developers"), "{shown}");
+}
+
 /// No user can follow a link to itself, as others may not enter a folder of mode 0.
 #[test]
 fn what_may_not_be_read_is_not_missing() {

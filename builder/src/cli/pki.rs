@@ -75,6 +75,9 @@ pub(super) struct IssueArgs {
     /// Write a kubeconfig instead of certificate and key
     #[arg(long)]
     kubeconfig: bool,
+    /// URL of the API server in the kubeconfig [default: as for `kimg kubeconfig`]
+    #[arg(long, requires = "kubeconfig")]
+    server: Option<String>,
     /// File to write (NAME.crt and NAME.key beside each other, or the kubeconfig)
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
@@ -301,7 +304,7 @@ fn issue_certificate(args: &IssueArgs, settings: &Settings) -> Result<()> {
     let client = issue::issue(&secrets, Authority::Cluster, &subject, Duration::days(args.days.into()))?;
     if args.kubeconfig {
         let ca = successor::bundle(&secrets, Authority::Cluster)?;
-        let text = document(&settings.name, &server(settings, None)?, &ca, &args.user, &client);
+        let text = document(&settings.name, &server(settings, args.server.as_deref())?, &ca, &args.user, &client);
         secrets::write_private(&args.output, text.as_bytes())?;
         println!("{}", args.output.display());
         next(&format!("kubectl --kubeconfig {} auth whoami", args.output.display()));
