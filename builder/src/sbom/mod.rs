@@ -334,6 +334,23 @@ mod tests {
     }
 
     #[test]
+    fn a_container_image_is_called_by_its_reference() {
+        let image = |references: &[&str]| BakedImage {
+            name: "web.tar".into(),
+            references: references.iter().map(ToString::to_string).collect(),
+            path: "web.tar".into(),
+            sha256: "ef".repeat(32),
+        };
+        let lock = Lock { version: 1, release: "trixie".into(), architecture: "amd64".into(), packages: Vec::new() };
+        let named = |images: &[BakedImage]| {
+            let inputs = Inputs { name: "demo-worker", lock: &lock, packages: &[], programs: &[], images };
+            bill(&inputs).unwrap().parts.into_iter().map(|part| part.name).collect::<Vec<_>>()
+        };
+        assert_eq!(named(&[image(&["r.example/web:1", "r.example/web:2"])]), ["r.example/web:1", "r.example/web:2"]);
+        assert_eq!(named(&[image(&[])]), ["web.tar"]);
+    }
+
+    #[test]
     fn names_and_versions_are_encoded() {
         assert_eq!(encoded("1:2.3+b1~x"), "1%3A2.3%2Bb1~x");
         assert_ne!(id("deb", "a+b", ""), id("deb", "a-b", ""));

@@ -54,8 +54,8 @@ impl Keys {
         let dir = tempfile::Builder::new().prefix("kimg-ssh-").tempdir().context("making a folder for keys")?;
         let make = |name: &str| -> Result<()> {
             let output = Command::new("ssh-keygen")
-                .args(["-q", "-t", "ed25519", "-N", "", "-C", "kimg", "-f", name])
-                .current_dir(dir.path())
+                .args(["-q", "-t", "ed25519", "-N", "", "-C", "kimg", "-f"])
+                .arg(dir.path().join(name))
                 .stdin(Stdio::null())
                 .output();
             match output {

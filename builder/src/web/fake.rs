@@ -119,9 +119,11 @@ fn unescaped(text: &str) -> Vec<u8> {
 
 type Handler = dyn Fn(&Call) -> Reply + Send + Sync;
 
-/// A server on loopback; it lives as long as the test process.
+/// A server on loopback. What it was sent goes with it: thousands of them take part in one test, and each child of a
+/// process that kept all of it would take long to begin.
 pub(crate) struct Server {
     address: SocketAddr,
+    ended: Arc<AtomicBool>,
     calls: Arc<Mutex<Vec<Call>>>,
     faults: Arc<Mutex<BTreeMap<usize, Fault>>>,
 }
@@ -132,10 +134,14 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let faults = Arc::new(Mutex::new(BTreeMap::new()));
-        let server = Server { address, calls: calls.clone(), faults: faults.clone() };
+        let ended = Arc::new(AtomicBool::new(false));
+        let server = Server { address, ended: ended.clone(), calls: calls.clone(), faults: faults.clone() };
         let handler: Arc<Handler> = Arc::new(handler);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
+                if ended.load(Relaxed) {
+                    return;
+                }
                 let (handler, calls, faults) = (handler.clone(), calls.clone(), faults.clone());
                 std::thread::spawn(move || serve(&stream.unwrap(), &*handler, &calls, &faults));
             }
@@ -164,6 +170,14 @@ impl Server {
     /// Method and path of all calls.
     pub(crate) fn log(&self) -> Vec<String> {
         self.calls().iter().map(|c| format!("{} {}", c.method, c.path)).collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.ended.store(true, Relaxed);
+        // It is seen when somebody connects. Where nobody listens any more, the end has been seen.
+        drop(TcpStream::connect(self.address));
     }
 }
 
