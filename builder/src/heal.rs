@@ -48,6 +48,39 @@ pub fn check(master: &str, lost: Lost, discard_disk: bool) -> Result<()> {
     ))
 }
 
+/// The same for one of several masters.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_member(master: &str, lost: Lost, discard_disk: bool) -> Result<()> {
+    let why = match lost {
+        _ if discard_disk => return Ok(()),
+        Lost { answers: true, .. } => "its API server answers",
+        Lost { has_disk: true, .. } => "its disk is there, and `kimg up` starts it from that",
+        Lost { .. } => return Ok(()),
+    };
+    input::bad(format!(
+        "{master} is not lost: {why}. Where the disk itself is damaged, add --discard-disk: it gets a new one, and all data \
+         from the other masters"
+    ))
+}
+
+/// Whether all masters may be made anew from a copy, as one cannot join the others.
+///
+/// # Errors
+/// `why` it cannot, and what is left to do: there are disks that have the store.
+pub fn check_all_lost(master: &str, why: &str, disks: &[&str], discard_disk: bool, dir: &str) -> Result<()> {
+    if disks.is_empty() || discard_disk {
+        return Ok(());
+    }
+    bail!(
+        "{master} cannot join the other masters, and nothing was touched: {why}. `kimg up{dir}` starts those whose disks are \
+         there ({}), and more than half of all must answer. Where that many are lost, `kimg heal {master} --discard-disk{dir}` \
+         makes all masters anew with the newest copy of the store, and sets these disks aside",
+        disks.join(", ")
+    )
+}
+
 /// A backup, and where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Copy {
@@ -307,6 +340,26 @@ mod tests {
             assert!(error.is::<BadInput>() && error.to_string().contains(word), "{error}");
             check("m", lost, true).expect("somebody has decided");
         }
+    }
+
+    #[test]
+    fn one_of_several_masters_is_healed_only_where_it_is_lost_and_others_live() {
+        let lost = |answers, has_disk| Lost { answers, has_disk };
+        check_member("m2", lost(false, false), false).expect("lost");
+        for (lost, word) in [(lost(true, true), "answers"), (lost(false, true), "kimg up")] {
+            let error = check_member("m2", lost, false).expect_err("not lost");
+            assert!(error.is::<BadInput>() && error.to_string().contains(word), "{error}");
+            assert!(!error.to_string().contains("backup"), "nothing is restored: {error}");
+            check_member("m2", lost, true).expect("somebody has decided");
+        }
+        let why = "member 10.77.0.1 of etcd does not answer";
+        let all = |disks: &[&str], discard| check_all_lost("m2", why, disks, discard, " --dir x");
+        let said = all(&["m1"], false).expect_err("refused").to_string();
+        for part in ["nothing was touched: member 10.77.0.1", "`kimg up --dir x`", "(m1)", "--discard-disk --dir x`"] {
+            assert!(said.contains(part), "{said}");
+        }
+        all(&[], false).expect("all are lost");
+        all(&["m1"], true).expect("somebody has decided");
     }
 
     #[test]

@@ -590,7 +590,7 @@ impl Machine<'_> {
     pub fn api(&self) -> Result<Https> {
         let ca = self.bench.secrets.read(&Authority::Cluster.certificate_file())?;
         let tls = tls::config(&ca, &issue::admin(&self.bench.secrets)?, None)?;
-        Ok(Https { target: format!("127.0.0.1:{}", self.api_port), server_name: "127.0.0.1".into(), tls })
+        Ok(Https::new(format!("127.0.0.1:{}", self.api_port), "127.0.0.1".into(), tls))
     }
 
     /// Waits until its API server is ready.

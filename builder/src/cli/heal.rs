@@ -1,6 +1,7 @@
 //! `kimg heal`, and `kimg heal master`.
 
-use super::roll::{self, MasterApi, RollArgs, built_images};
+use super::image::built_images;
+use super::roll::{self, Place, RollArgs};
 use super::{cloud, dir_flag, next, program};
 use crate::backup::Choice;
 use crate::backup::away::Away;
@@ -11,12 +12,14 @@ use crate::cloud::up::write_kubeconfig;
 use crate::config::Settings;
 use crate::heal::{self, Copy, Healer, Lost, workers};
 use crate::input;
+use crate::local::api::MasterApi;
 use crate::local::interrupt::Interrupt;
 use crate::local::state::{self, State};
 use crate::local::up::Interrupted;
+use crate::local::{down, rebuild};
 use crate::logs::kept;
 use crate::machines::local::{LocalMachines, short};
-use crate::machines::{Machines, NO_IMAGE};
+use crate::machines::{Data, Machines, NO_IMAGE, Order};
 use crate::node::Target;
 use crate::oci::registry::credentials::environment;
 use crate::pki::Secrets;
@@ -26,12 +29,14 @@ use crate::roll::RealClock;
 use crate::roll::api::{Api, Kube};
 use crate::roll::engine::Stop;
 use crate::roll::journal::Outcome;
+use crate::roll::members::{self, Members};
 use crate::roll::plan::Amount;
 use crate::web::Client;
 use anyhow::{Context, Result, bail};
 use http::Method;
 use node_api::{Done, path};
 use node_metadata::Role;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,7 +53,7 @@ fit for it; 2 a mistake, or a decision that is missing; 130 interrupted.\n\nHow 
 )]
 pub(super) struct HealArgs {
     /// Nothing: workers that stay broken are replaced. `master`, or its name: it was lost with its disk, and comes back from
-    /// a backup
+    /// a backup, or where there are several masters from the others
     #[arg(value_name = "MASTER")]
     master: Option<String>,
     #[command(flatten)]
@@ -120,7 +125,7 @@ fn workers(args: &HealArgs, settings: &Settings) -> Result<ExitCode> {
                 fail_at: args.fail_at.clone(),
                 ..RollArgs::plain()
             };
-            roll::heal(&roll, settings, secrets, place, machines, &interrupt)
+            roll::heal(&roll, None, settings, secrets, place, machines, &interrupt)
         })
     });
     let whole = whole.map_err(|error| match error.is::<Stop>() {
@@ -135,6 +140,9 @@ fn workers(args: &HealArgs, settings: &Settings) -> Result<ExitCode> {
 }
 
 fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
+    if settings.has_several_masters() {
+        return member(args, named, settings);
+    }
     let master = settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
     let name = master.entry.name.as_str();
     if named != "master" && named != name {
@@ -166,10 +174,7 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     check()?;
     let mut machines = LocalMachines::new(settings, &secrets);
     let (copy, snapshot) = newest(args, settings)?;
-    let image = heal::image(&mut machines, name, || {
-        let mut images = built_images(settings, &[Role::Master], args.components.as_deref(), &Progress::new())?;
-        images.remove(&Role::Master).context("there is no master image")
-    })?;
+    let image = image_of(args, name, settings, &mut machines)?;
     println!(
         "{name} is made anew from image {}, and gets the store of {}: what was written after it is lost. Pods on workers \
          run on.",
@@ -209,6 +214,146 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     println!("{name} is back after {:.0} s, with {}; all nodes are Ready", begun.elapsed().as_secs_f64(), copy.shown());
     next(&format!("{} status{}", program(), dir_flag(settings)));
     Ok(())
+}
+
+/// One of several masters: the others have the store, and it joins them. Where they are not enough, all are made anew.
+fn member(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
+    let begun = Instant::now();
+    let what = roll::at_place(settings, |secrets, place, machines| {
+        let vms = State::load(&settings.run_dir())?.vms;
+        let has_disk = |name: &str| {
+            let waits = vms.get(name).is_some_and(|vm| vm.awaits_backup);
+            settings.run_dir().join(name).join("disk.raw").exists() && !waits
+        };
+        let lost = |name: &str| Lost { answers: place.members.serves(name).is_ok(), has_disk: has_disk(name) };
+        let name = chosen(settings, named, &lost)?;
+        if !vms.contains_key(name) {
+            return input::bad(format!("{name} has never been started here; `kimg up{}` makes it", dir_flag(settings)));
+        }
+        // What is made anew already is gone on with.
+        let again = roll::heals(settings, name)?;
+        if !again {
+            heal::check_member(name, lost(name), args.discard_disk)?;
+            let own = settings.members().remove(name).unwrap_or_default();
+            let needed = match place.members.list() {
+                Ok(list) => members::needed(&list, &own, false),
+                Err(error) => Some(format!("{error:#}")),
+            };
+            if let Some(why) = needed {
+                let masters = settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str());
+                let disks: Vec<&str> = masters.filter(|name| has_disk(name)).collect();
+                heal::check_all_lost(name, &why, &disks, args.discard_disk, &dir_flag(settings))?;
+                return all_masters(args, &why, settings, secrets, place, machines);
+            }
+        }
+        if args.choice.name.is_some() || args.choice.node.is_some() {
+            return input::bad(
+                "the other masters have the store, and no backup is restored; leave --name and --node out",
+            );
+        }
+        let image = image_of(args, name, settings, machines)?;
+        if !again {
+            println!("{name} gets a new disk from image {}, and joins the other masters", short(&image));
+            if !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
+                return input::bad("nothing was changed; --yes says yes in advance");
+            }
+        }
+        let roll = RollArgs { nodes: vec![name.to_owned()], fail_at: args.fail_at.clone(), ..RollArgs::plain() };
+        let interrupt = Interrupt::watch()?;
+        match roll::heal(&roll, Some(&image), settings, secrets, place, machines, &interrupt)? {
+            Some(Outcome::Done) => {
+                Ok(format!("{name} is back after {:.0} s, a member of etcd", begun.elapsed().as_secs_f64()))
+            }
+            _ => bail!("{name} is not back"),
+        }
+    })?;
+    println!("{what}");
+    next(&format!("{} status{}", program(), dir_flag(settings)));
+    Ok(())
+}
+
+fn image_of(args: &HealArgs, name: &str, settings: &Settings, machines: &mut dyn Machines) -> Result<String> {
+    heal::image(machines, name, || {
+        let mut images = built_images(settings, &[Role::Master], args.components.as_deref(), &Progress::new())?;
+        images.remove(&Role::Master).context("there is no master image")
+    })
+}
+
+/// All masters anew: the first one begins with a copy of the store, and the others join it one after the other.
+fn all_masters(
+    args: &HealArgs,
+    why: &str,
+    settings: &Settings,
+    secrets: &Secrets,
+    place: &Place<'_>,
+    machines: &mut dyn Machines,
+) -> Result<String> {
+    let state = State::load(&settings.run_dir())?;
+    let masters = settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str());
+    let masters: Vec<&str> = masters.filter(|name| state.vms.contains_key(*name)).collect();
+    let [first, others @ ..] = masters.as_slice() else { bail!("no master was ever started here") };
+    let (copy, snapshot) = newest(args, settings)?;
+    let mut images = BTreeMap::new();
+    for name in &masters {
+        images.insert(*name, image_of(args, name, settings, machines)?);
+    }
+    println!(
+        "The masters are too few ({why}), and all are made anew: {first} gets the store of {}, and what was written after it is \
+         lost; {} join it. Their disks are set aside. Pods on workers run on.",
+        copy.shown(),
+        others.join(", ")
+    );
+    if !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
+        return input::bad("nothing was changed; --yes says yes in advance");
+    }
+    let begun = Instant::now();
+    // None of them shall say what the copy does not know.
+    for name in others {
+        rebuild::retire(settings, secrets, name)?;
+    }
+    let restore = || -> Result<()> {
+        let client = Target { node: Some((*first).to_owned()), ..Target::default() }.client(settings)?;
+        block_on(client.post_bytes::<Done>(path::STORE_RESTORE, snapshot.clone())).map(drop)
+    };
+    let limit = LIMIT * down::patience(&state);
+    let (kube, say) = (Kube(&place.api), &|line: &str| eprintln!("{line}"));
+    let mut healer = Healer { kube, machines, restore: &restore, clock: &RealClock, limit, say };
+    healer.restore(first, &images[first])?;
+    state::backup_has_come(settings, first)?;
+    healer.wait_ready(first, &[*first])?;
+    for name in others {
+        eprintln!("{name}: starts with a new disk from image {}", short(&images[name]));
+        healer.machines.rebuild(&Order { node: name, image: &images[name], token: None, data: Data::JoinsEtcd })?;
+        healer.wait_ready(name, &[*name])?;
+    }
+    let all: Vec<&str> = settings.nodes.iter().map(|node| node.entry.name.as_str()).collect();
+    healer.wait_ready(first, &all)?;
+    Ok(format!("all masters are back after {:.0} s, with {}", begun.elapsed().as_secs_f64(), copy.shown()))
+}
+
+/// Which master: the one that is named, or the first one that is lost.
+fn chosen<'a>(settings: &'a Settings, named: &str, lost: &dyn Fn(&str) -> Lost) -> Result<&'a str> {
+    let masters: Vec<&str> = settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str()).collect();
+    if let Some(name) = masters.iter().find(|name| **name == named) {
+        return Ok(name);
+    }
+    if named != "master" {
+        settings.node(named)?;
+        return input::bad(format!(
+            "{named} is a worker; `kimg heal` replaces those that stay broken, and `kimg roll {named}` this one at once"
+        ));
+    }
+    let gone: Vec<&str> =
+        masters.iter().copied().filter(|name| heal::check_member(name, lost(name), false).is_ok()).collect();
+    match gone.as_slice() {
+        // The next call takes the next one.
+        [name, ..] => Ok(name),
+        [] => input::bad(format!(
+            "no master has lost its disk; `kimg up` starts one that does not run, and one whose disk is damaged is named \
+             (`kimg heal NAME --discard-disk`, of {})",
+            masters.join(", ")
+        )),
+    }
 }
 
 /// The newest copy of the store, and what is in it.
@@ -327,7 +472,7 @@ fn workers_anew(args: &HealArgs, settings: &Settings) -> Result<()> {
     };
     let interrupt = Interrupt::watch()?;
     let done = roll::at_place(settings, |secrets, place, machines| {
-        roll::heal(&roll, settings, secrets, place, machines, &interrupt)
+        roll::heal(&roll, None, settings, secrets, place, machines, &interrupt)
     });
     match done.context("the master is back, and its workers still look for it where it was; `kimg roll` goes on")? {
         None | Some(Outcome::Done) => Ok(()),

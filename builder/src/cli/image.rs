@@ -1,5 +1,6 @@
 //! `kimg lock`, `build`, `inspect`, `doctor`: the image pipeline's commands in the tree.
 
+use super::dir_flag;
 use crate::config::{self, Settings};
 use crate::doctor;
 use crate::image::build::{self, Options};
@@ -104,6 +105,33 @@ pub(super) fn ensure_images(
             Ok((built.manifest.role, ImageFile { path: built.dir.join(name), id: sum.sha256.clone() }))
         })
         .collect()
+}
+
+/// Images of roles, where they are what a build would make.
+pub(super) fn built_images(
+    settings: &Settings,
+    roles: &[Role],
+    components: Option<&Path>,
+    progress: &Progress,
+) -> Result<BTreeMap<Role, ImageFile>> {
+    let options = Options { components: components.map(Path::to_owned), formats: vec![Format::Raw], sources: None };
+    let found = build::current(settings, roles, &options, progress)?;
+    let mut images = BTreeMap::new();
+    for (role, built) in found {
+        let Some(built) = built else {
+            bail!(
+                "the {role} image is missing, or older than cluster.toml, kimg.lock or the components; build it first: \
+                 {} build {}{}",
+                super::program(),
+                if roles.len() > 1 { "all".to_owned() } else { role.to_string() },
+                dir_flag(settings)
+            );
+        };
+        let name = Format::Raw.file();
+        let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
+        images.insert(role, ImageFile { path: built.dir.join(name), id: sum.sha256.clone() });
+    }
+    Ok(images)
 }
 
 #[derive(Debug, clap::Args)]

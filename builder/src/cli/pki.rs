@@ -393,7 +393,13 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
         Rotate::Etcd => {
             successor::replace(&secrets, Authority::Etcd, &settings.name)?;
             let dir = dir_flag(settings);
-            println!("kimg build all{dir}\nkimg roll master{dir}");
+            println!("kimg build all{dir}");
+            if settings.has_several_masters() {
+                // Members with different authorities do not speak with each other.
+                println!("kimg stop{dir}\nkimg start{dir}");
+            } else {
+                println!("kimg roll master{dir}");
+            }
         }
         Rotate::FrontProxy { finish } => {
             return rotate_authority(settings, &secrets, Authority::FrontProxy, "front-proxy", finish);
@@ -426,7 +432,7 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             );
         }
         Rotate::ServiceAccounts { finish: true } => {
-            let since = block_on(async { master_since(settings).await })?;
+            let since = block_on(async { masters_since(settings).await })?;
             let now = jiff::Timestamp::now().as_second();
             block_on(accounts::finish(&secrets, &api()?, since, now))?;
             let dir = dir_flag(settings);
@@ -560,15 +566,18 @@ fn rotate_authority(
     Ok(())
 }
 
-/// When the master that runs now began: it makes its certificates at each boot.
-async fn master_since(settings: &Settings) -> Result<i64> {
-    let master = settings.nodes.iter().find(|node| node.entry.role == Role::Master).context("there is no master")?;
-    let target = Target { node: Some(master.entry.name.clone()), ..Target::default() };
-    let all: Vec<node_api::Certificate> = target.client(settings)?.get(node_api::path::CERTIFICATES).await?;
-    let own = all.iter().find(|certificate| certificate.file.ends_with("/apiserver.crt"));
-    let start = own.and_then(|own| own.not_before.parse::<jiff::Timestamp>().ok());
-    let start = start.with_context(|| format!("{} does not say since when it runs", master.entry.name))?;
-    Ok(start.as_second() + authority::BACKDATED.whole_seconds())
+/// When the last of the masters that run now began: they make their certificates at each boot.
+async fn masters_since(settings: &Settings) -> Result<i64> {
+    let mut last = None;
+    for master in settings.nodes_of(Role::Master) {
+        let target = Target { node: Some(master.entry.name.clone()), ..Target::default() };
+        let all: Vec<node_api::Certificate> = target.client(settings)?.get(node_api::path::CERTIFICATES).await?;
+        let own = all.iter().find(|certificate| certificate.file.ends_with("/apiserver.crt"));
+        let start = own.and_then(|own| own.not_before.parse::<jiff::Timestamp>().ok());
+        let start = start.with_context(|| format!("{} does not say since when it runs", master.entry.name))?;
+        last = last.max(Some(start.as_second() + authority::BACKDATED.whole_seconds()));
+    }
+    last.context("there is no master")
 }
 
 fn secure_boot_files(args: &SecureBootArgs, settings: &Settings) -> Result<()> {

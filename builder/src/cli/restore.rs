@@ -1,12 +1,12 @@
 //! `kimg restore`: all machines are gone; the cluster's folder, its `secrets/` and a copy of the store bring it back.
 
-use super::roll::MasterApi;
 use super::{dir_flag, next, program};
 use crate::backup::away::Away;
 use crate::client::block_on;
 use crate::config::Settings;
 use crate::heal::{Copy, Healer};
 use crate::input;
+use crate::local::api::MasterApi;
 use crate::local::down;
 use crate::local::state::State;
 use crate::local::up::{self, Interrupted};
@@ -118,7 +118,13 @@ fn local(args: &RestoreArgs, settings: &Settings, secrets: &Secrets, snapshot: &
         };
         healer.give(name, stop)
     };
-    up::up_restored(settings, &images, &progress, Some(&restore)).map(drop).map_err(|error| {
+    let others: Vec<&str> = settings.nodes_of(Role::Master).skip(1).map(|node| node.entry.name.as_str()).collect();
+    let begun = up::up_but(settings, &images, &progress, &others, Some(&restore)).map(drop);
+    let whole = begun.and_then(|()| match others.as_slice() {
+        [] => Ok(()),
+        _ => up::up_by_masters(settings, &images, &progress, &|_| Ok(())).map(drop),
+    });
+    whole.map_err(|error| {
         let goes_on = || Interrupted(format!("interrupted; `{} restore{}` goes on", program(), dir_flag(settings)));
         if error.is::<Interrupted>() { goes_on().into() } else { error }
     })

@@ -1,25 +1,25 @@
 //! `kimg roll`.
 
+use super::image::built_images;
 use super::{dir_flag, next, program};
 use crate::backup::here;
 use crate::cache;
-use crate::client::{Answer, Https, block_on};
 use crate::config::{Provider, Settings};
 use crate::heal::workers;
-use crate::image::build::{self, Options};
-use crate::image::output::Format;
 use crate::input::{self, BadInput};
+use crate::local::api::MasterApi;
 use crate::local::interrupt::Interrupt;
 use crate::local::state::{self, State};
 use crate::local::up::{ImageFile, Interrupted};
 use crate::logs::kept;
 use crate::machines::local::{LocalMachines, short};
 use crate::machines::{Machine, Machines, NO_IMAGE};
+use crate::node::members::Masters;
 use crate::pki::Secrets;
 use crate::pki::kubeconfig::server_url;
 use crate::progress::Progress;
 use crate::roll::RealClock;
-use crate::roll::api::{Api, Kube};
+use crate::roll::api::Kube;
 use crate::roll::begin;
 use crate::roll::copy::LocalCopy;
 use crate::roll::engine::{Book, Engine, Stop};
@@ -27,13 +27,13 @@ use crate::roll::journal::{Entry, Journal, OnBlocked, Outcome, Rules, Step};
 use crate::roll::lock::Holder;
 use crate::roll::plan::{self, Amount, Plan, Refusal, Situation, Wish};
 use anyhow::{Context, Result, bail};
-use http::Method;
 use jiff::Timestamp;
+use node_api::StoreEngine;
 use node_metadata::Role;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// How long a node may take to be Ready with KVM, seconds; see [`crate::local::Accel::patience`].
@@ -99,6 +99,9 @@ pub(super) struct RollArgs {
     /// End at once at this point of the journal, as if killed; for tests
     #[arg(long, hide = true, value_name = "POINT")]
     pub(super) fail_at: Option<String>,
+    /// Masters of cluster.toml that are still to be made
+    #[arg(skip)]
+    pub(super) leave_out: Vec<String>,
 }
 
 impl RollArgs {
@@ -120,6 +123,7 @@ impl RollArgs {
             lose_pods: false,
             components: None,
             fail_at: None,
+            leave_out: Vec::new(),
         }
     }
 }
@@ -128,7 +132,13 @@ pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<ExitCode> {
     if args.json && !args.dry_run && !args.yes {
         return input::bad("--json does not ask: add --yes, or --dry-run to see the plan");
     }
-    at_place(settings, |secrets, place, machines| roll(args, settings, secrets, place, machines))
+    Ok(if replace(args, settings)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Does it; whether all went well, or nothing was to be done.
+pub(super) fn replace(args: &RollArgs, settings: &Settings) -> Result<bool> {
+    let journal = at_place(settings, |secrets, place, machines| roll(args, settings, secrets, place, machines))?;
+    Ok(journal.is_none_or(|journal| journal.outcome == Outcome::Done))
 }
 
 /// Asks where the cluster is, and what runs it there.
@@ -141,7 +151,8 @@ pub(super) fn at_place<T>(
         return super::cloud::roll(settings, &secrets, |machines, at, after| {
             let https = state::api_client(settings, &secrets, Some(&server_url(&at.to_string(), 6443)))?;
             cache::private_dir(&settings.run_dir())?;
-            let place = Place { api: MasterApi { local: None, https }, notes: notes(provider), after };
+            let members = Masters::new(settings, &secrets);
+            let place = Place { api: MasterApi::at(https), members, notes: notes(provider), after };
             work(&secrets, &place, machines)
         });
     }
@@ -154,7 +165,8 @@ pub(super) fn at_place<T>(
         ));
     }
     let api = MasterApi::local(settings, &secrets)?;
-    let place = Place { api, notes: Vec::new(), after: &|| Ok(Vec::new()) };
+    let members = Masters::new(settings, &secrets);
+    let place = Place { api, members, notes: Vec::new(), after: &|| Ok(Vec::new()) };
     work(&secrets, &place, &mut machines)
 }
 
@@ -178,10 +190,23 @@ fn notes(provider: &Provider) -> Vec<String> {
 /// Where the cluster is.
 pub(super) struct Place<'a> {
     pub(super) api: MasterApi<'a>,
+    /// What is asked about masters' stores.
+    pub(super) members: Masters<'a>,
     /// What is shown with a plan.
     notes: Vec<String>,
     /// What is shown when nodes have been replaced.
     after: &'a dyn Fn() -> Result<Vec<String>>,
+}
+
+/// Goes on with a roll that this machine has begun and that was interrupted, if there is one; whether all went well then. A
+/// removal is none.
+pub(super) fn go_on(args: &RollArgs, settings: &Settings) -> Result<Option<bool>> {
+    match LocalCopy::of(&settings.run_dir()).read()? {
+        Some(kept) if kept.journal.outcome == Outcome::Running && !kept.journal.removes() => {
+            replace(args, settings).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 fn roll(
@@ -190,7 +215,7 @@ fn roll(
     secrets: &Secrets,
     place: &Place<'_>,
     machines: &mut dyn Machines,
-) -> Result<ExitCode> {
+) -> Result<Option<Journal>> {
     let listed = machines.list()?;
     let kube = Kube(&place.api);
     let copy = LocalCopy::of(&settings.run_dir());
@@ -217,20 +242,30 @@ fn roll(
         Some(last) if last.journal.outcome == Outcome::Running => command.go_on(&last.journal)?,
         _ => command.plan_new(machines, &listed, &mut later)?,
     };
-    let Some(planned) = planned else { return Ok(ExitCode::SUCCESS) };
+    let Some(planned) = planned else { return Ok(None) };
     machines.check(&planned.untouched())?;
     if args.dry_run || !(args.yes || confirmed()?) {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(None);
     }
     for image in &later {
         machines.offer(image).context("nothing was touched, as not all images are at the provider")?;
     }
-    command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(|(_, code)| code)
+    command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(Some)
+}
+
+/// Whether making this node anew was begun on this machine, and interrupted.
+pub(super) fn heals(settings: &Settings, node: &str) -> Result<bool> {
+    let kept = LocalCopy::of(&settings.run_dir()).read()?;
+    let journal =
+        kept.map(|kept| kept.journal).filter(|journal| journal.outcome == Outcome::Running && journal.heals());
+    Ok(journal.is_some_and(|journal| journal.nodes.iter().any(|entry| entry.node == node)))
 }
 
 /// Replaces broken workers from the images that they have, or goes on with that where none is named and it was interrupted.
+/// Or makes one of several masters anew from the image `lost`, which joins the others.
 pub(super) fn heal(
     args: &RollArgs,
+    lost: Option<&str>,
     settings: &Settings,
     secrets: &Secrets,
     place: &Place<'_>,
@@ -252,11 +287,15 @@ pub(super) fn heal(
         _ if args.nodes.is_empty() => return Ok(None),
         _ => {
             let workers: Vec<&str> = settings.nodes_of(Role::Worker).map(|node| node.entry.name.as_str()).collect();
-            let image = |node: &String| Ok((node.clone(), workers::image(machines, node, &workers)?));
+            let image = |node: &String| match lost {
+                Some(image) => Ok((node.clone(), image.to_owned())),
+                None => Ok((node.clone(), workers::image(machines, node, &workers)?)),
+            };
             let wish = Wish {
                 nodes: args.nodes.clone(),
                 images: args.nodes.iter().map(image).collect::<Result<_>>()?,
                 lose: args.lose_data.clone(),
+                lost: lost.is_some(),
                 ..Wish::default()
             };
             let plan = command.make(&wish, machines, &machines.list()?)?;
@@ -265,7 +304,7 @@ pub(super) fn heal(
         }
     };
     machines.check(&planned.untouched())?;
-    command.execute(machines, planned, last.as_ref(), interrupt).map(|(journal, _)| Some(journal.outcome))
+    command.execute(machines, planned, last.as_ref(), interrupt).map(|journal| Some(journal.outcome))
 }
 
 /// Drains and removes workers, or goes on with that where none is named; none where there is nothing to go on with, or where
@@ -310,7 +349,7 @@ pub(super) fn remove(
         // Whoever goes on by the size of the cluster would ask once more.
         return input::bad("nothing was changed; --yes says yes in advance");
     }
-    command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(|(journal, _)| Some(journal))
+    command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(Some)
 }
 
 /// The last roll as this machine knows it, where it may be why the API server does not answer.
@@ -328,47 +367,6 @@ fn without_api(args: &RollArgs, settings: &Settings, copy: &LocalCopy, error: an
             None => Err(error.context("the API server is not fit for a roll")),
         },
     }
-}
-
-/// The API server of the master.
-pub(super) struct MasterApi<'a> {
-    /// It is on this machine, where its port may be another after it was made anew.
-    local: Option<&'a Settings>,
-    https: Https,
-}
-
-impl<'a> MasterApi<'a> {
-    pub(super) fn local(settings: &'a Settings, secrets: &Secrets) -> Result<MasterApi<'a>> {
-        let port = port_of_master(settings)?.context("no VM on this machine is a master; `kimg up` makes it")?;
-        let https = state::api_client(settings, secrets, Some(&format!("https://127.0.0.1:{port}")))?;
-        Ok(MasterApi { local: Some(settings), https })
-    }
-
-    /// Of a master that is found there.
-    pub(super) fn at(https: Https) -> MasterApi<'a> {
-        MasterApi { local: None, https }
-    }
-
-    fn now(&self) -> Result<Https> {
-        let mut https = self.https.clone();
-        if let Some(settings) = self.local
-            && let Some(port) = port_of_master(settings)?
-        {
-            https.target = format!("127.0.0.1:{port}");
-        }
-        Ok(https)
-    }
-}
-
-impl Api for MasterApi<'_> {
-    fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer> {
-        block_on(self.now()?.send(method, path, body))
-    }
-}
-
-/// Also of one that does not run.
-fn port_of_master(settings: &Settings) -> Result<Option<u16>> {
-    Ok(State::load(&settings.run_dir())?.vms.values().find_map(|vm| vm.api_port))
 }
 
 /// What is to be done.
@@ -419,6 +417,8 @@ impl Command<'_> {
             keep_data: self.args.keep_data,
             lose: self.args.lose_data.clone(),
             lose_pods: self.args.lose_pods,
+            stores: self.stores()?,
+            lost: false,
         };
         let plan = self.make(&wish, machines, listed)?;
         if !self.show(&plan, "every chosen node runs the image that was built last; nothing to do")? {
@@ -446,6 +446,8 @@ impl Command<'_> {
             keep_data: self.args.keep_data,
             lose: self.args.lose_data.clone(),
             lose_pods: self.args.lose_pods,
+            stores: begin::stores_before(last),
+            lost: false,
         };
         // No name at all would mean all nodes.
         let plan = if wish.nodes.is_empty() { Plan { nodes: Vec::new() } } else { self.make(&wish, machines, listed)? };
@@ -511,6 +513,28 @@ impl Command<'_> {
         Ok(Some(Planned::GoOn(last.clone())))
     }
 
+    /// The masters that there are.
+    fn masters(&self) -> Vec<&str> {
+        let all = self.settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str());
+        all.filter(|name| !self.args.leave_out.iter().any(|later| later == name)).collect()
+    }
+
+    /// Where the store of a single master goes whose image carries another engine than the next one. At a provider it is
+    /// copied, which does the same.
+    fn stores(&self) -> Result<BTreeMap<String, StoreEngine>> {
+        let (Some(master), None) = (self.masters().first().copied(), &self.settings.provider) else {
+            return Ok(BTreeMap::new());
+        };
+        let asked = |name: &String| ["master", "masters", master].contains(&name.as_str());
+        if self.masters().len() > 1 || !(self.args.nodes.is_empty() || self.args.nodes.iter().any(asked)) {
+            return Ok(BTreeMap::new());
+        }
+        let wanted = self.settings.store == node_metadata::StoreEngine::Etcd;
+        let has = self.place.members.has_etcd(master).context("asking the master which store its image has")?;
+        let to = if wanted { StoreEngine::Etcd } else { StoreEngine::Embedded };
+        Ok((has != wanted).then(|| (master.to_owned(), to)).into_iter().collect())
+    }
+
     /// The images of the chosen nodes' roles, where they are what a build would make.
     fn built_images(&self) -> Result<BTreeMap<Role, ImageFile>> {
         let asked = |role: Role, groups: &[&str]| {
@@ -547,10 +571,13 @@ impl Command<'_> {
         machines: &dyn Machines,
         listed: &[Machine],
     ) -> Result<Plan> {
-        let names = |role| self.settings.nodes_of(role).map(|n| n.entry.name.as_str()).collect();
+        let masters = self.masters();
+        let mut members = self.settings.members();
+        members.retain(|name, _| masters.len() > 1 && masters.contains(&name.as_str()));
         let situation = Situation {
-            workers: names(Role::Worker),
-            masters: names(Role::Master),
+            workers: self.settings.nodes_of(Role::Worker).map(|n| n.entry.name.as_str()).collect(),
+            masters,
+            members: &members,
             nodes: &self.kube().nodes()?,
             machines: listed,
             keeps_data: machines.keeps_data(),
@@ -607,7 +634,7 @@ impl Command<'_> {
         planned: Planned,
         last: Option<&Book>,
         interrupt: &Interrupt,
-    ) -> Result<(Journal, ExitCode)> {
+    ) -> Result<Journal> {
         let stop = || interrupt.asked();
         let say = |line: &str| eprintln!("{line}");
         let failpoint = |point: &str| {
@@ -631,7 +658,7 @@ impl Command<'_> {
         }
         let kept = RefCell::new(None);
         let backup = || {
-            let (said, file) = here::make(self.settings, self.secrets, &self.place.api.now()?)?;
+            let (said, file) = here::make(self.settings, self.secrets, self.place.api.now()?)?;
             *kept.borrow_mut() = file;
             anyhow::Ok(said)
         };
@@ -655,6 +682,7 @@ impl Command<'_> {
         interrupt.busy(true);
         let mut engine = Engine {
             kube,
+            members: &self.place.members,
             machines,
             copy: self.copy,
             backup: &backup,
@@ -671,19 +699,18 @@ impl Command<'_> {
         let outcome = begin::run(&mut engine, &mut book).map_err(|error| self.explain(error));
         interrupt.busy(false);
         let outcome = outcome?;
-        let code = self.report(&book.journal, outcome, kept.into_inner())?;
+        self.report(&book.journal, outcome, kept.into_inner())?;
         if outcome == Outcome::Done {
             machines.tidy()?;
         }
-        Ok((book.journal, code))
+        Ok(book.journal)
     }
 
-    fn report(&self, journal: &Journal, outcome: Outcome, backup: Option<PathBuf>) -> Result<ExitCode> {
-        let code = if outcome == Outcome::Done { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    fn report(&self, journal: &Journal, outcome: Outcome, backup: Option<PathBuf>) -> Result<()> {
         if self.args.json {
             let answer = json!({"outcome": outcome, "backup": backup, "nodes": journal.nodes});
             println!("{}", serde_json::to_string_pretty(&answer).context("writing JSON")?);
-            return Ok(code);
+            return Ok(());
         }
         let named = |step: Step| {
             let of = journal.nodes.iter().filter(move |entry| entry.step == step);
@@ -708,7 +735,7 @@ impl Command<'_> {
                 println!("not touched: {}", waiting.join(", "));
             }
             if journal.heals() || journal.removes() {
-                return Ok(code);
+                return Ok(());
             }
             println!(
                 "The roll has stopped. `{0} roll --rollback{dir}` puts the images of before back; with what was wrong put right \
@@ -717,7 +744,7 @@ impl Command<'_> {
             );
         }
         next(&format!("{} status{}", program(), dir_flag(self.settings)));
-        Ok(code)
+        Ok(())
     }
 
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {
@@ -731,33 +758,6 @@ impl Command<'_> {
         }
         error
     }
-}
-
-/// Images of roles, where they are what a build would make.
-pub(super) fn built_images(
-    settings: &Settings,
-    roles: &[Role],
-    components: Option<&Path>,
-    progress: &Progress,
-) -> Result<BTreeMap<Role, ImageFile>> {
-    let options = Options { components: components.map(Path::to_owned), formats: vec![Format::Raw], sources: None };
-    let found = build::current(settings, roles, &options, progress)?;
-    let mut images = BTreeMap::new();
-    for (role, built) in found {
-        let Some(built) = built else {
-            bail!(
-                "the {role} image is missing, or older than cluster.toml, kimg.lock or the components; build it first: \
-                 {} build {}{}",
-                program(),
-                if roles.len() > 1 { "all".to_owned() } else { role.to_string() },
-                dir_flag(settings)
-            );
-        };
-        let name = Format::Raw.file();
-        let sum = built.manifest.files.get(name).with_context(|| format!("the manifest names no {name}"))?;
-        images.insert(role, ImageFile { path: built.dir.join(name), id: sum.sha256.clone() });
-    }
-    Ok(images)
 }
 
 fn step_name(step: Step) -> String {

@@ -35,6 +35,9 @@ pub(super) struct SeedArgs {
     /// A new machine for a master that was lost with its store: it serves nothing until `kimg backup restore`
     #[arg(long)]
     await_backup: bool,
+    /// A new machine for one of several masters, which joins the others
+    #[arg(long, conflicts_with = "await_backup")]
+    join_etcd: bool,
     /// URL of the API server [default: as for `kimg kubeconfig`]
     #[arg(long)]
     server: Option<String>,
@@ -53,7 +56,14 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
     if args.await_backup && node.entry.role != Role::Master {
         return input::bad(format!("--await-backup: {} is a worker and has no store", args.node));
     }
-    let begin = if args.await_backup { Begin::AwaitBackup } else { Begin::Join(token.as_ref()) };
+    if args.join_etcd && !(node.entry.role == Role::Master && settings.has_several_masters()) {
+        return input::bad(format!("--join-etcd: {} is not one of several masters in cluster.toml", args.node));
+    }
+    let begin = match (args.await_backup, args.join_etcd) {
+        (true, _) => Begin::AwaitBackup,
+        (_, true) => Begin::JoinEtcd,
+        _ => Begin::Join(token.as_ref()),
+    };
     let user_data = seed::user_data(settings, node, seed::Place::Elsewhere, begin, &secrets)?;
     // Before the token goes to the API server: what is refused here leaves nothing behind.
     if let Some(provider) = &args.provider {
@@ -67,7 +77,7 @@ pub(super) fn run(args: &SeedArgs, settings: &Settings) -> Result<()> {
             return Err(error.context(format!(
                 "the API server at {} did not take the token, so that this seed would be of no use; \
                  start the master first, or name it with --server",
-                api.target
+                api.target()
             )));
         }
     }

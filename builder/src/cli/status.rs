@@ -8,9 +8,11 @@ use crate::config::Settings;
 use crate::input;
 use crate::local::state;
 use crate::local::status::{self, Status};
+use crate::node::members::Masters;
 use crate::oci::registry::credentials::environment;
 use crate::pki::authority::Authority;
 use crate::pki::{Secrets, issue, successor};
+use crate::roll::members::{self, Members};
 use crate::web::Client;
 use anyhow::{Context, Result, bail};
 use node_metadata::STATUS_PORT;
@@ -77,16 +79,13 @@ fn link(settings: &Settings) -> Result<ExitCode> {
             "the master was started before cluster.toml had `[status]`; `kimg roll master` starts it with the page"
         ),
         (Some(_), Some(port)) => ("127.0.0.1".to_owned(), port),
-        (None, _) => (api.server_name.clone(), STATUS_PORT),
+        (None, _) => (api.server_name(), STATUS_PORT),
     };
     let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let (token, certificate) = block_on(async {
         // Whether it answers, and as whom, is known before there is a token.
-        let page = Https {
-            target: target.clone(),
-            server_name: host.clone(),
-            tls: tls::config(&successor::bundle(&secrets, Authority::Cluster)?, &admin, None)?,
-        };
+        let tls = tls::config(&successor::bundle(&secrets, Authority::Cluster)?, &admin, None)?;
+        let page = Https::new(target.clone(), host.clone(), tls);
         let certificate = page.certificate().await.context("looking for the status page")?;
         Ok((kube::status_token(&api).await?, certificate))
     })?;
@@ -132,6 +131,7 @@ impl Looker<'_> {
     fn look(&mut self) -> Result<Status> {
         let mut found = status::status(self.settings)?;
         if found.api_error.is_none() {
+            found.warnings.extend(self.members());
             let inventory = backup::look(self.settings)?;
             found.warnings.extend(backup::warning(self.settings, &inventory, backup::now_ms()));
             if self.away.as_ref().is_none_or(|(at, _)| at.elapsed() > AWAY) {
@@ -142,6 +142,24 @@ impl Looker<'_> {
             found.warnings.extend(self.away.as_ref().and_then(|(_, warning)| warning.clone()));
         }
         Ok(found)
+    }
+}
+
+impl Looker<'_> {
+    /// What is wrong with the etcd that several masters share.
+    fn members(&self) -> Vec<String> {
+        if !self.settings.has_several_masters() {
+            return Vec::new();
+        }
+        let listed = Secrets::of_cluster(&self.settings.secrets_dir(), &self.settings.name)
+            .and_then(|secrets| Masters::new(self.settings, &secrets).list());
+        let list = match listed {
+            Ok(list) => list,
+            Err(error) => return vec![format!("The members of etcd could not be asked for: {error:#}")],
+        };
+        let members = self.settings.members();
+        let lacks = |(node, name): (&String, &String)| Some(format!("{node}: {}", members::lacks(&list, name)?));
+        members.iter().filter_map(lacks).collect()
     }
 }
 

@@ -20,7 +20,7 @@ const MOST_BYTES: u64 = 8 << 30;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StoreArgs {
-    /// Master of cluster.toml [default: the first one]
+    /// Master of cluster.toml [default: the first one that runs]
     #[arg(long, short, global = true)]
     node: Option<String>,
     /// Address of the node, where it is not the one in cluster.toml
@@ -89,6 +89,12 @@ pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
             put_in_place(settings, &target, bytes, &file.display().to_string(), *yes)?;
         }
         StoreCommand::Migrate { to } => {
+            if settings.has_several_masters() {
+                return input::bad(
+                    "several masters share the store, which is etcd's; `kimg scale masters 1` leaves one of them, whose \
+                     store can be moved",
+                );
+            }
             let to = match to {
                 Engine::Embedded => node_api::StoreEngine::Embedded,
                 Engine::Etcd => node_api::StoreEngine::Etcd,

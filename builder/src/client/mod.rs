@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -26,20 +26,27 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long an ordinary answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
-/// A server and how it is trusted.
+/// Where a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    /// `host:port` to connect to.
+    target: String,
+    /// Name or address that the server's certificate must hold.
+    server_name: String,
+}
+
+/// A server, or several that are as good as one (API servers of several masters), and how it is trusted.
 #[derive(Clone)]
 pub struct Https {
-    /// `host:port` to connect to.
-    pub target: String,
-    /// Name or address that the server's certificate must hold.
-    pub server_name: String,
+    /// The first is asked first, and is the one that answered last. Clones share what was learnt.
+    places: Arc<Mutex<Vec<Place>>>,
     /// Trust and the client's certificate.
-    pub tls: Arc<rustls::ClientConfig>,
+    tls: Arc<rustls::ClientConfig>,
 }
 
 impl std::fmt::Debug for Https {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Https").field("target", &self.target).field("server_name", &self.server_name).finish()
+        f.debug_struct("Https").field("places", &self.places()).finish_non_exhaustive()
     }
 }
 
@@ -55,32 +62,87 @@ pub struct Answer {
 }
 
 impl Https {
+    /// At `target` (`host:port`), with a certificate for `server_name`.
+    pub fn new(target: String, server_name: String, tls: Arc<rustls::ClientConfig>) -> Https {
+        Https { places: Arc::new(Mutex::new(vec![Place { target, server_name }])), tls }
+    }
+
+    /// The same, which may be found there too.
+    #[must_use]
+    pub fn or(self, target: String, server_name: String) -> Https {
+        self.lock().push(Place { target, server_name });
+        self
+    }
+
+    /// `host:port` of the one that is asked first.
+    pub fn target(&self) -> String {
+        self.lock().first().map(|place| place.target.clone()).unwrap_or_default()
+    }
+
+    /// Name or address that its certificate must hold.
+    pub fn server_name(&self) -> String {
+        self.lock().first().map(|place| place.server_name.clone()).unwrap_or_default()
+    }
+
+    /// From now on it may be found at these targets only; the one that answered last stays the first.
+    pub fn look_at(&self, targets: Vec<String>) {
+        let server_name = self.server_name();
+        let mut places = self.lock();
+        places.retain(|place| targets.contains(&place.target));
+        for target in targets {
+            if !places.iter().any(|place| place.target == target) {
+                places.push(Place { target, server_name: server_name.clone() });
+            }
+        }
+    }
+
+    fn places(&self) -> Vec<Place> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is asked first from now on, or last: no answer is better than that of another one.
+    fn put(&self, target: &str, first: bool) {
+        let mut places = self.lock();
+        if let Some(at) = places.iter().position(|place| place.target == target) {
+            let place = places.remove(at);
+            let to = if first { 0 } else { places.len() };
+            places.insert(to, place);
+        }
+    }
+
     /// Sends a request and reads the whole answer.
     pub async fn send(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<Answer> {
         let exchange = async {
-            let response = self.open(method, path, body).await?;
+            let (target, response) = self.open(method, path, body).await?;
             let (parts, body) = response.into_parts();
-            let body =
-                body.collect().await.with_context(|| format!("reading the answer of {}", self.target))?.to_bytes();
+            let body = body.collect().await.with_context(|| format!("reading the answer of {target}"))?.to_bytes();
             Ok(Answer { status: parts.status, headers: parts.headers, body })
         };
         match tokio::time::timeout(ANSWER_LIMIT, exchange).await {
             Ok(answer) => answer,
-            Err(_) => bail!("{} did not answer within {} s", self.target, ANSWER_LIMIT.as_secs()),
+            Err(_) => {
+                let target = self.target();
+                self.put(&target, false);
+                bail!("{target} did not answer within {} s", ANSWER_LIMIT.as_secs())
+            }
         }
     }
 
     /// Sends a request and hands each piece of the answer to `sink` as it comes.
     /// Returns the status; the body of a failure is returned whole and not given to `sink`.
     pub async fn stream(&self, path: &str, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<Answer> {
-        let mut response = self.open(Method::GET, path, None).await?;
+        let (target, mut response) = self.open(Method::GET, path, None).await?;
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
         if !status.is_success() {
             let body = response.into_body().collect().await?.to_bytes();
             return Ok(Answer { status, headers, body });
         }
         while let Some(frame) = response.body_mut().frame().await {
-            let frame = frame.with_context(|| format!("reading the answer of {}", self.target))?;
+            let frame = frame.with_context(|| format!("reading the answer of {target}"))?;
             if let Some(data) = frame.data_ref() {
                 sink(data)?;
             }
@@ -90,10 +152,10 @@ impl Https {
 
     /// POSTs bytes, and reads the whole answer; takes as long as it takes.
     pub async fn post_bytes(&self, path: &str, body: Bytes) -> Result<Answer> {
-        let response = self.exchange(Method::POST, path, "application/octet-stream", body).await?;
+        let (target, response) = self.exchange(Method::POST, path, "application/octet-stream", body).await?;
         let (parts, body) = response.into_parts();
         let body = body.collect().await;
-        let body = body.with_context(|| format!("reading the answer of {}", self.target))?.to_bytes();
+        let body = body.with_context(|| format!("reading the answer of {target}"))?.to_bytes();
         Ok(Answer { status: parts.status, headers: parts.headers, body })
     }
 
@@ -102,7 +164,7 @@ impl Https {
         method: Method,
         path: &str,
         body: Option<&serde_json::Value>,
-    ) -> Result<http::Response<Incoming>> {
+    ) -> Result<(String, http::Response<Incoming>)> {
         let (kind, bytes) = match body {
             // The one kind of patch that is written like the object itself.
             Some(json) if method == Method::PATCH => {
@@ -116,45 +178,77 @@ impl Https {
 
     /// The certificate with which the server proves that it is who it should be.
     pub async fn certificate(&self) -> Result<Vec<u8>> {
-        let stream = self.connect().await?;
+        let (target, stream) = self.connect().await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        Ok(chain.first().with_context(|| format!("{} shows no certificate", self.target))?.to_vec())
+        Ok(chain.first().with_context(|| format!("{target} shows no certificate"))?.to_vec())
     }
 
-    async fn connect(&self) -> Result<TlsStream<TcpStream>> {
+    /// To the first that takes the connection.
+    async fn connect(&self) -> Result<(String, TlsStream<TcpStream>)> {
+        let mut failed: Option<anyhow::Error> = None;
+        for (number, place) in self.places().into_iter().enumerate() {
+            match self.connect_to(&place).await {
+                Ok(stream) => {
+                    if number > 0 {
+                        self.put(&place.target, true);
+                    }
+                    return Ok((place.target, stream));
+                }
+                Err(error) => {
+                    failed = Some(match failed {
+                        Some(before) => anyhow::anyhow!("{before:#}; {error:#}"),
+                        None => error,
+                    });
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| anyhow::anyhow!("nothing says where the server is")))
+    }
+
+    async fn connect_to(&self, place: &Place) -> Result<TlsStream<TcpStream>> {
+        let Place { target, server_name } = place;
         let connection = async {
-            let stream =
-                TcpStream::connect(&self.target).await.with_context(|| format!("connecting to {}", self.target))?;
-            let name = ServerName::try_from(self.server_name.clone())
-                .with_context(|| format!("{} is no server name", self.server_name))?;
+            let stream = TcpStream::connect(target).await.with_context(|| format!("connecting to {target}"))?;
+            let name = ServerName::try_from(server_name.clone())
+                .with_context(|| format!("{server_name} is no server name"))?;
             TlsConnector::from(self.tls.clone())
                 .connect(name, stream)
                 .await
-                .with_context(|| format!("speaking TLS with {}", self.target))
+                .with_context(|| format!("speaking TLS with {target}"))
         };
         match tokio::time::timeout(CONNECT_LIMIT, connection).await {
             Ok(stream) => stream,
-            Err(_) => bail!("{} did not take a connection within {} s", self.target, CONNECT_LIMIT.as_secs()),
+            Err(_) => bail!("{target} did not take a connection within {} s", CONNECT_LIMIT.as_secs()),
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<http::Response<Incoming>> {
-        let stream = self.connect().await?;
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<(String, http::Response<Incoming>)> {
+        let (target, stream) = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .with_context(|| format!("speaking HTTP with {}", self.target))?;
+            .with_context(|| format!("speaking HTTP with {target}"))?;
         tokio::spawn(connection);
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header("host", &self.target)
+            .header("host", &target)
             .header("accept", "application/json")
             .header("user-agent", concat!("kimg/", env!("CARGO_PKG_VERSION")));
         if !kind.is_empty() {
             request = request.header("content-type", kind);
         }
         let request = request.body(Full::new(body)).context("writing a request")?;
-        sender.send_request(request).await.with_context(|| format!("asking {}", self.target))
+        let sent = sender.send_request(request).await.with_context(|| format!("asking {target}"));
+        if sent.is_err() {
+            self.put(&target, false);
+        }
+        Ok((target, sent?))
     }
 }
 

@@ -43,7 +43,7 @@ impl NodeClient {
         let ca = successor::bundle(secrets, Authority::Cluster)?;
         let client = issue::node_operator(secrets)?;
         let tls = tls::config(&ca, &client, fingerprint)?;
-        Ok(NodeClient { https: Https { target, server_name: node.to_string(), tls }, node: node.to_string() })
+        Ok(NodeClient { https: Https::new(target, node.to_string(), tls), node: node.to_string() })
     }
 
     /// GET of a JSON answer.

@@ -165,6 +165,30 @@ fn kept_certificates_are_kept_and_renewed_when_they_do_not_fit() {
 }
 
 #[test]
+fn of_several_servers_one_that_answers_is_asked() {
+    let (_dir, secrets) = secrets();
+    block_on(async {
+        let (one, two) = (serve(&secrets, "api", false, LIST).await, serve(&secrets, "api", false, LIST).await);
+        let tls = tls::config(&secrets.read("cluster-ca.crt")?, &issue::node_operator(&secrets)?, None)?;
+        let gone = "127.0.0.1:1".to_string();
+        let https = Https::new(gone.clone(), "api".into(), tls).or(one.target.clone(), "api".into());
+        let ask = async || https.send(Method::GET, "/", None).await.map(|answer| answer.status);
+        assert_eq!(ask().await?, StatusCode::OK);
+        // It is known from then on, to clones too.
+        assert_eq!((https.target(), https.clone().target()), (one.target.clone(), one.target.clone()));
+        https.look_at(vec![gone.clone(), two.target.clone(), one.target.clone()]);
+        assert_eq!(https.target(), one.target);
+        https.look_at(vec![gone.clone(), two.target.clone()]);
+        assert_eq!((ask().await?, https.target()), (StatusCode::OK, two.target));
+        https.look_at(vec![gone.clone(), "127.0.0.1:2".into()]);
+        let error = format!("{:#}", ask().await.expect_err("nobody answers"));
+        assert!(error.contains("127.0.0.1:1") && error.contains("127.0.0.1:2"), "{error}");
+        Ok(())
+    })
+    .expect("runs");
+}
+
+#[test]
 fn a_link_to_the_status_page_holds_a_token_for_it_alone() {
     const TOKEN: &str =
         "HTTP/1.1 201 Created\r\nContent-Length: 30\r\nConnection: close\r\n\r\n{\"status\":{\"token\":\"a.b.c-_\"}}";
@@ -178,7 +202,7 @@ fn a_link_to_the_status_page_holds_a_token_for_it_alone() {
         let ca = secrets.read("cluster-ca.crt")?;
         let https = |name: &str| -> Result<Https> {
             let tls = tls::config(&ca, &issue::node_operator(&secrets)?, None)?;
-            Ok(Https { target: server.target.clone(), server_name: name.to_owned(), tls })
+            Ok(Https::new(server.target.clone(), name.to_owned(), tls))
         };
         assert_eq!(kube::status_token(&https("localhost")?).await?, "a.b.c-_");
         let shown = tls::fingerprint(&https("localhost")?.certificate().await?);

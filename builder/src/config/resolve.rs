@@ -56,14 +56,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         &[("embedded", StoreEngine::Embedded), ("etcd", StoreEngine::Etcd)],
         StoreEngine::Embedded,
     )?;
-    let mut masters = f.nodes.iter().filter(|n| n.get_ref().role.get_ref() == "master");
-    if let Some(second) = masters.nth(1) {
-        return Err(Fault {
-            span: Some(second.span()),
-            field: "nodes".into(),
-            message: "a cluster has one master, and this would be another; keep one".into(),
-        });
-    }
+    check_masters(&f, &nodes, store)?;
     let (local, provider) =
         (resolve_local(&f.local, network)?, super::provider::resolve(&f, [pod_cidr, service_cidr])?);
     let registry = registry(&f.registry)?;
@@ -202,6 +195,43 @@ fn dns_address(f: &Fragment, services: IpNet) -> Result<IpAddr, Fault> {
         return Err(fault(written, "dns-address", message));
     }
     Ok(address)
+}
+
+/// One master, or as many as etcd can lose some of.
+fn check_masters(f: &Fragment, nodes: &[NodeSettings], store: StoreEngine) -> Result<(), Fault> {
+    let masters: Vec<_> = f.nodes.iter().zip(nodes).filter(|(_, node)| node.entry.role == Role::Master).collect();
+    let [_, (second, _), ..] = masters.as_slice() else { return Ok(()) };
+    if f.provider.is_some() {
+        let message =
+            "this would be another master, and several run as VMs on this machine only; keep one at a provider";
+        return Err(fault(second, "nodes", message));
+    }
+    if store == StoreEngine::Embedded {
+        let message = "this would be another master, and the embedded store is one master's alone; keep one, or write \
+                       store = \"etcd\" for three (`kimg scale masters 3` moves a cluster there)";
+        return Err(fault(second, "nodes", message));
+    }
+    if ![3, 5].contains(&masters.len()) {
+        let (at, _) = masters.get(5).or(masters.last()).unwrap_or(&masters[0]);
+        let message = format!(
+            "with this one there are {} masters; etcd goes on while more than half of them are there, so write 1, 3 or 5",
+            masters.len()
+        );
+        return Err(fault(at, "nodes", message));
+    }
+    if f.registry.is_some() {
+        let message = "this would be another master, and the cluster's own registry is on the disk of one; keep one, or \
+                       remove [registry]";
+        return Err(fault(second, "nodes", message));
+    }
+    if let Some((at, node)) = masters.iter().find(|(_, node)| node.unaddressed) {
+        let message = format!(
+            "masters that share etcd know each other by their addresses; write this one's own, e.g. addresses = [\"{}\"]",
+            node.local_address
+        );
+        return Err(fault(at, "nodes", message));
+    }
+    Ok(())
 }
 
 /// The `n`-th address of a range, `n` small.

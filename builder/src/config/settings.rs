@@ -323,8 +323,28 @@ impl Settings {
 
     /// Where clients look for the API: a name, an address, and that of a local VM only where there is no other.
     pub fn api_host(&self) -> Option<String> {
-        let address = |local| self.api_addresses(local).first().map(ToString::to_string);
-        self.api.names.first().cloned().or_else(|| address(false)).or_else(|| address(true))
+        self.api_hosts().into_iter().next()
+    }
+
+    /// The same, with all addresses where no name stands for them.
+    pub fn api_hosts(&self) -> Vec<String> {
+        if let Some(name) = self.api.names.first() {
+            return vec![name.clone()];
+        }
+        let addresses = [false, true].map(|local| self.api_addresses(local));
+        addresses.iter().find(|all| !all.is_empty()).into_iter().flatten().map(ToString::to_string).collect()
+    }
+
+    /// Whether several masters share etcd.
+    pub fn has_several_masters(&self) -> bool {
+        self.nodes_of(Role::Master).nth(1).is_some()
+    }
+
+    /// Each master's name in the etcd that several share; nothing where there is one master.
+    pub fn members(&self) -> BTreeMap<String, String> {
+        let masters = self.nodes_of(Role::Master).filter(|_| self.has_several_masters());
+        let member = |node: &NodeSettings| Some((node.entry.name.clone(), node.entry.addresses.first()?.to_string()));
+        masters.filter_map(member).collect()
     }
 
     /// `cluster.json` for an image of `role`.

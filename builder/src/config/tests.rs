@@ -188,12 +188,51 @@ fn node_errors() {
         (r#"{ name = "a", role = "master", addresses = ["10.77.0.0"] }"#, "10.77.0.0 is the network's own"),
         (r#"{ name = "a", role = "master", addresses = ["10.77.0.255"] }"#, "or the broadcast address"),
         (r#"{ name = "a", role = "master", reserved = { memory = "lots" } }"#, "nodes.reserved.memory: `lots`"),
-        (r#"{ name = "a", role = "master" }, { name = "b", role = "master" }"#, "a cluster has one master"),
+        (
+            r#"{ name = "a", role = "master" }, { name = "b", role = "master" }"#,
+            ":2:43: nodes: this would be another master, and the embedded store is one master's alone",
+        ),
     ];
     for (nodes, expected) in cases {
         let text = format!("name = \"demo\"\nnodes = [{nodes}]\n");
         let error = settings(&text).expect_err(nodes).to_string();
         assert!(error.contains(expected), "{nodes}: {error}");
+    }
+}
+
+#[test]
+fn masters_are_one_three_or_five_with_etcd_and_their_addresses() {
+    let etcd = |count: usize, addressed: bool, more: &str| {
+        let node = |n: usize| {
+            let address = if addressed { format!("addresses = [\"10.77.0.{}\"]\n", n + 10) } else { String::new() };
+            format!("[[nodes]]\nname = \"m{n}\"\nrole = \"master\"\n{address}")
+        };
+        let nodes: String = (0..count).map(node).collect();
+        settings(&format!("name = \"demo\"\nstore = \"etcd\"\n{nodes}{more}"))
+    };
+    for count in [1, 3, 5] {
+        let found = etcd(count, true, "").expect("valid");
+        assert_eq!(found.members().len(), if count == 1 { 0 } else { count });
+        assert_eq!(found.cluster(Role::Worker, BuildInfo::default()).masters.len(), count);
+        assert_eq!(found.api_hosts().len(), count);
+    }
+    etcd(1, false, "").expect("one needs no address");
+    let provider = "[provider]\nname = \"hetzner\"\nregion = \"nbg1\"\ntype = \"cx23\"\n";
+    for (count, addressed, more, expected) in [
+        (2, true, "", ":7:1: nodes: with this one there are 2 masters"),
+        (4, true, "", ":15:1: nodes: with this one there are 4 masters; etcd goes on"),
+        (6, true, "", ":23:1: nodes: with this one there are 6 masters"),
+        (
+            3,
+            false,
+            "",
+            ":3:1: nodes: masters that share etcd know each other by their addresses; write this one's own, e.g. addresses = [\"10.77.0.10\"]",
+        ),
+        (3, true, "[registry]\n", ":7:1: nodes: this would be another master, and the cluster's own registry"),
+        (3, true, provider, ":7:1: nodes: this would be another master, and several run as VMs on this machine only"),
+    ] {
+        let error = etcd(count, addressed, more).expect_err("refused").to_string();
+        assert!(error.contains(expected), "{count}: {error}");
     }
 }
 

@@ -16,6 +16,7 @@
 //! [`up`] converges: what runs is kept, what is missing is made.
 
 pub mod accel;
+pub mod api;
 pub mod console;
 pub mod disk;
 pub mod down;

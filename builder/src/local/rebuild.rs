@@ -11,6 +11,7 @@ use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result};
+use node_metadata::Role;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -35,6 +36,7 @@ pub fn rebuild(
     let mut state = State::load(&run_dir)?;
     let accel = if state.accel == "kvm" { Accel::Kvm } else { Accel::Tcg };
     let patience = down::patience(&state);
+    let several = state.vms.values().filter(|vm| vm.role == Role::Master).count() > 1;
     let vm =
         state.vms.get_mut(name).with_context(|| format!("{name} is no VM on this machine; start it with `kimg up`"))?;
     let ended = down::stop(&run_dir, secrets, name, vm, patience)?;
@@ -43,9 +45,12 @@ pub fn rebuild(
     let api_port = vm.api_port;
     let disk_file = run_dir.join(name).join("disk.raw");
     vm.awaits_backup = data == Data::AwaitsBackup || (data == Data::Stays && vm.awaits_backup);
+    // Also where its data is to stay: where it is not there, no other cluster is begun.
+    vm.joins_etcd = vm.role == Role::Master && several && data != Data::AwaitsBackup;
+    vm.new_disk |= vm.joins_etcd;
     match data {
         Data::Stays => renew_disk(vm, image, &disk_file)?,
-        Data::Goes => down::remove_file(&disk_file)?,
+        Data::Goes | Data::JoinsEtcd => down::remove_file(&disk_file)?,
         Data::AwaitsBackup => set_aside(&disk_file)?,
     }
     state.save(&run_dir)?;
@@ -66,6 +71,22 @@ pub fn rebuild(
         up::write_kubeconfig(settings, secrets)?;
     }
     Ok(ended)
+}
+
+/// Ends a master's VM, and sets its disk aside: with the next one it joins the others.
+///
+/// # Errors
+/// It cannot be ended.
+pub fn retire(settings: &Settings, secrets: &Secrets, name: &str) -> Result<()> {
+    let (run_dir, _lock) = state::lock(settings)?;
+    let mut state = State::load(&run_dir)?;
+    let patience = down::patience(&state);
+    let Some(vm) = state.vms.get_mut(name) else { return Ok(()) };
+    down::stop(&run_dir, secrets, name, vm, patience)?;
+    vm.process = None;
+    (vm.joins_etcd, vm.new_disk) = (true, true);
+    set_aside(&run_dir.join(name).join("disk.raw"))?;
+    state.save(&run_dir)
 }
 
 /// What is on a disk that nobody wants may still be the only copy of something.

@@ -54,6 +54,9 @@ pub struct Vm {
     /// Its disk was made for a backup that has not been restored yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub awaits_backup: bool,
+    /// Where its etcd has no data, it joins those of the other masters, and begins no cluster.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joins_etcd: bool,
     /// Its disk was made anew, and nobody has seen it Ready since: it has no certificate yet, and the API server may know
     /// its name from before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -80,6 +83,14 @@ impl Vm {
 }
 
 impl State {
+    /// The ports on 127.0.0.1 that lead to API servers, and whether the VM of each runs: those come first.
+    pub fn api_ports(&self) -> Vec<(u16, bool)> {
+        let mut ports: Vec<(u16, bool)> =
+            self.vms.values().filter_map(|vm| Some((vm.api_port?, vm.running()))).collect();
+        ports.sort_by_key(|(_, running)| !running);
+        ports
+    }
+
     /// Reads the state; a cluster that never ran has none.
     pub fn load(run_dir: &Path) -> Result<State> {
         let path = run_dir.join("state.json");
@@ -131,10 +142,10 @@ pub fn lock(settings: &Settings) -> Result<(PathBuf, std::fs::File)> {
     }
 }
 
-/// The port on 127.0.0.1 that leads to the running master, if there is one.
+/// The port on 127.0.0.1 that leads to the first running master, if there is one.
 pub fn api_port(settings: &Settings) -> Option<u16> {
     let state = State::load(&settings.run_dir()).ok()?;
-    state.vms.values().find(|vm| vm.running() && vm.api_port.is_some())?.api_port
+    state.api_ports().first().filter(|(_, running)| *running).map(|(port, _)| *port)
 }
 
 /// The port on 127.0.0.1 that leads to the running master's status page, if there is one.
@@ -178,11 +189,13 @@ pub fn api_client_with(
     client: &ClientCertificate,
 ) -> Result<Https> {
     let at_provider = if url.is_none() { cluster::server(settings)? } else { None };
-    let (host, port) = match (url.or(at_provider.as_deref()), api_port(settings)) {
-        (Some(url), _) => parse_url(url)?,
-        (None, Some(port)) => ("127.0.0.1".to_string(), port),
-        (None, None) => {
-            let state = State::load(&settings.run_dir())?;
+    let state = State::load(&settings.run_dir())?;
+    let running: Vec<u16> =
+        state.api_ports().into_iter().filter(|(_, running)| *running).map(|(port, _)| port).collect();
+    let places = match url.or(at_provider.as_deref()) {
+        Some(url) => vec![parse_url(url)?],
+        None if !running.is_empty() => running.into_iter().map(|port| ("127.0.0.1".to_string(), port)).collect(),
+        None => {
             if let Some(why) = stopped(settings, &state, None) {
                 bail!(why);
             }
@@ -192,14 +205,17 @@ pub fn api_client_with(
             {
                 return input::bad(missing);
             }
-            let host = settings.api_host().context("cluster.toml names no address of the API; use --server")?;
-            (host, 6443)
+            settings.api_hosts().into_iter().map(|host| (host, 6443)).collect()
         }
     };
     let ca = successor::bundle(secrets, Authority::Cluster)?;
     let tls = tls::config(&ca, client, None)?;
-    let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    Ok(Https { target, server_name: host, tls })
+    let target =
+        |host: &str, port: u16| if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let mut places = places.into_iter();
+    let (host, port) = places.next().context("cluster.toml names no address of the API; use --server")?;
+    let first = Https::new(target(&host, port), host, tls);
+    Ok(places.fold(first, |https, (host, port)| https.or(target(&host, port), host)))
 }
 
 fn parse_url(url: &str) -> Result<(String, u16)> {
@@ -264,6 +280,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             awaits_backup: false,
+            joins_etcd: false,
             new_disk: false,
             image: String::new(),
             previous: None,
@@ -291,6 +308,7 @@ mod tests {
             node_ports: BTreeMap::from([(30080, 30080)]),
             token: None,
             awaits_backup: false,
+            joins_etcd: false,
             new_disk: false,
             image: "x".into(),
             previous: None,

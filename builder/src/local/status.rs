@@ -180,6 +180,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             awaits_backup: false,
+            joins_etcd: false,
             new_disk: false,
             image: String::new(),
             previous: None,

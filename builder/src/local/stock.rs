@@ -99,6 +99,7 @@ mod tests {
             node_ports: Default::default(),
             token: None,
             awaits_backup: false,
+            joins_etcd: false,
             new_disk: false,
             image: "c".into(),
             previous: Some("b".into()),

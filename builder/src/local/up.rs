@@ -65,7 +65,28 @@ const SAY: Duration = Duration::from_secs(20);
 /// [`Interrupted`] after Ctrl-C; what speaks against local VMs, as [`crate::config::ConfigError`]; and all that keeps a
 /// VM from starting or a node from being Ready.
 pub fn up(settings: &Settings, images: &BTreeMap<Role, ImageFile>, progress: &Progress) -> Result<Up> {
-    up_restored(settings, images, progress, None)
+    up_but(settings, images, progress, &[], None)
+}
+
+/// The same with masters that share etcd and are not there yet, or not all: each joins those before it, one after the
+/// other, and `joined` sees to it that it has.
+///
+/// # Errors
+/// As [`up`].
+pub fn up_by_masters(
+    settings: &Settings,
+    images: &BTreeMap<Role, ImageFile>,
+    progress: &Progress,
+    joined: &dyn Fn(&str) -> Result<()>,
+) -> Result<Up> {
+    let masters: Vec<&str> = settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str()).collect();
+    for number in 1..masters.len() {
+        up_but(settings, images, progress, &masters[number..], None)?;
+        joined(masters[number - 1])?;
+    }
+    let up = up_but(settings, images, progress, &[], None)?;
+    masters.last().map_or(Ok(()), |last| joined(last))?;
+    Ok(up)
 }
 
 /// Gives a master that waits for a backup its store; it is told whether the user wants an end.
@@ -109,36 +130,61 @@ pub fn begin_anew(settings: &Settings, images: &BTreeMap<Role, ImageFile>) -> Re
     let (run_dir, _lock) = state::lock(settings)?;
     let mut state = State::load(&run_dir)?;
     check_all_gone(settings, &state)?;
-    for master in settings.nodes_of(Role::Master) {
-        let image = images.get(&Role::Master).context("there is no master image")?.id.clone();
-        let vm = state.vms.entry(master.entry.name.clone()).or_insert_with(|| Vm {
-            role: Role::Master,
-            process: None,
-            api_port: None,
-            status_port: None,
-            node_port: 0,
-            node_ports: BTreeMap::new(),
-            token: None,
-            awaits_backup: true,
-            new_disk: false,
-            image,
-            previous: None,
-        });
-        vm.awaits_backup = true;
+    for (number, master) in settings.nodes_of(Role::Master).enumerate() {
+        let vm = state.vms.entry(master.entry.name.clone()).or_insert(new_master(images)?);
+        // The first one has the store, and the others join it.
+        (vm.awaits_backup, vm.joins_etcd) = (number == 0, number > 0);
+        vm.new_disk = number > 0;
     }
     state.save(&run_dir)
 }
 
-/// The same, with a store for a master that waits for one.
+/// A master of which there is nothing yet.
+fn new_master(images: &BTreeMap<Role, ImageFile>) -> Result<Vm> {
+    Ok(Vm {
+        role: Role::Master,
+        process: None,
+        api_port: None,
+        status_port: None,
+        node_port: 0,
+        node_ports: BTreeMap::new(),
+        token: None,
+        awaits_backup: false,
+        joins_etcd: false,
+        new_disk: true,
+        image: images.get(&Role::Master).context("there is no master image")?.id.clone(),
+        previous: None,
+    })
+}
+
+/// Notes how the etcd of each of several masters begins, before any is started: all together, or by joining those that
+/// were there before.
+fn note_masters(settings: &Settings, images: &BTreeMap<Role, ImageFile>, state: &mut State) -> Result<()> {
+    if !settings.has_several_masters() {
+        return Ok(());
+    }
+    let joins_etcd = state.vms.values().any(|vm| vm.role == Role::Master);
+    for master in settings.nodes_of(Role::Master) {
+        if !state.vms.contains_key(&master.entry.name) {
+            state.vms.insert(master.entry.name.clone(), Vm { joins_etcd, ..new_master(images)? });
+        }
+    }
+    Ok(())
+}
+
+/// The same without the nodes `later`, and with a store for a master that waits for one.
 ///
 /// # Errors
 /// As [`up`], and where the store is not taken.
-pub fn up_restored(
+pub fn up_but(
     settings: &Settings,
     images: &BTreeMap<Role, ImageFile>,
     progress: &Progress,
+    later: &[&str],
     restore: Option<Restore<'_>>,
 ) -> Result<Up> {
+    let wanted: Vec<&NodeSettings> =
+        settings.nodes.iter().filter(|node| !later.contains(&node.entry.name.as_str())).collect();
     let (run_dir, _lock) = state::lock(settings)?;
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let mut state = State::load(&run_dir)?;
@@ -146,6 +192,7 @@ pub fn up_restored(
     state.accel = accel.as_str().to_string();
     let interrupt = Interrupt::watch()?;
     interrupt.busy(true);
+    note_masters(settings, images, &mut state)?;
     switch::ensure(&run_dir, settings, &mut state)
         .map_err(|error| if interrupt.asked() { interrupted(settings, &state).into() } else { error })?;
     state.save(&run_dir)?;
@@ -153,19 +200,17 @@ pub fn up_restored(
     let started: BTreeSet<String> = {
         let state = lock(&state);
         let runs = |name: &String| state.vms.get(name).is_some_and(Vm::running);
-        settings.nodes.iter().map(|n| n.entry.name.clone()).filter(|name| !runs(name)).collect()
+        wanted.iter().map(|n| n.entry.name.clone()).filter(|name| !runs(name)).collect()
     };
     let start = Instant::now();
-    let bars: BTreeMap<String, Step> = settings
-        .nodes
+    let bars: BTreeMap<String, Step> = wanted
         .iter()
         .map(|n| (n.entry.name.clone(), progress.step(&format!("{}: looking at its VM", n.entry.name))))
         .collect();
     let starter =
         Starter { settings, secrets: &secrets, images, accel, run_dir: &run_dir, state: &state, interrupt: &interrupt };
     let all_started = std::thread::scope(|scope| -> Result<()> {
-        let threads: Vec<_> = settings
-            .nodes
+        let threads: Vec<_> = wanted
             .iter()
             .map(|node| {
                 let (starter, bar) = (&starter, &bars[&node.entry.name]);
@@ -198,7 +243,7 @@ pub fn up_restored(
     let limit = READY_LIMIT * accel.patience();
     progress.line(&format!("waiting until all nodes are Ready, up to {} s", limit.as_secs()));
     let waiter = Waiter {
-        settings,
+        wanted: &wanted,
         secrets: &secrets,
         run_dir: &run_dir,
         state: &state,
@@ -215,7 +260,8 @@ pub fn up_restored(
             () = interrupt.wait() => Err(interrupted(settings, &state).into()),
         }
     })?;
-    state.vms.values_mut().for_each(|vm| vm.new_disk = false);
+    let is_later = |name: &String| later.contains(&name.as_str());
+    state.vms.iter_mut().filter(|(name, _)| !is_later(name)).for_each(|(_, vm)| vm.new_disk = false);
     state.save(&run_dir)?;
     let outdated = outdated(&state, images);
     let node_ports = state.vms.values().flat_map(|vm| vm.node_ports.clone()).collect();
@@ -298,9 +344,16 @@ impl Starter<'_> {
         let size = self.size(node.entry.role);
         let disk_file = dir.join("disk.raw");
         let has_disk = disk_file.exists();
-        let lost = |vm: &Vm| !has_disk && vm.role == Role::Master && !vm.awaits_backup;
+        let lost = |vm: &Vm| !has_disk && vm.role == Role::Master && !vm.awaits_backup && !vm.new_disk;
         if known.as_ref().is_some_and(lost) {
             let dir = crate::cli::dir_flag(self.settings);
+            if self.settings.has_several_masters() {
+                bail!(
+                    "the disk of {name} is gone: `kimg heal {name}{dir}` makes it anew, and it joins the other masters; where \
+                     theirs are gone too, `kimg down --delete{dir}` gives the cluster up, and `kimg restore{dir}` begins it \
+                     with the newest copy"
+                );
+            }
             bail!(
                 "the disk of {name} is gone, and the cluster's store with it; with an empty one the workers would end all \
                  pods. `kimg heal master{dir}` brings it back from a backup, `kimg down --delete{dir}` gives the cluster up"
@@ -413,6 +466,7 @@ impl Starter<'_> {
                 }
             },
             awaits_backup: before.is_some_and(|vm| vm.awaits_backup),
+            joins_etcd: before.is_some_and(|vm| vm.joins_etcd),
             new_disk: before.is_some_and(|vm| vm.new_disk),
             image: before.map_or_else(|| image.id.clone(), |vm| vm.image.clone()),
             previous: before.and_then(|vm| vm.previous.clone()),
@@ -424,7 +478,12 @@ impl Starter<'_> {
 
     fn write_seed(&self, node: &NodeSettings, vm: &Vm, dir: &Path) -> Result<()> {
         let token = vm.token.as_deref().and_then(BootstrapToken::parse);
-        let begin = if vm.awaits_backup { Begin::AwaitBackup } else { Begin::Join(token.as_ref()) };
+        let begin = match vm {
+            Vm { awaits_backup: true, .. } => Begin::AwaitBackup,
+            // The last one that is left has nobody to join.
+            Vm { joins_etcd: true, .. } if self.settings.has_several_masters() => Begin::JoinEtcd,
+            _ => Begin::Join(token.as_ref()),
+        };
         let volume = seed::local_drive(self.settings, node, begin, self.secrets)?;
         secrets::write_private(&dir.join("seed.img"), &volume)
     }
@@ -453,7 +512,7 @@ impl Starter<'_> {
 }
 
 /// Writes `<cluster>/kubeconfig` with the port of the local master.
-pub(super) fn write_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result<PathBuf> {
+pub(crate) fn write_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result<PathBuf> {
     let port = state::api_port(settings).context("no master VM runs; see its console under run/")?;
     let ca = successor::bundle(secrets, Authority::Cluster)?;
     let client = issue::admin(secrets)?;
@@ -465,7 +524,7 @@ pub(super) fn write_kubeconfig(settings: &Settings, secrets: &Secrets) -> Result
 
 /// Waits for the cluster.
 struct Waiter<'a> {
-    settings: &'a Settings,
+    wanted: &'a [&'a NodeSettings],
     secrets: &'a Secrets,
     run_dir: &'a Path,
     state: &'a State,
@@ -540,7 +599,7 @@ impl Waiter<'_> {
             }
         }
         self.show(&nodes, confirmed);
-        Ok(self.settings.nodes.iter().all(|n| confirmed.contains(&n.entry.name)).then_some(nodes))
+        Ok(self.wanted.iter().all(|n| confirmed.contains(&n.entry.name)).then_some(nodes))
     }
 
     /// A node that was Ready before its VM was started is so in the API until somebody misses it.
@@ -591,7 +650,7 @@ impl Waiter<'_> {
     /// Fails when a VM has ended or the time is over, with what the consoles say.
     fn check(&self, why: &str) -> Result<()> {
         for (name, vm) in &self.state.vms {
-            if self.settings.nodes.iter().any(|n| n.entry.name == *name) && !vm.running() {
+            if self.wanted.iter().any(|n| n.entry.name == *name) && !vm.running() {
                 bail!("the VM {name} has ended; its console said last:\n{}", self.said(name));
             }
         }
@@ -599,8 +658,7 @@ impl Waiter<'_> {
             return Ok(());
         }
         let consoles: Vec<String> = self
-            .settings
-            .nodes
+            .wanted
             .iter()
             .map(|n| {
                 format!("{} ({}):\n{}", n.entry.name, self.console(&n.entry.name).display(), self.said(&n.entry.name))
@@ -657,6 +715,37 @@ mod tests {
     }
 
     #[test]
+    fn masters_begin_together_or_join_those_that_were_there() {
+        let dir = tempfile::tempdir().expect("dir");
+        let master = |n: u8| format!("{{ name = \"m{n}\", role = \"master\", addresses = [\"10.77.0.{n}\"] }}");
+        let settings = |count: u8| {
+            let masters: Vec<String> = (1..=count).map(master).collect();
+            let text = format!("name = \"demo\"\nstore = \"etcd\"\nnodes = [{}]\n", masters.join(", "));
+            crate::config::parse(Path::new("c"), &text, dir.path()).expect("valid")
+        };
+        let images = [(Role::Master, ImageFile { path: "x".into(), id: "i".into() })].into();
+        let noted = |settings: &Settings, state: &mut State| {
+            note_masters(settings, &images, state).expect("noted");
+            state.vms.values().map(|vm| vm.joins_etcd).collect::<Vec<_>>()
+        };
+        let mut state = State::default();
+        assert_eq!(noted(&settings(3), &mut state), [false; 3]);
+        // Interrupted, they still begin together.
+        assert_eq!(noted(&settings(3), &mut state), [false; 3]);
+        assert!(state.vms.values().all(|vm| vm.new_disk));
+        assert_eq!(noted(&settings(5), &mut state), [false, false, false, true, true]);
+        let mut state = State::default();
+        assert!(noted(&settings(1), &mut state).is_empty(), "one begins as ever");
+        state.vms.insert("m1".into(), new_master(&images).expect("a VM"));
+        assert_eq!(noted(&settings(3), &mut state), [false, true, true]);
+        // With a store that comes from a copy, the first has it.
+        begin_anew(&settings(3), &images).expect("noted");
+        let state = State::load(&settings(3).run_dir()).expect("state");
+        let how: Vec<_> = state.vms.values().map(|vm| (vm.awaits_backup, vm.joins_etcd)).collect();
+        assert_eq!(how, [(true, false), (false, true), (false, true)]);
+    }
+
+    #[test]
     fn an_interruption_says_what_goes_on() {
         let text = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n";
         let settings = crate::config::parse(Path::new("c"), text, Path::new("/nowhere")).expect("valid");
@@ -672,6 +761,7 @@ mod tests {
             node_ports: BTreeMap::new(),
             token: None,
             awaits_backup: false,
+            joins_etcd: false,
             new_disk: false,
             image: String::new(),
             previous: None,

@@ -48,6 +48,8 @@ pub enum Data {
     /// The disk is new, and the master on it serves nothing until a backup is restored; a disk that is there is set
     /// aside where the provider can.
     AwaitsBackup,
+    /// The disk is new, and the master on it joins the etcd of the other masters.
+    JoinsEtcd,
 }
 
 /// How a machine came to its end.

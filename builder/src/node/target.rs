@@ -6,7 +6,7 @@ use crate::cloud;
 use crate::config::{NodeSettings, Settings};
 use crate::input;
 use crate::local::console;
-use crate::local::state::{self, State};
+use crate::local::state::{self, State, Vm};
 use crate::oci::registry::credentials::environment;
 use crate::pki::Secrets;
 use crate::web::Client;
@@ -16,7 +16,7 @@ use node_metadata::Role;
 /// A node as the user named it.
 #[derive(Debug, Clone, Default)]
 pub struct Target {
-    /// Node name; the master where none is given.
+    /// Node name; where none is given the first master, of those whose VMs run here if any does.
     pub node: Option<String>,
     /// Address (with or without port) where the name alone does not lead.
     pub address: Option<String>,
@@ -35,15 +35,16 @@ impl Target {
     /// Name, place and fingerprint: the local VM's forwarded port where it runs here, else the node's address, which the
     /// provider or the API server is asked for where `cluster.toml` does not say it.
     pub fn place(&self, settings: &Settings) -> Result<(String, String, Option<String>)> {
+        let state = State::load(&settings.run_dir())?;
         let name = match &self.node {
             Some(name) => name.clone(),
-            None => settings
-                .nodes_of(Role::Master)
-                .next()
-                .map(|n| n.entry.name.clone())
-                .context("cluster.toml names no master; use --node")?,
+            None => {
+                let runs = |name: &String| state.vms.get(name).is_some_and(Vm::running);
+                let masters = || settings.nodes_of(Role::Master).map(|node| &node.entry.name);
+                let master = masters().find(|name| runs(name)).or_else(|| masters().next());
+                master.cloned().context("cluster.toml names no master; use --node")?
+            }
         };
-        let state = State::load(&settings.run_dir())?;
         if let (None, Some(provider)) = (&self.address, &settings.provider) {
             settings.node(&name)?;
             let found = cloud::address_of(settings, provider, &name, &Client::new(None)?, &environment);

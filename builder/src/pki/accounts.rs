@@ -183,7 +183,7 @@ mod tests {
                 let client = issue::node_operator(secrets).expect("client");
                 let ca = secrets.read(&Authority::Cluster.certificate_file()).expect("ca");
                 let tls = tls::config(&ca, &client, None).expect("tls");
-                let api = Https { target: server.target, server_name: "api".into(), tls };
+                let api = Https::new(server.target, "api".into(), tls);
                 finish(secrets, &api, since, 10_000).await.map_err(|error| error.to_string())
             }
         };

@@ -127,7 +127,7 @@ mod tests {
                 let server = answer(secrets, "api", false, respond).await;
                 let client = issue::node_operator(secrets).expect("client");
                 let tls = tls::config(&secrets.read("cluster-ca.crt").expect("ca"), &client, None).expect("tls");
-                let api = Https { target: server.target, server_name: "api".into(), tls };
+                let api = Https::new(server.target, "api".into(), tls);
                 finish(secrets, &api).await.map_err(|error| error.to_string())
             }
         };

@@ -273,7 +273,7 @@ mod tests {
             .await;
             let ca = secrets.read("cluster-ca.crt").expect("ca");
             let tls = tls::config(&ca, &issue::node_operator(&secrets).expect("client"), None).expect("tls");
-            let api = Https { target: server.target, server_name: "api".into(), tls };
+            let api = Https::new(server.target, "api".into(), tls);
             let removed = remove_tokens(&api).await;
             let path = "/api/v1/namespaces/kube-system/secrets";
             let mut wanted = vec![
@@ -316,7 +316,7 @@ mod tests {
             let done = rotate_admin(&secrets, &path, |client| {
                 *shown.lock().expect("lock") = client.certificate.clone();
                 let tls = tls::config(&ca, &issue::node_operator(&secrets)?, None)?;
-                Ok(Https { target: server.target.clone(), server_name: "api".into(), tls })
+                Ok(Https::new(server.target.clone(), "api".into(), tls))
             })
             .await;
             offered.push(shown.into_inner().expect("lock"));

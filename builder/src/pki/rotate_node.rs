@@ -148,7 +148,7 @@ mod tests {
             &issue::node_operator(&secrets).expect("client"),
             None,
         );
-        let api = Https { target: server.target, server_name: "api".into(), tls: tls.expect("tls") };
+        let api = Https::new(server.target, "api".into(), tls.expect("tls"));
         let old = || vec![certificate("kubelet", 1), certificate("dns", 1)];
         let half = || vec![certificate("kubelet", 2), certificate("dns", 1)];
         let patch = "PATCH /api/v1/nodes/w1";

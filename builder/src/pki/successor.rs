@@ -371,7 +371,7 @@ mod tests {
         let respond = |_: &str| "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}".into();
         let server = answer(node, "node", false, respond).await;
         let tls = tls::config(ca, client, None).expect("tls");
-        let https = Https { target: server.target, server_name: "node".into(), tls };
+        let https = Https::new(server.target, "node".into(), tls);
         https.send(Method::GET, "/", None).await.is_ok_and(|answer| answer.status.is_success())
     }
 

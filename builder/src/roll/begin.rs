@@ -6,9 +6,11 @@ use super::copy::{Kept, LocalCopy};
 use super::engine::{Book, Engine, Killed};
 use super::journal::{Entry, Journal, Outcome, Step};
 use super::lock::{Holder, Verdict};
+use super::plan;
 use crate::machines::{Machine, Machines, NO_IMAGE};
 use anyhow::{Result, bail};
 use jiff::Timestamp;
+use node_api::StoreEngine;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -61,14 +63,14 @@ pub fn last(kube: Kube<'_>, copy: &LocalCopy) -> Result<Option<Book>> {
 /// on to workers since, whose kubelets must be no newer than their API server.
 pub fn last_without_api(copy: &LocalCopy) -> Result<Option<Book>> {
     let Some(Kept { journal, version }) = copy.read()? else { return Ok(None) };
-    let touched = journal.nodes.iter().any(|entry| entry.master && entry.step.touched());
+    let touched = journal.nodes.iter().any(|entry| entry.is_alone() && entry.step.touched());
     let gone_on = !journal.back && journal.nodes.iter().any(|entry| !entry.master && entry.step != Step::Waiting);
     Ok((touched && !gone_on).then_some(Book { journal, version, apart: true }))
 }
 
 /// The way back for the master alone, which needs no API server. Workers have the image that they had ([`last_without_api`]).
 pub fn back_without_api(last: &Journal, machines: &[Machine], now: Timestamp) -> Option<Journal> {
-    let entry = last.nodes.iter().find(|entry| entry.master)?;
+    let entry = last.nodes.iter().find(|entry| entry.is_alone())?;
     // One that was between two images when it went back has no image of before but the one that it was to get.
     let between = (entry.from == NO_IMAGE).then(|| entry.to.clone());
     let from = images_before(last, machines).remove(&entry.node).or(between)?;
@@ -77,6 +79,7 @@ pub fn back_without_api(last: &Journal, machines: &[Machine], now: Timestamp) ->
         from: has.unwrap_or_default(),
         to: from,
         keep_data: true,
+        store: entry.store.map(plan::other_engine),
         step: Step::Replacing,
         since: now,
         why: None,
@@ -120,6 +123,12 @@ pub fn images_before(journal: &Journal, machines: &[Machine]) -> BTreeMap<String
         machine.is_some_and(|machine| machine.image != entry.from || !machine.running)
     };
     journal.nodes.iter().filter(has).map(|entry| (entry.node.clone(), entry.from.clone())).collect()
+}
+
+/// Where the stores of a journal's masters go with the images of before.
+pub fn stores_before(journal: &Journal) -> BTreeMap<String, StoreEngine> {
+    let moved = journal.nodes.iter().filter_map(|entry| Some((entry.node.clone(), plan::other_engine(entry.store?))));
+    moved.collect()
 }
 
 /// The nodes that a roll has left on their way: their machines may be down while the API server still shows them Ready.

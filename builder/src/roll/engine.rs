@@ -1,11 +1,14 @@
 //! Does what the journal says, node by node, and writes it there first.
 
+mod masters;
+
 use super::Clock;
 use super::api::{Evicted, Kube, Overtaken};
 use super::copy::LocalCopy;
 use super::drain::{self, Blocked, Next};
 use super::journal::{Entry, Journal, OnBlocked, Outcome, Step};
 use super::lock::{Holder, Verdict};
+use super::members::Members;
 use super::plan::Node;
 use crate::machines::{Data, Ended, Machines, Order, local::short};
 use crate::seed::token::BootstrapToken;
@@ -67,12 +70,16 @@ struct Pace {
     /// The nodes' renewals as they were when the API was there again, and when all had changed.
     renewals: Option<BTreeMap<String, String>>,
     renewed: Option<Timestamp>,
+    /// Why the master's store was not moved with its image, last.
+    unmoved: Option<String>,
 }
 
 /// What a roll works on and with.
 pub struct Engine<'a> {
     /// The API server.
     pub kube: Kube<'a>,
+    /// The masters' stores.
+    pub members: &'a dyn Members,
     /// The machines.
     pub machines: &'a mut dyn Machines,
     /// The journal while the API server is away.
@@ -197,17 +204,6 @@ impl Engine<'_> {
         Ok(Some(book.journal.outcome))
     }
 
-    fn await_api(&mut self, book: &mut Book, index: usize, entry: &Entry, pace: &mut Pace) -> Result<()> {
-        if !self.overdue(book, entry, pace) {
-            let sentence = self.boots(&entry.node);
-            self.say_now_and_then(&entry.node, &sentence, pace);
-            return Ok(());
-        }
-        let error = pace.unheard.take().unwrap_or_default();
-        let why = self.not_back(book, entry, &format!("its API server does not answer ({error})"));
-        self.give_up(book, index, Step::Failed, why).map(drop)
-    }
-
     /// Whether a node boots for too long. One that was Ready in between has the time to settle besides, and no more: it
     /// could go on for ever.
     fn overdue(&self, book: &Book, entry: &Entry, pace: &mut Pace) -> bool {
@@ -264,13 +260,14 @@ impl Engine<'_> {
             None => true,
         };
         let waits_for = match entry.step {
-            Step::Leaving if entry.master => self.back_up(book, index, &entry)?,
+            Step::Leaving if entry.is_alone() => self.back_up(book, index, &entry)?,
             Step::Leaving => self.leave(book, index, &entry, node, down)?,
             Step::Draining => self.drain(book, index, &entry, node, down)?,
-            Step::Replacing if entry.master => {
+            Step::Replacing if entry.is_alone() => {
                 self.replace_master(book, index, &entry, pace)?;
                 None
             }
+            Step::Replacing if entry.member.is_some() => self.replace_member(book, index, &entry, node)?,
             Step::Replacing => self.replace(book, index, &entry)?,
             Step::Booting => self.wait_ready(book, index, &entry, node, pace)?,
             Step::Settling => self.settle(book, index, &entry, node)?,
@@ -295,6 +292,9 @@ impl Engine<'_> {
         node: Option<&Node>,
         down: bool,
     ) -> Result<Option<String>> {
+        if let Some(held) = self.hold_for_etcd(book, index, entry, node)? {
+            return Ok(held);
+        }
         let Some(node) = node else { return self.go(book, index, Step::Replacing) };
         if !node.cordoned {
             self.kube.cordon(&node.name)?;
@@ -362,44 +362,6 @@ impl Engine<'_> {
         }
     }
 
-    /// A fresh backup, before the store's only machine is touched.
-    fn back_up(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
-        match (self.backup)() {
-            Ok(said) => (self.say)(&said),
-            Err(error) if error.is::<Killed>() => return Err(error),
-            // On the way back the master may be what keeps it from being made.
-            Err(error) if book.journal.back => (self.say)(&format!("{}: no backup: {error:#}", entry.node)),
-            Err(error) if entry.lasted(self.clock.now()) < BACKUP_PATIENCE => {
-                return Ok(Some(format!("{}: no backup yet: {error:#}", entry.node)));
-            }
-            Err(error) => {
-                let why = format!("it was not touched, as no backup of its store could be made: {error:#}");
-                return self.give_up(book, index, Step::Failed, why);
-            }
-        }
-        self.go(book, index, Step::Replacing)
-    }
-
-    /// The same machine with the same STATE: the old one has ended when the new one starts, so that the store has one
-    /// writer at a time, and what was acknowledged is there.
-    fn replace_master(&mut self, book: &mut Book, index: usize, entry: &Entry, pace: &mut Pace) -> Result<()> {
-        let name = &entry.node;
-        (self.say)(&format!("{name}: stops, and starts from image {}; the API is away", short(&entry.to)));
-        let begun = self.clock.now();
-        if let Err(error) = self.rebuild(&Order { node: name, image: &entry.to, token: None, data: Data::Stays })? {
-            if error.is::<Killed>() {
-                return Err(error);
-            }
-            // The old machine may run on, and the journal of the cluster is then the one to write.
-            book.apart = self.kube.check_ready().is_err();
-            let why = format!("its machine could not be made anew: {error:#}");
-            return self.give_up(book, index, Step::Failed, why).map(drop);
-        }
-        (pace.silent, book.apart) = (Some(begun), true);
-        (self.failpoint)(&format!("rebuilt:{name}"))?;
-        self.enter(book, index, Step::Booting)
-    }
-
     /// The inner error is the provider's, the outer one what kept the engine from asking it. Gives the boot that the node
     /// reported from last before its machine ended, where it was asked between that and the next one.
     fn rebuild(&mut self, order: &Order<'_>) -> Result<Result<Option<String>>> {
@@ -450,6 +412,11 @@ impl Engine<'_> {
         }
         for claim in &entry.lose {
             self.kube.delete_claim(claim)?;
+        }
+        if let Some(member) = &entry.member {
+            // First: a member that is only gone would still count for the majority.
+            self.members.remove(member)?;
+            (self.failpoint)(&format!("member-removed:{name}"))?;
         }
         match (self.keep_logs)(name) {
             Ok(said) => (self.say)(&format!("{name}: {said}")),
@@ -531,13 +498,16 @@ impl Engine<'_> {
     ) -> Result<Option<String>> {
         // Noted also where it is Ready at once.
         let overdue = self.overdue(book, entry, pace);
-        if node.is_some_and(|node| node.ready && self.in_new_boot(entry, node) == Some(true)) {
+        let ready = node.is_some_and(|node| node.ready && self.in_new_boot(entry, node) == Some(true));
+        let lacks = if ready { self.lacks(entry) } else { None };
+        if ready && lacks.is_none() {
             return self.go(book, index, Step::Settling);
         }
         if !overdue {
-            return Ok(Some(self.boots(&entry.node)));
+            return Ok(Some(lacks.map_or_else(|| self.boots(&entry.node), |why| format!("{}: {why}", entry.node))));
         }
         let why = match node {
+            _ if lacks.is_some() => self.not_back(book, entry, &lacks.unwrap_or_default()),
             Some(node) if entry.master || node.boot != entry.boot => {
                 self.not_back(book, entry, &format!("it has joined and is not Ready: {}", node.reason))
             }
@@ -615,10 +585,10 @@ impl Engine<'_> {
             let (ready, wanted) = found.get(name)?;
             (ready < wanted).then(|| format!("{name} has {ready} of {wanted} pods ready"))
         });
-        let silent = if entry.master { self.unrenewed(nodes, pace)? } else { None };
+        let silent = if entry.is_alone() { self.unrenewed(nodes, pace)? } else { None };
         let Some(lacks) = lame.or(silent) else {
             let renewed = pace.renewed.unwrap_or(entry.since);
-            if entry.master && since(renewed, self.clock.now()) < CATCH_UP {
+            if entry.is_alone() && since(renewed, self.clock.now()) < CATCH_UP {
                 return Ok(None);
             }
             return self.go(book, index, Step::Done);
@@ -629,20 +599,6 @@ impl Engine<'_> {
         }
         let why = format!("{lacks}, {limit} s after {} came back with image {}", entry.node, short(&entry.to));
         self.give_up(book, index, Step::Failed, why)
-    }
-
-    /// The first node that shows as Ready and whose Lease has not been renewed since the API is there again. Only what
-    /// changes counts: clocks differ.
-    fn unrenewed(&self, nodes: &[Node], pace: &mut Pace) -> Result<Option<String>> {
-        let now = self.kube.renewals()?;
-        let first = pace.renewals.get_or_insert_with(|| now.clone());
-        let silent = |node: &&Node| node.ready && first.get(&node.name) == now.get(&node.name);
-        if let Some(node) = nodes.iter().find(silent) {
-            pace.renewed = None;
-            return Ok(Some(format!("{} has not renewed its Lease since the API is there again", node.name)));
-        }
-        pace.renewed.get_or_insert_with(|| self.clock.now());
-        Ok(None)
     }
 
     /// Takes back what the roll has done, and no more.
@@ -665,8 +621,7 @@ impl Engine<'_> {
         book.journal.enter(index, step, self.clock.now());
         let entry = &book.journal.nodes[index];
         let what = match step {
-            Step::Leaving if entry.master => None,
-            Step::Returning if entry.master => None,
+            Step::Leaving | Step::Draining | Step::Returning if entry.master => None,
             Step::Leaving => Some("takes no new pods, and leaves the load balancers"),
             Step::Draining => Some("its pods are evicted"),
             Step::Settling => Some("Ready; watched for a while"),
@@ -711,7 +666,7 @@ impl Engine<'_> {
 /// Whether the roll itself may be why no API server answers. Before the master is replaced, and once it is back for a
 /// while, that has another reason.
 fn awaits_api(book: &Book) -> bool {
-    let master = book.journal.nodes.iter().find(|entry| entry.master);
+    let master = book.journal.nodes.iter().find(|entry| entry.is_alone());
     match master.map(|entry| entry.step) {
         Some(Step::Replacing | Step::Booting | Step::Settling) => true,
         Some(Step::Failed) => book.apart,

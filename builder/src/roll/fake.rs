@@ -8,13 +8,16 @@ use super::Clock;
 use super::api::Api;
 use super::copy::LocalCopy;
 use super::lock::Holder;
+use super::members::Members;
 use crate::client::Answer;
+use crate::input;
 use crate::local::process::Process;
 use crate::local::up::ImageFile;
 use crate::machines::{Data, Ended, Machine, Machines, Order};
 use anyhow::{Result, bail};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
+use node_api::{StoreEngine, StoreMember};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +55,15 @@ pub(crate) struct World {
     pub(crate) busy: bool,
     /// Images of masters whose API server never answers.
     pub(crate) mute: BTreeSet<String>,
+    /// Nodes of several masters, and their names in etcd.
+    members: BTreeMap<String, String>,
+    /// Members that do not answer though their machines run.
+    pub(crate) lame: BTreeSet<String>,
+    /// Images of a single master that carry etcd, and whether its store is there.
+    pub(crate) with_etcd: BTreeSet<String>,
+    pub(crate) store: StoreEngine,
+    /// A master's store cannot be moved.
+    pub(crate) immovable: bool,
     /// Backups that were made of the store; none can be made where there is none.
     pub(crate) backups: Option<usize>,
     /// The nodes whose last logs were kept.
@@ -90,6 +102,8 @@ pub(crate) struct FakeMachine {
     pub(crate) awaits_backup: bool,
     /// Its store is closed.
     pub(crate) fenced: bool,
+    /// Its etcd has joined that of the others with this disk.
+    pub(crate) joined: bool,
 }
 
 /// The master's node, and its machine where there is one.
@@ -106,6 +120,15 @@ fn at(second: i64) -> Timestamp {
 impl Fake {
     /// A master, so many workers with the image `old`, and a Deployment of two pods, never two on a node.
     pub(crate) fn new(workers: usize) -> Fake {
+        Fake::of(workers, &[MASTER])
+    }
+
+    /// The same with three masters that share etcd, which are machines too.
+    pub(crate) fn with_masters(workers: usize) -> Fake {
+        Fake::of(workers, &["m1", "m2", "m3"])
+    }
+
+    fn of(workers: usize, masters: &[&str]) -> Fake {
         let mut world = World {
             now: at(1000),
             objects: BTreeMap::new(),
@@ -115,6 +138,11 @@ impl Fake {
             stuck: BTreeSet::new(),
             busy: false,
             mute: BTreeSet::new(),
+            members: BTreeMap::new(),
+            lame: BTreeSet::new(),
+            with_etcd: BTreeSet::new(),
+            store: StoreEngine::Embedded,
+            immovable: false,
             backups: Some(0),
             logs: Vec::new(),
             order: Vec::new(),
@@ -128,7 +156,7 @@ impl Fake {
             most_down: 0,
             version: 0,
         };
-        let names = (1..=workers).map(|n| format!("w{n}")).chain(["m".to_string()]);
+        let names = (1..=workers).map(|n| format!("w{n}")).chain(masters.iter().map(ToString::to_string));
         for (number, name) in names.enumerate() {
             let node = json!({
                 "metadata": {"name": name, "annotations": {}},
@@ -140,6 +168,9 @@ impl Fake {
                 },
             });
             world.put(&format!("/api/v1/nodes/{name}"), node);
+            if masters.len() > 1 && masters.contains(&name.as_str()) {
+                world.members.insert(name.clone(), format!("10.0.0.{number}"));
+            }
             if name != MASTER {
                 world.machines.insert(name, FakeMachine::old());
             }
@@ -158,6 +189,11 @@ impl Fake {
         let fake = Fake::new(workers);
         fake.0.borrow_mut().machines.insert(MASTER.into(), FakeMachine::old());
         fake
+    }
+
+    /// The masters' names in etcd, by node; none of a single master.
+    pub(crate) fn members(&self) -> BTreeMap<String, String> {
+        self.0.borrow().members.clone()
     }
 
     /// Another `kimg`, and all before it have ended.
@@ -236,6 +272,7 @@ impl FakeMachine {
             booted,
             awaits_backup: false,
             fenced: false,
+            joined: false,
         }
     }
 
@@ -251,6 +288,7 @@ impl FakeMachine {
             booted: false,
             awaits_backup,
             fenced: false,
+            joined: false,
         }
     }
 }
@@ -258,15 +296,56 @@ impl FakeMachine {
 impl World {
     /// Whether the API server answers: in the middle of its master's boot it does, before the node reports.
     fn has_api(&self) -> bool {
+        if !self.members.is_empty() {
+            let members = self.etcd();
+            let voters = members.iter().filter(|member| !member.learner).count();
+            let healthy = members.iter().filter(|member| !member.learner && member.healthy).count();
+            return healthy * 2 > voters && self.members.keys().any(|node| self.serves(node));
+        }
         let Some(master) = self.machines.get(MASTER) else { return true };
         let lasted = self.now.as_second() - master.started.as_second();
         let serves = master.running && !master.awaits_backup && !master.fenced;
         let started = serves && (master.booted || lasted >= BOOT_SECS / 2);
-        started && !self.mute.contains(&master.image)
+        let opens = self.with_etcd.contains(&master.image) == (self.store == StoreEngine::Etcd);
+        started && opens && !self.mute.contains(&master.image)
     }
 
     fn workers(&self) -> impl Iterator<Item = &String> {
-        self.machines.keys().filter(|name| *name != MASTER)
+        self.machines.keys().filter(|name| !self.is_master(name))
+    }
+
+    fn is_master(&self, name: &str) -> bool {
+        name.starts_with(MASTER)
+    }
+
+    /// Whether a machine is so far that what is not its node answers there.
+    fn is_up(&self, node: &str) -> bool {
+        let Some(machine) = self.machines.get(node) else { return false };
+        let lasted = self.now.as_second() - machine.started.as_second();
+        machine.running && (machine.booted || lasted >= BOOT_SECS / 2)
+    }
+
+    fn serves(&self, node: &str) -> bool {
+        let member = self.etcd().into_iter().find(|member| self.members.get(node) == Some(&member.name));
+        member.is_some_and(|member| member.healthy && !member.learner)
+            && !self.mute.contains(&self.machines[node].image)
+    }
+
+    fn etcd(&self) -> Vec<StoreMember> {
+        let member = |(node, name): (&String, &String)| {
+            let up = self.is_up(node);
+            let catches_up = self.machines.get(node).is_some_and(|machine| machine.joined && !machine.booted);
+            StoreMember {
+                id: node.clone(),
+                name: name.clone(),
+                peer: format!("https://{name}:2380"),
+                learner: catches_up,
+                started: up || !catches_up,
+                healthy: up && !self.lame.contains(node),
+                leader: false,
+            }
+        };
+        self.members.iter().map(member).collect()
     }
 
     fn put(&mut self, path: &str, mut object: Value) -> Value {
@@ -318,6 +397,9 @@ impl World {
             self.write();
         } else {
             self.api_since = None;
+        }
+        if !self.members.is_empty() && !self.has_api() && self.now > at(1020) {
+            self.faults.push(format!("{}: no master answers", self.now));
         }
         let down = self.machines.values().filter(|machine| !machine.booted).count();
         self.most_down = self.most_down.max(down);
@@ -569,6 +651,38 @@ impl Clock for Fake {
     }
 }
 
+impl Members for Fake {
+    fn list(&self) -> Result<Vec<StoreMember>> {
+        let world = self.0.borrow();
+        match world.members.keys().any(|node| world.is_up(node)) {
+            true => Ok(world.etcd()),
+            false => bail!("no master answers"),
+        }
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        self.0.borrow_mut().members.retain(|_, known| known != name);
+        Ok(())
+    }
+
+    fn serves(&self, node: &str) -> Result<()> {
+        let world = self.0.borrow();
+        if world.serves(node) { Ok(()) } else { bail!("the API server of {node} does not answer") }
+    }
+
+    fn move_store(&self, node: &str, to: StoreEngine) -> Result<String> {
+        let mut world = self.0.borrow_mut();
+        if !world.is_up(node) {
+            bail!("connecting: refused");
+        }
+        if world.immovable || !world.with_etcd.contains(&world.machines[node].image) {
+            return input::bad("nothing was changed: no room");
+        }
+        world.store = to;
+        Ok("the store was moved".into())
+    }
+}
+
 impl Machines for Fake {
     fn list(&self) -> Result<Vec<Machine>> {
         let machine = |(node, machine): (&String, &FakeMachine)| Machine {
@@ -595,14 +709,22 @@ impl Machines for Fake {
         let mut world = self.0.borrow_mut();
         let secret = |id: &str| format!("/api/v1/namespaces/kube-system/secrets/bootstrap-token-{id}");
         match order.token {
-            None if order.node == MASTER => {}
+            None if world.is_master(order.node) => {}
             Some(token) if world.objects.contains_key(&secret(&token.id)) => {}
             _ => bail!("{} could not join: the API server knows no such token", order.node),
         }
         if order.node == MASTER && order.data == Data::Goes {
             world.objects.clear();
         }
-        if order.node != MASTER && world.balanced(order.node) {
+        if world.members.contains_key(order.node) {
+            let others: Vec<_> =
+                world.etcd().into_iter().filter(|member| world.members[order.node] != member.name).collect();
+            if others.iter().any(|other| !other.healthy || other.learner) {
+                let now = world.now;
+                world.faults.push(format!("{now}: {} is stopped, and another member is away", order.node));
+            }
+        }
+        if !world.is_master(order.node) && world.balanced(order.node) {
             let now = world.now;
             world.faults.push(format!("{now}: {} is stopped and still in the load balancer", order.node));
         }
@@ -618,7 +740,8 @@ impl Machines for Fake {
         world.order.push(order.node.to_string());
         let Some(machine) = world.machines.get_mut(order.node) else { bail!("there is no machine {}", order.node) };
         let anew = machine.anew(order.image, now, order.data == Data::AwaitsBackup);
-        *machine = FakeMachine { kept_data: order.data == Data::Stays, ..anew };
+        let (kept_data, joined) = (order.data == Data::Stays, order.data == Data::JoinsEtcd);
+        *machine = FakeMachine { kept_data, joined, ..anew };
         Ok(Ended::Clean)
     }
 
@@ -628,6 +751,9 @@ impl Machines for Fake {
         let serves = world.pods().iter().any(|(_, pod)| pod["spec"]["nodeName"] == node && world.is_ready(pod));
         if serves {
             world.faults.push(format!("{now}: {node} is removed with a pod that serves"));
+        }
+        if world.members.contains_key(node) {
+            world.faults.push(format!("{now}: {node} is removed and still a member"));
         }
         if world.stuck.contains(node) {
             bail!("it does not end");

@@ -1,11 +1,12 @@
 //! The journal of a roll: what is to be done with each node, and how far it is. It is all that a roll remembers.
 
 use jiff::Timestamp;
+use node_api::StoreEngine;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Raised when a `kimg` of before could not go on with what this one writes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// A roll.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,9 +64,19 @@ pub enum OnBlocked {
 pub struct Entry {
     /// Its name.
     pub node: String,
-    /// It is the master: it goes alone, has no pods, and the API server with the journal is away meanwhile.
+    /// It is a master: it goes alone, and has no pods; where it is the only one, the API server with the journal is away
+    /// meanwhile.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub master: bool,
+    /// Its name in the etcd that several masters share, and serve from meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
+    /// Where the store of a single master goes with the image that it gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreEngine>,
+    /// It was moved to etcd.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
     /// The image that it had.
     pub from: String,
     /// The image that it gets; empty: it leaves the cluster.
@@ -202,7 +213,7 @@ impl Journal {
         self.active().into_iter().find(|i| self.nodes[*i].master)
     }
 
-    /// The nodes that may begin now: a master alone, the first worker alone, and after it as many as may be away. `away`
+    /// The nodes that may begin now: one master alone, the first worker alone, and after it as many as may be away. `away`
     /// are nodes that are not there for other reasons.
     pub fn may_begin(&self, away: usize) -> Vec<usize> {
         if self.failed().is_some() || self.active_master().is_some() {
@@ -214,6 +225,10 @@ impl Journal {
         let active = self.active().len();
         let free = most.saturating_sub(active + away);
         let mut waiting = (0..self.nodes.len()).filter(|i| self.nodes[*i].step == Step::Waiting).peekable();
+        if waiting.peek().is_some_and(|first| self.nodes[*first].member.is_some()) {
+            // Whether the others do without it, their etcd says; who else is away does not matter to it.
+            return waiting.take(usize::from(active == 0)).collect();
+        }
         if waiting.peek().is_some_and(|first| self.nodes[*first].master) {
             return waiting.take(if active == 0 { free.min(1) } else { 0 }).collect();
         }
@@ -244,6 +259,11 @@ impl Entry {
         self.to.is_empty()
     }
 
+    /// Whether the API is away while it is.
+    pub fn is_alone(&self) -> bool {
+        self.master && self.member.is_none()
+    }
+
     /// How long it has been in its step.
     pub fn lasted(&self, now: Timestamp) -> Duration {
         Duration::try_from(now.duration_since(self.since)).unwrap_or_default()
@@ -260,6 +280,9 @@ pub(super) mod tests {
         let entry = |(number, step): (usize, &Step)| Entry {
             node: format!("n{number}"),
             master: false,
+            member: None,
+            store: None,
+            moved: false,
             from: "old".into(),
             to: "new".into(),
             keep_data: false,

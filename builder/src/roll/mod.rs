@@ -12,6 +12,7 @@
 //! ```
 //! A master has no pods: while it is Leaving a backup of its store is made, and then it is replaced. From then on until
 //! its API server answers again the journal is written to this machine only ([`copy`]).
+//! One of several masters goes as a worker does, where the others' etcd does without it ([`members`]), and they serve on.
 //! A node that fails lets those that are under way come to their end, and no other begins.
 //! What is done in a step may be done twice: the process may have ended between the deed and the next entry.
 
@@ -26,6 +27,9 @@ pub mod journal;
 pub mod lock;
 #[cfg(test)]
 mod master_tests;
+pub mod members;
+#[cfg(test)]
+mod members_tests;
 pub mod plan;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -3,6 +3,7 @@
 use super::journal::{Entry, Journal, Outcome, Rules, Step, VERSION};
 use crate::machines::{Machine, NO_IMAGE, local::short};
 use jiff::Timestamp;
+use node_api::StoreEngine;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -47,6 +48,8 @@ pub struct Situation<'a> {
     pub workers: Vec<&'a str>,
     /// As above.
     pub masters: Vec<&'a str>,
+    /// Each master's name in the etcd that several share; empty where there is one master.
+    pub members: &'a BTreeMap<String, String>,
     /// All nodes that the API server knows.
     pub nodes: &'a [Node],
     /// All machines.
@@ -78,6 +81,10 @@ pub struct Wish {
     pub lose: Vec<String>,
     /// Pods may be lost that nothing makes anew.
     pub lose_pods: bool,
+    /// Where the stores of single masters go with their images.
+    pub stores: BTreeMap<String, StoreEngine>,
+    /// The named masters are lost: their disks are new, and they join the others, whoever else is broken.
+    pub lost: bool,
 }
 
 /// What would be done.
@@ -96,6 +103,12 @@ pub struct Item {
     /// It is the master: for about so long the API is away.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_away_secs: Option<u64>,
+    /// It is one of several masters: its name in their etcd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
+    /// Its store is moved there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreEngine>,
     /// The image that it has.
     pub from: String,
     /// The image that it gets; empty: it leaves the cluster.
@@ -146,7 +159,8 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
     for node in now.nodes.iter().filter(|node| node.ready && down(&node.name) && !replaced(&node.name)) {
         broken.push(format!("the machine {} does not run", node.name));
     }
-    if !broken.is_empty() && !items.is_empty() {
+    // Whether the masters do without the lost one, their etcd says.
+    if !broken.is_empty() && !items.is_empty() && !wish.lost {
         return Err(Refusal::Unfit(format!(
             "the cluster is not whole, and a roll would make it worse: {}; bring it back first, or name a broken node \
              to have it replaced (`kimg roll NODE`)",
@@ -157,7 +171,7 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
     // kubelet may be newer than its API server: forth the master comes before the workers, and back after them.
     items.sort_by_key(|item| {
         let whole = known(&item.node).is_some_and(|node| node.ready) && !wish.first.contains(&item.node);
-        let master = item.api_away_secs.is_some();
+        let master = item.is_master();
         if wish.back { (whole, master) } else { (!master, whole) }
     });
     Ok(Plan { nodes: items })
@@ -184,6 +198,8 @@ pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
         items.push(Item {
             node: name.clone(),
             api_away_secs: None,
+            member: now.members.get(name).cloned(),
+            store: None,
             from: machine.map_or_else(|| NO_IMAGE.to_owned(), |machine| machine.image.clone()),
             to: String::new(),
             broken: None,
@@ -253,10 +269,11 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     };
     let current = machine.image == *to;
     // A broken node with the right image is made anew only where it was named.
-    if current && (broken.is_none() || !named) {
+    if current && (broken.is_none() && !wish.lost || !named) {
         return Ok(None);
     }
     let master = now.masters.contains(&name);
+    let member = now.members.get(name).cloned();
     let (loses, keeps): (Vec<Claim>, Vec<Claim>) =
         now.claims.iter().filter(|claim| claim.node == name).cloned().partition(|c| wish.lose.contains(&c.claim));
     if !keeps.is_empty() && !now.keeps_data {
@@ -277,11 +294,13 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     }
     Ok(Some(Item {
         node: name.to_string(),
-        api_away_secs: master.then_some(now.gap_secs),
+        api_away_secs: (master && member.is_none()).then_some(now.gap_secs),
+        member,
+        store: wish.stores.get(name).copied(),
         from: machine.image.clone(),
         to: to.clone(),
         broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
-        keep_data: master || now.keeps_data && (wish.keep_data || !keeps.is_empty()),
+        keep_data: master && !wish.lost || now.keeps_data && (wish.keep_data || !keeps.is_empty()),
         keeps,
         loses,
         ends,
@@ -305,12 +324,29 @@ pub fn shown(claim: &Claim) -> String {
     format!("{} ({}, {pods})", claim.claim, claim.size)
 }
 
+/// There are two.
+pub(super) fn other_engine(engine: StoreEngine) -> StoreEngine {
+    match engine {
+        StoreEngine::Embedded => StoreEngine::Etcd,
+        StoreEngine::Etcd => StoreEngine::Embedded,
+    }
+}
+
+impl Item {
+    fn is_master(&self) -> bool {
+        self.api_away_secs.is_some() || self.member.is_some()
+    }
+}
+
 impl Plan {
     /// The journal of a roll that does this.
     pub fn journal(&self, rules: Rules, whole: Vec<String>, back: bool, now: Timestamp) -> Journal {
         let entry = |item: &Item| Entry {
             node: item.node.clone(),
-            master: item.api_away_secs.is_some(),
+            master: item.is_master(),
+            member: item.member.clone(),
+            store: item.store,
+            moved: false,
             from: item.from.clone(),
             to: item.to.clone(),
             keep_data: item.keep_data,
@@ -330,12 +366,18 @@ impl Plan {
         let mut lines = Vec::new();
         for item in &self.nodes {
             if item.to.is_empty() {
-                lines.push(format!("{}: is drained and removed, with all that is on its disk", item.node));
+                let what = if item.member.is_some() { "leaves etcd" } else { "is drained" };
+                lines.push(format!("{}: {what} and is removed, with all that is on its disk", item.node));
                 lines.extend(item.loses.iter().map(|claim| format!("  IS LOST: claim {}", shown(claim))));
                 lines.extend(item.ends.iter().map(|pod| format!("  ends: pod {pod}, which nothing starts again")));
                 continue;
             }
-            let data = if item.keep_data { "keeps its data" } else { "gets a new disk" };
+            let data = match (item.keep_data, &item.member) {
+                (true, Some(_)) => "keeps its data; the other masters serve meanwhile",
+                (false, Some(_)) => "gets a new disk, and the store from the other masters, which serve meanwhile",
+                (true, None) => "keeps its data",
+                (false, None) => "gets a new disk",
+            };
             let images = match &item.broken {
                 Some(broken) if item.from == item.to => format!("{}, again ({broken})", short(&item.to)),
                 Some(broken) => format!("{} to {} ({broken})", short(&item.from), short(&item.to)),
@@ -343,8 +385,13 @@ impl Plan {
             };
             lines.push(match item.api_away_secs {
                 Some(secs) => format!(
-                    "{}: image {images}; keeps its store; the API is away for about {secs} s, pods run on",
-                    item.node
+                    "{}: image {images}; {}; the API is away for about {secs} s, pods run on",
+                    item.node,
+                    match item.store {
+                        None => "keeps its store",
+                        Some(StoreEngine::Etcd) => "its store moves to etcd",
+                        Some(StoreEngine::Embedded) => "its store moves to the embedded one",
+                    }
                 ),
                 None => format!("{}: image {images}; {data}", item.node),
             });
@@ -441,6 +488,7 @@ pub(crate) mod tests {
         let situation = Situation {
             workers: vec!["w1", "w2", "w3"],
             masters: vec!["m"],
+            members: &BTreeMap::new(),
             nodes: &world.nodes,
             machines: &world.machines,
             keeps_data: world.keeps_data,

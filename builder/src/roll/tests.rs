@@ -32,7 +32,7 @@ fn make(fake: &Fake, machines: &dyn Machines, wish: &Wish) -> Plan {
     decide(fake, machines, wish, plan::make).unwrap_or_else(|why| panic!("no plan: {why:?}"))
 }
 
-fn decide(
+pub(crate) fn decide(
     fake: &Fake,
     machines: &dyn Machines,
     wish: &Wish,
@@ -43,9 +43,12 @@ fn decide(
     let nodes = kube.nodes().expect("nodes");
     let claims = kube.local_claims().expect("claims");
     let bare = kube.bare_pods().expect("pods");
+    let members = fake.members();
+    let masters = if members.is_empty() { vec!["m"] } else { members.keys().map(String::as_str).collect() };
     let situation = Situation {
-        workers: machines.iter().map(|machine| machine.node.as_str()).filter(|name| *name != "m").collect(),
-        masters: vec!["m"],
+        workers: machines.iter().map(|machine| machine.node.as_str()).filter(|name| name.starts_with('w')).collect(),
+        masters,
+        members: &members,
         nodes: &nodes,
         machines: &machines,
         keeps_data,
@@ -95,6 +98,7 @@ fn run(
         kube: Kube(fake),
         machines,
         copy: &copy,
+        members: fake,
         backup: &|| fake.back_up(),
         keep_logs: &|node| fake.keep_logs(node),
         clock: fake,
@@ -168,7 +172,8 @@ pub(crate) fn roll_back_on(
     let plan = if nodes.is_empty() {
         Plan { nodes: Vec::new() }
     } else {
-        make(fake, machines, &Wish { nodes, images, back: true, first: begin::unsettled(&last), ..Wish::default() })
+        let (first, stores) = (begin::unsettled(&last), begin::stores_before(&last));
+        make(fake, machines, &Wish { nodes, images, back: true, first, stores, ..Wish::default() })
     };
     let mut back = plan.journal(rules(), last.whole.clone(), true, fake.now());
     begin::take_along(&mut back, &last, &listed);

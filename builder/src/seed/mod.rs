@@ -56,6 +56,8 @@ pub enum Begin<'a> {
     Join(Option<&'a BootstrapToken>),
     /// A master without a store waits for a backup: an empty one would have every worker end its pods.
     AwaitBackup,
+    /// A master's etcd joins those of the masters that run, where it has no data; it never begins a cluster.
+    JoinEtcd,
 }
 
 /// The user-data of a node.
@@ -89,6 +91,10 @@ pub fn user_data(
     } else if api.is_empty() {
         api.extend(settings.api.names.iter().cloned());
     }
+    if begin == Begin::AwaitBackup && settings.has_several_masters() {
+        // Its etcd begins alone, and the others join it once it has the store.
+        api = own.addresses.first().iter().map(ToString::to_string).collect();
+    }
     if !api.is_empty() {
         let _ = writeln!(text, "  api: {}", list(&api));
     } else if node.entry.role == Role::Worker
@@ -100,6 +106,7 @@ pub fn user_data(
         Begin::Join(Some(token)) => drop(writeln!(text, "  token: {token}")),
         Begin::Join(None) => {}
         Begin::AwaitBackup => text.push_str("  await-backup: true\n"),
+        Begin::JoinEtcd => text.push_str("  join-etcd: true\n"),
     }
     if node.entry.role == Role::Master && settings.secrets == SecretsForm::Sealed {
         let _ = writeln!(text, "  seal-key: {}", secrets.seal_key()?.to_base64());
@@ -300,6 +307,28 @@ mod tests {
         let worker = user_data(&settings, &settings.nodes[1], Place::Elsewhere, Begin::Join(Some(&token)), &secrets)
             .expect("text");
         assert!(!worker.contains("node-ip") && worker.contains("  api: [\"api.example\"]\n"), "{worker}");
+    }
+
+    #[test]
+    fn masters_that_share_etcd_know_each_other() {
+        let dir = tempfile::tempdir().expect("dir");
+        let master = |n: u8| format!("{{ name = \"m{n}\", role = \"master\", addresses = [\"10.77.0.{n}\"] }}");
+        let masters = [1, 2, 3].map(master).join(", ");
+        let text =
+            format!("name = \"demo\"\nstore = \"etcd\"\nnodes = [{masters}, {{ name = \"w\", role = \"worker\" }}]\n");
+        let settings = crate::config::parse(Path::new("c"), &text, dir.path()).expect("valid");
+        let secrets = Secrets::ensure(&settings.secrets_dir(), "demo").expect("secrets");
+        let said = |node: usize, begin| {
+            user_data(&settings, &settings.nodes[node], Place::Local, begin, &secrets).expect("text")
+        };
+        let all = "  api: [\"10.77.0.1\", \"10.77.0.2\", \"10.77.0.3\"]\n";
+        let begins = said(1, Begin::Join(None));
+        assert!(begins.contains(all) && !begins.contains("join-etcd"), "{begins}");
+        let joins = said(1, Begin::JoinEtcd);
+        assert!(joins.contains(all) && joins.contains("  join-etcd: true\n"), "{joins}");
+        let waits = said(1, Begin::AwaitBackup);
+        assert!(waits.contains("  api: [\"10.77.0.2\"]\n") && waits.contains("await-backup"), "{waits}");
+        assert!(said(3, Begin::Join(None)).contains(all));
     }
 
     /// A machine with one drive.

@@ -145,7 +145,7 @@ impl Forward {
 
     fn ask(&self, secrets: &Secrets, who: &ClientCertificate, method: Method, path: &str) -> Result<Answer> {
         let tls = tls::config(&secrets.read(&Authority::Cluster.certificate_file())?, who, None)?;
-        let https = Https { target: self.target.clone(), server_name: REGISTRY.into(), tls };
+        let https = Https::new(self.target.clone(), REGISTRY.into(), tls);
         // A connection that came while the relay had another one may hang; what waits for an answer asks again.
         block_on(async {
             let answer = tokio::time::timeout(wait::scale(5), https.send(method, path, None)).await;

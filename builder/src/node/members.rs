@@ -1,0 +1,103 @@
+//! The stores of a cluster's masters, asked through their node APIs.
+
+use super::Target;
+use crate::client::node::NodeClient;
+use crate::client::{block_on, kube};
+use crate::config::Settings;
+use crate::local::state::{self, State};
+use crate::pki::Secrets;
+use crate::roll::members::{self, Members};
+use anyhow::{Context, Result, bail};
+use node_api::{Done, Migrate, RemoveMember, Service, StoreEngine, StoreMember, path};
+use node_metadata::Role;
+use std::time::Duration;
+
+/// How long a master may take to answer.
+const ASK: Duration = Duration::from_secs(10);
+
+/// The masters of a cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Masters<'a> {
+    settings: &'a Settings,
+    secrets: &'a Secrets,
+}
+
+impl<'a> Masters<'a> {
+    /// Of this cluster.
+    pub fn new(settings: &'a Settings, secrets: &'a Secrets) -> Masters<'a> {
+        Masters { settings, secrets }
+    }
+
+    /// Whether the image that a master runs carries etcd.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn has_etcd(&self, node: &str) -> Result<bool> {
+        let services: Vec<Service> = ask(self.client(node)?, async |client| client.get(path::SERVICES).await)?;
+        Ok(services.iter().any(|service| service.name == "etcd"))
+    }
+
+    fn client(&self, node: &str) -> Result<NodeClient> {
+        Target { node: Some(node.to_owned()), ..Target::default() }.client(self.settings)
+    }
+
+    /// The first answer of a master but this one.
+    fn first<T>(&self, but: Option<&str>, ask: impl Fn(NodeClient) -> Result<T>) -> Result<T> {
+        let mut failed: Option<anyhow::Error> = None;
+        for master in self.settings.nodes_of(Role::Master) {
+            let is_out = master.entry.addresses.first().is_some_and(|own| Some(own.to_string().as_str()) == but);
+            if is_out {
+                continue;
+            }
+            match self.client(&master.entry.name).and_then(&ask) {
+                Ok(answer) => return Ok(answer),
+                // What one of them refuses says more than that another is away.
+                Err(error) if failed.as_ref().is_none_or(|known| !known.is::<crate::client::node::Refused>()) => {
+                    failed = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(failed.unwrap_or_else(|| anyhow::anyhow!("there is no other master")))
+    }
+}
+
+fn ask<T>(client: NodeClient, ask: impl AsyncFn(&NodeClient) -> Result<T>) -> Result<T> {
+    block_on(async { tokio::time::timeout(ASK, ask(&client)).await.context("asking a master about its store")? })
+}
+
+impl Members for Masters<'_> {
+    fn list(&self) -> Result<Vec<StoreMember>> {
+        self.first(None, |client| ask(client, async |client| client.get(path::STORE_MEMBERS).await))
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        if !self.list()?.iter().any(|member| members::is(member, name)) {
+            return Ok(());
+        }
+        let body = serde_json::to_value(RemoveMember { name: name.to_owned() }).context("writing a request")?;
+        let left: Vec<StoreMember> = self.first(Some(name), |client| {
+            ask(client, async |client| client.post(path::STORE_MEMBERS_REMOVE, Some(&body)).await)
+        })?;
+        if left.iter().any(|member| members::is(member, name)) {
+            bail!("{name} still is a member of etcd");
+        }
+        Ok(())
+    }
+
+    fn serves(&self, node: &str) -> Result<()> {
+        let state = State::load(&self.settings.run_dir())?;
+        let port = state.vms.get(node).and_then(|vm| vm.api_port);
+        let port = port.with_context(|| format!("{node} is no master's VM on this machine"))?;
+        let api = state::api_client(self.settings, self.secrets, Some(&format!("https://127.0.0.1:{port}")))?;
+        let ready = async { tokio::time::timeout(ASK, kube::ready(&api)).await.context("it does not answer")? };
+        block_on(ready).with_context(|| format!("the API server of {node} is not ready"))
+    }
+
+    fn move_store(&self, node: &str, to: StoreEngine) -> Result<String> {
+        let body = serde_json::to_vec(&Migrate { to }).context("writing a request")?;
+        // It takes as long as the store is large.
+        let done: Done = block_on(self.client(node)?.post_bytes(path::STORE_MIGRATE, body))?;
+        Ok(done.message)
+    }
+}
