@@ -9,6 +9,7 @@ mod heal;
 mod image;
 mod init;
 mod logs;
+mod masters;
 mod node;
 mod pki;
 mod restore;
@@ -94,7 +95,7 @@ enum Command {
     Destroy(cloud::DestroyArgs),
     /// Put a new image under the running nodes, one after the other, without losing a request
     Roll(Box<roll::RollArgs>),
-    /// Change the number of workers, in cluster.toml and in the cluster
+    /// Change the number of workers or masters, in cluster.toml and in the cluster
     Scale(scale::ScaleArgs),
     /// Replace workers that stay broken; or make a master anew that was lost with its disk, from the newest backup
     Heal(heal::HealArgs),

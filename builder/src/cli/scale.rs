@@ -1,8 +1,8 @@
 //! `kimg scale workers N`: `cluster.toml` gets the nodes and `up` makes them, or nodes are drained and removed, and then
-//! taken out of it.
+//! taken out of it. For masters see [`super::masters`].
 
 use super::roll::{self, RollArgs};
-use super::{dir_flag, next, program, vm};
+use super::{dir_flag, masters, next, program, vm};
 use crate::cache;
 use crate::config::{self, FILE_NAME, Settings, edit};
 use crate::image::components::Components;
@@ -17,20 +17,20 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 the cluster has so many workers; 1 it is not fit for it, or a node could not be drained; \
-2 a mistake, or a decision that is missing; 130 interrupted.\n\nHow it works: docs/how-to/scale.md"
+    after_help = "Exit codes: 0 the cluster has so many nodes; 1 it is not fit for it, or a node could not be drained; \
+2 a mistake, or a decision that is missing; 130 interrupted.\n\nHow it works: docs/how-to/scale.md, docs/how-to/masters.md"
 )]
 pub(super) struct ScaleArgs {
-    /// `workers`
+    /// `workers` or `masters`
     what: String,
-    /// How many there are to be; the last ones of cluster.toml go first
-    count: usize,
+    /// How many there are to be (masters: 1, 3 or 5); the last ones of cluster.toml go first
+    pub(super) count: usize,
     /// Show what would be done, and do nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Do not ask
     #[arg(long, short)]
-    yes: bool,
+    pub(super) yes: bool,
     /// How long a drain may take, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
@@ -45,22 +45,39 @@ pub(super) struct ScaleArgs {
     lose_pods: bool,
     /// Folder with kimg-node, kimg-control and kimg-stage1
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    components: Option<PathBuf>,
+    pub(super) components: Option<PathBuf>,
     /// End at once at this point of the journal, as if killed; for tests
     #[arg(long, hide = true, value_name = "POINT")]
     fail_at: Option<String>,
 }
 
+impl ScaleArgs {
+    /// How a roll that is part of it is done.
+    pub(super) fn roll(&self) -> RollArgs {
+        RollArgs {
+            timeout: self.timeout,
+            on_blocked: self.on_blocked,
+            lose_data: self.lose_data.clone(),
+            lose_pods: self.lose_pods,
+            components: self.components.clone(),
+            fail_at: self.fail_at.clone(),
+            ..RollArgs::plain()
+        }
+    }
+}
+
 pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
+    let of_masters = ["master", "masters"].contains(&args.what.as_str());
     match args.what.as_str() {
         "workers" if args.count > 0 => {}
         "workers" => {
             return input::bad("a cluster without workers runs nothing; `kimg down` ends all machines, and keeps data");
         }
-        "master" | "masters" => {
-            return input::bad("a cluster has one master; `kimg scale workers N` is what can be said");
+        _ if of_masters => masters::check(settings, args.count)?,
+        other => {
+            let way = "say `kimg scale workers N` or `kimg scale masters N`";
+            return input::bad(format!("`{other}` cannot be scaled; {way}"));
         }
-        other => return input::bad(format!("`{other}` cannot be scaled; say `kimg scale workers N`")),
     }
     // Before nodes are gone that it would go on to name.
     let file = settings.dir.join(FILE_NAME);
@@ -68,6 +85,9 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
         return input::bad(format!("{0} is read-only, and kimg edits it; run: chmod u+w {0}", file.display()));
     }
     // What was interrupted comes to its end first.
+    if of_masters && !args.dry_run && roll::go_on(&args.roll(), settings)? == Some(false) {
+        return Ok(ExitCode::FAILURE);
+    }
     let settings = match removed(args, settings, &[])? {
         Some(journal) => match gone_on(settings, &journal)? {
             Some(settings) => settings,
@@ -75,6 +95,9 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
         },
         None => settings.clone(),
     };
+    if of_masters {
+        return masters::run(args, &settings);
+    }
     let workers: Vec<String> = settings.nodes_of(Role::Worker).map(|node| node.entry.name.clone()).collect();
     if args.count > workers.len() {
         return grow(args, &settings, &workers);
@@ -97,18 +120,8 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
 }
 
 /// Drains and removes nodes, or goes on with that where none is named; none where nothing was to be done, or only shown.
-fn removed(args: &ScaleArgs, settings: &Settings, gone: &[String]) -> Result<Option<Journal>> {
-    let roll = RollArgs {
-        nodes: gone.to_vec(),
-        dry_run: args.dry_run,
-        yes: args.yes,
-        timeout: args.timeout,
-        on_blocked: args.on_blocked,
-        lose_data: args.lose_data.clone(),
-        lose_pods: args.lose_pods,
-        fail_at: args.fail_at.clone(),
-        ..RollArgs::plain()
-    };
+pub(super) fn removed(args: &ScaleArgs, settings: &Settings, gone: &[String]) -> Result<Option<Journal>> {
+    let roll = RollArgs { nodes: gone.to_vec(), dry_run: args.dry_run, yes: args.yes, ..args.roll() };
     if gone.is_empty() && settings.provider.is_none() && !settings.run_dir().join("roll.json").exists() {
         // No roll was ever begun here, and there may be no cluster yet.
         return Ok(None);
@@ -126,10 +139,18 @@ fn gone_on(settings: &Settings, journal: &Journal) -> Result<Option<Settings>> {
     Ok((journal.outcome == Outcome::Done).then_some(left))
 }
 
-/// Takes the nodes that are gone out of `cluster.toml`.
-fn forget(settings: &Settings, journal: &Journal) -> Result<Settings> {
-    let gone = journal.nodes.iter().filter(|entry| entry.step == Step::Done && entry.leaves());
-    let gone: Vec<String> = gone.map(|entry| entry.node.clone()).collect();
+/// Takes the nodes that are gone out of `cluster.toml`; masters only where as many are left as there may be.
+pub(super) fn forget(settings: &Settings, journal: &Journal) -> Result<Settings> {
+    let is_gone = |name: &String| {
+        journal.nodes.iter().any(|entry| entry.node == *name && entry.step == Step::Done && entry.leaves())
+    };
+    let left = settings.nodes_of(Role::Master).filter(|node| !is_gone(&node.entry.name)).count();
+    let may_go = |role| role == Role::Worker || masters::check(settings, left).is_ok();
+    let gone = settings.nodes.iter().filter(|node| is_gone(&node.entry.name) && may_go(node.entry.role));
+    let gone: Vec<String> = gone.map(|node| node.entry.name.clone()).collect();
+    if gone.is_empty() {
+        return Ok(settings.clone());
+    }
     let left = settings.nodes.iter().map(|node| node.entry.name.clone()).filter(|name| !gone.contains(name)).collect();
     let text = edit::without(&settings.text, &gone);
     let (path, settings) = edited(settings, &text, left, &format!("take out {}", gone.join(", ")))?;
@@ -142,7 +163,8 @@ fn grow(args: &ScaleArgs, settings: &Settings, workers: &[String]) -> Result<Exi
         Components::find(args.components.as_deref(), &cache::sums_dir()?)?;
     }
     let all: Vec<String> = settings.nodes.iter().map(|node| node.entry.name.clone()).collect();
-    let names = new_names(&all, workers.last().map(String::as_str), args.count - workers.len());
+    let last = workers.last().map(String::as_str);
+    let names = new_names(&all, last, args.count - workers.len(), "worker-");
     let last = workers.last().or(all.last()).context("cluster.toml names no node")?;
     let text = edit::with(&settings.text, &names, last, !workers.is_empty());
     let wanted = all.iter().chain(&names).cloned().collect();
@@ -165,8 +187,8 @@ fn grow(args: &ScaleArgs, settings: &Settings, workers: &[String]) -> Result<Exi
 }
 
 /// Names that go on with the last worker's: `worker-3` after `worker-2`.
-fn new_names(all: &[String], last: Option<&str>, count: usize) -> Vec<String> {
-    let stem = last.map_or("worker-", |name| name.trim_end_matches(|c: char| c.is_ascii_digit()));
+pub(super) fn new_names(all: &[String], last: Option<&str>, count: usize, first: &str) -> Vec<String> {
+    let stem = last.map_or(first, |name| name.trim_end_matches(|c: char| c.is_ascii_digit()));
     let stem = if last == Some(stem) { format!("{stem}-") } else { stem.to_owned() };
     let number = |name: &String| name.strip_prefix(&stem)?.parse::<u32>().ok();
     let highest = all.iter().filter_map(number).max().unwrap_or_default();
@@ -174,7 +196,7 @@ fn new_names(all: &[String], last: Option<&str>, count: usize) -> Vec<String> {
 }
 
 /// What the new text says, where it says what it should.
-fn edited(settings: &Settings, text: &str, wanted: Vec<String>, what: &str) -> Result<(PathBuf, Settings)> {
+pub(super) fn edited(settings: &Settings, text: &str, wanted: Vec<String>, what: &str) -> Result<(PathBuf, Settings)> {
     let path = settings.dir.join(FILE_NAME);
     let mut wanted = wanted;
     wanted.sort_unstable();
@@ -196,7 +218,7 @@ fn edited(settings: &Settings, text: &str, wanted: Vec<String>, what: &str) -> R
 }
 
 /// Whole or not at all, and as readable as before.
-fn write(path: &Path, text: &str) -> Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     let path = path.canonicalize().with_context(|| format!("resolving {}", path.display()))?;
     let writing = || format!("writing {}", path.display());
     let mut file =
@@ -216,10 +238,13 @@ mod tests {
     #[test]
     fn names_go_on() {
         let all = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(new_names(&all(&["m", "worker-1", "worker-2"]), Some("worker-2"), 2), ["worker-3", "worker-4"]);
-        assert_eq!(new_names(&all(&["m"]), None, 1), ["worker-1"]);
-        assert_eq!(new_names(&all(&["m", "a9", "a2"]), Some("a2"), 1), ["a10"]);
-        assert_eq!(new_names(&all(&["m", "web"]), Some("web"), 1), ["web-1"]);
+        assert_eq!(
+            new_names(&all(&["m", "worker-1", "worker-2"]), Some("worker-2"), 2, "worker-"),
+            ["worker-3", "worker-4"]
+        );
+        assert_eq!(new_names(&all(&["m"]), None, 1, "worker-"), ["worker-1"]);
+        assert_eq!(new_names(&all(&["m", "a9", "a2"]), Some("a2"), 1, "worker-"), ["a10"]);
+        assert_eq!(new_names(&all(&["m", "web"]), Some("web"), 1, "worker-"), ["web-1"]);
     }
 
     #[test]
@@ -270,6 +295,29 @@ mod tests {
         assert!(gone_on(&settings, &journal).expect("edited").is_none());
         let left = config::load(dir.path()).expect("valid");
         assert!(left.nodes.len() == 2 && left.nodes.iter().all(|node| node.entry.name != gone));
+    }
+
+    #[test]
+    fn masters_leave_the_file_only_all_together() {
+        use crate::roll::fake::Fake;
+        use crate::roll::plan::{self, Wish};
+        use crate::roll::tests::{decide, rules};
+        let dir = tempfile::tempdir().expect("dir");
+        let node = |n: u8| format!("[[nodes]]\nname = \"m{n}\"\nrole = \"master\"\naddresses = [\"10.77.0.{n}\"]\n");
+        let text = format!("name = \"demo\"\nstore = \"etcd\"\n{}{}{}", node(1), node(2), node(3));
+        std::fs::write(dir.path().join(FILE_NAME), text).expect("written");
+        let settings = config::load(dir.path()).expect("valid");
+        let fake = Fake::with_masters(2);
+        let wish = Wish { nodes: vec!["m3".into(), "m2".into()], ..Wish::default() };
+        let plan = decide(&fake, &fake, &wish, plan::remove).expect("a plan");
+        let mut journal = plan.journal(rules(), Vec::new(), false, jiff::Timestamp::UNIX_EPOCH);
+        journal.nodes[0].step = Step::Done;
+        assert_eq!(forget(&settings, &journal).expect("as it was").nodes.len(), 3);
+        assert_eq!(config::load(dir.path()).expect("valid").nodes.len(), 3);
+        journal.nodes[1].step = Step::Done;
+        assert_eq!(forget(&settings, &journal).expect("edited").nodes.len(), 1);
+        let left = config::load(dir.path()).expect("valid");
+        assert!(left.nodes.len() == 1 && left.nodes[0].entry.name == "m1" && left.text.contains("etcd"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Adds nodes to the text of a `cluster.toml`, and takes them out; all else stays as it is written, comments too.
 //! What cannot be edited so is left to people: whoever calls compares what the new text says.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
 const HEAD: &str = "[[nodes]]";
@@ -51,8 +52,59 @@ pub fn without(text: &str, names: &[String]) -> String {
     lines.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(line, _)| line).collect()
 }
 
+/// The text with these masters behind the one called `after`, and like it.
+pub fn with_masters(text: &str, masters: &[(String, IpAddr)], after: &str) -> String {
+    let own = |(name, address): &(String, IpAddr)| {
+        [format!("name = \"{name}\""), "role = \"master\"".into(), format!("addresses = [\"{address}\"]")].into()
+    };
+    added(text, masters.iter().map(own), after, true)
+}
+
+/// The text with this address of a node that has none.
+pub fn with_address(text: &str, node: &str, address: IpAddr) -> String {
+    let lines = lines_of(text);
+    let Some(block) = blocks(&lines).into_iter().find(|block| block.name == node) else { return text.to_owned() };
+    let name = block.lines.clone().find(|at| key(lines[*at]) == "name");
+    behind(&lines, name, &format!("addresses = [\"{address}\"]"))
+}
+
+/// The text with this engine of the store.
+pub fn with_store(text: &str, engine: &str) -> String {
+    let lines = lines_of(text);
+    let top = lines.iter().position(|line| line.trim_start().starts_with('[')).unwrap_or(lines.len());
+    let of = |wanted: &str| (0..top).find(|at| key(lines[*at]) == wanted);
+    let Some(at) = of("store") else { return behind(&lines, of("name"), &format!("store = \"{engine}\"")) };
+    let written = ["embedded", "etcd"].iter().fold(lines[at].to_owned(), |line, known| {
+        line.replacen(&format!("\"{known}\""), &format!("\"{engine}\""), 1).replacen(
+            &format!("'{known}'"),
+            &format!("'{engine}'"),
+            1,
+        )
+    });
+    [&lines[..at].concat(), &written, &lines[at + 1..].concat()].map(String::as_str).concat()
+}
+
+/// The lines with one more behind the one at `at`.
+fn behind(lines: &[&str], at: Option<usize>, line: &str) -> String {
+    let Some(at) = at else { return lines.concat() };
+    let end = if lines[at].ends_with("\r\n") { "\r\n" } else { "\n" };
+    let closed = if lines[at].ends_with('\n') { "" } else { end };
+    format!("{}{closed}{line}{end}{}", lines[..=at].concat(), lines[at + 1..].concat())
+}
+
+/// The key of a line.
+fn key(line: &str) -> String {
+    line.split(['=', '#']).next().unwrap_or_default().trim().trim_matches(['"', '\'']).to_owned()
+}
+
 /// The text with these workers behind the node `after`, and like it where it is a worker, but for its addresses.
 pub fn with(text: &str, names: &[String], after: &str, alike: bool) -> String {
+    let own = |name: &String| [format!("name = \"{name}\""), "role = \"worker\"".into()].into();
+    added(text, names.iter().map(own), after, alike)
+}
+
+/// The text with more nodes behind the one called `after`, each with its own lines.
+fn added(text: &str, nodes: impl ExactSizeIterator<Item = Vec<String>>, after: &str, alike: bool) -> String {
     let lines = lines_of(text);
     let Some(block) = blocks(&lines).into_iter().find(|block| block.name == after) else { return text.to_owned() };
     let end = if lines[block.lines.start].ends_with("\r\n") { "\r\n" } else { "\n" };
@@ -63,12 +115,14 @@ pub fn with(text: &str, names: &[String], after: &str, alike: bool) -> String {
             text.push_str(end);
         }
     };
-    for name in names {
+    let any = nodes.len() > 0;
+    for own in nodes {
         closed(&mut all);
-        all.push_str(&format!("{end}{HEAD}{end}name = \"{name}\"{end}role = \"worker\"{end}"));
+        all.push_str(&format!("{end}{HEAD}{end}"));
+        own.iter().for_each(|line| all.push_str(&format!("{line}{end}")));
         like.iter().for_each(|line| all.push_str(line));
     }
-    if !names.is_empty() {
+    if any {
         closed(&mut all);
     }
     all + &lines[block.lines.end..].concat()
@@ -77,8 +131,6 @@ pub fn with(text: &str, names: &[String], after: &str, alike: bool) -> String {
 /// What another node like this one has of its lines: not what is its own, each as a whole, whose value may go over
 /// several lines.
 fn like<'t>(lines: &[&'t str]) -> Vec<&'t str> {
-    let key =
-        |line: &str| line.split(['=', '#']).next().unwrap_or_default().trim().trim_matches(['"', '\'']).to_owned();
     let mut rest = lines;
     let mut kept = Vec::new();
     while let Some(first) = rest.first() {
@@ -143,6 +195,23 @@ node-ports = [30080] # web
         );
         let less = without(TEXT, &["w1".to_string(), "w2".to_string()]);
         assert!(less.contains("role = \"master\"\n\n# VMs.\n[local]\n") && less.starts_with("# mine\n"), "{less}");
+    }
+
+    #[test]
+    fn the_store_and_addresses_are_written_where_they_belong() {
+        assert!(with_store(TEXT, "etcd").starts_with("# mine\nname = \"demo\"\nstore = \"etcd\"\n\n# The nodes."));
+        let said = "name = \"x\"\r\nstore = 'embedded' # still\r\n[[nodes]]\r\n";
+        assert_eq!(with_store(said, "etcd"), said.replace("embedded", "etcd"));
+        assert_eq!(with_store("name = \"x\"", "etcd"), "name = \"x\"\nstore = \"etcd\"\n");
+        let address = "10.77.0.10".parse().expect("address");
+        let text = with_address(TEXT, "m", address);
+        assert!(text.contains("name = \"m\"\naddresses = [\"10.77.0.10\"]\nrole = \"master\"\n"), "{text}");
+        let text = with_masters(TEXT, &[("n".into(), address)], "m");
+        assert!(
+            text.contains("\n[[nodes]]\nname = \"n\"\nrole = \"master\"\naddresses = [\"10.77.0.10\"]\n"),
+            "{text}"
+        );
+        assert_eq!(without(&text, &["n".into()]), TEXT);
     }
 
     #[test]
