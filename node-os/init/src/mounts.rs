@@ -20,7 +20,7 @@ const CONTROLLERS: &str = "+cpu +memory +pids +io +cpuset +hugetlb";
 const FOLDERS: [(&str, u32); 9] = [
     // Own components are users of the node, and what is there is none of theirs.
     ("/run/kimg", 0o700),
-    ("/run/kimg/notify", 0o755),
+    ("/run/notify", 0o711),
     ("/run/kimg/kubeconfig", 0o755),
     ("/run/kimg/pki", 0o755),
     ("/run/kimg/secrets", 0o700),

@@ -11,6 +11,7 @@ mod platforms;
 mod registry;
 mod resilience;
 mod security;
+mod status_page;
 mod store;
 mod volumes;
 
@@ -33,6 +34,7 @@ fn tests() -> Vec<Test> {
         joining::TESTS,
         platforms::TESTS,
         security::TESTS,
+        status_page::TESTS,
         store::TESTS,
         resilience::TESTS,
     ]
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let more = "[metadata]\nallow = [\"closed/trusted\"]\n[backup]\nevery = 60\n[registry]\nsize = 256\n";
+    let more = "[metadata]\nallow = [\"closed/trusted\"]\n[backup]\nevery = 60\n[registry]\nsize = 256\n[status]\npage = true\n";
     let more = format!("{more}{}", nodes::own_component(&busybox));
     let cluster = settings("shared", 2, &more, "node-ports = [30080]\nspare-ports = 2");
     suite::main(Suite { name: "shared", cluster, tests: tests(), long: LONG, end: joining::end })

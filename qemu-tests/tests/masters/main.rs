@@ -97,9 +97,7 @@ fn lost(cluster: &Cluster) -> Result {
     writers.some_more(50)?;
     qmp::execute(&cluster.dir.join("run/master-1"), "qmp.sock", "quit", None)?;
     writers.some_more(200)?;
-    wait::until("the dead server to be no endpoint", wait::scale(40), || {
-        Ok((servers(cluster)? == 2).then_some(()))
-    })?;
+    wait::until("the dead server to be no endpoint", wait::scale(40), || Ok((servers(cluster)? == 2).then_some(())))?;
     cluster.kimg(&["up"])?.success()?;
     whole(cluster)?;
     cluster.kimg(&["switch", "--set", "master-2", "--cut"])?.success()?;

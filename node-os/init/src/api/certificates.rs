@@ -1,12 +1,14 @@
 //! The certificates on this node.
 
+use crate::services::table::STATUS_PAGE;
 use node_api::Certificate;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 
-const FOLDERS: [&str; 4] = ["/run/kimg/config/pki", "/run/kimg/pki", "/var/lib/kimg/pki", "/var/lib/kimg/node-api"];
+const FOLDERS: [&str; 5] =
+    ["/run/kimg/config/pki", "/run/kimg/pki", STATUS_PAGE, "/var/lib/kimg/pki", "/var/lib/kimg/node-api"];
 
 /// All of them, by file.
 pub fn all() -> Vec<Certificate> {

@@ -2,11 +2,13 @@
 //! so that an added address or name is in them.
 
 use super::issue::{Authority, Leaf, Usage};
+use crate::services::table::{STATUS_PAGE, STATUS_SERVICE};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use node_metadata::{Cluster, Node, REGISTRY, StoreEngine};
+use node_metadata::{Cluster, Node, OwnComponent, REGISTRY, StoreEngine};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,9 +19,15 @@ struct Folders {
     secrets: PathBuf,
     leaves: PathBuf,
     kubeconfigs: PathBuf,
+    /// All that the status page reads.
+    page: PathBuf,
+    /// The page's group, which may read it.
+    page_group: u32,
 }
 
 const SERVER: &str = "https://127.0.0.1:6443";
+/// What the status page's files are called.
+const PAGE: &str = "status";
 
 /// Entry point.
 pub fn main() -> ExitCode {
@@ -28,6 +36,8 @@ pub fn main() -> ExitCode {
         secrets: "/run/kimg/secrets".into(),
         leaves: "/run/kimg/pki".into(),
         kubeconfigs: "/run/kimg/kubeconfig".into(),
+        page: STATUS_PAGE.into(),
+        page_group: OwnComponent::user(STATUS_SERVICE),
     };
     match run(&folders) {
         Ok(count) => {
@@ -67,17 +77,38 @@ fn make(folders: &Folders, cluster: &Cluster, node: &Node) -> Result<usize> {
             _ => &cluster_ca,
         };
         let (certificate, key) = signer.issue(leaf)?;
-        super::write(&folders.leaves.join(format!("{file}.key")), key.as_bytes(), 0o600)?;
-        super::write(&folders.leaves.join(format!("{file}.crt")), certificate.as_bytes(), 0o644)?;
+        let (folder, mode) = if *file == PAGE { (&folders.page, 0o640) } else { (&folders.leaves, 0o600) };
+        super::write(&folder.join(format!("{file}.key")), key.as_bytes(), mode)?;
+        super::write(&folder.join(format!("{file}.crt")), certificate.as_bytes(), 0o644)?;
     }
     let registry = cluster.registry.map(|_| "registry");
     let components = ["kubelet", "kube-proxy", "overlay", "kube-controller-manager", "kube-scheduler"];
-    let page = cluster.status_page.then_some("status");
-    for component in components.into_iter().chain(registry).chain(page) {
+    for component in components.into_iter().chain(registry) {
         let text = kubeconfig(folders, &cluster.name, component);
         super::write(&folders.kubeconfigs.join(format!("{component}.conf")), text.as_bytes(), 0o600)?;
     }
+    if cluster.status_page {
+        page(folders, &cluster.name)?;
+    }
     Ok(leaves.len())
+}
+
+/// Puts beside the page's certificate what else it needs, and lets its group read it all: it is a user of its own, who
+/// gets into no other folder of the node's.
+fn page(folders: &Folders, cluster: &str) -> Result<()> {
+    let folder = &folders.page;
+    let authority = std::fs::read(folders.authorities.join("cluster-ca.crt")).context("cannot read cluster-ca.crt")?;
+    super::write(&folder.join("cluster-ca.crt"), &authority, 0o644)?;
+    let all = Folders { authorities: folder.clone(), leaves: folder.clone(), ..folders.clone() };
+    super::write(&folder.join(format!("{PAGE}.conf")), kubeconfig(&all, cluster, PAGE).as_bytes(), 0o640)?;
+    let context = || format!("cannot let the status page read {}", folder.display());
+    let lend = |path: &Path| std::os::unix::fs::lchown(path, None, Some(folders.page_group));
+    for entry in std::fs::read_dir(folder).with_context(context)? {
+        lend(&entry.with_context(context)?.path()).with_context(context)?;
+    }
+    lend(folder)
+        .and_then(|()| std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o750)))
+        .with_context(context)
 }
 
 /// File name and content of each certificate.
@@ -131,7 +162,7 @@ fn leaves(cluster: &Cluster, node: &Node) -> Vec<(&'static str, Leaf)> {
         let addresses = api_addresses(cluster, node).into_iter().filter(|address| Some(*address) != inside);
         let page =
             server("kimg:status", None, names.chain(cluster.api_names.iter().cloned()).collect(), addresses.collect());
-        leaves.push(("status", Leaf { usage: Usage::Both, ..page }));
+        leaves.push((PAGE, Leaf { usage: Usage::Both, ..page }));
     }
     leaves
 }
@@ -198,6 +229,8 @@ mod tests {
             secrets: base.join("secrets"),
             leaves: base.join("pki"),
             kubeconfigs: base.join("kubeconfig"),
+            page: base.join("page"),
+            page_group: rustix::process::getgid().as_raw(),
         };
         for name in ["cluster-ca", "front-proxy-ca", "etcd-ca"] {
             let key = KeyPair::generate().unwrap();
@@ -262,13 +295,18 @@ mod tests {
         }
         assert!(std::fs::read_to_string(folders.kubeconfigs.join("registry.conf")).unwrap().contains("registry.key"));
         assert_eq!(make(&folders, &Cluster { status_page: true, ..cluster }, &node).unwrap(), 13);
-        let pem = std::fs::read(folders.leaves.join("status.crt")).unwrap();
+        assert!(!folders.leaves.join("status.key").exists(), "where the page cannot read it");
+        let mode = |name: &str| std::fs::metadata(folders.page.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(["", "status.key", "status.conf", "cluster-ca.crt"].map(mode), [0o750, 0o640, 0o640, 0o644]);
+        let pem = std::fs::read(folders.page.join("status.crt")).unwrap();
         let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
         let certificate = block.parse_x509().unwrap();
         let text = format!("{:?}", certificate.subject_alternative_name().unwrap().unwrap().value);
         assert!(text.contains("kube.example.org") && text.contains("[198, 51, 100, 7]"), "{text}");
         assert!(!text.contains("kubernetes") && !text.contains("[10, 32, 0, 1]"), "{text}");
-        assert!(std::fs::read_to_string(folders.kubeconfigs.join("status.conf")).unwrap().contains("status.key"));
+        let config = std::fs::read_to_string(folders.page.join("status.conf")).unwrap();
+        let own = format!("{}/", folders.page.display());
+        assert_eq!(config.matches(&own).count(), 3, "{config}");
         std::fs::remove_dir_all(base).unwrap();
     }
 }

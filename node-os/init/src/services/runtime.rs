@@ -21,7 +21,7 @@ use tokio::net::UnixDatagram;
 use tokio::sync::mpsc;
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
-const NOTIFY_FOLDER: &str = "/run/kimg/notify";
+const NOTIFY_FOLDER: &str = "/run/notify";
 
 /// The supervisor.
 #[derive(Debug)]
@@ -118,8 +118,8 @@ impl Supervisor {
     fn start(self: &Rc<Self>, index: usize, spec: &Spec) -> Result<u32> {
         let group = control_group(spec)?;
         let folder = match spec.user {
-            Some(user) => own_folder(spec.name, user)?,
-            None => PathBuf::from("/"),
+            Some(user) if spec.kind == Kind::Component => own_folder(spec.name, user)?,
+            _ => PathBuf::from("/"),
         };
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
@@ -153,6 +153,10 @@ impl Supervisor {
         }
         let socket = UnixDatagram::bind(&path).with_context(|| format!("cannot make the socket {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        if let Some(user) = spec.user {
+            std::os::unix::fs::lchown(&path, Some(user), None)
+                .with_context(|| format!("cannot give {} to its user", path.display()))?;
+        }
         let supervisor = self.clone();
         let listener = tokio::task::spawn_local(async move {
             let mut bytes = vec![0u8; 2048];

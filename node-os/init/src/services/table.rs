@@ -11,6 +11,10 @@ use std::net::{IpAddr, SocketAddr};
 const PKI: &str = "/run/kimg/config/pki";
 const SECRETS: &str = "/run/kimg/secrets";
 const MASTER_PKI: &str = "/run/kimg/pki";
+/// Folder of all that the status page reads.
+pub const STATUS_PAGE: &str = "/run/status-page";
+/// Its service, and the name of its user.
+pub const STATUS_SERVICE: &str = "kimg-status";
 const KUBECONFIG: &str = "/run/kimg/kubeconfig";
 const CONTROL: &str = "/usr/bin/kimg-control";
 const NODE: &str = "/usr/bin/kimg-node";
@@ -122,14 +126,19 @@ fn registry(registry: Registry) -> Spec {
 /// Also while the API server is away it says so.
 fn status_page(cluster: &Cluster) -> Spec {
     let arguments = vec![
-        kubeconfig("status"),
+        format!("--kubeconfig={STATUS_PAGE}/status.conf"),
         format!("--cluster={}", cluster.name),
         format!("--listen=0.0.0.0:{STATUS_PORT}"),
-        format!("--tls-cert-file={MASTER_PKI}/status.crt"),
-        format!("--tls-private-key-file={MASTER_PKI}/status.key"),
+        format!("--tls-cert-file={STATUS_PAGE}/status.crt"),
+        format!("--tls-private-key-file={STATUS_PAGE}/status.key"),
     ];
-    // Strangers talk to it: before it costs the API server its memory, it ends.
-    Spec { oom_score: 0, memory_max: Some(64 << 20), ..service("kimg-status", CONTROL, &["master-pki"], arguments) }
+    // Strangers talk to it: it is nobody on the node, and before it costs the API server its memory, it ends.
+    Spec {
+        oom_score: 0,
+        memory_max: Some(64 << 20),
+        user: Some(OwnComponent::user(STATUS_SERVICE)),
+        ..service(STATUS_SERVICE, CONTROL, &["master-pki"], arguments)
+    }
 }
 
 /// One member, that only this machine's API server talks to.
@@ -550,10 +559,11 @@ mod tests {
         let page = |role: Role, status_page: bool| {
             let (cluster, node) = facts(role);
             let cluster = Cluster { status_page, ..cluster };
-            services(Facts { cluster: &cluster, node: &node }).into_iter().find(|spec| spec.name == "kimg-status")
+            services(Facts { cluster: &cluster, node: &node }).into_iter().find(|spec| spec.name == STATUS_SERVICE)
         };
         let spec = page(Role::Master, true).unwrap();
         assert!(spec.memory_max.is_some() && spec.oom_score == 0 && spec.program == CONTROL, "{spec:?}");
+        assert!(spec.user.is_some() && !spec.command.iter().any(|word| word.contains("/run/kimg/")), "{spec:?}");
         assert!(spec.command.contains(&"--listen=0.0.0.0:10272".to_owned()), "{spec:?}");
         assert!(page(Role::Master, false).is_none() && page(Role::Worker, true).is_none());
     }
