@@ -145,7 +145,7 @@ fn the_api_server_says_where_a_node_is() {
         })
         .await;
         let tls = tls::config(&secrets.read("cluster-ca.crt")?, &issue::node_operator(&secrets)?, None)?;
-        let api = Https { target: server.target, server_name: "localhost".to_owned(), tls };
+        let api = Https::new(server.target, "localhost".to_owned(), tls);
         assert_eq!(kube::node_address(&api, "inside").await?.to_string(), "10.0.0.2");
         assert_eq!(kube::node_address(&api, "both").await?.to_string(), "192.0.2.2");
         assert!(kube::node_address(&api, "other").await.is_err());

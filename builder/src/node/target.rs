@@ -97,7 +97,7 @@ fn of_a_machine(settings: &Settings, node: &NodeSettings) -> Result<String> {
         format!(
             "cluster.toml does not say where {name} is, and the API server at {} did not; give --address, or write \
              {name}'s `addresses` into cluster.toml",
-            api.target
+            api.target()
         )
     })?;
     Ok(known.to_string())

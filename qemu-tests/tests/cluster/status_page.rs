@@ -1,11 +1,12 @@
 //! The status page of the master, by a link of `kimg status --link`.
 
 use anyhow::{Context, ensure};
-use kimg::client::{Https, block_on};
-use kimg::local::state;
-use kimg::pki::Secrets;
+use kimg::client::{block_on, tls};
+use kimg::pki::authority::Authority;
+use kimg::pki::{Secrets, issue, successor};
 use qemu_tests::{Cluster, Result};
 use rustls::pki_types::ServerName;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 pub(crate) const TESTS: &[super::Test] = &[("the_status_page_opens_once_by_its_link", opens)];
@@ -16,7 +17,8 @@ fn opens(cluster: &Cluster) -> Result {
         link.trim().strip_prefix("https://").and_then(|rest| rest.split_once("/#")).context("that is no link")?;
     let settings = kimg::config::load(&cluster.dir)?;
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
-    let page = Https { target: target.to_owned(), ..state::api_client(&settings, &secrets, None)? };
+    let tls = tls::config(&successor::bundle(&secrets, Authority::Cluster)?, &issue::admin(&secrets)?, None)?;
+    let page = Page { target, tls };
     let closed = ask(&page, "GET /", "", "")?;
     ensure!(!closed.contains("worker-1"), "whoever comes sees it:\n{closed}");
     let opened = ask(&page, "POST /login", "", &format!("token={token}"))?;
@@ -34,11 +36,16 @@ fn opens(cluster: &Cluster) -> Result {
     Ok(())
 }
 
+struct Page<'a> {
+    target: &'a str,
+    tls: Arc<rustls::ClientConfig>,
+}
+
 /// The whole answer to a request, as it comes.
-fn ask(page: &Https, what: &str, headers: &str, body: &str) -> Result<String> {
+fn ask(page: &Page<'_>, what: &str, headers: &str, body: &str) -> Result<String> {
     block_on(async {
-        let tcp = tokio::net::TcpStream::connect(&page.target).await.context("connecting to the status page")?;
-        let name = ServerName::try_from(page.server_name.clone()).context("reading its name")?;
+        let tcp = tokio::net::TcpStream::connect(page.target).await.context("connecting to the status page")?;
+        let name = ServerName::try_from("127.0.0.1").context("reading its name")?;
         let mut stream = tokio_rustls::TlsConnector::from(page.tls.clone()).connect(name, tcp).await?;
         let form = "Content-Type: application/x-www-form-urlencoded";
         let length = body.len();
