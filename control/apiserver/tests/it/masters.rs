@@ -110,9 +110,13 @@ async fn the_endpoints_are_the_servers_that_live() {
     until_servers_are(&first.client, &["192.0.2.1", "192.0.2.2", "192.0.2.3"]).await;
 
     // One that is killed leaves with its lease; no server that lives leaves meanwhile, and no list is empty.
-    let version = first.client.get(SLICE).await.expect(200)["metadata"]["resourceVersion"].clone();
-    let watched = SLICE.replace("/kubernetes", "?watch=1&fieldSelector=metadata.name%3Dkubernetes&resourceVersion=");
-    let mut events = first.client.watch(&format!("{watched}{}", version.as_str().unwrap())).await;
+    let slices = SLICE.trim_end_matches("/kubernetes");
+    let list = first.client.get(slices).await.expect(200);
+    let version = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut events = first
+        .client
+        .watch(&format!("{slices}?watch=1&fieldSelector=metadata.name%3Dkubernetes&resourceVersion={version}"))
+        .await;
     second.process.kill().unwrap();
     let (_, slice) = events.next().await.unwrap();
     assert_eq!(in_slice(&slice), ["192.0.2.1", "192.0.2.3"]);
