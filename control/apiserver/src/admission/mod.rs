@@ -103,6 +103,8 @@ impl Attributes<'_> {
 pub struct Admission {
     /// Cluster addresses and node ports of Services.
     pub services: Allocator,
+    /// Who charges quotas.
+    turns: quota::Turns,
     /// Name of the node that this server runs on.
     pub own_node: String,
 }
@@ -117,7 +119,7 @@ impl Admission {
         );
         // A node's name is its host name; without one nobody is beside us.
         let own_node = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string();
-        Ok(Admission { services: services.map_err(anyhow::Error::msg)?, own_node })
+        Ok(Admission { services: services.map_err(anyhow::Error::msg)?, turns: quota::Turns::default(), own_node })
     }
 
     /// Runs the mutating plugins.  `old` is None on create.

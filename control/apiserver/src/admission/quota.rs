@@ -1,6 +1,7 @@
 //! ResourceQuota: charges what is created to its namespace's quotas, last of all plugins.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 use api::quantity::{Quantity, Suffix};
 use serde_json::{Value, json};
@@ -12,6 +13,20 @@ use crate::registry::Change;
 use crate::strategy::fields;
 
 type Usage = BTreeMap<String, Quantity>;
+
+/// Requests of one namespace charge its quotas one after the other: all at once they would only make each other's writes
+/// fail, and those that lose too often would be refused. Other servers' are what is left to lose against.
+#[derive(Debug, Default)]
+pub struct Turns([tokio::sync::Mutex<()>; 32]);
+
+impl Turns {
+    async fn of(&self, namespace: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        let mut hasher = std::hash::DefaultHasher::new();
+        namespace.hash(&mut hasher);
+        // Two namespaces may have one place: they wait for each other.
+        self.0[hasher.finish() as usize % self.0.len()].lock().await
+    }
+}
 
 /// Refuses what exceeds a quota; charges the quotas otherwise (not on a dry run).
 pub async fn charge(at: &Attributes<'_>, new: &Value, old: Option<&Value>) -> Result<()> {
@@ -26,6 +41,7 @@ pub async fn charge(at: &Attributes<'_>, new: &Value, old: Option<&Value>) -> Re
     if delta.is_empty() {
         return Ok(());
     }
+    let _turn = at.state.admission.turns.of(at.namespace).await;
     for quota in quotas.iter().filter(|q| in_scope(q, at, new)) {
         let name = name_of(quota).to_string();
         let change = |current: Value| {

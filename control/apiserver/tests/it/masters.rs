@@ -316,3 +316,23 @@ async fn nothing_is_made_in_what_another_server_is_deleting() {
     }
     assert!(refused > 0, "some came too late");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_on_one_etcd_keep_a_quota_together() {
+    let etcd = test_etcd::Etcd::start(1);
+    let (cluster, flags) = (authority().await, flags(&etcd));
+    let two = masters(&cluster, &flags, &[1, 2]).await;
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let quota = json!({"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "q"}, "spec": {"hard": {"configmaps": "100"}}});
+    two[0].client.post(quotas, quota).await.expect(201);
+    let writes = (0..140).map(|i| {
+        let client = &two[i % 2].client;
+        async move { client.post(MAPS, map(&format!("m{i}"))).await }
+    });
+    let answers = futures::future::join_all(writes).await;
+    let mut codes: Vec<u16> = answers.iter().map(|answer| answer.code).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [vec![201; 100], vec![403; 40]].concat());
+    let quota = two[1].client.get(&format!("{quotas}/q")).await.expect(200);
+    assert_eq!(quota["status"]["used"]["configmaps"], "100");
+}
