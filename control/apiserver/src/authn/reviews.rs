@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use store::{Expect, Stamped, StoreError};
 
 use super::service_account::{BoundObject, TokenSpec};
 use super::view::{ClusterView, NODES, PODS, SECRETS, SERVICE_ACCOUNTS, str_at};
 use crate::admission::node_restriction;
 use crate::authz::Query;
 use crate::error::{ApiError, Cause, Result};
+use crate::registry::store_error;
 use crate::request::{RequestInfo, UserInfo};
 use crate::state::AppState;
 
@@ -17,7 +20,7 @@ use crate::state::AppState;
 pub async fn review(state: &Arc<AppState>, user: &UserInfo, info: &RequestInfo, mut body: Value) -> Result<Value> {
     let status = match info.resource.as_str() {
         "selfsubjectreviews" => json!({"userInfo": user.to_json()}),
-        "tokenreviews" => token_status(state, &body)?,
+        "tokenreviews" => token_status(state, &body).await?,
         _ => return Err(ApiError::no_such_path()),
     };
     match body.as_object_mut() {
@@ -27,7 +30,29 @@ pub async fn review(state: &Arc<AppState>, user: &UserInfo, info: &RequestInfo, 
     Ok(body)
 }
 
-fn token_status(state: &Arc<AppState>, body: &Value) -> Result<Value> {
+/// The audience of the status page's links, each of which is good once.
+const LINKS: &str = "kimg-status";
+/// Links that were looked at are kept below this, for longer than any lives.
+const USED: &str = "/kimg/claims/links/";
+const USED_SECONDS: u64 = 900;
+
+/// Whether a link is looked at for the first time. Each page remembers those that it has seen, and where several masters
+/// have one, none of them knows the others'.
+async fn first_time(state: &AppState, token: &str) -> Result<bool> {
+    if state.config.etcd.etcd_servers.is_empty() {
+        return Ok(true);
+    }
+    // Without its signature, of which there is more than one that fits.
+    let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
+    let key = format!("{USED}{}", hex::encode(Sha256::digest(signed)));
+    match state.registry.store().put(&key, Stamped::plain(""), Expect::Absent, Some(USED_SECONDS)).await {
+        Ok(_) => Ok(true),
+        Err(StoreError::Mismatch) => Ok(false),
+        Err(error) => Err(store_error(error)),
+    }
+}
+
+async fn token_status(state: &Arc<AppState>, body: &Value) -> Result<Value> {
     let token = str_at(body, "/spec/token");
     if token.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
@@ -35,6 +60,9 @@ fn token_status(state: &Arc<AppState>, body: &Value) -> Result<Value> {
     let wanted: Vec<String> =
         super::view::items_at(body, "/spec/audiences").iter().filter_map(|a| a.as_str().map(str::to_string)).collect();
     Ok(match state.authn.bearer(&state.registry, token, &wanted, super::now()) {
+        Ok((_, audiences)) if audiences == [LINKS] && !first_time(state, token).await? => {
+            json!({"user": {}, "error": "the link was used already"})
+        }
         Ok((user, audiences)) => json!({"authenticated": true, "user": user.to_json(), "audiences": audiences}),
         Err(e) => json!({"user": {}, "error": e.to_string()}),
     })

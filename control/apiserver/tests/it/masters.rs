@@ -336,3 +336,33 @@ async fn servers_on_one_etcd_keep_a_quota_together() {
     let quota = two[1].client.get(&format!("{quotas}/q")).await.expect(200);
     assert_eq!(quota["status"]["used"]["configmaps"], "100");
 }
+
+/// Each master has a status page, which remembers the links that it has seen itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_of_the_status_page_is_good_once_on_all_servers() {
+    let etcd = test_etcd::Etcd::start(1);
+    let (cluster, mut flags) = (authority().await, flags(&etcd));
+    let key = cluster.dir().join("sa.key");
+    std::fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    flags.extend(["signing-key", "key"].map(|flag| format!("--service-account-{flag}-file={}", key.display())));
+    let two = masters(&cluster, &flags, &[1, 2]).await;
+    let accounts = "/api/v1/namespaces/kube-system/serviceaccounts";
+    let account = json!({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": "kimg-status"}});
+    two[0].client.post(accounts, account).await.expect(201);
+    let token = async |audience: &str| {
+        let request = json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {"audiences": [audience], "expirationSeconds": 600}});
+        let made = two[1].client.post(&format!("{accounts}/kimg-status/token"), request).await.expect(201);
+        made["status"]["token"].as_str().unwrap().to_string()
+    };
+    let knows = async |at: usize, audience: &str, token: &str| {
+        let review = json!({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": {"token": token, "audiences": [audience]}});
+        let answer = two[at].client.post("/apis/authentication.k8s.io/v1/tokenreviews", review).await.expect(201);
+        answer["status"]["authenticated"] == true
+    };
+    let link = token("kimg-status").await;
+    assert!(knows(0, "kimg-status", &link).await);
+    assert!(!knows(1, "kimg-status", &link).await && !knows(0, "kimg-status", &link).await);
+    assert!(knows(1, "kimg-status", &token("kimg-status").await).await);
+    let other = token("other").await;
+    assert!(knows(0, "other", &other).await && knows(1, "other", &other).await);
+}
