@@ -204,7 +204,7 @@ fn without_data(known: &Known) -> Step {
             "the store has the members {}, and this master is told of {}; for it to join them, set join-etcd: true in its \
              user-data, or correct api in that of all masters",
             hosts(list),
-            known.all.iter().map(|url| host(url)).collect::<Vec<_>>().join(", ")
+            hosts_of(&known.all)
         )),
     }
 }
@@ -212,7 +212,12 @@ fn without_data(known: &Known) -> Step {
 fn join(known: &Known) -> Step {
     let agreed = match &known.agreed {
         Ok(agreed) => agreed,
-        Err(why) => return Step::Wait(format!("no majority of the store's members answers, so none can join: {why}")),
+        Err(why) => {
+            return Step::Wait(format!(
+                "no majority of the store's members answers, so none can join: {why}; start their machines, or, where those \
+                 are lost for good, end all masters and restore a backup"
+            ));
+        }
     };
     let at_loopback = |member: &&Member| !is_loopback(&known.own) && is_loopback(&url_of(member));
     if let Some(member) = agreed.iter().find(at_loopback) {
@@ -319,17 +324,7 @@ async fn settle(args: &MemberArgs) -> anyhow::Result<[String; 2]> {
             remove(&joins(args)).with_context(|| format!("removing {}", joins(args).display()))?;
         }
         if let Some(flags) = flags(&step, &known.all) {
-            says.say(&match (&step, known.free < SEGMENT) {
-                (_, true) => format!(
-                    "the disk has {} MiB free: etcd ends when it finds no {} MiB for the next piece of its log; give the \
-                     machine a larger disk, or make room",
-                    known.free / MIB,
-                    SEGMENT / MIB
-                ),
-                (Step::GoOn, _) => "etcd goes on with its data".into(),
-                (Step::Begin, _) => format!("etcd begins a store of {}", hosts_of(&known.all)),
-                _ => "etcd joins the members that run".into(),
-            });
+            says.say(&starts(&step, &known));
             return Ok(flags);
         }
         let done = match (&step, &membership) {
@@ -357,6 +352,23 @@ async fn settle(args: &MemberArgs) -> anyhow::Result<[String; 2]> {
             says.say(&format!("waits until the store takes this master's member: {error}"));
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+/// What etcd starts with; it stays to be read when etcd has ended.
+fn starts(step: &Step, known: &Known) -> String {
+    if known.free < SEGMENT {
+        return format!(
+            "the disk has {} MiB free: etcd ends when it finds no {} MiB for the next piece of its log; give the machine a \
+             larger disk, or make room",
+            known.free / MIB,
+            SEGMENT / MIB
+        );
+    }
+    match step {
+        Step::GoOn => "etcd goes on with its data".into(),
+        Step::Begin => format!("etcd begins a store of {}", hosts_of(&known.all)),
+        _ => "etcd joins the members that run".into(),
     }
 }
 
@@ -609,6 +621,14 @@ mod tests {
         // Another machine has taken its place.
         let replaced = Known { data, ..among(&[added(0), started(1)]) };
         waits(&replaced, "was removed from the store");
+    }
+
+    #[test]
+    fn a_full_disk_is_what_is_said_of_an_etcd_that_ended() {
+        let full = starts(&Step::GoOn, &Known { free: 3 * MIB, ..fresh() });
+        assert!(full.contains("3 MiB free") && full.contains("61 MiB"), "{full}");
+        assert_eq!(starts(&Step::GoOn, &fresh()), "etcd goes on with its data");
+        assert_eq!(starts(&Step::Begin, &fresh()), "etcd begins a store of 10.77.0.10, 10.77.0.11, 10.77.0.12");
     }
 
     #[test]
