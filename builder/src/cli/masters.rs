@@ -204,11 +204,13 @@ fn grow(args: &ScaleArgs, settings: &Settings, change: &Change) -> Result<ExitCo
         settings = new.clone();
     }
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
-    if known.len() == 1 {
-        if !replaced(args, &settings, &[])? {
+    if let [only] = known.as_slice() {
+        let masters = Masters::new(&settings, &secrets);
+        // One whose image has etcd goes at once to the image that knows all.
+        if !masters.has_etcd(only)? && !replaced(args, &settings, &[])? {
             return Ok(ExitCode::FAILURE);
         }
-        in_etcd(&Masters::new(&settings, &secrets), &known[0])?;
+        in_etcd(&masters, only)?;
     }
     if let Some((text, new)) = &change.nodes {
         scale::write(&path, text)?;
