@@ -270,11 +270,8 @@ impl<'a> Workshop<'a> {
         names.sort_unstable();
         names.dedup();
         let executables = names.iter().map(|name| self.components.identify(name)).collect::<Result<Vec<_>>>()?;
-        let mut images = Vec::new();
         let paths = &self.settings.image(role).images;
-        for path in paths {
-            images.push(self.container_image(path)?);
-        }
+        let images = paths.iter().map(|path| self.container_image(path)).collect::<Result<Vec<_>>>()?;
         root::check_names(role, paths.iter().map(PathBuf::as_path).zip(&images))?;
         root::check_size(files.iter().map(|file| &file.source).chain(images.iter().map(|image| &image.path)))?;
         let kernel = &self.kernel_package()?.sha256;
