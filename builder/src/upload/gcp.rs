@@ -4,9 +4,9 @@
 //! The archive goes to the bucket in pieces, whose CRC32C Cloud Storage says in the end, and is removed when the image
 //! has been made. Nobody but the project reads it.
 
-use super::google::{Account, crc32c};
+use super::google::{Account, Compute, crc32c, endpoint};
 use super::settings::Environment;
-use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt, broken};
+use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt, broken};
 use crate::image::output::Format;
 use crate::input;
 use crate::web::{Client, Request, escape, trust};
@@ -15,7 +15,6 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const COMPUTE: &str = "https://compute.googleapis.com";
 const STORAGE: &str = "https://storage.googleapis.com";
 const EVERY: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -30,8 +29,7 @@ const STAGING: &str = "kimg-staging-";
 /// A project and a bucket.
 #[derive(Debug)]
 pub struct Gcp {
-    account: Account,
-    compute: String,
+    compute: Compute,
     storage: String,
     bucket: String,
     piece: u64,
@@ -44,17 +42,9 @@ impl Gcp {
     /// # Errors
     /// A variable names an address without TLS.
     pub fn new(env: Environment<'_>, account: Account, bucket: &str) -> Result<Gcp> {
-        // The names that gcloud has for them.
-        let address = |name: &str, default: &str| -> Result<String> {
-            let variable = format!("CLOUDSDK_API_ENDPOINT_OVERRIDES_{name}");
-            let url = env(&variable).unwrap_or_else(|| default.into());
-            trust::check_address(&variable, &url, "a token")?;
-            Ok(url.trim_end_matches('/').to_string())
-        };
-        let project = env("GOOGLE_CLOUD_PROJECT").unwrap_or_else(|| account.project.clone());
-        let compute = format!("{}/compute/v1/projects/{}/global", address("COMPUTE", COMPUTE)?, escape(&project, true));
-        let (storage, temporaries) = (address("STORAGE", STORAGE)?, Temporaries::default());
-        Ok(Gcp { account, compute, storage, bucket: bucket.into(), piece: PIECE, temporaries })
+        let compute = Compute::new(env, account)?;
+        let (storage, temporaries) = (endpoint(env, "STORAGE", STORAGE)?, Temporaries::default());
+        Ok(Gcp { compute, storage, bucket: bucket.into(), piece: PIECE, temporaries })
     }
 
     /// The same with pieces of another size.
@@ -65,7 +55,7 @@ impl Gcp {
     }
 
     fn client(&self) -> &Client {
-        self.account.client()
+        self.compute.account.client()
     }
 
     fn objects(&self) -> String {
@@ -78,23 +68,14 @@ impl Gcp {
 
     /// All entries of a list; an empty one is left out of the answer.
     fn pages(&self, first: &str) -> Result<Vec<Value>> {
-        let (mut all, mut url) = (Vec::new(), first.to_string());
-        for _ in 0..PAGES {
-            let page = self.account.send(self.client(), Request::get(&url).would(200, &json!({})))?;
-            let page = page.expect(&[200])?.json()?;
-            all.extend(page["items"].as_array().into_iter().flatten().cloned());
-            match page["nextPageToken"].as_str() {
-                Some(token) => url = format!("{first}&pageToken={}", escape(token, true)),
-                None => return Ok(all),
-            }
-        }
-        bail!("{first} lists without end")
+        let pages = self.compute.account.pages(first)?;
+        Ok(pages.iter().flat_map(|page| page["items"].as_array().into_iter().flatten()).cloned().collect())
     }
 
     /// Size and CRC32C of an object; `sum` is what a dry run would find.
     fn find(&self, key: &str, size: u64, sum: &str) -> Result<Option<(u64, String)>> {
         let request = Request::get(self.object(key)).would(200, &json!({"size": size.to_string(), "crc32c": sum}));
-        let answer = self.account.send(self.client(), request)?;
+        let answer = self.compute.account.send(self.client(), request)?;
         if answer.status == 404 {
             return Ok(None);
         }
@@ -130,7 +111,7 @@ impl Gcp {
         let request = Request::post(url).repeatable(true).json(&json!({"contentType": "application/gzip"}));
         let request = request.header("x-upload-content-length", size.to_string());
         let request = request.would(200, &Value::Null).would_header("location", "https://UPLOAD");
-        let answer = self.account.send(self.client(), request)?.expect(&[200])?;
+        let answer = self.compute.account.send(self.client(), request)?.expect(&[200])?;
         let place = answer.header("location").context("the answer names no place for the bytes")?.to_string();
         if !trust::is_safe(&place) {
             bail!("Cloud Storage names a place without TLS for the bytes");
@@ -160,24 +141,8 @@ impl Gcp {
         }
     }
 
-    /// Waits for what Compute Engine does.
-    fn done(&self, client: &Client, operation: &Value, what: &str) -> Result<()> {
-        let name = operation["name"].as_str().context("the answer names no operation")?;
-        let url = format!("{}/operations/{}", self.compute, escape(name, true));
-        client.poll(what, EVERY, LIMIT, || {
-            let request = Request::get(&url).would(200, &json!({"status": "DONE"}));
-            let found = self.account.send(client, request)?.expect(&[200])?.json()?;
-            if found["status"] != "DONE" {
-                return Ok(None);
-            }
-            let errors = found["error"]["errors"].as_array().into_iter().flatten();
-            let errors: Vec<&str> = errors.filter_map(|error| error["message"].as_str()).collect();
-            if found["error"].is_null() { Ok(Some(())) } else { bail!("{what} failed: {}", errors.join("; ")) }
-        })
-    }
-
     fn image(&self, id: &str) -> String {
-        format!("{}/images/{}", self.compute, escape(id, true))
+        self.compute.url(&format!("global/images/{}", escape(id, true)))
     }
 }
 
@@ -203,7 +168,7 @@ impl Provider for Gcp {
     fn list(&self) -> Result<Vec<Remote>> {
         let filter = escape(&format!("name eq \"{PREFIX}.*\""), true);
         Ok(self
-            .pages(&format!("{}/images?maxResults=500&filter={filter}", self.compute))?
+            .pages(&self.compute.url(&format!("global/images?maxResults=500&filter={filter}")))?
             .iter()
             .filter_map(remote)
             .collect())
@@ -222,15 +187,15 @@ impl Provider for Gcp {
             "guestOsFeatures": [{"type": "UEFI_COMPATIBLE"}, {"type": "GVNIC"}, {"type": "VIRTIO_SCSI_MULTIQUEUE"}],
             "architecture": "X86_64",
         });
-        let request = Request::post(format!("{}/images", self.compute)).json(&body);
+        let request = Request::post(self.compute.url("global/images")).json(&body);
         let request = request.would(200, &json!({"name": "OPERATION"}));
-        let made = self.account.send(self.client(), request).and_then(|answer| answer.expect(&[200])?.json());
+        let made = self.compute.account.send(self.client(), request).and_then(|answer| answer.expect(&[200])?.json());
         let operation = match made {
             Ok(operation) => operation,
             Err(error) => return adopt(self, &image.name, error),
         };
         self.temporaries.add("image", &image.name);
-        self.done(self.client(), &operation, &format!("the import of {}", image.name))?;
+        self.compute.done(self.client(), &operation, &format!("the import of {}", image.name))?;
         self.temporaries.keep(&image.name);
         Ok(image.name.clone())
     }
@@ -238,7 +203,7 @@ impl Provider for Gcp {
     fn wait(&self, id: &str, image: &Local) -> Result<()> {
         self.client().poll(&format!("the image {id}"), EVERY, LIMIT, || {
             let request = Request::get(self.image(id)).would(200, &json!({"status": "READY"}));
-            let answer = self.account.send(self.client(), request)?;
+            let answer = self.compute.account.send(self.client(), request)?;
             if answer.status == 404 {
                 bail!("Google removed the image {id}; it did not take {}", image.name);
             }
@@ -253,12 +218,12 @@ impl Provider for Gcp {
     fn delete(&self, id: &str) -> Result<()> {
         let client = self.client().for_cleanup();
         let request = Request::delete(self.image(id)).would(200, &json!({"name": "OPERATION"}));
-        let answer = self.account.send(&client, request)?.expect(&[200, 404])?;
+        let answer = self.compute.account.send(&client, request)?.expect(&[200, 404])?;
         if answer.status == 404 {
             return Ok(());
         }
         // Its name is free, and the archive below it unused, when this has ended.
-        self.done(&client, &answer.json()?, &format!("the removal of {id}"))
+        self.compute.done(&client, &answer.json()?, &format!("the removal of {id}"))
     }
 
     fn tidy(&self) -> Result<()> {
@@ -277,7 +242,7 @@ impl Provider for Gcp {
             return self.delete(&leftover.id);
         }
         let request = Request::delete(self.object(&leftover.id)).would(204, &Value::Null);
-        self.account.send(&self.client().for_cleanup(), request)?.expect(&[200, 204, 404])?;
+        self.compute.account.send(&self.client().for_cleanup(), request)?.expect(&[200, 204, 404])?;
         Ok(())
     }
 }

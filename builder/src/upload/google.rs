@@ -1,9 +1,11 @@
 //! Who asks at Google: a service account, by a token that its key opens (RFC 7523), and Google's checksum.
 
+use super::PAGES;
 use super::settings::{self, Environment};
 use crate::input;
-use crate::web::{Answer, Client, Request, trust};
-use anyhow::{Context, Result, anyhow};
+use crate::logs::line::harmless;
+use crate::web::{Answer, Client, Refused, Request, escape, trust};
+use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::rand::SystemRandom;
@@ -13,10 +15,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
-/// What kimg does there: images, and objects of a bucket.
+/// What kimg does there: images and machines, and objects of a bucket.
 const SCOPES: &str = "https://www.googleapis.com/auth/compute https://www.googleapis.com/auth/devstorage.read_write";
 const HOUR: i64 = 3600;
+const COMPUTE: &str = "https://compute.googleapis.com";
+const EVERY: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// A service account.
 pub struct Account {
@@ -45,6 +51,10 @@ impl Account {
             let why = "GOOGLE_APPLICATION_CREDENTIALS is not set; it names a file with the key of a service account";
             return input::bad(why);
         };
+        // A key that was in such a file, when somebody asks whether it still counts.
+        if file.starts_with('{') {
+            return Account::of(client, &file);
+        }
         let text = settings::read_private(Path::new(&file))?;
         Account::of(client, &text).with_context(|| format!("reading {file}"))
     }
@@ -98,6 +108,24 @@ impl Account {
         client.send(&request.secret("authorization", format!("Bearer {token}")))
     }
 
+    /// All pages of a list, from `first` on, whose address has a query.
+    ///
+    /// # Errors
+    /// As [`Account::send`]; or it lists without end.
+    pub fn pages(&self, first: &str) -> Result<Vec<Value>> {
+        let (mut all, mut url) = (Vec::new(), first.to_string());
+        for _ in 0..PAGES {
+            let page = self.send(&self.client, Request::get(&url).would(200, &json!({})))?.expect(&[200])?.json()?;
+            let next = page["nextPageToken"].as_str().map(|token| format!("{first}&pageToken={}", escape(token, true)));
+            all.push(page);
+            match next {
+                Some(next) => url = next,
+                None => return Ok(all),
+            }
+        }
+        bail!("{first} lists without end")
+    }
+
     fn log_in(&self, client: &Client) -> Result<String> {
         let assertion = self.assertion(client.clock().now().as_second())?;
         let grant = "urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
@@ -105,8 +133,13 @@ impl Account {
         // Twice a token is no harm.
         let request = Request::post(&self.token_uri).bytes("application/x-www-form-urlencoded", body).repeatable(true);
         let request = request.hiding(false, true).would(200, &json!({"access_token": "TOKEN"}));
-        let answer =
-            client.send(&request)?.expect(&[200]).with_context(|| format!("asking for a token of {}", self.email))?;
+        let answer = client.send(&request)?;
+        let answer = match answer.status {
+            // OAuth says so of a key that does not count (RFC 6749, 5.2), for which all others have this status.
+            400 => Err(Refused { status: 401, ..answer.refused() }.into()),
+            _ => answer.expect(&[200]),
+        };
+        let answer = answer.with_context(|| format!("asking for a token of {}", self.email))?;
         Ok(answer.json()?["access_token"].as_str().context("the answer holds no token")?.to_string())
     }
 
@@ -121,6 +154,73 @@ impl Account {
             .map_err(|_| anyhow!("the key of {} does not sign", self.email))?;
         Ok(format!("{text}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
+}
+
+/// Compute Engine of a project.
+#[derive(Debug)]
+pub struct Compute {
+    /// Who asks.
+    pub account: Account,
+    url: String,
+}
+
+impl Compute {
+    /// The project of the key in `account`, or of `GOOGLE_CLOUD_PROJECT`.
+    ///
+    /// # Errors
+    /// A variable names an address without TLS.
+    pub fn new(env: Environment<'_>, account: Account) -> Result<Compute> {
+        let project = env("GOOGLE_CLOUD_PROJECT").unwrap_or_else(|| account.project.clone());
+        let url = format!("{}/compute/v1/projects/{}", endpoint(env, "COMPUTE", COMPUTE)?, escape(&project, true));
+        Ok(Compute { account, url })
+    }
+
+    /// An address in the project.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.url)
+    }
+
+    /// Waits for what Compute Engine does.
+    ///
+    /// # Errors
+    /// It fails: [`Refused`] with the code and the message of each error.
+    pub fn done(&self, client: &Client, operation: &Value, what: &str) -> Result<()> {
+        let name = operation["name"].as_str().context("the answer names no operation")?;
+        let of = |kind: &str| operation[kind].as_str().and_then(|url| url.rsplit('/').next());
+        let scope = match (of("zone"), of("region")) {
+            (Some(zone), _) => format!("zones/{}", escape(zone, true)),
+            (None, Some(region)) => format!("regions/{}", escape(region, true)),
+            (None, None) => "global".into(),
+        };
+        let url = self.url(&format!("{scope}/operations/{}", escape(name, true)));
+        client.poll(what, EVERY, LIMIT, || {
+            let request = Request::get(&url).would(200, &json!({"status": "DONE"}));
+            let found = self.account.send(client, request)?.expect(&[200])?.json()?;
+            if found["status"] != "DONE" {
+                return Ok(None);
+            }
+            if found["error"].is_null() {
+                return Ok(Some(()));
+            }
+            let part = |error: &Value, key: &str| error[key].as_str().unwrap_or_default().to_string();
+            let errors = found["error"]["errors"].as_array().into_iter().flatten();
+            let errors: Vec<String> =
+                errors.map(|error| format!("{}: {}", part(error, "code"), part(error, "message"))).collect();
+            let status = found["httpErrorStatusCode"].as_u64().and_then(|status| status.try_into().ok()).unwrap_or(400);
+            Err(Refused { what: what.into(), status, said: harmless(&errors.join("; ")) }.into())
+        })
+    }
+}
+
+/// Where one of Google's services is, by the name that gcloud has for it.
+///
+/// # Errors
+/// The variable names an address without TLS.
+pub fn endpoint(env: Environment<'_>, name: &str, default: &str) -> Result<String> {
+    let variable = format!("CLOUDSDK_API_ENDPOINT_OVERRIDES_{name}");
+    let url = env(&variable).unwrap_or_else(|| default.into());
+    trust::check_address(&variable, &url, "a token")?;
+    Ok(url.trim_end_matches('/').to_string())
 }
 
 /// CRC32C (RFC 3720, B.4) of a file as Cloud Storage says it: in base64, the first byte first.

@@ -8,7 +8,7 @@ mod aws;
 pub mod cmd;
 pub(crate) mod digitalocean;
 mod gcp;
-mod google;
+pub(crate) mod google;
 pub(crate) mod hetzner;
 pub(crate) mod linode;
 mod openstack;
@@ -20,7 +20,7 @@ mod sigv4;
 pub(crate) mod vultr;
 
 #[cfg(test)]
-mod fakes;
+pub(crate) mod fakes;
 #[cfg(test)]
 pub(crate) mod schema;
 #[cfg(test)]

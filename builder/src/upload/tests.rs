@@ -140,7 +140,7 @@ impl Stage {
             Which::Aws => Box::new(Aws::new(client, &env, Some("eu-central-1")).unwrap()),
             Which::DigitalOcean => Box::new(DigitalOcean::new(client, &env, "fra1", bucket()).unwrap()),
             Which::Gcp => {
-                let account = Account::of(client, &fakes::gcp::key_file(&url)).unwrap();
+                let account = Account::of(client, &fakes::gcp::key_file(&url, "kimg@p")).unwrap();
                 Box::new(Gcp::new(&env, account, "archive").unwrap().with_pieces_of(PART))
             }
             Which::Hetzner => {
@@ -662,7 +662,7 @@ fn an_address_with_a_password_is_refused_and_not_shown() {
         Some(if address { "https://u:pa55@api.example" } else { "s3cr3t" }.to_string())
     };
     let bucket = Bucket::open(&client, &env, "bucket", "", Some("https://s3.example"), None).unwrap();
-    let account = Account::of(&client, &fakes::gcp::key_file("https://google.example")).unwrap();
+    let account = Account::of(&client, &fakes::gcp::key_file("https://google.example", "kimg@p")).unwrap();
     for error in [
         Bucket::open(&client, &env, "bucket", "", Some("https://u:pa55@s3.example"), None).unwrap_err(),
         Aws::new(&client, &env, Some("r")).unwrap_err(),
@@ -711,7 +711,7 @@ fn no_token_goes_out_in_clear() {
     ] {
         assert!(error.to_string().contains("https:// only"), "{error}");
     }
-    let account = || Account::of(&client, &fakes::gcp::key_file("https://google.example")).unwrap();
+    let account = || Account::of(&client, &fakes::gcp::key_file("https://google.example", "kimg@p")).unwrap();
     for name in ["CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE", "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"] {
         let env = |asked: &str| (asked == name).then(|| "http://google.example".to_string());
         assert!(Gcp::new(&env, account(), "archive").unwrap_err().to_string().contains("https:// only"));
@@ -723,7 +723,7 @@ fn no_token_goes_out_in_clear() {
         };
         assert!(Aws::new(&client, &env, Some("r")).unwrap_err().to_string().contains("https:// only"));
     }
-    let error = Account::of(&client, &fakes::gcp::key_file("http://google.example")).unwrap_err();
+    let error = Account::of(&client, &fakes::gcp::key_file("http://google.example", "kimg@p")).unwrap_err();
     assert!(error.to_string().contains("https:// only"), "{error}");
     let stage = Stage::new(Which::OpenStack);
     stage.world().glance = Some("http://glance.example/image");

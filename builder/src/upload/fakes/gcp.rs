@@ -17,9 +17,9 @@ static KEY: LazyLock<rsa::RsaPrivateKey> =
     LazyLock::new(|| rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap());
 
 /// A service account's key file.
-pub(in super::super) fn key_file(url: &str) -> String {
+pub(crate) fn key_file(url: &str, email: &str) -> String {
     let pem = KEY.to_pkcs8_pem(LineEnding::LF).unwrap().to_string();
-    json!({"type": "service_account", "project_id": "p", "client_email": "kimg@p", "private_key": pem,
+    json!({"type": "service_account", "project_id": "p", "client_email": email, "private_key": pem,
         "token_uri": format!("{url}/token")})
     .to_string()
 }

@@ -2,7 +2,7 @@
 
 pub(super) mod aws;
 pub(super) mod digitalocean;
-pub(super) mod gcp;
+pub(crate) mod gcp;
 pub(super) mod hetzner;
 pub(super) mod linode;
 pub(super) mod openstack;
