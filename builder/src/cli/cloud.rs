@@ -337,7 +337,7 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     }
     let price = |thing: &Thing| -> Option<Cents> {
         let server = inventory.servers.iter().find(|server| thing.kind == "server" && server.id == thing.id)?;
-        Some(asked.offer.sizes.get(&server.size)?.monthly)
+        asked.offer.price(&server.size)
     };
     let total: Cents = things.iter().filter_map(price).sum();
     let row = |thing: &Thing| {
@@ -351,7 +351,11 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     let mut rows: Vec<Vec<String>> = things.iter().map(row).collect();
     rows.extend(images.iter().map(|image| vec!["image".into(), image.name.clone(), image.id.clone(), "?".into()]));
     print!("{}", table::render(&["KIND", "NAME", "ID", "A MONTH"], &rows));
-    println!("\n{total} {} a month; with the machines goes all that the cluster holds", asked.offer.currency);
+    let cost = match asked.offer.has_prices() {
+        true => format!("{total} {} a month", asked.offer.currency),
+        false => format!("what that costs {at} does not tell"),
+    };
+    println!("\n{cost}; with the machines goes all that the cluster holds");
     agree(settings, args.yes.is_some())?;
     asked.begin()?;
     let mut stay = Vec::new();

@@ -165,7 +165,7 @@ impl Cloud for DigitalOcean {
             one["regions"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
         };
         let size = |one: &Value| {
-            let monthly = Cents::of(one["price_monthly"].as_f64()?)?;
+            let monthly = Some(Cents::of(one["price_monthly"].as_f64()?)?);
             let available = one["available"] == true && regions(one).contains(region);
             Some((text(one, "slug").to_string(), Size { monthly, disk_gb: one["disk"].as_u64()?, available }))
         };

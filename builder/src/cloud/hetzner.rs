@@ -151,7 +151,7 @@ impl Cloud for Hetzner {
         let types = pages(&self.api, "/server_types", "server_types", "").map_err(explain)?;
         let size = |one: &Value| {
             let price = net(at(&one["prices"], region)?)?;
-            let monthly = [price, address].into_iter().sum();
+            let monthly = Some([price, address].into_iter().sum());
             let (disk_gb, available) = (one["disk"].as_u64()?, true);
             Some((text(one, "name").to_string(), Size { monthly, disk_gb, available }))
         };

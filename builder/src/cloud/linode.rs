@@ -197,7 +197,7 @@ impl Cloud for Linode {
         }
         let size = |one: &Value| {
             let here = one["region_prices"].as_array().into_iter().flatten().find(|price| price["id"] == region);
-            let monthly = Cents::of(here.unwrap_or(&one["price"])["monthly"].as_f64()?)?;
+            let monthly = Some(Cents::of(here.unwrap_or(&one["price"])["monthly"].as_f64()?)?);
             let disk_gb = one["disk"].as_u64()? / 1024;
             Some((text(one, "id").to_string(), Size { monthly, disk_gb, available: true }))
         };

@@ -73,17 +73,29 @@ impl std::iter::Sum for Cents {
 pub struct Offer {
     /// `EUR`, `USD`.
     pub currency: String,
-    /// The types of machine whose price is known, by name.
+    /// The types of machine, by name; where the provider tells prices, those that have one.
     pub sizes: BTreeMap<String, Size>,
     /// How many machines more the account may have, where the provider says it.
     pub room: Option<u64>,
 }
 
+impl Offer {
+    /// Whether the provider tells what anything costs.
+    pub fn has_prices(&self) -> bool {
+        self.sizes.values().any(|size| size.monthly.is_some())
+    }
+
+    /// What a month of a machine of this type costs.
+    pub fn price(&self, size: &str) -> Option<Cents> {
+        self.sizes.get(size)?.monthly
+    }
+}
+
 /// A type of machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// A month of it with its public address, without taxes.
-    pub monthly: Cents,
+    /// A month of it with its public address, without taxes; none where the provider tells no prices.
+    pub monthly: Option<Cents>,
     /// Its disk.
     pub disk_gb: u64,
     /// Whether it can be made in the region now; else there may be older ones.

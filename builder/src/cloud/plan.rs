@@ -37,8 +37,8 @@ pub enum Step {
         node: String,
         /// Its type.
         r#type: String,
-        /// What a month of it costs, in hundredths.
-        monthly: Cents,
+        /// What a month of it costs, in hundredths; none where the provider does not tell.
+        monthly: Option<Cents>,
     },
     /// Switch a machine on.
     Start {
@@ -65,10 +65,10 @@ pub struct Plan {
     pub refusals: Vec<String>,
     /// The currency of the amounts.
     pub currency: String,
-    /// What the machines cost in a month as they are, in hundredths, without taxes.
-    pub monthly_now: Cents,
+    /// What the machines cost in a month as they are, in hundredths, without taxes; none where the provider does not tell.
+    pub monthly_now: Option<Cents>,
     /// What they cost then.
-    pub monthly_then: Cents,
+    pub monthly_then: Option<Cents>,
     /// What they may cost.
     pub budget: Option<Cents>,
 }
@@ -106,8 +106,10 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         steps: Vec::new(),
         refusals: inventory.foreign.iter().map(|foreign| foreign.why.clone()).collect(),
         currency: offer.currency.clone(),
-        monthly_now: inventory.servers.iter().filter_map(|server| monthly(offer, &server.size)).sum(),
-        monthly_then: Cents::default(),
+        monthly_now: offer
+            .has_prices()
+            .then(|| inventory.servers.iter().filter_map(|server| offer.price(&server.size)).sum()),
+        monthly_then: None,
         budget: provider.budget.map(|whole| Cents(u64::from(whole) * 100)),
     };
     plan.network(situation);
@@ -118,20 +120,8 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         plan.node(situation, &node.entry.name, node.entry.role);
     }
     plan.strangers(situation);
-    let more: Vec<Cents> = plan.steps.iter().filter_map(Step::monthly).collect();
-    plan.count(offer, inventory, &more);
+    plan.count(offer, inventory);
     plan
-}
-
-/// What a machine of this type costs that is there.
-fn monthly(offer: &Offer, size: &str) -> Option<Cents> {
-    Some(offer.sizes.get(size)?.monthly)
-}
-
-impl Step {
-    fn monthly(&self) -> Option<Cents> {
-        if let Step::MakeServer { monthly, .. } = self { Some(*monthly) } else { None }
-    }
 }
 
 impl Plan {
@@ -224,29 +214,41 @@ impl Plan {
         }
     }
 
-    fn count(&mut self, offer: &Offer, inventory: &Inventory, more: &[Cents]) {
-        self.monthly_then = [self.monthly_now].into_iter().chain(more.iter().copied()).sum();
-        let unpriced = inventory.servers.iter().filter(|server| monthly(offer, &server.size).is_none());
-        let unpriced: Vec<String> = unpriced.map(|server| format!("{} ({})", server.node, server.size)).collect();
-        if !unpriced.is_empty() {
-            let unpriced = unpriced.join(", ");
-            match self.budget.filter(|_| !more.is_empty()) {
-                Some(budget) => self.refusals.push(format!(
-                    "{} has no price of {unpriced}, so nobody knows whether the budget of {budget} is kept; remove that \
-                     machine, or budget under [provider]",
-                    self.provider
-                )),
-                None => self.drift.push(format!("{} has no price of {unpriced}; the sums are without it", self.provider)),
+    fn count(&mut self, offer: &Offer, inventory: &Inventory) {
+        let more: Vec<Option<Cents>> = self.steps.iter().filter_map(Step::made).collect();
+        self.monthly_then = self.monthly_now.map(|now| [now].into_iter().chain(more.iter().copied().flatten()).sum());
+        let unpriced = inventory.servers.iter().filter(|server| offer.price(&server.size).is_none());
+        let unpriced = unpriced.map(|server| format!("{} ({})", server.node, server.size));
+        let new = self.steps.iter().filter_map(|step| match step {
+            Step::MakeServer { node, r#type, monthly: None } => Some(format!("{node} ({})", r#type)),
+            _ => None,
+        });
+        let unpriced: Vec<String> = unpriced.chain(new).collect();
+        match self.budget.filter(|_| !more.is_empty()) {
+            Some(budget) if !offer.has_prices() => self.refusals.push(format!(
+                "{} tells no prices, so nobody knows whether the budget of {budget} is kept; remove budget under [provider]",
+                self.provider
+            )),
+            Some(budget) if !unpriced.is_empty() => self.refusals.push(format!(
+                "{} has no price of {}, so nobody knows whether the budget of {budget} is kept; remove that machine, or \
+                 budget under [provider]",
+                self.provider,
+                unpriced.join(", ")
+            )),
+            _ if offer.has_prices() && !unpriced.is_empty() => {
+                let unpriced = unpriced.join(", ");
+                self.drift.push(format!("{} has no price of {unpriced}; the sums are without it", self.provider));
             }
+            _ => {}
         }
         if more.is_empty() {
             return;
         }
-        if let Some(budget) = self.budget.filter(|budget| self.monthly_then > *budget) {
+        if let Some((then, budget)) = self.monthly_then.zip(self.budget).filter(|(then, budget)| then > budget) {
             self.refusals.push(format!(
-                "it would cost {} {} a month, and the budget is {budget}; raise budget under [provider], or write smaller \
-                 types or fewer nodes",
-                self.monthly_then, self.currency
+                "it would cost {then} {} a month, and the budget is {budget}; raise budget under [provider], or write \
+                 smaller types or fewer nodes",
+                self.currency
             ));
         }
         if let Some(room) = offer.room.filter(|room| *room < more.len() as u64) {
@@ -268,7 +270,7 @@ impl Plan {
 
     /// Whether machines are to be made, for which images are needed.
     pub fn makes_servers(&self) -> bool {
-        self.steps.iter().any(|step| step.monthly().is_some())
+        self.steps.iter().any(|step| step.made().is_some())
     }
 
     /// As people read it: drift first.
@@ -291,23 +293,32 @@ impl Plan {
             let _ = write!(text, "\n{}", table::render(&["TO DO", "TYPE", "A MONTH"], &rows));
         }
         let budget = self.budget.map_or(String::new(), |budget| format!(", of a budget of {budget}"));
-        let _ = writeln!(
-            text,
-            "\nmachines a month: {} {} now, {} then{budget} (without taxes, traffic and images)",
-            self.monthly_now, self.currency, self.monthly_then
-        );
+        let _ = match self.monthly_now.zip(self.monthly_then) {
+            Some((now, then)) => writeln!(
+                text,
+                "\nmachines a month: {now} {} now, {then} then{budget} (without taxes, traffic and images)",
+                self.currency
+            ),
+            None => writeln!(text, "\nmachines a month: not known{budget}, as {} tells no prices", self.provider),
+        };
         text
     }
 }
 
 impl Step {
+    /// The price of the machine that it makes, where it makes one and where it is known.
+    fn made(&self) -> Option<Option<Cents>> {
+        if let Step::MakeServer { monthly, .. } = self { Some(*monthly) } else { None }
+    }
+
     fn row(&self, currency: &str) -> Vec<String> {
         let (what, size, monthly) = match self {
             Step::MakeNetwork { range } => (format!("make the private network {range}"), "", String::new()),
             Step::MakeFirewall { role } => (format!("make the firewall of the {role}s"), "", String::new()),
             Step::SetRules { role } => (format!("set the rules of the firewall of the {role}s"), "", String::new()),
             Step::MakeServer { node, r#type, monthly } => {
-                (format!("make {node}"), r#type.as_str(), format!("{monthly} {currency}"))
+                let price = monthly.map_or("not known".into(), |monthly| format!("{monthly} {currency}"));
+                (format!("make {node}"), r#type.as_str(), price)
             }
             Step::Start { node } => (format!("start {node}"), "", String::new()),
         };

@@ -72,11 +72,11 @@ impl Which {
     }
 
     /// A month of a master and a worker.
-    fn monthly(self) -> Cents {
+    fn monthly(self) -> Option<Cents> {
         match self {
-            Which::Hetzner => Cents(2 * (299 + 50)),
-            Which::DigitalOcean => Cents(600 + 1200),
-            Which::Linode | Which::Vultr => Cents(2 * 500),
+            Which::Hetzner => Some(Cents(2 * (299 + 50))),
+            Which::DigitalOcean => Some(Cents(600 + 1200)),
+            Which::Linode | Which::Vultr => Some(Cents(2 * 500)),
         }
     }
 

@@ -160,7 +160,7 @@ impl Cloud for Vultr {
             one["locations"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
         };
         let size = |one: &Value| {
-            let monthly = Cents::of(one["monthly_cost"].as_f64()?)?;
+            let monthly = Some(Cents::of(one["monthly_cost"].as_f64()?)?);
             let (disk_gb, available) = (one["disk"].as_u64()?, regions(one).contains(region));
             Some((text(one, "id").to_string(), Size { monthly, disk_gb, available }))
         };

@@ -10,11 +10,11 @@ fn a_plan_has_the_price_and_minds_the_budget() {
         let makes = |step: &Step| matches!(step, Step::MakeServer { .. });
         assert_eq!(plan.steps.iter().filter(|step| makes(step)).count(), 2);
         assert!(matches!(&plan.steps[0], Step::MakeNetwork { range } if range == "10.80.0.0/20"), "{plan:?}");
-        assert_eq!((plan.monthly_now, plan.monthly_then), (Cents(0), which.monthly()), "{which:?}");
+        assert_eq!((plan.monthly_now, plan.monthly_then), (Some(Cents(0)), which.monthly()), "{which:?}");
         assert!(plan.refusals.is_empty() && plan.makes_servers(), "{plan:?}");
         assert!(plan.shown().contains("make the firewall of the workers"), "{}", plan.shown());
         let text = serde_json::to_value(&plan).unwrap();
-        assert_eq!(text["monthlyThen"], which.monthly().0);
+        assert_eq!(text["monthlyThen"], json!(which.monthly()));
         let poor = Stage::of(which, settings(which, "budget = 6\n"));
         assert!(poor.plan().refusals[0].contains("the budget is 6.00"), "{:?}", poor.plan().refusals);
         let typo = which.provider().split('\n').nth(2).unwrap().split('"').nth(1).unwrap();
@@ -83,7 +83,7 @@ fn what_has_no_price_is_not_free() {
 fn a_size_that_is_made_no_more_keeps_its_price() {
     let stage = Stage::new(Which::DigitalOcean);
     let offer = stage.cloud().offer().unwrap();
-    assert_eq!(offer.sizes["x"], Size { monthly: Cents(100), disk_gb: 9, available: false });
+    assert_eq!(offer.sizes["x"], Size { monthly: Some(Cents(100)), disk_gb: 9, available: false });
     let elsewhere = settings(Which::DigitalOcean, "").text.replace("\"s-1vcpu-1gb\"", "\"x\"");
     let elsewhere = read(&elsewhere);
     let refusals = Stage::of(Which::DigitalOcean, elsewhere).plan().refusals;
