@@ -193,9 +193,14 @@ impl Compute {
             (None, None) => "global".into(),
         };
         let url = self.url(&format!("{scope}/operations/{}", escape(name, true)));
+        // It may be done already.
+        let mut first = Some(operation.clone()).filter(|operation| operation["status"] == "DONE");
         client.poll(what, EVERY, LIMIT, || {
             let request = Request::get(&url).would(200, &json!({"status": "DONE"}));
-            let found = self.account.send(client, request)?.expect(&[200])?.json()?;
+            let found = match first.take() {
+                Some(found) => found,
+                None => self.account.send(client, request)?.expect(&[200])?.json()?,
+            };
             if found["status"] != "DONE" {
                 return Ok(None);
             }
