@@ -3,7 +3,7 @@
 use super::{dir_flag, next, program, write_out};
 use crate::client::block_on;
 use crate::cloud::token;
-use crate::config::{SecretsForm, Settings};
+use crate::config::{ProviderName, SecretsForm, Settings};
 use crate::input::{self, BadInput};
 use crate::local::state;
 use crate::logs::line::harmless;
@@ -451,14 +451,16 @@ fn rotate_provider(settings: &Settings, old: Option<&Path>) -> Result<()> {
     };
     let (name, variable) = (provider.name.as_str(), provider.name.variable());
     let old = old.map(crate::upload::settings::read_private).transpose()?;
+    // Google's names a file itself.
+    let file = format!(" (or the file of {variable}_FILE)");
+    let file = if provider.name == ProviderName::Gcp { "" } else { &file };
     let seen = token::check(settings, provider, old.as_deref(), &Client::new(None)?, &environment)?;
     println!("the token of {variable} counts, and sees {seen} machines of {}", settings.name);
     match old {
         Some(_) => println!("{name} does not take the old one any more"),
         None => println!(
-            "if this is the one that leaked: make another at {name}, and set {variable} (or the file of {variable}_FILE); no \
-             image and no node holds it\nthen remove the old one at {name}, and look with `kimg pki rotate provider{} --old \
-             FILE`",
+            "if this is the one that leaked: make another at {name}, and set {variable}{file}; no image and no node \
+             holds it\nthen remove the old one at {name}, and look with `kimg pki rotate provider{} --old FILE`",
             dir_flag(settings)
         ),
     }

@@ -88,6 +88,7 @@ fn name(provider: &Provider) -> Name {
         ProviderName::DigitalOcean => Name::DigitalOcean,
         ProviderName::Linode => Name::Linode,
         ProviderName::Vultr => Name::Vultr,
+        ProviderName::Gcp => Name::Gcp,
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod cluster;
 pub mod destroy;
 mod digitalocean;
+mod gcp;
 mod hetzner;
 pub mod images;
 mod linode;
@@ -343,13 +344,15 @@ pub struct Busy(pub String);
 /// # Errors
 /// There is no token.
 pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Environment<'_>) -> Result<Box<dyn Cloud>> {
-    let machine = |node: &NodeSettings| machine_name(&settings.name, &node.entry.name);
+    let joint = provider.name.joint();
+    let machine = |node: &NodeSettings| machine_name(&settings.name, joint, &node.entry.name);
     let tenant = Tenant {
         cluster: settings.name.clone(),
         ca: fingerprint(&Secrets::open(&settings.secrets_dir()))?.unwrap_or_else(|| NO_CA.into()),
         region: provider.region.clone(),
         network: provider.network,
         machines: settings.nodes.iter().map(machine).collect(),
+        joint,
         status_page: settings.status_page,
     };
     Ok(match provider.name {
@@ -357,6 +360,7 @@ pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Envi
         ProviderName::DigitalOcean => Box::new(digitalocean::DigitalOcean::new(client, env, tenant)?),
         ProviderName::Linode => Box::new(linode::Linode::new(client, env, tenant)?),
         ProviderName::Vultr => Box::new(vultr::Vultr::new(client, env, tenant)?),
+        ProviderName::Gcp => Box::new(gcp::Gcp::new(client, env, tenant, provider.disk_gb)?),
     })
 }
 
@@ -413,8 +417,8 @@ fn numbered(one: &Value, what: &str) -> Result<u64> {
 }
 
 /// What a node's machine is called: no two nodes of two clusters come to the same, and its first label is the node.
-fn machine_name(cluster: &str, node: &str) -> String {
-    format!("{node}.{cluster}")
+fn machine_name(cluster: &str, joint: &str, node: &str) -> String {
+    format!("{node}{joint}{cluster}")
 }
 
 /// What a machine shows of whose it is.
@@ -440,6 +444,8 @@ pub struct Tenant {
     pub network: Ipv4Net,
     /// What the machines of its nodes are called.
     pub machines: BTreeSet<String>,
+    /// What stands between node and cluster in these names.
+    pub joint: &'static str,
     /// Whether its master has a status page.
     pub status_page: bool,
 }
@@ -482,7 +488,7 @@ impl Tenant {
 
     /// What a node's machine is called.
     fn machine(&self, node: &str) -> String {
-        machine_name(&self.cluster, node)
+        machine_name(&self.cluster, self.joint, node)
     }
 
     /// Puts a machine where it belongs: among the cluster's own, among those that might be taken for them, or nowhere.
@@ -555,7 +561,7 @@ fn explained(error: anyhow::Error, provider: &str, variable: &str) -> anyhow::Er
         400 | 409 | 422 if any(&["uniqueness", "already exists", "already in use", "must be unique"]) => {
             format!("{provider} has one already that is not this cluster's; rename the cluster, or remove that one")
         }
-        400 | 409 | 412 | 422 if any(&["unavailable", "placement_error", "not available"]) => {
+        400 | 409 | 412 | 422 | 503 if any(&["unavailable", "placement_error", "not available", "pool_exhausted"]) => {
             format!(
                 "{provider} has none of this type in this region now; write another type or region under [provider]"
             )

@@ -3,7 +3,7 @@
 use super::open;
 use crate::config::{Provider, ProviderName, Settings};
 use crate::input;
-use crate::upload::settings::{Environment, find};
+use crate::upload::settings::{Environment, find, read_private};
 use crate::web::{Client, Refused};
 use anyhow::{Context, Result};
 
@@ -15,6 +15,7 @@ impl ProviderName {
             ProviderName::DigitalOcean => "DIGITALOCEAN_TOKEN",
             ProviderName::Linode => "LINODE_TOKEN",
             ProviderName::Vultr => "VULTR_API_KEY",
+            ProviderName::Gcp => "GOOGLE_APPLICATION_CREDENTIALS",
         }
     }
 }
@@ -40,7 +41,10 @@ pub fn check(
     };
     let seen = with(env).with_context(|| format!("with the token of {variable}"))?;
     let Some(old) = old else { return Ok(seen) };
-    if find(env, variable)?.as_deref() == Some(old) {
+    // Google's variable names a file.
+    let file =
+        |now: &String| provider.name == ProviderName::Gcp && read_private(now.as_ref()).is_ok_and(|key| key == old);
+    if find(env, variable)?.is_some_and(|now| now == old || file(&now)) {
         return input::bad(format!("{variable} still has the old token; make another at the provider, and set that"));
     }
     let by_old = |name: &str| if name == variable { Some(old.to_owned()) } else { env(name) };

@@ -125,9 +125,9 @@ pub struct StatusFragment {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ProviderFragment {
-    /// `hetzner`, `digitalocean`, `linode` or `vultr`.
+    /// `hetzner`, `digitalocean`, `linode`, `vultr` or `gcp`.
     pub name: Spanned<String>,
-    /// The provider's name of a region (Hetzner: location).
+    /// The provider's name of a region (Hetzner: location, Google: zone).
     pub region: Spanned<String>,
     /// The provider's name of a type of machine (DigitalOcean: size, Vultr: plan), for all nodes that say no other.
     pub r#type: Option<Spanned<String>>,
@@ -139,7 +139,9 @@ pub struct ProviderFragment {
     pub budget: Option<Spanned<i64>>,
     /// The private network between the machines; default 10.80.0.0/20.
     pub network: Option<Spanned<String>>,
-    /// DigitalOcean, Vultr: the bucket from which it fetches images.
+    /// Google: GB of each machine's disk, which is no part of a type there; default 25.
+    pub disk_gb: Option<Spanned<i64>>,
+    /// DigitalOcean, Vultr, Google: the bucket from which it fetches images.
     pub bucket: Option<Spanned<String>>,
     /// DigitalOcean, Vultr: the bucket's server; default: `AWS_ENDPOINT_URL_S3`, else AWS' own.
     pub endpoint: Option<Spanned<String>>,

@@ -12,6 +12,10 @@ const MACHINE_NAME: usize = 63;
 /// A tag of Linode's has 50 characters, of which `kimg-cluster.` and `kimg-node.` take some.
 const LINODE_CLUSTER: usize = 37;
 const LINODE_NODE: usize = 40;
+/// A name of Google's has 63 characters: `kimg-CLUSTER-CA-worker-inside` is the longest of those with a cluster's.
+const GCP_CLUSTER: usize = 31;
+/// The second disk of a master is called `NODE--CLUSTER--2`, which is longer than `NODE.CLUSTER`.
+const GCP_MORE: usize = 4;
 
 /// Checks `[provider]`, and what the rest of the file must be where it stands.
 pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provider>, Fault> {
@@ -26,8 +30,14 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         let message = "keys in clear are for local VMs only; remove this line, and the images of [provider] seal them";
         return Err(fault(form, "secrets", message));
     }
-    let known = [ProviderName::Hetzner, ProviderName::DigitalOcean, ProviderName::Linode, ProviderName::Vultr]
-        .map(|one| (one.as_str(), one));
+    let known = [
+        ProviderName::Hetzner,
+        ProviderName::DigitalOcean,
+        ProviderName::Linode,
+        ProviderName::Vultr,
+        ProviderName::Gcp,
+    ]
+    .map(|one| (one.as_str(), one));
     let name = choice(&Some(written.name.clone()), "provider.name", &known, ProviderName::Hetzner)?;
     let network = cidr(&written.network, "provider.network", "10.80.0.0/20")?;
     let network = match network {
@@ -47,6 +57,14 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
     if name == ProviderName::Linode {
         check_linode(f, network, written)?;
     }
+    match (&written.disk_gb, name) {
+        (_, ProviderName::Gcp) => check_gcp(f)?,
+        (Some(disk), _) => {
+            let message = format!("a type of {} has its disk; remove this line", name.as_str());
+            return Err(fault(disk, "provider.disk-gb", message));
+        }
+        (None, _) => {}
+    }
     Ok(Some(Provider {
         name,
         region: word(&written.region, "provider.region")?,
@@ -56,6 +74,7 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
             None => None,
         },
         network,
+        disk_gb: number(&written.disk_gb, "provider.disk-gb", 10..65_537, 25)?,
         bucket: plain(&written.bucket),
         endpoint: plain(&written.endpoint),
         bucket_region: plain(&written.bucket_region),
@@ -89,8 +108,41 @@ fn check_bucket(name: ProviderName, written: &ProviderFragment) -> Result<(), Fa
                 None => Ok(()),
             }
         }
+        ProviderName::Gcp => {
+            let fields = [("provider.endpoint", &written.endpoint), ("provider.bucket-region", &written.bucket_region)];
+            match fields.into_iter().find_map(|(field, text)| Some((field, text.as_ref()?))) {
+                Some((field, text)) => {
+                    Err(fault(text, field, "gcp's bucket is one of Cloud Storage, found by its name; remove this line"))
+                }
+                None if written.bucket.is_none() => {
+                    let message = "gcp makes images of an archive in a bucket of Cloud Storage; add bucket = \"NAME\"";
+                    Err(fault(&written.name, "provider.bucket", message))
+                }
+                None => Ok(()),
+            }
+        }
         ProviderName::DigitalOcean | ProviderName::Vultr => Ok(()),
     }
+}
+
+/// Google's names begin with a letter, have no dot, and end early.
+fn check_gcp(f: &Fragment) -> Result<(), Fault> {
+    let cluster = f.name.get_ref().len();
+    let names = f
+        .nodes
+        .iter()
+        .map(|node| ("nodes.name", &node.get_ref().name, MACHINE_NAME.saturating_sub(1 + cluster + GCP_MORE)));
+    for (field, name, most) in [("name", &f.name, GCP_CLUSTER)].into_iter().chain(names) {
+        let text = name.get_ref();
+        if text.len() > most || text.contains("--") || !text.starts_with(|c: char| c.is_ascii_lowercase()) {
+            let message = format!(
+                "`{text}` becomes a part of names of gcp's: write at most {most} characters, a letter first, and no `-` \
+                 behind another"
+            );
+            return Err(fault(name, field, &message));
+        }
+    }
+    Ok(())
 }
 
 /// Linode's labels and tags are short, and its data centres have a private network of their own.

@@ -186,6 +186,8 @@ pub enum ProviderName {
     Linode,
     /// Vultr.
     Vultr,
+    /// Google Cloud.
+    Gcp,
 }
 
 impl ProviderName {
@@ -196,7 +198,13 @@ impl ProviderName {
             ProviderName::DigitalOcean => "digitalocean",
             ProviderName::Linode => "linode",
             ProviderName::Vultr => "vultr",
+            ProviderName::Gcp => "gcp",
         }
+    }
+
+    /// What stands between the node and the cluster in the name of a machine: Google's have no dots.
+    pub fn joint(self) -> &'static str {
+        if self == ProviderName::Gcp { "--" } else { "." }
     }
 }
 
@@ -213,7 +221,9 @@ pub struct Provider {
     pub budget: Option<u32>,
     /// The private network between the machines.
     pub network: ipnet::Ipv4Net,
-    /// DigitalOcean, Vultr: the bucket from which it fetches images, its server and its region.
+    /// GB of a machine's disk, where its type has none.
+    pub disk_gb: u32,
+    /// DigitalOcean, Vultr, Google: the bucket from which it fetches images; its server and its region.
     pub bucket: Option<String>,
     /// Its server.
     pub endpoint: Option<String>,

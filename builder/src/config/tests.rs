@@ -412,6 +412,7 @@ fn the_example_in_the_documents_is_valid() {
 fn what_no_provider_can_do_is_said() {
     let digitalocean = HETZNER.replace("hetzner", "digitalocean");
     let linode = HETZNER.replace("hetzner", "linode");
+    let gcp = format!("{}\nbucket = \"b\"", HETZNER.replace("hetzner", "gcp"));
     let cases = [
         (HETZNER.replace("hetzner", "acme"), THREE, ":3:8: provider.name: `acme` is not known; write \"hetzner\" or"),
         (HETZNER.replace("nbg1", "nbg1&x"), THREE, ":4:10: provider.region: `nbg1&x` is no name"),
@@ -433,6 +434,16 @@ fn what_no_provider_can_do_is_said() {
             "[[nodes]]\nname = \"m--1\"\nrole = \"master\"\n",
             "nodes.name: `m--1` becomes a label and a tag of linode's: write at most 40 characters",
         ),
+        (format!("{HETZNER}\ndisk-gb = 30"), THREE, "provider.disk-gb: a type of hetzner has its disk"),
+        (format!("{gcp}\ndisk-gb = 5"), THREE, "provider.disk-gb: 5 is out of range; write 10 to 65536"),
+        (format!("{gcp}\nendpoint = \"https://s3.example\""), THREE, "provider.endpoint: gcp's bucket is one of Cloud"),
+        (gcp.replace("\nbucket = \"b\"", ""), THREE, "provider.bucket: gcp makes images of an archive in a bucket"),
+        (
+            gcp.clone(),
+            "[[nodes]]\nname = \"1m\"\nrole = \"master\"\n",
+            "nodes.name: `1m` becomes a part of names of gcp's: write at most 54 characters, a letter first",
+        ),
+        (gcp, "[[nodes]]\nname = \"m--1\"\nrole = \"master\"\n", "and no `-` behind another"),
         (digitalocean.replace("digitalocean", "vultr"), THREE, "provider.bucket: vultr fetches images from a bucket"),
         (digitalocean, THREE, "provider.bucket: digitalocean fetches images from a bucket"),
         (

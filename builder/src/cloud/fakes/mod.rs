@@ -2,6 +2,7 @@
 //! slowly, and remember it from one run of kimg to the next.
 
 pub(super) mod digitalocean;
+pub(super) mod gcp;
 pub(super) mod hetzner;
 pub(super) mod linode;
 pub(super) mod vultr;
@@ -28,6 +29,8 @@ pub(super) struct World {
     /// Networks, firewalls and keys as they were asked for, by kind and id.
     pub(super) things: BTreeMap<(&'static str, u64), Value>,
     pub(super) tags: BTreeSet<String>,
+    /// What was begun by calls that bear a number, by it, and how it ended.
+    pub(super) operations: BTreeMap<String, Value>,
     pub(super) count: u64,
     pub(super) answered: usize,
     /// The user interrupts kimg by this clock behind so many calls.

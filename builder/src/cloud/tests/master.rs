@@ -262,7 +262,8 @@ fn behind_whichever_call_of_healing_it_is_killed_the_next_one_ends_the_same() {
             let masters: Vec<&str> =
                 servers.iter().filter(|one| one.node == "m").map(|one| one.image.as_str()).collect();
             assert_eq!((masters, servers.len()), (vec![SUM], 3), "{at}");
-            assert_eq!(stage.world().machines.contains_key(&old), !gone, "{at}");
+            // Google's fake knows the master by its address, which stays.
+            assert_eq!(stage.world().machines.contains_key(&old), !gone || which == Which::Gcp, "{at}");
             assert_eq!(stage.world().kinds(), there.kinds(), "{at}");
             let told = fake.0.borrow();
             assert!(!told.machines["m"].awaits_backup && told.faults.is_empty(), "{at}: {:?}", told.faults);

@@ -28,7 +28,8 @@ fn what_only_looks_like_ours_is_named_and_not_touched() {
         let plan = stage.plan();
         assert_eq!(plan.refusals.len(), 1, "{which:?}: {plan:?}");
         let said = &plan.refusals[0];
-        assert!([name, says, &id.to_string()].iter().all(|part| said.contains(part)), "{which:?}: {said}");
+        let (name, says) = (&which.named(name), &which.named(says));
+        assert!([name, says, &id.to_string()].iter().all(|part| said.contains(*part)), "{which:?}: {said}");
         let error = stage.up().unwrap_err();
         assert!(error.is::<BadInput>() && error.to_string() == *said, "{which:?}: {error:#}");
         let inventory = stage.cloud().inventory().unwrap();
