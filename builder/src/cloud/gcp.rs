@@ -8,14 +8,13 @@
 //! only where it is reserved; and no disk can be written anew: a master's is changed for another one. None of this was
 //! tried at Google.
 
-use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
+use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE, relabel};
 use super::{
     ANYWHERE, Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant,
     Thing, checked, explained, image_of, text,
 };
 use crate::config::nearest;
 use crate::input;
-use crate::machines::NO_IMAGE;
 use crate::upload::google::{Account, Compute};
 use crate::upload::settings::Environment;
 use crate::web::{Answer, Client, Interrupted, Refused, Request, escape};
@@ -148,14 +147,6 @@ impl Gcp {
     fn instance(&self, server: &Server) -> Result<Value> {
         let path = format!("zones/{}/instances/{}", server.region, server.id);
         self.find(&path)?.with_context(|| format!("the machine of {} is gone", server.node))
-    }
-
-    fn labels(&self, more: &[(&str, &str)]) -> Value {
-        let mut labels = json!({CLUSTER: self.tenant.cluster, CA: self.tenant.ca});
-        for (key, value) in more {
-            labels[key] = json!(value);
-        }
-        labels
     }
 
     fn marks<'a>(&self, one: &'a Value) -> Marks<'a> {
@@ -443,13 +434,13 @@ impl Cloud for Gcp {
             access["natIP"] = json!(self.reserve()?);
             self.drop_disks(&self.disks(order.node))?;
         }
-        let mut labels = vec![(NODE, order.node), (ROLE, order.role.as_str())];
-        labels.extend(Some((IMAGE, order.image)).filter(|_| order.image != NO_IMAGE));
+        let mut labels = self.tenant.labels(&[(NODE, order.node), (ROLE, order.role.as_str())]);
+        relabel(&mut labels, order.image);
         let (region, subnet) = order.network.id.split_once('/').context("the private network has no region")?;
         let body = json!({
             "name": name,
             "machineType": self.in_zone(&format!("machineTypes/{}", order.size)),
-            "labels": self.labels(&labels),
+            "labels": labels,
             "tags": {"items": [order.firewall.id]},
             "networkInterfaces": [{
                 "subnetwork": format!("regions/{region}/subnetworks/{subnet}"),
@@ -464,7 +455,7 @@ impl Cloud for Gcp {
                     "sourceImage": format!("global/images/{}", order.image_id),
                     "diskSizeGb": self.disk_gb.to_string(),
                     "diskType": self.disk_type(order.size),
-                    "labels": self.labels(&[]),
+                    "labels": self.tenant.labels(&[]),
                 },
             }],
             "metadata": {"items": [{"key": "user-data", "value": order.user_data}]},
@@ -499,7 +490,7 @@ impl Cloud for Gcp {
             "sourceImage": format!("global/images/{}", order.image_id),
             "sizeGb": self.disk_gb.to_string(),
             "type": self.disk_type(&server.size),
-            "labels": self.labels(&[]),
+            "labels": self.tenant.labels(&[]),
         });
         if !self.make(&self.in_zone("disks"), &disk, &what)? {
             return input::bad(format!("a disk is called {new}, as one of this cluster would be; rename or remove it"));
@@ -519,11 +510,7 @@ impl Cloud for Gcp {
     fn mark(&self, server: &Server, image: &str) -> Result<()> {
         let one = self.instance(server)?;
         let mut labels = one["labels"].clone();
-        if image == NO_IMAGE {
-            labels.as_object_mut().map(|labels| labels.remove(IMAGE));
-        } else {
-            labels[IMAGE] = json!(image);
-        }
+        relabel(&mut labels, image);
         let body = json!({"labels": labels, "labelFingerprint": one["labelFingerprint"]});
         let (path, what) = (format!("{}/setLabels", place(&one)?), format!("labelling {}", server.node));
         let answer = self.call(&what, |url| Request::post(url).json(&body), &path)?;

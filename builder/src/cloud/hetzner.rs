@@ -4,14 +4,13 @@
 //! Names of servers, networks and firewalls are unique in a project. A firewall filters what comes from outside; the
 //! private network is behind it.
 
-use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
+use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE, relabel};
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
     Tenant, Thing, explained, image_of, numbered, open_ports, text,
 };
 use crate::config::nearest;
 use crate::input;
-use crate::machines::NO_IMAGE;
 use crate::upload::api::Api;
 use crate::upload::hetzner::{done, pages, project};
 use crate::upload::may_be_done;
@@ -36,14 +35,6 @@ impl Hetzner {
     /// There is no token.
     pub fn new(client: &Client, env: Environment<'_>, tenant: Tenant) -> Result<Hetzner> {
         Ok(Hetzner { api: project(client, env)?, tenant })
-    }
-
-    fn labels(&self, more: &[(&str, &str)]) -> Value {
-        let mut labels = json!({CLUSTER: self.tenant.cluster, CA: self.tenant.ca});
-        for (key, value) in more {
-            labels[key] = json!(value);
-        }
-        labels
     }
 
     /// What bears the cluster's labels.
@@ -188,7 +179,7 @@ impl Cloud for Hetzner {
             "name": self.tenant.name(),
             "ip_range": range,
             "subnets": [{"type": "cloud", "ip_range": range, "network_zone": self.zone()?}],
-            "labels": self.labels(&[]),
+            "labels": self.tenant.labels(&[]),
         });
         let made = self.make("/networks", "networks", "network", &body)?;
         network(&made["network"])
@@ -203,7 +194,7 @@ impl Cloud for Hetzner {
             "name": self.tenant.firewall(role),
             "rules": self.written(role),
             "apply_to": apply,
-            "labels": self.labels(&[(ROLE, role.as_str())]),
+            "labels": self.tenant.labels(&[(ROLE, role.as_str())]),
         });
         let made = self.make("/firewalls", "firewalls", "firewall", &body)?;
         Ok(Firewall { id: id(&made["firewall"], "the firewall")?, role, rules: self.rules(role) })
@@ -230,8 +221,8 @@ impl Cloud for Hetzner {
     }
 
     fn make_server(&self, order: &Order<'_>) -> Result<()> {
-        let mut labels = vec![(NODE, order.node), (ROLE, order.role.as_str())];
-        labels.extend(Some((IMAGE, order.image)).filter(|_| order.image != NO_IMAGE));
+        let mut labels = self.tenant.labels(&[(NODE, order.node), (ROLE, order.role.as_str())]);
+        relabel(&mut labels, order.image);
         let body = json!({
             "name": self.tenant.machine(order.node),
             "server_type": order.size,
@@ -240,7 +231,7 @@ impl Cloud for Hetzner {
             "user_data": order.user_data,
             "networks": [number(&order.network.id)?],
             "firewalls": [{"firewall": number(&order.firewall.id)?}],
-            "labels": self.labels(&labels),
+            "labels": labels,
         });
         let made = self.make("/servers", "servers", "server", &body)?;
         if made["action"].is_object() {
@@ -265,11 +256,7 @@ impl Cloud for Hetzner {
         let all = self.ours("/servers", "servers")?;
         let one = all.iter().find(|one| one["id"].as_u64().is_some_and(|id| server.id.parse() == Ok(id)));
         let mut labels = one.with_context(|| format!("the machine of {} is gone", server.node))?["labels"].clone();
-        if image == NO_IMAGE {
-            labels.as_object_mut().map(|labels| labels.remove(IMAGE));
-        } else {
-            labels[IMAGE] = json!(image);
-        }
+        relabel(&mut labels, image);
         let request = Request::put(self.api.url(&format!("/servers/{}", server.id))).json(&json!({"labels": labels}));
         self.api.send(request).and_then(|answer| answer.expect(&[200])).map(|_| ()).map_err(explain)
     }

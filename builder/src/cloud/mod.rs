@@ -452,11 +452,34 @@ pub struct Tenant {
 
 /// What things of a cluster bear, at providers whose labels or tags have a key and a value.
 mod marks {
+    use crate::machines::NO_IMAGE;
+    use serde_json::{Value, json};
+
     pub(super) const CLUSTER: &str = "kimg-cluster";
     pub(super) const CA: &str = "kimg-ca";
     pub(super) const NODE: &str = "kimg-node";
     pub(super) const ROLE: &str = "kimg-role";
     pub(super) const IMAGE: &str = "kimg-image";
+
+    impl super::Tenant {
+        /// The labels of something of the cluster's.
+        pub(super) fn labels(&self, more: &[(&str, &str)]) -> Value {
+            let mut labels = json!({CLUSTER: self.cluster, CA: self.ca});
+            for (key, value) in more {
+                labels[key] = json!(value);
+            }
+            labels
+        }
+    }
+
+    /// Notes an image among labels; none while it is being made anew.
+    pub(super) fn relabel(labels: &mut Value, image: &str) {
+        if image == NO_IMAGE {
+            labels.as_object_mut().map(|labels| labels.remove(IMAGE));
+        } else {
+            labels[IMAGE] = json!(image);
+        }
+    }
 }
 
 impl Tenant {
