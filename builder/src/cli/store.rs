@@ -6,9 +6,11 @@ use crate::client::node::NodeClient;
 use crate::config::Settings;
 use crate::input;
 use crate::local::state;
+use crate::logs::line::harmless;
 use crate::node::Target;
+use crate::table;
 use anyhow::{Context, Result};
-use node_api::{Done, path};
+use node_api::{Done, StoreMember, path};
 use node_metadata::Role;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -54,6 +56,12 @@ enum StoreCommand {
     },
     /// Read the whole store through, and compare it with what the API server has in memory
     Check,
+    /// The members of etcd, one on each master, as one of them sees them
+    Members {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The engines of the store.
@@ -103,6 +111,13 @@ pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
             let done: Done = block_on(target.client(settings)?.post(path::STORE_MIGRATE, Some(&body)))?;
             println!("{}", done.message);
         }
+        StoreCommand::Members { json } => {
+            let members: Vec<StoreMember> = block_on(target.client(settings)?.get(path::STORE_MEMBERS))?;
+            match json {
+                true => println!("{}", serde_json::to_string_pretty(&members).context("writing JSON")?),
+                false => print!("{}", table_of(&members)),
+            }
+        }
         StoreCommand::Check => {
             let client = target.client(settings)?;
             let mut text = Vec::new();
@@ -114,6 +129,23 @@ pub(super) fn run(args: &StoreArgs, settings: &Settings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn table_of(members: &[StoreMember]) -> String {
+    let row = |member: &StoreMember| {
+        let vote = match (member.learner, member.leader) {
+            (true, _) => "none yet",
+            (false, true) => "leads",
+            (false, false) => "yes",
+        };
+        let state = match (member.healthy, member.started) {
+            (true, _) => "healthy",
+            (false, true) => "does not answer",
+            (false, false) => "has not started yet",
+        };
+        [harmless(&member.name), harmless(&member.peer), vote.into(), state.into()].to_vec()
+    };
+    table::render(&["MEMBER", "PEER", "VOTE", "STATE"], &members.iter().map(row).collect::<Vec<_>>())
 }
 
 /// Takes a snapshot over; the file has its name only when it is whole.
