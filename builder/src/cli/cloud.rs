@@ -6,7 +6,7 @@ use crate::cloud::images::{self, Image, Images, Uploads};
 use crate::cloud::machines::{CloudMachines, NodeApi};
 use crate::cloud::plan::{self, Plan, Situation};
 use crate::cloud::up::{Done, Up};
-use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Server, Thing, destroy};
+use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Server, Thing, amount, destroy};
 use crate::config::{Provider, Settings};
 use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
@@ -339,7 +339,8 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
         let server = inventory.servers.iter().find(|server| thing.kind == "server" && server.id == thing.id)?;
         asked.offer.price(&server.size)
     };
-    let total: Cents = things.iter().filter_map(price).sum();
+    let prices: Vec<Option<Cents>> = things.iter().filter(|thing| thing.kind == "server").map(price).collect();
+    let and = if prices.iter().all(Option::is_some) { "" } else { ", and what has no known price" };
     let row = |thing: &Thing| {
         let price = match price(thing) {
             Some(price) => price.to_string(),
@@ -351,9 +352,9 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     let mut rows: Vec<Vec<String>> = things.iter().map(row).collect();
     rows.extend(images.iter().map(|image| vec!["image".into(), image.name.clone(), image.id.clone(), "?".into()]));
     print!("{}", table::render(&["KIND", "NAME", "ID", "A MONTH"], &rows));
-    let cost = match asked.offer.has_prices() {
-        true => format!("{total} {} a month", asked.offer.currency),
-        false => format!("what that costs {at} does not tell"),
+    let cost = match Cents::total(prices) {
+        Some(total) => format!("{} a month{and}", amount(Some(total), &asked.offer.currency)),
+        None => "what that costs is not known".into(),
     };
     println!("\n{cost}; with the machines goes all that the cluster holds");
     agree(settings, args.yes.is_some())?;

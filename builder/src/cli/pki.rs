@@ -449,10 +449,11 @@ fn rotate_provider(settings: &Settings, old: Option<&Path>) -> Result<()> {
              (docs/uploads.md says where kimg reads it)",
         );
     };
-    let (name, variable) = (provider.name.as_str(), provider.name.variable());
+    let (name, variables) = (provider.name.as_str(), provider.name.variables(&environment));
+    let (variable, files) = (variables.join(" and "), variables.join("_FILE and "));
     let old = old.map(crate::upload::settings::read_private).transpose()?;
     // Google's names a file itself.
-    let file = format!(" (or the file of {variable}_FILE)");
+    let file = format!(" (or the file of {files}_FILE)");
     let file = if provider.name == ProviderName::Gcp { "" } else { &file };
     let seen = token::check(settings, provider, old.as_deref(), &Client::new(None)?, &environment)?;
     println!("the token of {variable} counts, and sees {seen} machines of {}", settings.name);

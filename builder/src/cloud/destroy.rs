@@ -50,7 +50,10 @@ pub fn of_node(settings: &Settings, inventory: &Inventory, node: &str) -> Result
         return input::bad(format!("the store goes with {node}; `kimg destroy` removes the whole cluster"));
     }
     let machines = inventory.servers.iter().filter(|server| server.node == node);
-    let things: Vec<Thing> = machines.map(super::Server::thing).collect();
+    // What was made before a machine that could not be made.
+    let of_node = |thing: &&Thing| thing.name == node && ["server", "port", "floating-ip"].contains(&thing.kind);
+    let things: Vec<Thing> =
+        machines.map(super::Server::thing).chain(inventory.rest.iter().filter(of_node).cloned()).collect();
     if things.is_empty() { input::bad(format!("{node} has no machine; see `kimg plan`")) } else { Ok(things) }
 }
 

@@ -10,10 +10,10 @@
 
 use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE, relabel};
 use super::{
-    ANYWHERE, Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant,
+    ANYWHERE, Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, State, Tenant,
     Thing, checked, explained, image_of, text,
 };
-use crate::config::nearest;
+use crate::config::{Provider, nearest};
 use crate::input;
 use crate::upload::google::{Account, Compute};
 use crate::upload::settings::Environment;
@@ -34,7 +34,7 @@ pub struct Gcp {
     compute: Compute,
     tenant: Tenant,
     region: String,
-    disk_gb: u32,
+    provider: Provider,
 }
 
 impl Gcp {
@@ -42,10 +42,10 @@ impl Gcp {
     ///
     /// # Errors
     /// There is no key.
-    pub fn new(client: &Client, env: Environment<'_>, tenant: Tenant, disk_gb: u32) -> Result<Gcp> {
+    pub fn new(client: &Client, env: Environment<'_>, tenant: Tenant, provider: &Provider) -> Result<Gcp> {
         let compute = Compute::new(env, Account::open(client, env)?)?;
         let region = tenant.region.rsplit_once('-').map_or(tenant.region.as_str(), |(region, _)| region).to_string();
-        Ok(Gcp { compute, tenant, region, disk_gb })
+        Ok(Gcp { compute, tenant, region, provider: provider.clone() })
     }
 
     fn client(&self) -> &Client {
@@ -346,11 +346,11 @@ impl Cloud for Gcp {
         };
         let room = ["INSTANCES", "IN_USE_ADDRESSES"].into_iter().filter_map(left).min();
         let types = self.list(&self.in_zone("machineTypes?maxResults=500"))?;
-        // Prices stand in another API, which this key need not be allowed to ask.
-        let size = Size { monthly: None, disk_gb: u64::from(self.disk_gb), available: true };
         let fits = |one: &&Value| one["architecture"] != "ARM64";
-        let sizes = types.iter().filter(fits).map(|one| (text(one, "name").to_string(), size)).collect();
-        Ok(Offer { currency: "USD".into(), sizes, room })
+        let disk_gb = u64::from(self.provider.disk_gb);
+        let sizes = types.iter().filter(fits).map(|one| (text(one, "name").to_string(), disk_gb));
+        // Prices stand in another API, which this key need not be allowed to ask.
+        Ok(Offer::at_written_prices(&self.provider, sizes, room))
     }
 
     fn inventory(&self) -> Result<Inventory> {
@@ -453,7 +453,7 @@ impl Cloud for Gcp {
                 "initializeParams": {
                     "diskName": name,
                     "sourceImage": format!("global/images/{}", order.image_id),
-                    "diskSizeGb": self.disk_gb.to_string(),
+                    "diskSizeGb": self.provider.disk_gb.to_string(),
                     "diskType": self.disk_type(order.size),
                     "labels": self.tenant.labels(&[]),
                 },
@@ -488,7 +488,7 @@ impl Cloud for Gcp {
         let disk = json!({
             "name": new,
             "sourceImage": format!("global/images/{}", order.image_id),
-            "sizeGb": self.disk_gb.to_string(),
+            "sizeGb": self.provider.disk_gb.to_string(),
             "type": self.disk_type(&server.size),
             "labels": self.tenant.labels(&[]),
         });

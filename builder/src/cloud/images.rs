@@ -87,6 +87,7 @@ fn name(provider: &Provider) -> Name {
         ProviderName::Hetzner => Name::Hetzner,
         ProviderName::DigitalOcean => Name::DigitalOcean,
         ProviderName::Linode => Name::Linode,
+        ProviderName::OpenStack => Name::OpenStack,
         ProviderName::Vultr => Name::Vultr,
         ProviderName::Gcp => Name::Gcp,
     }

@@ -17,7 +17,9 @@ pub mod images;
 mod linode;
 pub mod machines;
 pub mod master;
+mod openstack;
 pub mod plan;
+mod rules;
 mod tags;
 pub mod token;
 pub mod up;
@@ -55,6 +57,13 @@ impl Cents {
         // `as` keeps within bounds.
         (amount.is_finite() && amount >= 0.0).then(|| Cents((amount * 100.0).round() as u64))
     }
+
+    /// The sum of the prices that are known; none where there are prices and none is known.
+    pub fn total(prices: impl IntoIterator<Item = Option<Cents>>) -> Option<Cents> {
+        let prices: Vec<Option<Cents>> = prices.into_iter().collect();
+        let known = prices.is_empty() || prices.iter().any(Option::is_some);
+        known.then(|| prices.into_iter().flatten().sum())
+    }
 }
 
 impl std::fmt::Display for Cents {
@@ -81,9 +90,21 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Whether the provider tells what anything costs.
-    pub fn has_prices(&self) -> bool {
-        self.sizes.values().any(|size| size.monthly.is_some())
+    /// What can be had of a provider that tells no prices, at those of `cluster.toml`: types of machine with their disks.
+    fn at_written_prices(provider: &Provider, types: impl Iterator<Item = (String, u64)>, room: Option<u64>) -> Offer {
+        let price = |name: &str| provider.prices.get(name).map(|price| Cents(*price));
+        // One without a disk would need a volume, which is not made.
+        let size = |(name, disk_gb): (String, u64)| {
+            let size = Size { monthly: price(&name), disk_gb, available: disk_gb > 0 };
+            (name, size)
+        };
+        let mut sizes: BTreeMap<String, Size> = types.map(size).collect();
+        for name in provider.prices.keys() {
+            // One that is made no more keeps its price.
+            let old = Size { monthly: price(name), disk_gb: 0, available: false };
+            sizes.entry(name.clone()).or_insert(old);
+        }
+        Offer { currency: provider.currency.clone().unwrap_or_default(), sizes, room }
     }
 
     /// What a month of a machine of this type costs.
@@ -92,10 +113,15 @@ impl Offer {
     }
 }
 
+/// A sum as people read it: what nobody says is unknown, which is not nothing. Without any price there may be no currency.
+pub fn amount(sum: Option<Cents>, currency: &str) -> String {
+    sum.map_or("unknown".into(), |sum| format!("{sum} {currency}").trim_end().to_string())
+}
+
 /// A type of machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// A month of it with its public address, without taxes; none where the provider tells no prices.
+    /// A month of it with its public address, without taxes, where the provider or `cluster.toml` says it.
     pub monthly: Option<Cents>,
     /// Its disk.
     pub disk_gb: u64,
@@ -359,8 +385,9 @@ pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Envi
         ProviderName::Hetzner => Box::new(hetzner::Hetzner::new(client, env, tenant)?),
         ProviderName::DigitalOcean => Box::new(digitalocean::DigitalOcean::new(client, env, tenant)?),
         ProviderName::Linode => Box::new(linode::Linode::new(client, env, tenant)?),
+        ProviderName::OpenStack => Box::new(openstack::OpenStack::new(client, env, tenant, provider)?),
         ProviderName::Vultr => Box::new(vultr::Vultr::new(client, env, tenant)?),
-        ProviderName::Gcp => Box::new(gcp::Gcp::new(client, env, tenant, provider.disk_gb)?),
+        ProviderName::Gcp => Box::new(gcp::Gcp::new(client, env, tenant, provider)?),
     })
 }
 
@@ -572,7 +599,7 @@ fn explained(error: anyhow::Error, provider: &str, variable: &str) -> anyhow::Er
     let any = |words: &[&str]| words.iter().any(|word| said.contains(word));
     let sentence = match refused.status {
         401 => format!("{provider} does not take the token of {variable}; make one that reads and writes"),
-        400 | 403 | 422 if any(&["limit_exceeded", "droplet limit", "limit reached", "exceed"]) => {
+        400 | 403 | 409 | 422 if any(&["limit_exceeded", "droplet limit", "limit reached", "exceed"]) => {
             format!("the account at {provider} may have no more of these; remove some, or ask {provider} for more")
         }
         403 if any(&["readonly", "forbidden", "not authorized", "unauthorized", "permission"]) => {

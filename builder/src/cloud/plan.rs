@@ -1,6 +1,6 @@
 //! What is missing at the provider, what somebody changed by hand, and what it all costs. Pure.
 
-use super::{Cents, Cloud, Firewall, Inventory, Network, Offer, ROLES, Rule, Server, Size, State};
+use super::{Cents, Cloud, Firewall, Inventory, Network, Offer, ROLES, Rule, Server, Size, State, Thing, amount};
 use crate::config::{Provider, Settings, nearest};
 use crate::input;
 use crate::logs::line::harmless;
@@ -37,7 +37,7 @@ pub enum Step {
         node: String,
         /// Its type.
         r#type: String,
-        /// What a month of it costs, in hundredths; none where the provider does not tell.
+        /// What a month of it costs, in hundredths, where somebody says it.
         monthly: Option<Cents>,
     },
     /// Switch a machine on.
@@ -65,10 +65,13 @@ pub struct Plan {
     pub refusals: Vec<String>,
     /// The currency of the amounts.
     pub currency: String,
-    /// What the machines cost in a month as they are, in hundredths, without taxes; none where the provider does not tell.
+    /// What the machines cost in a month as they are, in hundredths, without taxes; none where nobody says it of
+    /// any.
     pub monthly_now: Option<Cents>,
     /// What they cost then.
     pub monthly_then: Option<Cents>,
+    /// Machines, there or to be made, that are in neither sum: nobody says what they cost.
+    pub unpriced: Vec<String>,
     /// What they may cost.
     pub budget: Option<Cents>,
 }
@@ -106,10 +109,9 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         steps: Vec::new(),
         refusals: inventory.foreign.iter().map(|foreign| foreign.why.clone()).collect(),
         currency: offer.currency.clone(),
-        monthly_now: offer
-            .has_prices()
-            .then(|| inventory.servers.iter().filter_map(|server| offer.price(&server.size)).sum()),
+        monthly_now: None,
         monthly_then: None,
+        unpriced: Vec::new(),
         budget: provider.budget.map(|whole| Cents(u64::from(whole) * 100)),
     };
     plan.network(situation);
@@ -120,7 +122,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         plan.node(situation, &node.entry.name, node.entry.role);
     }
     plan.strangers(situation);
-    plan.count(offer, inventory);
+    plan.count(provider, offer, inventory);
     plan
 }
 
@@ -212,34 +214,35 @@ impl Plan {
                 server.node, server.size, server.id
             ));
         }
+        let left = |thing: &&Thing| thing.kind == "floating-ip" && !known(&thing.name);
+        for Thing { id, name, .. } in situation.inventory.rest.iter().filter(left) {
+            self.drift.push(format!(
+                "the address {id} of {name}, which is no node of cluster.toml, stays and may cost money; `kimg destroy --node \
+                 {name}` removes it"
+            ));
+        }
     }
 
-    fn count(&mut self, offer: &Offer, inventory: &Inventory) {
-        let more: Vec<Option<Cents>> = self.steps.iter().filter_map(Step::made).collect();
-        self.monthly_then = self.monthly_now.map(|now| [now].into_iter().chain(more.iter().copied().flatten()).sum());
-        let unpriced = inventory.servers.iter().filter(|server| offer.price(&server.size).is_none());
-        let unpriced = unpriced.map(|server| format!("{} ({})", server.node, server.size));
-        let new = self.steps.iter().filter_map(|step| match step {
-            Step::MakeServer { node, r#type, monthly: None } => Some(format!("{node} ({})", r#type)),
+    fn count(&mut self, provider: &Provider, offer: &Offer, inventory: &Inventory) {
+        let made = |step: &Step| match step {
+            Step::MakeServer { node, r#type, monthly } => Some((format!("{node} ({})", r#type), *monthly)),
             _ => None,
-        });
-        let unpriced: Vec<String> = unpriced.chain(new).collect();
-        match self.budget.filter(|_| !more.is_empty()) {
-            Some(budget) if !offer.has_prices() => self.refusals.push(format!(
-                "{} tells no prices, so nobody knows whether the budget of {budget} is kept; remove budget under [provider]",
-                self.provider
-            )),
-            Some(budget) if !unpriced.is_empty() => self.refusals.push(format!(
-                "{} has no price of {}, so nobody knows whether the budget of {budget} is kept; remove that machine, or \
-                 budget under [provider]",
+        };
+        let there = |server: &Server| (format!("{} ({})", server.node, server.size), offer.price(&server.size));
+        let there: Vec<(String, Option<Cents>)> = inventory.servers.iter().map(there).collect();
+        let more: Vec<(String, Option<Cents>)> = self.steps.iter().filter_map(made).collect();
+        let all = || there.iter().chain(&more);
+        self.monthly_now = Cents::total(there.iter().map(|(_, price)| *price));
+        self.monthly_then = Cents::total(all().map(|(_, price)| *price));
+        self.unpriced = all().filter(|(_, price)| price.is_none()).map(|(name, _)| name.clone()).collect();
+        if let Some(budget) = self.budget.filter(|_| !more.is_empty() && !self.unpriced.is_empty()) {
+            self.refusals.push(format!(
+                "{} has no price of {}, so nobody knows whether the budget of {budget} is kept; {}, or remove budget under \
+                 [provider]",
                 self.provider,
-                unpriced.join(", ")
-            )),
-            _ if offer.has_prices() && !unpriced.is_empty() => {
-                let unpriced = unpriced.join(", ");
-                self.drift.push(format!("{} has no price of {unpriced}; the sums are without it", self.provider));
-            }
-            _ => {}
+                self.unpriced.join(", "),
+                if provider.name.tells_prices() { "remove that machine" } else { "write its price under [provider.prices]" }
+            ));
         }
         if more.is_empty() {
             return;
@@ -270,7 +273,7 @@ impl Plan {
 
     /// Whether machines are to be made, for which images are needed.
     pub fn makes_servers(&self) -> bool {
-        self.steps.iter().any(|step| step.made().is_some())
+        self.steps.iter().any(|step| matches!(step, Step::MakeServer { .. }))
     }
 
     /// As people read it: drift first.
@@ -293,32 +296,29 @@ impl Plan {
             let _ = write!(text, "\n{}", table::render(&["TO DO", "TYPE", "A MONTH"], &rows));
         }
         let budget = self.budget.map_or(String::new(), |budget| format!(", of a budget of {budget}"));
-        let _ = match self.monthly_now.zip(self.monthly_then) {
-            Some((now, then)) => writeln!(
-                text,
-                "\nmachines a month: {now} {} now, {then} then{budget} (without taxes, traffic and images)",
-                self.currency
-            ),
-            None => writeln!(text, "\nmachines a month: not known{budget}, as {} tells no prices", self.provider),
+        let without = match &self.unpriced[..] {
+            [] => String::new(),
+            unpriced => format!("; and without {}, whose price nobody says", unpriced.join(", ")),
         };
+        let _ = writeln!(
+            text,
+            "\nmachines a month: {} now, {} then{budget} (without taxes, traffic and images{})",
+            amount(self.monthly_now, &self.currency),
+            amount(self.monthly_then, &self.currency),
+            harmless(&without)
+        );
         text
     }
 }
 
 impl Step {
-    /// The price of the machine that it makes, where it makes one and where it is known.
-    fn made(&self) -> Option<Option<Cents>> {
-        if let Step::MakeServer { monthly, .. } = self { Some(*monthly) } else { None }
-    }
-
     fn row(&self, currency: &str) -> Vec<String> {
         let (what, size, monthly) = match self {
             Step::MakeNetwork { range } => (format!("make the private network {range}"), "", String::new()),
             Step::MakeFirewall { role } => (format!("make the firewall of the {role}s"), "", String::new()),
             Step::SetRules { role } => (format!("set the rules of the firewall of the {role}s"), "", String::new()),
             Step::MakeServer { node, r#type, monthly } => {
-                let price = monthly.map_or("not known".into(), |monthly| format!("{monthly} {currency}"));
-                (format!("make {node}"), r#type.as_str(), price)
+                (format!("make {node}"), r#type.as_str(), amount(*monthly, currency))
             }
             Step::Start { node } => (format!("start {node}"), "", String::new()),
         };

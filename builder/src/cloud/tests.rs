@@ -1,8 +1,10 @@
 //! `up`, `plan` and `destroy` against stateful fakes of the providers and of the cluster. The same question for all: is
 //! everything there once, whatever failed before, and is each call one that the provider has published.
 
+mod destroying;
 mod gcp;
 mod master;
+mod openstack;
 mod others;
 mod plans;
 mod roll;
@@ -38,10 +40,12 @@ enum Which {
     DigitalOcean,
     Linode,
     Vultr,
+    OpenStack,
     Gcp,
 }
 
-const ALL: [Which; 5] = [Which::Hetzner, Which::DigitalOcean, Which::Linode, Which::Vultr, Which::Gcp];
+const ALL: [Which; 6] =
+    [Which::Hetzner, Which::DigitalOcean, Which::Linode, Which::Vultr, Which::OpenStack, Which::Gcp];
 const SUM: &str = "0123456789ab";
 
 impl Which {
@@ -51,6 +55,7 @@ impl Which {
             Which::DigitalOcean => fakes::digitalocean::answer(call, world),
             Which::Linode => fakes::linode::answer(call, world),
             Which::Vultr => fakes::vultr::answer(call, world),
+            Which::OpenStack => fakes::openstack::answer(call, world),
             Which::Gcp => fakes::gcp::answer(call, world),
         }
     }
@@ -61,6 +66,7 @@ impl Which {
             Which::DigitalOcean => include_str!("../../tests/data/providers/digitalocean.json"),
             Which::Linode => include_str!("../../tests/data/providers/linode.json"),
             Which::Vultr => include_str!("../../tests/data/providers/vultr.json"),
+            Which::OpenStack => include_str!("../../tests/data/providers/openstack.json"),
             Which::Gcp => include_str!("../../tests/data/providers/gcp.json"),
         })
     }
@@ -73,24 +79,22 @@ impl Which {
             }
             Which::Linode => "name = \"linode\"\nregion = \"eu-central\"\ntype = \"g6-nanode-1\"\n",
             Which::Vultr => "name = \"vultr\"\nregion = \"fra\"\ntype = \"vc2-1c-1gb\"\nbucket = \"b\"\n",
-            Which::Gcp => "name = \"gcp\"\nregion = \"europe-west3-a\"\ntype = \"e2-small\"\nbucket = \"b\"\n",
+            Which::OpenStack => {
+                "name = \"openstack\"\nregion = \"RegionOne\"\ntype = \"m1.small\"\ncurrency = \"EUR\"\nprices = { \"m1.small\" = 5 }\n"
+            }
+            Which::Gcp => {
+                "name = \"gcp\"\nregion = \"europe-west3-a\"\ntype = \"e2-small\"\nbucket = \"b\"\ncurrency = \"USD\"\nprices = { \"e2-small\" = 5 }\n"
+            }
         }
     }
 
     /// A month of a master and a worker.
-    fn monthly(self) -> Option<Cents> {
+    fn monthly(self) -> Cents {
         match self {
-            Which::Hetzner => Some(Cents(2 * (299 + 50))),
-            Which::DigitalOcean => Some(Cents(600 + 1200)),
-            Which::Linode | Which::Vultr => Some(Cents(2 * 500)),
-            Which::Gcp => None,
+            Which::Hetzner => Cents(2 * (299 + 50)),
+            Which::DigitalOcean => Cents(600 + 1200),
+            Which::Linode | Which::Vultr | Which::OpenStack | Which::Gcp => Cents(2 * 500),
         }
-    }
-
-    /// What is said where more is to be made than this budget allows.
-    fn over(self, budget: &str) -> String {
-        let why = if self.monthly().is_some() { "and the budget is" } else { "nobody knows whether the budget of" };
-        format!("{why} {budget}")
     }
 
     /// What a machine is called that the others call so.
@@ -213,7 +217,9 @@ impl Stage {
     /// A variable of the environment.
     fn said(&self, name: &str, token: &str) -> Option<String> {
         match name {
-            "HCLOUD_TOKEN" | "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" => Some(token.to_string()),
+            "HCLOUD_TOKEN" | "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" | "OS_PASSWORD" => {
+                Some(token.to_string())
+            }
             "GOOGLE_APPLICATION_CREDENTIALS" => {
                 let file = folder().join(format!("key-{}-{token}", self.server.authority()));
                 if !file.exists() {
@@ -221,10 +227,13 @@ impl Stage {
                 }
                 Some(file.display().to_string())
             }
+            "OS_USERNAME" | "OS_PROJECT_NAME" => Some("demo".into()),
             "HCLOUD_ENDPOINT" => Some(format!("{}/v1", self.server.url())),
-            "DIGITALOCEAN_API_URL" | "LINODE_URL" | "VULTR_API_URL" | "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE" => {
-                Some(self.server.url())
-            }
+            "DIGITALOCEAN_API_URL"
+            | "LINODE_URL"
+            | "VULTR_API_URL"
+            | "OS_AUTH_URL"
+            | "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE" => Some(self.server.url()),
             _ => None,
         }
     }
@@ -280,6 +289,7 @@ impl Stage {
             Which::Hetzner => &["firewall", "firewall", "network"],
             Which::DigitalOcean => &["firewall", "firewall", "ssh_key", "vpc"],
             Which::Linode | Which::Vultr => &["firewall", "firewall", "vpc"],
+            Which::OpenStack => OF_OPENSTACK,
             Which::Gcp => &["address", "firewall", "firewall", "firewall", "firewall", "network", "subnetwork"],
         };
         assert_eq!(world.kinds(), wanted, "{at}");
@@ -289,10 +299,10 @@ impl Stage {
         assert_eq!(world.nodes.len(), 2, "{at}");
     }
 
-    /// Nothing was changed from call `from` on. A key opens a token by another call.
+    /// Nothing was changed from call `from` on.
     fn check_only_asked(&self, from: usize) {
-        for call in self.server.calls().iter().skip(from).filter(|call| call.path != "/token") {
-            assert_eq!(call.method, "GET", "{:?}: {}", self.which, call.path);
+        for call in self.server.calls().iter().skip(from) {
+            assert!(only_asks(call), "{:?}: {} {}", self.which, call.method, call.path);
         }
     }
 
@@ -302,6 +312,16 @@ impl Stage {
             published.check(call);
         }
     }
+}
+
+/// Two machines with a floating IP and a port each; the third port is the router's.
+const OF_OPENSTACK: &[&str] =
+    &["firewall", "firewall", "floatingip", "floatingip", "network", "port", "port", "port", "router", "subnet"];
+
+/// Whether a call changes nothing.
+fn only_asks(call: &Call) -> bool {
+    // A password and a key open a token by another call.
+    call.method == "GET" || ["/v3/auth/tokens", "/token"].contains(&call.path.as_str())
 }
 
 impl World {
@@ -360,6 +380,20 @@ fn a_token_is_changed_once_the_new_one_sees_the_cluster_and_the_old_one_is_refus
         assert!(wrong.contains("does not take the token") && !wrong.contains("mistyped"), "{wrong}");
         stage.check_only_asked(asked);
     }
+    // A secret without its own id would be refused in any case.
+    let stage = Stage::whole(Which::OpenStack);
+    let env = |name: &str| match name {
+        "OS_APPLICATION_CREDENTIAL_ID" => Some("a1".into()),
+        "OS_APPLICATION_CREDENTIAL_SECRET" => Some("t0ken".into()),
+        _ => stage.said(name, "unused"),
+    };
+    let check = |old: &str| {
+        let checked = token::check(&stage.settings, stage.provider(), Some(old), &stage.clock.client(), &env);
+        checked.map_err(|error| error.to_string())
+    };
+    assert_eq!(check("a0\nleaked"), Ok(2));
+    assert!(check("leaked").unwrap_err().contains("the old token has 2 lines"));
+    assert!(check("a1\nt0ken").unwrap_err().contains("still has the old token"));
     // Both count.
     let stage = Stage::whole(Which::Hetzner);
     stage.world().also = Some("leaked".into());
@@ -372,7 +406,7 @@ fn a_token_is_changed_once_the_new_one_sees_the_cluster_and_the_old_one_is_refus
 /// The faults of one call that `up` and `destroy` must come through, sooner or later. What only asks is asked again by
 /// the client in all other cases, which its own tests show.
 fn faults(call: &Call) -> Vec<Fault> {
-    if call.method == "GET" {
+    if only_asks(call) {
         return vec![Fault::Instead(Reply::new(403))];
     }
     let limited = Reply::json(429, &json!({"id": "too_many_requests"})).header("retry-after", "20");
@@ -432,88 +466,6 @@ fn whenever_up_is_interrupted_the_next_run_ends_the_same() {
 }
 
 #[test]
-fn whichever_call_of_destroy_fails_the_next_run_leaves_nothing() {
-    for which in ALL {
-        let whole = Stage::whole(which);
-        let (before, there) = (whole.server.calls().len(), whole.world().clone());
-        whole.destroy().unwrap();
-        for (n, call) in whole.server.calls().iter().skip(before).enumerate() {
-            for fault in faults(call) {
-                let stage = Stage::new(which);
-                *stage.world() = there.clone();
-                stage.server.fail(n, fault.clone());
-                let first = stage.destroy();
-                assert!(first.is_err() || stage.world().is_empty(), "{which:?}, call {n}, {fault:?}");
-                stage.destroy().unwrap_or_else(|error| panic!("{which:?}, call {n}, {fault:?}: {error:#}"));
-                assert!(stage.world().is_empty(), "{which:?}, call {n}, {fault:?}");
-            }
-        }
-    }
-}
-
-#[test]
-fn what_the_provider_refuses_to_remove_keeps_no_other() {
-    // A machine that is protected stays, with what it is in, and the other one goes.
-    let stage = Stage::whole(Which::Hetzner);
-    let master = stage.world().machine("m.demo")[0];
-    stage.world().machines.get_mut(&master).unwrap().body["protected"] = json!(true);
-    let error = format!("{:#}", stage.destroy().unwrap_err());
-    assert!(error.contains(&format!("server m ({master}): the server m is protected")), "{error}");
-    assert!(error.contains("firewall of the masters") && error.contains("a machine that stays needs it"), "{error}");
-    assert_eq!(stage.world().machines.keys().collect::<Vec<_>>(), [&master]);
-    assert_eq!(stage.world().kinds(), ["firewall", "firewall", "network"]);
-    stage.world().machines.get_mut(&master).unwrap().body["protected"] = json!(false);
-    stage.destroy().unwrap();
-    assert!(stage.world().is_empty());
-    // Of what machines are in, only that one thing stays.
-    for which in ALL {
-        let whole = Stage::whole(which);
-        let (before, there) = (whole.server.calls().len(), whole.world().clone());
-        whole.destroy().unwrap();
-        let calls = whole.server.calls();
-        let firewalls = calls.iter().skip(before).position(|c| c.method == "DELETE" && c.path.contains("/firewalls/"));
-        let stage = Stage::new(which);
-        *stage.world() = there;
-        stage.server.fail(firewalls.unwrap(), Fault::Instead(Reply::new(403)));
-        let error = format!("{:#}", stage.destroy().unwrap_err());
-        assert!(error.contains("these stay: firewall of the masters") && !error.contains("network 10."), "{error}");
-        // Google's is two, and in the network.
-        let stay: &[&str] = if which == Which::Gcp { &["firewall", "firewall", "network"] } else { &["firewall"] };
-        assert_eq!(stage.world().kinds(), stay, "{which:?}");
-        assert!(stage.world().tags.is_empty(), "{which:?}");
-        stage.destroy().unwrap();
-        assert!(stage.world().is_empty(), "{which:?}");
-    }
-}
-
-#[test]
-fn what_stays_is_told() {
-    // The default VPC of a region goes by nobody's hand.
-    let stage = Stage::whole(Which::DigitalOcean);
-    stage.world().things.iter_mut().find(|((kind, _), _)| *kind == "vpc").unwrap().1["default"] = json!(true);
-    stage.destroy().unwrap();
-    assert!(stage.server.log().iter().all(|call| !call.starts_with("DELETE /v2/vpcs")));
-    assert_eq!(stage.world().kinds(), ["vpc"]);
-    let inventory = stage.cloud().inventory().unwrap();
-    let lines = destroy::left(&inventory, &Ok(Vec::new()), false);
-    assert!(matches!(&lines[..], [line] if line.contains("stays: network 10.80.0.0/20")), "{lines:?}");
-    // Images cost money.
-    let image = Remote {
-        id: "77".into(),
-        name: format!("kimg-demo-master-{SUM}"),
-        state: upload::State::Ready,
-        created: String::new(),
-    };
-    let empty = Inventory::default();
-    let lines = destroy::left(&empty, &Ok(vec![image.clone()]), false);
-    let says = format!("costs money: image kimg-demo-master-{SUM} (77); `kimg destroy --data`");
-    assert!(matches!(&lines[..], [line] if line.contains(&says)), "{lines:?}");
-    assert!(destroy::left(&empty, &Ok(vec![image]), true).is_empty());
-    let lines = destroy::left(&empty, &Err(anyhow::anyhow!("no bucket")), false);
-    assert!(matches!(&lines[..], [line] if line.contains("is not known (no bucket)")), "{lines:?}");
-}
-
-#[test]
 fn machines_that_nobody_knows_or_that_are_two_are_told() {
     for which in ALL {
         let stage = Stage::whole(which);
@@ -527,13 +479,14 @@ fn machines_that_nobody_knows_or_that_are_two_are_told() {
         match which {
             Which::Hetzner | Which::Gcp => stranger["labels"]["kimg-node"] = json!("x"),
             Which::DigitalOcean => stranger = replaced(&stranger, ":node:w", ":node:x"),
+            Which::OpenStack => stranger["metadata"]["kimg-node"] = json!("x"),
             Which::Linode | Which::Vultr => stranger = replaced(&stranger, "kimg-node.w", "kimg-node.x"),
         }
         stage.world().machines.insert(90, Machine { body: stranger, looked: 9, ..Machine::default() });
         let plan = stage.plan();
         assert!(plan.drift[0].starts_with("x ("), "{:?}", plan.drift);
         assert!(plan.steps.is_empty() && plan.refusals.is_empty());
-        assert!(plan.monthly_now > which.monthly() || which.monthly().is_none());
+        assert!(plan.monthly_now > Some(which.monthly()));
         stage.world().machines.insert(91, Machine { body: copies, looked: 9, ..Machine::default() });
         assert!(stage.plan().refusals[0].contains(&format!("w has several machines ({w}, 91)")), "{:?}", stage.plan());
         // Without its master a cluster has no store: a new one is nothing that happens by itself.
@@ -578,16 +531,20 @@ fn a_name_that_would_be_the_address_of_something_else_is_none() {
             Which::Hetzner => ("networks", json!(0)),
             Which::DigitalOcean | Which::Vultr => ("vpcs", json!("")),
             Which::Linode => ("data", json!(0)),
+            Which::OpenStack => ("routers", json!("")),
             // Its things have the names that kimg gave them; of its machines a test beside them tells.
             Which::Gcp => continue,
         };
         let one = json!({"name": name, "label": name, "description": name, "id": id, "labels": {"kimg-cluster": "demo", "kimg-ca": ca()}});
-        stage.server.fail(0, Fault::Instead(Reply::json(200, &json!({kind: [one]}))));
+        // Behind the token and the subnets.
+        let first = if which == Which::OpenStack { 2 } else { 0 };
+        stage.server.fail(first, Fault::Instead(Reply::json(200, &json!({kind: [one]}))));
         let error = format!("{:#}", stage.destroy().unwrap_err());
         assert!(
             error.contains("no id of a network")
                 || error.contains("no id of a VPC")
-                || error.contains("calls a VPC ``"),
+                || error.contains("calls a VPC ``")
+                || error.contains("calls a router ``"),
             "{error}"
         );
         stage.check_only_asked(0);
@@ -657,11 +614,10 @@ fn what_stands_in_the_way_of_a_plan_stops_up_too() {
         world.machines.remove(&worker);
     };
     for which in ALL {
-        let over = which.over("6.00");
         let cases = [
             ("network = \"10.90.0.0/20\"\n", untouched, "a network keeps its addresses"),
             ("", without_master, "the store went with it"),
-            ("budget = 6\n", without_worker, over.as_str()),
+            ("budget = 6\n", without_worker, "and the budget is 6.00"),
         ];
         for (more, change, says) in cases {
             let stage = Stage::whole(which);
@@ -679,6 +635,7 @@ fn what_stands_in_the_way_of_a_plan_stops_up_too() {
 fn what_a_provider_refuses_is_a_sentence() {
     for (which, says) in ALL.into_iter().zip([
         "no room in this location",
+        "has none of this type",
         "has none of this type",
         "has none of this type",
         "has none of this type",
@@ -701,7 +658,7 @@ fn what_a_provider_refuses_is_a_sentence() {
         let error = format!("{:#}", stage.cloud().offer().unwrap_err());
         assert!(error.contains("wants more patience"), "{error}");
     }
-    for which in [Which::DigitalOcean, Which::Gcp] {
+    for which in [Which::DigitalOcean, Which::OpenStack, Which::Gcp] {
         let stage = Stage::new(which);
         stage.world().account = Some(1);
         let error = stage.up().unwrap_err();

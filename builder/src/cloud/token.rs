@@ -6,16 +6,24 @@ use crate::input;
 use crate::upload::settings::{Environment, find, read_private};
 use crate::web::{Client, Refused};
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 
 impl ProviderName {
-    /// Where kimg reads the token.
-    pub fn variable(self) -> &'static str {
+    /// Where kimg reads the token: in one variable, or in several that belong together, the secret last.
+    pub fn variables(self, env: Environment<'_>) -> &'static [&'static str] {
         match self {
-            ProviderName::Hetzner => "HCLOUD_TOKEN",
-            ProviderName::DigitalOcean => "DIGITALOCEAN_TOKEN",
-            ProviderName::Linode => "LINODE_TOKEN",
-            ProviderName::Vultr => "VULTR_API_KEY",
-            ProviderName::Gcp => "GOOGLE_APPLICATION_CREDENTIALS",
+            ProviderName::Hetzner => &["HCLOUD_TOKEN"],
+            ProviderName::DigitalOcean => &["DIGITALOCEAN_TOKEN"],
+            ProviderName::Linode => &["LINODE_TOKEN"],
+            ProviderName::OpenStack => {
+                let either = ["OS_APPLICATION_CREDENTIAL_ID", "OS_APPLICATION_CREDENTIAL_ID_FILE"];
+                match either.into_iter().any(|name| env(name).is_some()) {
+                    true => &["OS_APPLICATION_CREDENTIAL_ID", "OS_APPLICATION_CREDENTIAL_SECRET"],
+                    false => &["OS_PASSWORD"],
+                }
+            }
+            ProviderName::Vultr => &["VULTR_API_KEY"],
+            ProviderName::Gcp => &["GOOGLE_APPLICATION_CREDENTIALS"],
         }
     }
 }
@@ -32,7 +40,8 @@ pub fn check(
     client: &Client,
     env: Environment<'_>,
 ) -> Result<usize> {
-    let variable = provider.name.variable();
+    let variables = provider.name.variables(env);
+    let variable = variables.join(" and ");
     let with = |env: Environment<'_>| {
         let cloud = open(settings, provider, client, env)?;
         // The first thing asked tells whether the token counts.
@@ -41,13 +50,26 @@ pub fn check(
     };
     let seen = with(env).with_context(|| format!("with the token of {variable}"))?;
     let Some(old) = old else { return Ok(seen) };
-    // Google's variable names a file.
-    let file =
-        |now: &String| provider.name == ProviderName::Gcp && read_private(now.as_ref()).is_ok_and(|key| key == old);
-    if find(env, variable)?.is_some_and(|now| now == old || file(&now)) {
+    let parts: Vec<&str> = match variables {
+        // All of it: Google's is a file of many lines.
+        [_] => vec![old.trim()],
+        _ => old.lines().map(str::trim).filter(|line| !line.is_empty()).collect(),
+    };
+    if parts.len() != variables.len() {
+        return input::bad(format!("the old token has {} lines: the old value of {variable}", variables.len()));
+    }
+    let old: BTreeMap<&str, &str> = variables.iter().copied().zip(parts).collect();
+    // The secret of another one is another, too.
+    let same = |name: &&str| -> Result<bool> {
+        let (Some(now), Some(old)) = (find(env, name)?, old.get(name)) else { return Ok(false) };
+        // Google's variable names a file.
+        let file = provider.name == ProviderName::Gcp && read_private(now.as_ref()).is_ok_and(|key| key == *old);
+        Ok(file || now == *old)
+    };
+    if variables.last().map_or(Ok(false), same)? {
         return input::bad(format!("{variable} still has the old token; make another at the provider, and set that"));
     }
-    let by_old = |name: &str| if name == variable { Some(old.to_owned()) } else { env(name) };
+    let by_old = |name: &str| old.get(name).map_or_else(|| env(name), |value| Some((*value).to_owned()));
     match with(&by_old) {
         Ok(_) => input::bad("the old token still counts; remove it at the provider, and say this again"),
         Err(error) => match error.chain().find_map(|cause| Some(cause.downcast_ref::<Refused>()?.status)) {

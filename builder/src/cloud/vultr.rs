@@ -7,6 +7,7 @@
 //! published, so it lets the VPC through. None of this was tried at Vultr.
 
 use super::marks::{IMAGE, NODE, ROLE};
+use super::rules::{Single, apart, together};
 use super::tags::{bears, of_image, retagged, tagged};
 use super::{
     Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
@@ -39,9 +40,6 @@ const ALL: &str = "1-65535";
 
 /// Its own clients take each of these for a call that was done.
 const DONE: &[u16] = &[200, 201, 202, 204];
-
-/// A rule of one range: protocol, ports, range.
-type Single = (String, String, String);
 
 /// A cluster's part of an account.
 #[derive(Debug)]
@@ -140,15 +138,6 @@ fn single(one: &Value) -> Single {
     (text(one, "protocol").to_lowercase(), if ports == "-" { String::new() } else { ports }, from)
 }
 
-/// Rules of one range each, which is how Vultr has them, as those that they are together.
-fn together(single: impl Iterator<Item = Single>) -> BTreeSet<Rule> {
-    let mut by_port = BTreeMap::<(String, String), BTreeSet<String>>::new();
-    for (protocol, ports, from) in single {
-        by_port.entry((protocol, ports)).or_default().insert(from);
-    }
-    by_port.into_iter().map(|((protocol, ports), from)| Rule { protocol, ports, from }).collect()
-}
-
 impl Cloud for Vultr {
     fn offer(&self) -> Result<Offer> {
         // Everybody may read the plans: only this tells whether the key counts.
@@ -227,14 +216,7 @@ impl Cloud for Vultr {
             }
         }
         let known = self.rules_of(&firewall.id)?;
-        let wanted: BTreeSet<Single> = self
-            .rules(firewall.role)
-            .into_iter()
-            .flat_map(|rule| {
-                let one = move |from| (rule.protocol.clone(), rule.ports.clone(), from);
-                rule.from.into_iter().map(one)
-            })
-            .collect();
+        let wanted = apart(self.rules(firewall.role));
         let place = format!("{FIREWALLS}/{}/rules", firewall.id);
         for (protocol, ports, from) in wanted.iter().filter(|one| known.iter().all(|(_, known)| known != *one)) {
             let (subnet, size) = from.split_once('/').context("a range has a length")?;

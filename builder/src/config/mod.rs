@@ -18,8 +18,8 @@ mod value;
 
 pub use error::{ConfigError, nearest};
 pub use settings::{
-    Api, Arch, BackupTo, ImageOptions, Local, NodeSettings, Packages, Provider, ProviderName, SecretsForm, Settings,
-    VmSize,
+    Api, Arch, BackupTo, ImageOptions, Local, NodeSettings, Packages, Provider, ProviderName, PublicAddress,
+    SecretsForm, Settings, VmSize,
 };
 
 use crate::image::recipe::PackageRecipe;

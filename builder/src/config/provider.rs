@@ -1,7 +1,7 @@
 //! `[provider]`: where a cluster's machines are, and which.
 
 use super::fragment::{Fragment, NodeFragment, ProviderFragment};
-use super::settings::{Provider, ProviderName};
+use super::settings::{Provider, ProviderName, PublicAddress};
 use super::value::{Fault, choice, cidr, fault, number, optional_fault, overlap};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -35,6 +35,7 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         ProviderName::DigitalOcean,
         ProviderName::Linode,
         ProviderName::Vultr,
+        ProviderName::OpenStack,
         ProviderName::Gcp,
     ]
     .map(|one| (one.as_str(), one));
@@ -54,6 +55,7 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         }
     }
     check_bucket(name, written)?;
+    check_openstack(name, written)?;
     if name == ProviderName::Linode {
         check_linode(f, network, written)?;
     }
@@ -67,14 +69,23 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
     }
     Ok(Some(Provider {
         name,
-        region: word(&written.region, "provider.region")?,
-        types: types(f, written)?,
+        region: word(name, &written.region, "provider.region")?,
+        types: types(name, f, written)?,
         budget: match &written.budget {
             Some(_) => Some(number(&written.budget, "provider.budget", 1..1_000_001, 0)?),
             None => None,
         },
+        prices: prices(name, written)?,
+        currency: plain(&written.currency),
         network,
         disk_gb: number(&written.disk_gb, "provider.disk-gb", 10..65_537, 25)?,
+        external_network: plain(&written.external_network),
+        public_address: choice(
+            &written.public_address,
+            "provider.public-address",
+            &[("floating-ip", PublicAddress::FloatingIp), ("port", PublicAddress::Port)],
+            PublicAddress::FloatingIp,
+        )?,
         bucket: plain(&written.bucket),
         endpoint: plain(&written.endpoint),
         bucket_region: plain(&written.bucket_region),
@@ -94,7 +105,7 @@ fn check_bucket(name: ProviderName, written: &ProviderFragment) -> Result<(), Fa
             );
             Err(fault(&written.name, "provider.bucket", message))
         }
-        ProviderName::Hetzner | ProviderName::Linode => {
+        ProviderName::Hetzner | ProviderName::Linode | ProviderName::OpenStack => {
             let fields = [
                 ("provider.bucket", &written.bucket),
                 ("provider.endpoint", &written.endpoint),
@@ -145,6 +156,48 @@ fn check_gcp(f: &Fragment) -> Result<(), Fault> {
     Ok(())
 }
 
+/// What only OpenStack has, whose clouds have several kinds of public address.
+fn check_openstack(name: ProviderName, written: &ProviderFragment) -> Result<(), Fault> {
+    let fields = [
+        ("provider.external-network", &written.external_network),
+        ("provider.public-address", &written.public_address),
+    ];
+    match fields.into_iter().find_map(|(field, text)| Some((field, text.as_ref()?))) {
+        Some((field, text)) if name != ProviderName::OpenStack => Err(fault(
+            text,
+            field,
+            format!("is OpenStack's, and {} has no choice of it; remove this line", name.as_str()),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Prices in hundredths, where the provider does not say them.
+fn prices(name: ProviderName, written: &ProviderFragment) -> Result<BTreeMap<String, u64>, Fault> {
+    let first = written.prices.values().next();
+    if name.tells_prices() {
+        let message = format!("{} says itself what machines cost; remove this line", name.as_str());
+        if let Some(currency) = &written.currency {
+            return Err(fault(currency, "provider.currency", message));
+        }
+        if let Some(price) = first {
+            return Err(fault(price, "provider.prices", message));
+        }
+    }
+    if let Some(price) = first.filter(|_| written.currency.is_none()) {
+        return Err(fault(price, "provider.prices", "nothing says in which currency; add e.g. currency = \"EUR\""));
+    }
+    let price = |(size, price): (&String, &Spanned<f64>)| match price.get_ref() {
+        // `as` keeps within bounds.
+        amount if (0.01..1e9).contains(amount) => Ok((size.clone(), (amount * 100.0).round() as u64)),
+        amount => {
+            let message = format!("{amount} is no price of {size}; write what a month costs, or nothing");
+            Err(fault(price, "provider.prices", message))
+        }
+    };
+    written.prices.iter().map(price).collect()
+}
+
 /// Linode's labels and tags are short, and its data centres have a private network of their own.
 fn check_linode(f: &Fragment, network: ipnet::Ipv4Net, written: &ProviderFragment) -> Result<(), Fault> {
     let names = f.nodes.iter().map(|node| ("nodes.name", &node.get_ref().name, LINODE_NODE));
@@ -166,7 +219,7 @@ fn check_linode(f: &Fragment, network: ipnet::Ipv4Net, written: &ProviderFragmen
 }
 
 /// Each node's type of machine, and whether it can be a machine there at all.
-fn types(f: &Fragment, written: &ProviderFragment) -> Result<BTreeMap<String, String>, Fault> {
+fn types(provider: ProviderName, f: &Fragment, written: &ProviderFragment) -> Result<BTreeMap<String, String>, Fault> {
     let mut types = BTreeMap::new();
     for spanned in &f.nodes {
         let node: &NodeFragment = spanned.get_ref();
@@ -192,15 +245,16 @@ fn types(f: &Fragment, written: &ProviderFragment) -> Result<BTreeMap<String, St
             let message = format!("nothing says which type of machine {name} is; add e.g. type = \"cx23\"");
             return Err(fault(&written.name, "provider.type", message));
         };
-        types.insert(name.clone(), word(found, field)?);
+        types.insert(name.clone(), word(provider, found, field)?);
     }
     Ok(types)
 }
 
-/// A name of the provider's: it goes into addresses of its API.
-fn word(text: &Spanned<String>, field: &str) -> Result<String, Fault> {
+/// A name of the provider's: it goes into addresses of its API, but for OpenStack's, whose names are each cloud's own.
+fn word(provider: ProviderName, text: &Spanned<String>, field: &str) -> Result<String, Fault> {
     let value = text.get_ref();
-    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let own = |c: char| provider == ProviderName::OpenStack && (c.is_ascii_uppercase() || "._".contains(c));
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || own(c);
     if value.is_empty() || value.len() > 63 || !value.chars().all(fine) {
         let message = format!("`{value}` is no name of a provider's; write lower-case letters, digits and `-`");
         return Err(fault(text, field, message));

@@ -184,6 +184,8 @@ pub enum ProviderName {
     DigitalOcean,
     /// Linode (Akamai).
     Linode,
+    /// OpenStack.
+    OpenStack,
     /// Vultr.
     Vultr,
     /// Google Cloud.
@@ -197,6 +199,7 @@ impl ProviderName {
             ProviderName::Hetzner => "hetzner",
             ProviderName::DigitalOcean => "digitalocean",
             ProviderName::Linode => "linode",
+            ProviderName::OpenStack => "openstack",
             ProviderName::Vultr => "vultr",
             ProviderName::Gcp => "gcp",
         }
@@ -205,6 +208,11 @@ impl ProviderName {
     /// What stands between the node and the cluster in the name of a machine: Google's have no dots.
     pub fn joint(self) -> &'static str {
         if self == ProviderName::Gcp { "--" } else { "." }
+    }
+
+    /// Whether it says what machines cost; else only `cluster.toml` does.
+    pub fn tells_prices(self) -> bool {
+        !matches!(self, ProviderName::OpenStack | ProviderName::Gcp)
     }
 }
 
@@ -219,16 +227,33 @@ pub struct Provider {
     pub types: BTreeMap<String, String>,
     /// What a month may cost, in whole units of the provider's currency.
     pub budget: Option<u32>,
+    /// What a month of a machine costs, in hundredths, by its type, where the provider does not say it.
+    pub prices: BTreeMap<String, u64>,
+    /// In which currency.
+    pub currency: Option<String>,
     /// The private network between the machines.
     pub network: ipnet::Ipv4Net,
     /// GB of a machine's disk, where its type has none.
     pub disk_gb: u32,
+    /// OpenStack: the network with public addresses, by its name.
+    pub external_network: Option<String>,
+    /// OpenStack: how a machine has a public address.
+    pub public_address: PublicAddress,
     /// DigitalOcean, Vultr, Google: the bucket from which it fetches images; its server and its region.
     pub bucket: Option<String>,
     /// Its server.
     pub endpoint: Option<String>,
     /// Its region.
     pub bucket_region: Option<String>,
+}
+
+/// How a machine of OpenStack's has a public address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublicAddress {
+    /// A floating IP is led to its address in the private network, by a router.
+    FloatingIp,
+    /// It has a port on the external network, too.
+    Port,
 }
 
 /// VMs on this machine.

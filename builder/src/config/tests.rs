@@ -397,6 +397,11 @@ fn a_provider_has_a_type_for_each_node() {
     assert_eq!(types, [("m", "cx23"), ("w", "cx33"), ("x", "cx43")]);
     assert_eq!((provider.budget, provider.network.to_string().as_str()), (Some(30), "10.80.0.0/20"));
     assert!(settings(MINIMAL).expect("valid").provider.is_none());
+    let openstack = "name = \"openstack\"\nregion = \"RegionOne\"\ntype = \"m1.small\"\ncurrency = \"EUR\"";
+    let prices = "\"m1.small\" = 7.5\ncx43 = 20";
+    let provider = at(&format!("{openstack}\n[provider.prices]\n{prices}"), THREE).expect("valid").provider;
+    let prices: Vec<(String, u64)> = provider.expect("there").prices.into_iter().collect();
+    assert_eq!(prices, [("cx43".to_string(), 2000), ("m1.small".to_string(), 750)]);
 }
 
 #[test]
@@ -413,6 +418,7 @@ fn what_no_provider_can_do_is_said() {
     let digitalocean = HETZNER.replace("hetzner", "digitalocean");
     let linode = HETZNER.replace("hetzner", "linode");
     let gcp = format!("{}\nbucket = \"b\"", HETZNER.replace("hetzner", "gcp"));
+    let openstack = HETZNER.replace("hetzner", "openstack");
     let cases = [
         (HETZNER.replace("hetzner", "acme"), THREE, ":3:8: provider.name: `acme` is not known; write \"hetzner\" or"),
         (HETZNER.replace("nbg1", "nbg1&x"), THREE, ":4:10: provider.region: `nbg1&x` is no name"),
@@ -423,6 +429,18 @@ fn what_no_provider_can_do_is_said() {
         (format!("{HETZNER}\nnetwork = \"10.80.0.0/28\""), THREE, "of /16 to /24"),
         (format!("{HETZNER}\nbucket = \"b\""), THREE, ":7:10: provider.bucket: hetzner takes images from no bucket"),
         (format!("{HETZNER}\nsize = \"b\""), THREE, "provider.size: unknown key"),
+        (format!("{HETZNER}\nexternal-network = \"x\""), THREE, ":7:20: provider.external-network: is OpenStack's"),
+        (format!("{HETZNER}\nprices = {{ cx23 = 1 }}"), THREE, "provider.prices: hetzner says itself what machines"),
+        (format!("{HETZNER}\ncurrency = \"EUR\""), THREE, "provider.currency: hetzner says itself what machines"),
+        (format!("{openstack}\nprices = {{ cx23 = 1 }}"), THREE, "provider.prices: nothing says in which currency"),
+        (format!("{gcp}\nprices = {{ cx23 = 1 }}"), THREE, "provider.prices: nothing says in which currency"),
+        (
+            format!("{openstack}\ncurrency = \"EUR\"\nprices = {{ cx23 = 0 }}"),
+            THREE,
+            "provider.prices: 0 is no price of cx23",
+        ),
+        (format!("{openstack}\npublic-address = \"x\""), THREE, "write \"floating-ip\" or \"port\""),
+        (format!("{openstack}\nbucket = \"b\""), THREE, "provider.bucket: openstack takes images from no bucket"),
         (format!("{linode}\nbucket = \"b\""), THREE, "provider.bucket: linode takes images from no bucket"),
         (
             format!("{linode}\nnetwork = \"192.168.128.0/20\""),

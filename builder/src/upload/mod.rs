@@ -10,6 +10,7 @@ pub(crate) mod digitalocean;
 mod gcp;
 pub(crate) mod google;
 pub(crate) mod hetzner;
+pub(crate) mod keystone;
 pub(crate) mod linode;
 mod openstack;
 mod proxmox;
@@ -41,7 +42,7 @@ use std::sync::{Mutex, MutexGuard};
 pub const PREFIX: &str = "kimg-";
 
 /// A list of more pages than this has no end: at a hundred images and more a page, nobody has so many.
-const PAGES: u32 = 100;
+pub(crate) const PAGES: u32 = 100;
 
 /// How far an image is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

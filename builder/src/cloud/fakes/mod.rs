@@ -5,6 +5,7 @@ pub(super) mod digitalocean;
 pub(super) mod gcp;
 pub(super) mod hetzner;
 pub(super) mod linode;
+pub(super) mod openstack;
 pub(super) mod vultr;
 
 use super::cluster::Cluster;
@@ -79,6 +80,8 @@ pub(super) struct Machine {
     pub(super) made_of: String,
     /// It was rebuilt, and its configuration does not say yet how it boots.
     pub(super) bare: bool,
+    /// The number in its addresses, where it is not its own.
+    pub(super) at: Option<u64>,
 }
 
 impl Machine {
@@ -109,7 +112,7 @@ impl World {
         id
     }
 
-    fn of(&self, kind: &str) -> impl Iterator<Item = (u64, &Value)> {
+    pub(super) fn of(&self, kind: &str) -> impl Iterator<Item = (u64, &Value)> {
         self.things.iter().filter(move |((known, _), _)| *known == kind).map(|((_, id), body)| (*id, body))
     }
 
@@ -120,6 +123,21 @@ impl World {
     pub(super) fn runs(&self, id: u64) -> bool {
         let machine = &self.machines[&id];
         machine.looked > self.slow && !machine.off && !machine.going
+    }
+
+    /// The number in a machine's addresses.
+    fn at(&self, id: u64) -> u64 {
+        self.machines.get(&id).and_then(|machine| machine.at).unwrap_or(id)
+    }
+
+    /// Where a machine is found from outside.
+    pub(super) fn public(&self, id: u64) -> String {
+        public(self.at(id))
+    }
+
+    /// Where the others find it.
+    fn private(&self, id: u64) -> String {
+        private(self.at(id))
     }
 
     pub(super) fn machine(&self, name: &str) -> Vec<u64> {
@@ -134,7 +152,7 @@ impl World {
 /// When all machines were made: the moment at which the virtual clock begins.
 pub(super) const CREATED: &str = "2027-01-15T08:00:00Z";
 
-pub(super) fn public(id: u64) -> String {
+fn public(id: u64) -> String {
     format!("192.0.2.{id}")
 }
 
@@ -174,11 +192,11 @@ pub(super) struct FakeCluster<'a> {
 impl FakeCluster<'_> {
     /// The master that answers at an address.
     fn master(&self, world: &World, at: IpAddr) -> Result<u64> {
-        let id = world.machines.keys().copied().find(|id| public(*id) == at.to_string() && world.runs(*id));
+        let id = world.machines.keys().copied().find(|id| world.public(*id) == at.to_string() && world.runs(*id));
         let Some(id) = id else { bail!("nobody answers at {at}") };
         let (node, data) = self.told(world, id, Role::Master);
         assert!(data.kimg.seal_key.is_some() && data.kimg.token.is_none(), "a master gets the seal's key");
-        assert_eq!(node.addresses, [private(id).parse::<IpAddr>().unwrap()]);
+        assert_eq!(node.addresses, [world.private(id).parse::<IpAddr>().unwrap()]);
         Ok(id)
     }
 
@@ -186,8 +204,8 @@ impl FakeCluster<'_> {
     fn told(&self, world: &World, id: u64, role: Role) -> (node_metadata::Node, userdata::UserData) {
         let text = world.machines[&id].body["user_data"].as_str().unwrap();
         let data = userdata::parse(text.as_bytes()).unwrap();
-        let found = Found { external_addresses: vec![public(id).parse().unwrap()], ..Found::default() };
-        let own = [public(id).parse().unwrap(), private(id).parse().unwrap()];
+        let found = Found { external_addresses: vec![world.public(id).parse().unwrap()], ..Found::default() };
+        let own = [world.public(id).parse().unwrap(), world.private(id).parse().unwrap()];
         let cluster = self.settings.cluster(role, BuildInfo::default());
         (merge::merge(&cluster, &found, &data, &own).unwrap().node, data)
     }
@@ -227,8 +245,8 @@ impl Cluster for FakeCluster<'_> {
         let ids: Vec<u64> = world.machines.keys().copied().filter(|id| *id != master && world.runs(*id)).collect();
         for id in ids {
             let (node, data) = self.told(&world, id, Role::Worker);
-            assert_eq!(node.api_endpoints, [format!("{}:6443", private(master))]);
-            assert_eq!(node.addresses, [private(id).parse::<IpAddr>().unwrap()]);
+            assert_eq!(node.api_endpoints, [format!("{}:6443", world.private(master))]);
+            assert_eq!(node.addresses, [world.private(id).parse::<IpAddr>().unwrap()]);
             let token = data.kimg.token.unwrap().0;
             let good = world.tokens.get(&token).is_some_and(|(of, end)| *of == node.name && *end > (self.now)());
             if good {
@@ -245,7 +263,7 @@ impl Cluster for FakeCluster<'_> {
             reason: "no network yet".into(),
             version: String::new(),
             image: String::new(),
-            address: private(*id),
+            address: world.private(*id),
             boot_id: id.to_string(),
         };
         Ok(world.nodes.iter().map(state).collect())

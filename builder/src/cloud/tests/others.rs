@@ -7,7 +7,7 @@ fn what_only_looks_like_ours_is_named_and_not_touched() {
     let (own, other) = (ca(), "ba9876543210");
     let unmarked = |body: &Value| {
         let mut body = body.clone();
-        (body["labels"], body["tags"]) = (json!({}), json!([]));
+        (body["labels"], body["tags"], body["metadata"]) = (json!({}), json!([]), json!({}));
         body
     };
     type Change<'a> = &'a dyn Fn(&Value) -> Value;

@@ -10,17 +10,13 @@ fn a_plan_has_the_price_and_minds_the_budget() {
         let makes = |step: &Step| matches!(step, Step::MakeServer { .. });
         assert_eq!(plan.steps.iter().filter(|step| makes(step)).count(), 2);
         assert!(matches!(&plan.steps[0], Step::MakeNetwork { range } if range == "10.80.0.0/20"), "{plan:?}");
-        assert_eq!(
-            (plan.monthly_now, plan.monthly_then),
-            (which.monthly().map(|_| Cents(0)), which.monthly()),
-            "{which:?}"
-        );
+        assert_eq!((plan.monthly_now, plan.monthly_then), (Some(Cents(0)), Some(which.monthly())), "{which:?}");
         assert!(plan.refusals.is_empty() && plan.makes_servers(), "{plan:?}");
         assert!(plan.shown().contains("make the firewall of the workers"), "{}", plan.shown());
         let text = serde_json::to_value(&plan).unwrap();
         assert_eq!(text["monthlyThen"], json!(which.monthly()));
         let poor = Stage::of(which, settings(which, "budget = 6\n"));
-        assert!(poor.plan().refusals[0].contains(&which.over("6.00")), "{:?}", poor.plan().refusals);
+        assert!(poor.plan().refusals[0].contains("and the budget is 6.00"), "{:?}", poor.plan().refusals);
         let typo = which.provider().split('\n').nth(2).unwrap().split('"').nth(1).unwrap();
         let wrong = settings(which, "").text.replacen(typo, &format!("{typo}x"), 1);
         let wrong = read(&wrong);
@@ -32,6 +28,7 @@ fn a_plan_has_the_price_and_minds_the_budget() {
             .replace("fra1", "fra9")
             .replace("eu-central", "eu-centre")
             .replace("\"fra\"", "\"frx\"")
+            .replace("RegionOne", "RegionTwo")
             .replace("west3-a", "west3-x");
         let elsewhere = read(&elsewhere);
         let error = Stage::of(which, elsewhere).cloud().offer().unwrap_err();
@@ -57,23 +54,40 @@ fn what_has_no_price_is_not_free() {
                 let refusals = stage.plan().refusals;
                 assert!(refusals[0].contains("has no type vc2-1c-1gb in fra"), "{refusals:?}");
             }
+            // It says none: what nobody says is neither free nor within a budget.
+            Which::OpenStack | Which::Gcp => {
+                let typed = which.provider().split('\n').nth(2).unwrap().split('"').nth(1).unwrap();
+                let untold = |more: &str| {
+                    let text = settings(which, more).text.replace(&format!("prices = {{ \"{typed}\" = 5 }}"), "");
+                    Stage::of(which, read(&text))
+                };
+                let poor = untold("budget = 30\n");
+                let refusals = poor.plan().refusals;
+                let says =
+                    [&format!("no price of m ({typed}), w ({typed})"), "write its price under [provider.prices]"];
+                assert!(says.iter().all(|says| refusals[0].contains(says)), "{refusals:?}");
+                assert!(poor.up().unwrap_err().is::<BadInput>());
+                poor.check_only_asked(0);
+                let stage = untold("");
+                let plan = stage.plan();
+                let shown = plan.shown();
+                assert!(plan.refusals.is_empty() && plan.makes_servers() && plan.unpriced.len() == 2, "{plan:?}");
+                assert_eq!((plan.monthly_now, plan.monthly_then), (Some(Cents(0)), None), "{plan:?}");
+                assert!(shown.contains(" now, unknown then (without taxes"), "{shown}");
+                assert!(
+                    shown.contains(&format!("without m ({typed}), w ({typed}), whose price nobody says")),
+                    "{shown}"
+                );
+                let row = |line: &str| line.starts_with("make w ") && line.trim().ends_with("unknown");
+                assert!(shown.lines().any(row), "{shown}");
+                stage.up().unwrap();
+                let plan = stage.plan();
+                assert_eq!((plan.monthly_now, plan.unpriced.len(), plan.drift.len()), (None, 2, 0), "{plan:?}");
+                assert_eq!(serde_json::to_value(&plan).unwrap()["unpriced"], json!(plan.unpriced));
+            }
             Which::Linode => {
                 let refusals = stage.plan().refusals;
                 assert!(refusals[0].contains("has no type g6-nanode-1 in eu-central"), "{refusals:?}");
-            }
-            // It never tells any: what is not known is not nothing, and no budget is kept by it.
-            Which::Gcp => {
-                let plan = stage.plan();
-                assert!(
-                    plan.shown().contains("machines a month: not known, as gcp tells no prices"),
-                    "{}",
-                    plan.shown()
-                );
-                assert_eq!(plan.shown().matches("not known").count(), 3, "{}", plan.shown());
-                let poor = Stage::of(which, settings(which, "budget = 30\n"));
-                assert!(poor.up().unwrap_err().is::<BadInput>());
-                poor.check_only_asked(0);
-                continue;
             }
         }
         // An old machine whose type is in no list any more.
@@ -91,10 +105,12 @@ fn what_has_no_price_is_not_free() {
             refusals[0].contains("no price of m (old1)") && refusals[0].contains("budget of 30.00"),
             "{refusals:?}"
         );
-        // Where nothing is to be paid for it is told, and where there is no budget.
+        // Where there is no budget, the sums are without it and say so.
         let free = Stage { settings: settings(which, ""), ..stage };
         let plan = free.plan();
-        assert!(plan.refusals.is_empty() && plan.drift.iter().any(|line| line.contains("m (old1)")), "{plan:?}");
+        assert!(plan.refusals.is_empty() && plan.unpriced == ["m (old1)"], "{plan:?}");
+        assert!(plan.monthly_now.is_none() && plan.monthly_then.is_some(), "{plan:?}");
+        assert!(plan.shown().contains("without m (old1), whose price nobody says"), "{}", plan.shown());
     }
 }
 
@@ -116,7 +132,7 @@ fn a_machine_of_another_region_or_type_is_told() {
         let id = stage.world().machine("w.demo")[0];
         let (place, size) = match which {
             Which::Hetzner => ("location", "server_type"),
-            Which::DigitalOcean | Which::Linode | Which::Vultr | Which::Gcp => ("region", "size"),
+            Which::DigitalOcean | Which::Linode | Which::Vultr | Which::OpenStack | Which::Gcp => ("region", "size"),
         };
         {
             let mut world = stage.world();
@@ -127,7 +143,10 @@ fn a_machine_of_another_region_or_type_is_told() {
         let plan = stage.plan();
         assert!(plan.drift[0].starts_with("w is a ") && plan.drift[0].ends_with("it stays one"), "{:?}", plan.drift);
         let region = stage.provider().region.as_str();
-        assert_eq!(plan.drift[1], format!("w is in far1, and cluster.toml says {region}; it stays there"));
+        // OpenStack shows those of a region only.
+        if which != Which::OpenStack {
+            assert_eq!(plan.drift[1], format!("w is in far1, and cluster.toml says {region}; it stays there"));
+        }
         assert!(plan.refusals.is_empty() && plan.steps.is_empty(), "{plan:?}");
     }
     // A VPC is in one region, and its droplets with it.
@@ -140,7 +159,11 @@ fn a_machine_of_another_region_or_type_is_told() {
 fn what_was_changed_by_hand_comes_first_and_is_put_right() {
     for which in ALL {
         let stage = Stage::whole(which);
-        let rules = if which == Which::DigitalOcean { "inbound_rules" } else { "rules" };
+        let rules = match which {
+            Which::DigitalOcean => "inbound_rules",
+            Which::OpenStack => "security_group_rules",
+            _ => "rules",
+        };
         {
             let mut world = stage.world();
             let id = world.machine("w.demo")[0];
@@ -170,6 +193,13 @@ fn what_was_changed_by_hand_comes_first_and_is_put_right() {
         );
         assert!(stage.up().unwrap().made.is_empty());
         stage.check_whole("put right");
+        if which == Which::OpenStack {
+            let world = stage.world();
+            for (_, port) in world.of("port").filter(|(_, port)| port["security_groups"].is_array()) {
+                let id: u64 = port["security_groups"][0].as_str().unwrap().parse().unwrap();
+                assert!(world.things.contains_key(&("firewall", id)), "a machine is behind no firewall");
+            }
+        }
         if which == Which::Vultr {
             let world = stage.world();
             for machine in world.machines.values() {
