@@ -142,8 +142,11 @@ fn digest(text: &str) -> Result<String> {
 
 fn a_silent_server_keeps_nobody(bench: &Bench) -> Result<()> {
     let server = TcpListener::bind("127.0.0.1:0")?;
-    let words = format!("pull {}/x:1 --output x.tar", server.local_addr()?);
-    let mut kimg = bench.command(Path::new(env!("CARGO_BIN_EXE_kimg")), &words).spawn()?;
+    // Who starts the tests in the background has them ignore the signal, and with them what they start.
+    let name = format!("{}/x:1", server.local_addr()?);
+    let mut kimg = bench.command(Path::new("env"), "--default-signal=INT");
+    kimg.arg(env!("CARGO_BIN_EXE_kimg")).args(["pull", &name, "--output", "x.tar"]);
+    let mut kimg = kimg.spawn()?;
     let (mut connection, _) = server.accept()?;
     // It has asked, and waits.
     let mut asked = [0; 4];
