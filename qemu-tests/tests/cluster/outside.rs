@@ -16,6 +16,8 @@ const MASTER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
 const WORKERS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 11), Ipv4Addr::new(10, 77, 0, 12)];
 const API: u16 = 6443;
 const NODE_API: u16 = 10270;
+/// Of the master, as the cluster has one.
+const STATUS_PAGE: u16 = 10272;
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 fn stranger(cluster: &Cluster) -> Result<Stranger> {
@@ -26,7 +28,11 @@ fn stranger(cluster: &Cluster) -> Result<Stranger> {
 fn tcp_ports(cluster: &Cluster) -> Result {
     let stranger = stranger(cluster)?;
     let found = stranger.tcp(MASTER, 1..=u16::MAX)?;
-    ensure!(open(&found) == BTreeSet::from([API, NODE_API]), "open on the master: {}", ranges(&open(&found)));
+    ensure!(
+        open(&found) == BTreeSet::from([API, NODE_API, STATUS_PAGE]),
+        "open on the master: {}",
+        ranges(&open(&found))
+    );
     ensure!(found.len() == 2, "the master lets strangers ask at {}", ranges(&found.into_keys().collect()));
 
     for worker in WORKERS {

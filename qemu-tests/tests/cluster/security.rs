@@ -212,7 +212,7 @@ fn breaker() -> String {
 fn sockets(cluster: &Cluster) -> Result {
     for node in ["master-1", "worker-1"] {
         let sockets = cluster.kimg(&["node", "--node", node, "sockets"])?.success()?;
-        let known = ["6443", "10250", "10270", "10271", ":53", "9153"];
+        let known = ["6443", "10250", "10270", "10271", "10272", ":53", "9153"];
         let listening: Vec<&str> = sockets.lines().filter(|l| l.to_lowercase().contains("listen")).collect();
         ensure!(!listening.is_empty(), "{node} shows no sockets:\n{sockets}");
         for line in listening {
