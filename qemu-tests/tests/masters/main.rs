@@ -146,7 +146,7 @@ fn full(cluster: &Cluster) -> Result {
 /// The machine of a master is gone, and it is healed.
 fn anew(cluster: &Cluster, name: &str) -> Result {
     qmp::execute(&cluster.dir.join("run").join(name), "qmp.sock", "quit", None)?;
-    cluster.kimg(&["heal", name, "--yes"])?.success().map(drop)
+    cluster.kimg(&["heal", name, "--discard-disk", "--yes"])?.success().map(drop)
 }
 
 /// The kubeconfig names one master; it gets one that runs.
@@ -180,7 +180,7 @@ fn healed(cluster: &Cluster) -> Result {
     qmp::execute(&cluster.dir.join("run/master-1"), "qmp.sock", "quit", None)?;
     follow(cluster)?;
     let writers = Writers::start(cluster)?;
-    let said = cluster.kimg(&["heal", "master-1", "--yes"])?;
+    let said = cluster.kimg(&["heal", "master-1", "--discard-disk", "--yes"])?;
     let written = writers.stop()?;
     ensure!(said.ok, "{}", said.all());
     written.check(cluster)?;
