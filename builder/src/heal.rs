@@ -31,17 +31,23 @@ pub struct Lost {
     pub has_disk: bool,
 }
 
+impl Lost {
+    /// Why it is not lost, if so.
+    fn is_not(self) -> Option<&'static str> {
+        match self {
+            Lost { answers: true, .. } => Some("its API server answers"),
+            Lost { has_disk: true, .. } => Some("its disk is there, and `kimg up` starts it from that"),
+            Lost { .. } => None,
+        }
+    }
+}
+
 /// Whether it may be made anew.
 ///
 /// # Errors
 /// Bad input: it is not lost, and nobody said that its disk shall go.
 pub fn check(master: &str, lost: Lost, discard_disk: bool) -> Result<()> {
-    let why = match lost {
-        _ if discard_disk => return Ok(()),
-        Lost { answers: true, .. } => "its API server answers",
-        Lost { has_disk: true, .. } => "its disk is there, and `kimg up` starts it from that",
-        Lost { .. } => return Ok(()),
-    };
+    let Some(why) = lost.is_not().filter(|_| !discard_disk) else { return Ok(()) };
     input::bad(format!(
         "{master} is not lost: {why}. To put a backup in the place of a store that is there, say `kimg backup restore`; \
          where the disk itself is damaged, add --discard-disk: it is set aside, and what is newer than the backup is lost"
@@ -53,12 +59,7 @@ pub fn check(master: &str, lost: Lost, discard_disk: bool) -> Result<()> {
 /// # Errors
 /// As [`check`].
 pub fn check_member(master: &str, lost: Lost, discard_disk: bool) -> Result<()> {
-    let why = match lost {
-        _ if discard_disk => return Ok(()),
-        Lost { answers: true, .. } => "its API server answers",
-        Lost { has_disk: true, .. } => "its disk is there, and `kimg up` starts it from that",
-        Lost { .. } => return Ok(()),
-    };
+    let Some(why) = lost.is_not().filter(|_| !discard_disk) else { return Ok(()) };
     input::bad(format!(
         "{master} is not lost: {why}. Where the disk itself is damaged, add --discard-disk: it gets a new one, and all data \
          from the other masters"

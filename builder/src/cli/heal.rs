@@ -234,7 +234,7 @@ fn member(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
         let again = roll::heals(settings, name)?;
         if !again {
             heal::check_member(name, lost(name), args.discard_disk)?;
-            let own = settings.members().remove(name).unwrap_or_default();
+            let own = settings.members().remove(name).with_context(|| format!("{name} is no member of etcd"))?;
             let needed = match place.members.list() {
                 Ok(list) => members::needed(&list, &own, false),
                 Err(error) => Some(format!("{error:#}")),

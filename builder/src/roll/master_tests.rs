@@ -5,28 +5,17 @@ use super::api::{Kube, Overtaken};
 use super::begin;
 use super::engine::Killed;
 use super::fake::Fake;
-use super::journal::{Journal, Outcome};
+use super::journal::Outcome;
 use super::plan::Wish;
-use super::tests::{
-    check_clean, command, journal, journal_of, kill, never, roll, roll_back, roll_back_until, rules, to,
-};
-use anyhow::Result;
+use super::tests::{check_clean, journal, kill, never, order, roll, roll_back, roll_back_until, roll_until, rules, to};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 const ALL: [&str; 3] = ["m", "w1", "w2"];
 
-fn order(fake: &Fake) -> Vec<String> {
-    fake.0.borrow().order.clone()
-}
-
 /// What concerns the master, or no node at all.
 fn of_master(point: &str) -> bool {
     point.ends_with(":m") || !point.contains(':')
-}
-
-fn begin(fake: &Fake, failpoint: &dyn Fn(&str) -> Result<()>) -> Result<(Outcome, Journal)> {
-    command(fake, fake.process(), failpoint, || journal_of(fake, rules()))
 }
 
 #[test]
@@ -57,7 +46,7 @@ fn wherever_it_is_killed_with_the_master_it_goes_on() {
     let mut points = Vec::new();
     for number in 0.. {
         let fake = Fake::with_master(2);
-        let Some(point) = kill(number, of_master, |failpoint| begin(&fake, failpoint)) else { break };
+        let Some(point) = kill(number, of_master, |failpoint| roll_until(&fake, failpoint)) else { break };
         // Half of them while the API server is still away.
         fake.sleep(Duration::from_secs(if number % 2 == 0 { 7 } else { 15 }));
         let (outcome, journal) = roll(&fake, rules());
@@ -78,7 +67,7 @@ fn wherever_it_is_killed_with_the_master_it_goes_on() {
 fn wherever_it_is_killed_with_the_master_it_goes_back() {
     for (pause, number) in (0..).flat_map(|number| [(0, number), (15, number)]) {
         let fake = Fake::with_master(2);
-        let Some(point) = kill(number, of_master, |failpoint| begin(&fake, failpoint)) else { break };
+        let Some(point) = kill(number, of_master, |failpoint| roll_until(&fake, failpoint)) else { break };
         fake.sleep(Duration::from_secs(pause));
         if Kube(&fake).journal().is_ok_and(|journal| journal.is_none()) {
             continue;
@@ -120,7 +109,7 @@ fn a_master_whose_api_server_never_answers_goes_back_without_it() {
         let fake = broken();
         let under_way = |point: &str| !["half-end", "end"].contains(&point);
         let Some(point) = kill(number, under_way, |failpoint| roll_back_until(&fake, failpoint)) else { break };
-        let (outcome, journal) = begin(&fake, &never).expect("a roll");
+        let (outcome, journal) = roll_until(&fake, &never).expect("a roll");
         assert_eq!(outcome, Outcome::Done, "after {point}: {journal:?}");
         check(&fake, &format!("killed at {point}"));
     }
@@ -190,7 +179,7 @@ fn an_api_server_that_goes_away_for_other_reasons_is_no_reason_to_touch_its_mast
         }
         Ok(())
     };
-    let ended = begin(&fake, &dies).expect_err("ended");
+    let ended = roll_until(&fake, &dies).expect_err("ended");
     assert!(ended.to_string().contains("nothing could be done") && !ended.is::<Killed>(), "{ended}");
     assert!(order(&fake).is_empty());
     // Nor is there a way back from what was not done, or to an API server that is older than kubelets.

@@ -6,26 +6,17 @@ use super::fake::Fake;
 use super::journal::{Journal, Outcome};
 use super::plan::{self, Refusal, Wish};
 use super::tests::{
-    check_clean, command, decide, journal, journal_of, kill, never, roll, roll_back, roll_back_until, rules, to,
+    check_clean, command, decide, journal, kill, never, order, roll, roll_back, roll_back_until, roll_until, rules, to,
 };
 use super::{Clock, begin};
-use anyhow::Result;
 use node_api::StoreEngine;
 use std::time::Duration;
 
 const MASTERS: [&str; 3] = ["m1", "m2", "m3"];
 
-fn order(fake: &Fake) -> Vec<String> {
-    fake.0.borrow().order.clone()
-}
-
 /// What concerns a master, or no node at all.
 fn of_masters(point: &str) -> bool {
     point.contains(":m") || !point.contains(':')
-}
-
-fn begin(fake: &Fake, failpoint: &dyn Fn(&str) -> Result<()>) -> Result<(Outcome, Journal)> {
-    command(fake, fake.process(), failpoint, || journal_of(fake, rules()))
 }
 
 #[test]
@@ -52,7 +43,7 @@ fn wherever_it_is_killed_with_a_master_it_goes_on_or_back() {
     let mut points = Vec::new();
     for (back, number) in (0..).flat_map(|number| [(false, number), (true, number)]) {
         let fake = Fake::with_masters(2);
-        let Some(point) = kill(number, of_masters, |failpoint| begin(&fake, failpoint)) else { break };
+        let Some(point) = kill(number, of_masters, |failpoint| roll_until(&fake, failpoint)) else { break };
         let at = format!("killed at {point}, back: {back}");
         fake.sleep(Duration::from_secs(7));
         if back && Kube(&fake).journal().expect("journal").is_none() {
@@ -96,7 +87,7 @@ fn a_master_is_not_touched_while_another_member_is_away() {
         }
         Ok(())
     };
-    let ended = begin(&fake, &lame).expect("an end");
+    let ended = roll_until(&fake, &lame).expect("an end");
     assert_eq!((ended.0, order(&fake)), (Outcome::Stopped, vec!["m1".to_string()]));
     fake.0.borrow_mut().lame.clear();
     assert_eq!(roll(&fake, rules()).0, Outcome::Done);

@@ -144,6 +144,16 @@ pub(super) fn roll(fake: &Fake, rules: Rules) -> (Outcome, Journal) {
 }
 
 /// `kimg roll --rollback`.
+/// The same, which may be ended at a failpoint.
+pub(super) fn roll_until(fake: &Fake, failpoint: &dyn Fn(&str) -> Result<()>) -> Result<(Outcome, Journal)> {
+    command(fake, fake.process(), failpoint, || journal_of(fake, rules()))
+}
+
+/// The nodes, as they were made anew.
+pub(super) fn order(fake: &Fake) -> Vec<String> {
+    fake.0.borrow().order.clone()
+}
+
 pub(super) fn roll_back(fake: &Fake) -> (Outcome, Journal) {
     roll_back_until(fake, &never).expect("a roll back")
 }
@@ -209,9 +219,7 @@ fn all_workers_are_replaced_and_nobody_notices() {
 /// Begins a roll and ends its process at the point of this number; gives the point, or None when the roll came to its end
 /// before.
 fn kill_at(fake: &Fake, number: usize) -> Option<String> {
-    let begin =
-        |failpoint: &dyn Fn(&str) -> Result<()>| command(fake, fake.process(), failpoint, || journal_of(fake, rules()));
-    kill(number, |_| true, begin)
+    kill(number, |_| true, |failpoint| roll_until(fake, failpoint))
 }
 
 /// Does something and ends it at the point of this number, of those that count.
