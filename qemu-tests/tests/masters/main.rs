@@ -128,10 +128,13 @@ fn full(cluster: &Cluster) -> Result {
             let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"value": value},
                 "metadata": {"name": format!("large-{number}"), "namespace": "default", "labels": {"large": "yes"}}});
             // One whose server goes meanwhile is none.
-            cluster.kubectl_of(Kubectl::V1_32, &["create", "-f", "-"], Some(&object.to_string()))?;
+            let said = cluster.kubectl_of(Kubectl::V1_32, &["create", "-f", "-"], Some(&object.to_string()))?;
+            if !said.ok {
+                eprintln!("large object {number}: {}", said.all().trim());
+            }
         }
-        let df = cluster.kimg(&["node", "--node", MASTERS[2], "disks"])?.all();
-        eprintln!("{number} large objects; {df}");
+        let disk = cluster.kimg(&["node", "--node", MASTERS[2], "disk"])?.all();
+        eprintln!("{number} large objects; {disk}");
         let members = members(cluster)?;
         Ok(members.iter().any(|m| m["healthy"] != true).then_some(()))
     })?;
@@ -149,10 +152,13 @@ fn anew(cluster: &Cluster, name: &str) -> Result {
     cluster.kimg(&["heal", name, "--discard-disk", "--yes"])?.success().map(drop)
 }
 
-/// The kubeconfig names one master; it gets one that runs.
+/// The kubeconfig names one master; it gets one that runs. A VM that was told to end may take a moment.
 fn follow(cluster: &Cluster) -> Result {
-    let text = cluster.kimg(&["kubeconfig"])?.success()?;
-    std::fs::write(cluster.kubeconfig(), text).context("writing the kubeconfig")
+    wait::until("a master that serves", wait::scale(30), || {
+        let text = cluster.kimg(&["kubeconfig"])?.success()?;
+        std::fs::write(cluster.kubeconfig(), text).context("writing the kubeconfig")?;
+        Ok(cluster.kubectl_of(Kubectl::V1_32, &["get", "--raw", "/readyz"], None)?.ok.then_some(()))
+    })
 }
 
 /// Each gets another image, one at a time, while somebody writes.
