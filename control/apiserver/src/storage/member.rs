@@ -175,30 +175,26 @@ fn without_data(known: &Known) -> Step {
     if known.join || counted || mine().any(|member| member.started() || member.learner) {
         return join(known);
     }
-    if lists.is_empty() {
-        let silent: Vec<&str> = known
-            .sights
-            .iter()
-            .filter_map(|sight| match sight {
-                Sight::Silent(why) => Some(why.as_str()),
-                _ => None,
-            })
-            .collect();
-        if silent.is_empty() {
-            return Step::Begin;
-        }
-        // One of them may have a store, in which this machine's disk is the lost one.
-        return Step::Wait(format!(
-            "a store begins when all masters are there: {}; start those, or set join-etcd: true where the store runs \
-             already",
-            silent.join("; ")
-        ));
-    }
+    let silent: Vec<&str> = known
+        .sights
+        .iter()
+        .filter_map(|sight| match sight {
+            Sight::Silent(why) => Some(why.as_str()),
+            _ => None,
+        })
+        .collect();
     let same = |list: &Vec<Member>| {
         list.len() == known.all.len() && known.all.iter().all(|url| list.iter().any(|member| member.is_at(url)))
     };
     match known.agreed.iter().chain(lists).find(|list| !same(list)) {
-        // They have begun, and wait for each other.
+        // One of them may have the store, in which this machine's disk is the lost one: those that list this machine as
+        // one that has not started may know no better.
+        None if !silent.is_empty() => Step::Wait(format!(
+            "a store begins when all masters are there: {}; start those, or set join-etcd: true where the store runs \
+             already",
+            silent.join("; ")
+        )),
+        // Nobody has begun, or they have, and wait for each other.
         None => Step::Begin,
         Some(list) => Step::Wait(format!(
             "the store has the members {}, and this master is told of {}; for it to join them, set join-etcd: true in its \
@@ -317,6 +313,8 @@ fn settings(why: String) -> anyhow::Error {
 /// Takes step after step until etcd may start.
 async fn settle(args: &MemberArgs) -> anyhow::Result<[String; 2]> {
     let mut says = Says::default();
+    // Of a removal that was interrupted.
+    remove(&gone(args)).with_context(|| format!("removing {}", gone(args).display()))?;
     loop {
         let (known, membership) = look(args).await?;
         let step = decide(&known);
@@ -337,7 +335,7 @@ async fn settle(args: &MemberArgs) -> anyhow::Result<[String; 2]> {
             (Step::Add, Some(membership)) => membership.add_learner(&known.own).await,
             (Step::Clear, _) => {
                 says.say("this master's member was removed from the store: its data is removed, and it joins anew");
-                clear(&args.data_dir)?;
+                clear(args)?;
                 Ok(())
             }
             (Step::Wait(why), _) => {
@@ -465,9 +463,14 @@ fn remove(path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// Where data that counts no more is moved before it is removed.
+fn gone(args: &MemberArgs) -> PathBuf {
+    args.data_dir.join("gone")
+}
+
 /// Removes a member's data. It is moved away first: half of it would be taken for all of it.
-fn clear(dir: &Path) -> anyhow::Result<()> {
-    let gone = dir.join("gone");
+fn clear(args: &MemberArgs) -> anyhow::Result<()> {
+    let (dir, gone) = (&args.data_dir, gone(args));
     let cleared = remove(&gone)
         .and_then(|()| std::fs::rename(dir.join("member"), &gone))
         .and_then(|()| std::fs::File::open(dir)?.sync_all())
@@ -576,6 +579,9 @@ mod tests {
         // Another has begun the same one, and waits for us.
         let together = Known { agreed: Err("no leader".into()), ..among(&[added(0), added(1), added(2)]) };
         assert_eq!(decide(&together), Step::Begin);
+        let mut late_third = together.clone();
+        late_third.sights[1] = Sight::Silent("https://10.77.0.12:2380: no route".into());
+        waits(&late_third, "10.77.0.12:2380: no route");
         // Two of three have begun, and are a majority.
         let late = [added(0), started(1), started(2)];
         assert_eq!(decide(&among(&late)), Step::Join(late.to_vec()));
