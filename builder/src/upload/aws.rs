@@ -4,15 +4,15 @@
 //! No bucket and no role is needed, and blocks of zeros are not sent. EBS checks the SHA-256 of each block, and in the
 //! end that of all of them.
 
-use super::s3::{credentials, elements};
+use super::ec2::{Ec2, service};
 use super::settings::Environment;
-use super::sigv4::{EMPTY, Signer, query};
-use super::{Leftover, Local, PAGES, PREFIX, Provider, Remote, State, Temporaries, adopt};
+use super::sigv4::{EMPTY, Signer};
+use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt};
 use crate::cache::hash;
 use crate::image::output::Format;
 use crate::input;
-use crate::web::{Answer, Client, Request, trust};
-use anyhow::{Context, Result, bail, ensure};
+use crate::web::{Answer, Client, Request};
+use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::ProgressBar;
@@ -31,14 +31,13 @@ const UNSEEN: u32 = 12;
 const TIMEOUT: u32 = 60;
 /// How often EBS may say that it is asked too much.
 const PATIENCE: u32 = 8;
-const VERSION: &str = "2016-11-15";
 
 /// An account and a region.
 #[derive(Debug)]
 pub struct Aws {
     client: Client,
     ebs: (String, Signer),
-    ec2: (String, Signer),
+    ec2: Ec2,
     temporaries: Temporaries,
 }
 
@@ -52,30 +51,15 @@ impl Aws {
         let Some(region) = region else {
             return input::bad("--region is missing, e.g. eu-central-1; or set AWS_REGION");
         };
-        let (key, secret, token) = credentials(env)?;
-        let service = |service: &'static str| -> Result<(String, Signer)> {
-            // The name that AWS' own programs have for it.
-            let variable = format!("AWS_ENDPOINT_URL_{}", service.to_ascii_uppercase());
-            let url = env(&variable).unwrap_or_else(|| format!("https://{service}.{region}.amazonaws.com"));
-            trust::check_address(&variable, &url, "a key")?;
-            let (key, secret, token, region) = (key.clone(), secret.clone(), token.clone(), region.clone());
-            Ok((url.trim_end_matches('/').to_string(), Signer { key, secret, token, region, service }))
-        };
-        let (ebs, ec2) = (service("ebs")?, service("ec2")?);
+        let (ebs, ec2) = (service(env, &region, "ebs")?, Ec2::new(env, &region)?);
         Ok(Aws { client: client.clone(), ebs, ec2, temporaries: Temporaries::default() })
     }
 
-    /// A call of EC2; the answer is XML. `would` is what a dry run takes for it.
+    /// A call of EC2; `would` is what a dry run takes for the answer.
     fn ec2(&self, client: &Client, action: &str, pairs: &[(&str, &str)], would: &str) -> Result<Answer> {
-        let all: Vec<(&str, &str)> =
-            [("Action", action), ("Version", VERSION)].into_iter().chain(pairs.iter().copied()).collect();
-        let (url, signer) = &self.ec2;
-        let body = query(&all);
-        let sum = hash::hex_of(body.as_bytes());
-        let request = Request::post(format!("{url}/")).bytes("application/x-www-form-urlencoded", body);
         // Only this one makes something, and its name is free once.
-        let request = request.repeatable(action != "RegisterImage").would(200, &Value::String(would.into()));
-        client.send(&signer.sign_each(request, &[], &sum))
+        let request = self.ec2.request(action, pairs).repeatable(action != "RegisterImage");
+        client.send(&request.would(200, &Value::String(would.into())))
     }
 
     /// A call of EBS, which says in words that it is asked too much.
@@ -94,55 +78,30 @@ impl Aws {
         }
     }
 
-    /// What EC2 describes, page by page.
-    fn described(&self, client: &Client, action: &str, pairs: &[(&str, &str)]) -> Result<String> {
-        let (mut all, mut next) = (String::new(), None);
-        for _ in 0..PAGES {
-            let mark = next.iter().map(|token: &String| ("NextToken", token.as_str()));
-            let pairs: Vec<(&str, &str)> = pairs.iter().copied().chain(mark).collect();
-            let root = format!("<{action}Response");
-            let answer = self.ec2(client, action, &pairs, &root)?.expect(&[200])?;
-            let text = String::from_utf8(answer.body).context("an answer is no text")?;
-            // A proxy may answer in its place, and that is no empty list.
-            ensure!(
-                text.contains(&root),
-                "{} answers {action} with no {action}Response, so what answers is not EC2; check the endpoint, and what \
-                 proxy is used",
-                self.ec2.0
-            );
-            next = elements(&text, "nextToken").into_iter().next().filter(|token| !token.is_empty());
-            all.push_str(&text);
-            if next.is_none() {
-                return Ok(all);
-            }
-        }
-        bail!("EC2 lists without end")
-    }
-
-    /// kimg's images, each as EC2 describes it behind its id.
+    /// kimg's images, each with its snapshots.
     fn images(&self, client: &Client, only: Option<&str>) -> Result<Vec<(Remote, Vec<String>)>> {
         let name = format!("{PREFIX}*");
         let mut pairs = vec![("Owner.1", "self"), ("Filter.1.Name", "name"), ("Filter.1.Value.1", name.as_str())];
         if let Some(id) = only {
             pairs.extend([("Filter.2.Name", "image-id"), ("Filter.2.Value.1", id)]);
         }
-        let text = self.described(client, "DescribeImages", &pairs)?;
-        let image = |part: &str| {
-            let first = |tag: &str| elements(part, tag).into_iter().next();
-            let (id, _) = part.split_once('<')?;
+        let image = |one: &Value| {
+            let text = |key: &str| one[key].as_str().unwrap_or_default().to_string();
             let remote = Remote {
-                id: id.to_string(),
-                name: first("name").filter(|name| name.starts_with(PREFIX))?,
-                state: match first("imageState").as_deref().unwrap_or_default() {
+                id: Some(text("imageId")).filter(|id| !id.is_empty())?,
+                name: Some(text("name")).filter(|name| name.starts_with(PREFIX))?,
+                state: match text("imageState").as_str() {
                     "available" => State::Ready,
                     "pending" | "transient" => State::Pending,
                     other => State::Broken(format!("its state is '{other}'")),
                 },
-                created: first("creationDate").unwrap_or_default(),
+                created: text("creationDate"),
             };
-            Some((remote, elements(part, "snapshotId")))
+            let disks = one["blockDeviceMapping"].as_array().into_iter().flatten();
+            Some((remote, disks.filter_map(|disk| Some(disk["ebs"]["snapshotId"].as_str()?.to_string())).collect()))
         };
-        Ok(text.split("<imageId>").skip(1).filter_map(image).collect())
+        let found = self.ec2.described(client, "DescribeImages", &pairs, "imagesSet")?;
+        Ok(found.iter().filter_map(image).collect())
     }
 
     /// Makes a snapshot of the disk.
@@ -175,17 +134,18 @@ impl Aws {
         let request = request.would(202, &json!({"Status": "completed"}));
         self.ebs(&request, &headers, EMPTY)?.expect(&[202])?;
         self.client.poll(&format!("the snapshot {id}"), EVERY, LIMIT, || {
-            let would = "<status>completed</status>";
-            let answer =
-                self.ec2(&self.client, "DescribeSnapshots", &[("SnapshotId.1", &id)], would)?.expect(&[200])?;
-            let text = String::from_utf8_lossy(&answer.body).into_owned();
-            match elements(&text, "status").first().map(String::as_str).unwrap_or_default() {
+            let (action, set) = ("DescribeSnapshots", "snapshotSet");
+            let would =
+                format!("<{action}Response><{set}><item><status>completed</status></item></{set}></{action}Response>");
+            let answer = self.ec2(&self.client, action, &[("SnapshotId.1", &id)], &would)?;
+            let found = &self.ec2.read(action, answer)?[set][0];
+            match found["status"].as_str().unwrap_or_default() {
                 "completed" => Ok(Some(())),
                 "pending" => Ok(None),
                 other => bail!(
                     "EBS did not take {}: the snapshot is '{other}' {}",
                     image.name,
-                    elements(&text, "statusMessage").join(" ")
+                    found["statusMessage"].as_str().unwrap_or_default()
                 ),
             }
         })?;
@@ -272,9 +232,10 @@ impl Provider for Aws {
             ("BootMode", "uefi-preferred"),
             ("ImdsSupport", "v2.0"),
         ];
-        let made = self.ec2(&self.client, "RegisterImage", &pairs, "<imageId>ami-0</imageId>").and_then(|answer| {
-            let text = String::from_utf8(answer.expect(&[200])?.body).context("an answer is no text")?;
-            elements(&text, "imageId").into_iter().next().context("the answer names no image")
+        let would = "<RegisterImageResponse><imageId>ami-0</imageId></RegisterImageResponse>";
+        let made = self.ec2(&self.client, "RegisterImage", &pairs, would).and_then(|answer| {
+            let read = self.ec2.read("RegisterImage", answer)?;
+            Ok(read["imageId"].as_str().context("the answer names no image")?.to_string())
         });
         let id = made.or_else(|error| adopt(self, &image.name, error))?;
         // It goes with the image from now on.
@@ -333,14 +294,14 @@ impl Provider for Aws {
             ("Filter.2.Name", "description"),
             ("Filter.2.Value.1", name.as_str()),
         ];
-        let text = self.described(&self.client, "DescribeSnapshots", &pairs)?;
+        let found = self.ec2.described(&self.client, "DescribeSnapshots", &pairs, "snapshotSet")?;
         let used = |id: &String| images.iter().any(|(_, snapshots)| snapshots.contains(id));
         // A server that overlooks what was asked for lists what is not ours to remove.
-        let ours = |part: &str| {
-            let (id, _) = part.split_once('<')?;
-            elements(part, "description").first()?.starts_with(PREFIX).then(|| id.to_string())
+        let ours = |one: &Value| {
+            let id = one["snapshotId"].as_str()?;
+            one["description"].as_str()?.starts_with(PREFIX).then(|| id.to_string())
         };
-        let loose = text.split("<snapshotId>").skip(1).filter_map(ours).filter(|id| !used(id));
+        let loose = found.iter().filter_map(ours).filter(|id| !used(id));
         let loose: Vec<Leftover> = loose.map(|id| Leftover { kind: "snapshot".into(), id }).collect();
         let broken = images.into_iter().filter(|(image, _)| matches!(image.state, State::Broken(_)));
         Ok(loose.into_iter().chain(broken.map(|(image, _)| Leftover { kind: "image".into(), id: image.id })).collect())

@@ -7,6 +7,7 @@ pub(crate) mod api;
 mod aws;
 pub mod cmd;
 pub(crate) mod digitalocean;
+pub(crate) mod ec2;
 mod gcp;
 pub(crate) mod google;
 pub(crate) mod hetzner;
@@ -17,7 +18,7 @@ mod proxmox;
 pub mod rescue;
 pub mod s3;
 pub mod settings;
-mod sigv4;
+pub(crate) mod sigv4;
 pub(crate) mod vultr;
 
 #[cfg(test)]

@@ -491,7 +491,7 @@ pub(super) fn elements(xml: &str, name: &str) -> Vec<String> {
 }
 
 /// Text without XML's escapes, unless it holds elements.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     if text.contains('<') {
         return text.to_string();
     }

@@ -122,7 +122,7 @@ fn ec2(call: &Call, world: &mut World) -> Reply {
                     format!("<item><snapshotId>{id}</snapshotId><status>{}</status>{told}</item>", snapshot.status)
                 })
                 .collect();
-            answered(text)
+            answered(format!("<snapshotSet>{text}</snapshotSet>"))
         }
         "RegisterImage" => {
             let (name, snapshot) = (of("Name"), of("BlockDeviceMapping.1.Ebs.SnapshotId"));
