@@ -63,7 +63,8 @@ pub fn left(inventory: &Inventory, images: &Result<Vec<Remote>>, data: bool) -> 
     let mut lines: Vec<String> = kept
         .map(|network| {
             format!(
-                "stays: network {} ({}), its region's default, which the provider removes for nobody and which costs nothing",
+                "stays: network {} ({}), its region's default, which the provider removes for nobody, or one that cluster.toml \
+                 names; it costs nothing",
                 network.range, network.id
             )
         })

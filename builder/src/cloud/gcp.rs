@@ -10,10 +10,10 @@
 
 use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE, relabel};
 use super::{
-    ANYWHERE, Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, State, Tenant,
-    Thing, checked, explained, image_of, text,
+    Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, State, Tenant, Thing, checked,
+    explained, image_of, no_region, text,
 };
-use crate::config::{Provider, nearest};
+use crate::config::Provider;
 use crate::input;
 use crate::upload::google::{Account, Compute};
 use crate::upload::settings::Environment;
@@ -334,9 +334,7 @@ impl Cloud for Gcp {
         let zones = self.list("zones?maxResults=500")?;
         if !zones.iter().any(|one| one["name"] == zone) {
             let known: Vec<&str> = zones.iter().map(|one| text(one, "name")).collect();
-            let hint = nearest(zone, &known)
-                .map_or_else(|| format!("there are {}", known.join(", ")), |near| format!("did you mean {near}?"));
-            return input::bad(format!("provider.region: Google has no zone {zone}; {hint}"));
+            return no_region("Google", "zone", zone, &known);
         }
         let region = self.find(&format!("regions/{}", self.region))?.unwrap_or_default();
         let left = |metric: &str| {
@@ -421,10 +419,7 @@ impl Cloud for Gcp {
 
     /// A rule has ranges of one family, and the network has addresses of version 4 only.
     fn rules(&self, role: Role) -> BTreeSet<Rule> {
-        let rules = self.tenant.rules_with_inside(role, "", "");
-        let of_four =
-            |rule: Rule| Rule { from: rule.from.into_iter().filter(|one| *one != ANYWHERE[1]).collect(), ..rule };
-        rules.into_iter().map(of_four).collect()
+        self.tenant.rules_of_four(role, "")
     }
 
     fn make_server(&self, order: &Order<'_>) -> Result<()> {

@@ -7,10 +7,8 @@
 use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE, relabel};
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, explained, image_of, numbered, open_ports, text,
+    Tenant, Thing, explained, image_of, no_region, numbered, open_ports, text,
 };
-use crate::config::nearest;
-use crate::input;
 use crate::upload::api::Api;
 use crate::upload::hetzner::{done, pages, project};
 use crate::upload::may_be_done;
@@ -71,9 +69,7 @@ impl Hetzner {
             Some(one) => Ok(text(one, "network_zone").to_string()),
             None => {
                 let known: Vec<&str> = all.iter().map(|one| text(one, "name")).collect();
-                let hint = nearest(&self.tenant.region, &known)
-                    .map_or_else(|| format!("there are {}", known.join(", ")), |near| format!("did you mean {near}?"));
-                input::bad(format!("provider.region: Hetzner has no location {}; {hint}", self.tenant.region))
+                no_region("Hetzner", "location", &self.tenant.region, &known)
             }
         }
     }

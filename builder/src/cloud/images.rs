@@ -1,6 +1,6 @@
 //! The images that machines are made of, at the provider.
 
-use super::Offer;
+use super::{Offer, aws};
 use crate::config::{Provider, ProviderName, Settings};
 use crate::image::build::output_dir;
 use crate::progress::Progress;
@@ -90,12 +90,18 @@ fn name(provider: &Provider) -> Name {
         ProviderName::OpenStack => Name::OpenStack,
         ProviderName::Vultr => Name::Vultr,
         ProviderName::Gcp => Name::Gcp,
+        ProviderName::Aws => Name::Aws,
     }
 }
 
 fn place(provider: &Provider, server_type: &str) -> PlaceArgs {
+    let region = match provider.name {
+        // Images are a region's.
+        ProviderName::Aws => aws::region_of(&provider.region),
+        _ => &provider.region,
+    };
     PlaceArgs::of_machines(
-        &provider.region,
+        region,
         server_type,
         provider.bucket.clone(),
         provider.endpoint.clone(),

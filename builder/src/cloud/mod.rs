@@ -8,6 +8,7 @@
 //! To add a provider: its name in [`crate::config::ProviderName`], a file here with a type that implements [`Cloud`], its
 //! arm in [`open`], its published calls in `builder/tests/data/providers/NAME.json`, a fake in `fakes/NAME.rs`.
 
+mod aws;
 pub mod cluster;
 pub mod destroy;
 mod digitalocean;
@@ -30,7 +31,8 @@ mod fakes;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{NodeSettings, Provider, ProviderName, Settings};
+use crate::config::{NodeSettings, Provider, ProviderName, Settings, nearest};
+use crate::input;
 use crate::machines::NO_IMAGE;
 use crate::pki::Secrets;
 use crate::pki::successor::fingerprint;
@@ -191,7 +193,7 @@ pub struct Network {
     pub range: String,
     /// Where it is, where it is in one region only.
     pub region: Option<String>,
-    /// Whether the provider keeps it, whoever asks for its end.
+    /// Whether it stays, whoever asks for its end: the provider keeps it, or it is not the cluster's own.
     pub kept: bool,
 }
 
@@ -388,6 +390,7 @@ pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Envi
         ProviderName::OpenStack => Box::new(openstack::OpenStack::new(client, env, tenant, provider)?),
         ProviderName::Vultr => Box::new(vultr::Vultr::new(client, env, tenant)?),
         ProviderName::Gcp => Box::new(gcp::Gcp::new(client, env, tenant, provider)?),
+        ProviderName::Aws => Box::new(aws::Aws::new(client, env, tenant, provider)?),
     })
 }
 
@@ -526,6 +529,13 @@ impl Tenant {
         outside.chain(inside).collect()
     }
 
+    /// The same where the network has addresses of version 4 only, and a rule ranges of one family.
+    fn rules_of_four(&self, role: Role, all: &str) -> BTreeSet<Rule> {
+        let of_four =
+            |rule: Rule| Rule { from: rule.from.into_iter().filter(|one| *one != ANYWHERE[1]).collect(), ..rule };
+        self.rules_with_inside(role, all, "").into_iter().map(of_four).collect()
+    }
+
     /// What networks and the like are called.
     fn name(&self) -> String {
         format!("kimg-{}-{}", self.cluster, self.ca)
@@ -592,6 +602,13 @@ fn open_ports(role: Role, status_page: bool) -> Vec<(&'static str, String)> {
     ports
 }
 
+/// Bad input: a region that a provider does not have.
+fn no_region<T>(provider: &str, kind: &str, wanted: &str, known: &[&str]) -> Result<T> {
+    let hint = nearest(wanted, known)
+        .map_or_else(|| format!("there are {}", known.join(", ")), |near| format!("did you mean {near}?"));
+    input::bad(format!("provider.region: {provider} has no {kind} {wanted}; {hint}"))
+}
+
 /// A provider's refusal as a sentence with the way out; `variable` is that of the token.
 fn explained(error: anyhow::Error, provider: &str, variable: &str) -> anyhow::Error {
     let Some(refused) = error.chain().find_map(|cause| cause.downcast_ref::<Refused>()) else { return error };
@@ -611,7 +628,16 @@ fn explained(error: anyhow::Error, provider: &str, variable: &str) -> anyhow::Er
         400 | 409 | 422 if any(&["uniqueness", "already exists", "already in use", "must be unique"]) => {
             format!("{provider} has one already that is not this cluster's; rename the cluster, or remove that one")
         }
-        400 | 409 | 412 | 422 | 503 if any(&["unavailable", "placement_error", "not available", "pool_exhausted"]) => {
+        400 | 409 | 412 | 422 | 500 | 503
+            if any(&[
+                "unavailable",
+                "placement_error",
+                "not available",
+                "pool_exhausted",
+                "insufficientinstancecapacity",
+                "not supported in your requested",
+            ]) =>
+        {
             format!(
                 "{provider} has none of this type in this region now; write another type or region under [provider]"
             )

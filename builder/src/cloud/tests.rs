@@ -1,6 +1,7 @@
 //! `up`, `plan` and `destroy` against stateful fakes of the providers and of the cluster. The same question for all: is
 //! everything there once, whatever failed before, and is each call one that the provider has published.
 
+mod aws;
 mod destroying;
 mod gcp;
 mod master;
@@ -42,10 +43,11 @@ enum Which {
     Vultr,
     OpenStack,
     Gcp,
+    Aws,
 }
 
-const ALL: [Which; 6] =
-    [Which::Hetzner, Which::DigitalOcean, Which::Linode, Which::Vultr, Which::OpenStack, Which::Gcp];
+const ALL: [Which; 7] =
+    [Which::Hetzner, Which::DigitalOcean, Which::Linode, Which::Vultr, Which::OpenStack, Which::Gcp, Which::Aws];
 const SUM: &str = "0123456789ab";
 
 impl Which {
@@ -57,6 +59,7 @@ impl Which {
             Which::Vultr => fakes::vultr::answer(call, world),
             Which::OpenStack => fakes::openstack::answer(call, world),
             Which::Gcp => fakes::gcp::answer(call, world),
+            Which::Aws => fakes::aws::answer(call, world),
         }
     }
 
@@ -68,6 +71,7 @@ impl Which {
             Which::Vultr => include_str!("../../tests/data/providers/vultr.json"),
             Which::OpenStack => include_str!("../../tests/data/providers/openstack.json"),
             Which::Gcp => include_str!("../../tests/data/providers/gcp.json"),
+            Which::Aws => include_str!("../../tests/data/providers/aws.json"),
         })
     }
 
@@ -85,6 +89,9 @@ impl Which {
             Which::Gcp => {
                 "name = \"gcp\"\nregion = \"europe-west3-a\"\ntype = \"e2-small\"\nbucket = \"b\"\ncurrency = \"USD\"\nprices = { \"e2-small\" = 5 }\n"
             }
+            Which::Aws => {
+                "name = \"aws\"\nregion = \"eu-west-1a\"\ntype = \"t3.small\"\ncurrency = \"USD\"\nprices = { \"t3.small\" = 5 }\n"
+            }
         }
     }
 
@@ -93,7 +100,7 @@ impl Which {
         match self {
             Which::Hetzner => Cents(2 * (299 + 50)),
             Which::DigitalOcean => Cents(600 + 1200),
-            Which::Linode | Which::Vultr | Which::OpenStack | Which::Gcp => Cents(2 * 500),
+            Which::Linode | Which::Vultr | Which::OpenStack | Which::Gcp | Which::Aws => Cents(2 * 500),
         }
     }
 
@@ -196,8 +203,11 @@ impl Stage {
         self.cloud_by("t0ken")
     }
 
-    /// What the provider calls a token: Google's is a key in a file.
+    /// What the provider calls a token: Google's is a key in a file, and AWS' has an id.
     fn secret(&self, token: &str) -> String {
+        if self.which == Which::Aws {
+            return format!("{}\n{token}", fakes::aws::KEY);
+        }
         if self.which != Which::Gcp {
             return token.to_string();
         }
@@ -217,9 +227,14 @@ impl Stage {
     /// A variable of the environment.
     fn said(&self, name: &str, token: &str) -> Option<String> {
         match name {
-            "HCLOUD_TOKEN" | "DIGITALOCEAN_TOKEN" | "LINODE_TOKEN" | "VULTR_API_KEY" | "OS_PASSWORD" => {
-                Some(token.to_string())
-            }
+            "HCLOUD_TOKEN"
+            | "DIGITALOCEAN_TOKEN"
+            | "LINODE_TOKEN"
+            | "VULTR_API_KEY"
+            | "OS_PASSWORD"
+            | "AWS_SECRET_ACCESS_KEY" => Some(token.to_string()),
+            "AWS_ACCESS_KEY_ID" => Some(fakes::aws::KEY.into()),
+            "AWS_ENDPOINT_URL_EC2" => Some(format!("{}/ec2", self.server.url())),
             "GOOGLE_APPLICATION_CREDENTIALS" => {
                 let file = folder().join(format!("key-{}-{token}", self.server.authority()));
                 if !file.exists() {
@@ -291,6 +306,7 @@ impl Stage {
             Which::Linode | Which::Vultr => &["firewall", "firewall", "vpc"],
             Which::OpenStack => OF_OPENSTACK,
             Which::Gcp => &["address", "firewall", "firewall", "firewall", "firewall", "network", "subnetwork"],
+            Which::Aws => &["address", "firewall", "firewall", "gateway", "interface", "subnet", "vpc"],
         };
         assert_eq!(world.kinds(), wanted, "{at}");
         for (name, id) in &world.nodes {
@@ -318,10 +334,22 @@ impl Stage {
 const OF_OPENSTACK: &[&str] =
     &["firewall", "firewall", "floatingip", "floatingip", "network", "port", "port", "port", "router", "subnet"];
 
+/// Puts image 78 under the master, and tells it something.
+fn rebuild(stage: &Stage, user_data: &str) -> Result<()> {
+    let cloud = stage.cloud();
+    let there = cloud.inventory()?;
+    let (network, firewall) = (&there.networks[0], &there.firewalls[0]);
+    let server = there.servers.iter().find(|server| server.node == "m").unwrap();
+    let (node, role, size, image_id, image) = ("m", Role::Master, server.size.as_str(), "78", SUM);
+    cloud.rebuild_server(server, &Order { node, role, size, image_id, image, user_data, network, firewall })
+}
+
 /// Whether a call changes nothing.
 fn only_asks(call: &Call) -> bool {
+    // All calls of EC2 are of one method.
+    let describes = || call.path == "/ec2/" && fakes::aws::action(call).starts_with("Describe");
     // A password and a key open a token by another call.
-    call.method == "GET" || ["/v3/auth/tokens", "/token"].contains(&call.path.as_str())
+    call.method == "GET" || describes() || ["/v3/auth/tokens", "/token"].contains(&call.path.as_str())
 }
 
 impl World {
@@ -394,6 +422,13 @@ fn a_token_is_changed_once_the_new_one_sees_the_cluster_and_the_old_one_is_refus
     assert_eq!(check("a0\nleaked"), Ok(2));
     assert!(check("leaked").unwrap_err().contains("the old token has 2 lines"));
     assert!(check("a1\nt0ken").unwrap_err().contains("still has the old token"));
+    // A session's token goes with no other key: that would be refused with it although it counts.
+    let stage = Stage::whole(Which::Aws);
+    stage.world().also = Some("leaked".into());
+    let env = |name: &str| if name == "AWS_SESSION_TOKEN" { Some("s1".into()) } else { stage.said(name, "t0ken") };
+    let old = stage.secret("leaked");
+    let both = token::check(&stage.settings, stage.provider(), Some(&old), &stage.clock.client(), &env);
+    assert!(both.unwrap_err().to_string().contains("still counts"));
     // Both count.
     let stage = Stage::whole(Which::Hetzner);
     stage.world().also = Some("leaked".into());
@@ -477,7 +512,7 @@ fn machines_that_nobody_knows_or_that_are_two_are_told() {
         let mut stranger = copies.clone();
         stranger["name"] = json!("x.demo");
         match which {
-            Which::Hetzner | Which::Gcp => stranger["labels"]["kimg-node"] = json!("x"),
+            Which::Hetzner | Which::Gcp | Which::Aws => stranger["labels"]["kimg-node"] = json!("x"),
             Which::DigitalOcean => stranger = replaced(&stranger, ":node:w", ":node:x"),
             Which::OpenStack => stranger["metadata"]["kimg-node"] = json!("x"),
             Which::Linode | Which::Vultr => stranger = replaced(&stranger, "kimg-node.w", "kimg-node.x"),
@@ -534,6 +569,8 @@ fn a_name_that_would_be_the_address_of_something_else_is_none() {
             Which::OpenStack => ("routers", json!("")),
             // Its things have the names that kimg gave them; of its machines a test beside them tells.
             Which::Gcp => continue,
+            // Names are fields of a form.
+            Which::Aws => continue,
         };
         let one = json!({"name": name, "label": name, "description": name, "id": id, "labels": {"kimg-cluster": "demo", "kimg-ca": ca()}});
         // Behind the token and the subnets.
@@ -635,6 +672,7 @@ fn what_stands_in_the_way_of_a_plan_stops_up_too() {
 fn what_a_provider_refuses_is_a_sentence() {
     for (which, says) in ALL.into_iter().zip([
         "no room in this location",
+        "has none of this type",
         "has none of this type",
         "has none of this type",
         "has none of this type",

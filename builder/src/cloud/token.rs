@@ -24,6 +24,7 @@ impl ProviderName {
             }
             ProviderName::Vultr => &["VULTR_API_KEY"],
             ProviderName::Gcp => &["GOOGLE_APPLICATION_CREDENTIALS"],
+            ProviderName::Aws => &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
         }
     }
 }
@@ -69,7 +70,9 @@ pub fn check(
     if variables.last().map_or(Ok(false), same)? {
         return input::bad(format!("{variable} still has the old token; make another at the provider, and set that"));
     }
-    let by_old = |name: &str| old.get(name).map_or_else(|| env(name), |value| Some((*value).to_owned()));
+    // A session's token counts with its own key only: the old one would be refused in any case.
+    let beside = |name: &str| if name.starts_with("AWS_SESSION_TOKEN") { None } else { env(name) };
+    let by_old = |name: &str| old.get(name).map_or_else(|| beside(name), |value| Some((*value).to_owned()));
     match with(&by_old) {
         Ok(_) => input::bad("the old token still counts; remove it at the provider, and say this again"),
         Err(error) => match error.chain().find_map(|cause| Some(cause.downcast_ref::<Refused>()?.status)) {

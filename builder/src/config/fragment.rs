@@ -125,9 +125,9 @@ pub struct StatusFragment {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ProviderFragment {
-    /// `hetzner`, `digitalocean`, `linode`, `openstack`, `vultr` or `gcp`.
+    /// `hetzner`, `digitalocean`, `linode`, `openstack`, `vultr`, `gcp` or `aws`.
     pub name: Spanned<String>,
-    /// The provider's name of a region (Hetzner: location, Google: zone).
+    /// The provider's name of a region (Hetzner: location, Google, AWS: zone).
     pub region: Spanned<String>,
     /// The provider's name of a type of machine (DigitalOcean: size, Vultr: plan, OpenStack: flavor), for all nodes that
     /// say no other.
@@ -138,19 +138,21 @@ pub struct ProviderFragment {
     pub worker_type: Option<Spanned<String>>,
     /// What the machines may cost in a month, in the provider's currency, without taxes; default: as much as they do.
     pub budget: Option<Spanned<i64>>,
-    /// OpenStack, Google: what a month of a machine costs, by its type; a type that is not named has no known price.
+    /// OpenStack, Google, AWS: what a month of a machine costs, by its type; a type that is not named has no known price.
     #[serde(default)]
     pub prices: BTreeMap<String, Spanned<f64>>,
-    /// OpenStack, Google: the currency of `prices`.
+    /// OpenStack, Google, AWS: the currency of `prices`.
     pub currency: Option<Spanned<String>>,
     /// The private network between the machines; default 10.80.0.0/20.
     pub network: Option<Spanned<String>>,
-    /// Google: GB of each machine's disk, which is no part of a type there; default 25.
+    /// Google, AWS: GB of each machine's disk, which is no part of a type there; default 25.
     pub disk_gb: Option<Spanned<i64>>,
     /// OpenStack: the name of the network with public addresses; default: the only external one.
     pub external_network: Option<Spanned<String>>,
     /// OpenStack: `floating-ip` (the default), or `port`: machines have a port on the external network.
     pub public_address: Option<Spanned<String>>,
+    /// AWS: the subnet for the machines, by its id; default: one in a VPC of the cluster's own.
+    pub subnet: Option<Spanned<String>>,
     /// DigitalOcean, Vultr, Google: the bucket from which it fetches images.
     pub bucket: Option<Spanned<String>>,
     /// DigitalOcean, Vultr: the bucket's server; default: `AWS_ENDPOINT_URL_S3`, else AWS' own.

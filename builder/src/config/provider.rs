@@ -37,6 +37,7 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         ProviderName::Vultr,
         ProviderName::OpenStack,
         ProviderName::Gcp,
+        ProviderName::Aws,
     ]
     .map(|one| (one.as_str(), one));
     let name = choice(&Some(written.name.clone()), "provider.name", &known, ProviderName::Hetzner)?;
@@ -55,12 +56,13 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         }
     }
     check_bucket(name, written)?;
-    check_openstack(name, written)?;
+    check_own(name, written)?;
     if name == ProviderName::Linode {
         check_linode(f, network, written)?;
     }
     match (&written.disk_gb, name) {
         (_, ProviderName::Gcp) => check_gcp(f)?,
+        (_, ProviderName::Aws) => {}
         (Some(disk), _) => {
             let message = format!("a type of {} has its disk; remove this line", name.as_str());
             return Err(fault(disk, "provider.disk-gb", message));
@@ -86,6 +88,7 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
             &[("floating-ip", PublicAddress::FloatingIp), ("port", PublicAddress::Port)],
             PublicAddress::FloatingIp,
         )?,
+        subnet: written.subnet.as_ref().map(|subnet| word(name, subnet, "provider.subnet")).transpose()?,
         bucket: plain(&written.bucket),
         endpoint: plain(&written.endpoint),
         bucket_region: plain(&written.bucket_region),
@@ -105,7 +108,7 @@ fn check_bucket(name: ProviderName, written: &ProviderFragment) -> Result<(), Fa
             );
             Err(fault(&written.name, "provider.bucket", message))
         }
-        ProviderName::Hetzner | ProviderName::Linode | ProviderName::OpenStack => {
+        ProviderName::Hetzner | ProviderName::Linode | ProviderName::OpenStack | ProviderName::Aws => {
             let fields = [
                 ("provider.bucket", &written.bucket),
                 ("provider.endpoint", &written.endpoint),
@@ -156,19 +159,20 @@ fn check_gcp(f: &Fragment) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What only OpenStack has, whose clouds have several kinds of public address.
-fn check_openstack(name: ProviderName, written: &ProviderFragment) -> Result<(), Fault> {
+/// What only one provider has: OpenStack's clouds several kinds of public address, and AWS' accounts networks of others.
+fn check_own(name: ProviderName, written: &ProviderFragment) -> Result<(), Fault> {
+    let (openstack, aws) = ((ProviderName::OpenStack, "OpenStack's"), (ProviderName::Aws, "AWS'"));
     let fields = [
-        ("provider.external-network", &written.external_network),
-        ("provider.public-address", &written.public_address),
+        (openstack, "provider.external-network", &written.external_network),
+        (openstack, "provider.public-address", &written.public_address),
+        (aws, "provider.subnet", &written.subnet),
     ];
-    match fields.into_iter().find_map(|(field, text)| Some((field, text.as_ref()?))) {
-        Some((field, text)) if name != ProviderName::OpenStack => Err(fault(
-            text,
-            field,
-            format!("is OpenStack's, and {} has no choice of it; remove this line", name.as_str()),
-        )),
-        _ => Ok(()),
+    let others = fields.into_iter().filter(|((owner, _), ..)| *owner != name);
+    match others.filter_map(|((_, whose), field, text)| Some((whose, field, text.as_ref()?))).next() {
+        Some((whose, field, text)) => {
+            Err(fault(text, field, format!("is {whose}, and {} has no choice of it; remove this line", name.as_str())))
+        }
+        None => Ok(()),
     }
 }
 
@@ -250,10 +254,15 @@ fn types(provider: ProviderName, f: &Fragment, written: &ProviderFragment) -> Re
     Ok(types)
 }
 
-/// A name of the provider's: it goes into addresses of its API, but for OpenStack's, whose names are each cloud's own.
+/// A name of the provider's: it goes into addresses of its API, but for OpenStack's, whose names are each cloud's own, and
+/// AWS', whose types have a dot.
 fn word(provider: ProviderName, text: &Spanned<String>, field: &str) -> Result<String, Fault> {
     let value = text.get_ref();
-    let own = |c: char| provider == ProviderName::OpenStack && (c.is_ascii_uppercase() || "._".contains(c));
+    let own = |c: char| match provider {
+        ProviderName::OpenStack => c.is_ascii_uppercase() || "._".contains(c),
+        ProviderName::Aws => c == '.' && !["provider.region", "provider.subnet"].contains(&field),
+        _ => false,
+    };
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || own(c);
     if value.is_empty() || value.len() > 63 || !value.chars().all(fine) {
         let message = format!("`{value}` is no name of a provider's; write lower-case letters, digits and `-`");

@@ -190,10 +190,12 @@ pub enum ProviderName {
     Vultr,
     /// Google Cloud.
     Gcp,
+    /// AWS EC2.
+    Aws,
 }
 
 impl ProviderName {
-    /// As it is written in `cluster.toml`, and called as a source of metadata.
+    /// As it is written in `cluster.toml`, and called by `kimg upload`.
     pub fn as_str(self) -> &'static str {
         match self {
             ProviderName::Hetzner => "hetzner",
@@ -202,6 +204,7 @@ impl ProviderName {
             ProviderName::OpenStack => "openstack",
             ProviderName::Vultr => "vultr",
             ProviderName::Gcp => "gcp",
+            ProviderName::Aws => "aws",
         }
     }
 
@@ -212,7 +215,7 @@ impl ProviderName {
 
     /// Whether it says what machines cost; else only `cluster.toml` does.
     pub fn tells_prices(self) -> bool {
-        !matches!(self, ProviderName::OpenStack | ProviderName::Gcp)
+        !matches!(self, ProviderName::OpenStack | ProviderName::Gcp | ProviderName::Aws)
     }
 }
 
@@ -239,6 +242,8 @@ pub struct Provider {
     pub external_network: Option<String>,
     /// OpenStack: how a machine has a public address.
     pub public_address: PublicAddress,
+    /// AWS: the subnet of the machines, where it is not the cluster's own, by its id.
+    pub subnet: Option<String>,
     /// DigitalOcean, Vultr, Google: the bucket from which it fetches images; its server and its region.
     pub bucket: Option<String>,
     /// Its server.

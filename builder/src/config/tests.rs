@@ -402,6 +402,9 @@ fn a_provider_has_a_type_for_each_node() {
     let provider = at(&format!("{openstack}\n[provider.prices]\n{prices}"), THREE).expect("valid").provider;
     let prices: Vec<(String, u64)> = provider.expect("there").prices.into_iter().collect();
     assert_eq!(prices, [("cx43".to_string(), 2000), ("m1.small".to_string(), 750)]);
+    let aws = "name = \"aws\"\nregion = \"eu-central-1a\"\ntype = \"t3.small\"\ndisk-gb = 40";
+    let provider = at(aws, THREE).expect("valid").provider.expect("there");
+    assert_eq!((provider.types["w"].as_str(), provider.disk_gb), ("t3.small", 40));
 }
 
 #[test]
@@ -419,6 +422,7 @@ fn what_no_provider_can_do_is_said() {
     let linode = HETZNER.replace("hetzner", "linode");
     let gcp = format!("{}\nbucket = \"b\"", HETZNER.replace("hetzner", "gcp"));
     let openstack = HETZNER.replace("hetzner", "openstack");
+    let aws = HETZNER.replace("hetzner", "aws");
     let cases = [
         (HETZNER.replace("hetzner", "acme"), THREE, ":3:8: provider.name: `acme` is not known; write \"hetzner\" or"),
         (HETZNER.replace("nbg1", "nbg1&x"), THREE, ":4:10: provider.region: `nbg1&x` is no name"),
@@ -452,6 +456,10 @@ fn what_no_provider_can_do_is_said() {
             "[[nodes]]\nname = \"m--1\"\nrole = \"master\"\n",
             "nodes.name: `m--1` becomes a label and a tag of linode's: write at most 40 characters",
         ),
+        (format!("{aws}\nbucket = \"b\""), THREE, "provider.bucket: aws takes images from no bucket"),
+        (format!("{HETZNER}\nsubnet = \"x\""), THREE, "provider.subnet: is AWS', and hetzner has no choice of it"),
+        (format!("{aws}\nsubnet = \"x.y\""), THREE, "provider.subnet: `x.y` is no name"),
+        (aws.replace("nbg1", "x.y"), THREE, "provider.region: `x.y` is no name"),
         (format!("{HETZNER}\ndisk-gb = 30"), THREE, "provider.disk-gb: a type of hetzner has its disk"),
         (format!("{gcp}\ndisk-gb = 5"), THREE, "provider.disk-gb: 5 is out of range; write 10 to 65536"),
         (format!("{gcp}\nendpoint = \"https://s3.example\""), THREE, "provider.endpoint: gcp's bucket is one of Cloud"),

@@ -70,6 +70,13 @@ fn fits(pattern: &str, what: &str) -> bool {
     what.next().is_none()
 }
 
+/// The name of a form's field with an N for each number in it: EC2 counts entries of lists.
+fn numbered(name: &str) -> String {
+    let part =
+        |part: &'_ str| if part.bytes().all(|byte| byte.is_ascii_digit()) { "N".into() } else { part.to_string() };
+    name.split('.').map(part).collect::<Vec<String>>().join(".")
+}
+
 fn validate(at: &str, schema: &Value, value: &Value) {
     let kind = match value {
         Value::Null => "null",
@@ -105,7 +112,8 @@ fn validate(at: &str, schema: &Value, value: &Value) {
         }
         for (name, item) in object {
             let place = format!("{at}.{name}");
-            match (&schema["properties"][name], &schema["additionalProperties"]) {
+            let known = schema["properties"].get(name).or_else(|| schema["properties"].get(numbered(name)));
+            match (known.unwrap_or(&Value::Null), &schema["additionalProperties"]) {
                 (Value::Object(known), _) => validate(&place, &Value::Object(known.clone()), item),
                 (_, Value::Object(rest)) => validate(&place, &Value::Object(rest.clone()), item),
                 _ => panic!("{place} is no published field"),
@@ -134,6 +142,8 @@ mod tests {
         {
             assert!(refused(schema(), bad.clone()), "{bad}");
         }
+        let counted = json!({"type": "object", "properties": {"T.N.K.N": {"type": "string"}}});
+        assert!(!refused(counted.clone(), json!({"T.1.K.12": "x"})) && refused(counted, json!({"T.1.L.2": "x"})));
         assert!(fits("GET /v2/images/{id}", "GET /v2/images/7") && !fits("GET /v2/images/{id}", "GET /v2/images/7/x"));
         assert!(fits("PUT /{bucket}/{key}", "PUT /b/k/with/slashes") && !fits("GET /{bucket}/", "GET /b/k"));
         assert!(fits("GET /{bucket}/", "GET /b/") && !fits("GET /{bucket}/{key}", "GET /b/"));

@@ -424,7 +424,9 @@ fn secrets_in(field: &str, value: &Value, found: &mut Vec<String>) {
 
 fn secrets_of_form(form: &str) -> impl Iterator<Item = String> {
     let pairs = form.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.filter(|(field, _)| is_secret(field)).flat_map(|(_, value)| both(value))
+    // A tag shows to everybody whose a thing is.
+    let is_tag = |field: &str| field.starts_with("TagSpecification.");
+    pairs.filter(move |(field, _)| is_secret(field) && !is_tag(field)).flat_map(|(_, value)| both(value))
 }
 
 /// A value as it stands in a query, and without its percent signs.

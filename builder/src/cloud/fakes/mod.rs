@@ -1,6 +1,7 @@
 //! Providers of machines as they behave, and a cluster that their machines make up: both know what they were told, work
 //! slowly, and remember it from one run of kimg to the next.
 
+pub(super) mod aws;
 pub(super) mod digitalocean;
 pub(super) mod gcp;
 pub(super) mod hetzner;

@@ -43,14 +43,22 @@ fn what_the_provider_refuses_to_remove_keeps_no_other() {
         let (before, there) = (whole.server.calls().len(), whole.world().clone());
         whole.destroy().unwrap();
         let calls = whole.server.calls();
-        let firewalls = calls.iter().skip(before).position(|c| c.method == "DELETE" && is_firewall(&c.path));
+        let removes = |c: &Call| match which {
+            Which::Aws => fakes::aws::action(c) == "DeleteSecurityGroup",
+            _ => c.method == "DELETE" && is_firewall(&c.path),
+        };
+        let firewalls = calls.iter().skip(before).position(removes);
         let stage = Stage::new(which);
         *stage.world() = there;
         stage.server.fail(firewalls.unwrap(), Fault::Instead(Reply::new(403)));
         let error = format!("{:#}", stage.destroy().unwrap_err());
         assert!(error.contains("these stay: firewall of the masters") && !error.contains("network 10."), "{error}");
-        // Google's is two, and in the network.
-        let stay: &[&str] = if which == Which::Gcp { &["firewall", "firewall", "network"] } else { &["firewall"] };
+        // Google's is two, and in the network; AWS' is in the VPC.
+        let stay: &[&str] = match which {
+            Which::Gcp => &["firewall", "firewall", "network"],
+            Which::Aws => &["firewall", "vpc"],
+            _ => &["firewall"],
+        };
         assert_eq!(stage.world().kinds(), stay, "{which:?}");
         assert!(stage.world().tags.is_empty(), "{which:?}");
         stage.destroy().unwrap();

@@ -1,19 +1,7 @@
 //! What only Google has: a master's disk that another one takes the place of.
 
 use super::*;
-use crate::cloud::Server as Instance;
 use std::sync::atomic::Ordering::Relaxed;
-
-/// Puts image 78 under the master.
-fn rebuild(stage: &Stage) -> Result<()> {
-    let cloud = stage.cloud();
-    let there = cloud.inventory()?;
-    let (network, firewall) = (&there.networks[0], &there.firewalls[0]);
-    let (node, role, size, image_id, image, user_data) = ("m", Role::Master, "e2-small", "78", SUM, "told");
-    let order = Order { node, role, size, image_id, image, user_data, network, firewall };
-    let servers: Vec<&Instance> = there.servers.iter().filter(|server| server.node == "m").collect();
-    cloud.rebuild_server(servers[0], &order)
-}
 
 #[test]
 fn wherever_a_change_of_disks_ends_none_is_left_over() {
@@ -25,13 +13,13 @@ fn wherever_a_change_of_disks_ends_none_is_left_over() {
         let answered = stage.world().answered;
         let stops = Some((stage.clock.clone(), answered + n));
         stage.world().stops = stops;
-        let ended = rebuild(&stage);
+        let ended = rebuild(&stage, "told");
         let whole = !stage.clock.stopped.load(Relaxed);
         assert!(ended.is_ok() || !whole, "call {n}: {ended:?}");
         stage.world().stops = None;
         stage.clock = Virtual::new();
         if n % 2 == 0 && !whole {
-            rebuild(&stage).unwrap();
+            rebuild(&stage, "told").unwrap();
         }
         if n % 2 == 0 || whole {
             let master = stage.world().machine("m.demo")[0];
@@ -53,7 +41,7 @@ fn a_disk_of_another_is_not_taken() {
     let (before, other) =
         (stage.world().machines.clone(), json!({"name": "m--demo--2", "labels": {"kimg-ca": "other"}}));
     stage.world().things.insert(("disk", 90), other);
-    let error = rebuild(&stage).unwrap_err();
+    let error = rebuild(&stage, "told").unwrap_err();
     assert!(error.is::<BadInput>() && error.to_string().contains("a disk is called m--demo--2"), "{error:#}");
     let world = stage.world();
     let master = world.machine("m.demo")[0];

@@ -29,7 +29,8 @@ fn a_plan_has_the_price_and_minds_the_budget() {
             .replace("eu-central", "eu-centre")
             .replace("\"fra\"", "\"frx\"")
             .replace("RegionOne", "RegionTwo")
-            .replace("west3-a", "west3-x");
+            .replace("west3-a", "west3-x")
+            .replace("west-1a", "west-1x");
         let elsewhere = read(&elsewhere);
         let error = Stage::of(which, elsewhere).cloud().offer().unwrap_err();
         assert!(error.is::<crate::input::BadInput>(), "{error:#}");
@@ -55,7 +56,7 @@ fn what_has_no_price_is_not_free() {
                 assert!(refusals[0].contains("has no type vc2-1c-1gb in fra"), "{refusals:?}");
             }
             // It says none: what nobody says is neither free nor within a budget.
-            Which::OpenStack | Which::Gcp => {
+            Which::OpenStack | Which::Gcp | Which::Aws => {
                 let typed = which.provider().split('\n').nth(2).unwrap().split('"').nth(1).unwrap();
                 let untold = |more: &str| {
                     let text = settings(which, more).text.replace(&format!("prices = {{ \"{typed}\" = 5 }}"), "");
@@ -132,7 +133,7 @@ fn a_machine_of_another_region_or_type_is_told() {
         let id = stage.world().machine("w.demo")[0];
         let (place, size) = match which {
             Which::Hetzner => ("location", "server_type"),
-            Which::DigitalOcean | Which::Linode | Which::Vultr | Which::OpenStack | Which::Gcp => ("region", "size"),
+            _ => ("region", "size"),
         };
         {
             let mut world = stage.world();
@@ -197,6 +198,13 @@ fn what_was_changed_by_hand_comes_first_and_is_put_right() {
             let world = stage.world();
             for (_, port) in world.of("port").filter(|(_, port)| port["security_groups"].is_array()) {
                 let id: u64 = port["security_groups"][0].as_str().unwrap().parse().unwrap();
+                assert!(world.things.contains_key(&("firewall", id)), "a machine is behind no firewall");
+            }
+        }
+        if which == Which::Aws {
+            let world = stage.world();
+            for machine in world.machines.values() {
+                let id = machine.body["firewalls"][0]["firewall"].as_u64().unwrap();
                 assert!(world.things.contains_key(&("firewall", id)), "a machine is behind no firewall");
             }
         }

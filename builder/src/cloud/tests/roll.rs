@@ -434,6 +434,7 @@ fn what_could_not_be_made_anew_is_not_touched() {
             Which::Vultr => ("size", "vc2-1c-2gb"),
             Which::OpenStack => ("size", "m1.medium"),
             Which::Gcp => ("size", "e2-medium"),
+            Which::Aws => ("size", "t3.medium"),
         };
         let other = stage(which, &there);
         let id = other.world().machine("w1.demo")[0];
