@@ -1,10 +1,12 @@
 //! `kimg build image`, `push` and `pull` against Debian's docker-registry, and what skopeo, umoci and oras make of
-//! the results; and uploads to an S3 server, to OpenStack and over ssh. The programs are fetched once into
-//! `target/tools/`; one that cannot be had is skipped with the reason, and counted as ignored.
+//! the results; uploads to an S3 server, to OpenStack and over ssh; and machines at what stands in for AWS. The programs
+//! are fetched once into `target/tools/`; one that cannot be had is skipped with the reason, and counted as ignored.
 //!
 //! `cargo test --workspace --test registry -- --include-ignored`; `make test` runs it.
 
+mod aws;
 mod gate;
+mod moto;
 mod openstack;
 mod rescue;
 mod s3;
@@ -45,6 +47,7 @@ type Upload = (&'static str, fn() -> Result<PathBuf>, fn(&Path) -> Result<()>);
 const UPLOADS: &[Upload] = &[
     ("an_image_goes_to_an_s3_server_once", tools::s3rver, s3::an_image_goes_there_once),
     ("a_wrong_secret_is_refused_by_aws", tools::moto, s3::a_wrong_secret_is_refused),
+    ("machines_come_and_go_at_aws", tools::moto, aws::machines_come_and_go),
     ("an_image_goes_to_glance_once", tools::openstack, openstack::an_image_goes_there_once),
     ("a_token_of_keystone_runs_out_on_the_way", tools::openstack, openstack::a_token_runs_out_on_the_way),
     ("a_disk_is_written_by_who_has_the_key", || Tool::Sshd.find(), rescue::a_disk_is_written_by_who_has_the_key),

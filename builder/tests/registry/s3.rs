@@ -1,6 +1,7 @@
 //! `kimg`'s S3 provider against s3rver: another project's multipart uploads, lists and removals. It looks at the key
 //! but not at signatures of version 4; moto does, by AWS' own library.
 
+use crate::moto::Moto;
 use crate::served::{Served, free_port};
 use crate::tools;
 use anyhow::{Context, Result, ensure};
@@ -100,42 +101,15 @@ fn kept_and_fetched(bucket: &Bucket, dir: &Path) -> Result<()> {
 
 /// Every call of S3 and EC2 is signed as AWS' own library signs it, and who signs with another secret gets nowhere.
 pub fn a_wrong_secret_is_refused(dir: &Path) -> Result<()> {
-    let port = free_port()?;
-    let log = dir.join("moto.log");
-    let mut command = Command::new(tools::moto()?.join("bin/moto_server"));
-    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]).stdin(Stdio::null());
-    command.stdout(Stdio::null()).stderr(std::fs::File::create(&log)?);
-    let _server = Served::start(&mut command, "moto", port, Some(&log))?;
-    let url = format!("http://127.0.0.1:{port}");
-    // As long as it lets everybody in: a user, who may do everything, and a bucket.
-    let iam = |action: &str| -> Result<String> {
-        let scope =
-            "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, Signature=x";
-        let request = ureq::post(&url).header("authorization", scope);
-        let request = request.header("content-type", "application/x-www-form-urlencoded");
-        Ok(request.send(format!("{action}&UserName=u&Version=2010-05-08"))?.body_mut().read_to_string()?)
-    };
-    iam("Action=CreateUser")?;
-    let made = iam("Action=CreateAccessKey")?;
-    let of = |name: &str| -> Result<String> {
-        let (_, rest) = made.split_once(&format!("<{name}>")).with_context(|| format!("no {name}: {made}"))?;
-        Ok(rest.split('<').next().unwrap_or_default().to_string())
-    };
-    let (key, secret) = (of("AccessKeyId")?, of("SecretAccessKey")?);
-    let all = "%7B%22Version%22%3A%222012-10-17%22%2C%22Statement%22%3A%5B%7B%22Effect%22%3A%22Allow%22%2C\
-        %22Action%22%3A%22%2A%22%2C%22Resource%22%3A%22%2A%22%7D%5D%7D";
-    iam(&format!("Action=PutUserPolicy&PolicyName=all&PolicyDocument={all}"))?;
-    ureq::put(format!("{url}/images")).send_empty()?;
-    ureq::post(format!("{url}/moto-api/reset-auth")).send("0")?;
-
+    let Moto { url, key, secret, .. } = &Moto::start(dir)?;
     let (image, bar) = (image(dir)?, ProgressBar::hidden());
     // Without a folder: moto unpacks the slash in a query before it looks at the signature.
-    let bucket = |secret: &str| bucket(&url, &key, secret, "");
+    let bucket = |secret: &str| bucket(url, key, secret, "");
     let wrong = format!("{}x", &secret[1..]);
     let error = upload(&Store::new(bucket(&wrong)?), &image, &bar).unwrap_err();
     let error = format!("{error:#}");
     ensure!(error.contains("SignatureDoesNotMatch") && !error.contains(&wrong), "{error}");
-    let store = Store::new(bucket(&secret)?);
+    let store = Store::new(bucket(secret)?);
     let first = upload(&store, &image, &bar)?;
     ensure!(store.list()?.len() == 1, "{:?}", store.list()?);
     let error = format!("{:#}", Store::new(bucket(&wrong)?).delete(&first.id).unwrap_err());
@@ -147,13 +121,13 @@ pub fn a_wrong_secret_is_refused(dir: &Path) -> Result<()> {
     let kimg = |words: &str, secret: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kimg"));
         command.args(words.split(' ')).current_dir(dir).env("HOME", dir);
-        command.env("AWS_ACCESS_KEY_ID", &key).env("AWS_SECRET_ACCESS_KEY", secret);
-        command.env("AWS_ENDPOINT_URL_EC2", &url).env("AWS_ENDPOINT_URL_EBS", &url);
+        command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", secret);
+        command.env("AWS_ENDPOINT_URL_EC2", url).env("AWS_ENDPOINT_URL_EBS", url);
         command.output().context("running kimg")
     };
-    kimg("init .", &secret)?;
+    kimg("init .", secret)?;
     let list = "image ls --at aws --region eu-north-1";
-    let (right, refused) = (kimg(list, &secret)?, kimg(list, &wrong)?);
+    let (right, refused) = (kimg(list, secret)?, kimg(list, &wrong)?);
     ensure!(right.status.success(), "{}", String::from_utf8_lossy(&right.stderr));
     let said = String::from_utf8_lossy(&refused.stderr);
     ensure!(!refused.status.success() && said.contains("AuthFailure") && !said.contains(&wrong), "{said}");
