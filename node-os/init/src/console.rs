@@ -41,13 +41,14 @@ pub fn print(text: &str) {
 fn screen(status: &NodeStatus, services: &[Service]) -> String {
     let mut text = format!("\n{RULE}\n");
     let name = if status.name.is_empty() { "(no name yet)" } else { &status.name };
-    // Writing to a String does not fail.
-    let _ = writeln!(text, "kimg     {name}, {} of cluster {}", status.role, status.cluster);
     let mut line = |label: &str, value: &str| {
         if !value.is_empty() {
+            let value: String = printable(value).collect();
+            // Writing to a String does not fail.
             let _ = writeln!(text, "{label:<8} {value}");
         }
     };
+    line("kimg", &format!("{name}, {} of cluster {}", status.role, status.cluster));
     line("image", &status.image);
     line("address", &status.addresses.join(", "));
     if status.running {
@@ -70,6 +71,12 @@ fn screen(status: &NodeStatus, services: &[Service]) -> String {
     }
     let _ = writeln!(text, "{RULE}");
     text
+}
+
+/// One line without what a terminal takes as an order: strangers' words are in what is shown.
+pub(crate) fn printable(text: &str) -> impl Iterator<Item = char> {
+    let letters = text.chars().map(|letter| if matches!(letter, '\n' | '\t') { ' ' } else { letter });
+    letters.filter(|letter| !letter.is_control())
 }
 
 fn is_fine(state: ServiceState) -> bool {
@@ -115,5 +122,31 @@ mod tests {
         ] {
             assert!(text.contains(wanted), "{text}");
         }
+    }
+
+    #[test]
+    fn nobody_s_words_draw_a_screen_of_their_own() {
+        let hostile = || "a\r\n\x1b[2J\u{9b}2Jb".to_owned();
+        let status = NodeStatus {
+            name: hostile(),
+            why: hostile(),
+            warnings: vec![hostile()],
+            addresses: vec![hostile()],
+            ..NodeStatus::default()
+        };
+        let service = Service {
+            name: "page".into(),
+            state: ServiceState::Starting,
+            pid: None,
+            since_ms: 0,
+            restarts: 0,
+            status: hostile(),
+            last_exit: String::new(),
+            needs: Vec::new(),
+            memory: 0,
+        };
+        let text = screen(&status, &[service]);
+        assert_eq!(text.matches("a [2J2Jb").count(), 5, "{text}");
+        assert!(text.chars().all(|letter| letter == '\n' || !letter.is_control()), "{text:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! PID 1's own messages: to the kernel log, which shows them on the consoles, and by it to the node API.
 
+use crate::console::printable;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use tracing::{Level, Metadata};
@@ -19,7 +20,7 @@ struct Record<'a> {
 impl Write for Record<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
-        let line = format!("<{}>kimg: {}", self.level, text.trim());
+        let line = record(self.level, text.trim());
         match self.file {
             // The kernel cuts a record at about a kilobyte; one write is one record.
             Some(mut file) => file.write_all(line.get(..line.floor_char_boundary(950)).unwrap_or(&line).as_bytes())?,
@@ -31,6 +32,12 @@ impl Write for Record<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// One line, whatever a sentence quotes: the kernel writes it to the consoles as it is.
+fn record(level: u8, text: &str) -> String {
+    let text: String = printable(text).collect();
+    format!("<{level}>kimg: {text}")
 }
 
 impl<'a> MakeWriter<'a> for KernelLog {
@@ -78,4 +85,13 @@ pub fn to_standard_error() {
         .finish();
     // A second call would fail; there is one.
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_record_is_one_line_that_gives_no_orders() {
+        let line = super::record(4, "it says \"\x1b[2J\r\u{9b}m\"\n<0>kernel: all is well");
+        assert_eq!(line, "<4>kimg: it says \"[2Jm\" <0>kernel: all is well");
+    }
 }
