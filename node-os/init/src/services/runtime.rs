@@ -3,6 +3,7 @@
 use super::core::{Action, Core, Event};
 use super::table::COMPONENTS;
 use super::{Kind, Spec};
+use crate::console::printable;
 use crate::logs::Logs;
 use crate::machine::{Shared, now_ms};
 use crate::mounts::SERVICES_CGROUP;
@@ -16,12 +17,25 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixDatagram;
 use tokio::sync::mpsc;
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const NOTIFY_FOLDER: &str = "/run/notify";
+/// What services say waits in their sockets, not in PID 1: its memory stays the same however much they say.
+const SAID_AT_ONCE: usize = 8;
+/// From one word of a service to its next: also the time of PID 1 is not theirs.
+const BETWEEN_WORDS: Duration = Duration::from_millis(20);
+const LONGEST_STATUS: usize = 300;
+
+/// What happened and was not dealt with yet.
+#[derive(Debug)]
+pub struct Queues {
+    from_within: mpsc::UnboundedReceiver<Event>,
+    from_services: mpsc::Receiver<Event>,
+}
 
 /// The supervisor.
 #[derive(Debug)]
@@ -29,23 +43,19 @@ pub struct Supervisor {
     core: RefCell<Core>,
     machine: Shared,
     events: mpsc::UnboundedSender<Event>,
+    said: mpsc::Sender<Event>,
     /// Readers of the notification sockets, by service.
     listeners: RefCell<BTreeMap<usize, tokio::task::JoinHandle<()>>>,
 }
 
 impl Supervisor {
-    /// With the table of this node, and the queue of events that [`Supervisor::run`] reads.
-    pub fn new(specs: Vec<Spec>, machine: Shared) -> (Rc<Supervisor>, mpsc::UnboundedReceiver<Event>) {
-        let (events, receiver) = mpsc::unbounded_channel();
-        (
-            Rc::new(Supervisor {
-                core: RefCell::new(Core::new(specs)),
-                machine,
-                events,
-                listeners: RefCell::default(),
-            }),
-            receiver,
-        )
+    /// With the table of this node, and the queues that [`Supervisor::run`] reads.
+    pub fn new(specs: Vec<Spec>, machine: Shared) -> (Rc<Supervisor>, Queues) {
+        let (events, from_within) = mpsc::unbounded_channel();
+        let (said, from_services) = mpsc::channel(SAID_AT_ONCE);
+        let supervisor =
+            Supervisor { core: RefCell::new(Core::new(specs)), machine, events, said, listeners: RefCell::default() };
+        (Rc::new(supervisor), Queues { from_within, from_services })
     }
 
     /// Something happened.
@@ -55,12 +65,13 @@ impl Supervisor {
     }
 
     /// Takes events until everything has been stopped.
-    pub async fn run(self: Rc<Self>, mut events: mpsc::UnboundedReceiver<Event>) {
+    pub async fn run(self: Rc<Self>, mut queues: Queues) {
         let mut stopping = false;
         self.tell(Event::Tick);
         loop {
             let event = tokio::select! {
-                event = events.recv() => event.unwrap_or(Event::Tick),
+                event = queues.from_within.recv() => event.unwrap_or(Event::Tick),
+                event = queues.from_services.recv() => event.unwrap_or(Event::Tick),
                 () = self.pause(stopping) => Event::Tick,
             };
             stopping |= event == Event::StopAll;
@@ -74,7 +85,7 @@ impl Supervisor {
     async fn pause(&self, stopping: bool) {
         let longest: u64 = if stopping { 100 } else { 10_000 };
         let due = self.core.borrow().next_due_ms().map_or(longest, |due| due.saturating_sub(now_ms())).min(longest);
-        tokio::time::sleep(std::time::Duration::from_millis(due + 1)).await;
+        tokio::time::sleep(Duration::from_millis(due + 1)).await;
     }
 
     fn handle(self: &Rc<Self>, event: Event) {
@@ -116,7 +127,7 @@ impl Supervisor {
     }
 
     fn start(self: &Rc<Self>, index: usize, spec: &Spec) -> Result<u32> {
-        let group = control_group(spec)?;
+        let group = control_group(Path::new(SERVICES_CGROUP), spec)?;
         let folder = match spec.user {
             Some(user) if spec.kind == Kind::Component => own_folder(spec.name, user)?,
             _ => PathBuf::from("/"),
@@ -157,16 +168,7 @@ impl Supervisor {
             std::os::unix::fs::lchown(&path, Some(user), None)
                 .with_context(|| format!("cannot give {} to its user", path.display()))?;
         }
-        let supervisor = self.clone();
-        let listener = tokio::task::spawn_local(async move {
-            let mut bytes = vec![0u8; 2048];
-            while let Ok(length) = socket.recv(&mut bytes).await {
-                let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned();
-                for event in events_of(index, &text) {
-                    supervisor.tell(event);
-                }
-            }
-        });
+        let listener = tokio::task::spawn_local(hear(socket, index, self.said.clone()));
         if let Some(former) = self.listeners.borrow_mut().insert(index, listener) {
             former.abort();
         }
@@ -195,24 +197,34 @@ impl Supervisor {
     }
 }
 
-fn events_of(index: usize, text: &str) -> Vec<Event> {
-    let mut events = Vec::new();
-    for line in text.lines() {
-        match line.split_once('=') {
-            Some(("READY", "1")) => events.push(Event::Ready(index)),
-            Some(("STATUS", sentence)) => events.push(Event::Status(index, sentence.chars().take(300).collect())),
-            _ => {}
+/// Hands on what a service says, as fast as it is dealt with.
+async fn hear(socket: UnixDatagram, index: usize, said: mpsc::Sender<Event>) {
+    let mut bytes = vec![0u8; 2048];
+    while let Ok(length) = socket.recv(&mut bytes).await {
+        let text = String::from_utf8_lossy(bytes.get(..length).unwrap_or_default());
+        for event in events_of(index, &text) {
+            if said.send(event).await.is_err() {
+                return;
+            }
         }
+        tokio::time::sleep(BETWEEN_WORDS).await;
     }
-    events
 }
 
-fn control_group(spec: &Spec) -> Result<fs::File> {
-    let folder = PathBuf::from(SERVICES_CGROUP).join(spec.name);
+/// That it is ready, and the last sentence: whatever else a datagram holds is no event.
+fn events_of(index: usize, text: &str) -> impl Iterator<Item = Event> + use<> {
+    let ready = text.lines().any(|line| line == "READY=1").then_some(Event::Ready(index));
+    let status = text.lines().filter_map(|line| line.strip_prefix("STATUS=")).next_back();
+    let status = status.map(|sentence| Event::Status(index, printable(sentence).take(LONGEST_STATUS).collect()));
+    ready.into_iter().chain(status)
+}
+
+fn control_group(groups: &Path, spec: &Spec) -> Result<fs::File> {
+    let folder = groups.join(spec.name);
     let context = || format!("cannot make the control group {}", folder.display());
     fs::create_dir_all(&folder).with_context(context)?;
-    if spec.kind == Kind::Component {
-        // What its last process has left behind.
+    if spec.user.is_some() {
+        // What its last process has left behind: whoever took that over does not outlive it.
         fs::write(folder.join("cgroup.kill"), "1").with_context(context)?;
     }
     if let Some(bytes) = spec.memory_max {
@@ -257,9 +269,80 @@ async fn collect(reader: OwnedFd, name: &'static str, logs: Logs) {
 mod tests {
     use super::*;
 
+    fn said(text: &str) -> Vec<Event> {
+        events_of(3, text).collect()
+    }
+
     #[test]
     fn notifications_are_read_line_by_line() {
-        let events = events_of(3, "READY=1\nSTATUS=serves\nMAINPID=7\njunk");
+        let events = said("READY=1\nSTATUS=serves\nMAINPID=7\njunk");
         assert_eq!(events, [Event::Ready(3), Event::Status(3, "serves".into())]);
+        assert_eq!(said("READY=0\nREADY=1=1"), []);
+    }
+
+    #[test]
+    fn a_datagram_says_each_thing_once() {
+        assert_eq!(said(&"READY=1\n".repeat(256)), [Event::Ready(3)]);
+        let many: String = (0..200).map(|number| format!("STATUS={number}\n")).collect();
+        assert_eq!(said(&many), [Event::Status(3, "199".into())]);
+    }
+
+    #[test]
+    fn a_status_is_short_and_moves_no_cursor() {
+        assert_eq!(said("STATUS=a\x1b[2Jb\rc\td\u{9b}31me\0"), [Event::Status(3, "a[2Jbc d31me".into())]);
+        assert_eq!(said(&format!("STATUS={}", "ä".repeat(1000))), [Event::Status(3, "ä".repeat(LONGEST_STATUS))]);
+    }
+
+    #[tokio::test]
+    async fn who_talks_without_end_waits_for_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let (said, mut events) = mpsc::channel(SAID_AT_ONCE);
+        let hearing = tokio::spawn(hear(socket, 0, said));
+        let service = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        service.connect(&path).unwrap();
+        service.set_nonblocking(true).unwrap();
+        let mut taken = 0;
+        loop {
+            match service.send(b"READY=1\nSTATUS=again") {
+                Ok(_) => taken += 1,
+                // The kernel refuses it, and the reader goes on only when it is listened to.
+                Err(_) if events.len() == SAID_AT_ONCE => break,
+                Err(_) => tokio::time::sleep(BETWEEN_WORDS).await,
+            }
+        }
+        // Nothing that was taken is lost, and the last that it says is heard.
+        for _ in 0..taken {
+            assert_eq!(events.recv().await, Some(Event::Ready(0)));
+            assert_eq!(events.recv().await, Some(Event::Status(0, "again".into())));
+        }
+        service.send(b"STATUS=last").unwrap();
+        assert_eq!(events.recv().await, Some(Event::Status(0, "last".into())));
+        hearing.abort();
+    }
+
+    #[test]
+    fn what_a_user_s_process_left_behind_ends_before_the_next() {
+        for (user, ends) in [(Some(7), true), (None, false)] {
+            let groups = tempfile::tempdir().unwrap();
+            let folder = groups.path().join("a");
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("cgroup.procs"), "").unwrap();
+            let spec = Spec {
+                name: "a",
+                command: Vec::new(),
+                program: String::new(),
+                environment: Vec::new(),
+                needs: Vec::new(),
+                kind: Kind::Daemon,
+                oom_score: 0,
+                memory_max: None,
+                grace_s: 1,
+                user,
+            };
+            control_group(groups.path(), &spec).unwrap();
+            assert_eq!(folder.join("cgroup.kill").exists(), ends, "{user:?}");
+        }
     }
 }
