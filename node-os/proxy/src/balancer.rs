@@ -19,7 +19,7 @@ use kube::runtime::watcher;
 use node_client::{Change, News};
 use rustix::net::sockopt;
 use servers::Servers;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -29,6 +29,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_util::io::InspectReader;
 
 /// Loopback entrance to the API servers.
 #[derive(Debug, Parser)]
@@ -115,9 +116,9 @@ impl Shared {
     }
 
     /// Returns when a connection to this server, which began at `opened`, is to end.
-    async fn given_up(&self, server: SocketAddr, opened: Instant) {
+    async fn given_up(&self, server: SocketAddr, opened: Instant, has_spoken: &Cell<bool>) {
         let mut news = self.news.subscribe();
-        while !self.servers.borrow().is_given_up(server, opened) {
+        while !self.servers.borrow().is_given_up(server, opened, has_spoken.get()) {
             if news.changed().await.is_err() {
                 return std::future::pending().await;
             }
@@ -214,19 +215,25 @@ async fn forward(mut client: TcpStream, shared: &Shared, port: Option<u16>, turn
         let address = SocketAddr::new(server.ip(), port.unwrap_or(server.port()));
         let opened = Instant::now();
         match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
-            Ok(Ok(mut upstream)) => {
+            Ok(Ok(upstream)) => {
                 // Small requests must not wait for each other's acknowledgement.
                 client.set_nodelay(true)?;
                 upstream.set_nodelay(true)?;
                 notice_death(&upstream).with_context(|| format!("connection to {address}"))?;
                 let open = port.is_none().then(|| Open::new(shared, server));
+                let has_spoken = Cell::new(false);
                 let given_up = async {
                     match &open {
-                        Some(_) => shared.given_up(server, opened).await,
+                        Some(_) => shared.given_up(server, opened, &has_spoken).await,
                         // Of what is behind another port nothing is known.
                         None => std::future::pending().await,
                     }
                 };
+                let mut upstream = InspectReader::new(upstream, |bytes| {
+                    if !bytes.is_empty() {
+                        has_spoken.set(true);
+                    }
+                });
                 tokio::select! {
                     // Either side may just go away.
                     _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, 4096, 4096) => {}
@@ -325,7 +332,6 @@ mod tests {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    use std::cell::Cell;
     use std::sync::Arc;
 
     #[tokio::test]
@@ -348,6 +354,8 @@ mod tests {
         Unready,
         /// Takes connections, and says nothing, also on those of before.
         Mute,
+        /// Serves, and does not get round to saying whether it is ready.
+        Slow,
     }
 
     /// An API server as far as the balancer knows one; `/who` is answered with its own code.
@@ -365,7 +373,7 @@ mod tests {
                     let mode = mode.clone();
                     async move {
                         let code = match (mode.get(), request.uri().path()) {
-                            (Mode::Mute, _) => std::future::pending().await,
+                            (Mode::Mute, _) | (Mode::Slow, "/readyz") => std::future::pending().await,
                             (Mode::Unready, "/readyz") => 500,
                             (_, "/readyz") => 200,
                             _ => code,
@@ -412,6 +420,8 @@ mod tests {
         modes: Vec<Rc<Cell<Mode>>>,
         tasks: Vec<tokio::task::JoinHandle<()>>,
         entrance: SocketAddr,
+        addresses: Vec<SocketAddr>,
+        shared: Rc<Shared>,
         tls: Arc<rustls::ClientConfig>,
         _authority: tempfile::NamedTempFile,
     }
@@ -428,11 +438,12 @@ mod tests {
                 addresses.push(address);
             }
             let (listener, entrance) = local().await;
-            let shared = Shared::new(addresses, &[]);
+            let shared = Shared::new(addresses.clone(), &[]);
             let tls = probe::tls(authority.path()).expect("TLS");
             tokio::task::spawn_local(look(shared.clone(), tls.clone()));
-            tokio::task::spawn_local(async move { pass_on(listener, &shared, None).await });
-            Cluster { modes, tasks, entrance, tls, _authority: authority }
+            let passing = shared.clone();
+            tokio::task::spawn_local(async move { pass_on(listener, &passing, None).await });
+            Cluster { modes, tasks, entrance, addresses, shared, tls, _authority: authority }
         }
 
         /// A new connection, and which server is behind it.
@@ -482,6 +493,22 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_not_ready_is_left() {
         within_a_minute(async { Cluster::start(&[]).await.suffers(2, Mode::Unready).await }).await;
+    }
+
+    #[tokio::test]
+    async fn what_works_goes_on_when_one_look_is_slow() {
+        within_a_minute(async {
+            let cluster = Cluster::start(&[]).await;
+            let mut long = cluster.connect_to(1).await;
+            cluster.modes[1].set(Mode::Slow);
+            while cluster.shared.servers.borrow().order(0).last() != Some(&cluster.addresses[1]) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            for _ in 0..3 {
+                assert_eq!(probe::ask(&mut long, "/who").await.expect("it is connected"), 211);
+            }
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -130,12 +130,12 @@ impl Servers {
         }
     }
 
-    /// Whether a connection that began at `opened` is to end, so that its client comes again and gets another server.
-    /// While no other one is ready there is nothing to be had by it.
-    pub fn is_given_up(&self, server: SocketAddr, opened: Instant) -> bool {
+    /// Whether a connection that began at `opened`, and on which the server `has_spoken` or not, is to end, so that its
+    /// client comes again and gets another server. While no other one is ready there is nothing to be had by it.
+    pub fn is_given_up(&self, server: SocketAddr, opened: Instant, has_spoken: bool) -> bool {
         let Some(known) = self.known.get(&server) else { return false };
         // Nothing has come from it since: who shakes hands there waits for nothing.
-        let in_vain = known.silent > 0 && known.answered.is_none_or(|answered| answered < opened);
+        let in_vain = !has_spoken && known.silent > 0 && known.answered.is_none_or(|answered| answered < opened);
         let given_up = in_vain || known.silent >= SILENT || known.unready >= UNREADY;
         given_up && self.known.iter().any(|(other, known)| *other != server && known.ready)
     }
@@ -208,16 +208,19 @@ mod tests {
         let mut servers = servers(&[], &[1, 2]);
         servers.saw(at(1), now, Seen::Ready);
         servers.saw(at(2), now, Seen::Ready);
-        let ends = |servers: &Servers, opened| servers.is_given_up(at(1), opened);
+        let ends = |servers: &Servers, opened| servers.is_given_up(at(1), opened, false);
+        let ends_in_work = |servers: &Servers, opened| servers.is_given_up(at(1), opened, true);
         servers.saw(at(1), later, Seen::Nothing);
         assert!(!ends(&servers, now), "once is no sign");
         assert!(ends(&servers, later), "it has never answered since");
+        assert!(!ends_in_work(&servers, later), "it has, if not who looked");
         servers.saw(at(2), later, Seen::Nothing);
         assert!(!ends(&servers, later), "there is no other one");
         servers.saw(at(2), later, Seen::Ready);
         servers.saw(at(1), later, Seen::Nothing);
+        assert!(!ends_in_work(&servers, later));
         servers.saw(at(1), later, Seen::Nothing);
-        assert!(ends(&servers, now));
+        assert!(ends(&servers, now) && ends_in_work(&servers, later));
         // One that says that it is not ready has time to end in order.
         for look in 0..UNREADY {
             servers.saw(at(1), later, Seen::NotReady);
