@@ -13,14 +13,18 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// An hour at most and five seconds at least, as CoreDNS's cache.
 const MAX_KEEP_SECS: u32 = 3600;
 const MIN_KEEP_SECS: u32 = 5;
-/// About 500 bytes each.
+/// Most are of some hundred bytes, and none is longer: pods choose what is asked, and strangers what is answered.
 const MAX_ENTRIES: usize = 2000;
+const MAX_ENTRY: usize = 4096;
+
+/// Until when, and the answer as it is sent: a message's records take twenty times the memory.
+type Kept = (Instant, Vec<u8>);
 
 /// Asks upstream, with a cache.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     resolv_conf: PathBuf,
-    cache: RefCell<HashMap<(String, u16), (Instant, Message)>>,
+    cache: RefCell<HashMap<(String, u16), Kept>>,
 }
 
 impl Forwarder {
@@ -61,9 +65,9 @@ impl Forwarder {
 
     fn kept(&self, key: &(String, u16)) -> Option<Message> {
         let cache = self.cache.borrow();
-        let (until, message) = cache.get(key)?;
+        let (until, bytes) = cache.get(key)?;
         let left = until.checked_duration_since(Instant::now())?;
-        let mut message = message.clone();
+        let mut message = Message::from_vec(bytes).ok()?;
         for record in message.answers.iter_mut().chain(&mut message.authorities) {
             record.ttl = record.ttl.min(u32::try_from(left.as_secs()).unwrap_or(MAX_KEEP_SECS));
         }
@@ -75,6 +79,7 @@ impl Forwarder {
         if !good || reply.metadata.truncation {
             return;
         }
+        let Some(bytes) = reply.to_vec().ok().filter(|bytes| bytes.len() <= MAX_ENTRY) else { return };
         let ttl = reply.answers.iter().chain(&reply.authorities).map(|r| r.ttl).min().unwrap_or(MIN_KEEP_SECS);
         let until = Instant::now() + Duration::from_secs(u64::from(ttl.clamp(MIN_KEEP_SECS, MAX_KEEP_SECS)));
         let mut cache = self.cache.borrow_mut();
@@ -83,7 +88,7 @@ impl Forwarder {
             cache.retain(|_, (until, _)| *until > now);
         }
         if cache.len() < MAX_ENTRIES {
-            cache.insert(key, (until, reply.clone()));
+            cache.insert(key, (until, bytes));
         }
     }
 }
@@ -135,4 +140,46 @@ fn random_id() -> std::io::Result<u16> {
     let mut bytes = [0; 2];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u16::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::op::{OpCode, Query};
+    use hickory_proto::rr::rdata::A;
+    use hickory_proto::rr::{Name, RData, Record, RecordType};
+    use std::str::FromStr;
+
+    fn reply(name: &str, records: u16) -> Message {
+        let name = Name::from_str(name).expect("a name");
+        let mut message = Message::response(7, OpCode::Query);
+        message.add_query(Query::query(name.clone(), RecordType::A));
+        for number in 0..records {
+            let [high, low] = number.to_be_bytes();
+            message.add_answer(Record::from_rdata(name.clone(), 60, RData::A(A::new(192, 0, high, low))));
+        }
+        message
+    }
+
+    #[test]
+    fn what_is_kept_is_small_and_comes_back_as_it_was() {
+        let forwarder = Forwarder::new(PathBuf::new());
+        let key = |name: &str| (name.to_owned(), 1);
+        let small = reply("a.example.", 3);
+        forwarder.keep(key("a.example"), &small);
+        let kept = forwarder.kept(&key("a.example")).expect("kept");
+        assert_eq!((&kept.queries, kept.metadata.response_code), (&small.queries, small.metadata.response_code));
+        let data = |message: &Message| message.answers.iter().map(|record| record.data.clone()).collect::<Vec<_>>();
+        assert_eq!(data(&kept), data(&small));
+        assert!(kept.answers.iter().all(|record| record.ttl <= 60));
+        // By TCP an answer may have 64 KiB.
+        forwarder.keep(key("b.example"), &reply("b.example.", 4000));
+        assert!(forwarder.kept(&key("b.example")).is_none());
+        for number in 0..2 * MAX_ENTRIES {
+            forwarder.keep(key(&format!("{number}.example")), &reply("c.example.", 200));
+        }
+        let cache = forwarder.cache.borrow();
+        assert_eq!(cache.len(), MAX_ENTRIES);
+        assert!(cache.values().map(|(_, bytes)| bytes.len()).sum::<usize>() <= MAX_ENTRIES * MAX_ENTRY);
+    }
 }

@@ -17,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 const PLAIN_UDP: usize = 512;
 /// Larger UDP answers would be fragmented.
 const MAX_UDP: usize = 1232;
+/// A question has some hundred bytes. What is longer is not read: its records would take twenty times the memory.
+const MAX_QUERY: usize = 4096;
 /// Questions in flight to upstream at most; the others are refused at once.
 const MAX_FORWARDS: usize = 512;
 /// Connections at most, in all and of one client: a pod with many of them leaves the others theirs.
@@ -83,7 +85,7 @@ impl Shared {
 /// Answers datagrams until the socket fails.
 pub(crate) async fn udp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Result<()> {
     let socket = Rc::new(UdpSocket::bind(address).await.with_context(|| format!("binding {address}/udp"))?);
-    let mut buffer = vec![0; 4096];
+    let mut buffer = vec![0; MAX_QUERY];
     loop {
         let (length, client) = socket.recv_from(&mut buffer).await.context("receiving a query")?;
         let Ok(request) = Message::from_vec(buffer.get(..length).unwrap_or(&[])) else { continue };
@@ -164,6 +166,7 @@ pub(crate) async fn tcp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Resu
 async fn connection(mut stream: TcpStream, shared: &Shared) -> anyhow::Result<()> {
     loop {
         let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
+        anyhow::ensure!(usize::from(length) <= MAX_QUERY, "a question of {length} bytes");
         let mut buffer = vec![0; usize::from(length)];
         tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut buffer)).await??;
         let request = Message::from_vec(&buffer)?;
@@ -177,6 +180,8 @@ async fn connection(mut stream: TcpStream, shared: &Shared) -> anyhow::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hickory_proto::rr::rdata::A;
+    use hickory_proto::rr::{Name, RData, Record, RecordType};
 
     #[test]
     fn a_client_with_many_connections_leaves_the_others_theirs() {
@@ -190,5 +195,33 @@ mod tests {
         others.extend(Place::take(&open, client(1)));
         drop(others);
         assert!(open.borrow().is_empty(), "closed connections are counted: {open:?}");
+    }
+
+    #[tokio::test]
+    async fn a_long_question_by_tcp_is_not_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listening");
+        let address = listener.local_addr().expect("address");
+        let shared = Shared::new(Forwarder::new("/nowhere".into()));
+        for (records, answered) in [(0, true), (250, true), (300, false)] {
+            let mut question = Message::query();
+            question.add_query(Query::query(Name::root(), RecordType::A));
+            for _ in 0..records {
+                question.add_additional(Record::from_rdata(Name::root(), 0, RData::A(A::new(192, 0, 2, 1))));
+            }
+            let bytes = question.to_vec().expect("a message");
+            assert_eq!(bytes.len() <= MAX_QUERY, answered);
+            let mut client = TcpStream::connect(address).await.expect("connected");
+            let (stream, _) = listener.accept().await.expect("accepted");
+            let ask = async {
+                client.write_u16(u16::try_from(bytes.len()).expect("length")).await.expect("sent");
+                // It may be hung up on in the middle.
+                drop(client.write_all(&bytes).await);
+                let answer = client.read_u16().await;
+                drop(client);
+                answer
+            };
+            let (answer, _) = tokio::join!(ask, connection(stream, &shared));
+            assert_eq!(answer.is_ok(), answered, "{records}");
+        }
     }
 }
