@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use node_api::{Done, Migrate, RemoveMember, StoreEngine};
@@ -34,6 +34,8 @@ const MAGIC: &[u8] = b"KIMG-STORE-LOG-";
 /// How long the API server may take to end, to start, and to restore.
 const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(100);
+/// What the API server says is no longer; only a snapshot is, and that passes through.
+const MOST_WORDS: usize = 64 << 10;
 
 /// A snapshot, or the text of a check: what the API server answers is passed on.
 pub(super) async fn ask(path: &'static str) -> Result<Response<Body>, Refusal> {
@@ -44,7 +46,7 @@ pub(super) async fn ask(path: &'static str) -> Result<Response<Body>, Refusal> {
     let response = fetch(path).await.map_err(unavailable)?;
     let (parts, body) = response.into_parts();
     if !parts.status.is_success() {
-        let why = body.collect().await.map_err(|error| unavailable(error.into()))?.to_bytes();
+        let why = words(body).await.map_err(unavailable)?;
         return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, String::from_utf8_lossy(&why).into_owned()));
     }
     // A body that ends too early is less than the length says, and the client sees that.
@@ -74,11 +76,21 @@ pub(super) async fn members(serving: &Serving, remove: Option<RemoveMember>) -> 
     };
     let response = send(request.context("writing the request")?).await.map_err(unavailable)?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| unavailable(error.into()))?.to_bytes();
+    let body = words(response.into_body()).await.map_err(unavailable)?;
     if !status.is_success() {
         return Err(Refusal(status, String::from_utf8_lossy(&body).into_owned()));
     }
     Ok(typed("application/json", Full::from(body).boxed_unsync()))
+}
+
+/// PID 1 keeps them in its memory.
+async fn words<B>(body: B) -> Result<Bytes>
+where
+    B: hyper::body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let read = Limited::new(body, MOST_WORDS).collect().await;
+    Ok(read.map_err(|error| anyhow::anyhow!(error))?.to_bytes())
 }
 
 async fn fetch(path: &str) -> Result<Response<Incoming>> {
@@ -298,5 +310,17 @@ fn remove(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_endless_words_no_more_is_kept_than_fits() {
+        let said = |length: usize| Full::<Bytes>::from(vec![b'x'; length]);
+        assert_eq!(words(said(MOST_WORDS)).await.unwrap().len(), MOST_WORDS);
+        assert!(words(said(MOST_WORDS + 1)).await.is_err());
     }
 }
