@@ -4,12 +4,14 @@
 mod component;
 mod health;
 mod news;
+mod places;
 pub mod revoked;
 mod watch;
 
 pub use component::{flags, run};
 pub use health::{Health, serve};
 pub use news::News;
+pub use places::{Place, Places};
 pub use watch::{Change, apply, follow};
 
 use anyhow::Context;

@@ -5,9 +5,9 @@ use crate::forward::Forwarder;
 use crate::zone::Zone;
 use anyhow::Context;
 use hickory_proto::op::{Message, Query, ResponseCode};
+use node_client::Places;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,8 +24,6 @@ const MAX_FORWARDS: usize = 512;
 /// Connections at most, in all and of one client: a pod with many of them leaves the others theirs.
 const MAX_CONNECTIONS: usize = 256;
 const MAX_OF_ONE: usize = 16;
-/// After a failure to accept, as when descriptors run out.
-const BREATH: Duration = Duration::from_millis(100);
 const TCP_IDLE: Duration = Duration::from_secs(10);
 
 /// What all sockets share.
@@ -112,48 +110,12 @@ pub fn encode(reply: &Message, limit: usize) -> Option<Vec<u8>> {
     reply.truncate().to_vec().ok()
 }
 
-/// Open connections by client.
-type Open = Rc<RefCell<HashMap<IpAddr, usize>>>;
-
-/// One of a client's connections; counted until it is dropped.
-struct Place(Open, IpAddr);
-
-impl Place {
-    fn take(open: &Open, client: IpAddr) -> Option<Place> {
-        let mut counts = open.borrow_mut();
-        let own = counts.get(&client).copied().unwrap_or(0);
-        if own >= MAX_OF_ONE || counts.values().sum::<usize>() >= MAX_CONNECTIONS {
-            return None;
-        }
-        counts.insert(client, own + 1);
-        Some(Place(open.clone(), client))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.0.borrow_mut();
-        match counts.get_mut(&self.1) {
-            Some(own) if *own > 1 => *own -= 1,
-            _ => drop(counts.remove(&self.1)),
-        }
-    }
-}
-
-/// Answers connections for ever. One that comes while all places are taken is closed at once.
+/// Answers connections for ever.
 pub(crate) async fn tcp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("binding {address}/tcp"))?;
-    let open = Open::default();
+    let places = Places::new(MAX_CONNECTIONS, MAX_OF_ONE);
     loop {
-        let (stream, client) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!("accepting a connection: {error}");
-                tokio::time::sleep(BREATH).await;
-                continue;
-            }
-        };
-        let Some(place) = Place::take(&open, client.ip()) else { continue };
+        let (stream, place) = places.accept(&listener).await;
         let shared = shared.clone();
         tokio::task::spawn_local(async move {
             let _place = place;
@@ -182,20 +144,6 @@ mod tests {
     use super::*;
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{Name, RData, Record, RecordType};
-
-    #[test]
-    fn a_client_with_many_connections_leaves_the_others_theirs() {
-        let open = Open::default();
-        let client = |n: u8| IpAddr::from([10, 200, 0, n]);
-        let of_one: Vec<Place> = std::iter::from_fn(|| Place::take(&open, client(1))).collect();
-        assert_eq!(of_one.len(), MAX_OF_ONE);
-        let mut others: Vec<Place> = (2..=255).filter_map(|n| Place::take(&open, client(n))).collect();
-        assert_eq!(others.len(), MAX_CONNECTIONS - MAX_OF_ONE);
-        drop(of_one);
-        others.extend(Place::take(&open, client(1)));
-        drop(others);
-        assert!(open.borrow().is_empty(), "closed connections are counted: {open:?}");
-    }
 
     #[tokio::test]
     async fn a_long_question_by_tcp_is_not_answered() {

@@ -16,7 +16,7 @@ use clap::Parser;
 use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
-use node_client::{Change, News};
+use node_client::{Change, News, Places};
 use rustix::net::sockopt;
 use servers::Servers;
 use std::cell::{Cell, RefCell};
@@ -76,6 +76,8 @@ const CONNECT_ELSE: Duration = Duration::from_secs(1);
 /// How often a server is asked whether it is ready.
 const LOOK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
+/// All clients are of this node, and pods that share its network are among them.
+const MOST_CONNECTIONS: usize = 4096;
 /// After so long without a byte the kernel asks the server whether it is there, and again and again.
 const SILENT: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(2);
@@ -101,8 +103,8 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         }
     };
     tokio::select! {
-        ended = pass_on(listener, &shared, None) => ended,
-        ended = beside => ended,
+        never = pass_on(listener, &shared, None) => never,
+        never = beside => never,
     }
 }
 
@@ -187,14 +189,16 @@ async fn look_at(shared: &Shared, server: SocketAddr, tls: std::sync::Arc<rustls
 }
 
 /// Passes each connection on to a server, at its own port or at this one.
-async fn pass_on(listener: TcpListener, shared: &Rc<Shared>, port: Option<u16>) -> anyhow::Result<()> {
+async fn pass_on(listener: TcpListener, shared: &Rc<Shared>, port: Option<u16>) -> ! {
+    let places = Places::new(MOST_CONNECTIONS, MOST_CONNECTIONS);
     let mut next = 0usize;
     let said = Rc::new(RefCell::new(News::default()));
     loop {
-        let (client, _) = listener.accept().await.context("accepting a connection")?;
+        let (client, place) = places.accept(&listener).await;
         next = next.wrapping_add(1);
         let (said, shared) = (said.clone(), shared.clone());
         tokio::task::spawn_local(async move {
+            let _place = place;
             if let Err(error) = forward(client, &shared, port, next).await {
                 let why = format!("{error:#}");
                 if said.borrow_mut().is(&why, Instant::now()) {

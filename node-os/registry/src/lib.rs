@@ -16,9 +16,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use node_client::Places;
 use node_client::revoked::Revoked;
 use routes::{Caller, Serving};
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -65,6 +65,8 @@ struct Flags {
 
 /// More nodes pull at the same time only on paper: containerd asks for two layers at once.
 const MOST_CONNECTIONS: usize = 128;
+/// Pods may begin a handshake here, too, under their node's address.
+const MOST_OF_ONE: usize = 32;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -120,28 +122,17 @@ async fn serve_operator(listener: UnixListener, serving: Rc<Serving>) {
     }
 }
 
-async fn serve_nodes(listener: TcpListener, tls: Tls, serving: Rc<Serving>) -> Result<()> {
-    let open = Rc::new(Cell::new(0usize));
+async fn serve_nodes(listener: TcpListener, tls: Tls, serving: Rc<Serving>) -> ! {
+    let places = Places::new(MOST_CONNECTIONS, MOST_OF_ONE);
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!("cannot take a connection: {error}");
-                tokio::time::sleep(RETRY).await;
-                continue;
-            }
-        };
-        if open.get() >= MOST_CONNECTIONS {
-            continue;
-        }
-        open.set(open.get() + 1);
-        let (tls, serving, open) = (tls.clone(), serving.clone(), open.clone());
+        let (stream, place) = places.accept(&listener).await;
+        let (tls, serving) = (tls.clone(), serving.clone());
         tokio::task::spawn_local(async move {
+            let _place = place;
             // A stranger's failed handshake is no news.
             if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
                 converse(stream, Caller::Node, serving).await;
             }
-            open.set(open.get() - 1);
         });
     }
 }

@@ -23,6 +23,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use node_client::Places;
 use node_client::revoked::{Guarded, Revoked};
 use rustls::server::WebPkiClientVerifier;
 use std::convert::Infallible;
@@ -39,6 +40,11 @@ pub type Answer = Response<Body>;
 
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Everybody may begin a handshake here, and pods of other nodes come under their node's address: one address leaves
+/// the others their places. What is upgraded, as exec is, was allowed, and counts no more.
+const MOST_CONNECTIONS: usize = 1024;
+const MOST_OF_ONE: usize = 256;
 
 /// An answer of plain text.
 pub fn text(status: StatusCode, text: impl Into<String>) -> Answer {
@@ -71,22 +77,17 @@ pub async fn start(kubelet: &Arc<Kubelet>) -> Result<()> {
     tokio::spawn(revoked.clone().follow(kubelet.api.clone()));
     let access = Arc::new(auth::Access::new(kubelet.api.clone(), kubelet.options.node_name.clone(), revoked));
     let kubelet = kubelet.clone();
+    let places = Places::new(MOST_CONNECTIONS, MOST_OF_ONE);
     tokio::spawn(async move {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let work = connection(kubelet.clone(), access.clone(), acceptor.clone(), stream);
-                    tokio::spawn(async move {
-                        if let Err(error) = work.await {
-                            tracing::debug!("connection: {error:#}");
-                        }
-                    });
+            let (stream, place) = places.accept(&listener).await;
+            let work = connection(kubelet.clone(), access.clone(), acceptor.clone(), stream);
+            tokio::spawn(async move {
+                let _place = place;
+                if let Err(error) = work.await {
+                    tracing::debug!("connection: {error:#}");
                 }
-                Err(error) => {
-                    tracing::warn!("accepting a connection: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            });
         }
     });
     Ok(())
