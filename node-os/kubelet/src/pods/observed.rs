@@ -205,10 +205,15 @@ fn last_words(status: &cri::ContainerStatus, path: &str, policy: &str) -> String
     }
 }
 
+/// Of a file; a pod may have put something else in its place, as a pipe, which is never waited for.
 fn read_end(path: &str, limit: usize) -> String {
     use std::io::{Read, Seek, SeekFrom};
-    let Ok(mut file) = std::fs::File::open(path) else { return String::new() };
-    let length = file.metadata().map(|m| m.len()).unwrap_or(0);
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let Ok(mut file) = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path) else {
+        return String::new();
+    };
+    let Some(length) = file.metadata().ok().filter(|m| m.is_file()).map(|m| m.len()) else { return String::new() };
     if length > limit as u64 && file.seek(SeekFrom::End(-(limit as i64))).is_err() {
         return String::new();
     }
@@ -217,4 +222,26 @@ fn read_end(path: &str, limit: usize) -> String {
         return String::new();
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, FileType, Mode};
+    use std::io::Write;
+
+    #[test]
+    fn last_words_are_a_files_end_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(path("file"), "0123456789").unwrap();
+        std::os::unix::fs::symlink(path("file"), path("link")).unwrap();
+        rustix::fs::mknodat(CWD, path("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert_eq!(read_end(&path("pipe"), 4), "", "nobody writes to it");
+        let mut pipe = std::fs::OpenOptions::new().read(true).write(true).open(path("pipe")).unwrap();
+        pipe.write_all(b"words").unwrap();
+        for (name, words) in [("file", "6789"), ("link", ""), ("pipe", ""), ("", ""), ("none", "")] {
+            assert_eq!(read_end(&path(name), 4), words, "{name}");
+        }
+    }
 }
