@@ -134,8 +134,5 @@ pub fn tear_down(pod_dir: &Path) -> std::io::Result<()> {
     if mounts::list()?.iter().any(|m| m.point.starts_with(pod_dir)) {
         return Err(std::io::Error::other(format!("{} still has mounts below it", pod_dir.display())));
     }
-    match std::fs::remove_dir_all(pod_dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    removal::all(pod_dir)
 }
