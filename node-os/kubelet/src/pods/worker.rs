@@ -307,7 +307,7 @@ impl Worker {
             return Err(self.failed("Failed", format!("error making pod data directories: {error}")));
         }
         let facts = self.facts(seen);
-        let result = volumes::prepare(&self.kubelet, &self.pod, &facts).await;
+        let result = volumes::prepare(&self.kubelet, &self.pod, &facts, self.volumes.as_ref()).await;
         match result {
             Ok(ready) => {
                 self.volumes = Some(ready);

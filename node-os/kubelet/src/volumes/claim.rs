@@ -49,7 +49,7 @@ pub async fn prepare(kubelet: &Kubelet, pod: &Pod, claim: &str, read_only: bool)
     present(&path, &name)?;
     let read_only = read_only || !writable(&found);
     if !read_only {
-        ownership::apply_once(pod, &path)?;
+        ownership::apply_once(pod, &path).await?;
     }
     Ok(Ready { path, read_only })
 }

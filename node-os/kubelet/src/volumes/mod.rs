@@ -31,10 +31,15 @@ pub struct Ready {
 /// A pod's volumes by name.
 pub type Volumes = BTreeMap<String, Ready>;
 
-/// Sets up all volumes of a pod, or brings them up to date. The error is a sentence for its event.
-pub async fn prepare(kubelet: &Kubelet, pod: &Pod, facts: &Facts) -> Result<Volumes, String> {
+/// Sets up all volumes of a pod, or brings them up to date where they were ready `before`: then the pod may be writing
+/// to those that are its own, and nothing more is done to them. The error is a sentence for its event.
+pub async fn prepare(kubelet: &Kubelet, pod: &Pod, facts: &Facts, before: Option<&Volumes>) -> Result<Volumes, String> {
     let mut ready = Volumes::new();
     for volume in spec::of(pod).volumes.iter().flatten() {
+        if let Some(done) = kept(volume, before) {
+            ready.insert(volume.name.clone(), done.clone());
+            continue;
+        }
         let one = prepare_one(kubelet, pod, volume, facts)
             .await
             .map_err(|error| format!("MountVolume.SetUp failed for volume \"{}\" : {error}", volume.name))?;
@@ -43,13 +48,19 @@ pub async fn prepare(kubelet: &Kubelet, pod: &Pod, facts: &Facts) -> Result<Volu
     Ok(ready)
 }
 
+/// A volume that was ready before and does not change.
+fn kept<'a>(volume: &Volume, before: Option<&'a Volumes>) -> Option<&'a Ready> {
+    before?.get(&volume.name).filter(|_| !is_payload(volume))
+}
+
 /// Whether the pod has volumes whose content comes from the API and may change.
 pub fn has_payload(pod: &Pod) -> bool {
-    spec::of(pod)
-        .volumes
-        .iter()
-        .flatten()
-        .any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some())
+    spec::of(pod).volumes.iter().flatten().any(is_payload)
+}
+
+fn is_payload(volume: &Volume) -> bool {
+    let Volume { config_map, secret, projected, downward_api, .. } = volume;
+    config_map.is_some() || secret.is_some() || projected.is_some() || downward_api.is_some()
 }
 
 /// Where a volume of a kind lies.
@@ -67,7 +78,7 @@ async fn prepare_one(kubelet: &Kubelet, pod: &Pod, volume: &Volume, facts: &Fact
     if let Some(source) = &volume.empty_dir {
         let path = at("empty-dir");
         empty_dir(&path, source)?;
-        ownership::apply_once(pod, &path)?;
+        ownership::apply_once(pod, &path).await?;
         return Ok(Ready { path, read_only: false });
     }
     if let Some(claim) = &volume.persistent_volume_claim {
@@ -77,11 +88,7 @@ async fn prepare_one(kubelet: &Kubelet, pod: &Pod, volume: &Volume, facts: &Fact
         let name = format!("{}-{}", spec::name(pod), volume.name);
         return claim::prepare(kubelet, pod, &name, false).await;
     }
-    if volume.config_map.is_some()
-        || volume.secret.is_some()
-        || volume.projected.is_some()
-        || volume.downward_api.is_some()
-    {
+    if is_payload(volume) {
         let (kind, memory, files) = projected::files(kubelet, pod, volume, facts).await?;
         let path = at(kind);
         make_directory(&path)?;
@@ -135,4 +142,31 @@ pub fn tear_down(pod_dir: &Path) -> std::io::Result<()> {
         return Err(std::io::Error::other(format!("{} still has mounts below it", pod_dir.display())));
     }
     removal::all(pod_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_the_pods_own_is_set_up_once() {
+        let ready = Ready { path: "/a".into(), read_only: false };
+        let before = Volumes::from([("v".to_owned(), ready.clone())]);
+        for (source, is_kept) in [
+            (json!({"name": "v", "emptyDir": {}}), true),
+            (json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), true),
+            (json!({"name": "v", "hostPath": {"path": "/h"}}), true),
+            (json!({"name": "v", "configMap": {"name": "m"}}), false),
+            (json!({"name": "v", "secret": {"secretName": "s"}}), false),
+            (json!({"name": "v", "projected": {}}), false),
+            (json!({"name": "v", "downwardAPI": {}}), false),
+        ] {
+            let mut volume: Volume = serde_json::from_value(source.clone()).unwrap();
+            assert_eq!(kept(&volume, Some(&before)), is_kept.then_some(&ready), "{source}");
+            assert_eq!(kept(&volume, None), None);
+            volume.name = "new".to_owned();
+            assert_eq!(kept(&volume, Some(&before)), None);
+        }
+    }
 }
