@@ -2,6 +2,7 @@
 
 mod backups;
 pub mod certificates;
+mod doors;
 mod kubelet;
 pub mod proc;
 mod registry;

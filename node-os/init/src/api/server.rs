@@ -1,5 +1,6 @@
 //! Requests and their answers.
 
+use super::doors::{Doors, Place};
 use super::{backups, certificates, kubelet, proc, registry, store, streams, tls::Tls};
 use crate::machine::{Command, Shared};
 use crate::network::Network;
@@ -12,7 +13,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use node_api::{ApiError, Done, Unseal, path};
 use node_sys::machine::Ending;
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -57,7 +57,7 @@ pub fn start(machine: Shared, network: Rc<Network>, keep: bool) -> Result<()> {
 }
 
 async fn accept(listener: TcpListener, tls: Tls, context: Rc<Serving>) {
-    let open = Rc::new(Cell::new(0usize));
+    let doors = Doors::new(MOST_CONNECTIONS);
     loop {
         let (stream, remote) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -67,21 +67,15 @@ async fn accept(listener: TcpListener, tls: Tls, context: Rc<Serving>) {
                 continue;
             }
         };
-        if open.get() >= MOST_CONNECTIONS {
-            continue;
-        }
-        open.set(open.get() + 1);
-        let (tls, context, open) = (tls.clone(), context.clone(), open.clone());
-        tokio::task::spawn_local(async move {
-            serve(stream, remote, &tls, context).await;
-            open.set(open.get() - 1);
-        });
+        let (tls, context) = (tls.clone(), context.clone());
+        doors.admit(|place| async move { serve(stream, remote, &tls, context, place).await });
     }
 }
 
 /// One connection. A stranger's failed handshake is no news.
-async fn serve(stream: TcpStream, remote: SocketAddr, tls: &Tls, context: Rc<Serving>) {
+async fn serve(stream: TcpStream, remote: SocketAddr, tls: &Tls, context: Rc<Serving>, place: Place) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.acceptor().accept(stream)).await else { return };
+    place.is_known();
     let subject = stream.get_ref().1.peer_certificates().and_then(|chain| certificates::subject(chain.first()?));
     let client: Rc<str> = format!("{} from {}", subject.unwrap_or_default(), remote.ip().to_canonical()).into();
     let service = service_fn(move |request: Request<Incoming>| {
