@@ -87,9 +87,13 @@ impl Forwarder {
             let now = Instant::now();
             cache.retain(|_, (until, _)| *until > now);
         }
-        if cache.len() < MAX_ENTRIES {
-            cache.insert(key, (until, bytes));
+        // A pod that asks for very many names keeps the others out for no longer than it asks.
+        if cache.len() >= MAX_ENTRIES
+            && let Some(any) = cache.keys().next().cloned()
+        {
+            cache.remove(&any);
         }
+        cache.insert(key, (until, bytes));
     }
 }
 
@@ -178,6 +182,7 @@ mod tests {
         for number in 0..2 * MAX_ENTRIES {
             forwarder.keep(key(&format!("{number}.example")), &reply("c.example.", 200));
         }
+        assert!(forwarder.kept(&key(&format!("{}.example", 2 * MAX_ENTRIES - 1))).is_some(), "the newest has a place");
         let cache = forwarder.cache.borrow();
         assert_eq!(cache.len(), MAX_ENTRIES);
         assert!(cache.values().map(|(_, bytes)| bytes.len()).sum::<usize>() <= MAX_ENTRIES * MAX_ENTRY);
