@@ -408,7 +408,7 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             return rotate_authority(settings, &secrets, Authority::NodeApi, "node-api", finish);
         }
         Rotate::Encryption { finish: false } => {
-            encryption::begin(&secrets)?;
+            encryption::begin(&secrets, settings.has_several_masters())?;
             let dir = dir_flag(settings);
             println!("kimg build all{dir}\nkimg roll master{dir}\nkimg pki rotate encryption --finish{dir}");
         }

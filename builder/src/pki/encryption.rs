@@ -27,8 +27,19 @@ pub fn begun(secrets: &Secrets) -> bool {
 }
 
 /// Makes the next key, and keeps the one before; what an interrupted run has begun is ended.
-pub fn begin(secrets: &Secrets) -> Result<()> {
+///
+/// # Errors
+/// Bad input: there are several masters. One after the other gets the next key, and the first one seals by it what the others
+/// do not open yet. A rotation that was begun with one master goes on: its image is the others', too.
+pub fn begin(secrets: &Secrets, several_masters: bool) -> Result<()> {
     let _lock = secrets.lock()?;
+    if several_masters && !secrets.path(OLD).exists() {
+        return input::bad(
+            "with several masters the first one that is rolled would seal by a key that the other API servers do not have, \
+             and those would end: first `kimg scale masters 1`, then this up to the roll after `--finish`, and then \
+             `kimg scale masters 3` (or 5) again",
+        );
+    }
     if !secrets.path(NEXT).exists() && !secrets.path(OLD).exists() {
         let key = format!("{}\n", STANDARD.encode(rand::random::<[u8; 32]>()));
         secrets.write(NEXT, key.as_bytes())?;
@@ -112,8 +123,8 @@ mod tests {
                 secrets.write(NOW, next.as_bytes()).expect("written");
             }
             assert!(!begun(&secrets));
-            begin(&secrets).expect("goes on");
-            begin(&secrets).expect("once more changes nothing");
+            begin(&secrets, false).expect("goes on");
+            begin(&secrets, true).expect("once more changes nothing");
             assert_eq!(key_file(&secrets).expect("keys"), format!("{next}{first}"), "{cut}");
             secrets.write(NOW, first.as_bytes()).expect("written");
             secrets.remove(OLD).expect("removed");
@@ -132,7 +143,11 @@ mod tests {
             }
         };
         assert!(ask(String::new()).await.expect_err("not begun").contains("nothing to finish"));
-        begin(&secrets).expect("begins");
+        let refused = begin(&secrets, true).expect_err("several masters");
+        assert!(refused.is::<input::BadInput>() && refused.to_string().contains("kimg scale masters 1"), "{refused:#}");
+        assert!(!begun(&secrets) && !secrets.path(NEXT).exists(), "what was refused changed something");
+        assert_eq!(key_file(&secrets).expect("keys"), first);
+        begin(&secrets, false).expect("begins");
         let line = |name: &str, count: u32| {
             let id = id(&secrets, name).expect("id");
             format!("kimg_store_sealed_objects{{key=\"xchacha20poly1305:v1:{id}\"}} {count}\n")
