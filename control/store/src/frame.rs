@@ -105,6 +105,11 @@ pub(crate) struct Extent {
     pub(crate) torn: u64,
 }
 
+/// The format that a header states.
+fn format_in(header: &[u8; 16]) -> Option<u32> {
+    char::from(*header.strip_prefix(b"KIMG-STORE-LOG-")?.first()?).to_digit(10)
+}
+
 /// Reads a file from its beginning.  A torn tail ends the reading; any other damage is an
 /// error, and so is a record that `each` refuses.
 pub(crate) fn read_log(
@@ -116,6 +121,10 @@ pub(crate) fn read_log(
     let io = |why| StoreError::Io { what: format!("reading {file}"), why };
     let mut header = [0u8; HEADER.len()];
     if fill(reader, &mut header).map_err(io)? < HEADER.len() || &header != HEADER {
+        // Not damage: a copy of before, which helps there, would lose what was written since.
+        if let Some((format, reads)) = format_in(&header).zip(format_in(HEADER)).filter(|(has, reads)| has > reads) {
+            return Err(StoreError::Newer { what: file.into(), format, reads });
+        }
         return Err(damaged(0, "it does not begin as a store log of this version"));
     }
     let mut at = HEADER.len() as u64;
@@ -236,4 +245,20 @@ fn decode(payload: &[u8], each: &mut impl FnMut(Record) -> Result<(), String>) -
         each(record)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_releases_log_is_no_damage() {
+        let read = |log: &[u8]| read_log("store.log", &mut &log[..], |_| Ok(())).unwrap_err();
+        let newer = read(b"KIMG-STORE-LOG-3whatever");
+        assert!(matches!(newer, StoreError::Newer { format: 3, reads: 2, .. }), "{newer}");
+        assert!(newer.to_string().starts_with("store.log has the store format 3, and this release reads up to 2"));
+        for damaged in [&b"KIMG-STORE-LOG-1"[..], b"KIMG-STORE-LOG-x", b"KIMG-STORE-LOG-", b"KIMG-STORE-LOX-3"] {
+            assert!(matches!(read(damaged), StoreError::Damaged { offset: 0, .. }));
+        }
+    }
 }

@@ -84,6 +84,12 @@ pub enum StoreError {
     /// Somebody else's value.
     #[error("{key} in etcd was not written by this API server; choose another --etcd-prefix")]
     Foreign { key: String },
+    /// A later release wrote it.
+    #[error(
+        "{what} has the store format {format}, and this release reads up to {reads}: a later release wrote it; \
+         run that one, or a later one still. Nothing was changed"
+    )]
+    Newer { what: String, format: u32, reads: u32 },
     /// The disk said no.
     #[error("{what}: {why}")]
     Io { what: String, why: std::io::Error },

@@ -15,6 +15,11 @@ use super::client::{Again, CallError, Client};
 use super::wire::{self, Compare, Headed, PutRequest, RangeRequest, RangeResponse, Request, TxnRequest, TxnResponse};
 use crate::{Result, StoreError};
 
+/// What the key begins with, before the number of the store's format in etcd.
+const MARK: &str = "kimg-store-";
+/// That format.
+const FORMAT: u32 = 1;
+
 /// What the key says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Root {
@@ -79,12 +84,12 @@ pub(crate) fn after_prefix(prefix: &str) -> Bytes {
 impl Root {
     fn to_bytes(&self) -> Bytes {
         let moved = self.moved.as_deref().map(|m| format!(" moved={m}")).unwrap_or_default();
-        format!("kimg-store-1 generation={} base={}{moved}", self.generation, self.base).into()
+        format!("{MARK}{FORMAT} generation={} base={}{moved}", self.generation, self.base).into()
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Root> {
         let mut words = std::str::from_utf8(bytes).ok()?.split(' ');
-        (words.next()? == "kimg-store-1").then_some(())?;
+        (format_in(words.next()?)? == FORMAT).then_some(())?;
         let mut root = Root { generation: 0, base: 0, moved: None };
         for word in words {
             match word.split_once('=')? {
@@ -98,14 +103,28 @@ impl Root {
     }
 }
 
+/// The format that the key's first word states.
+fn format_in(word: &str) -> Option<u32> {
+    word.strip_prefix(MARK)?.parse().ok()
+}
+
+/// Why a key that is not read is not.
+fn refused(layout: &Layout, value: &[u8]) -> StoreError {
+    let key = String::from_utf8_lossy(&layout.root()).into_owned();
+    let word = value.split(|byte| *byte == b' ').next().unwrap_or_default();
+    match std::str::from_utf8(word).ok().and_then(format_in) {
+        Some(format) if format > FORMAT => StoreError::Newer { what: format!("{key} in etcd"), format, reads: FORMAT },
+        _ => StoreError::Foreign { key },
+    }
+}
+
 /// Reads the key; None: there is no store yet.
 pub(crate) async fn read(client: &Client, layout: &Layout) -> Result<Option<Found>> {
     let request = RangeRequest { key: layout.root(), ..RangeRequest::default() };
     let answer: RangeResponse = client.call(wire::RANGE, request, Again::Yes).await?;
     let cluster = answer.header().map_or(0, |h| h.cluster_id);
     let Some(kv) = answer.kvs.first() else { return Ok(None) };
-    let root = Root::from_bytes(&kv.value)
-        .ok_or_else(|| StoreError::Foreign { key: String::from_utf8_lossy(&layout.root()).into() })?;
+    let root = Root::from_bytes(&kv.value).ok_or_else(|| refused(layout, &kv.value))?;
     Ok(Some(Found { root, written: kv.mod_revision, cluster }))
 }
 
@@ -150,6 +169,20 @@ mod tests {
         }
         for bad in ["", "kimg-store-1", "kimg-store-2 generation=1 base=0", "kimg-store-1 generation=x base=0"] {
             assert_eq!(Root::from_bytes(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_later_releases_key_is_told_from_somebody_elses() {
+        let layout = Layout::new("/registry").unwrap();
+        let said = |value: &str| refused(&layout, value.as_bytes()).to_string();
+        assert!(
+            said("kimg-store-2 generation=1 other").starts_with("/registry/kimg in etcd has the store format 2, and"),
+            "{}",
+            said("kimg-store-2 generation=1 other")
+        );
+        for foreign in ["", "kimg-store-1", "kimg-store-0 generation=1", "kimg-store-x", "else"] {
+            assert!(said(foreign).contains("was not written by this API server"), "{foreign}");
         }
     }
 
