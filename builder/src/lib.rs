@@ -22,6 +22,7 @@ pub mod oci;
 pub mod packages;
 pub mod pki;
 pub mod progress;
+pub mod release;
 pub mod roll;
 pub mod sbom;
 pub mod seed;

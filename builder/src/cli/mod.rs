@@ -114,6 +114,12 @@ enum Command {
     Backup(backup::BackupCommand),
     /// What this machine lacks, and the command that brings it
     Doctor(image::DoctorArgs),
+    /// What this release is, and which versions of the API, the store and cluster.toml it reads and writes
+    Version {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// The network between the VMs; `kimg up` starts it
     #[command(hide = true)]
     Switch(vm::SwitchArgs),
@@ -222,6 +228,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Store(args) => store::run(&args, &settings()?)?,
         Command::Backup(command) => return backup::run(&command, &settings()?),
         Command::Doctor(args) => return image::doctor(&args, &dir),
+        Command::Version { json } => {
+            let release = crate::release::Release::this();
+            let text = if json { serde_json::to_string_pretty(&release)? + "\n" } else { release.text() };
+            write_out(text.as_bytes())?;
+        }
         Command::Switch(args) => vm::switch(&args, &settings()?)?,
         Command::Launch { command } => crate::local::qemu::launch(&command)?,
         Command::Completion { shell } => {

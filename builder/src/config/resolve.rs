@@ -13,6 +13,7 @@ use super::value::{
     Fault, address, choice, cidr, dns_label, dns_name, fault, files, is_dns_label, is_dns_name, moment, number,
     optional_fault, overlap, url,
 };
+use crate::release::CLUSTER_TOML;
 use ipnet::IpNet;
 use node_metadata::merge::quantity;
 use node_metadata::{NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
@@ -26,9 +27,13 @@ use toml::Spanned;
 /// this machine, where it may still run elsewhere.
 pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault>), Fault> {
     if let Some(version) = &f.version
-        && *version.get_ref() != 1
+        && *version.get_ref() != i64::from(CLUSTER_TOML)
     {
-        return Err(fault(version, "version", "this kimg reads version 1 only; write version = 1"));
+        return Err(fault(
+            version,
+            "version",
+            format!("this kimg reads version {CLUSTER_TOML} only; write version = {CLUSTER_TOML}"),
+        ));
     }
     dns_label(&f.name, "name")?;
     let domain = match &f.domain {
