@@ -27,7 +27,7 @@ pub fn check(inventory: &Inventory) -> Result<()> {
 /// Everything that can go: machines first.
 pub fn things(inventory: &Inventory) -> Vec<Thing> {
     let mut all: Vec<Thing> = inventory.servers.iter().map(super::Server::thing).collect();
-    all.extend(inventory.firewalls.iter().map(|firewall| Thing {
+    all.extend(inventory.firewalls.iter().filter(|firewall| !firewall.id.is_empty()).map(|firewall| Thing {
         kind: "firewall",
         id: firewall.id.clone(),
         name: format!("of the {}s", firewall.role),
@@ -51,7 +51,8 @@ pub fn of_node(settings: &Settings, inventory: &Inventory, node: &str) -> Result
     }
     let machines = inventory.servers.iter().filter(|server| server.node == node);
     // What was made before a machine that could not be made.
-    let of_node = |thing: &&Thing| thing.name == node && ["server", "port", "floating-ip"].contains(&thing.kind);
+    let of_node =
+        |thing: &&Thing| thing.name == node && ["server", "port", "floating-ip", "seed"].contains(&thing.kind);
     let things: Vec<Thing> =
         machines.map(super::Server::thing).chain(inventory.rest.iter().filter(of_node).cloned()).collect();
     if things.is_empty() { input::bad(format!("{node} has no machine; see `kimg plan`")) } else { Ok(things) }
@@ -63,8 +64,8 @@ pub fn left(inventory: &Inventory, images: &Result<Vec<Remote>>, data: bool) -> 
     let mut lines: Vec<String> = kept
         .map(|network| {
             format!(
-                "stays: network {} ({}), its region's default, which the provider removes for nobody, or one that cluster.toml \
-                 names; it costs nothing",
+                "stays: network {} ({}), which is no cluster's alone, or its region's default, which the provider removes for \
+                 nobody; it costs nothing",
                 network.range, network.id
             )
         })

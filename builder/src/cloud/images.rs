@@ -91,10 +91,14 @@ fn name(provider: &Provider) -> Name {
         ProviderName::Vultr => Name::Vultr,
         ProviderName::Gcp => Name::Gcp,
         ProviderName::Aws => Name::Aws,
+        ProviderName::Proxmox => Name::Proxmox,
     }
 }
 
 fn place(provider: &Provider, server_type: &str) -> PlaceArgs {
+    if let Some(own) = &provider.proxmox {
+        return PlaceArgs::of_storage(&provider.region, &own.image_storage);
+    }
     let region = match provider.name {
         // Images are a region's.
         ProviderName::Aws => aws::region_of(&provider.region),

@@ -20,6 +20,7 @@ pub mod machines;
 pub mod master;
 mod openstack;
 pub mod plan;
+mod proxmox;
 mod rules;
 mod tags;
 pub mod token;
@@ -211,7 +212,7 @@ pub struct Rule {
 /// A firewall with the cluster's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Firewall {
-    /// The provider's name for it.
+    /// The provider's name for it; empty where it has none, and a node's own is the only one.
     pub id: String,
     /// For whose machines.
     pub role: Role,
@@ -391,6 +392,7 @@ pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Envi
         ProviderName::Vultr => Box::new(vultr::Vultr::new(client, env, tenant)?),
         ProviderName::Gcp => Box::new(gcp::Gcp::new(client, env, tenant, provider)?),
         ProviderName::Aws => Box::new(aws::Aws::new(client, env, tenant, provider)?),
+        ProviderName::Proxmox => Box::new(proxmox::Proxmox::new(client, env, tenant, provider)?),
     })
 }
 

@@ -8,6 +8,7 @@ mod master;
 mod openstack;
 mod others;
 mod plans;
+mod proxmox;
 mod roll;
 mod status_page;
 
@@ -44,10 +45,25 @@ enum Which {
     OpenStack,
     Gcp,
     Aws,
+    Proxmox,
 }
 
-const ALL: [Which; 7] =
-    [Which::Hetzner, Which::DigitalOcean, Which::Linode, Which::Vultr, Which::OpenStack, Which::Gcp, Which::Aws];
+const ALL: [Which; 8] = [
+    Which::Hetzner,
+    Which::DigitalOcean,
+    Which::Linode,
+    Which::Vultr,
+    Which::OpenStack,
+    Which::Gcp,
+    Which::Aws,
+    Which::Proxmox,
+];
+
+/// Those whose machines cost something, and which have networks and firewalls to make.
+fn rented() -> impl Iterator<Item = Which> {
+    ALL.into_iter().filter(|which| *which != Which::Proxmox)
+}
+
 const SUM: &str = "0123456789ab";
 
 impl Which {
@@ -60,6 +76,7 @@ impl Which {
             Which::OpenStack => fakes::openstack::answer(call, world),
             Which::Gcp => fakes::gcp::answer(call, world),
             Which::Aws => fakes::aws::answer(call, world),
+            Which::Proxmox => fakes::proxmox::answer(call, world),
         }
     }
 
@@ -72,6 +89,7 @@ impl Which {
             Which::OpenStack => include_str!("../../tests/data/providers/openstack.json"),
             Which::Gcp => include_str!("../../tests/data/providers/gcp.json"),
             Which::Aws => include_str!("../../tests/data/providers/aws.json"),
+            Which::Proxmox => include_str!("../../tests/data/providers/proxmox.json"),
         })
     }
 
@@ -92,6 +110,9 @@ impl Which {
             Which::Aws => {
                 "name = \"aws\"\nregion = \"eu-west-1a\"\ntype = \"t3.small\"\ncurrency = \"USD\"\nprices = { \"t3.small\" = 5 }\n"
             }
+            Which::Proxmox => {
+                "name = \"proxmox\"\nregion = \"pve\"\ntype = \"1c-1g\"\nnetwork = \"192.0.2.0/24\"\nproxmox = { storage = \"lvm\", addresses = \"192.0.2.1-192.0.2.9\", gateway = \"192.0.2.2\" }\n"
+            }
         }
     }
 
@@ -101,6 +122,7 @@ impl Which {
             Which::Hetzner => Cents(2 * (299 + 50)),
             Which::DigitalOcean => Cents(600 + 1200),
             Which::Linode | Which::Vultr | Which::OpenStack | Which::Gcp | Which::Aws => Cents(2 * 500),
+            Which::Proxmox => Cents(0),
         }
     }
 
@@ -205,11 +227,11 @@ impl Stage {
 
     /// What the provider calls a token: Google's is a key in a file, and AWS' has an id.
     fn secret(&self, token: &str) -> String {
-        if self.which == Which::Aws {
-            return format!("{}\n{token}", fakes::aws::KEY);
-        }
-        if self.which != Which::Gcp {
-            return token.to_string();
+        match self.which {
+            Which::Gcp => {}
+            Which::Aws => return format!("{}\n{token}", fakes::aws::KEY),
+            Which::Proxmox => return format!("{}\n{token}", fakes::proxmox::TOKEN_ID),
+            _ => return token.to_string(),
         }
         let email = if token == "t0ken" { fakes::gcp::EMAIL } else { "other@p" };
         upload::fakes::gcp::key_file(&self.server.url(), email)
@@ -232,7 +254,8 @@ impl Stage {
             | "LINODE_TOKEN"
             | "VULTR_API_KEY"
             | "OS_PASSWORD"
-            | "AWS_SECRET_ACCESS_KEY" => Some(token.to_string()),
+            | "AWS_SECRET_ACCESS_KEY"
+            | "PROXMOX_TOKEN_SECRET" => Some(token.to_string()),
             "AWS_ACCESS_KEY_ID" => Some(fakes::aws::KEY.into()),
             "AWS_ENDPOINT_URL_EC2" => Some(format!("{}/ec2", self.server.url())),
             "GOOGLE_APPLICATION_CREDENTIALS" => {
@@ -242,12 +265,14 @@ impl Stage {
                 }
                 Some(file.display().to_string())
             }
+            "PROXMOX_TOKEN_ID" => Some(fakes::proxmox::TOKEN_ID.into()),
             "OS_USERNAME" | "OS_PROJECT_NAME" => Some("demo".into()),
             "HCLOUD_ENDPOINT" => Some(format!("{}/v1", self.server.url())),
             "DIGITALOCEAN_API_URL"
             | "LINODE_URL"
             | "VULTR_API_URL"
             | "OS_AUTH_URL"
+            | "PROXMOX_URL"
             | "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE" => Some(self.server.url()),
             _ => None,
         }
@@ -305,6 +330,7 @@ impl Stage {
             Which::DigitalOcean => &["firewall", "firewall", "ssh_key", "vpc"],
             Which::Linode | Which::Vultr => &["firewall", "firewall", "vpc"],
             Which::OpenStack => OF_OPENSTACK,
+            Which::Proxmox => &[],
             Which::Gcp => &["address", "firewall", "firewall", "firewall", "firewall", "network", "subnetwork"],
             Which::Aws => &["address", "firewall", "firewall", "gateway", "interface", "subnet", "vpc"],
         };
@@ -515,13 +541,15 @@ fn machines_that_nobody_knows_or_that_are_two_are_told() {
             Which::Hetzner | Which::Gcp | Which::Aws => stranger["labels"]["kimg-node"] = json!("x"),
             Which::DigitalOcean => stranger = replaced(&stranger, ":node:w", ":node:x"),
             Which::OpenStack => stranger["metadata"]["kimg-node"] = json!("x"),
-            Which::Linode | Which::Vultr => stranger = replaced(&stranger, "kimg-node.w", "kimg-node.x"),
+            Which::Linode | Which::Vultr | Which::Proxmox => {
+                stranger = replaced(&stranger, "kimg-node.w", "kimg-node.x")
+            }
         }
         stage.world().machines.insert(90, Machine { body: stranger, looked: 9, ..Machine::default() });
         let plan = stage.plan();
         assert!(plan.drift[0].starts_with("x ("), "{:?}", plan.drift);
         assert!(plan.steps.is_empty() && plan.refusals.is_empty());
-        assert!(plan.monthly_now > Some(which.monthly()));
+        assert!(plan.monthly_now > Some(which.monthly()) || which == Which::Proxmox);
         stage.world().machines.insert(91, Machine { body: copies, looked: 9, ..Machine::default() });
         assert!(stage.plan().refusals[0].contains(&format!("w has several machines ({w}, 91)")), "{:?}", stage.plan());
         // Without its master a cluster has no store: a new one is nothing that happens by itself.
@@ -568,9 +596,8 @@ fn a_name_that_would_be_the_address_of_something_else_is_none() {
             Which::Linode => ("data", json!(0)),
             Which::OpenStack => ("routers", json!("")),
             // Its things have the names that kimg gave them; of its machines a test beside them tells.
-            Which::Gcp => continue,
-            // Names are fields of a form.
-            Which::Aws => continue,
+            // Names are fields of a form at AWS, and numbers at Proxmox.
+            Which::Gcp | Which::Aws | Which::Proxmox => continue,
         };
         let one = json!({"name": name, "label": name, "description": name, "id": id, "labels": {"kimg-cluster": "demo", "kimg-ca": ca()}});
         // Behind the token and the subnets.
@@ -650,7 +677,7 @@ fn what_stands_in_the_way_of_a_plan_stops_up_too() {
         let worker = world.machine("w.demo")[0];
         world.machines.remove(&worker);
     };
-    for which in ALL {
+    for which in rented() {
         let cases = [
             ("network = \"10.90.0.0/20\"\n", untouched, "a network keeps its addresses"),
             ("", without_master, "the store went with it"),
@@ -678,15 +705,19 @@ fn what_a_provider_refuses_is_a_sentence() {
         "has none of this type",
         "has none of this type",
         "has none of this type",
+        "no space left on device",
     ]) {
         let stage = Stage::new(which);
         stage.world().refuses = true;
         let error = format!("{:#}", stage.up().unwrap_err());
         assert!(error.contains(says), "{error}");
         let stage = Stage::new(which);
-        stage.world().limit = Some(1);
-        let error = format!("{:#}", stage.up().unwrap_err());
-        assert!(error.contains("may have no more of these"), "{error}");
+        // There is no account at Proxmox.
+        if which != Which::Proxmox {
+            stage.world().limit = Some(1);
+            let error = format!("{:#}", stage.up().unwrap_err());
+            assert!(error.contains("may have no more of these"), "{error}");
+        }
         stage.destroy().unwrap();
         assert!(stage.world().is_empty(), "{which:?}");
         let error = format!("{:#}", stage.cloud_by("wr0ng").offer().unwrap_err());
@@ -709,15 +740,6 @@ fn what_a_provider_refuses_is_a_sentence() {
 }
 
 #[test]
-fn what_somebody_else_called_so_is_not_taken() {
-    let stage = Stage::new(Which::Hetzner);
-    stage.world().things.insert(("network", 9), json!({"name": format!("kimg-demo-{}", ca()), "labels": {}}));
-    let error = format!("{:#}", stage.up().unwrap_err());
-    assert!(error.contains("that is not this cluster's"), "{error}");
-    assert!(stage.world().machines.is_empty());
-}
-
-#[test]
 fn a_cluster_that_never_is_ready_is_given_up_with_what_it_said() {
     for which in ALL {
         let stage = Stage::new(which);
@@ -730,21 +752,6 @@ fn a_cluster_that_never_is_ready_is_given_up_with_what_it_said() {
         let error = format!("{:#}", stage.up().unwrap_err());
         assert!(error.contains("w is not ready: no network yet"), "{error}");
     }
-}
-
-#[test]
-fn the_smallest_disk_of_a_role_is_that_of_its_images() {
-    let more = "[[nodes]]\nname = \"v\"\nrole = \"worker\"\ntype = \"cx23\"\n";
-    let text = settings(Which::Hetzner, "worker-type = \"cx33\"\n").text;
-    let stage = Stage::of(Which::Hetzner, read(&text));
-    let offer = stage.cloud().offer().unwrap();
-    let smallest = |settings: &Settings| {
-        let provider = settings.provider.as_ref().unwrap();
-        let (client, progress) = (&stage.clock.client(), &Progress::hidden());
-        Uploads { settings, provider, offer: &offer, client, env: &|_| None, progress }.smallest(Role::Worker)
-    };
-    assert_eq!(smallest(&stage.settings), "cx33");
-    assert_eq!(smallest(&read(&format!("{text}{more}"))), "cx23");
 }
 
 #[test]

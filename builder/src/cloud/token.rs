@@ -25,6 +25,7 @@ impl ProviderName {
             ProviderName::Vultr => &["VULTR_API_KEY"],
             ProviderName::Gcp => &["GOOGLE_APPLICATION_CREDENTIALS"],
             ProviderName::Aws => &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
+            ProviderName::Proxmox => &["PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"],
         }
     }
 }

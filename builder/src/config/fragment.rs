@@ -125,9 +125,9 @@ pub struct StatusFragment {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ProviderFragment {
-    /// `hetzner`, `digitalocean`, `linode`, `openstack`, `vultr`, `gcp` or `aws`.
+    /// `hetzner`, `digitalocean`, `linode`, `openstack`, `vultr`, `gcp`, `aws` or `proxmox`.
     pub name: Spanned<String>,
-    /// The provider's name of a region (Hetzner: location, Google, AWS: zone).
+    /// The provider's name of a region (Hetzner: location, Google, AWS: zone, Proxmox: node).
     pub region: Spanned<String>,
     /// The provider's name of a type of machine (DigitalOcean: size, Vultr: plan, OpenStack: flavor), for all nodes that
     /// say no other.
@@ -145,7 +145,7 @@ pub struct ProviderFragment {
     pub currency: Option<Spanned<String>>,
     /// The private network between the machines; default 10.80.0.0/20.
     pub network: Option<Spanned<String>>,
-    /// Google, AWS: GB of each machine's disk, which is no part of a type there; default 25.
+    /// Google, AWS, Proxmox: GB of each machine's disk, which is no part of a type there; default 25.
     pub disk_gb: Option<Spanned<i64>>,
     /// OpenStack: the name of the network with public addresses; default: the only external one.
     pub external_network: Option<Spanned<String>>,
@@ -159,6 +159,27 @@ pub struct ProviderFragment {
     pub endpoint: Option<Spanned<String>>,
     /// DigitalOcean, Vultr: the bucket's region.
     pub bucket_region: Option<Spanned<String>>,
+    /// What only Proxmox has.
+    pub proxmox: Option<Spanned<ProxmoxFragment>>,
+}
+
+/// `[provider.proxmox]`
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ProxmoxFragment {
+    /// The storage of the machines' disks.
+    pub storage: Spanned<String>,
+    /// The storage with the content `import`, for images; default `local`.
+    pub image_storage: Option<Spanned<String>>,
+    /// The bridge that `network` is on; default `vmbr0`.
+    pub bridge: Option<Spanned<String>>,
+    /// `FIRST-LAST` of `network`: the machines' addresses, which nobody else takes.
+    pub addresses: Spanned<String>,
+    /// The way out of `network`; default: its first address.
+    pub gateway: Option<Spanned<String>>,
+    /// Default: the gateway.
+    #[serde(default)]
+    pub nameservers: Vec<Spanned<String>>,
 }
 
 /// `[api]`

@@ -18,7 +18,7 @@ mod value;
 
 pub use error::{ConfigError, nearest};
 pub use settings::{
-    Api, Arch, BackupTo, ImageOptions, Local, NodeSettings, Packages, Provider, ProviderName, PublicAddress,
+    Api, Arch, BackupTo, ImageOptions, Local, NodeSettings, Packages, Provider, ProviderName, Proxmox, PublicAddress,
     SecretsForm, Settings, VmSize,
 };
 

@@ -1,10 +1,11 @@
 //! `[provider]`: where a cluster's machines are, and which.
 
 use super::fragment::{Fragment, NodeFragment, ProviderFragment};
-use super::settings::{Provider, ProviderName, PublicAddress};
+use super::settings::{Provider, ProviderName, Proxmox, PublicAddress};
 use super::value::{Fault, choice, cidr, fault, number, optional_fault, overlap};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use toml::Spanned;
 
 /// A machine is called `NODE.CLUSTER`, which is a host name at the providers.
@@ -38,12 +39,15 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         ProviderName::OpenStack,
         ProviderName::Gcp,
         ProviderName::Aws,
+        ProviderName::Proxmox,
     ]
     .map(|one| (one.as_str(), one));
     let name = choice(&Some(written.name.clone()), "provider.name", &known, ProviderName::Hetzner)?;
     let network = cidr(&written.network, "provider.network", "10.80.0.0/20")?;
     let network = match network {
         IpNet::V4(net) if (16..=24).contains(&net.prefix_len()) && net.network().is_private() => net,
+        // It is there already, whatever it is.
+        IpNet::V4(net) if name == ProviderName::Proxmox && (8..=29).contains(&net.prefix_len()) => net,
         _ => {
             let message = format!("{network} is no private IPv4 network of /16 to /24; write e.g. 10.80.0.0/20");
             return Err(optional_fault(&written.network, "provider.network", &message));
@@ -60,9 +64,10 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
     if name == ProviderName::Linode {
         check_linode(f, network, written)?;
     }
+    let proxmox = proxmox(name, written, network)?;
     match (&written.disk_gb, name) {
         (_, ProviderName::Gcp) => check_gcp(f)?,
-        (_, ProviderName::Aws) => {}
+        (_, ProviderName::Aws | ProviderName::Proxmox) => {}
         (Some(disk), _) => {
             let message = format!("a type of {} has its disk; remove this line", name.as_str());
             return Err(fault(disk, "provider.disk-gb", message));
@@ -92,6 +97,7 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         bucket: plain(&written.bucket),
         endpoint: plain(&written.endpoint),
         bucket_region: plain(&written.bucket_region),
+        proxmox,
     }))
 }
 
@@ -108,7 +114,11 @@ fn check_bucket(name: ProviderName, written: &ProviderFragment) -> Result<(), Fa
             );
             Err(fault(&written.name, "provider.bucket", message))
         }
-        ProviderName::Hetzner | ProviderName::Linode | ProviderName::OpenStack | ProviderName::Aws => {
+        ProviderName::Hetzner
+        | ProviderName::Linode
+        | ProviderName::OpenStack
+        | ProviderName::Aws
+        | ProviderName::Proxmox => {
             let fields = [
                 ("provider.bucket", &written.bucket),
                 ("provider.endpoint", &written.endpoint),
@@ -176,13 +186,85 @@ fn check_own(name: ProviderName, written: &ProviderFragment) -> Result<(), Fault
     }
 }
 
+/// What only Proxmox has, whose machines are on a network that is there.
+fn proxmox(name: ProviderName, written: &ProviderFragment, network: Ipv4Net) -> Result<Option<Proxmox>, Fault> {
+    let own = match (&written.proxmox, name) {
+        (None, ProviderName::Proxmox) => {
+            let message = "nothing says where machines are; add [provider.proxmox] with storage and addresses";
+            return Err(fault(&written.name, "provider.proxmox", message));
+        }
+        (None, _) => return Ok(None),
+        (Some(own), ProviderName::Proxmox) => own.get_ref(),
+        (Some(own), _) => {
+            let message = format!("is of no use at {}; remove it", name.as_str());
+            return Err(fault(own, "provider.proxmox", message));
+        }
+    };
+    if written.network.is_none() {
+        let message = "nothing says which network the bridge is on; add e.g. network = \"192.168.1.0/24\"";
+        return Err(fault(&written.name, "provider.network", message));
+    }
+    if let Some(budget) = &written.budget {
+        let message = "a machine at proxmox costs nothing by the month; remove this line";
+        return Err(fault(budget, "provider.budget", message));
+    }
+    let named = |text: &Spanned<String>, field: &str| match text.get_ref() {
+        known if !known.is_empty() && known.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) => {
+            Ok(known.clone())
+        }
+        other => Err(fault(text, field, format!("`{other}` is no name; it has letters, digits, -, _ and . alone"))),
+    };
+    let or = |text: &Option<Spanned<String>>, field: &str, default: &str| {
+        text.as_ref().map_or(Ok(default.to_string()), |text| named(text, field))
+    };
+    let inside = |text: &str| {
+        let usable = |at: &Ipv4Addr| network.contains(at) && *at != network.network() && *at != network.broadcast();
+        text.trim().parse().ok().filter(usable)
+    };
+    let range = own.addresses.get_ref();
+    let range = range.split_once('-').and_then(|(first, last)| Some((inside(first)?, inside(last)?)));
+    let Some((first, last)) = range.filter(|(first, last)| first <= last) else {
+        let message = format!(
+            "`{}` is no range of addresses in {network}; write FIRST-LAST, of addresses that nobody else takes",
+            own.addresses.get_ref()
+        );
+        return Err(fault(&own.addresses, "provider.proxmox.addresses", message));
+    };
+    let gateway = match &own.gateway {
+        None => network.hosts().next().unwrap_or(first),
+        Some(text) => inside(text.get_ref()).ok_or_else(|| {
+            fault(text, "provider.proxmox.gateway", format!("`{}` is no address in {network}", text.get_ref()))
+        })?,
+    };
+    let server = |text: &Spanned<String>| {
+        text.get_ref()
+            .parse()
+            .map_err(|_| fault(text, "provider.proxmox.nameservers", format!("`{}` is no address", text.get_ref())))
+    };
+    let mut nameservers = own.nameservers.iter().map(server).collect::<Result<Vec<IpAddr>, Fault>>()?;
+    if nameservers.is_empty() {
+        nameservers.push(gateway.into());
+    }
+    Ok(Some(Proxmox {
+        storage: named(&own.storage, "provider.proxmox.storage")?,
+        image_storage: or(&own.image_storage, "provider.proxmox.image-storage", "local")?,
+        bridge: or(&own.bridge, "provider.proxmox.bridge", "vmbr0")?,
+        addresses: first..=last,
+        gateway,
+        nameservers,
+    }))
+}
+
 /// Prices in hundredths, where the provider does not say them.
 fn prices(name: ProviderName, written: &ProviderFragment) -> Result<BTreeMap<String, u64>, Fault> {
     let first = written.prices.values().next();
     if name.tells_prices() {
-        let message = format!("{} says itself what machines cost; remove this line", name.as_str());
+        let message = match name {
+            ProviderName::Proxmox => "a machine at proxmox costs nothing by the month; remove this line".to_string(),
+            _ => format!("{} says itself what machines cost; remove this line", name.as_str()),
+        };
         if let Some(currency) = &written.currency {
-            return Err(fault(currency, "provider.currency", message));
+            return Err(fault(currency, "provider.currency", &message));
         }
         if let Some(price) = first {
             return Err(fault(price, "provider.prices", message));
@@ -249,6 +331,13 @@ fn types(provider: ProviderName, f: &Fragment, written: &ProviderFragment) -> Re
             let message = format!("nothing says which type of machine {name} is; add e.g. type = \"cx23\"");
             return Err(fault(&written.name, "provider.type", message));
         };
+        if provider == ProviderName::Proxmox && Proxmox::size(found.get_ref()).is_none() {
+            let message = format!(
+                "`{}` is no type of machine at proxmox; write cores and memory, e.g. \"2c-4g\" or \"1c-768m\"",
+                found.get_ref()
+            );
+            return Err(fault(found, field, message));
+        }
         types.insert(name.clone(), word(provider, found, field)?);
     }
     Ok(types)
@@ -261,6 +350,8 @@ fn word(provider: ProviderName, text: &Spanned<String>, field: &str) -> Result<S
     let own = |c: char| match provider {
         ProviderName::OpenStack => c.is_ascii_uppercase() || "._".contains(c),
         ProviderName::Aws => c == '.' && !["provider.region", "provider.subnet"].contains(&field),
+        // A node is a host.
+        ProviderName::Proxmox => c.is_ascii_uppercase(),
         _ => false,
     };
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || own(c);

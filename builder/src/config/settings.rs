@@ -192,6 +192,8 @@ pub enum ProviderName {
     Gcp,
     /// AWS EC2.
     Aws,
+    /// Proxmox VE.
+    Proxmox,
 }
 
 impl ProviderName {
@@ -205,6 +207,7 @@ impl ProviderName {
             ProviderName::Vultr => "vultr",
             ProviderName::Gcp => "gcp",
             ProviderName::Aws => "aws",
+            ProviderName::Proxmox => "proxmox",
         }
     }
 
@@ -250,6 +253,38 @@ pub struct Provider {
     pub endpoint: Option<String>,
     /// Its region.
     pub bucket_region: Option<String>,
+    /// What only Proxmox has.
+    pub proxmox: Option<Proxmox>,
+}
+
+/// Where machines at Proxmox are, besides its node.
+#[derive(Debug, Clone)]
+pub struct Proxmox {
+    /// The storage of their disks.
+    pub storage: String,
+    /// The storage of images.
+    pub image_storage: String,
+    /// The bridge that their network is on.
+    pub bridge: String,
+    /// Their addresses, from the first to the last.
+    pub addresses: std::ops::RangeInclusive<std::net::Ipv4Addr>,
+    /// Their way out.
+    pub gateway: std::net::Ipv4Addr,
+    /// Whom they ask for names.
+    pub nameservers: Vec<IpAddr>,
+}
+
+impl Proxmox {
+    /// Cores, and MB of memory, of a type of machine, which is `2c-4g` or `1c-768m`: Proxmox knows none.
+    pub fn size(name: &str) -> Option<(u64, u64)> {
+        let number = |text: &str| text.parse().ok().filter(|n| (1..=65_536).contains(n) && !text.starts_with('0'));
+        let (cores, memory) = name.split_once("c-")?;
+        let memory = match memory.strip_suffix('g') {
+            Some(gb) => number(gb)? * 1024,
+            None => number(memory.strip_suffix('m')?)?,
+        };
+        Some((number(cores)?, memory))
+    }
 }
 
 /// How a machine of OpenStack's has a public address.

@@ -407,6 +407,39 @@ fn a_provider_has_a_type_for_each_node() {
     assert_eq!((provider.types["w"].as_str(), provider.disk_gb), ("t3.small", 40));
 }
 
+const PROXMOX: &str = "name = \"proxmox\"\nregion = \"pve\"\ntype = \"2c-4g\"\nnetwork = \"192.168.1.0/24\"";
+const RANGE: &str = "[provider.proxmox]\nstorage = \"lvm\"\naddresses = \"192.168.1.200-192.168.1.219\"";
+
+#[test]
+fn machines_at_proxmox_are_where_cluster_toml_says() {
+    let three = THREE.replace("cx43", "1c-768m");
+    let valid = at(&format!("{PROXMOX}\n{RANGE}"), &three).expect("valid").provider.expect("there");
+    let own = valid.proxmox.expect("there");
+    assert_eq!((own.storage.as_str(), own.image_storage.as_str(), own.bridge.as_str()), ("lvm", "local", "vmbr0"));
+    assert_eq!((own.gateway.to_string(), own.nameservers[0].to_string()), ("192.168.1.1".into(), "192.168.1.1".into()));
+    assert_eq!((own.addresses.start().octets()[3], own.addresses.end().octets()[3]), (200, 219));
+    assert_eq!([Proxmox::size("2c-4g"), Proxmox::size("1c-768m")], [Some((2, 4096)), Some((1, 768))]);
+    assert_eq!(["2c-4", "c-4g", "0c-1g", "2c-04g", "-1c-1g"].map(Proxmox::size), [None; 5]);
+    let with = |what: &str, with: &str| format!("{PROXMOX}\n{RANGE}").replace(what, with);
+    let cases = [
+        (PROXMOX.to_string(), "provider.proxmox: nothing says where machines are"),
+        (with("network = \"192.168.1.0/24\"", ""), "provider.network: nothing says which network"),
+        (with("-192.168.1.219", ""), "provider.proxmox.addresses: `192.168.1.200` is no range"),
+        (with("1.219", "1.199"), "is no range of addresses in 192.168.1.0/24"),
+        (with("1.219", "1.255"), "is no range of addresses in 192.168.1.0/24"),
+        (with("2c-4g", "cx23"), "provider.type: `cx23` is no type of machine at proxmox"),
+        (with("\"lvm\"", "\"a,b\""), "provider.proxmox.storage: `a,b` is no name"),
+        (format!("{PROXMOX}\nbudget = 3\n{RANGE}"), "provider.budget: a machine at proxmox costs nothing"),
+        (format!("{PROXMOX}\ncurrency = \"EUR\"\n{RANGE}"), "provider.currency: a machine at proxmox costs nothing"),
+        (format!("{PROXMOX}\n{RANGE}\ngateway = \"10.0.0.1\""), "provider.proxmox.gateway: `10.0.0.1` is no address"),
+        (format!("{HETZNER}\n{RANGE}"), "provider.proxmox: is of no use at hetzner"),
+    ];
+    for (provider, says) in cases {
+        let error = at(&provider, &three).expect_err(&provider).to_string();
+        assert!(error.contains(says), "{error}\n{says}");
+    }
+}
+
 #[test]
 fn the_example_in_the_documents_is_valid() {
     let text = include_str!("../../../docs/provider.md");

@@ -218,10 +218,15 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
 
 /// A NoCloud volume (FAT, label CIDATA).
 pub fn drive(settings: &Settings, node: &str, user_data: &str, interfaces: &[Interface]) -> Result<Vec<u8>> {
-    let meta_data = format!("instance-id: {}-{node}\nlocal-hostname: {node}\n", settings.name);
-    let network = network_config(interfaces);
+    let network = if interfaces.is_empty() { String::new() } else { network_config(interfaces) };
+    volume(&settings.name, node, user_data, &network)
+}
+
+/// The same with a network-config as it is to stand there.
+pub fn volume(cluster: &str, node: &str, user_data: &str, network: &str) -> Result<Vec<u8>> {
+    let meta_data = format!("instance-id: {cluster}-{node}\nlocal-hostname: {node}\n");
     let mut files = vec![("meta-data", meta_data.as_bytes()), ("user-data", user_data.as_bytes())];
-    if !interfaces.is_empty() {
+    if !network.is_empty() {
         files.push(("network-config", network.as_bytes()));
     }
     fat::volume(LABEL, &files)
@@ -249,7 +254,7 @@ pub fn mac(cluster: &str, node: &str, interface: u8) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use node_metadata::sources::{Answer, Platform, Request, SourceError};
 
@@ -332,7 +337,7 @@ mod tests {
     }
 
     /// A machine with one drive.
-    struct Machine(Vec<u8>);
+    pub(crate) struct Machine(pub(crate) Vec<u8>);
 
     impl Platform for Machine {
         fn dmi(&self, name: &str) -> Option<String> {

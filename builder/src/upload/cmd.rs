@@ -127,6 +127,11 @@ impl PlaceArgs {
         let (region, server_type) = (Some(region.to_string()), server_type.to_string());
         PlaceArgs { region, server_type, bucket, endpoint, bucket_region, ..PlaceArgs::default() }
     }
+
+    /// The same at Proxmox.
+    pub fn of_storage(node: &str, storage: &str) -> PlaceArgs {
+        PlaceArgs { node: Some(node.to_string()), storage: storage.to_string(), ..PlaceArgs::default() }
+    }
 }
 
 /// Opens a provider with the credentials of the environment.

@@ -14,7 +14,7 @@ pub(crate) mod hetzner;
 pub(crate) mod keystone;
 pub(crate) mod linode;
 mod openstack;
-mod proxmox;
+pub(crate) mod proxmox;
 pub mod rescue;
 pub mod s3;
 pub mod settings;

@@ -9,7 +9,7 @@ use super::settings::{self, Environment};
 use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries};
 use crate::image::output::Format;
 use crate::input;
-use crate::web::{Client, Lost, Refused, Request, escape};
+use crate::web::{Answer, Client, Lost, Refused, Request, escape};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -20,6 +20,51 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// How long a file may be too short: the last step is a copy.
 const COPY: Duration = Duration::from_secs(900);
 const SUFFIX: &str = ".qcow2";
+
+/// The API of the server of `PROXMOX_URL`, which an authority of `PROXMOX_CA` may vouch for.
+///
+/// # Errors
+/// A variable that is needed is missing, or the file cannot be read.
+pub(crate) fn account(client: &Client, env: Environment<'_>) -> Result<Api> {
+    if env("PROXMOX_URL").is_none() {
+        return input::bad("PROXMOX_URL is not set; it is the server's address, e.g. https://pve.example:8006");
+    }
+    let id = settings::need(env, "PROXMOX_TOKEN_ID", "a token's name as USER@REALM!NAME")?;
+    let secret = settings::need(env, "PROXMOX_TOKEN_SECRET", "the secret of PROXMOX_TOKEN_ID")?;
+    let by = |client: &Client| Api::new(client, env, "PROXMOX_URL", "", format!("PVEAPIToken={id}={secret}"));
+    // What is wrong with the address is said first.
+    let api = by(client)?;
+    match env("PROXMOX_CA") {
+        Some(ca) => by(&client.trusting(ca.as_ref())?),
+        None => Ok(api),
+    }
+}
+
+/// Where something of a node is.
+pub(crate) fn at(node: &str, path: &str) -> String {
+    format!("/api2/json/nodes/{}{path}", escape(node, true))
+}
+
+/// The task that an answer names.
+pub(crate) fn task(answer: &Answer) -> Result<String> {
+    Ok(answer.json()?["data"].as_str().context("the answer names no task")?.to_string())
+}
+
+/// Waits for a task of a node.
+pub(crate) fn done(api: &Api, node: &str, task: &str, what: &str) -> Result<()> {
+    api.client().poll(what, EVERY, LIMIT, || {
+        let request = Request::get(api.url(&at(node, &format!("/tasks/{}/status", escape(task, true)))));
+        let request = request.would(200, &json!({"data": {"status": "stopped", "exitstatus": "OK"}}));
+        let task = api.send(request)?.expect(&[200])?.json()?;
+        match (task["data"]["status"].as_str(), task["data"]["exitstatus"].as_str()) {
+            (Some("stopped"), Some("OK")) => Ok(Some(())),
+            // So it ends when there is something to tell, too.
+            (Some("stopped"), Some(end)) if end.starts_with("WARNINGS") => Ok(Some(())),
+            (Some("stopped"), end) => bail!("{what} failed: {}", end.unwrap_or("Proxmox does not say why")),
+            _ => Ok(None),
+        }
+    })
+}
 
 /// A storage of a node.
 #[derive(Debug)]
@@ -36,17 +81,12 @@ impl Proxmox {
     /// # Errors
     /// One that is needed is missing.
     pub fn new(client: &Client, env: Environment<'_>, node: &str, storage: &str) -> Result<Proxmox> {
-        if env("PROXMOX_URL").is_none() {
-            return input::bad("PROXMOX_URL is not set; it is the server's address, e.g. https://pve.example:8006");
-        }
-        let id = settings::need(env, "PROXMOX_TOKEN_ID", "a token's name as USER@REALM!NAME")?;
-        let secret = settings::need(env, "PROXMOX_TOKEN_SECRET", "the secret of PROXMOX_TOKEN_ID")?;
-        let api = Api::new(client, env, "PROXMOX_URL", "", format!("PVEAPIToken={id}={secret}"))?;
+        let api = account(client, env)?;
         Ok(Proxmox { api, node: node.into(), storage: storage.into(), temporaries: Temporaries::default() })
     }
 
     fn at(&self, path: &str) -> String {
-        format!("/api2/json/nodes/{}{path}", escape(&self.node, true))
+        at(&self.node, path)
     }
 
     fn content(&self) -> String {
@@ -82,29 +122,12 @@ impl Proxmox {
         let fields = [("content", "import"), ("checksum-algorithm", "sha256"), ("checksum", image.sum.sha256.as_str())];
         let request = Request::post(self.api.url(&format!("{}/upload", self.content())));
         let request = request.form(&fields, ("filename", name), &image.path, image.sum.size, bar);
-        let answer = self.api.send(request.would(200, &json!({"data": "UPID:TASK"})))?.expect(&[200])?.json()?;
-        Ok(answer["data"].as_str().context("the answer names no task")?.to_string())
-    }
-
-    /// Waits for a task.
-    fn done(&self, api: &Api, task: &str, what: &str) -> Result<()> {
-        api.client().poll(what, EVERY, LIMIT, || {
-            let request = Request::get(api.url(&self.at(&format!("/tasks/{}/status", escape(task, true)))));
-            let request = request.would(200, &json!({"data": {"status": "stopped", "exitstatus": "OK"}}));
-            let task = api.send(request)?.expect(&[200])?.json()?;
-            match (task["data"]["status"].as_str(), task["data"]["exitstatus"].as_str()) {
-                (Some("stopped"), Some("OK")) => Ok(Some(())),
-                // So it ends when there is something to tell, too.
-                (Some("stopped"), Some(end)) if end.starts_with("WARNINGS") => Ok(Some(())),
-                (Some("stopped"), end) => bail!("{what} failed: {}", end.unwrap_or("Proxmox does not say why")),
-                _ => Ok(None),
-            }
-        })
+        task(&self.api.send(request.would(200, &json!({"data": "UPID:TASK"})))?.expect(&[200])?)
     }
 }
 
 /// Whether an answer was lost, here or behind a gateway. HTTP 500 is what Proxmox itself says to what it refuses.
-fn was_lost(error: &anyhow::Error) -> bool {
+pub(crate) fn was_lost(error: &anyhow::Error) -> bool {
     let behind = |refused: &Refused| matches!(refused.status, 502..=504);
     error.chain().any(|e| e.is::<Lost>() || e.downcast_ref::<Refused>().is_some_and(behind))
 }
@@ -129,7 +152,7 @@ impl Provider for Proxmox {
         let task = task?;
         self.temporaries.add("image", &id);
         self.temporaries.add("task", &task);
-        self.done(&self.api, &task, &format!("the import of {name}"))?;
+        done(&self.api, &self.node, &task, &format!("the import of {name}"))?;
         self.temporaries.keep(&task);
         self.temporaries.keep(&id);
         Ok(id)
@@ -160,7 +183,7 @@ impl Provider for Proxmox {
             return Ok(());
         }
         match answer.expect(&[200])?.json()?["data"].as_str() {
-            Some(task) => self.done(&api, task, &format!("the removal of {id}")),
+            Some(task) => done(&api, &self.node, task, &format!("the removal of {id}")),
             None => Ok(()),
         }
     }

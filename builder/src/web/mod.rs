@@ -133,6 +133,14 @@ impl Client {
         Ok(Client::new(ca)?.with_clock(Arc::new(SystemClock::watching()?)))
     }
 
+    /// The same client that trusts the authorities in the PEM file `ca`, too.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn trusting(&self, ca: &Path) -> Result<Client> {
+        Ok(Client { agent: Client::new(Some(ca))?.agent, ..self.clone() })
+    }
+
     /// The same client by another clock.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Client {

@@ -7,6 +7,7 @@ pub(super) mod gcp;
 pub(super) mod hetzner;
 pub(super) mod linode;
 pub(super) mod openstack;
+pub(super) mod proxmox;
 pub(super) mod vultr;
 
 use super::cluster::Cluster;
@@ -138,7 +139,9 @@ impl World {
 
     /// Where the others find it.
     fn private(&self, id: u64) -> String {
-        private(self.at(id))
+        // At Proxmox there is one network.
+        let one = self.machines.get(&id).is_some_and(|machine| machine.body["net0"].is_string());
+        if one { self.public(id) } else { private(self.at(id)) }
     }
 
     pub(super) fn machine(&self, name: &str) -> Vec<u64> {

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_plan_has_the_price_and_minds_the_budget() {
-    for which in ALL {
+    for which in rented() {
         let stage = Stage::new(which);
         let plan = stage.plan();
         let makes = |step: &Step| matches!(step, Step::MakeServer { .. });
@@ -40,7 +40,7 @@ fn a_plan_has_the_price_and_minds_the_budget() {
 #[test]
 fn what_has_no_price_is_not_free() {
     assert_eq!([f64::NAN, f64::INFINITY, -1.0].map(Cents::of), [None; 3]);
-    for which in ALL {
+    for which in rented() {
         let stage = Stage::new(which);
         stage.world().no_price = true;
         match which {
@@ -86,6 +86,7 @@ fn what_has_no_price_is_not_free() {
                 assert_eq!((plan.monthly_now, plan.unpriced.len(), plan.drift.len()), (None, 2, 0), "{plan:?}");
                 assert_eq!(serde_json::to_value(&plan).unwrap()["unpriced"], json!(plan.unpriced));
             }
+            Which::Proxmox => {}
             Which::Linode => {
                 let refusals = stage.plan().refusals;
                 assert!(refusals[0].contains("has no type g6-nanode-1 in eu-central"), "{refusals:?}");
@@ -133,13 +134,18 @@ fn a_machine_of_another_region_or_type_is_told() {
         let id = stage.world().machine("w.demo")[0];
         let (place, size) = match which {
             Which::Hetzner => ("location", "server_type"),
+            Which::Proxmox => ("node", "tags"),
             _ => ("region", "size"),
         };
         {
             let mut world = stage.world();
             let body = &mut world.machines.get_mut(&id).unwrap().body;
-            (body[place], body[size]) =
-                (json!("far1"), if which == Which::Hetzner { json!("cx33") } else { json!("x") });
+            let of = match which {
+                Which::Hetzner => json!("cx33"),
+                Which::Proxmox => replaced(&body["tags"], "1c-1g", "x"),
+                _ => json!("x"),
+            };
+            (body[place], body[size]) = (json!("far1"), of);
         }
         let plan = stage.plan();
         assert!(plan.drift[0].starts_with("w is a ") && plan.drift[0].ends_with("it stays one"), "{:?}", plan.drift);
@@ -158,7 +164,7 @@ fn a_machine_of_another_region_or_type_is_told() {
 
 #[test]
 fn what_was_changed_by_hand_comes_first_and_is_put_right() {
-    for which in ALL {
+    for which in rented() {
         let stage = Stage::whole(which);
         let rules = match which {
             Which::DigitalOcean => "inbound_rules",
@@ -218,4 +224,28 @@ fn what_was_changed_by_hand_comes_first_and_is_put_right() {
         assert!(stage.plan().drift.is_empty(), "{:?}", stage.plan());
         stage.check_calls(None);
     }
+}
+
+#[test]
+fn the_smallest_disk_of_a_role_is_that_of_its_images() {
+    let more = "[[nodes]]\nname = \"v\"\nrole = \"worker\"\ntype = \"cx23\"\n";
+    let text = settings(Which::Hetzner, "worker-type = \"cx33\"\n").text;
+    let stage = Stage::of(Which::Hetzner, read(&text));
+    let offer = stage.cloud().offer().unwrap();
+    let smallest = |settings: &Settings| {
+        let provider = settings.provider.as_ref().unwrap();
+        let (client, progress) = (&stage.clock.client(), &Progress::hidden());
+        Uploads { settings, provider, offer: &offer, client, env: &|_| None, progress }.smallest(Role::Worker)
+    };
+    assert_eq!(smallest(&stage.settings), "cx33");
+    assert_eq!(smallest(&read(&format!("{text}{more}"))), "cx23");
+}
+
+#[test]
+fn what_somebody_else_called_so_is_not_taken() {
+    let stage = Stage::new(Which::Hetzner);
+    stage.world().things.insert(("network", 9), json!({"name": format!("kimg-demo-{}", ca()), "labels": {}}));
+    let error = format!("{:#}", stage.up().unwrap_err());
+    assert!(error.contains("that is not this cluster's"), "{error}");
+    assert!(stage.world().machines.is_empty());
 }

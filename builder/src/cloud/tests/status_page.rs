@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn the_status_page_is_reached_where_it_is_wanted() {
-    for which in ALL {
+    for which in rented() {
         let opened = |more: &str, role: Role| {
             let text = format!(
                 "name = \"demo\"\n{more}[provider]\n{}[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname = \"w\"\nrole = \"worker\"\n",

@@ -1,0 +1,98 @@
+//! What only Proxmox has: numbers and addresses that others may take, and no prices, networks and firewalls.
+
+use super::*;
+
+#[test]
+fn addresses_are_those_that_no_machine_has() {
+    let stage = Stage::whole(Which::Proxmox);
+    let at = |stage: &Stage| {
+        let servers = stage.cloud().inventory().unwrap().servers;
+        servers.into_iter().map(|one| one.public.unwrap().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(at(&stage), ["192.0.2.1", "192.0.2.3"], "the gateway's is between them");
+    let old = stage.world().machine("w.demo")[0];
+    let mut body = stage.world().machines[&old].body.clone();
+    body["tags"] = json!(["kimg-cluster.other", "kimg-at.192.0.2.4"]);
+    body["name"] = json!("other");
+    stage.world().machines.insert(70, Machine { body, at: Some(4), ..Machine::default() });
+    let text = format!("{}[[nodes]]\nname = \"v\"\nrole = \"worker\"\n", stage.settings.text);
+    let more = Stage { settings: read(&text), ..stage };
+    assert_eq!(more.up().unwrap().made, ["v"]);
+    assert_eq!(at(&more).len(), 3);
+    assert!(at(&more).contains(&"192.0.2.5".to_string()), "{:?}", at(&more));
+    let full = more.settings.text.replace("192.0.2.9", "192.0.2.5").replace("\"v\"", "\"u\"");
+    let full = Stage { settings: read(&full), ..more };
+    let error = full.up().unwrap_err();
+    assert!(
+        error.is::<BadInput>() && format!("{error:#}").contains("all of 192.0.2.1-192.0.2.5 are taken"),
+        "{error:#}"
+    );
+}
+
+#[test]
+fn a_number_that_another_took_is_no_failure() {
+    let stage = Stage::new(Which::Proxmox);
+    // Whoever was faster has the number that Proxmox calls free.
+    let body = json!({"name": "other", "tags": [], "node": "pve"});
+    stage.world().machines.insert(7, Machine { body, off: true, at: Some(200), ..Machine::default() });
+    stage.world().account = Some(7);
+    let error = format!("{:#}", stage.up().unwrap_err());
+    assert!(error.contains("others have taken 20 numbers"), "{error}");
+    assert!(stage.world().kinds().is_empty(), "its drive holds secrets");
+    // That one is taken by nobody any more.
+    stage.world().machines.remove(&7);
+    stage.world().account = None;
+    stage.up().unwrap();
+    stage.check_whole("with a number");
+}
+
+#[test]
+fn a_machine_that_never_was_whole_is_none() {
+    let stage = Stage::whole(Which::Proxmox);
+    let old = stage.world().machine("w.demo")[0];
+    stage.world().machines.get_mut(&old).unwrap().body["tags"].as_array_mut().unwrap().push(json!("kimg-making.1"));
+    assert_eq!(stage.cloud().inventory().unwrap().servers.len(), 1);
+    assert_eq!(stage.up().unwrap().made, ["w"]);
+    assert!(!stage.world().machines.contains_key(&old));
+    stage.check_whole("made anew");
+    // A drive that is left goes with its node.
+    stage.world().things.insert(("file", 90), {
+        let id = format!("local:import/kimg-seed-demo-{}-w.raw", ca());
+        json!({"volid": id, "size": 1})
+    });
+    let of = |found: &Inventory| destroy::of_node(&stage.settings, found, "w").unwrap_or_default();
+    destroy::destroy(&*stage.cloud(), &stage.clock.client(), of, |_| ()).unwrap();
+    assert!(stage.world().kinds().is_empty());
+    assert_eq!(stage.world().machines.len(), 1);
+}
+
+#[test]
+fn nothing_is_made_besides_machines_and_they_cost_nothing() {
+    let stage = Stage::new(Which::Proxmox);
+    let plan = stage.plan();
+    assert!(plan.steps.len() == 2 && plan.refusals.is_empty(), "{plan:?}");
+    assert_eq!((plan.monthly_then, plan.unpriced.len()), (Some(Cents(0)), 0));
+    let elsewhere = read(&stage.settings.text.replace("\"pve\"", "\"off1\""));
+    let error = Stage::of(Which::Proxmox, elsewhere).cloud().offer().unwrap_err();
+    assert!(error.is::<BadInput>() && error.to_string().contains("there are pve, far1, off1"), "{error:#}");
+}
+
+/// A disk that waits would take the place of the store's by whatever starts the machine next.
+#[test]
+fn an_import_that_fails_leaves_nothing_that_waits() {
+    let stage = Stage::whole(Which::Proxmox);
+    stage.world().keeps_disks = true;
+    let cloud = stage.cloud();
+    let there = cloud.inventory().unwrap();
+    let (network, firewall) = (&there.networks[0], &there.firewalls[0]);
+    let (node, role, size, image_id, image, user_data) = ("m", Role::Master, "1c-1g", "78", SUM, "told");
+    let order = Order { node, role, size, image_id, image, user_data, network, firewall };
+    let server = there.servers.iter().find(|server| server.node == "m").unwrap();
+    let error = cloud.rebuild_server(server, &order).unwrap_err();
+    assert!(error.is::<BadInput>() && error.to_string().contains("no space left on device"), "{error:#}");
+    let id = stage.world().machine("m.demo")[0];
+    let machine = stage.world().machines[&id].clone();
+    assert!(machine.body["waits"].is_null() && machine.body["unused"] == 0 && !machine.off, "{}", machine.body);
+    assert!(stage.world().kinds().is_empty(), "its drive holds secrets");
+    stage.check_calls(None);
+}
