@@ -14,6 +14,7 @@ use crate::machines::{Data, Machines, Order, local::short};
 use crate::roll::Clock;
 use crate::roll::api::Kube;
 use crate::roll::engine::Stop;
+use crate::roll::members::Members;
 use anyhow::{Context, Result, bail};
 use node_api::Backup;
 use std::time::Duration;
@@ -76,9 +77,26 @@ pub fn check_all_lost(master: &str, why: &str, disks: &[&str], discard_disk: boo
     }
     bail!(
         "{master} cannot join the other masters, and nothing was touched: {why}. `kimg up{dir}` starts those whose disks are \
-         there ({}), and more than half of all must answer. Where that many are lost, `kimg heal {master} --discard-disk{dir}` \
+         there ({}), and more than half of all must answer. Where that many are lost, `kimg heal master --discard-disk{dir}` \
          makes all masters anew with the newest copy of the store, and sets these disks aside",
         disks.join(", ")
+    )
+}
+
+/// Whether a backup may take the place of a store that several masters have.
+///
+/// # Errors
+/// One of them serves: there is a majority, which has more than any backup.
+pub fn check_none_serves<'a>(
+    mut masters: impl Iterator<Item = &'a str>,
+    members: &dyn Members,
+    dir: &str,
+) -> Result<()> {
+    let Some(one) = masters.find(|master| members.serves(master).is_ok()) else { return Ok(()) };
+    bail!(
+        "the API server of {one} answers, so the store has its majority, and nothing was touched: no backup takes its place. \
+         Wait until `kimg store members{dir}` says that the others are healthy (`kimg up{dir}` starts those that do not run), \
+         or give each lost one a new disk by its own name, one at a time"
     )
 }
 
@@ -328,6 +346,7 @@ pub fn image(
 mod tests {
     use super::*;
     use crate::roll::fake::Fake;
+    use node_api::{StoreEngine, StoreMember};
     use std::cell::Cell;
 
     #[test]
@@ -340,6 +359,27 @@ mod tests {
             let error = check("m", lost, false).expect_err("not lost");
             assert!(error.is::<BadInput>() && error.to_string().contains(word), "{error}");
             check("m", lost, true).expect("somebody has decided");
+        }
+    }
+
+    /// The one whose API server answers.
+    struct Serves(&'static str);
+
+    impl Members for Serves {
+        fn list(&self) -> Result<Vec<StoreMember>> {
+            bail!("not asked")
+        }
+
+        fn remove(&self, _: &str) -> Result<()> {
+            bail!("not asked")
+        }
+
+        fn serves(&self, node: &str) -> Result<()> {
+            if node == self.0 { Ok(()) } else { bail!("connecting: refused") }
+        }
+
+        fn move_store(&self, _: &str, _: StoreEngine) -> Result<String> {
+            bail!("not asked")
         }
     }
 
@@ -356,11 +396,21 @@ mod tests {
         let why = "member 10.77.0.1 of etcd does not answer";
         let all = |disks: &[&str], discard| check_all_lost("m2", why, disks, discard, " --dir x");
         let said = all(&["m1"], false).expect_err("refused").to_string();
-        for part in ["nothing was touched: member 10.77.0.1", "`kimg up --dir x`", "(m1)", "--discard-disk --dir x`"] {
+        for part in [
+            "nothing was touched: member 10.77.0.1",
+            "`kimg up --dir x`",
+            "(m1)",
+            "heal master --discard-disk --dir x`",
+        ] {
             assert!(said.contains(part), "{said}");
         }
         all(&[], false).expect("all are lost");
         all(&["m1"], true).expect("somebody has decided");
+        check_none_serves(["m1", "m2"].into_iter(), &Serves("m3"), "").expect("nobody serves");
+        let error = check_none_serves(["m1", "m2"].into_iter(), &Serves("m2"), " --dir x").expect_err("m2 serves");
+        for part in ["of m2 answers", "nothing was touched", "`kimg up --dir x`"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub(super) struct HealArgs {
     master: Option<String>,
     #[command(flatten)]
     choice: Choice,
-    /// The master, also where it answers, or its disk is there: the disk is set aside, and what is newer than the backup lost
+    /// The master, also where it answers, or its disk is there: the disk is set aside. What is newer than the backup is lost;
+    /// of several masters, the named one gets everything from the others
     #[arg(long)]
     discard_disk: bool,
     /// Do not ask
@@ -226,7 +227,7 @@ fn member(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
             settings.run_dir().join(name).join("disk.raw").exists() && !waits
         };
         let lost = |name: &str| Lost { answers: place.members.serves(name).is_ok(), has_disk: has_disk(name) };
-        let name = chosen(settings, named, &lost)?;
+        let name = chosen(settings, named, args.discard_disk, &lost)?;
         if !vms.contains_key(name) {
             return input::bad(format!("{name} has never been started here; `kimg up{}` makes it", dir_flag(settings)));
         }
@@ -242,7 +243,9 @@ fn member(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
             if let Some(why) = needed {
                 let masters = settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str());
                 let disks: Vec<&str> = masters.filter(|name| has_disk(name)).collect();
-                heal::check_all_lost(name, &why, &disks, args.discard_disk, &dir_flag(settings))?;
+                // Whoever names one means that one's disk.
+                let discard_all = args.discard_disk && named == "master";
+                heal::check_all_lost(name, &why, &disks, discard_all, &dir_flag(settings))?;
                 return all_masters(args, &why, settings, secrets, place, machines);
             }
         }
@@ -292,6 +295,8 @@ fn all_masters(
     let masters = settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str());
     let masters: Vec<&str> = masters.filter(|name| state.vms.contains_key(*name)).collect();
     let [first, others @ ..] = masters.as_slice() else { bail!("no master was ever started here") };
+    let check = || heal::check_none_serves(masters.iter().copied(), &place.members, &dir_flag(settings));
+    check()?;
     let (copy, snapshot) = newest(args, settings)?;
     let mut images = BTreeMap::new();
     for name in &masters {
@@ -306,6 +311,8 @@ fn all_masters(
     if !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
         return input::bad("nothing was changed; --yes says yes in advance");
     }
+    // One may have come back while the question stood.
+    check()?;
     let begun = Instant::now();
     // None of them shall say what the copy does not know.
     for name in others {
@@ -332,7 +339,7 @@ fn all_masters(
 }
 
 /// Which master: the one that is named, or the first one that is lost.
-fn chosen<'a>(settings: &'a Settings, named: &str, lost: &dyn Fn(&str) -> Lost) -> Result<&'a str> {
+fn chosen<'a>(settings: &'a Settings, named: &str, discard_disk: bool, lost: &dyn Fn(&str) -> Lost) -> Result<&'a str> {
     let masters: Vec<&str> = settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str()).collect();
     if let Some(name) = masters.iter().find(|name| **name == named) {
         return Ok(name);
@@ -348,6 +355,10 @@ fn chosen<'a>(settings: &'a Settings, named: &str, lost: &dyn Fn(&str) -> Lost) 
     match gone.as_slice() {
         // The next call takes the next one.
         [name, ..] => Ok(name),
+        // All disks are damaged, or none of them is.
+        [] if discard_disk && !masters.iter().any(|name| lost(name).answers) => {
+            masters.first().copied().context("cluster.toml names no master")
+        }
         [] => input::bad(format!(
             "no master has lost its disk; `kimg up` starts one that does not run, and one whose disk is damaged is named \
              (`kimg heal NAME --discard-disk`, of {})",

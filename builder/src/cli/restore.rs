@@ -119,13 +119,13 @@ fn local(args: &RestoreArgs, settings: &Settings, secrets: &Secrets, snapshot: &
         healer.give(name, stop)
     };
     let others: Vec<&str> = settings.nodes_of(Role::Master).skip(1).map(|node| node.entry.name.as_str()).collect();
-    let begun = up::up_but(settings, &images, &progress, &others, Some(&restore)).map(drop);
-    let whole = begun.and_then(|()| match others.as_slice() {
-        [] => Ok(()),
-        _ => up::up_by_masters(settings, &images, &progress, &|_| Ok(())).map(drop),
-    });
-    whole.map_err(|error| {
+    up::up_but(settings, &images, &progress, &others, Some(&restore)).map_err(|error| {
         let goes_on = || Interrupted(format!("interrupted; `{} restore{}` goes on", program(), dir_flag(settings)));
         if error.is::<Interrupted>() { goes_on().into() } else { error }
-    })
+    })?;
+    // Now the cluster is there again, and `kimg up` is what goes on.
+    match others.as_slice() {
+        [] => Ok(()),
+        _ => up::up_by_masters(settings, &images, &progress, &|_| Ok(())).map(drop),
+    }
 }

@@ -50,8 +50,8 @@ pub fn rebuild(
     vm.new_disk |= vm.joins_etcd;
     match data {
         Data::Stays => renew_disk(vm, image, &disk_file)?,
-        Data::Goes | Data::JoinsEtcd => down::remove_file(&disk_file)?,
-        Data::AwaitsBackup => set_aside(&disk_file)?,
+        Data::Goes => down::remove_file(&disk_file)?,
+        Data::JoinsEtcd | Data::AwaitsBackup => set_aside(&disk_file)?,
     }
     state.save(&run_dir)?;
     let state = Mutex::new(state);

@@ -344,10 +344,13 @@ impl Starter<'_> {
         let size = self.size(node.entry.role);
         let disk_file = dir.join("disk.raw");
         let has_disk = disk_file.exists();
-        let lost = |vm: &Vm| !has_disk && vm.role == Role::Master && !vm.awaits_backup && !vm.new_disk;
+        let several = self.settings.has_several_masters();
+        // One of several that never had a member has nothing to lose; a single one may have served since it was made.
+        let empty = |vm: &Vm| vm.awaits_backup || several && vm.new_disk;
+        let lost = |vm: &Vm| !has_disk && vm.role == Role::Master && !empty(vm);
         if known.as_ref().is_some_and(lost) {
             let dir = crate::cli::dir_flag(self.settings);
-            if self.settings.has_several_masters() {
+            if several {
                 bail!(
                     "the disk of {name} is gone: `kimg heal {name}{dir}` makes it anew, and it joins the other masters; where \
                      theirs are gone too, `kimg down --delete{dir}` gives the cluster up, and `kimg restore{dir}` begins it \
