@@ -6,7 +6,7 @@
 
 use super::ec2::{Ec2, service};
 use super::settings::Environment;
-use super::sigv4::{EMPTY, Signer};
+use super::sigv4::{EMPTY, Signer, query};
 use super::{Leftover, Local, PREFIX, Provider, Remote, State, Temporaries, adopt};
 use crate::cache::hash;
 use crate::image::output::Format;
@@ -17,6 +17,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::time::Duration;
@@ -122,8 +123,11 @@ impl Aws {
         if made["BlockSize"] != BLOCK {
             bail!("EBS wants blocks of {} bytes, and kimg knows {BLOCK}", made["BlockSize"]);
         }
-        let (count, sum) = self.blocks(&id, image, bar)?;
-        let count = count.to_string();
+        let sums = self.blocks(&id, image, bar)?;
+        let (count, sum) = (
+            sums.len().to_string(),
+            STANDARD.encode(hash::sha256(&sums.values().flatten().copied().collect::<Vec<_>>())),
+        );
         let headers = [
             ("x-amz-changedblockscount", count.as_str()),
             ("x-amz-checksum", sum.as_str()),
@@ -149,13 +153,14 @@ impl Aws {
                 ),
             }
         })?;
+        self.read_back(&id, image, &sums)?;
         Ok(id)
     }
 
-    /// Sends the blocks that hold something: how many, and the sum of their sums.
-    fn blocks(&self, id: &str, image: &Local, bar: &ProgressBar) -> Result<(u64, String)> {
+    /// Sends the blocks that hold something; the SHA-256 of each.
+    fn blocks(&self, id: &str, image: &Local, bar: &ProgressBar) -> Result<BTreeMap<u64, [u8; 32]>> {
         let mut file = File::open(&image.path).with_context(|| format!("opening {}", image.path.display()))?;
-        let (mut count, mut sums) = (0, Vec::new());
+        let mut sums = BTreeMap::new();
         for index in 0.. {
             let mut block = vec![0; BLOCK];
             let length = fill(&mut file, &mut block).with_context(|| format!("reading {}", image.path.display()))?;
@@ -173,12 +178,45 @@ impl Aws {
                 let request = Request::put(format!("{}/snapshots/{id}/blocks/{index}", self.ebs.0));
                 let request = request.bytes("application/octet-stream", block).would(201, &Value::Null);
                 self.ebs(&request, &headers, &hex::encode(sum))?.expect(&[201])?;
-                count += 1;
-                sums.extend(sum);
+                sums.insert(index, sum);
             }
             bar.inc(length as u64);
         }
-        Ok((count, STANDARD.encode(hash::sha256(&sums))))
+        Ok(sums)
+    }
+
+    /// Reads what the snapshot has, and compares it with what was sent.
+    fn read_back(&self, id: &str, image: &Local, sent: &BTreeMap<u64, [u8; 32]>) -> Result<()> {
+        let damaged =
+            |what: String| format!("EBS has damaged {}: {what} of the snapshot {id} is not as it was sent", image.name);
+        let place = format!("{}/snapshots/{id}/blocks", self.ebs.0);
+        let (mut left, mut page) = (sent.clone(), String::new());
+        // Each page has a block at least, or is the last.
+        for _ in 0..=sent.len() {
+            let asked = if page.is_empty() { String::new() } else { format!("?{}", query(&[("pageToken", &page)])) };
+            let request = Request::get(format!("{place}{asked}")).would(200, &json!({"Blocks": []}));
+            let listed = self.ebs(&request, &[], EMPTY)?.expect(&[200])?.json()?;
+            if self.client.is_dry() {
+                return Ok(());
+            }
+            for one in listed["Blocks"].as_array().into_iter().flatten() {
+                let index = one["BlockIndex"].as_u64().context("a block that EBS lists has no index")?;
+                let token = one["BlockToken"].as_str().context("a block that EBS lists has no token")?;
+                let request = Request::get(format!("{place}/{index}?{}", query(&[("blockToken", token)])));
+                let block = self.ebs(&request, &[], EMPTY)?.expect(&[200])?;
+                if left.remove(&index) != Some(hash::sha256(&block.body)) {
+                    bail!(damaged(format!("block {index}")));
+                }
+            }
+            page = listed["NextToken"].as_str().unwrap_or_default().to_string();
+            if page.is_empty() {
+                break;
+            }
+        }
+        match left.keys().next() {
+            Some(index) => bail!(damaged(format!("block {index}"))),
+            None => Ok(()),
+        }
     }
 
     fn delete_snapshot(&self, id: &str) -> Result<()> {

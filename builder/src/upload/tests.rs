@@ -476,6 +476,11 @@ fn only_blocks_that_hold_something_are_sent() {
     let indices: Vec<usize> = stage.world().snapshots.values().flat_map(|s| s.blocks.keys().copied()).collect();
     assert_eq!(indices, [0, 3]);
     assert_eq!(stage.clock.slept_secs(), [1]);
+    let rotten = Stage::new(Which::Aws);
+    rotten.world().rots = true;
+    let error = format!("{:#}", rotten.upload(&image).unwrap_err());
+    assert!(error.contains("EBS has damaged") && error.contains("block 0"), "{error}");
+    assert!(rotten.is_empty());
 }
 
 #[test]

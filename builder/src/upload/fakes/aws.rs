@@ -5,7 +5,7 @@ use crate::cache::hash;
 use crate::web::fake::{Call, Reply};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 const BLOCK: usize = 512 << 10;
@@ -52,6 +52,30 @@ fn ebs(call: &Call, world: &mut World) -> Reply {
             }
             snapshot.blocks.insert(index.parse().unwrap(), call.body.clone());
             Reply::json(201, &json!({})).header("x-amz-checksum", &sum)
+        }
+        ("GET", [id, "blocks"]) => {
+            let Some(snapshot) = world.snapshots.get(*id).filter(|snapshot| snapshot.status == "completed") else {
+                return Reply::new(404);
+            };
+            // A block a page.
+            let from = call.query.strip_prefix("pageToken=p%2B").map_or(0, |from| from.parse().unwrap());
+            let mut blocks = snapshot.blocks.keys().copied().filter(|index| *index >= from);
+            let listed: Vec<Value> = blocks
+                .next()
+                .map(|index| json!({"BlockIndex": index, "BlockToken": format!("t+{index}")}))
+                .into_iter()
+                .collect();
+            let next = blocks.next().map(|index| format!("p+{index}"));
+            Reply::json(200, &json!({"Blocks": listed, "BlockSize": BLOCK, "NextToken": next}))
+        }
+        ("GET", [id, "blocks", index]) => {
+            let block = world.snapshots.get(*id).and_then(|snapshot| snapshot.blocks.get(&index.parse().unwrap()));
+            let Some(block) = block.filter(|_| call.query == format!("blockToken=t%2B{index}")) else {
+                return Reply::new(404);
+            };
+            let mut block = block.clone();
+            block[BLOCK - 1] ^= u8::from(world.rots);
+            Reply::new(200).body(&block)
         }
         ("POST", ["completion", id]) => {
             let (slow, damages) = (world.slow, world.damages);

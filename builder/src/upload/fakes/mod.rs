@@ -41,6 +41,8 @@ pub(super) struct World {
     pub(super) private: bool,
     /// The store damages what it keeps.
     pub(super) damages: bool,
+    /// It does so once it has said that all is well.
+    pub(super) rots: bool,
     /// The token that counts.
     pub(super) token: usize,
     /// Another kimg ends the upload with these bytes before a call of this method.
