@@ -1,4 +1,4 @@
-//! Who may be connected: a client with many connections leaves the others theirs.
+//! Who may be connected, or asks: a client with many connections or questions leaves the others theirs.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// After a failure to accept, as when descriptors run out.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// A server's places for connections.
+/// A server's places for connections, or for questions in flight.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// In all, and of one client.
@@ -18,7 +18,7 @@ pub struct Places {
     taken: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
-/// One of a client's connections; counted until it is dropped.
+/// One of a client's; counted until it is dropped.
 #[derive(Debug)]
 pub struct Place(Places, IpAddr);
 
@@ -45,7 +45,8 @@ impl Places {
         }
     }
 
-    fn take(&self, client: IpAddr) -> Option<Place> {
+    /// A place for this client; none where it or all have too many.
+    pub fn take(&self, client: IpAddr) -> Option<Place> {
         let mut taken = self.taken();
         let own = taken.get(&client).copied().unwrap_or(0);
         if own >= self.of_one || taken.values().sum::<usize>() >= self.most {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use node_client::Places;
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,8 +19,9 @@ const PLAIN_UDP: usize = 512;
 const MAX_UDP: usize = 1232;
 /// A question has some hundred bytes. What is longer is not read: its records would take twenty times the memory.
 const MAX_QUERY: usize = 4096;
-/// Questions in flight to upstream at most; the others are refused at once.
+/// Questions in flight to upstream at most, in all and of one client; the others are refused at once.
 const MAX_FORWARDS: usize = 512;
+const MAX_FORWARDS_OF_ONE: usize = 128;
 /// Connections at most, in all and of one client: a pod with many of them leaves the others theirs.
 const MAX_CONNECTIONS: usize = 256;
 const MAX_OF_ONE: usize = 16;
@@ -33,7 +34,7 @@ pub(crate) struct Shared {
     pub(crate) forwarder: Forwarder,
     pub(crate) queries: Cell<u64>,
     pub(crate) forwards: Cell<u64>,
-    flying: Cell<usize>,
+    flying: Places,
 }
 
 impl Shared {
@@ -43,11 +44,11 @@ impl Shared {
             forwarder,
             queries: Cell::new(0),
             forwards: Cell::new(0),
-            flying: Cell::new(0),
+            flying: Places::new(MAX_FORWARDS, MAX_FORWARDS_OF_ONE),
         })
     }
 
-    async fn resolve(&self, request: &Message) -> Message {
+    async fn resolve(&self, request: &Message, client: IpAddr) -> Message {
         self.queries.set(self.queries.get() + 1);
         let step = match &*self.zone.borrow() {
             // Before the zone is known a wrong "no such name" would be kept by resolvers.
@@ -56,27 +57,24 @@ impl Shared {
         };
         match step {
             Step::Reply(reply) => *reply,
-            Step::Forward => self.forward(request).await,
+            Step::Forward => self.forward(request, client).await,
             Step::Follow(mut reply, target) => {
                 let mut question = request.clone();
                 let kind = request.queries.first().map(Query::query_type);
                 question.queries = kind.map(|k| Query::query(target, k)).into_iter().collect();
-                let upstream = self.forward(&question).await;
+                let upstream = self.forward(&question, client).await;
                 reply.answers.extend(upstream.answers);
                 *reply
             }
         }
     }
 
-    async fn forward(&self, request: &Message) -> Message {
-        if self.flying.get() >= MAX_FORWARDS {
+    async fn forward(&self, request: &Message, client: IpAddr) -> Message {
+        let Some(_place) = self.flying.take(client) else {
             return answer::failure(request, ResponseCode::ServFail);
-        }
+        };
         self.forwards.set(self.forwards.get() + 1);
-        self.flying.set(self.flying.get() + 1);
-        let reply = self.forwarder.ask(request).await;
-        self.flying.set(self.flying.get() - 1);
-        reply
+        self.forwarder.ask(request).await
     }
 }
 
@@ -89,7 +87,7 @@ pub(crate) async fn udp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Resu
         let Ok(request) = Message::from_vec(buffer.get(..length).unwrap_or(&[])) else { continue };
         let (socket, shared) = (socket.clone(), shared.clone());
         tokio::task::spawn_local(async move {
-            let reply = shared.resolve(&request).await;
+            let reply = shared.resolve(&request, client.ip()).await;
             let limit =
                 request.edns.as_ref().map_or(PLAIN_UDP, |e| usize::from(e.max_payload()).clamp(PLAIN_UDP, MAX_UDP));
             if let Some(bytes) = encode(&reply, limit)
@@ -126,13 +124,14 @@ pub(crate) async fn tcp(address: SocketAddr, shared: Rc<Shared>) -> anyhow::Resu
 }
 
 async fn connection(mut stream: TcpStream, shared: &Shared) -> anyhow::Result<()> {
+    let client = stream.peer_addr()?.ip();
     loop {
         let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
         anyhow::ensure!(usize::from(length) <= MAX_QUERY, "a question of {length} bytes");
         let mut buffer = vec![0; usize::from(length)];
         tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut buffer)).await??;
         let request = Message::from_vec(&buffer)?;
-        let bytes = shared.resolve(&request).await.to_vec()?;
+        let bytes = shared.resolve(&request, client).await.to_vec()?;
         // In one piece, and to a client that reads: others keep their place for ever.
         let reply = [&u16::try_from(bytes.len())?.to_be_bytes()[..], &bytes[..]].concat();
         tokio::time::timeout(TCP_IDLE, stream.write_all(&reply)).await??;
@@ -144,6 +143,19 @@ mod tests {
     use super::*;
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+    #[tokio::test]
+    async fn who_asks_too_much_at_a_time_is_refused_and_others_are_not() {
+        let shared = Shared::new(Forwarder::new("/nowhere".into()));
+        let client = |n: u8| IpAddr::from([10, 200, 0, n]);
+        let mut question = Message::query();
+        question.add_query(Query::query(Name::root(), RecordType::A));
+        let _flying: Vec<_> = std::iter::from_fn(|| shared.flying.take(client(1))).collect();
+        shared.forward(&question, client(1)).await;
+        assert_eq!(shared.forwards.get(), 0);
+        shared.forward(&question, client(2)).await;
+        assert_eq!(shared.forwards.get(), 1);
+    }
 
     #[tokio::test]
     async fn a_long_question_by_tcp_is_not_answered() {
