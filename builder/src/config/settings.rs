@@ -373,7 +373,12 @@ impl Settings {
 
     /// The masters' addresses, those that only their local VMs have among them if `local`, and the extra ones of `[api]`.
     pub fn api_addresses(&self, local: bool) -> Vec<IpAddr> {
-        let masters = self.nodes_of(Role::Master).filter(|n| local || !n.unaddressed);
+        self.addresses_of(usize::MAX, local)
+    }
+
+    /// The same, of the first `masters`.
+    fn addresses_of(&self, masters: usize, local: bool) -> Vec<IpAddr> {
+        let masters = self.nodes_of(Role::Master).take(masters).filter(|n| local || !n.unaddressed);
         let own = masters.filter_map(|n| n.entry.addresses.first().copied());
         let mut all: Vec<IpAddr> = Vec::new();
         for address in own.chain(self.api.addresses.iter().copied()) {
@@ -424,24 +429,30 @@ impl Settings {
 
     /// `cluster.json` for an image of `role`.
     pub fn cluster(&self, role: Role, build: BuildInfo) -> Cluster {
+        // A worker begins with the first and hears of the others: its image stays the same where masters come and go, and
+        // where their store moves.
+        let (masters, store) = match role {
+            Role::Master => (usize::MAX, self.store),
+            Role::Worker => (1, StoreEngine::Embedded),
+        };
         Cluster {
             name: self.name.clone(),
             role,
             domain: self.domain.clone(),
             api_names: self.api.names.clone(),
-            api_addresses: self.api_addresses(false),
+            api_addresses: self.addresses_of(masters, false),
             pod_cidr: self.pod_cidr,
             service_cidr: self.service_cidr,
             dns_address: self.dns_address,
             overlay: self.overlay,
-            store: self.store,
+            store,
             ntp_servers: self.ntp_servers.clone(),
             metadata_allow: self.metadata_allow.clone(),
             backup_every_s: self.backup_every_s,
             registry: self.registry,
             components: self.image(role).components.clone(),
             status_page: self.status_page,
-            masters: self.nodes_of(Role::Master).map(NodeSettings::baked).collect(),
+            masters: self.nodes_of(Role::Master).take(masters).map(NodeSettings::baked).collect(),
             logs: self.logs.clone(),
             build,
         }

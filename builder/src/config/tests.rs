@@ -210,10 +210,15 @@ fn masters_are_one_three_or_five_with_etcd_and_their_addresses() {
         let nodes: String = (0..count).map(node).collect();
         settings(&format!("name = \"demo\"\nstore = \"etcd\"\n{nodes}{more}"))
     };
+    let embedded =
+        settings("name = \"demo\"\n[[nodes]]\nname = \"m0\"\nrole = \"master\"\naddresses = [\"10.77.0.10\"]\n");
+    let of_worker = |settings: &Settings| settings.cluster(Role::Worker, BuildInfo::default());
+    let before = of_worker(&embedded.expect("valid"));
     for count in [1, 3, 5] {
         let found = etcd(count, true, "").expect("valid");
         assert_eq!(found.members().len(), if count == 1 { 0 } else { count });
-        assert_eq!(found.cluster(Role::Worker, BuildInfo::default()).masters.len(), count);
+        assert_eq!(found.cluster(Role::Master, BuildInfo::default()).masters.len(), count);
+        assert_eq!(of_worker(&found), before, "workers would be older");
         assert_eq!(found.api_hosts().len(), count);
     }
     etcd(1, false, "").expect("one needs no address");

@@ -151,7 +151,8 @@ pub struct Cluster {
     pub domain: String,
     /// Names under which clients reach the API from outside.
     pub api_names: Vec<String>,
-    /// Addresses (without port) of the masters' API servers; the balancer's first list.
+    /// Addresses (without port) of the masters' API servers (in a worker's image of the first one, and of those under `[api]`
+    /// in `cluster.toml`); the balancer's first list, where user-data has none.
     pub api_addresses: Vec<IpAddr>,
     /// Pod addresses of the whole cluster.
     pub pod_cidr: IpNet,
@@ -161,7 +162,7 @@ pub struct Cluster {
     pub dns_address: IpAddr,
     /// Pod network.
     pub overlay: Overlay,
-    /// Store engine of the masters.
+    /// Store engine of the masters; without a meaning in a worker's image.
     pub store: StoreEngine,
     /// NTP servers (host names or addresses); empty: time is taken from the RTC only.
     #[serde(default)]
@@ -181,7 +182,7 @@ pub struct Cluster {
     /// Whether the master has a status page.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub status_page: bool,
-    /// The masters that `cluster.toml` names. Of workers no image says anything, so that there can be more and fewer of them
+    /// The masters that `cluster.toml` names, in a worker's image the first one. Of workers no image says anything, so that there can be more and fewer of them
     /// with the same images: what one is told stands in its user-data.
     #[serde(default)]
     pub masters: Vec<NodeEntry>,
