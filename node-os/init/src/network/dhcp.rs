@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
@@ -59,6 +59,9 @@ impl Client {
             sleep(length / 2).await;
             match self.renew(&socket, &lease, end).await {
                 Ok(renewed) => {
+                    if renewed.address != lease.address {
+                        network.links().flush(self.index).await?;
+                    }
                     self.take(network, &renewed).await?;
                     lease = renewed;
                 }
@@ -73,22 +76,26 @@ impl Client {
     async fn discover(&self, socket: &UdpSocket) -> Result<Answer> {
         let mut patience = FIRST_PATIENCE;
         loop {
-            let transaction = random()?;
-            let query =
-                Query { kind: Kind::Discover, transaction, mac: self.mac, own: None, wanted: None, host_name: None };
-            let offer = match self.ask(socket, &query, Ipv4Addr::BROADCAST, patience).await? {
-                Some(offer) if offer.kind == Kind::Offer => offer,
-                _ => {
-                    patience = (patience * 2).min(MOST_PATIENCE);
-                    continue;
-                }
-            };
-            let request = Query { kind: Kind::Request, wanted: Some((offer.address, offer.server)), ..query };
-            match self.ask(socket, &request, Ipv4Addr::BROADCAST, patience).await? {
-                Some(answer) if answer.kind == Kind::Ack => return Ok(answer),
-                _ => patience = (patience * 2).min(MOST_PATIENCE),
+            // A server that refuses at once is not asked again at once.
+            let next = Instant::now() + patience;
+            if let Some(lease) = self.ask_for_one(socket, patience).await? {
+                return Ok(lease);
             }
+            sleep_until(next).await;
+            patience = (patience * 2).min(MOST_PATIENCE);
         }
+    }
+
+    /// An offer, and what comes of it.
+    async fn ask_for_one(&self, socket: &UdpSocket, patience: Duration) -> Result<Option<Answer>> {
+        let transaction = random()?;
+        let query =
+            Query { kind: Kind::Discover, transaction, mac: self.mac, own: None, wanted: None, host_name: None };
+        let offer = self.ask(socket, &query, Ipv4Addr::BROADCAST, patience).await?;
+        let Some(offer) = offer.filter(|offer| offer.kind == Kind::Offer) else { return Ok(None) };
+        let request = Query { kind: Kind::Request, wanted: Some((offer.address, offer.server)), ..query };
+        let answer = self.ask(socket, &request, Ipv4Addr::BROADCAST, patience).await?;
+        Ok(answer.filter(|answer| answer.kind == Kind::Ack))
     }
 
     /// Asks the server until the lease ends, and everybody in its last eighth.
