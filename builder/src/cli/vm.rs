@@ -1,7 +1,7 @@
 //! `kimg up`, `down`, and the hidden switch process.
 
 use super::{dir_flag, next, program, shown};
-use crate::config::Settings;
+use crate::config::{ProviderName, Settings};
 use crate::input;
 use crate::kubectl;
 use crate::local;
@@ -72,11 +72,10 @@ pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
 
 pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
     if let Some(provider) = &settings.provider {
-        let at = provider.name.as_str();
         if args.delete {
-            return input::bad(format!("the machines are at {at}; `kimg destroy` removes them"));
+            return input::bad(format!("the machines are at {}; `kimg destroy` removes them", provider.name.as_str()));
         }
-        return switch_off(settings, at);
+        return switch_off(settings, provider.name);
     }
     let done = local::down::down(settings, args.delete, &Progress::new())?;
     if done.clean.is_empty() && done.forced.is_empty() {
@@ -99,7 +98,7 @@ pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
 }
 
 /// At a provider: workers first, then the master, as [`local::down::down`] does it.
-fn switch_off(settings: &Settings, at: &str) -> Result<()> {
+fn switch_off(settings: &Settings, at: ProviderName) -> Result<()> {
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     super::cloud::roll(settings, &secrets, |machines, _, _| {
         for role in [Role::Worker, Role::Master] {
@@ -114,10 +113,16 @@ fn switch_off(settings: &Settings, at: &str) -> Result<()> {
                 }
             }
         }
-        println!(
-            "cluster {}: all machines are off, with their data; {at} charges for them all the same",
-            settings.name
-        );
+        let costs = match at {
+            ProviderName::Gcp | ProviderName::Aws => "the disks and the master's address",
+            _ => "them",
+        };
+        let costs = match at {
+            // They are somebody's own.
+            ProviderName::Proxmox => String::new(),
+            _ => format!("; {} charges for {costs} all the same", at.as_str()),
+        };
+        println!("cluster {}: all machines are off, with their data{costs}", settings.name);
         next(&format!("{} up{}", program(), dir_flag(settings)));
         Ok(())
     })

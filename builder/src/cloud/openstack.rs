@@ -154,6 +154,12 @@ impl OpenStack {
             Some(one) => id(one, "the external network"),
             None => {
                 let known: Vec<&str> = external.iter().map(|one| text(one, "name")).collect();
+                if known.is_empty() {
+                    return input::bad(
+                        "provider.external-network: this project sees no external network at OpenStack; write the name of the \
+                         one that has public addresses, or ask who runs the cloud",
+                    );
+                }
                 let wanted = self.provider.external_network.as_deref().unwrap_or("which of several");
                 input::bad(format!(
                     "provider.external-network: {wanted} is not known at OpenStack; there are {}",

@@ -356,7 +356,13 @@ fn word(provider: ProviderName, text: &Spanned<String>, field: &str) -> Result<S
     };
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || own(c);
     if value.is_empty() || value.len() > 63 || !value.chars().all(fine) {
-        let message = format!("`{value}` is no name of a provider's; write lower-case letters, digits and `-`");
+        let more = match provider {
+            ProviderName::OpenStack => ", capitals, `.`, `_`",
+            ProviderName::Aws if own('.') => ", `.`",
+            ProviderName::Proxmox => ", capitals",
+            _ => "",
+        };
+        let message = format!("`{value}` is no name of a provider's; write lower-case letters, digits{more} and `-`");
         return Err(fault(text, field, message));
     }
     Ok(value.clone())
