@@ -494,7 +494,13 @@ impl Cloud for Gcp {
         let others = entries(&one["metadata"], "items").filter(|item| item["key"] != "user-data").cloned();
         metadata["items"] = others.chain([told]).collect();
         let place = place(&one)?;
-        self.post(&format!("{place}/setMetadata"), &metadata, &what)?;
+        if let Err(error) = self.post(&format!("{place}/setMetadata"), &metadata, &what) {
+            if error.is::<Refused>() {
+                // Else it would be paid for until the next one is made.
+                self.drop_disks(std::slice::from_ref(new))?;
+            }
+            return Err(error);
+        }
         // From here on nothing is as it was, whatever is refused.
         self.change_disks(&server.node, &one, &attached, new).map_err(|error| match error.is::<Interrupted>() {
             true => error,

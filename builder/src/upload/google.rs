@@ -211,7 +211,9 @@ impl Compute {
             let errors = found["error"]["errors"].as_array().into_iter().flatten();
             let errors: Vec<String> =
                 errors.map(|error| format!("{}: {}", part(error, "code"), part(error, "message"))).collect();
-            let status = found["httpErrorStatusCode"].as_u64().and_then(|status| status.try_into().ok()).unwrap_or(400);
+            let said = found["httpErrorStatusCode"].as_u64().and_then(|status| status.try_into().ok());
+            // It has ended, and has not done it: a gateway's code would say that nobody knows.
+            let status = said.filter(|status| *status < 500).unwrap_or(422);
             Err(Refused { what: what.into(), status, said: harmless(&errors.join("; ")) }.into())
         })
     }

@@ -119,7 +119,7 @@ fn read(call: &Call, parts: &[&str], world: &mut World) -> Reply {
             let attached = world.machines.values().find(|machine| machine.body["disk"] == *name);
             shown(
                 attached
-                    .map(|machine| json!({"name": name, "labels": machine.body["labels"]}))
+                    .map(|machine| json!({"name": name, "labels": machine.body["disk_labels"]}))
                     .or_else(|| find(world, "disk", name).map(|(_, disk)| disk)),
             )
         }
@@ -144,7 +144,11 @@ fn write(call: &Call, parts: &[&str], world: &mut World) -> Done {
             }
             None => Err(error(404, "was not found")),
         },
-        ("POST", ["zones", ZONE, "disks"]) if world.keeps_disks => Err(error(403, "Quota 'SSD_TOTAL_GB' exceeded.")),
+        ("POST", ["zones", ZONE, "disks"]) if world.keeps_disks => {
+            let why =
+                json!({"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": "The zone does not have enough resources"});
+            Ok(("zone", Some(why)))
+        }
         ("POST", ["zones", ZONE, "disks"]) => {
             let name = call.json()["name"].clone();
             if world.machines.values().any(|machine| machine.body["disk"] == name) {
@@ -210,7 +214,8 @@ fn insert(asked: &Value, world: &mut World) -> Done {
     assert!(find(world, "subnetwork", subnet).is_some() && find(world, "firewall", tag).is_some(), "{asked}");
     // As all fakes have it.
     let body = json!({"name": name, "size": last(&asked["machineType"]), "region": ZONE, "labels": asked["labels"],
-        "user_data": asked["metadata"]["items"][0]["value"], "vpc_uuid": subnet, "disk": disk_name});
+        "user_data": asked["metadata"]["items"][0]["value"], "vpc_uuid": subnet, "disk": disk_name,
+        "disk_labels": disk["initializeParams"]["labels"]});
     // The machine with a reserved address has the number by which that is known here.
     let address = nic["accessConfigs"][0]["natIP"].as_str();
     let id = match address.map(|address| world.of("address").find(|(id, _)| public(*id) == address).unwrap().0) {
@@ -241,7 +246,7 @@ fn change(call: &Call, what: &str, id: u64, world: &mut World) -> Result<(), Rep
         "detachDisk" => {
             assert!(machine.off && call.asked("deviceName") == Some("boot"));
             let name = machine.body["disk"].take();
-            let left = json!({"name": name, "labels": machine.body["labels"]});
+            let left = json!({"name": name, "labels": machine.body["disk_labels"].take()});
             world.things.insert(("disk", number), left);
         }
         "attachDisk" => {
@@ -251,6 +256,7 @@ fn change(call: &Call, what: &str, id: u64, world: &mut World) -> Result<(), Rep
             let (disk, new) = disk.unwrap();
             machine.rebuild(last(&new["sourceImage"]));
             machine.body["disk"] = new["name"].clone();
+            machine.body["disk_labels"] = new["labels"].clone();
             world.things.remove(&("disk", disk));
         }
         what => panic!("{what}"),

@@ -48,3 +48,22 @@ fn a_disk_of_another_is_not_taken() {
     assert!(world.things.contains_key(&("disk", 90)) && !world.machines[&master].off);
     assert_eq!(world.machines[&master].body, before[&master].body);
 }
+
+#[test]
+fn a_disk_that_was_made_in_vain_is_removed() {
+    let there = Stage::whole(Which::Gcp).world().clone();
+    let stage = || {
+        let stage = Stage::new(Which::Gcp);
+        *stage.world() = there.clone();
+        stage
+    };
+    let whole = stage();
+    rebuild(&whole, "told").unwrap();
+    let at = whole.server.calls().iter().position(|call| call.path.ends_with("/setMetadata")).unwrap();
+    let refused = stage();
+    let reply = Reply::json(412, &json!({"error": {"message": "Supplied fingerprint does not match"}}));
+    refused.server.fail(at, Fault::Instead(reply));
+    let error = rebuild(&refused, "told").unwrap_err();
+    assert!(format!("{error:#}").contains("fingerprint"), "{error:#}");
+    assert_eq!(refused.world().kinds(), there.kinds());
+}
