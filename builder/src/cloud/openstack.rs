@@ -23,7 +23,7 @@ use crate::machines::NO_IMAGE;
 use crate::upload::keystone::{Keystone, Service};
 use crate::upload::settings::Environment;
 use crate::upload::{PAGES, may_be_done};
-use crate::web::{Answer, Client, Request, escape};
+use crate::web::{Answer, Client, Refused, Request, escape};
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -291,8 +291,8 @@ impl OpenStack {
         }
         let ports = self.things(&format!("{PORTS}?device_id={server}"), "ports")?;
         let ports: Vec<&Value> = ports.iter().filter(|port| self.is_ours(text(port, "name"))).collect();
-        if !ports.is_empty() && self.provider.public_address == PublicAddress::FloatingIp {
-            for one in self.things(ADDRESSES, "floatingips")? {
+        if !ports.is_empty() {
+            for one in self.things_of_routers(ADDRESSES, "floatingips")? {
                 let of_port = ports.iter().any(|port| port["id"] == one["port_id"]);
                 if of_port && self.is_ours(text(&one, "description")) {
                     self.remove(Service::Network, &format!("{ADDRESSES}/{}", id(&one, "a floating IP")?))?;
@@ -303,6 +303,18 @@ impl OpenStack {
             self.remove(Service::Network, &format!("{PORTS}/{}", id(port, "a port")?))?;
         }
         self.remove(Service::Compute, &format!("{SERVERS}/{server}"))
+    }
+
+    /// Routers and floating IPs, also where cluster.toml does not ask for any (now); not every cloud has them.
+    fn things_of_routers(&self, path: &str, list: &str) -> Result<Vec<Value>> {
+        let none = |error: &anyhow::Error| {
+            let refused = error.chain().find_map(|cause| cause.downcast_ref::<Refused>());
+            self.provider.public_address == PublicAddress::Port && refused.is_some_and(|refused| refused.status == 404)
+        };
+        match self.things(path, list) {
+            Err(error) if none(&error) => Ok(Vec::new()),
+            listed => listed,
+        }
     }
 
     fn delete_router(&self, router: &str) -> Result<()> {
@@ -375,7 +387,7 @@ impl OpenStack {
         let of = |path: &str, list: &str| self.things(&format!("{path}?name={name}"), list);
         let subnets = of(SUBNETS, "subnets")?;
         let routed = self.provider.public_address == PublicAddress::FloatingIp;
-        let routers = if routed { of(ROUTERS, "routers")? } else { Vec::new() };
+        let routers = self.things_of_routers(&format!("{ROUTERS}?name={name}"), "routers")?;
         let ports = self.things(PORTS, "ports")?;
         let is_of_router = |port: &&Value| routers.iter().any(|router| router["id"] == port["device_id"]);
         let whole = |subnet: &&Value| {
@@ -398,13 +410,11 @@ impl OpenStack {
         }
         let free = |port: &&Value| self.is_ours(text(port, "name")) && text(port, "device_id").is_empty();
         let free: Vec<&Value> = ports.iter().filter(free).collect();
-        if routed {
-            for one in self.things(ADDRESSES, "floatingips")? {
-                let leads = one["port_id"].is_string() && free.iter().all(|port| port["id"] != one["port_id"]);
-                if self.is_ours(text(&one, "description")) && !leads {
-                    let (id, name) = (id(&one, "a floating IP")?, self.node_of(text(&one, "description")));
-                    into.rest.push(Thing { kind: "floating-ip", id, name });
-                }
+        for one in self.things_of_routers(ADDRESSES, "floatingips")? {
+            let leads = one["port_id"].is_string() && free.iter().all(|port| port["id"] != one["port_id"]);
+            if self.is_ours(text(&one, "description")) && !leads {
+                let (id, name) = (id(&one, "a floating IP")?, self.node_of(text(&one, "description")));
+                into.rest.push(Thing { kind: "floating-ip", id, name });
             }
         }
         for port in free {

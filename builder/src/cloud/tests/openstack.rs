@@ -54,3 +54,12 @@ fn an_address_that_no_machine_has_is_told_and_removed() {
     assert_eq!(stage.world().kinds().len(), OF_OPENSTACK.len() - 2);
     stage.check_calls(None);
 }
+
+#[test]
+fn what_cluster_toml_asks_for_no_more_is_removed_too() {
+    let stage = Stage::whole(Which::OpenStack);
+    let other = settings(Which::OpenStack, "public-address = \"port\"\n");
+    let stage = Stage { settings: other, ..stage };
+    stage.destroy().unwrap();
+    assert!(stage.world().is_empty(), "{:?}", stage.world().kinds());
+}
