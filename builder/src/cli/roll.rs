@@ -278,6 +278,15 @@ pub(super) fn heal(
     let command = Command { args, settings, secrets, place, copy: &copy, progress: Progress::hidden() };
     let planned = match &last {
         Some(last) if last.journal.outcome == Outcome::Running && last.journal.heals() => {
+            let others = |name: &&String| !last.journal.nodes.iter().any(|entry| entry.node == **name);
+            if let Some(name) = args.nodes.iter().filter(|_| lost.is_some()).find(others) {
+                let these: Vec<&str> = last.journal.nodes.iter().map(|entry| entry.node.as_str()).collect();
+                let dir = dir_flag(settings);
+                bail!(
+                    "making {} anew was interrupted: `kimg heal{dir}` goes on with it, and then this makes {name} anew",
+                    these.join(", ")
+                );
+            }
             Planned::GoOn(last.journal.clone())
         }
         Some(last) if last.journal.outcome == Outcome::Running => bail!(
@@ -323,7 +332,9 @@ pub(super) fn remove(
     let planned = match &last {
         Some(last) if last.journal.outcome == Outcome::Running && last.journal.removes() => {
             println!("goes on with the removal that began at {}", last.journal.started.strftime("%F %T UTC"));
-            Planned::GoOn(last.journal.clone())
+            let mut journal = last.journal.clone();
+            begin::leave_again(&mut journal, &machines.list()?);
+            Planned::GoOn(journal)
         }
         Some(last) if last.journal.outcome == Outcome::Running => bail!(
             "a roll is under way, or was interrupted: `kimg roll` goes on with it, `kimg roll --rollback` goes back; the \

@@ -155,6 +155,14 @@ pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
     }
 }
 
+/// Nodes that had left, and that `kimg up` has made anew meanwhile, leave once more: cluster.toml names them until the end.
+pub fn leave_again(journal: &mut Journal, machines: &[Machine]) {
+    let is_back = |entry: &&mut Entry| {
+        entry.leaves() && entry.step == Step::Done && machines.iter().any(|machine| machine.node == entry.node)
+    };
+    journal.nodes.iter_mut().filter(is_back).for_each(|entry| entry.step = Step::Waiting);
+}
+
 /// The images that the images of a rollback are taken from must be there before anything is touched.
 pub fn check_held(machines: &dyn Machines, images: &BTreeMap<String, String>) -> Result<()> {
     for (node, image) in images {

@@ -586,7 +586,8 @@ impl Engine<'_> {
             (ready < wanted).then(|| format!("{name} has {ready} of {wanted} pods ready"))
         });
         let silent = if entry.is_alone() { self.unrenewed(nodes, pace)? } else { None };
-        let Some(lacks) = lame.or(silent) else {
+        // A master that was on its way out may have left etcd, with its machine as it was.
+        let Some(lacks) = lame.or(silent).or_else(|| self.lacks(entry)) else {
             let renewed = pace.renewed.unwrap_or(entry.since);
             if entry.is_alone() && since(renewed, self.clock.now()) < CATCH_UP {
                 return Ok(None);

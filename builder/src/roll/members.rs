@@ -30,13 +30,19 @@ pub trait Members {
 /// Why the others need this member; none where they go on without it. One that `leaves` is no member any more then.
 pub fn needed(members: &[StoreMember], name: &str, leaves: bool) -> Option<String> {
     let others = || members.iter().filter(|member| !is(member, name));
-    if let Some(lame) = others().find_map(state) {
+    // One that does not answer itself is missing already: others may be missing, too, as long as more than half are there.
+    // But there is one that joins at a time.
+    let missing = members.iter().find(|member| is(member, name)).is_none_or(|member| state(member).is_some());
+    let joins = |member: &&StoreMember| member.learner || !member.started;
+    if let Some(lame) = others().filter(|member| !missing || joins(member)).find_map(state) {
         return Some(lame);
     }
-    let (all, left) = (members.iter().filter(|member| !member.learner).count(), others().count());
-    let enough = if leaves { left > 0 } else { left * 2 > all };
-    (!enough)
-        .then(|| format!("{left} of the {all} members of etcd would be left, and that is not more than half of them"))
+    let (all, left) = (members.iter().filter(|member| !member.learner).count(), others().filter(|m| m.healthy).count());
+    let enough = if leaves && !missing { left > 0 } else { left * 2 > all };
+    let named = || others().find_map(state).map_or(String::new(), |lame| format!(" ({lame})"));
+    (!enough).then(|| {
+        format!("{left} of the {all} members of etcd would be left, and that is not more than half of them{}", named())
+    })
 }
 
 /// Why this member is not back; none where it is.
@@ -95,6 +101,17 @@ mod tests {
         assert_eq!(needed(&lame, "1", false).as_deref(), Some("member 2 of etcd does not answer"));
         // It is the one that is to go.
         assert_eq!((needed(&lame, "2", false), needed(&lame, "2", true)), (None, None));
+        // Two of five are missing, and each of them may be made anew, or go; with a third one none.
+        let mut two = all(5);
+        (two[3].healthy, two[4].healthy) = (false, false);
+        assert_eq!((needed(&two, "4", false), needed(&two, "5", true)), (None, None));
+        assert_eq!(needed(&two[..4], "9", false).as_deref(), None, "its member was removed already");
+        assert!(needed(&two, "1", false).expect("needed").contains("member 4 of etcd does not answer"));
+        two[2].healthy = false;
+        let why = needed(&two, "4", false).expect("needed");
+        assert!(why.starts_with("2 of the 5 members") && why.contains("member 3 of etcd does not answer"), "{why}");
+        two[2] = StoreMember { learner: true, ..member("3") };
+        assert!(needed(&two, "4", false).expect("needed").contains("caught up"));
         lame[1] = StoreMember { learner: true, ..member("2") };
         assert!(needed(&lame, "1", true).expect("needed").contains("caught up"));
         assert!(lacks(&lame, "2").is_some() && lacks(&lame, "1").is_none());

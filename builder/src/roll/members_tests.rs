@@ -3,12 +3,14 @@
 use super::api::Kube;
 use super::engine::Killed;
 use super::fake::Fake;
-use super::journal::{Journal, Outcome};
+use super::journal::{Journal, Outcome, Step};
 use super::plan::{self, Refusal, Wish};
 use super::tests::{
     check_clean, command, decide, journal, kill, never, order, roll, roll_back, roll_back_until, roll_until, rules, to,
 };
 use super::{Clock, begin};
+use crate::machines::{Machine, Machines};
+use anyhow::bail;
 use node_api::StoreEngine;
 use std::time::Duration;
 
@@ -143,6 +145,32 @@ fn masters_leave_etcd_before_their_machines_go_wherever_it_is_killed() {
     for point in ["member-removed:m3", "removed:m3", "node-deleted:m3", "done:m3", "member-removed:m2", "done:m2"] {
         assert!(points.iter().any(|known| known == point), "nothing was killed at {point}: {points:?}");
     }
+}
+
+#[test]
+fn a_master_that_has_left_etcd_is_not_back_with_its_machine() {
+    let fake = Fake::with_masters(2);
+    let killed = |point: &str| if point == "member-removed:m3" { bail!(Killed(point.into())) } else { Ok(()) };
+    command(&fake, fake.process(), &killed, || removal(&fake)).expect_err("killed");
+    let (outcome, journal) = roll_back(&fake);
+    let why = journal.failed().and_then(|entry| entry.why.clone()).expect("a reason");
+    assert!(outcome == Outcome::Stopped && why.contains("the API server of m3 does not answer"), "{why}");
+}
+
+#[test]
+fn a_master_that_up_has_made_anew_leaves_once_more() {
+    let fake = Fake::with_masters(2);
+    let mut journal = removal(&fake);
+    journal.nodes[0].step = Step::Done;
+    let mut machines = Machines::list(&fake).expect("machines");
+    let again = |machines: &[Machine]| {
+        let mut journal = journal.clone();
+        begin::leave_again(&mut journal, machines);
+        journal.nodes[0].step
+    };
+    assert_eq!(again(&machines), Step::Waiting);
+    machines.retain(|machine| machine.node != "m3");
+    assert_eq!(again(&machines), Step::Done);
 }
 
 /// The journal that makes a lost master anew.
