@@ -159,7 +159,7 @@ async fn remove_unused(client: &Client, layout: &Layout, objects: &str, written:
 async fn write(client: &Client, objects: &str, entries: &[Entry]) -> Result<()> {
     let leases = Leases::default();
     let (mut batch, mut bytes) = (Vec::new(), 0);
-    for entry in entries {
+    for entry in entries.iter().filter(|entry| !is_over(entry)) {
         let value = value::encode_carried(entry);
         let lease = if entry.expires == 0 {
             0
@@ -193,23 +193,67 @@ async fn put(client: &Client, puts: Vec<PutRequest>) -> Result<()> {
     })
 }
 
-/// Reads what was written, and compares each entry with what was to be written.
+/// Whether its time is over: its lease has ended no earlier.
+fn is_over(entry: &Entry) -> bool {
+    (1..=crate::unix_now()).contains(&entry.expires)
+}
+
+/// Reads what was written, and compares each entry with what was to be written; what has gone by itself since is not
+/// missing.
 async fn compare(client: &Client, objects: &str, entries: &[Entry]) -> Result<()> {
     let mut expected = entries.iter();
     let differs =
         |key: &str| StoreError::Differs(format!("{key} is not in etcd as it was written; nothing was changed"));
     pages(client, &format!("{objects}/"), |kv| {
         let found = entry(kv, objects, 0)?;
-        match expected.next() {
+        match expected.find(|e| e.key == found.key || !is_over(e)) {
             Some(e) if same(e, &found) => Ok(()),
             _ => Err(differs(&found.key)),
         }
     })
     .await?;
-    expected.next().map_or(Ok(()), |missing| Err(differs(&missing.key)))
+    expected.find(|e| !is_over(e)).map_or(Ok(()), |missing| Err(differs(&missing.key)))
 }
 
 /// Whether two entries are the same object at the same revision.
 pub(crate) fn same(a: &Entry, b: &Entry) -> bool {
     (&a.key, &a.value, a.revision, a.created, a.expires) == (&b.key, &b.value, b.revision, b.created, b.expires)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::options;
+    use super::*;
+
+    /// A copy takes longer than some keys live.
+    #[tokio::test]
+    async fn what_has_gone_by_itself_is_not_missing() {
+        let etcd = test_etcd::Etcd::start(1);
+        let client = Client::new(&options(&etcd, "/r").members).unwrap();
+        let entry = |key: &str, expires| Entry {
+            key: key.into(),
+            value: Bytes::from_static(b"x"),
+            revision: 1,
+            created: 1,
+            expires,
+        };
+        let later = crate::unix_now() + 1000;
+        let all = [entry("/a", 1), entry("/b", 0), entry("/c", 1), entry("/d", later), entry("/e", 1)];
+        write(&client, "/r/g2", &all).await.unwrap();
+        let mut written = Vec::new();
+        pages(&client, "/r/g2/", |kv| {
+            written.push(String::from_utf8_lossy(&kv.key).into_owned());
+            Ok(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(written, ["/r/g2/b", "/r/g2/d"]);
+        compare(&client, "/r/g2", &all).await.unwrap();
+        for (at, expires) in [(0, later), (2, 0), (4, later)] {
+            let mut all = all.clone();
+            all[at].expires = expires;
+            let error = compare(&client, "/r/g2", &all).await.unwrap_err().to_string();
+            assert!(error.contains("not in etcd as it was written"), "{at}: {error}");
+        }
+    }
 }
