@@ -25,13 +25,10 @@ pub(crate) struct Compactor {
 }
 
 impl Compactor {
-    /// Compacts each `interval`, for ever; first makes room where etcd is full, or the race itself would be refused.
+    /// Compacts each `interval`, for ever.
     pub(crate) async fn run(mut self, client: &Client, interval: Duration) {
         loop {
             tokio::time::sleep(interval).await;
-            if let Err(error) = space::relieve(client).await {
-                tracing::warn!("no room was made in etcd: {error}");
-            }
             match self.round(client).await {
                 Ok(Some(revision)) => tracing::debug!(revision, "etcd's history was compacted"),
                 Ok(None) => {}

@@ -109,9 +109,9 @@ impl Etcd {
             return Err(StoreError::Moved { to: to.clone() });
         }
         if !options.compaction_interval.is_zero()
-            && let Err(error) = space::relieve(&client).await
+            && let Err(error) = space::in_turn(&client, options.compaction_interval).await
         {
-            // Much can be done without writing; the compactor tries again.
+            // Much can be done without writing; the task below tries again.
             tracing::warn!("no room was made in etcd: {error}");
         }
         let keep = Keep { changes: options.history, bytes: options.history_bytes };
@@ -129,7 +129,8 @@ impl Etcd {
             let inner = inner.clone();
             let race = compactor::Compactor::default();
             tasks.push(tokio::spawn(async move {
-                race.run(&inner.mirror.client, options.compaction_interval).await;
+                let (client, interval) = (&inner.mirror.client, options.compaction_interval);
+                tokio::join!(space::keep(client, interval), race.run(client, interval));
             }));
         }
         let store = Etcd { inner, readers, tasks };
@@ -279,7 +280,7 @@ fn refused(key: &str, size: usize, error: CallError) -> StoreError {
     match error {
         error if error.is_too_large() => StoreError::TooLargeForEtcd { key: key.into(), size },
         CallError::Refused { message, .. } if message.contains("database space exceeded") => StoreError::Unavailable(
-            "its database is full (--quota-backend-bytes); the next compaction makes room, unless the objects alone fill it"
+            "its database is full (--quota-backend-bytes); the servers make room, unless the objects alone fill it"
                 .into(),
         ),
         other => other.into(),

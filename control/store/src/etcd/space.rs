@@ -4,14 +4,14 @@
 //! somebody takes the alarm back. What is removed or compacted leaves gaps: the file gets smaller only when it is
 //! written anew.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::check::named;
 use super::client::{Again, Client};
 use super::compactor;
 use super::wire::{
     self, AlarmRequest, AlarmResponse, CompactionRequest, DefragmentRequest, DefragmentResponse, Headed, RangeRequest,
-    RangeResponse,
+    RangeResponse, StatusRequest, StatusResponse,
 };
 use crate::Result;
 
@@ -22,6 +22,45 @@ const TAKE_BACK: i32 = 2;
 
 /// A member may have to copy a gigabyte on a slow disk.
 pub(super) const DEFRAGMENT: Duration = Duration::from_secs(300);
+/// How often a server looks whether etcd is full.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Makes room whenever etcd is full, for ever.
+pub(super) async fn keep(client: &Client, interval: Duration) {
+    let look = LOOK.min(interval);
+    let mut pause = look;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = match in_turn(client, interval).await {
+            // Where the objects alone are too many it is full again at once, and each time its members stand still.
+            Ok(true) => interval,
+            Ok(false) => look,
+            Err(error) => {
+                tracing::warn!("no room was made in etcd: {error}");
+                look
+            }
+        };
+    }
+}
+
+/// Where etcd is full, waits until there is room, and says whether this server made it.  All servers see that it is full,
+/// and no two may have members stand still at the same time, while nothing can be written that they could agree by: the
+/// one whose member leads makes room, any other one only where that has not come for `patience`.
+pub(super) async fn in_turn(client: &Client, patience: Duration) -> Result<bool> {
+    let begun = Instant::now();
+    loop {
+        let status: StatusResponse = client.call(wire::STATUS, StatusRequest {}, Again::Yes).await?;
+        if !status.errors.iter().any(|error| error.contains("NOSPACE")) {
+            return Ok(false);
+        }
+        let leads = status.header().is_some_and(|header| header.member_id == status.leader);
+        if leads || begun.elapsed() >= patience {
+            relieve(client).await?;
+            return Ok(true);
+        }
+        tokio::time::sleep(LOOK.min(patience)).await;
+    }
+}
 
 /// If etcd takes no more writes because it is full: gives up all of its history, writes its files anew, and takes the
 /// alarm back.  Writes nothing itself.  Where the objects alone are too many, the next write raises the alarm again.

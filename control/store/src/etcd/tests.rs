@@ -128,6 +128,48 @@ async fn a_full_etcd_is_relieved() {
     assert_eq!(etcd_holds(&options(Duration::ZERO)).await.unwrap(), EtcdHolds::Moved("elsewhere".into()));
 }
 
+/// Each master's server sees that etcd is full; were they to make room at the same time, no member would answer.
+#[tokio::test]
+async fn one_of_several_servers_makes_room() {
+    let etcd = test_etcd::Etcd::start_with(3, &["--quota-backend-bytes=16777216"]);
+    let passive = open_at(&etcd, 0, Duration::ZERO).await;
+    let large = async || passive.put("/k", Stamped::plain(vec![b'x'; 1 << 20]), Expect::Any, None).await;
+    let fill = async || while large().await.is_ok() {};
+    fill().await;
+    let mut beside_leader = None;
+    for place in 0..3 {
+        let client = Client::new(&at(&etcd, place).members).unwrap();
+        let status: wire::StatusResponse = client.call(wire::STATUS, wire::StatusRequest {}, Again::Yes).await.unwrap();
+        if status.header().is_some_and(|header| header.member_id == status.leader) {
+            beside_leader = Some(place);
+            continue;
+        }
+        // It begins when another one has made room.
+        let begun = open_at(&etcd, place, Duration::from_secs(3600));
+        let early = tokio::time::timeout(Duration::from_millis(500), begun).await;
+        assert!(early.is_err() && large().await.is_err(), "{place} made room");
+    }
+    let leaders = beside_leader.expect("one member leads");
+    drop(open_at(&etcd, leaders, Duration::from_secs(3600)).await);
+    large().await.unwrap();
+
+    // Where there is no server beside the leader, another one does it in the end.
+    fill().await;
+    drop(open_at(&etcd, (leaders + 1) % 3, Duration::from_millis(300)).await);
+    large().await.unwrap();
+}
+
+fn at(etcd: &test_etcd::Etcd, place: usize) -> EtcdOptions {
+    let mut options = options(etcd, "/r");
+    options.members.endpoints = vec![etcd.endpoints().swap_remove(place)];
+    options
+}
+
+/// A server that is given one member only, as on a master.
+async fn open_at(etcd: &test_etcd::Etcd, place: usize, compaction_interval: Duration) -> Etcd {
+    Etcd::open(EtcdOptions { compaction_interval, ..at(etcd, place) }).await.unwrap()
+}
+
 /// What does not fit beside the store is taken away again.
 #[tokio::test]
 async fn a_restore_that_does_not_fit_leaves_room() {
