@@ -19,7 +19,6 @@ use crate::audit::Made;
 use crate::error::{ApiError, Cause, Result};
 use crate::object::Object;
 use crate::pipeline::Body;
-use crate::registry::Change;
 use crate::{shape, strategy};
 
 /// Suffixes of generated names are made of these, so that no words come out.
@@ -223,7 +222,7 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
         // Memory is as far as the write by now. What was on its way out before it, to another server or another task, was
         // looked through before it too, and nobody would take the object away.
         if let Err(error) = lifecycle::check(&at).and_then(|()| not_terminating(scope)) {
-            take_back(scope, &stored).await?;
+            take_back(scope, stored).await?;
             return Err(error);
         }
         Ok(Some(stored))
@@ -242,16 +241,20 @@ async fn admit_and_store(scope: &Scope<'_>, mut object: Value, manager: &str, tr
     }
 }
 
-/// Removes what was just created.
-async fn take_back(scope: &Scope<'_>, stored: &Object) -> Result<()> {
-    let uid = meta::field(&stored.value(), "uid").to_string();
-    let change = |now: Value| Ok(if meta::field(&now, "uid") == uid { Change::Remove } else { Change::Keep });
-    let (registry, kind) = (&scope.state.registry, &scope.stored);
-    let done = registry.guaranteed_update(&kind.group, &kind.plural, &stored.namespace, &stored.name, change).await;
-    match done {
-        Err(error) if error.reason == "NotFound" => Ok(()),
-        done => done.map(drop),
-    }
+/// Removes what was just created, also where its client goes before the store answers.
+async fn take_back(scope: &Scope<'_>, stored: Arc<Object>) -> Result<()> {
+    let (state, kind) = (scope.state.clone(), scope.stored.clone());
+    let removal = tokio::spawn(async move {
+        let mut stopping = state.stopping();
+        tokio::select! {
+            biased;
+            () = state.registry.take_back(&kind.group, &kind.plural, &stored) => Ok(()),
+            _ = stopping.wait_for(|s| *s) => {
+                Err(ApiError::internal(format!("the server ends before {} {:?} is taken back", kind.plural, stored.name)))
+            }
+        }
+    });
+    removal.await.unwrap_or_else(|error| Err(ApiError::internal(error)))
 }
 
 /// Does a write to the store with what the kind's strategy reserves for it.

@@ -6,18 +6,26 @@
 
 mod cache;
 mod encode;
+#[cfg(test)]
+pub(crate) mod flaky;
 
 pub use cache::{Cache, Event, EventKind, Watch};
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
+use api::meta;
 use serde_json::Value;
 use store::{Expect, StoreError};
 
 use crate::error::{ApiError, Result};
 use crate::object::Object;
 pub(crate) use encode::encode;
+
+/// Between tries to take an object back, at first and at most.
+const AGAIN: Duration = Duration::from_millis(100);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(5);
 
 /// Handle to all resources; cheap to use from many tasks.
 pub struct Registry {
@@ -192,6 +200,24 @@ impl Registry {
         Err(ApiError::stale(group, resource, name))
     }
 
+    /// Removes an object that should never have been made: nobody else will, so that it is tried until it is done.
+    pub async fn take_back(&self, group: &str, resource: &str, made: &Object) {
+        let (namespace, name, uid) = (&made.namespace, &made.name, meta::field(&made.value(), "uid").to_string());
+        let mut pause = AGAIN;
+        loop {
+            let change = |now: Value| Ok(if meta::field(&now, "uid") == uid { Change::Remove } else { Change::Keep });
+            match self.guaranteed_update(group, resource, namespace, name, change).await {
+                Ok(_) => return,
+                Err(error) if error.reason == "NotFound" => return,
+                Err(error) => {
+                    tracing::warn!("{} is not taken back yet: {error}", key(group, resource, namespace, name))
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(AGAIN_AT_MOST);
+        }
+    }
+
     /// Removes an object that is at `revision`; gives the revision of the removal.
     pub async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str, revision: u64) -> Result<u64> {
         let cache = self.cache(group, resource);
@@ -260,5 +286,34 @@ pub(crate) fn store_error(error: StoreError) -> ApiError {
         // The write may have been done, which is what this reason says.
         StoreError::Unavailable(_) => ApiError::timeout(error.to_string()),
         other => ApiError::internal(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::flaky::Flaky;
+    use super::*;
+
+    /// Whether the store does what it does not answer, or not.
+    #[tokio::test]
+    async fn what_is_taken_back_is_gone_when_the_store_answers_again() {
+        for done in [false, true] {
+            let store = Arc::new(Flaky::new());
+            let registry = Registry::new(store.clone());
+            let make = async |uid: &str| {
+                let object = json!({"metadata": {"namespace": "n", "name": "a", "uid": uid}});
+                registry.create("", "configmaps", &object, None).await.unwrap()
+            };
+            let made = make("1").await;
+            store.lose(1, done);
+            registry.take_back("", "configmaps", &made).await;
+            assert!(registry.get("", "configmaps", "n", "a").is_none());
+            // Another one of that name stays.
+            make("2").await;
+            registry.take_back("", "configmaps", &made).await;
+            assert!(registry.get("", "configmaps", "n", "a").is_some());
+        }
     }
 }
