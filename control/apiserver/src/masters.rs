@@ -28,6 +28,8 @@ const KEYS: &str = "/kimg/masters/";
 const LIFE: u64 = 15;
 /// How often it is renewed: one round that fails must not end it.
 const RENEW: Duration = Duration::from_secs(5);
+/// A round that failed is followed by another after this.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Tries of one write that others are faster with.
 const TRIES: usize = 16;
 
@@ -71,8 +73,9 @@ pub async fn keep(state: Arc<AppState>, mut leaving: watch::Receiver<bool>) {
         }
         let round = async {
             if shared && renewed.is_none_or(|at| at.elapsed() >= RENEW) {
+                let begun = Instant::now();
                 renew(&state, own).await?;
-                renewed = Some(Instant::now());
+                renewed = Some(begun);
             }
             put_right(&state, Some(own)).await
         };
@@ -80,11 +83,12 @@ pub async fn keep(state: Arc<AppState>, mut leaving: watch::Receiver<bool>) {
             done = round => done,
             _ = leaving.wait_for(|leaving| *leaving) => break,
         };
+        let failed = done.is_err();
         match done {
             Ok(found) => servers = found,
             Err(error) => tracing::warn!("keeping the endpoints of the Service kubernetes: {error:#}"),
         }
-        let pause = if shared { RENEW } else { KEEP };
+        let pause = if shared { pause(failed, renewed.map(|at| at.elapsed())) } else { KEEP };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = another(&mut changes, &servers) => {}
@@ -94,6 +98,12 @@ pub async fn keep(state: Arc<AppState>, mut leaving: watch::Receiver<bool>) {
     if shared && let Err(error) = leave(&state, own).await {
         tracing::warn!("taking this server out of the endpoints of the Service kubernetes: {error:#}");
     }
+}
+
+/// From a round to the next one, where the key was renewed so long ago: a round that another server brought about comes
+/// between two renewals, and puts the second one off by nothing.
+fn pause(failed: bool, since_renewed: Option<Duration>) -> Duration {
+    if failed { AGAIN } else { RENEW.saturating_sub(since_renewed.unwrap_or_default()) }
 }
 
 /// Waits until a server comes or goes, which a renewed key does not mean.
@@ -217,4 +227,19 @@ fn slice(servers: &Servers) -> Value {
         "endpoints": addresses.iter().map(one).collect::<Vec<_>>(),
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_renewed_in_time_whatever_comes_between() {
+        let seconds = Duration::from_secs;
+        assert_eq!(pause(false, Some(seconds(0))), RENEW);
+        assert_eq!(pause(false, Some(seconds(4))), seconds(1));
+        assert_eq!(pause(false, Some(seconds(6))), seconds(0));
+        assert_eq!(pause(true, Some(seconds(6))), AGAIN);
+        assert_eq!(pause(true, None), AGAIN);
+    }
 }
