@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use store::{Expect, Stamped, StoreError};
+use store::{Expect, Stamped, Store, StoreError};
 
 use super::service_account::{BoundObject, TokenSpec};
 use super::view::{ClusterView, NODES, PODS, SECRETS, SERVICE_ACCOUNTS, str_at};
@@ -45,10 +45,21 @@ async fn first_time(state: &AppState, token: &str) -> Result<bool> {
     // Without its signature, of which there is more than one that fits.
     let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
     let key = format!("{USED}{}", hex::encode(Sha256::digest(signed)));
-    match state.registry.store().put(&key, Stamped::plain(""), Expect::Absent, Some(USED_SECONDS)).await {
+    claim(state.registry.store().as_ref(), &key).await.map_err(store_error)
+}
+
+/// Takes a key for good; says whether nobody had it.
+async fn claim(store: &dyn Store, key: &str) -> store::Result<bool> {
+    let own = uuid::Uuid::new_v4().to_string();
+    match store.put(key, Stamped::plain(own.clone()), Expect::Absent, Some(USED_SECONDS)).await {
         Ok(_) => Ok(true),
         Err(StoreError::Mismatch) => Ok(false),
-        Err(error) => Err(store_error(error)),
+        // It may have been taken all the same; then nobody could use the link any more.
+        Err(unanswered @ StoreError::Unavailable(_)) => match store.get(key).await? {
+            Some(there) => Ok(there.value == own),
+            None => Err(unanswered),
+        },
+        Err(error) => Err(error),
     }
 }
 
@@ -178,4 +189,21 @@ fn complete_uid(bound: &mut BoundObject, object: &Value) -> Result<()> {
     }
     bound.uid = uid.to_string();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::flaky::Flaky;
+
+    #[tokio::test]
+    async fn a_link_is_not_burnt_by_an_answer_that_is_lost() {
+        let store = Flaky::new();
+        store.lose(1, true);
+        assert!(claim(&store, "/a").await.unwrap());
+        assert!(!claim(&store, "/a").await.unwrap());
+        store.lose(1, false);
+        assert!(matches!(claim(&store, "/b").await, Err(StoreError::Unavailable(_))));
+        assert!(claim(&store, "/b").await.unwrap());
+    }
 }
