@@ -47,7 +47,8 @@ pub fn catch_up(state: &AppState) {
     }
 }
 
-/// Serves the kinds of all CRDs as they are now; gives each with why its names are in use, if so.
+/// Serves the kinds of all CRDs as they are now, unless they are served already; gives each with why its names are in
+/// use, if so.
 fn serve_newest(state: &AppState) -> Vec<(Value, Option<(String, String)>)> {
     // One after the other, so that an older look does not take the place of a newer one.
     let mut served = state.definitions_served.lock().unwrap_or_else(|e| e.into_inner());
@@ -55,7 +56,10 @@ fn serve_newest(state: &AppState) -> Vec<(Value, Option<(String, String)>)> {
     let revision = state.definitions.last_change();
     let mut taken = Names::default();
     let mut kinds = CustomKinds::default();
-    let mut crds: Vec<Value> = state.definitions.list(None).iter().map(|o| o.value()).collect();
+    let objects = state.definitions.list(None);
+    // Memory may have objects that the revision does not tell of yet.
+    let is_served = *served == revision && objects.iter().all(|object| object.revision <= revision);
+    let mut crds: Vec<Value> = objects.iter().map(|o| o.value()).collect();
     // Who came first keeps a name.
     crds.sort_by(|a, b| {
         (is_established(b), meta::field(a, "creationTimestamp"), meta::name(a)).cmp(&(
@@ -66,14 +70,16 @@ fn serve_newest(state: &AppState) -> Vec<(Value, Option<(String, String)>)> {
     });
     let crds = crds.into_iter().map(|crd| {
         let conflict = taken.take(&crd);
-        if conflict.is_none() {
+        if conflict.is_none() && !is_served {
             serve(&mut kinds, &crd);
         }
         (crd, conflict)
     });
     let crds = crds.collect();
-    publish(state, kinds);
-    *served = revision;
+    if !is_served {
+        publish(state, kinds);
+        *served = revision;
+    }
     crds
 }
 
@@ -277,5 +283,38 @@ async fn clear(state: &AppState, crd: &Value) -> Result<bool> {
     match state.registry.guaranteed_update(GROUP, RESOURCE, "", meta::name(crd), release).await {
         Err(error) if error.reason == "NotFound" => Ok(true),
         done => done.map(|_| true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::registry::Registry;
+    use crate::registry::flaky::Flaky;
+
+    fn definition(plural: &str) -> Value {
+        let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        json!({"kind": "CustomResourceDefinition", "apiVersion": "apiextensions.k8s.io/v1",
+            "metadata": {"name": format!("{plural}.example.com"), "uid": plural},
+            "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": plural, "kind": plural},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}})
+    }
+
+    #[tokio::test]
+    async fn what_is_served_already_is_not_built_again() {
+        let config = Config::try_parse_from(["x", "--tls-cert-file=x", "--tls-private-key-file=x"]).unwrap();
+        let state = AppState::new(config, Registry::new(Arc::new(Flaky::new()))).unwrap();
+        for (number, plural) in ["as", "bs"].into_iter().enumerate() {
+            state.registry.create(GROUP, RESOURCE, &definition(plural), None).await.unwrap();
+            catch_up(&state);
+            let built = state.customs();
+            assert_eq!(built.served.len(), number + 1);
+            let all = serve_newest(&state);
+            assert_eq!(all.len(), number + 1, "what is left to do is looked at");
+            assert!(Arc::ptr_eq(&built, &state.customs()));
+        }
     }
 }
