@@ -1,12 +1,15 @@
 //! Requests for typed objects, with errors that say which object they were about.
 
 use std::fmt;
+use std::path::Path;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::Request;
 use kube::core::params::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::connect;
 
 /// What the typed objects of the API have in common.
 pub trait Object:
@@ -116,6 +119,15 @@ fn path<K: Object>(namespace: Option<&str>) -> Request {
 impl Client {
     pub fn new(kube: kube::Client, manager: &'static str) -> Self {
         Self { kube, manager }
+    }
+
+    /// The client of the program `name`, as the kubeconfig says; connects at the first request.
+    ///
+    /// # Errors
+    /// The kubeconfig, or a file that it names, cannot be read.
+    pub fn connect(kubeconfig: &Path, name: &'static str) -> anyhow::Result<Self> {
+        let agent = format!("{name}/v{}", env!("CARGO_PKG_VERSION"));
+        Ok(Self::new(connect::client(kubeconfig, &agent)?, name))
     }
 
     /// For what the typed calls here do not cover.

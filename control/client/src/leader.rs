@@ -12,6 +12,8 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 
 use crate::call::Client;
+use crate::health::Health;
+use crate::notify;
 
 const NAMESPACE: &str = "kube-system";
 /// Upstream's `--leader-elect-lease-duration`: whoever sees no renewal for so long takes the lease.
@@ -26,7 +28,7 @@ const TRY: Duration = Duration::from_secs(4);
 
 /// When what was asked for, and then granted, was asked for: others count from no earlier.
 #[derive(Debug, Clone, Copy)]
-pub struct Held(Instant);
+struct Held(Instant);
 
 /// What to do about the lease that was found.
 #[derive(Debug, PartialEq)]
@@ -57,22 +59,38 @@ pub fn identity() -> String {
         .unwrap_or_else(|| "localhost".to_owned())
 }
 
-/// Returns once this process leads; says it once where another one does until then.
-pub async fn acquire(client: &Client, name: &str, identity: &str, another: impl FnOnce()) -> Held {
-    acquire_in(&Cluster { client, name }, identity, another).await
-}
-
-/// Keeps the lease.
+/// Does `work` while this process holds the Lease `name`; stands by until then.
 ///
 /// # Errors
-/// It is lost: returns only then.
-pub async fn keep(client: &Client, name: &str, identity: &str, held: Held) -> anyhow::Result<Infallible> {
-    keep_in(&Cluster { client, name }, identity, held).await
+/// The lease is lost, or the work has failed.
+pub async fn lead(
+    client: &Client,
+    name: &str,
+    health: &Health,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    notify::status("waiting for the API server");
+    let (world, identity) = (Cluster { client, name }, identity());
+    // To stand by is all that it has to do then.
+    let stand_by = || {
+        health.set_ready();
+        notify::ready("standing by: another master leads");
+    };
+    let held = acquire_in(&world, &identity, stand_by).await;
+    tracing::info!("leading as {identity}");
+    tokio::select! {
+        result = work => result,
+        lost = keep_in(&world, &identity, held) => lost.map(|never| match never {}),
+    }
 }
 
 /// Lets the lease go at once, for a process that has ended its work.
-pub async fn release(client: &Client, name: &str, identity: &str) {
-    match release_in(&Cluster { client, name }, identity).await {
+pub async fn let_go(client: anyhow::Result<Client>, name: &str) {
+    let done = match &client {
+        Ok(client) => release_in(&Cluster { client, name }, &identity()).await,
+        Err(error) => Err(format!("{error:#}")),
+    };
+    match done {
         Ok(true) => tracing::info!("lease {NAMESPACE}/{name} is released"),
         Ok(false) => {}
         Err(why) => tracing::warn!("lease {NAMESPACE}/{name} is not released, and ends by itself: {why}"),

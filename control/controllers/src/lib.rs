@@ -28,13 +28,12 @@ mod workloads;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use control_client::health::{self, Health};
-use control_client::{Client, Recorder, connect, leader, notify, process};
+use control_client::{Client, Recorder, leader, notify, process};
 
 use crate::caches::Caches;
 use crate::context::Context;
@@ -51,40 +50,24 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let (kubeconfig, leads) = (settings.kubeconfig.clone(), settings.leader_elect);
     process::run_then(NAME, run(settings), async move {
-        if leads && let Ok(client) = client(&kubeconfig) {
-            leader::release(&client, NAME, &leader::identity()).await;
+        if leads {
+            leader::let_go(Client::connect(&kubeconfig, NAME), NAME).await;
         }
     })
-}
-
-fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
-    let agent = concat!("kube-controller-manager/v", env!("CARGO_PKG_VERSION"));
-    Ok(Client::new(connect::client(kubeconfig, agent)?, NAME))
 }
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let health = Health::new(runner::metrics);
     health::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port.unwrap_or(PORT))), health.clone()).await?;
-    let client = client(&settings.kubeconfig)?;
-    let identity = leader::identity();
-    let mut held = None;
-    if settings.leader_elect {
-        notify::status("waiting for the API server");
-        // To stand by is all that it has to do then.
-        let stand_by = || {
-            health.set_ready();
-            notify::ready("standing by: another master leads");
-        };
-        held = Some(leader::acquire(&client, NAME, &identity, stand_by).await);
-    }
-    tracing::info!("leading as {identity}");
-    let context = Arc::new(Context {
-        events: Recorder::start(client.clone(), component_for, identity.clone()),
-        caches: Caches::start(&client),
-        client,
-        settings,
-    });
+    let client = Client::connect(&settings.kubeconfig, NAME)?;
+    let leads = settings.leader_elect;
     let work = async {
+        let context = Arc::new(Context {
+            events: Recorder::start(client.clone(), component_for, leader::identity()),
+            caches: Caches::start(&client),
+            client: client.clone(),
+            settings,
+        });
         notify::status("filling the caches");
         context.caches.synced().await;
         start_controllers(&context)?;
@@ -93,13 +76,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         tracing::info!("controllers run");
         std::future::pending::<anyhow::Result<()>>().await
     };
-    match held {
-        Some(held) => tokio::select! {
-            result = work => result,
-            lost = leader::keep(&context.client, NAME, &identity, held) => lost.map(|never| match never {}),
-        },
-        None => work.await,
-    }
+    if leads { leader::lead(&client, NAME, &health, work).await } else { work.await }
 }
 
 fn start_controllers(context: &Arc<Context>) -> anyhow::Result<()> {

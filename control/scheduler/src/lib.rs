@@ -22,13 +22,13 @@ mod volumes;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use clap::{ArgAction, Parser};
 use control_client::health::{self, Health};
-use control_client::{Client, Recorder, connect, leader, notify, process};
+use control_client::{Client, Recorder, leader, notify, process};
 
 use crate::scheduler::Scheduler;
 
@@ -57,15 +57,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let (kubeconfig, leads) = (settings.kubeconfig.clone(), settings.leader_elect);
     process::run_then(NAME, run(settings), async move {
-        if leads && let Ok(client) = client(&kubeconfig) {
-            leader::release(&client, NAME, &leader::identity()).await;
+        if leads {
+            leader::let_go(Client::connect(&kubeconfig, NAME), NAME).await;
         }
     })
-}
-
-fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
-    let agent = concat!("kube-scheduler/v", env!("CARGO_PKG_VERSION"));
-    Ok(Client::new(connect::client(kubeconfig, agent)?, NAME))
 }
 
 async fn run(settings: Settings) -> anyhow::Result<()> {
@@ -73,22 +68,10 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let for_metrics = running.clone();
     let health = Health::new(move || for_metrics.get().map(|s| s.metrics()).unwrap_or_default());
     health::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, settings.port.unwrap_or(PORT))), health.clone()).await?;
-    let client = client(&settings.kubeconfig)?;
-    let identity = leader::identity();
-    let mut held = None;
-    if settings.leader_elect {
-        notify::status("waiting for the API server");
-        // To stand by is all that it has to do then.
-        let stand_by = || {
-            health.set_ready();
-            notify::ready("standing by: another master leads");
-        };
-        held = Some(leader::acquire(&client, NAME, &identity, stand_by).await);
-    }
-    tracing::info!("leading as {identity}");
-    let events = Recorder::start(client.clone(), |_| "default-scheduler", identity.clone());
-    let scheduler = Scheduler::start(&client, events);
+    let client = Client::connect(&settings.kubeconfig, NAME)?;
     let work = async {
+        let events = Recorder::start(client.clone(), |_| "default-scheduler", leader::identity());
+        let scheduler = Scheduler::start(&client, events);
         notify::status("filling the caches");
         scheduler.synced().await;
         // Set once: this function runs once.
@@ -99,11 +82,5 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         scheduler.run().await;
         Ok(())
     };
-    match held {
-        Some(held) => tokio::select! {
-            result = work => result,
-            lost = leader::keep(&client, NAME, &identity, held) => lost.map(|never| match never {}),
-        },
-        None => work.await,
-    }
+    if settings.leader_elect { leader::lead(&client, NAME, &health, work).await } else { work.await }
 }
