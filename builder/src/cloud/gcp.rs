@@ -495,11 +495,14 @@ impl Cloud for Gcp {
         metadata["items"] = others.chain([told]).collect();
         let place = place(&one)?;
         if let Err(error) = self.post(&format!("{place}/setMetadata"), &metadata, &what) {
-            if error.is::<Refused>() {
-                // Else it would be paid for until the next one is made.
-                self.drop_disks(std::slice::from_ref(new))?;
+            if !error.is::<Refused>() {
+                return Err(error);
             }
-            return Err(error);
+            // Else it would be paid for until the next one is made. What was refused is the error all the same.
+            return Err(match self.drop_disks(std::slice::from_ref(new)) {
+                Ok(()) => error,
+                Err(stays) => error.context(format!("the disk {new} is left over ({stays:#})")),
+            });
         }
         // From here on nothing is as it was, whatever is refused.
         self.change_disks(&server.node, &one, &attached, new).map_err(|error| match error.is::<Interrupted>() {
