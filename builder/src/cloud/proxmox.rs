@@ -25,7 +25,7 @@ use crate::upload::api::Api;
 use crate::upload::proxmox::{account, at, done, task, was_lost};
 use crate::upload::settings::Environment;
 use crate::web::{Answer, Client, Interrupted, Request, escape};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
 use jiff::Timestamp;
 use marks::{NODE, ROLE};
@@ -228,15 +228,15 @@ impl Proxmox {
         }
     }
 
-    /// Ends with an error, without a drive that nobody imports any more.
-    fn without<T>(&self, id: &str, error: anyhow::Error) -> Result<T> {
-        if !was_lost(&error)
-            && !error.is::<Interrupted>()
-            && let Err(also) = self.delete_seed(id)
-        {
-            tracing::debug!("{id}: {also:#}");
+    /// An error, without a drive that nobody imports any more; or with the word that one is left, as it holds secrets.
+    fn without(&self, id: &str, error: anyhow::Error) -> anyhow::Error {
+        if was_lost(&error) || error.is::<Interrupted>() {
+            return error;
         }
-        Err(error)
+        match self.delete_seed(id) {
+            Ok(()) => error,
+            Err(stays) => error.context(format!("the drive {id} is left over ({stays:#})")),
+        }
     }
 
     /// Both disks, to be imported.
@@ -429,7 +429,7 @@ impl Cloud for Proxmox {
             // What is changed waits for the next start.
             "hotplug": "0",
         });
-        let id = self.create(&mut body, &format!("making {name}")).or_else(|error| self.without(&drive, error))?;
+        let id = self.create(&mut body, &format!("making {name}")).map_err(|error| self.without(&drive, error))?;
         let place = self.here(&format!("/qemu/{id}"));
         self.grow(&place, region)?;
         self.delete_seed(&drive)?;
@@ -450,10 +450,14 @@ impl Cloud for Proxmox {
         match self.work(node, request, &what) {
             Err(error) if !was_lost(&error) && !error.is::<Interrupted>() => {
                 // One of the two may be there already, and would take its place by the next start.
-                self.send(Request::put(config.as_str()).json(&json!({"revert": "scsi0,scsi1"})))?;
-                self.drop_unused(&config, node)?;
-                let why = format!("{error:#}");
-                return self.without(&drive, error).or_else(|_| input::bad(why));
+                let revert = Request::put(config.as_str()).json(&json!({"revert": "scsi0,scsi1"}));
+                let reverted = self.send(revert).and_then(|_| self.drop_unused(&config, node));
+                // Then nobody knows which disk it starts from: no refusal after which the old one is as it was.
+                reverted.map_err(|also| match also.is::<Interrupted>() {
+                    true => also,
+                    false => anyhow!("{error:#}, and that could not be taken back: {also:#}"),
+                })?;
+                return input::bad(format!("{:#}", self.without(&drive, error)));
             }
             other => other?,
         }

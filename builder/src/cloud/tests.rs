@@ -9,6 +9,7 @@ mod openstack;
 mod others;
 mod plans;
 mod proxmox;
+mod rebuilding;
 mod roll;
 mod status_page;
 
@@ -26,10 +27,11 @@ use crate::progress::Progress;
 use crate::seed::token::LIFE;
 use crate::upload::schema::Published;
 use crate::upload::{self, Remote};
-use crate::web::Interrupted;
 use crate::web::fake::{self, Call, Fault, Reply, Server, Virtual};
+use crate::web::{Interrupted, Refused};
 use anyhow::Result;
 use node_metadata::Role;
+use rebuilding::{cut_off, rebuild};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -359,16 +361,6 @@ impl Stage {
 /// Two machines with a floating IP and a port each; the third port is the router's.
 const OF_OPENSTACK: &[&str] =
     &["firewall", "firewall", "floatingip", "floatingip", "network", "port", "port", "port", "router", "subnet"];
-
-/// Puts image 78 under the master, and tells it something.
-fn rebuild(stage: &Stage, user_data: &str) -> Result<()> {
-    let cloud = stage.cloud();
-    let there = cloud.inventory()?;
-    let (network, firewall) = (&there.networks[0], &there.firewalls[0]);
-    let server = there.servers.iter().find(|server| server.node == "m").unwrap();
-    let (node, role, size, image_id, image) = ("m", Role::Master, server.size.as_str(), "78", SUM);
-    cloud.rebuild_server(server, &Order { node, role, size, image_id, image, user_data, network, firewall })
-}
 
 /// Whether a call changes nothing.
 fn only_asks(call: &Call) -> bool {

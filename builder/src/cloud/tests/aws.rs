@@ -2,23 +2,13 @@
 
 use super::*;
 use crate::cloud::Busy;
-use std::sync::atomic::Ordering::Relaxed;
 
 #[test]
 fn wherever_a_rebuilding_with_other_user_data_ends_the_next_one_ends_the_same() {
     let whole = Stage::whole(Which::Aws);
     let there = whole.world().clone();
     for n in 0.. {
-        let mut stage = Stage::new(Which::Aws);
-        *stage.world() = there.clone();
-        let answered = stage.world().answered;
-        let stops = Some((stage.clock.clone(), answered + n));
-        stage.world().stops = stops;
-        let ended = rebuild(&stage, "told");
-        let whole = !stage.clock.stopped.load(Relaxed);
-        assert!(ended.is_ok() || !whole, "call {n}: {ended:?}");
-        stage.world().stops = None;
-        stage.clock = Virtual::new();
+        let (stage, whole) = cut_off(Which::Aws, &there, n);
         if !whole {
             rebuild(&stage, "told").unwrap();
         }

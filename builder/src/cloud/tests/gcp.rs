@@ -1,23 +1,13 @@
 //! What only Google has: a master's disk that another one takes the place of.
 
 use super::*;
-use std::sync::atomic::Ordering::Relaxed;
 
 #[test]
 fn wherever_a_change_of_disks_ends_none_is_left_over() {
     let whole = Stage::whole(Which::Gcp);
     let there = whole.world().clone();
     for n in 0.. {
-        let mut stage = Stage::new(Which::Gcp);
-        *stage.world() = there.clone();
-        let answered = stage.world().answered;
-        let stops = Some((stage.clock.clone(), answered + n));
-        stage.world().stops = stops;
-        let ended = rebuild(&stage, "told");
-        let whole = !stage.clock.stopped.load(Relaxed);
-        assert!(ended.is_ok() || !whole, "call {n}: {ended:?}");
-        stage.world().stops = None;
-        stage.clock = Virtual::new();
+        let (stage, whole) = cut_off(Which::Gcp, &there, n);
         if n % 2 == 0 && !whole {
             rebuild(&stage, "told").unwrap();
         }

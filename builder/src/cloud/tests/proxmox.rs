@@ -82,17 +82,20 @@ fn nothing_is_made_besides_machines_and_they_cost_nothing() {
 fn an_import_that_fails_leaves_nothing_that_waits() {
     let stage = Stage::whole(Which::Proxmox);
     stage.world().keeps_disks = true;
-    let cloud = stage.cloud();
-    let there = cloud.inventory().unwrap();
-    let (network, firewall) = (&there.networks[0], &there.firewalls[0]);
-    let (node, role, size, image_id, image, user_data) = ("m", Role::Master, "1c-1g", "78", SUM, "told");
-    let order = Order { node, role, size, image_id, image, user_data, network, firewall };
-    let server = there.servers.iter().find(|server| server.node == "m").unwrap();
-    let error = cloud.rebuild_server(server, &order).unwrap_err();
+    let error = rebuild(&stage, "told").unwrap_err();
     assert!(error.is::<BadInput>() && error.to_string().contains("no space left on device"), "{error:#}");
     let id = stage.world().machine("m.demo")[0];
     let machine = stage.world().machines[&id].clone();
     assert!(machine.body["waits"].is_null() && machine.body["unused"] == 0 && !machine.off, "{}", machine.body);
     assert!(stage.world().kinds().is_empty(), "its drive holds secrets");
     stage.check_calls(None);
+    // What could not be taken back is no refusal, after which the old disk would be as it was.
+    let taken_back = |call: &Call| String::from_utf8_lossy(&call.body).contains("revert");
+    // The calls of the second time are as those of the first.
+    let (calls, whole) = (stage.server.calls(), Stage::whole(Which::Proxmox).server.calls().len());
+    let at = calls.len() + calls[whole..].iter().position(taken_back).unwrap();
+    stage.server.fail(at, Fault::Instead(Reply::json(400, &json!({"message": "not now"}))));
+    let error = rebuild(&stage, "told").unwrap_err();
+    assert!(format!("{error:#}").contains("could not be taken back: "), "{error:#}");
+    assert!(!error.chain().any(|cause| cause.is::<Refused>() || cause.is::<BadInput>()), "{error:#}");
 }
