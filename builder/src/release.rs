@@ -78,6 +78,8 @@ mod tests {
     fn what_is_stated_is_what_the_control_plane_does() {
         let log = include_str!("../../control/store/src/frame.rs");
         assert!(log.contains(&format!("b\"KIMG-STORE-LOG-{STORE_LOG}\";")));
+        let snapshot = include_str!("backup/snapshot.rs");
+        assert!(snapshot.contains(&format!("const VERSION: &[u8] = b\"{STORE_LOG}\";")));
         let etcd = include_str!("../../control/store/src/etcd/root.rs");
         assert!(etcd.contains(&format!("const FORMAT: u32 = {STORE_ETCD};")));
         let server = include_str!("../../control/apiserver/src/lib.rs");
