@@ -3,10 +3,11 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/>
 //!
 //! A call that bears a token of ours is known by it when it is sent twice; for others a thing is looked for by its tags
-//! before it is made. Where `cluster.toml` names no subnet, a VPC has a way out by an internet gateway and a route; its one subnet is made last, so the network
-//! counts once that is there. Security groups filter the private network, too. A worker's interface and its public address
-//! come and go with it; a master's are there before it, so that its metadata says both from the first boot on, and outlive
-//! it. A running instance takes another root volume, and keeps its user-data: other user-data it takes while it is stopped.
+//! before it is made. Where `cluster.toml` names no subnet, a VPC has a way out by an internet gateway and a route; its one
+//! subnet is made last, so the network counts once that is there. Security groups filter the private network, too. A
+//! worker's interface and its public address come and go with it; a master's are there before it, so that its metadata says
+//! both from the first boot on, and outlive it. A running instance takes another root volume, and keeps its user-data: other
+//! user-data it takes while it is stopped.
 //! What was made or removed a moment ago is not known everywhere at once. None of this was tried at AWS.
 
 use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
@@ -290,6 +291,7 @@ impl Aws {
                      makes another machine",
                     server.id
                 ),
+                // It is at work, or not listed yet.
                 _ => Ok(None),
             }
         })

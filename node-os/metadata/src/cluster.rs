@@ -182,8 +182,8 @@ pub struct Cluster {
     /// Whether the master has a status page.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub status_page: bool,
-    /// The masters that `cluster.toml` names, in a worker's image the first one. Of workers no image says anything, so that there can be more and fewer of them
-    /// with the same images: what one is told stands in its user-data.
+    /// The masters that `cluster.toml` names, in a worker's image the first one. Of workers no image says anything, so that
+    /// there can be more and fewer of them with the same images: what one is told stands in its user-data.
     #[serde(default)]
     pub masters: Vec<NodeEntry>,
     /// Where logs are sent, if anywhere.
