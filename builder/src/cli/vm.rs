@@ -114,13 +114,12 @@ fn switch_off(settings: &Settings, at: ProviderName) -> Result<()> {
             }
         }
         let costs = match at {
-            ProviderName::Gcp | ProviderName::Aws => "the disks and the master's address",
-            _ => "them",
-        };
-        let costs = match at {
             // They are somebody's own.
             ProviderName::Proxmox => String::new(),
-            _ => format!("; {} charges for {costs} all the same", at.as_str()),
+            ProviderName::Gcp | ProviderName::Aws => {
+                format!("; {} charges for the disks and the master's address all the same", at.as_str())
+            }
+            _ => format!("; {} charges for them all the same", at.as_str()),
         };
         println!("cluster {}: all machines are off, with their data{costs}", settings.name);
         next(&format!("{} up{}", program(), dir_flag(settings)));
