@@ -70,6 +70,9 @@ pub enum MergeError {
     /// Several masters need to know each other.
     #[error("several masters share a store on etcd, and {0}")]
     BadMasters(String),
+    /// A master keeps nothing of pods.
+    #[error("data-volume is for workers, and this is a master image: take it out of the user-data")]
+    DataVolume,
     /// A taint is wrong.
     #[error("the taint {0:?} is not key[=value]:Effect with the effect NoSchedule, PreferNoSchedule or NoExecute")]
     BadTaint(String),
@@ -124,6 +127,7 @@ pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) 
         reserved: reserved(entry, user)?,
         provider_id: found.provider_id.clone(),
         await_backup: user.kimg.await_backup,
+        data_volume: data_volume(cluster.role, user)?,
         source: found.source.clone(),
         name,
     };
@@ -206,6 +210,13 @@ fn api_endpoints(cluster: &Cluster, user: &UserData) -> Result<Vec<String>, Merg
         return Err(MergeError::NoApi);
     }
     Ok(endpoints)
+}
+
+fn data_volume(role: Role, user: &UserData) -> Result<bool, MergeError> {
+    match (role, user.kimg.data_volume) {
+        (Role::Master, true) => Err(MergeError::DataVolume),
+        (_, told) => Ok(told),
+    }
 }
 
 /// The addresses of all masters, `own` first; none where this one is the only one, and is not told to join others.
@@ -481,6 +492,9 @@ mod tests {
         assert!(run(Role::Worker, "await-backup: true").unwrap().node.await_backup);
         assert!(!run(Role::Worker, "role: worker").unwrap().node.await_backup);
         assert!(userdata::parse(b"#cloud-config\nkimg: {await-backup: soon}\n").is_err());
+        assert!(run(Role::Worker, "data-volume: true").unwrap().node.data_volume);
+        assert!(!run(Role::Worker, "role: worker").unwrap().node.data_volume);
+        assert_eq!(run(Role::Master, "data-volume: true").unwrap_err(), MergeError::DataVolume);
     }
 
     /// The master 10.77.0.10, of so many whose addresses cluster.toml gives, and its user-data.

@@ -53,6 +53,9 @@ pub struct Node {
     /// This master's etcd joins the members that run, and never begins a store.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub join_etcd: bool,
+    /// A worker has a disk for the volumes of pods, and waits until it is attached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub data_volume: bool,
     /// Which data source said so, e.g. `nocloud`.
     pub source: String,
 }

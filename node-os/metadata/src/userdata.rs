@@ -69,6 +69,8 @@ pub struct Kimg {
     pub await_backup: bool,
     /// This master's etcd joins the members that run, and never begins a store.
     pub join_etcd: bool,
+    /// A worker has a disk for the volumes of pods, and waits until it is attached.
+    pub data_volume: bool,
 }
 
 /// A text that must not show up in logs.

@@ -12,7 +12,7 @@ mod power;
 mod secrets;
 mod shutdown;
 
-use crate::disk::{CONFIG_PARTITION, config, scan::Disk, state};
+use crate::disk::{CONFIG_PARTITION, config, data, scan::Disk, state};
 use crate::handover::{self, Handover};
 use crate::logs::Logs;
 use crate::machine::{Command, Machine, Shared, Wait, now_ms};
@@ -148,6 +148,9 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
     secrets::open(machine, &cluster, seal_key).await;
     clock::set(machine, &cluster).await;
     modules_result(machine, modules).await;
+    if node.data_volume {
+        data::mounted(machine, &cluster, &node, &handover.disk).await;
+    }
     let node = endpoints::resolve(machine, &node).await;
     start_services(machine, running, &cluster, &node);
     tokio::task::spawn_local(search.follow_token());

@@ -1,6 +1,7 @@
 //! Disks: finding them in sysfs, reading their partition tables, and what lies on the partitions.
 
 pub mod config;
+pub mod data;
 pub mod gpt;
 pub mod scan;
 pub mod state;

@@ -13,14 +13,10 @@ pub const NUMBER: u32 = 6;
 /// Where it is mounted.
 pub const MOUNT_POINT: &str = "/state";
 const VAR: &str = "/state/var";
-/// A second disk with this label takes the volumes of pods.
-const DATA_LABEL: &str = "KIMG-DATA";
-const DATA_MOUNT_POINT: &str = "/var/lib/kimg/local-path";
 const EXT4_MAGIC_AT: u64 = 1024 + 56;
 const EXT4_LABEL_AT: u64 = 1024 + 120;
 /// Options that make a journaling file system fast to make and sound when the power goes.
-const MKFS_OPTIONS: &[&str] =
-    &["-q", "-F", "-L", "kimg-state", "-m", "1", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
+const MKFS_OPTIONS: &[&str] = &["-q", "-F", "-m", "1", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
 
 /// Folders of `/var` that components expect.
 const FOLDERS: [&str; 13] = [
@@ -55,14 +51,10 @@ pub fn prepare(disk: &Disk) -> Result<String> {
             is_blank(&device)?,
             "{name} holds something that is no ext4 file system; it is left alone. Write the image to an empty disk"
         );
-        run("/usr/sbin/mkfs.ext4", &[MKFS_OPTIONS, &[name.as_str()]].concat(), &[0])?;
+        make(&name, &["-L", "kimg-state"])?;
         notes.push("made");
-    } else if is_smaller_than_device(&device)? {
-        run("/usr/sbin/e2fsck", &["-f", "-p", &name], &[0, 1])?;
-        run("/usr/sbin/resize2fs", &[&name], &[0])?;
+    } else if check(&device)? {
         notes.push("file system grown");
-    } else {
-        run("/usr/sbin/e2fsck", &["-p", &name], &[0, 1])?;
     }
     let options = Options { no_suid_no_dev: false, ..Options::PLAIN };
     mount::mount(&name, Path::new(MOUNT_POINT), "ext4", options, "errors=remount-ro")?;
@@ -83,7 +75,6 @@ pub fn prepare(disk: &Disk) -> Result<String> {
             .with_context(|| format!("cannot set the mode of {}", path.display()))?;
     }
     link("/run", Path::new("/var/run"))?;
-    notes.extend(mount_data_volume()?);
     Ok(notes.join(", "))
 }
 
@@ -119,14 +110,29 @@ fn grow(disk: &Disk) -> Result<bool> {
     Ok(true)
 }
 
-fn is_ext4(device: &Path) -> bool {
+/// Makes a file system, by these options besides.
+pub(super) fn make(device: &str, options: &[&str]) -> Result<()> {
+    run("/usr/sbin/mkfs.ext4", &[MKFS_OPTIONS, options, &[device]].concat(), &[0])
+}
+
+/// Checks a file system, and says whether it was grown to the size of its device.
+pub(super) fn check(device: &Path) -> Result<bool> {
+    let name = device.to_string_lossy();
+    if !is_smaller_than_device(device)? {
+        return run("/usr/sbin/e2fsck", &["-p", &name], &[0, 1]).map(|()| false);
+    }
+    run("/usr/sbin/e2fsck", &["-f", "-p", &name], &[0, 1])?;
+    run("/usr/sbin/resize2fs", &[&name], &[0]).map(|()| true)
+}
+
+pub(super) fn is_ext4(device: &Path) -> bool {
     let mut magic = [0u8; 2];
     let read = File::open(device).and_then(|file| file.read_exact_at(&mut magic, EXT4_MAGIC_AT));
     read.is_ok() && magic == [0x53, 0xef]
 }
 
 /// Only an empty beginning is formatted: better a node that waits than data that is gone.
-fn is_blank(device: &Path) -> Result<bool> {
+pub(super) fn is_blank(device: &Path) -> Result<bool> {
     let mut start = vec![0u8; 64 * 1024];
     let file = File::open(device).with_context(|| format!("cannot open {}", device.display()))?;
     file.read_exact_at(&mut start, 0).with_context(|| format!("cannot read {}", device.display()))?;
@@ -145,27 +151,7 @@ fn is_smaller_than_device(device: &Path) -> Result<bool> {
     Ok(node_sys::block::size(&mut file)? > used + (128 << 20))
 }
 
-fn mount_data_volume() -> Result<Option<&'static str>> {
-    for name in super::scan::block_devices() {
-        let device = Path::new("/dev").join(&name);
-        if !is_ext4(&device) || label(&device).as_deref() != Some(DATA_LABEL) {
-            continue;
-        }
-        let text = device.to_string_lossy();
-        run("/usr/sbin/e2fsck", &["-p", &text], &[0, 1])?;
-        mount::mount(
-            &text,
-            Path::new(DATA_MOUNT_POINT),
-            "ext4",
-            Options { no_suid_no_dev: true, ..Options::PLAIN },
-            "",
-        )?;
-        return Ok(Some("data volume mounted"));
-    }
-    Ok(None)
-}
-
-fn label(device: &Path) -> Option<String> {
+pub(super) fn label(device: &Path) -> Option<String> {
     let mut bytes = [0u8; 16];
     File::open(device).and_then(|file| file.read_exact_at(&mut bytes, EXT4_LABEL_AT)).ok()?;
     Some(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())

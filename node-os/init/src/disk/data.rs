@@ -1,0 +1,187 @@
+//! A worker's data volume: a disk for the volumes of pods that outlives the machine, told by user-data (`data-volume`).
+//!
+//! It is known by the UUID of its file system, which follows from the names of cluster and node. A blank disk becomes it, where
+//! there is one; nothing else is ever written to. It may be attached before the machine starts or while it waits.
+
+use super::scan::{self, Disk};
+use super::state;
+use crate::kernel_modules;
+use crate::machine::{Shared, Wait};
+use anyhow::{Context, Result};
+use node_metadata::{Cluster, Node};
+use node_sys::mount::{self, Options};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+const MOUNT_POINT: &str = "/var/lib/kimg/local-path";
+const LABEL: &str = "kimg-data";
+const EXT4_UUID_AT: u64 = 1024 + 104;
+const EVERY: Duration = Duration::from_secs(2);
+/// No provider has a smaller volume; a drive of metadata is.
+const LEAST: u64 = 1 << 30;
+const HINT: &str = "attach it to this machine; a new one must be blank";
+
+/// What a disk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    /// This node's volume.
+    Own,
+    /// Another node's.
+    Others,
+    /// Nothing.
+    Nothing,
+    /// Something else.
+    Else,
+}
+
+/// Does not return before the volume is mounted. `root` is the disk that carries the root.
+pub async fn mounted(machine: &Shared, cluster: &Cluster, node: &Node, root: &str) {
+    let uuid = uuid(&cluster.name, &node.name);
+    machine.stage("data volume");
+    machine.begin("data volume");
+    loop {
+        let (uuid, root) = (uuid.clone(), root.to_owned());
+        let done = tokio::task::spawn_blocking(move || prepare(&uuid, &root)).await;
+        match done.unwrap_or_else(|error| Err(anyhow::anyhow!("its preparation was interrupted: {error}"))) {
+            Ok(note) => return machine.end("data volume", &note),
+            Err(error) => {
+                let why = format!("{error:#}");
+                machine.waits("data volume", Wait { waits_for: "its data volume", why: &why, hint: HINT });
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// The UUID of a node's volume (RFC 9562, version 8).
+fn uuid(cluster: &str, node: &str) -> String {
+    let digest = Sha256::digest(format!("kimg data volume of {cluster}/{node}"));
+    let mut bytes: Vec<u8> = digest.into_iter().take(16).collect();
+    for (at, keeps, version) in [(6, 0x0f, 0x80), (8, 0x3f, 0x80)] {
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte = *byte & keeps | version;
+        }
+    }
+    written(&bytes)
+}
+
+fn written(bytes: &[u8]) -> String {
+    let hex = |(at, byte)| format!("{}{byte:02x}", if [4, 6, 8, 10].contains(&at) { "-" } else { "" });
+    bytes.iter().enumerate().map(hex).collect()
+}
+
+fn prepare(uuid: &str, root: &str) -> Result<String> {
+    // Its controller may have come with it.
+    if let Ok(mut index) = kernel_modules::Index::read() {
+        let names = kernel_modules::for_devices(&index);
+        for fault in index.load(&names.iter().map(String::as_str).collect::<Vec<_>>()) {
+            tracing::debug!("{fault}");
+        }
+    }
+    let disks = scan::disks().into_iter().filter(|disk| disk.name != root && !disk.is_read_only());
+    let seen: Vec<(String, Holds)> = disks.map(|disk| (disk.name.clone(), holds(&disk, uuid))).collect();
+    let (name, new) = choose(&seen)?;
+    let device = Disk { name }.device();
+    let text = device.to_string_lossy();
+    if new {
+        state::make(&text, &["-L", LABEL, "-U", uuid])?;
+    }
+    let grown = !new && state::check(&device)?;
+    let options = Options { no_suid_no_dev: true, ..Options::PLAIN };
+    mount::mount(&text, Path::new(MOUNT_POINT), "ext4", options, "errors=remount-ro")?;
+    let note = if new {
+        "made"
+    } else if grown {
+        "file system grown"
+    } else {
+        "found"
+    };
+    Ok(format!("{text} {note}"))
+}
+
+fn holds(disk: &Disk, uuid: &str) -> Holds {
+    let device = disk.device();
+    if !state::is_ext4(&device) {
+        return match disk.size() >= LEAST && state::is_blank(&device).unwrap_or(false) {
+            true => Holds::Nothing,
+            false => Holds::Else,
+        };
+    }
+    let mut found = [0u8; 16];
+    let read = File::open(&device).and_then(|file| file.read_exact_at(&mut found, EXT4_UUID_AT));
+    match (read, state::label(&device).as_deref()) {
+        (Ok(()), _) if written(&found) == uuid => Holds::Own,
+        (Ok(()), Some(LABEL)) => Holds::Others,
+        _ => Holds::Else,
+    }
+}
+
+/// The disk that is the volume, and whether it is to be made.
+///
+/// # Errors
+/// None is, or it is not known which.
+fn choose(seen: &[(String, Holds)]) -> Result<(String, bool)> {
+    let names = |kind: Holds| -> Vec<&str> {
+        seen.iter().filter(|(_, holds)| *holds == kind).map(|(name, _)| name.as_str()).collect()
+    };
+    let several = |what: &str, names: &[&str]| {
+        anyhow::anyhow!("{} are {what}, and it has one; detach what is not it", names.join(" and "))
+    };
+    match (names(Holds::Own).as_slice(), names(Holds::Nothing).as_slice()) {
+        ([own], _) => Ok(((*own).to_owned(), false)),
+        ([], [blank]) => Ok(((*blank).to_owned(), true)),
+        ([], []) => Err(match names(Holds::Others).first() {
+            Some(other) => anyhow::anyhow!("{other} is the data volume of another node"),
+            None if names(Holds::Else).is_empty() => anyhow::anyhow!("no disk is attached but its own"),
+            None => {
+                anyhow::anyhow!("{} is neither its volume nor blank, and is left alone", names(Holds::Else).join(", "))
+            }
+        }),
+        ([], blank) => Err(several("blank disks", blank)),
+        (own, _) => Err(several("this node's data volume", own)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blank_disk_is_taken_only_where_no_other_is_meant() {
+        use Holds::{Else, Nothing, Others, Own};
+        let taken = |kinds: &[Holds]| {
+            let seen: Vec<_> = kinds.iter().enumerate().map(|(n, kind)| (format!("d{n}"), *kind)).collect();
+            choose(&seen).map_err(|error| error.to_string())
+        };
+        for (kinds, wanted) in [
+            (&[Own][..], Ok(("d0", false))),
+            (&[Nothing, Own, Else, Others], Ok(("d1", false))),
+            (&[Else, Nothing], Ok(("d1", true))),
+            (&[Others, Nothing], Ok(("d1", true))),
+            (&[], Err("no disk is attached")),
+            (&[Else], Err("d0 is neither")),
+            (&[Else, Others], Err("d1 is the data volume of another node")),
+            (&[Nothing, Nothing], Err("d0 and d1 are blank disks")),
+            (&[Own, Nothing, Own], Err("d0 and d2 are this node's")),
+        ] {
+            match (taken(kinds), wanted) {
+                (Ok(found), Ok((name, new))) => assert_eq!(found, (name.to_owned(), new), "{kinds:?}"),
+                (Err(said), Err(words)) => assert!(said.contains(words), "{kinds:?}: {said}"),
+                (found, _) => panic!("{kinds:?}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn each_node_of_each_cluster_has_another_volume() {
+        let own = uuid("shop", "worker-1");
+        assert_eq!(own, uuid("shop", "worker-1"));
+        assert!(own != uuid("shop", "worker-2") && own != uuid("shopworker", "-1"), "{own}");
+        let parts: Vec<usize> = own.split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12], "{own}");
+        assert!(own.as_bytes()[14] == b'8' && b"89ab".contains(&own.as_bytes()[19]), "{own}");
+    }
+}
