@@ -305,6 +305,14 @@ impl Machine<'_> {
         qmp::execute(&self.dir.join(&self.spec.node), "qmp.sock", "set_link", Some(link)).map(drop)
     }
 
+    /// Attaches a device to the running machine, as a provider attaches a volume.
+    ///
+    /// # Errors
+    /// QEMU does not do so.
+    pub fn attach(&self, device: serde_json::Value) -> Result<()> {
+        qmp::execute(&self.dir.join(&self.spec.node), "qmp.sock", "device_add", Some(device)).map(drop)
+    }
+
     /// User-data for it, with a token of its own.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use anyhow::{Context, ensure};
 use http::Method;
 use kimg::client::{Https, block_on};
 use kimg::disk::gpt;
+use kimg::seed::{self, Interface};
 use node_api::{BootTimeline, NodeStatus, path};
 use qemu_tests::{Bench, Machine, Result};
 use serde_json::{Value, json};
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("boot::a_second_boot_keeps_the_state", false, second_boot),
         Test::new("boot::a_second_disk_with_the_same_image_does_no_harm", false, second_disk),
         Test::new("boot::a_flipped_bit_in_the_root_is_refused", false, flipped_bit),
+        Test::new("boot::a_data_volume_is_waited_for_and_outlives_the_machine", false, data_volume),
         Test::new("boot::two_fresh_disks_with_the_same_image_become_one_node", true, two_fresh_disks),
         Test::new("boot::a_worker_keeps_its_key", true, worker_keeps_its_key),
     ]
@@ -122,6 +124,61 @@ fn two_fresh_disks(bench: &Bench) -> Result {
         ensure!(!note.contains("made"), "the second boot made another STATE: {note}");
         Ok(())
     })
+}
+
+/// The volume comes once the machine runs, as at providers, and is there from the start when the next machine has it.
+fn data_volume(bench: &Bench) -> Result {
+    bench.with("data-volume", WORKER, |machine| {
+        let volume = machine.folder().join("volume.raw");
+        File::create(&volume).and_then(|file| file.set_len(2 << 30)).context("making a volume")?;
+        let [lan, nat] = machine.macs();
+        let interfaces = [
+            Interface { name: "lan".into(), mac: lan, address: Some("10.77.0.11/24".into()) },
+            Interface { name: "nat".into(), mac: nat, address: None },
+        ];
+        let user_data = format!("{}  data-volume: true\n", machine.user_data()?);
+        let drive = seed::volume("boots", WORKER, &user_data, &seed::network_config(&interfaces))?;
+        let disk = |id: &str, file: &Path| format!("if=none,id={id},format=raw,file={}", file.display());
+        let mut devices = vec!["-device".to_owned(), "virtio-scsi-pci,id=volumes".to_owned()];
+        devices.extend(["-drive".to_owned(), disk("volume", &volume)]);
+        machine.wake_by("product=a machine", &drive, &devices)?;
+        machine.start()?;
+        machine.until("the node to wait for its data volume", 60, |machine| {
+            let status: NodeStatus = machine.node(path::STATUS)?;
+            Ok(status.why.contains("no disk is attached but its own").then_some(()))
+        })?;
+        machine.attach(json!({"driver": "scsi-hd", "bus": "volumes.0", "drive": "volume"}))?;
+        machine.booted()?;
+        ensure!(volume_note(machine)?.ends_with(" made"), "{}", volume_note(machine)?);
+        machine.power_off()?;
+
+        let image = bench.image(WORKER)?;
+        machine.take_disk(&image)?;
+        let blank = machine.folder().join("blank.raw");
+        File::create(&blank).and_then(|file| file.set_len(2 << 30)).context("making a blank disk")?;
+        let more = [
+            ("-drive", disk("blank", &blank)),
+            ("-device", "scsi-hd,bus=volumes.0,drive=blank".to_owned()),
+            ("-device", "scsi-hd,bus=volumes.0,drive=volume".to_owned()),
+        ];
+        let more: Vec<String> = more.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect();
+        machine.wake_by("product=a machine", &drive, &more)?;
+        machine.start()?;
+        machine.booted()?;
+        ensure!(state_note(machine)?.contains("made"), "the machine is not a new one");
+        ensure!(volume_note(machine)?.ends_with(" found"), "{}", volume_note(machine)?);
+        machine.power_off()?;
+        let none = machine.folder().join("none.raw");
+        File::create(&none).context("making a file")?;
+        ensure!(same(&none, &blank)?, "the node wrote to the blank disk");
+        Ok(())
+    })
+}
+
+fn volume_note(machine: &Machine<'_>) -> Result<String> {
+    let timeline: BootTimeline = machine.node(path::BOOT)?;
+    let step = timeline.steps.into_iter().find(|step| step.name == "data volume");
+    Ok(step.context("the boot's timeline has no step 'data volume'")?.note)
 }
 
 fn worker_keeps_its_key(bench: &Bench) -> Result {
