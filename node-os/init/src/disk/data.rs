@@ -7,7 +7,7 @@ use super::scan::{self, Disk};
 use super::state;
 use crate::kernel_modules;
 use crate::machine::{Shared, Wait};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use node_metadata::{Cluster, Node};
 use node_sys::mount::{self, Options};
 use sha2::{Digest, Sha256};
