@@ -119,7 +119,12 @@ fn main() -> Result<ExitCode> {
         let arguments = part.cargo.iter().chain(*rest);
         let skips = Skips::new()?;
         let mut cargo = Command::new("cargo");
-        let status = cargo.args(arguments).current_dir(workspace()).env("KIMG_TESTS_SKIPS", &skips.0).status();
+        cargo.args(arguments).current_dir(workspace()).env("KIMG_TESTS_SKIPS", &skips.0);
+        if !fast {
+            // The tests of providers end a run at each of its calls then, and else at some.
+            cargo.env("KIMG_TESTS_EVERY_CALL", "1");
+        }
+        let status = cargo.status();
         let status = status.context("starting cargo")?;
         let result = result_of(status.code());
         failed |= result == "failed";
