@@ -8,7 +8,9 @@ use crate::input::{self, BadInput};
 use crate::local::state;
 use crate::logs::line::harmless;
 use crate::node::Target;
+use crate::node::members::Masters;
 use crate::oci::registry::credentials::environment;
+use crate::pki::encryption::Keys;
 use crate::pki::kubeconfig::{is_ours, kubeconfig as document, server_in, server_url};
 use crate::pki::{
     Authority, Secrets, SecureBoot, Subject, accounts, authority, encryption, issue, ls, revoke, rotate_node, seal,
@@ -148,10 +150,13 @@ enum Rotate {
         #[arg(long)]
         finish: bool,
     },
-    /// The key of Secrets at rest, by two new images of the master
+    /// The key of Secrets at rest, by two new images of the master, or three of several masters
     Encryption {
-        /// Take the old key out of the image, once nothing is sealed by it any more
+        /// Have the new key seal, once all of several masters know it
         #[arg(long)]
+        seal: bool,
+        /// Take the old key out of the image, once nothing is sealed by it any more
+        #[arg(long, conflicts_with = "seal")]
         finish: bool,
     },
     /// The key of the sealed secrets in masters' images, by two new images of the master
@@ -407,16 +412,7 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
         Rotate::NodeApi { finish } => {
             return rotate_authority(settings, &secrets, Authority::NodeApi, "node-api", finish);
         }
-        Rotate::Encryption { finish: false } => {
-            encryption::begin(&secrets, settings.has_several_masters())?;
-            let dir = dir_flag(settings);
-            println!("kimg build all{dir}\nkimg roll master{dir}\nkimg pki rotate encryption --finish{dir}");
-        }
-        Rotate::Encryption { finish: true } => {
-            let kept = block_on(encryption::finish(&secrets, &api()?))?;
-            let (dir, kept) = (dir_flag(settings), secrets.path(&kept));
-            println!("kimg build all{dir}\nkimg roll master{dir}\n{} opens backups of before", kept.display());
-        }
+        Rotate::Encryption { seal, finish } => return rotate_encryption(settings, &secrets, url, seal, finish),
         Rotate::Ca { sign, finish } => return rotate_ca(settings, &secrets, sign, finish),
         Rotate::Provider { ref old } => return rotate_provider(settings, old.as_deref()),
         Rotate::Seal { finish } => return rotate_seal(settings, &secrets, finish),
@@ -466,6 +462,52 @@ fn rotate_provider(settings: &Settings, old: Option<&Path>) -> Result<()> {
         ),
     }
     Ok(())
+}
+
+fn rotate_encryption(
+    settings: &Settings,
+    secrets: &Secrets,
+    url: Option<&str>,
+    seal: bool,
+    finish: bool,
+) -> Result<()> {
+    let dir = dir_flag(settings);
+    let masters = || keys_of_masters(settings, secrets, url);
+    let then = match (seal, finish) {
+        (false, false) if !encryption::begin(secrets, settings.has_several_masters())? => {
+            format!("kimg pki rotate encryption --seal{dir}")
+        }
+        (_, true) => {
+            let kept = encryption::finish(secrets, masters)?;
+            format!("{} opens backups of before", secrets.path(&kept).display())
+        }
+        (_, false) => {
+            if seal {
+                encryption::seal(secrets, masters)?;
+            }
+            format!("kimg pki rotate encryption --finish{dir}")
+        }
+    };
+    println!("kimg build all{dir}\nkimg roll master{dir}\n{then}");
+    Ok(())
+}
+
+/// What the API server of each master says of its keys of Secrets at rest.
+fn keys_of_masters(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> Result<Vec<(String, Keys)>> {
+    let several = settings.has_several_masters();
+    if several && url.is_some() {
+        return input::bad("--server: there are several masters, and the API server of each is asked; leave it out");
+    }
+    let all = Masters::new(settings, secrets);
+    let mut keys = Vec::new();
+    for master in settings.nodes_of(Role::Master) {
+        let name = &master.entry.name;
+        let api = if several { all.api(name) } else { state::api_client(settings, secrets, url) };
+        let answer = api.and_then(|api| block_on(Keys::ask(&api)));
+        let seen = || format!("{name}: it must be seen which keys its API server has");
+        keys.push((name.clone(), answer.with_context(seen)?));
+    }
+    Ok(keys)
 }
 
 fn rotate_seal(settings: &Settings, secrets: &Secrets, finish: bool) -> Result<()> {

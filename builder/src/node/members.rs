@@ -1,11 +1,12 @@
-//! The stores of a cluster's masters, asked through their node APIs.
+//! The stores of a cluster's masters, asked through their node APIs, and the API server of each.
 
 use super::Target;
 use crate::client::node::NodeClient;
-use crate::client::{block_on, kube};
+use crate::client::{Https, block_on, kube};
 use crate::config::Settings;
 use crate::local::state::{self, State};
 use crate::pki::Secrets;
+use crate::pki::kubeconfig::server_url;
 use crate::roll::members::{self, Members};
 use anyhow::{Context, Result, bail};
 use node_api::{Done, Migrate, RemoveMember, Service, StoreEngine, StoreMember, path};
@@ -39,6 +40,26 @@ impl<'a> Masters<'a> {
 
     fn client(&self, node: &str) -> Result<NodeClient> {
         Target { node: Some(node.to_owned()), ..Target::default() }.client(self.settings)
+    }
+
+    /// The API server of this master.
+    ///
+    /// # Errors
+    /// It is not known where that is, or its VM does not run.
+    pub fn api(&self, node: &str) -> Result<Https> {
+        let state = State::load(&self.settings.run_dir())?;
+        if let Some(why) = state::stopped(self.settings, &state, Some(node)) {
+            bail!(why);
+        }
+        let url = match state.vms.get(node).and_then(|vm| vm.api_port) {
+            Some(port) => server_url("127.0.0.1", port),
+            None => {
+                let address = self.settings.node(node)?.entry.addresses.first();
+                let address = address.with_context(|| format!("cluster.toml does not say where {node} is"))?;
+                server_url(&address.to_string(), 6443)
+            }
+        };
+        state::api_client(self.settings, self.secrets, Some(&url))
     }
 
     /// The first answer of a master but this one.
@@ -86,10 +107,7 @@ impl Members for Masters<'_> {
     }
 
     fn serves(&self, node: &str) -> Result<()> {
-        let state = State::load(&self.settings.run_dir())?;
-        let port = state.vms.get(node).and_then(|vm| vm.api_port);
-        let port = port.with_context(|| format!("{node} is no master's VM on this machine"))?;
-        let api = state::api_client(self.settings, self.secrets, Some(&format!("https://127.0.0.1:{port}")))?;
+        let api = self.api(node)?;
         let ready = async { tokio::time::timeout(ASK, kube::ready(&api)).await.context("it does not answer")? };
         block_on(ready).with_context(|| format!("the API server of {node} is not ready"))
     }

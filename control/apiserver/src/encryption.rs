@@ -21,6 +21,18 @@ use crate::state::AppState;
 const CHECK: Duration = Duration::from_secs(2);
 /// How long after a failed rewriting the next one starts.
 const RETRY: Duration = Duration::from_secs(60);
+/// How often is counted what is sealed by other keys than the one that writes.
+const COUNT: Duration = Duration::from_secs(10);
+
+/// What is to be done about values that are not sealed by the key that writes.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// They are sealed anew.
+    Rewrite,
+    /// Another server has sealed them by another key, and would seal them so again when it starts: they are only
+    /// counted, until it starts with the keys of this one and seals them itself.
+    Count,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -211,9 +223,10 @@ pub(crate) async fn follow(state: Arc<AppState>, sealed: Arc<Sealed>) {
     let file = file.filter(|_| state.config.encryption_provider_config_automatic_reload);
     let mut seen = file.and_then(stamp);
     let mut stopping = state.stopping();
-    let mut wait = rewrite(&state, &sealed).await;
+    let mut next = take(Step::Rewrite, &state, &sealed).await;
     loop {
-        let pause = if file.is_some() { CHECK } else { wait.unwrap_or(Duration::MAX) };
+        let wait = next.map_or(Duration::MAX, |(_, wait)| wait);
+        let pause = if file.is_some() { CHECK } else { wait };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = stopping.wait_for(|s| *s) => return,
@@ -222,13 +235,13 @@ pub(crate) async fn follow(state: Arc<AppState>, sealed: Arc<Sealed>) {
         if now != seen {
             seen = now;
             if reload(&state, &sealed).await {
-                wait = rewrite(&state, &sealed).await;
+                next = take(Step::Rewrite, &state, &sealed).await;
                 continue;
             }
         }
-        wait = match wait.map(|w| w.saturating_sub(pause)) {
-            Some(Duration::ZERO) => rewrite(&state, &sealed).await,
-            rest => rest,
+        next = match next {
+            Some((step, wait)) if wait <= pause => take(step, &state, &sealed).await,
+            later => later.map(|(step, wait)| (step, wait.saturating_sub(pause))),
         };
     }
 }
@@ -257,19 +270,24 @@ async fn reload(state: &AppState, sealed: &Sealed) -> bool {
     done.is_ok()
 }
 
-/// Gives when to try again, if that is needed.
-async fn rewrite(state: &AppState, sealed: &Sealed) -> Option<Duration> {
-    let done = sealed.rewrite(encode_again).await;
+/// Gives what is to come next, and when.
+async fn take(step: Step, state: &AppState, sealed: &Sealed) -> Option<(Step, Duration)> {
+    let done = match step {
+        Step::Rewrite => sealed.rewrite(encode_again).await,
+        Step::Count => sealed.count().await.map(|()| 0),
+    };
     *state.metrics.sealed.lock().unwrap_or_else(|e| e.into_inner()) = sealed.usage();
+    *state.metrics.keys.lock().unwrap_or_else(|e| e.into_inner()) = sealed.keys();
     match done {
-        Ok(0) => None,
         Ok(count) => {
-            tracing::info!(count, "objects were sealed anew by the key that writes");
-            None
+            if count > 0 {
+                tracing::info!(count, "objects were sealed anew by the key that writes");
+            }
+            sealed.has_others().then_some((Step::Count, COUNT))
         }
         Err(error) => {
-            tracing::error!("not all objects are sealed by the key that writes: {error}");
-            Some(RETRY)
+            tracing::error!("not all objects are known to be sealed by the key that writes: {error}");
+            Some((step, RETRY))
         }
     }
 }

@@ -30,6 +30,8 @@ pub struct Metrics {
     pub watches: AtomicI64,
     /// Stored values by the key that sealed them.
     pub sealed: Mutex<store::Usage>,
+    /// The keys at hand, once all is sealed by the one that writes.
+    pub keys: Mutex<Vec<String>>,
     /// Reloads of the encryption configuration: taken, and refused.
     pub encryption_reloads: [AtomicU64; 2],
 }
@@ -115,12 +117,21 @@ impl Metrics {
         line(
             out,
             format_args!(
-                "# HELP {name} Stored values by the key that sealed them, as of the start or the last change of keys."
+                "# HELP {name} Stored values by the key that sealed them, as of the last look: at the start and after each change of keys, and again while there are others than the one that writes."
             ),
         );
         line(out, format_args!("# TYPE {name} gauge"));
         for (key, count) in self.sealed.lock().unwrap_or_else(|e| e.into_inner()).iter() {
             line(out, format_args!("{name}{{key=\"{key}\"}} {count}"));
+        }
+        let name = "kimg_store_key_place";
+        line(
+            out,
+            format_args!("# HELP {name} Keys that open stored values, by their place: of a key file the first seals."),
+        );
+        line(out, format_args!("# TYPE {name} gauge"));
+        for (place, key) in self.keys.lock().unwrap_or_else(|e| e.into_inner()).iter().enumerate() {
+            line(out, format_args!("{name}{{key=\"{key}\"}} {}", place + 1));
         }
         let name = "apiserver_encryption_config_controller_automatic_reloads_total";
         line(out, format_args!("# HELP {name} Reloads of the encryption configuration.\n# TYPE {name} counter"));

@@ -152,6 +152,9 @@ async fn a_key_file_of_two_keys_seals_by_the_first_and_the_other_may_go() {
     cluster.begin_with(|config| config.encryption_key_file = Some(path.clone())).await;
     intact(&cluster, "a").await;
     wait_for(&cluster, &sealed(&new, 1)).await;
+    for (place, key) in [&new, &old].into_iter().enumerate() {
+        wait_for(&cluster, &format!("kimg_store_key_place{{key=\"{}\"}} {}", id(key), place + 1)).await;
+    }
     assert!(!metric(&cluster, &sealed(&old, 1)).await, "sealed anew");
     create(&cluster, "b").await;
     cluster.end().await;

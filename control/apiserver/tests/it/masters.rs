@@ -1,10 +1,14 @@
 //! Several servers on one etcd, each in a process of its own.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-
+use store::{Etcd, EtcdOptions, Key, Keyring, Members, Sealed, Store as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -365,4 +369,103 @@ async fn a_link_of_the_status_page_is_good_once_on_all_servers() {
     assert!(knows(1, "kimg-status", &token("kimg-status").await).await);
     let other = token("other").await;
     assert!(knows(0, "other", &other).await && knows(1, "other", &other).await);
+}
+
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+
+/// What a server with both keys says: the first one seals, and the other one has sealed nothing.
+async fn until_all_is_sealed_by(first: &str, other: &str, server: &Cluster) {
+    let (place, left) = (
+        format!("kimg_store_key_place{{key=\"{first}\"}} 1\n"),
+        format!("kimg_store_sealed_objects{{key=\"{other}\"}}"),
+    );
+    for _ in 0..300 {
+        let said = server.get("/metrics").await.body;
+        let said = String::from_utf8_lossy(&said);
+        if said.contains(&place) && !said.contains(&left) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    panic!("something is still sealed by {other}");
+}
+
+/// Servers start one after the other, each on its own member of etcd: with the next key behind the old one, in front of
+/// it, and alone; and back again, as far as `kimg roll --rollback` goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_key_seals_step_by_step_and_every_server_opens_all_at_every_moment() {
+    const COUNT: usize = 40;
+    let etcd = test_etcd::Etcd::start(3);
+    let cluster = authority().await;
+    let keys = [[1; 32], [2; 32]].map(|raw| (STANDARD.encode(raw) + "\n", Key::from_file(&raw).unwrap()));
+    let [(old, old_key), (new, new_key)] = &keys;
+    let begin = |number: u8, keys: &str| {
+        let file = cluster.dir().join(format!("encryption-{number}.key"));
+        std::fs::write(&file, keys).unwrap();
+        let mut flags = flags(&etcd);
+        flags[0] = format!("--etcd-servers={}", etcd.endpoints()[usize::from(number)]);
+        flags.push(format!("--encryption-key-file={}", file.display()));
+        Master::begin(&cluster, number, &flags)
+    };
+    let two = vec![begin(1, old), begin(2, old)];
+    for server in &two {
+        server.ready().await;
+    }
+    for number in 0..COUNT {
+        let secret = json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": format!("s{number}")}});
+        two[0].client.post(SECRETS, secret).await.expect(201);
+    }
+    let (servers, ended) = (tokio::sync::RwLock::new(two), AtomicBool::new(false));
+    let rounds = async {
+        let mut round = 0;
+        while !ended.load(Ordering::Relaxed) {
+            // Who takes a server away waits for the round's end.
+            let servers = servers.read().await;
+            let (path, value) = (format!("{SECRETS}/s{}", round % COUNT), STANDARD.encode(round.to_string()));
+            let patch = json!({"data": {"round": value}});
+            servers[round % servers.len()].client.patch(&path, "merge-patch+json", patch).await.expect(200);
+            for Master { client, .. } in servers.iter() {
+                assert_eq!(client.get(&path).await.expect(200)["data"]["round"], value);
+                let list = client.get(SECRETS).await.expect(200);
+                assert_eq!(list["items"].as_array().unwrap().len(), COUNT);
+            }
+            round += 1;
+        }
+        round
+    };
+    let (known, sealing) = (format!("{old}{new}"), format!("{new}{old}"));
+    let steps = async {
+        for keys in [&known, old, &known, &sealing, &known, &sealing, new, &sealing, new] {
+            if keys == new {
+                for server in servers.read().await.iter() {
+                    until_all_is_sealed_by(new_key.id(), old_key.id(), &server.client).await;
+                }
+            }
+            for number in [1, 2] {
+                let before = servers.write().await.remove(0);
+                before.end().await;
+                let after = begin(number, keys);
+                after.ready().await;
+                servers.write().await.push(after);
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+    };
+    let (rounds, ()) = tokio::join!(rounds, steps);
+    assert!(rounds > COUNT, "each was written: {rounds}");
+
+    let members = Members {
+        endpoints: etcd.endpoints(),
+        ca_file: Some(etcd.file("ca.crt")),
+        cert_file: Some(etcd.file("client.crt")),
+        key_file: Some(etcd.file("client.key")),
+    };
+    let raw = Arc::new(Etcd::open(EtcdOptions { members, ..EtcdOptions::default() }).await.unwrap());
+    let (entries, _) = raw.range("/core/secrets/default/", "", 0).await.unwrap();
+    assert_eq!(entries.len(), COUNT);
+    let begin = format!("k8s:enc:{}:", new_key.id());
+    assert!(entries.iter().all(|entry| entry.value.starts_with(begin.as_bytes())));
+    let stolen = Keyring::single(Key::from_file(&[1; 32]).unwrap(), "/core/secrets/");
+    let refused = Sealed::open(raw, stolen).await.unwrap_err().to_string();
+    assert!(refused.contains(new_key.id()), "the old key opens nothing any more: {refused}");
 }

@@ -12,7 +12,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -49,7 +49,14 @@ pub struct Sealed {
     /// Held shared by writes and alone by a change of keys, so that no write with old keys ends
     /// after it.
     gate: tokio::sync::RwLock<()>,
-    usage: Mutex<Usage>,
+    seen: Mutex<Seen>,
+}
+
+/// What was found when all values were last looked through.
+struct Seen {
+    usage: Usage,
+    /// How many are not sealed as the rules of now say.
+    others: usize,
 }
 
 /// What readers and observers need.
@@ -90,24 +97,46 @@ impl Lock {
 impl Sealed {
     /// Puts the layer over an engine, once every value in it can be opened.
     pub async fn open(inner: Arc<dyn Store>, ring: Keyring) -> Result<Sealed> {
-        let usage = census(inner.as_ref(), &ring).await?;
+        let seen = census(inner.as_ref(), &ring).await?;
         let lock = Lock { ring: RwLock::new(Arc::new(ring)), failure: Mutex::new(None) };
-        Ok(Sealed { inner, lock: Arc::new(lock), gate: tokio::sync::RwLock::new(()), usage: Mutex::new(usage) })
+        Ok(Sealed { inner, lock: Arc::new(lock), gate: tokio::sync::RwLock::new(()), seen: Mutex::new(seen) })
     }
 
     /// Takes new keys and rules; refuses them when they do not open everything that is stored.
     pub async fn reload(&self, ring: Keyring) -> Result<()> {
         let _alone = self.gate.write().await;
-        let usage = census(self.inner.as_ref(), &ring).await?;
-        *self.usage.lock().unwrap_or_else(|e| e.into_inner()) = usage;
+        *self.seen() = census(self.inner.as_ref(), &ring).await?;
         *self.lock.ring.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(ring);
         Ok(())
     }
 
-    /// Values by key, as they were when last looked through: at the start, and after each change
-    /// of keys and each rewriting.
+    /// Values by key, as they were when last looked through: at the start, after each change of
+    /// keys and each rewriting, and whenever they are counted.
     pub fn usage(&self) -> Usage {
-        self.usage.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        self.seen().usage.clone()
+    }
+
+    /// Whether another server has sealed something by a key that does not write here, as of the
+    /// last look.
+    pub fn has_others(&self) -> bool {
+        self.seen().others > 0
+    }
+
+    /// Looks all values through, and writes none.
+    pub async fn count(&self) -> Result<()> {
+        let ring = self.lock.ring();
+        let seen = census(self.inner.as_ref(), &ring).await?;
+        *self.seen() = seen;
+        Ok(())
+    }
+
+    /// Ids of the keys at hand, in their order.
+    pub fn keys(&self) -> Vec<String> {
+        self.lock.ring().ids()
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Seals anew whatever is not sealed by the key that writes it, while everything goes on,
@@ -127,16 +156,14 @@ impl Sealed {
         if written > 0 {
             self.inner.scrub().await?;
         }
-        let ring = self.lock.ring();
-        let usage = census(self.inner.as_ref(), &ring).await?;
-        *self.usage.lock().unwrap_or_else(|e| e.into_inner()) = usage;
+        self.count().await?;
         Ok(written)
     }
 
     async fn rewrite_one(&self, entry: Entry, encode: impl Fn(&Entry) -> Result<Stamped>) -> Result<bool> {
         let _shared = self.gate.read().await;
         let ring = self.lock.ring();
-        if ring::value_id(&entry.value) == ring.write_id(&entry.key) {
+        if ring.is_current(&entry) {
             return Ok(false);
         }
         let value = if key::is_sealed(&entry.value) { ring.unseal(&entry.key, &entry.value)? } else { encode(&entry)? };
@@ -152,18 +179,19 @@ impl Sealed {
 }
 
 /// Counts values by key, and makes sure that each can be opened.
-async fn census(store: &dyn Store, ring: &Keyring) -> Result<Usage> {
-    let mut usage = Usage::new();
+async fn census(store: &dyn Store, ring: &Keyring) -> Result<Seen> {
+    let mut seen = Seen { usage: Usage::new(), others: 0 };
     let mut after = String::new();
     loop {
         let (page, _) = store.range("", &after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(usage) };
+        let Some(last) = page.last() else { return Ok(seen) };
         after = last.key.to_string();
         for entry in &page {
             ring.open(&entry.key, &entry.value, entry.revision)?;
+            seen.others += usize::from(!ring.is_current(entry));
         }
         for (id, count) in usage_of(&page, |name| ring.seals(name)) {
-            *usage.entry(id).or_default() += count;
+            *seen.usage.entry(id).or_default() += count;
         }
     }
 }

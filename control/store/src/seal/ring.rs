@@ -51,9 +51,20 @@ impl Keyring {
         self.rule(name).and_then(|r| r.write.as_deref())
     }
 
-    /// Id of the key that writes `name`; None: it is written plain.
-    pub(super) fn write_id(&self, name: &str) -> Option<&str> {
-        self.writer(name).map(Key::id)
+    /// Whether the engine has an entry as it would be written now.
+    pub(super) fn is_current(&self, entry: &Entry) -> bool {
+        value_id(&entry.value) == self.writer(&entry.key).map(Key::id)
+    }
+
+    /// Ids of all keys, each once, in their order.
+    pub(super) fn ids(&self) -> Vec<String> {
+        let mut ids: Vec<String> = Vec::new();
+        for key in &self.keys {
+            if !ids.iter().any(|id| id == key.id()) {
+                ids.push(key.id().to_owned());
+            }
+        }
+        ids
     }
 
     /// Whether what is written to `name` is sealed.

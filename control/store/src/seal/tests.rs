@@ -131,6 +131,39 @@ fn keys_are_rotated_under_load() {
 }
 
 #[test]
+fn two_that_seal_by_different_keys_open_each_other_s_and_come_to_an_end() {
+    let (one, two) = (key("one", 1), key("two", 2));
+    run(async {
+        let inner = engine(&FaultDisk::new());
+        let before = Sealed::open(inner.clone(), ring(&[&one, &two])).await.unwrap();
+        let after = Sealed::open(inner.clone(), ring(&[&two, &one])).await.unwrap();
+        assert_eq!((before.keys()[0].as_str(), after.keys()[0].as_str()), ("aesgcm:v1:one", "aesgcm:v1:two"));
+        for i in 0..40 {
+            let (key, by) = (format!("/core/secrets/a/{i:02}"), if i % 2 == 0 { &before } else { &after });
+            by.put(&key, Stamped::plain(format!("secret {i}")), Expect::Absent, None).await.unwrap();
+        }
+        let (here, there) = futures::join!(before.rewrite(no_encoding), after.rewrite(no_encoding));
+        assert!(here.unwrap() + there.unwrap() > 0);
+        for store in [&before, &after] {
+            let (entries, _) = store.range("/core/secrets/", "", 0).await.unwrap();
+            let whole = |(i, entry): (usize, &Entry)| entry.value == format!("secret {i}");
+            assert_eq!((entries.len(), entries.iter().enumerate().all(whole)), (40, true));
+        }
+
+        after.rewrite(no_encoding).await.unwrap();
+        assert!(!after.has_others());
+        before.put("/core/secrets/a/00", Stamped::plain("again"), Expect::Any, None).await.unwrap();
+        after.count().await.unwrap();
+        assert!(after.has_others());
+        assert_eq!(after.usage(), Usage::from([("aesgcm:v1:one".into(), 1), ("aesgcm:v1:two".into(), 39)]));
+        before.reload(ring(&[&two, &one])).await.unwrap();
+        before.rewrite(no_encoding).await.unwrap();
+        after.count().await.unwrap();
+        assert!(!after.has_others() && !before.has_others());
+    });
+}
+
+#[test]
 fn a_value_moved_to_another_key_is_not_served() {
     run(async {
         let inner = engine(&FaultDisk::new());
