@@ -286,6 +286,8 @@ pub struct NodeFragment {
     pub role: Spanned<String>,
     /// The provider's name of its machine's type; default: as `[provider]` says.
     pub r#type: Option<Spanned<String>>,
+    /// GB of a worker's data volume at the provider; default: it has none.
+    pub data_gb: Option<Spanned<i64>>,
     /// Addresses, the first is the InternalIP; default: local VMs get one, elsewhere metadata says.
     #[serde(default)]
     pub addresses: Vec<Spanned<String>>,

@@ -18,14 +18,23 @@ const GCP_CLUSTER: usize = 31;
 /// The second disk of a master is called `NODE--CLUSTER--2`, which is longer than `NODE.CLUSTER`.
 const GCP_MORE: usize = 4;
 
+/// A volume is called `kimg-CA-NODE`, and such a name has 64 characters.
+const VOLUME_NODE: usize = 46;
+/// Stands for a GB of a data volume among the prices of types of machine.
+const VOLUME: &str = "data-gb";
+
 /// Checks `[provider]`, and what the rest of the file must be where it stands.
 pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provider>, Fault> {
     let Some(written) = &f.provider else {
-        let typed = f.nodes.iter().find_map(|node| node.get_ref().r#type.as_ref());
-        return match typed {
-            Some(typed) => Err(fault(typed, "nodes.type", "is a machine's at a provider, and there is no [provider]")),
-            None => Ok(None),
-        };
+        if let Some(typed) = f.nodes.iter().find_map(|node| node.get_ref().r#type.as_ref()) {
+            return Err(fault(typed, "nodes.type", "is a machine's at a provider, and there is no [provider]"));
+        }
+        if let Some(gb) = f.nodes.iter().find_map(|node| node.get_ref().data_gb.as_ref()) {
+            let message =
+                "is of a volume at a provider, and there is no [provider]: a VM here keeps its data on its disk";
+            return Err(fault(gb, "nodes.data-gb", message));
+        }
+        return Ok(None);
     };
     if let Some(form) = f.secrets.as_ref().filter(|form| form.get_ref() == "plain") {
         let message = "keys in clear are for local VMs only; remove this line, and the images of [provider] seal them";
@@ -74,6 +83,7 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
         }
         (None, _) => {}
     }
+    check_volumes(name, f)?;
     Ok(Some(Provider {
         name,
         region: word(name, &written.region, "provider.region")?,
@@ -83,6 +93,7 @@ pub(super) fn resolve(f: &Fragment, ranges: [IpNet; 2]) -> Result<Option<Provide
             None => None,
         },
         prices: prices(name, written)?,
+        volume_price: volume_price(name, written)?,
         currency: plain(&written.currency),
         network,
         disk_gb: number(&written.disk_gb, "provider.disk-gb", 10..65_537, 25)?,
@@ -255,9 +266,53 @@ fn proxmox(name: ProviderName, written: &ProviderFragment, network: Ipv4Net) -> 
     }))
 }
 
+/// Which nodes have a data volume, and whether they can.
+fn check_volumes(name: ProviderName, f: &Fragment) -> Result<(), Fault> {
+    for node in f.nodes.iter().map(Spanned::get_ref) {
+        let Some(gb) = &node.data_gb else { continue };
+        if node.role.get_ref() == "master" {
+            let message = "is a worker's: a master has its store, which a roll carries over; remove this line";
+            return Err(fault(gb, "nodes.data-gb", message));
+        }
+        let Some(range) = name.volume_gb() else {
+            let message = format!("kimg makes no data volumes at {} yet; remove this line", name.as_str());
+            return Err(fault(gb, "nodes.data-gb", message));
+        };
+        number(&node.data_gb, "nodes.data-gb", i64::from(*range.start())..i64::from(*range.end()) + 1, 0)?;
+        if node.name.get_ref().len() > VOLUME_NODE {
+            let message = format!(
+                "`{}` becomes a part of its volume's name; write at most {VOLUME_NODE} characters",
+                node.name.get_ref()
+            );
+            return Err(fault(&node.name, "nodes.name", message));
+        }
+    }
+    Ok(())
+}
+
+/// What a month of a GB of a data volume costs, where the provider does not say it.
+fn volume_price(name: ProviderName, written: &ProviderFragment) -> Result<Option<f64>, Fault> {
+    let Some(price) = written.prices.get(VOLUME) else { return Ok(None) };
+    if name.volume_gb().is_none() || name.tells_volume_price() {
+        let message = match name.volume_gb() {
+            None => format!("kimg makes no data volumes at {} yet; remove this line", name.as_str()),
+            Some(_) => format!("{} says itself what a volume costs; remove this line", name.as_str()),
+        };
+        return Err(fault(price, "provider.prices", message));
+    }
+    match *price.get_ref() {
+        amount if (0.0001..1e6).contains(&amount) => Ok(Some(amount)),
+        amount => {
+            let message = format!("{amount} is no price of a GB; write what it costs a month, or nothing");
+            Err(fault(price, "provider.prices", message))
+        }
+    }
+}
+
 /// Prices in hundredths, where the provider does not say them.
 fn prices(name: ProviderName, written: &ProviderFragment) -> Result<BTreeMap<String, u64>, Fault> {
-    let first = written.prices.values().next();
+    let of_types = || written.prices.iter().filter(|(size, _)| size.as_str() != VOLUME);
+    let first = of_types().map(|(_, price)| price).next();
     if name.tells_prices() {
         let message = match name {
             ProviderName::Proxmox => "a machine at proxmox costs nothing by the month; remove this line".to_string(),
@@ -270,7 +325,8 @@ fn prices(name: ProviderName, written: &ProviderFragment) -> Result<BTreeMap<Str
             return Err(fault(price, "provider.prices", message));
         }
     }
-    if let Some(price) = first.filter(|_| written.currency.is_none()) {
+    let any = if name.tells_prices() { None } else { written.prices.values().next() };
+    if let Some(price) = any.filter(|_| written.currency.is_none()) {
         return Err(fault(price, "provider.prices", "nothing says in which currency; add e.g. currency = \"EUR\""));
     }
     let price = |(size, price): (&String, &Spanned<f64>)| match price.get_ref() {
@@ -281,7 +337,7 @@ fn prices(name: ProviderName, written: &ProviderFragment) -> Result<BTreeMap<Str
             Err(fault(price, "provider.prices", message))
         }
     };
-    written.prices.iter().map(price).collect()
+    of_types().map(price).collect()
 }
 
 /// Linode's labels and tags are short, and its data centres have a private network of their own.

@@ -480,7 +480,9 @@ fn local_node(
     if unaddressed {
         entry.addresses.push(IpAddr::V4(local_address));
     }
-    Ok(NodeSettings { entry, local_address, unaddressed })
+    // `[provider]` says whether it can have one, and how large.
+    let data_gb = at.get_ref().data_gb.as_ref().and_then(|gb| u32::try_from(*gb.get_ref()).ok());
+    Ok(NodeSettings { entry, local_address, unaddressed, data_gb })
 }
 
 fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {

@@ -162,6 +162,8 @@ pub struct NodeSettings {
     /// Whether `cluster.toml` says nothing of its addresses: the local VM has `local_address`, a machine at a
     /// provider what its metadata says.
     pub unaddressed: bool,
+    /// GB of its data volume, for a worker at a provider that has one.
+    pub data_gb: Option<u32>,
 }
 
 impl NodeSettings {
@@ -216,6 +218,22 @@ impl ProviderName {
         if self == ProviderName::Gcp { "--" } else { "." }
     }
 
+    /// How many GB a data volume there may have; none where kimg makes none.
+    pub fn volume_gb(self) -> Option<std::ops::RangeInclusive<u32>> {
+        match self {
+            ProviderName::Hetzner => Some(10..=10_240),
+            ProviderName::DigitalOcean => Some(1..=16_384),
+            ProviderName::Linode => Some(10..=16_384),
+            ProviderName::Vultr => Some(10..=10_000),
+            ProviderName::OpenStack | ProviderName::Gcp | ProviderName::Aws | ProviderName::Proxmox => None,
+        }
+    }
+
+    /// Whether it says what a volume costs.
+    pub fn tells_volume_price(self) -> bool {
+        matches!(self, ProviderName::Hetzner | ProviderName::Linode)
+    }
+
     /// Whether it says what machines cost; else only `cluster.toml` does.
     pub fn tells_prices(self) -> bool {
         !matches!(self, ProviderName::OpenStack | ProviderName::Gcp | ProviderName::Aws)
@@ -235,6 +253,8 @@ pub struct Provider {
     pub budget: Option<u32>,
     /// What a month of a machine costs, in hundredths, by its type, where the provider does not say it.
     pub prices: BTreeMap<String, u64>,
+    /// What a month of a GB of a data volume costs, in whole units, where the provider does not say it.
+    pub volume_price: Option<f64>,
     /// In which currency.
     pub currency: Option<String>,
     /// The private network between the machines.

@@ -412,6 +412,35 @@ fn a_provider_has_a_type_for_each_node() {
     assert_eq!((provider.types["w"].as_str(), provider.disk_gb), ("t3.small", 40));
 }
 
+#[test]
+fn a_worker_at_a_provider_may_have_a_data_volume() {
+    let gb = |gb: i64| THREE.replace("name = \"w\"", &format!("name = \"w\"\ndata-gb = {gb}"));
+    let valid = at(HETZNER, &gb(20)).expect("valid");
+    assert_eq!(valid.nodes.iter().map(|node| node.data_gb).collect::<Vec<_>>(), [None, Some(20), None]);
+    let digitalocean = format!("{}\nbucket = \"b\"", HETZNER.replace("hetzner", "digitalocean"));
+    let priced = at(&format!("{digitalocean}\nprices = {{ data-gb = 0.1 }}"), &gb(1)).expect("valid");
+    let provider = priced.provider.expect("there");
+    assert!(provider.volume_price == Some(0.1) && provider.prices.is_empty());
+    let long = format!("name = \"{}\"\ndata-gb = 20", "w".repeat(47));
+    let master = THREE.replace("name = \"m\"", "name = \"m\"\ndata-gb = 20");
+    let cases = [
+        (HETZNER.to_string(), gb(9), "nodes.data-gb: 9 is out of range; write 10 to 10240"),
+        (digitalocean.clone(), gb(-1), "nodes.data-gb: -1 is out of range; write 1 to 16384"),
+        (HETZNER.to_string(), master, "nodes.data-gb: is a worker's: a master has its store"),
+        (HETZNER.to_string(), THREE.replace("name = \"w\"", &long), "write at most 46 characters"),
+        (HETZNER.replace("hetzner", "aws"), gb(20), "nodes.data-gb: kimg makes no data volumes at aws yet"),
+        (format!("{HETZNER}\nprices = {{ data-gb = 0.1 }}"), gb(20), "hetzner says itself what a volume costs"),
+        (format!("{digitalocean}\nprices = {{ data-gb = -1 }}"), gb(20), "-1 is no price of a GB"),
+        (format!("{digitalocean}\nprices = {{ cx23 = 1 }}"), gb(20), "digitalocean says itself what machines cost"),
+    ];
+    for (provider, nodes, says) in cases {
+        let error = at(&provider, &nodes).expect_err(&provider).to_string();
+        assert!(error.contains(says), "{error}\n{says}");
+    }
+    let alone = settings(&format!("name = \"demo\"\n{}", gb(20).replace("type = \"cx43\"", "")));
+    assert!(alone.expect_err("here").to_string().contains("there is no [provider]"));
+}
+
 const PROXMOX: &str = "name = \"proxmox\"\nregion = \"pve\"\ntype = \"2c-4g\"\nnetwork = \"192.168.1.0/24\"";
 const RANGE: &str = "[provider.proxmox]\nstorage = \"lvm\"\naddresses = \"192.168.1.200-192.168.1.219\"";
 
