@@ -6,7 +6,7 @@ use crate::cloud::images::{self, Image, Images, Uploads};
 use crate::cloud::machines::{CloudMachines, NodeApi};
 use crate::cloud::plan::{self, Plan, Situation};
 use crate::cloud::up::{Done, Up};
-use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Server, Thing, amount, destroy};
+use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Server, Thing, Volume, amount, destroy, volumes};
 use crate::config::{Provider, Settings};
 use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
@@ -36,11 +36,11 @@ pub(super) struct DestroyArgs {
     /// Do not ask: the cluster's name
     #[arg(long, value_name = "NAME")]
     yes: Option<String>,
-    /// Remove the uploaded images too
+    /// Remove data volumes and the uploaded images too; with --node, its data volume
     #[arg(long)]
     data: bool,
     /// Remove the machine of this node alone; `up` makes it anew where cluster.toml names it
-    #[arg(long, value_name = "NODE", conflicts_with = "data")]
+    #[arg(long, value_name = "NODE")]
     node: Option<String>,
 }
 
@@ -313,7 +313,7 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     let mut asked = Asked::new(settings)?;
     let inventory = asked.cloud.inventory()?;
     if let Some(node) = &args.node {
-        return destroy_node(asked, &inventory, node, args.yes.is_some());
+        return destroy_node(asked, &inventory, node, args);
     }
     destroy::check(&inventory)?;
     for foreign in &inventory.foreign {
@@ -324,9 +324,17 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
             "images do not tell two clusters of one name apart: leave --data away, and see `kimg image ls`",
         );
     }
-    let things = destroy::things(&inventory);
+    // Data volumes last, when no machine has them.
+    let of = |found: &Inventory| {
+        let volumes = if args.data { destroy::volumes(found) } else { Vec::new() };
+        destroy::things(found).into_iter().chain(volumes).collect::<Vec<_>>()
+    };
+    let things = of(&inventory);
     let images = images::uploaded(settings, asked.provider, &asked.client, &environment).map(|(_, images)| images);
-    let left = destroy::left(&inventory, &images, args.data);
+    let mut left = destroy::left(&inventory, &images, args.data);
+    if !args.data {
+        left.extend(stay(&inventory.volumes, &asked.offer, "destroy --data"));
+    }
     // Where they stay, nobody needs the credentials of the bucket that they came from.
     let images = if args.data { images? } else { Vec::new() };
     let at = asked.provider.name.as_str();
@@ -335,16 +343,21 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
         show_left(&left);
         return Ok(());
     }
+    let costs = |thing: &Thing| ["server", "volume"].contains(&thing.kind);
     let price = |thing: &Thing| -> Option<Cents> {
+        if thing.kind == "volume" {
+            let volume = inventory.volumes.iter().find(|volume| volume.id == thing.id)?;
+            return asked.offer.volume_price(volume.gb);
+        }
         let server = inventory.servers.iter().find(|server| thing.kind == "server" && server.id == thing.id)?;
         asked.offer.price(&server.size)
     };
-    let prices: Vec<Option<Cents>> = things.iter().filter(|thing| thing.kind == "server").map(price).collect();
+    let prices: Vec<Option<Cents>> = things.iter().filter(|thing| costs(thing)).map(price).collect();
     let and = if prices.iter().all(Option::is_some) { "" } else { ", and what has no known price" };
     let row = |thing: &Thing| {
         let price = match price(thing) {
             Some(price) => price.to_string(),
-            None if thing.kind == "server" => "?".into(),
+            None if costs(thing) => "?".into(),
             None => "-".into(),
         };
         vec![thing.kind.into(), thing.name.clone(), thing.id.clone(), price]
@@ -356,11 +369,12 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
         Some(total) => format!("{} a month{and}", amount(Some(total), &asked.offer.currency)),
         None => "what that costs is not known".into(),
     };
-    println!("\n{cost}; with the machines goes all that the cluster holds");
+    let but = if args.data || inventory.volumes.is_empty() { "" } else { ", but for its data volumes, which stay" };
+    println!("\n{cost}; with the machines goes all that the cluster holds{but}");
     agree(settings, args.yes.is_some())?;
     asked.begin()?;
     let mut stay = Vec::new();
-    if let Err(error) = destroy::destroy(&*asked.cloud, &asked.client, destroy::things, tell) {
+    if let Err(error) = destroy::destroy(&*asked.cloud, &asked.client, of, tell) {
         if error.is::<Interrupted>() {
             return Err(error);
         }
@@ -380,6 +394,21 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
         bail!("{}", stay.join("; "));
     }
     println!("nothing{} at {at} is the cluster's any more", if left.is_empty() { "" } else { " else" });
+    Ok(())
+}
+
+/// A sentence for each data volume that stays.
+fn stay(volumes: &[Volume], offer: &Offer, command: &str) -> Vec<String> {
+    let line = |volume: &Volume| {
+        format!("stays, and costs money: {}; `kimg {command}` removes it", volumes::shown(volume, offer))
+    };
+    volumes.iter().map(line).collect()
+}
+
+/// Tells which data volumes are of no node any more.
+pub(super) fn show_left_volumes(settings: &Settings) -> Result<()> {
+    let asked = Asked::new(settings)?;
+    show_left(&volumes::left(settings, &asked.cloud.inventory()?, &asked.offer));
     Ok(())
 }
 
@@ -405,19 +434,33 @@ fn tell(thing: &Thing) {
     println!("removed: {} {}", thing.kind, harmless(&thing.name));
 }
 
-fn destroy_node(mut asked: Asked<'_>, inventory: &Inventory, node: &str, yes: bool) -> Result<()> {
+fn destroy_node(mut asked: Asked<'_>, inventory: &Inventory, node: &str, args: &DestroyArgs) -> Result<()> {
     let settings = asked.settings;
-    let things = destroy::of_node(settings, inventory, node)?;
+    let of_node = |volume: &Thing| volume.name == node;
+    let volumes: Vec<Thing> = destroy::volumes(inventory).into_iter().filter(of_node).collect();
+    let things = match destroy::of_node(settings, inventory, node) {
+        Ok(things) if !args.data => things,
+        Ok(things) => things.into_iter().chain(volumes).collect(),
+        // Its machine may have gone before.
+        Err(_) if args.data && !volumes.is_empty() => volumes,
+        Err(error) => return Err(error),
+    };
     let rows: Vec<Vec<String>> =
         things.iter().map(|one| vec![one.kind.into(), one.name.clone(), one.id.clone()]).collect();
     print!("{}", table::render(&["KIND", "NAME", "ID"], &rows));
     println!("\nwith the machine goes all that is on its disk");
-    agree(settings, yes)?;
+    agree(settings, args.yes.is_some())?;
     asked.begin()?;
     // Those that were asked about, and none that came since.
-    let still =
-        |found: &Inventory| destroy::things(found).into_iter().filter(|one| things.contains(one)).collect::<Vec<_>>();
+    let still = |found: &Inventory| {
+        let all = destroy::things(found).into_iter().chain(destroy::volumes(found));
+        all.filter(|one| things.contains(one)).collect::<Vec<_>>()
+    };
     destroy::destroy(&*asked.cloud, &asked.client, still, tell)?;
+    if !args.data {
+        let kept: Vec<Volume> = inventory.volumes.iter().filter(|volume| volume.node == node).cloned().collect();
+        show_left(&stay(&kept, &asked.offer, &format!("destroy --node {node} --data")));
+    }
     next(&format!("{} up{}", program(), dir_flag(settings)));
     Ok(())
 }
@@ -442,6 +485,7 @@ mod tests {
             public: public.parse().ok(),
             private: None,
             created: None,
+            on_volume: false,
         };
         assert_eq!(
             records(&settings, &[server("m", "192.0.2.1"), server("w", "192.0.2.2")]),

@@ -307,7 +307,7 @@ pub(super) fn heal(
                 lost: lost.is_some(),
                 ..Wish::default()
             };
-            let plan = command.make(&wish, machines, &machines.list()?)?;
+            let plan = command.make(&wish, &machines.list()?)?;
             println!("{}", plan.text());
             Planned::Anew(command.journal(&plan, false)?)
         }
@@ -348,7 +348,7 @@ pub(super) fn remove(
                 lose_pods: args.lose_pods,
                 ..Wish::default()
             };
-            let plan = command.make_by(plan::remove, &wish, machines, &machines.list()?)?;
+            let plan = command.make_by(plan::remove, &wish, &machines.list()?)?;
             println!("{}", plan.text());
             Planned::Anew(command.journal(&plan, false)?)
         }
@@ -431,7 +431,7 @@ impl Command<'_> {
             stores: self.stores()?,
             lost: false,
         };
-        let plan = self.make(&wish, machines, listed)?;
+        let plan = self.make(&wish, listed)?;
         if !self.show(&plan, "every chosen node runs the image that was built last; nothing to do")? {
             return Ok(None);
         }
@@ -461,7 +461,7 @@ impl Command<'_> {
             lost: false,
         };
         // No name at all would mean all nodes.
-        let plan = if wish.nodes.is_empty() { Plan { nodes: Vec::new() } } else { self.make(&wish, machines, listed)? };
+        let plan = if wish.nodes.is_empty() { Plan { nodes: Vec::new() } } else { self.make(&wish, listed)? };
         let mut journal = self.journal(&plan, true)?;
         begin::take_along(&mut journal, last, listed);
         let returning: Vec<&str> =
@@ -571,15 +571,14 @@ impl Command<'_> {
         Ok(accel.patience().into())
     }
 
-    fn make(&self, wish: &Wish, machines: &dyn Machines, listed: &[Machine]) -> Result<Plan> {
-        self.make_by(plan::make, wish, machines, listed)
+    fn make(&self, wish: &Wish, listed: &[Machine]) -> Result<Plan> {
+        self.make_by(plan::make, wish, listed)
     }
 
     fn make_by(
         &self,
         decide: fn(&Wish, &Situation<'_>) -> Result<Plan, Refusal>,
         wish: &Wish,
-        machines: &dyn Machines,
         listed: &[Machine],
     ) -> Result<Plan> {
         let masters = self.masters();
@@ -591,7 +590,6 @@ impl Command<'_> {
             members: &members,
             nodes: &self.kube().nodes()?,
             machines: listed,
-            keeps_data: machines.keeps_data(),
             gap_secs: if self.settings.provider.is_some() { MADE_GAP_SECS } else { GAP_SECS * self.patience()? },
             claims: &self.kube().local_claims()?,
             bare_pods: &self.kube().bare_pods()?,

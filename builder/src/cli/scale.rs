@@ -113,6 +113,9 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
     }
     let Some(journal) = removed(args, &settings, gone)? else { return Ok(ExitCode::SUCCESS) };
     let settings = forget(&settings, &journal)?;
+    if settings.provider.is_some() {
+        super::cloud::show_left_volumes(&settings)?;
+    }
     let left = settings.nodes_of(Role::Worker).count();
     println!("cluster {} has {left} workers, here and in {FILE_NAME}", settings.name);
     next(&format!("{} status{}", program(), dir_flag(&settings)));

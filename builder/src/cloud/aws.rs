@@ -438,6 +438,7 @@ fn server(one: &Value) -> Result<Server> {
         public: address("ipAddress"),
         private: address("privateIpAddress"),
         created: made.parse().ok(),
+        on_volume: false,
     })
 }
 

@@ -41,6 +41,11 @@ pub fn things(inventory: &Inventory) -> Vec<Thing> {
     all
 }
 
+/// Data volumes, which go only where it was said.
+pub fn volumes(inventory: &Inventory) -> Vec<Thing> {
+    inventory.volumes.iter().map(super::Volume::thing).collect()
+}
+
 /// What goes with one node, which `cluster.toml` need not name: its machine, and nothing that others are in.
 ///
 /// # Errors

@@ -1,4 +1,5 @@
-//! DigitalOcean: droplets known by the tag `kimg:CLUSTER:CA`; VPC, firewalls and key, which bear no tags, by their names.
+//! DigitalOcean: droplets known by the tag `kimg:CLUSTER:CA`; VPC, firewalls, key and volumes, which bear no tags, by their
+//! names. A volume could bear some, but `destroy` removes tags, and volumes stay.
 //! <https://docs.digitalocean.com/reference/api/reference/>
 //!
 //! A droplet of a custom image must name an SSH key, so there is one, whose private half nobody keeps.
@@ -6,9 +7,10 @@
 //! A VPC that has become its region's default stays: nobody can remove it.
 //! A firewall filters the private network, too, and lets nothing out by itself.
 
+use super::marks::ON_VOLUME;
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, checked, explained, image_of, numbered, text,
+    Tenant, Thing, Volume, checked, explained, image_of, numbered, text,
 };
 use crate::input;
 use crate::machines::NO_IMAGE;
@@ -103,6 +105,19 @@ impl DigitalOcean {
         numbered(&key, "the SSH key")
     }
 
+    /// Asked twice, DigitalOcean says that it is done or under way.
+    fn act_on(&self, volume: &Volume, action: &str, droplet: &str) -> Result<()> {
+        let droplet: u64 = droplet.parse().with_context(|| format!("{droplet} is no droplet"))?;
+        let body = json!({"type": action, "droplet_id": droplet, "region": volume.region});
+        let request = Request::post(self.api.url(&format!("/v2/volumes/{}/actions", volume.id)));
+        let answer = self.api.send(request.json(&body).repeatable(true)).map_err(explain)?;
+        match answer.status {
+            202 => Ok(()),
+            404 | 409 | 422 => Err(Busy(answer.refused().to_string()).into()),
+            _ => Err(explain(answer.refused().into())),
+        }
+    }
+
     fn firewall_body(&self, role: Role) -> Value {
         let inbound =
             |rule: Rule| json!({"protocol": rule.protocol, "ports": rule.ports, "sources": {"addresses": rule.from}});
@@ -180,7 +195,7 @@ impl Cloud for DigitalOcean {
         }
         let used = get("/v2/droplets?per_page=1")?["meta"]["total"].as_u64().unwrap_or(0);
         let room = account["droplet_limit"].as_u64().map(|limit| limit.saturating_sub(used));
-        Ok(Offer { currency: "USD".into(), sizes, room })
+        Ok(Offer { currency: "USD".into(), sizes, room, gb: self.tenant.volume_price })
     }
 
     fn inventory(&self) -> Result<Inventory> {
@@ -202,6 +217,12 @@ impl Cloud for DigitalOcean {
         for key in self.list("/v2/account/keys", "ssh_keys")?.iter().filter(|one| one["name"] == name.as_str()) {
             let id = numbered(key, "the SSH key")?.to_string();
             inventory.rest.push(Thing { kind: "ssh-key", id, name: name.clone() });
+        }
+        let prefix = self.tenant.volume("");
+        for one in self.tenant.seen(self.list("/v2/volumes", "volumes"))? {
+            if let Some(node) = text(&one, "name").strip_prefix(&prefix) {
+                inventory.volumes.push(volume(&one, node)?);
+            }
         }
         // The cluster's own tag, by which droplets are known, goes last.
         let own = self.tag("");
@@ -253,6 +274,9 @@ impl Cloud for DigitalOcean {
         let mut more = vec![String::new(), order.role.to_string(), format!("node:{}", order.node)];
         if order.image != NO_IMAGE {
             more.push(format!("{}{}", image_tag(order.role), order.image));
+        }
+        if order.on_volume {
+            more.push(format!("data:{ON_VOLUME}"));
         }
         let tags: Vec<String> = more.iter().map(|more| self.tag(more)).collect();
         tags.iter().try_for_each(|tag| self.ensure_tag(tag))?;
@@ -324,8 +348,22 @@ impl Cloud for DigitalOcean {
         self.api.send(request).and_then(|answer| answer.expect(&[201])).map(|_| ()).map_err(explain)
     }
 
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()> {
+        let body = json!({"name": self.tenant.volume(node), "size_gigabytes": gb, "region": self.tenant.region});
+        self.make("/v2/volumes", ("volumes", "volume"), 201, &body).map(|_| ())
+    }
+
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()> {
+        self.act_on(volume, "attach", &server.id)
+    }
+
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        self.act_on(volume, "detach", volume.server.as_deref().unwrap_or_default())
+    }
+
     fn delete(&self, thing: &Thing) -> Result<()> {
         let path = match thing.kind {
+            "volume" => "/v2/volumes",
             "server" => "/v2/droplets",
             "network" => "/v2/vpcs",
             "firewall" => "/v2/firewalls",
@@ -341,6 +379,16 @@ impl Cloud for DigitalOcean {
             _ => Err(explain(answer.refused().into())),
         }
     }
+}
+
+fn volume(one: &Value, node: &str) -> Result<Volume> {
+    Ok(Volume {
+        id: id(one, "a volume")?,
+        node: node.into(),
+        gb: one["size_gigabytes"].as_u64().context("the provider's answer names no size of a volume")?,
+        region: text(&one["region"], "slug").into(),
+        server: one["droplet_ids"][0].as_u64().map(|id| id.to_string()),
+    })
 }
 
 fn network(one: &Value) -> Result<Network> {
@@ -388,6 +436,7 @@ impl DigitalOcean {
             public: address("public"),
             private: address("private"),
             created: one["created_at"].as_str().and_then(|text| text.parse().ok()),
+            on_volume: tagged("data:") == ON_VOLUME,
         })
     }
 }

@@ -325,6 +325,7 @@ fn server(one: &Value) -> Result<Server> {
         public: address(&nic["accessConfigs"][0]["natIP"]),
         private: address(&nic["networkIP"]),
         created: text(one, "creationTimestamp").parse().ok(),
+        on_volume: false,
     })
 }
 

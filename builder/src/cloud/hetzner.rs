@@ -1,13 +1,13 @@
 //! Hetzner Cloud: servers, networks and firewalls, known by the labels `kimg-cluster` and `kimg-ca`.
 //! <https://docs.hetzner.cloud/reference/cloud>
 //!
-//! Names of servers, networks and firewalls are unique in a project. A firewall filters what comes from outside; the
+//! Names of servers, networks, firewalls and volumes are unique in a project. A firewall filters what comes from outside; the
 //! private network is behind it.
 
-use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE, relabel};
+use super::marks::{CA, CLUSTER, DATA, IMAGE, NODE, ON_VOLUME, ROLE, relabel};
 use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
-    Tenant, Thing, explained, image_of, no_region, numbered, open_ports, text,
+    Tenant, Thing, Volume, explained, image_of, no_region, numbered, open_ports, text,
 };
 use crate::upload::api::Api;
 use crate::upload::hetzner::{done, pages, project};
@@ -71,6 +71,19 @@ impl Hetzner {
                 let known: Vec<&str> = all.iter().map(|one| text(one, "name")).collect();
                 no_region("Hetzner", "location", &self.tenant.region, &known)
             }
+        }
+    }
+
+    /// Asked twice, Hetzner says that it is done or under way.
+    fn act_on(&self, volume: &Volume, action: &str, with: impl Fn(Request) -> Request) -> Result<()> {
+        let request = Request::post(self.api.url(&format!("/volumes/{}/actions/{action}", volume.id)));
+        let answer = self.api.send(with(request).repeatable(true)).map_err(explain)?;
+        match answer.status {
+            201 => {
+                done(&self.api, &answer.json()?["action"], &format!("{action}ing the data volume of {}", volume.node))
+            }
+            404 | 409 | 412 | 422 | 423 => Err(Busy(answer.refused().to_string()).into()),
+            _ => Err(explain(answer.refused().into())),
         }
     }
 
@@ -143,7 +156,8 @@ impl Cloud for Hetzner {
             Some((text(one, "name").to_string(), Size { monthly, disk_gb, available }))
         };
         let sizes = types.iter().filter(|one| one["architecture"] == "x86").filter_map(size).collect();
-        Ok(Offer { currency: text(&pricing, "currency").into(), sizes, room: None })
+        let gb = pricing["volume"]["price_per_gb_month"]["net"].as_str().and_then(|net| net.parse().ok());
+        Ok(Offer { currency: text(&pricing, "currency").into(), sizes, room: None, gb })
     }
 
     fn inventory(&self) -> Result<Inventory> {
@@ -165,6 +179,9 @@ impl Cloud for Hetzner {
             let (name, cluster) = (text(&one, "name"), labels[CLUSTER] == self.tenant.cluster);
             let marks = Marks { name, cluster, ca: labels[CA] == self.tenant.ca };
             self.tenant.sort(server(&one)?, &marks, &mut inventory);
+        }
+        for one in self.ours("/volumes", "volumes")? {
+            inventory.volumes.push(volume(&one)?);
         }
         Ok(inventory)
     }
@@ -219,6 +236,9 @@ impl Cloud for Hetzner {
     fn make_server(&self, order: &Order<'_>) -> Result<()> {
         let mut labels = self.tenant.labels(&[(NODE, order.node), (ROLE, order.role.as_str())]);
         relabel(&mut labels, order.image);
+        if order.on_volume {
+            labels[DATA] = json!(ON_VOLUME);
+        }
         let body = json!({
             "name": self.tenant.machine(order.node),
             "server_type": order.size,
@@ -263,10 +283,34 @@ impl Cloud for Hetzner {
         done(&self.api, &started.map_err(explain)?["action"], &format!("starting {}", server.node))
     }
 
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()> {
+        let body = json!({
+            "name": self.tenant.volume(node),
+            "size": gb,
+            "location": self.tenant.region,
+            "labels": self.tenant.labels(&[(NODE, node)]),
+        });
+        let made = self.make("/volumes", "volumes", "volume", &body)?;
+        match &made["action"] {
+            action if action.is_object() => done(&self.api, action, &format!("making the data volume of {node}")),
+            _ => Ok(()),
+        }
+    }
+
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()> {
+        let body = json!({"server": number(&server.id)?, "automount": false});
+        self.act_on(volume, "attach", |request| request.json(&body))
+    }
+
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        self.act_on(volume, "detach", |request| request)
+    }
+
     fn delete(&self, thing: &Thing) -> Result<()> {
         let path = match thing.kind {
             "server" => "/servers",
             "network" => "/networks",
+            "volume" => "/volumes",
             _ => "/firewalls",
         };
         let answer = self.api.send(Request::delete(self.api.url(&format!("{path}/{}", thing.id))))?;
@@ -286,6 +330,16 @@ fn network(one: &Value) -> Result<Network> {
     Ok(Network { id: id(one, "a network")?, range: text(one, "ip_range").into(), region: None, kept: false })
 }
 
+fn volume(one: &Value) -> Result<Volume> {
+    Ok(Volume {
+        id: id(one, "a volume")?,
+        node: text(&one["labels"], NODE).into(),
+        gb: one["size"].as_u64().context("the provider's answer names no size of a volume")?,
+        region: text(&one["location"], "name").into(),
+        server: one["server"].as_u64().map(|id| id.to_string()),
+    })
+}
+
 fn server(one: &Value) -> Result<Server> {
     let address = |value: &Value| value.as_str().and_then(|text| text.parse().ok());
     Ok(Server {
@@ -302,5 +356,6 @@ fn server(one: &Value) -> Result<Server> {
         public: address(&one["public_net"]["ipv4"]["ip"]),
         private: address(&one["private_net"][0]["ip"]),
         created: one["created"].as_str().and_then(|text| text.parse().ok()),
+        on_volume: text(&one["labels"], DATA) == ON_VOLUME,
     })
 }

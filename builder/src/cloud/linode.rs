@@ -2,17 +2,17 @@
 //! `kimg-role.ROLE` and `kimg-image.SUM`; a VPC, which bears no tags, by its label.
 //! <https://techdocs.akamai.com/linode-api/reference/api>
 //!
-//! Labels of machines, firewalls and VPCs are unique in an account. A firewall's has room for 32 characters, so it bears the
-//! fingerprint alone. A firewall filters the VPC, too.
+//! Labels of machines, firewalls, VPCs and volumes are unique in an account. A firewall's and a volume's have room for 32
+//! characters, so they bear the fingerprint, and a volume's a sum of its node. A firewall filters the VPC, too.
 //! A machine of a custom image boots by `linode/direct-disk`, and must name a key or a password: it names a key whose
 //! private half nobody keeps. That the call which makes a machine takes `kernel` is known from Linode's own clients of
 //! 2026; that a VPC's interface gets its address by DHCP is not published. Neither was tried at Linode.
 
-use super::marks::{IMAGE, NODE, ROLE};
+use super::marks::{DATA, IMAGE, NODE, ON_VOLUME, ROLE};
 use super::tags::{bears, of_image, retagged, tagged};
 use super::{
     Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
-    explained, image_of, numbered, text,
+    Volume, explained, image_of, numbered, text,
 };
 use crate::input;
 use crate::machines::NO_IMAGE;
@@ -28,6 +28,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use node_metadata::Role;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -35,6 +36,7 @@ use std::time::Duration;
 const INSTANCES: &str = "/v4/linode/instances";
 const FIREWALLS: &str = "/v4/networking/firewalls";
 const VPCS: &str = "/v4/vpcs";
+const VOLUMES: &str = "/v4/volumes";
 /// Where a machine that is being made anew is in the private network: that address is its configuration's, which goes with
 /// its disk.
 const AT: &str = "kimg-at";
@@ -89,6 +91,17 @@ impl Linode {
     fn instance(&self, server: &Server) -> Result<Value> {
         let found = self.list(INSTANCES)?.into_iter().find(|one| is(one, &server.id));
         found.with_context(|| format!("the machine of {} is gone", server.node))
+    }
+
+    /// Asked twice, or while it is at work on the machine, Linode refuses with a reason.
+    fn act_on(&self, volume: &Volume, action: &str, with: impl Fn(Request) -> Request) -> Result<()> {
+        let request = Request::post(self.api.url(&format!("{VOLUMES}/{}/{action}", volume.id)));
+        let answer = self.api.send(with(request).repeatable(true)).map_err(explain)?;
+        match answer.status {
+            200 => Ok(()),
+            400 | 404 | 409 => Err(Busy(answer.refused().to_string()).into()),
+            _ => Err(explain(answer.refused().into())),
+        }
     }
 
     fn written(&self, role: Role) -> Value {
@@ -147,8 +160,15 @@ impl Linode {
             private,
             // Without a zone, and in UTC.
             created: format!("{}Z", text(one, "created")).parse().ok(),
+            on_volume: tagged(one, DATA) == ON_VOLUME,
         })
     }
+}
+
+/// A price, which may be another one in a region.
+fn monthly(one: &Value, region: &str) -> Option<f64> {
+    let here = one["region_prices"].as_array().into_iter().flatten().find(|price| price["id"] == region);
+    here.unwrap_or(&one["price"])["monthly"].as_f64()
 }
 
 fn is(one: &Value, id: &str) -> bool {
@@ -166,6 +186,16 @@ fn rule(written: &Value) -> Rule {
         ports: text(written, "ports").into(),
         from: ranges("ipv4").chain(ranges("ipv6")).map(Into::into).collect(),
     }
+}
+
+fn volume(one: &Value) -> Result<Volume> {
+    Ok(Volume {
+        id: numbered(one, "a volume")?.to_string(),
+        node: tagged(one, NODE).into(),
+        gb: one["size"].as_u64().context("the provider's answer names no size of a volume")?,
+        region: text(one, "region").into(),
+        server: one["linode_id"].as_u64().map(|id| id.to_string()),
+    })
 }
 
 fn network(one: &Value) -> Result<Network> {
@@ -196,13 +226,14 @@ impl Cloud for Linode {
             }
         }
         let size = |one: &Value| {
-            let here = one["region_prices"].as_array().into_iter().flatten().find(|price| price["id"] == region);
-            let monthly = Some(Cents::of(here.unwrap_or(&one["price"])["monthly"].as_f64()?)?);
+            let monthly = Some(Cents::of(monthly(one, region)?)?);
             let disk_gb = one["disk"].as_u64()? / 1024;
             Some((text(one, "id").to_string(), Size { monthly, disk_gb, available: true }))
         };
         let sizes = self.list("/v4/linode/types")?.iter().filter_map(size).collect();
-        Ok(Offer { currency: "USD".into(), sizes, room: None })
+        let kinds = self.list("/v4/volumes/types")?;
+        let gb = kinds.iter().find(|one| one["id"] == "volume").and_then(|one| monthly(one, region));
+        Ok(Offer { currency: "USD".into(), sizes, room: None, gb })
     }
 
     fn inventory(&self) -> Result<Inventory> {
@@ -229,6 +260,12 @@ impl Cloud for Linode {
         for one in self.list(INSTANCES)? {
             let marks = self.tenant.marks(&one, text(&one, "label"));
             self.tenant.sort(self.server(&one, &inside)?, &marks, &mut inventory);
+        }
+        for one in self.tenant.seen(self.list(VOLUMES))? {
+            let marks = self.tenant.marks(&one, "");
+            if marks.cluster && marks.ca {
+                inventory.volumes.push(volume(&one)?);
+            }
         }
         Ok(inventory)
     }
@@ -269,6 +306,7 @@ impl Cloud for Linode {
     fn make_server(&self, order: &Order<'_>) -> Result<()> {
         let subnet = self.subnet(order.network)?;
         let firewall: u64 = order.firewall.id.parse().context("the firewall has no number of Linode's")?;
+        let on_volume = (DATA, if order.on_volume { ON_VOLUME } else { "" });
         let body = json!({
             "label": self.tenant.machine(order.node),
             "region": self.tenant.region,
@@ -283,7 +321,7 @@ impl Cloud for Linode {
             "interfaces": [{"purpose": "public"}, {"purpose": "vpc", "subnet_id": subnet}],
             "firewall_id": firewall,
             "network_helper": false,
-            "tags": self.tenant.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), of_image(order.image)]),
+            "tags": self.tenant.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), of_image(order.image), on_volume]),
         });
         self.make(INSTANCES, &body).map(|_| ())
     }
@@ -339,8 +377,30 @@ impl Cloud for Linode {
         self.api.send(request).and_then(|answer| answer.expect(&[200])).map(|_| ()).map_err(explain)
     }
 
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()> {
+        let sum: String = Sha256::digest(node).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let body = json!({
+            "label": self.tenant.volume(&sum),
+            "size": gb,
+            "region": self.tenant.region,
+            "tags": self.tenant.tags(&[(NODE, node)]),
+        });
+        self.make(VOLUMES, &body).map(|_| ())
+    }
+
+    /// Into the configuration that the machine was booted by, which is its only one.
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()> {
+        let id: u64 = server.id.parse().with_context(|| format!("{} is no number of Linode's", server.id))?;
+        self.act_on(volume, "attach", |request| request.json(&json!({"linode_id": id, "persist_across_boots": true})))
+    }
+
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        self.act_on(volume, "detach", |request| request)
+    }
+
     fn delete(&self, thing: &Thing) -> Result<()> {
         let path = match thing.kind {
+            "volume" => VOLUMES,
             "server" => INSTANCES,
             "network" => VPCS,
             _ => FIREWALLS,

@@ -1,13 +1,13 @@
 //! The machines at a provider as a roll sees them: a worker's is removed, and one of its name made from another image.
 //!
 //! A worker joins with a fresh token in its user-data, which not all providers change: so none is rebuilt in place
-//! (docs/decisions/0087). Neither disk nor addresses outlive that. A master, whose store is on its disk and whose private
+//! (docs/decisions/0087). Neither disk nor addresses outlive that, but a data volume does ([`super::volumes`]). A master, whose store is on its disk and whose private
 //! address its workers know, is rebuilt in place ([`super::master`]).
 //! A new machine has the type and the region of the old one, and comes after it: no month costs more.
 
 use super::images::{Image, Images};
 use super::plan::{self, Situation, Step};
-use super::{Cloud, Inventory, Maker, Offer, ROLES, Server, State};
+use super::{Cloud, Inventory, Maker, Offer, ROLES, Server, State, volumes};
 use crate::client::block_on;
 use crate::client::node::{NodeClient, Refused};
 use crate::config::{Provider, Settings};
@@ -164,8 +164,16 @@ impl CloudMachines<'_> {
         let (rules, built) = (plan::rules(self.cloud), BTreeMap::new());
         let plan = plan::plan(&Situation { settings, provider, offer, inventory, rules, built });
         plan.check()?;
-        let of_machine = |step: &Step| matches!(step, Step::MakeServer { .. } | Step::Start { .. });
-        if !plan.steps.iter().all(of_machine) {
+        for step in &plan.steps {
+            if let Step::MakeVolume { node, .. } = step
+                && nodes.contains(&node.as_str())
+            {
+                return input::bad(format!("{node} has no data volume yet, and waits without: `kimg up` makes it"));
+            }
+        }
+        let of_ground =
+            |step: &Step| matches!(step, Step::MakeNetwork { .. } | Step::MakeFirewall { .. } | Step::SetRules { .. });
+        if plan.steps.iter().any(of_ground) {
             return input::bad(
                 "the private network or a firewall is not as it should be: `kimg plan` shows it, and `kimg up` puts it right",
             );
@@ -207,8 +215,9 @@ impl CloudMachines<'_> {
         maker.make(settings.node(node)?, &image, (network, firewall), None, Begin::AwaitBackup)
     }
 
-    fn check_order(&self, order: &Order<'_>) -> Result<()> {
-        if order.data != Data::Goes || order.token.is_none() {
+    fn check_order(&self, known: &Inventory, order: &Order<'_>) -> Result<()> {
+        let kept = || order.data == Data::Stays && volumes::keep_data(self.settings, known, order.node);
+        if order.token.is_none() || order.data != Data::Goes && !kept() {
             bail!("{} keeps the data of no machine that is made anew", self.provider.name.as_str());
         }
         Ok(())
@@ -256,6 +265,21 @@ impl CloudMachines<'_> {
         }
     }
 
+    /// Ends the machine of a node for good. Its data volume stays, and is nobody's afterwards.
+    fn finish(&self, known: &Inventory, node: &str) -> Result<Ended> {
+        let ended = of(known, node).next().map_or(Ok(Ended::Clean), |server| self.power_off(server))?;
+        let has_volume = known.volume(node).is_some();
+        // From a machine that does not power off it is taken by its end.
+        if has_volume && ended == Ended::Clean {
+            volumes::free(self.cloud, self.client, node)?;
+        }
+        self.delete_all(node)?;
+        if has_volume {
+            volumes::free(self.cloud, self.client, node)?;
+        }
+        Ok(ended)
+    }
+
     /// Removes all machines of a node, and waits until the provider knows none.
     fn delete_all(&self, node: &str) -> Result<()> {
         self.client.poll(&format!("removing the machine of {node}"), EVERY, GONE, || {
@@ -281,7 +305,8 @@ impl Machines for CloudMachines<'_> {
         let machine = |node: &str| {
             let server = of(&known, node).next();
             let image = server.map_or(NO_IMAGE, |server| server.image.as_str()).to_string();
-            Machine { node: node.into(), image, running: server.is_some_and(|server| server.state == State::Running) }
+            let running = server.is_some_and(|server| server.state == State::Running);
+            Machine { node: node.into(), image, running, keeps_data: volumes::keep_data(self.settings, &known, node) }
         };
         Ok(self.settings.nodes.iter().map(|node| machine(&node.entry.name)).collect())
     }
@@ -303,10 +328,6 @@ impl Machines for CloudMachines<'_> {
         Ok(self.images.find(image)?.is_some())
     }
 
-    fn keeps_data(&self) -> bool {
-        false
-    }
-
     fn check(&self, nodes: &[&str]) -> Result<()> {
         self.check_in(&self.cloud.inventory()?, nodes)
     }
@@ -315,16 +336,11 @@ impl Machines for CloudMachines<'_> {
         if self.is_master(order.node) {
             return Ok(None);
         }
-        self.check_order(order)?;
         let known = self.cloud.inventory()?;
+        self.check_order(&known, order)?;
         self.check_in(&known, &[order.node])?;
         self.image(order.image)?;
-        let ended = match of(&known, order.node).next() {
-            Some(server) => self.power_off(server)?,
-            None => Ended::Clean,
-        };
-        self.delete_all(order.node)?;
-        Ok(Some(ended))
+        self.finish(&known, order.node).map(Some)
     }
 
     /// An interrupted attempt may have left a machine, whose token is no more.
@@ -332,8 +348,8 @@ impl Machines for CloudMachines<'_> {
         if self.is_master(order.node) && order.data == Data::Stays {
             return self.carry(order);
         }
-        self.check_order(order)?;
         let mut known = self.cloud.inventory()?;
+        self.check_order(&known, order)?;
         let mut ended = Ended::Clean;
         if of(&known, order.node).next().is_some() {
             ended = self.end(order)?.unwrap_or(ended);
@@ -351,14 +367,14 @@ impl Machines for CloudMachines<'_> {
         let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
         maker.make(node, &self.image(order.image)?, (network, firewall), Some(inside), Begin::Join(order.token))?;
+        if node.data_gb.is_some() {
+            volumes::attach(cloud, self.client, order.node)?;
+        }
         Ok(ended)
     }
 
     fn remove(&mut self, node: &str) -> Result<Ended> {
-        let known = self.cloud.inventory()?;
-        let ended = of(&known, node).next().map_or(Ok(Ended::Clean), |server| self.power_off(server))?;
-        self.delete_all(node)?;
-        Ok(ended)
+        self.finish(&self.cloud.inventory()?, node)
     }
 
     fn boot(&self, node: &str) -> Option<String> {

@@ -257,6 +257,7 @@ impl CloudMachines<'_> {
             user_data: &user_data,
             network,
             firewall,
+            on_volume: false,
         };
         let asked = self.client.poll(&format!("rebuilding {}", server.node), EVERY, FREE, || {
             match self.cloud.rebuild_server(server, &order) {

@@ -25,6 +25,7 @@ mod rules;
 mod tags;
 pub mod token;
 pub mod up;
+pub mod volumes;
 mod vultr;
 
 #[cfg(test)]
@@ -90,6 +91,8 @@ pub struct Offer {
     pub sizes: BTreeMap<String, Size>,
     /// How many machines more the account may have, where the provider says it.
     pub room: Option<u64>,
+    /// What a month of a GB of a data volume costs, in whole units, where the provider or `cluster.toml` says it.
+    pub gb: Option<f64>,
 }
 
 impl Offer {
@@ -107,12 +110,18 @@ impl Offer {
             let old = Size { monthly: price(name), disk_gb: 0, available: false };
             sizes.entry(name.clone()).or_insert(old);
         }
-        Offer { currency: provider.currency.clone().unwrap_or_default(), sizes, room }
+        Offer { currency: provider.currency.clone().unwrap_or_default(), sizes, room, gb: provider.volume_price }
     }
 
     /// What a month of a machine of this type costs.
     pub fn price(&self, size: &str) -> Option<Cents> {
         self.sizes.get(size)?.monthly
+    }
+
+    /// What a month of a data volume costs.
+    pub fn volume_price(&self, gb: u64) -> Option<Cents> {
+        // Sizes have few digits.
+        Cents::of(self.gb? * gb as f64)
     }
 }
 
@@ -165,12 +174,36 @@ pub struct Server {
     pub private: Option<IpAddr>,
     /// When it was made.
     pub created: Option<Timestamp>,
+    /// It was told that its data lies on a volume.
+    pub on_volume: bool,
 }
 
 impl Server {
     /// As a thing to remove.
     fn thing(&self) -> Thing {
         Thing { kind: "server", id: self.id.clone(), name: self.node.clone() }
+    }
+}
+
+/// A data volume of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// The provider's name for it.
+    pub id: String,
+    /// The node whose data it holds.
+    pub node: String,
+    /// Its size.
+    pub gb: u64,
+    /// Where it is.
+    pub region: String,
+    /// The machine that it is attached to.
+    pub server: Option<String>,
+}
+
+impl Volume {
+    /// As a thing to remove.
+    fn thing(&self) -> Thing {
+        Thing { kind: "volume", id: self.id.clone(), name: self.node.clone() }
     }
 }
 
@@ -242,8 +275,17 @@ pub struct Inventory {
     pub servers: Vec<Server>,
     /// Machines that are in the way, or might be taken for the cluster's.
     pub foreign: Vec<Foreign>,
+    /// Data volumes.
+    pub volumes: Vec<Volume>,
     /// What only this provider needs besides.
     pub rest: Vec<Thing>,
+}
+
+impl Inventory {
+    /// The data volume of a node.
+    fn volume(&self, node: &str) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| volume.node == node)
+    }
 }
 
 /// A machine to make. It is shown to nobody, for its secrets.
@@ -264,6 +306,8 @@ pub struct Order<'a> {
     pub network: &'a Network,
     /// The firewall of its role.
     pub firewall: &'a Firewall,
+    /// It is told that its data lies on a volume.
+    pub on_volume: bool,
 }
 
 /// Makes the machines of a cluster's nodes.
@@ -288,8 +332,9 @@ impl Maker<'_> {
         let place = Place::Network { range: self.provider.network, master };
         let user_data = seed::user_data(self.settings, node, place, begin, self.secrets)?;
         let size = self.provider.types.get(name).with_context(|| format!("nothing says which type {name} is"))?;
-        let (image_id, image) = (image.id.as_str(), image.sum.as_str());
-        let order = Order { node: name, role, size, image_id, image, user_data: &user_data, network, firewall };
+        let (image_id, image, on_volume) = (image.id.as_str(), image.sum.as_str(), node.data_gb.is_some());
+        let order =
+            Order { node: name, role, size, image_id, image, user_data: &user_data, network, firewall, on_volume };
         self.cloud.make_server(&order).with_context(|| format!("making the machine of {name}"))
     }
 }
@@ -356,6 +401,30 @@ pub trait Cloud {
     /// The provider refuses.
     fn start(&self, server: &Server) -> Result<()>;
 
+    /// Makes the data volume of a node, which is attached to nothing.
+    ///
+    /// # Errors
+    /// The provider refuses.
+    fn make_volume(&self, node: &str, _gb: u32) -> Result<()> {
+        bail!("kimg makes no data volumes at this provider, and {node} is to have one")
+    }
+
+    /// Asks for a volume to be attached to a machine. Whether it is, [`Cloud::inventory`] tells; so it may be asked again.
+    ///
+    /// # Errors
+    /// [`Busy`] where it may be done later, or is done already; else the provider refuses.
+    fn attach(&self, volume: &Volume, _server: &Server) -> Result<()> {
+        bail!("kimg attaches no volumes at this provider, and {} is to be", volume.id)
+    }
+
+    /// Asks for a volume to be taken from its machine, in the same way.
+    ///
+    /// # Errors
+    /// As [`Cloud::attach`].
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        bail!("kimg detaches no volumes at this provider, and {} is to be", volume.id)
+    }
+
     /// Asks for a thing's end. Whether it has come to it, [`Cloud::inventory`] tells. One that is gone is no error.
     ///
     /// # Errors
@@ -383,6 +452,8 @@ pub fn open(settings: &Settings, provider: &Provider, client: &Client, env: Envi
         machines: settings.nodes.iter().map(machine).collect(),
         joint,
         status_page: settings.status_page,
+        volume_price: provider.volume_price,
+        has_volumes: settings.nodes.iter().any(|node| node.data_gb.is_some()),
     };
     Ok(match provider.name {
         ProviderName::Hetzner => Box::new(hetzner::Hetzner::new(client, env, tenant)?),
@@ -480,6 +551,10 @@ pub struct Tenant {
     pub joint: &'static str,
     /// Whether its master has a status page.
     pub status_page: bool,
+    /// What `cluster.toml` says that a month of a GB of a data volume costs.
+    pub volume_price: Option<f64>,
+    /// Whether one of its nodes is to have a data volume.
+    pub has_volumes: bool,
 }
 
 /// What things of a cluster bear, at providers whose labels or tags have a key and a value.
@@ -492,6 +567,9 @@ mod marks {
     pub(super) const NODE: &str = "kimg-node";
     pub(super) const ROLE: &str = "kimg-role";
     pub(super) const IMAGE: &str = "kimg-image";
+    pub(super) const DATA: &str = "kimg-data";
+    /// Of a machine that is told that its data lies on a volume.
+    pub(super) const ON_VOLUME: &str = "volume";
 
     impl super::Tenant {
         /// The labels of something of the cluster's.
@@ -546,6 +624,22 @@ impl Tenant {
     /// What a role's firewall is called.
     fn firewall(&self, role: Role) -> String {
         format!("{}-{role}", self.name())
+    }
+
+    /// Volumes as they were listed: a token need not see any as long as no node is to have one.
+    fn seen(&self, listed: Result<Vec<Value>>) -> Result<Vec<Value>> {
+        let refused = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref::<Refused>().is_some_and(|refused| [401, 403].contains(&refused.status))
+        };
+        match listed {
+            Err(error) if !self.has_volumes && error.chain().any(refused) => Ok(Vec::new()),
+            listed => listed,
+        }
+    }
+
+    /// What a node's data volume is called. By the name alone of its cluster it might be another's.
+    fn volume(&self, node: &str) -> String {
+        format!("kimg-{}-{node}", self.ca)
     }
 
     /// What a node's machine is called.

@@ -360,6 +360,7 @@ impl OpenStack {
             public: outside.first().map(|(at, _)| *at),
             private: inside.first().map(|(at, _)| *at),
             created: text(one, "created").parse().ok(),
+            on_volume: false,
         })
     }
 

@@ -1,6 +1,8 @@
 //! What is missing at the provider, what somebody changed by hand, and what it all costs. Pure.
 
-use super::{Cents, Cloud, Firewall, Inventory, Network, Offer, ROLES, Rule, Server, Size, State, Thing, amount};
+use super::{
+    Cents, Cloud, Firewall, Inventory, Network, Offer, ROLES, Rule, Server, Size, State, Thing, Volume, amount, volumes,
+};
 use crate::config::{Provider, Settings, nearest};
 use crate::input;
 use crate::logs::line::harmless;
@@ -30,6 +32,20 @@ pub enum Step {
     SetRules {
         /// For whose machines.
         role: Role,
+    },
+    /// Make the data volume of a node.
+    MakeVolume {
+        /// Whose it will be.
+        node: String,
+        /// Its size.
+        gb: u32,
+        /// What a month of it costs, in hundredths, where somebody says it.
+        monthly: Option<Cents>,
+    },
+    /// Attach the data volume of a node to its machine, which is there.
+    AttachVolume {
+        /// Whose it is.
+        node: String,
     },
     /// Make a machine.
     MakeServer {
@@ -65,15 +81,18 @@ pub struct Plan {
     pub refusals: Vec<String>,
     /// The currency of the amounts.
     pub currency: String,
-    /// What the machines cost in a month as they are, in hundredths, without taxes; none where nobody says it of
+    /// What machines and data volumes cost in a month as they are, in hundredths, without taxes; none where nobody says it of
     /// any.
     pub monthly_now: Option<Cents>,
     /// What they cost then.
     pub monthly_then: Option<Cents>,
-    /// Machines, there or to be made, that are in neither sum: nobody says what they cost.
+    /// Machines and data volumes, there or to be made, that are in neither sum: nobody says what they cost.
     pub unpriced: Vec<String>,
     /// What they may cost.
     pub budget: Option<Cents>,
+    /// Whether data volumes are among them.
+    #[serde(skip)]
+    pub volumes: bool,
 }
 
 /// What the plan is made from.
@@ -113,12 +132,16 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         monthly_then: None,
         unpriced: Vec::new(),
         budget: provider.budget.map(|whole| Cents(u64::from(whole) * 100)),
+        volumes: !inventory.volumes.is_empty() || settings.nodes.iter().any(|node| node.data_gb.is_some()),
     };
     plan.network(situation);
     for role in ROLES.into_iter().filter(|role| settings.nodes_of(*role).next().is_some()) {
         plan.firewall(situation, role);
     }
     for node in &settings.nodes {
+        if let Some(gb) = node.data_gb {
+            plan.volume(situation, &node.entry.name, gb);
+        }
         plan.node(situation, &node.entry.name, node.entry.role);
     }
     plan.strangers(situation);
@@ -205,6 +228,59 @@ impl Plan {
         }
     }
 
+    /// The data volume of a node.
+    fn volume(&mut self, situation: &Situation<'_>, node: &str, gb: u32) {
+        let Situation { provider, offer, inventory, .. } = situation;
+        let server = inventory.servers.iter().find(|server| server.node == node);
+        let volumes: Vec<&Volume> = inventory.volumes.iter().filter(|volume| volume.node == node).collect();
+        match volumes[..] {
+            [] => {
+                if server.is_some_and(|server| server.on_volume) {
+                    self.drift.push(format!("the data volume of {node} is gone, and what it held with it"));
+                }
+                let monthly = offer.volume_price(gb.into());
+                self.steps.push(Step::MakeVolume { node: node.into(), gb, monthly });
+            }
+            [volume] => {
+                let has = volume.gb;
+                if has > u64::from(gb) {
+                    self.refusals.push(format!(
+                        "the data volume of {node} has {has} GB, and cluster.toml says {gb}: none gets smaller; write data-gb = \
+                         {has}"
+                    ));
+                } else if has < u64::from(gb) {
+                    self.drift.push(format!(
+                        "the data volume of {node} has {has} GB, and cluster.toml says {gb}: kimg does not make one larger yet; \
+                         it stays as it is"
+                    ));
+                }
+                let machine = server.map_or(&provider.region, |server| &server.region);
+                if volume.region != *machine {
+                    self.refusals.push(format!(
+                        "the data volume of {node} is in {}, and its machine in {machine}: a volume is attached where it is; \
+                         write region = \"{0}\" under [provider], or `kimg destroy --node {node} --data` removes it",
+                        volume.region
+                    ));
+                }
+            }
+            _ => {
+                let ids: Vec<&str> = volumes.iter().map(|volume| volume.id.as_str()).collect();
+                self.refusals.push(format!("{node} has several data volumes ({}); remove all but one", ids.join(", ")));
+            }
+        }
+        let Some(server) = server else { return };
+        match volumes.first().and_then(|volume| volume.server.as_deref()) {
+            _ if !server.on_volume => self.drift.push(format!(
+                "the machine of {node} was made without a data volume, and has its data on its own disk; the next one has it"
+            )),
+            None => self.steps.push(Step::AttachVolume { node: node.into() }),
+            Some(at) if at != server.id => self.refusals.push(format!(
+                "the data volume of {node} is attached to the machine {at}, which is not the node's: detach it at the provider"
+            )),
+            Some(_) => {}
+        }
+    }
+
     /// Machines of nodes that `cluster.toml` does not know. They may hold data, so they stay.
     fn strangers(&mut self, situation: &Situation<'_>) {
         let known = |node: &str| situation.settings.nodes.iter().any(|known| known.entry.name == node);
@@ -214,6 +290,7 @@ impl Plan {
                 server.node, server.size, server.id
             ));
         }
+        self.drift.extend(volumes::left(situation.settings, situation.inventory, situation.offer));
         let left = |thing: &&Thing| thing.kind == "floating-ip" && !known(&thing.name);
         for Thing { id, name, .. } in situation.inventory.rest.iter().filter(left) {
             self.drift.push(format!(
@@ -224,12 +301,16 @@ impl Plan {
     }
 
     fn count(&mut self, provider: &Provider, offer: &Offer, inventory: &Inventory) {
+        let volume = |node: &str, gb: u64| format!("the data volume of {node} ({gb} GB)");
         let made = |step: &Step| match step {
             Step::MakeServer { node, r#type, monthly } => Some((format!("{node} ({})", r#type), *monthly)),
+            Step::MakeVolume { node, gb, monthly } => Some((volume(node, (*gb).into()), *monthly)),
             _ => None,
         };
-        let there = |server: &Server| (format!("{} ({})", server.node, server.size), offer.price(&server.size));
-        let there: Vec<(String, Option<Cents>)> = inventory.servers.iter().map(there).collect();
+        let server = |server: &Server| (format!("{} ({})", server.node, server.size), offer.price(&server.size));
+        let kept = |one: &Volume| (volume(&one.node, one.gb), offer.volume_price(one.gb));
+        let there = inventory.servers.iter().map(server).chain(inventory.volumes.iter().map(kept));
+        let there: Vec<(String, Option<Cents>)> = there.collect();
         let more: Vec<(String, Option<Cents>)> = self.steps.iter().filter_map(made).collect();
         let all = || there.iter().chain(&more);
         self.monthly_now = Cents::total(there.iter().map(|(_, price)| *price));
@@ -241,7 +322,12 @@ impl Plan {
                  [provider]",
                 self.provider,
                 self.unpriced.join(", "),
-                if provider.name.tells_prices() { "remove that machine" } else { "write its price under [provider.prices]" }
+                match provider.name.tells_prices() {
+                    _ if self.unpriced.iter().any(|one| one.starts_with("the data volume")) && !provider.name.tells_volume_price() =>
+                        "write that of a GB as data-gb under [provider.prices]",
+                    true => "remove that machine",
+                    false => "write its price under [provider.prices]",
+                }
             ));
         }
         if more.is_empty() {
@@ -254,10 +340,10 @@ impl Plan {
                 self.currency
             ));
         }
-        if let Some(room) = offer.room.filter(|room| *room < more.len() as u64) {
+        let machines = self.steps.iter().filter(|step| matches!(step, Step::MakeServer { .. })).count();
+        if let Some(room) = offer.room.filter(|room| *room < machines as u64) {
             self.refusals.push(format!(
-                "{} machines are to be made, and the account may have {room} more; remove some, or ask {} for more",
-                more.len(),
+                "{machines} machines are to be made, and the account may have {room} more; remove some, or ask {} for more",
                 self.provider
             ));
         }
@@ -300,9 +386,10 @@ impl Plan {
             [] => String::new(),
             unpriced => format!("; and without {}, whose price nobody says", unpriced.join(", ")),
         };
+        let what = if self.volumes { "machines and data volumes" } else { "machines" };
         let _ = writeln!(
             text,
-            "\nmachines a month: {} now, {} then{budget} (without taxes, traffic and images{})",
+            "\n{what} a month: {} now, {} then{budget} (without taxes, traffic and images{})",
             amount(self.monthly_now, &self.currency),
             amount(self.monthly_then, &self.currency),
             harmless(&without)
@@ -320,6 +407,10 @@ impl Step {
             Step::MakeServer { node, r#type, monthly } => {
                 (format!("make {node}"), r#type.as_str(), amount(*monthly, currency))
             }
+            Step::MakeVolume { node, gb, monthly } => {
+                return vec![format!("make the data volume of {node}"), format!("{gb} GB"), amount(*monthly, currency)];
+            }
+            Step::AttachVolume { node } => (format!("attach the data volume of {node}"), "", String::new()),
             Step::Start { node } => (format!("start {node}"), "", String::new()),
         };
         vec![what, size.to_string(), monthly]

@@ -141,6 +141,7 @@ impl Proxmox {
             public: address,
             private: address,
             created: tagged(one, MADE).parse().ok().and_then(|second| Timestamp::from_second(second).ok()),
+            on_volume: false,
         })
     }
 
@@ -338,7 +339,7 @@ impl Cloud for Proxmox {
         }
         let size = Size { monthly: Some(Cents(0)), disk_gb: self.disk_gb.into(), available: true };
         let sizes: BTreeMap<String, Size> = self.types.iter().map(|name| (name.clone(), size)).collect();
-        Ok(Offer { currency: String::new(), sizes, room: None })
+        Ok(Offer { currency: String::new(), sizes, room: None, gb: None })
     }
 
     fn inventory(&self) -> Result<Inventory> {

@@ -12,6 +12,7 @@ mod proxmox;
 mod rebuilding;
 mod roll;
 mod status_page;
+mod volumes;
 
 use super::fakes::{self, FakeCluster, Machine, Shared, World, held};
 use super::images::{Image, Images, Uploads};

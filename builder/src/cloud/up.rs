@@ -8,7 +8,7 @@
 use super::cluster::Cluster;
 use super::images::{Image, Images};
 use super::plan::{self, Situation};
-use super::{Cloud, Firewall, Inventory, Maker, Network, Offer, Server, State};
+use super::{Cloud, Firewall, Inventory, Maker, Network, Offer, Server, State, Volume, volumes};
 use crate::client::kube::NodeState;
 use crate::config::{NodeSettings, Provider, Settings};
 use crate::input::{self, BadInput};
@@ -74,6 +74,7 @@ struct Ground {
     network: Network,
     firewalls: BTreeMap<Role, Firewall>,
     servers: Vec<Server>,
+    volumes: Vec<Volume>,
     images: BTreeMap<Role, Image>,
     made: Vec<String>,
 }
@@ -89,6 +90,13 @@ struct Master {
 impl Ground {
     fn server(&self, node: &str) -> Option<&Server> {
         self.servers.iter().find(|server| server.node == node)
+    }
+
+    /// Whether the machine of a node was there with its data volume, or knows of none.
+    fn has_its_volume(&self, node: &str) -> bool {
+        let volume = self.volumes.iter().find(|volume| volume.node == node);
+        let at = volume.and_then(|volume| volume.server.as_ref());
+        self.server(node).is_some_and(|server| !server.on_volume || at == Some(&server.id))
     }
 }
 
@@ -116,9 +124,17 @@ impl Up<'_> {
         let at_first = ground.made.len();
         for worker in self.settings.nodes_of(Role::Worker) {
             let name = &worker.entry.name;
+            if let Some(gb) = worker.data_gb.filter(|_| !ground.volumes.iter().any(|volume| volume.node == *name)) {
+                self.progress.line(&format!("making the data volume of {name}"));
+                self.cloud.make_volume(name, gb)?;
+            }
             if ground.server(name).is_none() {
                 let replace = before.iter().any(|known| known.name == *name);
                 self.make(&mut ground, worker, Some(Master { outside, inside, replace }))?;
+            }
+            if worker.data_gb.is_some() && !ground.has_its_volume(name) {
+                self.progress.line(&format!("attaching the data volume of {name}"));
+                volumes::attach(self.cloud, self.client, name)?;
             }
         }
         self.all_ready(outside, &before, ground.made.get(at_first..).unwrap_or_default())?;
@@ -166,7 +182,8 @@ impl Up<'_> {
             self.progress.line(&format!("starting {}", server.node));
             self.cloud.start(server)?;
         }
-        Ok(Ground { network, firewalls, servers: known.servers, images: BTreeMap::new(), made: Vec::new() })
+        let (servers, volumes) = (known.servers, known.volumes);
+        Ok(Ground { network, firewalls, servers, volumes, images: BTreeMap::new(), made: Vec::new() })
     }
 
     /// Every master waits until it is told what to begin with, so that one whose disk is new serves no empty store to

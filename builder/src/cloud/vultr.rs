@@ -1,17 +1,17 @@
 //! Vultr: machines known by the tags `kimg-cluster.CLUSTER`, `kimg-ca.CA`, `kimg-node.NODE`, `kimg-role.ROLE` and
-//! `kimg-image.SUM`; a VPC and groups of firewall rules, which bear no tags, by their descriptions.
+//! `kimg-image.SUM`; a VPC and groups of firewall rules, which bear no tags, by their descriptions, and block storage by its label.
 //! <https://www.vultr.com/api/>
 //!
 //! Nothing of it is unique: a machine is looked for before it is made. The rules of a firewall are made one by one, so an
 //! interrupted run leaves some of them, and the next one sets the others. Whether a firewall filters the VPC, too, is not
 //! published, so it lets the VPC through. None of this was tried at Vultr.
 
-use super::marks::{IMAGE, NODE, ROLE};
+use super::marks::{DATA, IMAGE, NODE, ON_VOLUME, ROLE};
 use super::rules::{Single, apart, together};
 use super::tags::{bears, of_image, retagged, tagged};
 use super::{
     Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
-    checked, explained, image_of, text,
+    Volume, checked, explained, image_of, text,
 };
 use crate::input;
 use crate::upload::api::Api;
@@ -32,6 +32,7 @@ use std::time::Duration;
 const INSTANCES: &str = "/v2/instances";
 const FIREWALLS: &str = "/v2/firewalls";
 const VPCS: &str = "/v2/vpcs";
+const BLOCKS: &str = "/v2/blocks";
 /// How long Vultr may take to put a snapshot on a disk.
 const BUILT: Duration = Duration::from_secs(900);
 const EVERY: Duration = Duration::from_secs(3);
@@ -93,6 +94,17 @@ impl Vultr {
         set.and_then(|answer| answer.expect(DONE)).map(|_| ()).map_err(explain)
     }
 
+    /// Live: the machine is not started anew. What is refused is asked again, whatever it is called.
+    fn act_on(&self, volume: &Volume, action: &str, body: &Value) -> Result<()> {
+        let request = Request::post(self.api.url(&format!("{BLOCKS}/{}/{action}", volume.id)));
+        let answer = self.api.send(request.json(body).repeatable(true)).map_err(explain)?;
+        match answer.status {
+            status if DONE.contains(&status) => Ok(()),
+            400 | 404 | 409 | 422 | 423 => Err(Busy(answer.refused().to_string()).into()),
+            _ => Err(explain(answer.refused().into())),
+        }
+    }
+
     fn server(&self, one: &Value) -> Result<Server> {
         let address = |key: &str| text(one, key).parse().ok().filter(|address: &IpAddr| !address.is_unspecified());
         Ok(Server {
@@ -109,6 +121,7 @@ impl Vultr {
             public: address("main_ip"),
             private: address("internal_ip"),
             created: text(one, "date_created").parse().ok(),
+            on_volume: tagged(one, DATA) == ON_VOLUME,
         })
     }
 }
@@ -119,6 +132,17 @@ fn id(one: &Value, what: &str) -> Result<String> {
 
 fn explain(error: anyhow::Error) -> anyhow::Error {
     explained(error, "Vultr", "VULTR_API_KEY")
+}
+
+fn volume(one: &Value, node: &str) -> Result<Volume> {
+    let at = text(one, "attached_to_instance");
+    Ok(Volume {
+        id: id(one, "a volume")?,
+        node: node.into(),
+        gb: one["size_gb"].as_u64().context("the provider's answer names no size of a volume")?,
+        region: text(one, "region").into(),
+        server: (!at.is_empty()).then(|| at.to_string()),
+    })
 }
 
 fn network(one: &Value) -> Result<Network> {
@@ -162,7 +186,7 @@ impl Cloud for Vultr {
                 known.join(", ")
             ));
         }
-        Ok(Offer { currency: "USD".into(), sizes, room: None })
+        Ok(Offer { currency: "USD".into(), sizes, room: None, gb: self.tenant.volume_price })
     }
 
     fn inventory(&self) -> Result<Inventory> {
@@ -182,6 +206,12 @@ impl Cloud for Vultr {
         for one in self.list(INSTANCES, "instances")? {
             let marks = self.tenant.marks(&one, text(&one, "label"));
             self.tenant.sort(self.server(&one)?, &marks, &mut inventory);
+        }
+        let prefix = self.tenant.volume("");
+        for one in self.tenant.seen(self.list(BLOCKS, "blocks"))? {
+            if let Some(node) = text(&one, "label").strip_prefix(&prefix) {
+                inventory.volumes.push(volume(&one, node)?);
+            }
         }
         Ok(inventory)
     }
@@ -257,6 +287,8 @@ impl Cloud for Vultr {
         if !there.servers.is_empty() {
             return Ok(());
         }
+        let on_volume = (DATA, if order.on_volume { ON_VOLUME } else { "" });
+        let marks = [(NODE, order.node), (ROLE, order.role.as_str()), of_image(order.image), on_volume];
         let body = json!({
             "region": self.tenant.region,
             "plan": order.size,
@@ -264,7 +296,7 @@ impl Cloud for Vultr {
             "label": name,
             "hostname": order.node,
             "user_data": STANDARD.encode(order.user_data),
-            "tags": self.tenant.tags(&[(NODE, order.node), (ROLE, order.role.as_str()), of_image(order.image)]),
+            "tags": self.tenant.tags(&marks),
             "attach_vpc": [order.network.id],
             "firewall_group_id": order.firewall.id,
             "enable_ipv6": false,
@@ -298,8 +330,27 @@ impl Cloud for Vultr {
         self.api.send(request).and_then(|answer| answer.expect(DONE)).map(|_| ()).map_err(explain)
     }
 
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()> {
+        let label = self.tenant.volume(node);
+        // Labels are not unique.
+        if self.list(BLOCKS, "blocks")?.iter().any(|one| one["label"] == label.as_str()) {
+            return Ok(());
+        }
+        let body = json!({"region": self.tenant.region, "size_gb": gb, "label": label, "block_type": "high_perf"});
+        self.make(BLOCKS, ("blocks", "block", "label"), &body).map(|_| ())
+    }
+
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()> {
+        self.act_on(volume, "attach", &json!({"instance_id": server.id, "live": true}))
+    }
+
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        self.act_on(volume, "detach", &json!({"live": true}))
+    }
+
     fn delete(&self, thing: &Thing) -> Result<()> {
         let path = match thing.kind {
+            "volume" => BLOCKS,
             "server" => INSTANCES,
             "network" => VPCS,
             _ => FIREWALLS,

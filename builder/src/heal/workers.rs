@@ -28,8 +28,6 @@ pub struct Look<'a> {
     pub machines: &'a [Machine],
     /// Claims that are bound to volumes of one node.
     pub claims: &'a [Claim],
-    /// Whether a machine that is made anew can keep its data.
-    pub keeps_data: bool,
 }
 
 /// What is to be done about it.
@@ -81,10 +79,11 @@ impl Watch {
             };
             broken.push(format!("{name} ({why})"));
             let since = *self.since.entry((*name).to_owned()).or_insert(now);
+            let keeps_data = machine.is_some_and(|machine| machine.keeps_data);
             let claims: Vec<String> = look
                 .claims
                 .iter()
-                .filter(|claim| claim.node == *name && !look.keeps_data && !lose.contains(&claim.claim))
+                .filter(|claim| claim.node == *name && !keeps_data && !lose.contains(&claim.claim))
                 .map(shown)
                 .collect();
             if machine.is_none() {
@@ -223,8 +222,7 @@ impl Healer<'_> {
             *whole &= outcome == Outcome::Done;
         }
         let (nodes, listed, claims) = (self.kube.nodes()?, machines.list()?, self.kube.local_claims()?);
-        let keeps_data = machines.keeps_data();
-        let look = Look { workers: &self.workers, nodes: &nodes, machines: &listed, claims: &claims, keeps_data };
+        let look = Look { workers: &self.workers, nodes: &nodes, machines: &listed, claims: &claims };
         let Rules { patience, most, lose, .. } = &self.rules;
         let most = most.unavailable_of(self.workers.len());
         let found = watch.judge(&look, lose, *patience, most, self.clock.now());
@@ -287,11 +285,15 @@ mod tests {
         let at = |second| Timestamp::from_second(second).expect("time");
         let workers = ["w1", "w2", "w3"];
         let mut nodes = workers.map(|name| node(name, true));
-        let mut machines = workers.map(|name| Machine { node: name.into(), image: "i".into(), running: true }).to_vec();
+        let mut machines = workers
+            .map(|name| Machine { node: name.into(), image: "i".into(), running: true, keeps_data: true })
+            .to_vec();
         let claims = [Claim { node: "w2".into(), claim: "a/db".into(), size: "1Gi".into(), pods: Vec::new() }];
         let mut watch = Watch::default();
         let mut judge = |nodes: &[Node], machines: &[Machine], keeps_data, lose: &[&str], now| {
-            let look = Look { workers: &workers, nodes, machines, claims: &claims, keeps_data };
+            let mut machines = machines.to_vec();
+            machines.iter_mut().for_each(|machine| machine.keeps_data = keeps_data);
+            let look = Look { workers: &workers, nodes, machines: &machines, claims: &claims };
             let lose: Vec<String> = lose.iter().map(ToString::to_string).collect();
             let found = watch.judge(&look, &lose, Duration::from_secs(100), 1, at(now));
             let names = |list: Vec<(String, String)>| list.into_iter().map(|(name, _)| name).collect::<Vec<_>>();

@@ -36,8 +36,12 @@ impl<'a> LocalMachines<'a> {
 impl Machines for LocalMachines<'_> {
     fn list(&self) -> Result<Vec<Machine>> {
         let state = State::load(&self.settings.run_dir())?;
-        let machine =
-            |(name, vm): (&String, &Vm)| Machine { node: name.clone(), image: vm.image.clone(), running: vm.running() };
+        let machine = |(name, vm): (&String, &Vm)| Machine {
+            node: name.clone(),
+            image: vm.image.clone(),
+            running: vm.running(),
+            keeps_data: true,
+        };
         Ok(state.vms.iter().map(machine).collect())
     }
 
@@ -48,10 +52,6 @@ impl Machines for LocalMachines<'_> {
 
     fn holds(&self, image: &str) -> Result<bool> {
         Ok(stock::path(&self.settings.run_dir(), image).is_file())
-    }
-
-    fn keeps_data(&self) -> bool {
-        true
     }
 
     fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended> {

@@ -23,6 +23,8 @@ pub struct Machine {
     pub image: String,
     /// Whether it runs.
     pub running: bool,
+    /// Whether a worker's data can outlive [`Machines::rebuild`]. A master's store does, in whichever way.
+    pub keeps_data: bool,
 }
 
 /// What a machine is made anew from.
@@ -71,9 +73,6 @@ pub trait Machines {
 
     /// Whether machines can be made from the image.
     fn holds(&self, image: &str) -> Result<bool>;
-
-    /// Whether a worker's data can outlive [`Machines::rebuild`]. A master's store does, in whichever way.
-    fn keeps_data(&self) -> bool;
 
     /// Whether the machines of these nodes can be made anew, asked before anybody agrees to it.
     ///

@@ -449,7 +449,8 @@ impl Engine<'_> {
         let bound = claims.iter().find(|claim| claim.node == *name && !entry.lose.contains(&claim.claim));
         let keep_data = entry.keep_data || bound.is_some();
         if let Some(claim) = bound.filter(|_| !entry.keep_data) {
-            if !self.machines.keeps_data() {
+            let listed = self.machines.list()?;
+            if !listed.iter().any(|machine| machine.node == *name && machine.keeps_data) {
                 let why = format!("claim {} was bound there since the plan was made; roll anew", claim.claim);
                 return self.give_up(book, index, Step::Failed, why);
             }

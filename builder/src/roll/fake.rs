@@ -689,6 +689,7 @@ impl Machines for Fake {
             node: node.clone(),
             image: machine.image.clone(),
             running: machine.running,
+            keeps_data: true,
         };
         Ok(self.0.borrow().machines.iter().map(machine).collect())
     }
@@ -699,10 +700,6 @@ impl Machines for Fake {
 
     fn holds(&self, image: &str) -> Result<bool> {
         Ok(image != "lost")
-    }
-
-    fn keeps_data(&self) -> bool {
-        true
     }
 
     fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended> {

@@ -54,8 +54,6 @@ pub struct Situation<'a> {
     pub nodes: &'a [Node],
     /// All machines.
     pub machines: &'a [Machine],
-    /// Whether the provider can keep a machine's data.
-    pub keeps_data: bool,
     /// For how long the API is away while the master is replaced, about.
     pub gap_secs: u64,
     /// All claims that are bound to volumes of one node.
@@ -276,11 +274,10 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     let member = now.members.get(name).cloned();
     let (loses, keeps): (Vec<Claim>, Vec<Claim>) =
         now.claims.iter().filter(|claim| claim.node == name).cloned().partition(|c| wish.lose.contains(&c.claim));
-    if !keeps.is_empty() && !now.keeps_data {
+    if !keeps.is_empty() && !machine.keeps_data {
         let list: Vec<String> = keeps.iter().map(shown).collect();
         return Err(Refusal::Mistake(format!(
-            "{name} holds data that this provider cannot keep while the machine is made anew: {}; give each up with \
-             `--lose-data CLAIM`, or move it first",
+            "{name} holds data that goes with its machine: {}; give each up with `--lose-data CLAIM`, or move it first",
             list.join(", ")
         )));
     }
@@ -300,7 +297,7 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         from: machine.image.clone(),
         to: to.clone(),
         broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
-        keep_data: master && !wish.lost || now.keeps_data && (wish.keep_data || !keeps.is_empty()),
+        keep_data: master && !wish.lost || machine.keeps_data && (wish.keep_data || !keeps.is_empty()),
         keeps,
         loses,
         ends,
@@ -453,7 +450,7 @@ pub(crate) mod tests {
     }
 
     fn machine(name: &str, image: &str) -> Machine {
-        Machine { node: name.into(), image: image.into(), running: true }
+        Machine { node: name.into(), image: image.into(), running: true, keeps_data: true }
     }
 
     /// A cluster of a master and three workers, of which `w2` holds a claim.
@@ -462,7 +459,6 @@ pub(crate) mod tests {
         machines: Vec<Machine>,
         claims: Vec<Claim>,
         bare: Vec<(String, String)>,
-        keeps_data: bool,
     }
 
     fn world() -> World {
@@ -472,8 +468,12 @@ pub(crate) mod tests {
             machines: ["w1", "w2", "w3"].map(|name| machine(name, "old")).into(),
             claims: vec![claim],
             bare: Vec::new(),
-            keeps_data: true,
         }
+    }
+
+    /// The provider keeps no data.
+    fn forgetful(world: &mut World) {
+        world.machines.iter_mut().for_each(|machine| machine.keeps_data = false);
     }
 
     fn wish(nodes: &[&str]) -> Wish {
@@ -491,7 +491,6 @@ pub(crate) mod tests {
             members: &BTreeMap::new(),
             nodes: &world.nodes,
             machines: &world.machines,
-            keeps_data: world.keeps_data,
             gap_secs: 7,
             claims: &world.claims,
             bare_pods: &world.bare,
@@ -574,7 +573,7 @@ pub(crate) mod tests {
         world.nodes[3] = node("w3", true);
         let back = Wish { back: true, first: vec!["m".into()], ..with(&[]) };
         assert_eq!(names(&world, &back), ["m", "w1", "w2", "w3"]);
-        world.keeps_data = false;
+        forgetful(&mut world);
         world.claims.clear();
         // A store is kept, in whichever way.
         let kept = plan(&world, &with(&[])).expect("plan").nodes;
@@ -604,7 +603,7 @@ pub(crate) mod tests {
         assert!(text.contains("w2: image old to new; keeps its data\n  stays: claim a/db (1Gi, db-0)"), "{text}");
         let (code, why) = refused(&world, &with(&["a/other"], false));
         assert!(code == 2 && why.contains("--lose-data a/other"), "{why}");
-        world.keeps_data = false;
+        forgetful(&mut world);
         let (code, why) = refused(&world, &with(&[], true));
         assert!(code == 2 && why.contains("a/db (1Gi, db-0)") && why.contains("--lose-data"), "{why}");
         assert_eq!(kept(&world, &with(&["a/db"], true)), [false, false, false]);

@@ -38,7 +38,7 @@ pub(crate) fn decide(
     wish: &Wish,
     by: fn(&Wish, &Situation<'_>) -> Result<Plan, Refusal>,
 ) -> Result<Plan, Refusal> {
-    let (kube, keeps_data) = (Kube(fake), machines.keeps_data());
+    let kube = Kube(fake);
     let machines = machines.list().expect("machines");
     let nodes = kube.nodes().expect("nodes");
     let claims = kube.local_claims().expect("claims");
@@ -51,7 +51,6 @@ pub(crate) fn decide(
         members: &members,
         nodes: &nodes,
         machines: &machines,
-        keeps_data,
         gap_secs: 10,
         claims: &claims,
         bare_pods: &bare,
@@ -402,17 +401,17 @@ fn what_others_have_cordoned_stays_so() {
     assert_eq!(cordoned, BTreeMap::from([("m", false), ("w1", false), ("w2", false), ("w3", true)]));
 }
 
-const CLAIM: &str = "/api/v1/namespaces/a/persistentvolumeclaims/db";
+pub(crate) const CLAIM: &str = "/api/v1/namespaces/a/persistentvolumeclaims/db";
 
-/// Binds a claim to a volume of w2.
-fn bind(fake: &Fake) {
+/// Binds a claim to a volume of this node.
+pub(crate) fn bind(fake: &Fake, node: &str) {
     let volume = json!({
         "metadata": {"name": "v"},
         "spec": {
             "claimRef": {"namespace": "a", "name": "db"},
             "capacity": {"storage": "1Gi"},
             "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
-                {"key": "kubernetes.io/hostname", "operator": "In", "values": ["w2"]}
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
             ]}]}},
         },
         "status": {"phase": "Bound"},
@@ -427,7 +426,7 @@ fn a_claim_that_is_bound_after_the_plan_was_made_keeps_its_data() {
     let fake = Fake::new(2);
     let bound = |point: &str| {
         if point == "leaving:w2" {
-            bind(&fake);
+            bind(&fake, "w2");
         }
         Ok(())
     };
@@ -462,7 +461,7 @@ fn a_kubelet_that_starts_anew_is_no_reason_to_end_its_pods() {
 fn data_stays_unless_it_is_given_up() {
     for (lose, kept) in [(vec![], true), (vec!["a/db".to_string()], false)] {
         let fake = Fake::new(2);
-        bind(&fake);
+        bind(&fake, "w2");
         let wish = Wish { lose, ..to(&fake, "new") };
         let begin = || journal(&fake, &wish, rules(), false);
         let (outcome, _) = command(&fake, fake.process(), &never, begin).expect("a roll");
@@ -592,7 +591,7 @@ fn a_worker_leaves_and_nobody_notices_wherever_it_is_killed() {
 #[test]
 fn a_removal_obeys_budgets_and_loses_no_claim_without_a_decision() {
     let fake = Fake::new(3);
-    bind(&fake);
+    bind(&fake, "w2");
     let wish = Wish { nodes: vec!["w2".into()], ..Wish::default() };
     let refused = decide(&fake, &fake, &wish, plan::remove).expect_err("a decision is missing");
     assert!(matches!(&refused, Refusal::Mistake(why) if why.contains("w2: a/db (1Gi, no pod)")), "{refused:?}");
@@ -609,7 +608,7 @@ fn a_removal_obeys_budgets_and_loses_no_claim_without_a_decision() {
     let fake = Fake::new(3);
     let bound = |point: &str| {
         if point == "leaving:w2" {
-            bind(&fake);
+            bind(&fake, "w2");
         }
         Ok(())
     };

@@ -80,6 +80,10 @@ pub fn user_data(
         own.addresses.clear();
         let _ = writeln!(text, "  node-ip: {}", list(&[range]));
     }
+    if node.data_gb.is_some() {
+        // It waits for the volume, which is attached once it is there.
+        text.push_str("  data-volume: true\n");
+    }
     if own.role == Role::Master {
         // Its image has them.
         (own.labels, own.taints, own.reserved) = Default::default();

@@ -39,7 +39,17 @@ pub fn machines_come_and_go(dir: &Path) -> Result<()> {
         let firewall = cloud.make_firewall(role)?;
         ensure!(cloud.make_firewall(role)?.id == firewall.id, "it is made once");
         let (size, image_id, image, user_data) = ("t3.small", IMAGE, SUM, "#cloud-config");
-        let order = Order { node, role, size, image_id, image, user_data, network: &network, firewall: &firewall };
+        let order = Order {
+            node,
+            role,
+            size,
+            image_id,
+            image,
+            user_data,
+            network: &network,
+            firewall: &firewall,
+            on_volume: false,
+        };
         cloud.make_server(&order)?;
         cloud.make_server(&order)?;
     }

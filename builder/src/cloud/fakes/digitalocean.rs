@@ -43,6 +43,31 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             }
             Reply::new(204)
         }
+        ("GET", ["volumes"]) => {
+            let all: Vec<Value> = world.volumes().iter().map(|(id, body)| volume(*id, body)).collect();
+            list(call, "volumes", &all)
+        }
+        ("POST", ["volumes"]) => {
+            let body = call.json();
+            if world.of("volume").any(|(_, known)| known["name"] == body["name"]) {
+                return error(409, "conflict", "a volume already exists with that name");
+            }
+            let id = world.add("volume", &body);
+            Reply::json(201, &json!({"volume": volume(id, &body)}))
+        }
+        ("POST", ["volumes", id, "actions"]) => {
+            let body = call.json();
+            let to = (body["type"] == "attach").then(|| body["droplet_id"].as_u64().unwrap());
+            match world.carry(number(id), to) {
+                None => Reply::json(202, &json!({"action": {"id": 1, "status": "in-progress"}})),
+                Some("not_found") => error(404, "not_found", "not found"),
+                Some(_) => error(422, "unprocessable_entity", "a pending event, or attached already"),
+            }
+        }
+        ("DELETE", ["volumes", id]) if world.attached(number(id)).is_some() => {
+            error(409, "conflict", "the volume is attached")
+        }
+        ("DELETE", ["volumes", id]) => gone(world.things.remove(&("volume", number(id))).is_some()),
         ("GET", ["vpcs"]) => things(call, world, "vpc", "vpcs"),
         ("GET", ["firewalls"]) => things(call, world, "firewall", "firewalls"),
         ("GET", ["account", "keys"]) => things(call, world, "ssh_key", "ssh_keys"),
@@ -145,6 +170,12 @@ fn make(call: &Call, world: &mut World, kind: &'static str, status: u16) -> Repl
 
 fn things(call: &Call, world: &World, kind: &str, name: &str) -> Reply {
     list(call, name, &world.of(kind).map(|(id, body)| shown(kind, id, body)).collect::<Vec<_>>())
+}
+
+fn volume(id: u64, body: &Value) -> Value {
+    let droplets: Vec<&Value> = [&body["server"]].into_iter().filter(|at| at.is_u64()).collect();
+    json!({"id": id.to_string(), "name": body["name"], "size_gigabytes": body["size_gigabytes"],
+        "region": {"slug": body["region"]}, "droplet_ids": droplets})
 }
 
 fn droplet(world: &World, id: u64, machine: &Machine) -> Value {

@@ -20,7 +20,8 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             let prices = json!([{"location": "nbg1", "price_monthly": {"net": net, "gross": "0.5950"}}]);
             Reply::json(
                 200,
-                &json!({"pricing": {"currency": "EUR", "primary_ips": [{"type": "ipv4", "prices": prices}]}}),
+                &json!({"pricing": {"currency": "EUR", "primary_ips": [{"type": "ipv4", "prices": prices}],
+                    "volume": {"price_per_gb_month": {"net": "0.0440000000", "gross": "0.05236"}}}}),
             )
         }
         ("GET", ["server_types"]) => {
@@ -42,6 +43,30 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             let all: Vec<Value> = world.machines.iter().map(|(id, machine)| server(world, *id, machine)).collect();
             list(call, "servers", &all)
         }
+        ("GET", ["volumes"]) => {
+            let all: Vec<Value> = world.volumes().iter().map(|(id, body)| volume(*id, body)).collect();
+            list(call, "volumes", &all)
+        }
+        ("POST", ["volumes"]) => {
+            let body = call.json();
+            if world.of("volume").any(|(_, known)| known["name"] == body["name"]) {
+                return error(409, "uniqueness_error");
+            }
+            let id = world.add("volume", &body);
+            let action = action(world);
+            Reply::json(201, &json!({"volume": volume(id, &body), "action": action, "next_actions": []}))
+        }
+        ("POST", ["volumes", id, "actions", what]) => {
+            let to = (*what == "attach").then(|| call.json()["server"].as_u64().unwrap());
+            match world.carry(number(id), to) {
+                None => Reply::json(201, &json!({"action": action(world)})),
+                Some("locked") => error(423, "locked"),
+                Some("not_found") => error(404, "not_found"),
+                Some(why) => error(422, why),
+            }
+        }
+        ("DELETE", ["volumes", id]) if world.attached(number(id)).is_some() => error(422, "volume is attached"),
+        ("DELETE", ["volumes", id]) => gone(world.things.remove(&("volume", number(id))).is_some()),
         ("POST", ["networks"]) => make(call, world, "network"),
         ("POST", ["firewalls"]) => make(call, world, "firewall"),
         ("POST", ["firewalls", id, "actions", "set_rules"]) => {
@@ -135,6 +160,11 @@ fn make(call: &Call, world: &mut World, kind: &'static str) -> Reply {
 fn things(call: &Call, world: &World, kind: &str, name: &str) -> Reply {
     let all: Vec<Value> = world.of(kind).map(|(id, body)| with_id(id, body)).collect();
     list(call, name, &all)
+}
+
+fn volume(id: u64, body: &Value) -> Value {
+    json!({"id": id, "name": body["name"], "size": body["size"], "location": {"name": body["location"]},
+        "labels": body["labels"], "server": body["server"]})
 }
 
 fn server(world: &World, id: u64, machine: &Machine) -> Value {

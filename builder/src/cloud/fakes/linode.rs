@@ -24,6 +24,26 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             dear["region_prices"] = json!([{"id": "eu-central", "monthly": price}, {"id": "us-ord", "monthly": 9.0}]);
             list(call, &[dear, one("g6-standard-1", 12.0, 50), one("x", 1.0, 9)])
         }
+        ("GET", ["volumes", "types"]) => {
+            let price = |monthly: f64| json!({"id": "eu-central", "monthly": monthly});
+            let one = json!({"id": "volume", "price": {"monthly": 0.1}, "region_prices": [price(0.12)]});
+            list(call, &[one])
+        }
+        ("GET", ["volumes"]) => {
+            let all: Vec<Value> = world.volumes().iter().map(|(id, body)| volume(*id, body)).collect();
+            list(call, &all)
+        }
+        ("POST", ["volumes"]) => make(world, "volume", call.json()),
+        ("POST", ["volumes", id, what]) => {
+            let to = (*what == "attach").then(|| call.json()["linode_id"].as_u64().unwrap());
+            match world.carry(number(id), to) {
+                None => Reply::json(200, &json!({})),
+                Some("not_found") => error(404, "Not found"),
+                Some(why) => error(400, why),
+            }
+        }
+        ("DELETE", ["volumes", id]) if world.attached(number(id)).is_some() => error(400, "Volume is attached"),
+        ("DELETE", ["volumes", id]) => gone(world.things.remove(&("volume", number(id))).is_some()),
         ("GET", ["vpcs"]) => things(call, world, "vpc"),
         ("GET", ["networking", "firewalls"]) => things(call, world, "firewall"),
         ("GET", ["vpcs", "ips"]) => {
@@ -152,6 +172,11 @@ fn make(world: &mut World, kind: &'static str, mut body: Value) -> Reply {
 
 fn things(call: &Call, world: &World, kind: &str) -> Reply {
     list(call, &world.of(kind).map(|(id, body)| with_id(id, body)).collect::<Vec<_>>())
+}
+
+fn volume(id: u64, body: &Value) -> Value {
+    json!({"id": id, "label": body["name"], "size": body["size"], "region": body["region"], "tags": body["tags"],
+        "linode_id": body["server"], "status": "active"})
 }
 
 fn instance(world: &World, id: u64, machine: &Machine) -> Value {

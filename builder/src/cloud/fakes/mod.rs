@@ -63,6 +63,8 @@ pub(super) struct World {
     pub(super) away: usize,
     /// A master that waits for a backup has got it.
     pub(super) restored: bool,
+    /// Machines that went with their data volumes attached.
+    pub(super) torn: usize,
     /// Machines that began with an empty store, and on which of their disks.
     pub(super) begun: BTreeSet<(u64, usize)>,
     /// No node is Ready for so many.
@@ -106,6 +108,46 @@ impl World {
             machine.looked += 1;
         }
         self.machines.retain(|_, machine| !machine.going || machine.looked <= slow);
+        // A volume outlives what it is attached to.
+        let there: Vec<u64> = self.machines.keys().copied().collect();
+        for ((kind, _), body) in &mut self.things {
+            if *kind == "volume" && body["server"].as_u64().is_some_and(|at| !there.contains(&at)) {
+                body["server"] = Value::Null;
+                self.torn += 1;
+            }
+        }
+    }
+
+    /// The volumes as they are shown; what was asked of one is so the next time.
+    fn volumes(&mut self) -> Vec<(u64, Value)> {
+        let shown = self.of("volume").map(|(id, body)| (id, body.clone())).collect();
+        for ((kind, _), body) in &mut self.things {
+            if *kind == "volume"
+                && let Some(wants) = body.as_object_mut().unwrap().remove("wants")
+            {
+                body["server"] = wants;
+            }
+        }
+        shown
+    }
+
+    /// Begins to attach a volume, or to detach it; else why not.
+    fn carry(&mut self, volume: u64, to: Option<u64>) -> Option<&'static str> {
+        let ready = to.is_none_or(|id| self.machines.contains_key(&id) && (self.runs(id) || self.machines[&id].off));
+        let Some(body) = self.things.get_mut(&("volume", volume)) else { return Some("not_found") };
+        if body.get("wants").is_some() || !ready {
+            return Some("locked");
+        }
+        if body["server"].is_null() == to.is_none() {
+            return Some("volume_already_attached");
+        }
+        body["wants"] = json!(to);
+        None
+    }
+
+    /// The machine that a volume is attached to.
+    pub(super) fn attached(&self, volume: u64) -> Option<u64> {
+        self.things.get(&("volume", volume))?["server"].as_u64()
     }
 
     fn add(&mut self, kind: &'static str, body: &Value) -> u64 {
@@ -252,6 +294,11 @@ impl Cluster for FakeCluster<'_> {
             assert_eq!(node.api_endpoints, [format!("{}:6443", world.private(master))]);
             assert_eq!(node.addresses, [world.private(id).parse::<IpAddr>().unwrap()]);
             let token = data.kimg.token.unwrap().0;
+            // It waits for the volume that it was told of.
+            let told = world.machines[&id].body["user_data"].as_str().unwrap().contains("data-volume: true");
+            if told && world.of("volume").all(|(_, volume)| volume["server"] != id) {
+                continue;
+            }
             let good = world.tokens.get(&token).is_some_and(|(of, end)| *of == node.name && *end > (self.now)());
             if good {
                 world.tokens.remove(&token);

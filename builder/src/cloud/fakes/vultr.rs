@@ -20,6 +20,27 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
                 [one("vc2-1c-1gb", price, 25, "fra"), one("vc2-1c-2gb", 10.0, 55, "fra"), one("x", 1.0, 9, "ewr")];
             list(call, "plans", &all)
         }
+        ("GET", ["blocks"]) => {
+            let all: Vec<Value> = world.volumes().iter().map(|(id, body)| block(*id, body)).collect();
+            list(call, "blocks", &all)
+        }
+        ("POST", ["blocks"]) => {
+            let mut body = call.json();
+            body["name"] = body["label"].clone();
+            let id = world.add("volume", &body);
+            Reply::json(202, &json!({"block": block(id, &body)}))
+        }
+        ("POST", ["blocks", id, what]) => {
+            let body = call.json();
+            assert_eq!(body["live"], true, "the machine would be started anew");
+            match world.carry(number(id), (*what == "attach").then(|| number(body["instance_id"].as_str().unwrap()))) {
+                None => Reply::new(204),
+                Some("not_found") => error(404, "Invalid block"),
+                Some(why) => error(400, why),
+            }
+        }
+        ("DELETE", ["blocks", id]) if world.attached(number(id)).is_some() => error(400, "Block is attached"),
+        ("DELETE", ["blocks", id]) => gone(world.things.remove(&("volume", number(id))).is_some()),
         ("GET", ["vpcs"]) => things(call, world, "vpc", "vpcs"),
         ("GET", ["firewalls"]) => things(call, world, "firewall", "firewall_groups"),
         ("GET", ["instances"]) => {
@@ -133,6 +154,12 @@ fn make(call: &Call, world: &mut World, kind: &'static str, key: &str) -> Reply 
 
 fn things(call: &Call, world: &World, kind: &str, name: &str) -> Reply {
     list(call, name, &world.of(kind).map(|(id, body)| with_id(id.to_string(), body)).collect::<Vec<_>>())
+}
+
+fn block(id: u64, body: &Value) -> Value {
+    let at = body["server"].as_u64().map_or(String::new(), |id| id.to_string());
+    json!({"id": id.to_string(), "label": body["name"], "size_gb": body["size_gb"], "region": body["region"],
+        "attached_to_instance": at, "status": "active"})
 }
 
 fn instance(world: &World, id: u64, machine: &Machine) -> Value {

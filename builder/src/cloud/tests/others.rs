@@ -55,7 +55,7 @@ fn a_machine_of_another_has_no_second_one_of_its_name_beside_it() {
     let there = stage.cloud().inventory().unwrap();
     let (network, firewall) = (&there.networks[0], &there.firewalls[0]);
     let (node, role, size, image_id, image, user_data) = ("w", Role::Worker, "s-1vcpu-2gb", "77", SUM, "");
-    let order = Order { node, role, size, image_id, image, user_data, network, firewall };
+    let order = Order { node, role, size, image_id, image, user_data, network, firewall, on_volume: false };
     let error = stage.cloud().make_server(&order).unwrap_err();
     assert!(error.is::<BadInput>() && error.to_string().contains("kimg did not make it"), "{error:#}");
     assert_eq!(stage.world().machine("w.demo"), [id]);

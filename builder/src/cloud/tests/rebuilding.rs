@@ -10,7 +10,10 @@ pub(super) fn rebuild(stage: &Stage, user_data: &str) -> Result<()> {
     let (network, firewall) = (&there.networks[0], &there.firewalls[0]);
     let server = there.servers.iter().find(|server| server.node == "m").unwrap();
     let (node, role, size, image_id, image) = ("m", Role::Master, server.size.as_str(), "78", SUM);
-    cloud.rebuild_server(server, &Order { node, role, size, image_id, image, user_data, network, firewall })
+    cloud.rebuild_server(
+        server,
+        &Order { node, role, size, image_id, image, user_data, network, firewall, on_volume: false },
+    )
 }
 
 /// The same of a cluster as it is `there`, where the user interrupts it behind so many calls; whether it came to its end.

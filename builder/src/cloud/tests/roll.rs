@@ -162,10 +162,6 @@ impl Machines for Both<'_> {
         self.cloud.holds(image)
     }
 
-    fn keeps_data(&self) -> bool {
-        self.cloud.keeps_data()
-    }
-
     fn end(&mut self, order: &Wanted<'_>) -> Result<Option<Ended>> {
         let ended = self.cloud.end(order);
         let ended = self.told(order.node, ended)?;
