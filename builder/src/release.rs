@@ -1,100 +1,78 @@
-//! What a release of kimg reads and writes: `kimg version`.
+//! What a release of kimg reads and writes, for people: `kimg version`, `kimg inspect`, `kimg node status`.
 
-use serde::Serialize;
+use crate::logs::line::harmless;
+use node_api::{Release, Versions};
 
-/// The `version` of `cluster.toml`.
-pub const CLUSTER_TOML: u32 = 1;
-/// The store's format in the embedded engine's log, and in snapshots of either engine.
-pub const STORE_LOG: u32 = 2;
-/// The store's format in etcd.
-pub const STORE_ETCD: u32 = 1;
-/// The minor level of Kubernetes whose API the masters serve.
-pub const KUBERNETES: &str = "1.36";
-
-/// A format's versions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Versions {
-    /// The oldest and the newest that are read.
-    pub reads: (u32, u32),
-    /// The one that is written.
-    pub writes: u32,
+/// In a table.
+pub fn table(release: &Release) -> String {
+    let line = |what: &str, versions: &Versions| {
+        let Versions { reads: (from, to), writes } = versions;
+        let reads = if from == to { from.to_string() } else { format!("{from} to {to}") };
+        format!("{what:<21} reads {reads}, writes {writes}\n")
+    };
+    format!(
+        "kimg                  {}\nKubernetes API        {}\n{}{}{}",
+        release.release,
+        release.kubernetes,
+        line("store, snapshots", &release.store),
+        line("store in etcd", &release.store_etcd),
+        line("cluster.toml", &release.cluster_toml)
+    )
 }
 
-/// What a release states.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Release {
-    /// kimg's version.
-    pub release: String,
-    /// Level of the API.
-    pub kubernetes: String,
-    /// The embedded store, and snapshots.
-    pub store: Versions,
-    /// The store in etcd.
-    pub store_etcd: Versions,
-    /// `cluster.toml`.
-    pub cluster_toml: Versions,
-}
-
-impl Release {
-    /// This one.
-    pub fn this() -> Release {
-        // No format has been replaced yet.
-        let only = |format| Versions { reads: (format, format), writes: format };
-        Release {
-            release: env!("CARGO_PKG_VERSION").into(),
-            kubernetes: KUBERNETES.into(),
-            store: only(STORE_LOG),
-            store_etcd: only(STORE_ETCD),
-            cluster_toml: only(CLUSTER_TOML),
-        }
-    }
-
-    /// For people.
-    pub fn text(&self) -> String {
-        let line = |what: &str, versions: &Versions| {
-            let Versions { reads: (from, to), writes } = versions;
-            let reads = if from == to { from.to_string() } else { format!("{from} to {to}") };
-            format!("{what:<21} reads {reads}, writes {writes}\n")
-        };
-        format!(
-            "kimg                  {}\nKubernetes API        {}\n{}{}{}",
-            self.release,
-            self.kubernetes,
-            line("store, snapshots", &self.store),
-            line("store in etcd", &self.store_etcd),
-            line("cluster.toml", &self.cluster_toml)
-        )
-    }
+/// In a line. Images and nodes may say anything.
+pub fn line(release: &Release) -> String {
+    format!(
+        "Kubernetes API {}, store format {} (in etcd {}), cluster.toml {}",
+        harmless(&release.kubernetes),
+        release.store.writes,
+        release.store_etcd.writes,
+        release.cluster_toml.writes
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use node_api::release::{CLUSTER_TOML, KUBERNETES, STORE_ETCD, STORE_LOG};
 
-    /// kimg never links the control plane, so the numbers stand in both.
+    /// kimg and init never link the control plane, so the numbers stand in both.
     #[test]
     fn what_is_stated_is_what_the_control_plane_does() {
-        let log = include_str!("../../control/store/src/frame.rs");
-        assert!(log.contains(&format!("b\"KIMG-STORE-LOG-{STORE_LOG}\";")));
+        let release = Release::this();
+        assert_eq!((release.store.writes, release.store_etcd.writes), (STORE_LOG, STORE_ETCD));
+        for (versions, engine) in [
+            (&release.store, include_str!("../../control/store/src/frame.rs")),
+            (&release.store_etcd, include_str!("../../control/store/src/etcd/root.rs")),
+        ] {
+            let Versions { reads: (oldest, newest), writes } = versions;
+            assert_eq!(newest, writes);
+            assert!(engine.contains(&format!("const OLDEST: u32 = {oldest};\nconst NEWEST: u32 = {newest};\n")));
+        }
         let snapshot = include_str!("backup/snapshot.rs");
         assert!(snapshot.contains(&format!("const VERSION: &[u8] = b\"{STORE_LOG}\";")));
-        let etcd = include_str!("../../control/store/src/etcd/root.rs");
-        assert!(etcd.contains(&format!("const FORMAT: u32 = {STORE_ETCD};")));
         let server = include_str!("../../control/apiserver/src/lib.rs");
         let version = format!("\"v{KUBERNETES}.0+kimg{}\";", env!("CARGO_PKG_VERSION"));
         assert!(server.contains(&version), "{version}");
+        let kubelet = include_str!("../../node-os/kubelet/src/lib.rs");
+        assert!(kubelet.contains(&format!("v{KUBERNETES}.0")));
+        assert_eq!(release.release, env!("CARGO_PKG_VERSION"));
     }
 
     #[test]
     fn it_is_said_to_people_and_to_programs() {
         let mut release = Release { release: "1.2.3".into(), ..Release::this() };
         release.store.reads = (1, 2);
-        let text = release.text();
+        let text = table(&release);
         assert!(text.starts_with("kimg                  1.2.3\n"), "{text}");
         assert!(text.contains("store, snapshots      reads 1 to 2, writes 2\n"), "{text}");
+        let short = line(&release);
+        assert_eq!(
+            short,
+            format!("Kubernetes API {KUBERNETES}, store format 2 (in etcd 1), cluster.toml {CLUSTER_TOML}")
+        );
         let json = serde_json::to_value(&release).expect("json");
         assert_eq!(json["cluster-toml"], serde_json::json!({"reads": [1, 1], "writes": 1}));
+        assert_eq!(serde_json::from_value::<Release>(json).expect("read back"), release);
     }
 }

@@ -229,8 +229,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Backup(command) => return backup::run(&command, &settings()?),
         Command::Doctor(args) => return image::doctor(&args, &dir),
         Command::Version { json } => {
-            let release = crate::release::Release::this();
-            let text = if json { serde_json::to_string_pretty(&release)? + "\n" } else { release.text() };
+            let release = node_api::Release::this();
+            let text = match json {
+                true => serde_json::to_string_pretty(&release)? + "\n",
+                false => crate::release::table(&release),
+            };
             write_out(text.as_bytes())?;
         }
         Command::Switch(args) => vm::switch(&args, &settings()?)?,

@@ -13,8 +13,8 @@ use super::value::{
     Fault, address, choice, cidr, dns_label, dns_name, fault, files, is_dns_label, is_dns_name, moment, number,
     optional_fault, overlap, url,
 };
-use crate::release::CLUSTER_TOML;
 use ipnet::IpNet;
+use node_api::release::CLUSTER_TOML;
 use node_metadata::merge::quantity;
 use node_metadata::{NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! The log's format.
 //!
-//! A file is a header and frames.  A frame is one batch, written and synced as a whole:
+//! A file is a header, which states its format, and frames.  A frame is one batch, written and synced as a whole:
 //! `KFRM`, length u32, CRC-32 u32, records.  Numbers are little endian.  First comes a picture
 //! (all keys in order, then a revision record with their number), then the writes since, each
 //! with the next revision.
@@ -10,6 +10,7 @@
 //! power could have left behind.
 
 use std::io::{self, Read};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,8 +18,14 @@ use crc32fast::hash as crc32;
 
 use crate::{Entry, Result, StoreError};
 
-/// First bytes of every file.
-pub(crate) const HEADER: &[u8; 16] = b"KIMG-STORE-LOG-2";
+/// First bytes of every file, before the digit of its format.
+const NAME: &[u8; 15] = b"KIMG-STORE-LOG-";
+const HEADER: usize = NAME.len() + 1;
+/// The formats that are read. What is in one of them is written on in it until it is raised to the last one, which a new
+/// store has. For the tests of this crate there is one more, in which nothing but the header is another.
+pub(crate) const FORMATS: RangeInclusive<u32> = OLDEST..=if cfg!(test) { NEWEST + 1 } else { NEWEST };
+const OLDEST: u32 = 2;
+const NEWEST: u32 = 2;
 const MAGIC: &[u8; 4] = b"KFRM";
 const FRAME_HEAD: usize = 12;
 /// Larger frames than this are damage.
@@ -98,16 +105,40 @@ impl FrameWriter {
     }
 }
 
-/// How far a file is whole, and what follows that a lost power left behind.
+/// A file's format, how far it is whole, and what follows that a lost power left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
+    pub(crate) format: u32,
     pub(crate) whole: u64,
     pub(crate) torn: u64,
 }
 
+/// The header of a file in this format.
+pub(crate) fn header(format: u32) -> Vec<u8> {
+    let digit = char::from_digit(format, 10).unwrap_or_default();
+    [NAME.as_slice(), digit.to_string().as_bytes()].concat()
+}
+
 /// The format that a header states.
-fn format_in(header: &[u8; 16]) -> Option<u32> {
-    char::from(*header.strip_prefix(b"KIMG-STORE-LOG-")?.first()?).to_digit(10)
+fn format_in(header: &[u8]) -> Option<u32> {
+    char::from(*header.strip_prefix(NAME)?.first()?).to_digit(10)
+}
+
+/// Reads a file's header; gives its format.
+pub(crate) fn read_header(file: &str, reader: &mut dyn Read) -> Result<u32> {
+    let mut header = [0u8; HEADER];
+    fill(reader, &mut header).map_err(|why| StoreError::Io { what: format!("reading {file}"), why })?;
+    match format_in(&header) {
+        Some(format) if FORMATS.contains(&format) => Ok(format),
+        // Not damage: a copy of before, which helps there, would lose what was written since.
+        Some(format) if format > *FORMATS.end() => {
+            Err(StoreError::Newer { what: file.into(), format, reads: *FORMATS.end() })
+        }
+        _ => {
+            let what = "it does not begin as a store log of this version".into();
+            Err(StoreError::Damaged { file: file.into(), offset: 0, what })
+        }
+    }
 }
 
 /// Reads a file from its beginning.  A torn tail ends the reading; any other damage is an
@@ -119,21 +150,14 @@ pub(crate) fn read_log(
 ) -> Result<Extent> {
     let damaged = |offset: u64, what: &str| StoreError::Damaged { file: file.into(), offset, what: what.into() };
     let io = |why| StoreError::Io { what: format!("reading {file}"), why };
-    let mut header = [0u8; HEADER.len()];
-    if fill(reader, &mut header).map_err(io)? < HEADER.len() || &header != HEADER {
-        // Not damage: a copy of before, which helps there, would lose what was written since.
-        if let Some((format, reads)) = format_in(&header).zip(format_in(HEADER)).filter(|(has, reads)| has > reads) {
-            return Err(StoreError::Newer { what: file.into(), format, reads });
-        }
-        return Err(damaged(0, "it does not begin as a store log of this version"));
-    }
-    let mut at = HEADER.len() as u64;
+    let format = read_header(file, reader)?;
+    let mut at = HEADER as u64;
     let mut payload = Vec::new();
     loop {
         let mut head = [0u8; FRAME_HEAD];
         let got = fill(reader, &mut head).map_err(io)?;
         if got == 0 {
-            return Ok(Extent { whole: at, torn: 0 });
+            return Ok(Extent { format, whole: at, torn: 0 });
         }
         let number = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
         let len = number(4) as usize;
@@ -158,7 +182,7 @@ pub(crate) fn read_log(
         if !short && !has_lost_sector(at, &seen) {
             return Err(damaged(at, "the last record's checksum is wrong, and no lost power leaves it like that"));
         }
-        return Ok(Extent { whole: at, torn: seen.len() as u64 });
+        return Ok(Extent { format, whole: at, torn: seen.len() as u64 });
     }
 }
 
@@ -254,9 +278,9 @@ mod tests {
     #[test]
     fn a_later_releases_log_is_no_damage() {
         let read = |log: &[u8]| read_log("store.log", &mut &log[..], |_| Ok(())).unwrap_err();
-        let newer = read(b"KIMG-STORE-LOG-3whatever");
-        assert!(matches!(newer, StoreError::Newer { format: 3, reads: 2, .. }), "{newer}");
-        assert!(newer.to_string().starts_with("store.log has the store format 3, and this release reads up to 2"));
+        let newer = read(b"KIMG-STORE-LOG-4whatever");
+        assert!(matches!(newer, StoreError::Newer { format: 4, reads: 3, .. }), "{newer}");
+        assert!(newer.to_string().starts_with("store.log has the store format 4, and this release reads up to 3"));
         for damaged in [&b"KIMG-STORE-LOG-1"[..], b"KIMG-STORE-LOG-x", b"KIMG-STORE-LOG-", b"KIMG-STORE-LOX-3"] {
             assert!(matches!(read(damaged), StoreError::Damaged { offset: 0, .. }));
         }

@@ -24,7 +24,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-pub use embedded::{Embedded, Options, Report, read_picture, restore, verify, write_picture_file, write_store};
+pub use embedded::{
+    Embedded, Options, Report, format_of, oldest_format, read_picture, restore, verify, write_picture_file, write_store,
+};
 pub use etcd::{
     Etcd, EtcdData, EtcdHolds, EtcdOptions, EtcdReport, Member, MemberStatus, Members, Membership, Sight, check_etcd,
     data_of, etcd_holds, look, read_etcd, retire_etcd, write_etcd,
@@ -247,6 +249,15 @@ pub struct Counters {
     pub history_bytes: u64,
 }
 
+/// The number of a store's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// What it is written in.
+    pub has: u32,
+    /// The newest that this release writes.
+    pub newest: u32,
+}
+
 /// What every engine does.
 pub trait Store: Send + Sync {
     /// The newest revision.
@@ -295,6 +306,13 @@ pub trait Store: Send + Sync {
 
     /// Writes a consistent copy of everything to a new file, while running.
     fn snapshot<'a>(&'a self, to: PathBuf) -> BoxFuture<'a, Result<u64>>;
+
+    /// What the store is written in.
+    fn format(&self) -> Format;
+
+    /// Brings it to the newest format, which older releases do not read. The engine may fail
+    /// after that, to be opened anew.
+    fn raise<'a>(&'a self) -> BoxFuture<'a, Result<()>>;
 
     /// Why the store takes no more writes, if so.
     fn failure(&self) -> Option<String>;

@@ -5,9 +5,11 @@
 //! A failure is answered with a 4xx or 5xx status and an [`ApiError`].
 
 mod log_time;
+pub mod release;
 mod types;
 
 pub use log_time::log_time;
+pub use release::{Release, Versions};
 pub use types::*;
 
 /// The port of the node API, the same on every node.
@@ -79,6 +81,11 @@ pub mod path {
     pub const STORE_UNFENCE: &str = "/v1/store/unfence";
     /// POST, body [`crate::Migrate`]: moves the store to the other engine; answers [`crate::Done`].
     pub const STORE_MIGRATE: &str = "/v1/store/migrate";
+    /// GET: [`crate::StoreFormat`].
+    pub const STORE_FORMAT: &str = "/v1/store/format";
+    /// POST: raises the store's format to the newest that this master's image writes, for good; answers
+    /// [`crate::StoreFormat`].
+    pub const STORE_RAISE: &str = "/v1/store/raise";
     /// GET: list of [`crate::StoreMember`]; 409 where the store is embedded.
     pub const STORE_MEMBERS: &str = "/v1/store/members";
     /// POST, body [`crate::RemoveMember`]: takes a member out of the store, and answers as the list does; 404 where there is

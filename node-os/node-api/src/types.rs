@@ -54,6 +54,9 @@ pub struct NodeStatus {
     pub cluster: String,
     /// kimg version and root hash of the image.
     pub image: String,
+    /// What the image's release reads and writes; none: it is of before releases stated that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub states: Option<crate::Release>,
     /// Addresses of this node.
     pub addresses: Vec<String>,
     /// Which data source was used.
@@ -97,6 +100,17 @@ pub enum StoreEngine {
     Embedded,
     /// etcd on the same master, which only an image with `store = "etcd"` carries.
     Etcd,
+}
+
+/// What a store is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreFormat {
+    /// The engine that has it.
+    pub engine: StoreEngine,
+    /// Its format.
+    pub format: u32,
+    /// The newest one that its master's image writes.
+    pub newest: u32,
 }
 
 /// Where the store is to go.

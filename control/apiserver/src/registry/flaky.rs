@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use store::{Changes, Counters, Embedded, Entry, Expect, Observer, Options, Result, Stamped, Store, StoreError};
+use store::{
+    Changes, Counters, Embedded, Entry, Expect, Format, Observer, Options, Result, Stamped, Store, StoreError,
+};
 
 /// The embedded store in a folder of its own.
 pub(crate) struct Flaky {
@@ -84,6 +86,12 @@ impl Store for Flaky {
     }
     fn snapshot<'a>(&'a self, to: PathBuf) -> BoxFuture<'a, Result<u64>> {
         self.store.snapshot(to)
+    }
+    fn format(&self) -> Format {
+        self.store.format()
+    }
+    fn raise<'a>(&'a self) -> BoxFuture<'a, Result<()>> {
+        self.store.raise()
     }
     fn failure(&self) -> Option<String> {
         self.store.failure()

@@ -128,7 +128,7 @@ pub(crate) fn restore(args: &RestoreArgs) -> anyhow::Result<String> {
         None => (args.place.place()?, None),
     };
     let (entries, revision) = store::read_picture(&args.snapshot)?;
-    let raised = block_on(super::restore(&place, decided, &entries, revision))?;
+    let raised = block_on(super::restore(&place, decided, store::format_of(&args.snapshot)?, &entries, revision))?;
     Ok(format!(
         "{}: {} keys restored into {place}, at revision {raised}{}",
         args.snapshot.display(),

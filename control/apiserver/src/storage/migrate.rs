@@ -262,7 +262,7 @@ async fn comes_from_etcd(dir: &Path, options: &EtcdOptions) -> anyhow::Result<Op
 /// is from now on.
 async fn copy(from: &Place, to: &Place, engine: Engine) -> anyhow::Result<String> {
     let (entries, revision) = from.read().await?;
-    let raised = to.write(&entries, revision).await?;
+    let raised = to.write(store::oldest_format(), &entries, revision).await?;
     let (copied, _) = to.read().await?;
     if !same_content(&entries, &copied) {
         bail!("the copy in {to} is not what {from} holds; start no server on it, and migrate again");

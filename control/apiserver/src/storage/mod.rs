@@ -146,11 +146,11 @@ impl Place {
         Ok(Arc::new(Embedded::open(Arc::new(disk), Options::default())?))
     }
 
-    /// Puts entries in the store's place; see [`store::write_store`] and [`store::write_etcd`].
-    async fn write(&self, entries: &[Entry], revision: u64) -> store::Result<u64> {
+    /// Puts entries in the store's place; see [`store::write_store`] and [`store::write_etcd`], which keeps its own format.
+    async fn write(&self, format: u32, entries: &[Entry], revision: u64) -> store::Result<u64> {
         match &self.etcd {
             Some(options) => store::write_etcd(options, entries, revision).await,
-            None => store::write_store(&self.dir, entries, revision),
+            None => store::write_store(&self.dir, format, entries, revision),
         }
     }
 
@@ -208,7 +208,7 @@ async fn restore_pending(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<()> {
     match store::read_picture(&pending) {
         Ok((entries, revision)) => {
             let (place, decided) = migrate::place_of_restore(dir, flags)?;
-            let raised = restore(&place, decided, &entries, revision).await?;
+            let raised = restore(&place, decided, store::format_of(&pending)?, &entries, revision).await?;
             std::fs::remove_file(&pending).with_context(|| format!("removing {}", pending.display()))?;
             let needed = crate::encryption::needed_keys(&entries);
             tracing::warn!("a snapshot with {} keys was restored, at revision {raised}{needed}", entries.len());
@@ -226,10 +226,11 @@ async fn restore_pending(dir: &Path, flags: &EtcdFlags) -> anyhow::Result<()> {
 async fn restore(
     place: &Place,
     decided: Option<migrate::Engine>,
+    format: u32,
     entries: &[Entry],
     revision: u64,
 ) -> anyhow::Result<u64> {
-    let raised = place.write(entries, revision).await?;
+    let raised = place.write(format, entries, revision).await?;
     if let Some(engine) = decided {
         migrate::is_in(&place.dir, engine)?;
     }

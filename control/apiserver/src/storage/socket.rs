@@ -3,7 +3,8 @@
 //!
 //! `GET /snapshot` answers with a snapshot (its revision stands in the header [`REVISION`]),
 //! `GET /check` with a text, `GET /fenced` where the server serves nobody else, `GET /members` with
-//! etcd's members; `POST /members/remove` takes one of them out.  A failure is answered with its
+//! etcd's members, `GET /format` with the store's format; `POST /members/remove` takes a member out,
+//! `POST /raise` raises the format, for good.  A failure is answered with its
 //! sentence.  No object can be written this way, and what is encrypted at rest is so in a snapshot, too.
 
 use std::convert::Infallible;
@@ -108,10 +109,12 @@ async fn answer(serving: &Serving, request: Request<Incoming>) -> Response<Body>
         (&Method::GET, "/snapshot") => snapshot(serving).await,
         (&Method::GET, "/check") => check::online(&serving.place, &serving.store).await.map(text),
         (&Method::GET, "/fenced") if serving.fenced => Ok(text("the store takes no more writes".into())),
+        (&Method::GET, "/format") => Ok(format(serving)),
+        (&Method::POST, "/raise") => raise(serving).await,
         (&Method::GET, "/members") => Ok(listed(members::list(&serving.place).await)),
         (&Method::POST, "/members/remove") => Ok(listed(remove(serving, request).await)),
         (_, path) => {
-            let mut response = text(format!("there is no {path}; there are /snapshot, /check and /members"));
+            let mut response = text(format!("there is no {path}; there are /snapshot, /check, /format and /members"));
             *response.status_mut() = StatusCode::NOT_FOUND;
             Ok(response)
         }
@@ -121,6 +124,22 @@ async fn answer(serving: &Serving, request: Request<Incoming>) -> Response<Body>
         *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
         response
     })
+}
+
+/// As the node API's clients read it.
+fn format(serving: &Serving) -> Response<Body> {
+    let engine = if serving.place.etcd.is_some() { "etcd" } else { "embedded" };
+    let store::Format { has, newest } = serving.store.format();
+    text(serde_json::json!({"engine": engine, "format": has, "newest": newest}).to_string())
+}
+
+async fn raise(serving: &Serving) -> anyhow::Result<Response<Body>> {
+    let before = serving.store.format();
+    serving.store.raise().await.context("raising the store's format")?;
+    if before.has < before.newest {
+        tracing::warn!("the store's format was raised from {} to {}", before.has, before.newest);
+    }
+    Ok(format(serving))
 }
 
 /// The members, or why they are not told or not changed.

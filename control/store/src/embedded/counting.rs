@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::io::{Disk, DiskFile};
 use crate::{Counters, Point};
@@ -16,6 +16,8 @@ pub(crate) struct Counts {
     pub(crate) acknowledged_bytes: AtomicU64,
     pub(crate) rewrites: AtomicU64,
     pub(crate) log_bytes: AtomicU64,
+    /// The log's format.
+    pub(crate) format: AtomicU32,
     written_bytes: AtomicU64,
     syncs: AtomicU64,
 }

@@ -11,6 +11,7 @@ mod rewrite;
 mod writer;
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -20,12 +21,13 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
-pub use open::{Report, read_picture, restore, verify, write_picture_file, write_store};
+pub use open::{Report, format_of, oldest_format, read_picture, restore, verify, write_picture_file, write_store};
 pub(crate) use open::{beyond, load_picture};
 
+use crate::frame::FORMATS;
 use crate::io::Disk;
 use crate::state::{Keep, Shared};
-use crate::{Changes, Counters, Entry, Expect, Observer, Result, Stamped, Store, StoreError};
+use crate::{Changes, Counters, Entry, Expect, Format, Observer, Result, Stamped, Store, StoreError};
 use counting::{Counting, Counts};
 use writer::{Op, Request};
 
@@ -93,7 +95,7 @@ impl Embedded {
         let shared = Arc::new(Shared::new(opened.state, options.keep()));
         let (requests, inbox) = channel();
         let clock = options.clock;
-        let log = writer::Log { file: opened.file, bytes: opened.log_bytes };
+        let log = writer::Log { file: opened.file, bytes: opened.log_bytes, format: opened.format };
         let writer = writer::Writer::new(disk, options, shared.clone(), counts.clone(), log, requests.clone());
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
@@ -185,6 +187,14 @@ impl Store for Embedded {
 
     fn snapshot<'a>(&'a self, to: PathBuf) -> BoxFuture<'a, Result<u64>> {
         self.ask(Op::Snapshot { to }).boxed()
+    }
+
+    fn format(&self) -> Format {
+        Format { has: self.counts.format.load(Ordering::Relaxed), newest: *FORMATS.end() }
+    }
+
+    fn raise<'a>(&'a self) -> BoxFuture<'a, Result<()>> {
+        async move { self.ask(Op::Raise).await.map(drop) }.boxed()
     }
 
     fn failure(&self) -> Option<String> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{LOG, LOG_NEW, Options};
-use crate::frame::{Extent, FrameWriter, HEADER, Record, read_log};
+use crate::frame::{Extent, FORMATS, FrameWriter, Record, header, read_header, read_log};
 use crate::io::{Disk, DiskFile};
 use crate::state::{Keep, State};
 use crate::{DirDisk, Entry, Point, Result, StoreError};
@@ -28,6 +28,7 @@ pub(crate) struct Opened {
     pub(crate) state: State,
     pub(crate) file: Box<dyn DiskFile>,
     pub(crate) log_bytes: u64,
+    pub(crate) format: u32,
 }
 
 fn io_error(disk: &dyn Disk, what: &str, name: &str) -> impl FnOnce(std::io::Error) -> StoreError {
@@ -48,14 +49,15 @@ pub(crate) fn open(disk: &dyn Disk, options: &Options) -> Result<Opened> {
     let file = disk.append_to(LOG, extent.whole).map_err(io_error(disk, "opening for writing", LOG))?;
     // The process before may have been killed between naming the log and making the name durable.
     disk.sync_dir().map_err(io_error(disk, "making durable the name of", LOG))?;
-    Ok(Opened { state, file, log_bytes: extent.whole })
+    Ok(Opened { state, file, log_bytes: extent.whole, format: extent.format })
 }
 
 fn create(disk: &dyn Disk) -> Result<Opened> {
-    let (file, log_bytes) = write_picture(disk, LOG_NEW, std::iter::empty(), 1, Stage::Checkpoint)?;
+    let format = *FORMATS.end();
+    let (file, log_bytes) = write_picture(disk, LOG_NEW, format, std::iter::empty(), 1, Stage::Checkpoint)?;
     disk.reach(Point::OpenCreate);
     put_in_place(disk, LOG_NEW, LOG)?;
-    Ok(Opened { state: State { revision: 1, compacted: 1, ..State::default() }, file, log_bytes })
+    Ok(Opened { state: State { revision: 1, compacted: 1, ..State::default() }, file, log_bytes, format })
 }
 
 fn put_in_place(disk: &dyn Disk, from: &str, to: &str) -> Result<()> {
@@ -166,8 +168,12 @@ pub fn verify(file: &Path) -> Result<Report> {
 }
 
 fn load_file(disk: &dyn Disk, name: &str) -> Result<(State, Extent)> {
-    let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such file");
-    load(disk, name, Keep { changes: 1, bytes: 1 })?.ok_or_else(|| io_error(disk, "opening", name)(missing()))
+    load(disk, name, Keep { changes: 1, bytes: 1 })?.ok_or_else(|| missing(disk, name))
+}
+
+fn missing(disk: &dyn Disk, name: &str) -> StoreError {
+    let why = std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such file");
+    io_error(disk, "opening", name)(why)
 }
 
 /// Everything in a snapshot file, in key order, and its revision.  A log file will do, too, but
@@ -195,17 +201,19 @@ pub(crate) fn beyond(newest: u64) -> u64 {
 /// revision beyond any that the snapshot's store can have given out.
 pub fn restore(snapshot: &Path, dir: &Path) -> Result<u64> {
     let (entries, revision) = read_picture(snapshot)?;
-    write_store(dir, &entries, revision)
+    write_store(dir, format_of(snapshot)?, &entries, revision)
 }
 
 /// Puts entries, in key order, in the place of the store in `dir` (which no process may have
 /// open), at a revision beyond `revision` and any that this store has given out; gives it.
-pub fn write_store(dir: &Path, entries: &[Entry], revision: u64) -> Result<u64> {
+/// `format`: of the snapshot that they are from, so that a way back is as open as it was; else
+/// [`oldest_format`].
+pub fn write_store(dir: &Path, format: u32, entries: &[Entry], revision: u64) -> Result<u64> {
     let disk = DirDisk::open(dir)?;
     // A readable old log tells how far its revisions went.
     let newest = load_file(&disk, LOG).map_or(0, |(old, _)| old.revision);
     let revision = beyond(revision.max(newest));
-    write_picture(&disk, LOG_NEW, entries.iter(), revision, Stage::Checkpoint)?;
+    write_picture(&disk, LOG_NEW, format, entries.iter(), revision, Stage::Checkpoint)?;
     put_in_place(&disk, LOG_NEW, LOG)?;
     Ok(revision)
 }
@@ -227,6 +235,7 @@ impl Stage {
 pub(crate) fn write_picture<'a>(
     disk: &dyn Disk,
     name: &str,
+    format: u32,
     entries: impl Iterator<Item = &'a Entry>,
     revision: u64,
     stage: Stage,
@@ -234,7 +243,7 @@ pub(crate) fn write_picture<'a>(
     let failed = |e| io_error(disk, "writing", name)(e);
     stage.reach(disk, Point::CheckpointCreate, Point::SnapshotCreate);
     let mut file = disk.create(name).map_err(failed)?;
-    let mut data = HEADER.to_vec();
+    let mut data = header(format);
     let mut frame = FrameWriter::new();
     let (mut size, mut keys) = (0, 0);
     for entry in entries {
@@ -276,13 +285,26 @@ fn place<D>(open: &dyn Fn(PathBuf) -> D, path: &Path) -> Result<(D, String)> {
     Ok((open(dir.to_path_buf()), name.to_string()))
 }
 
-/// Writes entries, in key order, to a new snapshot file.
+/// The format of a log or snapshot file.
+pub fn format_of(file: &Path) -> Result<u32> {
+    let (disk, name) = place(&DirDisk::unlocked, file)?;
+    let mut reader =
+        disk.read(&name).map_err(io_error(&disk, "opening", &name))?.ok_or_else(|| missing(&disk, &name))?;
+    read_header(&disk.describe(&name), reader.as_mut())
+}
+
+/// What can be taken in by all releases that this one can be taken back to.
+pub fn oldest_format() -> u32 {
+    *FORMATS.start()
+}
+
+/// Writes entries, in key order, to a new snapshot file, in the oldest format.
 pub fn write_picture_file(to: &Path, entries: &[Entry], revision: u64) -> Result<u64> {
-    write_snapshot(&DirDisk::unlocked(PathBuf::new()), to, entries, revision)
+    write_snapshot(&DirDisk::unlocked(PathBuf::new()), to, oldest_format(), entries, revision)
 }
 
 /// Writes entries to a new file at `to`, which has its name only once it is whole and durable.
-pub(crate) fn write_snapshot(disk: &dyn Disk, to: &Path, entries: &[Entry], revision: u64) -> Result<u64> {
+pub(crate) fn write_snapshot(disk: &dyn Disk, to: &Path, format: u32, entries: &[Entry], revision: u64) -> Result<u64> {
     let (opened, name) = place(&|dir| disk.beside(&dir), to)?;
     let opened: Arc<dyn Disk> =
         opened.map_err(|why| StoreError::Io { what: format!("opening the place of {}", to.display()), why })?;
@@ -292,7 +314,7 @@ pub(crate) fn write_snapshot(disk: &dyn Disk, to: &Path, entries: &[Entry], revi
         return Err(io_error(disk, "creating", &name)(exists));
     }
     let part = format!("{name}.part");
-    let written = write_picture(disk, &part, entries.iter(), revision, Stage::Snapshot).and_then(|_| {
+    let written = write_picture(disk, &part, format, entries.iter(), revision, Stage::Snapshot).and_then(|_| {
         disk.reach(Point::SnapshotRename);
         disk.rename(&part, &name).map_err(io_error(disk, "naming", &name))?;
         disk.reach(Point::SnapshotName);

@@ -15,6 +15,7 @@ use std::time::Instant;
 use super::open::{Stage, write_picture};
 use super::writer::{Log, Op, Reply, Request, Writer};
 use super::{LOG, LOG_NEW};
+use crate::frame::FORMATS;
 use crate::io::DiskFile;
 use crate::{Point, Result, StoreError};
 
@@ -24,6 +25,7 @@ const WORTH_BYTES: u64 = 64 << 10;
 /// A rewriting that is going on.
 pub(crate) struct Rewriting {
     done: Receiver<Result<(Box<dyn DiskFile>, u64)>>,
+    format: u32,
     thread: JoinHandle<()>,
     /// Frames since the picture.
     pub(crate) tail: Vec<Vec<u8>>,
@@ -46,7 +48,7 @@ impl Writer {
         let aged = self.log_since.elapsed() > self.options.log_age
             && self.log.bytes > self.shared.read().live_bytes + WORTH_BYTES;
         if (again && (grown || aged)) || !self.scrubs.is_empty() {
-            self.start_rewriting();
+            self.start_rewriting(self.log.format);
         }
     }
 
@@ -57,12 +59,29 @@ impl Writer {
             return;
         }
         if self.rewriting.is_none() {
-            self.start_rewriting();
+            self.start_rewriting(self.log.format);
         }
         self.finish_rewriting();
     }
 
-    fn start_rewriting(&mut self) {
+    /// Brings the log to the newest format, while writes wait: a frame of before must not follow its picture. Gives the
+    /// format.
+    pub(super) fn raise(&mut self) -> Result<u64> {
+        let newest = *FORMATS.end();
+        if self.log.format < newest && self.shared.failure().is_none() {
+            self.finish_rewriting();
+            self.start_rewriting(newest);
+            self.finish_rewriting();
+        }
+        match self.shared.failure() {
+            // Nobody may know which of the files has the name.
+            Some(what) => Err(StoreError::Failed(what)),
+            None if self.log.format == newest => Ok(newest.into()),
+            None => Err(StoreError::Failed("the log could not be written anew, and keeps its format".into())),
+        }
+    }
+
+    fn start_rewriting(&mut self, format: u32) {
         let answers = std::mem::take(&mut self.scrubs);
         let (entries, revision) = self.picture();
         if !answers.is_empty() {
@@ -71,7 +90,7 @@ impl Writer {
         let (disk, inbox) = (self.disk.clone(), self.inbox.clone());
         let (send, done) = channel();
         let work = move || {
-            let written = write_picture(disk.as_ref(), LOG_NEW, entries.iter(), revision, Stage::Checkpoint);
+            let written = write_picture(disk.as_ref(), LOG_NEW, format, entries.iter(), revision, Stage::Checkpoint);
             drop(entries);
             disk.reach(Point::CheckpointDone);
             // The writer may have ended; then nobody needs the new log.
@@ -79,7 +98,7 @@ impl Writer {
             drop(inbox.send(Request { op: Op::Rewritten, reply: None }));
         };
         match std::thread::Builder::new().name("store-rewrite".into()).spawn(work) {
-            Ok(thread) => self.rewriting = Some(Rewriting { done, thread, tail: Vec::new(), answers }),
+            Ok(thread) => self.rewriting = Some(Rewriting { done, format, thread, tail: Vec::new(), answers }),
             Err(error) => {
                 let what = format!("the log was not rewritten: starting the thread: {error}");
                 self.not_rewritten(what, answers);
@@ -89,7 +108,7 @@ impl Writer {
 
     /// Waits for the rewriting, if there is one, and puts the fresh log in place.
     pub(super) fn finish_rewriting(&mut self) {
-        let Some(Rewriting { done, thread, tail, answers }) = self.rewriting.take() else { return };
+        let Some(Rewriting { done, format, thread, tail, answers }) = self.rewriting.take() else { return };
         let ended = || StoreError::Failed("the rewriting thread ended in a panic".into());
         let written = done.recv().unwrap_or_else(|_| Err(ended()));
         if thread.join().is_err() {
@@ -98,7 +117,7 @@ impl Writer {
         if let Some(what) = self.shared.failure() {
             return self.not_rewritten(what, answers);
         }
-        match written.and_then(|(file, size)| self.swap(file, size, &tail)) {
+        match written.and_then(|(file, size)| self.swap(Log { file, bytes: size, format }, &tail)) {
             Ok(()) => {
                 self.counts.rewrites.fetch_add(1, Ordering::Relaxed);
                 self.retry_at = 0;
@@ -125,22 +144,23 @@ impl Writer {
         }
     }
 
-    fn swap(&mut self, mut file: Box<dyn DiskFile>, mut size: u64, tail: &[Vec<u8>]) -> Result<()> {
+    fn swap(&mut self, mut log: Log, tail: &[Vec<u8>]) -> Result<()> {
         let place = self.disk.describe(LOG);
         let failed = |why| StoreError::Io { what: format!("putting the rewritten {place} in place"), why };
         self.disk.reach(Point::CompactionTail);
         if !tail.is_empty() {
             for data in tail {
-                file.append(data).map_err(failed)?;
-                size += data.len() as u64;
+                log.file.append(data).map_err(failed)?;
+                log.bytes += data.len() as u64;
             }
             self.disk.reach(Point::CompactionSync);
-            file.sync().map_err(failed)?;
+            log.file.sync().map_err(failed)?;
         }
         self.disk.reach(Point::CompactionRename);
+        let (size, format) = (log.bytes, log.format);
         let renamed = self.disk.rename(LOG_NEW, LOG).and_then(|()| {
             // From here on the new file is the log.
-            self.log = Log { file, bytes: size };
+            self.log = log;
             self.marked = tail.is_empty();
             self.disk.reach(Point::CompactionName);
             self.disk.sync_dir()
@@ -152,6 +172,7 @@ impl Writer {
             return Err(error);
         }
         self.counts.log_bytes.store(size, Ordering::Relaxed);
+        self.counts.format.store(format, Ordering::Relaxed);
         self.disk.reach(Point::CompactionDone);
         Ok(())
     }

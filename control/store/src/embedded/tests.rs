@@ -55,6 +55,58 @@ fn keeps_everything_over_a_restart_and_many_rewrites() {
     assert!(size < 40_000, "the log was rewritten: {size}");
 }
 
+/// Format 3 is there for tests only.
+#[test]
+fn a_log_goes_on_in_its_format_until_that_is_raised() {
+    let dir = tempfile::tempdir().unwrap();
+    let entry = |key: &str| Entry { key: key.into(), value: "x".into(), revision: 5, created: 5, expires: 0 };
+    write_store(dir.path(), 2, &[entry("/a")], 5).unwrap();
+    let open = || Embedded::open(Arc::new(crate::DirDisk::open(dir.path()).unwrap()), small()).unwrap();
+    let of = |name: &str| format_of(&dir.path().join(name)).unwrap();
+    run(async {
+        let store = open();
+        assert_eq!(store.format(), Format { has: 2, newest: 3 });
+        store.scrub().await.unwrap();
+        store.snapshot(dir.path().join("before")).await.unwrap();
+        assert_eq!((of(LOG), of("before")), (2, 2));
+        let last = store.put("/b", Stamped::plain("x"), Expect::Absent, None).await.unwrap();
+        store.raise().await.unwrap();
+        store.raise().await.unwrap();
+        assert_eq!((of(LOG), store.format().has, store.revision()), (3, 3, last));
+        store.put("/c", Stamped::plain("x"), Expect::Absent, None).await.unwrap();
+        store.snapshot(dir.path().join("after")).await.unwrap();
+    });
+    let store = open();
+    assert_eq!((store.format().has, of("after"), store.shared.read().live.len()), (3, 3, 3));
+    drop(store);
+    // A copy of before is as it was.
+    restore(&dir.path().join("before"), dir.path()).unwrap();
+    assert_eq!((of(LOG), open().format()), (2, Format { has: 2, newest: 3 }));
+}
+
+#[test]
+fn a_pulled_plug_leaves_a_log_of_one_format() {
+    let mut seen = std::collections::BTreeSet::new();
+    for calls in 0..30 {
+        let disk = FaultDisk::new();
+        let entries: Vec<Entry> = ["/a", "/b"]
+            .map(|key| Entry { key: key.into(), value: "x".into(), revision: 5, created: 5, expires: 0 })
+            .into();
+        open::write_picture(&disk, LOG, 2, entries.iter(), 5, open::Stage::Checkpoint).unwrap();
+        disk.sync_dir().unwrap();
+        let raised = run(async {
+            let store = Embedded::open(Arc::new(disk.clone()), small()).unwrap();
+            disk.pull_at(Pull::Calls(calls));
+            store.raise().await
+        });
+        let store = Embedded::open(Arc::new(disk.plug(calls)), small()).unwrap_or_else(|e| panic!("{calls}: {e}"));
+        assert_eq!(store.shared.read().live.len(), 2, "{calls}");
+        assert!(raised.is_err() || store.format().has == 3, "{calls}");
+        seen.insert(store.format().has);
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [2, 3]);
+}
+
 #[test]
 fn one_sync_a_batch() {
     let disk = FaultDisk::new();

@@ -46,6 +46,8 @@ pub(crate) enum Op {
     },
     /// Forget the history, and write the log anew.
     Scrub,
+    /// Write the log anew in the newest format, and go on in that.
+    Raise,
     /// A fresh log is ready to take the old one's place.
     Rewritten,
     End,
@@ -60,6 +62,7 @@ pub(crate) struct Request {
 pub(crate) struct Log {
     pub(crate) file: Box<dyn DiskFile>,
     pub(crate) bytes: u64,
+    pub(crate) format: u32,
 }
 
 pub(crate) struct Writer {
@@ -135,6 +138,7 @@ impl Writer {
             (state.revision, expiry)
         };
         counts.log_bytes.store(log.bytes, Ordering::Relaxed);
+        counts.format.store(log.format, Ordering::Relaxed);
         Writer {
             disk,
             options,
@@ -201,6 +205,15 @@ impl Writer {
             }
             Op::Scrub => {
                 self.scrubs.extend(reply);
+                return;
+            }
+            Op::Raise => {
+                let staged = std::mem::replace(batch, Batch::new());
+                self.commit(staged);
+                let raised = self.raise();
+                if let Some(reply) = reply {
+                    drop(reply.send(raised));
+                }
                 return;
             }
             Op::Rewritten => {
@@ -428,9 +441,9 @@ impl Writer {
 
     fn snapshot(&mut self, to: PathBuf, reply: Option<Reply>) {
         let (entries, revision) = self.picture();
-        let disk = self.disk.clone();
+        let (disk, format) = (self.disk.clone(), self.log.format);
         let work = move || {
-            let done = write_snapshot(disk.as_ref(), &to, &entries, revision);
+            let done = write_snapshot(disk.as_ref(), &to, format, &entries, revision);
             if let Some(reply) = reply {
                 drop(reply.send(done));
             }

@@ -365,7 +365,9 @@ impl Mirror {
 
 /// The sentence for a store whose root key has changed.
 pub(crate) fn replaced() -> StoreError {
-    StoreError::Failed("the store in etcd was restored or moved by another process; start the server anew".into())
+    StoreError::Failed(
+        "the store in etcd was restored, moved or brought to a newer format; start the server anew".into(),
+    )
 }
 
 /// Reads all keys that begin with `prefix` in a picture of one revision; gives it.

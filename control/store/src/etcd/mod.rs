@@ -30,11 +30,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::state::Keep;
-use crate::{Changes, Counters, Entry, Expect, Observer, Result, Stamped, Store, StoreError};
+use crate::{Changes, Counters, Entry, Expect, Format, Observer, Result, Stamped, Store, StoreError};
 use client::{Again, CallError, Client};
 use lease::Leases;
 use mirror::Mirror;
-use root::Layout;
+use root::{Layout, Root};
 use wire::{
     CompactionRequest, Compare, DeleteRangeRequest, Headed, PutRequest, RangeRequest, RangeResponse, Request,
     TxnRequest, TxnResponse,
@@ -384,6 +384,23 @@ impl Store for Etcd {
             let revision = self.fresh().await?;
             self.compact(revision).await?;
             space::defragment(&self.inner.mirror.client).await
+        }
+        .boxed()
+    }
+
+    fn format(&self) -> Format {
+        Format { has: self.inner.mirror.found.root.format, newest: *root::FORMATS.end() }
+    }
+
+    /// All servers see the other root key then, and open the store anew.
+    fn raise<'a>(&'a self) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let Mirror { client, layout, found, .. } = &self.inner.mirror;
+            let Format { has, newest } = self.format();
+            if has < newest {
+                root::replace(client, layout, found.written, &Root { format: newest, ..found.root.clone() }).await?;
+            }
+            Ok(())
         }
         .boxed()
     }

@@ -111,7 +111,8 @@ pub async fn write_etcd(options: &EtcdOptions, entries: &[Entry], revision: u64)
     }
     let given_out = old.root.base + newest(&client, &layout).await?;
     let base = beyond(revision.max(given_out));
-    let written = root::replace(&client, &layout, old.written, &Root { generation, base, moved: None }).await;
+    let new = Root { generation, base, moved: None, ..old.root };
+    let written = root::replace(&client, &layout, old.written, &new).await;
     let written = written.map_err(|error| match error {
         StoreError::Mismatch => StoreError::Differs("another process restored into this etcd at the same time".into()),
         other => other,

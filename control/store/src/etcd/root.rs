@@ -9,6 +9,8 @@
 //! A revision of the store is etcd's revision and `base`.  A restore raises `base`, so that
 //! the store's revisions grow even where etcd's begin anew.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 
 use super::client::{Again, CallError, Client};
@@ -17,12 +19,15 @@ use crate::{Result, StoreError};
 
 /// What the key begins with, before the number of the store's format in etcd.
 const MARK: &str = "kimg-store-";
-/// That format.
-const FORMAT: u32 = 1;
+/// The formats that are read, as those of the log ([`crate::frame::FORMATS`]).
+pub(crate) const FORMATS: RangeInclusive<u32> = OLDEST..=if cfg!(test) { NEWEST + 1 } else { NEWEST };
+const OLDEST: u32 = 1;
+const NEWEST: u32 = 1;
 
 /// What the key says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Root {
+    pub(crate) format: u32,
     pub(crate) generation: u64,
     pub(crate) base: u64,
     /// Where the store went, if it is no longer here.
@@ -84,13 +89,13 @@ pub(crate) fn after_prefix(prefix: &str) -> Bytes {
 impl Root {
     fn to_bytes(&self) -> Bytes {
         let moved = self.moved.as_deref().map(|m| format!(" moved={m}")).unwrap_or_default();
-        format!("{MARK}{FORMAT} generation={} base={}{moved}", self.generation, self.base).into()
+        format!("{MARK}{} generation={} base={}{moved}", self.format, self.generation, self.base).into()
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Root> {
         let mut words = std::str::from_utf8(bytes).ok()?.split(' ');
-        (format_in(words.next()?)? == FORMAT).then_some(())?;
-        let mut root = Root { generation: 0, base: 0, moved: None };
+        let format = format_in(words.next()?).filter(|format| FORMATS.contains(format))?;
+        let mut root = Root { format, generation: 0, base: 0, moved: None };
         for word in words {
             match word.split_once('=')? {
                 ("generation", n) => root.generation = n.parse().ok()?,
@@ -113,7 +118,9 @@ fn refused(layout: &Layout, value: &[u8]) -> StoreError {
     let key = String::from_utf8_lossy(&layout.root()).into_owned();
     let word = value.split(|byte| *byte == b' ').next().unwrap_or_default();
     match std::str::from_utf8(word).ok().and_then(format_in) {
-        Some(format) if format > FORMAT => StoreError::Newer { what: format!("{key} in etcd"), format, reads: FORMAT },
+        Some(format) if format > *FORMATS.end() => {
+            StoreError::Newer { what: format!("{key} in etcd"), format, reads: *FORMATS.end() }
+        }
         _ => StoreError::Foreign { key },
     }
 }
@@ -134,7 +141,7 @@ pub(crate) async fn open(client: &Client, layout: &Layout) -> Result<Found> {
         if let Some(found) = read(client, layout).await? {
             return Ok(found);
         }
-        let first = Root { generation: 1, base: 0, moved: None };
+        let first = Root { format: *FORMATS.end(), generation: 1, base: 0, moved: None };
         // Whoever is first makes it; what is there then is read.
         match replace(client, layout, 0, &first).await {
             Ok(_) | Err(StoreError::Mismatch | StoreError::Unavailable(_)) => {}
@@ -162,12 +169,12 @@ mod tests {
     #[test]
     fn the_key_is_read_as_written() {
         for root in [
-            Root { generation: 1, base: 0, moved: None },
-            Root { generation: 7, base: 2_000_000_000, moved: Some("/var/lib/kimg/store".into()) },
+            Root { format: 1, generation: 1, base: 0, moved: None },
+            Root { format: 2, generation: 7, base: 2_000_000_000, moved: Some("/var/lib/kimg/store".into()) },
         ] {
             assert_eq!(Root::from_bytes(&root.to_bytes()), Some(root));
         }
-        for bad in ["", "kimg-store-1", "kimg-store-2 generation=1 base=0", "kimg-store-1 generation=x base=0"] {
+        for bad in ["", "kimg-store-1", "kimg-store-3 generation=1 base=0", "kimg-store-1 generation=x base=0"] {
             assert_eq!(Root::from_bytes(bad.as_bytes()), None, "{bad}");
         }
     }
@@ -177,9 +184,9 @@ mod tests {
         let layout = Layout::new("/registry").unwrap();
         let said = |value: &str| refused(&layout, value.as_bytes()).to_string();
         assert!(
-            said("kimg-store-2 generation=1 other").starts_with("/registry/kimg in etcd has the store format 2, and"),
+            said("kimg-store-3 generation=1 other").starts_with("/registry/kimg in etcd has the store format 3, and"),
             "{}",
-            said("kimg-store-2 generation=1 other")
+            said("kimg-store-3 generation=1 other")
         );
         for foreign in ["", "kimg-store-1", "kimg-store-0 generation=1", "kimg-store-x", "else"] {
             assert!(said(foreign).contains("was not written by this API server"), "{foreign}");

@@ -531,10 +531,33 @@ async fn moves_from_embedded_to_etcd_and_back() {
     let error = Etcd::open(settings.clone()).await.unwrap_err().to_string();
     assert!(error.contains("embedded"), "{error}");
     let (entries, revision) = read_etcd(&settings).await.unwrap();
-    let back = crate::write_store(dir.path(), &entries, revision).unwrap();
+    let back = crate::write_store(dir.path(), crate::oldest_format(), &entries, revision).unwrap();
     assert!(back > new);
     let store = embedded(dir.path());
     assert_same(&entries, &store.range("", "", 0).await.unwrap().0);
+}
+
+/// Format 2 is there for tests only.
+#[tokio::test]
+async fn a_store_goes_on_in_its_format_until_that_is_raised() {
+    let etcd = test_etcd::Etcd::start(1);
+    let settings = options(&etcd, "/r");
+    let (client, layout) = (Client::new(&settings.members).unwrap(), Layout::new("/r").unwrap());
+    let first = Root { format: 1, generation: 1, base: 0, moved: None };
+    root::replace(&client, &layout, 0, &first).await.unwrap();
+    let store = Etcd::open(settings.clone()).await.unwrap();
+    assert_eq!(store.format(), Format { has: 1, newest: 2 });
+    let written = store.put("/k", Stamped::plain("x"), Expect::Any, None).await.unwrap();
+    store.raise().await.unwrap();
+    // Whoever runs on it writes nothing any more.
+    let late = store.put("/k", Stamped::plain("y"), Expect::Any, None).await;
+    assert!(matches!(late, Err(StoreError::Failed(_))), "{late:?}");
+    let store = Etcd::open(settings).await.unwrap();
+    assert_eq!(store.format(), Format { has: 2, newest: 2 });
+    let kept = store.get("/k").await.unwrap().unwrap();
+    assert_eq!((kept.value.as_ref(), kept.revision), (&b"x"[..], written));
+    store.raise().await.unwrap();
+    store.put("/k", Stamped::plain("y"), Expect::Any, None).await.unwrap();
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use futures::future::BoxFuture;
 pub use key::Key;
 pub use ring::{Keyring, Rule};
 
-use crate::{Change, Changes, Counters, Entry, Expect, Observer, Result, Stamped, Store, StoreError, unix_now};
+use crate::{Change, Changes, Counters, Entry, Expect, Format, Observer, Result, Stamped, Store, StoreError, unix_now};
 
 /// Entries looked at in one go.
 const PAGE: usize = 500;
@@ -288,6 +288,14 @@ impl Store for Sealed {
 
     fn snapshot<'a>(&'a self, to: PathBuf) -> BoxFuture<'a, Result<u64>> {
         self.inner.snapshot(to)
+    }
+
+    fn format(&self) -> Format {
+        self.inner.format()
+    }
+
+    fn raise<'a>(&'a self) -> BoxFuture<'a, Result<()>> {
+        self.inner.raise()
     }
 
     fn failure(&self) -> Option<String> {

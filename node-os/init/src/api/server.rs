@@ -140,6 +140,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, path::STORE_SNAPSHOT) => store::ask("/snapshot").await,
         (&Method::GET, path::STORE_CHECK) => store::ask("/check").await,
         (&Method::GET, path::STORE_MEMBERS) => store::members(context, None).await,
+        (&Method::GET, path::STORE_FORMAT) => store::format(context).await,
         // The key may be the very thing that a node waits for; nothing else is changed before it has joined.
         (&Method::POST, path::UNSEAL) => unseal(machine, request).await,
         (&Method::POST, _) if !machine.has_joined() => Err(Refusal(
@@ -152,6 +153,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::POST, path::STORE_FENCE) => store::fence(context).await,
         (&Method::POST, path::STORE_UNFENCE) => store::unfence(context).await,
         (&Method::POST, path::STORE_MIGRATE) => store::migrate(context, body(request).await?).await,
+        (&Method::POST, path::STORE_RAISE) => store::raise(context).await,
         (&Method::POST, path::STORE_MEMBERS_REMOVE) => store::members(context, Some(body(request).await?)).await,
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
         (&Method::POST, path::POWEROFF) => {

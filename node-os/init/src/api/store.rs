@@ -70,11 +70,39 @@ pub(super) async fn members(serving: &Serving, remove: Option<RemoveMember>) -> 
             Request::post("/members/remove").body(Full::from(body))
         }
     };
+    pass_on(request.context("writing the request")?).await
+}
+
+/// What the store is written in.
+pub(super) async fn format(serving: &Serving) -> Result<Response<Body>, Refusal> {
+    master(serving)?;
+    pass_on(Request::get("/format").body(Full::default()).context("writing the request")?).await
+}
+
+/// Raises that. In etcd all API servers open the store anew then, this one perhaps before it has answered.
+pub(super) async fn raise(serving: &Serving) -> Result<Response<Body>, Refusal> {
+    master(serving)?;
+    let request = Request::post("/raise").body(Full::default()).context("writing the request")?;
+    match send(request).await {
+        Ok(response) if !response.status().is_success() => {
+            let why = words(response.into_body()).await?;
+            return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, String::from_utf8_lossy(&why).into_owned()));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!("the API server has not said that it raised the store's format: {error:#}"),
+    }
+    let answers = async || fetch("/format").await.is_ok_and(|response| response.status().is_success());
+    until("the API server has not opened its store again yet", answers).await?;
+    format(serving).await
+}
+
+/// A refusal of the API server's is passed on, too.
+async fn pass_on(request: Request<Full<Bytes>>) -> Result<Response<Body>, Refusal> {
     let unavailable = |error: anyhow::Error| {
         let why = format!("the API server of this node does not answer: {error:#}");
         Refusal(StatusCode::SERVICE_UNAVAILABLE, why)
     };
-    let response = send(request.context("writing the request")?).await.map_err(unavailable)?;
+    let response = send(request).await.map_err(unavailable)?;
     let status = response.status();
     let body = words(response.into_body()).await.map_err(unavailable)?;
     if !status.is_success() {
