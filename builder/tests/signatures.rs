@@ -38,6 +38,7 @@ fn cosign_takes_what_is_signed_and_nothing_else() {
     std::fs::write(dir.join("disk.raw"), "a disk").expect("disk");
     let manifest = Manifest {
         version: env!("CARGO_PKG_VERSION").into(),
+        states: None,
         cluster: "demo".into(),
         role: Role::Worker,
         root_hash: "00".repeat(32),

@@ -728,6 +728,7 @@ impl<'a> Workshop<'a> {
         };
         Ok(Manifest {
             version: env!("CARGO_PKG_VERSION").into(),
+            states: Some(node_api::Release::this()),
             cluster: self.settings.name.clone(),
             role: plan.role,
             root_hash: hex::encode(parts.root_hash),

@@ -40,6 +40,9 @@ pub struct Report {
     pub config_files: BTreeMap<String, FileSum>,
     /// `none`, `plain` or `sealed`.
     pub secrets: String,
+    /// What its programs read and write, from the manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub states: Option<node_api::Release>,
     /// SHA-256 of the certificate that the kernel is signed for, from the manifest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secure_boot: Option<String>,
@@ -160,6 +163,7 @@ fn read(mut disk: Disk, manifest: Option<Manifest>) -> Result<Report> {
         command_line,
         config_files: BTreeMap::new(),
         secrets: "none".into(),
+        states: None,
         secure_boot: None,
         packages: BTreeMap::new(),
         components: BTreeMap::new(),
@@ -182,6 +186,7 @@ fn read(mut disk: Disk, manifest: Option<Manifest>) -> Result<Report> {
         report.config_files.insert(name, sum);
     }
     if let Some(manifest) = manifest {
+        report.states = manifest.states;
         report.secure_boot = manifest.secure_boot;
         report.packages = manifest.packages;
         report.components = manifest.components.into_iter().map(|c| (c.name, c.size)).collect();
@@ -245,6 +250,9 @@ impl Report {
             text("name"),
             said(&self.cluster["build"]["version"])
         );
+        if let Some(states) = &self.states {
+            let _ = writeln!(out, "states    {}", crate::release::line(states));
+        }
         let state = if self.hash_tree_matches { "matches the hash tree" } else { "DOES NOT match the hash tree" };
         let _ = writeln!(out, "root hash {} ({state})\nsecrets   {}", self.root_hash, self.secrets);
         let _ = writeln!(out, "kernel    {}", harmless(&self.command_line));
@@ -359,6 +367,7 @@ mod tests {
             command_line: evil.into(),
             config_files: [(evil.to_string(), FileSum { size: 1, sha256: String::new() })].into(),
             secrets: String::new(),
+            states: Some(node_api::Release { kubernetes: evil.into(), ..node_api::Release::this() }),
             secure_boot: Some(evil.into()),
             packages: [(evil.to_string(), evil.to_string())].into(),
             components: [(evil.to_string(), 1)].into(),
@@ -367,7 +376,7 @@ mod tests {
         };
         let text = report.to_text();
         assert!(!text.contains(['\u{1b}', '\u{7}']), "{text}");
-        assert_eq!(text.matches("\\u{1b}]0;x\\u{7}\\n").count(), 17, "{text}");
+        assert_eq!(text.matches("\\u{1b}]0;x\\u{7}\\n").count(), 18, "{text}");
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub const MOST_BYTES: u64 = 16 << 20;
 pub struct Manifest {
     /// kimg's version.
     pub version: String,
+    /// What the image's programs read and write; none: it is of before releases stated that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub states: Option<node_api::Release>,
     /// Cluster.
     pub cluster: String,
     /// Role.

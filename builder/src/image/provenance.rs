@@ -131,6 +131,7 @@ mod tests {
         std::fs::write(dir.join("disk.raw"), "disk").unwrap();
         let manifest = Manifest {
             version: "0.1.0".into(),
+            states: None,
             cluster: "demo".into(),
             role: Role::Worker,
             root_hash: "00".repeat(32),

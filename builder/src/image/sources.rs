@@ -72,7 +72,12 @@ impl Sources {
             sources: Some(sources.clone()),
         };
         let mut built = build::build(&settings, &[manifest.role], &options, progress)?;
-        let built = built.pop().context("nothing was built")?;
+        let mut built = built.pop().context("nothing was built")?;
+        // Its programs are those of then.
+        if built.manifest.states != manifest.states {
+            built.manifest.states.clone_from(&manifest.states);
+            built.manifest.write(&built.dir)?;
+        }
         let other: Vec<&str> = manifest
             .files
             .iter()

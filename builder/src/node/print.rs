@@ -1,5 +1,6 @@
 //! The node API's lists as tables.
 
+use crate::release;
 use crate::table::render;
 use node_api::{
     Certificate, Connection, Container, Disk, Image, Link, NodeStatus, Pod, Process, Route, Service, Socket,
@@ -215,6 +216,9 @@ pub fn status(s: &NodeStatus) -> String {
         format!("memory      {} of {} available", size(s.memory_available), size(s.memory_total)),
         format!("fingerprint {}", s.fingerprint),
     ];
+    if let Some(states) = &s.states {
+        lines.insert(2, format!("states      {}", release::line(states)));
+    }
     for (title, text) in [("waits for", &s.waits_for), ("because", &s.why), ("do", &s.hint)] {
         if !text.is_empty() {
             lines.push(format!("{title:<11} {text}"));

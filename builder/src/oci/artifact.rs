@@ -134,6 +134,7 @@ mod tests {
         Format::RawZst.write(&raw, &packed).unwrap();
         let known = manifest::Manifest {
             version: "1".into(),
+            states: None,
             cluster: "c".into(),
             role: node_metadata::Role::Master,
             root_hash: "01".repeat(32),

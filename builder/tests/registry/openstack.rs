@@ -201,6 +201,7 @@ impl Image {
         let sum = |format: &Format| Ok((format.file().to_string(), FileSum::of(&self.file(*format))?));
         let manifest = Manifest {
             version: env!("CARGO_PKG_VERSION").into(),
+            states: None,
             cluster: "demo".into(),
             role: Role::Worker,
             root_hash: "01".repeat(32),

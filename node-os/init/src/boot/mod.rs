@@ -198,6 +198,7 @@ fn introduce(machine: &Shared, cluster: &Cluster) {
     machine.update(|status| {
         status.role = cluster.role.to_string();
         status.cluster = cluster.name.clone();
+        status.states = Some(node_api::Release::this());
         status.image = format!("kimg {} {}", cluster.build.version, cluster.build.root_hash.get(..12).unwrap_or(""));
         status.kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
