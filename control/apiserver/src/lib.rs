@@ -15,6 +15,7 @@ mod bootstrap;
 mod compress;
 pub mod config;
 mod customs;
+mod deprecated;
 mod encryption;
 pub mod error;
 pub mod handlers;

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::deprecated::Callers;
 use crate::request::{RequestInfo, Verb};
 use crate::state::AppState;
 
@@ -26,6 +27,8 @@ struct Durations {
 pub struct Metrics {
     requests: Mutex<BTreeMap<Key, u64>>,
     durations: Mutex<BTreeMap<&'static str, Durations>>,
+    /// Who asks for deprecated APIs.
+    pub(crate) deprecated: Callers,
     /// Watches open now.
     pub watches: AtomicI64,
     /// Stored values by the key that sealed them.
@@ -107,6 +110,7 @@ impl Metrics {
         for (resource, count) in state.registry.counts() {
             line(&mut out, format_args!("apiserver_storage_objects{{resource=\"{resource}\"}} {count}"));
         }
+        self.deprecated.render(&mut out);
         self.render_encryption(&mut out);
         render_store(&mut out, state.registry.store().as_ref());
         out

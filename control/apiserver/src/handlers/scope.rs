@@ -7,6 +7,7 @@ use api::codec::{Accept, Offer};
 use api::kinds::Kind;
 use http::{HeaderMap, HeaderValue, Response};
 
+use crate::deprecated;
 use crate::error::{ApiError, Result};
 use crate::pipeline::Body;
 use crate::registry::Store;
@@ -90,8 +91,15 @@ impl<'a> Scope<'a> {
         let accept = accept(info, headers, &kind)?;
         let strategy = strategy::for_kind(&stored.group, &stored.plural);
         let mut warnings = Warnings::default();
-        deprecation(&kind).into_iter().for_each(|text| warnings.add(text));
         let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("");
+        if let Some((told, removed)) = deprecated::of(&kind) {
+            warnings.add(told);
+            // A subresource that nobody serves may be called anything.
+            if info.subresource.is_empty() || kind.subresource(&info.subresource).is_some() {
+                let now = jiff::Timestamp::now().as_second();
+                state.metrics.deprecated.note(info, removed, &user.name, text(http::header::USER_AGENT), now);
+            }
+        }
         Ok(Scope {
             state,
             info,
@@ -200,15 +208,6 @@ impl<'a> Scope<'a> {
                 response.headers_mut().append(http::header::WARNING, value);
             }
         }
-    }
-}
-
-/// What clients of an old kind are told.
-fn deprecation(kind: &Kind) -> Option<String> {
-    match (kind.group.as_ref(), kind.plural.as_ref()) {
-        ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()),
-        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+".into()),
-        _ => kind.custom.as_ref().and_then(|c| c.deprecated.clone()),
     }
 }
 

@@ -35,6 +35,33 @@ pub async fn established_in(cluster: &Cluster, group: &str) {
     }
 }
 
+/// As upstream's server tells them, and who they were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_a_deprecated_version_are_told_and_counted() {
+    let cluster = Cluster::start().await;
+    let mut crd = crd();
+    let mut old = crd["spec"]["versions"][0].clone();
+    (old["name"], old["storage"], old["deprecated"]) = (json!("v1beta1"), json!(false), json!(true));
+    crd["spec"]["versions"].as_array_mut().unwrap().push(old);
+    cluster.post(CRDS, crd).await.expect(201);
+    established(&cluster).await;
+    let metrics = async || String::from_utf8(cluster.get("/metrics").await.body.to_vec()).unwrap();
+    cluster.get(FOOS).await.expect(200);
+    assert!(!metrics().await.contains("group=\"example.com\",version=\"v1beta1\""));
+    let old = FOOS.replace("v1", "v1beta1");
+    let answer = cluster.send_with("GET", &old, &[("user-agent", "old-client/1.0")], "").await;
+    let warning = answer.headers["warning"].to_str().unwrap();
+    assert!(warning.contains("example.com/v1beta1 Foo is deprecated"), "{warning}");
+    assert_eq!(cluster.get(&format!("{old}/a/nothing")).await.code, 404);
+    let text = metrics().await;
+    let api = "group=\"example.com\",version=\"v1beta1\",resource=\"foos\",subresource=\"\",removed_release=\"\"";
+    assert!(text.contains(&format!("apiserver_requested_deprecated_apis{{{api}}} 1\n")), "{text}");
+    let caller = format!("kimg_deprecated_api_last_request_seconds{{{api},user=");
+    let line = text.lines().find(|line| line.starts_with(&caller)).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("user_agent=\"old-client/1.0\"} 1"), "{line}");
+    assert!(!text.contains("nothing"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_life_of_a_definition() {
     let mut cluster = Cluster::start().await;
