@@ -1,12 +1,13 @@
 //! `kimg up` at a provider, `kimg plan` and `kimg destroy`.
 
 use super::{dir_flag, next, program, shown};
-use crate::cloud::cluster::Api;
+use crate::client::kube::NodeState;
+use crate::cloud::cluster::{Api, Cluster};
 use crate::cloud::images::{self, Image, Images, Uploads};
 use crate::cloud::machines::{CloudMachines, NodeApi};
 use crate::cloud::plan::{self, Plan, Situation};
 use crate::cloud::up::{Done, Up};
-use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Server, Thing, Volume, amount, destroy, volumes};
+use crate::cloud::{self, Cents, Cloud, Inventory, Offer, ROLES, Server, State, Thing, Volume, amount, destroy, volumes};
 use crate::config::{Provider, Settings};
 use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
@@ -81,14 +82,26 @@ impl<'a> Asked<'a> {
                 sums.insert(role, sum);
             }
         }
-        Ok(plan::plan(&Situation {
+        let mut plan = plan::plan(&Situation {
             settings: self.settings,
             provider: self.provider,
             offer: &self.offer,
             inventory,
             rules: plan::rules(&*self.cloud),
             built: sums,
-        }))
+        });
+        plan.refuse_skew(self.settings, &self.nodes(&plan, inventory));
+        Ok(plan)
+    }
+
+    /// What the API server says of the nodes that are there, where machines are to be made beside them, and it answers.
+    fn nodes(&self, plan: &Plan, inventory: &Inventory) -> Vec<NodeState> {
+        let masters: Vec<&str> = self.settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str()).collect();
+        let runs = |server: &&Server| server.state == State::Running && masters.contains(&server.node.as_str());
+        let master = inventory.servers.iter().find(runs).and_then(|server| server.public);
+        let (true, Some(at)) = (plan.makes_servers(), master) else { return Vec::new() };
+        let secrets = Secrets::of_cluster(&self.settings.secrets_dir(), &self.settings.name);
+        secrets.and_then(|secrets| Api { settings: self.settings, secrets: &secrets }.nodes(at)).unwrap_or_default()
     }
 }
 

@@ -1,5 +1,11 @@
 //! `kimg roll`.
 
+mod args;
+mod finish;
+mod releases;
+
+pub(super) use args::RollArgs;
+
 use super::image::built_images;
 use super::{dir_flag, next, program};
 use crate::backup::here;
@@ -23,9 +29,10 @@ use crate::roll::api::Kube;
 use crate::roll::begin;
 use crate::roll::copy::LocalCopy;
 use crate::roll::engine::{Book, Engine, Stop};
-use crate::roll::journal::{Entry, Journal, OnBlocked, Outcome, Rules, Step};
+use crate::roll::journal::{Entry, Journal, Outcome, Rules, Step};
 use crate::roll::lock::Holder;
-use crate::roll::plan::{self, Amount, Plan, Refusal, Situation, Wish};
+use crate::roll::plan::{self, Plan, Refusal, Situation, Wish};
+use crate::roll::skew;
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use node_api::StoreEngine;
@@ -46,91 +53,12 @@ const MADE_SECS: u64 = 600;
 /// boots.
 const MADE_GAP_SECS: u64 = 240;
 
-const SETTLE_SECS: u64 = 10;
-const DRAIN_SECS: u64 = 300;
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 all chosen nodes have the new image (or were skipped as --on-blocked says); \
-1 the cluster is not fit for it, or the roll stopped; 2 a mistake, or a decision that is missing; 130 interrupted.\n\n\
-An interrupted roll goes on with the next `kimg roll`. How it works: docs/how-to/roll.md")]
-pub(super) struct RollArgs {
-    /// `workers`, `master`, or names of nodes [default: all nodes]
-    #[arg(value_name = "NODE")]
-    pub(super) nodes: Vec<String>,
-    /// Show what would be done, and do nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
-    /// Do not ask
-    #[arg(long)]
-    pub(super) yes: bool,
-    /// Print the plan (with --dry-run) or the outcome as JSON
-    #[arg(long)]
-    pub(super) json: bool,
-    /// Go back to the images that the nodes of the last roll had
-    #[arg(long, conflicts_with = "nodes")]
-    pub(super) rollback: bool,
-    /// Nodes that may be away at a time after the first one: a number, or a percentage of all workers (rounded down)
-    #[arg(long, value_name = "N|N%", default_value = "1", value_parser = str::parse::<Amount>)]
-    pub(super) max_unavailable: Amount,
-    /// How long a new node must stay Ready, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = SETTLE_SECS)]
-    pub(super) settle: u64,
-    /// How long a drain may take, and after it workloads to be whole again, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_SECS)]
-    pub(super) timeout: u64,
-    /// How long a new node may take to be Ready, seconds [default: 90, with emulation 450, at a provider 600]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) ready_timeout: Option<u64>,
-    /// What to do with a node that is not drained in time
-    #[arg(long, value_name = "WHAT", default_value = "stop")]
-    pub(super) on_blocked: OnBlocked,
-    /// Keep the data of all nodes (STATE), not only of those that hold bound local volumes
-    #[arg(long)]
-    pub(super) keep_data: bool,
-    /// Give up the local volume of this claim; may be repeated
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub(super) lose_data: Vec<String>,
-    /// Give up pods that no controller starts again
-    #[arg(long)]
-    pub(super) lose_pods: bool,
-    /// Folder with kimg-node, kimg-control and kimg-stage1
-    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    pub(super) components: Option<PathBuf>,
-    /// End at once at this point of the journal, as if killed; for tests
-    #[arg(long, hide = true, value_name = "POINT")]
-    pub(super) fail_at: Option<String>,
-    /// Masters of cluster.toml that are still to be made
-    #[arg(skip)]
-    pub(super) leave_out: Vec<String>,
-}
-
-impl RollArgs {
-    /// What `kimg roll` does where nothing is said, without a question: for other commands that replace nodes.
-    pub(super) fn plain() -> RollArgs {
-        RollArgs {
-            nodes: Vec::new(),
-            dry_run: false,
-            yes: true,
-            json: false,
-            rollback: false,
-            max_unavailable: Amount::Number(1),
-            settle: SETTLE_SECS,
-            timeout: DRAIN_SECS,
-            ready_timeout: None,
-            on_blocked: OnBlocked::Stop,
-            keep_data: false,
-            lose_data: Vec::new(),
-            lose_pods: false,
-            components: None,
-            fail_at: None,
-            leave_out: Vec::new(),
-        }
-    }
-}
-
 pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<ExitCode> {
     if args.json && !args.dry_run && !args.yes {
         return input::bad("--json does not ask: add --yes, or --dry-run to see the plan");
+    }
+    if args.finish {
+        return finish::run(args, settings).map(|()| ExitCode::SUCCESS);
     }
     Ok(if replace(args, settings)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -240,7 +168,7 @@ fn roll(
         Some(last) if args.rollback => command.plan_back(&last.journal, machines, &listed)?,
         None if args.rollback => return input::bad("there was no roll yet that could be taken back"),
         Some(last) if last.journal.outcome == Outcome::Running => command.go_on(&last.journal)?,
-        _ => command.plan_new(machines, &listed, &mut later)?,
+        _ => command.plan_new(machines, &listed, &mut later, last.as_ref().map(|last| &last.journal))?,
     };
     let Some(planned) = planned else { return Ok(None) };
     machines.check(&planned.untouched())?;
@@ -414,6 +342,7 @@ impl Command<'_> {
         machines: &mut dyn Machines,
         listed: &[Machine],
         later: &mut Vec<ImageFile>,
+        last: Option<&Journal>,
     ) -> Result<Option<Planned>> {
         let built = self.built_images()?;
         let at_provider = self.settings.provider.is_some();
@@ -431,7 +360,8 @@ impl Command<'_> {
             stores: self.stores()?,
             lost: false,
         };
-        let plan = self.make(&wish, listed)?;
+        let mut plan = self.make(&wish, listed)?;
+        let store = self.check_releases(&mut plan, &releases::built, last)?;
         if !self.show(&plan, "every chosen node runs the image that was built last; nothing to do")? {
             return Ok(None);
         }
@@ -443,7 +373,7 @@ impl Command<'_> {
                 machines.offer(image)?;
             }
         }
-        Ok(Some(Planned::Anew(self.journal(&plan, false)?)))
+        Ok(Some(Planned::Anew(Journal { store, ..self.journal(&plan, false)? })))
     }
 
     fn plan_back(&self, last: &Journal, machines: &dyn Machines, listed: &[Machine]) -> Result<Option<Planned>> {
@@ -461,8 +391,9 @@ impl Command<'_> {
             lost: false,
         };
         // No name at all would mean all nodes.
-        let plan = if wish.nodes.is_empty() { Plan { nodes: Vec::new() } } else { self.make(&wish, listed)? };
-        let mut journal = self.journal(&plan, true)?;
+        let mut plan = if wish.nodes.is_empty() { Plan::default() } else { self.make(&wish, listed)? };
+        let store = self.check_releases(&mut plan, &releases::before(last), Some(last))?;
+        let mut journal = Journal { store, ..self.journal(&plan, true)? };
         begin::take_along(&mut journal, last, listed);
         let returning: Vec<&str> =
             journal.nodes.iter().filter(|e| e.step == Step::Returning).map(|e| e.node.as_str()).collect();
@@ -485,6 +416,10 @@ impl Command<'_> {
         };
         for entry in &back.nodes {
             begin::check_held(machines, &[(entry.node.clone(), entry.to.clone())].into())?;
+            if let Some(store) = &last.store {
+                let states = releases::before(last)(&entry.node).states;
+                skew::check_store(&entry.node, states.as_ref(), store).or_else(input::bad)?;
+            }
             if !self.args.json {
                 println!(
                     "{}: image {} to {}; keeps its store (the API server does not answer)",

@@ -3,10 +3,12 @@
 use super::{
     Cents, Cloud, Firewall, Inventory, Network, Offer, ROLES, Rule, Server, Size, State, Thing, Volume, amount, volumes,
 };
+use crate::client::kube::NodeState;
 use crate::config::{Provider, Settings, nearest};
 use crate::input;
 use crate::logs::line::harmless;
 use crate::machines::NO_IMAGE;
+use crate::roll::skew::{self, Level, Stand};
 use crate::table;
 use anyhow::Result;
 use node_metadata::Role;
@@ -347,6 +349,20 @@ impl Plan {
                 self.provider
             ));
         }
+    }
+
+    /// The machines that are to be made get what is built here, and must work together with the nodes that are there.
+    pub fn refuse_skew(&mut self, settings: &Settings, nodes: &[NodeState]) {
+        let is_master = |name: &str| settings.nodes_of(Role::Master).any(|node| node.entry.name == name);
+        let stand = |name: &str, level: Option<Level>| {
+            Some(Stand { node: name.to_owned(), master: is_master(name), level: level? })
+        };
+        let now: Vec<Stand> = nodes.iter().filter_map(|node| stand(&node.name, Level::of(&node.version))).collect();
+        let made = self.steps.iter().filter_map(|step| match step {
+            Step::MakeServer { node, .. } => stand(node, Level::this()),
+            _ => None,
+        });
+        self.refusals.extend(skew::check(&now, &made.collect::<Vec<_>>()).err());
     }
 
     /// Whether it can be done.

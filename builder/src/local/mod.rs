@@ -25,6 +25,7 @@ pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod rebuild;
+mod releases;
 pub mod state;
 pub mod status;
 pub mod stock;

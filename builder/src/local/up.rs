@@ -4,7 +4,7 @@ use super::accel::{self, Accel};
 use super::interrupt::Interrupt;
 use super::qemu::{self, Bus, Disk, VmSpec};
 use super::state::{self, State, Vm};
-use super::{console, disk, stock, switch};
+use super::{console, disk, releases, stock, switch};
 use crate::client::kube::{self, NodeState};
 use crate::client::node::NodeClient;
 use crate::client::{Https, block_on};
@@ -188,6 +188,7 @@ pub fn up_but(
     let (run_dir, _lock) = state::lock(settings)?;
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let mut state = State::load(&run_dir)?;
+    releases::check(settings, &state, &wanted)?;
     let accel = choose_accel(settings, images, &state, progress)?;
     state.accel = accel.as_str().to_string();
     let interrupt = Interrupt::watch()?;

@@ -4,12 +4,15 @@ use super::Target;
 use crate::client::node::NodeClient;
 use crate::client::{Https, block_on, kube};
 use crate::config::Settings;
+use crate::input::BadInput;
 use crate::local::state::{self, State};
 use crate::pki::Secrets;
 use crate::pki::kubeconfig::server_url;
 use crate::roll::members::{self, Members};
 use anyhow::{Context, Result, bail};
-use node_api::{Done, Migrate, RemoveMember, Service, StoreEngine, StoreMember, path};
+use node_api::{
+    Done, Migrate, NodeStatus, Release, RemoveMember, Service, StoreEngine, StoreFormat, StoreMember, path,
+};
 use node_metadata::Role;
 use std::time::Duration;
 
@@ -36,6 +39,36 @@ impl<'a> Masters<'a> {
     pub fn has_etcd(&self, node: &str) -> Result<bool> {
         let services: Vec<Service> = ask(self.client(node)?, async |client| client.get(path::SERVICES).await)?;
         Ok(services.iter().any(|service| service.name == "etcd"))
+    }
+
+    /// What the image states that a master runs; none: it is of before releases stated anything.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn states(&self, node: &str) -> Result<Option<Release>> {
+        let status: NodeStatus = ask(self.client(node)?, async |client| client.get(path::STATUS).await)?;
+        Ok(status.states)
+    }
+
+    /// What the store is written in; none: the masters' image is of before one could ask.
+    ///
+    /// # Errors
+    /// No master answers, or its API server does not.
+    pub fn store_format(&self) -> Result<Option<StoreFormat>> {
+        let told = self.first(None, |client| ask(client, async |client| client.get(path::STORE_FORMAT).await));
+        match told {
+            Err(error) if error.is::<BadInput>() => Ok(None),
+            told => told.map(Some),
+        }
+    }
+
+    /// Has the store's format raised, and says what it is then.
+    ///
+    /// # Errors
+    /// No master answers, or it could not be raised.
+    pub fn raise_store(&self) -> Result<StoreFormat> {
+        // It takes as long as the store is large.
+        self.first(None, |client| block_on(client.post_bytes(path::STORE_RAISE, Vec::new())))
     }
 
     fn client(&self, node: &str) -> Result<NodeClient> {

@@ -1,9 +1,11 @@
 //! What a roll asks the API server for, and tells it.
 
 use super::drain::{self, Pod};
+use super::gone;
 use super::journal::Journal;
 use super::lock::{self, Holder, Look, Verdict};
 use super::plan::{Claim, Node};
+use super::skew::Level;
 use crate::client::{Answer, Https, block_on, kube};
 use crate::seed::token::{BootstrapToken, LIFE};
 use anyhow::{Context, Result, bail};
@@ -78,6 +80,18 @@ impl Kube<'_> {
     pub fn renewals(&self) -> Result<BTreeMap<String, String>> {
         let leases = self.items(NODE_LEASES)?;
         Ok(leases.iter().map(|lease| (name_of(lease), text(&lease["spec"]["renewTime"]))).collect())
+    }
+
+    /// What uses APIs that level `new` has no more.
+    pub fn gone(&self, new: Level) -> Result<Vec<String>> {
+        let answer = self.0.send(Method::GET, "/metrics", None)?;
+        done(&answer, "reading /metrics")?;
+        let metrics = String::from_utf8_lossy(&answer.body);
+        let mut lines = Vec::new();
+        for api in gone::apis(&metrics, new) {
+            lines.extend(gone::uses(&api, &self.items(&api.path())?, &metrics, new));
+        }
+        Ok(lines)
     }
 
     /// Pods on a node.
@@ -377,6 +391,7 @@ fn read_node(node: &Value) -> Node {
         boot: state.boot_id,
         cordoned: node["spec"]["unschedulable"] == true,
         cordoned_by_roll: node["metadata"]["annotations"][CORDONED] == NAME,
+        level: Level::of(&state.version),
         addresses: addresses.iter().map(|address| text(&address["address"])).collect(),
     }
 }

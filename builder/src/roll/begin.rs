@@ -7,6 +7,7 @@ use super::engine::{Book, Engine, Killed};
 use super::journal::{Entry, Journal, Outcome, Step};
 use super::lock::{Holder, Verdict};
 use super::plan;
+use super::skew::Known;
 use crate::machines::{Machine, Machines, NO_IMAGE};
 use anyhow::{Result, bail};
 use jiff::Timestamp;
@@ -77,6 +78,7 @@ pub fn back_without_api(last: &Journal, machines: &[Machine], now: Timestamp) ->
     let has = machines.iter().find(|machine| machine.node == entry.node).map(|machine| machine.image.clone());
     let master = Entry {
         from: has.unwrap_or_default(),
+        before: Known::default(),
         to: from,
         keep_data: true,
         store: entry.store.map(plan::other_engine),

@@ -1,7 +1,8 @@
 //! The journal of a roll: what is to be done with each node, and how far it is. It is all that a roll remembers.
 
+use super::skew::Known;
 use jiff::Timestamp;
-use node_api::StoreEngine;
+use node_api::{StoreEngine, StoreFormat};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ pub struct Journal {
     pub nodes: Vec<Entry>,
     /// How it stands.
     pub outcome: Outcome,
+    /// What the store was written in when it began, or since `kimg roll --finish`, where its master said it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreFormat>,
 }
 
 /// How a roll is done.
@@ -79,6 +83,9 @@ pub struct Entry {
     pub moved: bool,
     /// The image that it had.
     pub from: String,
+    /// What is known of that, for the way back.
+    #[serde(default, skip_serializing_if = "Known::is_empty")]
+    pub before: Known,
     /// The image that it gets; empty: it leaves the cluster.
     pub to: String,
     /// Its data stays.
@@ -284,6 +291,7 @@ pub(super) mod tests {
             store: None,
             moved: false,
             from: "old".into(),
+            before: Known::default(),
             to: "new".into(),
             keep_data: false,
             lose: Vec::new(),
@@ -307,6 +315,7 @@ pub(super) mod tests {
             whole: Vec::new(),
             nodes: steps.iter().enumerate().map(entry).collect(),
             outcome: Outcome::Running,
+            store: None,
         }
     }
 

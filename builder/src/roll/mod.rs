@@ -1,6 +1,6 @@
 //! `kimg roll`: puts a new image under the nodes of a running cluster, a few at a time, without losing a request.
 //!
-//! The parts: [`plan`], [`drain`], [`journal`] and [`lock`] decide, do no I/O and are given the time; [`api`] asks the
+//! The parts: [`plan`], [`skew`], [`gone`], [`drain`], [`journal`] and [`lock`] decide, do no I/O and are given the time; [`api`] asks the
 //! API server; [`engine`] does what was decided, step by step, on [`crate::machines::Machines`].
 //!
 //! What a node goes through; each step is in the journal (a ConfigMap in kube-system) before anything of it is done, so
@@ -23,6 +23,7 @@ pub mod drain;
 pub mod engine;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod gone;
 pub mod journal;
 pub mod lock;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub mod members;
 #[cfg(test)]
 mod members_tests;
 pub mod plan;
+pub mod skew;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -1,6 +1,8 @@
 //! What a roll would do, or why it must not begin. Pure.
 
 use super::journal::{Entry, Journal, Outcome, Rules, Step, VERSION};
+use super::skew::{Known, Level};
+use crate::logs::line::harmless;
 use crate::machines::{Machine, NO_IMAGE, local::short};
 use jiff::Timestamp;
 use node_api::StoreEngine;
@@ -23,6 +25,8 @@ pub struct Node {
     pub cordoned: bool,
     /// A roll has cordoned it.
     pub cordoned_by_roll: bool,
+    /// Its kubelet's level of the API, where it has told one.
+    pub level: Option<Level>,
     /// All addresses.
     pub addresses: Vec<String>,
 }
@@ -86,10 +90,13 @@ pub struct Wish {
 }
 
 /// What would be done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// The nodes that get another image, in this order.
     pub nodes: Vec<Item>,
+    /// What uses APIs that the new images have no more, in lines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<String>,
 }
 
 /// What would be done with a node.
@@ -109,6 +116,9 @@ pub struct Item {
     pub store: Option<StoreEngine>,
     /// The image that it has.
     pub from: String,
+    /// What is known of that.
+    #[serde(skip)]
+    pub before: Known,
     /// The image that it gets; empty: it leaves the cluster.
     pub to: String,
     /// Why it is made anew though its image is the right one.
@@ -172,7 +182,7 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
         let master = item.is_master();
         if wish.back { (whole, master) } else { (!master, whole) }
     });
-    Ok(Plan { nodes: items })
+    Ok(Plan { nodes: items, gone: Vec::new() })
 }
 
 /// Decides what to remove: workers that are to leave the cluster, in this order.
@@ -199,6 +209,7 @@ pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
             member: now.members.get(name).cloned(),
             store: None,
             from: machine.map_or_else(|| NO_IMAGE.to_owned(), |machine| machine.image.clone()),
+            before: Known::default(),
             to: String::new(),
             broken: None,
             keep_data: false,
@@ -229,7 +240,7 @@ pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
             broken.join(", ")
         )));
     }
-    Ok(Plan { nodes: items })
+    Ok(Plan { nodes: items, gone: Vec::new() })
 }
 
 /// The nodes that were asked for, in the order of `cluster.toml`.
@@ -295,6 +306,7 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         member,
         store: wish.stores.get(name).copied(),
         from: machine.image.clone(),
+        before: Known { level: node.and_then(|node| node.level), states: None },
         to: to.clone(),
         broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
         keep_data: master && !wish.lost || machine.keeps_data && (wish.keep_data || !keeps.is_empty()),
@@ -345,6 +357,7 @@ impl Plan {
             store: item.store,
             moved: false,
             from: item.from.clone(),
+            before: item.before.clone(),
             to: item.to.clone(),
             keep_data: item.keep_data,
             lose: item.loses.iter().map(|claim| claim.claim.clone()).collect(),
@@ -355,7 +368,7 @@ impl Plan {
             why: None,
         };
         let nodes = self.nodes.iter().map(entry).collect();
-        Journal { version: VERSION, started: now, back, rules, whole, nodes, outcome: Outcome::Running }
+        Journal { version: VERSION, started: now, back, rules, whole, nodes, outcome: Outcome::Running, store: None }
     }
 
     /// For people.
@@ -396,6 +409,7 @@ impl Plan {
             lines.extend(item.loses.iter().map(|claim| format!("  IS LOST: claim {}", shown(claim))));
             lines.extend(item.ends.iter().map(|pod| format!("  ends: pod {pod}, which nothing starts again")));
         }
+        lines.extend(self.gone.iter().map(|line| harmless(line)));
         lines.join("\n")
     }
 }
@@ -445,6 +459,7 @@ pub(crate) mod tests {
             boot: "b".into(),
             cordoned: false,
             cordoned_by_roll: false,
+            level: Level::of("v1.36.0+kimg"),
             addresses: Vec::new(),
         }
     }

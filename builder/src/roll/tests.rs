@@ -179,7 +179,7 @@ pub(crate) fn roll_back_on(
     begin::check_held(machines, &images).expect("a way back");
     let nodes: Vec<String> = images.keys().cloned().collect();
     let plan = if nodes.is_empty() {
-        Plan { nodes: Vec::new() }
+        Plan::default()
     } else {
         let (first, stores) = (begin::unsettled(&last), begin::stores_before(&last));
         make(fake, machines, &Wish { nodes, images, back: true, first, stores, ..Wish::default() })

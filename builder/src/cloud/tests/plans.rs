@@ -249,3 +249,16 @@ fn what_somebody_else_called_so_is_not_taken() {
     assert!(error.contains("that is not this cluster's"), "{error}");
     assert!(stage.world().machines.is_empty());
 }
+
+#[test]
+fn a_worker_that_would_be_newer_than_its_master_is_not_made() {
+    let stage = Stage::new(Which::Hetzner);
+    for (version, refused) in [("v1.35.2+kimg", true), ("v1.36.0+kimg", false), ("v1.38.0", true), ("", false)] {
+        let mut plan = stage.plan();
+        plan.steps.retain(|step| !matches!(step, Step::MakeServer { node, .. } if node == "m"));
+        let master = json!({"metadata": {"name": "m"}, "status": {"nodeInfo": {"kubeletVersion": version}}});
+        plan.refuse_skew(&stage.settings, &[crate::client::kube::node_state(&master)]);
+        assert_eq!(plan.check().is_err(), refused, "{version}: {:?}", plan.refusals);
+        assert!(!refused || plan.refusals[0].starts_with("w would have API level 1.36, and m has 1.3"), "{plan:?}");
+    }
+}
