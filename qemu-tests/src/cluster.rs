@@ -113,6 +113,14 @@ impl Cluster {
     /// # Errors
     /// `kimg up` failed; the error holds what it said.
     pub fn up(dir: &Path, cluster_toml: &str) -> Result<Cluster> {
+        Cluster::up_by(tools::kimg(), dir, cluster_toml)
+    }
+
+    /// The same by another `kimg`, whose images the nodes then have.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub fn up_by(kimg: PathBuf, dir: &Path, cluster_toml: &str) -> Result<Cluster> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         std::fs::write(dir.join("cluster.toml"), cluster_toml).context("writing cluster.toml")?;
         let secrets = dir.join("secrets");
@@ -122,7 +130,7 @@ impl Cluster {
             std::fs::remove_dir_all(&secrets).with_context(|| format!("removing {}", secrets.display()))?;
         }
         let start = Instant::now();
-        run_in(dir, tools::kimg(), &["up"], None)?.success().context("kimg up")?;
+        run_in(dir, kimg, &["up"], None)?.success().context("kimg up")?;
         Ok(Cluster { dir: dir.to_owned(), up_took: start.elapsed() })
     }
 

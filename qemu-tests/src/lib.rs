@@ -18,6 +18,7 @@ pub mod suite;
 pub mod tools;
 pub mod tpm;
 pub mod wait;
+pub mod writes;
 
 pub use cluster::{Cluster, Output};
 pub use machine::{Bench, Machine};

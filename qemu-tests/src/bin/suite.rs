@@ -69,6 +69,7 @@ const PARTS: &[Part] = &[
     part("cluster", RELEASE, Some(&["cluster"]), &["cluster", "--", "--include-ignored"]),
     both("overlay", RELEASE, &["overlay"]),
     part("roll", RELEASE, Some(&["roll"]), &["roll", "--", "--include-ignored"]),
+    part("release", RELEASE, None, &["release", "--", "--include-ignored"]),
     part("masters", RELEASE, None, &["masters", "--", "--include-ignored"]),
     part("etcd", RELEASE, None, &["etcd", "--", "--include-ignored"]),
     part("store", &["test", "--release", "-p", "store", "--lib"], None, &["--", "--ignored", "--nocapture"]),

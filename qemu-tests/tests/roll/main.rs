@@ -4,16 +4,15 @@
 //! `status.loadBalancer` of the Service holds at that moment, and tries nothing twice.
 
 mod visits;
-mod writes;
 
 use anyhow::{Context, ensure};
 use qemu_tests::cluster::settings;
 use qemu_tests::suite::{self, Suite};
+use qemu_tests::writes::{self, Writer};
 use qemu_tests::{Cluster, Result, wait};
 use serde_json::Value;
 use std::process::ExitCode;
 use visits::Visitor;
-use writes::Writer;
 
 /// The example as somebody runs it who wants it to be there: two pods on two nodes where there are two, a budget, a
 /// readiness probe, and a while between the word to end and the end.
@@ -59,7 +58,7 @@ fn web(cluster: &Cluster) -> Result {
     let timeout = format!("--timeout={}s", wait::scale(60).as_secs());
     cluster.k(&["-n", "shop", "rollout", "status", "deployment/web", &timeout])?;
     wait::until("both workers in the Service's status", wait::scale(20), || {
-        Ok((visits::addresses(&visits::api(&cluster.dir)?)?.len() == 2).then_some(()))
+        Ok((visits::addresses(&writes::api(&cluster.dir)?)?.len() == 2).then_some(()))
     })
 }
 

@@ -3,14 +3,12 @@
 use anyhow::{Context, Result, bail, ensure};
 use http::Method;
 use kimg::client::{Https, block_on};
-use kimg::local::state;
-use kimg::pki::Secrets;
 use qemu_tests::Cluster;
 use qemu_tests::stranger::Stranger;
 use qemu_tests::stranger::visitor::Visits;
+use qemu_tests::writes::api;
 use serde_json::Value;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -24,13 +22,6 @@ const KEPT: usize = 10;
 /// How often the Service is asked for its addresses.
 const LOOK: Duration = Duration::from_millis(500);
 const SERVICE: &str = "/api/v1/namespaces/shop/services/web";
-
-/// A client of the API server of the cluster in a folder.
-pub(crate) fn api(dir: &Path) -> Result<Https> {
-    let settings = kimg::config::load(dir)?;
-    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
-    state::api_client(&settings, &secrets, None)
-}
 
 /// The addresses that the Service's status holds now.
 pub(crate) fn addresses(api: &Https) -> Result<Vec<Ipv4Addr>> {

@@ -1,12 +1,14 @@
 //! Writes through the API server in the background, and which of them are there in the end.
 
-use crate::visits;
+use crate::Cluster;
 use anyhow::{Context, Result, bail, ensure};
 use http::Method;
-use kimg::client::block_on;
-use qemu_tests::Cluster;
+use kimg::client::{Https, block_on};
+use kimg::local::state;
+use kimg::pki::Secrets;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -17,15 +19,26 @@ const PAUSE: Duration = Duration::from_millis(100);
 const NAMESPACE: &str = "written";
 const PATH: &str = "/api/v1/namespaces/written/configmaps";
 
+/// A client of the API server of the cluster in a folder.
+///
+/// # Errors
+/// The folder holds no cluster, or the VMs have never run.
+pub fn api(dir: &Path) -> Result<Https> {
+    let settings = kimg::config::load(dir)?;
+    let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
+    state::api_client(&settings, &secrets, None)
+}
+
 /// Somebody who writes until told to stop.
-pub(crate) struct Writer {
+#[derive(Debug)]
+pub struct Writer {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Written>,
 }
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub(crate) struct Written {
+pub struct Written {
     acknowledged: Vec<String>,
     failed: usize,
     /// Acknowledged since the last failure.
@@ -35,9 +48,13 @@ pub(crate) struct Written {
 }
 
 impl Writer {
-    pub(crate) fn start(cluster: &Cluster) -> Result<Writer> {
+    /// Begins.
+    ///
+    /// # Errors
+    /// There is no place to write to.
+    pub fn start(cluster: &Cluster) -> Result<Writer> {
         cluster.namespace(NAMESPACE)?;
-        let (mut api, dir) = (visits::api(&cluster.dir)?, cluster.dir.clone());
+        let (mut client, dir) = (api(&cluster.dir)?, cluster.dir.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let stop = stop.clone();
@@ -50,7 +67,7 @@ impl Writer {
                     // No name twice: an answer that is lost may be one to a write that was done.
                     let name = format!("n{number}");
                     let object = json!({"metadata": {"name": name}, "data": {"number": name}});
-                    match block_on(api.send(Method::POST, PATH, Some(&object))) {
+                    match block_on(client.send(Method::POST, PATH, Some(&object))) {
                         Ok(answer) if answer.status.is_success() => {
                             written.acknowledged.push(name);
                             written.since += 1;
@@ -60,7 +77,7 @@ impl Writer {
                         _ => {
                             (written.failed, written.since) = (written.failed + 1, 0);
                             // A master that was made anew may have another port.
-                            api = visits::api(&dir).unwrap_or(api);
+                            client = api(&dir).unwrap_or(client);
                         }
                     }
                     std::thread::park_timeout(PAUSE);
@@ -71,7 +88,11 @@ impl Writer {
         Ok(Writer { stop, thread })
     }
 
-    pub(crate) fn stop(self) -> Result<Written> {
+    /// Ends.
+    ///
+    /// # Errors
+    /// The thread has failed.
+    pub fn stop(self) -> Result<Written> {
         self.stop.store(true, Relaxed);
         match self.thread.join() {
             Ok(written) => Ok(written),
@@ -82,7 +103,10 @@ impl Writer {
 
 impl Written {
     /// Each write that was acknowledged is there, with what was written.
-    pub(crate) fn check_all_there(&self, cluster: &Cluster) -> Result<()> {
+    ///
+    /// # Errors
+    /// One is not, or there were too few.
+    pub fn check_all_there(&self, cluster: &Cluster) -> Result<()> {
         let found = cluster.json(&["-n", NAMESPACE, "get", "configmaps"])?;
         let items = found["items"].as_array().context("no list")?;
         let there: BTreeSet<&str> = items.iter().filter_map(|item| item["data"]["number"].as_str()).collect();
