@@ -59,7 +59,7 @@ async fn clients_of_a_deprecated_version_are_told_and_counted() {
     let caller = format!("kimg_deprecated_api_last_request_seconds{{{api},user=");
     let line = text.lines().find(|line| line.starts_with(&caller)).unwrap_or_else(|| panic!("{text}"));
     assert!(line.contains("user_agent=\"old-client/1.0\"} 1"), "{line}");
-    assert!(!text.contains("nothing"), "{text}");
+    assert!(!text.contains("subresource=\"nothing\""), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
