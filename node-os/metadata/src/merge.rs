@@ -492,9 +492,17 @@ mod tests {
         assert!(run(Role::Worker, "await-backup: true").unwrap().node.await_backup);
         assert!(!run(Role::Worker, "role: worker").unwrap().node.await_backup);
         assert!(userdata::parse(b"#cloud-config\nkimg: {await-backup: soon}\n").is_err());
+    }
+
+    #[test]
+    fn only_a_worker_has_a_data_volume() {
         assert!(run(Role::Worker, "data-volume: true").unwrap().node.data_volume);
         assert!(!run(Role::Worker, "role: worker").unwrap().node.data_volume);
-        assert_eq!(run(Role::Master, "data-volume: true").unwrap_err(), MergeError::DataVolume);
+        assert!(userdata::parse(b"#cloud-config\nkimg: {data-volume: /dev/vdb}\n").is_err());
+        let user = userdata::parse(b"#cloud-config\nkimg: {data-volume: true}\n").unwrap();
+        let found = Found { hostname: Some("master-1".into()), ..Found::default() };
+        let refused = merge(&cluster(Role::Master), &found, &user, &["10.77.0.10".parse().unwrap()]);
+        assert_eq!(refused.unwrap_err(), MergeError::DataVolume);
     }
 
     /// The master 10.77.0.10, of so many whose addresses cluster.toml gives, and its user-data.
