@@ -452,18 +452,21 @@ fn tell(thing: &Thing) {
 fn destroy_node(mut asked: Asked<'_>, inventory: &Inventory, node: &str, args: &DestroyArgs) -> Result<()> {
     let settings = asked.settings;
     let of_node = |volume: &Thing| volume.name == node;
-    let volumes: Vec<Thing> = destroy::volumes(inventory).into_iter().filter(of_node).collect();
+    let of_it: Vec<Thing> = destroy::volumes(inventory).into_iter().filter(of_node).collect();
     let things = match destroy::of_node(settings, inventory, node) {
         Ok(things) if !args.data => things,
-        Ok(things) => things.into_iter().chain(volumes).collect(),
+        Ok(things) => things.into_iter().chain(of_it).collect(),
         // Its machine may have gone before.
-        Err(_) if args.data && !volumes.is_empty() => volumes,
+        Err(_) if args.data && !of_it.is_empty() => of_it,
         Err(error) => return Err(error),
     };
     let rows: Vec<Vec<String>> =
         things.iter().map(|one| vec![one.kind.into(), one.name.clone(), one.id.clone()]).collect();
     print!("{}", table::render(&["KIND", "NAME", "ID"], &rows));
     println!("\nwith the machine goes all that is on its disk");
+    for volume in inventory.volumes.iter().filter(|volume| args.data && volume.node == node) {
+        println!("and for good all that is on the {}", volumes::shown(volume, &asked.offer));
+    }
     agree(settings, args.yes.is_some())?;
     asked.begin()?;
     // Those that were asked about, and none that came since.

@@ -164,13 +164,6 @@ impl CloudMachines<'_> {
         let (rules, built) = (plan::rules(self.cloud), BTreeMap::new());
         let plan = plan::plan(&Situation { settings, provider, offer, inventory, rules, built });
         plan.check()?;
-        for step in &plan.steps {
-            if let Step::MakeVolume { node, .. } = step
-                && nodes.contains(&node.as_str())
-            {
-                return input::bad(format!("{node} has no data volume yet, and waits without: `kimg up` makes it"));
-            }
-        }
         let of_ground =
             |step: &Step| matches!(step, Step::MakeNetwork { .. } | Step::MakeFirewall { .. } | Step::SetRules { .. });
         if plan.steps.iter().any(of_ground) {
@@ -366,6 +359,10 @@ impl Machines for CloudMachines<'_> {
         let inside = inside.context("the master has no address in the private network")?;
         let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
+        if let Some(gb) = node.data_gb.filter(|_| known.volume(order.node).is_none()) {
+            // The machine before knew of none, or it is gone.
+            cloud.make_volume(order.node, gb)?;
+        }
         maker.make(node, &self.image(order.image)?, (network, firewall), Some(inside), Begin::Join(order.token))?;
         if node.data_gb.is_some() {
             volumes::attach(cloud, self.client, order.node)?;

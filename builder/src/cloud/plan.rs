@@ -241,7 +241,21 @@ impl Plan {
                     self.drift.push(format!("the data volume of {node} is gone, and what it held with it"));
                 }
                 let monthly = offer.volume_price(gb.into());
-                self.steps.push(Step::MakeVolume { node: node.into(), gb, monthly });
+                match server {
+                    // A volume that is there was that of a machine which knew of it, so that nobody takes an empty one for
+                    // what is on this one's disk.
+                    Some(server) if !server.on_volume => self.drift.push(format!(
+                        "the machine of {node} was made without a data volume, and has its data on its own disk; the next one \
+                         gets one ({gb} GB, {} a month)",
+                        amount(monthly, &offer.currency)
+                    )),
+                    Some(server) if server.region != provider.region => self.refusals.push(format!(
+                        "{node} needs another data volume, which would be made in {}, and its machine is in {}: write region = \
+                         \"{1}\" under [provider]",
+                        provider.region, server.region
+                    )),
+                    _ => self.steps.push(Step::MakeVolume { node: node.into(), gb, monthly }),
+                }
             }
             [volume] => {
                 let has = volume.gb;
@@ -270,11 +284,8 @@ impl Plan {
                 self.refusals.push(format!("{node} has several data volumes ({}); remove all but one", ids.join(", ")));
             }
         }
-        let Some(server) = server else { return };
+        let Some(server) = server.filter(|server| server.on_volume) else { return };
         match volumes.first().and_then(|volume| volume.server.as_deref()) {
-            _ if !server.on_volume => self.drift.push(format!(
-                "the machine of {node} was made without a data volume, and has its data on its own disk; the next one has it"
-            )),
             None => self.steps.push(Step::AttachVolume { node: node.into() }),
             Some(at) if at != server.id => self.refusals.push(format!(
                 "the data volume of {node} is attached to the machine {at}, which is not the node's: detach it at the provider"

@@ -92,6 +92,12 @@ impl Ground {
         self.servers.iter().find(|server| server.node == node)
     }
 
+    /// Whether a data volume is to be made for a node: its machine, which there may be, knows of one, and none is there.
+    fn lacks_its_volume(&self, node: &str) -> bool {
+        let has = self.volumes.iter().any(|volume| volume.node == node);
+        !has && self.server(node).is_none_or(|server| server.on_volume)
+    }
+
     /// Whether the machine of a node was there with its data volume, or knows of none.
     fn has_its_volume(&self, node: &str) -> bool {
         let volume = self.volumes.iter().find(|volume| volume.node == node);
@@ -124,7 +130,7 @@ impl Up<'_> {
         let at_first = ground.made.len();
         for worker in self.settings.nodes_of(Role::Worker) {
             let name = &worker.entry.name;
-            if let Some(gb) = worker.data_gb.filter(|_| !ground.volumes.iter().any(|volume| volume.node == *name)) {
+            if let Some(gb) = worker.data_gb.filter(|_| ground.lacks_its_volume(name)) {
                 self.progress.line(&format!("making the data volume of {name}"));
                 self.cloud.make_volume(name, gb)?;
             }

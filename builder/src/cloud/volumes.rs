@@ -84,11 +84,17 @@ pub fn shown(volume: &Volume, offer: &Offer) -> String {
 pub fn left(settings: &Settings, inventory: &Inventory, offer: &Offer) -> Vec<String> {
     let has = |node: &str| settings.nodes.iter().any(|known| known.entry.name == node && known.data_gb.is_some());
     let line = |volume: &Volume| {
+        let (shown, node) = (shown(volume, offer), &volume.node);
+        if of(inventory, node).any(|server| server.on_volume) {
+            return format!(
+                "the {shown} is that of a machine, and {node} has no data-gb in cluster.toml: write data-gb = {} there, or its \
+                 next machine comes without what is on it",
+                volume.gb
+            );
+        }
         format!(
-            "the {} is of no node that has data-gb in cluster.toml; it stays, and costs money: `kimg destroy --node {} --data` \
-             removes it",
-            shown(volume, offer),
-            volume.node
+            "the {shown} is of no node that has data-gb in cluster.toml; it stays, and costs money: `kimg destroy --node {node} \
+             --data` removes it"
         )
     };
     inventory.volumes.iter().filter(|volume| !has(&volume.node)).map(line).collect()

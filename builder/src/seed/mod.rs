@@ -80,9 +80,9 @@ pub fn user_data(
         own.addresses.clear();
         let _ = writeln!(text, "  node-ip: {}", list(&[range]));
     }
-    if node.data_gb.is_some() {
+    if let Some(gb) = node.data_gb {
         // It waits for the volume, which is attached once it is there.
-        text.push_str("  data-volume: true\n");
+        let _ = writeln!(text, "  data-volume: {gb}");
     }
     if own.role == Role::Master {
         // Its image has them.

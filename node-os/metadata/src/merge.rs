@@ -9,6 +9,7 @@ use crate::{Cluster, Node, NodeEntry, Reserved, Role, StoreEngine, Taint};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 /// A node, and the secrets that came with it.
 #[derive(Debug, Clone)]
@@ -212,9 +213,9 @@ fn api_endpoints(cluster: &Cluster, user: &UserData) -> Result<Vec<String>, Merg
     Ok(endpoints)
 }
 
-fn data_volume(role: Role, user: &UserData) -> Result<bool, MergeError> {
+fn data_volume(role: Role, user: &UserData) -> Result<Option<NonZeroU32>, MergeError> {
     match (role, user.kimg.data_volume) {
-        (Role::Master, true) => Err(MergeError::DataVolume),
+        (Role::Master, Some(_)) => Err(MergeError::DataVolume),
         (_, told) => Ok(told),
     }
 }
@@ -496,10 +497,12 @@ mod tests {
 
     #[test]
     fn only_a_worker_has_a_data_volume() {
-        assert!(run(Role::Worker, "data-volume: true").unwrap().node.data_volume);
-        assert!(!run(Role::Worker, "role: worker").unwrap().node.data_volume);
-        assert!(userdata::parse(b"#cloud-config\nkimg: {data-volume: /dev/vdb}\n").is_err());
-        let user = userdata::parse(b"#cloud-config\nkimg: {data-volume: true}\n").unwrap();
+        assert_eq!(run(Role::Worker, "data-volume: 20").unwrap().node.data_volume, NonZeroU32::new(20));
+        assert_eq!(run(Role::Worker, "role: worker").unwrap().node.data_volume, None);
+        for wrong in ["/dev/vdb", "true", "0", "-1", "5000000000"] {
+            assert!(userdata::parse(format!("#cloud-config\nkimg: {{data-volume: {wrong}}}\n").as_bytes()).is_err());
+        }
+        let user = userdata::parse(b"#cloud-config\nkimg: {data-volume: 20}\n").unwrap();
         let found = Found { hostname: Some("master-1".into()), ..Found::default() };
         let refused = merge(&cluster(Role::Master), &found, &user, &["10.77.0.10".parse().unwrap()]);
         assert_eq!(refused.unwrap_err(), MergeError::DataVolume);

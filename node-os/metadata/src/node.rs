@@ -4,6 +4,7 @@ use crate::{Reserved, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 /// A taint of the Node object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,9 +54,9 @@ pub struct Node {
     /// This master's etcd joins the members that run, and never begins a store.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub join_etcd: bool,
-    /// A worker has a disk for the volumes of pods, and waits until it is attached.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub data_volume: bool,
+    /// A worker has a disk of so many GB for the volumes of pods, and waits until it is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_volume: Option<NonZeroU32>,
     /// Which data source said so, e.g. `nocloud`.
     pub source: String,
 }

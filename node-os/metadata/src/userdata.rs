@@ -4,6 +4,7 @@ use crate::encoding::{self, EncodingError};
 use crate::{Reserved, Role, SealKey};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 /// A document with a `kimg:` section may have so many bytes, decoded.
 pub const KIMG_LIMIT: usize = 1024;
@@ -69,8 +70,8 @@ pub struct Kimg {
     pub await_backup: bool,
     /// This master's etcd joins the members that run, and never begins a store.
     pub join_etcd: bool,
-    /// A worker has a disk for the volumes of pods, and waits until it is attached.
-    pub data_volume: bool,
+    /// A worker has a disk of so many GB for the volumes of pods, and waits until it is attached.
+    pub data_volume: Option<NonZeroU32>,
 }
 
 /// A text that must not show up in logs.

@@ -136,7 +136,7 @@ fn data_volume(bench: &Bench) -> Result {
             Interface { name: "lan".into(), mac: lan, address: Some("10.77.0.11/24".into()) },
             Interface { name: "nat".into(), mac: nat, address: None },
         ];
-        let user_data = format!("{}  data-volume: true\n", machine.user_data()?);
+        let user_data = format!("{}  data-volume: 2\n", machine.user_data()?);
         let drive = seed::volume("boots", WORKER, &user_data, &seed::network_config(&interfaces))?;
         let disk = |id: &str, file: &Path| format!("if=none,id={id},format=raw,file={}", file.display());
         let mut devices = vec!["-device".to_owned(), "virtio-scsi-pci,id=volumes".to_owned()];

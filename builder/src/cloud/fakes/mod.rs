@@ -295,7 +295,7 @@ impl Cluster for FakeCluster<'_> {
             assert_eq!(node.addresses, [world.private(id).parse::<IpAddr>().unwrap()]);
             let token = data.kimg.token.unwrap().0;
             // It waits for the volume that it was told of.
-            let told = world.machines[&id].body["user_data"].as_str().unwrap().contains("data-volume: true");
+            let told = world.machines[&id].body["user_data"].as_str().unwrap().contains("data-volume: 20\n");
             if told && world.of("volume").all(|(_, volume)| volume["server"] != id) {
                 continue;
             }

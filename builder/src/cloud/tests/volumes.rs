@@ -50,7 +50,7 @@ fn check_attached(stage: &Stage, at: &str) {
     assert_eq!([world.nodes["w1"]], machine[..], "{at}");
     for (node, told) in [("w1", true), ("w2", false)] {
         let data = &world.machines[&world.machine(&format!("{node}.demo"))[0]].body["user_data"];
-        assert_eq!(data.as_str().unwrap().contains("  data-volume: true\n"), told, "{at}: {node}");
+        assert_eq!(data.as_str().unwrap().contains("  data-volume: 20\n"), told, "{at}: {node}");
     }
     assert_eq!(world.machines.len(), 3, "{at}");
 }
@@ -170,16 +170,22 @@ fn what_is_not_as_cluster_toml_says_is_told() {
         assert!(refusals.contains("none gets smaller; write data-gb = 20"), "{refusals}");
         // It is no node's any more, and costs on.
         let (drift, refusals, steps) = told("data-gb = 20\n", "", &there);
-        assert!(drift.contains("`kimg destroy --node w1 --data` removes it"), "{drift}");
+        assert!(drift.contains("write data-gb = 20 there"), "{drift}");
         assert!(refusals.is_empty() && steps.is_empty(), "{which:?}");
-        // A machine that was told nothing of a volume does not have one attached.
+        let mut alone = there.clone();
+        alone.machines.remove(&alone.machine("w1.demo")[0]);
+        let (drift, ..) = told("data-gb = 20\n", "", &alone);
+        assert!(drift.contains("`kimg destroy --node w1 --data` removes it"), "{drift}");
+        // A machine that was told nothing of a volume has its data on its own disk: nothing is there that looks like it.
         let bare = begun(which);
         let (drift, _, steps) = told("", "", &bare);
         assert!(drift.contains("the machine of w1 was made without a data volume"), "{drift}");
-        assert!(matches!(&steps[..], [Step::MakeVolume { .. }]), "{steps:?}");
+        assert!(steps.is_empty(), "{steps:?}");
         let stage = on(which, &bare);
         stage.up().unwrap();
-        assert_eq!(stage.world().volume().1, None, "{which:?}");
+        assert_eq!(stage.world().of("volume").count(), 0, "{which:?}");
+        let gone = stage.world().machine("w1.demo")[0];
+        stage.world().machines.remove(&gone);
         let listed = with_nodes(&stage, |both| both.list()).unwrap();
         assert!(!listed[1].keeps_data, "{which:?}: its data is on its own disk");
         // Somebody detached it, attached it elsewhere, or removed it.
@@ -325,14 +331,17 @@ fn a_roll_carries_the_volume_behind_whichever_call_it_is_killed() {
 }
 
 #[test]
-fn a_roll_without_its_volume_touches_nothing_and_a_node_that_leaves_keeps_its_own() {
+fn a_roll_makes_the_first_volume_and_a_node_that_leaves_keeps_its_own() {
     for which in WITH {
-        let stage = on(which, &begun(which));
-        let before = stage.server.calls().len();
-        let error = with_nodes(&stage, |both| both.cloud.check(&["w1"])).unwrap_err();
-        assert!(error.is::<BadInput>() && error.to_string().contains("w1 has no data volume yet"), "{error:#}");
-        with_nodes(&stage, |both| both.cloud.check(&["w2"])).unwrap();
-        stage.check_only_asked(before);
+        let (stage, fake) = (on(which, &begun(which)), Fake::new(2));
+        let (outcome, journal) = super::roll::with(&stage, &fake, |both| {
+            command_on(&fake, both, fake.process(), &never, |both| planned(&fake, both))
+        })
+        .unwrap();
+        assert_eq!(outcome, Outcome::Done, "{which:?}: {journal:?}");
+        assert!(journal.nodes.iter().all(|node| !node.keep_data), "{journal:?}");
+        let world = World::clone(&stage.world());
+        assert_eq!([world.volume().1.unwrap()], world.machine("w1.demo")[..], "{which:?}");
         let stage = on(which, &begun_with(which));
         with_nodes(&stage, |both| both.remove("w1")).unwrap();
         let world = stage.world().clone();

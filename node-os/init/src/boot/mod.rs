@@ -148,8 +148,8 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
     secrets::open(machine, &cluster, seal_key).await;
     clock::set(machine, &cluster).await;
     modules_result(machine, modules).await;
-    if node.data_volume {
-        data::mounted(machine, &cluster, &node, &handover.disk).await;
+    if let Some(gb) = node.data_volume {
+        data::mounted(machine, (&cluster.name, &node.name), gb, &handover.disk).await;
     }
     let node = endpoints::resolve(machine, &node).await;
     start_services(machine, running, &cluster, &node);

@@ -1,17 +1,18 @@
 //! A worker's data volume: a disk for the volumes of pods that outlives the machine, told by user-data (`data-volume`).
 //!
-//! It is known by the UUID of its file system, which follows from the names of cluster and node. A blank disk becomes it, where
-//! there is one; nothing else is ever written to. It may be attached before the machine starts or while it waits.
+//! It is known by the UUID of its file system, which follows from the names of cluster and node. A blank disk of its size
+//! becomes it, where there is one; nothing else is ever written to. It may be attached before the machine starts or while it
+//! waits.
 
 use super::scan::{self, Disk};
 use super::state;
 use crate::kernel_modules;
 use crate::machine::{Shared, Wait};
-use anyhow::Result;
-use node_metadata::{Cluster, Node};
+use anyhow::{Context, Result};
 use node_sys::mount::{self, Options};
 use sha2::{Digest, Sha256};
 use std::fs::File;
+use std::num::NonZeroU32;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -20,9 +21,18 @@ const MOUNT_POINT: &str = "/var/lib/kimg/local-path";
 const LABEL: &str = "kimg-data";
 const EXT4_UUID_AT: u64 = 1024 + 104;
 const EVERY: Duration = Duration::from_secs(2);
-/// No provider has a smaller volume; a drive of metadata is.
-const LEAST: u64 = 1 << 30;
-const HINT: &str = "attach it to this machine; a new one must be blank";
+/// Where file systems, RAIDs and partition tables begin, or have their second beginning: offset (from the end where it is
+/// below nothing) and length.
+const BEGINNINGS: [(i64, usize); 3] = [(0, 4 << 20), (64 << 20, 64 << 10), (-(1 << 20), 1 << 20)];
+const ATTACH: &str =
+    "attach it to this machine; a new one must be blank, and one that was cut off while it was made is not";
+const REPAIR: &str =
+    "do not put a blank one in its place; power the node off, and repair it with e2fsck at another machine";
+
+/// The volume is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotThere(String);
 
 /// What a disk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,25 +41,27 @@ enum Holds {
     Own,
     /// Another node's.
     Others,
-    /// Nothing.
+    /// Nothing, and it is as large as the volume is to be.
     Nothing,
     /// Something else.
     Else,
 }
 
-/// Does not return before the volume is mounted. `root` is the disk that carries the root.
-pub async fn mounted(machine: &Shared, cluster: &Cluster, node: &Node, root: &str) {
-    let uuid = uuid(&cluster.name, &node.name);
+/// Does not return before the volume of this cluster's node is mounted, which has so many GB. `root` is the disk that
+/// carries the root.
+pub async fn mounted(machine: &Shared, (cluster, node): (&str, &str), gb: NonZeroU32, root: &str) {
+    let uuid = uuid(cluster, node);
     machine.stage("data volume");
     machine.begin("data volume");
     loop {
         let (uuid, root) = (uuid.clone(), root.to_owned());
-        let done = tokio::task::spawn_blocking(move || prepare(&uuid, &root)).await;
+        let done = tokio::task::spawn_blocking(move || prepare(&uuid, gb, &root)).await;
         match done.unwrap_or_else(|error| Err(anyhow::anyhow!("its preparation was interrupted: {error}"))) {
             Ok(note) => return machine.end("data volume", &note),
             Err(error) => {
                 let why = format!("{error:#}");
-                machine.waits("data volume", Wait { waits_for: "its data volume", why: &why, hint: HINT });
+                let hint = if error.is::<NotThere>() { ATTACH } else { REPAIR };
+                machine.waits("data volume", Wait { waits_for: "its data volume", why: &why, hint });
             }
         }
         tokio::time::sleep(EVERY).await;
@@ -73,7 +85,7 @@ fn written(bytes: &[u8]) -> String {
     bytes.iter().enumerate().map(hex).collect()
 }
 
-fn prepare(uuid: &str, root: &str) -> Result<String> {
+fn prepare(uuid: &str, gb: NonZeroU32, root: &str) -> Result<String> {
     // Its controller may have come with it.
     if let Ok(mut index) = kernel_modules::Index::read() {
         let names = kernel_modules::for_devices(&index);
@@ -82,7 +94,7 @@ fn prepare(uuid: &str, root: &str) -> Result<String> {
         }
     }
     let disks = scan::disks().into_iter().filter(|disk| disk.name != root && !disk.is_read_only());
-    let seen: Vec<(String, Holds)> = disks.map(|disk| (disk.name.clone(), holds(&disk, uuid))).collect();
+    let seen: Vec<(String, Holds)> = disks.map(|disk| (disk.name.clone(), holds(&disk, uuid, gb))).collect();
     let (name, new) = choose(&seen)?;
     let device = Disk { name }.device();
     let text = device.to_string_lossy();
@@ -102,10 +114,10 @@ fn prepare(uuid: &str, root: &str) -> Result<String> {
     Ok(format!("{text} {note}"))
 }
 
-fn holds(disk: &Disk, uuid: &str) -> Holds {
+fn holds(disk: &Disk, uuid: &str, gb: NonZeroU32) -> Holds {
     let device = disk.device();
     if !state::is_ext4(&device) {
-        return match disk.size() >= LEAST && state::is_blank(&device).unwrap_or(false) {
+        return match is_about(disk.size(), gb) && is_empty(disk).unwrap_or(false) {
             true => Holds::Nothing,
             false => Holds::Else,
         };
@@ -119,27 +131,49 @@ fn holds(disk: &Disk, uuid: &str) -> Holds {
     }
 }
 
+/// A GB has 10⁹ or 2³⁰ bytes, as the provider likes.
+fn is_about(size: u64, gb: NonZeroU32) -> bool {
+    let gb = u64::from(gb.get());
+    (gb * 950_000_000..=gb * (1100 << 20)).contains(&size)
+}
+
+/// Better a node that waits than data that is gone.
+fn is_empty(disk: &Disk) -> Result<bool> {
+    let device = disk.device();
+    let file = File::open(&device).with_context(|| format!("cannot open {}", device.display()))?;
+    for (offset, length) in BEGINNINGS {
+        let at = if offset < 0 { disk.size().saturating_add_signed(offset) } else { offset.unsigned_abs() };
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, at).with_context(|| format!("cannot read {}", device.display()))?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The disk that is the volume, and whether it is to be made.
 ///
 /// # Errors
 /// None is, or it is not known which.
-fn choose(seen: &[(String, Holds)]) -> Result<(String, bool)> {
+fn choose(seen: &[(String, Holds)]) -> Result<(String, bool), NotThere> {
     let names = |kind: Holds| -> Vec<&str> {
         seen.iter().filter(|(_, holds)| *holds == kind).map(|(name, _)| name.as_str()).collect()
     };
     let several = |what: &str, names: &[&str]| {
-        anyhow::anyhow!("{} are {what}, and it has one; detach what is not it", names.join(" and "))
+        NotThere(format!("{} are {what}, and it has one; detach what is not it", names.join(" and ")))
     };
     match (names(Holds::Own).as_slice(), names(Holds::Nothing).as_slice()) {
         ([own], _) => Ok(((*own).to_owned(), false)),
         ([], [blank]) => Ok(((*blank).to_owned(), true)),
-        ([], []) => Err(match names(Holds::Others).first() {
-            Some(other) => anyhow::anyhow!("{other} is the data volume of another node"),
-            None if names(Holds::Else).is_empty() => anyhow::anyhow!("no disk is attached but its own"),
-            None => {
-                anyhow::anyhow!("{} is neither its volume nor blank, and is left alone", names(Holds::Else).join(", "))
-            }
-        }),
+        ([], []) => Err(NotThere(match names(Holds::Others).first() {
+            Some(other) => format!("{other} is the data volume of another node"),
+            None if names(Holds::Else).is_empty() => "no disk is attached but its own".to_owned(),
+            None => format!(
+                "{} is neither its volume nor blank and as large as that is to be, and is left alone",
+                names(Holds::Else).join(", ")
+            ),
+        })),
         ([], blank) => Err(several("blank disks", blank)),
         (own, _) => Err(several("this node's data volume", own)),
     }
@@ -173,6 +207,14 @@ mod tests {
                 (found, _) => panic!("{kinds:?}: {found:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_gb_is_of_either_kind() {
+        let gb = |gb| NonZeroU32::new(gb).unwrap();
+        assert!(is_about(20 << 30, gb(20)) && is_about(20_000_000_000, gb(20)) && is_about(2 << 30, gb(2)));
+        assert!(!is_about(16 << 30, gb(20)) && !is_about(25 << 30, gb(20)) && !is_about(1 << 20, gb(1)));
+        assert!(is_about(u64::from(u32::MAX) << 30, gb(u32::MAX)));
     }
 
     #[test]

@@ -440,7 +440,7 @@ mod tests {
             await_backup: false,
             etcd_members: vec![],
             join_etcd: false,
-            data_volume: false,
+            data_volume: None,
             source: "nocloud".into(),
         };
         (cluster, node)
