@@ -13,8 +13,9 @@ use crate::request::RequestInfo;
 
 /// Callers that are remembered. Anybody who may ask can name himself as he likes.
 const MOST_CALLERS: usize = 256;
-/// As much of a user agent.
+/// As many characters of a user agent, and of a user's name.
 const MOST_AGENT: usize = 64;
+const MOST_NAME: usize = 256;
 
 /// What is deprecated of what is built in: group, version, resource, the text, and the level of the API that has it no
 /// more, where that is known.
@@ -48,10 +49,12 @@ impl Callers {
         let asked =
             (info.group.clone(), info.version.clone(), info.resource.clone(), info.subresource.clone(), removed);
         let agent: String = agent.chars().take(MOST_AGENT).collect();
+        let user: String = user.chars().take(MOST_NAME).collect();
         let mut known = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        known.insert((asked, user.to_string(), agent), now);
+        known.insert((asked, user, agent), now);
         if known.len() > MOST_CALLERS
-            && let Some(oldest) = known.iter().min_by_key(|(_, last)| **last).map(|(caller, _)| caller.clone())
+            // Those of APIs that go are what a roll asks for; others do not push them out.
+            && let Some(oldest) = known.iter().min_by_key(|((asked, ..), last)| (!asked.4.is_empty(), **last)).map(|(caller, _)| caller.clone())
         {
             known.remove(&oldest);
         }
@@ -134,10 +137,17 @@ mod tests {
         let callers = Callers::default();
         let services = asked("/api/v1/namespaces/a/endpoints");
         for n in 0..2 * MOST_CALLERS {
-            callers.note(&services, "", &"u".repeat(n), &"a".repeat(10 * n), n as i64);
+            callers.note(&services, "", &format!("{n}{}", "u".repeat(n)), &"a".repeat(10 * n), n as i64);
         }
         let known = callers.0.lock().unwrap();
         assert_eq!(known.len(), MOST_CALLERS);
         assert!(known.iter().all(|((.., agent), last)| agent.len() <= MOST_AGENT && *last >= MOST_CALLERS as i64));
+        assert!(known.keys().all(|(_, user, _)| user.len() <= MOST_NAME));
+        drop(known);
+        callers.note(&services, "1.99", "keeper", "old", 0);
+        for n in 0..MOST_CALLERS {
+            callers.note(&services, "", "u", &n.to_string(), i64::MAX);
+        }
+        assert!(callers.0.lock().unwrap().keys().any(|(_, user, _)| user == "keeper"));
     }
 }
