@@ -111,7 +111,8 @@ pub async fn write_etcd(options: &EtcdOptions, entries: &[Entry], revision: u64)
     }
     let given_out = old.root.base + newest(&client, &layout).await?;
     let base = beyond(revision.max(given_out));
-    let new = Root { generation, base, moved: None, ..old.root };
+    // All is written anew here, so what was raised before is not: the release that took the copy may go on with it.
+    let new = Root { format: *root::FORMATS.start(), generation, base, moved: None };
     let written = root::replace(&client, &layout, old.written, &new).await;
     let written = written.map_err(|error| match error {
         StoreError::Mismatch => StoreError::Differs("another process restored into this etcd at the same time".into()),

@@ -552,12 +552,18 @@ async fn a_store_goes_on_in_its_format_until_that_is_raised() {
     // Whoever runs on it writes nothing any more.
     let late = store.put("/k", Stamped::plain("y"), Expect::Any, None).await;
     assert!(matches!(late, Err(StoreError::Failed(_))), "{late:?}");
-    let store = Etcd::open(settings).await.unwrap();
+    let store = Etcd::open(settings.clone()).await.unwrap();
     assert_eq!(store.format(), Format { has: 2, newest: 2 });
     let kept = store.get("/k").await.unwrap().unwrap();
     assert_eq!((kept.value.as_ref(), kept.revision), (&b"x"[..], written));
     store.raise().await.unwrap();
     store.put("/k", Stamped::plain("y"), Expect::Any, None).await.unwrap();
+    // A copy that is restored, or a store that is moved here, is written anew in what all releases read.
+    let (entries, revision) = read_etcd(&settings).await.unwrap();
+    for prefix in ["/r", "/moved"] {
+        write_etcd(&options(&etcd, prefix), &entries, revision).await.unwrap();
+        assert_eq!(Etcd::open(options(&etcd, prefix)).await.unwrap().format().has, 1, "{prefix}");
+    }
 }
 
 #[tokio::test]
