@@ -9,13 +9,18 @@ use crate::roll::api::Kube;
 use crate::roll::begin;
 use crate::roll::copy::LocalCopy;
 use crate::roll::engine::Book;
-use crate::roll::journal::Outcome;
+use crate::roll::journal::{Journal, Outcome};
 use crate::roll::lock::Holder;
 use crate::roll::skew;
 use anyhow::{Context, Result, bail};
 use node_api::StoreFormat;
 use node_metadata::Role;
 use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// How long API servers may be away once the store has another format.
+const AWAY: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<()> {
     at_place(settings, |_, place, _| finish(args, settings, place))
@@ -25,13 +30,6 @@ fn finish(args: &RollArgs, settings: &Settings, place: &Place<'_>) -> Result<()>
     let kube = Kube(&place.api);
     kube.check_ready().context("the API server is not fit for it")?;
     let copy = LocalCopy::of(&settings.run_dir());
-    let last = begin::last(kube, &copy)?;
-    if last.as_ref().is_some_and(|last| last.journal.outcome != Outcome::Done) {
-        bail!(
-            "the last roll has not come to its end, and its way back is still open: `kimg roll` goes on with it, `kimg roll \
-             --rollback` goes back"
-        );
-    }
     let Some(store) = place.members.store_format()? else {
         return input::bad(
             "the masters' images are of before a store's format could be raised; roll the masters first",
@@ -39,6 +37,13 @@ fn finish(args: &RollArgs, settings: &Settings, place: &Place<'_>) -> Result<()>
     };
     if store.format >= store.newest {
         return tell(args, &store, &said_of_newest(&store));
+    }
+    let last = begin::last(kube, &copy)?;
+    if last.as_ref().is_some_and(|last| is_open(&last.journal)) {
+        bail!(
+            "the last roll has not come to its end, and its way back is still open: `kimg roll` goes on with it, `kimg roll \
+             --rollback` goes back"
+        );
     }
     for master in settings.nodes_of(Role::Master).map(|node| &node.entry.name) {
         let states = place.members.states(master)?;
@@ -64,9 +69,29 @@ fn finish(args: &RollArgs, settings: &Settings, place: &Place<'_>) -> Result<()>
     let (me, _alone, interrupt) = (Holder::me(), copy.lock()?, Interrupt::watch()?);
     begin::take_lock(kube, &me, &RealClock, &|| interrupt.asked(), &|line| eprintln!("{line}"))?;
     let raised = raise(kube, &copy, last, place, store);
-    kube.release_lock(&me)?;
+    release(kube, &me);
     let raised = raised?;
     tell(args, &raised, &format!("the store is in format {} now", raised.format))
+}
+
+/// A roll that may still go back; one that only removed or healed has no way back.
+fn is_open(last: &Journal) -> bool {
+    match last.outcome {
+        Outcome::Done => false,
+        Outcome::Running => true,
+        Outcome::Stopped => !last.removes() && !last.heals(),
+    }
+}
+
+/// In etcd API servers open the raised store anew, and may be away meanwhile. A lock that is left ends by itself.
+fn release(kube: Kube<'_>, me: &Holder) {
+    let until = Instant::now() + AWAY;
+    while let Err(error) = kube.release_lock(me) {
+        if Instant::now() > until {
+            return eprintln!("the roll's lock stays until it is no more renewed: {error:#}");
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 fn said_of_newest(store: &StoreFormat) -> String {

@@ -11,7 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
-use node_api::{Done, Migrate, RemoveMember, StoreEngine};
+use node_api::{Done, Migrate, RemoveMember, StoreEngine, StoreFormat};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
@@ -91,9 +91,14 @@ pub(super) async fn raise(serving: &Serving) -> Result<Response<Body>, Refusal> 
         Ok(_) => {}
         Err(error) => tracing::warn!("the API server has not said that it raised the store's format: {error:#}"),
     }
-    let answers = async || fetch("/format").await.is_ok_and(|response| response.status().is_success());
-    until("the API server has not opened its store again yet", answers).await?;
+    // The one that is about to end still says the format of before.
+    let is_raised = async || matches!(format_now().await, Ok(store) if store.format >= store.newest);
+    until("the store has not been opened in its new format yet", is_raised).await?;
     format(serving).await
+}
+
+async fn format_now() -> Result<StoreFormat> {
+    Ok(serde_json::from_slice(&words(fetch("/format").await?.into_body()).await?)?)
 }
 
 /// A refusal of the API server's is passed on, too.
