@@ -49,8 +49,6 @@ mod tests {
             assert_eq!(newest, writes);
             assert!(engine.contains(&format!("const OLDEST: u32 = {oldest};\nconst NEWEST: u32 = {newest};\n")));
         }
-        let snapshot = include_str!("backup/snapshot.rs");
-        assert!(snapshot.contains(&format!("const VERSION: &[u8] = b\"{STORE_LOG}\";")));
         let server = include_str!("../../control/apiserver/src/lib.rs");
         let version = format!("\"v{KUBERNETES}.0+kimg{}\";", env!("CARGO_PKG_VERSION"));
         assert!(server.contains(&version), "{version}");

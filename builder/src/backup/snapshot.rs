@@ -2,10 +2,10 @@
 //! is looked at by the API server that takes it.
 
 use flate2::Crc;
+use node_api::Release;
 
 /// Every snapshot begins so, whatever its version.
 pub const MAGIC: &[u8] = b"KIMG-STORE-LOG-";
-const VERSION: &[u8] = b"2";
 const FRAME: &[u8] = b"KFRM";
 
 /// What has not been read yet.
@@ -33,7 +33,11 @@ impl<'a> Rest<'a> {
 /// It is of another version, damaged, or ends too early; the error says which, and where.
 pub fn check(bytes: &[u8]) -> Result<(), String> {
     let body = bytes.strip_prefix(MAGIC).ok_or("it is no snapshot of a store")?;
-    let body = body.strip_prefix(VERSION).ok_or("it is of a version that this kimg does not know")?;
+    let (version, body) = body.split_first().ok_or("it is cut off")?;
+    let (oldest, newest) = Release::this().store.reads;
+    if !char::from(*version).to_digit(10).is_some_and(|version| (oldest..=newest).contains(&version)) {
+        return Err("it is of a version that this kimg does not know".into());
+    }
     let mut rest = Rest(body);
     let (mut keys, mut whole) = (0, false);
     while !rest.0.is_empty() {
@@ -104,7 +108,7 @@ pub(crate) mod tests {
     }
 
     fn begin() -> Vec<u8> {
-        [MAGIC, VERSION].concat()
+        [MAGIC, Release::this().store.writes.to_string().as_bytes()].concat()
     }
 
     /// A snapshot with one object.
@@ -119,7 +123,12 @@ pub(crate) mod tests {
         let removal = [&[2][..], &8u64.to_le_bytes(), &1u32.to_le_bytes(), b"a"].concat();
         assert_eq!(check(&[whole(), framed(&[4]), framed(&removal), framed(&put(b"b", b""))].concat()), Ok(()));
         let said = |bytes: &[u8]| check(bytes).unwrap_err();
-        assert!(said(b"KIMG-STORE-LOG-3xxxx").contains("of a version"));
+        let (oldest, newest) = Release::this().store.reads;
+        for unknown in [oldest - 1, newest + 1] {
+            let other = [MAGIC, unknown.to_string().as_bytes(), &whole()[16..]].concat();
+            assert!(said(&other).contains("of a version"), "{unknown}");
+        }
+        assert!(said(MAGIC).contains("cut off") && said(b"KIMG-STORE-LOG-x").contains("of a version"));
         assert!(said(&begin()).contains("its end is missing"));
         assert!(said(&[begin(), framed(&put(b"a", b""))].concat()).contains("its end is missing"));
         assert!(said(&[begin(), b"junk".to_vec()].concat()).contains("at byte 16"));
