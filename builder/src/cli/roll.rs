@@ -32,10 +32,9 @@ use crate::roll::engine::{Book, Engine, Stop};
 use crate::roll::journal::{Entry, Journal, Outcome, Rules, Step};
 use crate::roll::lock::Holder;
 use crate::roll::plan::{self, Plan, Refusal, Situation, Wish};
-use crate::roll::skew;
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
-use node_api::StoreEngine;
+use node_api::{StoreEngine, StoreFormat};
 use node_metadata::Role;
 use serde_json::json;
 use std::cell::RefCell;
@@ -237,7 +236,7 @@ pub(super) fn heal(
             };
             let plan = command.make(&wish, &machines.list()?)?;
             println!("{}", plan.text());
-            Planned::Anew(command.journal(&plan, false)?)
+            Planned::Anew(Journal { store: format_of(last.as_ref()), ..command.journal(&plan, false)? })
         }
     };
     machines.check(&planned.untouched())?;
@@ -278,7 +277,7 @@ pub(super) fn remove(
             };
             let plan = command.make_by(plan::remove, &wish, &machines.list()?)?;
             println!("{}", plan.text());
-            Planned::Anew(command.journal(&plan, false)?)
+            Planned::Anew(Journal { store: format_of(last.as_ref()), ..command.journal(&plan, false)? })
         }
     };
     if args.dry_run {
@@ -289,6 +288,11 @@ pub(super) fn remove(
         return input::bad("nothing was changed; --yes says yes in advance");
     }
     command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(Some)
+}
+
+/// What the store is written in, as the last journal says; the next one, of whatever, says it on.
+fn format_of(last: Option<&Book>) -> Option<StoreFormat> {
+    last.and_then(|last| last.journal.store)
 }
 
 /// The last roll as this machine knows it, where it may be why the API server does not answer.
@@ -416,9 +420,8 @@ impl Command<'_> {
         };
         for entry in &back.nodes {
             begin::check_held(machines, &[(entry.node.clone(), entry.to.clone())].into())?;
-            if let Some(store) = &last.store {
-                let states = releases::before(last)(&entry.node).states;
-                skew::check_store(&entry.node, states.as_ref(), store).or_else(input::bad)?;
+            if let Some(store) = last.store.as_ref().filter(|_| entry.store.is_none()) {
+                releases::before(last)(&entry.node).check_store(&entry.node, store).or_else(input::bad)?;
             }
             if !self.args.json {
                 println!(

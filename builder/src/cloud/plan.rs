@@ -368,7 +368,10 @@ impl Plan {
         let stand = |name: &str, level: Option<Level>| {
             Some(Stand { node: name.to_owned(), master: is_master(name), level: level? })
         };
-        let now: Vec<Stand> = nodes.iter().filter_map(|node| stand(&node.name, Level::of(&node.version))).collect();
+        // What is no node of cluster.toml may say what it likes.
+        let ours = |node: &&NodeState| settings.nodes.iter().any(|known| known.entry.name == node.name);
+        let nodes = nodes.iter().filter(ours);
+        let now: Vec<Stand> = nodes.filter_map(|node| stand(&node.name, Level::of(&node.version))).collect();
         let made = self.steps.iter().filter_map(|step| match step {
             Step::MakeServer { node, .. } => stand(node, Level::this()),
             _ => None,

@@ -188,7 +188,7 @@ pub fn up_but(
     let (run_dir, _lock) = state::lock(settings)?;
     let secrets = Secrets::ensure(&settings.secrets_dir(), &settings.name)?;
     let mut state = State::load(&run_dir)?;
-    releases::check(settings, &state, &wanted)?;
+    releases::check(settings, &state, images, &wanted)?;
     let accel = choose_accel(settings, images, &state, progress)?;
     state.accel = accel.as_str().to_string();
     let interrupt = Interrupt::watch()?;

@@ -156,7 +156,10 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
     let replaced = |name: &str| items.iter().any(|item| item.node == name);
     let known = |name: &str| now.nodes.iter().find(|node| node.name == name);
     let mut broken: Vec<String> = Vec::new();
-    for name in now.masters.iter().chain(&now.workers).filter(|name| known(name).is_none() && !replaced(name)) {
+    // What cluster.toml names and nobody has made yet is no part of the cluster.
+    let made = |name: &str| now.machines.iter().any(|machine| machine.node == name);
+    let away = |name: &&&str| known(name).is_none() && made(name) && !replaced(name);
+    for name in now.masters.iter().chain(&now.workers).filter(away) {
         broken.push(format!("{name} has not joined"));
     }
     for node in now.nodes.iter().filter(|node| !node.ready && !replaced(&node.name)) {
@@ -265,11 +268,14 @@ fn chosen<'a>(wish: &Wish, now: &Situation<'a>) -> Result<Vec<&'a str>, Refusal>
 /// What a node needs; none where nothing.
 fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Refusal> {
     let Some(to) = wish.images.get(name) else { return Ok(None) };
-    let Some(machine) = now.machines.iter().find(|machine| machine.node == name) else {
-        return Err(Refusal::Unfit(format!("there is no machine {name}; `kimg up` makes it")));
-    };
     let node = now.nodes.iter().find(|node| node.name == name);
     let named = wish.nodes.iter().any(|wanted| wanted == name);
+    let Some(machine) = now.machines.iter().find(|machine| machine.node == name) else {
+        return match (named, node) {
+            (false, None) => Ok(None),
+            _ => Err(Refusal::Unfit(format!("there is no machine {name}; `kimg up` makes it"))),
+        };
+    };
     let broken = match node {
         Some(node) if node.ready && machine.running => None,
         _ if !machine.running => Some("its machine does not run".to_string()),
@@ -306,7 +312,7 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         member,
         store: wish.stores.get(name).copied(),
         from: machine.image.clone(),
-        before: Known { level: node.and_then(|node| node.level), states: None },
+        before: Known { level: node.and_then(|node| node.level), ..Known::default() },
         to: to.clone(),
         broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
         keep_data: master && !wish.lost || machine.keeps_data && (wish.keep_data || !keeps.is_empty()),
@@ -562,6 +568,13 @@ pub(crate) mod tests {
         assert!(again.text().contains("image new, again (it has not joined)"), "{}", again.text());
         world.machines[0].image = "old".into();
         assert!(refused(&world, &wish(&["w1"])).1.contains("w3 has not joined"));
+        // Nobody has made it yet: it keeps no other from another image.
+        world.machines.remove(2);
+        assert_eq!(names(&world, &wish(&[])), ["w1"]);
+        assert!(refused(&world, &wish(&["w3"])).1.contains("there is no machine w3"));
+        // It was there, and is lost.
+        world.nodes.push(node("w3", false));
+        assert!(refused(&world, &wish(&[])).1.contains("there is no machine w3"));
     }
 
     #[test]

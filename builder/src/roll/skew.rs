@@ -62,6 +62,9 @@ pub struct Known {
     /// Its level of the API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
+    /// Whether a master said what it states. One that was not asked, or did not answer, is not one that states nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asked: bool,
     /// Of a master's: what it states.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub states: Option<Release>,
@@ -71,6 +74,15 @@ impl Known {
     /// Nothing.
     pub fn is_empty(&self) -> bool {
         *self == Known::default()
+    }
+
+    /// Whether the image can go on with the store of `master`, as far as is known. What is not known its API server finds,
+    /// and then it changes nothing.
+    ///
+    /// # Errors
+    /// A sentence that names both.
+    pub fn check_store(&self, master: &str, store: &StoreFormat) -> Result<(), String> {
+        if self.asked { check_store(master, self.states.as_ref(), store) } else { Ok(()) }
     }
 }
 
@@ -235,6 +247,14 @@ mod tests {
                 Err(why) => assert!(!refused.is_empty() && why.contains(refused), "{image:?}, {store:?}: {why}"),
             }
         }
+    }
+
+    #[test]
+    fn who_was_not_asked_is_none_who_states_nothing() {
+        let store = StoreFormat { engine: StoreEngine::Embedded, format: 3, newest: 3 };
+        assert_eq!(Known::default().check_store("m", &store), Ok(()));
+        let asked = Known { asked: true, ..Known::default() };
+        assert!(asked.check_store("m", &store).unwrap_err().contains("reads 2:"));
     }
 
     #[test]
