@@ -92,18 +92,20 @@ impl<'a> Asked<'a> {
             rules: plan::rules(&*self.cloud),
             built: sums,
         });
-        plan.refuse_skew(self.settings, &self.nodes(&plan, inventory));
+        plan.refuse_skew(self.settings, &self.nodes(&plan, inventory)?);
         Ok(plan)
     }
 
-    /// What the API server says of the nodes that are there, where machines are to be made beside them, and it answers.
-    fn nodes(&self, plan: &Plan, inventory: &Inventory) -> Vec<NodeState> {
+    /// What the API server says of the nodes that are there, where machines are to be made beside them. Nothing where it
+    /// does not answer: it lets no worker in then, either.
+    fn nodes(&self, plan: &Plan, inventory: &Inventory) -> Result<Vec<NodeState>> {
         let masters: Vec<&str> = self.settings.nodes_of(Role::Master).map(|node| node.entry.name.as_str()).collect();
         let runs = |server: &&Server| server.state == State::Running && masters.contains(&server.node.as_str());
         let master = inventory.servers.iter().find(runs).and_then(|server| server.public);
-        let (true, Some(at)) = (plan.makes_servers(), master) else { return Vec::new() };
-        let secrets = Secrets::of_cluster(&self.settings.secrets_dir(), &self.settings.name);
-        secrets.and_then(|secrets| Api { settings: self.settings, secrets: &secrets }.nodes(at)).unwrap_or_default()
+        let (true, Some(at)) = (plan.makes_servers(), master) else { return Ok(Vec::new()) };
+        let secrets = Secrets::of_cluster(&self.settings.secrets_dir(), &self.settings.name)?;
+        let told = Api { settings: self.settings, secrets: &secrets }.nodes(at);
+        Ok(told.inspect_err(|error| tracing::debug!("the nodes' levels are not known: {error:#}")).unwrap_or_default())
     }
 }
 
@@ -453,17 +455,20 @@ fn destroy_node(mut asked: Asked<'_>, inventory: &Inventory, node: &str, args: &
     let settings = asked.settings;
     let of_node = |volume: &Thing| volume.name == node;
     let of_it: Vec<Thing> = destroy::volumes(inventory).into_iter().filter(of_node).collect();
+    let is_there = inventory.servers.iter().any(|server| server.node == node);
     let things = match destroy::of_node(settings, inventory, node) {
         Ok(things) if !args.data => things,
         Ok(things) => things.into_iter().chain(of_it).collect(),
         // Its machine may have gone before.
-        Err(_) if args.data && !of_it.is_empty() => of_it,
+        Err(_) if args.data && !of_it.is_empty() && !is_there => of_it,
         Err(error) => return Err(error),
     };
     let rows: Vec<Vec<String>> =
         things.iter().map(|one| vec![one.kind.into(), one.name.clone(), one.id.clone()]).collect();
     print!("{}", table::render(&["KIND", "NAME", "ID"], &rows));
-    println!("\nwith the machine goes all that is on its disk");
+    if is_there {
+        println!("\nwith the machine goes all that is on its disk");
+    }
     for volume in inventory.volumes.iter().filter(|volume| args.data && volume.node == node) {
         println!("and for good all that is on the {}", volumes::shown(volume, &asked.offer));
     }

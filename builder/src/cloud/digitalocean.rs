@@ -358,7 +358,8 @@ impl Cloud for DigitalOcean {
     }
 
     fn detach(&self, volume: &Volume) -> Result<()> {
-        self.act_on(volume, "detach", volume.server.as_deref().unwrap_or_default())
+        let server = volume.server.as_deref().context("the data volume is at no machine")?;
+        self.act_on(volume, "detach", server)
     }
 
     fn delete(&self, thing: &Thing) -> Result<()> {

@@ -141,6 +141,9 @@ impl Up<'_> {
             if worker.data_gb.is_some() && !ground.has_its_volume(name) {
                 self.progress.line(&format!("attaching the data volume of {name}"));
                 volumes::attach(self.cloud, self.client, name)?;
+                if !ground.made.contains(name) {
+                    self.progress.line(&format!("{name} mounts it when it boots: `kimg node --node {name} reboot`"));
+                }
             }
         }
         self.all_ready(outside, &before, ground.made.get(at_first..).unwrap_or_default())?;

@@ -49,7 +49,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
         }
         ("POST", ["volumes"]) => {
             let body = call.json();
-            if world.of("volume").any(|(_, known)| known["name"] == body["name"]) {
+            if world.has_named("volume", &body["name"]) {
                 return error(409, "conflict", "a volume already exists with that name");
             }
             let id = world.add("volume", &body);
@@ -91,7 +91,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
         ("POST", ["firewalls"]) => {
             let body = call.json();
             assert!(body["tags"].as_array().unwrap().iter().all(|tag| world.tags.contains(tag.as_str().unwrap())));
-            if world.of("firewall").any(|(_, known)| known["name"] == body["name"]) {
+            if world.has_named("firewall", &body["name"]) {
                 return error(409, "conflict", "duplicate name");
             }
             make(call, world, "firewall", 202)

@@ -49,7 +49,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
         }
         ("POST", ["volumes"]) => {
             let body = call.json();
-            if world.of("volume").any(|(_, known)| known["name"] == body["name"]) {
+            if world.has_named("volume", &body["name"]) {
                 return error(409, "uniqueness_error");
             }
             let id = world.add("volume", &body);
@@ -150,7 +150,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
 
 fn make(call: &Call, world: &mut World, kind: &'static str) -> Reply {
     let body = call.json();
-    if world.of(kind).any(|(_, known)| known["name"] == body["name"]) {
+    if world.has_named(kind, &body["name"]) {
         return error(409, "uniqueness_error");
     }
     let id = world.add(kind, &body);

@@ -163,7 +163,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
 
 fn make(world: &mut World, kind: &'static str, mut body: Value) -> Reply {
     body["name"] = body["label"].clone();
-    if world.of(kind).any(|(_, known)| known["name"] == body["name"]) {
+    if world.has_named(kind, &body["name"]) {
         return error(400, "Label must be unique");
     }
     let id = world.add(kind, &body);

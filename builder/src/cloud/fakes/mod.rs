@@ -118,6 +118,11 @@ impl World {
         }
     }
 
+    /// Whether one of this kind is called so.
+    fn has_named(&self, kind: &'static str, name: &Value) -> bool {
+        self.of(kind).any(|(_, known)| known["name"] == *name)
+    }
+
     /// The volumes as they are shown; what was asked of one is so the next time.
     fn volumes(&mut self) -> Vec<(u64, Value)> {
         let shown = self.of("volume").map(|(id, body)| (id, body.clone())).collect();
