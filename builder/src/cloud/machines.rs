@@ -1,8 +1,8 @@
 //! The machines at a provider as a roll sees them: a worker's is removed, and one of its name made from another image.
 //!
 //! A worker joins with a fresh token in its user-data, which not all providers change: so none is rebuilt in place
-//! (docs/decisions/0087). Neither disk nor addresses outlive that, but a data volume does ([`super::volumes`]). A master, whose store is on its disk and whose private
-//! address its workers know, is rebuilt in place ([`super::master`]).
+//! (docs/decisions/0087). Neither disk nor addresses outlive that, but a data volume does ([`super::volumes`]). A master,
+//! whose store is on its disk and whose private address its workers know, is rebuilt in place ([`super::master`]).
 //! A new machine has the type and the region of the old one, and comes after it: no month costs more.
 
 use super::images::{Image, Images};

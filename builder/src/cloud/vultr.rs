@@ -1,5 +1,6 @@
 //! Vultr: machines known by the tags `kimg-cluster.CLUSTER`, `kimg-ca.CA`, `kimg-node.NODE`, `kimg-role.ROLE` and
-//! `kimg-image.SUM`; a VPC and groups of firewall rules, which bear no tags, by their descriptions, and block storage by its label.
+//! `kimg-image.SUM`; a VPC and groups of firewall rules, which bear no tags, by their descriptions, and block storage by its
+//! label.
 //! <https://www.vultr.com/api/>
 //!
 //! Nothing of it is unique: a machine is looked for before it is made. The rules of a firewall are made one by one, so an

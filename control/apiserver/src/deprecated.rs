@@ -52,11 +52,12 @@ impl Callers {
         let user: String = user.chars().take(MOST_NAME).collect();
         let mut known = self.0.lock().unwrap_or_else(|e| e.into_inner());
         known.insert((asked, user, agent), now);
-        if known.len() > MOST_CALLERS
+        if known.len() > MOST_CALLERS {
             // Those of APIs that go are what a roll asks for; others do not push them out.
-            && let Some(oldest) = known.iter().min_by_key(|((asked, ..), last)| (!asked.4.is_empty(), **last)).map(|(caller, _)| caller.clone())
-        {
-            known.remove(&oldest);
+            let least = known.iter().min_by_key(|((asked, ..), last)| (!asked.4.is_empty(), **last));
+            if let Some(least) = least.map(|(caller, _)| caller.clone()) {
+                known.remove(&least);
+            }
         }
     }
 
