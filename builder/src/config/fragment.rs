@@ -34,6 +34,8 @@ pub struct Fragment {
     pub ntp_servers: Option<Vec<Spanned<String>>>,
     /// How masters carry their keys: `sealed` (default) or `plain` (local VMs only).
     pub secrets: Option<Spanned<String>>,
+    /// Seconds that certificates of nodes live, which renew themselves; default 31536000, a year.
+    pub certificate_life: Option<Spanned<i64>>,
     /// More add-on manifests (files relative to the cluster's folder).
     #[serde(default)]
     pub manifests: Vec<Spanned<PathBuf>>,

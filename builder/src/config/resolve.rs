@@ -16,7 +16,7 @@ use super::value::{
 use ipnet::IpNet;
 use node_api::release::CLUSTER_TOML;
 use node_metadata::merge::quantity;
-use node_metadata::{NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
+use node_metadata::{CERTIFICATE_LIFE_S, NodeEntry, Overlay, Registry, Reserved, Role, StoreEngine};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
@@ -92,6 +92,7 @@ pub(super) fn resolve(f: Fragment, dir: &Path) -> Result<(Settings, Option<Fault
         )?,
         manifests: manifests(dir, &f.manifests)?,
         metadata_allow: service_accounts(f.metadata.allow)?,
+        certificate_life_s: number(&f.certificate_life, "certificate-life", CERTIFICATE_SECONDS, CERTIFICATE_LIFE_S)?,
         backup_every_s: number(&f.backup.every, "backup.every", BACKUP_SECONDS, 600)?.into(),
         backup_to: backup_to(dir, &f.backup)?,
         backup_keep_days: number(&f.backup.keep, "backup.keep", BACKUP_DAYS, 30)?.into(),
@@ -278,6 +279,8 @@ fn service_accounts(written: Vec<Spanned<String>>) -> Result<Vec<String>, Fault>
     Ok(written.into_iter().map(Spanned::into_inner).collect())
 }
 
+/// Seconds that certificates of nodes live.
+const CERTIFICATE_SECONDS: Range<i64> = 60..CERTIFICATE_LIFE_S as i64 + 1;
 /// Seconds between two backups.
 const BACKUP_SECONDS: Range<i64> = 10..86_400 + 1;
 /// Days of which copies stay outside the cluster.

@@ -38,6 +38,8 @@ pub struct Settings {
     pub secrets: SecretsForm,
     /// Service accounts, as `namespace/name`, whose pods may ask the platform's metadata server.
     pub metadata_allow: Vec<String>,
+    /// Seconds that certificates of nodes live.
+    pub certificate_life_s: u32,
     /// Seconds between two backups of the store.
     pub backup_every_s: u64,
     /// Where copies of it go that leave the cluster, if anywhere.
@@ -468,6 +470,7 @@ impl Settings {
             store,
             ntp_servers: self.ntp_servers.clone(),
             metadata_allow: self.metadata_allow.clone(),
+            certificate_life_s: self.certificate_life_s,
             backup_every_s: self.backup_every_s,
             registry: self.registry,
             components: self.image(role).components.clone(),

@@ -1,13 +1,13 @@
 //! From a kubeconfig to a client that keeps all its requests and watches on one HTTP/2 connection.
 //!
-//! The certificate files are read at every connect, so that a renewed certificate
-//! needs no restart.
+//! The certificate files are read at every connect, and a renewed certificate gets a connection of its own: the server
+//! refuses whoever goes on with one that has ended. What is under way ends on the connection of before.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use base64::Engine;
@@ -102,25 +102,36 @@ struct Target {
     folder: PathBuf,
 }
 
+impl Target {
+    /// When the certificate was written, where it is a file.
+    fn changed(&self) -> Option<SystemTime> {
+        let file = self.user.client_certificate.as_ref().filter(|_| self.user.client_certificate_data.is_none())?;
+        std::fs::metadata(self.folder.join(file)).and_then(|meta| meta.modified()).ok()
+    }
+}
+
 /// A client as the kubeconfig says; connects at the first request.
 pub fn client(kubeconfig: &Path, user_agent: &str) -> anyhow::Result<kube::Client> {
     let target = Arc::new(read(kubeconfig)?);
     // A broken file shows at start, not as a connection that fails again and again.
     tls_config(&target).with_context(|| format!("reading what {} names", kubeconfig.display()))?;
     let agent = http::HeaderValue::from_str(user_agent).context("user agent")?;
-    let service = Requests {
-        inner: hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-            .http2_only(true)
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .http2_keep_alive_timeout(KEEP_ALIVE)
-            .http2_keep_alive_while_idle(true)
-            .build(Connector { target: target.clone() }),
-        target,
-        agent,
-    };
+    let pool = Arc::new(Mutex::new((target.changed(), pool(&target))));
+    let service = Requests { pool, target, agent };
     Ok(kube::client::ClientBuilder::new(service, "default").build())
+}
+
+type Pool = hyper_util::client::legacy::Client<Connector, Body>;
+
+fn pool(target: &Arc<Target>) -> Pool {
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .http2_only(true)
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .http2_keep_alive_timeout(KEEP_ALIVE)
+        .http2_keep_alive_while_idle(true)
+        .build(Connector { target: target.clone() })
 }
 
 /// TLS as the kubeconfig's user, for servers that the cluster's CA has signed and that speak HTTP/1.1: kubelets.
@@ -297,7 +308,8 @@ impl hyper::rt::Write for Stream {
 /// Puts the server's address and our identity on each request.
 #[derive(Clone)]
 struct Requests {
-    inner: hyper_util::client::legacy::Client<Connector, Body>,
+    /// Of the certificate that was written then.
+    pool: Arc<Mutex<(Option<SystemTime>, Pool)>>,
     target: Arc<Target>,
     agent: http::HeaderValue,
 }
@@ -313,7 +325,7 @@ impl Service<Request<Body>> for Requests {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let result = self.prepare(&mut request);
-        let inner = self.inner.clone();
+        let inner = self.inner();
         Box::pin(async move {
             result?;
             inner.request(request).await.map_err(|error| -> tower::BoxError {
@@ -331,6 +343,16 @@ impl Service<Request<Body>> for Requests {
 }
 
 impl Requests {
+    fn inner(&self) -> Pool {
+        let mut known = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.target.changed();
+        // One that does not fit its key yet would only take the connection that there is.
+        if now.is_some() && now != known.0 && tls_config(&self.target).is_ok() {
+            *known = (now, pool(&self.target));
+        }
+        known.1.clone()
+    }
+
     fn prepare(&self, request: &mut Request<Body>) -> Result<(), tower::BoxError> {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
         let host =

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A connection may be kept for as long.
 const LONGEST: Duration = Duration::from_secs(300);
 /// The certificate's files are read again.
-const RENEWED: Duration = Duration::from_secs(60);
+const RENEWED: Duration = Duration::from_secs(10);
 /// Several who look at the same time look at the same picture.
 const FRESH: Duration = Duration::from_secs(5);
 /// A token has about 1 KiB.

@@ -333,6 +333,7 @@ mod tests {
             ntp_servers: vec![],
             metadata_allow: vec![],
             backup_every_s: 600,
+            certificate_life_s: node_metadata::CERTIFICATE_LIFE_S,
             registry: None,
             components: Default::default(),
             status_page: role == Role::Master,

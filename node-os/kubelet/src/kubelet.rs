@@ -85,7 +85,7 @@ fn stop() -> Result<()> {
 }
 
 async fn serve(options: Options) -> Result<()> {
-    let api = client::from_kubeconfig(&options.flags.kubeconfig).await?;
+    let api = node_client::connect(&options.flags.kubeconfig).await?;
     std::fs::create_dir_all(options.flags.root_dir.join("pods"))
         .with_context(|| format!("making {}", options.flags.root_dir.display()))?;
     let cri = options.runtime.as_deref().map(Cri::new);

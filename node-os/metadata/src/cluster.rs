@@ -139,6 +139,18 @@ fn backup_every_s() -> u64 {
     600
 }
 
+/// The life of certificates where `cluster.toml` says nothing: 365 days, in seconds.
+pub const CERTIFICATE_LIFE_S: u32 = 31_536_000;
+
+fn certificate_life_s() -> u32 {
+    CERTIFICATE_LIFE_S
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_usual_life(seconds: &u32) -> bool {
+    *seconds == CERTIFICATE_LIFE_S
+}
+
 /// The whole of `cluster.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -173,6 +185,9 @@ pub struct Cluster {
     /// Seconds between two backups of the store.
     #[serde(default = "backup_every_s")]
     pub backup_every_s: u64,
+    /// Seconds that certificates of nodes live; they are renewed while three tenths are left.
+    #[serde(default = "certificate_life_s", skip_serializing_if = "is_usual_life")]
+    pub certificate_life_s: u32,
     /// The cluster's own registry, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<Registry>,

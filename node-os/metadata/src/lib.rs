@@ -22,8 +22,8 @@ pub mod userdata;
 pub const STACK_BYTES: usize = 2 << 20;
 
 pub use cluster::{
-    BuildInfo, Cluster, LogTarget, METADATA_GROUPS, METADATA_PODS, NodeEntry, Overlay, REGISTRY, REGISTRY_PORT,
-    Registry, Reserved, Role, STATUS_PORT, StoreEngine,
+    BuildInfo, CERTIFICATE_LIFE_S, Cluster, LogTarget, METADATA_GROUPS, METADATA_PODS, NodeEntry, Overlay, REGISTRY,
+    REGISTRY_PORT, Registry, Reserved, Role, STATUS_PORT, StoreEngine,
 };
 pub use component::{COMPONENT_PROGRAMS, OwnComponent, SERVICE_NAMES};
 pub use node::{Node, Taint};

@@ -442,6 +442,7 @@ mod tests {
             ntp_servers: vec![],
             metadata_allow: vec![],
             backup_every_s: 600,
+            certificate_life_s: crate::CERTIFICATE_LIFE_S,
             registry: None,
             components: Default::default(),
             status_page: false,

@@ -1,9 +1,10 @@
 //! Who may read: a client whose certificate the cluster's authority gave to a node.
 
 use anyhow::{Context, Result};
+use node_client::CertificateFile;
 use node_client::revoked::{Guarded, Refused, Revoked, Shown};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use std::io;
@@ -35,13 +36,14 @@ impl Tls {
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .with_context(|| format!("using {}", authority.display()))?;
-        let private = PrivateKeyDer::from_pem_file(key).with_context(|| format!("reading {}", key.display()))?;
+        let shown = CertificateFile::new(certificate, key);
+        // A broken file shows at the start.
+        shown.load()?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .context("choosing TLS versions")?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(read_certificates(certificate)?, private)
-            .with_context(|| format!("using {}", certificate.display()))?;
+            .with_cert_resolver(Arc::new(shown));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(config)), revoked })
     }

@@ -67,7 +67,7 @@ const PARTS: &[Part] = &[
     part("memory", RELEASE, None, &["boots", "--", "--ignored", "memory::"]),
     part("clients", RELEASE, Some(&["clients"]), &["clients", "--", "--include-ignored"]),
     part("cluster", RELEASE, Some(&["cluster"]), &["cluster", "--", "--include-ignored"]),
-    both("overlay", RELEASE, &["overlay"]),
+    both("settings", RELEASE, &["settings"]),
     part("roll", RELEASE, Some(&["roll"]), &["roll", "--", "--include-ignored"]),
     part("release", RELEASE, None, &["release", "--", "--include-ignored"]),
     part("masters", RELEASE, None, &["masters", "--", "--include-ignored"]),
@@ -122,7 +122,7 @@ fn main() -> Result<ExitCode> {
         let mut cargo = Command::new("cargo");
         cargo.args(arguments).current_dir(workspace()).env("KIMG_TESTS_SKIPS", &skips.0);
         if !fast {
-            // The tests of providers end a run at each of its calls then, and else at some.
+            // The tests of providers end a run at each of its calls then, and else at some; certificates live longer.
             cargo.env("KIMG_TESTS_EVERY_CALL", "1");
         }
         let status = cargo.status();

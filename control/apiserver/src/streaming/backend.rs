@@ -65,7 +65,7 @@ pub fn kubelet(state: &AppState, node: &str) -> Result<Target> {
         .ok_or_else(|| ApiError::unavailable(format!("node {node:?} has no address in its status yet")))?;
     let port = object.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64);
     let port = port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0).unwrap_or(KUBELET_PORT);
-    let tls = state.streaming.kubelet_tls.clone();
+    let tls = state.streaming.kubelet_tls(&state.config);
     let tls = tls.ok_or_else(|| {
         ApiError::unavailable("this server has no client certificate for kubelets (--kubelet-client-certificate)")
     })?;

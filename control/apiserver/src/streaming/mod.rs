@@ -52,7 +52,8 @@ mod target;
 pub mod tls;
 mod websocket;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -66,22 +67,36 @@ use crate::state::AppState;
 
 /// Clients for kubelets and for addresses in the cluster.
 pub struct Streaming {
-    /// None where no client certificate for kubelets is set.
-    kubelet_tls: Option<Arc<ClientConfig>>,
+    /// None where no client certificate for kubelets is set; and the time of the file that it was read from.
+    kubelet_tls: Mutex<(Option<SystemTime>, Option<Arc<ClientConfig>>)>,
     /// Trusts whoever answers.
     any_tls: Arc<ClientConfig>,
 }
 
 impl std::fmt::Debug for Streaming {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Streaming").field("kubelets", &self.kubelet_tls.is_some()).finish_non_exhaustive()
+        f.debug_struct("Streaming").finish_non_exhaustive()
     }
 }
 
 impl Streaming {
     /// Reads the certificates shown to kubelets.
     pub fn new(config: &Config) -> anyhow::Result<Streaming> {
-        Ok(Streaming { kubelet_tls: tls::kubelet(config)?, any_tls: tls::unverified()? })
+        let kubelet_tls = Mutex::new((tls::changed(config), tls::kubelet(config)?));
+        Ok(Streaming { kubelet_tls, any_tls: tls::unverified()? })
+    }
+
+    /// The client towards kubelets, with the certificate that is there now.
+    fn kubelet_tls(&self, config: &Config) -> Option<Arc<ClientConfig>> {
+        let mut known = self.kubelet_tls.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = tls::changed(config);
+        if now.is_some() && now != known.0 {
+            match tls::kubelet(config) {
+                Ok(tls) => *known = (now, tls),
+                Err(error) => tracing::warn!("kubelets see the certificate of before: {error:#}"),
+            }
+        }
+        known.1.clone()
     }
 }
 

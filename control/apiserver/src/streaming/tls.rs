@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -11,6 +12,11 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 use rustls_pki_types::pem::PemObject;
 
 use crate::config::Config;
+
+/// When the certificate towards kubelets was written.
+pub fn changed(config: &Config) -> Option<SystemTime> {
+    std::fs::metadata(config.kubelet_client_certificate.as_ref()?).and_then(|meta| meta.modified()).ok()
+}
 
 /// The client towards kubelets; None where no certificate is set.
 pub fn kubelet(config: &Config) -> anyhow::Result<Option<Arc<ClientConfig>>> {

@@ -17,7 +17,7 @@ pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub const LEGACY: &str = "kubernetes.io/legacy-unknown";
 
-/// Certificates begin a little earlier than now, for clocks that are behind.
+/// Certificates begin a little earlier than now, for clocks that are behind; short-lived ones by less.
 const BACKDATE: SignedDuration = SignedDuration::from_mins(5);
 const SHORTEST_SECS: i64 = 600;
 
@@ -79,7 +79,8 @@ impl Issuer {
         check(spec, request)?;
         let wanted = spec.expiration_seconds.map_or(self.longest_secs, |s| i64::from(s).max(SHORTEST_SECS));
         let end = (now.as_second() + wanted.min(self.longest_secs)).min(self.not_after);
-        let begin = now.checked_sub(BACKDATE).context("the clock is at the beginning of time")?;
+        let backdate = BACKDATE.min(SignedDuration::from_secs(self.longest_secs / 10));
+        let begin = now.checked_sub(backdate).context("the clock is at the beginning of time")?;
         let end = Timestamp::from_second(end).context("the certificate would end after the end of time")?;
         let mut serial: [u8; 16] = rand::random();
         // Positive, and never zero.

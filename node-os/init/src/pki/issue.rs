@@ -9,10 +9,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use time::{Duration, OffsetDateTime};
 
-/// A node's clock may be a little behind.
+/// A node's clock may be a little behind; what lives shortly begins less early.
 const BACKDATED: Duration = Duration::hours(1);
-/// Leaf certificates of masters are made anew at each boot.
-const LIFE: Duration = Duration::days(365);
 
 /// What a certificate is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,19 +58,30 @@ impl Authority {
         Ok(Authority { issuer, not_before, not_after })
     }
 
-    /// A fresh key and its certificate, both PEM.
-    pub(super) fn issue(&self, leaf: &Leaf) -> Result<(String, String)> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
+    /// A certificate (PEM) that lives so long.
+    pub(super) fn issue(&self, leaf: &Leaf, key: &KeyPair, life: Duration) -> Result<String> {
         let mut params = parameters(leaf)?;
         let now = OffsetDateTime::now_utc();
         // A leaf outside its CA's time would be refused by every client.
-        params.not_before = (now - BACKDATED).max(self.not_before);
-        params.not_after = (now + LIFE).min(self.not_after);
+        params.not_before = (now - BACKDATED.min(life / 10)).max(self.not_before);
+        params.not_after = (now + life).min(self.not_after);
         let certificate = params
-            .signed_by(&key, &self.issuer)
+            .signed_by(key, &self.issuer)
             .with_context(|| format!("cannot sign the certificate of {}", leaf.common_name))?;
-        Ok((certificate.pem(), key.serialize_pem()))
+        Ok(certificate.pem())
     }
+}
+
+pub(super) fn fresh_key() -> Result<KeyPair> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot make a key")
+}
+
+/// Whether less than three tenths of a certificate's life are left; also where it is none.
+pub(super) fn is_due(pem: &[u8], now: i64) -> bool {
+    let Ok((_, block)) = x509_parser::pem::parse_x509_pem(pem) else { return true };
+    let Ok(parsed) = block.parse_x509() else { return true };
+    let (begin, end) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+    now >= begin.saturating_add(end.saturating_sub(begin) / 10 * 7)
 }
 
 pub(super) fn parameters(leaf: &Leaf) -> Result<CertificateParams> {
@@ -117,6 +126,17 @@ mod tests {
     use rcgen::BasicConstraints;
 
     #[test]
+    fn a_certificate_is_due_when_three_tenths_are_left() {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.not_before = OffsetDateTime::from_unix_timestamp(1_000_000).unwrap();
+        params.not_after = OffsetDateTime::from_unix_timestamp(1_001_000).unwrap();
+        let pem = params.self_signed(&fresh_key().unwrap()).unwrap().pem();
+        let due = |now| is_due(pem.as_bytes(), now);
+        assert_eq!([1_000_000, 1_000_699, 1_000_700, 2_000_000].map(due), [false, false, true, true]);
+        assert!(is_due(b"", 0) && is_due(&pem.as_bytes()[..pem.len() / 2], 0), "what is torn is made anew");
+    }
+
+    #[test]
     fn the_first_of_a_bundle_signs() {
         let folder = std::env::temp_dir().join(format!("kimg-bundle-{}", std::process::id()));
         let (crt, key_file) = (folder.join("ca.crt"), folder.join("ca.key"));
@@ -135,7 +155,8 @@ mod tests {
             names: vec![],
             addresses: vec![],
         };
-        let (pem, _) = Authority::read(&crt, &key_file).unwrap().issue(&leaf).unwrap();
+        let life = Duration::days(1);
+        let pem = Authority::read(&crt, &key_file).unwrap().issue(&leaf, &fresh_key().unwrap(), life).unwrap();
         let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
         for (authority, signed) in [(now, true), (before, false)] {

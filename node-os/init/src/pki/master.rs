@@ -1,16 +1,20 @@
 //! `kimg-node master-pki`: a master's leaf certificates and kubeconfigs, made anew at each boot,
-//! so that an added address or name is in them.
+//! so that an added address or name is in them, and renewed while the master runs.
+//!
+//! A renewed certificate keeps its key until the next boot: who reads both files always finds a pair.
 
-use super::issue::{Authority, Leaf, Usage};
+use super::issue::{Authority, Leaf, Usage, fresh_key, is_due};
 use crate::services::table::{STATUS_PAGE, STATUS_SERVICE};
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use node_metadata::{Cluster, Node, OwnComponent, REGISTRY, StoreEngine};
+use rcgen::KeyPair;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use time::{Duration, OffsetDateTime};
 
 /// Folders that the certificates come from and go to.
 #[derive(Debug, Clone)]
@@ -40,8 +44,11 @@ pub fn main() -> ExitCode {
         page_group: OwnComponent::user(STATUS_SERVICE),
     };
     match run(&folders) {
-        Ok(count) => {
-            node_sys::notify::status(&format!("{count} certificates issued"));
+        Ok(Made { all, now }) => {
+            if now > 0 {
+                node_sys::notify::status(&format!("{all} certificates, {now} of them made now"));
+                tracing::info!("{now} of {all} certificates were made");
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -52,7 +59,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(folders: &Folders) -> Result<usize> {
+/// How many certificates there are, and were made now.
+#[derive(Debug, PartialEq, Eq)]
+struct Made {
+    all: usize,
+    now: usize,
+}
+
+fn run(folders: &Folders) -> Result<Made> {
     let cluster: Cluster = read_json(Path::new("/run/kimg/config/cluster.json"))?;
     let node: Node = read_json(Path::new("/run/kimg/node.json"))?;
     make(folders, &cluster, &node)
@@ -63,34 +77,57 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_slice(&text).with_context(|| format!("{} is not what this program writes", path.display()))
 }
 
-fn make(folders: &Folders, cluster: &Cluster, node: &Node) -> Result<usize> {
+fn make(folders: &Folders, cluster: &Cluster, node: &Node) -> Result<Made> {
     let authority = |name: &str| {
         Authority::read(&folders.authorities.join(format!("{name}.crt")), &folders.secrets.join(format!("{name}.key")))
     };
     let (cluster_ca, front_proxy, etcd) =
         (authority("cluster-ca")?, authority("front-proxy-ca")?, authority("etcd-ca")?);
     let leaves = leaves(cluster, node);
+    let (time, life) =
+        (OffsetDateTime::now_utc().unix_timestamp(), Duration::seconds(cluster.certificate_life_s.into()));
+    let mut now = 0;
     for (file, leaf) in &leaves {
+        let (folder, mode) = if *file == PAGE { (&folders.page, 0o640) } else { (&folders.leaves, 0o600) };
+        let (key_file, file_name) = (folder.join(format!("{file}.key")), folder.join(format!("{file}.crt")));
+        let key = std::fs::read_to_string(&key_file).ok().and_then(|pem| KeyPair::from_pem(&pem).ok());
+        if key.is_some() && std::fs::read(&file_name).is_ok_and(|pem| !is_due(&pem, time)) {
+            continue;
+        }
         let signer = match *file {
             "front-proxy-client" => &front_proxy,
             "etcd" | "apiserver-etcd-client" => &etcd,
             _ => &cluster_ca,
         };
-        let (certificate, key) = signer.issue(leaf)?;
-        let (folder, mode) = if *file == PAGE { (&folders.page, 0o640) } else { (&folders.leaves, 0o600) };
-        super::write(&folder.join(format!("{file}.key")), key.as_bytes(), mode)?;
-        super::write(&folder.join(format!("{file}.crt")), certificate.as_bytes(), 0o644)?;
+        let key = match key {
+            Some(key) => key,
+            None => {
+                let key = fresh_key()?;
+                super::write(&key_file, key.serialize_pem().as_bytes(), mode)?;
+                key
+            }
+        };
+        super::write(&file_name, signer.issue(leaf, &key, life)?.as_bytes(), 0o644)?;
+        now += 1;
     }
     let registry = cluster.registry.map(|_| "registry");
     let components = ["kubelet", "kube-proxy", "overlay", "kube-controller-manager", "kube-scheduler"];
     for component in components.into_iter().chain(registry) {
         let text = kubeconfig(folders, &cluster.name, component);
-        super::write(&folders.kubeconfigs.join(format!("{component}.conf")), text.as_bytes(), 0o600)?;
+        keep(&folders.kubeconfigs.join(format!("{component}.conf")), text.as_bytes(), 0o600)?;
     }
     if cluster.status_page {
         page(folders, &cluster.name)?;
     }
-    Ok(leaves.len())
+    Ok(Made { all: leaves.len(), now })
+}
+
+/// Writes what is not there already: its reader may be about to open it.
+fn keep(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    super::write(path, bytes, mode)
 }
 
 /// Puts beside the page's certificate what else it needs, and lets its group read it all: it is a user of its own, who
@@ -98,9 +135,9 @@ fn make(folders: &Folders, cluster: &Cluster, node: &Node) -> Result<usize> {
 fn page(folders: &Folders, cluster: &str) -> Result<()> {
     let folder = &folders.page;
     let authority = std::fs::read(folders.authorities.join("cluster-ca.crt")).context("cannot read cluster-ca.crt")?;
-    super::write(&folder.join("cluster-ca.crt"), &authority, 0o644)?;
+    keep(&folder.join("cluster-ca.crt"), &authority, 0o644)?;
     let all = Folders { authorities: folder.clone(), leaves: folder.clone(), ..folders.clone() };
-    super::write(&folder.join(format!("{PAGE}.conf")), kubeconfig(&all, cluster, PAGE).as_bytes(), 0o640)?;
+    keep(&folder.join(format!("{PAGE}.conf")), kubeconfig(&all, cluster, PAGE).as_bytes(), 0o640)?;
     let context = || format!("cannot let the status page read {}", folder.display());
     let lend = |path: &Path| std::os::unix::fs::lchown(path, None, Some(folders.page_group));
     for entry in std::fs::read_dir(folder).with_context(context)? {
@@ -251,7 +288,20 @@ mod tests {
                 "api-endpoints":[],"source":"nocloud"}"#,
         )
         .unwrap();
-        assert_eq!(make(&folders, &cluster, &node).unwrap(), 10);
+        let made = |all, now| Made { all, now };
+        assert_eq!(make(&folders, &cluster, &node).unwrap(), made(10, 10));
+        assert_eq!(make(&folders, &cluster, &node).unwrap(), made(10, 0), "nothing is due");
+        let read = |name: &str| std::fs::read_to_string(folders.leaves.join(name)).unwrap();
+        let (key, certificate) = (read("kubelet.key"), read("kubelet.crt"));
+        std::fs::remove_file(folders.leaves.join("overlay.crt")).unwrap();
+        let short = Cluster { certificate_life_s: 2, ..cluster.clone() };
+        assert_eq!(make(&folders, &short, &node).unwrap(), made(10, 1), "what is gone");
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        assert_eq!(make(&folders, &cluster, &node).unwrap(), made(10, 1), "what is due");
+        assert_eq!((read("kubelet.key"), read("kubelet.crt")), (key.clone(), certificate.clone()));
+        super::super::write(&folders.leaves.join("kubelet.crt"), b"torn", 0o644).unwrap();
+        assert_eq!(make(&folders, &cluster, &node).unwrap(), made(10, 1));
+        assert!(read("kubelet.key") == key && read("kubelet.crt") != certificate, "another one of the same key");
         assert!(!folders.leaves.join("etcd.crt").exists(), "of the other engine");
         let pem = std::fs::read(folders.leaves.join("apiserver.crt")).unwrap();
         let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
@@ -271,7 +321,7 @@ mod tests {
         }
         assert!(std::fs::read_to_string(folders.kubeconfigs.join("kubelet.conf")).unwrap().contains("kubelet.key"));
         let cluster = Cluster { store: StoreEngine::Etcd, ..cluster };
-        assert_eq!(make(&folders, &cluster, &node).unwrap(), 12);
+        assert_eq!(make(&folders, &cluster, &node).unwrap(), made(12, 2));
         for (file, server) in [("etcd", true), ("apiserver-etcd-client", false)] {
             let pem = std::fs::read(folders.leaves.join(format!("{file}.crt"))).unwrap();
             let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
@@ -285,7 +335,9 @@ mod tests {
         let text = format!("{:?}", certificate.subject_alternative_name().unwrap().unwrap().value);
         assert!(text.contains("[127, 0, 0, 1]") && text.contains("[10, 77, 0, 10]"), "{text}");
         let registry = Some(node_metadata::Registry { size: 64 });
-        assert_eq!(make(&folders, &Cluster { registry, ..cluster.clone() }, &node).unwrap(), 13);
+        // Which names a certificate has is settled at boot.
+        std::fs::remove_dir_all(&folders.leaves).unwrap();
+        assert_eq!(make(&folders, &Cluster { registry, ..cluster.clone() }, &node).unwrap(), made(13, 13));
         for (file, address) in [("registry", "[127, 0, 0, 1]"), ("node-api", "[10, 77, 0, 10]")] {
             let pem = std::fs::read(folders.leaves.join(format!("{file}.crt"))).unwrap();
             let (_, block) = x509_parser::pem::parse_x509_pem(&pem).unwrap();
@@ -294,7 +346,7 @@ mod tests {
             assert!(text.contains(REGISTRY) && text.contains(address), "{file}: {text}");
         }
         assert!(std::fs::read_to_string(folders.kubeconfigs.join("registry.conf")).unwrap().contains("registry.key"));
-        assert_eq!(make(&folders, &Cluster { status_page: true, ..cluster }, &node).unwrap(), 13);
+        assert_eq!(make(&folders, &Cluster { status_page: true, ..cluster }, &node).unwrap(), made(13, 1));
         assert!(!folders.leaves.join("status.key").exists(), "where the page cannot read it");
         let mode = |name: &str| std::fs::metadata(folders.page.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!(["", "status.key", "status.conf", "cluster-ca.crt"].map(mode), [0o750, 0o640, 0o640, 0o644]);

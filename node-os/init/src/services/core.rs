@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Waiting → Starting → Ready ──ends──► BackOff ──pause──► Starting
-//!              └──task ends well──► Done        Stopping → Stopped (on the way to the end of the machine)
+//!              └──task ends well──► Done (and again, if it is to be, without leaving Done)
+//!                                               Stopping → Stopped (on the way to the end of the machine)
 //! ```
 
 use super::{Kind, Spec};
@@ -10,6 +11,8 @@ use node_api::{Service, ServiceState};
 use node_sys::process::Ending;
 use std::collections::BTreeSet;
 
+/// After which a task that failed when it was done again gets its next try, at the latest.
+const NEXT_TRY_MS: u64 = 60_000;
 const FIRST_PAUSE_MS: u64 = 250;
 const MOST_PAUSE_MS: u64 = 15_000;
 /// A process that ran so long starts over with the shortest pause.
@@ -114,7 +117,7 @@ impl Core {
             Event::NotStarted(index, why) => self.with(index, |entry| {
                 actions.push(Action::Log(format!("{} cannot be started: {why}", entry.spec.name)));
                 entry.last_exit = why;
-                entry.pause(now_ms);
+                if entry.state == ServiceState::Done { entry.later(now_ms, NEXT_TRY_MS) } else { entry.pause(now_ms) }
             }),
             Event::Ready(index) => self.with(index, |entry| {
                 if entry.state == ServiceState::Starting {
@@ -155,6 +158,7 @@ impl Core {
         entry.pid = None;
         if entry.spec.kind == Kind::Task && ending == Ending::Code(0) {
             entry.enter(ServiceState::Done, now_ms);
+            entry.later(now_ms, u64::MAX);
             if !entry.ready_once {
                 actions.push(Action::FirstReady(index));
             }
@@ -162,6 +166,12 @@ impl Core {
             return;
         }
         entry.last_exit = ending.to_string();
+        if entry.state == ServiceState::Done {
+            // What it did at first is there, and counts until it is done anew.
+            actions.push(Action::Log(format!("{} has ended with {ending}; it is tried again", entry.spec.name)));
+            entry.later(now_ms, NEXT_TRY_MS);
+            return;
+        }
         if stopping || entry.state == ServiceState::Stopping {
             let next = if stopping { ServiceState::Stopped } else { ServiceState::BackOff };
             entry.enter(next, now_ms);
@@ -197,6 +207,11 @@ impl Core {
         let ready: BTreeSet<&'static str> =
             self.entries.iter().filter(|entry| entry.ready_once).map(|entry| entry.spec.name).collect();
         for (index, entry) in self.entries.iter_mut().enumerate() {
+            if entry.is_due_again() && now_ms >= entry.due_ms {
+                // Until it has ended it is not due.
+                entry.due_ms = u64::MAX;
+                actions.push(Action::Start(index));
+            }
             let may = match entry.state {
                 ServiceState::Waiting => entry.spec.needs.iter().all(|need| ready.contains(need)),
                 ServiceState::BackOff => now_ms >= entry.due_ms,
@@ -271,7 +286,8 @@ impl Core {
 
     /// When the next pause ends.
     pub fn next_due_ms(&self) -> Option<u64> {
-        self.entries.iter().filter(|entry| entry.state == ServiceState::BackOff).map(|entry| entry.due_ms).min()
+        let due = self.entries.iter().filter(|entry| entry.state == ServiceState::BackOff || entry.is_due_again());
+        due.map(|entry| entry.due_ms).min()
     }
 
     /// For the node API; memory is filled in by the caller.
@@ -297,6 +313,17 @@ impl Entry {
         self.since_ms = now_ms;
     }
 
+    /// Whether it is done, and to be done again.
+    fn is_due_again(&self) -> bool {
+        self.state == ServiceState::Done && self.spec.again_s.is_some() && self.pid.is_none()
+    }
+
+    /// When it is done again, where it is.
+    fn later(&mut self, now_ms: u64, at_most_ms: u64) {
+        let pause_ms = self.spec.again_s.unwrap_or(0).saturating_mul(1000).min(at_most_ms);
+        self.due_ms = now_ms.saturating_add(pause_ms);
+    }
+
     fn pause(&mut self, now_ms: u64) {
         self.enter(ServiceState::BackOff, now_ms);
         self.due_ms = now_ms + self.pause_ms;
@@ -319,6 +346,7 @@ mod tests {
             oom_score: 0,
             memory_max: None,
             grace_s: 5,
+            again_s: None,
             user: None,
         }
     }
@@ -336,6 +364,40 @@ mod tests {
             .iter()
             .filter_map(|action| if let Action::Start(index) = action { Some(*index) } else { None })
             .collect()
+    }
+
+    #[test]
+    fn a_task_is_done_again_and_nobody_waits_for_it() {
+        let mut core = Core::new(vec![
+            Spec { again_s: Some(600), ..spec("pki", &[], Kind::Task) },
+            spec("server", &["pki"], Kind::Daemon),
+        ]);
+        core.step(Event::Tick, 0);
+        core.step(Event::Started(0, 10), 1);
+        assert_eq!(started(&core.step(Event::Ended(10, Ending::Code(0)), 1000)), [1]);
+        core.step(Event::Started(1, 11), 1000);
+        core.step(Event::Ready(1), 1000);
+        assert_eq!(core.next_due_ms(), Some(601_000));
+        assert!(started(&core.step(Event::Tick, 600_999)).is_empty());
+        assert_eq!(started(&core.step(Event::Tick, 601_000)), [0]);
+        core.step(Event::Started(0, 12), 601_001);
+        assert!(core.waits_for().is_empty(), "all is up");
+        assert!(started(&core.step(Event::Tick, 9_000_000)).is_empty(), "it is at work");
+        // What it did before is there still.
+        let said = core.step(Event::Ended(12, Ending::Code(1)), 9_000_000);
+        assert!(matches!(said.as_slice(), [Action::Log(text)] if text.contains("pki")), "{said:?}");
+        assert!(core.waits_for().is_empty());
+        assert_eq!(started(&core.step(Event::Tick, 9_060_000)), [0]);
+        core.step(Event::NotStarted(0, "no memory".into()), 9_060_000);
+        assert_eq!(started(&core.step(Event::Tick, 9_120_000)), [0]);
+        core.step(Event::Started(0, 13), 9_120_000);
+        core.step(Event::Ended(13, Ending::Code(0)), 9_121_000);
+        assert_eq!((core.next_due_ms(), core.describe()[0].restarts), (Some(9_721_000), 0));
+        let ends = core.step(Event::StopAll, 9_122_000);
+        assert_eq!(ends, [Action::Terminate(1, 11)]);
+        core.step(Event::Ended(11, Ending::Code(0)), 9_123_000);
+        assert!(started(&core.step(Event::Tick, 99_000_000)).is_empty(), "nothing starts on the way to the end");
+        assert!(core.all_ended());
     }
 
     #[test]

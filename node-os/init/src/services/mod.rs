@@ -25,6 +25,8 @@ pub struct Spec {
     pub memory_max: Option<u64>,
     /// How long it may take to end by itself.
     pub grace_s: u64,
+    /// Seconds after which a task that is done is done again.
+    pub again_s: Option<u64>,
     /// User and group of what runs without privileges, in a folder of its own; root otherwise.
     pub user: Option<u32>,
 }

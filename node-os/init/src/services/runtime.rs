@@ -339,6 +339,7 @@ mod tests {
                 oom_score: 0,
                 memory_max: None,
                 grace_s: 1,
+                again_s: None,
                 user,
             };
             control_group(groups.path(), &spec).unwrap();

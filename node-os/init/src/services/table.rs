@@ -103,7 +103,14 @@ fn master(facts: Facts<'_>) -> Vec<Spec> {
     ];
     let registry = facts.cluster.registry.map(registry);
     let page = facts.cluster.status_page.then(|| status_page(facts.cluster));
-    std::iter::once(task("master-pki", &[])).chain(store).chain(servers).chain(registry).chain(page).collect()
+    std::iter::once(master_pki(facts.cluster)).chain(store).chain(servers).chain(registry).chain(page).collect()
+}
+
+/// It makes all at boot, and looks again for what is to be renewed.
+fn master_pki(cluster: &Cluster) -> Spec {
+    // A look in vain costs a process, and three tenths of a life is time enough.
+    let again = (u64::from(cluster.certificate_life_s) / 20).clamp(1, 3600);
+    Spec { again_s: Some(again), ..task("master-pki", &[]) }
 }
 
 /// It waits for nothing but its certificate: once it has heard which nodes' were taken back, they pull also while the API
@@ -269,6 +276,7 @@ fn service(name: &'static str, program: &str, needs: &[&'static str], arguments:
         oom_score: -900,
         memory_max: None,
         grace_s: 8,
+        again_s: None,
         user: None,
     }
 }
@@ -328,6 +336,7 @@ fn controller_manager(facts: Facts<'_>) -> Vec<String> {
         format!("--service-cluster-ip-range={}", cluster.service_cidr),
         format!("--cluster-signing-cert-file={PKI}/cluster-ca.crt"),
         format!("--cluster-signing-key-file={SECRETS}/cluster-ca.key"),
+        format!("--cluster-signing-duration={}s", cluster.certificate_life_s),
         format!("--root-ca-file={PKI}/cluster-ca.crt"),
         format!("--service-account-private-key-file={SECRETS}/sa.key"),
         format!("--addon-dir={MANIFESTS}"),
@@ -420,6 +429,7 @@ mod tests {
             ntp_servers: vec![],
             metadata_allow: vec![],
             backup_every_s: 600,
+            certificate_life_s: node_metadata::CERTIFICATE_LIFE_S,
             registry: None,
             components: Default::default(),
             status_page: false,

@@ -106,7 +106,7 @@ impl Pair {
         // A clock that runs behind the CA's makes a fresh certificate look premature; that is no reason to ask again.
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.max(leaf.not_before) as u64));
         verifier.verify_client_cert(&der, &[], at).map_err(|e| format!("{path} is not signed by this cluster: {e}"))?;
-        let file = crate::client::CertificateFile::new(&self.certificate, &self.key);
+        let file = node_client::CertificateFile::new(&self.certificate, &self.key);
         file.current().map(|_| ()).ok_or_else(|| format!("{path} and its key do not belong together"))
     }
 

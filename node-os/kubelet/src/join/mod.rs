@@ -165,7 +165,7 @@ async fn try_join(options: &Options) -> Result<()> {
     let lacks = |(component, user): &(&str, &str)| options.pair(component).check(&authorities, user).is_err();
     let missing: Vec<_> = needed().filter(lacks).collect();
     if !missing.is_empty() {
-        let client = crate::client::from_kubeconfig(&options.kubeconfig_dir.join("kubelet.conf")).await?;
+        let client = node_client::connect(&options.kubeconfig_dir.join("kubelet.conf")).await?;
         let asked = missing.into_iter().map(|(component, user)| ask(&client, options, component, user));
         futures::future::try_join_all(asked).await?;
     }

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The longest time from one look to the next.
 const PERIOD: Duration = Duration::from_secs(600);
 const EAGER: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(30);
@@ -33,7 +34,7 @@ pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
         let fine = round(&options, asked, failures, obtain).await;
         failures = if fine { 0 } else { failures.saturating_add(1) };
         let wait = match failures {
-            0 => PERIOD,
+            0 => until_due(&options),
             1..=10 => EAGER,
             _ => RETRY,
         };
@@ -42,6 +43,15 @@ pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
             tokio::time::sleep(LOOK.min(wait)).await;
         }
     }
+}
+
+/// When the first certificate is to be renewed, where that is soon.
+fn until_due(options: &Options) -> Duration {
+    let now = jiff::Timestamp::now().as_second();
+    let due = wishes(options).into_iter().filter_map(|(component, _)| options.pair(component).leaf().ok());
+    let first = due.map(|leaf| leaf.renew_at()).min();
+    let seconds = first.map(|at| u64::try_from(at.saturating_sub(now)).unwrap_or(0));
+    seconds.map_or(PERIOD, |seconds| Duration::from_secs(seconds).clamp(EAGER, PERIOD))
 }
 
 /// What the Node's annotation asks for, in Unix seconds. What cannot be read asks for nothing.

@@ -117,7 +117,7 @@ pub async fn client_with_token(server: &str, ca: &Path, token: &str) -> anyhow::
         .context("credentials of the join")?;
     config.connect_timeout = Some(Duration::from_secs(5));
     config.read_timeout = Some(PATIENCE + Duration::from_secs(10));
-    crate::client::build(config, None)
+    kube::Client::try_from(config).context("credentials of the join")
 }
 
 /// The key of the request under way: kept, so that a join that was interrupted asks for the same again.

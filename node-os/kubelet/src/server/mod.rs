@@ -11,7 +11,6 @@ mod stats;
 mod streams;
 mod websocket;
 
-use crate::client::CertificateFile;
 use crate::join::files::Authorities;
 use crate::kubelet::Kubelet;
 pub use routes::json;
@@ -23,8 +22,8 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use node_client::Places;
 use node_client::revoked::{Guarded, Revoked};
+use node_client::{CertificateFile, Places};
 use rustls::server::WebPkiClientVerifier;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,23 +1,10 @@
-//! Host-gw: plain routes between nodes, which only an honest network carries. The cluster's image says which
-//! kind of overlay it is, so this needs a cluster of its own; that vxlan works on either network is shown on
-//! the shared one.
+//! Host-gw: plain routes between nodes, which only an honest network carries. That vxlan works on either network is shown
+//! on the shared cluster.
 
 use anyhow::ensure;
-use qemu_tests::cluster::settings;
-use qemu_tests::suite::{self, Suite};
 use qemu_tests::{Cluster, Result, pods, wait};
-use std::process::ExitCode;
 
-fn main() -> ExitCode {
-    let tests: Vec<suite::Test> = vec![
-        ("host_gw_needs_no_tunnel_on_an_honest_network", honest),
-        ("host_gw_fails_where_the_network_drops_foreign_sources", provider),
-    ];
-    let cluster = settings("hostgw", 2, "overlay = \"host-gw\"", "");
-    suite::main(Suite { name: "hostgw", cluster, tests, long: &[], end: || () })
-}
-
-fn honest(cluster: &Cluster) -> Result {
+pub fn honest(cluster: &Cluster) -> Result {
     pods::pair(cluster, "net")?;
     let links = cluster.kimg(&["node", "--node", "worker-1", "links"])?.success()?;
     ensure!(!links.contains("vxlan"), "there is a tunnel:\n{links}");
@@ -26,7 +13,7 @@ fn honest(cluster: &Cluster) -> Result {
 }
 
 /// The same cluster, while the network is a provider's; then it is honest again, and all is well.
-fn provider(cluster: &Cluster) -> Result {
+pub fn provider(cluster: &Cluster) -> Result {
     cluster.kimg(&["switch", "--set", "all", "--check-source"])?.success()?;
     let result = nothing_passes(cluster);
     cluster.kimg(&["switch", "--set", "all", "--reset"])?.success()?;
