@@ -60,6 +60,8 @@ const LONG: &[&str] = &[
     "an_exoscale_instance_wakes_up_and_joins",
     "a_google_machine_wakes_up_and_joins",
     "an_openstack_server_without_ipv4_metadata_wakes_up_and_joins",
+    "a_droplet_wakes_up_and_joins",
+    "an_ec2_instance_wakes_up_and_joins",
     "a_hetzner_server_without_ipv4_metadata_wakes_up_and_joins",
     "a_server_whose_metadata_are_slow_to_come_wakes_up_and_joins",
     "a_server_that_is_plugged_in_late_wakes_up_and_joins",
