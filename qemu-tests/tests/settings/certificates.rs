@@ -72,7 +72,8 @@ fn dates(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let text = cluster.kimg(&["pki", "ls", "--json"])?.success()?;
     let all: Vec<Value> = serde_json::from_str(&text).context("reading kimg pki ls --json")?;
     let word = |one: &Value, name: &str| one[name].as_str().unwrap_or_default().to_owned();
-    let leaves = all.iter().filter(|one| one["node"].is_string() && !word(one, "file").contains("/config/"));
+    let is_leaf = |file: &str| !file.contains("/config/") && !file.ends_with("ca.crt");
+    let leaves = all.iter().filter(|one| one["node"].is_string() && is_leaf(&word(one, "file")));
     Ok(leaves.map(|one| (format!("{} {}", word(one, "node"), word(one, "file")), word(one, "notBefore"))).collect())
 }
 
@@ -87,7 +88,7 @@ fn services(cluster: &Cluster) -> Result<BTreeMap<String, u32>> {
     Ok(all)
 }
 
-/// Requests that the API server answered with 401 or 403, as it counts them.
+/// Requests that the API server answered with 401, as it counts them.
 fn refused(cluster: &Cluster) -> Result<Vec<String>> {
     let metrics = cluster.k(&["get", "--raw", "/metrics"])?;
     let is_one = |line: &&str| line.starts_with("apiserver_request_total") && line.contains("code=\"401\"");
