@@ -1,9 +1,9 @@
 //! `kimg pki` and `kimg kubeconfig`.
 
 use super::{dir_flag, next, program, write_out};
-use crate::client::block_on;
+use crate::client::{Https, block_on};
 use crate::cloud::token;
-use crate::config::{ProviderName, SecretsForm, Settings};
+use crate::config::{NodeSettings, ProviderName, SecretsForm, Settings};
 use crate::input::{self, BadInput};
 use crate::local::state;
 use crate::logs::line::harmless;
@@ -13,8 +13,8 @@ use crate::oci::registry::credentials::environment;
 use crate::pki::encryption::Keys;
 use crate::pki::kubeconfig::{is_ours, kubeconfig as document, server_in, server_url};
 use crate::pki::{
-    Authority, Secrets, SecureBoot, Subject, accounts, authority, encryption, issue, ls, revoke, rotate_node, seal,
-    secrets, secure_boot, show, successor,
+    Authority, Secrets, SecureBoot, Subject, accounts, encryption, issue, ls, revoke, rotate_node, seal, secrets,
+    secure_boot, show, successor,
 };
 use crate::web::Client;
 use anyhow::{Context, Result};
@@ -138,10 +138,13 @@ enum Rotate {
     Bootstrap,
     /// The authority of etcd and its client, both on the master, by a new image of it
     Etcd,
-    /// The authority of front proxies, by two new images of the master
+    /// The authority of front proxies, by two new images of the master, or three of several masters
     FrontProxy {
-        /// Take the old one out of trust, once the master runs with the new one
+        /// Have the new one sign, once all of several masters trust it
         #[arg(long)]
+        sign: bool,
+        /// Take the old one out of trust, once the master runs with the new one
+        #[arg(long, conflicts_with = "sign")]
         finish: bool,
     },
     /// The authority of node APIs and the operator's certificate for them, by two new images of all nodes
@@ -165,10 +168,13 @@ enum Rotate {
         #[arg(long)]
         finish: bool,
     },
-    /// The key of service-account tokens, by two new images of the master
+    /// The key of service-account tokens, by two new images of the master, or three of several masters
     ServiceAccounts {
-        /// Take the old key out of trust, an hour after the master has run with the new one
+        /// Have the new key sign, once all of several masters take its tokens
         #[arg(long)]
+        sign: bool,
+        /// Take the old key out of trust, an hour after the master has run with the new one
+        #[arg(long, conflicts_with = "sign")]
         finish: bool,
     },
 }
@@ -341,7 +347,7 @@ fn revoke_certificates(args: &RevokeArgs, settings: &Settings) -> Result<()> {
                  certificates back"
             ));
         }
-        entries = entries.and(revoke::Entries::user(user, now));
+        entries = entries.and(revoke::Entries::user(user, now, settings.certificate_life_s));
     }
     if let Some(name) = &args.node {
         if settings.node(name)?.entry.role != Role::Worker {
@@ -350,7 +356,7 @@ fn revoke_certificates(args: &RevokeArgs, settings: &Settings) -> Result<()> {
                  cluster and no thief; docs/how-to/leaked.md says what does"
             ));
         }
-        entries = entries.and(revoke::Entries::user(&format!("system:node:{name}"), now));
+        entries = entries.and(revoke::Entries::user(&format!("system:node:{name}"), now, settings.certificate_life_s));
     }
     let api = state::api_client(settings, &secrets, args.server.as_deref())?;
     block_on(revoke::revoke(&api, &entries))?;
@@ -406,34 +412,13 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
                 println!("kimg roll master{dir}");
             }
         }
-        Rotate::FrontProxy { finish } => {
-            return rotate_authority(settings, &secrets, Authority::FrontProxy, "front-proxy", finish);
-        }
-        Rotate::NodeApi { finish } => {
-            return rotate_authority(settings, &secrets, Authority::NodeApi, "node-api", finish);
-        }
+        Rotate::FrontProxy { sign, finish } => return rotate_front_proxy(settings, &secrets, sign, finish),
+        Rotate::NodeApi { finish } => return rotate_node_api(settings, &secrets, finish),
         Rotate::Encryption { seal, finish } => return rotate_encryption(settings, &secrets, url, seal, finish),
         Rotate::Ca { sign, finish } => return rotate_ca(settings, &secrets, sign, finish),
         Rotate::Provider { ref old } => return rotate_provider(settings, old.as_deref()),
         Rotate::Seal { finish } => return rotate_seal(settings, &secrets, finish),
-        Rotate::ServiceAccounts { finish: false } => {
-            let ended = accounts::begun(&secrets);
-            accounts::begin(&secrets)?;
-            if ended {
-                println!("two keys are in trust since an earlier run");
-            }
-            let dir = dir_flag(settings);
-            println!(
-                "kimg build all{dir}\nkimg roll master{dir}\nan hour later: kimg pki rotate service-accounts --finish{dir}"
-            );
-        }
-        Rotate::ServiceAccounts { finish: true } => {
-            let since = block_on(async { masters_since(settings).await })?;
-            let now = jiff::Timestamp::now().as_second();
-            block_on(accounts::finish(&secrets, &api()?, since, now))?;
-            let dir = dir_flag(settings);
-            println!("kimg build all{dir}\nkimg roll master{dir}\nfrom then on tokens of the old key are refused");
-        }
+        Rotate::ServiceAccounts { sign, finish } => return rotate_accounts(settings, &secrets, url, sign, finish),
     }
     Ok(())
 }
@@ -494,20 +479,58 @@ fn rotate_encryption(
 
 /// What the API server of each master says of its keys of Secrets at rest.
 fn keys_of_masters(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> Result<Vec<(String, Keys)>> {
+    let mut keys = Vec::new();
+    for (name, api) in apis_of_masters(settings, secrets, url)? {
+        let answer = block_on(Keys::ask(&api));
+        let answer = answer.with_context(|| format!("{name}: it must be seen which keys its API server has"))?;
+        keys.push((name, answer));
+    }
+    Ok(keys)
+}
+
+/// The API server of each master.
+fn apis_of_masters(settings: &Settings, secrets: &Secrets, url: Option<&str>) -> Result<Vec<(String, Https)>> {
     let several = settings.has_several_masters();
     if several && url.is_some() {
         return input::bad("--server: there are several masters, and the API server of each is asked; leave it out");
     }
     let all = Masters::new(settings, secrets);
-    let mut keys = Vec::new();
-    for master in settings.nodes_of(Role::Master) {
-        let name = &master.entry.name;
-        let api = if several { all.api(name) } else { state::api_client(settings, secrets, url) };
-        let answer = api.and_then(|api| block_on(Keys::ask(&api)));
-        let seen = || format!("{name}: it must be seen which keys its API server has");
-        keys.push((name.clone(), answer.with_context(seen)?));
-    }
-    Ok(keys)
+    let one = |master: &NodeSettings| {
+        let name = master.entry.name.clone();
+        let api = if several { all.api(&name) } else { state::api_client(settings, secrets, url) };
+        let api = api.with_context(|| format!("{name}: its API server must be asked"))?;
+        Ok((name, api))
+    };
+    settings.nodes_of(Role::Master).map(one).collect()
+}
+
+fn rotate_accounts(settings: &Settings, secrets: &Secrets, url: Option<&str>, sign: bool, finish: bool) -> Result<()> {
+    let dir = dir_flag(settings);
+    let finishes = format!("an hour later: kimg pki rotate service-accounts --finish{dir}");
+    let then = match (sign, finish) {
+        (false, false) => {
+            if accounts::begun(secrets) {
+                println!("two keys are in trust since an earlier run");
+            }
+            if accounts::begin(secrets, settings.has_several_masters())? {
+                finishes
+            } else {
+                format!("kimg pki rotate service-accounts --sign{dir}")
+            }
+        }
+        (true, _) => {
+            block_on(accounts::sign(secrets, &apis_of_masters(settings, secrets, url)?))?;
+            finishes
+        }
+        (_, true) => {
+            let since = block_on(masters_since(settings))?;
+            let now = jiff::Timestamp::now().as_second();
+            block_on(accounts::finish(secrets, &apis_of_masters(settings, secrets, url)?, since, now))?;
+            "from then on tokens of the old key are refused".into()
+        }
+    };
+    println!("kimg build all{dir}\nkimg roll master{dir}\n{then}");
+    Ok(())
 }
 
 fn rotate_seal(settings: &Settings, secrets: &Secrets, finish: bool) -> Result<()> {
@@ -545,15 +568,17 @@ fn rotate_ca(settings: &Settings, secrets: &Secrets, sign: bool, finish: bool) -
     let announced = "kimg pki rotate ca --sign";
     let signs = "kimg pki rotate ca --finish";
     let then = match (sign, finish) {
-        (false, false) if successor::announce(secrets, &settings.name)? => format!("{announced}{dir}"),
+        (false, false) if successor::announce(secrets, Authority::Cluster, &settings.name)? => {
+            format!("{announced}{dir}")
+        }
         (false, false) => format!("{signs}{dir}"),
         (true, _) => {
-            successor::sign(secrets, &held_by(settings, |_| true)?)?;
+            successor::sign(secrets, Authority::Cluster, &held_by(settings, |_| true)?)?;
             format!("{signs}{dir}")
         }
         (_, true) => {
             successor::finish(secrets, Authority::Cluster, &held_by(settings, |_| true)?)?;
-            "from then on what the old one signed is refused".to_string()
+            OLD_REFUSED.into()
         }
     };
     refresh_kubeconfig(settings, secrets)?;
@@ -589,38 +614,57 @@ fn held_by(settings: &Settings, wanted: impl Fn(Role) -> bool) -> Result<Vec<(St
     Ok(nodes)
 }
 
-fn rotate_authority(
-    settings: &Settings,
-    secrets: &Secrets,
-    authority: Authority,
-    name: &str,
-    finish: bool,
-) -> Result<()> {
-    let dir = dir_flag(settings);
-    // Front proxies are believed by API servers only.
-    let all = authority == Authority::NodeApi;
-    let roll = if all { "kimg roll" } else { "kimg roll master" };
-    if !finish {
-        successor::begin(secrets, authority, &settings.name)?;
-        println!("kimg build all{dir}\n{roll}{dir}\nkimg pki rotate {name} --finish{dir}");
-        return Ok(());
-    }
-    let nodes = held_by(settings, |role| all || role == Role::Master)?;
-    successor::finish(secrets, authority, &nodes)?;
-    println!("kimg build all{dir}\n{roll}{dir}\nfrom then on what the old one signed is refused");
+/// They are believed by API servers only.
+fn rotate_front_proxy(settings: &Settings, secrets: &Secrets, sign: bool, finish: bool) -> Result<()> {
+    let (dir, authority) = (dir_flag(settings), Authority::FrontProxy);
+    let masters = || held_by(settings, |role| role == Role::Master);
+    let then = match (sign, finish) {
+        (false, false)
+            if settings.has_several_masters() && successor::announce(secrets, authority, &settings.name)? =>
+        {
+            format!("kimg pki rotate front-proxy --sign{dir}")
+        }
+        (_, true) => {
+            successor::finish(secrets, authority, &masters()?)?;
+            OLD_REFUSED.into()
+        }
+        (_, false) => {
+            if sign {
+                successor::sign(secrets, authority, &masters()?)?;
+            } else {
+                successor::begin(secrets, authority, &settings.name)?;
+            }
+            format!("kimg pki rotate front-proxy --finish{dir}")
+        }
+    };
+    println!("kimg build all{dir}\nkimg roll master{dir}\n{then}");
     Ok(())
 }
 
-/// When the last of the masters that run now began: they make their certificates at each boot.
+fn rotate_node_api(settings: &Settings, secrets: &Secrets, finish: bool) -> Result<()> {
+    let (dir, authority) = (dir_flag(settings), Authority::NodeApi);
+    let then = if finish {
+        successor::finish(secrets, authority, &held_by(settings, |_| true)?)?;
+        OLD_REFUSED.to_owned()
+    } else {
+        successor::begin(secrets, authority, &settings.name)?;
+        format!("kimg pki rotate node-api --finish{dir}")
+    };
+    println!("kimg build all{dir}\nkimg roll{dir}\n{then}");
+    Ok(())
+}
+
+const OLD_REFUSED: &str = "from then on what the old one signed is refused";
+
+/// When the last of the masters that run now booted.
 async fn masters_since(settings: &Settings) -> Result<i64> {
     let mut last = None;
     for master in settings.nodes_of(Role::Master) {
         let target = Target { node: Some(master.entry.name.clone()), ..Target::default() };
-        let all: Vec<node_api::Certificate> = target.client(settings)?.get(node_api::path::CERTIFICATES).await?;
-        let own = all.iter().find(|certificate| certificate.file.ends_with("/apiserver.crt"));
-        let start = own.and_then(|own| own.not_before.parse::<jiff::Timestamp>().ok());
-        let start = start.with_context(|| format!("{} does not say since when it runs", master.entry.name))?;
-        last = last.max(Some(start.as_second() + authority::BACKDATED.whole_seconds()));
+        let status = target.client(settings)?.get::<node_api::NodeStatus>(node_api::path::STATUS).await;
+        let status = status.with_context(|| format!("{}: it must be seen since when it runs", master.entry.name))?;
+        let since = i64::try_from(status.now_unix_ms.saturating_sub(status.uptime_ms) / 1000)?;
+        last = last.max(Some(since));
     }
     last.context("there is no master")
 }

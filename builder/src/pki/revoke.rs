@@ -24,10 +24,12 @@ const NAME: &str = "kimg-revoked";
 pub struct Entries(Map<String, Value>);
 
 impl Entries {
-    /// All certificates of a user that were issued until now.
-    pub fn user(user: &str, now: jiff::Timestamp) -> Entries {
-        // Issuers date back by so much: what begins after this was issued after now.
-        Entries::user_before(user, now.as_second() - CLIENT_BACKDATED.whole_seconds() + 1)
+    /// All certificates of a user that were issued until now, in a cluster whose certificates live so many seconds.
+    pub fn user(user: &str, now: jiff::Timestamp, life_s: u32) -> Entries {
+        // Issuers date back by so much: what begins after this was issued after now. The cluster's signer does so by a
+        // tenth of a life at most.
+        let backdated = CLIENT_BACKDATED.whole_seconds().min(i64::from(life_s) / 10);
+        Entries::user_before(user, now.as_second() - backdated + 1)
     }
 
     /// All certificates of a user that begin before a time (Unix seconds).
@@ -244,7 +246,7 @@ mod tests {
         let begins = block.parse_x509().expect("certificate").validity().not_before.timestamp();
         let issued_at = begins + CLIENT_BACKDATED.whole_seconds();
         let good_from = |now: i64| {
-            let entries = Entries::user("joe", jiff::Timestamp::from_second(now).expect("time"));
+            let entries = Entries::user("joe", jiff::Timestamp::from_second(now).expect("time"), 31_536_000);
             let text = entries.0.values().next().and_then(Value::as_str).expect("an entry").to_string();
             text.split(' ').next().expect("a time").parse::<jiff::Timestamp>().expect("a time").as_second()
         };

@@ -3,8 +3,9 @@
 //! `secrets/STEM.old.crt` is the journal: while it is there, images trust both, and what is signed is signed by the new
 //! one (the first in the file). `STEM.next.*` are there only between writes. The old key goes: nothing is signed by it.
 //!
-//! The cluster's signs on both sides of a connection, so all have to trust the next one before it signs: it is announced
-//! first, and `cluster-ca.next.*` stay until then, in trust behind the one of now.
+//! The cluster's signs on both sides of a connection, and that of front proxies on several masters, which get their images
+//! one after the other, so all have to trust the next one before it signs: it is announced first, and `STEM.next.*` stay
+//! until then, in trust behind the one of now.
 
 use super::authority::{Authority, self_signed_params};
 use super::issue;
@@ -26,7 +27,7 @@ const FINGERPRINT: &str = "cluster.id";
 pub fn bundle(secrets: &Secrets, authority: Authority) -> Result<String> {
     let mut text = secrets.with_former(&authority.certificate_file(), &old(authority))?;
     let next = next(authority).1;
-    if authority == Authority::Cluster && secrets.path(&next).exists() {
+    if secrets.path(&next).exists() {
         let next = secrets.read(&next)?;
         if !text.contains(&next) {
             text.push_str(&next);
@@ -72,26 +73,27 @@ pub fn replace(secrets: &Secrets, authority: Authority, cluster: &str) -> Result
     secrets.remove(&old(authority))
 }
 
-/// Makes the cluster's next one, which images from now on trust, and which signs nothing yet. False: it signs already.
-pub fn announce(secrets: &Secrets, cluster: &str) -> Result<bool> {
+/// Makes the next one, which images from now on trust, and which signs nothing yet. False: it signs already.
+pub fn announce(secrets: &Secrets, authority: Authority, cluster: &str) -> Result<bool> {
     let _lock = secrets.lock()?;
-    if let Some(fingerprint) = fingerprint(secrets)? {
+    if authority == Authority::Cluster
+        && let Some(fingerprint) = fingerprint(secrets)?
+    {
         secrets.write(FINGERPRINT, format!("{fingerprint}\n").as_bytes())?;
     }
-    make(secrets, Authority::Cluster, cluster)?;
-    Ok(!secrets.path(&old(Authority::Cluster)).exists())
+    make(secrets, authority, cluster)?;
+    Ok(!secrets.path(&old(authority)).exists())
 }
 
-/// Has the cluster's next one sign from the next image on. `nodes` have these certificates now.
+/// Has the next one sign from the next image on. `nodes` have these certificates now.
 ///
 /// # Errors
 /// Bad input: it was not announced, or a node does not trust it yet.
-pub fn sign(secrets: &Secrets, nodes: &[(String, Vec<Certificate>)]) -> Result<()> {
-    let authority = Authority::Cluster;
+pub fn sign(secrets: &Secrets, authority: Authority, nodes: &[(String, Vec<Certificate>)]) -> Result<()> {
     let (key_file, certificate_file) = next(authority);
     if !begun(secrets, authority) {
         if !secrets.path(&key_file).exists() || !secrets.path(&certificate_file).exists() {
-            return input::bad("no next authority is announced yet; first `kimg pki rotate ca`");
+            return input::bad("no next authority is announced yet; the same without --sign does it");
         }
         let _lock = secrets.lock()?;
         if !secrets.path(&old(authority)).exists() {
@@ -99,7 +101,7 @@ pub fn sign(secrets: &Secrets, nodes: &[(String, Vec<Certificate>)]) -> Result<(
         }
         take(secrets, authority)?;
     }
-    renew_admin(secrets)
+    if authority == Authority::Cluster { renew_admin(secrets) } else { Ok(()) }
 }
 
 /// Has the administrator's certificate signed by the cluster's authority of now, which the API server trusts already.
@@ -160,6 +162,9 @@ fn take(secrets: &Secrets, authority: Authority) -> Result<()> {
 /// Bad input: a node does not trust the new one yet, or has something that the one before has signed.
 pub fn finish(secrets: &Secrets, authority: Authority, nodes: &[(String, Vec<Certificate>)]) -> Result<()> {
     let file = authority.certificate_file();
+    if !begun(secrets, authority) && secrets.path(&next(authority).1).exists() {
+        return input::bad("the next authority does not sign yet; first the same with --sign");
+    }
     if !begun(secrets, authority) {
         return input::bad(format!(
             "there is nothing to finish: secrets/ has one {file} only; the same without --finish begins"
@@ -334,7 +339,7 @@ mod tests {
         let folder = dir.path().join("secrets");
         let secrets = Secrets::ensure(&folder, "demo").expect("secrets");
         let authority = Authority::Cluster;
-        announce(&secrets, "demo").expect("announced");
+        announce(&secrets, Authority::Cluster, "demo").expect("announced");
         let before = secrets.read("cluster-ca.crt").expect("certificate");
         Secrets::ensure(&folder, "demo").expect("only announced");
         assert_eq!(secrets.read("cluster-ca.crt").expect("certificate"), before);
@@ -462,24 +467,29 @@ mod tests {
             [trusted, leaf(&secrets, name).0].concat()
         };
         let before = vec![("w".to_string(), node("w"))];
-        assert!(sign(&secrets, &before).expect_err("not announced").to_string().contains("first `kimg pki rotate ca`"));
+        assert!(
+            sign(&secrets, Authority::Cluster, &before)
+                .expect_err("not announced")
+                .to_string()
+                .contains("the same without --sign")
+        );
 
-        assert!(announce(&secrets, "demo").expect("announces"));
-        assert!(announce(&secrets, "demo").expect("once more changes nothing"));
+        assert!(announce(&secrets, Authority::Cluster, "demo").expect("announces"));
+        assert!(announce(&secrets, Authority::Cluster, "demo").expect("once more changes nothing"));
         let next = secrets.read("cluster-ca.next.crt").expect("certificate");
         assert_eq!(bundle(&secrets, authority).expect("both"), format!("{first}{next}"));
         assert_eq!(secrets.read("cluster-ca.crt").expect("certificate"), first, "it signs already");
-        let error = sign(&secrets, &before).expect_err("too early").to_string();
+        let error = sign(&secrets, Authority::Cluster, &before).expect_err("too early").to_string();
         assert!(error.contains("w does not run") && error.contains("kimg roll"), "{error}");
-        assert!(finish(&secrets, authority, &before).expect_err("too early").to_string().contains("nothing to finish"));
+        assert!(finish(&secrets, authority, &before).expect_err("too early").to_string().contains("--sign"));
         let announced = vec![("w".to_string(), node("w"))];
 
         // As a run leaves it that ended between its writes.
         secrets.write("cluster-ca.old.crt", first.as_bytes()).expect("written");
         secrets.write("cluster-ca.key", secrets.read("cluster-ca.next.key").expect("key").as_bytes()).expect("written");
-        sign(&secrets, &announced).expect("goes on");
-        sign(&secrets, &[]).expect("once more changes nothing");
-        assert!(!announce(&secrets, "demo").expect("it signs"));
+        sign(&secrets, Authority::Cluster, &announced).expect("goes on");
+        sign(&secrets, Authority::Cluster, &[]).expect("once more changes nothing");
+        assert!(!announce(&secrets, Authority::Cluster, "demo").expect("it signs"));
         assert_eq!(bundle(&secrets, authority).expect("both"), format!("{next}{first}"));
         authority.issuer(&secrets).expect("key and certificate belong together");
         let renewed = issue::admin(&secrets).expect("admin");
@@ -500,5 +510,30 @@ mod tests {
         assert_eq!(bundle(&secrets, authority).expect("one"), next);
         assert_eq!(issue::admin(&secrets).expect("admin").certificate, renewed.certificate);
         assert_eq!(fingerprint(&secrets).expect("fingerprint"), called, "the provider's marks are of another cluster");
+    }
+
+    #[test]
+    fn several_masters_trust_the_next_front_proxies_before_they_sign() {
+        let dir = tempfile::tempdir().expect("dir");
+        let folder = dir.path().join("secrets");
+        let (secrets, authority) = (Secrets::ensure(&folder, "demo").expect("secrets"), Authority::FrontProxy);
+        let old = secrets.read("front-proxy-ca.crt").expect("certificate");
+        let before = vec![("m".to_string(), held(&secrets, authority))];
+        for _ in 0..2 {
+            assert!(announce(&secrets, authority, "demo").expect("announced"));
+            Secrets::ensure(&folder, "demo").expect("only announced");
+        }
+        assert_eq!(secrets.read("front-proxy-ca.crt").expect("certificate"), old, "it signs still");
+        let next = secrets.read("front-proxy-ca.next.crt").expect("next");
+        assert_eq!(bundle(&secrets, authority).expect("bundle"), old.clone() + &next);
+        assert!(sign(&secrets, authority, &before).expect_err("too early").to_string().contains("kimg build all"));
+        assert!(finish(&secrets, authority, &before).expect_err("too early").to_string().contains("--sign"));
+        let place = "/run/kimg/config/pki/front-proxy-ca.crt";
+        let after = vec![("m".to_string(), of_pem(place, &bundle(&secrets, authority).expect("bundle")))];
+        sign(&secrets, authority, &after).expect("all trust it");
+        assert_eq!(bundle(&secrets, authority).expect("bundle"), next.clone() + &old);
+        finish(&secrets, authority, &after).expect("finished");
+        assert_eq!(bundle(&secrets, authority).expect("bundle"), next);
+        assert!(!secrets.path("cluster.id").exists(), "the cluster is called as ever");
     }
 }

@@ -67,13 +67,13 @@ pub fn renewed(cluster: &Cluster) -> Result {
     Ok(())
 }
 
-/// When each certificate of a node begins, but for those of authorities.
+/// When each certificate of a node begins, but for those that nobody else has signed.
 fn dates(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let text = cluster.kimg(&["pki", "ls", "--json"])?.success()?;
     let all: Vec<Value> = serde_json::from_str(&text).context("reading kimg pki ls --json")?;
     let word = |one: &Value, name: &str| one[name].as_str().unwrap_or_default().to_owned();
-    let is_leaf = |file: &str| !file.contains("/config/") && !file.ends_with("ca.crt");
-    let leaves = all.iter().filter(|one| one["node"].is_string() && is_leaf(&word(one, "file")));
+    let is_leaf = |one: &Value| one["node"].is_string() && one["subject"] != one["issuer"];
+    let leaves = all.iter().filter(|one| is_leaf(one));
     Ok(leaves.map(|one| (format!("{} {}", word(one, "node"), word(one, "file")), word(one, "notBefore"))).collect())
 }
 
