@@ -48,9 +48,13 @@ pub async fn run(kubelet: Arc<Kubelet>, options: Options) {
 /// When the first certificate is to be renewed, where that is soon.
 fn until_due(options: &Options) -> Duration {
     let now = jiff::Timestamp::now().as_second();
-    let due = wishes(options).into_iter().filter_map(|(component, _)| options.pair(component).leaf().ok());
-    let first = due.map(|leaf| leaf.renew_at()).min();
-    let seconds = first.map(|at| u64::try_from(at.saturating_sub(now)).unwrap_or(0));
+    let due = wishes(options).into_iter().filter_map(|(component, _)| {
+        let leaf = options.pair(component).leaf().ok()?;
+        // What was refused is no failure, and waits for a twentieth of its life.
+        let refused = if component == OPTIONAL { now + (leaf.not_after - leaf.not_before) / 20 } else { now };
+        Some(leaf.renew_at().max(refused))
+    });
+    let seconds = due.min().map(|at| u64::try_from(at - now).unwrap_or(0));
     seconds.map_or(PERIOD, |seconds| Duration::from_secs(seconds).clamp(EAGER, PERIOD))
 }
 
@@ -202,6 +206,35 @@ mod tests {
             node.metadata.annotations = value.clone().map(|value| [(ANNOTATION.to_string(), value)].into());
             assert_eq!(due(&options, "dns", &wish, asked(Some(&node))).is_some(), is_due, "{value:?}");
         }
+    }
+
+    #[test]
+    fn a_short_lived_certificate_is_looked_at_in_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = crate::join::tests::options(directory.path());
+        std::fs::create_dir_all(&options.pki_dir).unwrap();
+        let write = |component: &str, begins: i64, life: u64| {
+            let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+            let begin = jiff::Timestamp::now().as_second() + begins;
+            params.not_before = (std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(begin as u64)).into();
+            params.not_after = params.not_before + Duration::from_secs(life);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let pair = options.pair(component);
+            std::fs::write(&pair.key, key.serialize_pem()).unwrap();
+            std::fs::write(&pair.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+        };
+        assert_eq!(until_due(&options), PERIOD, "there is none");
+        write("dns", 0, 31_536_000);
+        assert_eq!(until_due(&options), PERIOD);
+        write(OPTIONAL, -95, 100);
+        let soon = until_due(&options).as_secs();
+        assert!((4..=5).contains(&soon), "{soon}: it was refused perhaps");
+        write("kubelet", 0, 100);
+        write(OPTIONAL, 0, 31_536_000);
+        let soon = until_due(&options).as_secs();
+        assert!((68..=70).contains(&soon), "{soon}");
+        write("kubelet", -95, 100);
+        assert_eq!(until_due(&options), EAGER);
     }
 
     #[tokio::test]
