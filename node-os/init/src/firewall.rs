@@ -66,9 +66,13 @@ pub fn admit(cluster: &Cluster, node: &Node) -> Result<()> {
         return Ok(());
     }
     let baked = cluster.masters.iter().flat_map(|entry| entry.addresses.iter().copied());
-    let all: BTreeSet<IpAddr> = node.etcd_members.iter().copied().chain(baked).collect();
+    admit_only(&node.etcd_members.iter().copied().chain(baked).collect())
+}
+
+/// Opens etcd to these masters, and to no others any more.
+pub fn admit_only(masters: &BTreeSet<IpAddr>) -> Result<()> {
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for master in all {
+    for master in masters {
         match master {
             IpAddr::V4(address) => v4.push(Elem::key(address.octets())),
             IpAddr::V6(address) => v6.push(Elem::key(address.octets())),
@@ -76,6 +80,7 @@ pub fn admit(cluster: &Cluster, node: &Node) -> Result<()> {
     }
     let mut batch = Batch::new(Family::Inet, TABLE);
     for (set, elements) in [(MASTERS_V4, v4), (MASTERS_V6, v6)] {
+        batch.flush_set(set);
         if !elements.is_empty() {
             batch.add_elements(set, 0, &elements);
         }
@@ -361,6 +366,11 @@ mod tests {
                     rules(&cluster, &Groups { pods: 1, init: 2 }).commit().unwrap();
                     let node = r#"{"name":"m","role":"master","addresses":[],"api-endpoints":[],"source":"",
                         "etcd-members":["10.77.0.11","10.77.0.10","fd00::1"]}"#;
+                    admit(&cluster, &serde_json::from_str(node).unwrap()).unwrap();
+                    // One of them has another address now.
+                    admit_only(&["10.77.0.9", "fd00::2"].map(|address| address.parse().unwrap()).into()).unwrap();
+                    let rules = node_sys::nft_dump::dump().unwrap();
+                    assert!(rules.contains("10.77.0.9") && !rules.contains("10.77.0.11"), "{rules}");
                     admit(&cluster, &serde_json::from_str(node).unwrap()).unwrap();
                 }
                 let rules = node_sys::nft_dump::dump().unwrap();

@@ -116,9 +116,11 @@ pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) 
         return Err(MergeError::BadToken);
     }
     let addresses = addresses(cluster, entry, user, own)?;
+    let await_masters = awaits_masters(cluster, user);
     let node = Node {
         role: cluster.role,
-        etcd_members: etcd_members(cluster, user, addresses.first())?,
+        etcd_members: if await_masters { Vec::new() } else { etcd_members(cluster, user, addresses.first())? },
+        await_masters,
         join_etcd: user.kimg.join_etcd,
         addresses,
         external_addresses: found.external_addresses.clone(),
@@ -218,6 +220,14 @@ fn data_volume(role: Role, user: &UserData) -> Result<Option<NonZeroU32>, MergeE
         (Role::Master, Some(_)) => Err(MergeError::DataVolume),
         (_, told) => Ok(told),
     }
+}
+
+/// Whether the other masters' addresses are told later: a provider gives them when the machines are made, and this one waits
+/// for its store anyway.
+fn awaits_masters(cluster: &Cluster, user: &UserData) -> bool {
+    let several = cluster.role == Role::Master && cluster.store == StoreEngine::Etcd && cluster.masters.len() > 1;
+    let unknown = || user.kimg.api.is_empty() && cluster.masters.iter().any(|entry| entry.addresses.is_empty());
+    several && user.kimg.await_backup && !user.kimg.join_etcd && unknown()
 }
 
 /// The addresses of all masters, `own` first; none where this one is the only one, and is not told to join others.
@@ -565,6 +575,20 @@ mod tests {
             merge(&nameless, &Found::default(), &user, &["10.77.0.10".parse().unwrap()]).unwrap_err().to_string();
         assert!(error.contains("nothing says the address of master-2"), "{error}");
         assert!(userdata::parse(b"#cloud-config\nkimg: {join-etcd: soon}\n").is_err());
+        // At a provider the operator tells them, once all machines are there.
+        let own = ["10.77.0.10".parse().unwrap()];
+        let told_later = |cluster: &Cluster, kimg: &str| {
+            let user = format!("#cloud-config\nhostname: master-1\nkimg: {{await-backup: true, {kimg}}}\n");
+            merge(cluster, &Found::default(), &userdata::parse(user.as_bytes()).unwrap(), &own)
+                .map(|merged| merged.node)
+        };
+        let node = told_later(&nameless, "node-ip: 10.77.0.0/24").unwrap();
+        assert!(node.await_masters && node.await_backup && node.etcd_members.is_empty(), "{node:?}");
+        let node = told_later(&nameless, "api: 10.77.0.10").unwrap();
+        assert!(!node.await_masters && node.etcd_members == own, "{node:?}");
+        let one = Cluster { store: StoreEngine::Etcd, ..cluster(Role::Master) };
+        let embedded = Cluster { store: StoreEngine::Embedded, ..nameless };
+        assert!([one, embedded].iter().all(|cluster| !told_later(cluster, "").unwrap().await_masters));
     }
 
     #[test]

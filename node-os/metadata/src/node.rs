@@ -51,6 +51,9 @@ pub struct Node {
     /// Where there are several masters, which share a store on etcd: the address of each, this one's first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub etcd_members: Vec<IpAddr>,
+    /// This master shares a store on etcd with others, and is told by the node API which those are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub await_masters: bool,
     /// This master's etcd joins the members that run, and never begins a store.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub join_etcd: bool,

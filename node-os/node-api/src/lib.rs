@@ -86,6 +86,9 @@ pub mod path {
     /// POST: raises the store's format to the newest that this master's image writes, for good; answers
     /// [`crate::StoreFormat`].
     pub const STORE_RAISE: &str = "/v1/store/raise";
+    /// GET: [`crate::Masters`] as this master was told of them, none where it was not yet. POST, body the same: tells it;
+    /// answers [`crate::Done`]. 409 where its user-data or its image says it, or there is one master.
+    pub const STORE_MASTERS: &str = "/v1/store/masters";
     /// GET: list of [`crate::StoreMember`]; 409 where the store is embedded.
     pub const STORE_MEMBERS: &str = "/v1/store/members";
     /// POST, body [`crate::RemoveMember`]: takes a member out of the store, and answers as the list does; 404 where there is

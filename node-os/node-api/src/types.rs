@@ -140,6 +140,16 @@ pub struct StoreMember {
     pub leader: bool,
 }
 
+/// The masters that share a store on etcd, where nobody knows their addresses before their machines are made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Masters {
+    /// The address of each, by which the others reach it.
+    pub masters: Vec<std::net::IpAddr>,
+    /// Their store runs already: whoever has no data joins it, and begins none.
+    pub join: bool,
+}
+
 /// Which member of the store is to go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -62,6 +62,10 @@ pub(crate) struct MemberArgs {
     /// Peer URLs where members may run that no store begins with, with commas.
     #[arg(long, value_delimiter = ',')]
     perhaps: Vec<String>,
+    /// File that says which the masters are and whether their store runs already, instead of --others and --join. Without
+    /// it nothing begins; it is read at each look.
+    #[arg(long, conflicts_with_all = ["others", "perhaps", "join"])]
+    masters: Option<PathBuf>,
     /// Join members that run; never begin a store.
     #[arg(long)]
     join: bool,
@@ -76,6 +80,24 @@ pub(crate) struct MemberArgs {
     /// etcd, and its other flags.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
+}
+
+/// What [`MemberArgs::masters`] says; the node API writes it.
+#[derive(Debug, Default, serde::Deserialize)]
+struct Told {
+    peers: Vec<String>,
+    join: bool,
+}
+
+impl Told {
+    /// None: nobody has told it yet.
+    fn read(path: &Path) -> anyhow::Result<Option<Told>> {
+        let text = match std::fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("reading {}", path.display()))?,
+        };
+        serde_json::from_slice(&text).with_context(|| format!("{} does not say which the masters are", path.display()))
+    }
 }
 
 #[derive(Args, Debug)]
@@ -97,6 +119,8 @@ struct Known {
     own: String,
     all: Vec<String>,
     join: bool,
+    /// Nobody has said yet which the others are.
+    untold: bool,
     data: Option<EtcdData>,
     /// etcd was started in this boot already.
     begun: bool,
@@ -129,6 +153,11 @@ enum Step {
 fn decide(known: &Known) -> Step {
     match known.data {
         Some(data) => with_data(known, data),
+        None if known.untold => Step::Wait(
+            "it has no store, and was not told yet which the other masters are: `kimg up` tells it, or `kimg heal` with its \
+             name"
+                .into(),
+        ),
         None => without_data(known),
     }
 }
@@ -379,7 +408,10 @@ async fn look(args: &MemberArgs) -> anyhow::Result<(Known, Option<Membership>)> 
     made.with_context(|| format!("making {}", args.data_dir.display()))?;
     let data = store::data_of(&args.data_dir)?;
     let identity = &args.identity.to(Vec::new());
-    let others: Vec<&String> = args.others.iter().filter(|url| **url != args.peer_url).collect();
+    let told = args.masters.as_deref().map(Told::read).transpose()?;
+    let untold = matches!(told, Some(None));
+    let told = told.flatten().unwrap_or_default();
+    let others: Vec<&String> = args.others.iter().chain(&told.peers).filter(|url| **url != args.peer_url).collect();
     let perhaps = args.perhaps.iter().map(|url| async move {
         match store::look(url, identity).await {
             // Of a machine that is not made yet.
@@ -407,7 +439,8 @@ async fn look(args: &MemberArgs) -> anyhow::Result<(Known, Option<Membership>)> 
     let known = Known {
         own: args.peer_url.clone(),
         all: std::iter::once(&args.peer_url).chain(others).cloned().collect(),
-        join: args.join || data.is_none() && joins(args).exists(),
+        untold,
+        join: args.join || told.join || data.is_none() && joins(args).exists(),
         data,
         begun: args.begun.exists(),
         sights,
@@ -548,6 +581,7 @@ mod tests {
             own: OWN.into(),
             all: vec![url(0), url(1), url(2)],
             join: false,
+            untold: false,
             data: None,
             begun: false,
             sights: vec![Sight::Nobody, Sight::Nobody],
@@ -590,6 +624,7 @@ mod tests {
         let told_otherwise = Known { agreed: Err("no leader".into()), ..among(&[added(0), added(1)]) };
         waits(&told_otherwise, "correct api");
         waits(&Known { join: true, ..fresh() }, "nobody runs");
+        waits(&Known { untold: true, all: vec![url(0)], sights: vec![], ..fresh() }, "was not told yet");
         waits(&Known { free: BEGIN - 1, ..fresh() }, "larger disk");
     }
 
@@ -614,7 +649,12 @@ mod tests {
     #[test]
     fn data_goes_on_unless_a_majority_says_that_it_is_gone() {
         let data = Some(EtcdData { member: Some(100) });
-        for known in [fresh(), Known { join: true, free: 0, ..fresh() }, among(&[started(0), started(1)])] {
+        for known in [
+            fresh(),
+            Known { untold: true, ..fresh() },
+            Known { join: true, free: 0, ..fresh() },
+            among(&[started(0), started(1)]),
+        ] {
             assert_eq!(decide(&Known { data, ..known }), Step::GoOn);
         }
         let removed = Known { data, ..among(&[started(1), started(2)]) };

@@ -71,18 +71,38 @@ impl Masters {
     }
 
     fn run_at(&mut self, master: usize, peer: &str, told: &[usize], join: bool) {
-        let path = |name: &str| self.file(name).display().to_string();
         let others: Vec<String> =
             told.iter().filter(|other| **other != master).map(|other| self.peer(*other)).collect();
+        let mut flags = Vec::new();
+        if !others.is_empty() {
+            flags.push(format!("--others={}", others.join(",")));
+        }
+        flags.extend(join.then(|| "--join".to_owned()));
+        self.begin(master, peer, flags);
+    }
+
+    /// The same on one that is told by a file, once somebody does.
+    fn run_by_file(&mut self, master: usize) {
+        let (peer, file) = (self.peer(master), self.file(&format!("told{master}")));
+        self.begin(master, &peer, vec![format!("--masters={}", file.display())]);
+    }
+
+    /// As the node API does it.
+    fn tell(&self, master: usize, told: &[usize], join: bool) {
+        let peers: Vec<String> = told.iter().map(|master| self.peer(*master)).collect();
+        let new = self.file("told.new");
+        std::fs::write(&new, json!({"peers": peers, "join": join}).to_string()).unwrap();
+        std::fs::rename(new, self.file(&format!("told{master}"))).unwrap();
+    }
+
+    fn begin(&mut self, master: usize, peer: &str, flags: Vec<String>) {
+        let path = |name: &str| self.file(name).display().to_string();
         let mut arguments = vec![
             format!("--peer-url={peer}"),
             format!("--data-dir={}", path(&format!("data{master}"))),
             format!("--begun={}", path(&format!("begun{master}"))),
         ];
-        if !others.is_empty() {
-            arguments.push(format!("--others={}", others.join(",")));
-        }
-        arguments.extend(join.then(|| "--join".to_owned()));
+        arguments.extend(flags);
         arguments.extend(["--".to_owned(), test_etcd::program().display().to_string()]);
         arguments.extend([
             format!("--listen-client-urls={}", self.client(master)),
@@ -244,6 +264,65 @@ async fn three_begin_together_and_one_joins_anew_after_its_disk_was_lost() {
     masters.boot(0, &all, true);
     masters.promote(2).await;
     assert_eq!(masters.store(&[0]).await.range("/", "", 0).await.unwrap().0.len(), 30);
+}
+
+/// At a provider: no master knows the others' addresses before all are there, and one that is made anew may have another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masters_that_are_told_later_begin_together_and_one_with_another_address_joins() {
+    let all = [0, 1, 2];
+    let mut masters = Masters::new(4);
+    for master in all {
+        masters.run_by_file(master);
+        masters.says(master, "was not told yet which the other masters are").await;
+    }
+    // Whoever tells them is ended between two of them, and goes on later.
+    masters.tell(0, &all, false);
+    masters.says(0, "etcd begins a store").await;
+    masters.tell(1, &all, false);
+    masters.promote(0).await;
+    put(&masters.store(&[0]).await, 0..10).await;
+    masters.tell(2, &all, false);
+    for master in all {
+        masters.promote(master).await;
+    }
+    assert_eq!(masters.voters(&[0]).await, all);
+
+    // The machine of one is gone, and the next one has another address.
+    masters.kill(2);
+    let lost = masters.list(&[0]).await.into_iter().find(|member| member.is_at(&masters.peer(2))).unwrap().id;
+    let membership = Membership::new(&masters.at(&[0, 1])).unwrap();
+    masters.wait(2, async || membership.remove(lost).await.is_ok()).await;
+    let now = [0, 1, 3];
+    masters.run_by_file(3);
+    for master in now {
+        masters.tell(master, &now, true);
+    }
+    masters.promote(3).await;
+    assert_eq!(masters.voters(&[0]).await, now);
+    assert_eq!(masters.store(&[3]).await.range("/", "", 0).await.unwrap().0.len(), 10, "all that was acknowledged");
+
+    // One whose disk is new knows nothing, begins nothing, and joins once it is told.
+    masters.kill(0);
+    for file in ["data0", "begun0", "told0"] {
+        let path = masters.file(file);
+        let gone = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        gone.unwrap();
+    }
+    masters.run_by_file(0);
+    masters.says(0, "was not told yet").await;
+    assert_eq!(masters.list(&[1]).await.len(), 3, "nobody left");
+    masters.tell(0, &now, true);
+    masters.promote(0).await;
+    assert_eq!(masters.voters(&[1]).await, now);
+    // With its data it goes on, also without the file.
+    masters.kill(0);
+    for file in ["begun0", "told0"] {
+        std::fs::remove_file(masters.file(file)).unwrap();
+    }
+    masters.run_by_file(0);
+    masters.says(0, "etcd goes on with its data").await;
+    masters.promote(0).await;
+    assert_eq!(masters.store(&[0]).await.range("/", "", 0).await.unwrap().0.len(), 10);
 }
 
 /// What the server answers on its own socket.

@@ -4,6 +4,7 @@ mod backups;
 pub mod certificates;
 mod doors;
 mod kubelet;
+pub mod masters;
 pub mod proc;
 mod registry;
 mod server;

@@ -1,7 +1,7 @@
 //! Requests and their answers.
 
 use super::doors::{Doors, Place};
-use super::{backups, certificates, kubelet, proc, registry, store, streams, tls::Tls};
+use super::{backups, certificates, kubelet, masters, proc, registry, store, streams, tls::Tls};
 use crate::machine::{Command, Shared};
 use crate::network::Network;
 use anyhow::{Context, Result};
@@ -140,6 +140,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, path::STORE_SNAPSHOT) => store::ask("/snapshot").await,
         (&Method::GET, path::STORE_CHECK) => store::ask("/check").await,
         (&Method::GET, path::STORE_MEMBERS) => store::members(context, None).await,
+        (&Method::GET, path::STORE_MASTERS) => masters::told(),
         (&Method::GET, path::STORE_FORMAT) => store::format(context).await,
         // The key may be the very thing that a node waits for; nothing else is changed before it has joined.
         (&Method::POST, path::UNSEAL) => unseal(machine, request).await,
@@ -154,6 +155,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::POST, path::STORE_UNFENCE) => store::unfence(context).await,
         (&Method::POST, path::STORE_MIGRATE) => store::migrate(context, body(request).await?).await,
         (&Method::POST, path::STORE_RAISE) => store::raise(context).await,
+        (&Method::POST, path::STORE_MASTERS) => masters::tell(body(request).await?).await,
         (&Method::POST, path::STORE_MEMBERS_REMOVE) => store::members(context, Some(body(request).await?)).await,
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
         (&Method::POST, path::POWEROFF) => {

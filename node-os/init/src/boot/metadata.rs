@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NODE_FILE: &str = "/run/kimg/node.json";
+pub(crate) const NODE_FILE: &str = "/run/kimg/node.json";
 const TOKEN_FILE: &str = "/run/kimg/join-token";
 const MACHINE_ID_FILE: &str = "/var/lib/kimg/machine-id";
 const SEALED_SECRETS: &str = "/run/kimg/config/secrets.sealed";

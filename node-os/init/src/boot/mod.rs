@@ -7,7 +7,7 @@
 
 pub mod clock;
 mod endpoints;
-mod metadata;
+pub(crate) mod metadata;
 mod power;
 mod secrets;
 mod shutdown;
@@ -143,6 +143,11 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
         return Ok(());
     }
     if let Err(error) = firewall::admit(&cluster, &node) {
+        machine.warn(format!("{error:#}"));
+    }
+    if node.await_masters
+        && let Err(error) = api::masters::admit()
+    {
         machine.warn(format!("{error:#}"));
     }
     secrets::open(machine, &cluster, seal_key).await;

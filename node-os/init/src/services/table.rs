@@ -23,6 +23,8 @@ const CONTAINERD: &str = "/usr/bin/containerd";
 const ETCD: &str = "https://127.0.0.1:2379";
 const ETCD_PEER: &str = "https://127.0.0.1:2380";
 const ETCD_DATA: &str = "/var/lib/kimg/etcd";
+/// Which the masters are, where the operator says it.
+pub const ETCD_MASTERS: &str = "/var/lib/kimg/etcd.masters";
 /// Gone after each boot: says that etcd was started in it.
 const ETCD_BEGUN: &str = "/run/kimg/etcd.begun";
 const WEB_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -86,7 +88,7 @@ fn master(facts: Facts<'_>) -> Vec<Spec> {
     let api: &[&'static str] = &["kube-apiserver"];
     let (store, store_needs): (Vec<Spec>, &[&'static str]) = match facts.cluster.store {
         StoreEngine::Embedded => (Vec::new(), &["master-pki"]),
-        StoreEngine::Etcd => match facts.node.etcd_members.split_first() {
+        StoreEngine::Etcd => match members(facts.node) {
             None => (vec![etcd(facts)], &["master-pki", "etcd"]),
             Some((own, others)) => {
                 (etcd_among_others(facts, own, others).into(), &["master-pki", "etcd", "etcd-member"])
@@ -111,6 +113,12 @@ fn master_pki(cluster: &Cluster) -> Spec {
     // A look in vain costs a process, and three tenths of a life is time enough.
     let again = (u64::from(cluster.certificate_life_s) / 20).clamp(1, 3600);
     Spec { again_s: Some(again), ..task("master-pki", &[]) }
+}
+
+/// This master's own address as a member's, and those of the others that are known when it starts; none where it is alone.
+fn members(node: &Node) -> Option<(&IpAddr, &[IpAddr])> {
+    let told_later = || node.addresses.first().filter(|_| node.await_masters).map(|own| (own, &[][..]));
+    node.etcd_members.split_first().or_else(told_later)
 }
 
 /// It waits for nothing but its certificate: once it has heard which nodes' were taken back, they pull also while the API
@@ -230,6 +238,7 @@ fn etcd_among_others(facts: Facts<'_>, own: &IpAddr, others: &[IpAddr]) -> [Spec
         .chain([peer_url.clone(), format!("--data-dir={ETCD_DATA}"), format!("--begun={ETCD_BEGUN}")])
         .chain(others)
         .chain(perhaps)
+        .chain(node.await_masters.then(|| format!("--masters={ETCD_MASTERS}")))
         .chain(node.join_etcd.then(|| "--join".to_owned()))
         .chain(identity())
         .chain(etcd)
@@ -449,6 +458,7 @@ mod tests {
             provider_id: None,
             await_backup: false,
             etcd_members: vec![],
+            await_masters: false,
             join_etcd: false,
             data_volume: None,
             source: "nocloud".into(),
@@ -509,6 +519,14 @@ mod tests {
         assert!(promote.command.contains(&"--etcd-server=https://127.0.0.1:2379".to_owned()), "{promote:?}");
         assert!(find(&specs, "kube-apiserver").needs.contains(&"etcd-member"), "it needs a member that votes");
         assert!(find(&of_members(&["10.77.0.11", "10.77.0.10"], true), "etcd").command.contains(&"--join".to_owned()));
+        // At a provider, where the others' addresses are told later.
+        let (cluster, node) = facts(Role::Master);
+        let cluster = Cluster { store: StoreEngine::Etcd, ..cluster };
+        let specs = services(Facts { cluster: &cluster, node: &Node { await_masters: true, ..node } });
+        let line = find(&specs, "etcd").command.join(" ");
+        assert!(line.contains(" --peer-url=https://10.77.0.11:2380 ") && !line.contains("--others"), "{line}");
+        assert!(line.contains(" --masters=/var/lib/kimg/etcd.masters --etcd-cafile="), "{line}");
+        assert!(find(&specs, "kube-apiserver").needs.contains(&"etcd-member"));
         // The first of several, before the others are there.
         let first = find(&of_members(&["10.77.0.11"], false), "etcd").command.join(" ");
         assert!(!first.contains("--others") && first.contains("--perhaps=https://10.77.0.10:2380"), "{first}");
