@@ -133,8 +133,20 @@ pub(super) fn up(yes: bool, components: Option<&Path>, settings: &Settings) -> R
 
 /// Whether what `up` would do is possible, and agreed to.
 pub(super) fn agreed_to(settings: &Settings, yes: bool) -> Result<bool> {
+    agreed(settings, yes, false)
+}
+
+/// The same of what makes masters beside those that there are.
+pub(super) fn agreed_to_masters(settings: &Settings, yes: bool) -> Result<bool> {
+    agreed(settings, yes, true)
+}
+
+fn agreed(settings: &Settings, yes: bool, masters: bool) -> Result<bool> {
     let asked = Asked::new(settings)?;
-    let plan = asked.plan(&asked.cloud.inventory()?)?;
+    let mut plan = asked.plan(&asked.cloud.inventory()?)?;
+    if masters {
+        plan.heals();
+    }
     print!("{}", plan.shown());
     plan.check()?;
     if yes {
@@ -239,8 +251,10 @@ fn records(settings: &Settings, servers: &[Server]) -> Vec<String> {
         servers.filter_map(|server| server.public).map(|address| format!("A {address}")).collect::<Vec<_>>()
     };
     let mut lines = Vec::new();
-    if let [first, ..] = &of(Role::Master)[..] {
-        lines.extend(settings.api.names.iter().map(|name| format!("DNS:     {name} {first} (the API)")));
+    let masters = of(Role::Master);
+    if !masters.is_empty() {
+        let all = masters.join(", ");
+        lines.extend(settings.api.names.iter().map(|name| format!("DNS:     {name} {all} (the API)")));
     }
     let workers = of(Role::Worker);
     if !workers.is_empty() {
@@ -272,33 +286,35 @@ impl Images for Uploading<'_> {
     }
 }
 
-/// What a roll needs of a provider: the machines, where the API server is, and the DNS records as they are afterwards.
+/// What a roll needs of a provider: the machines, where the API servers are, and the DNS records as they are afterwards.
 pub(super) fn roll<T>(
     settings: &Settings,
     secrets: &Secrets,
-    work: impl FnOnce(&mut CloudMachines<'_>, IpAddr, &dyn Fn() -> Result<Vec<String>>) -> Result<T>,
+    work: impl FnOnce(&mut CloudMachines<'_>, &[IpAddr], &dyn Fn() -> Result<Vec<String>>) -> Result<T>,
 ) -> Result<T> {
     machines(settings, secrets, |machines| {
         let cloud = machines.cloud;
-        let at = master_at(settings, machines)?;
-        work(machines, at, &|| Ok(records(settings, &cloud.inventory()?.servers)))
+        let at = masters_at(settings, machines)?;
+        work(machines, &at, &|| Ok(records(settings, &cloud.inventory()?.servers)))
     })
 }
 
-/// Where the master's machine is found.
-fn master_at(settings: &Settings, machines: &CloudMachines<'_>) -> Result<IpAddr> {
+/// Where the masters' machines are found.
+fn masters_at(settings: &Settings, machines: &CloudMachines<'_>) -> Result<Vec<IpAddr>> {
     let (provider, cloud) = (machines.provider, machines.cloud);
-    let master = settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
-    let name = &master.entry.name;
     let known = cloud.inventory()?.servers;
-    match known.iter().find(|server| server.node == *name).and_then(|server| server.public) {
-        Some(at) => Ok(at),
-        None => input::bad(format!(
-            "{} has no machine of {name} with a public address; `kimg heal master` brings back a master that is gone, and \
+    let names: Vec<&str> = settings.nodes_of(Role::Master).map(|master| master.entry.name.as_str()).collect();
+    let at = |name: &&str| known.iter().find(|server| server.node == **name).and_then(|server| server.public);
+    let found: Vec<IpAddr> = names.iter().filter_map(at).collect();
+    if found.is_empty() {
+        return input::bad(format!(
+            "{} has no machine of {} with a public address; `kimg heal master` brings back a master that is gone, and \
              `kimg plan` shows what is there",
-            provider.name.as_str()
-        )),
+            provider.name.as_str(),
+            names.join(" or ")
+        ));
     }
+    Ok(found)
 }
 
 /// The machines at the provider.

@@ -1,5 +1,7 @@
 //! `kimg heal`, and `kimg heal master`.
 
+mod at_provider;
+
 use super::image::built_images;
 use super::roll::{self, Place, RollArgs};
 use super::{cloud, dir_flag, next, program};
@@ -142,7 +144,10 @@ fn workers(args: &HealArgs, settings: &Settings) -> Result<ExitCode> {
 
 fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     if settings.has_several_masters() {
-        return member(args, named, settings);
+        return match settings.provider {
+            Some(_) => at_provider::member(args, named, settings),
+            None => member(args, named, settings),
+        };
     }
     let master = settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
     let name = master.entry.name.as_str();

@@ -5,6 +5,8 @@
 //! and from the VMs, so that the same command goes on wherever it was ended.
 //! Fewer: a roll whose last masters leave etcd and are removed; then `cluster.toml` is without them.
 
+mod at_provider;
+
 use super::roll::{self, RollArgs};
 use super::scale::{self, ScaleArgs};
 use super::{dir_flag, image, next, program, vm};
@@ -33,10 +35,7 @@ const POLL: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// Bad input.
-pub(super) fn check(settings: &Settings, count: usize) -> Result<()> {
-    if settings.provider.is_some() && count != 1 {
-        return input::bad("several masters run as VMs on this machine only; a cluster at a provider has one");
-    }
+pub(super) fn check(count: usize) -> Result<()> {
     if ![1, 3, 5].contains(&count) {
         return input::bad(format!(
             "{count} masters cannot be had: etcd goes on while more than half of them are there, so that it is 1, 3 or 5"
@@ -47,6 +46,9 @@ pub(super) fn check(settings: &Settings, count: usize) -> Result<()> {
 
 pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
     let masters = names(settings);
+    if settings.provider.is_some() && args.count >= masters.len() {
+        return at_provider::grow(args, settings);
+    }
     if args.count < masters.len() {
         return shrink(args, settings, &masters[args.count..]);
     }
@@ -161,8 +163,8 @@ fn with_more(settings: &Settings, count: usize) -> Result<(String, Settings)> {
     let network = settings.local.network;
     let free = network.hosts().skip(9).map(IpAddr::V4).filter(|address| !used.contains(address));
     let more = count - masters.len();
-    let new: Vec<(String, IpAddr)> =
-        scale::new_names(&all, Some(last), more, "master-").into_iter().zip(free).collect();
+    let new: Vec<(String, Option<IpAddr>)> =
+        scale::new_names(&all, Some(last), more, "master-").into_iter().zip(free.map(Some)).collect();
     if new.len() < more {
         return input::bad(format!("{network} has no address left for {more} masters; write a wider local.network"));
     }
@@ -282,7 +284,10 @@ fn shrink(args: &ScaleArgs, settings: &Settings, gone: &[String]) -> Result<Exit
     let settings = scale::forget(settings, &journal)?;
     // It may name one that is gone.
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
-    up::write_kubeconfig(&settings, &secrets)?;
+    match settings.provider {
+        Some(_) => at_provider::stay(&settings)?,
+        None => drop(up::write_kubeconfig(&settings, &secrets)?),
+    }
     let left = settings.nodes_of(Role::Master).count();
     let dir = dir_flag(&settings);
     if left != args.count {
@@ -352,12 +357,11 @@ role = \"worker\"
     #[test]
     fn what_cannot_be_is_said_before_anything_is_done() {
         let dir = tempfile::tempdir().expect("dir");
-        let before = settings(dir.path(), TEXT);
         for count in [0, 2, 4, 6] {
-            let error = check(&before, count).expect_err("refused");
+            let error = check(count).expect_err("refused");
             assert!(error.is::<input::BadInput>() && error.to_string().contains("1, 3 or 5"), "{error}");
         }
-        check(&before, 3).expect("fine");
+        check(3).expect("fine");
         let inline = "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }]\n";
         let error = Change::of(&settings(dir.path(), inline), 3).expect_err("by hand");
         assert!(error.is::<input::BadInput>() && error.to_string().contains("by hand"), "{error}");

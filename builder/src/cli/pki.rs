@@ -401,6 +401,12 @@ fn rotate(args: &RotateArgs, settings: &Settings) -> Result<()> {
             }
             next("kimg seed NODE, for each machine that has not joined yet");
         }
+        Rotate::Etcd if settings.provider.is_some() && settings.has_several_masters() => {
+            return input::bad(
+                "cluster.toml: nodes: members of etcd with different authorities do not speak with each other, and at a provider \
+                 kimg cannot give all masters another image at once yet: etcd's authority stays there where there are several",
+            );
+        }
         Rotate::Etcd => {
             successor::replace(&secrets, Authority::Etcd, &settings.name)?;
             let dir = dir_flag(settings);

@@ -10,6 +10,7 @@ use super::image::built_images;
 use super::{dir_flag, next, program};
 use crate::backup::here;
 use crate::cache;
+use crate::client::Https;
 use crate::config::{Provider, Settings};
 use crate::heal::workers;
 use crate::input::{self, BadInput};
@@ -39,6 +40,7 @@ use node_metadata::Role;
 use serde_json::json;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -76,10 +78,15 @@ pub(super) fn at_place<T>(
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
     if let Some(provider) = &settings.provider {
         return super::cloud::roll(settings, &secrets, |machines, at, after| {
-            let https = state::api_client(settings, &secrets, Some(&server_url(&at.to_string(), 6443)))?;
+            let https = api_of(settings, &secrets, at)?;
             cache::private_dir(&settings.run_dir())?;
             let members = Masters::new(settings, &secrets);
-            let place = Place { api: MasterApi::at(https), members, notes: notes(provider), after };
+            let place = Place {
+                api: MasterApi::at(https),
+                members,
+                notes: notes(provider, settings.has_several_masters()),
+                after,
+            };
             work(&secrets, &place, machines)
         });
     }
@@ -97,16 +104,32 @@ pub(super) fn at_place<T>(
     work(&secrets, &place, &mut machines)
 }
 
+/// The API servers of masters that are found there.
+fn api_of(settings: &Settings, secrets: &Secrets, at: &[IpAddr]) -> Result<Https> {
+    let (first, others) = at.split_first().context("the cluster has no master")?;
+    let https = state::api_client(settings, secrets, Some(&server_url(&first.to_string(), 6443)))?;
+    let target = |at: &IpAddr| SocketAddr::new(*at, 6443).to_string();
+    Ok(others.iter().fold(https, |https, at| https.or(target(at), at.to_string())))
+}
+
 /// What is to be known of a new machine at a provider before anybody agrees to it.
-fn notes(provider: &Provider) -> Vec<String> {
+fn notes(provider: &Provider, several: bool) -> Vec<String> {
     let at = provider.name.as_str();
+    let of_master = match several {
+        true => {
+            "a master's machine stays, with its addresses, and gets a new disk: its member leaves etcd, and joins the others' \
+                 as a new one, before the next master is touched"
+        }
+        false => {
+            "a master's machine stays, with its addresses, and gets a new disk: its store is closed, copied into run/ on \
+                  this machine, and given back; what the cluster's own registry held goes"
+        }
+    };
     vec![
         "a worker's machine is removed, and another of its name and type made: no month costs more, and the public and \
          private addresses are new ones"
             .into(),
-        "a master's machine stays, with its addresses, and gets a new disk: its store is closed, copied into run/ on this \
-         machine, and given back; what the cluster's own registry held goes"
-            .into(),
+        of_master.into(),
         "status.loadBalancer of Services has the new addresses by itself; DNS records are yours to set, and told in the \
          end: where clients follow those, replace one node (`kimg roll NODE`), set its record, and go on with the next"
             .into(),

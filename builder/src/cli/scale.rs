@@ -73,7 +73,7 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
         "workers" => {
             return input::bad("a cluster without workers runs nothing; `kimg down` ends all machines, and keeps data");
         }
-        _ if of_masters => masters::check(settings, args.count)?,
+        _ if of_masters => masters::check(args.count)?,
         other => {
             let way = "say `kimg scale workers N` or `kimg scale masters N`";
             return input::bad(format!("`{other}` cannot be scaled; {way}"));
@@ -148,7 +148,7 @@ pub(super) fn forget(settings: &Settings, journal: &Journal) -> Result<Settings>
         journal.nodes.iter().any(|entry| entry.node == *name && entry.step == Step::Done && entry.leaves())
     };
     let left = settings.nodes_of(Role::Master).filter(|node| !is_gone(&node.entry.name)).count();
-    let may_go = |role| role == Role::Worker || masters::check(settings, left).is_ok();
+    let may_go = |role| role == Role::Worker || masters::check(left).is_ok();
     let gone = settings.nodes.iter().filter(|node| is_gone(&node.entry.name) && may_go(node.entry.role));
     let gone: Vec<String> = gone.map(|node| node.entry.name.clone()).collect();
     if gone.is_empty() {

@@ -4,12 +4,13 @@ use super::machines::{NodeApi, Nodes};
 use crate::client::kube::{self, NodeState};
 use crate::client::{Https, block_on};
 use crate::config::Settings;
-use crate::input;
+use crate::input::{self, BadInput};
 use crate::local::state;
 use crate::pki::Secrets;
 use crate::pki::kubeconfig::{server_in, server_url};
 use crate::seed::token::{BootstrapToken, LIFE};
 use anyhow::{Context, Result, bail};
+use node_api::Masters;
 use node_metadata::Role;
 use std::net::IpAddr;
 
@@ -26,6 +27,18 @@ pub trait Cluster {
     /// # Errors
     /// It does not answer.
     fn begin(&self, at: IpAddr) -> Result<()>;
+
+    /// Which masters one of several was told of; none where it was not yet.
+    ///
+    /// # Errors
+    /// It does not answer, or is none of several.
+    fn told(&self, node: &str, at: IpAddr) -> Result<Masters>;
+
+    /// Tells one of several masters which they are. Twice is as good as once.
+    ///
+    /// # Errors
+    /// As [`Cluster::told`].
+    fn tell(&self, node: &str, at: IpAddr, masters: &Masters) -> Result<()>;
 
     /// Its nodes.
     ///
@@ -66,6 +79,17 @@ impl Cluster for Api<'_> {
             true => Ok(()),
             false => bail!("its store is closed, as a roll that was interrupted left it; `kimg roll` goes on"),
         }
+    }
+
+    fn told(&self, node: &str, at: IpAddr) -> Result<Masters> {
+        let told = NodeApi(self.settings).told(node, at)?;
+        told.ok_or_else(|| {
+            BadInput(format!("the image of {node} knows of no other masters; `kimg roll` puts one under it")).into()
+        })
+    }
+
+    fn tell(&self, node: &str, at: IpAddr, masters: &Masters) -> Result<()> {
+        NodeApi(self.settings).tell(node, at, masters)
     }
 
     fn nodes(&self, at: IpAddr) -> Result<Vec<NodeState>> {

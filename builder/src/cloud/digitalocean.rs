@@ -138,12 +138,18 @@ fn tags(one: &Value) -> impl Iterator<Item = &str> {
     one["tags"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// How the tag of an image begins. A master's is its own, as a tag is taken from a droplet by removing it everywhere.
+/// How the tag of an image begins.
 fn image_tag(role: Role) -> &'static str {
     match role {
         Role::Master => "master-image:",
         Role::Worker => "image:",
     }
+}
+
+/// The tag of a node's image. A master's is its own, as a tag is taken from a droplet by removing it everywhere.
+fn tag_of_image(role: Role, node: &str, image: &str) -> String {
+    let whose = if role == Role::Master { format!("{node}:") } else { String::new() };
+    format!("{}{whose}{image}", image_tag(role))
 }
 
 /// The name of what has no number.
@@ -273,7 +279,7 @@ impl Cloud for DigitalOcean {
         }
         let mut more = vec![String::new(), order.role.to_string(), format!("node:{}", order.node)];
         if order.image != NO_IMAGE {
-            more.push(format!("{}{}", image_tag(order.role), order.image));
+            more.push(tag_of_image(order.role, order.node, order.image));
         }
         if order.on_volume {
             more.push(format!("data:{ON_VOLUME}"));
@@ -324,7 +330,7 @@ impl Cloud for DigitalOcean {
 
     fn mark(&self, server: &Server, image: &str) -> Result<()> {
         let prefix = self.tag(image_tag(Role::Master));
-        let wanted = format!("{prefix}{image}");
+        let wanted = self.tag(&tag_of_image(Role::Master, &server.node, image));
         let all = self.list("/v2/droplets", "droplets")?;
         let one = all.iter().find(|one| one["id"].as_u64().is_some_and(|id| server.id.parse() == Ok(id)));
         let one = one.with_context(|| format!("the machine of {} is gone", server.node))?;
@@ -423,10 +429,12 @@ impl DigitalOcean {
             let prefix = self.tag(what);
             tags(one).find_map(|tag| tag.strip_prefix(&prefix)).unwrap_or_default().to_string()
         };
+        let image = ROLES.map(|role| tagged(image_tag(role))).concat();
         Ok(Server {
             id: numbered(one, "a droplet")?.to_string(),
             node: tagged("node:"),
-            image: image_of(&ROLES.map(|role| tagged(image_tag(role))).concat()),
+            // Behind the name of its node, where it is a master's that was made by this kimg.
+            image: image_of(image.rsplit(':').next().unwrap_or_default()),
             size: text(one, "size_slug").into(),
             region: text(&one["region"], "slug").into(),
             state: match text(one, "status") {

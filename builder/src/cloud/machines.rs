@@ -21,7 +21,7 @@ use crate::pki::Secrets;
 use crate::seed::Begin;
 use crate::web::Client;
 use anyhow::{Context, Result, bail};
-use node_api::{Done, NodeStatus, path};
+use node_api::{Done, Masters, NodeStatus, RemoveMember, StoreMember, path};
 use node_metadata::Role;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -70,6 +70,30 @@ pub trait Nodes {
     /// # Errors
     /// It does not answer, or the copy is damaged.
     fn begin(&self, node: &str, at: IpAddr, copy: &[u8]) -> Result<bool>;
+
+    /// Which masters one of several was told of; none where its image knows of no others.
+    ///
+    /// # Errors
+    /// It does not answer.
+    fn told(&self, node: &str, at: IpAddr) -> Result<Option<Masters>>;
+
+    /// Tells one of several masters which they are. Twice is as good as once.
+    ///
+    /// # Errors
+    /// It does not answer, or is none of several.
+    fn tell(&self, node: &str, at: IpAddr, masters: &Masters) -> Result<()>;
+
+    /// The members of the store that several masters share, as this one sees them.
+    ///
+    /// # Errors
+    /// It does not answer.
+    fn members(&self, node: &str, at: IpAddr) -> Result<Vec<StoreMember>>;
+
+    /// Has this master take a member out of the store.
+    ///
+    /// # Errors
+    /// It does not answer, or the rest would be no healthy majority.
+    fn remove_member(&self, node: &str, at: IpAddr, name: &str) -> Result<()>;
 }
 
 /// Nodes that are asked by their own API.
@@ -80,6 +104,12 @@ impl NodeApi<'_> {
     /// A request that takes its time: an API server is started anew.
     fn done(&self, node: &str, at: IpAddr, path: &str, body: Vec<u8>) -> Result<()> {
         block_on(self.client(node, at)?.post_bytes::<Done>(path, body)).map(drop)
+    }
+
+    /// Asks what is answered at once.
+    fn soon<T>(&self, node: &str, at: IpAddr, ask: impl AsyncFnOnce(&NodeClient) -> Result<T>) -> Result<T> {
+        let client = self.client(node, at)?;
+        block_on(async { tokio::time::timeout(ASK, ask(&client)).await.context("it does not answer")? })
     }
 
     fn client(&self, node: &str, at: IpAddr) -> Result<NodeClient> {
@@ -128,6 +158,31 @@ impl Nodes for NodeApi<'_> {
             done => done.map(|()| true),
         }
     }
+
+    fn told(&self, node: &str, at: IpAddr) -> Result<Option<Masters>> {
+        match self.soon(node, at, async |client| client.get(path::STORE_MASTERS).await) {
+            Err(error) if error.downcast_ref().is_some_and(Refused::is_conflict) => Ok(None),
+            // Of a kimg that knew nothing of it.
+            Err(error) if error.is::<BadInput>() => Ok(None),
+            told => told.map(Some),
+        }
+    }
+
+    fn tell(&self, node: &str, at: IpAddr, masters: &Masters) -> Result<()> {
+        let body = serde_json::to_value(masters).context("writing a request")?;
+        self.soon(node, at, async |client| client.post::<Done>(path::STORE_MASTERS, Some(&body)).await).map(drop)
+    }
+
+    fn members(&self, node: &str, at: IpAddr) -> Result<Vec<StoreMember>> {
+        self.soon(node, at, async |client| client.get(path::STORE_MEMBERS).await)
+    }
+
+    fn remove_member(&self, node: &str, at: IpAddr, name: &str) -> Result<()> {
+        let body = serde_json::to_value(RemoveMember { name: name.into() }).context("writing a request")?;
+        let left =
+            async |client: &NodeClient| client.post::<Vec<StoreMember>>(path::STORE_MEMBERS_REMOVE, Some(&body)).await;
+        self.soon(node, at, left).map(drop)
+    }
 }
 
 /// The machines of a cluster at a provider.
@@ -162,7 +217,8 @@ impl CloudMachines<'_> {
         // Each machine goes before the next one comes, so none takes more room in the account.
         let offer = &Offer { room: None, ..self.offer.clone() };
         let (rules, built) = (plan::rules(self.cloud), BTreeMap::new());
-        let plan = plan::plan(&Situation { settings, provider, offer, inventory, rules, built });
+        let mut plan = plan::plan(&Situation { settings, provider, offer, inventory, rules, built });
+        plan.heals();
         plan.check()?;
         let of_ground =
             |step: &Step| matches!(step, Step::MakeNetwork { .. } | Step::MakeFirewall { .. } | Step::SetRules { .. });
@@ -197,15 +253,15 @@ impl CloudMachines<'_> {
         self.settings.nodes_of(Role::Master).any(|master| master.entry.name == node)
     }
 
-    /// The machine of a master that is gone; it waits for its store.
-    pub(super) fn make_master(&self, known: &Inventory, node: &str, image: &str) -> Result<()> {
+    /// The machine of a master that is gone, or new; it waits for its store. `mark` is noted as its image.
+    pub(super) fn make_master(&self, known: &Inventory, node: &str, image: &str, mark: &str) -> Result<()> {
         let network = known.networks.first().context("the private network is gone; `kimg up` makes it")?;
         let firewall = known.firewalls.iter().find(|firewall| firewall.role == Role::Master);
         let firewall = firewall.context("the firewall of the masters is gone; `kimg up` makes it")?;
         let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
-        let image = Image { sum: NO_IMAGE.into(), ..self.image(image)? };
-        maker.make(settings.node(node)?, &image, (network, firewall), None, Begin::AwaitBackup)
+        let image = Image { sum: mark.into(), ..self.image(image)? };
+        maker.make(settings.node(node)?, &image, (network, firewall), &[], Begin::AwaitBackup)
     }
 
     fn check_order(&self, known: &Inventory, order: &Order<'_>) -> Result<()> {
@@ -338,6 +394,9 @@ impl Machines for CloudMachines<'_> {
 
     /// An interrupted attempt may have left a machine, whose token is no more.
     fn rebuild(&mut self, order: &Order<'_>) -> Result<Ended> {
+        if self.is_master(order.node) && order.data == Data::JoinsEtcd {
+            return self.rejoin(order);
+        }
         if self.is_master(order.node) && order.data == Data::Stays {
             return self.carry(order);
         }
@@ -354,16 +413,19 @@ impl Machines for CloudMachines<'_> {
         let network = known.networks.first().context("the private network is gone; `kimg up` makes it")?;
         let firewall = known.firewalls.iter().find(|firewall| firewall.role == node.entry.role);
         let firewall = firewall.context("the firewall of the workers is gone; `kimg up` makes it")?;
-        let master = self.settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
-        let inside = of(&known, &master.entry.name).find_map(|server| server.private);
-        let inside = inside.context("the master has no address in the private network")?;
+        let masters = self.settings.nodes_of(Role::Master).map(|master| master.entry.name.as_str());
+        let masters: Vec<IpAddr> =
+            masters.filter_map(|name| of(&known, name).find_map(|server| server.private)).collect();
+        if masters.is_empty() {
+            bail!("no master has an address in the private network");
+        }
         let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
         if let Some(gb) = node.data_gb.filter(|_| known.volume(order.node).is_none()) {
             // The machine before knew of none, or it is gone.
             cloud.make_volume(order.node, gb)?;
         }
-        maker.make(node, &self.image(order.image)?, (network, firewall), Some(inside), Begin::Join(order.token))?;
+        maker.make(node, &self.image(order.image)?, (network, firewall), &masters, Begin::Join(order.token))?;
         if node.data_gb.is_some() {
             volumes::attach(cloud, self.client, order.node)?;
         }

@@ -7,6 +7,8 @@
 //! here is the last one of a closed store, and has not been begun with unless it says so. What has been begun with may
 //! have acknowledged more since, so that it is closed and copied again before its disk goes.
 
+mod rejoin;
+
 use super::machines::{CloudMachines, of};
 use super::{Busy, Order as Ordered, Server, State};
 use crate::client::node;
@@ -17,6 +19,7 @@ use crate::seed::{Begin, Place, user_data};
 use crate::upload::may_be_done;
 use crate::web::{Interrupted, Refused};
 use anyhow::{Context, Result, bail};
+use node_api::Masters;
 use node_metadata::Role;
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -166,7 +169,7 @@ impl CloudMachines<'_> {
                 self.cloud.mark(server, NO_IMAGE)?;
                 self.rebuild_in_place(server, image)?;
             }
-            None => self.make_master(&known, node, image)?,
+            None => self.make_master(&known, node, image, NO_IMAGE)?,
         }
         let server = self.client.poll(&format!("the machine of {node}"), EVERY, BEGUN, || {
             let found = self.cloud.inventory()?;
@@ -246,7 +249,7 @@ impl CloudMachines<'_> {
         let network = known.networks.first().context("the private network is gone; `kimg up` makes it")?;
         let firewall = known.firewalls.iter().find(|firewall| firewall.role == Role::Master);
         let firewall = firewall.context("the firewall of the masters is gone; `kimg up` makes it")?;
-        let place = Place::Network { range: self.provider.network, master: None };
+        let place = Place::Network { range: self.provider.network, masters: &[] };
         let user_data = user_data(self.settings, settings, place, Begin::AwaitBackup, self.secrets)?;
         let order = Ordered {
             node: &server.node,
@@ -288,6 +291,7 @@ impl CloudMachines<'_> {
             }
             let at: IpAddr = server.public.context("it has no address yet")?;
             self.nodes.boot(node, at).context("it does not answer yet")?;
+            self.let_begin(server, at)?;
             match kept {
                 Some(_) => last.begins(image)?,
                 None => last.keep_begun(copy, image)?,
@@ -305,6 +309,18 @@ impl CloudMachines<'_> {
             if began? || or_closed { Ok(()) } else { bail!("its store is closed: it is not the new one yet") }
         });
         began.with_context(|| format!("{node} was rebuilt from image {image}, and has not taken its store"))
+    }
+
+    /// One whose image knows several masters begins nothing before it is told, and this one is the first: others that there
+    /// shall be join it.
+    fn let_begin(&self, server: &Server, at: IpAddr) -> Result<()> {
+        match self.nodes.told(&server.node, at)? {
+            Some(told) if told.masters.is_empty() => {
+                let own = server.private.context("it has no address in the private network yet")?;
+                self.nodes.tell(&server.node, at, &Masters { masters: vec![own], join: false })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Asks until it is done; what is wrong with the request itself is not asked again.

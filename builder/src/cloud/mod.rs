@@ -319,17 +319,17 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// Orders the machine of a node; a worker is told where its master is in the network, and joins by the token.
+    /// Orders the machine of a node; a worker is told where its masters are in the network, and joins by the token.
     fn make(
         &self,
         node: &NodeSettings,
         image: &images::Image,
         (network, firewall): (&Network, &Firewall),
-        master: Option<IpAddr>,
+        masters: &[IpAddr],
         begin: seed::Begin<'_>,
     ) -> Result<()> {
         let (name, role) = (node.entry.name.as_str(), node.entry.role);
-        let place = Place::Network { range: self.provider.network, master };
+        let place = Place::Network { range: self.provider.network, masters };
         let user_data = seed::user_data(self.settings, node, place, begin, self.secrets)?;
         let size = self.provider.types.get(name).with_context(|| format!("nothing says which type {name} is"))?;
         let (image_id, image, on_volume) = (image.id.as_str(), image.sum.as_str(), node.data_gb.is_some());
@@ -483,6 +483,16 @@ pub fn address_of(
         Some(address) => Ok(address),
         None => bail!("{} has no machine of {node} with a public address; see `kimg plan`", provider.name.as_str()),
     }
+}
+
+/// The machines of a cluster's masters, as their provider says.
+///
+/// # Errors
+/// The provider cannot be asked.
+pub fn masters(settings: &Settings, provider: &Provider, client: &Client, env: Environment<'_>) -> Result<Vec<Server>> {
+    let servers = open(settings, provider, client, env)?.inventory()?.servers;
+    let is_master = |server: &Server| settings.nodes_of(Role::Master).any(|node| node.entry.name == server.node);
+    Ok(servers.into_iter().filter(is_master).collect())
 }
 
 /// Stands for the fingerprint of a cluster that has no secrets yet: nothing bears it, so nothing is such a cluster's.

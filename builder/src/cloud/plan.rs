@@ -95,6 +95,9 @@ pub struct Plan {
     /// Whether data volumes are among them.
     #[serde(skip)]
     pub volumes: bool,
+    /// Of the refusals those that `kimg heal` does away with.
+    #[serde(skip)]
+    pub lost: Vec<String>,
 }
 
 /// What the plan is made from.
@@ -135,6 +138,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         unpriced: Vec::new(),
         budget: provider.budget.map(|whole| Cents(u64::from(whole) * 100)),
         volumes: !inventory.volumes.is_empty() || settings.nodes.iter().any(|node| node.data_gb.is_some()),
+        lost: Vec::new(),
     };
     plan.network(situation);
     for role in ROLES.into_iter().filter(|role| settings.nodes_of(*role).next().is_some()) {
@@ -188,11 +192,24 @@ impl Plan {
     }
 
     fn node(&mut self, situation: &Situation<'_>, node: &str, role: Role) {
-        let Situation { provider, offer, inventory, built, .. } = situation;
+        let Situation { settings, provider, offer, inventory, built, .. } = situation;
+        let several = role == Role::Master && settings.has_several_masters();
         let size = provider.types.get(node).cloned().unwrap_or_default();
         let machines: Vec<&Server> = inventory.servers.iter().filter(|server| server.node == node).collect();
         match machines[..] {
-            [] if role == Role::Master && !inventory.servers.is_empty() => self.refusals.push(format!(
+            // They begin before any worker is made.
+            [] if several && inventory.servers.iter().any(|server| !is_master(settings, &server.node)) => {
+                let why = format!(
+                    "the machine of {node} is gone, and the other masters have the store: `kimg heal {node}` makes another, \
+                     which joins them"
+                );
+                self.lost.push(why.clone());
+                self.refusals.push(why);
+                // What that costs.
+                let monthly = offer.price(&size);
+                self.steps.push(Step::MakeServer { node: node.into(), r#type: size, monthly });
+            }
+            [] if role == Role::Master && !several && !inventory.servers.is_empty() => self.refusals.push(format!(
                 "the machine of {node} is gone, and the store went with it, while others are there; a new one would begin \
                  with nothing: `kimg backup ls` shows the copies that workers keep, and `kimg destroy` begins anew"
             )),
@@ -210,7 +227,12 @@ impl Plan {
                     let (there, wanted) = (&server.region, &provider.region);
                     self.drift.push(format!("{node} is in {there}, and cluster.toml says {wanted}; it stays there"));
                 }
-                if server.image == NO_IMAGE {
+                if server.image == NO_IMAGE && several {
+                    self.drift.push(format!(
+                        "{node} is being made anew, or waits until it is told of the other masters: `kimg roll` goes on with a \
+                         roll that was interrupted, and `kimg heal {node}` has it join them"
+                    ));
+                } else if server.image == NO_IMAGE {
                     self.drift.push(format!(
                         "{node} is being made anew, or waits for its store: `kimg roll` goes on with a roll that was \
                          interrupted, and `kimg heal master` gives a master the newest copy"
@@ -364,9 +386,8 @@ impl Plan {
 
     /// The machines that are to be made get what is built here, and must work together with the nodes that are there.
     pub fn refuse_skew(&mut self, settings: &Settings, nodes: &[NodeState]) {
-        let is_master = |name: &str| settings.nodes_of(Role::Master).any(|node| node.entry.name == name);
         let stand = |name: &str, level: Option<Level>| {
-            Some(Stand { node: name.to_owned(), master: is_master(name), level: level? })
+            Some(Stand { node: name.to_owned(), master: is_master(settings, name), level: level? })
         };
         // What is no node of cluster.toml may say what it likes.
         let ours = |node: &&NodeState| settings.nodes.iter().any(|known| known.entry.name == node.name);
@@ -377,6 +398,11 @@ impl Plan {
             _ => None,
         });
         self.refusals.extend(skew::check(&now, &made.collect::<Vec<_>>()).err());
+    }
+
+    /// A master that is gone is in the way of `up`, and not of what makes it anew.
+    pub fn heals(&mut self) {
+        self.refusals.retain(|why| !self.lost.contains(why));
     }
 
     /// Whether it can be done.
@@ -445,6 +471,10 @@ impl Step {
         };
         vec![what, size.to_string(), monthly]
     }
+}
+
+fn is_master(settings: &Settings, name: &str) -> bool {
+    settings.nodes_of(Role::Master).any(|node| node.entry.name == name)
 }
 
 fn unknown(offer: &Offer, provider: &Provider, node: &str, size: &str) -> String {

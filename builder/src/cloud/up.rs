@@ -5,6 +5,8 @@
 //! made, so that no machine has a token that nobody knows or that has run out. Nobody can give a machine another one later:
 //! where one has not joined by then, it is said, and the machine is removed by whom it belongs to.
 
+mod masters;
+
 use super::cluster::Cluster;
 use super::images::{Image, Images};
 use super::plan::{self, Situation};
@@ -79,10 +81,10 @@ struct Ground {
     made: Vec<String>,
 }
 
-/// Where a worker finds its master.
-struct Master {
+/// Where a worker finds its masters.
+struct Master<'a> {
     outside: IpAddr,
-    inside: IpAddr,
+    inside: &'a [IpAddr],
     /// The worker takes the place of one of its name.
     replace: bool,
 }
@@ -116,14 +118,11 @@ impl Up<'_> {
         let known = self.cloud.inventory()?;
         self.check(&known)?;
         let mut ground = self.ground(known)?;
-        let master = self.settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
-        if ground.server(&master.entry.name).is_none() {
-            self.make(&mut ground, master, None)?;
-        }
-        let (outside, inside) = self.addresses_of(&master.entry.name)?;
+        let (outside, inside) = match self.settings.has_several_masters() {
+            true => self.several(&mut ground)?,
+            false => self.single(&mut ground)?,
+        };
         let kubeconfig = write_kubeconfig(self.settings, self.secrets, outside)?;
-        self.progress.line(&format!("{} is at {outside}; waiting for its API server", master.entry.name));
-        self.store(&ground, &master.entry.name, outside)?;
         self.persist(&format!("the API server at {outside}"), READY, || self.cluster.ready(outside))?;
         let before = self.persist("the nodes", AWAY, || self.cluster.nodes(outside))?;
         self.none_is_late(&ground, &before)?;
@@ -136,7 +135,7 @@ impl Up<'_> {
             }
             if ground.server(name).is_none() {
                 let replace = before.iter().any(|known| known.name == *name);
-                self.make(&mut ground, worker, Some(Master { outside, inside, replace }))?;
+                self.make(&mut ground, worker, Some(Master { outside, inside: &inside, replace }))?;
             }
             if worker.data_gb.is_some() && !ground.has_its_volume(name) {
                 self.progress.line(&format!("attaching the data volume of {name}"));
@@ -195,6 +194,20 @@ impl Up<'_> {
         Ok(Ground { network, firewalls, servers, volumes, images: BTreeMap::new(), made: Vec::new() })
     }
 
+    /// The only master, with its store: where it is found from outside, and by the workers.
+    fn single(&self, ground: &mut Ground) -> Result<(IpAddr, Vec<IpAddr>)> {
+        let master = self.settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
+        let name = &master.entry.name;
+        if ground.server(name).is_none() {
+            self.make(ground, master, None)?;
+        }
+        let (outside, inside) = self.addresses_of(name)?;
+        write_kubeconfig(self.settings, self.secrets, outside)?;
+        self.progress.line(&format!("{name} is at {outside}; waiting for its API server"));
+        self.store(ground, name, outside)?;
+        Ok((outside, vec![inside]))
+    }
+
     /// Every master waits until it is told what to begin with, so that one whose disk is new serves no empty store to
     /// workers that would end their pods. Where no machine but the master's is there, there is nothing to end.
     fn store(&self, ground: &Ground, master: &str, at: IpAddr) -> Result<()> {
@@ -244,7 +257,7 @@ impl Up<'_> {
     }
 
     /// Makes the machine of a node; `master` is there for a worker.
-    fn make(&self, ground: &mut Ground, node: &NodeSettings, master: Option<Master>) -> Result<()> {
+    fn make(&self, ground: &mut Ground, node: &NodeSettings, master: Option<Master<'_>>) -> Result<()> {
         let (name, role) = (node.entry.name.as_str(), node.entry.role);
         let mut image = self.image(ground, role)?;
         if role == Role::Master && self.restore.is_some() {
@@ -262,7 +275,7 @@ impl Up<'_> {
         let Up { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
         let begin = if master.is_none() { Begin::AwaitBackup } else { Begin::Join(token.as_ref()) };
-        maker.make(node, &image, (&ground.network, firewall), master.as_ref().map(|master| master.inside), begin)?;
+        maker.make(node, &image, (&ground.network, firewall), master.map_or(&[][..], |master| master.inside), begin)?;
         ground.made.push(name.to_string());
         Ok(())
     }

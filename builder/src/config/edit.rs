@@ -53,9 +53,10 @@ pub fn without(text: &str, names: &[String]) -> String {
 }
 
 /// The text with these masters behind the one called `after`, and like it.
-pub fn with_masters(text: &str, masters: &[(String, IpAddr)], after: &str) -> String {
-    let own = |(name, address): &(String, IpAddr)| {
-        [format!("name = \"{name}\""), "role = \"master\"".into(), format!("addresses = [\"{address}\"]")].into()
+pub fn with_masters(text: &str, masters: &[(String, Option<IpAddr>)], after: &str) -> String {
+    let own = |(name, address): &(String, Option<IpAddr>)| {
+        let address = address.map(|address| format!("addresses = [\"{address}\"]"));
+        [format!("name = \"{name}\""), "role = \"master\"".into()].into_iter().chain(address).collect()
     };
     added(text, masters.iter().map(own), after, true)
 }
@@ -206,7 +207,7 @@ node-ports = [30080] # web
         let address = "10.77.0.10".parse().expect("address");
         let text = with_address(TEXT, "m", address);
         assert!(text.contains("name = \"m\"\naddresses = [\"10.77.0.10\"]\nrole = \"master\"\n"), "{text}");
-        let text = with_masters(TEXT, &[("n".into(), address)], "m");
+        let text = with_masters(TEXT, &[("n".into(), Some(address))], "m");
         assert!(
             text.contains("\n[[nodes]]\nname = \"n\"\nrole = \"master\"\naddresses = [\"10.77.0.10\"]\n"),
             "{text}"

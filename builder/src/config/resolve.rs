@@ -207,9 +207,11 @@ fn dns_address(f: &Fragment, services: IpNet) -> Result<IpAddr, Fault> {
 fn check_masters(f: &Fragment, nodes: &[NodeSettings], store: StoreEngine) -> Result<(), Fault> {
     let masters: Vec<_> = f.nodes.iter().zip(nodes).filter(|(_, node)| node.entry.role == Role::Master).collect();
     let [_, (second, _), ..] = masters.as_slice() else { return Ok(()) };
-    if f.provider.is_some() {
-        let message =
-            "this would be another master, and several run as VMs on this machine only; keep one at a provider";
+    let at = f.provider.as_ref().map(|provider| provider.name.get_ref().as_str());
+    if let Some(at) = at.filter(|at| ["aws", "gcp"].contains(at)) {
+        let message = format!(
+            "this would be another master, and at {at} kimg keeps the address of one only; keep one, or choose another provider"
+        );
         return Err(fault(second, "nodes", message));
     }
     if store == StoreEngine::Embedded {
@@ -230,7 +232,8 @@ fn check_masters(f: &Fragment, nodes: &[NodeSettings], store: StoreEngine) -> Re
                        remove [registry]";
         return Err(fault(second, "nodes", message));
     }
-    if let Some((at, node)) = masters.iter().find(|(_, node)| node.unaddressed) {
+    // A provider gives them.
+    if let Some((at, node)) = masters.iter().find(|(_, node)| node.unaddressed && f.provider.is_none()) {
         let message = format!(
             "masters that share etcd know each other by their addresses; write this one's own, e.g. addresses = [\"{}\"]",
             node.local_address

@@ -442,10 +442,18 @@ impl Settings {
         self.nodes_of(Role::Master).nth(1).is_some()
     }
 
-    /// Each master's name in the etcd that several share; nothing where there is one master.
+    /// Each master's name in the etcd that several share; nothing where there is one master. At a provider, whose machines'
+    /// addresses come and go, it is the node's ([`crate::node::members::Masters`]).
     pub fn members(&self) -> BTreeMap<String, String> {
         let masters = self.nodes_of(Role::Master).filter(|_| self.has_several_masters());
-        let member = |node: &NodeSettings| Some((node.entry.name.clone(), node.entry.addresses.first()?.to_string()));
+        let member = |node: &NodeSettings| {
+            let name = node.entry.name.clone();
+            let member = match &self.provider {
+                Some(_) => name.clone(),
+                None => node.entry.addresses.first()?.to_string(),
+            };
+            Some((name, member))
+        };
         masters.filter_map(member).collect()
     }
 

@@ -223,6 +223,9 @@ fn masters_are_one_three_or_five_with_etcd_and_their_addresses() {
     }
     etcd(1, false, "").expect("one needs no address");
     let provider = "[provider]\nname = \"hetzner\"\nregion = \"nbg1\"\ntype = \"cx23\"\n";
+    let there = etcd(3, false, provider).expect("a provider gives them");
+    assert_eq!(there.members()["m2"], "m2");
+    let aws = provider.replace("hetzner", "aws").replace("nbg1", "eu-west-1a").replace("cx23", "t3.small");
     for (count, addressed, more, expected) in [
         (2, true, "", ":7:1: nodes: with this one there are 2 masters"),
         (4, true, "", ":15:1: nodes: with this one there are 4 masters; etcd goes on"),
@@ -234,7 +237,8 @@ fn masters_are_one_three_or_five_with_etcd_and_their_addresses() {
             ":3:1: nodes: masters that share etcd know each other by their addresses; write this one's own, e.g. addresses = [\"10.77.0.10\"]",
         ),
         (3, true, "[registry]\n", ":7:1: nodes: this would be another master, and the cluster's own registry"),
-        (3, true, provider, ":7:1: nodes: this would be another master, and several run as VMs on this machine only"),
+        (3, true, provider, ":6:14: nodes.addresses: the provider of [provider] gives its machines their addresses"),
+        (3, false, &aws, ":6:1: nodes: this would be another master, and at aws kimg keeps the address of one only"),
     ] {
         let error = etcd(count, addressed, more).expect_err("refused").to_string();
         assert!(error.contains(expected), "{count}: {error}");

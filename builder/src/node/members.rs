@@ -3,33 +3,84 @@
 use super::Target;
 use crate::client::node::NodeClient;
 use crate::client::{Https, block_on, kube};
+use crate::cloud::{self, Server};
 use crate::config::Settings;
 use crate::input::BadInput;
 use crate::local::state::{self, State};
+use crate::oci::registry::credentials::environment;
 use crate::pki::Secrets;
 use crate::pki::kubeconfig::server_url;
 use crate::roll::members::{self, Members};
+use crate::web::Client;
 use anyhow::{Context, Result, bail};
 use node_api::{
     Done, Migrate, NodeStatus, Release, RemoveMember, Service, StoreEngine, StoreFormat, StoreMember, path,
 };
 use node_metadata::Role;
-use std::time::Duration;
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 /// How long a master may take to answer.
 const ASK: Duration = Duration::from_secs(10);
 
-/// The masters of a cluster.
-#[derive(Debug, Clone, Copy)]
+/// How long it is believed where machines are at a provider, which takes several questions.
+const KNOWN: Duration = Duration::from_secs(20);
+
+/// The masters of a cluster. At a provider a member is called by its node here, as a machine that is made anew may have
+/// another address.
+#[derive(Debug, Clone)]
 pub struct Masters<'a> {
     settings: &'a Settings,
     secrets: &'a Secrets,
+    /// Their machines at a provider, and when it was asked.
+    found: RefCell<Option<(Instant, Vec<Server>)>>,
 }
 
 impl<'a> Masters<'a> {
     /// Of this cluster.
     pub fn new(settings: &'a Settings, secrets: &'a Secrets) -> Masters<'a> {
-        Masters { settings, secrets }
+        Masters { settings, secrets, found: RefCell::default() }
+    }
+
+    /// The masters' machines at the provider; nothing elsewhere.
+    fn machines(&self) -> Result<Vec<Server>> {
+        let Some(provider) = &self.settings.provider else { return Ok(Vec::new()) };
+        if let Some((at, known)) = &*self.found.borrow()
+            && at.elapsed() < KNOWN
+        {
+            return Ok(known.clone());
+        }
+        let found = cloud::masters(self.settings, provider, &Client::new(None)?, &environment)?;
+        self.found.replace(Some((Instant::now(), found.clone())));
+        Ok(found)
+    }
+
+    /// Where a master at a provider is found from outside.
+    ///
+    /// # Errors
+    /// The provider cannot be asked, or has no such machine.
+    pub fn address(&self, node: &str) -> Result<IpAddr> {
+        let found = self.machines()?.into_iter().find(|server| server.node == node);
+        found
+            .and_then(|server| server.public)
+            .with_context(|| format!("the provider has no machine of {node} with a public address; see `kimg plan`"))
+    }
+
+    /// The members as they call themselves.
+    fn listed(&self) -> Result<Vec<StoreMember>> {
+        self.first(None, |client| ask(client, async |client| client.get(path::STORE_MEMBERS).await))
+    }
+
+    /// The same by their nodes, where those have machines.
+    fn named(&self, mut list: Vec<StoreMember>) -> Result<Vec<StoreMember>> {
+        for server in self.machines()? {
+            let Some(own) = server.private.map(|address| address.to_string()) else { continue };
+            for member in list.iter_mut().filter(|member| members::is(member, &own)) {
+                member.name.clone_from(&server.node);
+            }
+        }
+        Ok(list)
     }
 
     /// Whether the image that a master runs carries etcd.
@@ -72,7 +123,9 @@ impl<'a> Masters<'a> {
     }
 
     fn client(&self, node: &str) -> Result<NodeClient> {
-        Target { node: Some(node.to_owned()), ..Target::default() }.client(self.settings)
+        let at_provider = self.settings.provider.is_some();
+        let address = if at_provider { Some(self.address(node)?.to_string()) } else { None };
+        Target { node: Some(node.to_owned()), address, ..Target::default() }.client(self.settings)
     }
 
     /// The API server of this master.
@@ -86,6 +139,7 @@ impl<'a> Masters<'a> {
         }
         let url = match state.vms.get(node).and_then(|vm| vm.api_port) {
             Some(port) => server_url("127.0.0.1", port),
+            None if self.settings.provider.is_some() => server_url(&self.address(node)?.to_string(), 6443),
             None => {
                 let address = self.settings.node(node)?.entry.addresses.first();
                 let address = address.with_context(|| format!("cluster.toml does not say where {node} is"))?;
@@ -99,8 +153,8 @@ impl<'a> Masters<'a> {
     fn first<T>(&self, but: Option<&str>, ask: impl Fn(NodeClient) -> Result<T>) -> Result<T> {
         let mut failed: Option<anyhow::Error> = None;
         for master in self.settings.nodes_of(Role::Master) {
-            let is_out = master.entry.addresses.first().is_some_and(|own| Some(own.to_string().as_str()) == but);
-            if is_out {
+            let own = master.entry.addresses.first().map(ToString::to_string);
+            if but.is_some_and(|but| own.as_deref() == Some(but) || master.entry.name == but) {
                 continue;
             }
             match self.client(&master.entry.name).and_then(&ask) {
@@ -122,18 +176,21 @@ fn ask<T>(client: NodeClient, ask: impl AsyncFn(&NodeClient) -> Result<T>) -> Re
 
 impl Members for Masters<'_> {
     fn list(&self) -> Result<Vec<StoreMember>> {
-        self.first(None, |client| ask(client, async |client| client.get(path::STORE_MEMBERS).await))
+        self.named(self.listed()?)
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        if !self.list()?.iter().any(|member| members::is(member, name)) {
-            return Ok(());
-        }
-        let body = serde_json::to_value(RemoveMember { name: name.to_owned() }).context("writing a request")?;
+        let listed = self.listed()?;
+        let named = self.named(listed.clone())?;
+        let own = listed.into_iter().zip(named).find(|(_, member)| members::is(member, name));
+        let Some((own, _)) = own else { return Ok(()) };
+        // In a cluster of VMs a member may be called by its node, and is asked for by its address.
+        let own = if self.settings.provider.is_some() { own.name } else { name.to_owned() };
+        let body = serde_json::to_value(RemoveMember { name: own }).context("writing a request")?;
         let left: Vec<StoreMember> = self.first(Some(name), |client| {
             ask(client, async |client| client.post(path::STORE_MEMBERS_REMOVE, Some(&body)).await)
         })?;
-        if left.iter().any(|member| members::is(member, name)) {
+        if self.named(left)?.iter().any(|member| members::is(member, name)) {
             bail!("{name} still is a member of etcd");
         }
         Ok(())

@@ -309,13 +309,15 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     Ok(Some(Item {
         node: name.to_string(),
         api_away_secs: (master && member.is_none()).then_some(now.gap_secs),
-        member,
         store: wish.stores.get(name).copied(),
         from: machine.image.clone(),
         before: Known { level: node.and_then(|node| node.level), ..Known::default() },
         to: to.clone(),
         broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
-        keep_data: master && !wish.lost || machine.keeps_data && (wish.keep_data || !keeps.is_empty()),
+        // One of several may have it from the others.
+        keep_data: master && !wish.lost && (member.is_none() || machine.keeps_data)
+            || machine.keeps_data && (wish.keep_data || !keeps.is_empty()),
+        member,
         keeps,
         loses,
         ends,

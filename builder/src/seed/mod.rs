@@ -34,18 +34,18 @@ pub struct Interface {
 
 /// What the user-data of a machine may say of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Place<'a> {
     /// A VM on this machine, which has its address in the local network.
     Local,
     /// Any other machine: only what `cluster.toml` says, else its metadata.
     Elsewhere,
-    /// A machine of `kimg up` at a provider: its address is the one in this private network, and a worker finds the master
-    /// at this one.
+    /// A machine of `kimg up` at a provider: its address is the one in this private network, and a worker finds the masters
+    /// at these.
     Network {
         /// The private network.
         range: ipnet::Ipv4Net,
-        /// The master's address in it.
-        master: Option<IpAddr>,
+        /// The masters' addresses in it.
+        masters: &'a [IpAddr],
     },
 }
 
@@ -67,7 +67,7 @@ pub enum Begin<'a> {
 pub fn user_data(
     settings: &Settings,
     node: &NodeSettings,
-    place: Place,
+    place: Place<'_>,
     begin: Begin<'_>,
     secrets: &Secrets,
 ) -> Result<String> {
@@ -90,8 +90,8 @@ pub fn user_data(
     }
     text.push_str(&own_lines(&own));
     let mut api: Vec<String> = settings.api_addresses(place == Place::Local).iter().map(ToString::to_string).collect();
-    if let Place::Network { master, .. } = place {
-        api = master.iter().map(ToString::to_string).collect();
+    if let Place::Network { masters, .. } = place {
+        api = masters.iter().map(ToString::to_string).collect();
     } else if api.is_empty() {
         api.extend(settings.api.names.iter().cloned());
     }
@@ -303,10 +303,11 @@ pub(crate) mod tests {
         assert!(lost.expect_err("no API").to_string().contains("[api]"));
         // There, kimg has made the network and the master before.
         let range = "10.80.0.0/20".parse().expect("range");
-        let master = Place::Network { range, master: None };
+        let master = Place::Network { range, masters: &[] };
         let master = user_data(&settings, &settings.nodes[0], master, Begin::Join(None), &secrets).expect("text");
         assert!(master.contains("  node-ip: [\"10.80.0.0/20\"]\n  seal-key: "), "{master}");
-        let worker = Place::Network { range, master: "10.80.0.2".parse().ok() };
+        let masters = ["10.80.0.2".parse().expect("address")];
+        let worker = Place::Network { range, masters: &masters };
         let worker =
             user_data(&settings, &settings.nodes[1], worker, Begin::Join(Some(&token)), &secrets).expect("text");
         assert!(worker.contains("  node-ip: [\"10.80.0.0/20\"]\n  api: [\"10.80.0.2\"]\n  token: abc"), "{worker}");

@@ -6,6 +6,7 @@ pub(super) mod digitalocean;
 pub(super) mod gcp;
 pub(super) mod hetzner;
 pub(super) mod linode;
+pub(super) mod members;
 pub(super) mod openstack;
 pub(super) mod proxmox;
 pub(super) mod vultr;
@@ -17,6 +18,7 @@ use crate::seed::token::{BootstrapToken, LIFE};
 use crate::web::fake::{Reply, Virtual};
 use anyhow::{Result, bail};
 use jiff::Timestamp;
+use node_api::Masters;
 use node_metadata::sources::Found;
 use node_metadata::{BuildInfo, Role, merge, userdata};
 use serde_json::{Value, json};
@@ -69,6 +71,8 @@ pub(super) struct World {
     pub(super) begun: BTreeSet<(u64, usize)>,
     /// No node is Ready for so many.
     pub(super) unready: usize,
+    /// What several masters share.
+    pub(super) etcd: members::Etcd,
 }
 
 /// A machine.
@@ -185,7 +189,7 @@ impl World {
     }
 
     /// Where the others find it.
-    fn private(&self, id: u64) -> String {
+    pub(super) fn private(&self, id: u64) -> String {
         // At Proxmox there is one network.
         let one = self.machines.get(&id).is_some_and(|machine| machine.body["net0"].is_string());
         if one { self.public(id) } else { private(self.at(id)) }
@@ -260,6 +264,27 @@ impl FakeCluster<'_> {
         let cluster = self.settings.cluster(role, BuildInfo::default());
         (merge::merge(&cluster, &found, &data, &own).unwrap().node, data)
     }
+
+    fn several(&self) -> bool {
+        self.settings.has_several_masters()
+    }
+
+    /// The machines of all masters, by their nodes.
+    fn masters(&self, world: &World) -> Vec<(String, u64)> {
+        let masters = self.settings.nodes_of(Role::Master).map(|node| node.entry.name.clone());
+        let machine = |name: String| Some((name.clone(), *world.machine(&format!("{name}.demo")).first()?));
+        masters.filter_map(machine).collect()
+    }
+
+    /// A question to a node is a call as those to the provider are: kimg may be ended behind it.
+    fn asked(&self, at: IpAddr) -> Result<(u64, MutexGuard<'_, World>)> {
+        let mut world = held(&self.world);
+        let World { answered, stops, .. } = &mut *world;
+        crate::web::fake::count(answered, stops.as_ref());
+        let id = self.master(&world, at)?;
+        assert!(self.told(&world, id, Role::Master).0.await_masters, "nobody could tell it of the others");
+        Ok((id, world))
+    }
 }
 
 impl Cluster for FakeCluster<'_> {
@@ -271,6 +296,15 @@ impl Cluster for FakeCluster<'_> {
         }
         let id = self.master(&world, at)?;
         assert!(self.told(&world, id, Role::Master).0.await_backup, "a new disk would begin with nothing");
+        if self.several() {
+            world.serves(id)?;
+            for (name, id) in self.masters(&world) {
+                if world.serves(id).is_ok() {
+                    world.nodes.insert(name, id);
+                }
+            }
+            return Ok(());
+        }
         if !world.restored && !world.begun.contains(&(id, world.machines[&id].disks)) {
             bail!("it waits for a backup");
         }
@@ -282,21 +316,47 @@ impl Cluster for FakeCluster<'_> {
     fn begin(&self, at: IpAddr) -> Result<()> {
         let mut world = held(&self.world);
         let id = self.master(&world, at)?;
-        assert!(world.machines.len() == 1, "workers would end their pods");
+        let masters = self.settings.nodes_of(Role::Master).count();
+        assert!(world.machines.len() <= masters, "workers would end their pods");
+        if self.several() {
+            return world.begin_filled();
+        }
         let disk = world.machines[&id].disks;
         world.begun.insert((id, disk));
         Ok(())
     }
 
+    fn told(&self, _: &str, at: IpAddr) -> Result<Masters> {
+        let (id, world) = self.asked(at)?;
+        Ok(world.told_of(id))
+    }
+
+    fn tell(&self, _: &str, at: IpAddr, masters: &Masters) -> Result<()> {
+        let (id, mut world) = self.asked(at)?;
+        world.tell(id, masters);
+        Ok(())
+    }
+
     fn nodes(&self, at: IpAddr) -> Result<Vec<NodeState>> {
+        if self.several() {
+            self.ready(at)?;
+        }
         let mut world = held(&self.world);
         let master = self.master(&world, at)?;
+        let masters: Vec<u64> = match self.several() {
+            true => self.masters(&world).into_iter().map(|(_, id)| id).collect(),
+            false => vec![master],
+        };
         // Time passes at the provider without being asked.
         world.look();
-        let ids: Vec<u64> = world.machines.keys().copied().filter(|id| *id != master && world.runs(*id)).collect();
+        let ids: Vec<u64> =
+            world.machines.keys().copied().filter(|id| !masters.contains(id) && world.runs(*id)).collect();
         for id in ids {
             let (node, data) = self.told(&world, id, Role::Worker);
-            assert_eq!(node.api_endpoints, [format!("{}:6443", world.private(master))]);
+            let endpoints: Vec<String> = masters.iter().map(|id| format!("{}:6443", world.private(*id))).collect();
+            // One that has joined hears of others by the API.
+            let is_new = world.nodes.get(&node.name) != Some(&id);
+            assert!(node.api_endpoints == endpoints || self.several() && !is_new, "{:?}", node.api_endpoints);
             assert_eq!(node.addresses, [world.private(id).parse::<IpAddr>().unwrap()]);
             let token = data.kimg.token.unwrap().0;
             // It waits for the volume that it was told of.

@@ -123,6 +123,22 @@ impl Nodes for Powered {
         Ok(!fenced)
     }
 
+    fn told(&self, _: &str, _: IpAddr) -> Result<Option<node_api::Masters>> {
+        Ok(None)
+    }
+
+    fn tell(&self, node: &str, _: IpAddr, _: &node_api::Masters) -> Result<()> {
+        anyhow::bail!("{node} is the only master")
+    }
+
+    fn members(&self, node: &str, _: IpAddr) -> Result<Vec<node_api::StoreMember>> {
+        anyhow::bail!("{node} is the only master")
+    }
+
+    fn remove_member(&self, node: &str, _: IpAddr, _: &str) -> Result<()> {
+        anyhow::bail!("{node} is the only master")
+    }
+
     fn power_off(&self, node: &str, _: IpAddr) -> Result<()> {
         let mut world = held(&self.world);
         let id = world.machine(&format!("{node}.demo")).first().copied().filter(|_| !self.deaf);
