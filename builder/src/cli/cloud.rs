@@ -10,7 +10,7 @@ use crate::cloud::up::{Done, Up};
 use crate::cloud::{
     self, Cents, Cloud, Inventory, Offer, ROLES, Server, State, Thing, Volume, amount, destroy, volumes,
 };
-use crate::config::{Provider, Settings};
+use crate::config::{Provider, ProviderName, Settings};
 use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
 use crate::image::output::Format;
@@ -74,6 +74,33 @@ impl<'a> Asked<'a> {
     fn begin(&mut self) -> Result<()> {
         self.client = Client::interruptible(None)?;
         self.cloud = cloud::open(self.settings, self.provider, &self.client, &environment)?;
+        Ok(())
+    }
+
+    fn machines<T>(&self, secrets: &Secrets, work: impl FnOnce(&mut CloudMachines<'_>) -> Result<T>) -> Result<T> {
+        let images = Uploading { asked: self, progress: Progress::new() };
+        work(&mut CloudMachines {
+            settings: self.settings,
+            provider: self.provider,
+            secrets,
+            offer: &self.offer,
+            cloud: &*self.cloud,
+            images: &images,
+            nodes: &NodeApi(self.settings),
+            client: &self.client,
+        })
+    }
+
+    /// Has machines power off that go while their data volumes stay.
+    fn power_off(&self, inventory: &Inventory, things: &[Thing]) -> Result<()> {
+        let secrets = Secrets::open(&self.settings.secrets_dir());
+        let tell = |node: &str| println!("powering off: {}", harmless(node));
+        for node in self.machines(&secrets, |machines| destroy::power_off(machines, inventory, things, tell))? {
+            println!(
+                "{} did not power off: what its programs have not synced may be missing on its data volume",
+                harmless(&node)
+            );
+        }
         Ok(())
     }
 
@@ -323,20 +350,7 @@ pub(super) fn machines<T>(
     secrets: &Secrets,
     work: impl FnOnce(&mut CloudMachines<'_>) -> Result<T>,
 ) -> Result<T> {
-    let asked = Asked::new(settings)?;
-    let (provider, cloud) = (asked.provider, &*asked.cloud);
-    let images = Uploading { asked: &asked, progress: Progress::new() };
-    let mut machines = CloudMachines {
-        settings,
-        provider,
-        secrets,
-        offer: &asked.offer,
-        cloud,
-        images: &images,
-        nodes: &NodeApi(settings),
-        client: &asked.client,
-    };
-    work(&mut machines)
+    Asked::new(settings)?.machines(secrets, work)
 }
 
 pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
@@ -370,7 +384,13 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     }
     // Where they stay, nobody needs the credentials of the bucket that they came from.
     let images = if args.data { images? } else { Vec::new() };
-    let at = asked.provider.name.as_str();
+    let at = match asked.provider.name {
+        // What is in another region is seen by nobody who asks this one.
+        name @ (ProviderName::Aws | ProviderName::OpenStack) => {
+            format!("{} in {}", name.as_str(), asked.provider.region)
+        }
+        name => name.as_str().to_string(),
+    };
     if things.is_empty() && images.is_empty() {
         println!("cluster {}: nothing that can be removed is at {at}", settings.name);
         show_left(&left);
@@ -406,6 +426,7 @@ pub(super) fn destroy(args: &DestroyArgs, settings: &Settings) -> Result<()> {
     println!("\n{cost}; with the machines goes all that the cluster holds{but}");
     agree(settings, args.yes.is_some())?;
     asked.begin()?;
+    asked.power_off(&inventory, &things)?;
     let mut stay = Vec::new();
     if let Err(error) = destroy::destroy(&*asked.cloud, &asked.client, of, tell) {
         if error.is::<Interrupted>() {
@@ -490,6 +511,7 @@ fn destroy_node(mut asked: Asked<'_>, inventory: &Inventory, node: &str, args: &
     }
     agree(settings, args.yes.is_some())?;
     asked.begin()?;
+    asked.power_off(inventory, &things)?;
     // Those that were asked about, and none that came since.
     let still = |found: &Inventory| {
         let all = destroy::things(found).into_iter().chain(destroy::volumes(found));

@@ -10,11 +10,13 @@
 //! user-data it takes while it is stopped.
 //! What was made or removed a moment ago is not known everywhere at once. None of this was tried at AWS.
 
-use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
+mod volumes;
+
+use super::marks::{CA, CLUSTER, DATA, IMAGE, NODE, ON_VOLUME, ROLE};
 use super::rules::{Single, apart, together};
 use super::{
-    Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, State, Tenant, Thing, checked,
-    explained, image_of, no_region, text,
+    Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, State, Tenant, Thing, Volume,
+    checked, explained, image_of, no_region, text,
 };
 use crate::config::Provider;
 use crate::input;
@@ -155,7 +157,7 @@ impl Aws {
             return Ok(there);
         }
         let mut all = fields(pairs);
-        all.extend(self.tags(kind.name, &self.tenant.name(), &[]));
+        all.extend(self.tags(1, kind.name, &self.tenant.name(), &[]));
         let made = self.call(action, &all, false, &[]);
         let made = made.map(|made| if key.is_empty() { made } else { made[key].clone() });
         made.or_else(|error| match may_be_done(&error) {
@@ -164,13 +166,13 @@ impl Aws {
         })
     }
 
-    /// The fields by which a call has the thing that it makes bear the cluster's tags.
-    fn tags(&self, kind: &str, name: &str, more: &[(&str, &str)]) -> Pairs {
-        let mut pairs = fields(&[("TagSpecification.1.ResourceType", kind)]);
+    /// The fields by which a call has the thing that it makes, or the `nth` of several, bear the cluster's tags.
+    fn tags(&self, nth: usize, kind: &str, name: &str, more: &[(&str, &str)]) -> Pairs {
+        let mut pairs = vec![(format!("TagSpecification.{nth}.ResourceType"), kind.to_string())];
         let own = [("Name", name), (CLUSTER, self.tenant.cluster.as_str()), (CA, self.tenant.ca.as_str())];
         for (n, (key, value)) in (1..).zip(own.iter().chain(more)) {
-            pairs.push((format!("TagSpecification.1.Tag.{n}.Key"), (*key).into()));
-            pairs.push((format!("TagSpecification.1.Tag.{n}.Value"), (*value).into()));
+            pairs.push((format!("TagSpecification.{nth}.Tag.{n}.Key"), (*key).into()));
+            pairs.push((format!("TagSpecification.{nth}.Tag.{n}.Value"), (*value).into()));
         }
         pairs
     }
@@ -389,7 +391,14 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
 
 /// A refusal that says that something is in use or at work.
 fn busy(error: anyhow::Error) -> anyhow::Error {
-    let words = ["DependencyViolation", ".InUse", "currently in use", "IncorrectState", "IncorrectInstanceState"];
+    let words = [
+        "DependencyViolation",
+        ".InUse",
+        "VolumeInUse",
+        "currently in use",
+        "IncorrectState",
+        "IncorrectInstanceState",
+    ];
     let is_busy = |refused: &&Refused| refused.status == 400 && words.iter().any(|word| refused.said.contains(word));
     let busy = error.chain().find_map(|cause| cause.downcast_ref().filter(is_busy)).map(|refused| refused.to_string());
     busy.map_or(error, |said| Busy(said).into())
@@ -438,7 +447,7 @@ fn server(one: &Value) -> Result<Server> {
         public: address("ipAddress"),
         private: address("privateIpAddress"),
         created: made.parse().ok(),
-        on_volume: false,
+        on_volume: tag(one, DATA) == ON_VOLUME,
     })
 }
 
@@ -516,6 +525,7 @@ impl Cloud for Aws {
         for one in self.instances()? {
             self.tenant.sort(server(&one)?, &self.marks(&one), &mut inventory);
         }
+        self.add_volumes(&mut inventory)?;
         Ok(inventory)
     }
 
@@ -624,9 +634,12 @@ impl Cloud for Aws {
             ]),
         });
         let image = Some((IMAGE, order.image)).filter(|(_, image)| *image != NO_IMAGE);
+        let on_volume = Some((DATA, ON_VOLUME)).filter(|_| order.on_volume);
         let more: Vec<(&str, &str)> =
-            [(NODE, order.node), (ROLE, order.role.as_str())].into_iter().chain(image).collect();
-        pairs.extend(self.tags("instance", &name, &more));
+            [(NODE, order.node), (ROLE, order.role.as_str())].into_iter().chain(image).chain(on_volume).collect();
+        pairs.extend(self.tags(1, "instance", &name, &more));
+        // Its own, which goes with it.
+        pairs.extend(self.tags(2, "volume", &name, &[(ROLE, order.role.as_str())]));
         let made = self.call("RunInstances", &pairs, true, &[])?;
         let made = id(&made["instancesSet"][0], "instanceId", "the machine")?;
         // There may be no room for it after all.
@@ -662,8 +675,21 @@ impl Cloud for Aws {
         self.call("StartInstances", &fields(&[("InstanceId.1", &server.id)]), true, &[]).map(drop)
     }
 
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()> {
+        self.new_volume(node, gb)
+    }
+
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()> {
+        self.connect(volume, server)
+    }
+
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        self.disconnect(volume)
+    }
+
     fn delete(&self, thing: &Thing) -> Result<()> {
         let (action, field) = match thing.kind {
+            "volume" | "disk" => ("DeleteVolume", "VolumeId"),
             "server" => ("TerminateInstances", "InstanceId.1"),
             "internet-gateway" => return self.delete_gateway(&thing.id),
             "network" => ("DeleteSubnet", "SubnetId"),

@@ -1,6 +1,7 @@
 //! Removes all that is the cluster's, in the order in which the provider lets it go.
 
-use super::{Busy, Cloud, Inventory, Thing};
+use super::machines::CloudMachines;
+use super::{Busy, Cloud, Inventory, Server, Thing};
 use crate::config::Settings;
 use crate::input;
 use crate::upload::Remote;
@@ -26,7 +27,7 @@ pub fn check(inventory: &Inventory) -> Result<()> {
 
 /// Everything that can go: machines first.
 pub fn things(inventory: &Inventory) -> Vec<Thing> {
-    let mut all: Vec<Thing> = inventory.servers.iter().map(super::Server::thing).collect();
+    let mut all: Vec<Thing> = inventory.servers.iter().map(Server::thing).collect();
     all.extend(inventory.firewalls.iter().filter(|firewall| !firewall.id.is_empty()).map(|firewall| Thing {
         kind: "firewall",
         id: firewall.id.clone(),
@@ -59,7 +60,7 @@ pub fn of_node(settings: &Settings, inventory: &Inventory, node: &str) -> Result
     let of_node =
         |thing: &&Thing| thing.name == node && ["server", "port", "floating-ip", "seed"].contains(&thing.kind);
     let things: Vec<Thing> =
-        machines.map(super::Server::thing).chain(inventory.rest.iter().filter(of_node).cloned()).collect();
+        machines.map(Server::thing).chain(inventory.rest.iter().filter(of_node).cloned()).collect();
     if things.is_empty() { input::bad(format!("{node} has no machine; see `kimg plan`")) } else { Ok(things) }
 }
 
@@ -75,6 +76,9 @@ pub fn left(inventory: &Inventory, images: &Result<Vec<Remote>>, data: bool) -> 
             )
         })
         .collect();
+    if inventory.volumes_unseen {
+        lines.push("whether data volumes stay, which cost money, is not known: this token may not list them".into());
+    }
     match images {
         _ if data => {}
         Ok(images) if images.is_empty() => {}
@@ -90,6 +94,32 @@ pub fn left(inventory: &Inventory, images: &Result<Vec<Remote>>, data: bool) -> 
         )),
     }
     lines
+}
+
+/// Has the machines among `things` power off whose data volumes are not among them: what programs have written would be
+/// missing there, as far as nobody synced it. Names the nodes that did not.
+///
+/// # Errors
+/// The provider cannot be asked.
+pub fn power_off(
+    machines: &CloudMachines<'_>,
+    inventory: &Inventory,
+    things: &[Thing],
+    tell: impl Fn(&str),
+) -> Result<Vec<String>> {
+    let goes = |thing: &Thing| things.contains(thing);
+    let stays = |server: &&Server| {
+        let mut of = inventory.volumes.iter().filter(|volume| volume.server.as_ref() == Some(&server.id));
+        of.any(|volume| !goes(&volume.thing()))
+    };
+    let mut deaf = Vec::new();
+    for server in inventory.servers.iter().filter(|server| goes(&server.thing())).filter(stays) {
+        tell(&server.node);
+        if !machines.switch_off(&server.node)? {
+            deaf.push(server.node.clone());
+        }
+    }
+    Ok(deaf)
 }
 
 /// Removes what `of` finds in all that is there, and ends when it finds nothing any more. What cannot go yet is asked for

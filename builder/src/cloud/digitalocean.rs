@@ -225,9 +225,9 @@ impl Cloud for DigitalOcean {
             inventory.rest.push(Thing { kind: "ssh-key", id, name: name.clone() });
         }
         let prefix = self.tenant.volume("");
-        for one in self.tenant.seen(self.list("/v2/volumes", "volumes"))? {
+        for one in self.tenant.seen(self.list("/v2/volumes", "volumes"), &mut inventory)? {
             if let Some(node) = text(&one, "name").strip_prefix(&prefix) {
-                inventory.volumes.push(volume(&one, node)?);
+                inventory.add_volume(volume(&one, node)?);
             }
         }
         // The cluster's own tag, by which droplets are known, goes last.

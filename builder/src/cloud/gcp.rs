@@ -8,10 +8,12 @@
 //! only where it is reserved; and no disk can be written anew: a master's is changed for another one. None of this was
 //! tried at Google.
 
-use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE, relabel};
+mod disks;
+
+use super::marks::{CA, CLUSTER, DATA, IMAGE, NODE, ON_VOLUME, ROLE, relabel};
 use super::{
-    Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, State, Tenant, Thing, checked,
-    explained, image_of, no_region, text,
+    Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, State, Tenant, Thing, Volume,
+    checked, explained, image_of, no_region, text,
 };
 use crate::config::Provider;
 use crate::input;
@@ -85,14 +87,19 @@ impl Gcp {
         Ok(self.pages(path)?.iter().flat_map(|page| entries(page, "items")).cloned().collect())
     }
 
-    /// Sends a call that changes something, once however often it is sent. What it needs may not be ready yet.
-    fn call(&self, what: &str, request: impl FnOnce(String) -> Request, path: &str) -> Result<Answer> {
+    /// A call that changes something, once however often it is sent.
+    fn once(&self, request: impl FnOnce(String) -> Request, path: &str) -> Request {
         let id = rand::random::<u128>();
         let (a, b, c, d) = ((id >> 96) as u32, (id >> 80) as u16, (id >> 64) as u16 & 0xFFF, (id >> 48) as u16 & 0xFFF);
         let id = format!("{a:08x}-{b:04x}-4{c:03x}-8{d:03x}-{:012x}", id as u64 & 0xFFFF_FFFF_FFFF);
         let between = if path.contains('?') { '&' } else { '?' };
         let url = self.compute.url(&format!("{path}{between}requestId={id}"));
-        let request = request(url).hiding(false, true).repeatable(true);
+        request(url).hiding(false, true).repeatable(true)
+    }
+
+    /// Sends such a call. What it needs may not be ready yet.
+    fn call(&self, what: &str, request: impl FnOnce(String) -> Request, path: &str) -> Result<Answer> {
+        let request = self.once(request, path);
         self.client().poll(what, EVERY, READY, || {
             let answer = self.send(request.clone())?;
             Ok(Some(answer).filter(|answer| !(answer.status == 400 && is_early(&answer.refused()))))
@@ -129,19 +136,14 @@ impl Gcp {
     fn remove(&self, path: &str, what: &str) -> Result<()> {
         let answer = self.send(Request::delete(self.compute.url(path)))?;
         let removed = if answer.status == 404 { Ok(()) } else { self.done(&answer, what) };
-        removed.map_err(|error| {
-            let refused = error.chain().find_map(|cause| cause.downcast_ref::<Refused>());
-            let busy = refused.filter(|refused| is_in_use(refused) || is_early(refused));
-            let busy = busy.map(|refused| Busy(refused.to_string()));
-            busy.map_or(error, Into::into)
-        })
+        removed.map_err(busy)
     }
 
-    /// Of all zones: a name is unique in one only.
-    fn instances(&self) -> Result<Vec<Value>> {
-        let pages = self.pages("aggregated/instances?maxResults=500")?;
-        let zones = pages.iter().filter_map(|page| page["items"].as_object()).flat_map(|zones| zones.values());
-        Ok(zones.flat_map(|zone| entries(zone, "instances")).cloned().collect())
+    /// Things of this kind of all zones, or of all regions: a name is unique in one only.
+    fn everywhere(&self, kind: &str) -> Result<Vec<Value>> {
+        let pages = self.pages(&format!("aggregated/{kind}?maxResults=500"))?;
+        let places = pages.iter().filter_map(|page| page["items"].as_object()).flat_map(|places| places.values());
+        Ok(places.flat_map(|place| entries(place, kind)).cloned().collect())
     }
 
     fn instance(&self, server: &Server) -> Result<Value> {
@@ -190,9 +192,9 @@ impl Gcp {
     }
 
     /// What is left of a master's disks beside the one that it has; only what bears this cluster's labels.
-    fn drop_disks(&self, names: &[String]) -> Result<()> {
+    fn drop_disks(&self, zone: &str, names: &[String]) -> Result<()> {
         for name in names {
-            let path = self.in_zone(&format!("disks/{name}"));
+            let path = format!("zones/{zone}/disks/{name}");
             let found = self.find(&path)?;
             if found.is_some_and(|disk| disk["labels"][CA] == self.tenant.ca) {
                 self.remove(&path, &format!("removing the disk {name}"))?;
@@ -218,8 +220,8 @@ impl Gcp {
     }
 
     /// The new disk takes the old one's place.
-    fn change_disks(&self, node: &str, one: &Value, attached: &Value, new: &str) -> Result<()> {
-        let (place, what) = (place(one)?, format!("rebuilding {node}"));
+    fn change_disks(&self, server: &Server, one: &Value, attached: &Value, new: &str) -> Result<()> {
+        let (place, zone, what) = (place(one)?, &server.region, format!("rebuilding {}", server.node));
         if one["status"] != "TERMINATED" {
             self.post(&format!("{place}/stop"), &Value::Null, &what)?;
         }
@@ -227,22 +229,19 @@ impl Gcp {
             let path = format!("{place}/detachDisk?deviceName={}", escape(device, true));
             self.post(&path, &Value::Null, &what)?;
         }
-        let source = self.in_zone(&format!("disks/{new}"));
+        let source = format!("zones/{zone}/disks/{new}");
         let disk = json!({"source": source, "boot": true, "autoDelete": true, "deviceName": "boot"});
         self.post(&format!("{place}/attachDisk"), &disk, &what)?;
-        self.drop_disks(&self.disks(node).into_iter().filter(|name| name != new).collect::<Vec<_>>())?;
+        self.drop_disks(zone, &self.disks(&server.node).into_iter().filter(|name| name != new).collect::<Vec<_>>())?;
         self.post(&format!("{place}/start"), &Value::Null, &what)
-    }
-
-    fn disk_type(&self, size: &str) -> String {
-        self.in_zone(&format!("diskTypes/{}", disk_type(size)))
     }
 }
 
 /// The newer families of machines take no others.
-fn disk_type(size: &str) -> &'static str {
+fn disk_type(zone: &str, size: &str) -> String {
     let generation = size.split('-').next().unwrap_or_default().chars().find_map(|c| c.to_digit(10));
-    if generation.is_some_and(|generation| generation >= 4) { "hyperdisk-balanced" } else { "pd-balanced" }
+    let is_new = generation.is_some_and(|generation| generation >= 4);
+    format!("zones/{zone}/diskTypes/{}", if is_new { "hyperdisk-balanced" } else { "pd-balanced" })
 }
 
 fn entries<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
@@ -254,15 +253,15 @@ fn last<'a>(one: &'a Value, key: &str) -> &'a str {
     text(one, key).rsplit('/').next().unwrap_or_default()
 }
 
-/// The number of an instance, which no other has had.
-fn number(one: &Value) -> Result<String> {
-    let id = checked(text(one, "id"), "a machine")?;
-    if id.bytes().all(|byte| byte.is_ascii_digit()) { Ok(id) } else { bail!("Google's answer calls a machine {id}") }
+/// The number of something, which no other has had.
+fn number(one: &Value, what: &str) -> Result<String> {
+    let id = checked(text(one, "id"), what)?;
+    if id.bytes().all(|byte| byte.is_ascii_digit()) { Ok(id) } else { bail!("Google's answer calls {what} {id}") }
 }
 
 /// Where an instance is.
 fn place(one: &Value) -> Result<String> {
-    Ok(format!("zones/{}/instances/{}", checked(last(one, "zone"), "a zone")?, number(one)?))
+    Ok(format!("zones/{}/instances/{}", checked(last(one, "zone"), "a zone")?, number(one, "a machine")?))
 }
 
 /// It waits for something that Google is at work on.
@@ -272,6 +271,14 @@ fn is_early(refused: &Refused) -> bool {
 
 fn is_in_use(refused: &Refused) -> bool {
     ["RESOURCE_IN_USE", "resourceInUse", "already being used"].iter().any(|words| refused.said.contains(words))
+}
+
+/// A refusal that says that something is in use or at work.
+fn busy(error: anyhow::Error) -> anyhow::Error {
+    let refused = error.chain().find_map(|cause| cause.downcast_ref::<Refused>());
+    let busy = refused.filter(|refused| is_in_use(refused) || is_early(refused));
+    let busy = busy.map(|refused| Busy(refused.to_string()));
+    busy.map_or(error, Into::into)
 }
 
 fn refused(answer: &Answer) -> anyhow::Error {
@@ -312,7 +319,7 @@ fn server(one: &Value) -> Result<Server> {
     let nic = &one["networkInterfaces"][0];
     let (labels, address) = (&one["labels"], |value: &Value| value.as_str().and_then(|text| text.parse().ok()));
     Ok(Server {
-        id: number(one)?,
+        id: number(one, "a machine")?,
         node: text(labels, NODE).into(),
         image: image_of(text(labels, IMAGE)),
         size: last(one, "machineType").into(),
@@ -325,7 +332,7 @@ fn server(one: &Value) -> Result<Server> {
         public: address(&nic["accessConfigs"][0]["natIP"]),
         private: address(&nic["networkIP"]),
         created: text(one, "creationTimestamp").parse().ok(),
-        on_volume: false,
+        on_volume: text(labels, DATA) == ON_VOLUME,
     })
 }
 
@@ -381,13 +388,16 @@ impl Cloud for Gcp {
                 inventory.rest.push(Thing { kind: "network", id: name.clone(), name: name.clone() });
             }
         }
-        if let Some(found) = self.find(&self.in_region(&format!("addresses/{name}")))? {
-            inventory.rest.push(Thing { kind: "address", id: name, name: text(&found, "address").into() });
+        for one in self.everywhere("addresses")?.iter().filter(|one| one["name"] == name) {
+            let id = format!("{}/{name}", checked(last(one, "region"), "a region")?);
+            inventory.rest.push(Thing { kind: "address", id, name: text(one, "address").into() });
         }
         // All, for those that only look like ours.
-        for one in self.instances()? {
-            self.tenant.sort(server(&one)?, &self.marks(&one), &mut inventory);
+        let instances = self.everywhere("instances")?;
+        for one in &instances {
+            self.tenant.sort(server(one)?, &self.marks(one), &mut inventory);
         }
+        self.add_disks(&instances, &mut inventory)?;
         Ok(inventory)
     }
 
@@ -428,10 +438,13 @@ impl Cloud for Gcp {
         let mut access = json!({"type": "ONE_TO_ONE_NAT", "name": "External NAT"});
         if order.role == Role::Master {
             access["natIP"] = json!(self.reserve()?);
-            self.drop_disks(&self.disks(order.node))?;
+            self.drop_disks(&self.tenant.region, &self.disks(order.node))?;
         }
         let mut labels = self.tenant.labels(&[(NODE, order.node), (ROLE, order.role.as_str())]);
         relabel(&mut labels, order.image);
+        if order.on_volume {
+            labels[DATA] = json!(ON_VOLUME);
+        }
         let (region, subnet) = order.network.id.split_once('/').context("the private network has no region")?;
         let body = json!({
             "name": name,
@@ -450,7 +463,7 @@ impl Cloud for Gcp {
                     "diskName": name,
                     "sourceImage": format!("global/images/{}", order.image_id),
                     "diskSizeGb": self.provider.disk_gb.to_string(),
-                    "diskType": self.disk_type(order.size),
+                    "diskType": disk_type(&self.tenant.region, order.size),
                     "labels": self.tenant.labels(&[]),
                 },
             }],
@@ -479,16 +492,16 @@ impl Cloud for Gcp {
         let has = last(&attached, "source");
         let others: Vec<String> = self.disks(&server.node).into_iter().filter(|name| name != has).collect();
         let new = others.first().context("a machine has one disk")?;
-        self.drop_disks(&others)?;
+        self.drop_disks(&server.region, &others)?;
         let what = format!("making a disk for {}", server.node);
         let disk = json!({
             "name": new,
             "sourceImage": format!("global/images/{}", order.image_id),
             "sizeGb": self.provider.disk_gb.to_string(),
-            "type": self.disk_type(&server.size),
+            "type": disk_type(&server.region, &server.size),
             "labels": self.tenant.labels(&[]),
         });
-        if !self.make(&self.in_zone("disks"), &disk, &what)? {
+        if !self.make(&format!("zones/{}/disks", server.region), &disk, &what)? {
             return input::bad(format!("a disk is called {new}, as one of this cluster would be; rename or remove it"));
         }
         let (mut metadata, told) = (one["metadata"].clone(), json!({"key": "user-data", "value": order.user_data}));
@@ -500,13 +513,13 @@ impl Cloud for Gcp {
                 return Err(error);
             }
             // Else it would be paid for until the next one is made. What was refused is the error all the same.
-            return Err(match self.drop_disks(std::slice::from_ref(new)) {
+            return Err(match self.drop_disks(&server.region, std::slice::from_ref(new)) {
                 Ok(()) => error,
                 Err(stays) => error.context(format!("the disk {new} is left over ({stays:#})")),
             });
         }
         // From here on nothing is as it was, whatever is refused.
-        self.change_disks(&server.node, &one, &attached, new).map_err(|error| match error.is::<Interrupted>() {
+        self.change_disks(server, &one, &attached, new).map_err(|error| match error.is::<Interrupted>() {
             true => error,
             false => anyhow!("{error:#}"),
         })
@@ -528,12 +541,28 @@ impl Cloud for Gcp {
         self.post(&path, &Value::Null, &format!("starting {}", server.node))
     }
 
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()> {
+        self.new_volume(node, gb)
+    }
+
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()> {
+        self.connect(volume, server)
+    }
+
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        self.disconnect(volume)
+    }
+
     /// A machine's end is not waited for: there are several.
     fn delete(&self, thing: &Thing) -> Result<()> {
         let what = format!("removing the {} {}", thing.kind, thing.name);
         match thing.kind {
             "server" => {}
-            "address" => return self.remove(&self.in_region(&format!("addresses/{}", thing.id)), &what),
+            "volume" | "disk" => return self.delete_disk(&thing.id, &what),
+            "address" => {
+                let (region, name) = thing.id.split_once('/').unwrap_or((&self.region, &thing.id));
+                return self.remove(&format!("regions/{region}/addresses/{name}"), &what);
+            }
             "network" => {
                 let path = match thing.id.split_once('/') {
                     Some((region, subnet)) => format!("regions/{region}/subnetworks/{subnet}"),
@@ -546,17 +575,9 @@ impl Cloud for Gcp {
                 return names.iter().try_for_each(|name| self.remove(&format!("global/firewalls/{name}"), &what));
             }
         }
-        let Some(one) = self.instances()?.into_iter().find(|one| one["id"] == thing.id.as_str()) else { return Ok(()) };
-        if one["labels"][ROLE] == Role::Master.as_str() {
-            let has: Vec<&str> = entries(&one, "disks").map(|disk| last(disk, "source")).collect();
-            let loose: Vec<String> = self
-                .disks(text(&one["labels"], NODE))
-                .into_iter()
-                .filter(|name| !has.contains(&name.as_str()))
-                .collect();
-            self.drop_disks(&loose)?;
-        }
-        let answer = self.send(Request::delete(self.compute.url(&place(&one)?)))?;
+        let all = self.everywhere("instances")?;
+        let Some(one) = all.iter().find(|one| one["id"] == thing.id.as_str()) else { return Ok(()) };
+        let answer = self.send(Request::delete(self.compute.url(&place(one)?)))?;
         let refusal = answer.refused();
         match answer.status {
             200 | 404 => Ok(()),
@@ -607,7 +628,7 @@ mod tests {
         for (size, disk) in
             [("e2-small", "pd-balanced"), ("n2d-standard-4", "pd-balanced"), ("c4-standard-2", "hyperdisk-balanced")]
         {
-            assert_eq!(disk_type(size), disk);
+            assert_eq!(disk_type("z", size), format!("zones/z/diskTypes/{disk}"));
         }
     }
 }

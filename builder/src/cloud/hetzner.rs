@@ -181,7 +181,7 @@ impl Cloud for Hetzner {
             self.tenant.sort(server(&one)?, &marks, &mut inventory);
         }
         for one in self.ours("/volumes", "volumes")? {
-            inventory.volumes.push(volume(&one)?);
+            inventory.add_volume(volume(&one)?);
         }
         Ok(inventory)
     }

@@ -261,10 +261,10 @@ impl Cloud for Linode {
             let marks = self.tenant.marks(&one, text(&one, "label"));
             self.tenant.sort(self.server(&one, &inside)?, &marks, &mut inventory);
         }
-        for one in self.tenant.seen(self.list(VOLUMES))? {
+        for one in self.tenant.seen(self.list(VOLUMES), &mut inventory)? {
             let marks = self.tenant.marks(&one, "");
             if marks.cluster && marks.ca {
-                inventory.volumes.push(volume(&one)?);
+                inventory.add_volume(volume(&one)?);
             }
         }
         Ok(inventory)

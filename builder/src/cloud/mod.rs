@@ -277,11 +277,22 @@ pub struct Inventory {
     pub foreign: Vec<Foreign>,
     /// Data volumes.
     pub volumes: Vec<Volume>,
+    /// There may be others: the provider does not let them be listed.
+    pub volumes_unseen: bool,
+    /// The provider's names for all machines that there are, whosever they are.
+    pub machines: BTreeSet<String>,
     /// What only this provider needs besides.
     pub rest: Vec<Thing>,
 }
 
 impl Inventory {
+    /// Adds a data volume, once all machines are known. What it is said to be attached to may be gone, which is shown for a
+    /// while: then it is attached to nothing, and the provider says no where that is too early.
+    fn add_volume(&mut self, volume: Volume) {
+        let server = volume.server.filter(|at| self.machines.contains(at));
+        self.volumes.push(Volume { server, ..volume });
+    }
+
     /// The data volume of a node.
     fn volume(&self, node: &str) -> Option<&Volume> {
         self.volumes.iter().find(|volume| volume.node == node)
@@ -405,25 +416,19 @@ pub trait Cloud {
     ///
     /// # Errors
     /// The provider refuses.
-    fn make_volume(&self, node: &str, _gb: u32) -> Result<()> {
-        bail!("kimg makes no data volumes at this provider, and {node} is to have one")
-    }
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()>;
 
     /// Asks for a volume to be attached to a machine. Whether it is, [`Cloud::inventory`] tells; so it may be asked again.
     ///
     /// # Errors
     /// [`Busy`] where it may be done later, or is done already; else the provider refuses.
-    fn attach(&self, volume: &Volume, _server: &Server) -> Result<()> {
-        bail!("kimg attaches no volumes at this provider, and {} is to be", volume.id)
-    }
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()>;
 
     /// Asks for a volume to be taken from its machine, in the same way.
     ///
     /// # Errors
     /// As [`Cloud::attach`].
-    fn detach(&self, volume: &Volume) -> Result<()> {
-        bail!("kimg detaches no volumes at this provider, and {} is to be", volume.id)
-    }
+    fn detach(&self, volume: &Volume) -> Result<()>;
 
     /// Asks for a thing's end. Whether it has come to it, [`Cloud::inventory`] tells. One that is gone is no error.
     ///
@@ -636,13 +641,16 @@ impl Tenant {
         format!("{}-{role}", self.name())
     }
 
-    /// Volumes as they were listed: a token need not see any as long as no node is to have one.
-    fn seen(&self, listed: Result<Vec<Value>>) -> Result<Vec<Value>> {
+    /// Volumes as they were listed: a token need not see any as long as no node is to have one, which is noted.
+    fn seen(&self, listed: Result<Vec<Value>>, into: &mut Inventory) -> Result<Vec<Value>> {
         let refused = |cause: &(dyn std::error::Error + 'static)| {
             cause.downcast_ref::<Refused>().is_some_and(|refused| [401, 403].contains(&refused.status))
         };
         match listed {
-            Err(error) if !self.has_volumes && error.chain().any(refused) => Ok(Vec::new()),
+            Err(error) if !self.has_volumes && error.chain().any(refused) => {
+                into.volumes_unseen = true;
+                Ok(Vec::new())
+            }
             listed => listed,
         }
     }
@@ -659,6 +667,7 @@ impl Tenant {
 
     /// Puts a machine where it belongs: among the cluster's own, among those that might be taken for them, or nowhere.
     fn sort(&self, server: Server, marks: &Marks<'_>, into: &mut Inventory) {
+        into.machines.insert(server.id.clone());
         let (id, name, cluster) = (&server.id, marks.name, &self.cluster);
         let own = self.machine(&server.node);
         let why = if marks.cluster && marks.ca && !server.node.is_empty() && name == own {

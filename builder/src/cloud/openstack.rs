@@ -11,11 +11,13 @@
 //! Other user-data is taken by a rebuild since microversion 2.57 (Queens, 2018).
 //! None of this was tried at a cloud.
 
-use super::marks::{CA, CLUSTER, IMAGE, NODE, ROLE};
+mod volumes;
+
+use super::marks::{CA, CLUSTER, DATA, IMAGE, NODE, ON_VOLUME, ROLE};
 use super::rules::{Single, apart, together};
 use super::{
     ANYWHERE, Busy, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, State, Tenant,
-    Thing, checked, explained, image_of, text,
+    Thing, Volume, checked, explained, image_of, text,
 };
 use crate::config::{Provider, PublicAddress};
 use crate::input;
@@ -360,7 +362,7 @@ impl OpenStack {
             public: outside.first().map(|(at, _)| *at),
             private: inside.first().map(|(at, _)| *at),
             created: text(one, "created").parse().ok(),
-            on_volume: false,
+            on_volume: text(metadata, DATA) == ON_VOLUME,
         })
     }
 
@@ -525,6 +527,7 @@ impl Cloud for OpenStack {
         }
         // All, for those that only look like ours.
         self.sort(&self.servers()?, &mut inventory)?;
+        self.add_volumes(&mut inventory)?;
         Ok(inventory)
     }
 
@@ -623,6 +626,9 @@ impl Cloud for OpenStack {
         if order.image != NO_IMAGE {
             metadata[IMAGE] = json!(order.image);
         }
+        if order.on_volume {
+            metadata[DATA] = json!(ON_VOLUME);
+        }
         let ports: Vec<Value> = ports.into_iter().map(|port| json!({"port": port})).collect();
         let body = json!({"server": {
             "name": name,
@@ -685,9 +691,22 @@ impl Cloud for OpenStack {
         }
     }
 
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()> {
+        self.new_volume(node, gb)
+    }
+
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()> {
+        self.connect(volume, server)
+    }
+
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        self.disconnect(volume)
+    }
+
     fn delete(&self, thing: &Thing) -> Result<()> {
         let path = match thing.kind {
             "server" => return self.delete_server(&thing.id),
+            "volume" => return self.delete_volume(&thing.id),
             "router" => return self.delete_router(&thing.id),
             "network" => NETWORKS,
             "port" => PORTS,

@@ -8,15 +8,17 @@
 //! from then on, and goes with it; the file, which holds secrets, goes at once.
 //! A machine that is being made bears `kimg-making`, and is none until it does no more. While its disks are imported it has
 //! neither name nor tags: whoever makes the next one waits for that.
-//! Disks are not plugged into a running VM (`hotplug: 0`): a master's new one is imported while it runs, and takes the old
-//! one's place once it is stopped.
+//! Disks are not plugged into a running master (`hotplug: 0`): its new one is imported while it runs, and takes the old one's
+//! place once it is stopped.
 //! There is one firewall, the node's own: one of Proxmox counts only where the data centre's is on.
 //! None of this was tried at a server.
+
+mod volumes;
 
 use super::tags::{of_image, retagged, tagged};
 use super::{
     Busy, Cents, Cloud, Firewall, Inventory, Network, Offer, Order, ROLES, Rule, Server, Size, State, Tenant, Thing,
-    explained, image_of, marks, text,
+    Volume, explained, image_of, marks, text,
 };
 use crate::config::{self, Provider};
 use crate::input;
@@ -28,7 +30,7 @@ use crate::web::{Answer, Client, Interrupted, Request, escape};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
 use jiff::Timestamp;
-use marks::{NODE, ROLE};
+use marks::{DATA, NODE, ON_VOLUME, ROLE};
 use node_metadata::Role;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -141,7 +143,7 @@ impl Proxmox {
             public: address,
             private: address,
             created: tagged(one, MADE).parse().ok().and_then(|second| Timestamp::from_second(second).ok()),
-            on_volume: false,
+            on_volume: tagged(one, DATA) == ON_VOLUME,
         })
     }
 
@@ -149,9 +151,11 @@ impl Proxmox {
     fn sort(&self, machines: &[Value], into: &mut Inventory) -> Result<()> {
         for one in machines {
             let (server, marks) = (self.server(one)?, self.tenant.marks(one, text(one, "name")));
+            let holds = tagged(one, volumes::HOLDS);
             if marks.cluster && marks.ca && !tagged(one, MAKING).is_empty() {
-                into.rest.push(server.thing());
-            } else {
+                let name = if holds.is_empty() { server.node.clone() } else { holds.into() };
+                into.rest.push(Thing { name, ..server.thing() });
+            } else if holds.is_empty() {
                 self.tenant.sort(server, &marks, into);
             }
         }
@@ -252,11 +256,15 @@ impl Proxmox {
         self.work(node, request.json(&body), "resizing the disk")
     }
 
+    fn config(&self, url: &str) -> Result<Value> {
+        let there = self.api.send(Request::get(url)).and_then(|answer| answer.expect(&[200]));
+        Ok(there.map_err(explain)?.json()?["data"].take())
+    }
+
     /// Removes the disks that had the place of others.
     fn drop_unused(&self, config: &str, node: &str) -> Result<()> {
-        let there = self.api.send(Request::get(config)).and_then(|answer| answer.expect(&[200]));
-        let there = there.map_err(explain)?.json()?;
-        let keys = there["data"].as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+        let there = self.config(config)?;
+        let keys = there.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
         let unused: Vec<&str> = keys.filter(|key| key.starts_with("unused")).collect();
         if unused.is_empty() {
             return Ok(());
@@ -294,6 +302,19 @@ impl Proxmox {
         let (id, node) = (number(one)?, text(one, "node"));
         let request = Request::post(self.api.url(&at(node, &format!("/qemu/{id}/status/{to}")))).json(&json!({}));
         self.work(node, request, &format!("the {to} of VM {id}"))
+    }
+
+    /// Removes VMs that are not whole.
+    fn drop_broken(&self, broken: &[Thing]) -> Result<()> {
+        for Thing { id, .. } in broken {
+            self.api.client().poll(&format!("removing VM {id}, which is not whole"), EVERY, FREE, || {
+                match self.delete_server(id) {
+                    Err(error) if error.is::<Busy>() => Ok(None),
+                    other => other.and_then(|()| Ok(self.find(id)?.is_none().then_some(()))),
+                }
+            })?;
+        }
+        Ok(())
     }
 
     fn delete_server(&self, id: &str) -> Result<()> {
@@ -339,7 +360,7 @@ impl Cloud for Proxmox {
         }
         let size = Size { monthly: Some(Cents(0)), disk_gb: self.disk_gb.into(), available: true };
         let sizes: BTreeMap<String, Size> = self.types.iter().map(|name| (name.clone(), size)).collect();
-        Ok(Offer { currency: String::new(), sizes, room: None, gb: None })
+        Ok(Offer { currency: String::new(), sizes, room: None, gb: Some(0.0) })
     }
 
     fn inventory(&self) -> Result<Inventory> {
@@ -347,7 +368,9 @@ impl Cloud for Proxmox {
         for role in ROLES {
             inventory.firewalls.push(self.make_firewall(role)?);
         }
-        self.sort(&self.machines()?, &mut inventory)?;
+        let machines = self.machines()?;
+        self.sort(&machines, &mut inventory)?;
+        self.add_volumes(&machines, &mut inventory)?;
         // What an interrupted run left.
         for one in self.imports()? {
             let (id, start) = (text(&one, "volid"), self.seeds());
@@ -390,15 +413,9 @@ impl Cloud for Proxmox {
         if !there.servers.is_empty() {
             return Ok(());
         }
-        for broken in &there.rest {
-            self.api.client().poll(&format!("removing VM {}, which is not whole", broken.id), EVERY, FREE, || {
-                match self.delete_server(&broken.id) {
-                    Err(error) if error.is::<Busy>() => Ok(None),
-                    other => other.and_then(|()| Ok(self.find(&broken.id)?.is_none().then_some(()))),
-                }
-            })?;
-            all.retain(|one| number(one).is_ok_and(|number| broken.id != number.to_string()));
-        }
+        self.drop_broken(&there.rest)?;
+        let is_broken = |id: u64| there.rest.iter().any(|broken| broken.id == id.to_string());
+        all.retain(|one| number(one).is_ok_and(|id| !is_broken(id)));
         let (cores, memory) = config::Proxmox::size(order.size).context("the type of machine is none")?;
         let address = self.address(&all)?.to_string();
         let drive = self.put_seed(order, address.parse()?)?;
@@ -410,6 +427,7 @@ impl Cloud for Proxmox {
             (TYPE, order.size),
             (MADE, made.as_str()),
             of_image(order.image),
+            (DATA, if order.on_volume { ON_VOLUME } else { "" }),
         ];
         let tags = self.tenant.tags(&said);
         let [image, drive_of_own] = self.disks(order.image_id, &drive);
@@ -427,13 +445,16 @@ impl Cloud for Proxmox {
             "net0": format!("virtio={},bridge={}", self.mac(order.node), self.own.bridge),
             "serial0": "socket",
             "onboot": true,
-            // What is changed waits for the next start.
-            "hotplug": "0",
+            // What is changed of a master waits for the next start.
+            "hotplug": if order.role == Role::Master { "0" } else { "disk" },
         });
         let id = self.create(&mut body, &format!("making {name}")).map_err(|error| self.without(&drive, error))?;
         let place = self.here(&format!("/qemu/{id}"));
         self.grow(&place, region)?;
         self.delete_seed(&drive)?;
+        if order.on_volume {
+            self.plug_first(order.node, &id.to_string())?;
+        }
         self.send(Request::put(self.api.url(&format!("{place}/config"))).json(&json!({"tags": tags.join(";")})))?;
         self.status(&json!({"vmid": id, "node": region}), "start")
     }
@@ -487,8 +508,22 @@ impl Cloud for Proxmox {
         }
     }
 
+    fn make_volume(&self, node: &str, gb: u32) -> Result<()> {
+        self.new_volume(node, gb)
+    }
+
+    fn attach(&self, volume: &Volume, server: &Server) -> Result<()> {
+        check_free(&self.machine(server)?)?;
+        self.plug(volume, &server.region, &server.id)
+    }
+
+    fn detach(&self, volume: &Volume) -> Result<()> {
+        self.unplug(volume)
+    }
+
     fn delete(&self, thing: &Thing) -> Result<()> {
         match thing.kind {
+            "volume" => self.delete_volume(&thing.id),
             "seed" => self.delete_seed(&thing.id),
             _ => self.delete_server(&thing.id),
         }

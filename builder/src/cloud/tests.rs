@@ -116,13 +116,13 @@ impl Which {
             Which::Linode => "name = \"linode\"\nregion = \"eu-central\"\ntype = \"g6-nanode-1\"\n",
             Which::Vultr => "name = \"vultr\"\nregion = \"fra\"\ntype = \"vc2-1c-1gb\"\nbucket = \"b\"\n",
             Which::OpenStack => {
-                "name = \"openstack\"\nregion = \"RegionOne\"\ntype = \"m1.small\"\ncurrency = \"EUR\"\nprices = { \"m1.small\" = 5 }\n"
+                "name = \"openstack\"\nregion = \"RegionOne\"\ntype = \"m1.small\"\ncurrency = \"EUR\"\nprices = { \"m1.small\" = 5, data-gb = 0.1 }\n"
             }
             Which::Gcp => {
-                "name = \"gcp\"\nregion = \"europe-west3-a\"\ntype = \"e2-small\"\nbucket = \"b\"\ncurrency = \"USD\"\nprices = { \"e2-small\" = 5 }\n"
+                "name = \"gcp\"\nregion = \"europe-west3-a\"\ntype = \"e2-small\"\nbucket = \"b\"\ncurrency = \"USD\"\nprices = { \"e2-small\" = 5, data-gb = 0.1 }\n"
             }
             Which::Aws => {
-                "name = \"aws\"\nregion = \"eu-west-1a\"\ntype = \"t3.small\"\ncurrency = \"USD\"\nprices = { \"t3.small\" = 5 }\n"
+                "name = \"aws\"\nregion = \"eu-west-1a\"\ntype = \"t3.small\"\ncurrency = \"USD\"\nprices = { \"t3.small\" = 5, data-gb = 0.1 }\n"
             }
             Which::Proxmox => {
                 "name = \"proxmox\"\nregion = \"pve\"\ntype = \"1c-1g\"\nnetwork = \"192.0.2.0/24\"\nproxmox = { storage = \"lvm\", addresses = \"192.0.2.1-192.0.2.9\", gateway = \"192.0.2.2\" }\n"

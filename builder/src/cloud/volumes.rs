@@ -32,8 +32,7 @@ pub(super) fn attach(cloud: &dyn Cloud, client: &Client, node: &str) -> Result<(
         let server = of(&known, node).next().ok_or_else(|| Busy("its machine is gone".into()))?;
         match &volume.server {
             Some(at) if *at == server.id => return Ok(true),
-            // One that is gone is shown for a while.
-            Some(at) => bail!(Busy(format!("it is attached to the machine {at}; detach it there"))),
+            Some(at) => bail!("it is attached to the machine {at}, which is not the node's: detach it there"),
             None => cloud.attach(volume, server)?,
         }
         Ok(false)
@@ -54,7 +53,7 @@ pub(super) fn free(cloud: &dyn Cloud, client: &Client, node: &str) -> Result<()>
             cloud.detach(volume)?;
             return Ok(false);
         }
-        bail!(Busy(format!("it is attached to the machine {at}; detach it there")))
+        bail!("it is attached to the machine {at}, which is not the node's: detach it there")
     })
 }
 

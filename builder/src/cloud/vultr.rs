@@ -209,9 +209,9 @@ impl Cloud for Vultr {
             self.tenant.sort(self.server(&one)?, &marks, &mut inventory);
         }
         let prefix = self.tenant.volume("");
-        for one in self.tenant.seen(self.list(BLOCKS, "blocks"))? {
+        for one in self.tenant.seen(self.list(BLOCKS, "blocks"), &mut inventory)? {
             if let Some(node) = text(&one, "label").strip_prefix(&prefix) {
-                inventory.volumes.push(volume(&one, node)?);
+                inventory.add_volume(volume(&one, node)?);
             }
         }
         Ok(inventory)

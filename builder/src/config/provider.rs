@@ -18,8 +18,8 @@ const GCP_CLUSTER: usize = 31;
 /// The second disk of a master is called `NODE--CLUSTER--2`, which is longer than `NODE.CLUSTER`.
 const GCP_MORE: usize = 4;
 
-/// A volume is called `kimg-CA-NODE`, and such a name has 64 characters.
-const VOLUME_NODE: usize = 46;
+/// A volume is called `kimg-CA-NODE`, and such a name has 63 characters at Google.
+const VOLUME_NODE: usize = 45;
 /// Stands for a GB of a data volume among the prices of types of machine.
 const VOLUME: &str = "data-gb";
 
@@ -274,10 +274,7 @@ fn check_volumes(name: ProviderName, f: &Fragment) -> Result<(), Fault> {
             let message = "is a worker's: a master has its store, which a roll carries over; remove this line";
             return Err(fault(gb, "nodes.data-gb", message));
         }
-        let Some(range) = name.volume_gb() else {
-            let message = format!("kimg makes no data volumes at {} yet; remove this line", name.as_str());
-            return Err(fault(gb, "nodes.data-gb", message));
-        };
+        let range = name.volume_gb();
         number(&node.data_gb, "nodes.data-gb", i64::from(*range.start())..i64::from(*range.end()) + 1, 0)?;
         if node.name.get_ref().len() > VOLUME_NODE {
             let message = format!(
@@ -293,10 +290,10 @@ fn check_volumes(name: ProviderName, f: &Fragment) -> Result<(), Fault> {
 /// What a month of a GB of a data volume costs, where the provider does not say it.
 fn volume_price(name: ProviderName, written: &ProviderFragment) -> Result<Option<f64>, Fault> {
     let Some(price) = written.prices.get(VOLUME) else { return Ok(None) };
-    if name.volume_gb().is_none() || name.tells_volume_price() {
-        let message = match name.volume_gb() {
-            None => format!("kimg makes no data volumes at {} yet; remove this line", name.as_str()),
-            Some(_) => format!("{} says itself what a volume costs; remove this line", name.as_str()),
+    if name.tells_volume_price() {
+        let message = match name {
+            ProviderName::Proxmox => "a volume at proxmox costs nothing by the month; remove this line".to_string(),
+            _ => format!("{} says itself what a volume costs; remove this line", name.as_str()),
         };
         return Err(fault(price, "provider.prices", message));
     }

@@ -220,20 +220,22 @@ impl ProviderName {
         if self == ProviderName::Gcp { "--" } else { "." }
     }
 
-    /// How many GB a data volume there may have; none where kimg makes none.
-    pub fn volume_gb(self) -> Option<std::ops::RangeInclusive<u32>> {
+    /// How many GB a data volume there may have.
+    pub fn volume_gb(self) -> std::ops::RangeInclusive<u32> {
         match self {
-            ProviderName::Hetzner => Some(10..=10_240),
-            ProviderName::DigitalOcean => Some(1..=16_384),
-            ProviderName::Linode => Some(10..=16_384),
-            ProviderName::Vultr => Some(10..=10_000),
-            ProviderName::OpenStack | ProviderName::Gcp | ProviderName::Aws | ProviderName::Proxmox => None,
+            ProviderName::Hetzner => 10..=10_240,
+            ProviderName::DigitalOcean | ProviderName::OpenStack | ProviderName::Aws | ProviderName::Proxmox => {
+                1..=16_384
+            }
+            ProviderName::Linode => 10..=16_384,
+            ProviderName::Vultr => 10..=10_000,
+            ProviderName::Gcp => 10..=65_536,
         }
     }
 
-    /// Whether it says what a volume costs.
+    /// Whether it says what a volume costs; at Proxmox it is nothing.
     pub fn tells_volume_price(self) -> bool {
-        matches!(self, ProviderName::Hetzner | ProviderName::Linode)
+        matches!(self, ProviderName::Hetzner | ProviderName::Linode | ProviderName::Proxmox)
     }
 
     /// Whether it says what machines cost; else only `cluster.toml` does.

@@ -425,16 +425,21 @@ fn a_worker_at_a_provider_may_have_a_data_volume() {
     let priced = at(&format!("{digitalocean}\nprices = {{ data-gb = 0.1 }}"), &gb(1)).expect("valid");
     let provider = priced.provider.expect("there");
     assert!(provider.volume_price == Some(0.1) && provider.prices.is_empty());
-    let long = format!("name = \"{}\"\ndata-gb = 20", "w".repeat(47));
+    let long = format!("name = \"{}\"\ndata-gb = 20", "w".repeat(46));
     let master = THREE.replace("name = \"m\"", "name = \"m\"\ndata-gb = 20");
     let cases = [
         (HETZNER.to_string(), gb(9), "nodes.data-gb: 9 is out of range; write 10 to 10240"),
         (digitalocean.clone(), gb(-1), "nodes.data-gb: -1 is out of range; write 1 to 16384"),
         (HETZNER.to_string(), master, "nodes.data-gb: is a worker's: a master has its store"),
-        (HETZNER.to_string(), THREE.replace("name = \"w\"", &long), "write at most 46 characters"),
-        (HETZNER.replace("hetzner", "aws"), gb(20), "nodes.data-gb: kimg makes no data volumes at aws yet"),
+        (HETZNER.to_string(), THREE.replace("name = \"w\"", &long), "write at most 45 characters"),
+        (HETZNER.replace("hetzner", "aws"), gb(0), "nodes.data-gb: 0 is out of range; write 1 to 16384"),
         (format!("{HETZNER}\nprices = {{ data-gb = 0.1 }}"), gb(20), "hetzner says itself what a volume costs"),
         (format!("{digitalocean}\nprices = {{ data-gb = -1 }}"), gb(20), "-1 is no price of a GB"),
+        (
+            format!("{PROXMOX}\nprices = {{ data-gb = 1 }}\n{RANGE}"),
+            gb(20).replace("cx43", "1c-1g"),
+            "a volume at proxmox costs nothing by the month",
+        ),
         (format!("{digitalocean}\nprices = {{ cx23 = 1 }}"), gb(20), "digitalocean says itself what machines cost"),
     ];
     for (provider, nodes, says) in cases {

@@ -17,23 +17,27 @@ pub(crate) enum Service {
     Image,
     /// Neutron.
     Network,
+    /// Cinder.
+    Volume,
 }
 
 impl Service {
-    /// As the catalogue calls it.
-    fn name(self) -> &'static str {
+    /// As catalogues call it.
+    fn names(self) -> &'static [&'static str] {
         match self {
-            Service::Compute => "compute",
-            Service::Image => "image",
-            Service::Network => "network",
+            Service::Compute => &["compute"],
+            Service::Image => &["image"],
+            Service::Network => &["network"],
+            // The newer one may lead to no version.
+            Service::Volume => &["volumev3", "block-storage"],
         }
     }
 
     /// What an address of it may end with that stands in the paths of its calls.
     fn version(self) -> &'static str {
         match self {
-            // Its address has the version, and maybe the project behind it.
-            Service::Compute => "/",
+            // Their addresses have the version, and maybe the project behind it.
+            Service::Compute | Service::Volume => "/",
             Service::Image => "/v2",
             Service::Network => "/v2.0",
         }
@@ -111,26 +115,19 @@ impl Keystone {
         Ok(Session { token, catalog: answer.json()?["token"]["catalog"].clone() })
     }
 
+    fn fits(&self, endpoint: &Value) -> bool {
+        self.region.as_ref().is_none_or(|region| region_of(endpoint) == region)
+    }
+
     /// Where a service is, without a `/` at its end.
     fn place(&self, catalog: &Value, service: Service) -> Result<String> {
-        let name = service.name();
         let services = catalog.as_array().context("Keystone's answer has no catalogue; is OS_PROJECT_NAME right?")?;
-        let endpoints: Vec<&Value> = services
-            .iter()
-            .filter(|service| service["type"] == name)
-            .filter_map(|service| service["endpoints"].as_array())
-            .flatten()
-            .filter(|endpoint| endpoint["interface"] == "public")
-            .collect();
-        let region_of = |endpoint: &Value| {
-            endpoint["region"].as_str().or(endpoint["region_id"].as_str()).unwrap_or_default().to_string()
-        };
-        let fitting: Vec<&&Value> =
-            endpoints.iter().filter(|e| self.region.as_ref().is_none_or(|r| region_of(e) == *r)).collect();
+        let (name, endpoints) = public(services, service);
+        let fitting: Vec<&&Value> = endpoints.iter().filter(|endpoint| self.fits(endpoint)).collect();
         let url = match fitting[..] {
             [only] => only["url"].as_str(),
             _ => {
-                let known: Vec<String> = endpoints.iter().map(|e| region_of(e)).collect();
+                let known: Vec<String> = endpoints.iter().map(|endpoint| region_of(endpoint).to_string()).collect();
                 return input::bad(format!(
                     "the {name} service is in the regions {}; say which with --region, or as region under [provider]",
                     known.join(", ")
@@ -144,6 +141,23 @@ impl Keystone {
         Ok(url.trim_end_matches(service.version()).to_string())
     }
 
+    fn session(&self, client: &Client) -> Result<Session> {
+        let known = self.held().clone();
+        if let Some(session) = known {
+            return Ok(session);
+        }
+        let session = self.log_in(client)?;
+        *self.held() = Some(session.clone());
+        Ok(session)
+    }
+
+    /// Whether the region has a service at all.
+    pub(crate) fn has(&self, client: &Client, service: Service) -> Result<bool> {
+        let catalog = self.session(client)?.catalog;
+        let of = |services: &Vec<Value>| public(services, service).1.iter().any(|endpoint| self.fits(endpoint));
+        Ok(catalog.as_array().is_some_and(of))
+    }
+
     /// Sends a request to a service, whose address it is made with, with a new token when the old one has run out.
     pub(crate) fn send(&self, client: &Client, service: Service, make: &dyn Fn(&str) -> Request) -> Result<Answer> {
         let answer = self.send_once(client, service, make)?;
@@ -155,15 +169,28 @@ impl Keystone {
     }
 
     fn send_once(&self, client: &Client, service: Service, make: &dyn Fn(&str) -> Request) -> Result<Answer> {
-        let known = self.held().clone();
-        let session = match known {
-            Some(session) => session,
-            None => self.log_in(client)?,
-        };
+        let session = self.session(client)?;
         let place = self.place(&session.catalog, service)?;
-        *self.held() = Some(session.clone());
         client.send(&make(&place).secret("x-auth-token", session.token))
     }
+}
+
+/// What a service is called, and where it is for everybody.
+fn public(services: &[Value], service: Service) -> (&'static str, Vec<&Value>) {
+    let mut last = ("", Vec::new());
+    for name in service.names() {
+        let named = services.iter().filter(|service| service["type"] == *name);
+        let all = named.filter_map(|service| service["endpoints"].as_array()).flatten();
+        last = (*name, all.filter(|endpoint| endpoint["interface"] == "public").collect());
+        if !last.1.is_empty() {
+            break;
+        }
+    }
+    last
+}
+
+fn region_of(endpoint: &Value) -> &str {
+    endpoint["region"].as_str().or(endpoint["region_id"].as_str()).unwrap_or_default()
 }
 
 /// What Keystone wants to know: an application credential, or a user and a project.

@@ -39,10 +39,14 @@ impl Asked {
 
     /// The tags that a thing is to bear, and among them its name.
     fn tags(&self, kind: &str) -> Map<String, Value> {
-        assert_eq!(self.of("TagSpecification.1.ResourceType"), kind);
+        self.tags_of(1, kind)
+    }
+
+    fn tags_of(&self, nth: usize, kind: &str) -> Map<String, Value> {
+        assert_eq!(self.of(&format!("TagSpecification.{nth}.ResourceType")), kind);
         let tag = |n| {
-            let key = self.0.get(&format!("TagSpecification.1.Tag.{n}.Key"))?;
-            Some((key.clone(), json!(self.of(&format!("TagSpecification.1.Tag.{n}.Value")))))
+            let key = self.0.get(&format!("TagSpecification.{nth}.Tag.{n}.Key"))?;
+            Some((key.clone(), json!(self.of(&format!("TagSpecification.{nth}.Tag.{n}.Value")))))
         };
         (1..).map_while(tag).collect()
     }
@@ -130,6 +134,11 @@ fn described(action: &str, asked: &Asked, world: &mut World) -> Reply {
         "DescribeSecurityGroups" => ("securityGroupInfo", of_kind(world, "firewall")),
         "DescribeNetworkInterfaces" => ("networkInterfaceSet", of_kind(world, "interface")),
         "DescribeAddresses" => ("addressesSet", of_kind(world, "address")),
+        "DescribeVolumes" => {
+            let all = of_kind(world, "volume").into_iter().chain(of_kind(world, "disk")).collect();
+            drop(world.volumes());
+            ("volumeSet", all)
+        }
         "DescribeRouteTables" => {
             let vpc = asked.filter("vpc-id").unwrap()[0];
             assert!(asked.filter("association.main") == Some(vec!["true"]));
@@ -298,7 +307,31 @@ fn write(action: &str, asked: &Asked, world: &mut World) -> Done {
             Ok(json!({"return": "true"}))
         }
         "RunInstances" => run(asked, world),
+        "CreateVolume" => {
+            let began = format!("token-{}", asked.of("ClientToken"));
+            if let Some(known) = world.operations.get(&began) {
+                return Ok(known.clone());
+            }
+            assert!(asked.of("VolumeType") == "gp3" && asked.of("AvailabilityZone") == ZONE);
+            let body = json!({"size": asked.of("Size").parse::<u64>().unwrap(), "region": ZONE});
+            let made = make(asked, world, ("volume", "volume"), "", body)?;
+            world.operations.insert(began, made.clone());
+            Ok(made)
+        }
+        "AttachVolume" => {
+            assert_eq!(asked.of("Device"), "/dev/sdg", "somebody has attached one as /dev/sdf");
+            carried(world.carry(id("VolumeId"), Some(id("InstanceId"))))
+        }
         _ => change(action, asked, world),
+    }
+}
+
+fn carried(refused: Option<&str>) -> Done {
+    match refused {
+        None => Ok(json!({"status": "attaching"})),
+        Some("not_found") => Err(("InvalidVolume.NotFound", "it does not exist")),
+        Some("locked") => Err(("IncorrectState", "it is not 'running'")),
+        Some(_) => Err(("VolumeInUse", "it is already attached to an instance")),
     }
 }
 
@@ -334,6 +367,7 @@ fn run(asked: &Asked, world: &mut World) -> Done {
     let there = |kind, id| world.things.contains_key(&(kind, id));
     assert!(there("subnet", number(&subnet)) && there("firewall", group));
     let mut labels = asked.tags("instance");
+    assert_eq!(asked.tags_of(2, "volume")["kimg-role"], labels["kimg-role"]);
     let user_data = String::from_utf8(STANDARD.decode(asked.of("UserData")).unwrap()).unwrap();
     // As all fakes have it.
     let body = json!({"name": labels.remove("Name"), "size": asked.of("InstanceType"), "region": ZONE, "labels": labels,
@@ -399,7 +433,21 @@ fn remove(action: &str, asked: &Asked, world: &mut World) -> Done {
         (machine.going, machine.looked) = (true, if machine.going { machine.looked } else { 0 });
         return Ok(json!({"return": "true"}));
     }
+    if action == "DetachVolume" {
+        let volume = number(asked.of("VolumeId"));
+        return match world.attached(volume) {
+            Some(at) if asked.of("InstanceId") == at.to_string() => carried(world.carry(volume, None)),
+            _ => Err(("IncorrectState", "it is in the 'available' state")),
+        };
+    }
     let (kind, name) = match action {
+        "DeleteVolume" if world.attached(number(asked.of("VolumeId"))).is_some() => {
+            return Err(("VolumeInUse", "it is currently attached"));
+        }
+        "DeleteVolume" if world.things.contains_key(&("disk", number(asked.of("VolumeId")))) => {
+            ("disk", asked.of("VolumeId"))
+        }
+        "DeleteVolume" => ("volume", asked.of("VolumeId")),
         "DeleteVpc" => ("vpc", asked.of("VpcId")),
         "DeleteSubnet" => ("subnet", asked.of("SubnetId")),
         "DeleteInternetGateway" | "DetachInternetGateway" => ("gateway", asked.of("InternetGatewayId")),
@@ -425,6 +473,7 @@ fn remove(action: &str, asked: &Asked, world: &mut World) -> Done {
             any("interface", "firewall", json!(id)) || world.machines.values().any(behind)
         }
         "DeleteNetworkInterface" => world.machines.iter().any(|(id, machine)| interface_of(*id, machine) == name),
+        "DeleteVolume" => false,
         _ => one["interface"].is_string(),
     };
     match (used, action) {
@@ -474,6 +523,12 @@ fn shown(world: &World, kind: &str, id: u64, body: &Value) -> Value {
         "firewall" => json!({"groupId": name, "groupName": body["name"], "vpcId": body["vpc"]}),
         "interface" => json!({"networkInterfaceId": name, "subnetId": body["subnet"], "privateIpAddress": private(id),
             "groupSet": [{"groupId": body["firewall"].to_string()}]}),
+        "volume" | "disk" => {
+            let at = body["server"].as_u64().map(|at| json!([{"instanceId": at.to_string(), "status": "attached"}]));
+            let status = if at.is_some() { "in-use" } else { "available" };
+            json!({"volumeId": name, "size": body["size"].to_string(), "availabilityZone": body["region"],
+                "status": status, "attachmentSet": at.unwrap_or(json!([]))})
+        }
         _ => {
             let leads = body["interface"].as_str().map(|interface| world.public(number(interface)));
             json!({"allocationId": name, "publicIp": leads, "networkInterfaceId": body["interface"]})
@@ -510,6 +565,7 @@ fn instance(world: &World, id: u64, machine: &Machine) -> Value {
     // Only an address of its own outlives a stop.
     let address = (state == "running" || leads(world, at)).then(|| public(at));
     json!({"instanceId": id.to_string(), "instanceType": body["size"], "instanceState": {"name": state}, "tagSet": tags,
+        "blockDeviceMapping": [{"deviceName": "/dev/xvda"}, {"deviceName": "/dev/sdf"}],
         "placement": {"availabilityZone": body["region"]}, "privateIpAddress": private(at), "ipAddress": address,
         "launchTime": "2027-02-01T00:00:00.000Z", "networkInterfaceSet": [{"networkInterfaceId": interface_of(id, machine),
             "groupSet": [{"groupId": body["firewalls"][0]["firewall"].to_string()}],

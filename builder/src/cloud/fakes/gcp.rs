@@ -90,6 +90,33 @@ fn read(call: &Call, parts: &[&str], world: &mut World) -> Reply {
         ["regions", "europe-west3", "addresses", name] => {
             shown(find(world, "address", name).map(|(id, _)| json!({"name": name, "address": public(id)})))
         }
+        ["aggregated", "addresses"] => {
+            let region = "https://x/projects/p/regions/europe-west3";
+            let all = world.of("address");
+            let all: Value =
+                all.map(|(id, one)| json!({"name": one["name"], "address": public(id), "region": region})).collect();
+            paged(json!({"items": {"regions/europe-west3": {"addresses": all}}}), None)
+        }
+        ["aggregated", "disks"] => {
+            let of = world.machines.iter().filter(|(_, machine)| machine.body["disk"].is_string());
+            let mut all: Vec<Value> = of
+                .map(|(id, machine)| {
+                    let body = &machine.body;
+                    disk(
+                        500 + id,
+                        &json!({"name": body["disk"], "labels": body["disk_labels"], "sizeGb": "25"}),
+                        Some(*id),
+                        world,
+                    )
+                })
+                .collect();
+            all.extend(world.of("disk").map(|(id, one)| disk(id, one, None, world)));
+            all.extend(world.of("volume").map(|(id, one)| disk(id, one, one["server"].as_u64(), world)));
+            drop(world.volumes());
+            let at: usize = call.asked("pageToken").map_or(1, |token| token.parse().unwrap());
+            let (some, more) = page(&all, at);
+            paged(json!({"items": {format!("zones/{ZONE}"): {"disks": some}}}), more.then_some(at + 1))
+        }
         ["global", "firewalls"] => {
             let prefix = call.asked("filter").unwrap().strip_prefix("name%20eq%20%22").unwrap();
             let prefix = prefix.strip_suffix(".%2A%22").unwrap();
@@ -118,9 +145,9 @@ fn read(call: &Call, parts: &[&str], world: &mut World) -> Reply {
         ["zones", _, "disks", name] => {
             let attached = world.machines.values().find(|machine| machine.body["disk"] == *name);
             shown(
-                attached
-                    .map(|machine| json!({"name": name, "labels": machine.body["disk_labels"]}))
-                    .or_else(|| find(world, "disk", name).map(|(_, disk)| disk)),
+                attached.map(|machine| json!({"name": name, "labels": machine.body["disk_labels"]})).or_else(|| {
+                    find(world, "disk", name).or_else(|| find(world, "volume", name)).map(|(_, disk)| disk)
+                }),
             )
         }
         [.., "operations", name] => shown(world.operations.get(*name).cloned()),
@@ -144,6 +171,10 @@ fn write(call: &Call, parts: &[&str], world: &mut World) -> Done {
             }
             None => Err(error(404, "was not found")),
         },
+        ("POST", ["zones", ZONE, "disks"]) if call.json()["sourceImage"].is_null() => {
+            assert_eq!(call.json()["type"], format!("zones/{ZONE}/diskTypes/pd-balanced"));
+            make(call, world, "volume", "zone")
+        }
         ("POST", ["zones", ZONE, "disks"]) if world.keeps_disks => {
             let why =
                 json!({"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": "The zone does not have enough resources"});
@@ -173,11 +204,13 @@ fn write(call: &Call, parts: &[&str], world: &mut World) -> Done {
         ("DELETE", [.., kind, name]) => {
             let kind =
                 ["network", "subnetwork", "address", "firewall", "disk"].into_iter().find(|one| kind.starts_with(one));
+            let kind = kind.map(|kind| if find(world, "volume", name).is_some() { "volume" } else { kind });
             let Some((id, _)) = find(world, kind.unwrap(), name) else { return Err(error(404, "was not found")) };
             let used = match kind.unwrap() {
                 "network" => world.of("firewall").chain(world.of("subnetwork")).next().is_some(),
                 "subnetwork" => world.machines.values().any(|machine| machine.body["vpc_uuid"] == *name),
                 "address" => world.machines.contains_key(&id),
+                "volume" => world.attached(id).is_some(),
                 _ => false,
             };
             if used {
@@ -228,6 +261,9 @@ fn insert(asked: &Value, world: &mut World) -> Done {
 
 fn change(call: &Call, what: &str, id: u64, world: &mut World) -> Result<(), Reply> {
     let asked = call.json();
+    if let Some(done) = carry(call, what, id, world) {
+        return done;
+    }
     let disk = find(world, "disk", last(&asked["source"]));
     let number = if what == "detachDisk" { world.number() } else { 0 };
     let machine = world.machines.get_mut(&id).unwrap();
@@ -262,6 +298,40 @@ fn change(call: &Call, what: &str, id: u64, world: &mut World) -> Result<(), Rep
         what => panic!("{what}"),
     }
     Ok(())
+}
+
+/// Attaches a data volume, or takes it away; none where it is about a machine's own disk. It is done with the operation.
+fn carry(call: &Call, what: &str, id: u64, world: &mut World) -> Option<Result<(), Reply>> {
+    let (asked, name) = (call.json(), |asked: &Value| last(asked).to_string());
+    let (volume, to) = match what {
+        "attachDisk" => (find(world, "volume", &name(&asked["source"]))?.0, Some(id)),
+        "detachDisk" if call.asked("deviceName") == Some("data") => {
+            (world.of("volume").find(|(_, one)| one["server"] == id)?.0, None)
+        }
+        _ => return None,
+    };
+    if to.is_some() {
+        assert!(asked["autoDelete"] == false && asked["boot"] == false && asked["deviceName"] == "data");
+    }
+    Some(match world.carry(volume, to) {
+        None => {
+            drop(world.volumes());
+            Ok(())
+        }
+        Some("locked") => Err(error(400, "The resource is not ready")),
+        Some(_) => Err(error(400, "The disk resource is already being used by another")),
+    })
+}
+
+fn disk(id: u64, body: &Value, user: Option<u64>, world: &World) -> Value {
+    let zone = format!("https://x/projects/p/zones/{ZONE}");
+    let called = |id: u64| match world.machines.get(&id) {
+        Some(machine) => machine.body["name"].as_str().unwrap().replace('.', "--"),
+        None => format!("gone-{id}"),
+    };
+    let users: Vec<String> = user.into_iter().map(|id| format!("{zone}/instances/{}", called(id))).collect();
+    json!({"id": id.to_string(), "name": body["name"], "labels": body["labels"], "sizeGb": body["sizeGb"], "zone": zone,
+        "users": users})
 }
 
 /// With rules where tests look for them, and back.
@@ -321,10 +391,14 @@ fn instance(world: &World, id: u64, machine: &Machine) -> Value {
     if runs || world.things.contains_key(&("address", id)) {
         nic["accessConfigs"][0]["natIP"] = json!(public(id));
     }
-    let disks = match body["disk"].as_str() {
-        Some(disk) => json!([{"boot": true, "deviceName": "boot", "source": format!("{zone}/disks/{disk}")}]),
-        None => json!([]),
-    };
+    let boot = body["disk"].as_str().map(|disk| (true, "boot", disk));
+    let of = world.of("volume").filter(|(_, one)| one["server"] == id);
+    let data = of.map(|(_, one)| (false, "data", one["name"].as_str().unwrap()));
+    let disks: Value = boot
+        .into_iter()
+        .chain(data)
+        .map(|(boot, device, disk)| json!({"boot": boot, "deviceName": device, "source": format!("{zone}/disks/{disk}")}))
+        .collect();
     json!({"id": id.to_string(), "name": body["name"].as_str().unwrap().replace('.', "--"), "status": status,
         "labels": body["labels"], "labelFingerprint": "f1", "zone": zone, "networkInterfaces": [nic], "disks": disks,
         "machineType": format!("{zone}/machineTypes/{}", body["size"].as_str().unwrap()),

@@ -1,4 +1,4 @@
-//! Keystone, Nova and Neutron: nothing is unique, a port and a floating IP are things of their own, and what is in use stays.
+//! Keystone, Nova, Neutron and Cinder: nothing is unique, a port and a floating IP are things of their own, and what is in use stays.
 
 use super::{CREATED, Machine, World, gone, number, private, public, with_id};
 use crate::web::fake::{Call, Reply};
@@ -26,7 +26,8 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             let url = format!("http://{}/{path}", call.header("host"));
             json!({"type": kind, "endpoints": [{"interface": "public", "region": "RegionOne", "url": url}]})
         };
-        let token = json!({"token": {"catalog": [one("compute", "compute/v2.1"), one("network", "network/")]}});
+        let all = [one("compute", "compute/v2.1"), one("network", "network/"), one("block-storage", "volume/v3/p1")];
+        let token = json!({"token": {"catalog": all}});
         return Reply::json(201, &token).header("x-subject-token", "session");
     }
     assert_eq!(call.header("x-auth-token"), "session");
@@ -37,6 +38,7 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             nova(call, world, rest)
         }
         ["network", "v2.0", rest @ ..] => neutron(call, world, rest),
+        ["volume", "v3", "p1", rest @ ..] => cinder(call, world, rest),
         what => panic!("{what:?}"),
     }
 }
@@ -67,8 +69,61 @@ fn nova(call: &Call, world: &mut World, parts: &[&str]) -> Reply {
             if !world.machines.contains_key(&id) {
                 return refused(404, "itemNotFound", "Instance could not be found.");
             }
+            if rest.first() == Some(&"os-volume_attachments") {
+                return attachment(call, world, id, rest.get(1).copied());
+            }
             of_server(call, world, id, rest)
         }
+        what => panic!("{what:?}"),
+    }
+}
+
+fn attachment(call: &Call, world: &mut World, machine: u64, volume: Option<&str>) -> Reply {
+    let asked = call.json()["volumeAttachment"]["volumeId"].as_str().map(str::to_string);
+    let id = number(asked.as_deref().or(volume).unwrap());
+    let to = (call.method == "POST").then_some(machine);
+    if to.is_none() && world.attached(id) != Some(machine) {
+        return refused(404, "itemNotFound", "Instance is not attached.");
+    }
+    match world.carry(id, to) {
+        None if to.is_some() => Reply::json(200, &json!({"volumeAttachment": {"volumeId": id.to_string()}})),
+        None => Reply::new(202),
+        Some("not_found") => refused(404, "itemNotFound", "Volume could not be found."),
+        Some("locked") => refused(409, "conflictingRequest", "Cannot 'attach_volume' instance while it is building"),
+        Some(_) => refused(400, "badRequest", "Invalid volume: volume status must be 'available'"),
+    }
+}
+
+fn cinder(call: &Call, world: &mut World, parts: &[&str]) -> Reply {
+    let volume = |id: u64, body: &Value, status: &str| {
+        let at = body["server"].as_u64().map(|at| json!([{"server_id": at.to_string(), "volume_id": id.to_string()}]));
+        json!({"id": id.to_string(), "name": body["name"], "size": body["size"], "metadata": body["metadata"],
+            "status": status, "attachments": at.unwrap_or(json!([]))})
+    };
+    match (call.method.as_str(), parts) {
+        ("GET", ["volumes", "detail"]) => {
+            let all: Vec<Value> = world.volumes().iter().map(|(id, body)| volume(*id, body, "available")).collect();
+            list(call, "volumes", &all)
+        }
+        ("POST", ["volumes"]) => {
+            let body = call.json()["volume"].clone();
+            let id = world.add("volume", &body);
+            world.operations.insert(format!("making-{id}"), Value::Null);
+            Reply::json(202, &json!({"volume": volume(id, &body, "creating")}))
+        }
+        ("GET", ["volumes", id]) => {
+            let fresh = world.operations.remove(&format!("making-{id}")).is_some();
+            let body = &world.things[&("volume", number(id))];
+            let status = if fresh { "creating" } else { "available" };
+            Reply::json(200, &json!({"volume": volume(number(id), body, status)}))
+        }
+        ("DELETE", ["volumes", id]) if world.attached(number(id)).is_some() => {
+            refused(400, "badRequest", "Invalid volume: Volume status must be available or error")
+        }
+        ("DELETE", ["volumes", id]) => match world.things.remove(&("volume", number(id))) {
+            Some(_) => Reply::new(202),
+            None => refused(404, "itemNotFound", "Volume could not be found."),
+        },
         what => panic!("{what:?}"),
     }
 }

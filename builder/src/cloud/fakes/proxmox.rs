@@ -20,7 +20,8 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             ok(&json!([one("pve", "online"), one("far1", "online"), one("off1", "offline")]))
         }
         ("GET", "/cluster/nextid") => {
-            let free = world.machines.keys().copied().max().unwrap_or(0).max(world.count) + 1;
+            let volumes = world.of("volume").map(|(id, _)| id);
+            let free = world.machines.keys().copied().chain(volumes).max().unwrap_or(0).max(world.count) + 1;
             // What it calls free may be taken by then.
             ok(&json!(world.account.map_or(free, |taken| taken as u64).to_string()))
         }
@@ -51,8 +52,13 @@ fn of_node(call: &Call, world: &mut World, node: &str, path: &str) -> Reply {
                     }
                 });
             }
+            all.extend(world.of("volume").filter(|_| node == "pve").map(|(id, one)| {
+                let tags: Vec<&str> = one["tags"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+                json!({"vmid": id, "status": "stopped", "name": one["name"], "tags": tags.join(";")})
+            }));
             ok(&json!(all))
         }
+        ("POST", ["qemu"]) if call.json()["tags"].as_str().unwrap().contains("kimg-holds.") => hold(call, world),
         ("POST", ["qemu"]) => create(call, world),
         ("GET", ["tasks"]) => {
             world.look();
@@ -93,8 +99,17 @@ fn of_node(call: &Call, world: &mut World, node: &str, path: &str) -> Reply {
             world.things.retain(|_, file| file["volid"] != id.as_str());
             if world.things.len() == before { refused(&format!("unable to remove {id}")) } else { task(world, "OK") }
         }
+        ("GET", ["storage", "lvm", "content"]) => {
+            assert_eq!(call.asked("content"), Some("images"));
+            let id = call.asked("vmid").unwrap().parse().unwrap();
+            let size = world.things[&("volume", id)]["size"].as_u64().unwrap() << 30;
+            ok(&json!([{"volid": disk(id), "size": size, "vmid": id}]))
+        }
         (_, ["qemu", id, rest @ ..]) => {
             let id: u64 = id.parse().unwrap();
+            if world.things.contains_key(&("volume", id)) {
+                return of_holder(call, world, id, rest);
+            }
             match world.machines.get(&id) {
                 Some(machine) if is_made(machine, world.slow) || machine.going => refused("VM is locked"),
                 Some(machine) => {
@@ -164,6 +179,70 @@ fn create(call: &Call, world: &mut World) -> Reply {
     task(world, "OK")
 }
 
+/// A VM that holds a disk.
+fn hold(call: &Call, world: &mut World) -> Reply {
+    let mut body = call.json();
+    let id = body["vmid"].as_u64().unwrap();
+    let size: u64 = body["scsi0"].as_str().unwrap().strip_prefix("lvm:").unwrap().parse().unwrap();
+    (body["size"], body["tags"], body["server"]) = (json!(size), tags(&body["tags"]), Value::Null);
+    world.count = world.count.max(id);
+    world.things.insert(("volume", id), body);
+    task(world, "OK")
+}
+
+fn disk(holder: u64) -> String {
+    format!("lvm:vm-{holder}-disk-0")
+}
+
+fn of_holder(call: &Call, world: &mut World, id: u64, parts: &[&str]) -> Reply {
+    let (asked, one) = (call.json(), world.things.get_mut(&("volume", id)).unwrap());
+    match (call.method.as_str(), parts) {
+        ("GET", ["config"]) => {
+            let place = if one["scsi0"].is_string() { "scsi0" } else { "unused0" };
+            ok(&json!({"name": one["name"], "memory": "16", place: disk(id)}))
+        }
+        ("PUT", ["config"]) => {
+            if asked["delete"] == "scsi0" {
+                assert_ne!(one["protection"], true, "it is protected");
+                one["scsi0"] = Value::Null;
+            }
+            if asked["tags"].is_string() {
+                one["tags"] = tags(&asked["tags"]);
+            }
+            one["protection"] = asked["protection"].clone();
+            ok(&Value::Null)
+        }
+        ("DELETE", []) if one["protection"] == true => refused("can't remove VM - protection mode enabled"),
+        ("DELETE", []) => {
+            assert!(one["server"].is_null(), "somebody uses its disk");
+            world.things.remove(&("volume", id));
+            task(world, "OK")
+        }
+        what => panic!("{what:?}"),
+    }
+}
+
+/// A disk that a machine does not own is plugged into it, or out of it.
+fn plug(asked: &Value, world: &mut World, id: u64) -> Option<Reply> {
+    let places = disks(world, id);
+    if let Some((_, volume)) = places.iter().find(|(place, _)| asked["delete"] == place.as_str()) {
+        world.things.get_mut(&("volume", *volume)).unwrap()["server"] = Value::Null;
+        return Some(ok(&Value::Null));
+    }
+    let disk = asked["scsi2"].as_str()?;
+    let volume = disk.strip_prefix("lvm:vm-").unwrap().strip_suffix("-disk-0").unwrap().parse().unwrap();
+    let one = world.things.get_mut(&("volume", volume)).unwrap();
+    assert!(one["server"].is_null() && places.is_empty() && one["scsi0"].is_null(), "it is in use");
+    one["server"] = json!(id);
+    Some(ok(&Value::Null))
+}
+
+/// The places of the volumes that a machine has.
+fn disks(world: &World, id: u64) -> Vec<(String, u64)> {
+    let of = world.of("volume").filter(|(_, one)| one["server"] == id).map(|(volume, _)| volume);
+    (2..).zip(of).map(|(n, volume)| (format!("scsi{n}"), volume)).collect()
+}
+
 fn tags(text: &Value) -> Value {
     json!(text.as_str().unwrap().split(';').collect::<Vec<_>>())
 }
@@ -176,13 +255,22 @@ fn of_machine(call: &Call, world: &mut World, id: u64, parts: &[&str]) -> Reply 
         }
         _ => Value::Null,
     };
-    let (slow, keeps_disks) = (world.slow, world.keeps_disks);
+    if call.method == "PUT"
+        && parts == ["config"]
+        && let Some(done) = plug(&body, world, id)
+    {
+        return done;
+    }
+    let (slow, keeps_disks, disks) = (world.slow, world.keeps_disks, disks(world, id));
     let machine = world.machines.get_mut(&id).unwrap();
     // From here on it is one that was made.
     machine.body["whole"] = json!(true);
     match (call.method.as_str(), parts) {
         ("GET", ["config"]) => {
             let mut config = json!({"name": machine.body["name"]});
+            for (place, volume) in disks {
+                config[place] = json!(format!("{},size=20G", disk(volume)));
+            }
             for n in 0..machine.body["unused"].as_u64().unwrap_or(0) {
                 config[format!("unused{n}")] = json!(format!("lvm:vm-{id}-disk-{n}"));
             }

@@ -133,3 +133,16 @@ fn an_error_shows_names_and_no_user_data() {
     let error = format!("{:#}", other.up().unwrap_err());
     assert!(!error.contains("c2VhbC1rZXk") && !error.contains("seal-key"), "{error}");
 }
+
+#[test]
+fn a_machines_own_volume_that_is_left_over_goes_and_no_other() {
+    let stage = Stage::whole(Which::Aws);
+    let tags = |more: &str, says: &str| json!({"kimg-cluster": "demo", "kimg-ca": ca(), more: says});
+    let volume = |tags: Value| json!({"name": "m.demo", "size": 25, "region": "eu-west-1a", "tags": tags});
+    stage.world().things.insert(("disk", 90), volume(tags("kimg-role", "master")));
+    stage.world().things.insert(("disk", 91), volume(tags("mine", "yes")));
+    assert!(stage.plan().drift.is_empty(), "{:?}", stage.plan());
+    stage.destroy().unwrap();
+    assert_eq!(stage.world().things.keys().collect::<Vec<_>>(), [&("disk", 91)]);
+    stage.check_calls(None);
+}

@@ -57,3 +57,20 @@ fn a_disk_that_was_made_in_vain_is_removed() {
     assert!(format!("{error:#}").contains("fingerprint"), "{error:#}");
     assert_eq!(refused.world().kinds(), there.kinds());
 }
+
+#[test]
+fn another_region_in_cluster_toml_hides_nothing_from_destroy() {
+    let stage =
+        Stage::of(Which::Gcp, read(&super::roll::three(Which::Gcp, "").text.replace("\"w1\"", "\"w1\"\ndata-gb = 20")));
+    stage.up().unwrap();
+    // What a change of the master's disks left, and one that only is called so.
+    let labels = json!({"kimg-cluster": "demo", "kimg-ca": ca()});
+    stage.world().things.insert(("disk", 90), json!({"name": "m--demo--2", "sizeGb": "25", "labels": labels}));
+    stage.world().things.insert(("disk", 91), json!({"name": "x--demo--2", "sizeGb": "25", "labels": {}}));
+    let other = stage.settings.text.replace("europe-west3-a", "us-east1-b");
+    let stage = Stage { settings: read(&other), ..stage };
+    stage.destroy().unwrap();
+    assert_eq!(stage.world().of("disk").map(|(id, _)| id).collect::<Vec<_>>(), [91]);
+    assert_eq!(stage.world().kinds(), ["disk", "volume"]);
+    stage.check_calls(None);
+}

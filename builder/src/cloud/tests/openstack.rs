@@ -63,3 +63,44 @@ fn what_cluster_toml_asks_for_no_more_is_removed_too() {
     stage.destroy().unwrap();
     assert!(stage.world().is_empty(), "{:?}", stage.world().kinds());
 }
+
+#[test]
+fn a_cloud_without_volumes_is_none_for_nodes_that_want_one() {
+    for wanted in [false, true] {
+        let text = super::roll::three(Which::OpenStack, "").text;
+        let text = if wanted { text.replace("\"w1\"", "\"w1\"\ndata-gb = 20") } else { text };
+        let stage = Stage::of(Which::OpenStack, read(&text));
+        let one = |kind: &str, path: &str| {
+            let url = format!("{}/{path}", stage.server.url());
+            json!({"type": kind, "endpoints": [{"interface": "public", "region": "RegionOne", "url": url}]})
+        };
+        let catalog = json!({"catalog": [one("compute", "compute/v2.1"), one("network", "network/")]});
+        let token = Reply::json(201, &json!({"token": catalog})).header("x-subject-token", "session");
+        stage.server.fail(0, Fault::Instead(token));
+        match stage.cloud().inventory() {
+            Ok(found) => assert!(!wanted && found.volumes.is_empty()),
+            Err(error) => {
+                assert!(
+                    wanted && error.is::<BadInput>() && error.to_string().contains("no block storage"),
+                    "{error:#}"
+                );
+            }
+        }
+        stage.check_only_asked(0);
+    }
+}
+
+#[test]
+fn a_volume_of_another_zone_is_no_matter_of_patience() {
+    let text = super::roll::three(Which::OpenStack, "").text.replace("\"w1\"", "\"w1\"\ndata-gb = 20");
+    let attaches = |call: &Call| call.path.ends_with("/os-volume_attachments");
+    let whole = Stage::of(Which::OpenStack, read(&text));
+    whole.up().unwrap();
+    let at = whole.server.calls().iter().position(attaches).unwrap();
+    let stage = Stage::of(Which::OpenStack, read(&text));
+    let said = "Invalid volume: Instance and volume are not in the same availability_zone";
+    stage.server.fail(at, Fault::Instead(Reply::json(400, &json!({"badRequest": {"message": said}}))));
+    let error = format!("{:#}", stage.up().unwrap_err());
+    assert!(error.contains("same availability_zone"), "{error}");
+    assert_eq!(stage.server.calls().iter().filter(|call| attaches(call)).count(), 1);
+}

@@ -59,7 +59,9 @@ fn what_has_no_price_is_not_free() {
             Which::OpenStack | Which::Gcp | Which::Aws => {
                 let typed = which.provider().split('\n').nth(2).unwrap().split('"').nth(1).unwrap();
                 let untold = |more: &str| {
-                    let text = settings(which, more).text.replace(&format!("prices = {{ \"{typed}\" = 5 }}"), "");
+                    let text = settings(which, more)
+                        .text
+                        .replace(&format!("prices = {{ \"{typed}\" = 5, data-gb = 0.1 }}"), "");
                     Stage::of(which, read(&text))
                 };
                 let poor = untold("budget = 30\n");

@@ -99,3 +99,35 @@ fn an_import_that_fails_leaves_nothing_that_waits() {
     assert!(format!("{error:#}").contains("could not be taken back: "), "{error:#}");
     assert!(!error.chain().any(|cause| cause.is::<Refused>() || cause.is::<BadInput>()), "{error:#}");
 }
+
+#[test]
+fn a_volume_is_held_by_a_vm_that_uses_it_for_nothing_and_is_protected() {
+    let text = Stage::new(Which::Proxmox).settings.text.replace("\"w\"", "\"w\"\ndata-gb = 20");
+    let stage = Stage::of(Which::Proxmox, read(&text));
+    stage.up().unwrap();
+    let found = stage.cloud().inventory().unwrap();
+    let volume = found.volumes[0].clone();
+    let held = |stage: &Stage| stage.world().of("volume").next().map(|(_, one)| one.clone()).unwrap();
+    assert!(held(&stage)["scsi0"].is_null() && held(&stage)["protection"] == true, "{}", held(&stage));
+    // It is in the machine's configuration before that starts.
+    let calls = stage.server.calls();
+    let said = |word: &str| calls.iter().rposition(|call| String::from_utf8_lossy(&call.body).contains(word)).unwrap();
+    let started = calls.iter().rposition(|call| call.path.ends_with("/status/start")).unwrap();
+    assert!(said("\"scsi2\"") < started);
+    // As long as a machine has it, it is not removed.
+    let thing = volume.thing();
+    let error = stage.cloud().delete(&thing).unwrap_err();
+    assert!(error.is::<crate::cloud::Busy>() && error.to_string().contains("it is attached to VM"), "{error:#}");
+    assert_eq!(held(&stage)["protection"], true);
+    // What an interrupted attempt left is no volume, and goes with the next one.
+    let mut world = stage.world();
+    let (mut half, id) = (world.things.remove(&("volume", volume.id.parse().unwrap())).unwrap(), 60);
+    half["tags"].as_array_mut().unwrap().push(json!("kimg-making.1"));
+    (half["server"], half["protection"], half["scsi0"]) = (Value::Null, Value::Null, json!("lvm:20"));
+    world.things.insert(("volume", id), half);
+    drop(world);
+    assert!(stage.cloud().inventory().unwrap().volumes.is_empty());
+    stage.cloud().make_volume("w", 20).unwrap();
+    assert!(stage.world().of("volume").count() == 1 && !stage.world().things.contains_key(&("volume", id)));
+    stage.check_calls(None);
+}

@@ -2,14 +2,13 @@
 
 use super::roll::*;
 use super::*;
+use crate::cloud::{Thing, Volume};
 use crate::machines::Machines;
 use crate::roll::fake::Fake;
 use crate::roll::journal::{Journal, Outcome};
 use crate::roll::plan::Wish;
 use crate::roll::tests::{CLAIM, bind, command_on, journal_on, never, roll_back_on, rules};
-
-/// Those that have volumes.
-const WITH: [Which; 4] = [Which::Hetzner, Which::DigitalOcean, Which::Linode, Which::Vultr];
+use std::cell::RefCell;
 
 /// A master, a worker with data, and one without.
 fn with(which: Which, more: &str) -> Settings {
@@ -39,7 +38,14 @@ impl World {
 }
 
 fn changes_volume(call: &Call) -> bool {
-    ["/volumes", "/blocks"].iter().any(|path| call.path.contains(path)) && !only_asks(call)
+    let (path, body) = (call.path.as_str(), String::from_utf8_lossy(&call.body));
+    let of_volumes =
+        ["/volumes", "/blocks", "volume_attachments", "/disks", "tachDisk"].iter().any(|at| path.contains(at));
+    // AWS and Proxmox say it in the body.
+    let said = path == "/ec2/" && fakes::aws::action(call).ends_with("Volume")
+        || path.contains("/qemu")
+            && ["kimg-holds.", "\"protection\"", "\"scsi2\""].iter().any(|word| body.contains(word));
+    (of_volumes || said) && !only_asks(call)
 }
 
 /// One volume is there, at the machine of `w1`, which has joined.
@@ -57,7 +63,7 @@ fn check_attached(stage: &Stage, at: &str) {
 
 #[test]
 fn up_makes_a_volume_once_and_attaches_it_by_published_calls() {
-    for which in WITH {
+    for which in ALL {
         let stage = Stage::of(which, with(which, ""));
         let plan = stage.plan();
         let row = plan.shown().lines().find(|line| line.starts_with("make the data volume of w1 ")).map(str::to_owned);
@@ -81,7 +87,7 @@ fn up_makes_a_volume_once_and_attaches_it_by_published_calls() {
 
 #[test]
 fn whichever_call_fails_there_is_one_volume_where_it_belongs() {
-    for which in WITH {
+    for which in ALL {
         let calls = {
             let stage = Stage::of(which, with(which, ""));
             stage.up().unwrap();
@@ -106,7 +112,7 @@ fn whichever_call_fails_there_is_one_volume_where_it_belongs() {
 
 #[test]
 fn whenever_up_is_interrupted_there_is_one_volume_where_it_belongs() {
-    for which in WITH {
+    for which in ALL {
         let calls = {
             let stage = Stage::of(which, with(which, ""));
             stage.up().unwrap();
@@ -130,17 +136,22 @@ fn whenever_up_is_interrupted_there_is_one_volume_where_it_belongs() {
 
 #[test]
 fn a_volume_costs_and_is_counted() {
-    for which in WITH {
+    for which in ALL {
         let (price, more) = match which {
             Which::Hetzner => (Cents(88), ""),
             Which::Linode => (Cents(240), ""),
-            _ => (Cents(200), "prices = { data-gb = 0.1 }\n"),
+            Which::DigitalOcean | Which::Vultr => (Cents(200), "prices = { data-gb = 0.1 }\n"),
+            Which::OpenStack | Which::Gcp | Which::Aws => (Cents(200), ""),
+            Which::Proxmox => (Cents(0), ""),
         };
         let at = |more: &str| Stage::of(which, with(which, more)).plan();
         let plan = at(more);
         let bare = Stage::of(which, three(which, more)).plan();
         assert_eq!(plan.monthly_then, Some([bare.monthly_then.unwrap(), price].into_iter().sum()), "{which:?}");
         assert!(plan.unpriced.is_empty() && plan.shown().contains("machines and data volumes a month"), "{plan:?}");
+        if which == Which::Proxmox {
+            continue;
+        }
         // Without the volume the budget would be kept.
         let budget = format!("budget = {}\n{more}", bare.monthly_then.unwrap().0 / 100 + 1);
         Stage::of(which, three(which, &budget)).plan().check().unwrap();
@@ -154,7 +165,7 @@ fn a_volume_costs_and_is_counted() {
 
 #[test]
 fn what_is_not_as_cluster_toml_says_is_told() {
-    for which in WITH {
+    for which in ALL {
         let there = begun_with(which);
         let text = with(which, "").text;
         let told = |from: &str, to: &str, world: &World| {
@@ -217,11 +228,17 @@ fn what_is_not_as_cluster_toml_says_is_told() {
 
 #[test]
 fn another_clusters_volume_is_not_touched() {
-    for which in WITH {
+    for which in ALL {
         let stage = Stage::of(which, with(which, ""));
-        let other = json!({"name": "kimg-ffffffffffff-w1", "size": 20, "size_gigabytes": 20, "location": "nbg1",
-            "region": "fra1", "size_gb": 20, "labels": {"kimg-cluster": "demo", "kimg-ca": "ffffffffffff", "kimg-node": "w1"},
+        let labels = json!({"kimg-cluster": "demo", "kimg-ca": "ffffffffffff", "kimg-node": "w1"});
+        let mut other = json!({"name": "kimg-ffffffffffff-w1", "size": 20, "size_gigabytes": 20, "location": "nbg1",
+            "region": "fra1", "size_gb": 20, "sizeGb": "20", "labels": labels, "metadata": labels,
             "tags": ["kimg-cluster.demo", "kimg-ca.ffffffffffff", "kimg-node.w1"]});
+        match which {
+            Which::Aws => other["tags"] = labels,
+            Which::Proxmox => other["tags"] = json!(["kimg-cluster.demo", "kimg-ca.ffffffffffff", "kimg-holds.w1"]),
+            _ => {}
+        }
         stage.world().things.insert(("volume", 80), other.clone());
         assert!(stage.plan().refusals.is_empty(), "{which:?}");
         stage.up().unwrap();
@@ -234,7 +251,7 @@ fn another_clusters_volume_is_not_touched() {
 
 #[test]
 fn destroy_keeps_volumes_unless_it_is_told() {
-    for which in WITH {
+    for which in ALL {
         let stage = on(which, &begun_with(which));
         let (volume, _) = stage.world().volume();
         // A worker alone; what is up again has its data.
@@ -298,7 +315,7 @@ fn check_rolled(stage: &Stage, fake: &Fake, there: &World, image: &str, at: &str
 
 #[test]
 fn a_roll_carries_the_volume_behind_whichever_call_it_is_killed() {
-    for which in WITH {
+    for which in ALL {
         let there = begun_with(which);
         let mut killed = 0;
         for n in ends(which) {
@@ -332,7 +349,7 @@ fn a_roll_carries_the_volume_behind_whichever_call_it_is_killed() {
 
 #[test]
 fn a_roll_makes_the_first_volume_and_a_node_that_leaves_keeps_its_own() {
-    for which in WITH {
+    for which in ALL {
         let (stage, fake) = (on(which, &begun(which)), Fake::new(2));
         let (outcome, journal) = super::roll::with(&stage, &fake, |both| {
             command_on(&fake, both, fake.process(), &never, |both| planned(&fake, both))
@@ -349,5 +366,80 @@ fn a_roll_makes_the_first_volume_and_a_node_that_leaves_keeps_its_own() {
         // A machine that is gone may come back with its data.
         let listed = with_nodes(&stage, |both| both.list()).unwrap();
         assert_eq!(listed.iter().map(|one| one.keeps_data).collect::<Vec<_>>(), [false, true, false], "{which:?}");
+    }
+}
+
+#[test]
+fn machines_power_off_before_they_go_whose_volumes_stay() {
+    for which in ALL {
+        let stage = on(which, &begun_with(which));
+        let found = stage.cloud().inventory().unwrap();
+        let (things, volumes) = (destroy::things(&found), destroy::volumes(&found));
+        let off = |things: &[Thing]| {
+            let told = RefCell::new(Vec::new());
+            let tell = |node: &str| told.borrow_mut().push(node.to_string());
+            let deaf = with_nodes(&stage, |both| destroy::power_off(&both.cloud, &found, things, tell)).unwrap();
+            (told.into_inner(), deaf)
+        };
+        assert_eq!(off(&[things.clone(), volumes].concat()), (vec![], vec![]), "{which:?}");
+        assert_eq!(off(&things[things.len() - 1..]), (vec![], vec![]), "{which:?}: its machine stays");
+        let (told, deaf) = off(&things);
+        assert_eq!(told, ["w1"], "{which:?}");
+        // DigitalOcean's do not hear it.
+        let is_deaf = which == Which::DigitalOcean;
+        assert_eq!(deaf, if is_deaf { vec!["w1"] } else { vec![] }, "{which:?}");
+        let world = stage.world().clone();
+        let off: Vec<&Value> = world.machines.values().filter(|one| one.off).map(|one| &one.body["name"]).collect();
+        assert_eq!(off, if is_deaf { vec![] } else { vec!["w1.demo"] }, "{which:?}");
+        stage.destroy().unwrap();
+        assert_eq!(stage.world().kinds(), ["volume"], "{which:?}");
+    }
+}
+
+#[test]
+fn a_volume_is_at_no_machine_that_is_gone_and_is_taken_from_no_other_nodes() {
+    let volume =
+        |at: &str| Volume { id: "7".into(), node: "w1".into(), gb: 20, region: "nbg1".into(), server: Some(at.into()) };
+    let mut found = Inventory { machines: ["1".to_string()].into(), ..Inventory::default() };
+    ["1", "2"].into_iter().for_each(|at| found.add_volume(volume(at)));
+    let at: Vec<Option<&str>> = found.volumes.iter().map(|volume| volume.server.as_deref()).collect();
+    assert_eq!(at, [Some("1"), None], "strangers' machines are there, too");
+    for which in ALL {
+        let stage = on(which, &begun_with(which));
+        let (id, _) = stage.world().volume();
+        let other = stage.world().machine("w2.demo")[0];
+        stage.world().things.get_mut(&("volume", id)).unwrap()["server"] = json!(other);
+        let begun = stage.clock.client().clock().now();
+        let error = format!("{:#}", with_nodes(&stage, |both| both.remove("w1")).unwrap_err());
+        assert!(error.contains(&format!("attached to the machine {other}, which is not the node's")), "{error}");
+        let waited = stage.clock.client().clock().now().duration_since(begun);
+        assert!(waited.as_secs() < 240 && stage.world().attached(id) == Some(other), "{which:?}: {waited:?}");
+    }
+}
+
+#[test]
+fn volumes_that_may_not_be_listed_are_told_where_none_is_wanted_and_an_error_where_one_is() {
+    let lists = |call: &Call| {
+        let path =
+            ["/v2/volumes", "/v4/volumes", "/v2/blocks", "/volumes/detail"].iter().any(|end| call.path.ends_with(end));
+        call.method == "GET" && path || call.path == "/ec2/" && fakes::aws::action(call) == "DescribeVolumes"
+    };
+    // Hetzner's token is for all or nothing, and the others' for all that machines are.
+    for which in [Which::DigitalOcean, Which::Linode, Which::Vultr, Which::OpenStack, Which::Aws] {
+        for settings in [three(which, ""), with(which, "")] {
+            let wanted = settings.nodes.iter().any(|node| node.data_gb.is_some());
+            let stage = Stage::of(which, settings);
+            stage.cloud().inventory().unwrap();
+            let calls = stage.server.calls();
+            let at = calls.len() + calls.iter().position(lists).unwrap();
+            stage.server.fail(at, Fault::Instead(Reply::new(403)));
+            match stage.cloud().inventory() {
+                Ok(found) => {
+                    let lines = destroy::left(&found, &Ok(Vec::new()), true);
+                    assert!(!wanted && lines[0].contains("whether data volumes stay"), "{which:?}: {lines:?}");
+                }
+                Err(error) => assert!(wanted, "{which:?}: {error:#}"),
+            }
+        }
     }
 }
