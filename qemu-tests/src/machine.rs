@@ -554,6 +554,14 @@ impl Machine<'_> {
         })
     }
 
+    /// Tells its node API something, without a body.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub fn tell<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.ask(|client| block_on(client.post_bytes(path, Vec::new())))
+    }
+
     /// Asks its node API for text.
     ///
     /// # Errors

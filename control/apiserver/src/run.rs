@@ -181,8 +181,8 @@ impl Server {
 
 /// Only gives copies of the store, until the process ends: a write that was acknowledged now would be in none that is out.
 async fn closed(socket: Option<impl Future<Output = ()>>) -> anyhow::Result<Server> {
-    tracing::warn!("the store is closed, as its last copy goes on under another image; nobody is served");
-    notify::send("STATUS=closed: another image goes on with its store (`kimg roll`)");
+    tracing::warn!("the store is closed, as another machine or image goes on with it; nobody is served");
+    notify::send("STATUS=closed: another machine or image goes on with its store (`kimg roll`, `kimg heal master`)");
     match socket {
         Some(socket) => socket.await,
         None => std::future::pending().await,

@@ -71,8 +71,8 @@ pub enum MergeError {
     /// Several masters need to know each other.
     #[error("several masters share a store on etcd, and {0}")]
     BadMasters(String),
-    /// A master keeps nothing of pods.
-    #[error("data-volume is for workers, and this is a master image: take it out of the user-data")]
+    /// Several masters have their data from each other.
+    #[error("data-volume is for workers and a single master, and here are several: take it out of the user-data")]
     DataVolume,
     /// A taint is wrong.
     #[error("the taint {0:?} is not key[=value]:Effect with the effect NoSchedule, PreferNoSchedule or NoExecute")]
@@ -130,7 +130,7 @@ pub fn merge(cluster: &Cluster, found: &Found, user: &UserData, own: &[IpAddr]) 
         reserved: reserved(entry, user)?,
         provider_id: found.provider_id.clone(),
         await_backup: user.kimg.await_backup,
-        data_volume: data_volume(cluster.role, user)?,
+        data_volume: data_volume(cluster, user)?,
         source: found.source.clone(),
         name,
     };
@@ -215,10 +215,11 @@ fn api_endpoints(cluster: &Cluster, user: &UserData) -> Result<Vec<String>, Merg
     Ok(endpoints)
 }
 
-fn data_volume(role: Role, user: &UserData) -> Result<Option<NonZeroU32>, MergeError> {
-    match (role, user.kimg.data_volume) {
-        (Role::Master, Some(_)) => Err(MergeError::DataVolume),
-        (_, told) => Ok(told),
+fn data_volume(cluster: &Cluster, user: &UserData) -> Result<Option<NonZeroU32>, MergeError> {
+    let several = cluster.role == Role::Master && (cluster.masters.len() > 1 || user.kimg.join_etcd);
+    match user.kimg.data_volume {
+        Some(_) if several => Err(MergeError::DataVolume),
+        told => Ok(told),
     }
 }
 
@@ -507,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_worker_has_a_data_volume() {
+    fn a_worker_and_a_single_master_have_a_data_volume() {
         assert_eq!(run(Role::Worker, "data-volume: 20").unwrap().node.data_volume, NonZeroU32::new(20));
         assert_eq!(run(Role::Worker, "role: worker").unwrap().node.data_volume, None);
         for wrong in ["/dev/vdb", "true", "0", "-1", "5000000000"] {
@@ -515,8 +516,11 @@ mod tests {
         }
         let user = userdata::parse(b"#cloud-config\nkimg: {data-volume: 20}\n").unwrap();
         let found = Found { hostname: Some("master-1".into()), ..Found::default() };
-        let refused = merge(&cluster(Role::Master), &found, &user, &["10.77.0.10".parse().unwrap()]);
-        assert_eq!(refused.unwrap_err(), MergeError::DataVolume);
+        let told = |cluster: &Cluster| merge(cluster, &found, &user, &["10.77.0.10".parse().unwrap()]);
+        let mut cluster = cluster(Role::Master);
+        assert_eq!(told(&cluster).unwrap().node.data_volume, NonZeroU32::new(20));
+        cluster.masters.push(NodeEntry { name: "master-2".into(), ..cluster.masters[0].clone() });
+        assert_eq!(told(&cluster).unwrap_err(), MergeError::DataVolume);
     }
 
     /// The master 10.77.0.10, of so many whose addresses cluster.toml gives, and its user-data.

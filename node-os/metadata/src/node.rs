@@ -57,7 +57,8 @@ pub struct Node {
     /// This master's etcd joins the members that run, and never begins a store.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub join_etcd: bool,
-    /// A worker has a disk of so many GB for the volumes of pods, and waits until it is attached.
+    /// It has a disk of so many GB, a worker for the volumes of pods and a single master for its store, and waits until it is
+    /// attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_volume: Option<NonZeroU32>,
     /// Which data source said so, e.g. `nocloud`.

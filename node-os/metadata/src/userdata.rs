@@ -70,7 +70,8 @@ pub struct Kimg {
     pub await_backup: bool,
     /// This master's etcd joins the members that run, and never begins a store.
     pub join_etcd: bool,
-    /// A worker has a disk of so many GB for the volumes of pods, and waits until it is attached.
+    /// It has a disk of so many GB, a worker for the volumes of pods and a single master for its store, and waits until it is
+    /// attached.
     pub data_volume: Option<NonZeroU32>,
 }
 

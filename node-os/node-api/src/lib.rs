@@ -74,6 +74,9 @@ pub mod path {
     pub const STORE_RESTORE: &str = "/v1/store/restore";
     /// POST, body a snapshot or nothing: what this master's store begins with, where it has none yet; answers [`crate::Done`].
     pub const STORE_BEGIN: &str = "/v1/store/begin";
+    /// POST: this master goes on with the store that is there; one that came on a data volume from another disk is closed
+    /// until then. Answers [`crate::Taken`]; 409 where it closed the store itself.
+    pub const STORE_TAKE: &str = "/v1/store/take";
     /// POST: this master's store takes no more writes, also after it has started again, so that the next snapshot holds all
     /// that it ever acknowledged; answers [`crate::Done`].
     pub const STORE_FENCE: &str = "/v1/store/fence";

@@ -16,6 +16,15 @@ pub struct Done {
     pub message: String,
 }
 
+/// What a master was told to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// There is a store, and it goes on with that.
+    pub store: bool,
+    /// The store is, or will be, on a data volume.
+    pub on_volume: bool,
+}
+
 /// A copy of the store that a worker keeps, encrypted to the operator.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Backup {

@@ -3,10 +3,10 @@
 use crate::Test;
 use anyhow::{Context, ensure};
 use http::Method;
-use kimg::client::{Https, block_on};
+use kimg::client::{Https, block_on, kube};
 use kimg::disk::gpt;
 use kimg::seed::{self, Interface};
-use node_api::{BootTimeline, NodeStatus, path};
+use node_api::{BootTimeline, Done, NodeStatus, Taken, path};
 use qemu_tests::{Bench, Machine, Result};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -25,6 +25,7 @@ pub(crate) fn tests() -> Vec<Test> {
         Test::new("boot::a_second_disk_with_the_same_image_does_no_harm", false, second_disk),
         Test::new("boot::a_flipped_bit_in_the_root_is_refused", false, flipped_bit),
         Test::new("boot::a_data_volume_is_waited_for_and_outlives_the_machine", false, data_volume),
+        Test::new("boot::a_masters_store_on_a_data_volume_outlives_the_machine", false, store_on_volume),
         Test::new("boot::two_fresh_disks_with_the_same_image_become_one_node", true, two_fresh_disks),
         Test::new("boot::a_worker_keeps_its_key", true, worker_keeps_its_key),
     ]
@@ -171,6 +172,67 @@ fn data_volume(bench: &Bench) -> Result {
         let none = machine.folder().join("none.raw");
         File::create(&none).context("making a file")?;
         ensure!(same(&none, &blank)?, "the node wrote to the blank disk");
+        Ok(())
+    })
+}
+
+/// Made anew, a machine finds the store of the one before, serves nobody, and goes on with it when it is told to.
+fn store_on_volume(bench: &Bench) -> Result {
+    bench.with("store-volume", MASTER, |machine| {
+        let volume = machine.folder().join("volume.raw");
+        File::create(&volume).and_then(|file| file.set_len(2 << 30)).context("making a volume")?;
+        let [lan, nat] = machine.macs();
+        let interfaces = [
+            Interface { name: "lan".into(), mac: lan, address: Some("10.77.0.10/24".into()) },
+            Interface { name: "nat".into(), mac: nat, address: None },
+        ];
+        let user_data = format!("{}  data-volume: 2\n  await-backup: true\n", machine.user_data()?);
+        let drive = seed::volume("boots", MASTER, &user_data, &seed::network_config(&interfaces))?;
+        let devices = [
+            "-device".to_owned(),
+            "virtio-scsi-pci,id=volumes".to_owned(),
+            "-drive".to_owned(),
+            format!("if=none,id=volume,format=raw,file={}", volume.display()),
+            "-device".to_owned(),
+            "scsi-hd,bus=volumes.0,drive=volume".to_owned(),
+        ];
+        machine.wake_by("product=a machine", &drive, &devices)?;
+        machine.start()?;
+        let first: Taken =
+            machine.until("the node to say what it has", 60, |machine| machine.tell(path::STORE_TAKE).map(Some))?;
+        ensure!(first == Taken { store: false, on_volume: true }, "{first:?}");
+        machine.tell::<Done>(path::STORE_BEGIN)?;
+        let api = machine.api_ready()?;
+        let answer = block_on(api.send(Method::POST, MARK, Some(&json!({"metadata": {"name": "mark"}}))))?;
+        ensure!(answer.status.is_success(), "the mark was not taken: {answer:?}");
+        // What is closed stays so over a boot of the same disk, and is told to nobody by a mistake.
+        machine.tell::<Done>(path::STORE_FENCE)?;
+        machine.power_off()?;
+        machine.start()?;
+        let refused =
+            machine.until("the node to refuse", 60, |machine| match machine.tell::<Taken>(path::STORE_TAKE) {
+                Err(error) if format!("{error:#}").contains("is closed") => Ok(Some(())),
+                Err(error) => Err(error),
+                Ok(taken) => anyhow::bail!("it went on: {taken:?}"),
+            });
+        refused?;
+        machine.power_off()?;
+
+        machine.take_disk(&bench.image(MASTER)?)?;
+        machine.start()?;
+        machine.until("the node to find its volume", 60, |machine| {
+            Ok(volume_note(machine)?.contains("another disk's").then_some(()))
+        })?;
+        ensure!(block_on(kube::ready(&machine.api()?)).is_err(), "it serves a store that nobody gave it");
+        let taken: Taken =
+            machine.until("the node to take its store", 60, |machine| machine.tell(path::STORE_TAKE).map(Some))?;
+        ensure!(taken == Taken { store: true, on_volume: true }, "{taken:?}");
+        mark(&machine.api_ready()?)?;
+        ensure!(state_note(machine)?.contains("made"), "the machine is not a new one");
+        machine.power_off()?;
+        machine.start()?;
+        machine.booted()?;
+        mark(&machine.api_ready()?)?;
         Ok(())
     })
 }

@@ -151,6 +151,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         )),
         (&Method::POST, path::STORE_RESTORE) => store::restore(context, request).await,
         (&Method::POST, path::STORE_BEGIN) => store::begin(context, request).await,
+        (&Method::POST, path::STORE_TAKE) => store::take(context).await,
         (&Method::POST, path::STORE_FENCE) => store::fence(context).await,
         (&Method::POST, path::STORE_UNFENCE) => store::unfence(context).await,
         (&Method::POST, path::STORE_MIGRATE) => store::migrate(context, body(request).await?).await,

@@ -3,6 +3,7 @@
 //! server takes it in when it starts.
 
 use super::server::{Body, Refusal, Serving, json, typed};
+use crate::disk::store::{self, FENCED, PART, StoreVolume};
 use crate::machine::Command;
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
-use node_api::{Done, Migrate, RemoveMember, StoreEngine, StoreFormat};
+use node_api::{Done, Migrate, RemoveMember, StoreEngine, StoreFormat, Taken};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
@@ -24,7 +25,6 @@ const DIR: &str = "/var/lib/kimg/store";
 /// Names that the API server knows.
 const PENDING: &str = "restore.pending";
 const BEGIN: &str = "begin.pending";
-const FENCED: &str = "fenced";
 const REFUSED: &str = "restore.refused";
 const MIGRATE_PENDING: &str = "migrate.pending";
 const MIGRATE_DONE: &str = "migrate.done";
@@ -148,12 +148,62 @@ pub(super) async fn restore(serving: &Serving, request: Request<Incoming>) -> Re
         drop(std::fs::remove_file(&part));
         return Err(refusal);
     }
+    let done = "the snapshot was restored; clients list everything anew";
+    let volume = StoreVolume::mounted()?;
+    if let Some(volume) = &volume {
+        if volume.is_others()? {
+            return replace(serving, volume, &part, done).await;
+        }
+        with(volume, StoreVolume::own).await?;
+    }
     let refused = dir.join(REFUSED);
     remove(&refused)?;
     // Whoever puts something in its place needs no closed store.
     remove(&dir.join(FENCED))?;
     lay(serving, &part, PENDING).await?;
-    taken(&refused, "the snapshot was restored; clients list everything anew")
+    taken(&refused, done)
+}
+
+/// Puts a snapshot in the place of another disk's store, which stays closed until it is there: one that is damaged must not
+/// open what it was to replace.
+async fn replace(serving: &Serving, volume: &StoreVolume, part: &Path, done: &str) -> Result<Response<Body>, Refusal> {
+    let refused = Path::new(DIR).join(REFUSED);
+    remove(&refused)?;
+    lay(serving, part, PENDING).await?;
+    let answer = taken(&refused, done)?;
+    open(serving, volume).await?;
+    Ok(answer)
+}
+
+/// Has this disk go on with what is on its volume.
+async fn open(serving: &Serving, volume: &StoreVolume) -> Result<(), Refusal> {
+    with(volume, StoreVolume::take).await?;
+    serving.machine.command(Command::Restart("kube-apiserver".to_owned()));
+    until("the API server has not opened its store yet", async || !is_closed().await).await
+}
+
+/// Goes on with the store that is there. Twice is as good as once.
+pub(super) async fn take(serving: &Serving) -> Result<Response<Body>, Refusal> {
+    master(serving)?;
+    let volume = StoreVolume::mounted()?;
+    let has = match &volume {
+        Some(volume) if volume.is_others()? => {
+            let has = volume.has_store()?;
+            if has {
+                open(serving, volume).await?;
+            }
+            has
+        }
+        _ if Path::new(DIR).join(FENCED).exists() => return Err(closed()),
+        Some(volume) => volume.has_store()?,
+        None => store::on_disk().is_some(),
+    };
+    Ok(json(&Taken { store: has, on_volume: volume.is_some() }))
+}
+
+fn closed() -> Refusal {
+    let why = "the store of this node is closed, so that another machine or image goes on with it";
+    Refusal(StatusCode::CONFLICT, why.into())
 }
 
 /// Whether the API server has taken a snapshot in.
@@ -166,21 +216,28 @@ fn taken(refused: &Path, done: &str) -> Result<Response<Body>, Refusal> {
     Ok(json(&Done { message: done.into() }))
 }
 
-/// Has a master without a store begin with a snapshot, or with nothing. Twice is as good as once.
+/// Has a master without a store begin with a snapshot, or with nothing; a snapshot takes the place of another disk's store
+/// on its volume. Twice is as good as once.
 pub(super) async fn begin(serving: &Serving, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     master(serving)?;
     let dir = Path::new(DIR);
-    if dir.join(FENCED).exists() {
-        let why = "the store of this node is closed, so that another machine or image goes on with it";
-        return Err(Refusal(StatusCode::CONFLICT, why.into()));
+    let volume = StoreVolume::mounted()?;
+    let others = volume.as_ref().map_or(Ok(false), StoreVolume::is_others)?;
+    if !others && dir.join(FENCED).exists() {
+        return Err(closed());
     }
-    if dir.join("store.log").exists() {
+    if !others && dir.join("store.log").exists() {
         return Ok(json(&Done { message: "it has a store, and goes on with that".into() }));
     }
-    let part = dir.join("begin.part");
-    if let Err(refusal) = receive(dir, &part, request.into_body(), true).await {
+    let part = dir.join(PART);
+    if let Err(refusal) = receive(dir, &part, request.into_body(), !others).await {
         drop(std::fs::remove_file(&part));
         return Err(refusal);
+    }
+    match &volume {
+        Some(volume) if others => return replace(serving, volume, &part, "the store has begun").await,
+        Some(volume) => with(volume, StoreVolume::own).await?,
+        None => {}
     }
     let refused = dir.join(REFUSED);
     remove(&refused)?;
@@ -216,6 +273,9 @@ pub(super) async fn unfence(serving: &Serving) -> Result<Response<Body>, Refusal
     master(serving)?;
     let dir = Path::new(DIR);
     let fenced = dir.join(FENCED);
+    if StoreVolume::mounted()?.map_or(Ok(false), |volume| volume.is_others())? {
+        return Err(closed());
+    }
     if fenced.exists() {
         remove(&fenced)?;
         sync(dir.to_owned()).await?;
@@ -335,6 +395,12 @@ async fn sync(path: PathBuf) -> Result<()> {
         File::open(&path).and_then(|f| f.sync_all()).with_context(|| format!("cannot make {} durable", path.display()))
     });
     synced.await.context("waiting for the disk")?
+}
+
+/// The same for what is noted on a data volume.
+async fn with(volume: &StoreVolume, note: fn(&StoreVolume) -> Result<()>) -> Result<()> {
+    let volume = volume.clone();
+    tokio::task::spawn_blocking(move || note(&volume)).await.context("waiting for the data volume")?
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -154,7 +154,7 @@ async fn steps(machine: &Shared, running: &Running) -> Result<()> {
     clock::set(machine, &cluster).await;
     modules_result(machine, modules).await;
     if let Some(gb) = node.data_volume {
-        data::mounted(machine, (&cluster.name, &node.name), gb, &handover.disk).await;
+        data::mounted(machine, &cluster.name, &node, gb, &handover.disk).await;
     }
     let node = endpoints::resolve(machine, &node).await;
     start_services(machine, running, &cluster, &node);

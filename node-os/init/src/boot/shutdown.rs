@@ -1,6 +1,7 @@
 //! The end: services in the reverse of their order, then all other processes, then the file systems.
 
 use super::clock;
+use crate::disk::store;
 use crate::machine::{Shared, now_ms};
 use crate::services::core::Event;
 use crate::services::runtime::Supervisor;
@@ -72,11 +73,9 @@ fn others() -> bool {
 fn unmount_all() {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let targets: Vec<String> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(unescape).collect();
-    for target in targets
-        .iter()
-        .rev()
-        .filter(|target| ["/var", "/state", "/run/containerd", "/run/netns"].iter().any(|root| is_below(target, root)))
-    {
+    for target in targets.iter().rev().filter(|target| {
+        ["/var", "/state", "/run/containerd", "/run/netns", store::VOLUME].iter().any(|root| is_below(target, root))
+    }) {
         if mount::unmount(Path::new(target), false).is_err() {
             note("a file system stays in use", mount::unmount(Path::new(target), true));
         }

@@ -1,4 +1,5 @@
-//! A worker's data volume: a disk for the volumes of pods that outlives the machine, told by user-data (`data-volume`).
+//! A node's data volume: a disk that outlives the machine, told by user-data (`data-volume`). A worker's is for the volumes
+//! of pods, a master's for its store ([`super::store`]).
 //!
 //! It is known by the UUID of its file system, which follows from the names of cluster and node. A blank disk of its size
 //! becomes it, where there is one; nothing else is ever written to. It may be attached before the machine starts or while it
@@ -6,9 +7,11 @@
 
 use super::scan::{self, Disk};
 use super::state;
+use super::store::{self, StoreVolume};
 use crate::kernel_modules;
 use crate::machine::{Shared, Wait};
 use anyhow::{Context, Result};
+use node_metadata::{Node, Role};
 use node_sys::mount::{self, Options};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -47,15 +50,27 @@ enum Holds {
     Else,
 }
 
+/// What a volume is for.
+#[derive(Debug, Clone, Copy)]
+struct Needs {
+    /// A master's store.
+    master: bool,
+    /// That begins when somebody says what with.
+    waits: bool,
+    /// Its size.
+    gb: NonZeroU32,
+}
+
 /// Does not return before the volume of this cluster's node is mounted, which has so many GB. `root` is the disk that
 /// carries the root.
-pub async fn mounted(machine: &Shared, (cluster, node): (&str, &str), gb: NonZeroU32, root: &str) {
-    let uuid = uuid(cluster, node);
+pub async fn mounted(machine: &Shared, cluster: &str, node: &Node, gb: NonZeroU32, root: &str) {
+    let uuid = uuid(cluster, &node.name);
+    let needs = Needs { master: node.role == Role::Master, waits: node.await_backup, gb };
     machine.stage("data volume");
     machine.begin("data volume");
     loop {
         let (uuid, root) = (uuid.clone(), root.to_owned());
-        let done = tokio::task::spawn_blocking(move || prepare(&uuid, gb, &root)).await;
+        let done = tokio::task::spawn_blocking(move || prepare(&uuid, needs, &root)).await;
         match done.unwrap_or_else(|error| Err(anyhow::anyhow!("its preparation was interrupted: {error}"))) {
             Ok(note) => return machine.end("data volume", &note),
             Err(error) => {
@@ -85,7 +100,11 @@ fn written(bytes: &[u8]) -> String {
     bytes.iter().enumerate().map(hex).collect()
 }
 
-fn prepare(uuid: &str, gb: NonZeroU32, root: &str) -> Result<String> {
+fn prepare(uuid: &str, needs: Needs, root: &str) -> Result<String> {
+    // What this disk began with is the current store, whatever a volume holds that it was told of since.
+    if let Some(path) = store::on_disk().filter(|_| needs.master) {
+        return Ok(format!("none: {} is on this disk, and `kimg roll` moves it", path.display()));
+    }
     // Its controller may have come with it.
     if let Ok(mut index) = kernel_modules::Index::read() {
         let names = kernel_modules::for_devices(&index);
@@ -94,7 +113,7 @@ fn prepare(uuid: &str, gb: NonZeroU32, root: &str) -> Result<String> {
         }
     }
     let disks = scan::disks().into_iter().filter(|disk| disk.name != root && !disk.is_read_only());
-    let seen: Vec<(String, Holds)> = disks.map(|disk| (disk.name.clone(), holds(&disk, uuid, gb))).collect();
+    let seen: Vec<(String, Holds)> = disks.map(|disk| (disk.name.clone(), holds(&disk, uuid, needs.gb))).collect();
     let (name, new) = choose(&seen)?;
     let device = Disk { name }.device();
     let text = device.to_string_lossy();
@@ -103,7 +122,9 @@ fn prepare(uuid: &str, gb: NonZeroU32, root: &str) -> Result<String> {
     }
     let grown = !new && state::check(&device)?;
     let options = Options { no_suid_no_dev: true, ..Options::PLAIN };
-    mount::mount(&text, Path::new(MOUNT_POINT), "ext4", options, "errors=remount-ro")?;
+    let target = Path::new(if needs.master { store::VOLUME } else { MOUNT_POINT });
+    mount::mount(&text, target, "ext4", options, "errors=remount-ro")?;
+    let closed = needs.master && show_store(needs.waits).inspect_err(|_| drop(mount::unmount(target, true)))?;
     let note = if new {
         "made"
     } else if grown {
@@ -111,7 +132,13 @@ fn prepare(uuid: &str, gb: NonZeroU32, root: &str) -> Result<String> {
     } else {
         "found"
     };
-    Ok(format!("{text} {note}"))
+    let closed =
+        if closed { "; its store is another disk's, and closed until kimg says who goes on with it" } else { "" };
+    Ok(format!("{text} {note}{closed}"))
+}
+
+fn show_store(waits: bool) -> Result<bool> {
+    StoreVolume::mounted()?.context("the data volume is not mounted")?.show(waits)
 }
 
 fn holds(disk: &Disk, uuid: &str, gb: NonZeroU32) -> Holds {

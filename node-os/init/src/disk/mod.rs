@@ -5,6 +5,7 @@ pub mod data;
 pub mod gpt;
 pub mod scan;
 pub mod state;
+pub mod store;
 
 /// Number of the CONFIG partition.
 pub const CONFIG_PARTITION: u32 = 5;
