@@ -10,7 +10,7 @@ use crate::cloud::up::{Done, Up};
 use crate::cloud::{
     self, Cents, Cloud, Inventory, Offer, ROLES, Server, State, Thing, Volume, amount, destroy, volumes,
 };
-use crate::config::{Provider, ProviderName, Settings};
+use crate::config::{NodeSettings, Provider, ProviderName, Settings};
 use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
 use crate::image::output::Format;
@@ -211,6 +211,17 @@ fn make(
             names.join(", "),
             asked.provider.name.as_str()
         ));
+    }
+    let has_store = |node: &&NodeSettings| node.entry.role == Role::Master && node.data_gb.is_some();
+    for master in settings.nodes.iter().filter(has_store).filter(|_| restore.is_some()) {
+        let name = &master.entry.name;
+        if let Some(volume) = inventory.volumes.iter().find(|volume| volume.node == *name) {
+            return input::bad(format!(
+                "the {} may have the store of {name}, which `kimg up` goes on with; to give that up, say `kimg destroy --node {name} \
+                 --data` first",
+                volumes::shown(volume, &asked.offer)
+            ));
+        }
     }
     let plan = asked.plan(&inventory)?;
     print!("{}", plan.shown());

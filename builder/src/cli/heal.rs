@@ -8,9 +8,9 @@ use super::{cloud, dir_flag, next, program};
 use crate::backup::Choice;
 use crate::backup::away::Away;
 use crate::client::{block_on, kube};
-use crate::cloud::Server;
 use crate::cloud::master::LastCopy;
 use crate::cloud::up::write_kubeconfig;
+use crate::cloud::{Server, volumes};
 use crate::config::Settings;
 use crate::heal::{self, Copy, Healer, Lost, workers};
 use crate::input;
@@ -20,6 +20,7 @@ use crate::local::state::{self, State};
 use crate::local::up::Interrupted;
 use crate::local::{down, rebuild};
 use crate::logs::kept;
+use crate::logs::line::harmless;
 use crate::machines::local::{LocalMachines, short};
 use crate::machines::{Data, Machines, NO_IMAGE, Order};
 use crate::node::Target;
@@ -60,8 +61,8 @@ pub(super) struct HealArgs {
     master: Option<String>,
     #[command(flatten)]
     choice: Choice,
-    /// The master, also where it answers, or its disk is there: the disk is set aside. What is newer than the backup is lost;
-    /// of several masters, the named one gets everything from the others
+    /// The master, also where it answers, or its disk or its store's data volume is there: the disk is set aside. What is newer
+    /// than the backup is lost; of several masters, the named one gets everything from the others
     #[arg(long)]
     discard_disk: bool,
     /// Do not ask
@@ -388,19 +389,24 @@ fn newest(args: &HealArgs, settings: &Settings) -> Result<(Copy, Vec<u8>)> {
 }
 
 /// A master whose machine is there gets a new disk under its addresses. In the place of one that is gone another is made:
-/// workers know the address of the one before, so that they are made anew behind it.
+/// workers know the address of the one before, so that they are made anew behind it. A store on a data volume goes on there.
 fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secrets) -> Result<()> {
     let begun = Instant::now();
     let done = cloud::machines(settings, secrets, |machines| {
         let api = |at: IpAddr| state::api_client(settings, secrets, Some(&server_url(&at.to_string(), 6443)));
         let server = machines.server_of(name)?;
+        let volume = machines.store_volume(name)?;
+        let keeps = volume.is_some() && !args.discard_disk;
         let answers = |at: IpAddr| api(at).is_ok_and(|https| block_on(kube::ready(&https)).is_ok());
         let check = |server: &Option<Server>| {
             let lost = Lost {
                 answers: server.as_ref().and_then(|server| server.public).is_some_and(answers),
-                has_disk: server.as_ref().is_some_and(|server| server.image != NO_IMAGE),
+                has_disk: !keeps && server.as_ref().is_some_and(|server| server.image != NO_IMAGE),
             };
-            if !lost.answers && !args.discard_disk && LastCopy::of(&settings.run_dir()).read()?.is_some() {
+            // What was closed and copied is on the volume, too, so that only a roll that can go on is in the way.
+            let rolls =
+                !args.discard_disk && (!keeps || server.as_ref().is_some_and(|server| machines.answers(server)));
+            if !lost.answers && rolls && LastCopy::of(&settings.run_dir()).read()?.is_some() {
                 return input::bad(format!(
                     "a roll was interrupted that had closed the store of {name} and copied it here: `kimg roll` goes on, and \
                      `kimg roll --rollback` goes back, with all that was acknowledged; --discard-disk gives that up"
@@ -412,7 +418,13 @@ fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secre
             return Ok(None);
         }
         check(&server)?;
-        let (copy, snapshot) = newest(args, settings)?;
+        if keeps && (args.choice.name.is_some() || args.choice.node.is_some()) {
+            return input::bad(
+                "the store is on the data volume, and no backup is restored; leave --name and --node out, or give the volume's up \
+                 with --discard-disk",
+            );
+        }
+        let copy = if keeps { None } else { Some(newest(args, settings)?) };
         let held = match &server {
             Some(server) if machines.holds(&server.image)? => Some(server.image.clone()),
             _ => None,
@@ -430,10 +442,22 @@ fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secre
                  behind it, with what is on their disks; its type is the same, and so is its price. It is made"
             ),
         };
-        println!(
-            "{what} from image {image}, and gets the store of {}: what was written after it is lost.",
-            copy.shown()
-        );
+        let volume = volume.map(|volume| volumes::shown(&volume, machines.offer)).unwrap_or_default();
+        match &copy {
+            None => println!(
+                "{what} from image {image}, and goes on with the store on the {}: nothing is lost.",
+                harmless(&volume)
+            ),
+            Some((copy, _)) => {
+                let instead =
+                    if volume.is_empty() { String::new() } else { format!(", in the place of that on the {volume}") };
+                println!(
+                    "{what} from image {image}, and gets the store of {}{}: what was written after it is lost.",
+                    copy.shown(),
+                    harmless(&instead)
+                );
+            }
+        }
         if !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
             return input::bad("nothing was changed; --yes says yes in advance");
         }
@@ -443,8 +467,9 @@ fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secre
             machines.offer(built)?;
         }
         eprintln!("{name}: gets a new disk from image {image}");
-        machines.revive(name, &image, &snapshot)?;
-        eprintln!("{name}: the backup is restored");
+        machines.revive(name, &image, copy.as_ref().map(|(_, snapshot)| snapshot.as_slice()))?;
+        let store = copy.map_or_else(|| "the store on its data volume".to_owned(), |(copy, _)| copy.shown());
+        eprintln!("{name}: goes on with {store}");
         let at = machines.server_of(name)?.and_then(|server| server.public).context("the master has no address")?;
         write_kubeconfig(settings, secrets, at)?;
         let api = MasterApi::at(api(at)?);
@@ -460,9 +485,9 @@ fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secre
             eprintln!("until the API server misses the workers, which look for {name} where it was");
             healer.wait_missed(name, &all)?;
         }
-        Ok(Some((copy, gone)))
+        Ok(Some((store, gone)))
     })?;
-    let Some((copy, gone)) = done else {
+    let Some((store, gone)) = done else {
         println!(
             "{name} has begun with the copy that it was given before; `kimg roll` goes on with what was interrupted"
         );
@@ -472,7 +497,7 @@ fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secre
     if gone {
         workers_anew(args, settings)?;
     }
-    println!("{name} is back after {:.0} s, with {}; all nodes are Ready", begun.elapsed().as_secs_f64(), copy.shown());
+    println!("{name} is back after {:.0} s, with {store}; all nodes are Ready", begun.elapsed().as_secs_f64());
     next(&format!("{} status{}", program(), dir_flag(settings)));
     Ok(())
 }

@@ -22,7 +22,7 @@ pub trait Cluster {
     /// It is not.
     fn ready(&self, at: IpAddr) -> Result<()>;
 
-    /// Has a master that has no store yet begin with an empty one. Twice is as good as once.
+    /// Has a master that has no store yet begin with an empty one, or with that on its data volume. Twice is as good as once.
     ///
     /// # Errors
     /// It does not answer.
@@ -75,9 +75,13 @@ impl Cluster for Api<'_> {
 
     fn begin(&self, at: IpAddr) -> Result<()> {
         let master = self.settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
-        match NodeApi(self.settings).begin(&master.entry.name, at, &[])? {
-            true => Ok(()),
-            false => bail!("its store is closed, as a roll that was interrupted left it; `kimg roll` goes on"),
+        let (name, nodes) = (master.entry.name.as_str(), NodeApi(self.settings));
+        // What is on its data volume was there before all machines had gone.
+        let taken = if master.data_gb.is_some() { nodes.take(name, at)?.map(|taken| taken.store) } else { Some(false) };
+        match taken {
+            Some(true) => Ok(()),
+            Some(false) if nodes.begin(name, at, &[])? => Ok(()),
+            _ => bail!("its store is closed, as a roll that was interrupted left it; `kimg roll` goes on"),
         }
     }
 

@@ -268,11 +268,18 @@ impl Cloud for Hetzner {
         }
     }
 
+    fn moves_to_volume(&self) -> bool {
+        true
+    }
+
     fn mark(&self, server: &Server, image: &str) -> Result<()> {
         let all = self.ours("/servers", "servers")?;
         let one = all.iter().find(|one| one["id"].as_u64().is_some_and(|id| server.id.parse() == Ok(id)));
         let mut labels = one.with_context(|| format!("the machine of {} is gone", server.node))?["labels"].clone();
         relabel(&mut labels, image);
+        if server.on_volume {
+            labels[DATA] = json!(ON_VOLUME);
+        }
         let request = Request::put(self.api.url(&format!("/servers/{}", server.id))).json(&json!({"labels": labels}));
         self.api.send(request).and_then(|answer| answer.expect(&[200])).map(|_| ()).map_err(explain)
     }

@@ -104,6 +104,21 @@ impl Linode {
         }
     }
 
+    /// Takes the data volume from a machine whose configuration went with its disk: who has it as attached still may not
+    /// have it in the new one.
+    fn let_go(&self, server: &Server) -> Result<()> {
+        self.api.client().poll(&format!("detaching the data volume of {}", server.node), EVERY, BUILT, || {
+            let known = self.inventory()?;
+            let Some(volume) = known.volumes.iter().find(|volume| volume.server.as_ref() == Some(&server.id)) else {
+                return Ok(Some(()));
+            };
+            match self.detach(volume) {
+                Err(error) if !error.is::<Busy>() => Err(error),
+                _ => Ok(None),
+            }
+        })
+    }
+
     fn written(&self, role: Role) -> Value {
         let rule = |rule: Rule| {
             let of = |v6: bool| rule.from.iter().filter(|range| range.contains(':') == v6).collect::<Vec<_>>();
@@ -353,6 +368,9 @@ impl Cloud for Linode {
         self.api.client().poll(&format!("rebuilding {}", server.node), EVERY, BUILT, || {
             Ok((text(&self.instance(server)?, "status") == "offline").then_some(()))
         })?;
+        if order.on_volume {
+            self.let_go(server)?;
+        }
         let configs = self.list(&format!("{place}/configs"))?;
         let config = numbered(configs.first().context("the rebuilt machine has no configuration")?, "a configuration")?;
         let body = json!({
@@ -365,9 +383,15 @@ impl Cloud for Linode {
         self.start(server)
     }
 
+    fn moves_to_volume(&self) -> bool {
+        true
+    }
+
     fn mark(&self, server: &Server, image: &str) -> Result<()> {
         let at = server.private.filter(|_| image == NO_IMAGE).map_or(String::new(), |at| at.to_string());
-        let tags = retagged(&self.instance(server)?, &[of_image(image), (AT, &at)]);
+        let one = self.instance(server)?;
+        let on_volume = if server.on_volume { ON_VOLUME } else { tagged(&one, DATA) };
+        let tags = retagged(&one, &[of_image(image), (AT, &at), (DATA, on_volume)]);
         let request = Request::put(self.api.url(&format!("{INSTANCES}/{}", server.id))).json(&json!({"tags": tags}));
         self.api.send(request).and_then(|answer| answer.expect(&[200])).map(|_| ()).map_err(explain)
     }

@@ -21,7 +21,7 @@ use crate::pki::Secrets;
 use crate::seed::Begin;
 use crate::web::Client;
 use anyhow::{Context, Result, bail};
-use node_api::{Done, Masters, NodeStatus, RemoveMember, StoreMember, path};
+use node_api::{Done, Masters, NodeStatus, RemoveMember, StoreMember, Taken, path};
 use node_metadata::Role;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -58,14 +58,21 @@ pub trait Nodes {
     /// It does not answer.
     fn unfence(&self, node: &str, at: IpAddr) -> Result<()>;
 
+    /// Has a master go on with the store that is there, also one that came on its data volume from another disk; none where
+    /// it closed that itself. Twice is as good as once.
+    ///
+    /// # Errors
+    /// It does not answer, or its image knows nothing of that.
+    fn take(&self, node: &str, at: IpAddr) -> Result<Option<Taken>>;
+
     /// A copy of a master's store.
     ///
     /// # Errors
     /// It does not answer, or the copy is not whole.
     fn snapshot(&self, node: &str, at: IpAddr) -> Result<Vec<u8>>;
 
-    /// Has a master without a store begin with a copy, or with nothing where that is empty. One that has a store keeps it.
-    /// Not so where its store is closed.
+    /// Has a master without a store begin with a copy, or with nothing where that is empty; a copy takes the place of another
+    /// disk's store on its data volume. One that has a store keeps it. Not so where its store is closed.
     ///
     /// # Errors
     /// It does not answer, or the copy is damaged.
@@ -140,6 +147,16 @@ impl Nodes for NodeApi<'_> {
 
     fn unfence(&self, node: &str, at: IpAddr) -> Result<()> {
         self.done(node, at, path::STORE_UNFENCE, Vec::new())
+    }
+
+    fn take(&self, node: &str, at: IpAddr) -> Result<Option<Taken>> {
+        match block_on(self.client(node, at)?.post_bytes(path::STORE_TAKE, Vec::new())) {
+            Err(error) if error.downcast_ref().is_some_and(Refused::is_conflict) => Ok(None),
+            Err(error) if error.is::<BadInput>() => {
+                Err(error.context("its image is of a kimg that knows no data volume of a master"))
+            }
+            taken => taken.map(Some),
+        }
     }
 
     fn snapshot(&self, node: &str, at: IpAddr) -> Result<Vec<u8>> {
@@ -238,6 +255,16 @@ impl CloudMachines<'_> {
                     provider.region
                 ));
             }
+            if self.is_master(node)
+                && settings.node(node)?.data_gb.is_some()
+                && of(inventory, node).any(|server| !server.on_volume)
+                && !self.cloud.moves_to_volume()
+            {
+                return input::bad(format!(
+                    "{node} was made without a data volume, and {at} tells a machine that is rebuilt of none: remove its \
+                     data-gb; only one that is made anew gets a volume"
+                ));
+            }
             // A master's is rebuilt, and not made.
             if !self.is_master(node) && !offer.sizes.get(size).is_some_and(|size| size.available) {
                 return input::bad(format!(
@@ -260,6 +287,9 @@ impl CloudMachines<'_> {
         let firewall = firewall.context("the firewall of the masters is gone; `kimg up` makes it")?;
         let CloudMachines { settings, provider, secrets, cloud, .. } = *self;
         let maker = Maker { settings, provider, secrets, cloud };
+        if let Some(gb) = settings.node(node)?.data_gb.filter(|_| known.volume(node).is_none()) {
+            cloud.make_volume(node, gb)?;
+        }
         let image = Image { sum: mark.into(), ..self.image(image)? };
         maker.make(settings.node(node)?, &image, (network, firewall), &[], Begin::AwaitBackup)
     }

@@ -1,4 +1,5 @@
-//! A master under another image: its machine is rebuilt in place, and its store is carried from the old disk to the new one.
+//! A master under another image: its machine is rebuilt in place, and its store is carried from the old disk to the new one,
+//! or stays on its data volume.
 //!
 //! ```text
 //! image noted as `none` → store closed → copied to this machine → rebuilt → begins with the copy → image noted
@@ -6,11 +7,14 @@
 //! Whoever was ended on the way finds where it was: a machine whose image is `none` has been begun with; a copy that is
 //! here is the last one of a closed store, and has not been begun with unless it says so. What has been begun with may
 //! have acknowledged more since, so that it is closed and copied again before its disk goes.
+//!
+//! What lies on a data volume is closed and copied, too: the new system goes on with what is on the volume, and the copy is
+//! for a volume that turns out to hold nothing. That a store lies on one is noted with the machine once its node has said so.
 
 mod rejoin;
 
 use super::machines::{CloudMachines, of};
-use super::{Busy, Order as Ordered, Server, State};
+use super::{Busy, Order as Ordered, Server, State, Volume, volumes};
 use crate::client::node;
 use crate::input::{self, BadInput};
 use crate::machines::{Ended, NO_IMAGE, Order};
@@ -35,6 +39,17 @@ const BEGUN: Duration = Duration::from_secs(900);
 const FREE: Duration = Duration::from_secs(300);
 /// More than any store that its master can hold in memory.
 const MOST_BYTES: u64 = 8 << 30;
+
+/// Where a rebuilt master has its store, and what it goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Onto {
+    /// On its disk, with the copy.
+    Disk,
+    /// On its data volume, with the copy, whatever is there.
+    Volume,
+    /// With what is on its data volume; where that is nothing, with the copy.
+    Same,
+}
 
 /// The last copy of a closed store, on this machine: readable to its owner alone, as not everything in it is encrypted.
 #[derive(Debug)]
@@ -113,32 +128,69 @@ impl CloudMachines<'_> {
     pub(super) fn carry(&self, order: &Order<'_>) -> Result<Ended> {
         let (node, last) = (order.node, self.last_copy());
         let server = self.server(node)?;
+        let onto = match self.settings.node(node)?.data_gb {
+            None => Onto::Disk,
+            Some(_) if server.on_volume => Onto::Same,
+            Some(_) => Onto::Volume,
+        };
         let kept = last.read()?;
         let copy = match kept {
             // The answer may have been lost, or what was to be noted behind it.
             Some((copy, Some(image))) if image == order.image && [NO_IMAGE, order.image].contains(&&*server.image) => {
-                return self.begin(&server, &copy, order.image).map(|()| Ended::Clean);
+                return self.begin(&server, &copy, order.image, onto).map(|()| Ended::Clean);
             }
             Some((copy, None)) if server.image == NO_IMAGE => copy,
+            // What it has acknowledged is on its volume, so that a disk that never answers again may go.
+            Some((copy, Some(_))) if server.image == NO_IMAGE && onto == Onto::Same && !self.answers(&server) => copy,
             Some((copy, Some(image))) if server.image == NO_IMAGE => {
                 // Whether it has begun is not known; what it has acknowledged since is not in that copy. It may be closed
                 // again, too.
-                self.begin_on(&server, &copy, &image, true)?;
+                self.begin_on(&server, &copy, &image, onto, true)?;
                 self.close(&server)?
             }
-            _ => self.close(&server)?,
+            _ => {
+                if onto == Onto::Volume {
+                    self.knows_volumes(&server)?;
+                }
+                self.close(&server)?
+            }
         };
-        if let Err(error) = self.rebuild_in_place(&server, order.image) {
+        let mut made = false;
+        let mut rebuilt = self.make_volume(node, onto).map(|done| made = done);
+        rebuilt = rebuilt.and_then(|()| self.rebuild_in_place(&server, order.image, onto));
+        if let Err(error) = rebuilt {
             let refused = error.chain().any(|cause| cause.is::<Refused>() || cause.is::<BadInput>());
             if refused && !may_be_done(&error) && server.image != NO_IMAGE {
                 // The old disk is as it was.
                 self.open_again(&server)?;
                 last.forget()?;
+                // Nobody shall take an empty one for what its master had.
+                if made && let Err(also) = self.unmake_volume(node) {
+                    return Err(error.context(format!(
+                        "the data volume that was made for {node} is empty, and stays; remove it at the provider: {also:#}"
+                    )));
+                }
             }
             return Err(error);
         }
-        self.begin(&server, &copy, order.image)?;
+        self.begin(&server, &copy, order.image, onto)?;
         Ok(Ended::Clean)
+    }
+
+    /// Whether the node of a machine answers.
+    pub fn answers(&self, server: &Server) -> bool {
+        server.public.is_some_and(|at| self.nodes.boot(&server.node, at).is_some())
+    }
+
+    /// Before a store moves to a volume, as its master may have to go back to the image that it has.
+    fn knows_volumes(&self, server: &Server) -> Result<()> {
+        let node = server.node.as_str();
+        let at = server.public.with_context(|| format!("{node} has no address"))?;
+        let said =
+            self.patiently(&format!("{node} says what it knows of data volumes"), CLOSED, || self.nodes.take(node, at));
+        said.map(drop).with_context(|| {
+            format!("{node} is to move its store to a data volume: without data-gb a roll gives it an image that knows of them")
+        })
     }
 
     /// Goes on where a master was about to begin with its store; whether there was anything to go on with.
@@ -152,22 +204,60 @@ impl CloudMachines<'_> {
         if server.image != NO_IMAGE {
             return Ok(false);
         }
-        self.begin(&server, &copy, &image)?;
+        let onto = match self.settings.node(node)?.data_gb {
+            Some(_) if server.on_volume => Onto::Same,
+            // It was on its way there.
+            Some(_) if self.cloud.inventory()?.volume(node).is_some() => Onto::Volume,
+            _ => Onto::Disk,
+        };
+        // Its store is on the volume, for whichever machine comes next.
+        if onto == Onto::Same && !self.answers(&server) {
+            return Ok(false);
+        }
+        self.begin(&server, &copy, &image, onto)?;
         Ok(true)
     }
 
-    /// Makes a master anew whose store is lost, and has it begin with a copy. Where its machine is gone, another is made.
+    /// The data volume with a master's store on it.
     ///
     /// # Errors
-    /// It cannot be made, or does not take the copy; the next attempt goes on.
-    pub fn revive(&self, node: &str, image: &str, copy: &[u8]) -> Result<()> {
+    /// `cluster.toml` knows nothing of it, or the provider cannot be asked.
+    pub fn store_volume(&self, node: &str) -> Result<Option<Volume>> {
         let known = self.cloud.inventory()?;
-        // Of a roll that is given up.
-        self.last_copy().forget()?;
+        let Some(volume) = known.volume(node).filter(|_| of(&known, node).all(|server| server.on_volume)) else {
+            return Ok(None);
+        };
+        if !volumes::keep_data(self.settings, &known, node) {
+            return input::bad(format!(
+                "the data volume {} has the store of {node}, which has no data-gb in cluster.toml: write data-gb = {}",
+                volume.id, volume.gb
+            ));
+        }
+        Ok(Some(volume.clone()))
+    }
+
+    /// Makes a master anew that is lost, and has it begin with a copy, or go on with what is on its data volume. Where its
+    /// machine is gone, another is made.
+    ///
+    /// # Errors
+    /// It cannot be made, or does not take its store; the next attempt goes on.
+    pub fn revive(&self, node: &str, image: &str, copy: Option<&[u8]>) -> Result<()> {
+        let known = self.cloud.inventory()?;
+        let has_volume = self.settings.node(node)?.data_gb.is_some() && of(&known, node).all(|server| server.on_volume);
+        let (onto, copy) = match copy {
+            Some(copy) => {
+                // Of a roll that is given up.
+                self.last_copy().forget()?;
+                (if has_volume { Onto::Volume } else { Onto::Disk }, copy.to_vec())
+            }
+            // What a roll left is for a volume that it had not come to.
+            None => (Onto::Same, self.last_copy().read()?.map(|(copy, _)| copy).unwrap_or_default()),
+        };
         match of(&known, node).next() {
             Some(server) => {
                 self.cloud.mark(server, NO_IMAGE)?;
-                self.rebuild_in_place(server, image)?;
+                self.make_volume(node, onto)?;
+                self.rebuild_in_place(server, image, onto)?;
             }
             None => self.make_master(&known, node, image, NO_IMAGE)?,
         }
@@ -175,7 +265,7 @@ impl CloudMachines<'_> {
             let found = self.cloud.inventory()?;
             Ok(of(&found, node).next().cloned())
         })?;
-        self.begin(&server, copy, image)
+        self.begin(&server, &copy, image, onto)
     }
 
     /// The machine of a node, where there is one.
@@ -241,16 +331,34 @@ impl CloudMachines<'_> {
         self.cloud.mark(server, &server.image)
     }
 
+    /// Whether one had to be made.
+    fn make_volume(&self, node: &str, onto: Onto) -> Result<bool> {
+        match self.settings.node(node)?.data_gb {
+            Some(gb) if onto != Onto::Disk && self.cloud.inventory()?.volume(node).is_none() => {
+                self.cloud.make_volume(node, gb).with_context(|| format!("making the data volume of {node}"))?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Removes one that was made a moment ago, and never attached.
+    fn unmake_volume(&self, node: &str) -> Result<()> {
+        let known = self.cloud.inventory()?;
+        known.volume(node).map_or(Ok(()), |volume| self.cloud.delete(&volume.thing()))
+    }
+
     /// The disk goes.
-    fn rebuild_in_place(&self, server: &Server, image: &str) -> Result<()> {
-        let settings = self.settings.node(&server.node)?;
+    fn rebuild_in_place(&self, server: &Server, image: &str, onto: Onto) -> Result<()> {
+        let mut settings = self.settings.node(&server.node)?.clone();
+        settings.data_gb = settings.data_gb.filter(|_| onto != Onto::Disk);
         let found = self.image(image)?;
         let known = self.cloud.inventory()?;
         let network = known.networks.first().context("the private network is gone; `kimg up` makes it")?;
         let firewall = known.firewalls.iter().find(|firewall| firewall.role == Role::Master);
         let firewall = firewall.context("the firewall of the masters is gone; `kimg up` makes it")?;
         let place = Place::Network { range: self.provider.network, masters: &[] };
-        let user_data = user_data(self.settings, settings, place, Begin::AwaitBackup, self.secrets)?;
+        let user_data = user_data(self.settings, &settings, place, Begin::AwaitBackup, self.secrets)?;
         let order = Ordered {
             node: &server.node,
             role: Role::Master,
@@ -260,7 +368,7 @@ impl CloudMachines<'_> {
             user_data: &user_data,
             network,
             firewall,
-            on_volume: false,
+            on_volume: settings.data_gb.is_some(),
         };
         let asked = self.client.poll(&format!("rebuilding {}", server.node), EVERY, FREE, || {
             match self.cloud.rebuild_server(server, &order) {
@@ -272,16 +380,21 @@ impl CloudMachines<'_> {
     }
 
     /// Has a rebuilt master begin with the copy, and notes its image.
-    fn begin(&self, server: &Server, copy: &[u8], image: &str) -> Result<()> {
-        self.begin_on(server, copy, image, false)?;
-        self.cloud.mark(server, image)?;
+    fn begin(&self, server: &Server, copy: &[u8], image: &str, onto: Onto) -> Result<()> {
+        let on_volume = self.begin_on(server, copy, image, onto, false)?;
+        self.cloud.mark(&Server { on_volume: server.on_volume || on_volume, ..server.clone() }, image)?;
         self.last_copy().forget()
     }
 
     /// A master that has a store keeps it, and one whose store is closed does not begin: it is that of before, unless
-    /// `or_closed` knows better. One that never answers has not begun.
-    fn begin_on(&self, server: &Server, copy: &[u8], image: &str, or_closed: bool) -> Result<()> {
+    /// `or_closed` knows better. One that never answers has not begun. Says whether the store is on its data volume.
+    fn begin_on(&self, server: &Server, copy: &[u8], image: &str, onto: Onto, or_closed: bool) -> Result<bool> {
         let (node, last) = (server.node.as_str(), self.last_copy());
+        // Without a copy there is only what is on the volume.
+        let onto = if copy.is_empty() { Onto::Same } else { onto };
+        if onto != Onto::Disk {
+            volumes::attach(self.cloud, self.client, node)?;
+        }
         let kept = last.read()?.map(|(_, image)| image.is_some());
         let began = self.patiently(&format!("{node} begins with its store"), BEGUN, || {
             let known = self.cloud.inventory()?;
@@ -296,9 +409,9 @@ impl CloudMachines<'_> {
                 Some(_) => last.begins(image)?,
                 None => last.keep_begun(copy, image)?,
             }
-            let began = self.nodes.begin(node, at, copy);
+            let began = self.tell(node, at, copy, onto);
             let surely_not = match &began {
-                Ok(begun) => !begun,
+                Ok(begun) => begun.is_none(),
                 Err(error) => was_not_begun(error),
             };
             match kept {
@@ -306,7 +419,11 @@ impl CloudMachines<'_> {
                 None if surely_not => last.forget()?,
                 _ => {}
             }
-            if began? || or_closed { Ok(()) } else { bail!("its store is closed: it is not the new one yet") }
+            match began? {
+                Some(on_volume) => Ok(on_volume),
+                None if or_closed => Ok(false),
+                None => bail!("its store is closed: it is not the new one yet"),
+            }
         });
         began.with_context(|| format!("{node} was rebuilt from image {image}, and has not taken its store"))
     }
@@ -320,6 +437,24 @@ impl CloudMachines<'_> {
                 self.nodes.tell(&server.node, at, &Masters { masters: vec![own], join: false })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Tells a master what its store begins with; whether that is on its data volume, and none where it is closed.
+    fn tell(&self, node: &str, at: IpAddr, copy: &[u8], onto: Onto) -> Result<Option<bool>> {
+        if onto != Onto::Same && !self.nodes.begin(node, at, copy)? {
+            return Ok(None);
+        }
+        if onto == Onto::Disk {
+            return Ok(Some(false));
+        }
+        let Some(taken) = self.nodes.take(node, at)? else { return Ok(None) };
+        match taken.store {
+            true => Ok(Some(taken.on_volume)),
+            false if copy.is_empty() => input::bad(format!(
+                "the data volume of {node} holds no store: `kimg heal master --discard-disk` begins there with the newest backup"
+            )),
+            false => Ok(self.nodes.begin(node, at, copy)?.then_some(taken.on_volume)),
         }
     }
 

@@ -400,7 +400,13 @@ pub trait Cloud {
     /// [`Busy`] where it may be done later; else the provider refuses.
     fn rebuild_server(&self, server: &Server, order: &Order<'_>) -> Result<()>;
 
-    /// Notes with a machine which image it is of; [`NO_IMAGE`]: it is being made anew.
+    /// Whether a machine that is rebuilt can be told of a data volume that it had not, and be noted as one that was.
+    fn moves_to_volume(&self) -> bool {
+        false
+    }
+
+    /// Notes with a machine which image it is of; [`NO_IMAGE`]: it is being made anew. Also that its data lies on a volume,
+    /// where `server` says so.
     ///
     /// # Errors
     /// The provider refuses.

@@ -4,7 +4,7 @@ use super::{
     Cents, Cloud, Firewall, Inventory, Network, Offer, ROLES, Rule, Server, Size, State, Thing, Volume, amount, volumes,
 };
 use crate::client::kube::NodeState;
-use crate::config::{Provider, Settings, nearest};
+use crate::config::{NodeSettings, Provider, Settings, nearest};
 use crate::input;
 use crate::logs::line::harmless;
 use crate::machines::NO_IMAGE;
@@ -148,6 +148,9 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         if let Some(gb) = node.data_gb {
             plan.volume(situation, &node.entry.name, gb);
         }
+        if node.entry.role == Role::Master {
+            plan.store(situation, node);
+        }
         plan.node(situation, &node.entry.name, node.entry.role);
     }
     plan.strangers(situation);
@@ -209,6 +212,12 @@ impl Plan {
                 let monthly = offer.price(&size);
                 self.steps.push(Step::MakeServer { node: node.into(), r#type: size, monthly });
             }
+            [] if role == Role::Master && !several && !inventory.servers.is_empty() && inventory.volume(node).is_some() => {
+                self.refusals.push(format!(
+                    "the machine of {node} is gone, while others are there: `kimg heal master` makes another, and gives it the \
+                     data volume with the store"
+                ));
+            }
             [] if role == Role::Master && !several && !inventory.servers.is_empty() => self.refusals.push(format!(
                 "the machine of {node} is gone, and the store went with it, while others are there; a new one would begin \
                  with nothing: `kimg backup ls` shows the copies that workers keep, and `kimg destroy` begins anew"
@@ -267,8 +276,8 @@ impl Plan {
                     // A volume that is there was that of a machine which knew of it, so that nobody takes an empty one for
                     // what is on this one's disk.
                     Some(server) if !server.on_volume => self.drift.push(format!(
-                        "the machine of {node} was made without a data volume, and has its data on its own disk; the next one \
-                         gets one ({gb} GB, {} a month)",
+                        "the machine of {node} was made without a data volume, and has its data on its own disk; its next roll \
+                         gives it one ({gb} GB, {} a month)",
                         amount(monthly, &offer.currency)
                     )),
                     Some(server) if server.region != provider.region => self.refusals.push(format!(
@@ -313,6 +322,33 @@ impl Plan {
                 "the data volume of {node} is attached to the machine {at}, which is not the node's: detach it at the provider"
             )),
             Some(_) => {}
+        }
+    }
+
+    /// A master's store is either on its data volume or not, and nobody may take an old one for it.
+    fn store(&mut self, situation: &Situation<'_>, node: &NodeSettings) {
+        let (name, inventory) = (&node.entry.name, situation.inventory);
+        let Some(volume) = inventory.volume(name) else { return };
+        let server = inventory.servers.iter().find(|server| server.node == *name);
+        // One whose image is none may be on its way there.
+        let on_disk = server.is_some_and(|server| !server.on_volume && server.image != NO_IMAGE);
+        match node.data_gb {
+            None if server.is_some_and(|server| server.on_volume) => self.refusals.push(format!(
+                "the store of {name} is on its data volume {}, and kimg takes none off again: write data-gb = {}",
+                volume.id, volume.gb
+            )),
+            // Another store beside it would make it an old one that nobody can tell from the current one.
+            None if !on_disk => self.refusals.push(format!(
+                "the data volume {} may have the store of {name}: write data-gb = {}, or give it up with `kimg destroy --node \
+                 {name} --data`",
+                volume.id, volume.gb
+            )),
+            Some(_) if on_disk => self.refusals.push(format!(
+                "the store of {name} is on its own disk, and the data volume {} has what a machine before it left: remove that \
+                 volume at the provider, and the next roll makes one and moves the store there",
+                volume.id
+            )),
+            _ => {}
         }
     }
 

@@ -5,6 +5,7 @@ mod aws;
 mod destroying;
 mod gcp;
 mod master;
+mod master_volumes;
 mod masters;
 mod openstack;
 mod others;

@@ -129,26 +129,36 @@ impl Up<'_> {
         let at_first = ground.made.len();
         for worker in self.settings.nodes_of(Role::Worker) {
             let name = &worker.entry.name;
-            if let Some(gb) = worker.data_gb.filter(|_| ground.lacks_its_volume(name)) {
-                self.progress.line(&format!("making the data volume of {name}"));
-                self.cloud.make_volume(name, gb)?;
-            }
+            self.make_volume(&ground, worker)?;
             if ground.server(name).is_none() {
                 let replace = before.iter().any(|known| known.name == *name);
                 self.make(&mut ground, worker, Some(Master { outside, inside: &inside, replace }))?;
             }
-            if worker.data_gb.is_some() && !ground.has_its_volume(name) {
-                self.progress.line(&format!("attaching the data volume of {name}"));
-                volumes::attach(self.cloud, self.client, name)?;
-                if !ground.made.contains(name) {
-                    self.progress.line(&format!("{name} mounts it when it boots: `kimg node --node {name} reboot`"));
-                }
-            }
+            self.attach_volume(&ground, worker)?;
         }
         self.all_ready(outside, &before, ground.made.get(at_first..).unwrap_or_default())?;
         let known = self.cloud.inventory()?.servers;
         let of = |node: &NodeSettings| known.iter().find(|server| server.node == node.entry.name).cloned();
         Ok(Done { kubeconfig, servers: self.settings.nodes.iter().filter_map(of).collect(), made: ground.made })
+    }
+
+    fn make_volume(&self, ground: &Ground, node: &NodeSettings) -> Result<()> {
+        let name = &node.entry.name;
+        let Some(gb) = node.data_gb.filter(|_| ground.lacks_its_volume(name)) else { return Ok(()) };
+        self.progress.line(&format!("making the data volume of {name}"));
+        self.cloud.make_volume(name, gb)
+    }
+
+    fn attach_volume(&self, ground: &Ground, node: &NodeSettings) -> Result<()> {
+        let name = &node.entry.name;
+        if node.data_gb.is_some() && !ground.has_its_volume(name) {
+            self.progress.line(&format!("attaching the data volume of {name}"));
+            volumes::attach(self.cloud, self.client, name)?;
+            if !ground.made.contains(name) {
+                self.progress.line(&format!("{name} mounts it when it boots: `kimg node --node {name} reboot`"));
+            }
+        }
+        Ok(())
     }
 
     /// What stands in the way of a plan does so here, whatever has happened since a plan was agreed to.
@@ -198,9 +208,11 @@ impl Up<'_> {
     fn single(&self, ground: &mut Ground) -> Result<(IpAddr, Vec<IpAddr>)> {
         let master = self.settings.nodes_of(Role::Master).next().context("cluster.toml names no master")?;
         let name = &master.entry.name;
+        self.make_volume(ground, master)?;
         if ground.server(name).is_none() {
             self.make(ground, master, None)?;
         }
+        self.attach_volume(ground, master)?;
         let (outside, inside) = self.addresses_of(name)?;
         write_kubeconfig(self.settings, self.secrets, outside)?;
         self.progress.line(&format!("{name} is at {outside}; waiting for its API server"));

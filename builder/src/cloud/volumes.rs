@@ -1,4 +1,4 @@
-//! Data volumes of workers: each outlives its node's machines, and goes from one to the next.
+//! Data volumes of workers, and of a single master: each outlives its node's machines, and goes from one to the next.
 //!
 //! A machine is told that it has one, and then waits for it before its services start; it bears a mark that says so. What
 //! was made without that keeps its data on its own disk, whatever is attached to it.

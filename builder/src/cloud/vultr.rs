@@ -322,8 +322,14 @@ impl Cloud for Vultr {
         })
     }
 
+    fn moves_to_volume(&self) -> bool {
+        true
+    }
+
     fn mark(&self, server: &Server, image: &str) -> Result<()> {
-        self.change(server, &json!({"tags": retagged(&self.instance(server)?, &[of_image(image)])}))
+        let one = self.instance(server)?;
+        let on_volume = if server.on_volume { ON_VOLUME } else { tagged(&one, DATA) };
+        self.change(server, &json!({"tags": retagged(&one, &[of_image(image), (DATA, on_volume)])}))
     }
 
     fn start(&self, server: &Server) -> Result<()> {

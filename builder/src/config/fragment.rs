@@ -288,7 +288,7 @@ pub struct NodeFragment {
     pub role: Spanned<String>,
     /// The provider's name of its machine's type; default: as `[provider]` says.
     pub r#type: Option<Spanned<String>>,
-    /// GB of a worker's data volume at the provider; default: it has none.
+    /// GB of a data volume at the provider, of a worker or of a single master; default: it has none.
     pub data_gb: Option<Spanned<i64>>,
     /// Addresses, the first is the InternalIP; default: local VMs get one, elsewhere metadata says.
     #[serde(default)]

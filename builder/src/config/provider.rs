@@ -268,10 +268,12 @@ fn proxmox(name: ProviderName, written: &ProviderFragment, network: Ipv4Net) -> 
 
 /// Which nodes have a data volume, and whether they can.
 fn check_volumes(name: ProviderName, f: &Fragment) -> Result<(), Fault> {
+    let masters = f.nodes.iter().filter(|node| node.get_ref().role.get_ref() == "master").count();
     for node in f.nodes.iter().map(Spanned::get_ref) {
         let Some(gb) = &node.data_gb else { continue };
-        if node.role.get_ref() == "master" {
-            let message = "is a worker's: a master has its store, which a roll carries over; remove this line";
+        if node.role.get_ref() == "master" && masters > 1 {
+            let message =
+                "is a worker's or a single master's: several have their data from each other; remove this line";
             return Err(fault(gb, "nodes.data-gb", message));
         }
         let range = name.volume_gb();

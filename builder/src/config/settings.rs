@@ -164,7 +164,7 @@ pub struct NodeSettings {
     /// Whether `cluster.toml` says nothing of its addresses: the local VM has `local_address`, a machine at a
     /// provider what its metadata says.
     pub unaddressed: bool,
-    /// GB of its data volume, for a worker at a provider that has one.
+    /// GB of its data volume, for a worker or a single master at a provider that has one.
     pub data_gb: Option<u32>,
 }
 

@@ -417,7 +417,7 @@ fn a_provider_has_a_type_for_each_node() {
 }
 
 #[test]
-fn a_worker_at_a_provider_may_have_a_data_volume() {
+fn a_node_at_a_provider_may_have_a_data_volume() {
     let gb = |gb: i64| THREE.replace("name = \"w\"", &format!("name = \"w\"\ndata-gb = {gb}"));
     let valid = at(HETZNER, &gb(20)).expect("valid");
     assert_eq!(valid.nodes.iter().map(|node| node.data_gb).collect::<Vec<_>>(), [None, Some(20), None]);
@@ -427,10 +427,12 @@ fn a_worker_at_a_provider_may_have_a_data_volume() {
     assert!(provider.volume_price == Some(0.1) && provider.prices.is_empty());
     let long = format!("name = \"{}\"\ndata-gb = 20", "w".repeat(46));
     let master = THREE.replace("name = \"m\"", "name = \"m\"\ndata-gb = 20");
+    assert_eq!(at(HETZNER, &master).expect("valid").nodes[0].data_gb, Some(20));
+    let several = master.replace("role = \"worker\"", "role = \"master\"");
     let cases = [
         (HETZNER.to_string(), gb(9), "nodes.data-gb: 9 is out of range; write 10 to 10240"),
         (digitalocean.clone(), gb(-1), "nodes.data-gb: -1 is out of range; write 1 to 16384"),
-        (HETZNER.to_string(), master, "nodes.data-gb: is a worker's: a master has its store"),
+        (HETZNER.to_string(), several, "nodes.data-gb: is a worker's or a single master's"),
         (HETZNER.to_string(), THREE.replace("name = \"w\"", &long), "write at most 45 characters"),
         (HETZNER.replace("hetzner", "aws"), gb(0), "nodes.data-gb: 0 is out of range; write 1 to 16384"),
         (format!("{HETZNER}\nprices = {{ data-gb = 0.1 }}"), gb(20), "hetzner says itself what a volume costs"),

@@ -115,6 +115,9 @@ pub(in super::super) fn answer(call: &Call, world: &mut World) -> Reply {
             machine.body["user_data"] = json!(String::from_utf8(data).unwrap());
             machine.rebuild(body["image"].as_str().unwrap());
             (machine.off, machine.bare) = (true, true);
+            let attached: Vec<u64> =
+                world.of("volume").filter(|(_, volume)| volume["server"] == number(id)).map(|(id, _)| id).collect();
+            world.stale.extend(attached);
             Reply::json(200, &json!({}))
         }
         ("GET", ["linode", "instances", _, "configs"]) => list(call, &[json!({"id": 5})]),

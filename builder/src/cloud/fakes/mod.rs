@@ -65,6 +65,9 @@ pub(super) struct World {
     pub(super) away: usize,
     /// A master that waits for a backup has got it.
     pub(super) restored: bool,
+    /// Data volumes with a master's store, and those that are in the configuration of a machine's disk before.
+    pub(super) stores: BTreeSet<u64>,
+    pub(super) stale: BTreeSet<u64>,
     /// Machines that went with their data volumes attached.
     pub(super) torn: usize,
     /// Machines that began with an empty store, and on which of their disks.
@@ -151,7 +154,20 @@ impl World {
             return Some("volume_already_attached");
         }
         body["wants"] = json!(to);
+        self.stale.remove(&volume);
         None
+    }
+
+    /// What a machine sees of the data volume that it was told of: none that it waits for.
+    pub(super) fn sees(&self, machine: u64) -> Option<u64> {
+        let attached = self.of("volume").find(|(id, volume)| volume["server"] == machine && !self.stale.contains(id));
+        attached.map(|(id, _)| id)
+    }
+
+    /// Whether a machine was told of one.
+    pub(super) fn told(&self, machine: u64) -> bool {
+        let text = &self.machines[&machine].body["user_data"];
+        text.as_str().is_some_and(|text| text.contains("data-volume: 20\n"))
     }
 
     /// The machine that a volume is attached to.
@@ -252,6 +268,9 @@ impl FakeCluster<'_> {
         let (node, data) = self.told(world, id, Role::Master);
         assert!(data.kimg.seal_key.is_some() && data.kimg.token.is_none(), "a master gets the seal's key");
         assert_eq!(node.addresses, [world.private(id).parse::<IpAddr>().unwrap()]);
+        if world.told(id) && world.sees(id).is_none() {
+            bail!("{} waits for its data volume", node.name);
+        }
         Ok(id)
     }
 
@@ -323,6 +342,9 @@ impl Cluster for FakeCluster<'_> {
         }
         let disk = world.machines[&id].disks;
         world.begun.insert((id, disk));
+        if let Some(volume) = world.sees(id).filter(|_| world.told(id)) {
+            world.stores.insert(volume);
+        }
         Ok(())
     }
 
@@ -360,8 +382,7 @@ impl Cluster for FakeCluster<'_> {
             assert_eq!(node.addresses, [world.private(id).parse::<IpAddr>().unwrap()]);
             let token = data.kimg.token.unwrap().0;
             // It waits for the volume that it was told of.
-            let told = world.machines[&id].body["user_data"].as_str().unwrap().contains("data-volume: 20\n");
-            if told && world.of("volume").all(|(_, volume)| volume["server"] != id) {
+            if world.told(id) && world.sees(id).is_none() {
                 continue;
             }
             let good = world.tokens.get(&token).is_some_and(|(of, end)| *of == node.name && *end > (self.now)());

@@ -7,7 +7,7 @@
 //! Nothing is carried, so each step may be done twice, and whoever was ended between two of them begins again. Whether the
 //! others do without it is asked before, by the roll that this is a step of ([`crate::roll::members`]).
 
-use super::{BEGUN, EVERY};
+use super::{BEGUN, EVERY, Onto};
 use crate::cloud::machines::{CloudMachines, of};
 use crate::cloud::{Inventory, Server, State};
 use crate::input::BadInput;
@@ -85,7 +85,7 @@ impl CloudMachines<'_> {
         if server.image != NO_IMAGE {
             self.cloud.mark(server, NO_IMAGE)?;
         }
-        let Err(error) = self.rebuild_in_place(server, image) else { return Ok(()) };
+        let Err(error) = self.rebuild_in_place(server, image, Onto::Disk) else { return Ok(()) };
         let refused = error.chain().any(|cause| cause.is::<Refused>() || cause.is::<BadInput>());
         if refused && !may_be_done(&error) && server.image != NO_IMAGE {
             // The old disk is as it was.

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// A cluster whose master is a machine, and to which somebody writes all the time.
-fn told() -> Fake {
+pub(super) fn told() -> Fake {
     let fake = Fake::with_master(2);
     {
         let mut world = fake.0.borrow_mut();
@@ -23,20 +23,20 @@ fn told() -> Fake {
     fake
 }
 
-fn planned(fake: &Fake, machines: &dyn Machines, nodes: &[&str]) -> Journal {
+pub(super) fn planned(fake: &Fake, machines: &dyn Machines, nodes: &[&str]) -> Journal {
     let images = nodes.iter().map(|node| (node.to_string(), NEW.to_string())).collect();
     let patient = crate::roll::journal::Rules { ready_secs: 600, ..rules() };
     journal_on(fake, machines, &Wish { images, ..Wish::default() }, patient, false)
 }
 
 /// One `kimg roll`.
-fn roll(stage: &Stage, fake: &Fake, nodes: &[&str]) -> Result<(Outcome, Journal)> {
+pub(super) fn roll(stage: &Stage, fake: &Fake, nodes: &[&str]) -> Result<(Outcome, Journal)> {
     with(stage, fake, |both| command_on(fake, both, fake.process(), &never, |both| planned(fake, both, nodes)))
 }
 
 /// The master's machine is the one that it was, at its addresses, with the image of all; nothing that was acknowledged is
 /// gone, and nothing is left over.
-fn check(stage: &Stage, fake: &Fake, before: &World, (image, workers): (&str, &str), at: &str) {
+pub(super) fn check(stage: &Stage, fake: &Fake, before: &World, (image, workers): (&str, &str), at: &str) {
     check_clean(fake, at);
     let servers = stage.cloud().inventory().unwrap().servers;
     let mut found: Vec<(&str, &str)> = servers.iter().map(|one| (one.node.as_str(), one.image.as_str())).collect();
@@ -56,16 +56,19 @@ fn check(stage: &Stage, fake: &Fake, before: &World, (image, workers): (&str, &s
 }
 
 /// Whether the master is of this image, and has its store: what comes then asks the same again and again.
-fn is_through(stage: &Stage, image: &str) -> bool {
+pub(super) fn is_through(stage: &Stage, image: &str) -> bool {
     let servers = stage.cloud().inventory().unwrap().servers;
     let noted = servers.iter().any(|one| one.node == "m" && one.image == image);
     noted && !stage.settings.run_dir().join("store.snapshot").exists()
 }
 
-/// Its own folder, since a copy of the store lies there meanwhile.
 fn apart(which: Which, there: &World) -> (Stage, tempfile::TempDir) {
+    in_folder(stage(which, there))
+}
+
+/// Its own folder, since a copy of the store lies there meanwhile.
+pub(super) fn in_folder(stage: Stage) -> (Stage, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let stage = stage(which, there);
     let folder = stage.settings.dir.join("secrets");
     std::os::unix::fs::symlink(folder, dir.path().join("secrets")).unwrap();
     let settings = Settings { dir: dir.path().into(), ..stage.settings.clone() };
@@ -236,7 +239,7 @@ fn behind_whichever_call_of_healing_it_is_killed_the_next_one_ends_the_same() {
                 with(stage, &fake, |both| {
                     let answered = stage.world().answered;
                     stage.world().stops = calls.map(|calls| (stage.clock.clone(), answered + calls));
-                    both.cloud.revive("m", SUM, &copy)
+                    both.cloud.revive("m", SUM, Some(&copy))
                 })
             };
             let first = revive(&stage, Some(n));

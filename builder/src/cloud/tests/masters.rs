@@ -12,7 +12,7 @@ use crate::roll::fake::Fake;
 use crate::roll::journal::{Journal, Outcome, Rules};
 use crate::roll::plan::Wish;
 use crate::roll::tests::{check_clean, command_on, journal_on, never, roll_back_on, rules};
-use node_api::{Masters, StoreMember};
+use node_api::{Masters, StoreMember, Taken};
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -272,6 +272,10 @@ impl Nodes for Told {
     }
 
     /// What follows is asked of a single master only.
+    fn take(&self, node: &str, at: IpAddr) -> Result<Option<Taken>> {
+        panic!("{node} at {at} has no data volume")
+    }
+
     fn fence(&self, node: &str, at: IpAddr) -> Result<()> {
         let id = self.at(node, at)?;
         assert!(self.one && held(&self.world).count_members() < 2, "the store of {node} is shared");

@@ -16,6 +16,7 @@ use crate::roll::tests::{check_clean, command_on, journal_on, never, roll_back_o
 use crate::seed::token::BootstrapToken;
 use anyhow::Context as _;
 use jiff::Timestamp;
+use node_api::Taken;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -55,14 +56,26 @@ impl Powered {
         let world = held(&self.world);
         let id = world.machine("m.demo").first().copied().context("it is gone")?;
         see_disk(&world, &self.fake);
-        let mute = {
+        let (mute, empty) = {
             let told = self.fake.0.borrow();
-            told.machines.get("m").is_some_and(|master| told.mute.contains(&master.image))
+            let is = |check: &dyn Fn(&FakeMachine) -> bool| told.machines.get("m").is_some_and(check);
+            (is(&|master| told.mute.contains(&master.image)), is(&|master| master.awaits_backup))
         };
-        if mute || !world.runs(id) || world.public(id) != at.to_string() {
+        // A new disk has no certificate before its services start, for which it waits. One that has a store itself does not.
+        let on_disk = !empty && world.stores.is_empty();
+        let waits = !on_disk && world.told(id) && world.sees(id).is_none();
+        if mute || waits || !world.runs(id) || world.public(id) != at.to_string() {
             anyhow::bail!("nobody answers at {at}");
         }
         Ok(())
+    }
+
+    /// The data volume that the master was told of, and whether a store is on it.
+    fn volume(&self) -> Result<(Option<u64>, bool)> {
+        let world = held(&self.world);
+        let id = world.machine("m.demo").first().copied().context("it is gone")?;
+        let volume = world.sees(id).filter(|_| world.told(id));
+        Ok((volume, volume.is_some_and(|volume| world.stores.contains(&volume))))
     }
 
     fn with_master<T>(&self, at: IpAddr, work: impl FnOnce(&mut FakeMachine) -> T) -> Result<T> {
@@ -108,6 +121,19 @@ impl Nodes for Powered {
         self.with_master(at, |master| master.fenced = false)
     }
 
+    fn take(&self, _: &str, at: IpAddr) -> Result<Option<Taken>> {
+        let (volume, has) = self.volume()?;
+        let taken = self.with_master(at, |master| {
+            if master.fenced {
+                return None;
+            }
+            // On a new disk there is nothing but what is on the volume.
+            master.awaits_backup &= !has;
+            Some(Taken { store: !master.awaits_backup, on_volume: volume.is_some() })
+        })?;
+        Ok(taken)
+    }
+
     fn snapshot(&self, _: &str, at: IpAddr) -> Result<Vec<u8>> {
         self.with_master(at, |_| ())?;
         Ok(serde_json::to_vec(&self.fake.0.borrow().objects)?)
@@ -119,6 +145,10 @@ impl Nodes for Powered {
             let mut told = self.fake.0.borrow_mut();
             told.objects = serde_json::from_slice(copy)?;
             told.machines.get_mut("m").unwrap().awaits_backup = false;
+            drop(told);
+            if let Some(volume) = self.volume()?.0 {
+                held(&self.world).stores.insert(volume);
+            }
         }
         Ok(!fenced)
     }
