@@ -429,10 +429,12 @@ fn a_node_at_a_provider_may_have_a_data_volume() {
     let master = THREE.replace("name = \"m\"", "name = \"m\"\ndata-gb = 20");
     assert_eq!(at(HETZNER, &master).expect("valid").nodes[0].data_gb, Some(20));
     let several = master.replace("role = \"worker\"", "role = \"master\"");
+    let several = settings(&format!("name = \"demo\"\nstore = \"etcd\"\n[provider]\n{HETZNER}\n{several}"));
+    let error = several.expect_err("three masters").to_string();
+    assert!(error.contains("nodes.data-gb: is a worker's or a single master's"), "{error}");
     let cases = [
         (HETZNER.to_string(), gb(9), "nodes.data-gb: 9 is out of range; write 10 to 10240"),
         (digitalocean.clone(), gb(-1), "nodes.data-gb: -1 is out of range; write 1 to 16384"),
-        (HETZNER.to_string(), several, "nodes.data-gb: is a worker's or a single master's"),
         (HETZNER.to_string(), THREE.replace("name = \"w\"", &long), "write at most 45 characters"),
         (HETZNER.replace("hetzner", "aws"), gb(0), "nodes.data-gb: 0 is out of range; write 1 to 16384"),
         (format!("{HETZNER}\nprices = {{ data-gb = 0.1 }}"), gb(20), "hetzner says itself what a volume costs"),
