@@ -41,6 +41,14 @@ pub(super) fn grow(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
             if let Some(text) = &text {
                 scale::write(&new.dir.join(FILE_NAME), text)?;
             }
+            let masters = crate::node::members::Masters::new(&new, &secrets);
+            // The last one may have been made when this was interrupted, and not been told of the others.
+            if missing.is_empty()
+                && names(&new).len() > 1
+                && names(&new).iter().any(|name| masters.serves(name).is_ok())
+            {
+                cloud::machines(&new, &secrets, |machines| machines.introduce_all())?;
+            }
             // Nobody is there who could be joined, or nobody who is to join.
             vm::up(&vm::UpArgs { components: args.components.clone(), yes: args.yes }, &new)?;
         }

@@ -41,7 +41,7 @@ impl CloudMachines<'_> {
         self.check_in(&known, &[node])?;
         // Before the machine loses what it has.
         self.image(order.image)?;
-        self.patiently("the other masters", SHOWN, || self.check_others(&known, node))?;
+        self.patiently("the other masters", SHOWN, || self.check_others(&self.cloud.inventory()?, node))?;
         match of(&known, node).next() {
             Some(_) => self.rebuild_member(&self.settled(node)?, order.image)?,
             // There is no other image that it might have.
@@ -58,7 +58,13 @@ impl CloudMachines<'_> {
 
     /// Whether the store is on other machines than this one's, which is to lose its disk, and those do without it.
     fn check_others(&self, known: &Inventory, node: &str) -> Result<()> {
-        let own = of(known, node).find_map(|server| server.private).map_or(String::new(), |own| own.to_string());
+        let own = match of(known, node).next() {
+            // One whose member is not known would count as one that is missing already.
+            Some(server) => {
+                server.private.with_context(|| format!("the private address of {node} is not known"))?.to_string()
+            }
+            None => String::new(),
+        };
         let mut why = "there is no other".to_owned();
         for Place { server, outside, .. } in self.places(known).iter().filter(|place| place.server.node != node) {
             match self.nodes.members(&server.node, *outside) {

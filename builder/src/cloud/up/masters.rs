@@ -93,6 +93,8 @@ impl Up<'_> {
     /// Sees to it that each master knows all, and says where those are.
     fn tell_all(&self, places: &[Place<'_>], begins: bool) -> Result<Vec<IpAddr>> {
         let all: Vec<IpAddr> = places.iter().map(|place| place.inside).collect();
+        // Whoever is new joins what runs.
+        let runs = self.serves(places).is_ok();
         for Place { name, outside, .. } in places {
             let told = self.told(name, *outside)?;
             let is_new = told.masters.is_empty();
@@ -104,7 +106,7 @@ impl Up<'_> {
             let same = told.masters.len() == all.len() && all.iter().all(|one| told.masters.contains(one));
             if !same {
                 // Of those that were told before one has another address.
-                let masters = Masters { masters: all.clone(), join: !is_new };
+                let masters = Masters { masters: all.clone(), join: runs || !is_new };
                 let tell = || self.cluster.tell(name, *outside, &masters);
                 self.answered(&format!("{name} to be told of the other masters"), tell)?;
             }
