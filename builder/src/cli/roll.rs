@@ -708,8 +708,9 @@ impl Command<'_> {
                 return Ok(());
             }
             println!(
-                "The roll has stopped. `{0} roll --rollback{dir}` puts the images of before back; with what was wrong put right \
-                 and a new image built, `{0} roll{dir}` begins anew.",
+                "The roll has stopped. `{0} roll --rollback{dir}` puts the images of before back; with what was wrong put right, \
+                 and a new image built where it was that, `{0} roll{dir}` begins anew. What else may be done with a node that \
+                 is not drained says `{0} roll --help` (--on-blocked).",
                 program()
             );
         }
@@ -721,8 +722,7 @@ impl Command<'_> {
         if error.is::<Stop>() {
             let dir = dir_flag(self.settings);
             return Interrupted(format!(
-                "interrupted; the same command goes on where it was, and so does `kimg roll{dir}`; `kimg roll --rollback{dir}` \
-                 goes back"
+                "interrupted; `kimg roll{dir}` goes on where it was, and `kimg roll --rollback{dir}` goes back"
             ))
             .into();
         }
