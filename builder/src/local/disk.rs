@@ -43,7 +43,9 @@ pub fn replace_image(image: &Path, disk: &Path) -> Result<()> {
     let mut from = File::open(image).with_context(|| format!("opening {}", image.display()))?;
     let mut old = File::open(disk).with_context(|| format!("opening {}", disk.display()))?;
     let (new_start, _) = state_range(&mut from).with_context(|| format!("reading {}", image.display()))?;
-    let (old_start, length) = state_range(&mut old).with_context(|| format!("reading {}", disk.display()))?;
+    let (old_start, written) = state_range(&mut old).with_context(|| format!("reading {}", disk.display()))?;
+    // A node that has not booted since its image was put there has not grown its table, and its data reaches beyond that.
+    let length = written.max(old.metadata()?.len().saturating_sub(old_start + TAIL) / gpt::SECTOR * gpt::SECTOR);
     let dir = disk.parent().unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new()
         .prefix(TEMPORARY)
@@ -198,5 +200,25 @@ mod tests {
         assert_eq!(bytes.len(), at("state") + (8 << 20) + TAIL as usize);
         // Nothing of the image's backup table is left among the data.
         assert!(bytes[at("state") + 8..].iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn an_image_that_never_boots_costs_no_data() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (image, disk) = (dir.path().join("image"), dir.path().join("disk"));
+        let mut data = vec![0u8; 8 << 20];
+        data[..8].copy_from_slice(b"precious");
+        data[(8 << 20) - 4..].copy_from_slice(b"last");
+        disk_of(&disk, b"good root", 2, &data, 8);
+        for (root, root_mib) in [(&b"broken"[..], 3), (b"good again", 2), (b"better", 5)] {
+            disk_of(&image, root, root_mib, b"", 1);
+            replace_image(&image, &disk).expect("replaced");
+            let bytes = std::fs::read(&disk).expect("disk");
+            let table = gpt::Table::parse(&bytes).expect("table");
+            let at = |name: &str| (table.partition(name).expect("partition").first * gpt::SECTOR) as usize;
+            assert!(bytes[at("root")..].starts_with(root));
+            assert!(bytes[at("state")..at("state") + data.len()] == data, "behind {}", String::from_utf8_lossy(root));
+            assert_eq!(bytes.len(), at("state") + data.len() + TAIL as usize, "it does not grow each time");
+        }
     }
 }
