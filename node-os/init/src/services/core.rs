@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 
 /// After which a task that failed when it was done again gets its next try, at the latest.
 const NEXT_TRY_MS: u64 = 60_000;
+/// How long it may take then.
+const AGAIN_MS: u64 = 120_000;
 const FIRST_PAUSE_MS: u64 = 250;
 const MOST_PAUSE_MS: u64 = 15_000;
 /// A process that ran so long starts over with the shortest pause.
@@ -208,9 +210,16 @@ impl Core {
             self.entries.iter().filter(|entry| entry.ready_once).map(|entry| entry.spec.name).collect();
         for (index, entry) in self.entries.iter_mut().enumerate() {
             if entry.is_due_again() && now_ms >= entry.due_ms {
-                // Until it has ended it is not due.
-                entry.due_ms = u64::MAX;
+                // When it is late, until it has ended.
+                entry.due_ms = now_ms + AGAIN_MS;
                 actions.push(Action::Start(index));
+            } else if let (ServiceState::Done, Some(pid)) = (entry.state, entry.pid)
+                && now_ms >= entry.due_ms
+            {
+                entry.due_ms = u64::MAX;
+                let seconds = AGAIN_MS / 1000;
+                actions.push(Action::Log(format!("{} does not end after {seconds} s, and is ended", entry.spec.name)));
+                actions.push(Action::Kill(index, pid));
             }
             let may = match entry.state {
                 ServiceState::Waiting => entry.spec.needs.iter().all(|need| ready.contains(need)),
@@ -382,7 +391,13 @@ mod tests {
         assert_eq!(started(&core.step(Event::Tick, 601_000)), [0]);
         core.step(Event::Started(0, 12), 601_001);
         assert!(core.waits_for().is_empty(), "all is up");
-        assert!(started(&core.step(Event::Tick, 9_000_000)).is_empty(), "it is at work");
+        assert!(core.step(Event::Tick, 720_000).is_empty(), "it is at work");
+        let late = core.step(Event::Tick, 721_000);
+        assert!(
+            matches!(late.as_slice(), [Action::Log(text), Action::Kill(0, 12)] if text.contains("pki")),
+            "{late:?}"
+        );
+        assert!(core.step(Event::Tick, 8_999_999).is_empty(), "once is enough");
         // What it did before is there still.
         let said = core.step(Event::Ended(12, Ending::Code(1)), 9_000_000);
         assert!(matches!(said.as_slice(), [Action::Log(text)] if text.contains("pki")), "{said:?}");
