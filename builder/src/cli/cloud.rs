@@ -205,9 +205,15 @@ fn make(
     let inventory = asked.cloud.inventory()?;
     if restore.is_some() && !inventory.servers.is_empty() {
         let names: Vec<&str> = inventory.servers.iter().map(|server| server.node.as_str()).collect();
+        let interrupted = if settings.has_several_masters() {
+            "Where a restore was interrupted, `kimg destroy` and then this command begin it again"
+        } else {
+            "Where the master waits for a backup after a restore that was interrupted, `kimg store restore FILE` gives it one and \
+             `kimg up` goes on"
+        };
         return input::bad(format!(
-            "the cluster is not lost: {} is at {}. Where the master waits for a backup after a restore that was interrupted, `kimg store restore FILE` gives it one and `kimg up` goes on; else `kimg up` starts what is \
-             there, and `kimg destroy` removes it",
+            "the cluster is not lost: {} is at {}. {interrupted}; else `kimg up` starts what is there, and `kimg destroy` \
+             removes it",
             names.join(", "),
             asked.provider.name.as_str()
         ));
@@ -255,8 +261,12 @@ fn make(
         progress: &progress,
         restore,
     };
+    let goes_on = match restore.is_some() && settings.has_several_masters() {
+        true => format!("`{0} destroy{1}` and `{0} restore{1}` begin again", program(), dir_flag(settings)),
+        false => format!("`{} up{}` goes on", program(), dir_flag(settings)),
+    };
     let done = up.run().map_err(|error| match error.is::<Interrupted>() {
-        true => error.context(format!("what was made stays, and `{} up{}` goes on", program(), dir_flag(settings))),
+        true => error.context(format!("what was made stays, and {goes_on}")),
         false => error,
     })?;
     show_done(settings, &done);

@@ -442,22 +442,16 @@ fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secre
                  behind it, with what is on their disks; its type is the same, and so is its price. It is made"
             ),
         };
-        let volume = volume.map(|volume| volumes::shown(&volume, machines.offer)).unwrap_or_default();
-        match &copy {
-            None => println!(
-                "{what} from image {image}, and goes on with the store on the {}: nothing is lost.",
-                harmless(&volume)
-            ),
-            Some((copy, _)) => {
-                let instead =
-                    if volume.is_empty() { String::new() } else { format!(", in the place of that on the {volume}") };
-                println!(
-                    "{what} from image {image}, and gets the store of {}{}: what was written after it is lost.",
-                    copy.shown(),
-                    harmless(&instead)
-                );
+        let volume = volume.map(|volume| harmless(&volumes::shown(&volume, machines.offer)));
+        let store = match (&copy, volume) {
+            (None, Some(volume)) => format!("goes on with the store on the {volume}: nothing is lost"),
+            (None, None) => bail!("{name} has neither a data volume nor a backup to go on with"),
+            (Some((copy, _)), volume) => {
+                let instead = volume.map_or(String::new(), |volume| format!(", in the place of that on the {volume}"));
+                format!("gets the store of {}{instead}: what was written after it is lost", copy.shown())
             }
-        }
+        };
+        println!("{what} from image {image}, and {store}.");
         if !args.yes && !input::agreed("Go on?")?.unwrap_or(false) {
             return input::bad("nothing was changed; --yes says yes in advance");
         }

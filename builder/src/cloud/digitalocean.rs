@@ -434,7 +434,7 @@ impl DigitalOcean {
             id: numbered(one, "a droplet")?.to_string(),
             node: tagged("node:"),
             // Behind the name of its node, where it is a master's that was made by this kimg.
-            image: image_of(image.rsplit(':').next().unwrap_or_default()),
+            image: image_of(image.rsplit_once(':').map_or(image.as_str(), |(_, sum)| sum)),
             size: text(one, "size_slug").into(),
             region: text(&one["region"], "slug").into(),
             state: match text(one, "status") {

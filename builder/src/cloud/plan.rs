@@ -204,7 +204,8 @@ impl Plan {
             [] if several && inventory.servers.iter().any(|server| !is_master(settings, &server.node)) => {
                 let why = format!(
                     "the machine of {node} is gone, and the other masters have the store: `kimg heal {node}` makes another, \
-                     which joins them"
+                     which joins them (where there never was one: `kimg scale masters {}`)",
+                    settings.nodes_of(Role::Master).count()
                 );
                 self.lost.push(why.clone());
                 self.refusals.push(why);

@@ -400,6 +400,20 @@ const THREE: &str = "[[nodes]]\nname = \"m\"\nrole = \"master\"\n[[nodes]]\nname
                      [[nodes]]\nname = \"x\"\nrole = \"worker\"\ntype = \"cx43\"\n";
 
 #[test]
+fn certificates_live_as_long_as_is_said() {
+    let of = |life: &str, rest: &str| settings(&format!("name = \"demo\"\n{life}\n{rest}"));
+    let local = THREE.replace("type = \"cx43\"\n", "");
+    assert_eq!(of("", &local).expect("valid").certificate_life_s, 31_536_000);
+    assert_eq!(of("certificate-life = 90", &local).expect("for tests").certificate_life_s, 90);
+    let there = format!("[provider]\n{HETZNER}\n{THREE}");
+    assert_eq!(of("certificate-life = 3000", &there).expect("valid").certificate_life_s, 3000);
+    for (life, rest, range) in [(59, &*local, "60 to 31536000"), (2999, &*there, "3000 to 31536000")] {
+        let error = of(&format!("certificate-life = {life}"), rest).expect_err("too short").to_string();
+        assert!(error.contains("certificate-life") && error.contains(range), "{error}");
+    }
+}
+
+#[test]
 fn a_provider_has_a_type_for_each_node() {
     let provider = at(&format!("{HETZNER}\nbudget = 30"), THREE).expect("valid").provider.expect("there");
     let types: Vec<(&str, &str)> = provider.types.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();

@@ -119,7 +119,9 @@ pub async fn finish(secrets: &Secrets, masters: &[(String, Https)], since: i64, 
     for (node, api) in masters {
         let wish = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 600}});
         let given = ask(node, api, Method::POST, TOKEN, Some(&wish)).await?;
-        if key_of(given["status"]["token"].as_str().unwrap_or_default()).is_none_or(|kid| kid != ours) {
+        let token = given["status"]["token"].as_str();
+        let token = token.with_context(|| format!("the API server of {node} gave no token"))?;
+        if key_of(token).is_none_or(|kid| kid != ours) {
             return input::bad(format!(
                 "{node} does not run an image that signs with the new key yet; first `kimg build all` and `kimg roll master`"
             ));

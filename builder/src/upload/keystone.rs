@@ -116,7 +116,7 @@ impl Keystone {
     }
 
     fn fits(&self, endpoint: &Value) -> bool {
-        self.region.as_ref().is_none_or(|region| region_of(endpoint) == region)
+        self.region.as_ref().is_none_or(|region| region_of(endpoint) == Some(region))
     }
 
     /// Where a service is, without a `/` at its end.
@@ -127,7 +127,8 @@ impl Keystone {
         let url = match fitting[..] {
             [only] => only["url"].as_str(),
             _ => {
-                let known: Vec<String> = endpoints.iter().map(|endpoint| region_of(endpoint).to_string()).collect();
+                let known: Vec<String> =
+                    endpoints.iter().filter_map(|endpoint| region_of(endpoint)).map(str::to_string).collect();
                 return input::bad(format!(
                     "the {name} service is in the regions {}; say which with --region, or as region under [provider]",
                     known.join(", ")
@@ -189,8 +190,8 @@ fn public(services: &[Value], service: Service) -> (&'static str, Vec<&Value>) {
     last
 }
 
-fn region_of(endpoint: &Value) -> &str {
-    endpoint["region"].as_str().or(endpoint["region_id"].as_str()).unwrap_or_default()
+fn region_of(endpoint: &Value) -> Option<&str> {
+    endpoint["region"].as_str().or(endpoint["region_id"].as_str())
 }
 
 /// What Keystone wants to know: an application credential, or a user and a project.

@@ -80,7 +80,8 @@ impl Gcp {
     pub(super) fn disconnect(&self, volume: &Volume) -> Result<()> {
         let server = volume.server.as_deref().context("the data volume is at no machine")?;
         let (place, name) = (format!("zones/{}/instances/{server}", volume.region), self.tenant.volume(&volume.node));
-        let one = self.find(&place)?.unwrap_or_default();
+        // One that is gone has no disks any more.
+        let Some(one) = self.find(&place)? else { return Ok(()) };
         let Some(disk) = entries(&one, "disks").find(|disk| last(disk, "source") == name) else { return Ok(()) };
         let path = format!("{place}/detachDisk?deviceName={}", escape(text(disk, "deviceName"), true));
         self.act(&path, &Value::Null, &format!("detaching the data volume of {}", volume.node))

@@ -10,7 +10,7 @@
 use super::{BEGUN, EVERY, Onto};
 use crate::cloud::machines::{CloudMachines, of};
 use crate::cloud::{Inventory, Server, State};
-use crate::input::BadInput;
+use crate::input::{self, BadInput};
 use crate::machines::{Data, Ended, NO_IMAGE, Order};
 use crate::roll::members;
 use crate::upload::may_be_done;
@@ -67,7 +67,18 @@ impl CloudMachines<'_> {
         };
         let mut why = "there is no other".to_owned();
         for Place { server, outside, .. } in self.places(known).iter().filter(|place| place.server.node != node) {
-            match self.nodes.members(&server.node, *outside) {
+            // Its etcd hears nobody, so that a machine would be made in vain.
+            let list = match self.nodes.told(&server.node, *outside) {
+                Ok(None) => {
+                    return input::bad(format!(
+                        "the image of {} knows no other masters, so none can join it; `kimg scale masters` gives it one that does",
+                        server.node
+                    ));
+                }
+                Ok(Some(_)) => self.nodes.members(&server.node, *outside),
+                Err(error) => Err(error),
+            };
+            match list {
                 Ok(list) => match members::needed(&list, &own, false) {
                     None => return Ok(()),
                     Some(needed) => why = needed,

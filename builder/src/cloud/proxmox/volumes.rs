@@ -77,7 +77,9 @@ impl Proxmox {
 
     /// In bytes.
     fn size(&self, node: &str, id: &str, disk: &str) -> Result<u64> {
-        let storage = escape(disk.split(':').next().unwrap_or_default(), true);
+        let (storage, _) =
+            disk.split_once(':').with_context(|| format!("VM {id} holds {disk}, which is in no storage"))?;
+        let storage = escape(storage, true);
         let all = self.list(&at(node, &format!("/storage/{storage}/content?content=images&vmid={id}")))?;
         let found = all.iter().find(|one| one["volid"] == disk).and_then(|one| one["size"].as_u64());
         found.with_context(|| format!("the storage does not list {disk}, which VM {id} holds"))

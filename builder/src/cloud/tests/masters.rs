@@ -583,6 +583,13 @@ fn behind_whichever_call_one_master_becomes_three() {
             });
             let why = format!("{:#}", refused.unwrap_err());
             assert!(why.contains("the other masters cannot do without m1, so it is not touched"), "{which:?}: {why}");
+            // Nor is a machine made that cannot join anybody.
+            let in_vain = with(&stage, &told, |both| {
+                both.cloud.rebuild(&Wanted { node: "m2", image: NEW, token: None, data: Data::JoinsEtcd })
+            });
+            let why = format!("{:#}", in_vain.unwrap_err());
+            assert!(why.contains("the image of m1 knows no other masters"), "{which:?}: {why}");
+            assert!(stage.world().machine("m2.demo").is_empty(), "{which:?}: one was made");
             let first = grow(&stage, &told, Some(n));
             let whole = !stage.clock.stopped.load(Relaxed);
             stage.world().stops = None;

@@ -68,6 +68,13 @@ impl Up<'_> {
             server.image == NO_IMAGE && !server.public.is_some_and(serves)
         };
         if let Some(server) = there().find(waits) {
+            if ground.servers.iter().all(|server| masters.iter().any(|master| master.entry.name == server.node)) {
+                return input::bad(format!(
+                    "{0} waits for the store that it was to be given, and no master serves one: `kimg destroy`, and then `kimg \
+                     restore` once more where a restore was interrupted; else `kimg roll` goes on with a roll",
+                    server.node
+                ));
+            }
             return input::bad(format!(
                 "{0} is being made anew, and is no member of the other masters' store yet: `kimg roll` goes on with a roll that \
                  was interrupted, and `kimg heal {0}` has it join them",
