@@ -461,7 +461,12 @@ impl Command<'_> {
     }
 
     fn go_on(&self, last: &Journal) -> Result<Option<Planned>> {
-        if !self.args.nodes.is_empty() {
+        let asked = |entry: &Entry| {
+            let group = if entry.master { ["master", "masters"] } else { ["workers", "workers"] };
+            self.args.nodes.iter().any(|name| *name == entry.node || group.contains(&name.as_str()))
+        };
+        // The command that began it goes on with it, too.
+        if !self.args.nodes.is_empty() && !last.nodes.iter().all(asked) {
             return input::bad(
                 "the last roll was interrupted: `kimg roll` without nodes goes on with it, `kimg roll --rollback` goes back",
             );
@@ -471,7 +476,11 @@ impl Command<'_> {
                 println!("{}", serde_json::to_string_pretty(last).context("writing JSON")?);
             }
         } else {
-            println!("goes on with the roll that began at {}:", last.started.strftime("%F %T UTC"));
+            println!(
+                "goes on with the roll that began at {}, and with what was said then (--settle, --timeout, --ready-timeout, \
+                 --on-blocked, …):",
+                last.started.strftime("%F %T UTC")
+            );
             for entry in &last.nodes {
                 println!(
                     "{}: image {} to {}: {}",
@@ -700,7 +709,12 @@ impl Command<'_> {
         }
         if let Some(failed) = journal.failed() {
             let (waiting, dir) = (named(Step::Waiting), dir_flag(self.settings));
-            println!("failed: {}: {}", failed.node, failed.why.as_deref().unwrap_or_default());
+            let why = failed.why.as_deref().unwrap_or_default();
+            // Of a drain the sentence names the node itself.
+            match why.starts_with(&format!("{} ", failed.node)) {
+                true => println!("failed: {why}"),
+                false => println!("failed: {}: {why}", failed.node),
+            }
             if !waiting.is_empty() {
                 println!("not touched: {}", waiting.join(", "));
             }

@@ -1,6 +1,7 @@
 //! QEMU's command line for a VM, and starting it in the background.
 
 use super::accel::Accel;
+use super::console;
 use super::process::Process;
 use crate::cache;
 use anyhow::{Context, Result, bail};
@@ -190,6 +191,7 @@ pub fn start(run_dir: &Path, vm: &VmSpec, known: impl FnOnce(Process) -> Result<
     let out = cache::open_private(&log)?;
     out.set_len(0).with_context(|| format!("emptying {}", log.display()))?;
     let errors = out.try_clone().context("sharing qemu.log")?;
+    console::begin(&run_dir.join(&vm.node).join("console.log"))?;
     // Not QEMU's own -daemonize: that leaves the folder which the sockets' short paths are relative to.
     let child = Command::new(std::env::current_exe().context("finding kimg itself")?)
         .arg("launch")

@@ -81,6 +81,10 @@ impl Machines for LocalMachines<'_> {
         console::last_lines(&self.settings.run_dir().join(node).join("console.log"), 24)
     }
 
+    fn panics(&self, node: &str) -> Option<String> {
+        console::panics(&self.settings.run_dir().join(node).join("console.log"))
+    }
+
     /// The images that nobody needs any more.
     fn tidy(&self) -> Result<()> {
         let (run_dir, _lock) = state::lock(self.settings)?;

@@ -102,6 +102,11 @@ pub trait Machines {
     /// What the machine shows: the last lines of its console, where the provider has one.
     fn console(&self, node: &str) -> Vec<String>;
 
+    /// The kernel's last words, where it has panicked again and again since the machine was started, and that is known.
+    fn panics(&self, _node: &str) -> Option<String> {
+        None
+    }
+
     /// Removes what only a roll that is over needed, where nobody else may need it.
     fn tidy(&self) -> Result<()> {
         Ok(())

@@ -76,13 +76,20 @@ pub struct Blocked {
 /// One sentence that names the pod and the budget that keep a node.
 pub fn sentence(node: &str, blocked: &[Blocked]) -> String {
     let Some(first) = blocked.first() else { return format!("{node} is not yet drained") };
-    let more = match blocked.len() - 1 {
+    // Only those that stay for the same reason.
+    let same = blocked.iter().filter(|one| one.said == first.said).count();
+    let more = match same - 1 {
         0 => String::new(),
         more => format!(" (and {more} more)"),
     };
+    let others = match blocked.len() - same {
+        0 => String::new(),
+        1 => "; another pod is still there, too".into(),
+        others => format!("; {others} other pods are still there, too"),
+    };
     match &first.said {
         Some(said) => format!(
-            "{node} cannot be drained: pod {}{more} must stay, since {}",
+            "{node} cannot be drained: pod {}{more} must stay, since {}{others}",
             first.pod,
             lower(said.trim_end_matches('.'))
         ),
@@ -154,11 +161,13 @@ mod tests {
         });
         let blocked = Blocked { pod: "a/web-1".into(), said: Some(refusal(&status)) };
         assert_eq!(
-            sentence("w1", &[blocked.clone(), blocked]),
+            sentence("w1", &[blocked.clone(), blocked.clone()]),
             "w1 cannot be drained: pod a/web-1 (and 1 more) must stay, since the disruption budget web needs 2 healthy \
              pods and has 2 currently"
         );
         let ending = Blocked { pod: "a/slow".into(), said: None };
+        let others = [blocked.clone(), ending.clone(), ending.clone()];
+        assert!(sentence("w1", &others).ends_with("pods and has 2 currently; 2 other pods are still there, too"));
         assert_eq!(sentence("w1", &[ending]), "w1 is not drained: pod a/slow was told to end and still runs");
         assert_eq!(refusal(&json!({"message": "more than one budget"})), "more than one budget");
     }

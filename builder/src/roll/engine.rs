@@ -504,6 +504,9 @@ impl Engine<'_> {
         if ready && lacks.is_none() {
             return self.go(book, index, Step::Settling);
         }
+        if let Some(why) = self.panics(entry) {
+            return self.give_up(book, index, Step::Failed, why);
+        }
         if !overdue {
             return Ok(Some(lacks.map_or_else(|| self.boots(&entry.node), |why| format!("{}: {why}", entry.node))));
         }
@@ -521,6 +524,12 @@ impl Engine<'_> {
     fn boots(&self, node: &str) -> String {
         let line = self.machines.console(node).pop().unwrap_or_default();
         format!("{node}: boots: {}", line.trim())
+    }
+
+    /// Why it is no use to wait for a machine.
+    fn panics(&self, entry: &Entry) -> Option<String> {
+        let said = self.machines.panics(&entry.node)?;
+        Some(format!("image {} does not boot, its kernel ends again and again: {said}", short(&entry.to)))
     }
 
     /// Why a node that boots is given up.

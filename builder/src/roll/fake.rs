@@ -47,6 +47,8 @@ pub(crate) struct World {
     pub(crate) machines: BTreeMap<String, FakeMachine>,
     /// Images whose nodes boot and never become Ready.
     pub(crate) broken: BTreeSet<String>,
+    /// Images whose kernel panics; they are broken, too.
+    pub(crate) panics: BTreeSet<String>,
     /// Images whose nodes are Ready for a while, and then not, and so on.
     pub(crate) flapping: BTreeSet<String>,
     /// Machines that cannot be stopped.
@@ -134,6 +136,7 @@ impl Fake {
             objects: BTreeMap::new(),
             machines: BTreeMap::new(),
             broken: BTreeSet::new(),
+            panics: BTreeSet::new(),
             flapping: BTreeSet::new(),
             stuck: BTreeSet::new(),
             busy: false,
@@ -771,5 +774,10 @@ impl Machines for Fake {
 
     fn console(&self, node: &str) -> Vec<String> {
         vec![format!("{node} waits for its network")]
+    }
+
+    fn panics(&self, node: &str) -> Option<String> {
+        let world = self.0.borrow();
+        world.panics.contains(&world.machines[node].image).then(|| "Kernel panic - not syncing: no init".into())
     }
 }

@@ -308,6 +308,20 @@ fn a_node_that_never_becomes_ready_stops_it_and_the_cluster_is_whole() {
 }
 
 #[test]
+fn an_image_whose_kernel_panics_is_not_waited_for() {
+    let fake = Fake::new(2);
+    fake.0.borrow_mut().broken.insert("new".into());
+    fake.0.borrow_mut().panics.insert("new".into());
+    let began = fake.now();
+    let (outcome, journal) = roll(&fake, rules());
+    assert_eq!(outcome, Outcome::Stopped);
+    let why = journal.failed().and_then(|failed| failed.why.clone()).expect("a reason");
+    assert!(why.contains("does not boot") && why.contains("Kernel panic - not syncing: no init"), "{why}");
+    let took = fake.now().duration_since(began).as_secs();
+    assert!(took < i64::try_from(rules().ready_secs).expect("seconds"), "{took} s");
+}
+
+#[test]
 fn after_a_broken_image_comes_a_better_one() {
     let fake = Fake::new(2);
     fake.0.borrow_mut().broken.insert("new".into());

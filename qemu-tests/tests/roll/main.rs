@@ -21,6 +21,8 @@ const WEB: &str = include_str!("web.yaml");
 const CHANGED: &str = "tests.image=changed";
 /// With it the node boots, and finds no network.
 const BROKEN: &str = "module_blacklist=virtio_net";
+/// With it the kernel panics, before PID 1 could do anything with the disk.
+const DEAD: &str = "mem=16M";
 
 fn main() -> ExitCode {
     let tests: Vec<suite::Test> = vec![
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         ("all_nodes_are_replaced_and_no_acknowledged_write_is_lost", all_nodes),
         ("all_nodes_are_replaced_and_open_connections_lose_no_request", all_nodes_kept),
         ("an_image_whose_api_server_never_answers_goes_back", mute_master),
+        ("an_image_that_never_boots_goes_back_with_all_data", dead),
         ("a_worker_that_was_killed_is_healed", healed),
         ("a_worker_comes_and_goes_and_no_request_is_lost", scaled),
         ("another_cluster_ca_takes_over_and_no_request_is_lost", another_ca),
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         "all_nodes_are_replaced_and_no_acknowledged_write_is_lost",
         "all_nodes_are_replaced_and_open_connections_lose_no_request",
         "an_image_whose_api_server_never_answers_goes_back",
+        "an_image_that_never_boots_goes_back_with_all_data",
         "a_worker_that_was_killed_is_healed",
         "a_worker_comes_and_goes_and_no_request_is_lost",
         "another_cluster_ca_takes_over_and_no_request_is_lost",
@@ -287,6 +291,43 @@ fn mute_master(cluster: &Cluster) -> Result {
     set_word(cluster, "master", "")?;
     build(cluster, CHANGED)?;
     check_whole(cluster)
+}
+
+/// A kernel that panics is not waited for, on the master and on a worker, and what the nodes held is there after the way
+/// back.
+fn dead(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    cluster.apply(CLAIM)?;
+    cluster.pod_ready("shop", "writer")?;
+    cluster.exec("shop", "writer", &["sh", "-c", "echo kept > /row/row; sync"])?;
+    let visitor = Visitor::start(cluster)?;
+    let writer = Writer::start(cluster)?;
+    set_word(cluster, "master", DEAD)?;
+    build(cluster, CHANGED)?;
+    go_back_from_dead(cluster, "master-1")?;
+    let writes = writer.stop()?;
+    set_word(cluster, "master", "")?;
+    build(cluster, DEAD)?;
+    go_back_from_dead(cluster, "worker-2")?;
+    let visits = visitor.stop()?;
+    writes.check_all_there(cluster)?;
+    visits.check_all_seen()?;
+    cluster.apply(CLAIM)?;
+    cluster.pod_ready("shop", "writer")?;
+    let row = cluster.exec("shop", "writer", &["cat", "/row/row"])?;
+    ensure!(row.trim() == "kept", "the row says '{row}'");
+    cluster.k(&["-n", "shop", "delete", "pod", "writer"])?;
+    build(cluster, CHANGED)?;
+    check_whole(cluster)
+}
+
+fn go_back_from_dead(cluster: &Cluster, node: &str) -> Result {
+    let said = cluster.kimg(&["roll", node, "--yes", "--lose-pods"])?;
+    let why = "Kernel panic - not syncing";
+    ensure!(said.code == 1 && said.out.contains("does not boot") && said.out.contains(why), "{}", said.all());
+    let back = cluster.kimg(&["roll", "--rollback", "--yes", "--settle", "3"])?;
+    ensure!(back.ok, "{}", back.all());
+    Ok(())
 }
 
 /// A worker whose machine is gone comes back without a word from anybody, and once.

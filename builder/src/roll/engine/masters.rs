@@ -21,6 +21,9 @@ impl Engine<'_> {
                 self.save(book, &format!("moved:{}", entry.node))?;
             }
         }
+        if let Some(why) = self.panics(entry) {
+            return self.give_up(book, index, Step::Failed, why).map(drop);
+        }
         if !self.overdue(book, entry, pace) {
             let sentence = self.boots(&entry.node);
             self.say_now_and_then(&entry.node, &sentence, pace);
