@@ -125,23 +125,28 @@ fn full(cluster: &Cluster) -> Result {
     wait::until("the small disk to be full", wait::scale(300), || {
         for _ in 0..10 {
             number += 1;
-            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"value": value},
-                "metadata": {"name": format!("large-{number}"), "namespace": "default", "labels": {"large": "yes"}}});
+            // One object: each revision takes room in etcd's log and database, and the API servers remember one alone.
+            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"value": format!("{number} {value}")},
+                "metadata": {"name": "large", "namespace": "default"}});
             // One whose server goes meanwhile is none.
-            let said = cluster.kubectl_of(Kubectl::V1_32, &["create", "-f", "-"], Some(&object.to_string()))?;
+            let said = cluster.kubectl_of(
+                Kubectl::V1_32,
+                &["apply", "--server-side", "-f", "-"],
+                Some(&object.to_string()),
+            )?;
             if !said.ok {
-                eprintln!("large object {number}: {}", said.all().trim());
+                eprintln!("large revision {number}: {}", said.all().trim());
             }
         }
         let disk = cluster.kimg(&["node", "--node", MASTERS[2], "disk"])?.all();
-        eprintln!("{number} large objects; {disk}");
+        eprintln!("{number} large revisions; {disk}");
         let members = members(cluster)?;
         Ok(members.iter().any(|m| m["healthy"] != true).then_some(()))
     })?;
     writers.some_more(100)?;
     let written = writers.stop()?;
     written.check(cluster)?;
-    cluster.k(&["-n", "default", "delete", "configmaps", "-l", "large=yes"])?;
+    cluster.k(&["-n", "default", "delete", "configmap", "large"])?;
     anew(cluster, MASTERS[2])?;
     whole(cluster)
 }
