@@ -66,12 +66,21 @@ impl ScaleArgs {
     }
 }
 
+/// Kubernetes' own limit (kubernetes.io, "Considerations for large clusters").
+const MOST_NODES: usize = 5000;
+
 pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
     let of_masters = ["master", "masters"].contains(&args.what.as_str());
     match args.what.as_str() {
-        "workers" if args.count > 0 => {}
-        "workers" => {
+        "workers" if (1..=MOST_NODES).contains(&args.count) => {}
+        "workers" if args.count == 0 => {
             return input::bad("a cluster without workers runs nothing; `kimg down` ends all machines, and keeps data");
+        }
+        "workers" => {
+            return input::bad(format!(
+                "Kubernetes is made for {MOST_NODES} nodes at most; {} are too many",
+                args.count
+            ));
         }
         _ if of_masters => masters::check(args.count)?,
         other => {

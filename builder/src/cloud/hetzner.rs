@@ -9,6 +9,7 @@ use super::{
     ANYWHERE, Busy, Cents, Cloud, Firewall, Inventory, Marks, Network, Offer, Order, ROLES, Rule, Server, Size, State,
     Tenant, Thing, Volume, explained, image_of, no_region, numbered, open_ports, text,
 };
+use crate::logs::line::harmless;
 use crate::upload::api::Api;
 use crate::upload::hetzner::{done, pages, project};
 use crate::upload::may_be_done;
@@ -157,7 +158,7 @@ impl Cloud for Hetzner {
         };
         let sizes = types.iter().filter(|one| one["architecture"] == "x86").filter_map(size).collect();
         let gb = pricing["volume"]["price_per_gb_month"]["net"].as_str().and_then(|net| net.parse().ok());
-        Ok(Offer { currency: text(&pricing, "currency").into(), sizes, room: None, gb })
+        Ok(Offer { currency: harmless(text(&pricing, "currency")), sizes, room: None, gb })
     }
 
     fn inventory(&self) -> Result<Inventory> {

@@ -22,6 +22,9 @@ pub use settings::{
     SecretsForm, Settings, VmSize,
 };
 
+pub(crate) use resolve::RESERVED_NAME;
+pub(crate) use value::is_dns_label;
+
 use crate::image::recipe::PackageRecipe;
 use crate::input;
 use anyhow::Context;

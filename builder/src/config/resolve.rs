@@ -427,6 +427,9 @@ fn image_options(
     Ok(options)
 }
 
+/// A node's VM has its folder beside this one's (`local::stock`).
+pub(crate) const RESERVED_NAME: &str = "images";
+
 fn resolve_nodes(fragments: &[Spanned<NodeFragment>], network: ipnet::Ipv4Net) -> Result<Vec<NodeSettings>, Fault> {
     let mut names: BTreeMap<&str, ()> = BTreeMap::new();
     let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
@@ -434,6 +437,11 @@ fn resolve_nodes(fragments: &[Spanned<NodeFragment>], network: ipnet::Ipv4Net) -
     for spanned in fragments {
         let node = spanned.get_ref();
         dns_label(&node.name, "nodes.name")?;
+        if node.name.get_ref() == RESERVED_NAME {
+            let message =
+                format!("`{RESERVED_NAME}` is the folder where kimg keeps the images of VMs; take another name");
+            return Err(fault(&node.name, "nodes.name", message));
+        }
         if names.insert(node.name.get_ref(), ()).is_some() {
             let message = format!("two nodes are called `{}`; rename one of them", node.name.get_ref());
             return Err(fault(&node.name, "nodes.name", message));

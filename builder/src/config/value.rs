@@ -40,7 +40,7 @@ pub(super) fn choice<T: Copy>(
     })
 }
 
-pub(super) fn is_dns_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     let ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     text.len() <= 63 && text.starts_with(ok) && text.ends_with(ok) && text.chars().all(|c| ok(c) || c == '-')
 }

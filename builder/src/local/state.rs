@@ -4,7 +4,7 @@ use super::process::Process;
 use crate::cache;
 use crate::client::{Https, tls};
 use crate::cloud::cluster;
-use crate::config::{SecretsForm, Settings};
+use crate::config::{self, SecretsForm, Settings};
 use crate::input::{self, BadInput};
 use crate::pki::{Authority, ClientCertificate, Secrets, issue, secrets, successor};
 use anyhow::{Context, Result, bail};
@@ -98,13 +98,17 @@ impl State {
             return Ok(State::default());
         }
         let text = input::bytes(&path, MOST_BYTES)?;
-        serde_json::from_slice(&text).or_else(|_| {
-            input::bad(format!(
-                "{} is not as kimg writes it; end leftover VMs by hand and remove the folder {}",
-                path.display(),
-                run_dir.display()
-            ))
-        })
+        let read: Option<State> = serde_json::from_slice(&text).ok();
+        // Each is the name of a folder that is made and removed.
+        let is_name = |name: &String| config::is_dns_label(name) && name != config::RESERVED_NAME;
+        match read.filter(|state| state.vms.keys().all(is_name)) {
+            Some(state) => Ok(state),
+            None => input::bad(format!(
+                "{} is not as kimg writes it; end leftover VMs by hand and remove this file alone: the folders beside it \
+                 hold the nodes' disks, with which `kimg up` starts them again",
+                path.display()
+            )),
+        }
     }
 
     /// Writes the state.
@@ -295,11 +299,8 @@ mod tests {
         assert_eq!(stopped(&settings("plain"), &state, Some("m")), None);
     }
 
-    #[test]
-    fn state_survives_a_round() {
-        let dir = tempfile::tempdir().expect("dir");
-        assert_eq!(State::load(dir.path()).expect("none"), State::default());
-        let vm = Vm {
+    fn vm() -> Vm {
+        Vm {
             role: Role::Worker,
             process: None,
             api_port: None,
@@ -312,8 +313,26 @@ mod tests {
             new_disk: false,
             image: "x".into(),
             previous: None,
-        };
-        let state = State { accel: "tcg".into(), switch: None, vms: BTreeMap::from([("w".into(), vm)]) };
+        }
+    }
+
+    #[test]
+    fn a_state_that_kimg_did_not_write_is_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        for name in ["../../evil", "a/b", "", "images"] {
+            let mut state = State::default();
+            state.vms.insert(name.into(), vm());
+            state.save(dir.path()).expect("saved");
+            let why = State::load(dir.path()).expect_err("refused").to_string();
+            assert!(why.contains("state.json is not as kimg writes it") && why.contains("this file alone"), "{why}");
+        }
+    }
+
+    #[test]
+    fn state_survives_a_round() {
+        let dir = tempfile::tempdir().expect("dir");
+        assert_eq!(State::load(dir.path()).expect("none"), State::default());
+        let state = State { accel: "tcg".into(), switch: None, vms: BTreeMap::from([("w".into(), vm())]) };
         state.save(dir.path()).expect("saved");
         assert_eq!(State::load(dir.path()).expect("loaded"), state);
     }

@@ -232,8 +232,11 @@ fn wish(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
 /// `Retry-After` in seconds or as a date (RFC 9110).
 fn after(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
     let after = text(headers, "retry-after")?;
-    if let Ok(seconds) = after.parse() {
-        return Some(Duration::from_secs(seconds));
+    if !after.is_empty() && after.bytes().all(|digit| digit.is_ascii_digit()) {
+        // More than fits is for ever, too.
+        return Some(Duration::from_secs(
+            after.parse().map_or(u32::MAX, |seconds: u64| seconds.try_into().unwrap_or(u32::MAX)).into(),
+        ));
     }
     jiff::fmt::rfc2822::parse(after).ok().map(|date| until(date.timestamp(), clock))
 }
