@@ -319,7 +319,7 @@ fn a_reader_that_goes_away_is_no_fault() {
         let output = child.wait_with_output().expect("ends");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!said.contains("panicked") && !said.contains("Broken pipe"), "{args:?}: {said}");
-        assert!(output.status.code().is_some_and(|code| code < 2), "{args:?}: {:?}", output.status);
+        assert!(matches!(output.status.code(), Some(0 | 1 | 141)), "{args:?}: {:?}", output.status);
     }
     // Nobody reads the error: the exit code still tells.
     let mut child = Command::new(env!("CARGO_BIN_EXE_kimg"))

@@ -95,7 +95,10 @@ pub(super) fn list_in(dir: &Path) -> Result<Vec<Backup>> {
 
 /// Removes all but the newest ones.
 fn tidy(dir: &Path) -> Result<()> {
-    for old in list_in(dir)?.iter().skip(KEPT) {
+    let (mut all, now) = (list_in(dir)?, super::now_ms());
+    // What a wrong clock has dated ahead is nobody's newest, or each new one would go at once.
+    all.sort_by_key(|backup| super::is_ahead(backup, now));
+    for old in all.iter().skip(KEPT) {
         let path = dir.join(old.name());
         std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
     }
@@ -135,5 +138,17 @@ mod tests {
         assert_eq!(kept, [9, 8, 7, 6, 5, 4]);
         assert!(dir.path().join("mine").exists());
         assert!(list_in(&dir.path().join("nowhere")).expect("none").is_empty());
+    }
+
+    #[test]
+    fn what_is_dated_ahead_does_not_push_out_the_newest() {
+        let dir = tempfile::tempdir().expect("dir");
+        let ahead = (1..=9).map(|second| 9_000_000_000_u64 + second);
+        for second in ahead.chain([7]) {
+            std::fs::write(dir.path().join(format!("{second}-7.age")), "x").expect("written");
+        }
+        tidy(dir.path()).expect("tidied");
+        let kept: Vec<u64> = list_in(dir.path()).expect("list").iter().map(|b| b.taken_unix_ms / 1000).collect();
+        assert_eq!((kept.len(), kept.contains(&7)), (KEPT, true), "{kept:?}");
     }
 }

@@ -176,13 +176,16 @@ fn close_to_everybody() {
     rustix::process::umask(wanted | Mode::WOTH);
 }
 
-/// `println!` panics where it cannot write. `kimg … | head` is no fault to report: the reader has seen enough. A full
-/// disk is one, and none of kimg's.
+/// A shell's code of a program that SIGPIPE has ended.
+const SIGPIPE: i32 = 128 + 13;
+
+/// `println!` panics where it cannot write. `kimg … | head` is no fault to report, as the reader has seen enough; but what
+/// was under way is not done, so the code is a shell's of SIGPIPE. A full disk is a fault, and none of kimg's.
 fn end_when_nothing_can_be_printed() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         match panic.payload_as_str().and_then(|text| text.strip_prefix("failed printing to ")) {
-            Some(what) if what.starts_with("stdout") && what.contains("Broken pipe") => std::process::exit(0),
+            Some(what) if what.starts_with("stdout") && what.contains("Broken pipe") => std::process::exit(SIGPIPE),
             Some(what) => {
                 // Where that cannot be printed, either, the exit code still tells.
                 let _ = writeln!(std::io::stderr(), "kimg: writing to {what}");
@@ -247,11 +250,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Output that nobody reads any more (`| head`) ends the command and is no failure.
+/// Output that nobody reads any more (`| head`) ends the command, and is no fault to report.
 fn write_out(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(SIGPIPE),
         result => result.context("writing to standard output"),
     }
 }

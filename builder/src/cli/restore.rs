@@ -90,7 +90,14 @@ fn snapshot(args: &RestoreArgs, settings: &Settings) -> Result<(Vec<u8>, String)
     let away = Away::look(settings, &Client::new(None)?, &environment)
         .context("[backup] to could not be asked; name a file to do without it")?;
     let copy = Copy::of_folder_or_away(settings, args.name.as_deref(), away.as_ref())?;
-    let opened = copy.open(settings, away.as_ref().map(|(_, away)| away))?;
+    let opened = copy.open(settings, away.as_ref().map(|(_, away)| away)).with_context(|| {
+        let (program, dir) = (program(), dir_flag(settings));
+        format!(
+            "{} cannot be used; `{program} backup ls{dir}` shows the others, and `{program} restore --name NAME{dir}` \
+             takes one of them",
+            copy.shown()
+        )
+    })?;
     Ok((opened, copy.shown()))
 }
 

@@ -315,7 +315,13 @@ fn backup_to(dir: &Path, f: &BackupFragment) -> Result<Option<BackupTo>, Fault> 
             let message = format!("`{text}` is neither a folder nor s3://BUCKET/PREFIX");
             return Err(fault(to, "backup.to", message));
         }
-        return Ok(Some(BackupTo::Folder(dir.join(text))));
+        let path = dir.join(text);
+        let own = |name: &&str| path.components().eq(dir.join(name).components());
+        if ["", "backups", "build", "logs", "run", "secrets"].iter().any(own) {
+            let message = format!("`{text}` is kimg's own folder; name another one");
+            return Err(fault(to, "backup.to", message));
+        }
+        return Ok(Some(BackupTo::Folder(path)));
     };
     let (name, prefix) = bucket.split_once('/').unwrap_or((bucket, ""));
     let fine = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);

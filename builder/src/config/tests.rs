@@ -61,6 +61,7 @@ fn errors_name_line_field_and_way_out() {
         ("dns-address = \"10.33.0.10\"\n", ":3:15: dns-address: 10.33.0.10 lies outside the service range"),
         ("dns-address = \"10.32.0.1\"\n", "dns-address: 10.32.0.1 is taken"),
         ("[packages]\nsnapshot = \"yesterday\"\n", ":4:12: packages.snapshot: `yesterday` is no moment"),
+        ("[backup]\nto = \"./secrets/\"\n", ":4:6: backup.to: `./secrets/` is kimg's own folder; name another one"),
         ("[backup]\nto = \"ftp://x\"\n", ":4:6: backup.to: `ftp://x` is neither a folder nor s3://BUCKET/PREFIX"),
         ("[backup]\nto = \"s3://KEY:SECRET@b/x\"\n", "backup.to: this is no bucket with a prefix"),
         ("[backup]\nto = \"x\"\nregion = \"r\"\n", ":5:10: backup.region: it is a bucket's"),

@@ -3,7 +3,37 @@
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// Starts a program of kimg's that outlives this one, and does nothing ([`await_leave`]) before `known` has noted it:
+/// whenever this one ends, no process is left that nobody knows of.
+///
+/// # Errors
+/// It cannot be started, or noted; there is none then.
+pub fn start(command: &mut Command, known: impl FnOnce(Process) -> Result<()>) -> Result<i32> {
+    let mut child = command.stdin(Stdio::piped()).spawn().context("running kimg itself")?;
+    let pid = i32::try_from(child.id()).context("running kimg itself")?;
+    let leave = child.stdin.take();
+    if let Some(process) = Process::find(pid)
+        && let Err(error) = known(process)
+    {
+        process.end(Duration::from_secs(1))?;
+        return Err(error);
+    }
+    // One that has ended meanwhile is found to have.
+    let _ended = leave.map(|mut leave| leave.write_all(b"\n"));
+    Ok(pid)
+}
+
+/// Waits in a program that was begun by [`start`].
+///
+/// # Errors
+/// Whoever started it has ended, and may not know of it.
+pub fn await_leave() -> Result<()> {
+    std::io::stdin().read_exact(&mut [0]).context("whoever started this has ended")
+}
 
 /// A process of which we know that it is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +113,25 @@ mod tests {
         assert!(me.alive());
         assert!(!Process { started: me.started + 1, ..me }.alive());
         assert_eq!(Process::find(i32::MAX), None);
+    }
+
+    #[test]
+    fn nothing_is_done_before_it_is_known() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("done");
+        let command = || {
+            let mut command = Command::new("sh");
+            command.args(["-c", "read line && echo x > done"]).current_dir(dir.path());
+            command
+        };
+        start(&mut command(), |_| anyhow::bail!("the disk is full")).expect_err("not noted");
+        assert!(!file.exists());
+        let pid = start(&mut command(), |process| {
+            assert!(process.alive() && !file.exists());
+            Ok(())
+        });
+        let gone = Process::find(pid.expect("started")).is_none_or(|process| process.wait_gone(Duration::from_secs(5)));
+        assert!(gone && file.exists());
     }
 
     #[test]

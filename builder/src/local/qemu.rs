@@ -2,7 +2,7 @@
 
 use super::accel::Accel;
 use super::console;
-use super::process::Process;
+use super::process::{self, Process};
 use crate::cache;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
@@ -193,25 +193,10 @@ pub fn start(run_dir: &Path, vm: &VmSpec, known: impl FnOnce(Process) -> Result<
     let errors = out.try_clone().context("sharing qemu.log")?;
     console::begin(&run_dir.join(&vm.node).join("console.log"))?;
     // Not QEMU's own -daemonize: that leaves the folder which the sockets' short paths are relative to.
-    let child = Command::new(std::env::current_exe().context("finding kimg itself")?)
-        .arg("launch")
-        .arg("--")
-        .arg(PROGRAM)
-        .args(arguments(vm))
-        .current_dir(run_dir)
-        .stdin(Stdio::null())
-        .stdout(out)
-        .stderr(errors)
-        .spawn()
-        .with_context(|| format!("running {PROGRAM}"))?;
-    let pid = i32::try_from(child.id()).context("running QEMU")?;
-    if let Some(process) = Process::find(pid)
-        && let Err(error) = known(process)
-    {
-        // A VM that nobody knows of would hold its disk, and be a second one beside the next.
-        process.end(Duration::from_secs(1))?;
-        return Err(error);
-    }
+    let mut command = Command::new(std::env::current_exe().context("finding kimg itself")?);
+    command.arg("launch").arg("--").arg(PROGRAM).args(arguments(vm)).current_dir(run_dir).stdout(out).stderr(errors);
+    // A VM that nobody knows of would hold its disk, and be a second one beside the next.
+    let pid = process::start(&mut command, known)?;
     let pid_file = run_dir.join(&vm.node).join("pid");
     let end = Instant::now() + START_LIMIT;
     loop {
@@ -247,7 +232,8 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 pub fn launch(command: &[OsString]) -> Result<()> {
     let (program, args) = command.split_first().context("there is no program to launch")?;
     rustix::process::setsid().context("leaving the terminal's session")?;
-    let error = Command::new(program).args(args).exec();
+    process::await_leave()?;
+    let error = Command::new(program).args(args).stdin(Stdio::null()).exec();
     match error.kind() {
         std::io::ErrorKind::NotFound => {
             bail!("{} is not installed; `kimg doctor` prints the command that brings it", program.to_string_lossy())

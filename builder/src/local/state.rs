@@ -102,7 +102,12 @@ impl State {
         // Each is the name of a folder that is made and removed.
         let is_name = |name: &String| config::is_dns_label(name) && name != config::RESERVED_NAME;
         match read.filter(|state| state.vms.keys().all(is_name)) {
-            Some(state) => Ok(state),
+            Some(mut state) => {
+                for (name, vm) in state.vms.iter_mut().filter(|(_, vm)| !vm.running()) {
+                    vm.process = running_in(run_dir, name).or(vm.process);
+                }
+                Ok(state)
+            }
             None => input::bad(format!(
                 "{} is not as kimg writes it; end leftover VMs by hand and remove this file alone: the folders beside it \
                  hold the nodes' disks, with which `kimg up` starts them again",
@@ -116,6 +121,18 @@ impl State {
         let json = serde_json::to_vec_pretty(self).context("writing the state")?;
         secrets::write_private(&run_dir.join("state.json"), &json)
     }
+}
+
+/// The QEMU that runs in a node's folder, as its PID file says it: a disk never has two, whatever [`State`] knows.
+pub fn running_in(run_dir: &Path, node: &str) -> Option<Process> {
+    let pid = std::fs::read_to_string(run_dir.join(node).join("pid")).ok()?.trim().parse().ok()?;
+    let process = Process::find(pid)?;
+    let proc = Path::new("/proc").join(pid.to_string());
+    // The number may be somebody else's by now.
+    let here = std::fs::read_link(proc.join("cwd")).ok()? == run_dir.canonicalize().ok()?;
+    let words = std::fs::read(proc.join("cmdline")).ok()?;
+    let file = format!("{node}/pid");
+    (here && words.split(|byte| *byte == 0).any(|word| word == file.as_bytes())).then_some(process)
 }
 
 /// Notes that a master has its store again: from now on it starts like any other. Nothing, where it did not wait for one.
@@ -326,6 +343,28 @@ mod tests {
             let why = State::load(dir.path()).expect_err("refused").to_string();
             assert!(why.contains("state.json is not as kimg writes it") && why.contains("this file alone"), "{why}");
         }
+    }
+
+    #[test]
+    fn a_vm_that_runs_is_known_by_its_pid_file() {
+        let dir = tempfile::tempdir().expect("dir");
+        let state = State { vms: BTreeMap::from([("w".into(), vm()), ("v".into(), vm())]), ..State::default() };
+        state.save(dir.path()).expect("saved");
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read line", "sh", "w/pid"])
+            .current_dir(dir.path())
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("sh");
+        for node in ["w", "v"] {
+            std::fs::create_dir(dir.path().join(node)).expect("folder");
+            std::fs::write(dir.path().join(node).join("pid"), format!("{}\n", child.id())).expect("pid");
+        }
+        let vms = State::load(dir.path()).expect("loaded").vms;
+        assert_eq!((vms["w"].running(), vms["v"].running()), (true, false));
+        drop(child.stdin.take());
+        child.wait().expect("ended");
+        assert!(!State::load(dir.path()).expect("loaded").vms["w"].running());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The switch of a cluster's VMs as a process of its own in the background.
 
-use super::process::Process;
+use super::process::{self, Process};
 use super::state::State;
 use crate::cache;
 use crate::config::Settings;
@@ -47,17 +47,12 @@ pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<
     let program = std::env::current_exe().context("finding kimg itself")?;
     let log = cache::open_private(&run_dir.join("switch.log"))?;
     log.set_len(0).context("emptying switch.log")?;
-    let child = Command::new(program)
-        .arg("--dir")
-        .arg(&settings.dir)
-        .arg("switch")
-        .current_dir(run_dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .context("starting the switch")?;
-    let pid = i32::try_from(child.id()).context("starting the switch")?;
+    let mut command = Command::new(program);
+    command.arg("--dir").arg(&settings.dir).arg("switch").current_dir(run_dir).stdout(Stdio::null()).stderr(log);
+    let pid = process::start(&mut command, |process| {
+        state.switch = Some(process);
+        state.save(run_dir)
+    })?;
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let Some(process) = Process::find(pid) else {
@@ -67,7 +62,6 @@ pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<
         // It has left our session once its log says so; from then on Ctrl-C here does not reach it.
         let log = std::fs::read_to_string(run_dir.join("switch.log")).unwrap_or_default();
         if log.contains(READY) && sockets.iter().all(|s| s.exists()) {
-            state.switch = Some(process);
             return Ok(());
         }
         if Instant::now() > end {
@@ -94,6 +88,7 @@ const READY: &str = "switch: ready";
 /// The switch process itself: runs until it is ended.
 pub fn run(settings: &Settings) -> Result<()> {
     rustix::process::setsid().context("leaving the terminal's session")?;
+    process::await_leave()?;
     let run_dir = settings.run_dir();
     std::env::set_current_dir(&run_dir).with_context(|| format!("entering {}", run_dir.display()))?;
     // Relative, so that the sockets' paths stay within 108 bytes wherever the cluster lies.

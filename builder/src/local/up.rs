@@ -339,6 +339,13 @@ impl Starter<'_> {
             .images
             .get(&node.entry.role)
             .with_context(|| format!("there is no {} image; run `kimg build all`", node.entry.role))?;
+        if let Some(process) = state::running_in(self.run_dir, name) {
+            bail!(
+                "{name} runs (process {0}), and {1} does not know of it; end it first: kill {0}",
+                process.pid,
+                self.run_dir.join("state.json").display()
+            );
+        }
         stock::keep(self.run_dir, image)?;
         let dir = self.run_dir.join(name);
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
