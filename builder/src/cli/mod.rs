@@ -149,11 +149,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(code).unwrap_or(2));
         }
     };
+    let between = cli.dir.join("secrets/admin.next.crt");
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
+            let said = report(&error);
             // Where nobody reads it, the exit code still tells.
-            let _ = writeln!(std::io::stderr(), "kimg: {}", report(&error));
+            let _ = writeln!(std::io::stderr(), "kimg: {said}");
+            if said.contains("Unauthorized") && between.exists() {
+                let way =
+                    "`kimg pki rotate admin` was interrupted, and the old certificate may be refused; run it again";
+                let _ = writeln!(std::io::stderr(), "kimg: {way}");
+            }
             ExitCode::from(exit_code(&error))
         }
     }

@@ -93,6 +93,7 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
     if !args.dry_run && std::fs::metadata(&file).is_ok_and(|known| known.permissions().readonly()) {
         return input::bad(format!("{0} is read-only, and kimg edits it; run: chmod u+w {0}", file.display()));
     }
+    let _alone = if args.dry_run { None } else { Some(alone(settings)?) };
     // What was interrupted comes to its end first.
     if of_masters && !args.dry_run && roll::go_on(&args.roll(), settings)? == Some(false) {
         return Ok(ExitCode::FAILURE);
@@ -129,6 +130,26 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
     println!("cluster {} has {left} workers, here and in {FILE_NAME}", settings.name);
     next(&format!("{} status{}", program(), dir_flag(&settings)));
     Ok(if left == args.count { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One edits cluster.toml at a time, and makes what it says before the next one does.
+///
+/// # Errors
+/// Another one is under way, or the file is no longer what was read.
+fn alone(settings: &Settings) -> Result<std::fs::File> {
+    cache::private_dir(&settings.run_dir())?;
+    let path = settings.run_dir().join("scale.lock");
+    let file = cache::open_private(&path)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => bail!("another `kimg scale` works on this cluster; wait for its end"),
+        Err(error) => return Err(error).with_context(|| format!("locking {}", path.display())),
+    }
+    let text = std::fs::read_to_string(settings.dir.join(FILE_NAME)).context("reading cluster.toml again")?;
+    if text != settings.text {
+        bail!("{FILE_NAME} was changed meanwhile; look at it, and try again");
+    }
+    Ok(file)
 }
 
 /// Drains and removes nodes, or goes on with that where none is named; none where nothing was to be done, or only shown.

@@ -66,7 +66,11 @@ pub fn ensure(run_dir: &Path, settings: &Settings, state: &mut State) -> Result<
         }
         if Instant::now() > end {
             process.end(Duration::from_secs(1))?;
-            bail!("the switch between the VMs did not start; see {}", run_dir.join("switch.log").display());
+            bail!(
+                "the switch between the VMs did not start, and those that run are without their network; `kimg up` starts it \
+                 again; see {}",
+                run_dir.join("switch.log").display()
+            );
         }
         std::thread::sleep(Duration::from_millis(20));
     }
