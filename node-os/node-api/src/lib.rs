@@ -4,6 +4,7 @@
 //! which are plain text. Requests need a client certificate of the node-API CA.
 //! A failure is answered with a 4xx or 5xx status and an [`ApiError`].
 
+pub mod copy;
 mod log_time;
 pub mod release;
 mod types;
@@ -97,6 +98,10 @@ pub mod path {
     /// POST, body [`crate::RemoveMember`]: takes a member out of the store, and answers as the list does; 404 where there is
     /// none of this name, 409 where the rest would be no healthy majority.
     pub const STORE_MEMBERS_REMOVE: &str = "/v1/store/members/remove";
+    /// GET: list of [`crate::Volume`]: the local volumes on this node. GET `/v1/volumes/NAME`, bytes: a [`crate::copy`] of one.
+    /// POST the same with a copy: it becomes that volume's folder; answers [`crate::Done`], 409 where the folder holds
+    /// something else already.
+    pub const VOLUMES: &str = "/v1/volumes";
     /// What begins so is asked of the cluster's registry on this master, by the OCI distribution specification.
     pub const REGISTRY: &str = "/v2/";
 }

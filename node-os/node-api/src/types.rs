@@ -167,6 +167,20 @@ pub struct RemoveMember {
     pub name: String,
 }
 
+/// The folder of a local volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// Bytes that it takes on the disk.
+    pub bytes: u64,
+    /// Nothing is in it.
+    pub empty: bool,
+    /// The sum of the copy that it was made from, hex, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<String>,
+}
+
 /// What a service does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -11,5 +11,6 @@ mod server;
 mod store;
 mod streams;
 mod tls;
+mod volumes;
 
 pub use server::start;

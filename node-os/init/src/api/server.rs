@@ -1,7 +1,7 @@
 //! Requests and their answers.
 
 use super::doors::{Doors, Place};
-use super::{backups, certificates, kubelet, masters, proc, registry, store, streams, tls::Tls};
+use super::{backups, certificates, kubelet, masters, proc, registry, store, streams, tls::Tls, volumes};
 use crate::machine::{Command, Shared};
 use crate::network::Network;
 use anyhow::{Context, Result};
@@ -96,9 +96,16 @@ async fn serve(stream: TcpStream, remote: SocketAddr, tls: &Tls, context: Rc<Ser
     }
 }
 
-/// Whether the log says who asked: for what changes the node, and for the store's copy. Pieces of an upload say nothing.
+/// Whether the log says who asked: for what changes the node, and for copies of the store and of volumes. Pieces of an
+/// upload say nothing.
 fn is_told(method: &Method, path: &str) -> bool {
-    !matches!(*method, Method::GET | Method::HEAD | Method::PATCH) || path == path::STORE_SNAPSHOT
+    let copies = path == path::STORE_SNAPSHOT || of_volume(path).is_some();
+    !matches!(*method, Method::GET | Method::HEAD | Method::PATCH) || copies
+}
+
+/// The volume that a path is of.
+fn of_volume(path: &str) -> Option<&str> {
+    path.strip_prefix(path::VOLUMES)?.strip_prefix('/')
 }
 
 async fn answer(context: &Rc<Serving>, request: Request<Incoming>) -> Response<Body> {
@@ -136,6 +143,8 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::GET, other) if other.strip_prefix(path::BACKUPS).is_some_and(|rest| rest.starts_with('/')) => {
             backups::send(&other[path::BACKUPS.len() + 1..]).await
         }
+        (&Method::GET, path::VOLUMES) => volumes::list().await,
+        (&Method::GET, other) if let Some(name) = of_volume(other) => volumes::send(name),
         (_, other) if other.starts_with(path::REGISTRY) => registry::pass_on(context, request).await,
         (&Method::GET, path::STORE_SNAPSHOT) => store::ask("/snapshot").await,
         (&Method::GET, path::STORE_CHECK) => store::ask("/check").await,
@@ -158,6 +167,7 @@ async fn route(context: &Rc<Serving>, request: Request<Incoming>) -> Result<Resp
         (&Method::POST, path::STORE_RAISE) => store::raise(context).await,
         (&Method::POST, path::STORE_MASTERS) => masters::tell(body(request).await?).await,
         (&Method::POST, path::STORE_MEMBERS_REMOVE) => store::members(context, Some(body(request).await?)).await,
+        (&Method::POST, other) if let Some(name) = of_volume(other) => volumes::take(name, request).await,
         (&Method::POST, path::REBOOT) => Ok(end(machine, Ending::Reboot, "the node stops its services and restarts")),
         (&Method::POST, path::POWEROFF) => {
             Ok(end(machine, Ending::PowerOff, "the node stops its services and powers off"))
@@ -279,6 +289,8 @@ mod tests {
             (Method::POST, path::STORE_MEMBERS_REMOVE, true),
             (Method::GET, path::STORE_MEMBERS, false),
             (Method::GET, path::STORE_SNAPSHOT, true),
+            (Method::GET, "/v1/volumes/pvc-1", true),
+            (Method::GET, path::VOLUMES, false),
             (Method::GET, path::STATUS, false),
             (Method::PATCH, path::REGISTRY, false),
         ] {
