@@ -3,6 +3,7 @@
 mod args;
 mod finish;
 mod releases;
+mod volumes;
 
 pub(super) use args::RollArgs;
 
@@ -33,6 +34,7 @@ use crate::roll::engine::{Book, Engine, Stop};
 use crate::roll::journal::{Entry, Journal, Outcome, Rules, Step};
 use crate::roll::lock::Holder;
 use crate::roll::plan::{self, Plan, Refusal, Situation, Wish};
+use crate::roll::volumes::NodeVolumes;
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use node_api::{StoreEngine, StoreFormat};
@@ -383,6 +385,8 @@ impl Command<'_> {
             first: Vec::new(),
             keep_data: self.args.keep_data,
             lose: self.args.lose_data.clone(),
+            copy: self.args.copy_data.clone(),
+            copy_again: Vec::new(),
             lose_pods: self.args.lose_pods,
             stores: self.stores()?,
             lost: false,
@@ -413,6 +417,8 @@ impl Command<'_> {
             first: begin::unsettled(last),
             keep_data: self.args.keep_data,
             lose: self.args.lose_data.clone(),
+            copy: self.args.copy_data.clone(),
+            copy_again: begin::copied(last),
             lose_pods: self.args.lose_pods,
             stores: begin::stores_before(last),
             lost: false,
@@ -420,6 +426,7 @@ impl Command<'_> {
         // No name at all would mean all nodes.
         let mut plan = if wish.nodes.is_empty() { Plan::default() } else { self.make(&wish, listed)? };
         let store = self.check_releases(&mut plan, &releases::before(last), Some(last))?;
+        volumes::check_taken(&plan, &releases::before(last))?;
         let mut journal = Journal { store, ..self.journal(&plan, true)? };
         begin::take_along(&mut journal, last, listed);
         let returning: Vec<&str> =
@@ -471,9 +478,11 @@ impl Command<'_> {
                 "the last roll was interrupted: `kimg roll` without nodes goes on with it, `kimg roll --rollback` goes back",
             );
         }
+        let mut journal = last.clone();
+        begin::give_up(&mut journal, &self.args.lose_data);
         if self.args.json {
             if self.args.dry_run {
-                println!("{}", serde_json::to_string_pretty(last).context("writing JSON")?);
+                println!("{}", serde_json::to_string_pretty(&journal).context("writing JSON")?);
             }
         } else {
             println!(
@@ -491,7 +500,7 @@ impl Command<'_> {
                 );
             }
         }
-        Ok(Some(Planned::GoOn(last.clone())))
+        Ok(Some(Planned::GoOn(journal)))
     }
 
     /// The masters that there are.
@@ -563,11 +572,14 @@ impl Command<'_> {
             gap_secs: if self.settings.provider.is_some() { MADE_GAP_SECS } else { GAP_SECS * self.patience()? },
             claims: &self.kube().local_claims()?,
             bare_pods: &self.kube().bare_pods()?,
+            carried: &begin::last(self.kube(), self.copy)?.map(|last| begin::carried(&last.journal)).unwrap_or_default(),
         };
-        decide(wish, &situation).map_err(|refusal| match refusal {
-            Refusal::Mistake(why) => BadInput(why).into(),
+        let mut plan = decide(wish, &situation).map_err(|refusal| match refusal {
+            Refusal::Mistake(why) => anyhow::Error::new(BadInput(why)),
             Refusal::Unfit(why) => anyhow::anyhow!(why),
-        })
+        })?;
+        self.check_copies(&mut plan)?;
+        Ok(plan)
     }
 
     /// Shows the plan; whether there is anything to do.
@@ -662,6 +674,7 @@ impl Command<'_> {
         let mut engine = Engine {
             kube,
             members: &self.place.members,
+            volumes: &NodeVolumes(self.settings),
             machines,
             copy: self.copy,
             backup: &backup,

@@ -11,10 +11,11 @@ pub(crate) mod tests;
 
 use anyhow::{Context, Result, bail};
 use http::{HeaderMap, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -25,6 +26,8 @@ use tokio_rustls::client::TlsStream;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long an ordinary answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// What is read at one time of what is sent.
+const PIECE: usize = 64 << 10;
 
 /// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,6 +155,30 @@ impl Https {
 
     /// POSTs bytes, and reads the whole answer; takes as long as it takes.
     pub async fn post_bytes(&self, path: &str, body: Bytes) -> Result<Answer> {
+        self.post(path, Full::new(body)).await
+    }
+
+    /// The same with what is read meanwhile, which need not fit into memory. What cannot be read ends the request.
+    pub async fn post_all(&self, path: &str, from: impl Read + Send + 'static) -> Result<Answer> {
+        let pieces = futures::stream::unfold(from, |mut from| async move {
+            let mut piece = vec![0; PIECE];
+            match from.read(&mut piece) {
+                Ok(0) => None,
+                Ok(read) => {
+                    piece.truncate(read);
+                    Some((Ok(Frame::data(Bytes::from(piece))), from))
+                }
+                Err(error) => Some((Err(error), from)),
+            }
+        });
+        self.post(path, StreamBody::new(Box::pin(pieces))).await
+    }
+
+    async fn post<B>(&self, path: &str, body: B) -> Result<Answer>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let (target, response) = self.exchange(Method::POST, path, "application/octet-stream", body).await?;
         let (parts, body) = response.into_parts();
         let body = body.collect().await;
@@ -173,7 +200,7 @@ impl Https {
             Some(json) => ("application/json", serde_json::to_vec(json).context("writing a request")?),
             None => ("", Vec::new()),
         };
-        self.exchange(method, path, kind, Bytes::from(bytes)).await
+        self.exchange(method, path, kind, Full::new(Bytes::from(bytes))).await
     }
 
     /// The certificate with which the server proves that it is who it should be.
@@ -222,13 +249,17 @@ impl Https {
         }
     }
 
-    async fn exchange(
+    async fn exchange<B>(
         &self,
         method: Method,
         path: &str,
         kind: &str,
-        body: Bytes,
-    ) -> Result<(String, http::Response<Incoming>)> {
+        body: B,
+    ) -> Result<(String, http::Response<Incoming>)>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let (target, stream) = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -243,7 +274,7 @@ impl Https {
         if !kind.is_empty() {
             request = request.header("content-type", kind);
         }
-        let request = request.body(Full::new(body)).context("writing a request")?;
+        let request = request.body(body).context("writing a request")?;
         let sent = sender.send_request(request).await.with_context(|| format!("asking {target}"));
         if sent.is_err() {
             self.put(&target, false);

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use http::{Method, StatusCode};
 use node_api::ApiError;
 use serde::de::DeserializeOwned;
+use std::io::Read;
 
 /// The node answered, and not with what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,12 @@ impl NodeClient {
     /// POST of bytes with a JSON answer.
     pub async fn post_bytes<T: DeserializeOwned>(&self, path: &str, body: Vec<u8>) -> Result<T> {
         let answer = self.asked(self.https.post_bytes(path, body.into()).await)?;
+        self.json(&answer)
+    }
+
+    /// The same with what is read meanwhile.
+    pub async fn post_all<T: DeserializeOwned>(&self, path: &str, from: impl Read + Send + 'static) -> Result<T> {
+        let answer = self.asked(self.https.post_all(path, from).await)?;
         self.json(&answer)
     }
 

@@ -385,7 +385,8 @@ impl Machines for CloudMachines<'_> {
             let server = of(&known, node).next();
             let image = server.map_or(NO_IMAGE, |server| server.image.as_str()).to_string();
             let running = server.is_some_and(|server| server.state == State::Running);
-            Machine { node: node.into(), image, running, keeps_data: volumes::keep_data(self.settings, &known, node) }
+            let keeps_data = volumes::keep_data(self.settings, &known, node);
+            Machine { node: node.into(), image, running, keeps_data, on_volume: keeps_data }
         };
         Ok(self.settings.nodes.iter().map(|node| machine(&node.entry.name)).collect())
     }

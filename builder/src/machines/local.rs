@@ -41,6 +41,7 @@ impl Machines for LocalMachines<'_> {
             image: vm.image.clone(),
             running: vm.running(),
             keeps_data: true,
+            on_volume: false,
         };
         Ok(state.vms.iter().map(machine).collect())
     }

@@ -25,6 +25,8 @@ pub struct Machine {
     pub running: bool,
     /// Whether a worker's data can outlive [`Machines::rebuild`]. A master's store does, in whichever way.
     pub keeps_data: bool,
+    /// Whether that is on a data volume, which the next machine has in any case.
+    pub on_volume: bool,
 }
 
 /// What a machine is made anew from.

@@ -11,6 +11,7 @@ use crate::seed::token::{BootstrapToken, LIFE};
 use anyhow::{Context, Result, bail};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
+use node_api::copy::is_volume_name;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -27,6 +28,9 @@ const JOURNALS: &str = "/api/v1/namespaces/kube-system/configmaps";
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 /// The node that a volume's affinity names.
 const HOST: &str = "kubernetes.io/hostname";
+
+/// Where the folders of volumes of the default class are.
+const LOCAL_PATH: &str = "/var/lib/kimg/local-path/";
 
 /// An API server, or a fake of one.
 pub trait Api {
@@ -128,9 +132,21 @@ impl Kube<'_> {
                     pods: pods.iter().filter(|pod| uses(pod, &namespace, &name)).map(name_of).collect(),
                     claim: format!("{namespace}/{name}"),
                     size: text(&volume["spec"]["capacity"]["storage"]),
+                    volume: folder_of_volume(volume),
                 }
             })
             .collect())
+    }
+
+    /// A pod on the node that uses one of these claims and has not come to its end, `namespace/name`.
+    pub fn user_of(&self, node: &str, claims: &[&str]) -> Result<Option<String>> {
+        let pods = self.items(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}"))?;
+        let used = |pod: &Value| {
+            let of = claims.iter().filter_map(|claim| claim.split_once('/'));
+            of.into_iter().any(|(namespace, name)| uses(pod, namespace, name))
+        };
+        let users = pods.iter().filter(|pod| used(pod)).map(Pod::read);
+        Ok(users.into_iter().find(|pod| !pod.finished).map(|pod| pod.key()))
     }
 
     /// How many of the pods that each workload wants are ready, by `Kind namespace/name`.
@@ -379,6 +395,14 @@ fn node_of_volume(volume: &Value) -> Option<String> {
         [node] => node.as_str().map(str::to_string),
         _ => None,
     }
+}
+
+/// The folder of a volume of the default class, which kimg copies.
+fn folder_of_volume(volume: &Value) -> Option<String> {
+    let spec = &volume["spec"];
+    let path = spec["hostPath"]["path"].as_str().or(spec["local"]["path"].as_str())?;
+    let name = path.strip_prefix(LOCAL_PATH)?.trim_end_matches('/');
+    is_volume_name(name).then(|| name.to_owned())
 }
 
 fn read_node(node: &Value) -> Node {

@@ -4,7 +4,7 @@ use super::Clock;
 use super::api::Kube;
 use super::copy::{Kept, LocalCopy};
 use super::engine::{Book, Engine, Killed};
-use super::journal::{Entry, Journal, Outcome, Step};
+use super::journal::{Copied, Data, Entry, Journal, Outcome, Step};
 use super::lock::{Holder, Verdict};
 use super::plan;
 use super::skew::Known;
@@ -87,7 +87,16 @@ pub fn back_without_api(last: &Journal, machines: &[Machine], now: Timestamp) ->
         why: None,
         ..entry.clone()
     };
-    Some(Journal { started: now, back: true, nodes: vec![master], outcome: Outcome::Running, ..last.clone() })
+    // Whoever waits for its data is not forgotten, and keeps the image that it has.
+    let waits = last.nodes.iter().filter(|entry| !entry.master && entry.is_carried()).map(|entry| Entry {
+        to: machines.iter().find(|m| m.node == entry.node && m.image != NO_IMAGE).map_or(&entry.to, |m| &m.image).clone(),
+        step: Step::Waiting,
+        since: now,
+        why: None,
+        ..entry.clone()
+    });
+    let nodes = std::iter::once(master).chain(waits).collect();
+    Some(Journal { started: now, back: true, nodes, outcome: Outcome::Running, ..last.clone() })
 }
 
 /// Writes the journal of a new roll over the one of the last, and takes back the tokens that one has left.
@@ -118,11 +127,36 @@ pub fn run(engine: &mut Engine<'_>, book: &mut Book) -> Result<Outcome> {
     result
 }
 
-/// The images that a journal's nodes had, where their machines have others now, or none that runs.
+/// Nodes whose claims' data is with whoever rolled last, since that did not come to its end.
+pub fn carried(last: &Journal) -> BTreeMap<String, Vec<Copied>> {
+    let waits = last.nodes.iter().filter(|entry| entry.is_carried());
+    waits.map(|entry| (entry.node.clone(), entry.copy.clone())).collect()
+}
+
+/// The claims whose volumes a roll has copied: on the way back they are again.
+pub fn copied(last: &Journal) -> Vec<String> {
+    last.nodes.iter().flat_map(|entry| &entry.copy).map(|copied| copied.claim.clone()).collect()
+}
+
+/// Gives claims up whose volumes were to be copied by a roll that is under way.
+pub fn give_up(journal: &mut Journal, claims: &[String]) {
+    for entry in journal.nodes.iter_mut().filter(|entry| entry.data != Data::Given) {
+        if entry.step > Step::Replacing {
+            let given_up = entry.copy.iter_mut().filter(|one| claims.contains(&one.claim));
+            given_up.for_each(|one| one.lost = true);
+        } else {
+            // They are deleted before the machine is made anew.
+            let given_up = entry.copy.extract_if(.., |one| claims.contains(&one.claim));
+            entry.lose.extend(given_up.map(|one| one.claim));
+        }
+    }
+}
+
+/// The images that a journal's nodes had, where their machines have others now, or none that runs, or lack their data.
 pub fn images_before(journal: &Journal, machines: &[Machine]) -> BTreeMap<String, String> {
     let has = |entry: &&Entry| {
         let machine = machines.iter().find(|machine| machine.node == entry.node);
-        machine.is_some_and(|machine| machine.image != entry.from || !machine.running)
+        machine.is_some_and(|machine| machine.image != entry.from || !machine.running || entry.is_carried())
     };
     journal.nodes.iter().filter(has).map(|entry| (entry.node.clone(), entry.from.clone())).collect()
 }
@@ -149,6 +183,8 @@ pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
             back.nodes.push(Entry {
                 to: entry.from.clone(),
                 lose: Vec::new(),
+                copy: Vec::new(),
+                data: Data::There,
                 step: Step::Returning,
                 boot: String::new(),
                 ..entry.clone()

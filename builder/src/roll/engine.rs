@@ -1,15 +1,17 @@
 //! Does what the journal says, node by node, and writes it there first.
 
 mod masters;
+mod volumes;
 
 use super::Clock;
 use super::api::{Evicted, Kube, Overtaken};
 use super::copy::LocalCopy;
 use super::drain::{self, Blocked, Next};
-use super::journal::{Entry, Journal, OnBlocked, Outcome, Step};
+use super::journal::{Data as Saved, Entry, Journal, OnBlocked, Outcome, Step};
 use super::lock::{Holder, Verdict};
 use super::members::Members;
 use super::plan::Node;
+use super::volumes::Volumes;
 use crate::machines::{Data, Ended, Machines, Order, local::short};
 use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result};
@@ -80,6 +82,8 @@ pub struct Engine<'a> {
     pub kube: Kube<'a>,
     /// The masters' stores.
     pub members: &'a dyn Members,
+    /// The nodes' local volumes.
+    pub volumes: &'a dyn Volumes,
     /// The machines.
     pub machines: &'a mut dyn Machines,
     /// The journal while the API server is away.
@@ -268,7 +272,7 @@ impl Engine<'_> {
                 None
             }
             Step::Replacing if entry.member.is_some() => self.replace_member(book, index, &entry, node)?,
-            Step::Replacing => self.replace(book, index, &entry)?,
+            Step::Replacing => self.replace(book, index, &entry, node)?,
             Step::Booting => self.wait_ready(book, index, &entry, node, pace)?,
             Step::Settling => self.settle(book, index, &entry, node)?,
             Step::Returning => self.bring_back(book, index, &entry, node)?,
@@ -439,14 +443,30 @@ impl Engine<'_> {
         self.go(book, index, Step::Done)
     }
 
-    fn replace(&mut self, book: &mut Book, index: usize, entry: &Entry) -> Result<Option<String>> {
+    fn replace(
+        &mut self,
+        book: &mut Book,
+        index: usize,
+        entry: &Entry,
+        node: Option<&Node>,
+    ) -> Result<Option<String>> {
         if entry.leaves() {
             return self.remove(book, index, entry);
         }
         let name = &entry.node;
         // A claim that was bound since the plan was made is in no decision: its node keeps its data.
         let claims = self.kube.local_claims()?;
-        let bound = claims.iter().find(|claim| claim.node == *name && !entry.lose.contains(&claim.claim));
+        let decided = |claim: &String| entry.lose.contains(claim) || entry.copy.iter().any(|one| one.claim == *claim);
+        let bound = claims.iter().find(|claim| claim.node == *name && !decided(&claim.claim));
+        if let Some(claim) = bound.filter(|_| !entry.copy.is_empty() && entry.data == Saved::There) {
+            self.uncordon(node)?;
+            let why = format!("claim {} was bound there since the plan was made; roll anew", claim.claim);
+            return self.give_up(book, index, Step::Failed, why);
+        }
+        if let Some(waits_for) = self.carry_off(book, index, entry, node)? {
+            return Ok(waits_for);
+        }
+        let bound = bound.filter(|_| entry.copy.is_empty());
         let keep_data = entry.keep_data || bound.is_some();
         if let Some(claim) = bound.filter(|_| !entry.keep_data) {
             let listed = self.machines.list()?;
@@ -575,6 +595,7 @@ impl Engine<'_> {
             self.kube.delete_token(id)?;
         }
         (self.failpoint)(&format!("token-deleted:{}", entry.node))?;
+        self.hand_over(book, index, entry)?;
         self.uncordon(node)?;
         self.go(book, index, Step::Recovering)
     }

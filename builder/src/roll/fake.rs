@@ -9,6 +9,7 @@ use super::api::Api;
 use super::copy::LocalCopy;
 use super::lock::Holder;
 use super::members::Members;
+use super::volumes_tests::FakeVolume;
 use crate::client::Answer;
 use crate::input;
 use crate::local::process::Process;
@@ -64,6 +65,8 @@ pub(crate) struct World {
     /// Images of a single master that carry etcd, and whether its store is there.
     pub(crate) with_etcd: BTreeSet<String>,
     pub(crate) store: StoreEngine,
+    /// Machines keep no data.
+    pub(crate) forgetful: bool,
     /// A master's store cannot be moved.
     pub(crate) immovable: bool,
     /// Backups that were made of the store; none can be made where there is none.
@@ -106,6 +109,8 @@ pub(crate) struct FakeMachine {
     pub(crate) fenced: bool,
     /// Its etcd has joined that of the others with this disk.
     pub(crate) joined: bool,
+    /// What is in its local volumes.
+    pub(crate) volumes: BTreeMap<String, FakeVolume>,
 }
 
 /// The master's node, and its machine where there is one.
@@ -145,6 +150,7 @@ impl Fake {
             lame: BTreeSet::new(),
             with_etcd: BTreeSet::new(),
             store: StoreEngine::Embedded,
+            forgetful: false,
             immovable: false,
             backups: Some(0),
             logs: Vec::new(),
@@ -276,7 +282,13 @@ impl FakeMachine {
             awaits_backup: false,
             fenced: false,
             joined: false,
+            volumes: BTreeMap::new(),
         }
+    }
+
+    /// Its node has reported from this start.
+    pub(crate) fn is_booted(&self) -> bool {
+        self.booted
     }
 
     /// Made anew at that moment.
@@ -292,6 +304,7 @@ impl FakeMachine {
             awaits_backup,
             fenced: false,
             joined: false,
+            volumes: BTreeMap::new(),
         }
     }
 }
@@ -688,13 +701,15 @@ impl Members for Fake {
 
 impl Machines for Fake {
     fn list(&self) -> Result<Vec<Machine>> {
+        let world = self.0.borrow();
         let machine = |(node, machine): (&String, &FakeMachine)| Machine {
             node: node.clone(),
             image: machine.image.clone(),
             running: machine.running,
-            keeps_data: true,
+            keeps_data: !world.forgetful,
+            on_volume: false,
         };
-        Ok(self.0.borrow().machines.iter().map(machine).collect())
+        Ok(world.machines.iter().map(machine).collect())
     }
 
     fn offer(&mut self, _: &ImageFile) -> Result<()> {
@@ -741,7 +756,8 @@ impl Machines for Fake {
         let Some(machine) = world.machines.get_mut(order.node) else { bail!("there is no machine {}", order.node) };
         let anew = machine.anew(order.image, now, order.data == Data::AwaitsBackup);
         let (kept_data, joined) = (order.data == Data::Stays, order.data == Data::JoinsEtcd);
-        *machine = FakeMachine { kept_data, joined, ..anew };
+        let volumes = if kept_data { machine.volumes.clone() } else { BTreeMap::new() };
+        *machine = FakeMachine { kept_data, joined, volumes, ..anew };
         Ok(Ended::Clean)
     }
 

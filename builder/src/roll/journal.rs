@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Raised when a `kimg` of before could not go on with what this one writes.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// A roll.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +93,12 @@ pub struct Entry {
     /// Claims that are given up, `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lose: Vec<String>,
+    /// Claims whose volumes are copied to the new machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copy: Vec<Copied>,
+    /// Where their data is.
+    #[serde(default, skip_serializing_if = "Data::is_there")]
+    pub data: Data,
     /// How far it is.
     pub step: Step,
     /// Since when.
@@ -107,6 +113,38 @@ pub struct Entry {
     /// Why it was skipped or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+}
+
+/// A claim whose volume is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Copied {
+    /// `namespace/name`.
+    pub claim: String,
+    /// The volume's folder on the node.
+    pub volume: String,
+    /// It was given up since it left the old machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
+}
+
+/// Where the data is that is copied from one machine to the next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Data {
+    /// With the old machine.
+    #[default]
+    There,
+    /// On the machine that rolls, and nowhere else for sure: the old one may be gone.
+    Kept,
+    /// With the new machine, which pods may write to.
+    Given,
+}
+
+impl Data {
+    fn is_there(&self) -> bool {
+        *self == Data::There
+    }
 }
 
 /// How far a node is.
@@ -266,6 +304,11 @@ impl Entry {
         self.to.is_empty()
     }
 
+    /// Whether the only copy of its claims' data is with whoever rolls.
+    pub fn is_carried(&self) -> bool {
+        self.data == Data::Kept && !self.copy.is_empty()
+    }
+
     /// Whether the API is away while it is.
     pub fn is_alone(&self) -> bool {
         self.master && self.member.is_none()
@@ -295,6 +338,8 @@ pub(super) mod tests {
             to: "new".into(),
             keep_data: false,
             lose: Vec::new(),
+            copy: Vec::new(),
+            data: Data::There,
             step: *step,
             since: now,
             boot: String::new(),

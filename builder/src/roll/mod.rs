@@ -13,6 +13,8 @@
 //! A master has no pods: while it is Leaving a backup of its store is made, and then it is replaced. From then on until
 //! its API server answers again the journal is written to this machine only ([`copy`]).
 //! One of several masters goes as a worker does, where the others' etcd does without it ([`members`]), and they serve on.
+//! Where a worker's claims are copied ([`volumes`]), that is done while it is Replacing, before its machine ends; the new
+//! one has them back while it is Returning, before pods come to it.
 //! A node that fails lets those that are under way come to their end, and no other begins.
 //! What is done in a step may be done twice: the process may have ended between the deed and the next entry.
 
@@ -35,6 +37,9 @@ pub mod plan;
 pub mod skew;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod volumes;
+#[cfg(test)]
+mod volumes_tests;
 
 use jiff::Timestamp;
 use std::time::Duration;

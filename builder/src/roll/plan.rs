@@ -1,6 +1,9 @@
 //! What a roll would do, or why it must not begin. Pure.
 
-use super::journal::{Entry, Journal, Outcome, Rules, Step, VERSION};
+#[cfg(test)]
+pub(crate) mod tests;
+
+use super::journal::{Copied, Data, Entry, Journal, Outcome, Rules, Step, VERSION};
 use super::skew::{Known, Level};
 use crate::logs::line::harmless;
 use crate::machines::{Machine, NO_IMAGE, local::short};
@@ -43,6 +46,9 @@ pub struct Claim {
     pub size: String,
     /// The pods that use it, without their namespace.
     pub pods: Vec<String>,
+    /// Its folder on the node, where it is one of those that can be copied.
+    #[serde(skip)]
+    pub volume: Option<String>,
 }
 
 /// What is known when a roll is planned.
@@ -64,6 +70,8 @@ pub struct Situation<'a> {
     pub claims: &'a [Claim],
     /// `(node, namespace/name)` of pods that nothing would make anew.
     pub bare_pods: &'a [(String, String)],
+    /// Nodes whose claims' data is on this machine since a roll that did not come to its end.
+    pub carried: &'a BTreeMap<String, Vec<Copied>>,
 }
 
 /// What the user wants.
@@ -81,6 +89,10 @@ pub struct Wish {
     pub keep_data: bool,
     /// Claims that may be lost.
     pub lose: Vec<String>,
+    /// Claims that are copied to the new machine.
+    pub copy: Vec<String>,
+    /// The same, where the machine keeps nothing and they are still there.
+    pub copy_again: Vec<String>,
     /// Pods may be lost that nothing makes anew.
     pub lose_pods: bool,
     /// Where the stores of single masters go with their images.
@@ -128,6 +140,12 @@ pub struct Item {
     pub keep_data: bool,
     /// Local volumes whose claims go on.
     pub keeps: Vec<Claim>,
+    /// Local volumes that are copied to the new machine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<Claim>,
+    /// They are on this machine already.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub carried: bool,
     /// Local volumes that are lost.
     pub loses: Vec<Claim>,
     /// Pods that nothing makes anew.
@@ -153,6 +171,7 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
         items.extend(item(name, wish, now)?);
     }
     check_claims_named(wish, &items)?;
+    check_carried(now, &items)?;
     let replaced = |name: &str| items.iter().any(|item| item.node == name);
     let known = |name: &str| now.nodes.iter().find(|node| node.name == name);
     let mut broken: Vec<String> = Vec::new();
@@ -217,6 +236,8 @@ pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
             broken: None,
             keep_data: false,
             keeps,
+            copies: Vec::new(),
+            carried: false,
             loses,
             ends,
         });
@@ -234,6 +255,7 @@ pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
         )));
     }
     check_claims_named(wish, &items)?;
+    check_carried(now, &items)?;
     let stays = |node: &&Node| !wish.nodes.contains(&node.name) && !node.ready;
     let broken: Vec<String> =
         now.nodes.iter().filter(stays).map(|node| format!("{} is not Ready ({})", node.name, node.reason)).collect();
@@ -283,18 +305,21 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         None => Some("it has not joined".to_string()),
     };
     let current = machine.image == *to;
-    // A broken node with the right image is made anew only where it was named.
-    if current && (broken.is_none() && !wish.lost || !named) {
+    let carried = now.carried.get(name);
+    // A broken node with the right image is made anew only where it was named, or where it lacks its data.
+    if current && carried.is_none() && (broken.is_none() && !wish.lost || !named) {
         return Ok(None);
     }
     let master = now.masters.contains(&name);
     let member = now.members.get(name).cloned();
     let (loses, keeps): (Vec<Claim>, Vec<Claim>) =
         now.claims.iter().filter(|claim| claim.node == name).cloned().partition(|c| wish.lose.contains(&c.claim));
-    if !keeps.is_empty() && !machine.keeps_data {
+    let (copies, keeps) = copied(wish, machine, carried, keeps)?;
+    if !keeps.is_empty() && (!machine.keeps_data || carried.is_some()) {
         let list: Vec<String> = keeps.iter().map(shown).collect();
         return Err(Refusal::Mistake(format!(
-            "{name} holds data that goes with its machine: {}; give each up with `--lose-data CLAIM`, or move it first",
+            "{name} holds data that goes with its machine: {}; have each copied to the new one with `--copy-data CLAIM`, \
+             give it up with `--lose-data CLAIM`, or move it first",
             list.join(", ")
         )));
     }
@@ -316,15 +341,70 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
         // One of several may have it from the others.
         keep_data: master && !wish.lost && (member.is_none() || machine.keeps_data)
-            || machine.keeps_data && (wish.keep_data || !keeps.is_empty()),
+            || machine.keeps_data && (wish.keep_data || !keeps.is_empty()) && copies.is_empty(),
         member,
         keeps,
+        carried: carried.is_some() && !copies.is_empty(),
+        copies,
         loses,
         ends,
     }))
 }
 
+/// Which of a machine's claims are copied, and which are kept as they are. Those whose copies are here are copied on; what
+/// is on a data volume stays there, and on a disk that stays for another claim all do.
+fn copied(
+    wish: &Wish,
+    machine: &Machine,
+    carried: Option<&Vec<Copied>>,
+    claims: Vec<Claim>,
+) -> Result<(Vec<Claim>, Vec<Claim>), Refusal> {
+    let wanted = |claim: &Claim| match carried {
+        Some(carried) => carried.iter().any(|one| one.claim == claim.claim),
+        None if machine.on_volume || machine.keeps_data && wish.keep_data => false,
+        None if machine.keeps_data => wish.copy.contains(&claim.claim),
+        None => wish.copy.contains(&claim.claim) || wish.copy_again.contains(&claim.claim),
+    };
+    let (mut copies, mut keeps): (Vec<Claim>, Vec<Claim>) = claims.into_iter().partition(wanted);
+    if machine.keeps_data && carried.is_none() && !keeps.is_empty() {
+        keeps.append(&mut copies);
+    }
+    match copies.iter().find(|claim| claim.volume.is_none()) {
+        Some(claim) => Err(Refusal::Mistake(format!(
+            "--copy-data {}: its volume is none of the default class, and kimg copies no other; give it up with \
+             `--lose-data CLAIM`, or move it first",
+            claim.claim
+        ))),
+        None => Ok((copies, keeps)),
+    }
+}
+
+/// No copy that somebody still waits for is forgotten.
+fn check_carried(now: &Situation<'_>, items: &[Item]) -> Result<(), Refusal> {
+    let left = |node: &&String| !items.iter().any(|item| item.node == **node);
+    match now.carried.keys().find(left) {
+        Some(node) if !items.is_empty() => Err(Refusal::Unfit(format!(
+            "the data of {node} was copied to this machine by a roll that did not come to its end, and {node} still waits for \
+             it: `kimg roll {node}`, or `kimg roll --rollback`, first"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn check_claims_named(wish: &Wish, items: &[Item]) -> Result<(), Refusal> {
+    if let Some(claim) = wish.copy.iter().find(|claim| wish.lose.contains(claim)) {
+        return Err(Refusal::Mistake(format!("{claim} is named with --copy-data and with --lose-data; say one of them")));
+    }
+    let held = |claim: &&String| {
+        let claims = |item: &Item| item.copies.iter().chain(&item.keeps).any(|one| one.claim == **claim);
+        !items.iter().any(claims)
+    };
+    if let Some(claim) = wish.copy.iter().find(held).filter(|_| !items.is_empty()) {
+        return Err(Refusal::Mistake(format!(
+            "--copy-data {claim}: no node that would be replaced holds a volume of it; write NAMESPACE/NAME of a claim that \
+             the plan lists"
+        )));
+    }
     let lost = |claim: &&String| !items.iter().any(|item| item.loses.iter().any(|lost| lost.claim == **claim));
     match wish.lose.iter().find(lost) {
         Some(claim) if !items.is_empty() => Err(Refusal::Mistake(format!(
@@ -349,6 +429,13 @@ pub(super) fn other_engine(engine: StoreEngine) -> StoreEngine {
     }
 }
 
+impl Claim {
+    /// As a journal says it.
+    fn copied(&self) -> Option<Copied> {
+        Some(Copied { claim: self.claim.clone(), volume: self.volume.clone()?, lost: false })
+    }
+}
+
 impl Item {
     fn is_master(&self) -> bool {
         self.api_away_secs.is_some() || self.member.is_some()
@@ -369,6 +456,8 @@ impl Plan {
             to: item.to.clone(),
             keep_data: item.keep_data,
             lose: item.loses.iter().map(|claim| claim.claim.clone()).collect(),
+            copy: item.copies.iter().filter_map(Claim::copied).collect(),
+            data: if item.carried { Data::Kept } else { Data::There },
             step: Step::Waiting,
             since: now,
             boot: String::new(),
@@ -414,6 +503,8 @@ impl Plan {
                 None => format!("{}: image {images}; {data}", item.node),
             });
             lines.extend(item.keeps.iter().map(|claim| format!("  stays: claim {}", shown(claim))));
+            let through = if item.carried { "from this machine, where it is" } else { "through this machine" };
+            lines.extend(item.copies.iter().map(|claim| format!("  is copied {through}: claim {}", shown(claim))));
             lines.extend(item.loses.iter().map(|claim| format!("  IS LOST: claim {}", shown(claim))));
             lines.extend(item.ends.iter().map(|pod| format!("  ends: pod {pod}, which nothing starts again")));
         }
@@ -452,217 +543,5 @@ impl Amount {
             Amount::Percent(percent) => total * percent / 100,
         }
         .max(1)
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) fn node(name: &str, ready: bool) -> Node {
-        Node {
-            name: name.into(),
-            ready,
-            reason: "no news".into(),
-            boot: "b".into(),
-            cordoned: false,
-            cordoned_by_roll: false,
-            level: Level::of("v1.36.0+kimg"),
-            addresses: Vec::new(),
-        }
-    }
-
-    fn machine(name: &str, image: &str) -> Machine {
-        Machine { node: name.into(), image: image.into(), running: true, keeps_data: true }
-    }
-
-    /// A cluster of a master and three workers, of which `w2` holds a claim.
-    struct World {
-        nodes: Vec<Node>,
-        machines: Vec<Machine>,
-        claims: Vec<Claim>,
-        bare: Vec<(String, String)>,
-    }
-
-    fn world() -> World {
-        let claim = Claim { node: "w2".into(), claim: "a/db".into(), size: "1Gi".into(), pods: vec!["db-0".into()] };
-        World {
-            nodes: ["m", "w1", "w2", "w3"].map(|name| node(name, true)).into(),
-            machines: ["w1", "w2", "w3"].map(|name| machine(name, "old")).into(),
-            claims: vec![claim],
-            bare: Vec::new(),
-        }
-    }
-
-    /// The provider keeps no data.
-    fn forgetful(world: &mut World) {
-        world.machines.iter_mut().for_each(|machine| machine.keeps_data = false);
-    }
-
-    fn wish(nodes: &[&str]) -> Wish {
-        Wish {
-            nodes: nodes.iter().map(ToString::to_string).collect(),
-            images: ["w1", "w2", "w3"].map(|name| (name.to_string(), "new".to_string())).into(),
-            ..Wish::default()
-        }
-    }
-
-    fn plan(world: &World, wish: &Wish) -> Result<Plan, Refusal> {
-        let situation = Situation {
-            workers: vec!["w1", "w2", "w3"],
-            masters: vec!["m"],
-            members: &BTreeMap::new(),
-            nodes: &world.nodes,
-            machines: &world.machines,
-            gap_secs: 7,
-            claims: &world.claims,
-            bare_pods: &world.bare,
-        };
-        make(wish, &situation)
-    }
-
-    fn names(world: &World, wish: &Wish) -> Vec<String> {
-        plan(world, wish).expect("a plan").nodes.into_iter().map(|item| item.node).collect()
-    }
-
-    fn refused(world: &World, wish: &Wish) -> (u8, String) {
-        match plan(world, wish).expect_err("refused") {
-            Refusal::Mistake(why) => (2, why),
-            Refusal::Unfit(why) => (1, why),
-        }
-    }
-
-    #[test]
-    fn old_images_are_replaced_in_the_order_of_the_file() {
-        let mut world = world();
-        assert_eq!(names(&world, &wish(&[])), ["w1", "w2", "w3"]);
-        assert_eq!(names(&world, &wish(&["w3", "w1"])), ["w1", "w3"]);
-        assert_eq!(names(&world, &Wish { first: vec!["w2".into()], ..wish(&[]) }), ["w2", "w1", "w3"]);
-        world.machines[0].image = "new".into();
-        assert_eq!(names(&world, &wish(&["workers"])), ["w2", "w3"]);
-        assert!(names(&world, &wish(&["w1"])).is_empty());
-    }
-
-    #[test]
-    fn a_broken_cluster_is_left_alone_unless_the_broken_node_is_replaced() {
-        let mut world = world();
-        world.nodes[3] = node("w3", false);
-        // It is among those that are replaced, and comes first.
-        assert_eq!(names(&world, &wish(&[])), ["w3", "w1", "w2"]);
-        let (code, why) = refused(&world, &wish(&["w1"]));
-        assert!(code == 1 && why.contains("w3 is not Ready (no news)"), "{why}");
-        // Its image is the right one: it is made anew only by name, and until then nothing else is.
-        world.machines[2].image = "new".into();
-        assert_eq!(refused(&world, &wish(&[])).0, 1);
-        assert_eq!(names(&world, &wish(&["w3"])), ["w3"]);
-        world.machines[0].image = "new".into();
-        world.machines[1].image = "new".into();
-        assert!(names(&world, &wish(&[])).is_empty(), "nothing to do is no failure");
-        // It is Ready by what the API server knows, and its machine is down.
-        world.nodes[3] = node("w3", true);
-        world.machines[2].running = false;
-        world.machines[0].image = "old".into();
-        assert!(refused(&world, &wish(&[])).1.contains("the machine w3 does not run"));
-        world.machines[0].image = "new".into();
-        world.machines[2].running = true;
-        world.nodes.remove(3);
-        let again = plan(&world, &wish(&["w3"])).expect("plan");
-        assert!(again.text().contains("image new, again (it has not joined)"), "{}", again.text());
-        world.machines[0].image = "old".into();
-        assert!(refused(&world, &wish(&["w1"])).1.contains("w3 has not joined"));
-        // Nobody has made it yet: it keeps no other from another image.
-        world.machines.remove(2);
-        assert_eq!(names(&world, &wish(&[])), ["w1"]);
-        assert!(refused(&world, &wish(&["w3"])).1.contains("there is no machine w3"));
-        // It was there, and is lost.
-        world.nodes.push(node("w3", false));
-        assert!(refused(&world, &wish(&[])).1.contains("there is no machine w3"));
-    }
-
-    #[test]
-    fn the_master_is_first_on_the_way_forth_and_last_on_the_way_back() {
-        let mut world = world();
-        world.machines.push(machine("m", "old"));
-        let image = ("m".to_string(), "new".to_string());
-        let with = |nodes: &[&str]| {
-            let mut wish = wish(nodes);
-            wish.images.extend([image.clone()]);
-            wish
-        };
-        assert_eq!(names(&world, &with(&[])), ["m", "w1", "w2", "w3"]);
-        assert_eq!(names(&world, &with(&["workers"])), ["w1", "w2", "w3"]);
-        for name in ["m", "master", "masters"] {
-            assert_eq!(names(&world, &with(&[name])), ["m"]);
-        }
-        assert_eq!(names(&world, &Wish { back: true, ..with(&[]) }), ["w1", "w2", "w3", "m"]);
-        let text = plan(&world, &with(&[])).expect("plan").text();
-        assert!(text.starts_with("m: image old to new; keeps its store; the API is away for about 7 s, pods run on\n"));
-        // Also where a worker is broken; what is on its way back is the first to go there.
-        world.nodes[3] = node("w3", false);
-        assert_eq!(names(&world, &with(&[])), ["m", "w3", "w1", "w2"]);
-        world.nodes[3] = node("w3", true);
-        let back = Wish { back: true, first: vec!["m".into()], ..with(&[]) };
-        assert_eq!(names(&world, &back), ["m", "w1", "w2", "w3"]);
-        forgetful(&mut world);
-        world.claims.clear();
-        // A store is kept, in whichever way.
-        let kept = plan(&world, &with(&[])).expect("plan").nodes;
-        assert_eq!(kept.iter().map(|item| item.keep_data).collect::<Vec<_>>(), [true, false, false, false]);
-        assert_eq!(names(&world, &with(&["workers"])), ["w1", "w2", "w3"]);
-        let (code, why) = refused(&world, &wish(&["w4"]));
-        assert!(code == 2 && why.contains("`workers`, `master`, or some of: m, w1, w2, w3"), "{why}");
-    }
-
-    #[test]
-    fn no_local_volume_is_lost_without_a_decision() {
-        let mut world = world();
-        let with = |lose: &[&str], keep_data| Wish {
-            lose: lose.iter().map(ToString::to_string).collect(),
-            keep_data,
-            ..wish(&[])
-        };
-        let kept = |world: &World, wish: &Wish| -> Vec<bool> {
-            plan(world, wish).expect("plan").nodes.iter().map(|item| item.keep_data).collect()
-        };
-        assert_eq!(kept(&world, &with(&[], false)), [false, true, false]);
-        assert_eq!(kept(&world, &with(&[], true)), [true, true, true]);
-        assert_eq!(kept(&world, &with(&["a/db"], false)), [false, false, false]);
-        let text = plan(&world, &with(&["a/db"], false)).expect("plan").text();
-        assert!(text.contains("IS LOST: claim a/db (1Gi, db-0)"), "{text}");
-        let text = plan(&world, &with(&[], false)).expect("plan").text();
-        assert!(text.contains("w2: image old to new; keeps its data\n  stays: claim a/db (1Gi, db-0)"), "{text}");
-        let (code, why) = refused(&world, &with(&["a/other"], false));
-        assert!(code == 2 && why.contains("--lose-data a/other"), "{why}");
-        forgetful(&mut world);
-        let (code, why) = refused(&world, &with(&[], true));
-        assert!(code == 2 && why.contains("a/db (1Gi, db-0)") && why.contains("--lose-data"), "{why}");
-        assert_eq!(kept(&world, &with(&["a/db"], true)), [false, false, false]);
-        assert_eq!(names(&world, &Wish { nodes: vec!["w1".into()], ..with(&[], false) }), ["w1"]);
-    }
-
-    #[test]
-    fn pods_that_nothing_starts_again_need_a_decision() {
-        let mut world = world();
-        world.bare.push(("w1".into(), "a/once".into()));
-        let (code, why) = refused(&world, &wish(&[]));
-        assert!(code == 2 && why.contains("a/once") && why.contains("--lose-pods"), "{why}");
-        let plan = plan(&world, &Wish { lose_pods: true, ..wish(&[]) }).expect("plan");
-        assert_eq!(plan.nodes[0].ends, ["a/once"]);
-        assert_eq!(names(&world, &wish(&["w2"])), ["w2"]);
-        // On a node that is down they are gone already.
-        world.nodes[1] = node("w1", false);
-        assert_eq!(names(&world, &wish(&[])), ["w1", "w2", "w3"]);
-    }
-
-    #[test]
-    fn amounts_round_as_cluster_api_does() {
-        let cases =
-            [("1", 3, 1), ("2", 3, 2), ("34%", 3, 1), ("50%", 3, 1), ("67%", 3, 2), ("1%", 3, 1), ("100%", 4, 4)];
-        for (text, total, most) in cases {
-            assert_eq!(text.parse::<Amount>().expect(text).unavailable_of(total), most, "{text} of {total}");
-        }
-        for text in ["0", "-1", "101%", "x", "%"] {
-            assert!(text.parse::<Amount>().is_err(), "{text}");
-        }
     }
 }

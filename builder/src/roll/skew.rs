@@ -68,6 +68,9 @@ pub struct Known {
     /// Of a master's: what it states.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub states: Option<Release>,
+    /// It copies local volumes. None was asked where nothing was to be copied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copies: bool,
 }
 
 impl Known {

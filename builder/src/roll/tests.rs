@@ -54,6 +54,7 @@ pub(crate) fn decide(
         gap_secs: 10,
         claims: &claims,
         bare_pods: &bare,
+        carried: &begin::last(kube, &fake.copy()).expect("a journal").map(|last| begin::carried(&last.journal)).unwrap_or_default(),
     };
     by(wish, &situation)
 }
@@ -98,6 +99,7 @@ fn run(
         machines,
         copy: &copy,
         members: fake,
+        volumes: fake,
         backup: &|| fake.back_up(),
         keep_logs: &|node| fake.keep_logs(node),
         clock: fake,
@@ -182,7 +184,7 @@ pub(crate) fn roll_back_on(
         Plan::default()
     } else {
         let (first, stores) = (begin::unsettled(&last), begin::stores_before(&last));
-        make(fake, machines, &Wish { nodes, images, back: true, first, stores, ..Wish::default() })
+        make(fake, machines, &Wish { nodes, images, back: true, first, stores, copy_again: begin::copied(&last), ..Wish::default() })
     };
     let mut back = plan.journal(rules(), last.whole.clone(), true, fake.now());
     begin::take_along(&mut back, &last, &listed);
@@ -424,6 +426,7 @@ pub(crate) fn bind(fake: &Fake, node: &str) {
         "spec": {
             "claimRef": {"namespace": "a", "name": "db"},
             "capacity": {"storage": "1Gi"},
+            "hostPath": {"path": "/var/lib/kimg/local-path/v"},
             "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
                 {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
             ]}]}},

@@ -51,6 +51,9 @@ pub(in crate::cli) struct RollArgs {
     /// Give up the local volume of this claim; may be repeated
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub(in crate::cli) lose_data: Vec<String>,
+    /// Copy the local volume of this claim to the new machine, where the machine keeps nothing itself; may be repeated
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(in crate::cli) copy_data: Vec<String>,
     /// Give up pods that no controller starts again
     #[arg(long)]
     pub(in crate::cli) lose_pods: bool,
@@ -82,6 +85,7 @@ impl RollArgs {
             on_blocked: OnBlocked::Stop,
             keep_data: false,
             lose_data: Vec::new(),
+            copy_data: Vec::new(),
             lose_pods: false,
             components: None,
             fail_at: None,

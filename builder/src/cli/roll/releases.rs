@@ -10,7 +10,7 @@ use node_api::{Release, StoreFormat};
 
 /// Of the images that are built here.
 pub(super) fn built(_node: &str) -> Known {
-    Known { level: Level::this(), asked: true, states: Some(Release::this()) }
+    Known { level: Level::this(), asked: true, states: Some(Release::this()), copies: true }
 }
 
 /// Of the images that nodes had before the last roll.
