@@ -2,6 +2,7 @@
 //! everything there once, whatever failed before, and is each call one that the provider has published.
 
 mod aws;
+mod copies;
 mod destroying;
 mod gcp;
 mod master;

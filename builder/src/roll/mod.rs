@@ -39,7 +39,7 @@ pub mod skew;
 pub(crate) mod tests;
 pub mod volumes;
 #[cfg(test)]
-mod volumes_tests;
+pub(crate) mod volumes_tests;
 
 use jiff::Timestamp;
 use std::time::Duration;

@@ -45,7 +45,7 @@ impl Fake {
         if up { Ok(()) } else { bail!("{node} does not answer") }
     }
 
-    fn copies(&self) -> Copies {
+    pub(crate) fn copies(&self) -> Copies {
         Copies::of(self.copy().path().parent().expect("a folder"))
     }
 }

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     let tests: Vec<suite::Test> = vec![
         ("a_worker_is_replaced_and_no_request_is_lost", one_worker),
         ("a_claim_that_is_bound_to_a_node_keeps_its_data", claim),
+        ("a_claim_is_copied_to_a_new_disk", copied),
         ("an_image_whose_node_is_never_ready_stops_the_roll", broken),
         ("killed_in_between_it_goes_on_with_all_workers", killed),
         ("all_nodes_are_replaced_and_no_acknowledged_write_is_lost", all_nodes),
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     ];
     let long = &[
         "a_claim_that_is_bound_to_a_node_keeps_its_data",
+        "a_claim_is_copied_to_a_new_disk",
         "an_image_whose_node_is_never_ready_stops_the_roll",
         "killed_in_between_it_goes_on_with_all_workers",
         "all_nodes_are_replaced_and_no_acknowledged_write_is_lost",
@@ -186,6 +188,50 @@ fn claim(cluster: &Cluster) -> Result {
     cluster.pod_ready("shop", "writer")?;
     let row = cluster.exec("shop", "writer", &["cat", "/row/row"])?;
     ensure!(row.trim() == "kept", "the row says '{row}'");
+    cluster.k(&["-n", "shop", "delete", "pod", "writer"])?;
+    check_whole(cluster)
+}
+
+/// As at a provider whose machines keep nothing; killed where the data is on this machine only.
+fn copied(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    build(cluster, "tests.image=copied")?;
+    cluster.apply(CLAIM)?;
+    cluster.pod_ready("shop", "writer")?;
+    let script = "rm -rf /row/*; echo copied > /row/row; chown 1234:99 /row/row; chmod 2750 /row/row; ln -s row /row/link; \
+                  ln /row/row /row/hard; mkdir /row/deep; touch /row/deep/empty; dd if=/dev/urandom of=/row/large bs=1024 \
+                  count=9000; sync; cd /row; find . -type f | sort | xargs md5sum";
+    let sums = cluster.exec("shop", "writer", &["sh", "-c", script])?;
+    let disk = || {
+        let path = "jsonpath={.status.nodeInfo.machineID}";
+        cluster.k(&["get", "node", "worker-2", "-o", path])
+    };
+    let before = disk()?;
+    let plan = |claim: &str| cluster.kimg(&["roll", "worker-2", "--dry-run", "--lose-pods", "--copy-data", claim]);
+    let refused = plan("shop/other")?;
+    ensure!(refused.code == 2 && refused.err.contains("--copy-data shop/other"), "{}", refused.all());
+    let said = plan("shop/row")?.success()?;
+    ensure!(said.contains("gets a new disk\n  is copied through this machine: claim shop/row (10Mi, writer)"), "{said}");
+    let visitor = Visitor::start(cluster)?;
+    let roll = ["roll", "worker-2", "--yes", "--lose-pods", "--copy-data", "shop/row", "--settle", "3"];
+    let killed = cluster.kimg(&[&roll[..], &["--fail-at", "rebuilt:worker-2"]].concat())?;
+    ensure!(killed.code == 137, "{}", killed.all());
+    let copies = cluster.dir.join("run/volumes/worker-2");
+    let kept = std::fs::read_dir(&copies).context("the copy is not here")?.count();
+    ensure!(kept == 1, "{kept} copies");
+    let said = cluster.kimg(&["roll", "--yes"])?;
+    let visits = visitor.stop()?;
+    ensure!(said.ok, "{}", said.all());
+    visits.check_all_seen()?;
+    ensure!(disk()? != before, "the disk is the old one");
+    ensure!(!copies.exists(), "a copy is left");
+    cluster.apply(CLAIM)?;
+    cluster.pod_ready("shop", "writer")?;
+    let again = "cd /row; find . -type f | sort | xargs md5sum";
+    let after = cluster.exec("shop", "writer", &["sh", "-c", again])?;
+    ensure!(sums.ends_with(&after) && after.lines().count() == 4, "before:\n{sums}\nafter:\n{after}");
+    let said = cluster.exec("shop", "writer", &["sh", "-c", "cat /row/link; stat -c '%u:%g %a %h' /row/hard"])?;
+    ensure!(said.trim() == "copied\n1234:99 2750 2", "{said}");
     cluster.k(&["-n", "shop", "delete", "pod", "writer"])?;
     check_whole(cluster)
 }
