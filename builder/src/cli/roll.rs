@@ -572,7 +572,9 @@ impl Command<'_> {
             gap_secs: if self.settings.provider.is_some() { MADE_GAP_SECS } else { GAP_SECS * self.patience()? },
             claims: &self.kube().local_claims()?,
             bare_pods: &self.kube().bare_pods()?,
-            carried: &begin::last(self.kube(), self.copy)?.map(|last| begin::carried(&last.journal)).unwrap_or_default(),
+            carried: &begin::last(self.kube(), self.copy)?
+                .map(|last| begin::carried(&last.journal))
+                .unwrap_or_default(),
         };
         let mut plan = decide(wish, &situation).map_err(|refusal| match refusal {
             Refusal::Mistake(why) => anyhow::Error::new(BadInput(why)),

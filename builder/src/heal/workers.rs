@@ -286,9 +286,16 @@ mod tests {
         let workers = ["w1", "w2", "w3"];
         let mut nodes = workers.map(|name| node(name, true));
         let mut machines = workers
-            .map(|name| Machine { node: name.into(), image: "i".into(), running: true, keeps_data: true, on_volume: false })
+            .map(|name| Machine {
+                node: name.into(),
+                image: "i".into(),
+                running: true,
+                keeps_data: true,
+                on_volume: false,
+            })
             .to_vec();
-        let claims = [Claim { node: "w2".into(), claim: "a/db".into(), size: "1Gi".into(), pods: Vec::new(), volume: None }];
+        let claims =
+            [Claim { node: "w2".into(), claim: "a/db".into(), size: "1Gi".into(), pods: Vec::new(), volume: None }];
         let mut watch = Watch::default();
         let mut judge = |nodes: &[Node], machines: &[Machine], keeps_data, lose: &[&str], now| {
             let mut machines = machines.to_vec();

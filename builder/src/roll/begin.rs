@@ -4,7 +4,7 @@ use super::Clock;
 use super::api::Kube;
 use super::copy::{Kept, LocalCopy};
 use super::engine::{Book, Engine, Killed};
-use super::journal::{Copied, Data, Entry, Journal, Outcome, Step};
+use super::journal::{Copied, DataAt, Entry, Journal, Outcome, Step};
 use super::lock::{Holder, Verdict};
 use super::plan;
 use super::skew::Known;
@@ -89,7 +89,11 @@ pub fn back_without_api(last: &Journal, machines: &[Machine], now: Timestamp) ->
     };
     // Whoever waits for its data is not forgotten, and keeps the image that it has.
     let waits = last.nodes.iter().filter(|entry| !entry.master && entry.is_carried()).map(|entry| Entry {
-        to: machines.iter().find(|m| m.node == entry.node && m.image != NO_IMAGE).map_or(&entry.to, |m| &m.image).clone(),
+        to: machines
+            .iter()
+            .find(|m| m.node == entry.node && m.image != NO_IMAGE)
+            .map_or(&entry.to, |m| &m.image)
+            .clone(),
         step: Step::Waiting,
         since: now,
         why: None,
@@ -140,7 +144,7 @@ pub fn copied(last: &Journal) -> Vec<String> {
 
 /// Gives claims up whose volumes were to be copied by a roll that is under way.
 pub fn give_up(journal: &mut Journal, claims: &[String]) {
-    for entry in journal.nodes.iter_mut().filter(|entry| entry.data != Data::Given) {
+    for entry in journal.nodes.iter_mut().filter(|entry| entry.data != DataAt::New) {
         if entry.step > Step::Replacing {
             let given_up = entry.copy.iter_mut().filter(|one| claims.contains(&one.claim));
             given_up.for_each(|one| one.lost = true);
@@ -184,7 +188,7 @@ pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
                 to: entry.from.clone(),
                 lose: Vec::new(),
                 copy: Vec::new(),
-                data: Data::There,
+                data: DataAt::Old,
                 step: Step::Returning,
                 boot: String::new(),
                 ..entry.clone()

@@ -7,7 +7,7 @@ use super::Clock;
 use super::api::{Evicted, Kube, Overtaken};
 use super::copy::LocalCopy;
 use super::drain::{self, Blocked, Next};
-use super::journal::{Data as Saved, Entry, Journal, OnBlocked, Outcome, Step};
+use super::journal::{DataAt, Entry, Journal, OnBlocked, Outcome, Step};
 use super::lock::{Holder, Verdict};
 use super::members::Members;
 use super::plan::Node;
@@ -443,13 +443,7 @@ impl Engine<'_> {
         self.go(book, index, Step::Done)
     }
 
-    fn replace(
-        &mut self,
-        book: &mut Book,
-        index: usize,
-        entry: &Entry,
-        node: Option<&Node>,
-    ) -> Result<Option<String>> {
+    fn replace(&mut self, book: &mut Book, index: usize, entry: &Entry, node: Option<&Node>) -> Result<Option<String>> {
         if entry.leaves() {
             return self.remove(book, index, entry);
         }
@@ -458,7 +452,7 @@ impl Engine<'_> {
         let claims = self.kube.local_claims()?;
         let decided = |claim: &String| entry.lose.contains(claim) || entry.copy.iter().any(|one| one.claim == *claim);
         let bound = claims.iter().find(|claim| claim.node == *name && !decided(&claim.claim));
-        if let Some(claim) = bound.filter(|_| !entry.copy.is_empty() && entry.data == Saved::There) {
+        if let Some(claim) = bound.filter(|_| !entry.copy.is_empty() && entry.data == DataAt::Old) {
             self.uncordon(node)?;
             let why = format!("claim {} was bound there since the plan was made; roll anew", claim.claim);
             return self.give_up(book, index, Step::Failed, why);

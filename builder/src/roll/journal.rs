@@ -97,8 +97,8 @@ pub struct Entry {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub copy: Vec<Copied>,
     /// Where their data is.
-    #[serde(default, skip_serializing_if = "Data::is_there")]
-    pub data: Data,
+    #[serde(default, skip_serializing_if = "DataAt::is_old")]
+    pub data: DataAt,
     /// How far it is.
     pub step: Step,
     /// Since when.
@@ -131,19 +131,19 @@ pub struct Copied {
 /// Where the data is that is copied from one machine to the next.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Data {
+pub enum DataAt {
     /// With the old machine.
     #[default]
-    There,
+    Old,
     /// On the machine that rolls, and nowhere else for sure: the old one may be gone.
-    Kept,
+    Here,
     /// With the new machine, which pods may write to.
-    Given,
+    New,
 }
 
-impl Data {
-    fn is_there(&self) -> bool {
-        *self == Data::There
+impl DataAt {
+    fn is_old(&self) -> bool {
+        *self == DataAt::Old
     }
 }
 
@@ -306,7 +306,7 @@ impl Entry {
 
     /// Whether the only copy of its claims' data is with whoever rolls.
     pub fn is_carried(&self) -> bool {
-        self.data == Data::Kept && !self.copy.is_empty()
+        self.data == DataAt::Here && !self.copy.is_empty()
     }
 
     /// Whether the API is away while it is.
@@ -339,7 +339,7 @@ pub(super) mod tests {
             keep_data: false,
             lose: Vec::new(),
             copy: Vec::new(),
-            data: Data::There,
+            data: DataAt::Old,
             step: *step,
             since: now,
             boot: String::new(),

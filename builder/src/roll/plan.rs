@@ -3,7 +3,7 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
-use super::journal::{Copied, Data, Entry, Journal, Outcome, Rules, Step, VERSION};
+use super::journal::{Copied, DataAt, Entry, Journal, Outcome, Rules, Step, VERSION};
 use super::skew::{Known, Level};
 use crate::logs::line::harmless;
 use crate::machines::{Machine, NO_IMAGE, local::short};
@@ -393,7 +393,9 @@ fn check_carried(now: &Situation<'_>, items: &[Item]) -> Result<(), Refusal> {
 
 fn check_claims_named(wish: &Wish, items: &[Item]) -> Result<(), Refusal> {
     if let Some(claim) = wish.copy.iter().find(|claim| wish.lose.contains(claim)) {
-        return Err(Refusal::Mistake(format!("{claim} is named with --copy-data and with --lose-data; say one of them")));
+        return Err(Refusal::Mistake(format!(
+            "{claim} is named with --copy-data and with --lose-data; say one of them"
+        )));
     }
     let held = |claim: &&String| {
         let claims = |item: &Item| item.copies.iter().chain(&item.keeps).any(|one| one.claim == **claim);
@@ -457,7 +459,7 @@ impl Plan {
             keep_data: item.keep_data,
             lose: item.loses.iter().map(|claim| claim.claim.clone()).collect(),
             copy: item.copies.iter().filter_map(Claim::copied).collect(),
-            data: if item.carried { Data::Kept } else { Data::There },
+            data: if item.carried { DataAt::Here } else { DataAt::Old },
             step: Step::Waiting,
             since: now,
             boot: String::new(),

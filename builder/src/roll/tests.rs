@@ -54,7 +54,10 @@ pub(crate) fn decide(
         gap_secs: 10,
         claims: &claims,
         bare_pods: &bare,
-        carried: &begin::last(kube, &fake.copy()).expect("a journal").map(|last| begin::carried(&last.journal)).unwrap_or_default(),
+        carried: &begin::last(kube, &fake.copy())
+            .expect("a journal")
+            .map(|last| begin::carried(&last.journal))
+            .unwrap_or_default(),
     };
     by(wish, &situation)
 }
@@ -184,7 +187,11 @@ pub(crate) fn roll_back_on(
         Plan::default()
     } else {
         let (first, stores) = (begin::unsettled(&last), begin::stores_before(&last));
-        make(fake, machines, &Wish { nodes, images, back: true, first, stores, copy_again: begin::copied(&last), ..Wish::default() })
+        make(
+            fake,
+            machines,
+            &Wish { nodes, images, back: true, first, stores, copy_again: begin::copied(&last), ..Wish::default() },
+        )
     };
     let mut back = plan.journal(rules(), last.whole.clone(), true, fake.now());
     begin::take_along(&mut back, &last, &listed);

@@ -2,10 +2,10 @@
 //! this machine meanwhile.
 
 use crate::cache::private_dir;
+use crate::client::block_on;
 use crate::config::Settings;
 use crate::input::{self, BadInput};
 use crate::node::Target;
-use crate::client::block_on;
 use anyhow::{Context, Result};
 use node_api::copy::Checked;
 use node_api::{Done, Volume, path};
@@ -55,7 +55,8 @@ impl NodeVolumes<'_> {
 impl Volumes for NodeVolumes<'_> {
     fn list(&self, node: &str) -> Result<Vec<Volume>> {
         let client = self.client(node)?;
-        let asked = async { tokio::time::timeout(LOOK, client.get(path::VOLUMES)).await.context("it does not answer")? };
+        let asked =
+            async { tokio::time::timeout(LOOK, client.get(path::VOLUMES)).await.context("it does not answer")? };
         block_on(asked).map_err(|error| match error.is::<BadInput>() {
             true => error.context(format!("the image that {node} runs is of a kimg that cannot copy volumes")),
             false => error.context(format!("asking {node} for its local volumes")),
@@ -72,9 +73,7 @@ impl Volumes for NodeVolumes<'_> {
 
     fn give(&self, node: &str, volume: &str, copy: Box<dyn Read + Send>, meanwhile: &dyn Fn()) -> Result<()> {
         let client = self.client(node)?;
-        beside(meanwhile, || {
-            block_on(client.post_all::<Done>(&format!("{}/{volume}", path::VOLUMES), copy)).map(drop)
-        })
+        beside(meanwhile, || block_on(client.post_all::<Done>(&format!("{}/{volume}", path::VOLUMES), copy)).map(drop))
     }
 }
 
@@ -126,7 +125,8 @@ impl Copies {
         let (whole, part) = (self.path(node, volume), self.0.join(node).join(format!("{volume}.part")));
         let writing = || format!("writing {}", part.display());
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&part);
-        let mut packed = zstd::Encoder::new(BufWriter::new(file.with_context(writing)?), LEVEL).with_context(writing)?;
+        let mut packed =
+            zstd::Encoder::new(BufWriter::new(file.with_context(writing)?), LEVEL).with_context(writing)?;
         fetch(&mut packed)?;
         let file = packed.finish().and_then(|file| file.into_inner().map_err(std::io::IntoInnerError::into_error));
         file.and_then(|file| file.sync_all()).with_context(writing)?;

@@ -5,7 +5,7 @@ use super::api::Kube;
 use super::begin;
 use super::engine::Held;
 use super::fake::Fake;
-use super::journal::{Data, Journal, Outcome, Step};
+use super::journal::{DataAt, Journal, Outcome, Step};
 use super::plan::Wish;
 use super::tests::{CLAIM, bind, check_clean, command, journal, kill, never, roll_back_until, rules, to};
 use super::volumes::{Copies, Volumes};
@@ -147,7 +147,8 @@ fn a_claim_goes_from_machine_to_machine_wherever_it_is_killed() {
         let Some(point) = point else { break };
         points.push(point);
     }
-    for point in ["fetched:w1", "kept:w1", "rebuilt:w1", "given:w1", "handed-over:w1", "forgotten:w1", "uncordoned:w1"] {
+    for point in ["fetched:w1", "kept:w1", "rebuilt:w1", "given:w1", "handed-over:w1", "forgotten:w1", "uncordoned:w1"]
+    {
         assert!(points.iter().any(|known| known == point), "nothing was killed at {point}: {points:?}");
     }
 }
@@ -170,7 +171,9 @@ fn wherever_it_was_killed_it_goes_back_with_the_data() {
         // The way back is killed, too, where it copies.
         let again = kill(number % 7, |point| point.ends_with(":w1"), |failpoint| roll_back_until(&fake, failpoint));
         let (outcome, journal) = match again {
-            Some(_) => command(&fake, fake.process(), &never, || panic!("{at}: nothing to go on with")).expect("went on"),
+            Some(_) => {
+                command(&fake, fake.process(), &never, || panic!("{at}: nothing to go on with")).expect("went on")
+            }
             None => roll_back_until(&fake, &never).expect("a roll back"),
         };
         assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
@@ -237,7 +240,7 @@ fn what_pods_still_use_is_not_copied_and_its_node_is_left_as_it_was() {
     let (outcome, journal) = roll(&fake, &never).expect("a roll");
     let why = journal.failed().and_then(|entry| entry.why.clone()).unwrap_or_default();
     assert!(outcome == Outcome::Stopped && why.contains("pod a/agent still uses a claim"), "{why}");
-    assert_eq!(journal.nodes[0].data, Data::There);
+    assert_eq!(journal.nodes[0].data, DataAt::Old);
     check(&fake, "rows", ["old", "old"], "left");
     fake.0.borrow_mut().objects.remove("/api/v1/namespaces/b/pods/agent");
     assert_eq!(roll(&fake, &never).expect("a roll").0, Outcome::Done);

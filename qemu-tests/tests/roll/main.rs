@@ -211,7 +211,10 @@ fn copied(cluster: &Cluster) -> Result {
     let refused = plan("shop/other")?;
     ensure!(refused.code == 2 && refused.err.contains("--copy-data shop/other"), "{}", refused.all());
     let said = plan("shop/row")?.success()?;
-    ensure!(said.contains("gets a new disk\n  is copied through this machine: claim shop/row (10Mi, writer)"), "{said}");
+    ensure!(
+        said.contains("gets a new disk\n  is copied through this machine: claim shop/row (10Mi, writer)"),
+        "{said}"
+    );
     let visitor = Visitor::start(cluster)?;
     let roll = ["roll", "worker-2", "--yes", "--lose-pods", "--copy-data", "shop/row", "--settle", "3"];
     let killed = cluster.kimg(&[&roll[..], &["--fail-at", "rebuilt:worker-2"]].concat())?;

@@ -33,7 +33,9 @@ impl Command<'_> {
                 }
             } else {
                 let there = NodeVolumes(self.settings).list(name).with_context(|| {
-                    format!("nothing was touched, as the claims of {name} cannot be copied; `--lose-data` gives them up")
+                    format!(
+                        "nothing was touched, as the claims of {name} cannot be copied; `--lose-data` gives them up"
+                    )
                 })?;
                 needed += there.iter().filter(|one| named(&one.name)).map(|one| one.bytes).sum::<u64>();
             }

@@ -3,7 +3,7 @@
 use super::{BACKUP_PATIENCE, Book, Engine, Held, Killed};
 use crate::client::node::Refused;
 use crate::input::BadInput;
-use crate::roll::journal::{Copied, Data, Entry, Step};
+use crate::roll::journal::{Copied, DataAt, Entry, Step};
 use crate::roll::plan::Node;
 use crate::roll::volumes::Copies;
 use anyhow::{Context, Result};
@@ -27,8 +27,8 @@ impl Engine<'_> {
         match entry.data {
             _ if entry.copy.is_empty() => return Ok(None),
             // Of the old machine there may be nothing left.
-            Data::Kept => return self.check_kept(entry).map(|()| None),
-            Data::There | Data::Given => {}
+            DataAt::Here => return self.check_kept(entry).map(|()| None),
+            DataAt::Old | DataAt::New => {}
         }
         let limit = Duration::from_secs(book.journal.rules.timeout_secs);
         let claims: Vec<&str> = entry.copy.iter().map(|one| one.claim.as_str()).collect();
@@ -37,7 +37,7 @@ impl Engine<'_> {
             Some(pod) => (format!("pod {pod} still uses a claim that is to be copied"), limit),
             None => match self.fetch_all(entry) {
                 Ok(()) => {
-                    book.journal.nodes[index].data = Data::Kept;
+                    book.journal.nodes[index].data = DataAt::Here;
                     return self.save(book, &format!("kept:{}", entry.node)).map(|()| None);
                 }
                 Err(error) if error.is::<Killed>() => return Err(error),
@@ -115,7 +115,7 @@ impl Engine<'_> {
                 (self.failpoint)(&format!("given:{name}"))?;
             }
             self.hold_lock()?;
-            book.journal.nodes[index].data = Data::Given;
+            book.journal.nodes[index].data = DataAt::New;
             self.save(book, &format!("handed-over:{name}"))?;
         }
         self.copies().forget(name)?;

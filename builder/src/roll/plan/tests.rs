@@ -212,7 +212,10 @@ fn a_claim_is_copied_where_nothing_else_keeps_it() {
     world.machines.iter_mut().for_each(|machine| machine.on_volume = false);
     forgetful(&mut world);
     let (code, why) = refused(&world, &with(&["a/db"]));
-    assert!(code == 2 && why.contains(": a/other (") && why.contains("--copy-data") && why.contains("--lose-data"), "{why}");
+    assert!(
+        code == 2 && why.contains(": a/other (") && why.contains("--copy-data") && why.contains("--lose-data"),
+        "{why}"
+    );
     assert_eq!(of_w2(&world, &with(&["a/db", "a/other"])).copies.len(), 2);
     assert_eq!(of_w2(&world, &again).copies.len(), 2);
     let both = Wish { lose: vec!["a/db".into()], ..with(&["a/db", "a/other"]) };
@@ -262,8 +265,7 @@ fn pods_that_nothing_starts_again_need_a_decision() {
 
 #[test]
 fn amounts_round_as_cluster_api_does() {
-    let cases =
-        [("1", 3, 1), ("2", 3, 2), ("34%", 3, 1), ("50%", 3, 1), ("67%", 3, 2), ("1%", 3, 1), ("100%", 4, 4)];
+    let cases = [("1", 3, 1), ("2", 3, 2), ("34%", 3, 1), ("50%", 3, 1), ("67%", 3, 2), ("1%", 3, 1), ("100%", 4, 4)];
     for (text, total, most) in cases {
         assert_eq!(text.parse::<Amount>().expect(text).unavailable_of(total), most, "{text} of {total}");
     }

@@ -45,9 +45,7 @@ fn bytes_in(folder: &OwnedFd, levels: usize) -> io::Result<u64> {
     for name in names(folder)? {
         let Ok(stat) = rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
         sum += match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                bytes_in(&rustix::fs::openat(folder, &name, FOLDER, Mode::empty())?, levels)?
-            }
+            FileType::Directory => bytes_in(&rustix::fs::openat(folder, &name, FOLDER, Mode::empty())?, levels)?,
             _ => taken(&stat),
         };
     }
@@ -97,9 +95,7 @@ impl<W: Write> Packer<W> {
     fn entry(&mut self, folder: &OwnedFd, name: &CStr, path: &Path, levels: usize) -> io::Result<()> {
         let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                self.folder(&rustix::fs::openat(folder, name, FOLDER, Mode::empty())?, path, levels)
-            }
+            FileType::Directory => self.folder(&rustix::fs::openat(folder, name, FOLDER, Mode::empty())?, path, levels),
             FileType::RegularFile => self.file(rustix::fs::openat(folder, name, FILE, Mode::empty())?.into(), path),
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(folder, name, Vec::new())?;
@@ -137,8 +133,8 @@ impl<W: Write> Packer<W> {
         let data = Exact { from: (&mut file).take(size), path };
         self.tar.append_data(&mut head, path, data)?;
         let after = rustix::fs::fstat(&file)?;
-        let same = (after.st_size, after.st_mtime, after.st_mtime_nsec)
-            == (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+        let same =
+            (after.st_size, after.st_mtime, after.st_mtime_nsec) == (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
         if same { Ok(()) } else { Err(changes(path)) }
     }
 

@@ -143,9 +143,7 @@ fn nothing_is_made_outside_and_nothing_that_is_no_file() {
     std::fs::write(secret.path().join("secret"), "secret").unwrap();
     let file = |path: &'static str| vec![(Regular, path.to_owned(), String::new())];
     let one = |kind, path: &str, link: &str| vec![(kind, path.to_owned(), link.to_owned())];
-    let through = |path: &str| {
-        [one(Symlink, "volume/l", &outside), one(Regular, path, "")].concat()
-    };
+    let through = |path: &str| [one(Symlink, "volume/l", &outside), one(Regular, path, "")].concat();
     let cases: Vec<(&str, Vec<(EntryType, String, String)>)> = vec![
         ("a way out", file("volume/../out")),
         ("a way out from the inside", file("volume/a/../../out")),
@@ -164,7 +162,10 @@ fn nothing_is_made_outside_and_nothing_that_is_no_file() {
         ("records for all", one(XGlobalHeader, "volume/a", "")),
         ("a link to a file outside", one(Link, "volume/a", &format!("{outside}/secret"))),
         ("a link to what is above", one(Link, "volume/a", "volume/../secret")),
-        ("a link through a link", [one(Symlink, "volume/l", &outside), one(Link, "volume/a", "volume/l/secret")].concat()),
+        (
+            "a link through a link",
+            [one(Symlink, "volume/l", &outside), one(Link, "volume/a", "volume/l/secret")].concat(),
+        ),
         ("a link to a link", [one(Symlink, "volume/l", &outside), one(Link, "volume/a", "volume/l")].concat()),
         ("a link to the folder", one(Link, "volume/a", ROOT)),
     ];

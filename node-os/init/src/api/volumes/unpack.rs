@@ -95,7 +95,11 @@ impl Unpacker<'_> {
             return Ok(());
         };
         let parent = self.folder(path.parent().unwrap_or(Path::new("")))?;
-        let target = said.link.as_deref().map(without_end).map_or_else(|| entry.link_name_bytes().unwrap_or_default().into_owned(), <[u8]>::to_vec);
+        let target = said
+            .link
+            .as_deref()
+            .map(without_end)
+            .map_or_else(|| entry.link_name_bytes().unwrap_or_default().into_owned(), <[u8]>::to_vec);
         let made = match kind {
             EntryType::Directory => {
                 let made = rustix::fs::mkdirat(&parent, name, Mode::RWXU);
@@ -174,7 +178,8 @@ impl Unpacker<'_> {
 
     fn spend(&mut self, bytes: u64) -> io::Result<()> {
         let left = self.left.checked_sub(bytes);
-        self.left = left.ok_or_else(|| io::Error::new(ErrorKind::StorageFull, "there is no room for it on the disk"))?;
+        self.left =
+            left.ok_or_else(|| io::Error::new(ErrorKind::StorageFull, "there is no room for it on the disk"))?;
         Ok(())
     }
 
@@ -241,7 +246,10 @@ fn without_end(bytes: &[u8]) -> &[u8] {
 
 fn about<R: Read>(entry: &Entry<'_, R>, records: &[u8]) -> io::Result<About> {
     let header = entry.header();
-    let number = |number: u64| u32::try_from(number).map_err(|_| wrong("an owner that nobody can be"));
+    // The last number stands for nobody.
+    let number = |number: u64| {
+        u32::try_from(number).ok().filter(|id| *id != u32::MAX).ok_or_else(|| wrong("an owner that nobody can be"))
+    };
     let seconds = i64::try_from(header.mtime()?).map_err(|_| wrong("a time that never comes"))?;
     let mut about = About {
         mode: header.mode()?,
