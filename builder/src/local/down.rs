@@ -151,6 +151,7 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
             remove_file(&run_dir.join(format!("{port}.{end}")))?;
         }
     }
+    remove_dir(&run_dir.join("kept_volumes"))?;
     super::stock::tidy(run_dir, &State::default(), &BTreeSet::new())?;
     for name in ["state.json", "switch.log", "switch.json", "roll.json", "roll.lock"] {
         remove_file(&run_dir.join(name))?;

@@ -436,6 +436,7 @@ impl Engine<'_> {
             }
         }
         (self.failpoint)(&format!("removed:{name}"))?;
+        self.copies().forget(name)?;
         // It took its time.
         self.hold_lock()?;
         self.kube.delete_node(name)?;

@@ -338,7 +338,9 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
         from: machine.image.clone(),
         before: Known { level: node.and_then(|node| node.level), ..Known::default() },
         to: to.clone(),
-        broken: broken.filter(|_| current || node.is_none_or(|node| !node.ready)),
+        broken: broken
+            .filter(|_| current || node.is_none_or(|node| !node.ready))
+            .or_else(|| (current && carried.is_some()).then(|| "it lacks the data of its claims".to_owned())),
         // One of several may have it from the others.
         keep_data: master && !wish.lost && (member.is_none() || machine.keeps_data)
             || machine.keeps_data && (wish.keep_data || !keeps.is_empty()) && copies.is_empty(),

@@ -95,14 +95,14 @@ fn beside(meanwhile: &dyn Fn(), work: impl FnOnce() -> Result<()> + Send) -> Res
     })
 }
 
-/// The copies on this machine: `run/volumes/NODE/VOLUME.tar.zst`, readable to their owner alone.
+/// The copies on this machine: `run/kept_volumes/NODE/VOLUME.tar.zst`, readable to their owner alone.
 #[derive(Debug)]
 pub struct Copies(PathBuf);
 
 impl Copies {
-    /// In a cluster's `run/`.
+    /// In a cluster's `run/`; no node is called so, whose folder that would be.
     pub fn of(run_dir: &Path) -> Copies {
-        Copies(run_dir.join("volumes"))
+        Copies(run_dir.join("kept_volumes"))
     }
 
     /// Where the copy of a volume is.
@@ -219,6 +219,6 @@ mod tests {
         assert!(copies.sum("w1", "v").is_err());
         copies.forget("w1").expect("removed");
         copies.forget("w1").expect("removed");
-        assert!(!dir.path().join("volumes").exists());
+        assert!(!dir.path().join("kept_volumes").exists());
     }
 }

@@ -219,7 +219,7 @@ fn copied(cluster: &Cluster) -> Result {
     let roll = ["roll", "worker-2", "--yes", "--lose-pods", "--copy-data", "shop/row", "--settle", "3"];
     let killed = cluster.kimg(&[&roll[..], &["--fail-at", "rebuilt:worker-2"]].concat())?;
     ensure!(killed.code == 137, "{}", killed.all());
-    let copies = cluster.dir.join("run/volumes/worker-2");
+    let copies = cluster.dir.join("run/kept_volumes/worker-2");
     let kept = std::fs::read_dir(&copies).context("the copy is not here")?.count();
     ensure!(kept == 1, "{kept} copies");
     let said = cluster.kimg(&["roll", "--yes"])?;
