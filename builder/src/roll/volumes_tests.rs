@@ -7,7 +7,7 @@ use super::engine::Held;
 use super::fake::Fake;
 use super::journal::{DataAt, Journal, Outcome, Step};
 use super::plan::Wish;
-use super::tests::{CLAIM, bind, check_clean, command, journal, kill, never, roll_back_until, rules, to};
+use super::tests::{self, CLAIM, bind, check_clean, command, kill, never, roll_back_until, rules, to};
 use super::volumes::{Copies, Volumes};
 use crate::input;
 use anyhow::{Context, Result, bail};
@@ -99,7 +99,7 @@ pub(crate) fn forgetful() -> Fake {
 
 fn planned(fake: &Fake) -> Journal {
     let wish = Wish { copy: vec!["a/db".into()], ..to(fake, "new") };
-    journal(fake, &wish, rules(), false)
+    tests::journal(fake, &wish, rules(), false)
 }
 
 fn roll(fake: &Fake, failpoint: &dyn Fn(&str) -> Result<()>) -> Result<(Outcome, Journal)> {
@@ -260,7 +260,9 @@ fn a_roll_that_stopped_leaves_its_copy_to_the_next_one() {
         let (outcome, journal) = match back {
             true => roll_back_until(&fake, &never),
             // Nobody has to say again what is to be copied.
-            false => command(&fake, fake.process(), &never, || journal(&fake, &to(&fake, "better"), rules(), false)),
+            false => {
+                command(&fake, fake.process(), &never, || tests::journal(&fake, &to(&fake, "better"), rules(), false))
+            }
         }
         .expect("a roll");
         assert_eq!(outcome, Outcome::Done, "{journal:?}");
