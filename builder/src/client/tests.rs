@@ -32,6 +32,26 @@ pub(crate) async fn answer(
     by_itself: bool,
     respond: impl Fn(&str) -> String + Send + 'static,
 ) -> Server {
+    let (acceptor, fingerprint) = acceptor(secrets, name, by_itself);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let target = listener.local_addr().expect("address").to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut buffer = [0u8; 4096];
+            if let Ok(length) = stream.read(&mut buffer).await {
+                let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                let response = respond(request.lines().next().unwrap_or_default());
+                let _ = stream.write_all(response.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            }
+        }
+    });
+    Server { target, fingerprint }
+}
+
+/// TLS with a certificate for `name`, and its fingerprint.
+fn acceptor(secrets: &Secrets, name: &str, by_itself: bool) -> (TlsAcceptor, String) {
     let key = KeyPair::generate().expect("key");
     let mut params = CertificateParams::new(vec![name.to_string()]).expect("params");
     params.serial_number = Some(random_serial());
@@ -56,22 +76,7 @@ pub(crate) async fn answer(
         .with_client_cert_verifier(clients)
         .with_single_cert(vec![certificate.der().clone()], key)
         .expect("config");
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let target = listener.local_addr().expect("address").to_string();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
-            let mut buffer = [0u8; 4096];
-            if let Ok(length) = stream.read(&mut buffer).await {
-                let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                let response = respond(request.lines().next().unwrap_or_default());
-                let _ = stream.write_all(response.as_bytes()).await;
-                let _ = stream.shutdown().await;
-            }
-        }
-    });
-    Server { target, fingerprint: hex::encode(Sha256::digest(certificate.der())) }
+    (TlsAcceptor::from(Arc::new(config)), hex::encode(Sha256::digest(certificate.der())))
 }
 
 const LIST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]";
@@ -113,6 +118,49 @@ fn a_node_that_has_not_joined_is_known_by_its_fingerprint_only() {
         Ok(())
     })
     .expect("runs");
+}
+
+#[test]
+fn what_is_sent_need_not_fit_into_memory_and_ends_where_it_cannot_be_read() {
+    let (_dir, secrets) = secrets();
+    let (acceptor, _) = acceptor(&secrets, "worker-1", false);
+    block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let target = listener.local_addr().expect("address").to_string();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let count = hyper::service::service_fn(async |request: Request<Incoming>| {
+                    let bytes = request.into_body().collect().await?.to_bytes();
+                    let message = hex::encode(Sha256::digest(&bytes));
+                    let body = serde_json::to_vec(&node_api::Done { message }).expect("JSON");
+                    Ok::<_, hyper::Error>(http::Response::new(Full::new(Bytes::from(body))))
+                });
+                let server = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(server.serve_connection(TokioIo::new(stream), count));
+            }
+        });
+        let client = NodeClient::new(&secrets, "worker-1", target, None)?;
+        for length in [0, 1, PIECE, 10 * PIECE + 7] {
+            let bytes: Vec<u8> = (0..length).map(|n| n.to_le_bytes()[0]).collect();
+            let sum = hex::encode(Sha256::digest(&bytes));
+            let done: node_api::Done = client.post_all("/v1/x", std::io::Cursor::new(bytes)).await?;
+            assert_eq!(done.message, sum, "{length}");
+        }
+        let cut = std::io::repeat(1).take(100_000).chain(Unreadable);
+        let error = client.post_all::<node_api::Done>("/v1/x", cut).await.expect_err("it cannot be read");
+        assert!(!error.is::<crate::input::BadInput>(), "{error:#}");
+        Ok(())
+    })
+    .expect("runs");
+}
+
+struct Unreadable;
+
+impl Read for Unreadable {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        Err(std::io::Error::other("a damaged disk"))
+    }
 }
 
 #[test]

@@ -36,6 +36,7 @@ fn a_roll_carries_the_data_behind_whichever_call_it_is_killed() {
             let at = format!("{which:?}, killed behind call {n}");
             let first = killed_behind(&stage, &fake, n, |both| planned(&fake, both));
             if !was_killed(&mut stage, &fake, &first, &at) {
+                stage.world().stops = None;
                 let (outcome, journal) = first.unwrap();
                 assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
                 check(&stage, &fake, &there, NEW, &at);
