@@ -300,6 +300,7 @@ impl Engine<'_> {
             return Ok(held);
         }
         let Some(node) = node else { return self.go(book, index, Step::Replacing) };
+        self.check_untouched(entry, node)?;
         if !node.cordoned {
             self.kube.cordon(&node.name)?;
             (self.failpoint)(&format!("cordoned:{}", node.name))?;

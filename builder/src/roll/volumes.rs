@@ -105,9 +105,14 @@ impl Copies {
         Copies(run_dir.join("kept_volumes"))
     }
 
+    /// Where the copies of a node are.
+    pub fn dir(&self, node: &str) -> PathBuf {
+        self.0.join(node)
+    }
+
     /// Where the copy of a volume is.
     pub fn path(&self, node: &str, volume: &str) -> PathBuf {
-        self.0.join(node).join(format!("{volume}.tar.zst"))
+        self.dir(node).join(format!("{volume}.tar.zst"))
     }
 
     /// Keeps what `fetch` writes, whole and read back, or not at all. In the place of what was there.
@@ -120,9 +125,10 @@ impl Copies {
         volume: &str,
         fetch: impl FnOnce(&mut (dyn Write + Send)) -> Result<()>,
     ) -> Result<()> {
+        let dir = self.dir(node);
         private_dir(&self.0)?;
-        private_dir(&self.0.join(node))?;
-        let (whole, part) = (self.path(node, volume), self.0.join(node).join(format!("{volume}.part")));
+        private_dir(&dir)?;
+        let (whole, part) = (self.path(node, volume), dir.join(format!("{volume}.part")));
         let writing = || format!("writing {}", part.display());
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&part);
         let mut packed =
@@ -132,7 +138,6 @@ impl Copies {
         file.and_then(|file| file.sync_all()).with_context(writing)?;
         read(&part)?;
         std::fs::rename(&part, &whole).with_context(|| format!("naming {}", whole.display()))?;
-        let dir = self.0.join(node);
         File::open(&dir).and_then(|dir| dir.sync_all()).with_context(|| format!("writing {}", dir.display()))
     }
 
@@ -160,7 +165,7 @@ impl Copies {
     /// # Errors
     /// They cannot be removed.
     pub fn forget(&self, node: &str) -> Result<()> {
-        let dir = self.0.join(node);
+        let dir = self.dir(node);
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("removing {}", dir.display()));

@@ -247,6 +247,25 @@ fn what_pods_still_use_is_not_copied_and_its_node_is_left_as_it_was() {
     check(&fake, "rows", ["new", "new"], "again");
 }
 
+#[test]
+fn a_node_that_somebody_lets_take_pods_is_not_made_anew_from_an_older_copy() {
+    let fake = forgetful();
+    fake.0.borrow_mut().stuck.insert("w1".into());
+    let (outcome, journal) = roll(&fake, &never).expect("a roll");
+    assert!(outcome == Outcome::Stopped && journal.nodes[0].is_carried(), "{journal:?}");
+    fake.0.borrow_mut().stuck.clear();
+    let path = "/api/v1/nodes/w1";
+    fake.change(path, |node| node["spec"]["unschedulable"] = json!(null));
+    fake.write("w1", ", more");
+    let error = roll(&fake, &never).expect_err("held");
+    assert!(error.is::<Held>() && format!("{error:#}").contains("kubectl cordon w1"), "{error:#}");
+    assert_eq!((fake.data("w1").as_str(), fake.images()[0].as_str()), ("rows, more", "old"));
+    fake.change(path, |node| node["spec"]["unschedulable"] = json!(true));
+    let (outcome, journal) = roll(&fake, &never).expect("a roll");
+    assert_eq!(outcome, Outcome::Done, "{journal:?}");
+    check(&fake, "rows", ["new", "new"], "went on");
+}
+
 /// Its image never boots; a better one gets the data that the first one never had.
 #[test]
 fn a_roll_that_stopped_leaves_its_copy_to_the_next_one() {

@@ -15,6 +15,21 @@ impl Engine<'_> {
         Copies::of(self.copy.path().parent().unwrap_or(Path::new(".")))
     }
 
+    /// A node whose data is here takes no pods until it has it back, unless somebody lets it.
+    pub(super) fn check_untouched(&self, entry: &Entry, node: &Node) -> Result<()> {
+        if !entry.is_carried() || node.cordoned {
+            return Ok(());
+        }
+        Err(Held(format!(
+            "somebody let {0} take pods again while the data of its claims ({1}) is on this machine, so pods may have written \
+             more there, which would be lost: look at it, and `kubectl cordon {0}` has `kimg roll` go on with what is in {2}",
+            entry.node,
+            entry.copy.iter().map(|one| one.claim.as_str()).collect::<Vec<_>>().join(", "),
+            self.copies().dir(&entry.node).display()
+        ))
+        .into())
+    }
+
     /// Copies the volumes of a drained node to this machine, while its own is there; none where that is done. What it said
     /// it is then waited for.
     pub(super) fn carry_off(

@@ -120,6 +120,9 @@ fn hostile(add: impl FnOnce(&mut Builder<Summed<&mut Vec<u8>>>)) -> Vec<u8> {
     copy
 }
 
+/// Kind, path and target of an entry.
+type Raw = (EntryType, String, String);
+
 /// An entry whose names are taken as they are.
 fn raw(tar: &mut Builder<Summed<&mut Vec<u8>>>, kind: EntryType, path: &str, link: &str, data: &[u8]) {
     let mut header = Header::new_gnu();
@@ -144,7 +147,7 @@ fn nothing_is_made_outside_and_nothing_that_is_no_file() {
     let file = |path: &'static str| vec![(Regular, path.to_owned(), String::new())];
     let one = |kind, path: &str, link: &str| vec![(kind, path.to_owned(), link.to_owned())];
     let through = |path: &str| [one(Symlink, "volume/l", &outside), one(Regular, path, "")].concat();
-    let cases: Vec<(&str, Vec<(EntryType, String, String)>)> = vec![
+    let cases: Vec<(&str, Vec<Raw>)> = vec![
         ("a way out", file("volume/../out")),
         ("a way out from the inside", file("volume/a/../../out")),
         ("an absolute path", one(Regular, &format!("{outside}/out"), "")),
@@ -213,7 +216,7 @@ fn what_is_cut_off_or_too_large_is_not_taken_and_leaves_nothing() {
         let _ = std::fs::remove_dir_all(&into);
         unpack::unpack(Checked::new(copy.as_slice()), &into, most)
     };
-    assert_eq!(unpack(10_000 + 3 * 4096).unwrap(), true);
+    assert!(unpack(10_000 + 3 * 4096).unwrap());
     assert_eq!(unpack(10_000).unwrap_err().kind(), ErrorKind::StorageFull);
 }
 
