@@ -5,11 +5,12 @@ use super::api::Kube;
 use super::begin;
 use super::engine::Held;
 use super::fake::Fake;
-use super::journal::{DataAt, Journal, Outcome, Step};
+use super::journal::{Copied, DataAt, Journal, Outcome, Step};
 use super::plan::Wish;
 use super::tests::{self, CLAIM, bind, check_clean, command, kill, never, roll_back_until, rules, to};
 use super::volumes::{Copies, Volumes};
 use crate::input;
+use crate::machines::Machine;
 use anyhow::{Context, Result, bail};
 use node_api::Volume;
 use node_api::copy::{Checked, Summed};
@@ -106,12 +107,15 @@ fn roll(fake: &Fake, failpoint: &dyn Fn(&str) -> Result<()>) -> Result<(Outcome,
     command(fake, fake.process(), failpoint, || planned(fake))
 }
 
-/// As `roll`, with a pod that writes as soon as the node takes any.
-fn writing(fake: &Fake, point: &str) {
-    if point == "uncordoned:w1" {
-        assert!(fake.data("w1").starts_with("rows"), "it takes pods, and lacks its data");
-        fake.write("w1", ", more");
-    }
+/// The same, with a pod that writes as soon as the node takes any.
+fn roll_writing(fake: &Fake, failpoint: &dyn Fn(&str) -> Result<()>) -> Result<(Outcome, Journal)> {
+    roll(fake, &|point| {
+        if point == "uncordoned:w1" {
+            assert!(fake.data("w1").starts_with("rows"), "it takes pods, and lacks its data");
+            fake.write("w1", ", more");
+        }
+        failpoint(point)
+    })
 }
 
 /// The data is with the node, and nowhere else.
@@ -128,20 +132,10 @@ fn a_claim_goes_from_machine_to_machine_wherever_it_is_killed() {
     let mut points = Vec::new();
     for number in 0.. {
         let fake = forgetful();
-        let first = |failpoint: &dyn Fn(&str) -> Result<()>| {
-            roll(&fake, &|point| {
-                writing(&fake, point);
-                failpoint(point)
-            })
-        };
-        let point = kill(number, |_| true, first);
+        let point = kill(number, |_| true, |failpoint| roll_writing(&fake, failpoint));
         fake.sleep(Duration::from_secs(7));
         let at = format!("killed at {point:?}");
-        let (outcome, journal) = roll(&fake, &|point| {
-            writing(&fake, point);
-            Ok(())
-        })
-        .unwrap_or_else(|error| panic!("{at}: {error:#}"));
+        let (outcome, journal) = roll_writing(&fake, &never).unwrap_or_else(|error| panic!("{at}: {error:#}"));
         assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
         check(&fake, "rows, more", ["new", "new"], &at);
         let Some(point) = point else { break };
@@ -158,13 +152,8 @@ fn wherever_it_was_killed_it_goes_back_with_the_data() {
     let mut killed = 0;
     for number in 0.. {
         let fake = forgetful();
-        let first = |failpoint: &dyn Fn(&str) -> Result<()>| {
-            roll(&fake, &|point| {
-                writing(&fake, point);
-                failpoint(point)
-            })
-        };
-        let Some(point) = kill(number, |point| point != "locked", first) else { break };
+        let first = kill(number, |point| point != "locked", |failpoint| roll_writing(&fake, failpoint));
+        let Some(point) = first else { break };
         killed += 1;
         fake.sleep(Duration::from_secs(7));
         let (at, data) = (format!("back from {point}"), fake.data("w1"));
@@ -287,4 +276,24 @@ fn a_roll_that_stopped_leaves_its_copy_to_the_next_one() {
         assert_eq!(outcome, Outcome::Done, "{journal:?}");
         check(&fake, "rows", if back { ["old", "old"] } else { ["better", "better"] }, &format!("back: {back}"));
     }
+}
+
+#[test]
+fn whoever_waits_for_its_data_is_not_forgotten_where_only_the_master_goes_back() {
+    let mut last = super::journal::tests::journal(1, &[Step::Booting, Step::Failed, Step::Done]);
+    last.nodes[0].master = true;
+    let copied = Copied { claim: "a/db".into(), volume: "v".into(), lost: false };
+    (last.nodes[1].copy, last.nodes[1].data) = (vec![copied], DataAt::Here);
+    let machine = |node: &str, image: &str| Machine {
+        node: node.into(),
+        image: image.into(),
+        running: true,
+        keeps_data: false,
+        on_volume: false,
+    };
+    let machines = [machine("n0", "new"), machine("n1", "old"), machine("n2", "new")];
+    let back = begin::back_without_api(&last, &machines, last.started).expect("a way back");
+    let [master, worker] = back.nodes.as_slice() else { panic!("{back:?}") };
+    assert_eq!((master.to.as_str(), worker.to.as_str(), worker.step), ("old", "old", Step::Waiting));
+    assert!(worker.is_carried(), "{worker:?}");
 }
