@@ -347,6 +347,17 @@ pub(super) fn roll<T>(
     })
 }
 
+/// What the spares of a roll cost that are to be made.
+pub(super) fn prices_of_spares(machines: &CloudMachines<'_>) -> Result<Vec<String>> {
+    let CloudMachines { settings, provider, offer, cloud, .. } = *machines;
+    if settings.spares().next().is_none() {
+        return Ok(Vec::new());
+    }
+    let (inventory, rules) = (&cloud.inventory()?, plan::rules(cloud));
+    let plan = plan::plan(&Situation { settings, provider, offer, inventory, rules, built: BTreeMap::new() });
+    Ok(plan.prices_of_spares(settings))
+}
+
 /// Where the masters' machines are found.
 fn masters_at(settings: &Settings, machines: &CloudMachines<'_>) -> Result<Vec<IpAddr>> {
     let (provider, cloud) = (machines.provider, machines.cloud);

@@ -124,7 +124,7 @@ fn workers(args: &HealArgs, settings: &Settings) -> Result<ExitCode> {
             }
             let roll = RollArgs {
                 nodes: due.to_vec(),
-                max_unavailable: args.max_unavailable,
+                max_unavailable: Some(args.max_unavailable),
                 lose_data: args.lose_data.clone(),
                 fail_at: args.fail_at.clone(),
                 ..RollArgs::plain()
@@ -500,7 +500,7 @@ fn at_provider(args: &HealArgs, name: &str, settings: &Settings, secrets: &Secre
 fn workers_anew(args: &HealArgs, settings: &Settings) -> Result<()> {
     let roll = RollArgs {
         nodes: settings.nodes_of(Role::Worker).map(|node| node.entry.name.clone()).collect(),
-        max_unavailable: Amount::Percent(100),
+        max_unavailable: Some(Amount::Percent(100)),
         lose_data: args.lose_data.clone(),
         fail_at: args.fail_at.clone(),
         ..RollArgs::plain()

@@ -3,12 +3,14 @@
 mod args;
 mod finish;
 mod releases;
+mod report;
+mod surge;
 mod volumes;
 
 pub(super) use args::RollArgs;
 
 use super::image::built_images;
-use super::{dir_flag, next, program};
+use super::{dir_flag, program};
 use crate::backup::here;
 use crate::cache;
 use crate::client::Https;
@@ -34,6 +36,7 @@ use crate::roll::engine::{Book, Engine, Stop};
 use crate::roll::journal::{Entry, Journal, Outcome, Rules, Step};
 use crate::roll::lock::Holder;
 use crate::roll::plan::{self, Plan, Refusal, Situation, Wish};
+use crate::roll::spares;
 use crate::roll::volumes::NodeVolumes;
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
@@ -43,8 +46,8 @@ use serde_json::json;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::process::ExitCode;
+use surge::Grown;
 
 /// How long a node may take to be Ready with KVM, seconds; see [`crate::local::Accel::patience`].
 const READY_SECS: u64 = 90;
@@ -68,7 +71,8 @@ pub(super) fn run(args: &RollArgs, settings: &Settings) -> Result<ExitCode> {
 
 /// Does it; whether all went well, or nothing was to be done.
 pub(super) fn replace(args: &RollArgs, settings: &Settings) -> Result<bool> {
-    let journal = at_place(settings, |secrets, place, machines| roll(args, settings, secrets, place, machines))?;
+    let grown = surge::grown(args, settings)?;
+    let journal = at_place(&grown.settings, |secrets, place, machines| roll(args, &grown, secrets, place, machines))?;
     Ok(journal.is_none_or(|journal| journal.outcome == Outcome::Done))
 }
 
@@ -87,6 +91,7 @@ pub(super) fn at_place<T>(
                 api: MasterApi::at(https),
                 members,
                 notes: notes(provider, settings.has_several_masters()),
+                prices: super::cloud::prices_of_spares(machines)?,
                 after,
             };
             work(&secrets, &place, machines)
@@ -102,7 +107,7 @@ pub(super) fn at_place<T>(
     }
     let api = MasterApi::local(settings, &secrets)?;
     let members = Masters::new(settings, &secrets);
-    let place = Place { api, members, notes: Vec::new(), after: &|| Ok(Vec::new()) };
+    let place = Place { api, members, notes: Vec::new(), prices: Vec::new(), after: &|| Ok(Vec::new()) };
     work(&secrets, &place, &mut machines)
 }
 
@@ -146,6 +151,8 @@ pub(super) struct Place<'a> {
     pub(super) members: Masters<'a>,
     /// What is shown with a plan.
     notes: Vec<String>,
+    /// What the spares cost that are to be made.
+    prices: Vec<String>,
     /// What is shown when nodes have been replaced.
     after: &'a dyn Fn() -> Result<Vec<String>>,
 }
@@ -163,11 +170,12 @@ pub(super) fn go_on(args: &RollArgs, settings: &Settings) -> Result<Option<bool>
 
 fn roll(
     args: &RollArgs,
-    settings: &Settings,
+    grown: &Grown,
     secrets: &Secrets,
     place: &Place<'_>,
     machines: &mut dyn Machines,
 ) -> Result<Option<Journal>> {
+    let settings = &grown.settings;
     let listed = machines.list()?;
     let kube = Kube(&place.api);
     let copy = LocalCopy::of(&settings.run_dir());
@@ -185,16 +193,22 @@ fn roll(
             short(&entry.to)
         ));
     }
-    let command = Command { args, settings, secrets, place, copy: &copy, progress: Progress::new() };
+    let command =
+        Command { args, settings, secrets, place, copy: &copy, surge: grown.surge, progress: Progress::new() };
     let mut later = Vec::new();
     let planned = match &last {
         Some(last) if args.rollback && last.apart => Some(command.plan_back_without_api(&last.journal, machines)?),
         Some(last) if args.rollback => command.plan_back(&last.journal, machines, &listed)?,
         None if args.rollback => return input::bad("there was no roll yet that could be taken back"),
-        Some(last) if last.journal.outcome == Outcome::Running => command.go_on(&last.journal)?,
+        Some(last) if last.journal.outcome == Outcome::Running => command.go_on(&last.journal, &listed)?,
         _ => command.plan_new(machines, &listed, &mut later, last.as_ref().map(|last| &last.journal))?,
     };
-    let Some(planned) = planned else { return Ok(None) };
+    let Some(planned) = planned else {
+        if !args.dry_run {
+            command.settle_spares(machines)?;
+        }
+        return Ok(None);
+    };
     machines.check(&planned.untouched())?;
     if args.dry_run || !(args.yes || confirmed()?) {
         return Ok(None);
@@ -202,7 +216,14 @@ fn roll(
     for image in &later {
         machines.offer(image).context("nothing was touched, as not all images are at the provider")?;
     }
-    command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?).map(Some)
+    if planned.makes_spares() {
+        grown.write()?;
+    }
+    let done = command.execute(machines, planned, last.as_ref(), &Interrupt::watch()?);
+    let settled = command.settle_spares(machines);
+    // What has kept the roll from its end is the first thing to know.
+    let done = done?;
+    settled.map(|()| Some(done))
 }
 
 /// Whether making this node anew was begun on this machine, and interrupted.
@@ -227,7 +248,7 @@ pub(super) fn heal(
     let kube = Kube(&place.api);
     let copy = LocalCopy::of(&settings.run_dir());
     let last = begin::last(kube, &copy)?;
-    let command = Command { args, settings, secrets, place, copy: &copy, progress: Progress::hidden() };
+    let command = Command { args, settings, secrets, place, copy: &copy, surge: 0, progress: Progress::hidden() };
     let planned = match &last {
         Some(last) if last.journal.outcome == Outcome::Running && last.journal.heals() => {
             let others = |name: &&String| !last.journal.nodes.iter().any(|entry| entry.node == **name);
@@ -280,7 +301,7 @@ pub(super) fn remove(
     let kube = Kube(&place.api);
     let copy = LocalCopy::of(&settings.run_dir());
     let last = begin::last(kube, &copy)?;
-    let command = Command { args, settings, secrets, place, copy: &copy, progress: Progress::hidden() };
+    let command = Command { args, settings, secrets, place, copy: &copy, surge: 0, progress: Progress::hidden() };
     let planned = match &last {
         Some(last) if last.journal.outcome == Outcome::Running && last.journal.removes() => {
             println!("goes on with the removal that began at {}", last.journal.started.strftime("%F %T UTC"));
@@ -350,8 +371,18 @@ enum Planned {
 impl Planned {
     /// The nodes whose machines are still to be made anew.
     fn untouched(&self) -> Vec<&str> {
+        let still = |entry: &&Entry| entry.step <= Step::Replacing && !(entry.spare && entry.leaves());
+        self.journal().nodes.iter().filter(still).map(|entry| entry.node.as_str()).collect()
+    }
+
+    /// Whether spares are to be there first.
+    fn makes_spares(&self) -> bool {
+        self.journal().nodes.iter().any(Entry::comes)
+    }
+
+    fn journal(&self) -> &Journal {
         let (Planned::GoOn(journal) | Planned::Anew(journal) | Planned::WithoutApi(journal)) = self;
-        journal.nodes.iter().filter(|entry| entry.step <= Step::Replacing).map(|entry| entry.node.as_str()).collect()
+        journal
     }
 }
 
@@ -361,6 +392,8 @@ struct Command<'a> {
     secrets: &'a Secrets,
     place: &'a Place<'a>,
     copy: &'a LocalCopy,
+    /// How many spares stand in for workers.
+    surge: usize,
     progress: Progress,
 }
 
@@ -373,6 +406,25 @@ impl Command<'_> {
         later: &mut Vec<ImageFile>,
         last: Option<&Journal>,
     ) -> Result<Option<Planned>> {
+        let (wish, built) = self.wish()?;
+        let mut plan = self.make(&wish, listed)?;
+        let store = self.check_releases(&mut plan, &releases::built, last)?;
+        if !self.show(&plan, "every chosen node runs the image that was built last; nothing to do")? {
+            return Ok(None);
+        }
+        if self.settings.provider.is_some() {
+            let needed = |image: &ImageFile| plan.nodes.iter().any(|item| item.to == short(&image.id));
+            later.extend(built.into_values().filter(needed));
+        } else if !self.args.dry_run {
+            for image in built.values() {
+                machines.offer(image)?;
+            }
+        }
+        Ok(Some(Planned::Anew(Journal { store, ..self.journal(&plan, false)? })))
+    }
+
+    /// What a new roll is to do, and the images that were built for it.
+    fn wish(&self) -> Result<(Wish, BTreeMap<Role, ImageFile>)> {
         let built = self.built_images()?;
         let at_provider = self.settings.provider.is_some();
         let known = |image: &ImageFile| if at_provider { short(&image.id).to_owned() } else { image.id.clone() };
@@ -389,22 +441,15 @@ impl Command<'_> {
             copy_again: Vec::new(),
             lose_pods: self.args.lose_pods,
             stores: self.stores()?,
+            spares: self.spares(),
+            surge: self.surge,
             lost: false,
         };
-        let mut plan = self.make(&wish, listed)?;
-        let store = self.check_releases(&mut plan, &releases::built, last)?;
-        if !self.show(&plan, "every chosen node runs the image that was built last; nothing to do")? {
-            return Ok(None);
-        }
-        if at_provider {
-            let needed = |image: &ImageFile| plan.nodes.iter().any(|item| item.to == short(&image.id));
-            later.extend(built.into_values().filter(needed));
-        } else if !self.args.dry_run {
-            for image in built.values() {
-                machines.offer(image)?;
-            }
-        }
-        Ok(Some(Planned::Anew(Journal { store, ..self.journal(&plan, false)? })))
+        Ok((wish, built))
+    }
+
+    fn spares(&self) -> Vec<String> {
+        self.settings.spares().map(|node| node.entry.name.clone()).collect()
     }
 
     fn plan_back(&self, last: &Journal, machines: &dyn Machines, listed: &[Machine]) -> Result<Option<Planned>> {
@@ -421,10 +466,11 @@ impl Command<'_> {
             copy_again: begin::copied(last),
             lose_pods: self.args.lose_pods,
             stores: begin::stores_before(last),
+            spares: self.spares(),
+            surge: 0,
             lost: false,
         };
-        // No name at all would mean all nodes.
-        let mut plan = if wish.nodes.is_empty() { Plan::default() } else { self.make(&wish, listed)? };
+        let mut plan = self.make(&wish, listed)?;
         let store = self.check_releases(&mut plan, &releases::before(last), Some(last))?;
         volumes::check_taken(&plan, &releases::before(last))?;
         let mut journal = Journal { store, ..self.journal(&plan, true)? };
@@ -467,7 +513,7 @@ impl Command<'_> {
         Ok(Planned::WithoutApi(back))
     }
 
-    fn go_on(&self, last: &Journal) -> Result<Option<Planned>> {
+    fn go_on(&self, last: &Journal, listed: &[Machine]) -> Result<Option<Planned>> {
         let asked = |entry: &Entry| {
             let group = if entry.master { ["master", "masters"] } else { ["workers", "workers"] };
             self.args.nodes.iter().any(|name| *name == entry.node || group.contains(&name.as_str()))
@@ -480,6 +526,7 @@ impl Command<'_> {
         }
         let mut journal = last.clone();
         begin::give_up(&mut journal, &self.args.lose_data);
+        begin::leave_again(&mut journal, listed);
         if self.args.json {
             if self.args.dry_run {
                 println!("{}", serde_json::to_string_pretty(&journal).context("writing JSON")?);
@@ -491,13 +538,11 @@ impl Command<'_> {
                 last.started.strftime("%F %T UTC")
             );
             for entry in &last.nodes {
-                println!(
-                    "{}: image {} to {}: {}",
-                    entry.node,
-                    short(&entry.from),
-                    short(&entry.to),
-                    step_name(entry.step)
-                );
+                let what = match entry.leaves() {
+                    true => "leaves".into(),
+                    false => harmless(&format!("image {} to {}", short(&entry.from), short(&entry.to))),
+                };
+                println!("{}: {what}: {}", harmless(&entry.node), step_name(entry.step));
             }
         }
         Ok(Some(Planned::GoOn(journal)))
@@ -563,8 +608,9 @@ impl Command<'_> {
         let masters = self.masters();
         let mut members = self.settings.members();
         members.retain(|name, _| masters.len() > 1 && masters.contains(&name.as_str()));
+        let workers = self.settings.nodes_of(Role::Worker).filter(|node| !wish.spares.contains(&node.entry.name));
         let situation = Situation {
-            workers: self.settings.nodes_of(Role::Worker).map(|n| n.entry.name.as_str()).collect(),
+            workers: workers.map(|n| n.entry.name.as_str()).collect(),
             masters,
             members: &members,
             nodes: &self.kube().nodes()?,
@@ -595,6 +641,9 @@ impl Command<'_> {
             }
         } else if any {
             println!("{}", plan.text());
+            if plan.nodes.iter().any(|item| item.spare && !item.to.is_empty()) {
+                self.spare_notes().iter().for_each(|note| println!("{note}"));
+            }
             self.place.notes.iter().for_each(|note| println!("{note}"));
             println!("first: {}", here::intent(self.settings));
         } else if !nothing.is_empty() {
@@ -605,7 +654,11 @@ impl Command<'_> {
 
     fn journal(&self, plan: &Plan, back: bool) -> Result<Journal> {
         let rules = Rules {
-            max_unavailable: self.args.max_unavailable.unavailable_of(self.settings.nodes_of(Role::Worker).count()),
+            max_unavailable: spares::at_a_time(
+                self.args.max_unavailable,
+                self.surge,
+                self.settings.lasting_workers().count(),
+            ),
             settle_secs: self.args.settle,
             timeout_secs: self.args.timeout,
             ready_secs: match (self.args.ready_timeout, &self.settings.provider) {
@@ -698,53 +751,6 @@ impl Command<'_> {
             machines.tidy()?;
         }
         Ok(book.journal)
-    }
-
-    fn report(&self, journal: &Journal, outcome: Outcome, backup: Option<PathBuf>) -> Result<()> {
-        if self.args.json {
-            let answer = json!({"outcome": outcome, "backup": backup, "nodes": journal.nodes});
-            println!("{}", serde_json::to_string_pretty(&answer).context("writing JSON")?);
-            return Ok(());
-        }
-        let named = |step: Step| {
-            let of = journal.nodes.iter().filter(move |entry| entry.step == step);
-            of.map(|entry| entry.node.as_str()).collect::<Vec<_>>()
-        };
-        let done = named(Step::Done);
-        if !done.is_empty() {
-            println!("{}: {}", if journal.removes() { "removed" } else { "replaced" }, done.join(", "));
-            match (self.place.after)() {
-                Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
-                // The roll itself went as it is told below.
-                Err(error) => eprintln!("kimg: what is to be done after it is not known: {error:#}"),
-            }
-        }
-        for entry in journal.nodes.iter().filter(|entry| entry.step == Step::Skipped) {
-            println!("skipped: {}: {}", entry.node, entry.why.as_deref().unwrap_or_default());
-        }
-        if let Some(failed) = journal.failed() {
-            let (waiting, dir) = (named(Step::Waiting), dir_flag(self.settings));
-            let why = failed.why.as_deref().unwrap_or_default();
-            // Of a drain the sentence names the node itself.
-            match why.starts_with(&format!("{} ", failed.node)) {
-                true => println!("failed: {why}"),
-                false => println!("failed: {}: {why}", failed.node),
-            }
-            if !waiting.is_empty() {
-                println!("not touched: {}", waiting.join(", "));
-            }
-            if journal.heals() || journal.removes() {
-                return Ok(());
-            }
-            println!(
-                "The roll has stopped. `{0} roll --rollback{dir}` puts the images of before back; with what was wrong put right, \
-                 and a new image built where it was that, `{0} roll{dir}` begins anew. What else may be done with a node that \
-                 is not drained says `{0} roll --help` (--on-blocked).",
-                program()
-            );
-        }
-        next(&format!("{} status{}", program(), dir_flag(self.settings)));
-        Ok(())
     }
 
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {

@@ -89,9 +89,8 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
         }
     }
     // Before nodes are gone that it would go on to name.
-    let file = settings.dir.join(FILE_NAME);
-    if !args.dry_run && std::fs::metadata(&file).is_ok_and(|known| known.permissions().readonly()) {
-        return input::bad(format!("{0} is read-only, and kimg edits it; run: chmod u+w {0}", file.display()));
+    if !args.dry_run {
+        check_writable(settings)?;
     }
     let _alone = if args.dry_run { None } else { Some(alone(settings)?) };
     // What was interrupted comes to its end first.
@@ -108,11 +107,13 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
     if of_masters {
         return masters::run(args, &settings);
     }
-    let workers: Vec<String> = settings.nodes_of(Role::Worker).map(|node| node.entry.name.clone()).collect();
+    let workers: Vec<String> = settings.lasting_workers().map(|node| node.entry.name.clone()).collect();
     if args.count > workers.len() {
         return grow(args, &settings, &workers);
     }
-    let gone = &workers[args.count..];
+    // What a roll has left counts as none of them.
+    let spares = settings.spares().map(|node| node.entry.name.clone());
+    let gone: Vec<String> = workers[args.count..].iter().cloned().chain(spares).collect();
     if gone.is_empty() {
         println!("{FILE_NAME} names {} workers", workers.len());
         // They may not be there yet: it is edited before they are made.
@@ -121,15 +122,28 @@ pub(super) fn run(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(journal) = removed(args, &settings, gone)? else { return Ok(ExitCode::SUCCESS) };
+    let Some(journal) = removed(args, &settings, &gone)? else { return Ok(ExitCode::SUCCESS) };
     let settings = forget(&settings, &journal)?;
     if settings.provider.is_some() {
         super::cloud::show_left_volumes(&settings)?;
     }
-    let left = settings.nodes_of(Role::Worker).count();
+    let left = settings.lasting_workers().count();
     println!("cluster {} has {left} workers, here and in {FILE_NAME}", settings.name);
+    settings.spares_left().iter().for_each(|sentence| println!("{sentence}"));
     next(&format!("{} status{}", program(), dir_flag(&settings)));
-    Ok(if left == args.count { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if left == args.count && settings.spares().next().is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether `cluster.toml` may be edited, asked before anything is done that ends with that.
+///
+/// # Errors
+/// Bad input.
+pub(super) fn check_writable(settings: &Settings) -> Result<()> {
+    let file = settings.dir.join(FILE_NAME);
+    if std::fs::metadata(&file).is_ok_and(|known| known.permissions().readonly()) {
+        return input::bad(format!("{0} is read-only, and kimg edits it; run: chmod u+w {0}", file.display()));
+    }
+    Ok(())
 }
 
 /// One edits cluster.toml at a time, and makes what it says before the next one does.
@@ -180,7 +194,11 @@ pub(super) fn forget(settings: &Settings, journal: &Journal) -> Result<Settings>
     let left = settings.nodes_of(Role::Master).filter(|node| !is_gone(&node.entry.name)).count();
     let may_go = |role| role == Role::Worker || masters::check(left).is_ok();
     let gone = settings.nodes.iter().filter(|node| is_gone(&node.entry.name) && may_go(node.entry.role));
-    let gone: Vec<String> = gone.map(|node| node.entry.name.clone()).collect();
+    take_out(settings, gone.map(|node| node.entry.name.clone()).collect())
+}
+
+/// Takes nodes out of `cluster.toml` of which there is nothing any more.
+pub(super) fn take_out(settings: &Settings, gone: Vec<String>) -> Result<Settings> {
     if gone.is_empty() {
         return Ok(settings.clone());
     }

@@ -132,6 +132,7 @@ impl Looker<'_> {
         let mut found = status::status(self.settings)?;
         if found.api_error.is_none() {
             found.warnings.extend(self.members());
+            found.warnings.extend(self.settings.spares_left());
             let inventory = backup::look(self.settings)?;
             found.warnings.extend(backup::warning(self.settings, &inventory, backup::now_ms()));
             if self.away.as_ref().is_none_or(|(at, _)| at.elapsed() > AWAY) {

@@ -7,7 +7,7 @@
 
 use super::images::{Image, Images};
 use super::plan::{self, Situation, Step};
-use super::{Cloud, Inventory, Maker, Offer, ROLES, Server, State, volumes};
+use super::{Cloud, Inventory, Maker, Offer, ROLES, Server, State, destroy, volumes};
 use crate::client::block_on;
 use crate::client::node::{NodeClient, Refused};
 use crate::config::{Provider, Settings};
@@ -231,8 +231,12 @@ impl CloudMachines<'_> {
     /// Whether these nodes' machines could be made anew with what there is.
     pub(super) fn check_in(&self, inventory: &Inventory, nodes: &[&str]) -> Result<()> {
         let (settings, provider) = (self.settings, self.provider);
-        // Each machine goes before the next one comes, so none takes more room in the account.
-        let offer = &Offer { room: None, ..self.offer.clone() };
+        let comes = |node: &&str| {
+            settings.spares().any(|spare| spare.entry.name == *node) && of(inventory, node).next().is_none()
+        };
+        // Each machine goes before the next one comes, so none takes more room in the account; but a spare does.
+        let room = self.offer.room.filter(|_| nodes.iter().any(comes));
+        let offer = &Offer { room, ..self.offer.clone() };
         let (rules, built) = (plan::rules(self.cloud), BTreeMap::new());
         let mut plan = plan::plan(&Situation { settings, provider, offer, inventory, rules, built });
         plan.heals();
@@ -464,7 +468,11 @@ impl Machines for CloudMachines<'_> {
     }
 
     fn remove(&mut self, node: &str) -> Result<Ended> {
-        self.finish(&self.cloud.inventory()?, node)
+        let ended = self.finish(&self.cloud.inventory()?, node)?;
+        // What was made for a machine that came to nothing costs on, too.
+        let of_it = |found: &Inventory| destroy::of_node(self.settings, found, node).unwrap_or_default();
+        destroy::destroy(self.cloud, self.client, of_it, |_| ())?;
+        Ok(ended)
     }
 
     fn boot(&self, node: &str) -> Option<String> {

@@ -154,6 +154,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         plan.node(situation, &node.entry.name, node.entry.role);
     }
     plan.strangers(situation);
+    plan.drift.extend(settings.spares_left());
     plan.count(provider, offer, inventory);
     plan
 }
@@ -448,6 +449,27 @@ impl Plan {
     /// Bad input: why not.
     pub fn check(&self) -> Result<()> {
         if self.refusals.is_empty() { Ok(()) } else { input::bad(self.refusals.join("; ")) }
+    }
+
+    /// What the spares cost that are to be made, as long as they are there.
+    pub fn prices_of_spares(&self, settings: &Settings) -> Vec<String> {
+        let price = |step: &Step| match step {
+            Step::MakeServer { node, r#type, monthly } if settings.spares().any(|spare| spare.entry.name == *node) => {
+                Some(format!("the spare {node} is a {}, {} a month", r#type, amount(*monthly, &self.currency)))
+            }
+            _ => None,
+        };
+        let mut lines: Vec<String> = self.steps.iter().filter_map(price).collect();
+        if !lines.is_empty() {
+            let sum = |cents| amount(cents, &self.currency);
+            let budget = self.budget.map_or(String::new(), |budget| format!(", of a budget of {budget}"));
+            lines.push(format!(
+                "all machines a month: {} now, {} while it lasts{budget}; the provider bills spares for as long as they are there",
+                sum(self.monthly_now),
+                sum(self.monthly_then)
+            ));
+        }
+        lines
     }
 
     /// Whether machines are to be made, for which images are needed.

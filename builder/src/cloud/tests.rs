@@ -15,6 +15,7 @@ mod proxmox;
 mod rebuilding;
 mod roll;
 mod status_page;
+mod surge;
 mod volumes;
 
 use super::fakes::{self, FakeCluster, Machine, Shared, World, held};

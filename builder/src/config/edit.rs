@@ -104,12 +104,38 @@ pub fn with(text: &str, names: &[String], after: &str, alike: bool) -> String {
     added(text, names.iter().map(own), after, alike)
 }
 
+/// The text with these spare workers behind the node `after`, and like the worker `like`.
+pub fn with_spares(text: &str, spares: &[(String, Option<IpAddr>)], after: &str, like: &str) -> String {
+    let own = |(name, address): &(String, Option<IpAddr>)| {
+        let address = address.map(|address| format!("addresses = [\"{address}\"]"));
+        [format!("name = \"{name}\""), "role = \"worker\"".into(), "spare = true".into()]
+            .into_iter()
+            .chain(address)
+            .collect()
+    };
+    // What is on a data volume would outlive it.
+    added_like(text, spares.iter().map(own), after, Some(like), &["data-gb"])
+}
+
 /// The text with more nodes behind the one called `after`, each with its own lines.
 fn added(text: &str, nodes: impl ExactSizeIterator<Item = Vec<String>>, after: &str, alike: bool) -> String {
+    added_like(text, nodes, after, alike.then_some(after), &[])
+}
+
+/// The same, like the node `of` but for these keys.
+fn added_like(
+    text: &str,
+    nodes: impl ExactSizeIterator<Item = Vec<String>>,
+    after: &str,
+    of: Option<&str>,
+    but: &[&str],
+) -> String {
     let lines = lines_of(text);
-    let Some(block) = blocks(&lines).into_iter().find(|block| block.name == after) else { return text.to_owned() };
+    let blocks = blocks(&lines);
+    let Some(block) = blocks.iter().find(|block| block.name == after) else { return text.to_owned() };
     let end = if lines[block.lines.start].ends_with("\r\n") { "\r\n" } else { "\n" };
-    let like = if alike { like(&lines[block.lines.start + 1..block.lines.end]) } else { Vec::new() };
+    let of = blocks.iter().find(|block| Some(block.name.as_str()) == of);
+    let like = of.map_or_else(Vec::new, |of| like(&lines[of.lines.start + 1..of.lines.end], but));
     let mut all = lines[..block.lines.end].concat();
     let closed = |text: &mut String| {
         if !text.ends_with('\n') {
@@ -131,13 +157,14 @@ fn added(text: &str, nodes: impl ExactSizeIterator<Item = Vec<String>>, after: &
 
 /// What another node like this one has of its lines: not what is its own, each as a whole, whose value may go over
 /// several lines.
-fn like<'t>(lines: &[&'t str]) -> Vec<&'t str> {
+fn like<'t>(lines: &[&'t str], but: &[&str]) -> Vec<&'t str> {
     let mut rest = lines;
     let mut kept = Vec::new();
     while let Some(first) = rest.first() {
         let whole = |count: &usize| toml::from_str::<toml::Table>(&rest[..*count].concat()).is_ok();
         let count = (1..=rest.len()).find(whole).unwrap_or(1);
-        if !["", "name", "role", "addresses"].contains(&key(first).as_str()) {
+        let key = key(first);
+        if !["", "name", "role", "addresses"].iter().chain(but).any(|own| *own == key) {
             kept.extend(&rest[..count]);
         }
         rest = &rest[count..];
@@ -213,6 +240,22 @@ node-ports = [30080] # web
             "{text}"
         );
         assert_eq!(without(&text, &["n".into()]), TEXT);
+    }
+
+    #[test]
+    fn a_spare_is_like_the_worker_that_it_stands_in_for_but_for_what_would_outlive_it() {
+        let text = TEXT.replace("# fast\n", "# fast\ndata-gb = 20\n");
+        let spares = [("w3".to_string(), "10.77.0.13".parse().ok()), ("w4".to_string(), None)];
+        let more = with_spares(&text, &spares, "w2", "w2");
+        let like = "type = \"cx33\"\n[nodes.labels]\ndisk = \"ssd\"\n";
+        let head = |name: &str| format!("\n[[nodes]]\nname = \"{name}\"\nrole = \"worker\"\nspare = true\n");
+        let both =
+            format!("#taints = []\n{}addresses = [\"10.77.0.13\"]\n{like}{}{like}\n# VMs.\n", head("w3"), head("w4"));
+        assert!(more.contains(&both), "{more}");
+        assert_eq!(without(&more, &["w3".to_string(), "w4".to_string()]), text);
+        // Behind another spare, and not like that.
+        let again = with_spares(&more, &[("w5".to_string(), None)], "w4", "w1");
+        assert!(again.contains(&format!("{like}{}\n# VMs.\n", head("w5"))), "{again}");
     }
 
     #[test]

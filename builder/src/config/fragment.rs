@@ -290,6 +290,8 @@ pub struct NodeFragment {
     pub r#type: Option<Spanned<String>>,
     /// GB of a data volume at the provider, of a worker or of a single master; default: it has none.
     pub data_gb: Option<Spanned<i64>>,
+    /// A worker that is there for the time of a roll, which removes it at its end; default false.
+    pub spare: Option<Spanned<bool>>,
     /// Addresses, the first is the InternalIP; default: local VMs get one, elsewhere metadata says.
     #[serde(default)]
     pub addresses: Vec<Spanned<String>>,

@@ -508,7 +508,23 @@ fn local_node(
     }
     // `[provider]` says whether it can have one, and how large.
     let data_gb = at.get_ref().data_gb.as_ref().and_then(|gb| u32::try_from(*gb.get_ref()).ok());
-    Ok(NodeSettings { entry, local_address, unaddressed, data_gb })
+    let spare = is_spare(at.get_ref(), entry.role)?;
+    Ok(NodeSettings { entry, local_address, unaddressed, data_gb, spare })
+}
+
+/// Whether a roll removes it at its end, and with it nothing that was to stay.
+fn is_spare(node: &NodeFragment, role: Role) -> Result<bool, Fault> {
+    let Some(spare) = node.spare.as_ref().filter(|spare| *spare.get_ref()) else { return Ok(false) };
+    if role == Role::Master {
+        return Err(fault(spare, "nodes.spare", "is a worker's: a roll removes it at its end; remove this line"));
+    }
+    match &node.data_gb {
+        Some(gb) => {
+            let message = "a spare has no data volume, which would stay when a roll removes it; remove this line";
+            Err(fault(gb, "nodes.data-gb", message))
+        }
+        None => Ok(true),
+    }
 }
 
 fn resolve_node(node: &NodeFragment) -> Result<NodeEntry, Fault> {

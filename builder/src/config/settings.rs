@@ -166,6 +166,8 @@ pub struct NodeSettings {
     pub unaddressed: bool,
     /// GB of its data volume, for a worker or a single master at a provider that has one.
     pub data_gb: Option<u32>,
+    /// A worker that is there for the time of a roll.
+    pub spare: bool,
 }
 
 impl NodeSettings {
@@ -366,6 +368,31 @@ impl Settings {
     /// Nodes of a role.
     pub fn nodes_of(&self, role: Role) -> impl Iterator<Item = &NodeSettings> {
         self.nodes.iter().filter(move |n| n.entry.role == role)
+    }
+
+    /// The workers that are there whether or not somebody rolls.
+    pub fn lasting_workers(&self) -> impl Iterator<Item = &NodeSettings> {
+        self.nodes_of(Role::Worker).filter(|node| !node.spare)
+    }
+
+    /// The workers that are there for the time of a roll.
+    pub fn spares(&self) -> impl Iterator<Item = &NodeSettings> {
+        self.nodes.iter().filter(|node| node.spare)
+    }
+
+    /// What there is to say of spares that a roll has left.
+    pub fn spares_left(&self) -> Option<String> {
+        let names: Vec<&str> = self.spares().map(|node| node.entry.name.as_str()).collect();
+        let (are, there, them) =
+            if names.len() > 1 { ("are spares", "they are", "them") } else { ("is a spare", "it is", "it") };
+        (!names.is_empty()).then(|| {
+            format!(
+                "{} {are}: {there} there for the time of a roll, and `kimg roll` removes {them} when it comes to its end, or \
+                 `kimg scale workers {}` without one",
+                names.join(", "),
+                self.lasting_workers().count()
+            )
+        })
     }
 
     /// A node by name; the error ([`BadInput`]) lists the known ones.

@@ -589,6 +589,32 @@ fn what_no_provider_can_do_is_said() {
 }
 
 #[test]
+fn a_worker_may_be_a_spare() {
+    let spare = THREE.replace("name = \"w\"", "name = \"w\"\nspare = true");
+    let valid = at(HETZNER, &spare).expect("valid");
+    let names = |nodes: Vec<&NodeSettings>| nodes.iter().map(|node| node.entry.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(valid.spares().collect()), ["w"]);
+    assert!(!names(valid.lasting_workers().collect()).contains(&"w".to_owned()));
+    assert!(valid.spares_left().is_some_and(|said| said.starts_with("w is a spare: it is there for the time")));
+    let none = at(HETZNER, &spare.replace("spare = true", "spare = false")).expect("valid");
+    assert!(none.spares().next().is_none() && none.spares_left().is_none());
+    // The node itself is told nothing of it.
+    assert_eq!(
+        valid.nodes.iter().map(|node| &node.entry).collect::<Vec<_>>(),
+        none.nodes.iter().map(|node| &node.entry).collect::<Vec<_>>()
+    );
+    let cases = [
+        (THREE.replace("name = \"m\"", "name = \"m\"\nspare = true"), "nodes.spare: is a worker's"),
+        (spare.replace("spare = true", "spare = true\ndata-gb = 20"), "nodes.data-gb: a spare has no data volume"),
+        (spare.replace("spare = true", "spare = 1"), "nodes.spare: "),
+    ];
+    for (nodes, says) in cases {
+        let error = at(HETZNER, &nodes).expect_err(says).to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn a_key_is_guessed_only_where_it_is_near() {
     let known = ["image", "name", "local"];
     assert_eq!(nearest("nmae", &known), Some("name"));

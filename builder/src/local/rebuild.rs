@@ -4,7 +4,7 @@ use super::accel::Accel;
 use super::interrupt::Interrupt;
 use super::state::{self, State, Vm};
 use super::up::{self, ImageFile, Starter};
-use super::{disk, down};
+use super::{disk, down, switch};
 use crate::config::{NodeSettings, Settings};
 use crate::machines::{Data, Ended};
 use crate::pki::Secrets;
@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Ends the VM, puts the image under its disk (or makes a new disk) and starts it with a seed that says what it begins with.
+/// A spare's is made where there is none.
 /// The VM has ended before its disk is touched, and its disk has one name: a master's store never has two writers.
 /// Called again after an interruption, it begins anew and comes to the same.
 ///
@@ -37,6 +38,11 @@ pub fn rebuild(
     let accel = if state.accel == "kvm" { Accel::Kvm } else { Accel::Tcg };
     let patience = down::patience(&state);
     let several = state.vms.values().filter(|vm| vm.role == Role::Master).count() > 1;
+    if node.spare && !state.vms.contains_key(name) {
+        // It comes with the roll, and goes with it.
+        state.vms.insert(name.clone(), Vm::new(node.entry.role, &image.id));
+        switch::ensure(&run_dir, settings, &mut state)?;
+    }
     let vm =
         state.vms.get_mut(name).with_context(|| format!("{name} is no VM on this machine; start it with `kimg up`"))?;
     let ended = down::stop(&run_dir, secrets, name, vm, patience)?;

@@ -69,6 +69,24 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// One of which there is nothing yet.
+    pub fn new(role: Role, image: &str) -> Vm {
+        Vm {
+            role,
+            process: None,
+            api_port: None,
+            status_port: None,
+            node_port: 0,
+            node_ports: BTreeMap::new(),
+            token: None,
+            awaits_backup: false,
+            joins_etcd: false,
+            new_disk: true,
+            image: image.to_owned(),
+            previous: None,
+        }
+    }
+
     /// Whether QEMU runs.
     pub fn running(&self) -> bool {
         self.process.is_some_and(Process::alive)

@@ -141,20 +141,7 @@ pub fn begin_anew(settings: &Settings, images: &BTreeMap<Role, ImageFile>) -> Re
 
 /// A master of which there is nothing yet.
 fn new_master(images: &BTreeMap<Role, ImageFile>) -> Result<Vm> {
-    Ok(Vm {
-        role: Role::Master,
-        process: None,
-        api_port: None,
-        status_port: None,
-        node_port: 0,
-        node_ports: BTreeMap::new(),
-        token: None,
-        awaits_backup: false,
-        joins_etcd: false,
-        new_disk: true,
-        image: images.get(&Role::Master).context("there is no master image")?.id.clone(),
-        previous: None,
-    })
+    Ok(Vm::new(Role::Master, &images.get(&Role::Master).context("there is no master image")?.id))
 }
 
 /// Notes how the etcd of each of several masters begins, before any is started: all together, or by joining those that
@@ -763,20 +750,8 @@ mod tests {
         let mut state = State::default();
         let said = interrupted(&settings, &state).to_string();
         assert_eq!(said, "interrupted before a VM was started; `kimg up --dir /nowhere` goes on");
-        let vm = Vm {
-            role: Role::Master,
-            process: Process::find(std::process::id() as i32),
-            api_port: None,
-            status_port: None,
-            node_port: 1,
-            node_ports: BTreeMap::new(),
-            token: None,
-            awaits_backup: false,
-            joins_etcd: false,
-            new_disk: false,
-            image: String::new(),
-            previous: None,
-        };
+        let process = Process::find(std::process::id() as i32);
+        let vm = Vm { process, ..Vm::new(Role::Master, "") };
         state.vms.insert("m".into(), vm);
         let said = interrupted(&settings, &state).to_string();
         assert!(said.contains("go on running (m)") && said.contains("`kimg down --dir /nowhere` ends them"), "{said}");

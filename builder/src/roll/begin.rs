@@ -162,7 +162,9 @@ pub fn images_before(journal: &Journal, machines: &[Machine]) -> BTreeMap<String
         let machine = machines.iter().find(|machine| machine.node == entry.node);
         machine.is_some_and(|machine| machine.image != entry.from || !machine.running || entry.is_carried())
     };
-    journal.nodes.iter().filter(has).map(|entry| (entry.node.clone(), entry.from.clone())).collect()
+    // A spare has no way back: it leaves.
+    let nodes = journal.nodes.iter().filter(|entry| !entry.spare);
+    nodes.filter(has).map(|entry| (entry.node.clone(), entry.from.clone())).collect()
 }
 
 /// Where the stores of a journal's masters go with the images of before.
@@ -199,8 +201,10 @@ pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
 
 /// Nodes that had left, and that `kimg up` has made anew meanwhile, leave once more: cluster.toml names them until the end.
 pub fn leave_again(journal: &mut Journal, machines: &[Machine]) {
+    let is_there = |machine: &&Machine| machine.running || machine.image != NO_IMAGE;
     let is_back = |entry: &&mut Entry| {
-        entry.leaves() && entry.step == Step::Done && machines.iter().any(|machine| machine.node == entry.node)
+        let mut there = machines.iter().filter(is_there);
+        entry.leaves() && entry.step == Step::Done && there.any(|machine| machine.node == entry.node)
     };
     journal.nodes.iter_mut().filter(is_back).for_each(|entry| entry.step = Step::Waiting);
 }

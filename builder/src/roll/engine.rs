@@ -12,7 +12,7 @@ use super::lock::{Holder, Verdict};
 use super::members::Members;
 use super::plan::Node;
 use super::volumes::Volumes;
-use crate::machines::{Data, Ended, Machines, Order, local::short};
+use crate::machines::{Data, Ended, Machines, NO_IMAGE, Order, local::short};
 use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -161,6 +161,11 @@ impl Engine<'_> {
             self.enter(book, index, Step::Leaving)?;
         }
         if !book.journal.active().is_empty() || !book.journal.may_begin(0).is_empty() {
+            return Ok(None);
+        }
+        let before = book.journal.clone();
+        if book.journal.release_spares(self.clock.now()) {
+            self.save_or_restore(book, before, "spares")?;
             return Ok(None);
         }
         book.journal.outcome = book.journal.conclusion();
@@ -368,11 +373,13 @@ impl Engine<'_> {
     }
 
     /// The inner error is the provider's, the outer one what kept the engine from asking it. Gives the boot that the node
-    /// reported from last before its machine ended, where it was asked between that and the next one.
-    fn rebuild(&mut self, order: &Order<'_>) -> Result<Result<Option<String>>> {
+    /// reported from last before its machine ended, where it was asked between that and the next one. `is_new`: there was
+    /// none that could say anything.
+    fn rebuild(&mut self, order: &Order<'_>, is_new: bool) -> Result<Result<Option<String>>> {
         let name = order.node;
         match (self.keep_logs)(name) {
             Ok(said) => (self.say)(&format!("{name}: {said}")),
+            Err(_) if is_new => {}
             // A broken node may have nothing more to say, and is replaced for that.
             Err(error) => (self.say)(&format!("{name}: its last logs are not kept: {error:#}")),
         }
@@ -412,7 +419,10 @@ impl Engine<'_> {
         let name = &entry.node;
         let claims = self.kube.local_claims()?;
         if let Some(claim) = claims.iter().find(|claim| claim.node == *name && !entry.lose.contains(&claim.claim)) {
-            let why = format!("claim {} was bound there since the plan was made; it needs a decision too", claim.claim);
+            let why = format!(
+                "claim {0} was bound there since the plan was made: move it, or give it up with `--lose-data {0}`",
+                claim.claim
+            );
             return self.give_up(book, index, Step::Failed, why);
         }
         for claim in &entry.lose {
@@ -483,10 +493,11 @@ impl Engine<'_> {
         self.save(book, &format!("token:{name}"))?;
         self.kube.create_token(&token, name)?;
         (self.failpoint)(&format!("token-made:{name}"))?;
-        (self.say)(&format!("{name}: stops, and starts from image {}", short(&entry.to)));
+        let does = if entry.from == NO_IMAGE { "is made" } else { "stops, and starts" };
+        (self.say)(&format!("{name}: {does} from image {}", short(&entry.to)));
         let data = if keep_data { Data::Stays } else { Data::Goes };
         let order = Order { node: name, image: &entry.to, token: Some(&token), data };
-        let asked = match self.rebuild(&order)? {
+        let asked = match self.rebuild(&order, entry.from == NO_IMAGE)? {
             Ok(asked) => asked,
             Err(error) if error.is::<Killed>() => return Err(error),
             Err(error) => {

@@ -91,6 +91,8 @@ pub(crate) struct World {
     pub(crate) faults: Vec<String>,
     /// The most machines that were down at a time.
     pub(crate) most_down: usize,
+    /// The fewest workers that were up at a time, spares among them.
+    pub(crate) least_up: usize,
     version: u64,
 }
 
@@ -116,12 +118,29 @@ pub(crate) struct FakeMachine {
 /// The master's node, and its machine where there is one.
 const MASTER: &str = "m";
 
+/// Spares are made, all others are there.
+fn is_spare(node: &str) -> bool {
+    node.starts_with('s')
+}
+
 /// The world, for all who have to do with it.
 #[derive(Debug, Clone)]
 pub(crate) struct Fake(pub(crate) Rc<RefCell<World>>);
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a time")
+}
+
+fn new_node(name: &str, address: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "annotations": {}},
+        "spec": {},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "addresses": [{"type": "InternalIP", "address": address}],
+            "nodeInfo": {"bootID": at(0).to_string()},
+        },
+    })
 }
 
 impl Fake {
@@ -163,20 +182,12 @@ impl Fake {
             acknowledged: None,
             faults: Vec::new(),
             most_down: 0,
+            least_up: usize::MAX,
             version: 0,
         };
         let names = (1..=workers).map(|n| format!("w{n}")).chain(masters.iter().map(ToString::to_string));
         for (number, name) in names.enumerate() {
-            let node = json!({
-                "metadata": {"name": name, "annotations": {}},
-                "spec": {},
-                "status": {
-                    "conditions": [{"type": "Ready", "status": "True"}],
-                    "addresses": [{"type": "InternalIP", "address": format!("10.0.0.{number}")}],
-                    "nodeInfo": {"bootID": at(0).to_string()},
-                },
-            });
-            world.put(&format!("/api/v1/nodes/{name}"), node);
+            world.put(&format!("/api/v1/nodes/{name}"), new_node(&name, &format!("10.0.0.{number}")));
             if masters.len() > 1 && masters.contains(&name.as_str()) {
                 world.members.insert(name.clone(), format!("10.0.0.{number}"));
             }
@@ -372,7 +383,7 @@ impl World {
     }
 
     fn node(&self, name: &str) -> &Value {
-        &self.objects[&format!("/api/v1/nodes/{name}")]
+        self.objects.get(&format!("/api/v1/nodes/{name}")).unwrap_or(&Value::Null)
     }
 
     fn takes_pods(&self, name: &str) -> bool {
@@ -419,6 +430,7 @@ impl World {
         }
         let down = self.machines.values().filter(|machine| !machine.booted).count();
         self.most_down = self.most_down.max(down);
+        self.least_up = self.least_up.min(self.workers().filter(|name| self.machines[*name].booted).count());
         // The first pods of all need their time.
         if self.ready_pods() == 0 && self.now > at(1020) {
             self.faults.push(format!("{}: no pod answers", self.now));
@@ -465,7 +477,12 @@ impl World {
                 continue;
             }
             let lasted = self.now.as_second() - machine.started.as_second();
-            let mut node = self.objects[&path].clone();
+            let known = self.objects.get(&path).cloned();
+            if known.is_none() && lasted < BOOT_SECS {
+                // It has not joined yet.
+                continue;
+            }
+            let mut node = known.unwrap_or_else(|| new_node(&name, &format!("10.0.1.{}", name.trim_matches('s'))));
             if machine.running && lasted >= BOOT_SECS {
                 let ready = !self.broken.contains(&machine.image);
                 node["status"]["conditions"][0]["status"] = json!(if ready { "True" } else { "False" });
@@ -753,6 +770,9 @@ impl Machines for Fake {
         }
         let now = world.now;
         world.order.push(order.node.to_string());
+        if is_spare(order.node) {
+            world.machines.entry(order.node.into()).or_insert_with(FakeMachine::old);
+        }
         let Some(machine) = world.machines.get_mut(order.node) else { bail!("there is no machine {}", order.node) };
         let anew = machine.anew(order.image, now, order.data == Data::AwaitsBackup);
         let (kept_data, joined) = (order.data == Data::Stays, order.data == Data::JoinsEtcd);

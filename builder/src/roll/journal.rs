@@ -72,6 +72,9 @@ pub struct Entry {
     /// meanwhile.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub master: bool,
+    /// It is there for the time of the roll: it comes before the other workers go, and leaves at the end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spare: bool,
     /// Its name in the etcd that several masters share, and serve from meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<String>,
@@ -264,8 +267,8 @@ impl Journal {
         if self.failed().is_some() || self.active_master().is_some() {
             return Vec::new();
         }
-        // A master proves nothing of the workers' image.
-        let proven = self.nodes.iter().any(|entry| entry.step == Step::Done && !entry.master);
+        // A master proves nothing of the workers' image, and a spare nothing of what becomes of a node that had another.
+        let proven = self.nodes.iter().any(|entry| entry.step == Step::Done && !entry.master && !entry.spare);
         let most = if proven { self.rules.max_unavailable } else { 1 };
         let active = self.active().len();
         let free = most.saturating_sub(active + away);
@@ -277,19 +280,46 @@ impl Journal {
         if waiting.peek().is_some_and(|first| self.nodes[*first].master) {
             return waiting.take(if active == 0 { free.min(1) } else { 0 }).collect();
         }
+        let others_are_active = self.nodes.iter().any(|entry| entry.step.is_active() && !entry.spare);
+        match waiting.peek().map(|first| &self.nodes[*first]) {
+            // Nobody is away for one that comes.
+            Some(first) if first.comes() && others_are_active => return Vec::new(),
+            Some(first) if first.comes() => return waiting.take_while(|i| self.nodes[*i].comes()).collect(),
+            // Until the others are there, it stands in for one of them.
+            Some(first) if first.spare && others_are_active => return Vec::new(),
+            Some(first) if first.spare => return waiting.take_while(|i| self.nodes[*i].spare).take(free).collect(),
+            _ if self.nodes.iter().any(|entry| entry.step.is_active() && entry.comes()) => return Vec::new(),
+            _ => {}
+        }
         // One that is away itself frees its own place.
-        waiting.take_while(|i| !self.nodes[*i].master).take(free).collect()
+        waiting.take_while(|i| !self.nodes[*i].master && !self.nodes[*i].spare).take(free).collect()
     }
 
-    /// Whether it makes the cluster smaller.
+    /// Once all others are there: spares that came leave again. Whether there are any.
+    pub fn release_spares(&mut self, now: Timestamp) -> bool {
+        if self.failed().is_some() {
+            return false;
+        }
+        let came: Vec<&mut Entry> =
+            self.nodes.iter_mut().filter(|entry| entry.comes() && entry.step == Step::Done).collect();
+        let any = !came.is_empty();
+        for entry in came {
+            entry.from = std::mem::take(&mut entry.to);
+            (entry.step, entry.since) = (Step::Waiting, now);
+            (entry.boot, entry.token) = (String::new(), None);
+        }
+        any
+    }
+
+    /// Whether it makes the cluster smaller; that the spares of a roll leave does not.
     pub fn removes(&self) -> bool {
-        self.nodes.iter().any(Entry::leaves)
+        self.nodes.iter().any(|entry| entry.leaves() && !entry.spare)
     }
 
     /// Whether it puts no other image under any node: broken ones are made anew.
     pub fn heals(&self) -> bool {
         let heals = |entry: &Entry| entry.from == entry.to || entry.from == crate::machines::NO_IMAGE;
-        self.nodes.iter().all(|entry| heals(entry) && !entry.leaves())
+        self.nodes.iter().all(|entry| heals(entry) && !entry.leaves() && !entry.spare)
     }
 
     /// The outcome once nothing is under way and nothing may begin.
@@ -307,6 +337,11 @@ impl Entry {
     /// Whether the only copy of its claims' data is with whoever rolls.
     pub fn is_carried(&self) -> bool {
         self.data == DataAt::Here && !self.copy.is_empty()
+    }
+
+    /// Whether it is a spare that is made before the other workers go.
+    pub fn comes(&self) -> bool {
+        self.spare && !self.leaves()
     }
 
     /// Whether the API is away while it is.
@@ -330,6 +365,7 @@ pub(super) mod tests {
         let entry = |(number, step): (usize, &Step)| Entry {
             node: format!("n{number}"),
             master: false,
+            spare: false,
             member: None,
             store: None,
             moved: false,

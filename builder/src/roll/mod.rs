@@ -1,6 +1,6 @@
 //! `kimg roll`: puts a new image under the nodes of a running cluster, a few at a time, without losing a request.
 //!
-//! The parts: [`plan`], [`skew`], [`gone`], [`drain`], [`journal`] and [`lock`] decide, do no I/O and are given the time; [`api`] asks the
+//! The parts: [`plan`], [`spares`], [`skew`], [`gone`], [`drain`], [`journal`] and [`lock`] decide, do no I/O and are given the time; [`api`] asks the
 //! API server; [`engine`] does what was decided, step by step, on [`crate::machines::Machines`].
 //!
 //! What a node goes through; each step is in the journal (a ConfigMap in kube-system) before anything of it is done, so
@@ -15,6 +15,7 @@
 //! One of several masters goes as a worker does, where the others' etcd does without it ([`members`]), and they serve on.
 //! Where a worker's claims are copied ([`volumes`]), that is done while it is Replacing, before its machine ends; the new
 //! one has them back while it is Returning, before pods come to it.
+//! Spares come before the workers go, and once all are there they begin again, to leave ([`journal::Journal::release_spares`]).
 //! A node that fails lets those that are under way come to their end, and no other begins.
 //! What is done in a step may be done twice: the process may have ended between the deed and the next entry.
 
@@ -35,6 +36,9 @@ pub mod members;
 mod members_tests;
 pub mod plan;
 pub mod skew;
+pub mod spares;
+#[cfg(test)]
+mod spares_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod volumes;

@@ -5,6 +5,7 @@ pub(crate) mod tests;
 
 use super::journal::{Copied, DataAt, Entry, Journal, Outcome, Rules, Step, VERSION};
 use super::skew::{Known, Level};
+use super::spares;
 use crate::logs::line::harmless;
 use crate::machines::{Machine, NO_IMAGE, local::short};
 use jiff::Timestamp;
@@ -77,7 +78,7 @@ pub struct Situation<'a> {
 /// What the user wants.
 #[derive(Debug, Clone, Default)]
 pub struct Wish {
-    /// `workers`, `master`, or nodes; nothing means all nodes.
+    /// `workers`, `master`, or nodes; nothing means all nodes that are to have an image.
     pub nodes: Vec<String>,
     /// The image that each node is to have.
     pub images: BTreeMap<String, String>,
@@ -97,6 +98,10 @@ pub struct Wish {
     pub lose_pods: bool,
     /// Where the stores of single masters go with their images.
     pub stores: BTreeMap<String, StoreEngine>,
+    /// Spare workers that there are, or that are to be: they leave in the end.
+    pub spares: Vec<String>,
+    /// So many of them stand in for workers that are replaced.
+    pub surge: usize,
     /// The named masters are lost: their disks are new, and they join the others, whoever else is broken.
     pub lost: bool,
 }
@@ -117,6 +122,9 @@ pub struct Plan {
 pub struct Item {
     /// The node.
     pub node: String,
+    /// It is a spare: it leaves in the end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub spare: bool,
     /// It is the master: for about so long the API is away.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_away_secs: Option<u64>,
@@ -170,6 +178,7 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
     for name in chosen(wish, now)? {
         items.extend(item(name, wish, now)?);
     }
+    items.extend(spares::items(wish, now, &items)?);
     check_claims_named(wish, &items)?;
     check_carried(now, &items)?;
     let replaced = |name: &str| items.iter().any(|item| item.node == name);
@@ -201,8 +210,14 @@ pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
     // kubelet may be newer than its API server: forth the master comes before the workers, and back after them.
     items.sort_by_key(|item| {
         let whole = known(&item.node).is_some_and(|node| node.ready) && !wish.first.contains(&item.node);
-        let master = item.is_master();
-        if wish.back { (whole, master) } else { (!master, whole) }
+        // A spare stands in until all workers are there, and is no newer than its API server, either.
+        match (wish.back, item.is_master(), item.spare) {
+            (true, false, true) => (1, 1, false),
+            (true, master, _) => (usize::from(whole), if master { 2 } else { 0 }, false),
+            (false, true, _) => (0, 0, whole),
+            (false, _, true) => (if item.to.is_empty() { 3 } else { 1 }, 0, false),
+            (false, ..) => (2, 0, whole),
+        }
     });
     Ok(Plan { nodes: items, gone: Vec::new() })
 }
@@ -227,6 +242,7 @@ pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
         }
         items.push(Item {
             node: name.clone(),
+            spare: false,
             api_away_secs: None,
             member: now.members.get(name).cloned(),
             store: None,
@@ -333,6 +349,7 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     }
     Ok(Some(Item {
         node: name.to_string(),
+        spare: false,
         api_away_secs: (master && member.is_none()).then_some(now.gap_secs),
         store: wish.stores.get(name).copied(),
         from: machine.image.clone(),
@@ -441,7 +458,8 @@ impl Claim {
 }
 
 impl Item {
-    fn is_master(&self) -> bool {
+    /// Whether it serves the API.
+    pub fn is_master(&self) -> bool {
         self.api_away_secs.is_some() || self.member.is_some()
     }
 }
@@ -452,6 +470,7 @@ impl Plan {
         let entry = |item: &Item| Entry {
             node: item.node.clone(),
             master: item.is_master(),
+            spare: item.spare,
             member: item.member.clone(),
             store: item.store,
             moved: false,
@@ -476,9 +495,12 @@ impl Plan {
     pub fn text(&self) -> String {
         let mut lines = Vec::new();
         for item in &self.nodes {
-            if item.to.is_empty() {
+            if item.spare || item.to.is_empty() {
                 let what = if item.member.is_some() { "leaves etcd" } else { "is drained" };
-                lines.push(format!("{}: {what} and is removed, with all that is on its disk", item.node));
+                lines.push(match item.spare {
+                    true => spares::text(item),
+                    false => format!("{}: {what} and is removed, with all that is on its disk", item.node),
+                });
                 lines.extend(item.loses.iter().map(|claim| format!("  IS LOST: claim {}", shown(claim))));
                 lines.extend(item.ends.iter().map(|pod| format!("  ends: pod {pod}, which nothing starts again")));
                 continue;
@@ -539,6 +561,14 @@ impl FromStr for Amount {
 }
 
 impl Amount {
+    /// Where none may be meant, too.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn or_none(text: &str) -> Result<Amount, String> {
+        if text == "0" { Ok(Amount::Number(0)) } else { text.parse() }
+    }
+
     /// How many of `total` nodes may be away: rounded down as Cluster API does it for `maxUnavailable`, and one where that
     /// leaves none, since without surge nothing would ever be replaced.
     pub fn unavailable_of(self, total: usize) -> usize {

@@ -183,16 +183,10 @@ pub(crate) fn roll_back_on(
     let images = begin::images_before(&last, &listed);
     begin::check_held(machines, &images).expect("a way back");
     let nodes: Vec<String> = images.keys().cloned().collect();
-    let plan = if nodes.is_empty() {
-        Plan::default()
-    } else {
-        let (first, stores) = (begin::unsettled(&last), begin::stores_before(&last));
-        make(
-            fake,
-            machines,
-            &Wish { nodes, images, back: true, first, stores, copy_again: begin::copied(&last), ..Wish::default() },
-        )
-    };
+    let (first, stores, copy_again) = (begin::unsettled(&last), begin::stores_before(&last), begin::copied(&last));
+    let spares = last.nodes.iter().filter(|entry| entry.spare).map(|entry| entry.node.clone()).collect();
+    let wish = Wish { nodes, images, back: true, first, stores, spares, copy_again, ..Wish::default() };
+    let plan = make(fake, machines, &wish);
     let mut back = plan.journal(rules(), last.whole.clone(), true, fake.now());
     begin::take_along(&mut back, &last, &listed);
     run(fake, machines, me, failpoint, begin::write(Kube(fake), back)?)

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         ("a_claim_is_copied_to_a_new_disk", copied),
         ("an_image_whose_node_is_never_ready_stops_the_roll", broken),
         ("killed_in_between_it_goes_on_with_all_workers", killed),
+        ("a_spare_stands_in_for_workers_and_is_gone_in_the_end", surged),
         ("all_nodes_are_replaced_and_no_acknowledged_write_is_lost", all_nodes),
         ("all_nodes_are_replaced_and_open_connections_lose_no_request", all_nodes_kept),
         ("an_image_whose_api_server_never_answers_goes_back", mute_master),
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         "a_claim_is_copied_to_a_new_disk",
         "an_image_whose_node_is_never_ready_stops_the_roll",
         "killed_in_between_it_goes_on_with_all_workers",
+        "a_spare_stands_in_for_workers_and_is_gone_in_the_end",
         "all_nodes_are_replaced_and_no_acknowledged_write_is_lost",
         "all_nodes_are_replaced_and_open_connections_lose_no_request",
         "an_image_whose_api_server_never_answers_goes_back",
@@ -276,6 +278,40 @@ fn killed(cluster: &Cluster) -> Result {
     for node in ["worker-1", "worker-2"] {
         ensure!(boot_of(&after, node) != boot_of(&before, node), "{node} did not boot anew");
     }
+    check_whole(cluster)
+}
+
+/// Two workers take pods at any time, also where the roll is ended with the spare just made, and with a worker away.
+fn surged(cluster: &Cluster) -> Result {
+    web(cluster)?;
+    build(cluster, "tests.image=surge")?;
+    let path = cluster.dir.join("cluster.toml");
+    let written = || std::fs::read_to_string(&path).context("reading cluster.toml");
+    let (before, begun) = (written()?, boots(cluster)?);
+    let plan = cluster.kimg(&["roll", "--dry-run", "--max-surge", "1"])?.success()?;
+    ensure!(plan.contains("worker-3: is made as a spare") && plan.contains("another VM on this machine"), "{plan}");
+    ensure!(written()? == before, "the dry run has changed cluster.toml");
+    // The switch starts anew for another node, which no provider's does.
+    let made = ["roll", "--yes", "--settle", "3", "--max-surge", "1", "--fail-at", "rebuilt:worker-3"];
+    let killed = cluster.kimg(&made)?;
+    ensure!(killed.code == 137 && written()?.contains("spare = true"), "{}", killed.all());
+    let visitor = Visitor::start(cluster)?;
+    let killed = cluster.kimg(&["roll", "--yes", "--fail-at", "rebuilt:worker-1"])?;
+    ensure!(killed.code == 137, "{}", killed.all());
+    let said = cluster.kimg(&["roll", "--yes"])?;
+    let visits = visitor.stop()?;
+    ensure!(said.ok, "{}", said.all());
+    ensure!(said.out.contains("replaced: worker-1, worker-2\nremoved: worker-3"), "{}", said.out);
+    visits.check_all_seen()?;
+    ensure!(visits.fewest >= 2, "only {} workers took pods", visits.fewest);
+    let after = boots(cluster)?;
+    ensure!(after.len() == begun.len(), "{after:?}");
+    for node in ["worker-1", "worker-2"] {
+        ensure!(boot_of(&after, node) != boot_of(&begun, node), "{node} did not boot anew");
+    }
+    ensure!(!cluster.dir.join("run/worker-3").exists(), "its disk is left");
+    let left = written()?;
+    ensure!(left == before, "cluster.toml is another:\n{left}");
     check_whole(cluster)
 }
 

@@ -40,7 +40,7 @@ pub(crate) struct Visitor {
     kept: bool,
     stop: Arc<AtomicBool>,
     visits: JoinHandle<Result<Visits>>,
-    looks: JoinHandle<()>,
+    looks: JoinHandle<usize>,
 }
 
 impl Visitor {
@@ -66,14 +66,19 @@ impl Visitor {
         let looks = std::thread::spawn({
             let stop = stop.clone();
             move || {
+                let mut fewest = usize::MAX;
                 while !stop.load(Relaxed) {
                     // Where the API server is slow to answer, clients go on with what they know.
                     match (addresses(&client), targets.lock()) {
-                        (Ok(found), Ok(mut known)) => *known = found,
+                        (Ok(found), Ok(mut known)) => {
+                            fewest = fewest.min(found.len());
+                            *known = found;
+                        }
                         _ => client = api(&dir).unwrap_or(client),
                     }
                     std::thread::park_timeout(LOOK);
                 }
+                fewest
             }
         });
         Ok(Visitor { kept: keep, stop, visits, looks })
@@ -84,7 +89,7 @@ impl Visitor {
         let visits = self.visits.join();
         let looked = self.looks.join();
         match (visits, looked) {
-            (Ok(visits), Ok(())) => Ok(Seen { visits: visits?, kept: self.kept }),
+            (Ok(visits), Ok(fewest)) => Ok(Seen { visits: visits?, kept: self.kept, fewest }),
             _ => bail!("a thread of the visitor failed"),
         }
     }
@@ -94,6 +99,8 @@ impl Visitor {
 pub(crate) struct Seen {
     visits: Visits,
     kept: bool,
+    /// The fewest addresses that the Service's status held at a look.
+    pub(crate) fewest: usize,
 }
 
 impl Seen {

@@ -30,9 +30,14 @@ pub(in crate::cli) struct RollArgs {
     /// Go back to the images that the nodes of the last roll had
     #[arg(long, conflicts_with = "nodes")]
     pub(in crate::cli) rollback: bool,
-    /// Nodes that may be away at a time after the first one: a number, or a percentage of all workers (rounded down)
-    #[arg(long, value_name = "N|N%", default_value = "1", value_parser = str::parse::<Amount>)]
-    pub(in crate::cli) max_unavailable: Amount,
+    /// Workers that may be missing at a time after the first one: a number, or a percentage of all (rounded down) [default: 1,
+    /// with --max-surge 0]
+    #[arg(long, value_name = "N|N%", value_parser = Amount::or_none)]
+    pub(in crate::cli) max_unavailable: Option<Amount>,
+    /// Spare workers that are made for the time of the roll, and stand in for those that are away: a number, or a percentage
+    /// of all workers (rounded up)
+    #[arg(long, value_name = "N|N%", value_parser = Amount::or_none, conflicts_with_all = ["rollback", "finish"])]
+    pub(in crate::cli) max_surge: Option<Amount>,
     /// How long a new node must stay Ready, seconds
     #[arg(long, value_name = "SECONDS", default_value_t = SETTLE_SECS)]
     pub(in crate::cli) settle: u64,
@@ -78,7 +83,8 @@ impl RollArgs {
             json: false,
             finish: false,
             rollback: false,
-            max_unavailable: Amount::Number(1),
+            max_unavailable: None,
+            max_surge: None,
             settle: SETTLE_SECS,
             timeout: DRAIN_SECS,
             ready_timeout: None,

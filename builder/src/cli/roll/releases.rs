@@ -3,7 +3,7 @@
 use super::Command;
 use crate::input;
 use crate::roll::journal::Journal;
-use crate::roll::plan::Plan;
+use crate::roll::plan::{Item, Plan};
 use crate::roll::skew::{self, Known, Level, Stand};
 use anyhow::{Context, Result};
 use node_api::{Release, StoreFormat};
@@ -45,11 +45,16 @@ impl Command<'_> {
         };
         // What is no node of cluster.toml may say what it likes, and of one that gets nobody knows what nothing is compared.
         let ours = |name: &str| self.settings.nodes.iter().any(|node| node.entry.name == name);
-        let blank = |name: &str| plan.nodes.iter().any(|item| item.node == name && gets(name).level.is_none());
+        // Nor with one that leaves.
+        let leaves = |item: &Item| item.to.is_empty();
+        let blank = |name: &str| {
+            plan.nodes.iter().any(|item| item.node == name && (leaves(item) || gets(name).level.is_none()))
+        };
         let there = self.kube().nodes()?;
         let there = there.iter().filter(|node| ours(&node.name) && !blank(&node.name));
         let now: Vec<Stand> = there.filter_map(|node| stand(&node.name, node.level)).collect();
-        let then: Vec<Stand> = plan.nodes.iter().filter_map(|item| stand(&item.node, gets(&item.node).level)).collect();
+        let then = plan.nodes.iter().filter(|item| !leaves(item));
+        let then: Vec<Stand> = then.filter_map(|item| stand(&item.node, gets(&item.node).level)).collect();
         skew::check(&now, &then).or_else(input::bad)?;
         let highest = |of: &[Stand]| of.iter().filter(|one| one.master).map(|one| one.level).max();
         if let Some((has, new)) = highest(&now).zip(highest(&then)).filter(|(has, new)| new > has) {

@@ -188,8 +188,10 @@ pub(super) struct Both<'a> {
 impl Both<'_> {
     /// An interrupt stands for the end of the process.
     fn told<T>(&self, node: &str, result: Result<T>) -> Result<T> {
-        if held(&self.world).machine(&format!("{node}.demo")).is_empty() {
-            self.fake.0.borrow_mut().machines.get_mut(node).unwrap().running = false;
+        if held(&self.world).machine(&format!("{node}.demo")).is_empty()
+            && let Some(machine) = self.fake.0.borrow_mut().machines.get_mut(node)
+        {
+            machine.running = false;
         }
         result.map_err(|error| if error.is::<Interrupted>() { Killed("a call".into()).into() } else { error })
     }
@@ -345,7 +347,7 @@ fn roll(stage: &Stage, fake: &Fake) -> Result<(Outcome, Journal)> {
 }
 
 /// Each node has one machine, the master the one that it had, and the workers' are of this image and have joined.
-fn check(stage: &Stage, fake: &Fake, before: &World, image: &str, at: &str) {
+pub(super) fn check(stage: &Stage, fake: &Fake, before: &World, image: &str, at: &str) {
     let servers = stage.cloud().inventory().unwrap().servers;
     let mut found: Vec<(&str, &str)> = servers.iter().map(|one| (one.node.as_str(), one.image.as_str())).collect();
     found.sort_unstable();
@@ -390,6 +392,27 @@ fn each_worker_gets_a_new_machine_and_its_old_one_goes_back() {
     }
 }
 
+/// What was killed behind call `n` goes on, or back. Each call is one of several alike: the way back, which it tells, need
+/// not be tried behind all.
+pub(super) fn ends_well(
+    stage: &Stage,
+    fake: &Fake,
+    there: &World,
+    n: usize,
+    at: &str,
+    roll: impl Fn(&Stage, &Fake) -> Result<(Outcome, Journal)>,
+) -> bool {
+    let back = n / step() % 5 == 4;
+    let (outcome, journal) = match back {
+        true => with(stage, fake, |both| roll_back_on(fake, both, &never)),
+        false => roll(stage, fake),
+    }
+    .unwrap_or_else(|error| panic!("{at}: {error:#}"));
+    assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
+    check(stage, fake, there, if back { SUM } else { NEW }, at);
+    back
+}
+
 #[test]
 fn behind_whichever_call_it_is_killed_it_goes_on_and_back() {
     for which in ALL {
@@ -403,15 +426,7 @@ fn behind_whichever_call_it_is_killed_it_goes_on_and_back() {
                 break;
             }
             killed += 1;
-            // Each call is one of several alike: the way back need not be tried behind all.
-            let back = n / step() % 5 == 4;
-            let (outcome, journal) = match back {
-                true => with(&stage, &fake, |both| roll_back_on(&fake, both, &never)),
-                false => roll(&stage, &fake),
-            }
-            .unwrap_or_else(|error| panic!("{at}: {error:#}"));
-            assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
-            check(&stage, &fake, &there, if back { SUM } else { NEW }, &at);
+            ends_well(&stage, &fake, &there, n, &at, roll);
         }
         assert!((killed + 1) * step() > 20, "{which:?}: {killed}");
     }

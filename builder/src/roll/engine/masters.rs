@@ -101,7 +101,7 @@ impl Engine<'_> {
         let name = &entry.node;
         (self.say)(&format!("{name}: stops, and starts from image {}; the other masters serve", short(&entry.to)));
         let data = if entry.keep_data { Data::Stays } else { Data::JoinsEtcd };
-        if let Err(error) = self.rebuild(&Order { node: name, image: &entry.to, token: None, data })? {
+        if let Err(error) = self.rebuild(&Order { node: name, image: &entry.to, token: None, data }, false)? {
             if error.is::<Killed>() {
                 return Err(error);
             }
@@ -148,7 +148,9 @@ impl Engine<'_> {
         }
         (self.say)(&format!("{name}: stops, and starts from image {}; the API is away", short(&entry.to)));
         let begun = self.clock.now();
-        if let Err(error) = self.rebuild(&Order { node: name, image: &entry.to, token: None, data: Data::Stays })? {
+        if let Err(error) =
+            self.rebuild(&Order { node: name, image: &entry.to, token: None, data: Data::Stays }, false)?
+        {
             if error.is::<Killed>() {
                 return Err(error);
             }
