@@ -22,6 +22,7 @@ use crate::local::interrupt::Interrupt;
 use crate::local::state::{self, State};
 use crate::local::up::{ImageFile, Interrupted};
 use crate::logs::kept;
+use crate::logs::line::harmless;
 use crate::machines::local::{LocalMachines, short};
 use crate::machines::{Machine, Machines, NO_IMAGE};
 use crate::node::members::Masters;

@@ -79,6 +79,8 @@ pub(super) fn items(wish: &Wish, now: &Situation<'_>, others: &[Item]) -> Result
             broken: None,
             keep_data: false,
             keeps,
+            copies: Vec::new(),
+            carried: false,
             loses,
             ends,
         });
