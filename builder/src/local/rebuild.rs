@@ -13,6 +13,7 @@ use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result};
 use node_metadata::Role;
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -45,6 +46,10 @@ pub fn rebuild(
     }
     let vm =
         state.vms.get_mut(name).with_context(|| format!("{name} is no VM on this machine; start it with `kimg up`"))?;
+    // Without room the old machine would end for nothing.
+    let used = |path: &Path| std::fs::metadata(path).map_or(0, |known| (known.blocks() * 512) >> 20);
+    let carried = if data == Data::Stays { used(&run_dir.join(name).join("disk.raw")) } else { 0 };
+    disk::check_space(&run_dir, used(&image.path) + carried)?;
     let ended = down::stop(&run_dir, secrets, name, vm, patience)?;
     vm.process = None;
     vm.token = token.map(ToString::to_string);
