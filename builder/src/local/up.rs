@@ -4,7 +4,7 @@ use super::accel::{self, Accel};
 use super::interrupt::Interrupt;
 use super::qemu::{self, Bus, Disk, VmSpec};
 use super::state::{self, State, Vm};
-use super::{console, disk, releases, stock, switch};
+use super::{console, disk, qmp, releases, stock, switch};
 use crate::client::kube::{self, NodeState};
 use crate::client::node::NodeClient;
 use crate::client::{Https, block_on};
@@ -319,6 +319,13 @@ impl Starter<'_> {
         let name = &node.entry.name;
         let known = lock(self.state).vms.get(name).cloned();
         if known.as_ref().is_some_and(Vm::running) {
+            let dir = self.run_dir.join(name);
+            let said = qmp::execute(&dir, "qmp.sock", "query-status", None).unwrap_or_default();
+            // QEMU pauses a VM for which the disk here had no room, and never tries again by itself.
+            if said["status"] == "io-error" {
+                qmp::execute(&dir, "qmp.sock", "cont", None).with_context(|| format!("letting {name} run on"))?;
+                eprintln!("kimg: {name} was paused, as the disk here was full, and runs on");
+            }
             bar.set_message(format!("{name}: runs"));
             return Ok(());
         }

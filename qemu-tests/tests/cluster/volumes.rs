@@ -55,7 +55,13 @@ fn stateful_set(cluster: &Cluster) -> Result {
     ensure!(row.trim() == "kept", "the row says '{row}'");
     let claim = cluster.k(&["-n", "data", "get", "pvc", "data-db-0", "-o", "jsonpath={.status.phase}"])?;
     ensure!(claim == "Bound", "the claim is {claim}");
-    Ok(())
+    // A claim that was given up goes with its pod, and the next pod gets a new one.
+    cluster.k(&["-n", "data", "delete", "pvc", "data-db-0", "--wait=false"])?;
+    cluster.k(&["-n", "data", "delete", "pod", "db-0", "--wait=true"])?;
+    wait::until("a pod with a new claim", wait::scale(60), || {
+        let out = cluster.kubectl(&["-n", "data", "exec", "db-0", "--", "ls", "/data"])?;
+        Ok((out.ok && !out.out.contains("row")).then_some(()))
+    })
 }
 
 const PROJECTED: &str = r#"

@@ -5,8 +5,8 @@ mod pod;
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
-use control_client::{Failure, Key, Queue, pods, selector};
+use anyhow::{Context as _, ensure};
+use control_client::{Key, Queue, pods, selector};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -76,6 +76,12 @@ async fn work(context: &Context, key: &Key) -> Worked {
     if set.metadata.deletion_timestamp.is_none() {
         for action in plan::plan(&set, &mine, &names, now) {
             act(context, &set, action, &current, &update, &names).await?;
+        }
+        // As upstream does it (`pkg/controller/statefulset`): a claim that was deleted under a pod that waits comes back.
+        for pod in mine.iter().filter(|pod| plan::waits(pod)) {
+            if let Some(ordinal) = pod::ordinal(&set_name, pod) {
+                make_claims(context, &set, ordinal).await?;
+            }
         }
     }
     retain_claims(context, &set).await?;
@@ -152,13 +158,14 @@ async fn act(
     Ok(())
 }
 
-/// The claims of one ordinal, where they are missing.
-async fn make_claims(context: &Context, set: &StatefulSet, ordinal: i32) -> Result<(), Failure> {
+/// The claims of one ordinal, where they are missing. With one that goes, its pod is to wait until there is a new one.
+async fn make_claims(context: &Context, set: &StatefulSet, ordinal: i32) -> anyhow::Result<()> {
     for wanted in pod::claims(set, ordinal) {
-        if context.caches.claims.get(&Key::of(&wanted)).is_some() {
+        let name = wanted.metadata.name.clone().unwrap_or_default();
+        if let Some(known) = context.caches.claims.get(&Key::of(&wanted)) {
+            ensure!(known.metadata.deletion_timestamp.is_none(), "claim {name} is being deleted");
             continue;
         }
-        let name = wanted.metadata.name.clone().unwrap_or_default();
         let set_name = set.metadata.name.as_deref().unwrap_or_default();
         match context.caches.claims.create(&wanted).await {
             Ok(_) => context.events.normal(
@@ -176,7 +183,7 @@ async fn make_claims(context: &Context, set: &StatefulSet, ordinal: i32) -> Resu
                         failure.message()
                     ),
                 );
-                return Err(failure);
+                return Err(failure.into());
             }
         }
     }

@@ -73,6 +73,12 @@ fn revision_for(set: &StatefulSet, at: i32, names: &Revisions, current_left: boo
     if keeps { names.current.clone() } else { names.update.clone() }
 }
 
+/// Whether a pod has no container yet.
+pub fn waits(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    phase == Some("Pending") && pod.metadata.deletion_timestamp.is_none()
+}
+
 pub fn plan(set: &StatefulSet, all: &[Arc<Pod>], names: &Revisions, now: Timestamp) -> Vec<Action> {
     let spec = set.spec.clone().unwrap_or_default();
     let parallel = spec.pod_management_policy.as_deref() == Some("Parallel");
