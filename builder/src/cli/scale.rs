@@ -188,6 +188,8 @@ fn gone_on(settings: &Settings, journal: &Journal) -> Result<Option<Settings>> {
 
 /// Takes the nodes that are gone out of `cluster.toml`; masters only where as many are left as there may be.
 pub(super) fn forget(settings: &Settings, journal: &Journal) -> Result<Settings> {
+    // Whoever edited it while nodes went keeps what was written.
+    let settings = &config::load(&settings.dir)?;
     let is_gone = |name: &String| {
         journal.nodes.iter().any(|entry| entry.node == *name && entry.step == Step::Done && entry.leaves())
     };

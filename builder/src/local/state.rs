@@ -166,10 +166,28 @@ pub fn backup_has_come(settings: &Settings, node: &str) -> Result<()> {
     state.save(&run_dir)
 }
 
+/// Processes whose folder was a `run/` in this place that is gone: beside them a second cluster would have their names.
+fn ghosts(run_dir: &Path) -> Vec<String> {
+    let Ok(here) = run_dir.canonicalize() else { return Vec::new() };
+    let gone = PathBuf::from(format!("{} (deleted)", here.display()));
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_one = |entry: &std::fs::DirEntry| std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == gone);
+    processes.filter(is_one).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
 /// Makes `run/` and holds it: two `up` or `down` at a time would start everything twice.
 pub fn lock(settings: &Settings) -> Result<(PathBuf, std::fs::File)> {
     let run_dir = settings.run_dir();
     cache::private_dir(&run_dir)?;
+    let ghosts = ghosts(&run_dir);
+    if !ghosts.is_empty() {
+        let pids = ghosts.join(" ");
+        bail!(
+            "{0} was removed while the cluster's VMs ran, and they go on without disks that anybody could start again; \
+             copy from them what you need, end them (kill {pids}), and `kimg restore` brings the cluster back from a copy",
+            run_dir.display()
+        );
+    }
     let path = run_dir.join(".lock");
     let file = cache::open_private(&path)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -383,6 +401,20 @@ mod tests {
         drop(child.stdin.take());
         child.wait().expect("ended");
         assert!(!State::load(dir.path()).expect("loaded").vms["w"].running());
+    }
+
+    #[test]
+    fn who_runs_in_a_folder_that_was_removed_is_found() {
+        let dir = tempfile::tempdir().expect("dir");
+        let run_dir = dir.path().join("run");
+        std::fs::create_dir(&run_dir).expect("folder");
+        let mut child = std::process::Command::new("sleep").arg("60").current_dir(&run_dir).spawn().expect("sleep");
+        assert!(ghosts(&run_dir).is_empty());
+        std::fs::remove_dir(&run_dir).expect("removed");
+        std::fs::create_dir(&run_dir).expect("folder");
+        assert_eq!(ghosts(&run_dir), [child.id().to_string()]);
+        child.kill().expect("ended");
+        child.wait().expect("reaped");
     }
 
     #[test]
