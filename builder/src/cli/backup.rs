@@ -4,6 +4,7 @@ use super::store;
 use crate::backup::away::Away;
 use crate::backup::{self, Choice, Found, here};
 use crate::config::Settings;
+use crate::heal::Copy;
 use crate::input;
 use crate::local::state;
 use crate::node::Target;
@@ -51,23 +52,32 @@ pub(super) fn run(command: &BackupCommand, settings: &Settings) -> Result<ExitCo
                 return input::bad(format!("{} exists; give another name", file.display()));
             }
             input::writable_place(file)?;
-            let found = choice.find(settings)?;
-            let plain = backup::fetch(settings, &found)?;
+            let (what, plain) = chosen(settings, choice)?;
             // Not everything in it is encrypted.
             write_private(file, &plain)?;
-            println!("{}: {} of {}, {} bytes", file.display(), found.backup.name(), found.node, plain.len());
+            println!("{}: {what}, {} bytes", file.display(), plain.len());
             Ok(())
         }
         BackupCommand::Send => send(settings),
         BackupCommand::Restore { choice, yes } => {
-            let found = choice.find(settings)?;
-            let plain = backup::fetch(settings, &found)?;
-            let what =
-                format!("Backup {} of {} ({} old)", found.backup.name(), found.node, backup::age_of(&found.backup));
+            let (what, plain) = chosen(settings, choice)?;
             store::put_in_place(settings, &Target::default(), plain, &what, *yes)
         }
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// What is meant, wherever it is, decrypted; the newest one of all where nothing is said.
+fn chosen(settings: &Settings, choice: &Choice) -> Result<(String, Vec<u8>)> {
+    let client = Client::new(None)?;
+    let away = match choice.node {
+        Some(_) => None,
+        None => Away::look(settings, &client, &environment)
+            .context("[backup] to could not be asked; --node takes one that a worker keeps")?,
+    };
+    let copy = Copy::find(settings, choice, away.as_ref())?;
+    let plain = copy.open(settings, away.as_ref().map(|(_, away)| away))?;
+    Ok((copy.shown(), plain))
 }
 
 fn send(settings: &Settings) -> Result<()> {

@@ -202,8 +202,8 @@ pub(super) fn read_snapshot(settings: &Settings, file: &Path) -> Result<Vec<u8>>
 
 /// Has a master put a snapshot in its store's place, once the user agrees; `what` names it.
 pub(super) fn put_in_place(settings: &Settings, target: &Target, bytes: Vec<u8>, what: &str, yes: bool) -> Result<()> {
-    let question = format!("{what} takes the place of everything in the cluster's store. Go on?");
-    if !yes && !input::agreed(&question)?.unwrap_or(false) {
+    println!("{what} takes the place of everything in the cluster's store");
+    if !yes && !input::agreed("Go on?")?.unwrap_or(false) {
         return input::bad("nothing was changed; --yes says yes in advance");
     }
     let done: Done = block_on(target.client(settings)?.post_bytes(path::STORE_RESTORE, bytes))?;
