@@ -170,13 +170,25 @@ spec:
   volumes: [{name: row, persistentVolumeClaim: {claimName: row}}]
 "#;
 
+fn write_row(cluster: &Cluster) -> Result {
+    cluster.apply(CLAIM)?;
+    cluster.pod_ready("shop", "writer")?;
+    cluster.exec("shop", "writer", &["sh", "-c", "echo kept > /row/row; sync"]).map(drop)
+}
+
+fn check_row(cluster: &Cluster) -> Result {
+    cluster.apply(CLAIM)?;
+    cluster.pod_ready("shop", "writer")?;
+    let row = cluster.exec("shop", "writer", &["cat", "/row/row"])?;
+    ensure!(row.trim() == "kept", "the row says '{row}'");
+    cluster.k(&["-n", "shop", "delete", "pod", "writer"]).map(drop)
+}
+
 /// What the plan says of it; and that nothing is lost without a decision.
 fn claim(cluster: &Cluster) -> Result {
     web(cluster)?;
     build(cluster, CHANGED)?;
-    cluster.apply(CLAIM)?;
-    cluster.pod_ready("shop", "writer")?;
-    cluster.exec("shop", "writer", &["sh", "-c", "echo kept > /row/row; sync"])?;
+    write_row(cluster)?;
     let refused = cluster.kimg(&["roll", "worker-2", "--dry-run"])?;
     ensure!(refused.code == 2 && refused.err.contains("shop/writer"), "{}", refused.all());
     let plan = cluster.kimg(&["roll", "worker-2", "--dry-run", "--lose-pods"])?.success()?;
@@ -186,11 +198,7 @@ fn claim(cluster: &Cluster) -> Result {
     let visits = visitor.stop()?;
     ensure!(said.ok, "{}", said.all());
     visits.check_all_seen()?;
-    cluster.apply(CLAIM)?;
-    cluster.pod_ready("shop", "writer")?;
-    let row = cluster.exec("shop", "writer", &["cat", "/row/row"])?;
-    ensure!(row.trim() == "kept", "the row says '{row}'");
-    cluster.k(&["-n", "shop", "delete", "pod", "writer"])?;
+    check_row(cluster)?;
     check_whole(cluster)
 }
 
@@ -382,9 +390,7 @@ fn mute_master(cluster: &Cluster) -> Result {
 /// back.
 fn dead(cluster: &Cluster) -> Result {
     web(cluster)?;
-    cluster.apply(CLAIM)?;
-    cluster.pod_ready("shop", "writer")?;
-    cluster.exec("shop", "writer", &["sh", "-c", "echo kept > /row/row; sync"])?;
+    write_row(cluster)?;
     let visitor = Visitor::start(cluster)?;
     let writer = Writer::start(cluster)?;
     set_word(cluster, "master", DEAD)?;
@@ -397,11 +403,7 @@ fn dead(cluster: &Cluster) -> Result {
     let visits = visitor.stop()?;
     writes.check_all_there(cluster)?;
     visits.check_all_seen()?;
-    cluster.apply(CLAIM)?;
-    cluster.pod_ready("shop", "writer")?;
-    let row = cluster.exec("shop", "writer", &["cat", "/row/row"])?;
-    ensure!(row.trim() == "kept", "the row says '{row}'");
-    cluster.k(&["-n", "shop", "delete", "pod", "writer"])?;
+    check_row(cluster)?;
     build(cluster, CHANGED)?;
     check_whole(cluster)
 }
