@@ -23,7 +23,7 @@ pub fn panics(path: &Path) -> Option<String> {
     let text = tail(path, 1 << 20);
     let mut panics = since_start(&text).lines().filter_map(|line| Some(line.get(line.find(PANIC)?..)?.trim_end()));
     panics.next()?;
-    panics.last().map(str::to_owned)
+    panics.next_back().map(str::to_owned)
 }
 
 fn since_start(text: &str) -> &str {
