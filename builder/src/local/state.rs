@@ -224,6 +224,9 @@ pub fn stopped(settings: &Settings, state: &State, node: Option<&str>) -> Option
     let up = format!("`kimg up{}`", crate::cli::dir_flag(settings));
     Some(match node {
         Some(node) if state.vms.values().any(Vm::running) => format!("the VM {node} does not run; start it with {up}"),
+        None if state.vms.values().any(Vm::running) => {
+            format!("no master of cluster {} runs; start it with {up}", settings.name)
+        }
         _ => format!("the VMs of cluster {} do not run; start them with {up}", settings.name),
     })
 }
@@ -345,9 +348,11 @@ mod tests {
         let mut state = State { vms: BTreeMap::from([("m".into(), vm.clone())]), ..State::default() };
         assert!(stopped(&settings("sealed"), &state, None).is_some());
         vm.process = Process::find(std::process::id() as i32);
-        state.vms.insert("other".into(), vm.clone());
+        state.vms.insert("other".into(), Vm { role: Role::Worker, ..vm.clone() });
         let why = stopped(&settings("sealed"), &state, Some("m")).expect("stopped");
         assert!(why.starts_with("the VM m does not run"), "{why}");
+        let why = stopped(&settings("sealed"), &state, None).expect("stopped");
+        assert!(why.starts_with("no master of cluster demo runs"), "{why}");
         state.vms.insert("m".into(), vm);
         assert_eq!(stopped(&settings("plain"), &state, Some("m")), None);
     }
