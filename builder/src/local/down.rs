@@ -34,6 +34,7 @@ pub struct Down {
 /// Ends all VMs of the cluster and the switch; with `delete`, removes their disks too.
 pub fn down(settings: &Settings, delete: bool, progress: &Progress) -> Result<Down> {
     if !settings.run_dir().exists() {
+        state::check_no_ghosts(settings)?;
         return Ok(Down::default());
     }
     let (run_dir, _lock) = state::lock(settings)?;

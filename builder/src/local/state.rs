@@ -1,6 +1,7 @@
 //! `run/state.json`: what runs on this machine for a cluster. Written whole or not at all, read by every command.
 
 use super::process::Process;
+use super::qemu;
 use crate::cache;
 use crate::client::{Https, tls};
 use crate::cloud::cluster;
@@ -166,28 +167,47 @@ pub fn backup_has_come(settings: &Settings, node: &str) -> Result<()> {
     state.save(&run_dir)
 }
 
-/// Processes whose folder was a `run/` in this place that is gone: beside them a second cluster would have their names.
-fn ghosts(run_dir: &Path) -> Vec<String> {
-    let Ok(here) = run_dir.canonicalize() else { return Vec::new() };
-    let gone = PathBuf::from(format!("{} (deleted)", here.display()));
+/// The VMs and the switch whose `run/` was removed: beside them a second cluster would have their names. Others may stay in
+/// a folder that is gone, as shells do.
+fn ghosts(dir: &Path) -> Vec<String> {
+    let Ok(here) = dir.canonicalize() else { return Vec::new() };
+    let gone = PathBuf::from(format!("{}/run (deleted)", here.display()));
+    let is_ours = |words: Vec<u8>| {
+        let mut words = words.split(|byte| *byte == 0);
+        words.next().is_some_and(|program| program.ends_with(qemu::PROGRAM.as_bytes()))
+            || words.any(|word| word == b"switch")
+    };
+    let is_one = |entry: &std::fs::DirEntry| {
+        let proc = entry.path();
+        std::fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd == gone)
+            && std::fs::read(proc.join("cmdline")).is_ok_and(is_ours)
+    };
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let is_one = |entry: &std::fs::DirEntry| std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == gone);
     processes.filter(is_one).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Looks whether VMs run whose `run/` was removed.
+///
+/// # Errors
+/// They do, and what to do.
+pub fn check_no_ghosts(settings: &Settings) -> Result<()> {
+    let ghosts = ghosts(&settings.dir);
+    if ghosts.is_empty() {
+        return Ok(());
+    }
+    let pids = ghosts.join(" ");
+    bail!(
+        "{0} was removed while the cluster's VMs ran, and they go on without disks that anybody could start again; copy from \
+         them what you need, end them (kill {pids}), and `kimg restore` brings the cluster back from a copy",
+        settings.run_dir().display()
+    )
 }
 
 /// Makes `run/` and holds it: two `up` or `down` at a time would start everything twice.
 pub fn lock(settings: &Settings) -> Result<(PathBuf, std::fs::File)> {
     let run_dir = settings.run_dir();
     cache::private_dir(&run_dir)?;
-    let ghosts = ghosts(&run_dir);
-    if !ghosts.is_empty() {
-        let pids = ghosts.join(" ");
-        bail!(
-            "{0} was removed while the cluster's VMs ran, and they go on without disks that anybody could start again; \
-             copy from them what you need, end them (kill {pids}), and `kimg restore` brings the cluster back from a copy",
-            run_dir.display()
-        );
-    }
+    check_no_ghosts(settings)?;
     let path = run_dir.join(".lock");
     let file = cache::open_private(&path)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -304,6 +324,7 @@ pub fn free_port(wanted: Option<u16>) -> Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::CommandExt;
 
     #[test]
     fn urls() {
@@ -413,13 +434,20 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let run_dir = dir.path().join("run");
         std::fs::create_dir(&run_dir).expect("folder");
-        let mut child = std::process::Command::new("sleep").arg("60").current_dir(&run_dir).spawn().expect("sleep");
-        assert!(ghosts(&run_dir).is_empty());
+        let start = |name: &str| {
+            let mut command = std::process::Command::new("sleep");
+            command.arg0(name).arg("60").current_dir(&run_dir).spawn().expect("sleep")
+        };
+        let (mut vm, mut other) = (start(qemu::PROGRAM), start("somebody"));
+        assert!(ghosts(dir.path()).is_empty());
         std::fs::remove_dir(&run_dir).expect("removed");
+        assert_eq!(ghosts(dir.path()), [vm.id().to_string()]);
         std::fs::create_dir(&run_dir).expect("folder");
-        assert_eq!(ghosts(&run_dir), [child.id().to_string()]);
-        child.kill().expect("ended");
-        child.wait().expect("reaped");
+        assert_eq!(ghosts(dir.path()), [vm.id().to_string()]);
+        for child in [&mut vm, &mut other] {
+            child.kill().expect("ended");
+            child.wait().expect("reaped");
+        }
     }
 
     #[test]
