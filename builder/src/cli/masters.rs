@@ -194,7 +194,7 @@ fn grow(args: &ScaleArgs, settings: &Settings, change: &Change) -> Result<ExitCo
     if !change.runs {
         // Nobody is there who could be moved: they begin together.
         if let Some((text, new)) = change.nodes.as_ref().or(change.engine.as_ref()) {
-            scale::write(&path, text)?;
+            scale::write(&path, text, &settings.text)?;
             settings = new.clone();
         }
         vm::up(&vm::UpArgs { components: args.components.clone(), yes: true }, &settings)?;
@@ -202,7 +202,7 @@ fn grow(args: &ScaleArgs, settings: &Settings, change: &Change) -> Result<ExitCo
     }
     let known = names(&settings);
     if let Some((text, new)) = &change.engine {
-        scale::write(&path, text)?;
+        scale::write(&path, text, &settings.text)?;
         settings = new.clone();
     }
     let secrets = Secrets::of_cluster(&settings.secrets_dir(), &settings.name)?;
@@ -215,7 +215,7 @@ fn grow(args: &ScaleArgs, settings: &Settings, change: &Change) -> Result<ExitCo
         in_etcd(&masters, only)?;
     }
     if let Some((text, new)) = &change.nodes {
-        scale::write(&path, text)?;
+        scale::write(&path, text, &settings.text)?;
         settings = new.clone();
     }
     if !replaced(args, &settings, &change.missing)? {

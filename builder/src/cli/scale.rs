@@ -159,10 +159,7 @@ fn alone(settings: &Settings) -> Result<std::fs::File> {
         Err(rustix::io::Errno::WOULDBLOCK) => bail!("another `kimg scale` works on this cluster; wait for its end"),
         Err(error) => return Err(error).with_context(|| format!("locking {}", path.display())),
     }
-    let text = std::fs::read_to_string(settings.dir.join(FILE_NAME)).context("reading cluster.toml again")?;
-    if text != settings.text {
-        bail!("{FILE_NAME} was changed meanwhile; look at it, and try again");
-    }
+    check_unchanged(&settings.dir.join(FILE_NAME), &settings.text)?;
     Ok(file)
 }
 
@@ -206,8 +203,9 @@ pub(super) fn take_out(settings: &Settings, gone: Vec<String>) -> Result<Setting
     }
     let left = settings.nodes.iter().map(|node| node.entry.name.clone()).filter(|name| !gone.contains(name)).collect();
     let text = edit::without(&settings.text, &gone);
-    let (path, settings) = edited(settings, &text, left, &format!("take out {}", gone.join(", ")))?;
-    write(&path, &text)?;
+    let (path, new) = edited(settings, &text, left, &format!("take out {}", gone.join(", ")))?;
+    write(&path, &text, &settings.text)?;
+    let settings = new;
     Ok(settings)
 }
 
@@ -234,7 +232,7 @@ fn grow(args: &ScaleArgs, settings: &Settings, workers: &[String]) -> Result<Exi
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    write(&path, &text)?;
+    write(&path, &text, &settings.text)?;
     vm::up(&vm::UpArgs { components: args.components.clone(), yes: true }, &grown)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -270,8 +268,18 @@ pub(super) fn edited(settings: &Settings, text: &str, wanted: Vec<String>, what:
     }
 }
 
-/// Whole or not at all, and as readable as before.
-pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+/// What somebody has written since it was read is not written over.
+fn check_unchanged(path: &Path, read: &str) -> Result<()> {
+    let now = std::fs::read_to_string(path).with_context(|| format!("reading {} again", path.display()))?;
+    if now != read {
+        bail!("{} was changed meanwhile, and stays as it is; look at it, and try again", path.display());
+    }
+    Ok(())
+}
+
+/// Whole or not at all, as readable as before, and only in the place of what was read.
+pub(super) fn write(path: &Path, text: &str, read: &str) -> Result<()> {
+    check_unchanged(path, read)?;
     let path = path.canonicalize().with_context(|| format!("resolving {}", path.display()))?;
     let writing = || format!("writing {}", path.display());
     let mut file =
@@ -389,7 +397,8 @@ mod tests {
         let settings = config::load(dir.path()).expect("valid");
         let text = edit::without(&settings.text, &["w".into()]);
         let (path, new) = edited(&settings, &text, vec!["m".into()], "take out w").expect("edited");
-        write(&path, &text).expect("written");
+        write(&path, &text, &text).expect_err("changed meanwhile");
+        write(&path, &text, tables).expect("written");
         assert_eq!(config::load(dir.path()).expect("valid").nodes.len(), new.nodes.len());
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn grow(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
         println!("{FILE_NAME} names {} masters", names(&new).len());
         if !args.dry_run {
             if let Some(text) = &text {
-                scale::write(&new.dir.join(FILE_NAME), text)?;
+                scale::write(&new.dir.join(FILE_NAME), text, &settings.text)?;
             }
             let masters = crate::node::members::Masters::new(&new, &secrets);
             // The last one may have been made when this was interrupted, and not been told of the others.
@@ -72,7 +72,7 @@ pub(super) fn grow(args: &ScaleArgs, settings: &Settings) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(text) = &text {
-        scale::write(&new.dir.join(FILE_NAME), text)?;
+        scale::write(&new.dir.join(FILE_NAME), text, &settings.text)?;
     }
     if there.len() == 1 && !replaced(args, &new, &missing)? {
         return Ok(ExitCode::FAILURE);

@@ -23,8 +23,8 @@ pub(super) struct Grown {
     pub(super) settings: Settings,
     /// How many spares stand in for workers.
     pub(super) surge: usize,
-    /// `cluster.toml` with the spares that it lacks.
-    text: Option<String>,
+    /// `cluster.toml` as it was read, and with the spares that it lacks.
+    text: Option<(String, String)>,
 }
 
 /// Finds out what a roll needs; nothing is changed yet.
@@ -56,8 +56,8 @@ pub(super) fn grown(args: &RollArgs, settings: &Settings) -> Result<Grown> {
     let surge = spares::surge(surge, lasting.len(), replaced);
     let more = surge.saturating_sub(settings.spares().count());
     let (Some(last), true) = (lasting.last(), more > 0) else { return Ok(as_it_is(surge)) };
-    let (text, settings) = with_more(settings, last, more)?;
-    Ok(Grown { settings, surge, text: Some(text) })
+    let (text, grown) = with_more(settings, last, more)?;
+    Ok(Grown { settings: grown, surge, text: Some((settings.text.clone(), text)) })
 }
 
 /// How many workers a new roll would replace; none where it goes on with one, or the cluster is not fit for one.
@@ -114,7 +114,7 @@ impl Grown {
     /// From here on the spares are the cluster's, whoever goes on.
     pub(super) fn write(&self) -> Result<()> {
         match &self.text {
-            Some(text) => scale::write(&self.settings.dir.join(FILE_NAME), text),
+            Some((read, text)) => scale::write(&self.settings.dir.join(FILE_NAME), text, read),
             None => Ok(()),
         }
     }
