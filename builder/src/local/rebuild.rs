@@ -48,8 +48,13 @@ pub fn rebuild(
         state.vms.get_mut(name).with_context(|| format!("{name} is no VM on this machine; start it with `kimg up`"))?;
     // Without room the old machine would end for nothing.
     let used = |path: &Path| std::fs::metadata(path).map_or(0, |known| (known.blocks() * 512) >> 20);
-    let carried = if data == Data::Stays { used(&run_dir.join(name).join("disk.raw")) } else { 0 };
-    disk::check_space(&run_dir, used(&image.path) + carried)?;
+    let (new, old) = (used(&image.path), used(&run_dir.join(name).join("disk.raw")));
+    let needed = match data {
+        Data::Stays => new + old,
+        Data::Goes => new.saturating_sub(old),
+        Data::JoinsEtcd | Data::AwaitsBackup => new,
+    };
+    disk::check_space(&run_dir, needed)?;
     let ended = down::stop(&run_dir, secrets, name, vm, patience)?;
     vm.process = None;
     vm.token = token.map(ToString::to_string);

@@ -320,9 +320,13 @@ impl Starter<'_> {
         let known = lock(self.state).vms.get(name).cloned();
         if known.as_ref().is_some_and(Vm::running) {
             let dir = self.run_dir.join(name);
-            let said = qmp::execute(&dir, "qmp.sock", "query-status", None).unwrap_or_default();
+            let said = qmp::execute(&dir, "qmp.sock", "query-status", None);
+            if let Err(error) = &said {
+                // Whether it runs shows in whether its node becomes Ready.
+                tracing::debug!("{name}: {error:#}");
+            }
             // QEMU pauses a VM for which the disk here had no room, and never tries again by itself.
-            if said["status"] == "io-error" {
+            if said.is_ok_and(|said| said["status"] == "io-error") {
                 qmp::execute(&dir, "qmp.sock", "cont", None).with_context(|| format!("letting {name} run on"))?;
                 eprintln!("kimg: {name} was paused, as the disk here was full, and runs on");
             }
