@@ -55,13 +55,16 @@ pub fn of_node(settings: &Settings, inventory: &Inventory, node: &str) -> Result
     if settings.nodes_of(Role::Master).any(|master| master.entry.name == node) {
         return input::bad(format!("the store goes with {node}; `kimg destroy` removes the whole cluster"));
     }
+    let things = things_of(inventory, node);
+    if things.is_empty() { input::bad(format!("{node} has no machine; see `kimg plan`")) } else { Ok(things) }
+}
+
+/// The machine of a node, and what was made before one that could not be made.
+pub fn things_of(inventory: &Inventory, node: &str) -> Vec<Thing> {
     let machines = inventory.servers.iter().filter(|server| server.node == node);
-    // What was made before a machine that could not be made.
     let of_node =
         |thing: &&Thing| thing.name == node && ["server", "port", "floating-ip", "seed"].contains(&thing.kind);
-    let things: Vec<Thing> =
-        machines.map(Server::thing).chain(inventory.rest.iter().filter(of_node).cloned()).collect();
-    if things.is_empty() { input::bad(format!("{node} has no machine; see `kimg plan`")) } else { Ok(things) }
+    machines.map(Server::thing).chain(inventory.rest.iter().filter(of_node).cloned()).collect()
 }
 
 /// What is left behind a removal without an error, a line for each kind; `data`: images go, too.

@@ -470,8 +470,7 @@ impl Machines for CloudMachines<'_> {
     fn remove(&mut self, node: &str) -> Result<Ended> {
         let ended = self.finish(&self.cloud.inventory()?, node)?;
         // What was made for a machine that came to nothing costs on, too.
-        let of_it = |found: &Inventory| destroy::of_node(self.settings, found, node).unwrap_or_default();
-        destroy::destroy(self.cloud, self.client, of_it, |_| ())?;
+        destroy::destroy(self.cloud, self.client, |found| destroy::things_of(found, node), |_| ())?;
         Ok(ended)
     }
 
