@@ -73,6 +73,7 @@ async fn work(context: &Context, key: &Key) -> Worked {
         update: update.metadata.name.clone().unwrap_or_default(),
     };
     let now = Timestamp::now();
+    let mut claims = Ok(());
     if set.metadata.deletion_timestamp.is_none() {
         for action in plan::plan(&set, &mine, &names, now) {
             act(context, &set, action, &current, &update, &names).await?;
@@ -80,7 +81,8 @@ async fn work(context: &Context, key: &Key) -> Worked {
         // As upstream does it (`pkg/controller/statefulset`): a claim that was deleted under a pod that waits comes back.
         for pod in mine.iter().filter(|pod| plan::waits(pod)) {
             if let Some(ordinal) = pod::ordinal(&set_name, pod) {
-                make_claims(context, &set, ordinal).await?;
+                // Its status is told all the same, and it is tried again.
+                claims = claims.and(make_claims(context, &set, ordinal).await);
             }
         }
     }
@@ -99,6 +101,7 @@ async fn work(context: &Context, key: &Key) -> Worked {
     let mut in_use: Vec<String> = after.iter().map(|p| plan::revision_of(p).to_owned()).collect();
     in_use.push(names.current);
     history::trim(context, &history, &in_use, spec.revision_history_limit.unwrap_or(10)).await?;
+    claims?;
     let wait = i64::from(spec.min_ready_seconds.unwrap_or(0));
     let left = after.iter().filter_map(|p| pods::ready_for_secs(p, now)).map(|s| wait - s).filter(|l| *l > 0).min();
     Ok(Outcome::after_secs(left))
