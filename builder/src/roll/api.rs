@@ -11,7 +11,7 @@ use crate::seed::token::{BootstrapToken, LIFE};
 use anyhow::{Context, Result, bail};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
-use node_api::copy::is_volume_name;
+use node_api::copy::{LOCAL_PATH, is_volume_name};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -30,7 +30,6 @@ const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 const HOST: &str = "kubernetes.io/hostname";
 
 /// Where the folders of volumes of the default class are.
-const LOCAL_PATH: &str = "/var/lib/kimg/local-path/";
 
 /// An API server, or a fake of one.
 pub trait Api {
@@ -401,7 +400,7 @@ fn node_of_volume(volume: &Value) -> Option<String> {
 fn folder_of_volume(volume: &Value) -> Option<String> {
     let spec = &volume["spec"];
     let path = spec["hostPath"]["path"].as_str().or(spec["local"]["path"].as_str())?;
-    let name = path.strip_prefix(LOCAL_PATH)?.trim_end_matches('/');
+    let name = path.strip_prefix(LOCAL_PATH)?.strip_prefix('/')?.trim_end_matches('/');
     is_volume_name(name).then(|| name.to_owned())
 }
 

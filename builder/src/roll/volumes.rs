@@ -6,20 +6,26 @@ use crate::client::block_on;
 use crate::config::Settings;
 use crate::input::{self, BadInput};
 use crate::node::Target;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use node_api::copy::Checked;
 use node_api::{Done, Volume, path};
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How long a node may take to look at its volumes, each file of them.
 const LOOK: Duration = Duration::from_secs(60);
+/// How long nothing may come of a copy; and, once all of it is sent, until the node has it on its disk.
+const SILENCE: Duration = Duration::from_secs(60);
+const LAID: Duration = Duration::from_secs(600);
 /// What is done meanwhile is done so often.
 const BEAT: Duration = Duration::from_secs(30);
 const LEVEL: i32 = 3;
+/// Two looks at a copy's progress are this far apart at least.
+const LEAST: Duration = Duration::from_millis(10);
 
 /// The nodes of a cluster, as they give and take local volumes.
 pub trait Volumes {
@@ -66,14 +72,68 @@ impl Volumes for NodeVolumes<'_> {
     fn fetch(&self, node: &str, volume: &str, to: &mut (dyn Write + Send), meanwhile: &dyn Fn()) -> Result<()> {
         let client = self.client(node)?;
         beside(meanwhile, || {
-            let write = |piece: &[u8]| to.write_all(piece).context("writing the copy");
-            block_on(client.text(&format!("{}/{volume}", path::VOLUMES), write))
+            let moved = Moved::default();
+            let write = |piece: &[u8]| {
+                moved.note();
+                to.write_all(piece).context("writing the copy")
+            };
+            block_on(moved.lively(SILENCE, client.text(&format!("{}/{volume}", path::VOLUMES), write)))
         })
     }
 
     fn give(&self, node: &str, volume: &str, copy: Box<dyn Read + Send>, meanwhile: &dyn Fn()) -> Result<()> {
         let client = self.client(node)?;
-        beside(meanwhile, || block_on(client.post_all::<Done>(&format!("{}/{volume}", path::VOLUMES), copy)).map(drop))
+        let moved = Moved::default();
+        let copy = Moving { copy, moved: moved.clone() };
+        beside(meanwhile, || {
+            let path = format!("{}/{volume}", path::VOLUMES);
+            block_on(moved.lively(LAID, client.post_all::<Done>(&path, copy))).map(drop)
+        })
+    }
+}
+
+/// When something of a copy was sent or came last: a node that is cut off says nothing, not even that.
+#[derive(Debug, Clone)]
+struct Moved(Arc<Mutex<Instant>>);
+
+impl Default for Moved {
+    fn default() -> Moved {
+        Moved(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Moved {
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn silent(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Waits for what is under way for as long as it moves.
+    async fn lively<T>(&self, limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match tokio::time::timeout(limit.saturating_sub(self.silent()).max(LEAST), &mut work).await {
+                Ok(done) => return done,
+                Err(_) if self.silent() < limit => {}
+                Err(_) => bail!("the node has been silent for {} s", limit.as_secs()),
+            }
+        }
+    }
+}
+
+/// A copy that is sent, and says so.
+struct Moving {
+    copy: Box<dyn Read + Send>,
+    moved: Moved,
+}
+
+impl Read for Moving {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        self.moved.note();
+        self.copy.read(to)
     }
 }
 
@@ -198,6 +258,24 @@ mod tests {
     use super::*;
     use node_api::copy::Summed;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_node_that_says_nothing_more_is_given_up() {
+        let limit = Duration::from_millis(200);
+        let moved = Moved::default();
+        let hangs = block_on(moved.lively(limit, std::future::pending::<Result<()>>()));
+        assert!(hangs.expect_err("given up").to_string().contains("silent"));
+        // What is slow, and moves, takes as long as it takes.
+        let moved = Moved::default();
+        let slow = async {
+            for _ in 0..10 {
+                tokio::time::sleep(limit / 4).await;
+                moved.note();
+            }
+            Ok(())
+        };
+        block_on(moved.lively(limit, slow)).expect("all of it");
+    }
 
     #[test]
     fn a_copy_is_kept_whole_or_not_at_all() {

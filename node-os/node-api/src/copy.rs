@@ -6,6 +6,8 @@
 use sha2::{Digest, Sha256};
 use std::io::{self, Read, Write};
 
+/// Where the folders of local volumes lie on a node.
+pub const LOCAL_PATH: &str = "/var/lib/kimg/local-path";
 /// The folder in the tar.
 pub const ROOT: &str = "volume";
 /// An extended attribute, more than once where there are several.

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use node_api::copy::{Checked, is_volume_name};
+use node_api::copy::{Checked, LOCAL_PATH as DIR, is_volume_name};
 use node_api::{Done, Volume};
 use std::convert::Infallible;
 use std::fs::File;
@@ -24,7 +24,6 @@ use std::sync::Mutex;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-const DIR: &str = "/var/lib/kimg/local-path";
 /// Folders below each other: each takes stack and a descriptor.
 const DEEPEST: usize = 500;
 /// What is sent at one time, and how much of it waits.

@@ -11,6 +11,7 @@ use super::store::{self, StoreVolume};
 use crate::kernel_modules;
 use crate::machine::{Shared, Wait};
 use anyhow::{Context, Result};
+use node_api::copy::LOCAL_PATH as MOUNT_POINT;
 use node_metadata::{Node, Role};
 use node_sys::mount::{self, Options};
 use sha2::{Digest, Sha256};
@@ -20,7 +21,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-const MOUNT_POINT: &str = "/var/lib/kimg/local-path";
 const LABEL: &str = "kimg-data";
 const EXT4_UUID_AT: u64 = 1024 + 104;
 const EVERY: Duration = Duration::from_secs(2);
