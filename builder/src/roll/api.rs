@@ -29,8 +29,6 @@ const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 /// The node that a volume's affinity names.
 const HOST: &str = "kubernetes.io/hostname";
 
-/// Where the folders of volumes of the default class are.
-
 /// An API server, or a fake of one.
 pub trait Api {
     /// Sends a request and reads the whole answer.

@@ -240,23 +240,7 @@ pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
         if whole && !wish.lose_pods {
             ended.extend(ends.iter().map(|pod| format!("{name}: {pod}")));
         }
-        items.push(Item {
-            node: name.clone(),
-            spare: false,
-            api_away_secs: None,
-            member: now.members.get(name).cloned(),
-            store: None,
-            from: machine.map_or_else(|| NO_IMAGE.to_owned(), |machine| machine.image.clone()),
-            before: Known::default(),
-            to: String::new(),
-            broken: None,
-            keep_data: false,
-            keeps,
-            copies: Vec::new(),
-            carried: false,
-            loses,
-            ends,
-        });
+        items.push(Item { member: now.members.get(name).cloned(), keeps, loses, ends, ..Item::leaving(name, machine) });
     }
     if !lost.is_empty() {
         return Err(Refusal::Mistake(format!(
@@ -458,6 +442,27 @@ impl Claim {
 }
 
 impl Item {
+    /// A node that goes, with its machine where it has one.
+    pub(super) fn leaving(name: &str, machine: Option<&Machine>) -> Item {
+        Item {
+            node: name.to_owned(),
+            spare: false,
+            api_away_secs: None,
+            member: None,
+            store: None,
+            from: machine.map_or_else(|| NO_IMAGE.to_owned(), |machine| machine.image.clone()),
+            before: Known::default(),
+            to: String::new(),
+            broken: None,
+            keep_data: false,
+            keeps: Vec::new(),
+            copies: Vec::new(),
+            carried: false,
+            loses: Vec::new(),
+            ends: Vec::new(),
+        }
+    }
+
     /// Whether it serves the API.
     pub fn is_master(&self) -> bool {
         self.api_away_secs.is_some() || self.member.is_some()

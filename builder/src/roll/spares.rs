@@ -1,7 +1,6 @@
 //! The spares of a roll: workers that are there for its time, so that no other is missed while it is away. Pure.
 
 use super::plan::{Amount, Claim, Item, Refusal, Situation, Wish, shown};
-use super::skew::Known;
 use crate::machines::NO_IMAGE;
 
 /// How many spares a roll has that may replace so many workers of so many: a percentage is rounded up, as Cluster API does
@@ -68,21 +67,13 @@ pub(super) fn items(wish: &Wish, now: &Situation<'_>, others: &[Item]) -> Result
             )));
         }
         items.push(Item {
-            node: name.clone(),
             spare: true,
-            api_away_secs: None,
-            member: None,
-            store: None,
-            from: machine.map_or_else(|| NO_IMAGE.to_owned(), |machine| machine.image.clone()),
-            before: Known::default(),
+            // One that is not to be made only goes.
             to: to.cloned().unwrap_or_default(),
-            broken: None,
-            keep_data: false,
             keeps,
-            copies: Vec::new(),
-            carried: false,
             loses,
             ends,
+            ..Item::leaving(name, machine)
         });
     }
     Ok(items)
