@@ -60,8 +60,8 @@ fn cluster_toml() -> String {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Two cores carry no more, and a time-out would mean nothing.
-    arguments.test_threads = Some(1);
+    // A machine has one CPU: two fill two cores, and with more a time-out would mean nothing.
+    arguments.test_threads = Some(2);
     let bench: Arc<OnceLock<std::result::Result<Bench, String>>> = Arc::default();
     let tests = [
         boot::tests(),
@@ -79,6 +79,7 @@ fn main() -> ExitCode {
         .flatten()
         .map(|test| {
             let bench = bench.clone();
+            let name = test.name.clone();
             Trial::ignorable_test(test.name, move || {
                 let built = bench.get_or_init(|| {
                     Bench::build(&root().join("boots"), &cluster_toml(), None)
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
                 let bench = built.as_ref().map_err(|error| Failed::from(error.as_str()))?;
                 let start = Instant::now();
                 let result = (test.run)(bench);
-                eprint!("{:.1} s ", start.elapsed().as_secs_f64());
+                eprintln!("{:6.1} s  {name}", start.elapsed().as_secs_f64());
                 let Err(error) = result else { return Ok(Completion::Completed) };
                 if let Some(Skipped(reason)) = error.downcast_ref() {
                     eprintln!("skipped: {reason}");
