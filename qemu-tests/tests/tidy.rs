@@ -89,6 +89,35 @@ fn tests_ask_for_no_other_features() {
     }
 }
 
+/// `.cargo/unit.toml` says how kimg's own crates are compiled for their tests, and can do so only by their names.
+#[test]
+fn every_crate_is_compiled_for_its_tests() {
+    let text = std::fs::read_to_string(workspace().join(".cargo/unit.toml")).expect(".cargo/unit.toml");
+    for name in crates().keys().map(String::as_str).chain(["example-web"]) {
+        assert!(text.lines().any(|line| line.starts_with(&format!("{name} = {{"))), ".cargo/unit.toml lacks {name}");
+    }
+}
+
+/// A file of tests that no part of the suite names would never run.
+#[test]
+fn every_file_of_tests_is_in_a_part() {
+    let suite = std::fs::read_to_string(workspace().join("qemu-tests/src/bin/suite.rs")).expect("suite.rs");
+    let mut seen = 0;
+    for (dir, _) in crates().values() {
+        for entry in std::fs::read_dir(workspace().join(dir).join("tests")).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_test = path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").exists();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            seen += usize::from(is_test);
+            assert!(
+                !is_test || suite.contains(&format!("\"{name}\"")) || suite.contains(&format!("\"--test={name}\"")),
+                "no part runs {dir}/tests/{name}"
+            );
+        }
+    }
+    assert!(seen > 15, "the tests were not found: {seen}");
+}
+
 #[test]
 fn pure_crates_do_no_io() {
     for (crate_dir, banned) in [
