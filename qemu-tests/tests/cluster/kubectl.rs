@@ -291,7 +291,7 @@ fn rollouts(cluster: &Cluster) -> Result {
     cluster.namespace("roll")?;
     let k = |args: &[&str]| cluster.k(&["-n", "roll"].into_iter().chain(args.iter().copied()).collect::<Vec<_>>());
     let yaml = format!(
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d, namespace: roll}}\nspec:\n  replicas: 2\n  selector: {{matchLabels: {{app: d}}}}\n  template:\n    metadata: {{labels: {{app: d}}}}\n    spec:\n      terminationGracePeriodSeconds: 1\n      containers: [{{name: main, image: '{IMAGE}', imagePullPolicy: IfNotPresent, command: [sh, -c, '{SLEEP}'], env: [{{name: V, value: one}}]}}]\n"
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d, namespace: roll}}\nspec:\n  replicas: 2\n  strategy: {{rollingUpdate: {{maxSurge: 2}}}}\n  selector: {{matchLabels: {{app: d}}}}\n  template:\n    metadata: {{labels: {{app: d}}}}\n    spec:\n      terminationGracePeriodSeconds: 1\n      containers: [{{name: main, image: '{IMAGE}', imagePullPolicy: IfNotPresent, command: [sh, -c, '{SLEEP}'], env: [{{name: V, value: one}}]}}]\n"
     );
     cluster.apply(&yaml)?;
     let timeout = format!("--timeout={}s", wait::scale(40).as_secs());
