@@ -8,8 +8,10 @@ use toml::Spanned;
 
 /// Names the disk that an installer overwrites: the only word of kimg's own that is the operator's.
 const INSTALL_TO: &str = "kimg.install-to=";
-/// Words of the kernel's command line that kimg itself writes, and that decide what is booted.
-const OWN_WORDS: [&str; 6] = ["kimg.", "root=", "init=", "rdinit=", "dm-mod.", "dm_verity."];
+/// Words of the kernel's command line that kimg itself writes.
+const OWN: &str = "kimg.";
+/// Words of it that decide what is booted, and that kimg writes too.
+const ROOT_WORDS: [&str; 5] = ["root=", "init=", "rdinit=", "dm-mod.", "dm_verity."];
 /// The kernel reads 2047 characters (COMMAND_LINE_SIZE of x86), and kimg's own words and the loader's are among them.
 pub(super) const MOST_KERNEL_ARGS: usize = 1500;
 /// Where the image keeps nothing: these are mounted over or made anew at each boot.
@@ -24,7 +26,11 @@ pub(super) fn kernel_word(word: &Spanned<String>, field: &str) -> Result<(), Fau
         if disk.is_empty() || !disk.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return Err(fault(word, field, format!("`{disk}` is no kernel name of a disk, such as vda or nvme0n1")));
         }
-    } else if OWN_WORDS.iter().any(|own| text.starts_with(own)) {
+    } else if text.starts_with(OWN) {
+        let message =
+            format!("`{text}` is kimg's own, which writes such words itself; take it out ({INSTALL_TO}DISK may stay)");
+        return Err(fault(word, field, message));
+    } else if ROOT_WORDS.iter().any(|own| text.starts_with(own)) {
         return Err(fault(word, field, format!("`{text}` decides which root is booted, and kimg writes that itself")));
     }
     Ok(())

@@ -253,7 +253,7 @@ impl Kube<'_> {
                 format!("ConfigMap {NAMESPACE}/{NAME} is not as kimg writes it; look at it, and delete it once no roll is under way")
             })?;
         if version > u64::from(super::journal::VERSION) {
-            bail!("the journal of the roll was written by a newer kimg; use that one");
+            return crate::input::bad("the journal of the roll was written by a newer kimg; use that one");
         }
         let journal = serde_json::from_str(&text(&object["data"]["journal"])).context("reading the roll's journal")?;
         Ok(Some((journal, text(&object["metadata"]["resourceVersion"]))))

@@ -184,8 +184,10 @@ pub fn unsettled(journal: &Journal) -> Vec<String> {
 pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
     for entry in &last.nodes {
         let known = back.nodes.iter().any(|known| known.node == entry.node);
+        // One whose machine could not be replaced has been taken out of use all the same.
+        let under_way = entry.step.is_active() || entry.step == Step::Failed;
         let as_it_was = machines.iter().any(|m| m.node == entry.node && m.image == entry.from && m.running);
-        if !known && entry.step.is_active() && as_it_was {
+        if !known && under_way && as_it_was {
             back.nodes.push(Entry {
                 to: entry.from.clone(),
                 lose: Vec::new(),

@@ -8,6 +8,7 @@ use crate::input;
 use crate::pki::secrets::write_private;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -47,13 +48,14 @@ impl LocalCopy {
             return Ok(None);
         }
         let bytes = input::bytes(&self.0, MOST_BYTES)?;
-        let kept: Kept = match serde_json::from_slice(&bytes) {
-            Ok(kept) => kept,
-            Err(_) => return input::bad(format!("{} is not as this kimg writes it; remove it", self.0.display())),
-        };
-        if kept.journal.version > super::journal::VERSION {
-            bail!("{} was written by a newer kimg; use that one", self.0.display());
+        // A newer kimg may write what this one cannot read, and that is nothing to be removed.
+        let version = serde_json::from_slice::<Value>(&bytes).ok().and_then(|kept| kept["journal"]["version"].as_u64());
+        if version.is_some_and(|version| version > u64::from(super::journal::VERSION)) {
+            return input::bad(format!("{} was written by a newer kimg; use that one", self.0.display()));
         }
+        let Ok(kept) = serde_json::from_slice(&bytes) else {
+            return input::bad(format!("{} is not as this kimg writes it; remove it", self.0.display()));
+        };
         Ok(Some(kept))
     }
 
@@ -74,6 +76,29 @@ impl LocalCopy {
             Ok(()) => Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) => bail!("another `kimg roll` works on this cluster; wait for its end"),
             Err(error) => Err(error).with_context(|| format!("locking {}", path.display())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::BadInput;
+
+    #[test]
+    fn what_a_newer_kimg_wrote_is_kept() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let copy = LocalCopy::of(dir.path());
+        for (text, advice) in [
+            (
+                r#"{"journal": {"version": 99, "steps": {}}, "version": "7"}"#,
+                "was written by a newer kimg; use that one",
+            ),
+            (r#"{"journal": {"version": 1}}"#, "is not as this kimg writes it; remove it"),
+        ] {
+            std::fs::write(dir.path().join("roll.json"), text).expect("a file");
+            let error = copy.read().expect_err(text);
+            assert!(error.is::<BadInput>() && error.to_string().ends_with(advice), "{error:#}");
         }
     }
 }
