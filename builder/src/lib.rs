@@ -9,6 +9,7 @@ pub mod config;
 pub mod disk;
 pub mod doctor;
 pub mod heal;
+pub mod hint;
 pub mod image;
 pub mod input;
 pub mod kubectl;

@@ -166,6 +166,18 @@ fn unsafe_lives_in_node_sys_only() {
 }
 
 #[test]
+fn nothing_in_kimg_uses_its_command_line() {
+    let (src, mut files) = (workspace().join("builder/src"), Vec::new());
+    collect(&src, &mut files);
+    files.retain(|file| !file.starts_with(src.join("cli")));
+    assert!(files.len() > 100, "builder/src was not read: {files:?}");
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(!text.contains("crate::cli::"), "{} uses cli, which is above it", file.display());
+    }
+}
+
+#[test]
 fn every_crate_stands_in_the_architecture() {
     let text = std::fs::read_to_string(workspace().join("docs/architecture.md")).expect("docs/architecture.md");
     for (name, (dir, _)) in crates() {

@@ -27,7 +27,7 @@ pub fn dir(settings: &Settings) -> PathBuf {
 
 /// What [`make`] would do.
 pub fn intent(settings: &Settings) -> String {
-    format!("an encrypted backup of the store goes to {}", crate::cli::shown(&dir(settings)))
+    format!("an encrypted backup of the store goes to {}", crate::hint::shown(&dir(settings)))
 }
 
 /// Fetches a copy of the store, reads it through as a restore would, and keeps it; says what came of it. No file: this
@@ -67,7 +67,7 @@ pub fn make(settings: &Settings, secrets: &Secrets, api: &Https) -> Result<(Stri
     let path = dir.join(backup.name());
     file.persist(&path).with_context(|| format!("naming {}", path.display()))?;
     tidy(&dir)?;
-    Ok((format!("backup of the store: {}", crate::cli::shown(&path)), Some(path)))
+    Ok((format!("backup of the store: {}", crate::hint::shown(&path)), Some(path)))
 }
 
 /// The copies that are here.

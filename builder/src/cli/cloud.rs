@@ -1,6 +1,5 @@
 //! `kimg up` at a provider, `kimg plan` and `kimg destroy`.
 
-use super::{dir_flag, next, program, shown};
 use crate::client::kube::NodeState;
 use crate::cloud::cluster::{Api, Cluster};
 use crate::cloud::images::{self, Image, Images, Uploads};
@@ -11,6 +10,7 @@ use crate::cloud::{
     self, Cents, Cloud, Inventory, Offer, ROLES, Server, State, Thing, Volume, amount, destroy, volumes,
 };
 use crate::config::{NodeSettings, Provider, ProviderName, Settings};
+use crate::hint::{dir_flag, next, program, shown};
 use crate::image::build::output_dir;
 use crate::image::manifest::Manifest;
 use crate::image::output::Format;

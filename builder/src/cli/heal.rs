@@ -2,9 +2,9 @@
 
 mod at_provider;
 
+use super::cloud;
 use super::image::built_images;
 use super::roll::{self, Place, RollArgs};
-use super::{cloud, dir_flag, next, program};
 use crate::backup::Choice;
 use crate::backup::away::Away;
 use crate::client::{block_on, kube};
@@ -13,6 +13,7 @@ use crate::cloud::up::write_kubeconfig;
 use crate::cloud::{Server, volumes};
 use crate::config::Settings;
 use crate::heal::{self, Copy, Healer, Lost, workers};
+use crate::hint::{dir_flag, next, program, shown};
 use crate::input;
 use crate::local::api::MasterApi;
 use crate::local::interrupt::Interrupt;
@@ -211,7 +212,7 @@ fn master(args: &HealArgs, named: &str, settings: &Settings) -> Result<()> {
     if args.discard_disk {
         // It may still answer; one that is lost does not.
         match kept::keep(settings, name) {
-            Ok(path) => eprintln!("{name}: its last logs are in {}", super::shown(&path)),
+            Ok(path) => eprintln!("{name}: its last logs are in {}", shown(&path)),
             Err(error) => eprintln!("{name}: its last logs are not kept: {error:#}"),
         }
     }

@@ -1,8 +1,8 @@
 //! `kimg lock`, `build`, `inspect`, `doctor`: the image pipeline's commands in the tree.
 
-use super::dir_flag;
 use crate::config::{self, Settings};
 use crate::doctor;
+use crate::hint::{dir_flag, next, program, shown};
 use crate::image::build::{self, Options};
 use crate::image::cmd::{self, BuildArgs, DiffArgs, ExportArgs, InspectArgs, LockArgs, Target};
 use crate::image::output::Format;
@@ -122,7 +122,7 @@ pub(super) fn built_images(
             bail!(
                 "the {role} image is missing, or older than cluster.toml, kimg.lock or the components; build it first: \
                  {} build {}{}",
-                super::program(),
+                program(),
                 if roles.len() > 1 { "all".to_owned() } else { role.to_string() },
                 dir_flag(settings)
             );
@@ -147,7 +147,7 @@ pub(super) struct DoctorArgs {
 /// Exit code 1 when something that is needed is missing.
 pub(super) fn doctor(args: &DoctorArgs, dir: &Path) -> Result<ExitCode> {
     if args.kubectl {
-        println!("{}", super::shown(&kubectl::ensure(&Progress::new())?));
+        println!("{}", shown(&kubectl::ensure(&Progress::new())?));
         return Ok(ExitCode::SUCCESS);
     }
     // A machine can be looked at before there is a cluster.
@@ -171,10 +171,10 @@ pub(super) fn doctor(args: &DoctorArgs, dir: &Path) -> Result<ExitCode> {
     if let Some(command) = &found.command {
         println!("\n{command}");
     }
-    super::next(&match (&found.command, found.fit) {
+    next(&match (&found.command, found.fit) {
         (Some(_), false) => "run the command above".to_string(),
-        (None, false) => format!("{} doctor --kubectl", super::program()),
-        _ => format!("{} init demo", super::program()),
+        (None, false) => format!("{} doctor --kubectl", program()),
+        _ => format!("{} init demo", program()),
     });
     Ok(if found.fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,8 +1,8 @@
 //! `kimg init`: a folder with an example that says everything there is to set.
 
-use super::next;
 use crate::cache;
 use crate::config::FILE_NAME;
+use crate::hint::{next, program};
 use crate::input;
 use crate::pki::Secrets;
 use anyhow::{Context, Result};
@@ -41,7 +41,7 @@ pub(super) fn run(args: &InitArgs) -> Result<()> {
     let text = with_examples(text, dir);
     write_new(&path, &text)?;
     println!("{}: cluster `{name}`, 1 master and 2 workers, for VMs on this machine", path.display());
-    next(&format!("{} --dir {} up", super::program(), dir.display()));
+    next(&format!("{} --dir {} up", program(), dir.display()));
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use super::write_out;
 use crate::client::block_on;
 use crate::client::node::NodeClient;
 use crate::config::Settings;
+use crate::hint::next;
 use crate::logs::{self, Printer, SOME, Source, Wanted, kept, line, show::Prefix};
 use crate::node::Target;
 use anyhow::Result;
@@ -52,7 +53,7 @@ impl WhichLines {
             logs::show(sources, &wanted, &mut printer).await?
         };
         if self.tail.is_none() && self.since.is_none() && !self.follow {
-            super::next(&format!("the last {SOME} lines; --tail N or --since 1h shows more, --follow goes on"));
+            next(&format!("the last {SOME} lines; --tail N or --since 1h shows more, --follow goes on"));
         }
         Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

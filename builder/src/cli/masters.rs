@@ -9,9 +9,10 @@ mod at_provider;
 
 use super::roll::{self, RollArgs};
 use super::scale::{self, ScaleArgs};
-use super::{dir_flag, image, next, program, vm};
+use super::{image, vm};
 use crate::client::node::Refused;
 use crate::config::{FILE_NAME, Settings, edit};
+use crate::hint::{dir_flag, next, program};
 use crate::input;
 use crate::local::state::State;
 use crate::local::{down, up};

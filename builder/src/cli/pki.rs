@@ -1,9 +1,10 @@
 //! `kimg pki` and `kimg kubeconfig`.
 
-use super::{dir_flag, next, program, write_out};
+use super::write_out;
 use crate::client::{Https, block_on};
 use crate::cloud::token;
 use crate::config::{NodeSettings, ProviderName, SecretsForm, Settings};
+use crate::hint::{dir_flag, next, program, shown};
 use crate::input::{self, BadInput};
 use crate::local::state;
 use crate::logs::line::harmless;
@@ -267,7 +268,7 @@ fn show_certificates(args: &ShowArgs, settings: &dyn Fn() -> Result<Settings>) -
     let files = if args.files.is_empty() { certificate_files(&settings()?)? } else { args.files.clone() };
     let mut all = Vec::new();
     for file in files {
-        all.extend(show::read(&file)?.into_iter().map(|info| (super::shown(&file), info)));
+        all.extend(show::read(&file)?.into_iter().map(|info| (shown(&file), info)));
     }
     if args.json {
         let infos: Vec<&show::Info> = all.iter().map(|(_, info)| info).collect();

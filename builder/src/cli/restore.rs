@@ -1,10 +1,10 @@
 //! `kimg restore`: all machines are gone; the cluster's folder, its `secrets/` and a copy of the store bring it back.
 
-use super::{dir_flag, next, program};
 use crate::backup::away::Away;
 use crate::client::block_on;
 use crate::config::Settings;
 use crate::heal::{Copy, Healer};
+use crate::hint::{dir_flag, next, program};
 use crate::input;
 use crate::local::api::MasterApi;
 use crate::local::down;

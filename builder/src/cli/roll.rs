@@ -10,12 +10,12 @@ mod volumes;
 pub(super) use args::RollArgs;
 
 use super::image::built_images;
-use super::{dir_flag, program};
 use crate::backup::here;
 use crate::cache;
 use crate::client::Https;
 use crate::config::{Provider, Settings};
 use crate::heal::workers;
+use crate::hint::{dir_flag, program, shown};
 use crate::input::{self, BadInput};
 use crate::local::api::MasterApi;
 use crate::local::interrupt::Interrupt;
@@ -736,7 +736,7 @@ impl Command<'_> {
             backup: &backup,
             keep_logs: &|node| {
                 let path = kept::keep(self.settings, node)?;
-                Ok(format!("its last logs are in {}", super::shown(&path)))
+                Ok(format!("its last logs are in {}", shown(&path)))
             },
             clock: &clock,
             me,

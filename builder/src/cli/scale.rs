@@ -2,9 +2,10 @@
 //! taken out of it. For masters see [`super::masters`].
 
 use super::roll::{self, RollArgs};
-use super::{dir_flag, masters, next, program, vm};
+use super::{masters, vm};
 use crate::cache;
 use crate::config::{self, FILE_NAME, Settings, edit};
+use crate::hint::{dir_flag, next, program};
 use crate::image::components::Components;
 use crate::input;
 use crate::local::state::{self, State};

@@ -1,8 +1,8 @@
 //! `kimg seed NODE`.
 
-use super::{dir_flag, next, program};
 use crate::client::{block_on, kube};
 use crate::config::Settings;
+use crate::hint::{dir_flag, next, program};
 use crate::input;
 use crate::local::state;
 use crate::pki::{Secrets, secrets};

@@ -1,10 +1,10 @@
 //! `kimg status`.
 
-use super::{dir_flag, next, program};
 use crate::backup::{self, away};
 use crate::client::tls;
 use crate::client::{Https, block_on, kube};
 use crate::config::Settings;
+use crate::hint::{dir_flag, next, program};
 use crate::input;
 use crate::local::state;
 use crate::local::status::{self, Status};

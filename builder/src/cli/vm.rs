@@ -1,7 +1,7 @@
 //! `kimg up`, `down`, and the hidden switch process.
 
-use super::{dir_flag, next, program, shown};
 use crate::config::{ProviderName, Settings};
+use crate::hint::{dir_flag, next, program, shown};
 use crate::input;
 use crate::kubectl;
 use crate::local;
@@ -61,12 +61,12 @@ pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
         );
     }
     let found = kubectl::find();
-    let program = found.as_deref().map_or("kubectl".to_string(), shown);
-    println!("use it:  {program} --kubeconfig {} get nodes -o wide", shown(&up.kubeconfig));
+    let kubectl = found.as_deref().map_or("kubectl".to_string(), shown);
+    println!("use it:  {kubectl} --kubeconfig {} get nodes -o wide", shown(&up.kubeconfig));
     if found.is_none() {
-        println!("         this machine has no kubectl; `{} doctor --kubectl` fetches Debian's", super::program());
+        println!("         this machine has no kubectl; `{} doctor --kubectl` fetches Debian's", program());
     }
-    println!("end it:  {} down{}", super::program(), dir_flag(settings));
+    println!("end it:  {} down{}", program(), dir_flag(settings));
     Ok(())
 }
 

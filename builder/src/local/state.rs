@@ -241,7 +241,7 @@ pub fn stopped(settings: &Settings, state: &State, node: Option<&str>) -> Option
     if !local || vms.iter().any(|vm| vm.running()) {
         return None;
     }
-    let up = format!("`kimg up{}`", crate::cli::dir_flag(settings));
+    let up = format!("`kimg up{}`", crate::hint::dir_flag(settings));
     Some(match node {
         Some(node) if state.vms.values().any(Vm::running) => format!("the VM {node} does not run; start it with {up}"),
         None if state.vms.values().any(Vm::running) => {

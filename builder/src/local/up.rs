@@ -100,7 +100,7 @@ pub fn check_all_gone(settings: &Settings, state: &State) -> Result<()> {
     if state.vms.values().any(|vm| vm.awaits_backup) {
         return Ok(());
     }
-    let dir = crate::cli::dir_flag(settings);
+    let dir = crate::hint::dir_flag(settings);
     let has_disk = |name: &String| settings.run_dir().join(name).join("disk.raw").exists();
     let (mut left, mut master) = (Vec::new(), false);
     for (name, vm) in state.vms.iter().filter(|(name, vm)| vm.running() || has_disk(name)) {
@@ -262,7 +262,7 @@ pub fn up_but(
 pub struct Interrupted(pub String);
 
 fn interrupted(settings: &Settings, state: &State) -> Interrupted {
-    let dir = crate::cli::dir_flag(settings);
+    let dir = crate::hint::dir_flag(settings);
     let running: Vec<&str> = state.vms.iter().filter(|(_, vm)| vm.running()).map(|(name, _)| name.as_str()).collect();
     Interrupted(match running.as_slice() {
         [] => format!("interrupted before a VM was started; `kimg up{dir}` goes on"),
@@ -355,7 +355,7 @@ impl Starter<'_> {
         let empty = |vm: &Vm| vm.awaits_backup || several && vm.new_disk;
         let lost = |vm: &Vm| !has_disk && vm.role == Role::Master && !empty(vm);
         if known.as_ref().is_some_and(lost) {
-            let dir = crate::cli::dir_flag(self.settings);
+            let dir = crate::hint::dir_flag(self.settings);
             if several {
                 bail!(
                     "the disk of {name} is gone: `kimg heal {name}{dir}` makes it anew, and it joins the other masters; where \

@@ -4,10 +4,10 @@
 use super::{HealArgs, chosen};
 use crate::cli::image::built_images;
 use crate::cli::roll::{self, Place, RollArgs};
-use crate::cli::{dir_flag, next, program};
 use crate::cloud::up::write_kubeconfig;
 use crate::config::Settings;
 use crate::heal::{self, Lost};
+use crate::hint::{dir_flag, next, program};
 use crate::input;
 use crate::local::interrupt::Interrupt;
 use crate::machines::NO_IMAGE;

@@ -4,10 +4,11 @@
 use super::{JOIN_LIMIT, joined, names, replaced};
 use crate::cli::image::built_images;
 use crate::cli::scale::{self, ScaleArgs};
-use crate::cli::{cloud, dir_flag, next, program, roll, vm};
+use crate::cli::{cloud, roll, vm};
 use crate::cloud::up::write_kubeconfig;
 use crate::config::{FILE_NAME, Settings, edit};
 use crate::heal;
+use crate::hint::{dir_flag, next, program};
 use crate::input;
 use crate::machines::local::short;
 use crate::machines::{Data, Machines as _, NO_IMAGE, Order};

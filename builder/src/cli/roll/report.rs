@@ -1,7 +1,7 @@
 //! What came of a roll.
 
 use super::Command;
-use crate::cli::{dir_flag, next, program};
+use crate::hint::{dir_flag, next, program};
 use crate::roll::journal::{Journal, Outcome, Step};
 use anyhow::{Context, Result};
 use serde_json::json;
