@@ -2,6 +2,7 @@
 //! everything there once, whatever failed before, and is each call one that the provider has published.
 
 mod aws;
+mod calls;
 mod copies;
 mod destroying;
 mod gcp;
@@ -35,6 +36,7 @@ use crate::upload::{self, Remote};
 use crate::web::fake::{self, Call, Fault, Reply, Server, Virtual};
 use crate::web::{Interrupted, Refused};
 use anyhow::Result;
+use calls::{behind_each_call, ends, faults, step};
 use node_metadata::Role;
 use rebuilding::{cut_off, rebuild};
 use serde_json::{Value, json};
@@ -69,16 +71,6 @@ const ALL: [Which; 8] = [
 /// Those whose machines cost something, and which have networks and firewalls to make.
 fn rented() -> impl Iterator<Item = Which> {
     ALL.into_iter().filter(|which| *which != Which::Proxmox)
-}
-
-/// Of how many calls one ends a test's run: others at each provider, and in the long set all.
-fn step() -> usize {
-    if std::env::var_os("KIMG_TESTS_EVERY_CALL").is_some() { 1 } else { 5 }
-}
-
-/// Behind how many calls a run ends, one after the other.
-fn ends(which: Which) -> impl Iterator<Item = usize> {
-    (which as usize % step()..).step_by(step())
 }
 
 const SUM: &str = "0123456789ab";
@@ -471,22 +463,6 @@ fn a_token_is_changed_once_the_new_one_sees_the_cluster_and_the_old_one_is_refus
     assert!(error.is::<BadInput>() && error.to_string().contains("still counts"), "{error:#}");
 }
 
-/// The faults of one call that `up` and `destroy` must come through, sooner or later. What only asks is asked again by
-/// the client in all other cases, which its own tests show.
-fn faults(call: &Call) -> Vec<Fault> {
-    if only_asks(call) {
-        return vec![Fault::Instead(Reply::new(403))];
-    }
-    let limited = Reply::json(429, &json!({"id": "too_many_requests"})).header("retry-after", "20");
-    vec![
-        Fault::CutRequest(100),
-        Fault::CutAnswer(0),
-        Fault::After(Reply::new(504)),
-        Fault::Instead(limited),
-        Fault::Instead(Reply::new(403)),
-    ]
-}
-
 #[test]
 fn whichever_call_of_up_fails_the_next_run_ends_the_same() {
     for which in ALL {
@@ -514,22 +490,20 @@ fn whichever_call_of_up_fails_the_next_run_ends_the_same() {
 #[test]
 fn whenever_up_is_interrupted_the_next_run_ends_the_same() {
     for which in ALL {
-        let mut interrupted = 0;
-        for n in ends(which) {
+        behind_each_call(which, 10, |n, at| {
             let mut stage = Stage::new(which);
             let stops = Some((stage.clock.clone(), n));
             stage.world().stops = stops;
             match stage.up() {
-                Ok(_) => break,
-                Err(error) => assert!(error.is::<Interrupted>(), "{which:?}, call {n}: {error:#}"),
+                Ok(_) => return true,
+                Err(error) => assert!(error.is::<Interrupted>(), "{at}: {error:#}"),
             }
-            interrupted += 1;
             stage.world().stops = None;
             stage.clock = Virtual::new();
-            stage.up().unwrap_or_else(|error| panic!("{which:?}, call {n}: {error:#}"));
-            stage.check_whole(&format!("{which:?}, interrupted behind call {n}"));
-        }
-        assert!((interrupted + 1) * step() > 10, "{which:?}");
+            stage.up().unwrap_or_else(|error| panic!("{at}: {error:#}"));
+            stage.check_whole(at);
+            false
+        });
     }
 }
 

@@ -30,24 +30,21 @@ fn check(stage: &Stage, fake: &Fake, there: &World, image: &str, at: &str) {
 fn a_roll_carries_the_data_behind_whichever_call_it_is_killed() {
     for which in ALL {
         let there = begun(which);
-        let mut killed = 0;
-        for n in ends(which) {
+        behind_each_call(which, 10, |n, at| {
             let (mut stage, fake) = (stage(which, &there), forgetful());
-            let at = format!("{which:?}, killed behind call {n}");
             let first = killed_behind(&stage, &fake, n, |both| planned(&fake, both));
-            if !was_killed(&mut stage, &fake, &first, &at) {
+            if !was_killed(&mut stage, &fake, &first, at) {
                 stage.world().stops = None;
                 let (outcome, journal) = first.unwrap();
                 assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
-                check(&stage, &fake, &there, NEW, &at);
+                check(&stage, &fake, &there, NEW, at);
                 stage.check_calls(None);
                 // What it has copied forth it copies back, without being told again.
                 let (outcome, journal) = with(&stage, &fake, |both| roll_back_on(&fake, both, &never)).unwrap();
                 assert_eq!(outcome, Outcome::Done, "{at}, and back: {journal:?}");
-                check(&stage, &fake, &there, SUM, &at);
-                break;
+                check(&stage, &fake, &there, SUM, at);
+                return true;
             }
-            killed += 1;
             let back = n / step() % 3 == 2;
             let (outcome, journal) = with(&stage, &fake, |both| match back {
                 true => roll_back_on(&fake, both, &never),
@@ -55,8 +52,8 @@ fn a_roll_carries_the_data_behind_whichever_call_it_is_killed() {
             })
             .unwrap_or_else(|error| panic!("{at}: {error:#}"));
             assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
-            check(&stage, &fake, &there, if back { SUM } else { NEW }, &at);
-        }
-        assert!((killed + 1) * step() > 10, "{which:?}: {killed}");
+            check(&stage, &fake, &there, if back { SUM } else { NEW }, at);
+            false
+        });
     }
 }

@@ -1,6 +1,6 @@
 //! A roll of the single master at a provider: its machine stays, and no acknowledged write is lost.
 
-use super::roll::{NEW, begun, killed_behind, see_disk, stage, was_killed, with};
+use super::roll::{Both, NEW, begun, killed_behind, see_disk, stage, was_killed, with};
 use super::*;
 use crate::machines::Machines;
 use crate::machines::NO_IMAGE;
@@ -101,15 +101,12 @@ fn a_master_is_rebuilt_where_it_is_and_keeps_every_acknowledged_write() {
 fn behind_whichever_call_of_the_masters_roll_it_is_killed_it_goes_on_and_back() {
     for which in ALL {
         let there = begun(which);
-        let mut killed = 0;
-        for n in ends(which) {
+        behind_each_call(which, 8, |n, at| {
             let ((mut stage, _dir), fake) = (apart(which, &there), told());
-            let at = format!("{which:?}, killed behind call {n}");
             let first = killed_behind(&stage, &fake, n, |both| planned(&fake, both, &["m"]));
-            if !was_killed(&mut stage, &fake, &first, &at) {
-                break;
+            if !was_killed(&mut stage, &fake, &first, at) {
+                return true;
             }
-            killed += 1;
             let (back, through) = (n % 2 == 1, is_through(&stage, NEW));
             let (outcome, journal) = match back {
                 true => with(&stage, &fake, |both| roll_back_on(&fake, both, &never)),
@@ -117,12 +114,9 @@ fn behind_whichever_call_of_the_masters_roll_it_is_killed_it_goes_on_and_back() 
             }
             .unwrap_or_else(|error| panic!("{at}: {error:#}"));
             assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
-            check(&stage, &fake, &there, (if back { SUM } else { NEW }, SUM), &at);
-            if through {
-                break;
-            }
-        }
-        assert!((killed + 1) * step() > 8, "{which:?}: {killed}");
+            check(&stage, &fake, &there, (if back { SUM } else { NEW }, SUM), at);
+            through
+        });
     }
 }
 
@@ -161,8 +155,7 @@ fn behind_whichever_call_of_the_way_back_it_is_killed_it_goes_on_back() {
         };
         // The new master may have begun, and is not noted yet.
         let calls = (0..).find(|calls| forth(*calls).0.settings.run_dir().join("store.begun").exists()).unwrap();
-        let mut killed = 0;
-        for n in ends(which) {
+        behind_each_call(which, 8, |n, at| {
             let (mut stage, _dir, fake) = forth(calls);
             fake.sleep(Duration::from_secs(30));
             // From where the plan is made.
@@ -174,11 +167,9 @@ fn behind_whichever_call_of_the_way_back_it_is_killed_it_goes_on_back() {
                 Ok(())
             };
             let first = with(&stage, &fake, |both| roll_back_on(&fake, both, &counted));
-            let at = format!("{which:?}, the way back killed behind call {n}");
-            if !was_killed(&mut stage, &fake, &first, &at) {
-                break;
+            if !was_killed(&mut stage, &fake, &first, at) {
+                return true;
             }
-            killed += 1;
             let through = is_through(&stage, SUM);
             if first.is_err() {
                 let (outcome, journal) = match crate::roll::begin::last_without_api(&fake.copy()).unwrap() {
@@ -188,12 +179,9 @@ fn behind_whichever_call_of_the_way_back_it_is_killed_it_goes_on_back() {
                 .unwrap_or_else(|error| panic!("{at}: {error:#}"));
                 assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
             }
-            check(&stage, &fake, &there, (SUM, SUM), &at);
-            if through {
-                break;
-            }
-        }
-        assert!((killed + 1) * step() > 8, "{which:?}: {killed}");
+            check(&stage, &fake, &there, (SUM, SUM), at);
+            through
+        });
     }
 }
 
@@ -217,13 +205,56 @@ fn an_image_whose_node_never_answers_goes_back_with_every_acknowledged_write() {
     }
 }
 
+/// One `kimg heal` of the master, which is killed behind so many calls, and another one where it still is not back; whether
+/// the first came to its end.
+pub(super) fn heal_killed_behind(
+    stage: &mut Stage,
+    fake: &Fake,
+    calls: usize,
+    revive: impl Fn(&Both<'_>) -> Result<()>,
+) -> bool {
+    let first = with(stage, fake, |both| {
+        let mut world = stage.world();
+        world.stops = Some((stage.clock.clone(), world.answered + calls));
+        drop(world);
+        revive(both)
+    });
+    let whole = !stage.clock.stopped.load(Relaxed);
+    stage.world().stops = None;
+    if whole {
+        first.unwrap();
+        return true;
+    }
+    stage.clock = Virtual::new();
+    fake.sleep(Duration::from_secs(30));
+    if !with(stage, fake, |both| both.cloud.resume("m")).unwrap() {
+        let found = stage.cloud().inventory().unwrap().servers.into_iter().find(|one| one.node == "m");
+        let answers = crate::roll::api::Kube(fake).check_ready().is_ok();
+        if !(answers && found.is_some_and(|one| one.image == SUM)) {
+            with(stage, fake, |both| revive(both)).unwrap();
+        }
+    }
+    false
+}
+
+/// The master serves with all that was acknowledged, and no copy of its store is left here.
+pub(super) fn check_healed(stage: &Stage, fake: &Fake, at: &str) {
+    let told = fake.0.borrow();
+    assert!(!told.machines["m"].awaits_backup && told.faults.is_empty(), "{at}: {:?}", told.faults);
+    let acknowledged = told.acknowledged.as_ref().unwrap();
+    assert!(acknowledged.len() > 20, "{at}");
+    let lost: Vec<&String> = acknowledged.iter().filter(|path| !told.objects.contains_key(*path)).collect();
+    assert!(lost.is_empty(), "{at}: what was acknowledged is lost: {lost:?}");
+    assert!(!stage.settings.run_dir().join("store.snapshot").exists(), "{at}");
+}
+
 /// A master whose machine is there with a store that nobody can read, or is gone.
 #[test]
 fn behind_whichever_call_of_healing_it_is_killed_the_next_one_ends_the_same() {
     for (which, gone) in ALL.into_iter().flat_map(|which| [(which, false), (which, true)]) {
         let there = begun(which);
-        let mut killed = 0;
-        for n in ends(which) {
+        behind_each_call(which, 5, |n, at| {
+            let at = &format!("{at}, gone: {gone}");
             let ((mut stage, _dir), fake) = (apart(which, &there), Fake::with_master(2));
             let copy = serde_json::to_vec(&fake.0.borrow().objects).unwrap();
             let old = stage.world().machine("m.demo")[0];
@@ -235,31 +266,7 @@ fn behind_whichever_call_of_healing_it_is_killed_the_next_one_ends_the_same() {
             }
             // Whatever is acknowledged from here on was so by the master that is back.
             fake.0.borrow_mut().acknowledged = Some(Vec::new());
-            let revive = |stage: &Stage, calls: Option<usize>| {
-                with(stage, &fake, |both| {
-                    let answered = stage.world().answered;
-                    stage.world().stops = calls.map(|calls| (stage.clock.clone(), answered + calls));
-                    both.cloud.revive("m", SUM, Some(&copy))
-                })
-            };
-            let first = revive(&stage, Some(n));
-            let whole = !stage.clock.stopped.load(Relaxed);
-            stage.world().stops = None;
-            if whole {
-                first.unwrap();
-            } else {
-                killed += 1;
-                stage.clock = Virtual::new();
-                fake.sleep(Duration::from_secs(30));
-                if !with(&stage, &fake, |both| both.cloud.resume("m")).unwrap() {
-                    let found = stage.cloud().inventory().unwrap().servers.into_iter().find(|one| one.node == "m");
-                    let answers = crate::roll::api::Kube(&fake).check_ready().is_ok();
-                    if !(answers && found.is_some_and(|one| one.image == SUM)) {
-                        revive(&stage, None).unwrap();
-                    }
-                }
-            }
-            let at = format!("{which:?}, gone: {gone}, killed behind call {n}");
+            let whole = heal_killed_behind(&mut stage, &fake, n, |both| both.cloud.revive("m", SUM, Some(&copy)));
             fake.sleep(Duration::from_secs(60));
             let servers = stage.cloud().inventory().unwrap().servers;
             let masters: Vec<&str> =
@@ -268,22 +275,10 @@ fn behind_whichever_call_of_healing_it_is_killed_the_next_one_ends_the_same() {
             // Google's fake knows the master by its address, which stays.
             assert_eq!(stage.world().machines.contains_key(&old), !gone || which == Which::Gcp, "{at}");
             assert_eq!(stage.world().kinds(), there.kinds(), "{at}");
-            let told = fake.0.borrow();
-            assert!(!told.machines["m"].awaits_backup && told.faults.is_empty(), "{at}: {:?}", told.faults);
-            let acknowledged = told.acknowledged.as_ref().unwrap();
-            assert!(acknowledged.len() > 20, "{at}");
-            assert!(
-                acknowledged.iter().all(|path| told.objects.contains_key(path)),
-                "{at}: what was acknowledged is lost"
-            );
-            assert!(!stage.settings.run_dir().join("store.snapshot").exists(), "{at}");
-            drop(told);
+            check_healed(&stage, &fake, at);
             stage.check_calls(None);
-            if whole {
-                break;
-            }
-        }
-        assert!((killed + 1) * step() > 5, "{which:?}: {killed}");
+            whole
+        });
     }
 }
 

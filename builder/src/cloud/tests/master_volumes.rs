@@ -1,6 +1,6 @@
 //! The data volume of a single master: its store stays there, whatever becomes of the machine.
 
-use super::master::{check, in_folder, is_through, planned, roll, told};
+use super::master::{check, check_healed, heal_killed_behind, in_folder, is_through, planned, roll, told};
 use super::roll::{NEW, killed_behind, see_disk, three, was_killed};
 use super::*;
 use crate::machines::Machines as _;
@@ -68,20 +68,17 @@ fn up_gives_the_master_its_volume_and_gives_it_back_after_destroy() {
 #[test]
 fn whenever_up_is_interrupted_the_master_has_one_volume() {
     for which in ALL {
-        for n in ends(which) {
+        behind_each_call(which, 10, |n, at| {
             let mut stage = Stage::of(which, with_volume(which));
             stage.world().stops = Some((stage.clock.clone(), n));
             let _ = stage.up();
             let whole = !stage.clock.stopped.load(Relaxed);
             stage.world().stops = None;
             stage.clock = Virtual::new();
-            let at = format!("{which:?}, interrupted behind call {n}");
             stage.up().unwrap_or_else(|error| panic!("{at}: {error:#}"));
-            check_on_volume(&stage, &at);
-            if whole {
-                break;
-            }
-        }
+            check_on_volume(&stage, at);
+            whole
+        });
     }
 }
 
@@ -91,21 +88,18 @@ fn rolls(which: Which, there: &World) {
     if after.of("volume").count() == 0 {
         after.things.insert(("volume", 0), json!({}));
     }
-    let mut killed = 0;
-    for n in ends(which) {
+    behind_each_call(which, 8, |n, at| {
         let ((mut stage, _dir), fake) = (in_folder(on(which, there)), told());
-        let at = format!("{which:?}, killed behind call {n}");
         let first = killed_behind(&stage, &fake, n, |both| planned(&fake, both, &["m"]));
-        if !was_killed(&mut stage, &fake, &first, &at) {
+        if !was_killed(&mut stage, &fake, &first, at) {
             stage.world().stops = None;
             let (outcome, journal) = first.unwrap();
             assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
-            check(&stage, &fake, &after, (NEW, SUM), &at);
-            check_on_volume(&stage, &at);
+            check(&stage, &fake, &after, (NEW, SUM), at);
+            check_on_volume(&stage, at);
             stage.check_calls(None);
-            break;
+            return true;
         }
-        killed += 1;
         let (back, through) = (n % 2 == 1, is_through(&stage, NEW));
         let (outcome, journal) = match back {
             true => super::roll::with(&stage, &fake, |both| roll_back_on(&fake, both, &never)),
@@ -115,16 +109,13 @@ fn rolls(which: Which, there: &World) {
         assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
         let moved = stage.world().of("volume").count() > 0;
         let image = if back { SUM } else { NEW };
-        check(&stage, &fake, if moved { &after } else { there }, (image, SUM), &at);
+        check(&stage, &fake, if moved { &after } else { there }, (image, SUM), at);
         // Before it is closed, there is nothing to bring back.
         if moved || !back {
-            check_on_volume(&stage, &at);
+            check_on_volume(&stage, at);
         }
-        if through {
-            break;
-        }
-    }
-    assert!((killed + 1) * step() > 8, "{which:?}: {killed}");
+        through
+    });
 }
 
 #[test]
@@ -216,8 +207,8 @@ fn a_master_that_has_begun_and_never_answers_again_is_in_nobodys_way() {
 fn behind_whichever_call_healing_is_killed_nothing_is_lost() {
     for (which, gone) in ALL.into_iter().flat_map(|which| [(which, false), (which, true)]) {
         let there = begun(which, with_volume(which));
-        let mut killed = 0;
-        for n in ends(which) {
+        behind_each_call(which, 5, |n, at| {
+            let at = &format!("{at}, gone: {gone}");
             let ((mut stage, _dir), fake) = (in_folder(on(which, &there)), told());
             fake.sleep(Duration::from_secs(60));
             let (old, volume) = (there.machine("m.demo")[0], there.of("volume").next().unwrap().0);
@@ -227,48 +218,17 @@ fn behind_whichever_call_healing_is_killed_nothing_is_lost() {
             } else {
                 fake.0.borrow_mut().machines.get_mut("m").unwrap().running = false;
             }
-            let revive = |stage: &Stage, calls: Option<usize>| {
-                super::roll::with(stage, &fake, |both| {
-                    let answered = stage.world().answered;
-                    stage.world().stops = calls.map(|calls| (stage.clock.clone(), answered + calls));
-                    assert!(both.cloud.store_volume("m")?.is_some());
-                    both.cloud.revive("m", SUM, None)
-                })
-            };
-            let first = revive(&stage, Some(n));
-            let whole = !stage.clock.stopped.load(Relaxed);
-            stage.world().stops = None;
-            if whole {
-                first.unwrap();
-            } else {
-                killed += 1;
-                stage.clock = Virtual::new();
-                fake.sleep(Duration::from_secs(30));
-                if !super::roll::with(&stage, &fake, |both| both.cloud.resume("m")).unwrap() {
-                    let found = stage.cloud().inventory().unwrap().servers.into_iter().find(|one| one.node == "m");
-                    let answers = crate::roll::api::Kube(&fake).check_ready().is_ok();
-                    if !(answers && found.is_some_and(|one| one.image == SUM)) {
-                        revive(&stage, None).unwrap();
-                    }
-                }
-            }
-            let at = format!("{which:?}, gone: {gone}, killed behind call {n}");
+            let whole = heal_killed_behind(&mut stage, &fake, n, |both| {
+                assert!(both.cloud.store_volume("m")?.is_some());
+                both.cloud.revive("m", SUM, None)
+            });
             fake.sleep(Duration::from_secs(60));
-            assert_eq!(check_on_volume(&stage, &at), volume, "{at}");
-            let told = fake.0.borrow();
-            assert!(!told.machines["m"].awaits_backup && told.faults.is_empty(), "{at}: {:?}", told.faults);
-            let acknowledged = told.acknowledged.as_ref().unwrap();
-            assert!(acknowledged.len() > 20, "{at}");
-            assert!(acknowledged.iter().all(|path| told.objects.contains_key(path)), "{at}: acknowledged, and lost");
-            assert!(!stage.settings.run_dir().join("store.snapshot").exists(), "{at}");
-            drop(told);
+            assert_eq!(check_on_volume(&stage, at), volume, "{at}");
+            check_healed(&stage, &fake, at);
             assert_eq!(stage.world().kinds(), there.kinds(), "{at}");
             stage.check_calls(None);
-            if whole {
-                break;
-            }
-        }
-        assert!((killed + 1) * step() > 5, "{which:?}: {killed}");
+            whole
+        });
     }
 }
 

@@ -96,23 +96,20 @@ fn a_lost_cluster_gets_its_store_from_a_copy() {
 #[test]
 fn whenever_up_is_ended_the_next_run_ends_the_same() {
     for which in places() {
-        let mut ended = 0;
-        for n in ends(which) {
+        behind_each_call(which, 15, |n, at| {
             let mut stage = stage(which);
             let stops = Some((stage.clock.clone(), n));
             stage.world().stops = stops;
             match stage.up() {
-                Ok(_) => break,
-                Err(error) => assert!(error.is::<Interrupted>(), "{which:?}, call {n}: {error:#}"),
+                Ok(_) => return true,
+                Err(error) => assert!(error.is::<Interrupted>(), "{at}: {error:#}"),
             }
-            ended += 1;
             stage.world().stops = None;
             stage.clock = Virtual::new();
-            let at = format!("{which:?}, ended behind call {n}");
             stage.up().unwrap_or_else(|error| panic!("{at}: {error:#}"));
-            check_whole(&stage, &at);
-        }
-        assert!((ended + 1) * step() > 15, "{which:?}: {ended}");
+            check_whole(&stage, at);
+            false
+        });
     }
 }
 
@@ -455,16 +452,13 @@ fn masters_are_rolled_one_after_the_other_and_the_api_stays() {
 fn behind_whichever_call_of_a_roll_it_is_killed_it_goes_on_or_back() {
     for which in places() {
         let there = begun(which);
-        let mut killed = 0;
-        for n in ends(which) {
+        behind_each_call(which, 15, |n, at| {
             let (mut stage, told) = again(which, &there);
-            let at = format!("{which:?}, killed behind call {n}");
             let first = command(&stage, &told, rolls_one, Some(n));
             if !stage.clock.stopped.load(Relaxed) {
                 first.unwrap();
-                break;
+                return true;
             }
-            killed += 1;
             stage.world().stops = None;
             stage.clock = Virtual::new();
             told.fake.sleep(Duration::from_secs(7));
@@ -475,9 +469,9 @@ fn behind_whichever_call_of_a_roll_it_is_killed_it_goes_on_or_back() {
             }
             .unwrap_or_else(|error| panic!("{at}: {error:#}"));
             assert_eq!(outcome, Outcome::Done, "{at}: {journal:?}");
-            check(&stage, &told, &there, [if back { SUM } else { NEW }, SUM, SUM], &at);
-        }
-        assert!((killed + 1) * step() > 15, "{which:?}: {killed}");
+            check(&stage, &told, &there, [if back { SUM } else { NEW }, SUM, SUM], at);
+            false
+        });
     }
 }
 
@@ -485,8 +479,8 @@ fn behind_whichever_call_of_a_roll_it_is_killed_it_goes_on_or_back() {
 fn behind_whichever_call_of_healing_it_is_killed_the_lost_master_joins() {
     for (which, gone) in places().flat_map(|which| [(which, false), (which, true)]) {
         let there = begun(which);
-        let mut killed = 0;
-        for n in ends(which) {
+        behind_each_call(which, 5, |n, at| {
+            let at = &format!("{at}, gone: {gone}");
             let (mut stage, told) = again(which, &there);
             let old = stage.world().machine("m2.demo")[0];
             match gone {
@@ -495,28 +489,23 @@ fn behind_whichever_call_of_healing_it_is_killed_the_lost_master_joins() {
             }
             told.see();
             told.fake.sleep(Duration::from_secs(60));
-            let at = format!("{which:?}, gone: {gone}, killed behind call {n}");
             let first = command(&stage, &told, heals, Some(n));
             let whole = !stage.clock.stopped.load(Relaxed);
             stage.world().stops = None;
             if whole {
                 first.unwrap();
             } else {
-                killed += 1;
                 stage.clock = Virtual::new();
                 told.fake.sleep(Duration::from_secs(7));
                 let (outcome, journal) =
                     command(&stage, &told, heals, None).unwrap_or_else(|error| panic!("{at}: {error:#}"));
                 assert!(outcome == Outcome::Done && journal.heals(), "{at}: {journal:?}");
             }
-            check(&stage, &told, &there, [SUM; 3], &at);
+            check(&stage, &told, &there, [SUM; 3], at);
             assert_eq!(stage.world().machines.contains_key(&old), !gone, "{at}");
             stage.check_calls(None);
-            if whole {
-                break;
-            }
-        }
-        assert!((killed + 1) * step() > 5, "{which:?}: {killed}");
+            whole
+        });
     }
 }
 
@@ -569,8 +558,7 @@ fn behind_whichever_call_one_master_becomes_three() {
         let before = Stage::of(which, read(&format!("{one}{}{}", node("m1", "master"), node("w", "worker"))));
         before.up().unwrap();
         let there = World::clone(&before.world());
-        let mut killed = 0;
-        for n in ends(which) {
+        behind_each_call(which, 10, |n, at| {
             let dir = tempfile::tempdir().unwrap();
             let settings = several(which, &["w"]);
             std::os::unix::fs::symlink(settings.dir.join("secrets"), dir.path().join("secrets")).unwrap();
@@ -593,16 +581,14 @@ fn behind_whichever_call_one_master_becomes_three() {
             let first = grow(&stage, &told, Some(n));
             let whole = !stage.clock.stopped.load(Relaxed);
             stage.world().stops = None;
-            let at = format!("{which:?}, killed behind call {n}");
             if whole {
                 first.unwrap();
             } else {
-                killed += 1;
                 stage.clock = Virtual::new();
                 grow(&stage, &told, None).unwrap_or_else(|error| panic!("{at}: {error:#}"));
             }
             stage.up().unwrap_or_else(|error| panic!("{at}: {error:#}"));
-            check_whole(&stage, &at);
+            check_whole(&stage, at);
             let servers = stage.cloud().inventory().unwrap().servers;
             let masters = servers.iter().filter(|server| server.node.starts_with('m'));
             assert!(masters.clone().count() == 3 && masters.clone().all(|one| one.image == NEW), "{at}: {servers:?}");
@@ -623,9 +609,8 @@ fn behind_whichever_call_one_master_becomes_three() {
                 let id = stage.world().machine("m1.demo")[0];
                 let own: IpAddr = stage.world().private(id).parse().unwrap();
                 assert_eq!(stage.world().told_of(id), Masters { masters: vec![own], join: true }, "{at}");
-                break;
             }
-        }
-        assert!((killed + 1) * step() > 10, "{which:?}: {killed}");
+            whole
+        });
     }
 }
