@@ -126,7 +126,7 @@ impl Cluster {
         let secrets = dir.join("secrets");
         if secrets.exists() {
             // What a run that failed left: its VMs, and keys in the middle of a change.
-            run_in(dir, tools::kimg(), &["down", "--delete"], None)?.success().context("kimg down")?;
+            run_in(dir, tools::kimg(), &["down", "--delete", "--yes"], None)?.success().context("kimg down")?;
             std::fs::remove_dir_all(&secrets).with_context(|| format!("removing {}", secrets.display()))?;
         }
         let start = Instant::now();
@@ -139,7 +139,7 @@ impl Cluster {
     /// # Errors
     /// `kimg down` failed.
     pub fn down(&self) -> Result<()> {
-        self.kimg(&["down", "--delete"])?.success().context("kimg down").map(|_| ())
+        self.kimg(&["down", "--delete", "--yes"])?.success().context("kimg down").map(|_| ())
     }
 
     /// Runs `kimg` in the cluster's folder.

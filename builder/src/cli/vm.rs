@@ -5,6 +5,7 @@ use crate::hint::{dir_flag, next, program, shown};
 use crate::input;
 use crate::kubectl;
 use crate::local;
+use crate::local::state::State;
 use crate::pki::Secrets;
 use crate::progress::Progress;
 use crate::switch::Rules;
@@ -27,6 +28,9 @@ pub(super) struct DownArgs {
     /// Remove the VMs' disks too: everything that the cluster holds
     #[arg(long)]
     delete: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
 }
 
 pub(super) fn up(args: &UpArgs, settings: &Settings) -> Result<()> {
@@ -77,6 +81,9 @@ pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
         }
         return switch_off(settings, provider.name);
     }
+    if args.delete && !args.yes {
+        agree_to_delete(&State::load(&settings.run_dir())?, input::agreed)?;
+    }
     let done = local::down::down(settings, args.delete, &Progress::new())?;
     if done.clean.is_empty() && done.forced.is_empty() {
         println!("cluster {}: no VM was running", settings.name);
@@ -94,6 +101,24 @@ pub(super) fn down(args: &DownArgs, settings: &Settings) -> Result<()> {
         println!("their disks are removed");
     }
     next(&format!("{} up{}", program(), dir_flag(settings)));
+    Ok(())
+}
+
+/// Where there is something that would be lost.
+fn agree_to_delete(state: &State, ask: impl FnOnce(&str) -> Result<Option<bool>>) -> Result<()> {
+    if state.vms.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = state.vms.keys().map(String::as_str).collect();
+    println!(
+        "The disks of {} are removed, and with them all that the cluster holds; cluster.toml, secrets/ and backups/ stay.",
+        names.join(", ")
+    );
+    if !ask("Go on?")?.unwrap_or(false) {
+        return input::bad(
+            "nothing was changed; --yes says yes in advance, and `kimg down` without --delete keeps the disks",
+        );
+    }
     Ok(())
 }
 
@@ -168,4 +193,22 @@ pub(super) fn switch(args: &SwitchArgs, settings: &Settings) -> Result<()> {
         delay_ms: args.delay_ms,
     };
     local::switch::set_rules(settings, &nodes, (!args.reset).then_some(rules))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::state::Vm;
+
+    #[test]
+    fn disks_are_removed_only_where_somebody_agrees() {
+        let mut state = State::default();
+        agree_to_delete(&state, |_| panic!("nothing would be lost")).expect("nothing to ask");
+        state.vms.insert("w1".into(), Vm::new(Role::Worker, "image"));
+        for answer in [None, Some(false)] {
+            let error = agree_to_delete(&state, |_| Ok(answer)).expect_err("not agreed to");
+            assert!(error.is::<input::BadInput>() && error.to_string().contains("--yes"), "{answer:?}: {error}");
+        }
+        agree_to_delete(&state, |_| Ok(Some(true))).expect("agreed to");
+    }
 }
