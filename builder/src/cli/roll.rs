@@ -625,6 +625,12 @@ impl Command<'_> {
         };
         let mut plan = decide(wish, &situation).map_err(|refusal| match refusal {
             Refusal::Mistake(why) => anyhow::Error::new(BadInput(why)),
+            Refusal::Undecided(undecided, why) => {
+                if self.args.dry_run {
+                    println!("{}", undecided.text());
+                }
+                BadInput(why).into()
+            }
             Refusal::Unfit(why) => anyhow::anyhow!(why),
         })?;
         self.check_copies(&mut plan)?;

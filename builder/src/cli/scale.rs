@@ -211,6 +211,11 @@ pub(super) fn take_out(settings: &Settings, gone: Vec<String>) -> Result<Setting
 }
 
 fn grow(args: &ScaleArgs, settings: &Settings, workers: &[String]) -> Result<ExitCode> {
+    if let Some(claim) = args.lose_data.first() {
+        return input::bad(format!(
+            "--lose-data {claim}: no worker leaves, and no claim's data with one; leave it out"
+        ));
+    }
     if args.components.is_some() {
         Components::find(args.components.as_deref(), &cache::sums_dir()?)?;
     }
@@ -326,6 +331,13 @@ mod tests {
             assert!(error.is::<input::BadInput>() && error.to_string().contains("/nope"), "{error:#}");
             assert_eq!(std::fs::read_to_string(dir.path().join(FILE_NAME)).expect("text"), text);
         }
+        let line = ["scale", "workers", "2", "-y", "--lose-data", "a/db"];
+        let line = <Line as clap::Parser>::try_parse_from(line).expect("arguments");
+        let error = run(&line.scale, &config::load(dir.path()).expect("valid")).expect_err("none leaves");
+        assert!(
+            error.is::<input::BadInput>() && error.to_string().contains("--lose-data a/db: no worker"),
+            "{error:#}"
+        );
         assert!(!dir.path().join("kimg.lock").exists());
         let file = dir.path().join(FILE_NAME);
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o444)).expect("read-only");

@@ -97,7 +97,7 @@ impl Watch {
                 ));
             } else if !claims.is_empty() {
                 found.left.push(format!(
-                    "{name}: {why}; a new machine would not have the data of {}: give each up with `--lose-data CLAIM`",
+                    "{name}: {why}; a new machine would not have the data of {}: give each up with `--lose-data NAMESPACE/CLAIM`",
                     claims.join(", ")
                 ));
             } else if Duration::try_from(now.duration_since(since)).unwrap_or_default() >= patience {

@@ -165,6 +165,8 @@ pub struct Item {
 pub enum Refusal {
     /// What was asked for is wrong, or lacks a decision: exit code 2.
     Mistake(String),
+    /// A decision is missing for this plan: exit code 2.
+    Undecided(Plan, String),
     /// The cluster is not fit for it: exit code 1.
     Unfit(String),
 }
@@ -175,11 +177,17 @@ pub enum Refusal {
 /// [`Refusal`]
 pub fn make(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
     let mut items = Vec::new();
-    for name in chosen(wish, now)? {
-        items.extend(item(name, wish, now)?);
+    let names = chosen(wish, now)?;
+    let spares = || wish.spares.iter().map(String::as_str);
+    let all: Vec<&str> = names.iter().copied().chain(spares()).collect();
+    // Whoever has named a claim wrongly is not told to name it.
+    let first_named = |refusal| check_claims_named(wish, now, &all).err().unwrap_or(refusal);
+    for name in &names {
+        items.extend(item(name, wish, now).map_err(first_named)?);
     }
-    items.extend(spares::items(wish, now, &items)?);
-    check_claims_named(wish, &items)?;
+    items.extend(spares::items(wish, now, &items).map_err(first_named)?);
+    let goes: Vec<&str> = items.iter().map(|item| item.node.as_str()).collect();
+    check_claims_named(wish, now, &goes)?;
     check_carried(now, &items)?;
     let replaced = |name: &str| items.iter().any(|item| item.node == name);
     let known = |name: &str| now.nodes.iter().find(|node| node.name == name);
@@ -242,19 +250,23 @@ pub fn remove(wish: &Wish, now: &Situation<'_>) -> Result<Plan, Refusal> {
         }
         items.push(Item { member: now.members.get(name).cloned(), keeps, loses, ends, ..Item::leaving(name, machine) });
     }
+    let names: Vec<&str> = wish.nodes.iter().map(String::as_str).collect();
+    check_claims_named(wish, now, &names)?;
     if !lost.is_empty() {
-        return Err(Refusal::Mistake(format!(
-            "with the machines would go the data of these claims: {}; give each up with `--lose-data CLAIM`, or move it first",
+        let why = format!(
+            "with the machines would go the data of these claims: {}; give each up with `--lose-data NAMESPACE/CLAIM`, or \
+             move it first",
             lost.join(", ")
-        )));
+        );
+        return Err(Refusal::Undecided(Plan { nodes: items, gone: Vec::new() }, why));
     }
     if !ended.is_empty() {
-        return Err(Refusal::Mistake(format!(
+        let why = format!(
             "nothing would start these pods again: {}; delete them, or give them up with `--lose-pods`",
             ended.join(", ")
-        )));
+        );
+        return Err(Refusal::Undecided(Plan { nodes: items, gone: Vec::new() }, why));
     }
-    check_claims_named(wish, &items)?;
     check_carried(now, &items)?;
     let stays = |node: &&Node| !wish.nodes.contains(&node.name) && !node.ready;
     let broken: Vec<String> =
@@ -318,8 +330,8 @@ fn item(name: &str, wish: &Wish, now: &Situation<'_>) -> Result<Option<Item>, Re
     if !keeps.is_empty() && (!machine.keeps_data || carried.is_some()) {
         let list: Vec<String> = keeps.iter().map(shown).collect();
         return Err(Refusal::Mistake(format!(
-            "{name} holds data that goes with its machine: {}; have each copied to the new one with `--copy-data CLAIM`, \
-             give it up with `--lose-data CLAIM`, or move it first",
+            "{name} holds data that goes with its machine: {}; have each copied to the new one with `--copy-data NAMESPACE/CLAIM`, \
+             give it up with `--lose-data NAMESPACE/CLAIM`, or move it first",
             list.join(", ")
         )));
     }
@@ -375,7 +387,7 @@ fn copied(
     match copies.iter().find(|claim| claim.volume.is_none()) {
         Some(claim) => Err(Refusal::Mistake(format!(
             "--copy-data {}: its volume is none of the default class, and kimg copies no other; give it up with \
-             `--lose-data CLAIM`, or move it first",
+             `--lose-data NAMESPACE/CLAIM`, or move it first",
             claim.claim
         ))),
         None => Ok((copies, keeps)),
@@ -394,27 +406,24 @@ fn check_carried(now: &Situation<'_>, items: &[Item]) -> Result<(), Refusal> {
     }
 }
 
-fn check_claims_named(wish: &Wish, items: &[Item]) -> Result<(), Refusal> {
+/// Each claim that was named is bound on one of the nodes that go; where none goes, nothing is to be decided.
+fn check_claims_named(wish: &Wish, now: &Situation<'_>, nodes: &[&str]) -> Result<(), Refusal> {
     if let Some(claim) = wish.copy.iter().find(|claim| wish.lose.contains(claim)) {
         return Err(Refusal::Mistake(format!(
             "{claim} is named with --copy-data and with --lose-data; say one of them"
         )));
     }
-    let held = |claim: &&String| {
-        let claims = |item: &Item| item.copies.iter().chain(&item.keeps).any(|one| one.claim == **claim);
-        !items.iter().any(claims)
-    };
-    if let Some(claim) = wish.copy.iter().find(held).filter(|_| !items.is_empty()) {
-        return Err(Refusal::Mistake(format!(
-            "--copy-data {claim}: no node that would be replaced holds a volume of it; write NAMESPACE/NAME of a claim that \
-             the plan lists"
-        )));
-    }
-    let lost = |claim: &&String| !items.iter().any(|item| item.loses.iter().any(|lost| lost.claim == **claim));
-    match wish.lose.iter().find(lost) {
-        Some(claim) if !items.is_empty() => Err(Refusal::Mistake(format!(
-            "--lose-data {claim}: no node that would be replaced holds a volume of it; write NAMESPACE/NAME of a claim \
-             that the plan lists"
+    let of_them = now.claims.iter().filter(|claim| nodes.contains(&claim.node.as_str()));
+    let held: Vec<&str> = of_them.map(|claim| claim.claim.as_str()).collect();
+    let copied = wish.copy.iter().map(|claim| ("--copy-data", claim));
+    let lost = wish.lose.iter().map(|claim| ("--lose-data", claim));
+    match copied.chain(lost).find(|(_, claim)| !held.contains(&claim.as_str())) {
+        Some((flag, claim)) if !nodes.is_empty() => Err(Refusal::Mistake(format!(
+            "{flag} {claim}: no node that goes holds a volume of it; {}",
+            match held.as_slice() {
+                [] => "they hold none of any claim, so leave it out".to_owned(),
+                held => format!("write NAMESPACE/CLAIM, one of: {}", held.join(", ")),
+            }
         ))),
         _ => Ok(()),
     }
@@ -507,6 +516,8 @@ impl Plan {
                     false => format!("{}: {what} and is removed, with all that is on its disk", item.node),
                 });
                 lines.extend(item.loses.iter().map(|claim| format!("  IS LOST: claim {}", shown(claim))));
+                // No plan with one of these is carried out.
+                lines.extend(item.keeps.iter().map(|claim| format!("  undecided: claim {}", shown(claim))));
                 lines.extend(item.ends.iter().map(|pod| format!("  ends: pod {pod}, which nothing starts again")));
                 continue;
             }

@@ -54,7 +54,7 @@ pub(super) fn items(wish: &Wish, now: &Situation<'_>, others: &[Item]) -> Result
             let list: Vec<String> = keeps.iter().map(shown).collect();
             return Err(Refusal::Mistake(format!(
                 "{name} is a spare, which leaves when the roll is over, and with it would go the data of these claims: {}; \
-                 give each up with `--lose-data CLAIM`, or move it first",
+                 give each up with `--lose-data NAMESPACE/CLAIM`, or move it first",
                 list.join(", ")
             )));
         }

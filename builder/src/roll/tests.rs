@@ -626,11 +626,23 @@ fn a_removal_obeys_budgets_and_loses_no_claim_without_a_decision() {
     bind(&fake, "w2");
     let wish = Wish { nodes: vec!["w2".into()], ..Wish::default() };
     let refused = decide(&fake, &fake, &wish, plan::remove).expect_err("a decision is missing");
-    assert!(matches!(&refused, Refusal::Mistake(why) if why.contains("w2: a/db (1Gi, no pod)")), "{refused:?}");
-    let wrong = Wish { lose: vec!["a/other".into(), "a/db".into()], ..wish };
-    assert!(
-        matches!(decide(&fake, &fake, &wrong, plan::remove), Err(Refusal::Mistake(why)) if why.contains("a/other"))
-    );
+    let Refusal::Undecided(shown, why) = refused else { panic!("{refused:?}") };
+    assert!(why.contains("w2: a/db (1Gi, no pod)") && why.contains("--lose-data NAMESPACE/CLAIM"), "{why}");
+    let text = shown.text();
+    assert!(text.contains("w2: is drained and is removed") && text.contains("undecided: claim a/db"), "{text}");
+    // Also where a decision is missing besides.
+    for lose in [vec!["a/other".into(), "a/db".into()], vec!["db".into()]] {
+        let wrong = Wish { lose: lose.clone(), ..wish.clone() };
+        let refused = decide(&fake, &fake, &wrong, plan::remove).expect_err("no such claim there");
+        let said = format!("--lose-data {}: no node that goes holds a volume of it", lose[0]);
+        assert!(
+            matches!(&refused, Refusal::Mistake(why) if why.starts_with(&said) && why.ends_with("one of: a/db")),
+            "{refused:?}"
+        );
+    }
+    let elsewhere = Wish { nodes: vec!["w1".into()], lose: vec!["a/db".into()], ..wish };
+    let refused = decide(&fake, &fake, &elsewhere, plan::remove).expect_err("it is on another node");
+    assert!(matches!(&refused, Refusal::Mistake(why) if why.contains("leave it out")), "{refused:?}");
     let (outcome, _) = command(&fake, fake.process(), &never, || removal(&fake, &["a/db"])).expect("a removal");
     assert_eq!(outcome, Outcome::Done);
     assert!(!fake.0.borrow().objects.contains_key(CLAIM));

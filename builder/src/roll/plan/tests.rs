@@ -77,7 +77,7 @@ fn names(world: &World, wish: &Wish) -> Vec<String> {
 
 fn refused(world: &World, wish: &Wish) -> (u8, String) {
     match plan(world, wish).expect_err("refused") {
-        Refusal::Mistake(why) => (2, why),
+        Refusal::Mistake(why) | Refusal::Undecided(_, why) => (2, why),
         Refusal::Unfit(why) => (1, why),
     }
 }
