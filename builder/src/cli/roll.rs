@@ -772,7 +772,7 @@ impl Command<'_> {
     }
 }
 
-fn step_name(step: Step) -> String {
+pub(super) fn step_name(step: Step) -> String {
     format!("{step:?}").to_lowercase()
 }
 

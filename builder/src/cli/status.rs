@@ -1,5 +1,6 @@
 //! `kimg status`.
 
+use super::roll::step_name;
 use crate::backup::{self, away};
 use crate::client::tls;
 use crate::client::{Https, block_on, kube};
@@ -8,10 +9,15 @@ use crate::hint::{dir_flag, next, program};
 use crate::input;
 use crate::local::state;
 use crate::local::status::{self, Status};
+use crate::logs::line::harmless;
 use crate::node::members::Masters;
 use crate::oci::registry::credentials::environment;
 use crate::pki::authority::Authority;
 use crate::pki::{Secrets, issue, successor};
+use crate::roll::api::Kube;
+use crate::roll::begin;
+use crate::roll::copy::LocalCopy;
+use crate::roll::journal::{Journal, Outcome};
 use crate::roll::members::{self, Members};
 use crate::web::Client;
 use anyhow::{Context, Result, bail};
@@ -130,6 +136,10 @@ struct Looker<'a> {
 impl Looker<'_> {
     fn look(&mut self) -> Result<Status> {
         let mut found = status::status(self.settings)?;
+        match self.roll(found.api_error.is_none()) {
+            Ok(last) => found.roll = last.filter(|journal| journal.outcome == Outcome::Running),
+            Err(error) => found.warnings.push(format!("Whether a roll is under way is not known: {error:#}")),
+        }
         if found.api_error.is_none() {
             found.warnings.extend(self.members());
             found.warnings.extend(self.settings.spares_left());
@@ -147,6 +157,17 @@ impl Looker<'_> {
 }
 
 impl Looker<'_> {
+    /// The journal of the last roll; without an API server as this machine knows it.
+    fn roll(&self, has_api: bool) -> Result<Option<Journal>> {
+        let copy = LocalCopy::of(&self.settings.run_dir());
+        if !has_api {
+            return Ok(copy.read()?.map(|kept| kept.journal));
+        }
+        let secrets = Secrets::of_cluster(&self.settings.secrets_dir(), &self.settings.name)?;
+        let api = state::api_client(self.settings, &secrets, None)?;
+        Ok(begin::last(Kube(&api), &copy)?.map(|last| last.journal))
+    }
+
     /// What is wrong with the etcd that several masters share.
     fn members(&self) -> Vec<String> {
         if !self.settings.has_several_masters() {
@@ -171,5 +192,45 @@ fn shown(found: &Status) -> String {
         Some(error) => vec![format!("The API server does not answer: {error}")],
         None => found.warnings.clone(),
     };
-    said.iter().fold(status::table(found), |text, line| format!("{text}\n{line}\n"))
+    let said = found.roll.iter().map(under_way).chain(said);
+    said.fold(status::table(found), |text, line| format!("{text}\n{line}\n"))
+}
+
+fn under_way(journal: &Journal) -> String {
+    let steps: Vec<String> =
+        journal.nodes.iter().map(|entry| format!("{} {}", harmless(&entry.node), step_name(entry.step))).collect();
+    let (what, way) = match journal {
+        journal if journal.removes() => ("removal of nodes", "`kimg roll` goes on with it"),
+        journal if journal.heals() => ("healing of nodes", "`kimg heal` goes on with it"),
+        journal if journal.back => ("roll back", "`kimg roll` goes on with it"),
+        _ => ("roll", "`kimg roll` goes on with it, and `kimg roll --rollback` goes back"),
+    };
+    format!(
+        "A {what} is under way since {}, or was interrupted: {}. Where none works on it, {way}.",
+        journal.started.strftime("%F %T UTC"),
+        steps.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roll::fake::Fake;
+    use crate::roll::journal::Step;
+    use crate::roll::plan::Wish;
+    use crate::roll::tests::{journal_on, rules};
+
+    #[test]
+    fn a_roll_under_way_is_told_with_its_nodes() {
+        let fake = Fake::new(2);
+        let images = ["w1", "w2"].map(|name| (name.to_owned(), "new".to_owned())).into();
+        let mut journal = journal_on(&fake, &fake, &Wish { images, ..Wish::default() }, rules(), false);
+        journal.nodes[0].step = Step::Booting;
+        let said = under_way(&journal);
+        assert!(said.starts_with("A roll is under way") && said.contains("w1 booting, w2 waiting"), "{said}");
+        journal.nodes.iter_mut().for_each(|entry| entry.to.clear());
+        assert!(under_way(&journal).starts_with("A removal of nodes"));
+        journal.nodes.iter_mut().for_each(|entry| entry.to = entry.from.clone());
+        assert!(under_way(&journal).contains("`kimg heal` goes on"));
+    }
 }

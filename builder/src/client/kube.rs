@@ -17,6 +17,8 @@ pub struct NodeState {
     pub ready: bool,
     /// Why it is not.
     pub reason: String,
+    /// It takes no new pods.
+    pub cordoned: bool,
     /// kubelet's version.
     pub version: String,
     /// OS image.
@@ -72,6 +74,7 @@ pub(crate) fn node_state(node: &Value) -> NodeState {
         name: text(&node["metadata"]["name"]),
         ready: condition.as_ref().is_some_and(|c| c["status"] == "True"),
         reason: condition.map_or("has not reported yet".to_string(), |c| text(&c["message"])),
+        cordoned: node["spec"]["unschedulable"] == true,
         version: text(&status["nodeInfo"]["kubeletVersion"]),
         image: text(&status["nodeInfo"]["osImage"]),
         boot_id: text(&status["nodeInfo"]["bootID"]),

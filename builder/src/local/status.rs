@@ -5,6 +5,7 @@ use crate::client::block_on;
 use crate::client::kube::{self, NodeState};
 use crate::config::{NodeSettings, Settings};
 use crate::pki::Secrets;
+use crate::roll::journal::Journal;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ pub struct Line {
     pub pid: Option<i32>,
     /// `Ready`, `NotReady`, `unknown` (no API server, or no VM that could be ready), `absent` (not joined).
     pub status: String,
+    /// It takes no new pods: somebody has cordoned it, or a roll.
+    pub cordoned: bool,
     /// Address.
     pub address: String,
     /// kubelet's version.
@@ -55,6 +58,9 @@ pub struct Status {
     pub node_ports: BTreeMap<u16, u16>,
     /// The nodes.
     pub nodes: Vec<Line>,
+    /// The journal of a roll that is under way, or was interrupted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roll: Option<Journal>,
     /// Sentences about copies of the store that are missing or old.
     pub warnings: Vec<String>,
 }
@@ -102,6 +108,7 @@ pub fn status(settings: &Settings) -> Result<Status> {
         stopped: stopped.is_some(),
         by_hand,
         nodes,
+        roll: None,
         warnings: Vec::new(),
     })
 }
@@ -123,6 +130,7 @@ fn line(name: &str, role: String, address: String, vm: Option<&Vm>, known: Optio
         vm: vm.map_or("-", |vm| if vm.running() { "running" } else { "stopped" }).to_string(),
         pid: vm.filter(|vm| vm.running()).and_then(|vm| vm.process).map(|p| p.pid),
         status: status.to_string(),
+        cordoned: node.is_some_and(|node| node.cordoned),
         address: node.map(|n| n.address.clone()).filter(|a| !a.is_empty()).unwrap_or(address),
         version: text(node.map(|n| &n.version)),
         image: text(node.map(|n| &n.image)),
@@ -142,7 +150,8 @@ pub fn table(status: &Status) -> String {
                 n.role.clone(),
                 n.vm.clone(),
                 pid,
-                n.status.clone(),
+                // As kubectl shows it.
+                format!("{}{}", n.status, if n.cordoned { ",SchedulingDisabled" } else { "" }),
                 n.address.clone(),
                 n.version.clone(),
                 n.image.clone(),
@@ -162,10 +171,11 @@ mod tests {
 
     #[test]
     fn a_stopped_vm_is_not_ready_whatever_the_api_still_shows() {
-        let known = [NodeState {
+        let mut known = [NodeState {
             name: "w".into(),
             ready: true,
             reason: String::new(),
+            cordoned: false,
             version: String::new(),
             image: String::new(),
             address: String::new(),
@@ -185,13 +195,31 @@ mod tests {
             image: String::new(),
             previous: None,
         };
+        let of = |vm: Option<&Vm>, known: &[NodeState]| line("w", "worker".into(), String::new(), vm, Some(known));
         let shown = |vm: Option<&Vm>| {
-            let line = line("w", "worker".into(), String::new(), vm, Some(&known));
+            let line = of(vm, &known);
             (line.vm, line.status)
         };
         assert_eq!(shown(Some(&vm)), ("stopped".into(), "unknown".into()));
         vm.process = Process::find(std::process::id() as i32);
         assert_eq!(shown(Some(&vm)), ("running".into(), "Ready".into()));
         assert_eq!(shown(None), ("-".into(), "Ready".into()));
+        known[0].cordoned = true;
+        let cordoned = of(None, &known);
+        // Scripts compare it with Ready, which it is.
+        assert_eq!(cordoned.status, "Ready");
+        let status = Status {
+            cluster: "demo".into(),
+            accel: String::new(),
+            api_error: None,
+            stopped: false,
+            by_hand: false,
+            api: None,
+            node_ports: BTreeMap::new(),
+            nodes: vec![cordoned],
+            roll: None,
+            warnings: Vec::new(),
+        };
+        assert!(table(&status).contains(" Ready,SchedulingDisabled "), "{}", table(&status));
     }
 }

@@ -398,6 +398,7 @@ impl Cluster for FakeCluster<'_> {
             // One whose machine was lost stays so until somebody misses it.
             ready,
             reason: "no network yet".into(),
+            cordoned: false,
             version: String::new(),
             image: String::new(),
             address: world.private(*id),
