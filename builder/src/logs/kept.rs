@@ -9,6 +9,7 @@ use crate::cache;
 use crate::client::block_on;
 use crate::config::Settings;
 use crate::input;
+use crate::local::state::State;
 use crate::node::Target;
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
@@ -78,6 +79,10 @@ fn list_in(dir: &Path) -> Result<Vec<Kept>> {
 /// # Errors
 /// It does not answer, or the file cannot be written: there is none then.
 pub fn keep(settings: &Settings, node: &str) -> Result<PathBuf> {
+    // Nobody is to start it for that, as others who ask it are told.
+    if State::load(&settings.run_dir())?.vms.get(node).is_some_and(|vm| !vm.running()) {
+        bail!("its VM does not run");
+    }
     let target = Target { node: Some(node.to_owned()), ..Target::default() };
     keep_of(&dir(settings), Source { node: node.into(), client: target.client(settings) }, Timestamp::now())
 }
@@ -210,6 +215,8 @@ mod tests {
     use super::*;
     use crate::client::tests::secrets;
     use crate::input::BadInput;
+    use crate::local::state::Vm;
+    use node_metadata::Role;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -305,5 +312,18 @@ mod tests {
         assert_eq!(of(&Wanted::default()), times.map(|time| format!("m  dns  {time}")));
         let wanted = Wanted { services: vec!["audit".into()], ..Wanted::default() };
         assert_eq!(of(&wanted), [format!("m  audit  {audit}")]);
+    }
+
+    #[test]
+    fn nobody_is_told_to_start_a_vm_that_is_replaced() {
+        let dir = tempfile::tempdir().expect("dir");
+        let text =
+            "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+        let settings = crate::config::parse(Path::new("c"), text, dir.path()).expect("valid");
+        cache::private_dir(&settings.run_dir()).expect("run");
+        let mut state = State::default();
+        state.vms.insert("w".into(), Vm::new(Role::Worker, "image"));
+        state.save(&settings.run_dir()).expect("saved");
+        assert_eq!(keep(&settings, "w").expect_err("it does not run").to_string(), "its VM does not run");
     }
 }

@@ -12,7 +12,7 @@ use super::lock::{Holder, Verdict};
 use super::members::Members;
 use super::plan::Node;
 use super::volumes::Volumes;
-use crate::machines::{Data, Ended, Machines, NO_IMAGE, Order, local::short};
+use crate::machines::{Data, Ended, Machine, Machines, NO_IMAGE, Order, local::short};
 use crate::seed::token::BootstrapToken;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -259,15 +259,7 @@ impl Engine<'_> {
     fn advance(&mut self, book: &mut Book, index: usize, nodes: &[Node], pace: &mut Pace) -> Result<()> {
         let entry = book.journal.nodes[index].clone();
         let node = nodes.iter().find(|node| node.name == entry.node);
-        let now = self.clock.now();
-        if node.is_some_and(|node| node.ready) {
-            pace.down.remove(&entry.node);
-        }
-        let down = match node {
-            Some(node) if node.ready => false,
-            Some(_) => since(*pace.down.entry(entry.node.clone()).or_insert(now), now) >= DOWN,
-            None => true,
-        };
+        let down = self.is_down(&entry, node, pace);
         let waits_for = match entry.step {
             Step::Leaving if entry.is_alone() => self.back_up(book, index, &entry)?,
             Step::Leaving => self.leave(book, index, &entry, node, down)?,
@@ -290,6 +282,30 @@ impl Engine<'_> {
             self.say_now_and_then(&entry.node, &sentence, pace);
         }
         Ok(())
+    }
+
+    /// Whether nobody is there who could end a node's pods in order.
+    fn is_down(&self, entry: &Entry, node: Option<&Node>, pace: &mut Pace) -> bool {
+        match node {
+            None => true,
+            Some(node) if node.ready => {
+                pace.down.remove(&entry.node);
+                false
+            }
+            Some(_) => {
+                let now = self.clock.now();
+                // Asked once: providers count what they are asked.
+                let first = || if self.is_off(entry) { now.checked_sub(DOWN).unwrap_or(now) } else { now };
+                since(*pace.down.entry(entry.node.clone()).or_insert_with(first), now) >= DOWN
+            }
+        }
+    }
+
+    /// Whether the machine of a node that is to leave is known not to run: it does not come back by being waited for.
+    fn is_off(&self, entry: &Entry) -> bool {
+        let asked = matches!(entry.step, Step::Leaving | Step::Draining);
+        let off = |machines: Vec<Machine>| machines.iter().any(|known| known.node == entry.node && !known.running);
+        asked && self.machines.list().is_ok_and(off)
     }
 
     /// No new pods, and out of the load balancers' addresses.

@@ -677,3 +677,24 @@ fn a_removal_obeys_budgets_and_loses_no_claim_without_a_decision() {
     let wish = Wish { nodes: vec!["w2".into()], ..Wish::default() };
     assert!(matches!(decide(&fake, &fake, &wish, plan::remove), Err(Refusal::Unfit(why)) if why.contains("w3")));
 }
+
+#[test]
+fn a_machine_that_is_known_not_to_run_is_not_waited_for() {
+    let fake = Fake::new(3);
+    fake.stop("w3");
+    let wish = Wish { nodes: vec!["w3".into()], ..to(&fake, "new") };
+    let begun = fake.now();
+    let replaced = Cell::new(None);
+    let at = |point: &str| {
+        if point == "replacing:w3" {
+            replaced.set(Some(fake.now()));
+        }
+        Ok(())
+    };
+    let (outcome, journal) =
+        command(&fake, fake.process(), &at, || self::journal(&fake, &wish, rules(), false)).expect("a roll");
+    assert_eq!(outcome, Outcome::Done, "{journal:?}");
+    let secs = replaced.get().expect("replaced").duration_since(begun).as_secs();
+    assert!(secs < 10, "it was waited for, for {secs} s");
+    check_clean(&fake, "a dead machine");
+}
