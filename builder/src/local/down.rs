@@ -118,6 +118,7 @@ pub fn remove(settings: &Settings, secrets: &Secrets, name: &str) -> Result<Ende
     let Some(vm) = state.vms.get(name) else { return Ok(Ended::Clean) };
     let ended = stop(&run_dir, secrets, name, vm, patience(&state))?;
     remove_dir(&run_dir.join(name))?;
+    remove_cable(&run_dir, name)?;
     // Last: as long as it stands there, it is removed by whoever tries again.
     state.vms.remove(name);
     state.save(&run_dir)?;
@@ -148,9 +149,7 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
         remove_dir(&run_dir.join(name))?;
     }
     for port in super::switch::ports(settings)?.iter().map(|port| &port.name).chain(state.vms.keys()) {
-        for end in ["sw", "vm"] {
-            remove_file(&run_dir.join(format!("{port}.{end}")))?;
-        }
+        remove_cable(run_dir, port)?;
     }
     remove_dir(&run_dir.join("kept_volumes"))?;
     super::stock::tidy(run_dir, &State::default(), &BTreeSet::new())?;
@@ -160,11 +159,48 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
     remove_file(&settings.dir.join("kubeconfig"))
 }
 
+/// The sockets at both ends of a VM's network cable. The switch makes its own anew where a VM of that name comes back.
+fn remove_cable(run_dir: &Path, name: &str) -> Result<()> {
+    for end in ["sw", "vm"] {
+        remove_file(&run_dir.join(format!("{name}.{end}")))?;
+    }
+    Ok(())
+}
+
 pub(super) fn remove_file(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn nothing_is_left_of_a_vm_that_is_removed() {
+        let dir = tempfile::tempdir().expect("dir");
+        let text =
+            "name = \"demo\"\nnodes = [{ name = \"m\", role = \"master\" }, { name = \"w\", role = \"worker\" }]\n";
+        let settings = config::parse(Path::new("c"), text, dir.path()).expect("valid");
+        let run_dir = settings.run_dir();
+        std::fs::create_dir_all(run_dir.join("w")).expect("folder");
+        for file in ["w/disk.raw", "w.sw", "w.vm", "m.sw", "m.vm"] {
+            std::fs::write(run_dir.join(file), "").expect("file");
+        }
+        let mut state = State::default();
+        state.vms.insert("w".into(), Vm::new(Role::Worker, "image"));
+        state.save(&run_dir).expect("saved");
+        let secrets = Secrets::open(&settings.secrets_dir());
+        assert_eq!(remove(&settings, &secrets, "w").expect("removed"), Ended::Clean);
+        assert_eq!(
+            ["w", "w.sw", "w.vm", "m.sw", "m.vm"].map(|name| run_dir.join(name).exists()),
+            [false, false, false, true, true]
+        );
+        assert!(State::load(&run_dir).expect("state").vms.is_empty());
     }
 }
