@@ -2,7 +2,7 @@
 
 use super::drain::{self, Pod};
 use super::gone;
-use super::journal::Journal;
+use super::journal::{self, Journal};
 use super::lock::{self, Holder, Look, Verdict};
 use super::plan::{Claim, Node};
 use super::skew::Level;
@@ -252,9 +252,7 @@ impl Kube<'_> {
             .with_context(|| {
                 format!("ConfigMap {NAMESPACE}/{NAME} is not as kimg writes it; look at it, and delete it once no roll is under way")
             })?;
-        if version > u64::from(super::journal::VERSION) {
-            return crate::input::bad("the journal of the roll was written by a newer kimg; use that one");
-        }
+        journal::check_version(version, &format!("the journal of the roll (ConfigMap {NAMESPACE}/{NAME})"))?;
         let journal = serde_json::from_str(&text(&object["data"]["journal"])).context("reading the roll's journal")?;
         Ok(Some((journal, text(&object["metadata"]["resourceVersion"]))))
     }

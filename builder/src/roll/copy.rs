@@ -3,7 +3,7 @@
 //! Each entry is written to the cluster first and then here, with the version that it has there; while the API is away
 //! only here. So where both versions are the same, this one is as new or newer; else the cluster's is.
 
-use super::journal::Journal;
+use super::journal::{self, Journal};
 use crate::input;
 use crate::pki::secrets::write_private;
 use anyhow::{Context, Result, bail};
@@ -48,15 +48,15 @@ impl LocalCopy {
             return Ok(None);
         }
         let bytes = input::bytes(&self.0, MOST_BYTES)?;
-        // A newer kimg may write what this one cannot read, and that is nothing to be removed.
+        // First: what a newer one writes need not be readable besides, and may be all that knows of a node's data.
         let version = serde_json::from_slice::<Value>(&bytes).ok().and_then(|kept| kept["journal"]["version"].as_u64());
-        if version.is_some_and(|version| version > u64::from(super::journal::VERSION)) {
-            return input::bad(format!("{} was written by a newer kimg; use that one", self.0.display()));
+        if let Some(version) = version {
+            journal::check_version(version, &self.0.display().to_string())?;
         }
-        let Ok(kept) = serde_json::from_slice(&bytes) else {
-            return input::bad(format!("{} is not as this kimg writes it; remove it", self.0.display()));
-        };
-        Ok(Some(kept))
+        match serde_json::from_slice(&bytes) {
+            Ok(kept) => Ok(Some(kept)),
+            Err(_) => input::bad(format!("{} is not as this kimg writes it; remove it", self.0.display())),
+        }
     }
 
     /// Writes it, whole or not at all.
@@ -83,22 +83,21 @@ impl LocalCopy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::BadInput;
 
     #[test]
-    fn what_a_newer_kimg_wrote_is_kept() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn what_a_newer_kimg_wrote_is_left_to_it() {
+        let dir = tempfile::tempdir().expect("dir");
         let copy = LocalCopy::of(dir.path());
-        for (text, advice) in [
-            (
-                r#"{"journal": {"version": 99, "steps": {}}, "version": "7"}"#,
-                "was written by a newer kimg; use that one",
-            ),
-            (r#"{"journal": {"version": 1}}"#, "is not as this kimg writes it; remove it"),
-        ] {
-            std::fs::write(dir.path().join("roll.json"), text).expect("a file");
-            let error = copy.read().expect_err(text);
-            assert!(error.is::<BadInput>() && error.to_string().ends_with(advice), "{error:#}");
+        let newer = journal::VERSION + 1;
+        let texts = [
+            (format!(r#"{{"journal": {{"version": {newer}, "nodes": "in another way"}}}}"#), "go on with that one"),
+            (r#"{"journal": {"version": 1}}"#.to_owned(), "remove it"),
+            ("{".to_owned(), "remove it"),
+        ];
+        for (text, way) in texts {
+            std::fs::write(copy.path(), &text).expect("written");
+            let error = copy.read().expect_err("refused");
+            assert!(error.is::<input::BadInput>() && error.to_string().contains(way), "{text}: {error}");
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The journal of a roll: what is to be done with each node, and how far it is. It is all that a roll remembers.
 
 use super::skew::Known;
+use crate::input;
+use anyhow::Result;
 use jiff::Timestamp;
 use node_api::{StoreEngine, StoreFormat};
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,20 @@ use std::time::Duration;
 
 /// Raised when a `kimg` of before could not go on with what this one writes.
 pub const VERSION: u32 = 5;
+
+/// Whether this `kimg` reads a journal of that version, which stands in `place`.
+///
+/// # Errors
+/// Bad input: a newer one wrote it.
+pub fn check_version(version: u64, place: &str) -> Result<()> {
+    if version > u64::from(VERSION) {
+        return input::bad(format!(
+            "{place} was written by a newer kimg (version {version}, and this one reads up to {VERSION}); nothing was changed: \
+             go on with that one (`kimg version` tells which one this is)"
+        ));
+    }
+    Ok(())
+}
 
 /// A roll.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
