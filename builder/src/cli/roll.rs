@@ -475,7 +475,7 @@ impl Command<'_> {
         let store = self.check_releases(&mut plan, &releases::before(last), Some(last))?;
         volumes::check_taken(&plan, &releases::before(last))?;
         let mut journal = Journal { store, ..self.journal(&plan, true)? };
-        begin::take_along(&mut journal, last, listed);
+        begin::take_along(&mut journal, last, listed, &self.kube().nodes()?);
         let returning: Vec<&str> =
             journal.nodes.iter().filter(|e| e.step == Step::Returning).map(|e| e.node.as_str()).collect();
         if !returning.is_empty() && !self.args.json {

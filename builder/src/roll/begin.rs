@@ -6,7 +6,7 @@ use super::copy::{Kept, LocalCopy};
 use super::engine::{Book, Engine, Killed};
 use super::journal::{Copied, DataAt, Entry, Journal, Outcome, Step};
 use super::lock::{Holder, Verdict};
-use super::plan;
+use super::plan::{self, Node};
 use super::skew::Known;
 use crate::machines::{Machine, Machines, NO_IMAGE};
 use anyhow::{Result, bail};
@@ -180,14 +180,14 @@ pub fn unsettled(journal: &Journal) -> Vec<String> {
 }
 
 /// Adds to a roll back the nodes that the last one had taken from the cluster without touching their machines: they only
-/// have to return.
-pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
+/// have to return. So has one that failed as its machine could not be made anew, where it is still kept from pods.
+pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine], nodes: &[Node]) {
     for entry in &last.nodes {
         let known = back.nodes.iter().any(|known| known.node == entry.node);
-        // One whose machine could not be replaced has been taken out of use all the same.
-        let under_way = entry.step.is_active() || entry.step == Step::Failed;
         let as_it_was = machines.iter().any(|m| m.node == entry.node && m.image == entry.from && m.running);
-        if !known && under_way && as_it_was {
+        let kept_away = || nodes.iter().any(|node| node.name == entry.node && node.cordoned_by_roll);
+        let returns = entry.step.is_active() || entry.step == Step::Failed && kept_away();
+        if !known && returns && as_it_was {
             back.nodes.push(Entry {
                 to: entry.from.clone(),
                 lose: Vec::new(),
@@ -195,6 +195,7 @@ pub fn take_along(back: &mut Journal, last: &Journal, machines: &[Machine]) {
                 data: DataAt::Old,
                 step: Step::Returning,
                 boot: String::new(),
+                why: None,
                 ..entry.clone()
             });
         }

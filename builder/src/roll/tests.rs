@@ -188,7 +188,7 @@ pub(crate) fn roll_back_on(
     let wish = Wish { nodes, images, back: true, first, stores, spares, copy_again, ..Wish::default() };
     let plan = make(fake, machines, &wish);
     let mut back = plan.journal(rules(), last.whole.clone(), true, fake.now());
-    begin::take_along(&mut back, &last, &listed);
+    begin::take_along(&mut back, &last, &listed, &Kube(fake).nodes().expect("nodes"));
     run(fake, machines, me, failpoint, begin::write(Kube(fake), back)?)
 }
 
@@ -697,4 +697,21 @@ fn a_machine_that_is_known_not_to_run_is_not_waited_for() {
     let secs = replaced.get().expect("replaced").duration_since(begun).as_secs();
     assert!(secs < 10, "it was waited for, for {secs} s");
     check_clean(&fake, "a dead machine");
+}
+
+#[test]
+fn a_node_whose_machine_could_not_be_made_anew_takes_pods_again_on_the_way_back() {
+    let fake = Fake::new(3);
+    fake.0.borrow_mut().stuck.insert("w2".into());
+    let (outcome, journal) = roll(&fake, rules());
+    assert_eq!((outcome, journal.failed().map(|entry| entry.node.as_str())), (Outcome::Stopped, Some("w2")));
+    assert!(Kube(&fake).nodes().expect("nodes").iter().any(|node| node.name == "w2" && node.cordoned_by_roll));
+    let (outcome, journal) = roll_back(&fake);
+    assert_eq!(outcome, Outcome::Done, "{journal:?}");
+    assert_eq!(fake.images(), ["old", "old", "old"]);
+    assert_eq!(order(&fake), ["w1", "w1"]);
+    check_clean(&fake, "rolled back");
+    // Nothing is left to be taken along.
+    let (_, journal) = roll_back(&fake);
+    assert!(journal.nodes.iter().all(|entry| entry.node != "w2"), "{journal:?}");
 }
