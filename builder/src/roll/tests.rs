@@ -310,20 +310,6 @@ fn a_node_that_never_becomes_ready_stops_it_and_the_cluster_is_whole() {
     check_clean(&fake, "rolled back");
 }
 
-/// It has left the cluster, though nothing was done to its machine.
-#[test]
-fn a_node_whose_machine_could_not_be_replaced_returns_with_a_rollback() {
-    let fake = Fake::new(2);
-    fake.0.borrow_mut().broken.insert("new".into());
-    let (outcome, journal) = roll(&fake, rules());
-    assert_eq!(outcome, Outcome::Stopped);
-    let node = journal.failed().expect("one failed").node.clone();
-    fake.0.borrow_mut().machines.get_mut(&node).expect("its machine").image = "old".into();
-    let (outcome, journal) = roll_back(&fake);
-    assert_eq!((outcome, journal.nodes.len()), (Outcome::Done, 1), "{journal:?}");
-    check_clean(&fake, "rolled back");
-}
-
 #[test]
 fn an_image_whose_kernel_panics_is_not_waited_for() {
     let fake = Fake::new(2);
