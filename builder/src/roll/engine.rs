@@ -580,7 +580,7 @@ impl Engine<'_> {
         let console = self.machines.console(&entry.node);
         let console: Vec<String> = console.iter().map(|line| format!("  {line}")).collect();
         format!(
-            "{state}, {} s after it was started from image {}; its console says:\n{}",
+            "{state}, {} s after it was started from image {}{CONSOLE}\n{}",
             book.journal.rules.ready_secs,
             short(&entry.to),
             console.join("\n")
@@ -692,7 +692,7 @@ impl Engine<'_> {
 
     fn give_up(&mut self, book: &mut Book, index: usize, step: Step, why: String) -> Result<Option<String>> {
         let before = book.journal.clone();
-        (self.say)(&format!("{}: {why}", before.nodes[index].node));
+        (self.say)(&format!("{}: {}", before.nodes[index].node, without_console(&why)));
         book.journal.give_up(index, step, why, self.clock.now());
         self.save_or_restore(book, before, &format!("{step:?}:{}", book.journal.nodes[index].node).to_lowercase())?;
         Ok(None)
@@ -736,6 +736,14 @@ fn away(journal: &Journal, nodes: &[Node]) -> Vec<String> {
         entry.is_some_and(|entry| entry.step.is_active() || entry.step == Step::Waiting)
     };
     nodes.iter().filter(|node| !node.ready && !ours(&node.name)).map(|node| node.name.clone()).collect()
+}
+
+/// What stands before the last lines of a console.
+const CONSOLE: &str = "; its console says:";
+
+/// Why a node was given up, as it is said at once: its console is shown in the end.
+fn without_console(why: &str) -> &str {
+    why.split_once(CONSOLE).map_or(why, |(why, _)| why)
 }
 
 fn since(past: Timestamp, now: Timestamp) -> Duration {

@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub(crate) flapping: BTreeSet<String>,
     /// Machines that cannot be stopped.
     pub(crate) stuck: BTreeSet<String>,
+    /// What rolls have said.
+    pub(crate) said: Vec<String>,
     /// Nodes say their boot every other second only.
     pub(crate) busy: bool,
     /// Images of masters whose API server never answers.
@@ -165,6 +167,7 @@ impl Fake {
             panics: BTreeSet::new(),
             flapping: BTreeSet::new(),
             stuck: BTreeSet::new(),
+            said: Vec::new(),
             busy: false,
             mute: BTreeSet::new(),
             members: BTreeMap::new(),

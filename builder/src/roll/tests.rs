@@ -109,7 +109,7 @@ fn run(
         me,
         stop: &|| false,
         failpoint,
-        say: &|_| (),
+        say: &|line| fake.0.borrow_mut().said.push(line.to_owned()),
     };
     let outcome = begin::run(&mut engine, &mut book)?;
     Ok((outcome, book.journal))
@@ -328,7 +328,13 @@ fn an_image_whose_kernel_panics_is_not_waited_for() {
 fn after_a_broken_image_comes_a_better_one() {
     let fake = Fake::new(2);
     fake.0.borrow_mut().broken.insert("new".into());
-    assert_eq!(roll(&fake, rules()).0, Outcome::Stopped);
+    let (outcome, stopped) = roll(&fake, rules());
+    assert_eq!(outcome, Outcome::Stopped);
+    // The console's lines stand in the reason, which the end shows, and are not said before that, too.
+    let why = stopped.failed().and_then(|entry| entry.why.clone()).expect("a reason");
+    assert!(why.contains("; its console says:\n  w1 waits for its network"), "{why}");
+    let said = fake.0.borrow().said.join("\n");
+    assert!(said.contains("it was started from image new") && !said.contains("its console says"), "{said}");
     let better = || journal(&fake, &to(&fake, "better"), rules(), false);
     let (outcome, journal) = command(&fake, fake.process(), &never, better).expect("a roll");
     assert_eq!(outcome, Outcome::Done, "{journal:?}");
