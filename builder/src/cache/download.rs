@@ -13,6 +13,9 @@ use ureq::unversioned::transport::DefaultConnector;
 /// How often a broken transfer is taken up again.
 const ATTEMPTS: u32 = 4;
 
+/// How long is waited before the second try, and twice as long before each one after it. Tests only count the tries.
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 2000 });
+
 /// How long a server may think, and how long a connection may stand still.
 const STALL: Duration = Duration::from_secs(60);
 
@@ -72,7 +75,7 @@ fn with_patience<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
     loop {
         match attempt() {
             Err(error) if number < ATTEMPTS && !is_final(&error) => {
-                std::thread::sleep(Duration::from_secs(1 << number));
+                std::thread::sleep(PAUSE * (1 << (number - 1)));
                 number += 1;
             }
             result => return result,
