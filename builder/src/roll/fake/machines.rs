@@ -46,7 +46,7 @@ impl Machines for Fake {
             let now = world.now;
             world.faults.push(format!("{now}: {} is stopped and still in the load balancer", order.node));
         }
-        let left = world.pods().iter().any(|(_, pod)| pod["spec"]["nodeName"] == order.node && world.is_ready(pod));
+        let left = world.pods().any(|(_, pod)| pod["spec"]["nodeName"] == order.node && world.is_ready(pod));
         if left {
             let now = world.now;
             world.faults.push(format!("{now}: {} is stopped with a pod that serves", order.node));
@@ -70,7 +70,7 @@ impl Machines for Fake {
     fn remove(&mut self, node: &str) -> Result<Ended> {
         let mut world = self.0.borrow_mut();
         let now = world.now;
-        let serves = world.pods().iter().any(|(_, pod)| pod["spec"]["nodeName"] == node && world.is_ready(pod));
+        let serves = world.pods().any(|(_, pod)| pod["spec"]["nodeName"] == node && world.is_ready(pod));
         if serves {
             world.faults.push(format!("{now}: {node} is removed with a pod that serves"));
         }
