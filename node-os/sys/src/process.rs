@@ -1,11 +1,21 @@
 //! Starting supervised processes, and reaping them and all orphans.
 
 use rustix::process::{Pid, Signal, WaitOptions};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The children that [`run`] waits for, and how they ended where [`reap`] met them first. It is held while one starts,
+/// so that none can end unknown, and while one is taken off the kernel's list.
+static AWAITED: Mutex<BTreeMap<u32, Option<Ending>>> = Mutex::new(BTreeMap::new());
+
+fn awaited() -> MutexGuard<'static, BTreeMap<u32, Option<Ending>>> {
+    AWAITED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +24,22 @@ pub enum Ending {
     Code(i32),
     /// By this signal.
     Signal(i32),
+}
+
+impl Ending {
+    fn of(code: Option<i32>, signal: Option<i32>) -> Ending {
+        match (code, signal) {
+            (Some(code), _) => Ending::Code(code),
+            (None, Some(signal)) => Ending::Signal(signal),
+            (None, None) => Ending::Code(-1),
+        }
+    }
+}
+
+impl From<ExitStatus> for Ending {
+    fn from(status: ExitStatus) -> Ending {
+        Ending::of(status.code(), status.signal())
+    }
 }
 
 impl std::fmt::Display for Ending {
@@ -76,18 +102,46 @@ fn become_user(user: u32) -> io::Result<()> {
     }
 }
 
-/// Takes one ended child off the kernel's list: its id and how it ended. `None` when no child has ended.
+/// Runs `command` to its end: how it ended, and what it said on its standard error. For other threads than the one that
+/// calls [`reap`], which takes whatever has ended, and so may meet the child before its caller does.
+///
+/// # Errors
+/// It cannot be started.
+pub fn run(command: &mut Command) -> io::Result<(Ending, Vec<u8>)> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = {
+        let mut awaited = awaited();
+        let child = command.spawn()?;
+        awaited.insert(child.id(), None);
+        child
+    };
+    let mut said = Vec::new();
+    let read = child.stderr.take().map_or(Ok(0), |mut stderr| stderr.read_to_end(&mut said));
+    let waited = child.wait();
+    let met = awaited().remove(&child.id()).flatten();
+    read?;
+    match (waited, met) {
+        (Ok(status), _) => Ok((status.into(), said)),
+        (Err(error), Some(ending)) if error.raw_os_error() == Some(libc::ECHILD) => Ok((ending, said)),
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Takes one ended child that nobody waits for off the kernel's list: its id and how it ended. `None` when none has ended.
 pub fn reap() -> io::Result<Option<(u32, Ending)>> {
-    match rustix::process::wait(WaitOptions::NOHANG) {
-        Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
-        Err(error) => Err(error.into()),
-        Ok(Some((pid, status))) => {
-            let ending = match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Ending::Code(code),
-                (None, Some(signal)) => Ending::Signal(signal),
-                (None, None) => Ending::Code(-1),
-            };
-            Ok(Some((pid.as_raw_nonzero().get().unsigned_abs(), ending)))
+    loop {
+        let mut awaited = awaited();
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(None),
+            Err(error) => return Err(error.into()),
+            Ok(Some((pid, status))) => {
+                let pid = pid.as_raw_nonzero().get().unsigned_abs();
+                let ending = Ending::of(status.exit_status(), status.terminating_signal());
+                match awaited.get_mut(&pid) {
+                    Some(place) => *place = Some(ending),
+                    None => return Ok(Some((pid, ending))),
+                }
+            }
         }
     }
 }

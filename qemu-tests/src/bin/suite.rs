@@ -30,6 +30,7 @@ const UNIT_TESTS: &[&str] = &[
     "--test=defaults",
     "--test=rsyslog",
     "--test=corpora",
+    "--test=reaping",
 ];
 
 /// A part: how cargo begins, what it is asked for in the fast set (None: not in it) and in the long one.

@@ -301,7 +301,8 @@ fn start_services(machine: &Shared, running: &Running, cluster: &Cluster, node: 
     tokio::task::spawn_local(supervisor.run(events));
 }
 
-/// Takes ended children off the kernel's list: services, and orphans that nobody else waits for.
+/// Takes ended children off the kernel's list: services, and orphans. Whoever runs a program meanwhile uses
+/// [`process::run`].
 async fn reap(running: Running) {
     let mut children = match signal(SignalKind::child()) {
         Ok(children) => children,

@@ -3,6 +3,7 @@
 use super::scan::Disk;
 use anyhow::{Context, Result, bail, ensure};
 use node_sys::mount::{self, Options};
+use node_sys::process::{self, Ending};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -158,18 +159,13 @@ pub(super) fn label(device: &Path) -> Option<String> {
 }
 
 fn run(program: &str, arguments: &[&str], good: &[i32]) -> Result<()> {
-    let output = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .output()
-        .with_context(|| format!("cannot run {program}"))?;
-    match output.status.code() {
-        Some(code) if good.contains(&code) => Ok(()),
-        code => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let shown = code.map_or("a signal".to_owned(), |code| format!("exit code {code}"));
-            bail!("{program} {} ended with {shown}: {}", arguments.join(" "), said.trim())
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    match process::run(&mut command).with_context(|| format!("cannot run {program}"))? {
+        (Ending::Code(code), _) if good.contains(&code) => Ok(()),
+        (ending, said) => {
+            let said = String::from_utf8_lossy(&said);
+            bail!("{program} {} ended with {ending}: {}", arguments.join(" "), said.trim())
         }
     }
 }
