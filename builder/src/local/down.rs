@@ -118,7 +118,8 @@ pub fn remove(settings: &Settings, secrets: &Secrets, name: &str) -> Result<Ende
     let Some(vm) = state.vms.get(name) else { return Ok(Ended::Clean) };
     let ended = stop(&run_dir, secrets, name, vm, patience(&state))?;
     remove_dir(&run_dir.join(name))?;
-    remove_cable(&run_dir, name)?;
+    // The other end of its cable is the switch's for as long as that runs: without it, it would be started anew.
+    remove_file(&run_dir.join(format!("{name}.vm")))?;
     // Last: as long as it stands there, it is removed by whoever tries again.
     state.vms.remove(name);
     state.save(&run_dir)?;
@@ -149,7 +150,9 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
         remove_dir(&run_dir.join(name))?;
     }
     for port in super::switch::ports(settings)?.iter().map(|port| &port.name).chain(state.vms.keys()) {
-        remove_cable(run_dir, port)?;
+        for end in ["sw", "vm"] {
+            remove_file(&run_dir.join(format!("{port}.{end}")))?;
+        }
     }
     remove_dir(&run_dir.join("kept_volumes"))?;
     super::stock::tidy(run_dir, &State::default(), &BTreeSet::new())?;
@@ -157,14 +160,6 @@ fn remove_all(settings: &Settings, run_dir: &Path, state: &State) -> Result<()> 
         remove_file(&run_dir.join(name))?;
     }
     remove_file(&settings.dir.join("kubeconfig"))
-}
-
-/// The sockets at both ends of a VM's network cable. The switch makes its own anew where a VM of that name comes back.
-fn remove_cable(run_dir: &Path, name: &str) -> Result<()> {
-    for end in ["sw", "vm"] {
-        remove_file(&run_dir.join(format!("{name}.{end}")))?;
-    }
-    Ok(())
 }
 
 pub(super) fn remove_file(path: &Path) -> Result<()> {
@@ -199,7 +194,7 @@ mod tests {
         assert_eq!(remove(&settings, &secrets, "w").expect("removed"), Ended::Clean);
         assert_eq!(
             ["w", "w.sw", "w.vm", "m.sw", "m.vm"].map(|name| run_dir.join(name).exists()),
-            [false, false, false, true, true]
+            [false, true, false, true, true]
         );
         assert!(State::load(&run_dir).expect("state").vms.is_empty());
     }
