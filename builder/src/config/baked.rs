@@ -27,8 +27,9 @@ pub(super) fn kernel_word(word: &Spanned<String>, field: &str) -> Result<(), Fau
             return Err(fault(word, field, format!("`{disk}` is no kernel name of a disk, such as vda or nvme0n1")));
         }
     } else if text.starts_with(OWN) {
-        let message =
-            format!("`{text}` is kimg's own, which writes such words itself; take it out ({INSTALL_TO}DISK may stay)");
+        let message = format!(
+            "`{text}`: words that begin with {OWN} are kimg's to write, all but {INSTALL_TO}DISK; leave it out"
+        );
         return Err(fault(word, field, message));
     } else if ROOT_WORDS.iter().any(|own| text.starts_with(own)) {
         return Err(fault(word, field, format!("`{text}` decides which root is booted, and kimg writes that itself")));

@@ -70,7 +70,10 @@ fn errors_name_line_field_and_way_out() {
         ("overlay = \"vlan\"\n", "write \"vxlan\" or \"host-gw\""),
         ("[local.master]\nmemory = 12\n", ":4:10: local.master.memory: 12 is out of range"),
         ("[image.worker]\nkernel-args = [\"init=/bin/sh\"]\n", "image.worker.kernel-args: `init=/bin/sh` decides"),
-        ("[image]\nkernel-args = [\"kimg.install=00\"]\n", "image.kernel-args: `kimg.install=00` is kimg's own"),
+        (
+            "[image]\nkernel-args = [\"kimg.install=00\"]\n",
+            "image.kernel-args: `kimg.install=00`: words that begin with kimg.",
+        ),
         ("[image]\nkernel-args = [\"kimg.install-to=/dev/vda\"]\n", "image.kernel-args: `/dev/vda` is no kernel name"),
         ("[image]\nmodules = [\"dm crypt\"]\n", ":4:12: image.modules: `dm crypt` is no kernel module"),
         ("[image.files]\n\"etc/x\" = \"x\"\n", ":4:1: image.files: `etc/x` is no absolute path"),
