@@ -60,8 +60,8 @@ fn cluster_toml() -> String {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Two cores carry no more beside a build, and a time-out would mean nothing.
-    arguments.test_threads = Some(1);
+    // A machine has one CPU: two fill two cores, and with more a time-out would mean nothing.
+    arguments.test_threads = Some(2);
     let bench: Arc<OnceLock<std::result::Result<Bench, String>>> = Arc::default();
     let tests = [
         boot::tests(),
